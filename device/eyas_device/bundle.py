@@ -1,0 +1,256 @@
+"""The bundle: a directory with everything a camera needs to answer, and the proof that it answers right.
+
+    manifest.json   what is inside, for whom, and how it was measured
+    litert-int8.tflite, openvino-int8.xml + .bin, ...   the artefacts
+    golden.npz      camera-like pictures with the answers each artefact gave on the host
+    CARD.md, README.md, NOTICE
+
+The consumer says what it accepts: this contract lives on the device side, and the host writes to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from eyas_device import __version__
+from eyas_device.errors import BundleError
+from eyas_device.preprocess import Pixels, Preprocessing
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+
+RuntimeName = Literal["litert", "openvino", "onnx"]
+Precision = Literal["fp32", "int8"]
+
+
+class File(msgspec.Struct, frozen=True):
+    """One file of the bundle."""
+
+    path: str
+    """Relative to the bundle, forward slashes."""
+    sha256: str
+    size_bytes: int
+
+
+class Artefact(msgspec.Struct, frozen=True):
+    """One compiled model: what runs it, at which precision, from which files (the first is the one to load)."""
+
+    name: str
+    runtime: RuntimeName
+    precision: Precision
+    files: tuple[File, ...]
+
+
+class Confidence(msgspec.Struct, frozen=True):
+    """How logits become a probability that means what it says.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017 (temperature scaling).
+    """
+
+    temperature: float = 1.0
+    """Logits are divided by it before the softmax; fitted on validation."""
+    threshold: float = 0.5
+    """Below this confidence an answer is reported as unsure."""
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """sha256 of what the bundle was made from."""
+
+    data: str = ""
+    split: str = ""
+    recipe: str = ""
+    parent: str | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """`manifest.json`. Unknown fields are ignored, so that an older agent reads a newer minor version."""
+
+    schema: int
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    artefacts: tuple[Artefact, ...]
+    use: dict[str, str]
+    """Runtime -> name of the artefact it should run: int8 only where it was measured to be faster than float."""
+    reasons: dict[str, str] = {}
+    """Runtime -> why that artefact, in words and figures."""
+    confidence: Confidence = Confidence()
+    lineage: Lineage = Lineage()
+    evidence: dict[str, dict[str, float | str | None]] = {}
+    """Artefact -> what was measured on the host: accuracy, parity, latency."""
+    golden: File | None = None
+    golden_tolerance: float = 0.05
+    """Largest allowed difference of a probability from the recorded one on a golden picture."""
+    notices: tuple[str, ...] = ()
+    min_agent_version: str = "0.1.0"
+    created: str = ""
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """Camera-like pictures and the probabilities each artefact gave for them on the host."""
+
+    frames: tuple[Pixels, ...]
+    probabilities: Mapping[str, npt.NDArray[np.float32]]
+    """Artefact name -> float32 [pictures, classes]."""
+
+
+class Bundle:
+    """An opened bundle whose manifest is valid and whose files have the recorded hashes.
+
+    >>> bundle = Bundle.open(Path("runs/solar-cells/bundle"))
+    >>> bundle.manifest.labels
+    ('defective', 'ok')
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, root: Path) -> Bundle:
+        """Read the manifest and check every file's size and sha256.
+
+        Raises `BundleError` if the directory is no bundle, is for another schema or a newer agent, or was altered.
+        """
+        bundle = cls(root, read_manifest(root))
+        for file in bundle._files():
+            bundle._check(file)
+        return bundle
+
+    def artefact(self, runtime: str, name: str | None = None) -> Artefact:
+        """The artefact that `runtime` should run, or the one called `name`. Raises `BundleError` if there is none."""
+        wanted = name or self.manifest.use.get(runtime)
+        for artefact in self.manifest.artefacts:
+            if artefact.name == wanted and artefact.runtime == runtime:
+                return artefact
+        have = ", ".join(a.name for a in self.manifest.artefacts) or "none"
+        raise BundleError(f"{self.root}: no artefact {wanted or ''!r} for runtime {runtime!r}; the bundle has: {have}")
+
+    def path(self, artefact: Artefact) -> Path:
+        """The file a runtime loads for `artefact`."""
+        return self.root / artefact.files[0].path
+
+    def golden(self) -> Golden:
+        """Load the golden pictures. Raises `BundleError` if they are missing or malformed."""
+        if self.manifest.golden is None:
+            raise BundleError(f"{self.root}: the bundle has no golden pictures; pack it again")
+        path = self.root / self.manifest.golden.path
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                frames = tuple(data[k] for k in sorted(k for k in data.files if k.startswith("frame_")))
+                answers = {k.removeprefix("p."): data[k] for k in data.files if k.startswith("p.")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from None
+        shape = (len(frames), len(self.manifest.labels))
+        pictures = all(f.dtype == np.uint8 and f.ndim in (2, 3) for f in frames)
+        if not frames or not answers or not pictures or any(a.shape != shape for a in answers.values()):
+            raise BundleError(f"{path}: pictures and recorded answers do not fit together; pack the bundle again")
+        return Golden(frames=frames, probabilities=answers)
+
+    def _files(self) -> list[File]:
+        files = [file for artefact in self.manifest.artefacts for file in artefact.files]
+        return files + ([self.manifest.golden] if self.manifest.golden else [])
+
+    def _check(self, file: File) -> None:
+        path = self.root / file.path
+        try:
+            if not path.is_file():  # a pipe would block, a folder has no hash
+                raise BundleError(f"{path}: there is no such file; copy the bundle again")
+            size = path.stat().st_size
+            digest = sha256(path) if size == file.size_bytes else ""
+        except OSError as error:
+            raise BundleError(f"{path}: {error.strerror}; copy the bundle again") from None
+        if digest != file.sha256:
+            raise BundleError(
+                f"{path}: differs from what the manifest records ({size} bytes, {file.size_bytes} recorded; "
+                "sha256 mismatch): damaged or altered; copy the bundle again"
+            )
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read and validate `manifest.json` of the bundle at `root`. Raises `BundleError` naming the fault."""
+    path = root / MANIFEST
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}; is {root} a bundle?") from None
+    try:
+        schema = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("schema")
+        version = None if schema is None else msgspec.json.decode(schema)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path}: not a manifest ({error})") from None
+    if version != SCHEMA:
+        raise BundleError(
+            f"{path}: schema {version!r}; this agent ({__version__}) reads schema {SCHEMA}: "
+            "update the agent or pack again"
+        )
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path}: {error}") from None
+    _validate(manifest, path)
+    return manifest
+
+
+def _validate(manifest: Manifest, path: Path) -> None:
+    """Raise `BundleError` for what types alone do not say."""
+    if _numbers(manifest.min_agent_version) > _numbers(__version__):
+        raise BundleError(
+            f"{path}: needs eyas {manifest.min_agent_version} or newer; this is {__version__}: update the agent"
+        )
+    if len(manifest.labels) < 2 or len(set(manifest.labels)) != len(manifest.labels):
+        raise BundleError(f"{path}: labels {manifest.labels}; two or more different ones are needed")
+    if not 8 <= manifest.preprocessing.size <= 2048:
+        raise BundleError(f"{path}: preprocessing.size {manifest.preprocessing.size}; 8 to 2048 is allowed")
+    if not 0 < manifest.preprocessing.crop_fraction <= 1:
+        raise BundleError(
+            f"{path}: preprocessing.crop_fraction {manifest.preprocessing.crop_fraction}; above 0 to 1 is allowed"
+        )
+    confidence = manifest.confidence
+    if not 0 < confidence.temperature < math.inf:
+        raise BundleError(f"{path}: confidence.temperature {confidence.temperature}; it must be above 0")
+    if not 0 <= confidence.threshold <= 1:
+        raise BundleError(f"{path}: confidence.threshold {confidence.threshold}; 0 to 1 is allowed")
+    if not 0 <= manifest.golden_tolerance <= 1:
+        raise BundleError(f"{path}: golden_tolerance {manifest.golden_tolerance}; 0 to 1 is allowed")
+    names = [artefact.name for artefact in manifest.artefacts]
+    if not names or len(set(names)) != len(names):
+        raise BundleError(f"{path}: artefacts {names}; at least one, each with a name of its own, is needed")
+    for artefact in manifest.artefacts:
+        if not artefact.files:
+            raise BundleError(f"{path}: artefact {artefact.name!r} has no files")
+    for runtime, name in manifest.use.items():
+        if not any(a.name == name and a.runtime == runtime for a in manifest.artefacts):
+            raise BundleError(f"{path}: use.{runtime} is {name!r}, which is no {runtime} artefact of this bundle")
+    for file in [f for a in manifest.artefacts for f in a.files] + ([manifest.golden] if manifest.golden else []):
+        pure = PurePosixPath(file.path)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or not file.path.isprintable():
+            raise BundleError(f"{path}: file {file.path!r} is not a plain path inside of the bundle")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: '1.2.0rc1' -> (1, 2, 0)."""
+    match = re.match(r"\d{1,9}(\.\d{1,9})*", version, re.ASCII)
+    return tuple(int(part) for part in match.group().split(".")) if match else (0,)
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""A video file as frames."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from eyas_device.camera import Frame
+from eyas_device.closing import Closing
+from eyas_device.errors import CameraError
+
+
+class VideoCamera(Closing):
+    """Every frame of a video file, in order, none left out."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise CameraError(f"camera video:{path}: there is no such file")
+        self._path = path
+        self._number = 0
+        self._video = cv2.VideoCapture(str(path))
+        if not self._video.isOpened():
+            self.close()
+            raise CameraError(f"camera video:{path}: not a video that can be decoded here")
+
+    @classmethod
+    def open(cls, rest: str) -> VideoCamera:
+        """`video:PATH`. Raises `CameraError` if the file is missing or no video."""
+        if not rest:
+            raise CameraError("camera video: names no file; write video:PATH")
+        return cls(Path(rest))
+
+    def capture(self) -> Frame | None:
+        """The next frame; None after the last. Raises `CameraError` if not even the first can be decoded."""
+        good, pixels = self._video.read()
+        if not good:
+            if self._number == 0:
+                raise CameraError(f"camera video:{self._path}: no frame of it can be decoded")
+            return None
+        source = f"{self._path}#{self._number}"
+        self._number += 1
+        return Frame(image=np.asarray(pixels, dtype=np.uint8), time=time.time(), source=source)
+
+    def close(self) -> None:
+        """Release the decoder."""
+        self._video.release()

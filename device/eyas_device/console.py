@@ -1,0 +1,127 @@
+"""What a person, or the program behind a pipe, sees of a running loop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+import msgspec
+
+from eyas_device.errors import PictureError
+from eyas_device.link import Link
+from eyas_device.pipeline import Answer
+from eyas_device.tally import Accuracy, Tally
+
+_PERIOD_S = 1.0
+
+
+class StatusLine:
+    """One line a second and a summary at the end; rewritten in place on a terminal, a line each elsewhere."""
+
+    def __init__(self, stream: TextIO, tally: Tally, link: Link | None = None) -> None:
+        self._stream = stream
+        self._tally = tally
+        self._link = link
+        self._live = stream.isatty()
+        self._shown_at = time.monotonic()
+        self._shown_frames = 0
+
+    def answered(self, answer: Answer) -> None:
+        """Count the answer; once a second, show the figures and this answer."""
+        self._tally.add(answer.prediction, answer.latency_ms)
+        now = time.monotonic()
+        if now - self._shown_at < _PERIOD_S:
+            return
+        fps = (self._tally.frames - self._shown_frames) / (now - self._shown_at)
+        self._shown_at, self._shown_frames = now, self._tally.frames
+        parts = [
+            f"frames {self._tally.frames}",
+            f"{fps:.1f} fps",
+            f"latency p50 {self._tally.latencies.quantile(0.5):.1f} ms",
+            f"{answer.prediction.label} {answer.prediction.confidence:.2f}{'?' * answer.prediction.unsure}",
+            f"unsure {self._tally.unsure}",
+        ]
+        if self._tally.unreadable:
+            parts.append(f"unreadable {self._tally.unreadable}")
+        if self._link is not None:
+            parts.append(f"mqtt {self._link.state}")
+        line = "  ".join(parts)
+        self._stream.write(f"\r{line}\x1b[K" if self._live else f"{line}\n")
+        self._stream.flush()
+
+    def unreadable(self, reason: PictureError) -> None:
+        """Count the picture and say why it was skipped."""
+        self._tally.unreadable += 1
+        self._stream.write(f"{self._fresh_line()}skipped: {reason}\n")
+
+    def summary(self, accuracy: Accuracy | None = None) -> None:
+        """The figures of the whole run."""
+        tally, seconds = self._tally, self._tally.seconds()
+        latency = tally.latencies.summary()
+        lines = [f"{tally.frames} frames in {seconds:.1f} s, {tally.frames / max(seconds, 1e-9):.1f} fps"]
+        if latency:
+            lines[0] += (
+                f"; latency p50 {latency['p50']:.2f} ms, p90 {latency['p90']:.2f} ms, max {latency['max']:.2f} ms"
+            )
+            lines.append(", ".join(f"{label} {count}" for label, count in tally.counts.most_common()))
+            lines[-1] += f"; unsure {tally.unsure}"
+        if tally.unreadable:
+            lines.append(f"{tally.unreadable} could not be decoded and were skipped")
+        if accuracy is not None:
+            lines.append(_accuracy_line(accuracy))
+        if self._link is not None:
+            lines.append(f"mqtt: {self._link.state}")
+        self._stream.write(self._fresh_line() + "\n".join(lines) + "\n")
+        self._stream.flush()
+
+    def _fresh_line(self) -> str:
+        return "\r\x1b[K" if self._live else ""
+
+
+class JsonLines:
+    """One JSON object per answer on standard output, flushed at once, for pipes."""
+
+    def answered(self, answer: Answer) -> None:
+        """Write the answer."""
+        prediction = answer.prediction
+        row = {
+            "number": answer.number,
+            "source": answer.source,
+            "time": answer.time,
+            "label": prediction.label,
+            "confidence": round(prediction.confidence, 4),
+            "unsure": prediction.unsure,
+            "probabilities": [round(float(p), 4) for p in prediction.probabilities],
+            "latency_ms": round(answer.latency_ms, 3),
+        }
+        sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
+        sys.stdout.flush()
+
+    def unreadable(self, reason: PictureError) -> None:
+        """Nothing: there is no answer, and the status line says why."""
+
+
+class Scorer:
+    """Compares each answer with the class folder that its picture lies in."""
+
+    def __init__(self, accuracy: Accuracy) -> None:
+        self._accuracy = accuracy
+
+    def answered(self, answer: Answer) -> None:
+        """Count the answer as right or wrong."""
+        self._accuracy.add(answer.source, answer.prediction.index)
+
+    def unreadable(self, reason: PictureError) -> None:
+        """Nothing: a picture without an answer is neither right nor wrong."""
+
+
+def _accuracy_line(accuracy: Accuracy) -> str:
+    score = accuracy.score()
+    if score is None:
+        return "accuracy: not measured; no picture lies in a folder that is named as a label"
+    line = (
+        f"accuracy {score.accuracy:.4f}, balanced accuracy {score.balanced_accuracy:.4f} "
+        f"({score.pictures} labelled pictures)"
+    )
+    return line + (f"; {accuracy.unlabelled} lie in no folder named as a label" if accuracy.unlabelled else "")

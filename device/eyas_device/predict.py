@@ -1,0 +1,97 @@
+"""From a picture to a label with a confidence that means what it says.
+
+>>> with Classifier.open("runs/solar-cells/bundle") as classifier:
+...     prediction = classifier.predict(read_picture(Path("cell.png")))
+>>> prediction.label, round(prediction.confidence, 2), prediction.unsure
+('defective', 0.93, False)
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from eyas_device.bundle import Artefact, Bundle
+from eyas_device.closing import Closing
+from eyas_device.preprocess import Pixels, prepare
+from eyas_device.runtimes import Logits, Runtime, choose, open_runtime
+
+Probabilities = npt.NDArray[np.float32]
+"""float32 [classes], sums to 1."""
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """The answer for one picture."""
+
+    label: str
+    index: int
+    """Of the label in the manifest's labels."""
+    confidence: float
+    """Calibrated probability of the label, 0..1."""
+    unsure: bool
+    """Whether the confidence is below the bundle's threshold."""
+    probabilities: Probabilities
+    latency_ms: float
+    """Preprocessing and inference, milliseconds."""
+
+
+class Classifier(Closing):
+    """A verified bundle and the runtime that answers for it. Not for use by several threads at once."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, artefact: Artefact) -> None:
+        self.bundle = bundle
+        self.runtime = runtime
+        self.artefact = artefact
+        size = bundle.manifest.preprocessing.size
+        self._picture: Pixels = np.zeros((size, size, 3), dtype=np.uint8)
+
+    @classmethod
+    def open(
+        cls, root: Path | str, runtime: str | None = None, artefact: str | None = None, *, threads: int = 1
+    ) -> Classifier:
+        """Verify the bundle at `root` and load the artefact that `runtime` should run.
+
+        Without `runtime`, the first of litert, openvino and onnx that the bundle serves and that is installed. Raises
+        `BundleError` for a damaged or unfit bundle and `RuntimeUnavailable` without a runtime for it.
+        """
+        bundle = Bundle.open(Path(root))
+        chosen = choose(bundle, runtime, artefact)
+        return cls(bundle, open_runtime(bundle, chosen.runtime, chosen.name, threads=threads), chosen)
+
+    def predict(self, frame: Pixels) -> Prediction:
+        """Answer for one frame, uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA) of any size.
+
+        Raises `PictureError` for pixels of another kind.
+        """
+        started = time.perf_counter()
+        manifest = self.bundle.manifest
+        logits = self.runtime.infer(prepare(frame, manifest.preprocessing, out=self._picture))
+        probabilities = softmax(logits, manifest.confidence.temperature)
+        index = int(probabilities.argmax())
+        confidence = float(probabilities[index])
+        return Prediction(
+            label=manifest.labels[index],
+            index=index,
+            confidence=confidence,
+            unsure=confidence < manifest.confidence.threshold,
+            probabilities=probabilities,
+            latency_ms=1000 * (time.perf_counter() - started),
+        )
+
+    def close(self) -> None:
+        """Free the model."""
+        self.runtime.close()
+
+
+def softmax(logits: Logits, temperature: float = 1.0) -> Probabilities:
+    """exp(logits / temperature), scaled to a sum of 1 along the last axis; computed in float64, float32 [..., classes].
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    """
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)

@@ -1,0 +1,121 @@
+"""From a camera's pixels to a model's pixels: the one function that training, parity, benchmarks and devices share.
+
+Everything here is `uint8`, blue-green-red, height x width x channel, as OpenCV and most cameras deliver it.
+Normalisation and channel order are inside the models, so no float picture exists outside of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from eyas_device.errors import PictureError
+
+Pixels = npt.NDArray[np.uint8]
+"""A picture: uint8 [height, width, 3], blue-green-red."""
+
+_INTERPOLATIONS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
+_MAX_SIDE = 16_384
+
+
+class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a frame becomes the model's input; part of every bundle's manifest."""
+
+    size: int
+    """Side of the model's square input, pixels."""
+    fit: Literal["crop", "stretch", "pad"] = "crop"
+    """`crop` keeps the aspect and cuts the longer side, `pad` keeps it and adds grey, `stretch` ignores it."""
+    interpolation: Literal["area", "linear"] = "area"
+    """`area` averages when it shrinks (no aliasing), `linear` is cheaper on full frames."""
+    crop_fraction: float = 1.0
+    """Part of the centre that is kept before resizing, 0..1 (1 keeps all)."""
+
+
+def decode(data: bytes | memoryview, *, where: str = "picture") -> Pixels:
+    """Decode an encoded picture (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`.
+
+    Grey becomes three equal channels, alpha is dropped, 16 bit becomes 8 bit, CMYK becomes BGR, and the EXIF
+    orientation is applied. Raises `PictureError` if the bytes are no picture or its sides exceed 16384 pixels.
+    """
+    if len(data) == 0:
+        raise PictureError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise PictureError(f"{where}: not a picture that can be decoded ({error.err})") from None
+    if pixels is None:
+        raise PictureError(f"{where}: not a picture that can be decoded; allowed are JPEG, PNG, BMP, WebP and TIFF")
+    if max(pixels.shape[:2]) > _MAX_SIDE:
+        raise PictureError(
+            f"{where}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at most {_MAX_SIDE} a side are allowed"
+        )
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def read_picture(path: Path) -> Pixels:
+    """Read and decode a picture file. Raises `PictureError` naming the file if it cannot be read or decoded."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
+    return decode(data, where=str(path))
+
+
+def as_bgr(frame: npt.NDArray[np.uint8]) -> Pixels:
+    """View or convert a uint8 frame ([h, w], [h, w, 1|3|4]) as BGR [h, w, 3]. Raises `PictureError` for other kinds."""
+    if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or 0 in frame.shape:
+        raise PictureError(
+            f"frame of dtype {frame.dtype} and shape {frame.shape}; uint8 [h, w] or [h, w, 1|3|4] is allowed"
+        )
+    channels = 1 if frame.ndim == 2 else frame.shape[2]
+    if channels == 3:
+        return frame
+    if channels == 1:
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
+    if channels == 4:
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR), dtype=np.uint8)
+    raise PictureError(f"frame with {channels} channels; 1, 3 or 4 are allowed")
+
+
+def prepare(frame: npt.NDArray[np.uint8], spec: Preprocessing, *, out: Pixels | None = None) -> Pixels:
+    """Fit a frame into the model's square input.
+
+    `frame` is uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA); the answer is uint8 [size, size, 3] BGR, written into `out` if
+    that is given. Raises `PictureError` for pixels of another kind, or an `out` of the wrong shape.
+    """
+    picture = as_bgr(frame)
+    size = spec.size
+    height, width = picture.shape[:2]
+    if spec.fit == "crop" or spec.crop_fraction < 1.0:
+        keep_w, keep_h = width * spec.crop_fraction, height * spec.crop_fraction
+        if spec.fit == "crop":
+            keep_w = keep_h = min(keep_w, keep_h)
+        picture = _centre(picture, max(1, round(keep_w)), max(1, round(keep_h)))
+        height, width = picture.shape[:2]
+    method = _INTERPOLATIONS[spec.interpolation]
+    if out is None:
+        out = np.empty((size, size, 3), dtype=np.uint8)
+    elif out.shape != (size, size, 3) or out.dtype != np.uint8:
+        raise PictureError(f"out is {out.dtype} {out.shape}; uint8 ({size}, {size}, 3) is needed")
+    if spec.fit == "pad" and height != width:
+        scale = size / max(height, width)
+        inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
+        out[...] = 128
+        left, top = (size - inner_w) // 2, (size - inner_h) // 2
+        out[top : top + inner_h, left : left + inner_w] = cv2.resize(picture, (inner_w, inner_h), interpolation=method)
+        return out
+    # OpenCV refuses a dst with gaps, and for one it cannot use otherwise it allocates anew, without a word.
+    written = cv2.resize(picture, (size, size), dst=out if out.flags.c_contiguous else None, interpolation=method)
+    if not np.shares_memory(written, out):
+        out[...] = written
+    return out
+
+
+def _centre(picture: Pixels, width: int, height: int) -> Pixels:
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]

@@ -1,0 +1,62 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from eyas_device.preprocess import Pixels
+from eyas_device.runtimes import Logits, PictureIn, broken, misfit
+
+
+class OpenVINO(PictureIn):
+    """An IR (`.xml` beside its `.bin`) with a uint8 NHWC picture in and float32 logits out.
+
+    The precision hint is f32: by default the CPU plugin computes in bf16 where it can, and answers then differ from
+    those that were measured on the host.
+    """
+
+    name = "openvino"
+    version: str = openvino.__version__
+
+    def __init__(self, path: Path, *, size: int, classes: int, threads: int) -> None:
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads,
+        }
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+            _check(path, model, size, classes)
+            request = core.compile_model(model, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            raise broken(path, error) from None
+        self._shape = (size, size, 3)
+        self._picture = np.zeros((1, *self._shape), dtype=np.uint8)
+        request.set_input_tensor(openvino.Tensor(self._picture, shared_memory=True))
+        self._logits = np.zeros(classes, dtype=np.float32)
+        self._request: Any = request
+
+    def infer(self, pixels: Pixels) -> Logits:
+        """Logits, float32 [classes], valid until the next call, of uint8 [size, size, 3] BGR."""
+        self._expect(pixels)
+        np.copyto(self._picture[0], pixels)
+        self._request.infer()
+        np.copyto(self._logits, self._request.get_output_tensor(0).data[0])
+        return self._logits
+
+    def close(self) -> None:
+        """Free the compiled model."""
+        self._request = None
+
+
+def _check(path: Path, model: Any, size: int, classes: int) -> None:
+    """Raise `BundleError` unless the model takes a picture and gives logits as the manifest says."""
+    needed = f"input u8 [1,{size},{size},3] and output f32 [1,{classes}]"
+    ports = [f"{p.get_element_type().get_type_name()} {p.get_partial_shape()}" for p in (*model.inputs, *model.outputs)]
+    if ports != [f"u8 [1,{size},{size},3]", f"f32 [1,{classes}]"]:
+        raise misfit(path, f"inputs and outputs {', '.join(ports)}", needed)

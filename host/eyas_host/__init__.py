@@ -1,0 +1,1 @@
+"""The workstation side of Eyas: train, distil, compress, compile, prove, report."""

@@ -1,0 +1,69 @@
+"""The networks that finished stages left on disk, rebuilt and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from eyas_host.compress.fold import DeployModel, fold_for_deployment
+from eyas_host.compress.prune import PrunePlan, rebuild_channels
+from eyas_host.errors import StageError
+from eyas_host.stages import Context
+from eyas_host.train.models import PixelClassifier, build
+
+TEACHER = Path("teach") / "teacher.pt"
+STUDENT = Path("distill") / "student.pt"
+LABELS_ONLY = Path("distill") / "labels-only.pt"
+PRUNED = Path("prune") / "student.pt"
+PLAN = Path("prune") / "plan.json"
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Tensors of a file. Raises `StageError` if it is missing or damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise StageError(f"{path}: cannot be read ({str(error).splitlines()[0]}); run that stage again") from None
+    return state
+
+
+def load_teacher(context: Context, classes: int) -> PixelClassifier:
+    """The trained teacher."""
+    return _loaded(_blank(context.recipe.teacher.model, classes), context.root / TEACHER)
+
+
+def load_student(context: Context, classes: int, path: Path = STUDENT) -> PixelClassifier:
+    """The distilled student, or with `LABELS_ONLY` the one that had no teacher."""
+    return _loaded(_blank(context.recipe.student.model, classes), context.root / path)
+
+
+def load_pruned(context: Context, classes: int) -> PixelClassifier:
+    """The pruned student: the plan's cuts, then its weights."""
+    plan = msgspec.json.decode((context.root / PLAN).read_bytes(), type=PrunePlan)
+    model = _blank(context.recipe.student.model, classes)
+    if plan.method == "channel":
+        model = rebuild_channels(model, plan, size=context.recipe.picture.size)
+    return _loaded(model, context.root / PRUNED)
+
+
+def load_deploy(context: Context, classes: int) -> DeployModel:
+    """The pruned student, folded: what is quantized and compiled."""
+    return fold_for_deployment(load_pruned(context, classes))
+
+
+def _blank(name: str, classes: int) -> PixelClassifier:
+    return build(name, classes, "random")[0]
+
+
+def _loaded(model: PixelClassifier, path: Path) -> PixelClassifier:
+    model.load_state_dict(load_state(path))
+    return model.eval()
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Bytes of a network's float parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())

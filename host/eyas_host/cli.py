@@ -1,0 +1,152 @@
+"""`eyas`: the workstation's command line. A table of verbs; each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from eyas_device import __version__
+from eyas_device.errors import EXIT_USER_ERROR, EyasError
+
+STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
+
+app = typer.Typer(
+    name="eyas",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="From a folder of labelled pictures to a small, fast, trustworthy classifier on a fleet of cameras.",
+    epilog="Start: `eyas new PICTURES`, then `eyas distill models/NAME/recipe.toml`.",
+)
+
+RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, e.g. models/solar-cells/recipe.toml.")
+]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation on Python 3.10
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be given again."),
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
+
+
+def _stage_option(flag: str, text: str) -> object:
+    return typer.Option(flag, metavar="STAGE", help=f"{text} ({', '.join(STAGES)}).")
+
+
+@app.command(
+    epilog="Runs only what changed; an interrupted run goes on where it stopped. "
+    "Example: `eyas distill models/solar-cells/recipe.toml --from qat --set qat.epochs=6`."
+)
+def distill(
+    recipe: RecipeArgument,
+    start: Annotated[Optional[str], _stage_option("--from", "Run this stage and all behind it anew")] = None,  # noqa: UP045
+    only: Annotated[Optional[str], _stage_option("--only", "Run just this stage, anew")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Run the main job: from the pictures of a recipe to a verified bundle and a report."""
+    _run(recipe, runs, overrides, start=start, only=only)
+    if only is None:
+        _demonstrate(recipe, runs, overrides)
+
+
+def _verb(stage: str) -> None:
+    def run(recipe: RecipeArgument, overrides: Overrides = None, runs: RunsOption = Path("runs")) -> None:
+        _run(recipe, runs, overrides, until=stage)
+
+    run.__doc__ = f"{_WHAT[stage]} Earlier stages run first where they have to."
+    app.command(name=stage, rich_help_panel="Stages of the main job")(run)
+
+
+_WHAT = {
+    "split": "Index the pictures and divide them into training, validation and the sealed test part.",
+    "teach": "Transfer-learn the teacher with staged unfreezing.",
+    "prune": "Cut the distilled student down and let it recover.",
+    "qat": "Fine-tune with the int8 grid in the graph.",
+    "compile": "Build fp32 and int8 for LiteRT, OpenVINO and ONNX.",
+    "verify": "Measure every artefact on validation and apply the gates.",
+    "pack": "Write the bundle.",
+    "report": "Open the sealed test part once and write the report.",
+}
+for _name in _WHAT:
+    _verb(_name)
+
+
+@app.command()
+def new(
+    pictures: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that holds one folder a class.")],
+    name: Annotated[Optional[str], typer.Option(help="Name of the run; the folder's name by default.")] = None,  # noqa: UP045
+    models: Annotated[Path, typer.Option(help="Where recipes are kept.")] = Path("models"),
+) -> None:
+    """Look at a folder of class folders and write a recipe for it."""
+    from eyas_host.new import new_recipe
+
+    path = new_recipe(pictures, name, models)
+    typer.echo(f"{path}\nnext: eyas distill {path}")
+
+
+def _run(
+    recipe_path: Path,
+    runs: Path,
+    overrides: list[str] | None,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    until: str | None = None,
+) -> None:
+    for value in (start, only):
+        if value is not None and value not in STAGES:
+            raise typer.BadParameter(f"{value!r} is no stage; allowed: {', '.join(STAGES)}")
+    from eyas_host.recipe import load_recipe
+
+    recipe = load_recipe(recipe_path, overrides or ())
+    from eyas_host.chain import STAGES as CHAIN
+    from eyas_host.stages import Context, run_chain
+
+    run_chain(CHAIN, Context(recipe, runs / recipe.run.name), start=start, only=only, until=until)
+
+
+def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> None:
+    """Run the bundle with the device's own command on the validation pictures as frames."""
+    from eyas_host.compile.bundle import BUNDLE, link_validation
+    from eyas_host.recipe import load_recipe
+    from eyas_host.stages import Context
+
+    recipe = load_recipe(recipe_path, overrides or ())
+    context = Context(recipe, runs / recipe.run.name)
+    folder = link_validation(context)
+    command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(context.root / BUNDLE)]
+    command += ["--camera", f"folder:{folder}", "--accuracy"]
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise typer.Exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"eyas {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: a mistake of the user ends with one message and exit code 2."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        app()
+    except EyasError as error:
+        print(f"eyas: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("eyas: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)

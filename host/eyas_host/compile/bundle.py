@@ -1,0 +1,169 @@
+"""Write bundles: the candidate that `verify` measures, and the one that goes to devices."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from eyas_device import __version__
+from eyas_device.bundle import (
+    GOLDEN,
+    MANIFEST,
+    SCHEMA,
+    Artefact,
+    Bundle,
+    Confidence,
+    File,
+    Lineage,
+    Manifest,
+    Precision,
+    RuntimeName,
+    sha256,
+)
+from eyas_device.preprocess import Pixels, read_picture
+from eyas_host.compile.build import artefact_files, artefact_name
+from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
+from eyas_host.data.split import Split, data_hash
+from eyas_host.files import write_bytes
+from eyas_host.report.card import bundle_readme, model_card
+from eyas_host.stages import Context, Outcome
+from eyas_host.train.metrics import softmax
+from eyas_host.verify import load_verdict, validation_logits
+
+BUNDLE = "bundle"
+"""Below the run's folder."""
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+
+
+def artefacts_of(folder: Path, runtimes: Sequence[RuntimeName]) -> list[Artefact]:
+    """Manifest entries for the compiled files in `folder`."""
+    return [
+        Artefact(
+            name=artefact_name(runtime, precision),
+            runtime=runtime,
+            precision=precision,
+            files=tuple(file_entry(path, folder) for path in artefact_files(folder, runtime, precision)),
+        )
+        for runtime in runtimes
+        for precision in PRECISIONS
+    ]
+
+
+def file_entry(path: Path, root: Path) -> File:
+    """A manifest entry for a file below `root`."""
+    return File(path=path.relative_to(root).as_posix(), sha256=sha256(path), size_bytes=path.stat().st_size)
+
+
+def write_candidate(context: Context, labels: Sequence[str]) -> Bundle:
+    """A bundle around everything that was compiled, so that it can be measured as a device would run it."""
+    folder = context.folder("compile")
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=context.recipe.run.name,
+        version=context.recipe.pack.version,
+        labels=tuple(labels),
+        preprocessing=context.recipe.picture.preprocessing(),
+        artefacts=tuple(artefacts_of(folder, context.recipe.compile.runtimes)),
+        use={},
+    )
+    candidate = context.folder("verify") / "candidate"
+    shutil.rmtree(candidate, ignore_errors=True)
+    shutil.copytree(folder, candidate, ignore=shutil.ignore_patterns("*.json"))
+    _write_manifest(manifest, candidate)
+    return Bundle.open(candidate)
+
+
+def pack_bundle(context: Context) -> Outcome:
+    """Write the bundle to a neighbouring folder, open it as a device would, and put it in place."""
+    verdict = load_verdict(context)
+    split = Split.load(context.root)
+    final = context.root / BUNDLE
+    fresh = context.root / f".{BUNDLE}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    packed = []
+    for artefact in artefacts_of(context.folder("compile"), context.recipe.compile.runtimes):
+        if verdict.packed(artefact.name):
+            packed.append(artefact)
+            for file in artefact.files:
+                shutil.copyfile(context.folder("compile") / file.path, fresh / file.path)
+    probabilities = {name: softmax(v / verdict.temperature) for name, v in validation_logits(context).items()}
+    rows = golden_rows(probabilities["qat"], context.recipe.pack.golden)
+    frames = [read_picture(Path(split.manifest.validation[row].path)) for row in rows]
+    answers = {a.name: probabilities[a.name][rows] for a in packed}
+    _write_golden(fresh / GOLDEN, frames, answers)
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=context.recipe.run.name,
+        version=context.recipe.pack.version,
+        labels=split.labels,
+        preprocessing=context.recipe.picture.preprocessing(),
+        artefacts=tuple(packed),
+        use=verdict.use,
+        reasons=verdict.reasons,
+        confidence=Confidence(temperature=verdict.temperature, threshold=context.recipe.pack.threshold),
+        lineage=Lineage(
+            data=data_hash(split.manifest),
+            split=sha256(context.root / SPLIT_MANIFEST),
+            recipe=sha256(context.root / "recipe.json"),
+        ),
+        evidence={name: verdict.evidence(name) for name in (a.name for a in packed)},
+        golden=file_entry(fresh / GOLDEN, fresh),
+        notices=split.manifest.notices,
+        min_agent_version=__version__,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    _write_manifest(manifest, fresh)
+    write_bytes(fresh / "CARD.md", model_card(manifest, training=_training(context)).encode())
+    write_bytes(fresh / "README.md", bundle_readme(manifest).encode())
+    if manifest.notices:
+        write_bytes(fresh / "NOTICE", "\n".join(manifest.notices).encode() + b"\n")
+    Bundle.open(fresh).golden()
+    shutil.rmtree(final, ignore_errors=True)
+    fresh.rename(final)
+    size = sum(file.size_bytes for artefact in packed for file in artefact.files)
+    used = ", ".join(f"{runtime} runs {name}" for runtime, name in verdict.use.items())
+    return Outcome(f"{len(packed)} artefacts, {size / 1e6:.1f} MB; {used}", {"size_bytes": size})
+
+
+def _training(context: Context) -> dict[str, str]:
+    """What each stage said of itself, for the card."""
+    titles = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
+    records = {title: context.record(stage) for stage, title in titles.items()}
+    return {title: record.summary for title, record in records.items() if record is not None}
+
+
+def link_validation(context: Context) -> Path:
+    """A folder of class folders with links to the validation pictures: frames to try the bundle on."""
+    folder = context.root / "validation"
+    shutil.rmtree(folder, ignore_errors=True)
+    for number, picture in enumerate(Split.load(context.root).manifest.validation):
+        link = folder / picture.label / f"{number:05d}{Path(picture.path).suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(Path(picture.path).resolve())
+    return folder
+
+
+def golden_rows(probabilities: npt.NDArray[np.floating], count: int) -> list[int]:
+    """Pictures spread evenly from the least to the most confident answer; the very closest calls are left out."""
+    order = np.argsort(np.sort(probabilities, axis=1)[:, -1])
+    places = np.linspace(len(order) // 10, len(order) - 1, min(count, len(order))).astype(int)
+    return [int(order[place]) for place in dict.fromkeys(places)]
+
+
+def _write_golden(path: Path, frames: Sequence[Pixels], answers: Mapping[str, npt.NDArray[np.floating]]) -> None:
+    arrays: dict[str, npt.NDArray[np.generic]] = {f"frame_{n:02d}": frame for n, frame in enumerate(frames)}
+    arrays |= {f"p.{name}": np.asarray(p, dtype=np.float32) for name, p in answers.items()}
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _write_manifest(manifest: Manifest, root: Path) -> None:
+    write_bytes(root / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))

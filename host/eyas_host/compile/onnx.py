@@ -1,0 +1,105 @@
+"""ONNX: torch -> float32 or quantize-dequantize ONNX, with uint8 pixels in front."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from eyas_device.bundle import Precision
+from eyas_host.compile.artefact import Compiled
+from eyas_host.compile.qdq import to_qdq
+from eyas_host.errors import CompileError
+from eyas_host.files import whole
+
+OPSET = 18
+
+
+class _FromPixels(nn.Module):
+    """uint8 [1, size, size, 3] -> float [1, 3, size, size] -> logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(pixels.permute(0, 3, 1, 2).float())
+        return logits
+
+
+def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> Compiled:
+    """Write a checked .onnx: uint8 `pixels` [1, size, size, 3] BGR in, float32 `logits` [1, classes] out.
+
+    `model` is the folded network (fp32) or the QAT model (int8: its weights are stored as int8). Raises `CompileError`
+    if the export fails or the result is not valid ONNX.
+    """
+    network = _FromPixels(to_qdq(model) if precision == "int8" else model).eval()
+    pixels = torch.zeros(1, input_size, input_size, 3, dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("onnxscript", "torch.onnx"):
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                network,
+                (pixels,),
+                input_names=["pixels"],
+                output_names=["logits"],
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+            )
+        graph = program.model_proto
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise CompileError(f"{path.name}: torch cannot export the network: {str(error).splitlines()[0]}") from None
+    stored = _store_int8_weights(graph) if precision == "int8" else 0
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise CompileError(f"{path.name}: not valid ONNX: {error}") from None
+    with whole(path) as temporary:
+        onnx.save(graph, str(temporary))
+    return Compiled(path, path.stat().st_size, f"{stored} weights stored as int8" if stored else "")
+
+
+def _store_int8_weights(model: Any) -> int:
+    """Replace QuantizeLinear of a constant by its int8 result; returns how many there were."""
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    stored = 0
+    for node in list(graph.node):
+        if node.op_type != "QuantizeLinear" or node.input[0] not in constants:
+            continue
+        weight, scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[:3])
+        shape = (-1, *(1 for _ in weight.shape[1:]))
+        integers = np.clip(np.rint(weight / scale.reshape(shape)) + zero.reshape(shape), -128, 127)
+        graph.initializer.append(numpy_helper.from_array(integers.astype(np.int8), node.output[0]))
+        graph.node.remove(node)
+        stored += 1
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+    del graph.value_info[:]
+    return stored
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Any:
+    """Only errors from these loggers."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,49 @@
+"""OpenVINO: torch -> IR, with uint8 pixels in front (PrePostProcessor)."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import openvino as ov
+import torch
+from openvino.preprocess import PrePostProcessor
+from torch import nn
+
+from eyas_device.bundle import Precision
+from eyas_host.compile.artefact import Compiled
+from eyas_host.errors import CompileError
+
+
+def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> Compiled:
+    """Write `path` (.xml) and its .bin: uint8 [1, size, size, 3] BGR pixels in, float32 logits [1, classes] out.
+
+    `model` is the folded network (fp32) or the QAT model (int8). Raises `CompileError` if the conversion fails, or an
+    int8 model comes out without its quantizers.
+    """
+    example = torch.zeros(1, 3, input_size, input_size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer distrusts the quantizers' levels, which are constants
+            converted: Any = ov.convert_model(model.eval(), example_input=example, input=[1, 3, input_size, input_size])
+    except RuntimeError as error:
+        raise CompileError(f"{path.name}: OpenVINO cannot convert the network: {str(error).splitlines()[0]}") from None
+    steps = PrePostProcessor(converted)
+    steps.input(0).tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps.input(0).model().set_layout(ov.Layout("NCHW"))
+    converted = steps.build()
+    converted.inputs[0].get_tensor().set_names({"pixels"})
+    converted.outputs[0].get_tensor().set_names({"logits"})
+    quantizers = sum(op.get_type_name() == "FakeQuantize" for op in converted.get_ops())
+    if (precision == "int8") != bool(quantizers):
+        raise CompileError(f"{path.name}: {quantizers} quantizers in an {precision} model")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        ov.save_model(converted, written, compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):
+            written.with_suffix(suffix).replace(path.with_suffix(suffix))
+    size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    return Compiled(path, size, f"{quantizers} quantizers" if quantizers else "")

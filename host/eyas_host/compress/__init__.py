@@ -1,0 +1,1 @@
+"""Making a student smaller: folding, quantization-aware training, pruning."""

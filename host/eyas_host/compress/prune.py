@@ -1,0 +1,134 @@
+"""Pruning: fewer channels (really faster), or zeros among the weights (no faster here, kept as an option).
+
+Channel pruning removes whole channels by group magnitude (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023)
+until the multiply-accumulates fall to the wanted part. Magnitude pruning is NNCF's (`nncf.prune`). Both are recorded as
+plans in JSON that rebuild the same network from the unpruned one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import msgspec
+import nncf
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from eyas_host.errors import CompressError
+from eyas_host.train.models import PixelClassifier
+
+_ROUND_TO = 8
+"""Channel counts stay multiples of this: what the int8 kernels want."""
+_STEPS = 40
+_MAX_PRUNED = 0.75
+"""No layer loses more than this part of its channels."""
+
+
+class PrunePlan(msgspec.Struct, frozen=True):
+    """What was cut, and what is left."""
+
+    method: Literal["channel", "nncf", "none"]
+    cuts: tuple[tuple[str, bool, tuple[int, ...]], ...] = ()
+    """channel: (layer, whether output channels were cut, their numbers), in order."""
+    macs_before: float = 0.0
+    """Multiply-accumulates a picture."""
+    macs_after: float = 0.0
+    parameters_before: int = 0
+    parameters_after: int = 0
+    """Weights that are left and not zero."""
+
+
+def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tuple[PixelClassifier, PrunePlan]:
+    """A copy of `model` with at most `mac_ratio` of its multiply-accumulates at `size` x `size` pixels.
+
+    The classifier keeps its outputs. Raises `CompressError` if the ratio cannot be reached.
+    """
+    pruned = copy.deepcopy(model).cpu().eval()
+    example = torch.zeros(1, 3, size, size)
+    macs_before, parameters_before = _count(pruned, example)
+    backbone: Any = pruned.backbone
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(True)
+    pruner = torch_pruning.pruner.BasePruner(
+        backbone,
+        example,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=_MAX_PRUNED,
+        max_pruning_ratio=_MAX_PRUNED,
+        iterative_steps=_STEPS,
+        ignored_layers=[backbone.get_classifier()],
+        round_to=_ROUND_TO,
+    )
+    macs = macs_before
+    for _ in range(_STEPS):
+        if macs <= mac_ratio * macs_before:
+            break
+        pruner.step()
+        macs, _ = _count(pruned, example)
+    else:
+        raise CompressError(
+            f"[prune] mac_ratio = {mac_ratio}: only {macs / macs_before:.2f} was reached when every layer had lost "
+            f"{_MAX_PRUNED:.0%} of its channels; take a larger ratio or a smaller model"
+        )
+    cuts = tuple((str(name), bool(out), tuple(int(i) for i in rows)) for name, out, rows in pruner.pruning_history())
+    _, parameters_after = _count(pruned, example)
+    return pruned, PrunePlan("channel", cuts, macs_before, macs, parameters_before, parameters_after)
+
+
+def rebuild_channels(model: PixelClassifier, plan: PrunePlan, *, size: int) -> PixelClassifier:
+    """Make the recorded cuts in a copy of the unpruned network, so that pruned weights can be loaded."""
+    pruned = copy.deepcopy(model).cpu().eval()
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        pruned.backbone, example_inputs=torch.zeros(1, 3, size, size)
+    )
+    graph.load_pruning_history([(name, out, list(rows)) for name, out, rows in plan.cuts])
+    return pruned
+
+
+def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tuple[PixelClassifier, PrunePlan]:
+    """A copy of `model` in which NNCF made the smallest weights of each layer zero; the classifier stays dense."""
+    dense = copy.deepcopy(model).cpu().eval()
+    example = torch.zeros(1, 3, size, size)
+    macs, parameters_before = _count(dense, example)
+    backbone: Any = copy.deepcopy(dense.backbone)
+    head = next(name for name, module in backbone.named_modules() if module is backbone.get_classifier())
+    masked = nncf.prune(
+        backbone,
+        mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL,
+        ratio=sparsity,
+        ignored_scope=nncf.IgnoredScope(patterns=[f".*{head}.*"]),
+        examples_inputs=example,
+    )
+    baked: Any = nncf.strip(masked, do_copy=True, strip_format=nncf.StripFormat.IN_PLACE)
+    own = dense.backbone.state_dict()
+    dense.backbone.load_state_dict({name: baked.state_dict()[name] for name in own})
+    _, parameters_after = _count(dense, example)
+    return dense, PrunePlan("nncf", (), macs, macs, parameters_before, parameters_after)
+
+
+class ZeroKeeper:
+    """Keeps the zeros of pruned weights at zero while the rest is trained: call it after each step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._masks: list[tuple[Tensor, Tensor]] = [
+            (parameter.data, parameter.data != 0) for parameter in model.parameters() if parameter.ndim > 1
+        ]
+
+    def __call__(self) -> None:
+        """Put the zeros back."""
+        for weights, mask in self._masks:
+            weights.mul_(mask)
+
+
+def zero_share(model: nn.Module) -> float:
+    """Part of the convolution and linear weights that is zero."""
+    weights = [p.detach() for p in model.parameters() if p.ndim > 1]
+    return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
+
+
+def _count(model: PixelClassifier, example: Tensor) -> tuple[float, int]:
+    """Multiply-accumulates a picture, and weights that are not zero."""
+    macs, _ = torch_pruning.utils.count_ops_and_params(model.backbone, example)
+    return float(macs), sum(int((p != 0).sum()) for p in model.backbone.parameters())

@@ -1,0 +1,1 @@
+"""Labelled pictures: the index, the split, the augmented views."""

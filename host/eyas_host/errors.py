@@ -1,0 +1,50 @@
+"""What can go wrong on the workstation; the root is the device's `EyasError`.
+
+- `RecipeError`: a recipe has unknown keys, wrong types or an impossible combination.
+- `DataError`: pictures or labels cannot be used.
+- `WeightsError`: weights cannot be had or do not fit the model.
+- `TrainError`: training went wrong (not a number, no steps).
+- `CompressError`: a model cannot be folded, pruned or quantized.
+- `CompileError`: a model cannot be turned into an artefact.
+- `StageError`: a stage cannot run (its inputs are missing, its disk is full, another run holds it).
+- `GateError`: what was made is below the recipe's bounds and is not packed.
+- `MissingExtra`: an optional part is not installed; the message is the line that installs it.
+"""
+
+from eyas_device.errors import EyasError
+
+
+class RecipeError(EyasError, ValueError):
+    """A recipe has unknown keys, wrong types or an impossible combination."""
+
+
+class DataError(EyasError, ValueError):
+    """Pictures or labels cannot be used."""
+
+
+class WeightsError(EyasError, RuntimeError):
+    """Weights cannot be had or do not fit the model."""
+
+
+class TrainError(EyasError, RuntimeError):
+    """Training went wrong."""
+
+
+class CompressError(EyasError, RuntimeError):
+    """A model cannot be folded, pruned or quantized."""
+
+
+class CompileError(EyasError, RuntimeError):
+    """A model cannot be turned into an artefact."""
+
+
+class StageError(EyasError, RuntimeError):
+    """A stage cannot run."""
+
+
+class GateError(EyasError, RuntimeError):
+    """What was made is below the recipe's bounds and is not packed."""
+
+
+class MissingExtra(EyasError, ImportError):  # noqa: N818 - reads as the state it reports
+    """An optional part is not installed; the message is the line that installs it."""

@@ -1,0 +1,36 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from eyas_host.errors import StageError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Write to a temporary neighbour that becomes `path` at the end, or vanishes if anything fails.
+
+    Raises `StageError` for a full disk or a folder that cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise StageError(f"{path}: cannot be written ({error.strerror}); free some room and run again") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_bytes(data)

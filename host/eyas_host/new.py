@@ -1,0 +1,88 @@
+"""`eyas new`: look at a folder of class folders and write a recipe for it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from eyas_device.errors import PictureError
+from eyas_device.preprocess import read_picture
+from eyas_host.data.index import list_class_folders
+from eyas_host.errors import RecipeError
+from eyas_host.files import write_bytes
+
+_LOOKED_AT = 24
+_SMALL = 200
+_TEMPLATE = """\
+# {name}: {pictures} pictures, {classes} classes ({counts}).
+# `eyas distill {path}` makes the bundle; models/template/recipe.toml explains every setting.
+
+[run]
+name = "{name}"
+seed = 0
+
+[data]
+source = "folder"
+path = "{folder}"
+
+[picture]
+size = {size}    # the pictures looked at are about {width} x {height}
+fit = "{fit}"
+
+[augment]        # only what the real camera could see
+horizontal_flip = {flip}
+vertical_flip = false
+quarter_turns = false
+
+[student]
+epochs = {epochs}
+"""
+
+
+def new_recipe(pictures: Path, name: str | None, models: Path) -> Path:
+    """Write `models/<name>/recipe.toml` for a folder of class folders and return its path.
+
+    Raises `DataError` if the folder cannot be used, `RecipeError` if the recipe exists or the name is no name.
+    """
+    files = list_class_folders(pictures)
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", pictures.resolve().name).strip("-._")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise RecipeError(f"name {name!r}: letters, digits, '.', '_' and '-' are allowed; give one with --name")
+    path = models / name / "recipe.toml"
+    if path.exists():
+        raise RecipeError(f"{path}: exists already; edit it, or give another --name")
+    everything = [picture for found in files.values() for picture in found]
+    width, height = _usual_size(everything)
+    text = _TEMPLATE.format(
+        name=name,
+        path=path,
+        pictures=len(everything),
+        classes=len(files),
+        counts=", ".join(f"{label} {len(found)}" for label, found in files.items()),
+        folder=_toml_text(pictures.resolve()),
+        size=128 if min(width, height) >= 128 else 96 if min(width, height) >= 96 else 64,
+        width=width,
+        height=height,
+        fit="crop" if max(width, height) <= 2 * min(width, height) else "pad",
+        flip="false" if any(c.isdigit() for label in files for c in label) else "true",
+        epochs=60 if len(everything) < _SMALL else 30,
+    )
+    write_bytes(path, text.encode())
+    return path
+
+
+def _usual_size(pictures: list[Path]) -> tuple[int, int]:
+    """The commonest width and height of a few pictures spread over the folder."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for path in pictures[:: max(1, len(pictures) // _LOOKED_AT)]:
+        try:
+            height, width = read_picture(path).shape[:2]
+        except PictureError:
+            continue
+        sizes[(width, height)] += 1
+    return sizes.most_common(1)[0][0] if sizes else (128, 128)
+
+
+def _toml_text(path: Path) -> str:
+    return str(path).replace("\\", "\\\\").replace('"', '\\"')

@@ -1,0 +1,313 @@
+"""The recipe: one TOML file that says what to make, checked once and whole.
+
+Every section is a frozen struct with one sentence a field; unknown keys, wrong types and impossible combinations are
+all reported together, each with its section and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from eyas_device.bundle import RuntimeName
+from eyas_device.preprocess import Preprocessing
+from eyas_host.errors import RecipeError
+
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Positive = Annotated[float, Meta(gt=0.0)]
+Rate = Annotated[float, Meta(gt=0.0, le=1.0)]
+Count = Annotated[int, Meta(ge=0)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A section of the recipe."""
+
+
+class RunSection(_Section):
+    """`[run]`: the name of the run and how it uses the machine."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Results go to runs/<name>."""
+    seed: Count = 0
+    """Split, first weights, order and augmentation follow from it."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to train; `auto` takes a GPU when there is one."""
+    threads: Count = 0
+    """Torch threads a training process; 0 chooses (1 a process up to 160 px, else all cores)."""
+
+
+class DataSection(_Section):
+    """`[data]`: the labelled pictures and how they are divided."""
+
+    source: Literal["folder", "elpv"] = "folder"
+    """`folder`: one folder a class; `elpv`: the solar-cell demonstration set (extra `demo`, non-commercial)."""
+    path: str = ""
+    """The folder of class folders, relative to the recipe file."""
+    split: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
+    """Parts for training, validation and the sealed test."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read (they are listed) instead of stopping."""
+    limit: Count = 0
+    """Use at most this many pictures (0: all), drawn evenly from the classes; for a quick try."""
+
+
+class PictureSection(_Section):
+    """`[picture]`: what the model sees; becomes the bundle's preprocessing."""
+
+    size: Annotated[int, Meta(ge=32, le=1024)] = 128
+    """Side of the square input, pixels."""
+    fit: Literal["crop", "stretch", "pad"] = "crop"
+    interpolation: Literal["area", "linear"] = "area"
+    crop_fraction: Rate = 1.0
+
+    def preprocessing(self) -> Preprocessing:
+        """The same settings as the device's contract."""
+        return Preprocessing(
+            size=self.size, fit=self.fit, interpolation=self.interpolation, crop_fraction=self.crop_fraction
+        )
+
+
+class AugmentSection(_Section):
+    """`[augment]`: how training pictures may be varied; only what the real camera could see."""
+
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    quarter_turns: bool = False
+    """Rotations by 90, 180 and 270 degrees."""
+    rotate_degrees: Annotated[float, Meta(ge=0.0, le=180.0)] = 5.0
+    crop_scale: Rate = 0.7
+    """Smallest part of the picture's area that a random crop keeps."""
+    brightness: Fraction = 0.2
+    contrast: Fraction = 0.2
+    cutmix: Fraction = 0.0
+    """Part of the distillation views in which a patch of another picture is pasted; the teacher answers for the mix."""
+
+
+class TeacherSection(_Section):
+    """`[teacher]`: transfer learning with staged unfreezing."""
+
+    model: str = "tf_efficientnet_lite0"
+    """Any timm model."""
+    weights: Literal["auto", "hub", "packaged", "random"] = "auto"
+    """`auto`: hub, then packaged with eyas[host], then an error."""
+    head_epochs: AtLeastOne = 30
+    """Stage 1: the head alone, on the frozen backbone's cached features (seconds)."""
+    head_rate: Rate = 1e-2
+    epochs: Count = 8
+    """Stage 2: the last blocks too, at a tenth of the head's rate."""
+    unfreeze: Annotated[str, Meta(pattern=r"^(all|[0-9]+)$")] = "all"
+    """How many of the last blocks stage 2 trains, or `all`."""
+    rate: Rate = 1e-3
+    layer_decay: Rate = 0.8
+    """Each block below the head learns at this multiple of the next one's rate."""
+    batch: AtLeastOne = 32
+    weight_decay: Fraction = 0.02
+    label_smoothing: Fraction = 0.05
+    class_weights: bool = True
+    """Weigh the classes inversely to their counts: balanced accuracy is what is chosen by."""
+    patience: AtLeastOne = 3
+    """Epochs without a better validation before stage 2 ends."""
+
+
+class StudentSection(_Section):
+    """`[student]`: distillation into a small network."""
+
+    model: str = "mobilenetv3_small_100"
+    weights: Literal["auto", "hub", "packaged", "random"] = "auto"
+    """`auto`: hub, then packaged, then random."""
+    views: AtLeastOne = 6
+    """Augmented views a picture, made once with the teacher's answers and used again every epoch."""
+    epochs: AtLeastOne = 30
+    rate: Rate = 3e-3
+    batch: AtLeastOne = 32
+    weight_decay: Fraction = 0.02
+    kd_ratio: Fraction = 0.9
+    """Part of the loss that follows the teacher; the rest follows the labels."""
+    temperature: Positive = 2.0
+    hint: Annotated[float, Meta(ge=0.0)] = 1.0
+    """Weight of the pooled-feature hint (0: none)."""
+    ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
+    """Decay of the weights' moving average that is kept as the student (0: none)."""
+    labels_only: bool = True
+    """Also train the same student without a teacher, to see what distillation buys."""
+
+
+class PruneSection(_Section):
+    """`[prune]`: a smaller graph."""
+
+    method: Literal["channel", "nncf", "none"] = "channel"
+    """`channel`: fewer channels, really faster; `nncf`: zeros among the weights, no speed; `none`."""
+    mac_ratio: Rate = 0.6
+    """channel: part of the multiply-accumulates that stays."""
+    sparsity: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.5
+    """nncf: part of the weights that becomes zero."""
+    epochs: Count = 8
+    """Recovery with the teacher's answers."""
+    rate: Rate = 1e-3
+
+
+class QatSection(_Section):
+    """`[qat]`: fine-tuning with the int8 grid in the graph."""
+
+    epochs: Count = 4
+    rate: Rate = 1e-4
+    calibration: AtLeastOne = 128
+    """Training pictures that set the first ranges."""
+
+
+class CompileSection(_Section):
+    """`[compile]`: which runtimes to build for."""
+
+    runtimes: tuple[RuntimeName, ...] = ("litert", "openvino", "onnx")
+
+
+class GateSection(_Section):
+    """`[gate]`: bounds on validation below which an artefact is not packed."""
+
+    min_agreement: Fraction = 0.95
+    """Part of the pictures on which an artefact's answer equals its reference model's."""
+    max_dp: Positive = 0.02
+    """Largest allowed mean difference of a probability."""
+    max_drop: Fraction = 0.03
+    """Largest allowed loss of balanced accuracy of int8 against the float model it was made from."""
+
+
+class PackSection(_Section):
+    """`[pack]`: the bundle."""
+
+    version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"
+    golden: Annotated[int, Meta(ge=1, le=64)] = 12
+    """Validation pictures that every device must answer as the workstation did."""
+    threshold: Fraction = 0.6
+    """Answers below this calibrated confidence are reported as unsure."""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole recipe."""
+
+    run: RunSection
+    data: DataSection = DataSection()
+    picture: PictureSection = PictureSection()
+    augment: AugmentSection = AugmentSection()
+    teacher: TeacherSection = TeacherSection()
+    student: StudentSection = StudentSection()
+    prune: PruneSection = PruneSection()
+    qat: QatSection = QatSection()
+    compile: CompileSection = CompileSection()
+    gate: GateSection = GateSection()
+    pack: PackSection = PackSection()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and `section.key=value` overrides (values as in TOML, bare words are strings).
+
+    Raises `RecipeError` that lists every fault: file, section, key and what would be allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"{path}: {reason}; a recipe is a TOML file, `eyas new FOLDER` writes one") from None
+    try:
+        tree = msgspec.toml.decode(text)
+    except msgspec.DecodeError as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from None
+    faults = [fault for override in overrides for fault in _override(tree, override)]
+    sections, more = _sections(tree)
+    faults += more
+    recipe = Recipe(**({"run": RunSection(name="unnamed")} | sections))
+    if recipe.data.source == "folder" and recipe.data.path and not Path(recipe.data.path).is_absolute():
+        folder = msgspec.structs.replace(recipe.data, path=str(path.resolve().parent / recipe.data.path))
+        recipe = msgspec.structs.replace(recipe, data=folder)
+    faults += _impossible(recipe)
+    if faults:
+        raise RecipeError(
+            f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)}\n" + "\n".join(f"  {f}" for f in faults)
+        )
+    return recipe
+
+
+def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
+    """Put one `section.key=value` into the tree; yields a fault if it has another form."""
+    target, equals, value = override.partition("=")
+    section, dot, key = target.strip().partition(".")
+    if not (equals and dot and section and key):
+        yield f"--set {override}: the form is section.key=value"
+        return
+    try:
+        parsed = msgspec.toml.decode(f"value = {value}")["value"]
+    except msgspec.DecodeError:
+        parsed = value
+    branch = tree.setdefault(section, {})
+    if isinstance(branch, dict):
+        branch[key] = parsed
+
+
+def _sections(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Convert each section by itself, so that one fault does not hide the next; a faulty key keeps its default."""
+    faults: list[str] = []
+    sections: dict[str, Any] = {}
+    known = {field.name: field for field in msgspec.structs.fields(Recipe)}
+    for name in tree:
+        if name not in known:
+            faults.append(f"[{name}]: unknown section; allowed: {', '.join(known)}")
+    for name, field in known.items():
+        given = tree.get(name, {})
+        if not isinstance(given, dict):
+            faults.append(f"[{name}]: must be a section, not {type(given).__name__}")
+            continue
+        values, more = _section(name, field.type, given)
+        faults += more
+        if all(f.name in values for f in msgspec.structs.fields(field.type) if f.required):
+            sections[name] = field.type(**values)
+    return sections, faults
+
+
+def _section(name: str, kind: Any, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    values: dict[str, Any] = {}
+    faults = [f"[{name}] {key}: unknown key; allowed: {', '.join(fields)}" for key in given if key not in fields]
+    for key, field in fields.items():
+        if key in given:
+            value = float(given[key]) if isinstance(given[key], int) and _takes_float(field.type) else given[key]
+            try:
+                values[key] = msgspec.convert(value, field.type)
+            except msgspec.ValidationError as error:
+                faults.append(f"[{name}] {key} = {given[key]!r}: {_plain(error)}")
+        elif field.required:
+            faults.append(f"[{name}] {key}: missing")
+    return values, faults
+
+
+def _takes_float(kind: Any) -> bool:
+    return not isinstance(kind, type) and getattr(kind, "__origin__", None) is float
+
+
+def _plain(error: msgspec.ValidationError) -> str:
+    return str(error).replace("`", "").replace("Expected", "must be").replace("Invalid enum value", "not allowed:")
+
+
+def _impossible(recipe: Recipe) -> Iterable[str]:
+    """Combinations that no type forbids."""
+    data = recipe.data
+    if abs(sum(data.split) - 1.0) > 1e-6 or min(data.split) <= 0:
+        yield f"[data] split = {list(data.split)}: three parts above 0 that add up to 1 are needed"
+    if data.source == "folder" and not data.path:
+        yield "[data] path: missing; source = 'folder' needs the folder of class folders"
+    if data.source == "elpv" and data.path:
+        yield "[data] path: source = 'elpv' takes its pictures from the extra `demo`, not from a path"
+    if not recipe.compile.runtimes or len(set(recipe.compile.runtimes)) != len(recipe.compile.runtimes):
+        yield "[compile] runtimes: name at least one of litert, openvino, onnx, each once"
+    if recipe.prune.method == "channel" and recipe.prune.mac_ratio >= 1.0:
+        yield "[prune] mac_ratio = 1.0 prunes nothing: take method = 'none' or a ratio below 1"
+    if recipe.prune.method == "nncf" and recipe.prune.sparsity == 0.0:
+        yield "[prune] sparsity = 0 prunes nothing: take method = 'none' or a sparsity above 0"
+    if recipe.picture.size % 32:
+        yield f"[picture] size = {recipe.picture.size}: must be a multiple of 32 (the networks halve it five times)"
+    if recipe.student.weights == "hub" and recipe.teacher.weights == "random":
+        yield "[teacher] weights = 'random' with [student] weights = 'hub': an untrained teacher cannot teach"

@@ -1,0 +1,1 @@
+"""What a run found: `report.json`, one self-contained `report.html`, and the model card."""

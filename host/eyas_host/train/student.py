@@ -1,0 +1,201 @@
+"""The student: the same augmented views as the teacher saw, its answers beside the labels.
+
+Views and the teacher's answers are made once and kept on disk (uint8 pixels, fp16 logits and pooled features); every epoch
+and every later stage reads them again. Source for "the same view to both, and patience": Beyer et al., "Knowledge
+distillation: a good teacher is patient and consistent", 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from eyas_host.data.split import Split
+from eyas_host.data.views import Augmenter, Batch, prepared
+from eyas_host.errors import StageError
+from eyas_host.files import whole
+from eyas_host.progress import meter
+from eyas_host.recipe import Recipe
+from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.losses import DistillationLoss, FeatureHint, balanced_class_weights
+from eyas_host.train.models import Origin, PixelClassifier, build
+
+
+class ViewCache:
+    """The views of the training pictures with the teacher's answers, as files below one folder.
+
+    `pixels` uint8 [views, n, s, s, 3]; `logits` float16 [views, n, classes]; `features` float16 [views, n, channels].
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            self.pixels: npt.NDArray[np.uint8] = np.load(root / "pixels.npy", mmap_mode="r")
+            self.logits: npt.NDArray[np.float16] = np.load(root / "logits.npy")
+            self.features: npt.NDArray[np.float16] = np.load(root / "features.npy")
+        except (OSError, ValueError) as error:
+            raise StageError(
+                f"{root}: the cached views cannot be read ({error}); run again with --from distill"
+            ) from None
+
+    @classmethod
+    def make(cls, root: Path, recipe: Recipe, split: Split, teacher: PixelClassifier) -> ViewCache:
+        """Draw the views and ask the teacher; views that a killed run left whole are kept."""
+        device = pick_device(recipe.run.device)
+        teacher = teacher.to(device, memory_format=torch.channels_last).eval()
+        augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
+        rounds = range(recipe.student.views)
+        with meter("views and the teacher's answers", len(rounds)) as bar:
+            for number in rounds:
+                path = root / f"view-{number}.npz"
+                if not path.exists():
+                    pixels = augmenter.views(split.train.pixels, (recipe.run.seed, 5, number))
+                    logits, features = _answers(teacher, pixels, device)
+                    with whole(path) as temporary, temporary.open("wb") as stream:
+                        np.savez(stream, pixels=pixels, logits=logits, features=features)
+                bar.advance()
+        for name in ("pixels", "logits", "features"):
+            arrays = [np.load(root / f"view-{number}.npz")[name] for number in rounds]
+            with whole(root / f"{name}.npy") as temporary, temporary.open("wb") as stream:
+                np.save(stream, np.stack(arrays))
+        for number in rounds:
+            (root / f"view-{number}.npz").unlink()
+        return cls(root)
+
+
+@torch.inference_mode()
+def _answers(
+    teacher: PixelClassifier, pixels: Batch, device: torch.device, batch: int = 64
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
+    logits, features = [], []
+    for start in range(0, len(pixels), batch):
+        pooled = teacher.pooled(to_tensor(pixels[start : start + batch], device))
+        features.append(pooled.half().cpu())
+        logits.append(teacher.classify(pooled).half().cpu())
+    return torch.cat(logits).numpy(), torch.cat(features).numpy()
+
+
+class Lesson:
+    """What a student learns from: cached views, the teacher's answers and the labels, in batches.
+
+    With `teacher=False` the same views and order are learnt from the labels alone.
+    """
+
+    def __init__(self, recipe: Recipe, split: Split, cache: ViewCache, *, teacher: bool = True) -> None:
+        self.recipe = recipe
+        self.device = pick_device(recipe.run.device)
+        self.cache = cache
+        self.labels = torch.from_numpy(split.train.targets)
+        self.validation = prepared(split.validation.pixels, recipe.picture.preprocessing())
+        self.validation_targets = split.validation.targets
+        weights = balanced_class_weights(self.labels, len(split.labels)) if recipe.teacher.class_weights else None
+        settings = recipe.student
+        self.loss = DistillationLoss(
+            kd_ratio=settings.kd_ratio if teacher else 0.0, temperature=settings.temperature, class_weights=weights
+        ).to(self.device)
+        self.hint_weight = settings.hint if teacher else 0.0
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Batches a pass over the training pictures; a last one too small for BatchNorm is left out."""
+        count, batch = len(self.labels), self.recipe.student.batch
+        return max(1, count // batch)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each picture."""
+        rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
+        order = rng.permutation(len(self.labels))
+        view = rng.integers(len(self.cache.pixels), size=len(order))
+        batch = self.recipe.student.batch
+        for step in range(self.steps_an_epoch):
+            rows = order[step * batch : (step + 1) * batch]
+            views = view[step * batch : (step + 1) * batch]
+            yield (
+                to_tensor(np.stack([self.cache.pixels[v, r] for v, r in zip(views, rows, strict=True)]), self.device),
+                torch.from_numpy(self.cache.logits[views, rows]).float().to(self.device),
+                torch.from_numpy(self.cache.features[views, rows]).float().to(self.device),
+                self.labels[rows].to(self.device),
+            )
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures on validation."""
+        return validation_figures(logits_of(model, self.validation, self.device), self.validation_targets)
+
+    def train(
+        self,
+        model: nn.Module,
+        *,
+        epochs: int,
+        rate: float,
+        checkpoint: Path,
+        title: str,
+        ema: float = 0.0,
+        weight_decay: float | None = None,
+        groups: Groups | None = None,
+        prepare: Any = None,
+        after_step: Any = None,
+    ) -> list[Epoch]:
+        """Train any network that maps float pixels to logits; the hint is given where it has pooled features."""
+        hint = self._hint(model)
+        every = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        if hint is not None:
+            every = [*every, {"params": list(hint.parameters())}]
+
+        def steps(epoch: int) -> Iterator[Tensor]:
+            for pixels, teacher, features, labels in self.batches(epoch):
+                if hint is None:
+                    yield self.loss(model(pixels.float()), teacher, labels)
+                else:
+                    pooled = model.pooled(pixels)  # type: ignore[operator]
+                    loss = self.loss(model.classify(pooled), teacher, labels)  # type: ignore[operator]
+                    yield loss + self.hint_weight * hint(pooled, features)
+
+        return fit(
+            model,
+            every,
+            steps=steps,
+            evaluate=self.evaluate,
+            schedule=Schedule(
+                epochs=epochs,
+                rate=rate,
+                weight_decay=self.recipe.student.weight_decay if weight_decay is None else weight_decay,
+                ema=ema,
+                seed=self.recipe.run.seed,
+            ),
+            steps_an_epoch=self.steps_an_epoch,
+            checkpoint=checkpoint,
+            title=title,
+            after_step=after_step,
+            **({"prepare": prepare} if prepare else {}),
+        )
+
+    def _hint(self, model: nn.Module) -> FeatureHint | None:
+        if not self.hint_weight or not isinstance(model, PixelClassifier):
+            return None
+        torch.manual_seed(self.recipe.run.seed + 1)
+        return FeatureHint(model.pooled_channels, self.cache.features.shape[-1]).to(self.device)
+
+
+def train_student(
+    recipe: Recipe, split: Split, cache: ViewCache, work: Path, *, teacher: bool = True
+) -> tuple[PixelClassifier, Origin, list[Epoch]]:
+    """Distil the student, or with `teacher=False` train the same network from the labels alone."""
+    lesson = Lesson(recipe, split, cache, teacher=teacher)
+    torch.manual_seed(recipe.run.seed)
+    model, origin = build(recipe.student.model, len(split.labels), recipe.student.weights)
+    model = model.to(lesson.device, memory_format=torch.channels_last)
+    history = lesson.train(
+        model,
+        epochs=recipe.student.epochs,
+        rate=recipe.student.rate,
+        ema=recipe.student.ema,
+        checkpoint=work / ("student.ckpt" if teacher else "labels-only.ckpt"),
+        title="student" if teacher else "student, labels only",
+    )
+    return model, origin, history

@@ -1,0 +1,265 @@
+"""Verify: every artefact through the device's own preprocessing and runtimes, on validation.
+
+An artefact is compared with the network it was made from: fp32 with the pruned student, int8 with the QAT model. How far
+two right int8 implementations may lie apart is measured too: `exact-int8` is integer arithmetic in torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from eyas_device.bundle import Bundle
+from eyas_device.preprocess import prepare
+from eyas_device.runtimes import open_runtime
+from eyas_host import checkpoints
+from eyas_host.compile.qdq import exact_int8
+from eyas_host.compress.qat import load_qat
+from eyas_host.data.split import Part, Split
+from eyas_host.data.views import Batch, prepared
+from eyas_host.errors import GateError, StageError
+from eyas_host.files import whole, write_bytes
+from eyas_host.progress import meter, say
+from eyas_host.recipe import GateSection
+from eyas_host.stages import Context, Outcome
+from eyas_host.train.loop import logits_of
+from eyas_host.train.metrics import Floats, Ints, Scores, fit_temperature, paired_loss_bound, score, softmax
+
+NETWORKS = ("teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8")
+"""Rungs that are torch networks, in the order of the ladder."""
+
+_LOGITS = "logits.npz"
+_VERDICT = "verdict.json"
+_ROUNDS = 30
+_FRAMES_A_ROUND = 5
+
+Logits = npt.NDArray[np.float32]
+
+
+class Parity(msgspec.Struct, frozen=True):
+    """An artefact beside the network it was made from, on validation."""
+
+    reference: str
+    agreement: float
+    """Part of the pictures with the same answer."""
+    mean_dp: float
+    """Mean absolute difference of a probability."""
+    max_dp: float
+    drop: float
+    """Balanced accuracy lost against the fp32 pruned student (negative: gained)."""
+    drop_bound: float
+    """One-sided 95 % paired-bootstrap bound of `drop`."""
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """One picture's inference at one thread, milliseconds."""
+
+    p50: float
+    p90: float
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`verify/verdict.json`."""
+
+    temperature: float
+    scores: dict[str, Scores]
+    """Rung -> figures on validation."""
+    parity: dict[str, Parity]
+    latency_ms: dict[str, Latency]
+    sizes: dict[str, int]
+    refused: dict[str, str]
+    """Artefact -> why it is not packed."""
+    use: dict[str, str]
+    reasons: dict[str, str]
+
+    def packed(self, name: str) -> bool:
+        """Whether the artefact passed."""
+        return name not in self.refused
+
+    def evidence(self, name: str) -> dict[str, float | str | None]:
+        """What the manifest says of an artefact."""
+        parity, latency = self.parity[name], self.latency_ms[name]
+        return {
+            "part": "validation",
+            "balanced_accuracy": self.scores[name].balanced_accuracy,
+            "agreement": parity.agreement,
+            "mean_dp": parity.mean_dp,
+            "latency_ms_p50": latency.p50,
+            "latency_ms_p90": latency.p90,
+        }
+
+
+def verify_all(context: Context) -> Outcome:
+    """Measure all rungs, apply the gates, choose what each runtime runs.
+
+    Raises `GateError` if a runtime is left without any artefact.
+    """
+    from eyas_host.compile.bundle import write_candidate
+
+    split = Split.load(context.root)
+    bundle = write_candidate(context, split.labels)
+    networks = load_networks(context, len(split.labels))
+    logits = all_logits(networks, bundle, split.validation)
+    with whole(context.folder("verify") / _LOGITS) as path, path.open("wb") as stream:
+        np.savez(stream, **logits)  # type: ignore[arg-type]
+    targets = split.validation.targets
+    temperature = fit_temperature(logits["qat"], targets)
+    probabilities = {name: softmax(values / temperature) for name, values in logits.items()}
+    scores = {name: score(p, targets) for name, p in probabilities.items()}
+    artefacts = [a.name for a in bundle.manifest.artefacts]
+    parity = {name: compare(probabilities, name, targets) for name in artefacts}
+    latency = measure_latency(networks, bundle, split.validation)
+    sizes = {name: checkpoints.size_bytes(net) for name, net in networks.items() if name not in ("qat", "exact-int8")}
+    sizes |= {a.name: sum(f.size_bytes for f in a.files) for a in bundle.manifest.artefacts}
+    refused = {name: why for name in artefacts if (why := refusal(name, parity[name], context.recipe.gate))}
+    use, reasons = choose(context.recipe.compile.runtimes, refused, latency)
+    verdict = Verdict(temperature, scores, parity, latency, sizes, refused, use, reasons)
+    write_bytes(context.folder("verify") / _VERDICT, msgspec.json.format(msgspec.json.encode(verdict), indent=1))
+    for name, why in refused.items():
+        say(f"  [red]{name} is not packed:[/red] {why}")
+    for runtime, why in reasons.items():
+        say(f"  {runtime} runs {use[runtime]}: {why}")
+    least = min(parity[name].agreement for name in artefacts)
+    floor = (probabilities["exact-int8"].argmax(1) == probabilities["qat"].argmax(1)).mean()
+    summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; least agreement {least:.3f}"
+    return Outcome(f"{summary} (exact int8 arithmetic: {floor:.3f})", {"exact_int8_agreement": float(floor)})
+
+
+def load_verdict(context: Context) -> Verdict:
+    """The finished stage's verdict. Raises `StageError` if it is missing."""
+    try:
+        return msgspec.json.decode((context.folder("verify") / _VERDICT).read_bytes(), type=Verdict)
+    except (OSError, msgspec.DecodeError) as error:
+        raise StageError(f"{context.folder('verify')}: cannot be read ({error}); run with --from verify") from None
+
+
+def validation_logits(context: Context) -> dict[str, Logits]:
+    """Rung -> logits float32 [pictures, classes] on validation."""
+    with np.load(context.folder("verify") / _LOGITS) as data:
+        return {name: data[name] for name in data.files}
+
+
+def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
+    """The torch rungs of the ladder, by name, those that exist."""
+    networks: dict[str, torch.nn.Module] = {"teacher": checkpoints.load_teacher(context, classes)}
+    if (context.root / checkpoints.LABELS_ONLY).exists():
+        networks["student-labels-only"] = checkpoints.load_student(context, classes, checkpoints.LABELS_ONLY)
+    networks["student"] = checkpoints.load_student(context, classes)
+    networks["pruned"] = checkpoints.load_pruned(context, classes)
+    networks["qat"] = load_qat(checkpoints.load_deploy(context, classes), context.folder("qat"))
+    networks["exact-int8"] = exact_int8(networks["qat"], input_size=context.recipe.picture.size)
+    return {name: net.eval() for name, net in networks.items()}
+
+
+def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Logits]:
+    """Logits of every rung for the pictures of a part, prepared as the device prepares them."""
+    spec = bundle.manifest.preprocessing
+    pixels = prepared(part.pixels, spec)
+    logits: dict[str, Logits] = {}
+    with meter("answers of every rung", len(networks) + len(bundle.manifest.artefacts)) as bar:
+        for name, network in networks.items():
+            logits[name] = logits_of(network, pixels, torch.device("cpu"), batch=1 if name == "exact-int8" else 32)
+            bar.advance(name)
+        for artefact in bundle.manifest.artefacts:
+            with open_runtime(bundle, artefact.runtime, artefact.name, threads=1) as runtime:
+                answers = [runtime.infer(prepare(frame, spec)).copy() for frame in part.pixels]
+            logits[artefact.name] = np.stack(answers)
+            bar.advance(artefact.name)
+    return logits
+
+
+def compare(probabilities: Mapping[str, Floats], name: str, targets: Ints) -> Parity:
+    """Parity of an artefact with its reference, and its loss against the fp32 pruned student."""
+    reference = "qat" if name.endswith("int8") else "pruned"
+    own, theirs = probabilities[name], probabilities[reference]
+    gap = np.abs(own - theirs)
+    drop, bound = paired_loss_bound(probabilities["pruned"], own, targets)
+    return Parity(
+        reference=reference,
+        agreement=float((own.argmax(1) == theirs.argmax(1)).mean()),
+        mean_dp=float(gap.mean()),
+        max_dp=float(gap.max()),
+        drop=drop,
+        drop_bound=bound,
+    )
+
+
+def refusal(name: str, parity: Parity, gate: GateSection) -> str:
+    """Why an artefact is below the recipe's bounds; empty if it is not."""
+    faults = []
+    if parity.agreement < gate.min_agreement:
+        faults.append(f"agreement with {parity.reference} {parity.agreement:.3f} < {gate.min_agreement}")
+    if parity.mean_dp > gate.max_dp:
+        faults.append(f"mean |dp| {parity.mean_dp:.4f} > {gate.max_dp}")
+    if parity.drop > gate.max_drop:
+        faults.append(f"balanced accuracy drop {parity.drop:.3f} > {gate.max_drop}")
+    return "; ".join(faults)
+
+
+def choose(
+    runtimes: Sequence[str], refused: Mapping[str, str], latency: Mapping[str, Latency]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What each runtime should run, and why: int8 only where it passed and was faster than fp32 here."""
+    use, reasons = {}, {}
+    for runtime in runtimes:
+        int8, fp32 = f"{runtime}-int8", f"{runtime}-fp32"
+        ratio = latency[fp32].p50 / latency[int8].p50
+        figures = f"int8 {latency[int8].p50:.2f} ms, fp32 {latency[fp32].p50:.2f} ms at one thread here ({ratio:.2f} x)"
+        if int8 not in refused and ratio > 1.0:
+            use[runtime], reasons[runtime] = int8, f"faster: {figures}"
+        elif fp32 not in refused:
+            why = "int8 was refused" if int8 in refused else "int8 is not faster"
+            use[runtime], reasons[runtime] = fp32, f"{why}: {figures}"
+        elif int8 not in refused:
+            use[runtime], reasons[runtime] = int8, f"fp32 was refused: {figures}"
+        else:
+            raise GateError(f"{runtime}: nothing may be packed: int8: {refused[int8]}; fp32: {refused[fp32]}")
+    return use, reasons
+
+
+def measure_latency(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Latency]:
+    """One picture at a time at one thread, all rungs taking turns in every round, so that a busy machine hits all alike."""
+    spec = bundle.manifest.preprocessing
+    pixels = prepared(part.pixels[:_FRAMES_A_ROUND], spec)
+    calls: dict[str, Callable[[int], object]] = {}
+    for name in ("teacher", "student", "pruned"):
+        calls[name] = _torch_call(networks[name], pixels)
+    runtimes = [open_runtime(bundle, a.runtime, a.name, threads=1) for a in bundle.manifest.artefacts]
+    for artefact, runtime in zip(bundle.manifest.artefacts, runtimes, strict=True):
+        calls[artefact.name] = lambda row, runtime=runtime: runtime.infer(pixels[row])  # type: ignore[misc]
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with meter("latency", _ROUNDS) as bar:
+        for number in range(_ROUNDS + 1):
+            for name, call in calls.items():
+                for row in range(len(pixels)):
+                    started = time.perf_counter()
+                    call(row)
+                    if number:  # the first round warms up
+                        times[name].append(1000 * (time.perf_counter() - started))
+            if number:
+                bar.advance()
+    for runtime in runtimes:
+        runtime.close()
+    return {name: Latency(*(float(q) for q in np.quantile(values, (0.5, 0.9)))) for name, values in times.items()}
+
+
+def _torch_call(network: torch.nn.Module, pixels: Batch) -> Callable[[int], Any]:
+    tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+
+    def call(row: int) -> torch.Tensor:
+        with torch.inference_mode():
+            answer: torch.Tensor = network(tensors[row : row + 1])
+        return answer
+
+    return call
+
+
+def candidate(context: Context) -> Bundle:
+    """The bundle that was measured, with every artefact in it."""
+    return Bundle.open(context.folder("verify") / "candidate")

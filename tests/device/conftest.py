@@ -1,0 +1,179 @@
+"""What the device's tests share: a tiny real bundle, pictures in class folders, and a real broker."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+
+from eyas_device.bundle import (
+    GOLDEN,
+    MANIFEST,
+    SCHEMA,
+    Artefact,
+    Confidence,
+    File,
+    Manifest,
+    RuntimeName,
+    sha256,
+)
+from eyas_device.preprocess import prepare
+
+from . import tiny
+
+TEMPERATURE = 1.5
+_MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+@pytest.fixture(scope="session")
+def weights() -> tuple[tiny.Floats, tiny.Floats]:
+    """Weights and bias of the tiny classifier."""
+    return tiny.fit()
+
+
+def entry(path: Path) -> File:
+    return File(path=path.name, sha256=sha256(path), size_bytes=path.stat().st_size)
+
+
+@pytest.fixture(scope="session")
+def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tiny.Floats, tiny.Floats]) -> Path:
+    """A bundle for every runtime; the golden answers come from plain numpy, not from a runtime."""
+    root = tmp_path_factory.mktemp("pristine") / "bundle"
+    root.mkdir()
+    tiny.write_tflite(root / "litert-fp32.tflite", *weights)
+    tiny.write_tflite(root / "litert-int8.tflite", *weights, kind="int8")
+    tiny.write_openvino(root / "openvino-fp32.xml", *weights)
+    tiny.write_onnx(root / "onnx-fp32.onnx", *weights)
+    artefacts = []
+    kinds: tuple[tuple[RuntimeName, str, tuple[str, ...]], ...] = (
+        ("litert", "fp32", (".tflite",)),
+        ("litert", "int8", (".tflite",)),
+        ("openvino", "fp32", (".xml", ".bin")),
+        ("onnx", "fp32", (".onnx",)),
+    )
+    for runtime, precision, suffixes in kinds:
+        name = f"{runtime}-{precision}"
+        files = tuple(entry(root / f"{name}{suffix}") for suffix in suffixes)
+        artefacts.append(Artefact(name, runtime, "int8" if precision == "int8" else "fp32", files))
+    frames = [tiny.draw_shape(label, seed) for label in tiny.LABELS for seed in range(2)]
+    logits = np.stack([tiny.reference_logits(prepare(f, tiny.SPEC), *weights) for f in frames]) / TEMPERATURE
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    answers = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    arrays = {f"frame_{n:02d}": f for n, f in enumerate(frames)} | {f"p.{a.name}": answers for a in artefacts}
+    with (root / GOLDEN).open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    manifest = Manifest(
+        schema=SCHEMA,
+        name="tiny-shapes",
+        version="1.2.3",
+        labels=tiny.LABELS,
+        preprocessing=tiny.SPEC,
+        artefacts=tuple(artefacts),
+        use={"litert": "litert-int8", "openvino": "openvino-fp32", "onnx": "onnx-fp32"},
+        reasons={"litert": "faster: int8 1.00 ms, fp32 2.00 ms"},
+        confidence=Confidence(temperature=TEMPERATURE, threshold=0.9),
+        golden=entry(root / GOLDEN),
+        notices=("Drawn for a test.",),
+        evidence={"litert-int8": {"balanced_accuracy": 0.98765, "latency_ms_p50": None}},
+    )
+    (root / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+    return root
+
+
+@pytest.fixture
+def bundle_root(pristine_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of the test's own, to be spoilt."""
+    return Path(shutil.copytree(pristine_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def edit_manifest(bundle_root: Path) -> Callable[..., None]:
+    """Overwrite top-level fields of the manifest; a field set to `...` is removed."""
+
+    def edit(**fields: object) -> None:
+        path = bundle_root / MANIFEST
+        content = {**msgspec.json.decode(path.read_bytes()), **fields}
+        path.write_bytes(msgspec.json.encode({k: v for k, v in content.items() if v is not ...}))
+
+    return edit
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four pictures a label, in folders named as the labels."""
+    root = tmp_path_factory.mktemp("pictures")
+    for label in tiny.LABELS:
+        (root / label).mkdir()
+        for seed in range(4):
+            suffix = ".png" if seed % 2 else ".jpg"
+            assert cv2.imwrite(str(root / label / f"{seed}{suffix}"), tiny.draw_shape(label, 100 + seed))
+    return root
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Broker:
+    """A mosquitto on a loopback port, started and stopped at will."""
+
+    def __init__(self, folder: Path, *, options: str = "allow_anonymous true") -> None:
+        self.port = free_port()
+        self._config = folder / "mosquitto.conf"
+        self._config.write_text(f"listener {self.port} 127.0.0.1\npersistence false\nlog_type error\n{options}\n")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Broker:
+        assert _MOSQUITTO is not None
+        self._process = subprocess.Popen([_MOSQUITTO, "-c", str(self._config)], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return self
+            except OSError:
+                assert self._process.poll() is None, "mosquitto ended at once"
+                time.sleep(0.02)
+        raise AssertionError("mosquitto did not listen within 10 s")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+
+@pytest.fixture
+def make_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
+    """Make brokers that end with the test. Skips without mosquitto, but fails on continuous integration."""
+    if _MOSQUITTO is None:
+        why = "mosquitto is not installed (apt-get install mosquitto)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    made: list[Broker] = []
+
+    def make(**options: str) -> Broker:
+        made.append(Broker(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for broker in made:
+        broker.stop()
+
+
+@pytest.fixture
+def broker(make_broker: Callable[..., Broker]) -> Broker:
+    """A running broker that lets anybody in."""
+    return make_broker().start()

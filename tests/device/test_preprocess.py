@@ -1,0 +1,214 @@
+"""Any picture a camera or a person delivers becomes the same model input; Pillow and numpy are the second opinion."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from eyas_device.errors import PictureError
+from eyas_device.preprocess import Preprocessing, as_bgr, decode, prepare, read_picture
+
+from . import tiny
+
+PICTURE = tiny.draw_shape("cross", 1, 40, 30)
+
+
+def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    """BGR pixels as Pillow decodes them."""
+    from PIL import ImageOps
+
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))[:, :, ::-1]
+
+
+RGB = Image.fromarray(PICTURE[:, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("data", "tolerance"),
+    [
+        (encoded(RGB, "PNG"), 0),
+        (encoded(RGB, "BMP"), 0),
+        (encoded(RGB, "TIFF"), 0),
+        (encoded(RGB, "WEBP", lossless=True), 0),
+        (encoded(RGB, "JPEG", quality=95), 3),
+        (encoded(RGB.convert("L"), "PNG"), 0),
+        (encoded(RGB.convert("L"), "JPEG"), 2),
+        (encoded(RGB.convert("P"), "PNG"), 0),
+        (encoded(RGB.convert("1"), "PNG"), 0),
+        (encoded(RGB.convert("CMYK"), "JPEG", quality=95), 4),
+    ],
+    ids=["png", "bmp", "tiff", "webp", "jpeg", "grey-png", "grey-jpeg", "palette", "1-bit", "cmyk"],
+)
+def test_decoding_agrees_with_pillow(data: bytes, tolerance: int) -> None:
+    ours, theirs = decode(data), by_pillow(data)
+    assert ours.dtype == np.uint8
+    assert ours.shape == theirs.shape
+    assert np.abs(ours.astype(int) - theirs).max() <= tolerance
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(RGB, "JPEG", quality=95, exif=exif)
+    ours, theirs = decode(data), by_pillow(data)
+    assert ours.shape == ((40, 30, 3) if orientation >= 5 else (30, 40, 3))
+    assert np.abs(ours.astype(int) - theirs).max() <= 3
+
+
+def test_16_bit_keeps_the_high_byte() -> None:
+    deep = (PICTURE[:, :, 0].astype(np.uint16) << 8) | 0x12
+    pixels = decode(cv2.imencode(".png", deep)[1].tobytes())
+    assert pixels.dtype == np.uint8
+    for channel in range(3):
+        assert np.array_equal(pixels[:, :, channel], PICTURE[:, :, 0])
+
+
+def test_alpha_is_dropped() -> None:
+    alpha = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 7, np.uint8)])
+    assert np.array_equal(decode(cv2.imencode(".png", alpha)[1].tobytes()), PICTURE)
+    assert np.array_equal(as_bgr(alpha), PICTURE)
+
+
+@pytest.mark.parametrize("channels", [None, 1], ids=["2d", "3d"])
+def test_grey_becomes_three_equal_channels(channels: int | None) -> None:
+    grey = PICTURE[:, :, 1] if channels is None else PICTURE[:, :, 1:2]
+    assert np.array_equal(as_bgr(grey), np.repeat(PICTURE[:, :, 1:2], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"junk", "not a picture"),
+        (encoded(RGB, "PNG")[:40], "not a picture"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 64, "not a picture"),
+    ],
+    ids=["zero-byte", "junk", "cut-png", "jpeg-header-only"],
+)
+def test_what_is_no_picture(data: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "frame.jpg"
+    path.write_bytes(data)
+    with pytest.raises(PictureError, match=words) as caught:
+        read_picture(path)
+    assert str(path) in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_picture_or_a_picture_error(data: bytes) -> None:
+    try:
+        pixels = decode(data)
+    except PictureError:
+        return
+    assert pixels.ndim == 3
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(PictureError, match=r"nowhere/x\.png: cannot be read"):
+        read_picture(Path("nowhere/x.png"))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [np.zeros((4, 4), np.float32), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 2), np.uint8)],
+    ids=["float", "1d", "empty", "2-channels"],
+)
+def test_other_frames_are_refused(frame: np.ndarray) -> None:
+    with pytest.raises(PictureError, match="allowed"):
+        prepare(frame, tiny.SPEC)
+
+
+SHAPES = st.tuples(st.integers(1, 90), st.integers(1, 90))
+FITS = st.sampled_from(["crop", "stretch", "pad"])
+METHODS = st.sampled_from(["area", "linear"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    shape=SHAPES,
+    channels=st.sampled_from([None, 1, 3, 4]),
+    fit=FITS,
+    method=METHODS,
+    size=st.integers(8, 64),
+    part=st.floats(0.05, 1.0),
+    seed=st.integers(0, 9),
+)
+def test_every_shape_fits(
+    shape: tuple[int, int], channels: int | None, fit: str, method: str, size: int, part: float, seed: int
+) -> None:
+    full = shape if channels is None else (*shape, channels)
+    frame = np.random.default_rng(seed).integers(0, 256, full, dtype=np.uint8)
+    before = frame.copy()
+    spec = Preprocessing(size=size, fit=fit, interpolation=method, crop_fraction=part)
+    out = np.full((size, size, 3), 77, dtype=np.uint8)
+    answer = prepare(frame, spec, out=out)
+    assert np.shares_memory(answer, out), "the answer lies elsewhere than in `out`"
+    assert np.array_equal(out, prepare(frame, spec)), "`out` was not written"
+    assert np.array_equal(frame, before), "the frame was changed"
+
+
+@settings(max_examples=60, deadline=None)
+@given(scale=st.integers(1, 5), size=st.integers(8, 24), wide=st.integers(0, 40), tall=st.booleans())
+def test_crop_is_the_centre_averaged(scale: int, size: int, wide: int, tall: bool) -> None:
+    """By `area` at a whole ratio, each output pixel is the mean of its block: numpy computes that as well."""
+    side = size * scale
+    shape = (side + 2 * wide, side, 3) if tall else (side, side + 2 * wide, 3)
+    frame = np.random.default_rng(wide).integers(0, 256, shape, dtype=np.uint8)
+    centre = frame[wide : wide + side] if tall else frame[:, wide : wide + side]
+    blocks = centre.reshape(size, scale, size, scale, 3).mean(axis=(1, 3))
+    assert np.abs(prepare(frame, Preprocessing(size=size)) - blocks).max() <= 0.51
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 60), (60, 20)])
+def test_pad_keeps_everything_and_adds_grey(height: int, width: int) -> None:
+    out = prepare(np.full((height, width, 3), 200, np.uint8), Preprocessing(size=30, fit="pad"))
+    picture = out if width > height else out.transpose(1, 0, 2)
+    assert (picture[10:20] == 200).all()
+    assert (picture[:10] == 128).all()
+    assert (picture[20:] == 128).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_stretch_agrees_with_pillow(kind: str) -> None:
+    """Pillow's box filter is OpenCV's `area`."""
+    frame = decode(encoded(RGB, kind, quality=95))
+    theirs = np.asarray(Image.fromarray(frame[:, :, ::-1]).resize((10, 10), Image.Resampling.BOX))[:, :, ::-1]
+    ours = prepare(frame, Preprocessing(size=10, fit="stretch"))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "out", [np.zeros((15, 16, 3), np.uint8), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.float32)]
+)
+def test_an_out_that_cannot_be_written_is_refused(out: np.ndarray) -> None:
+    with pytest.raises(PictureError, match=r"uint8 \(16, 16, 3\) is needed"):
+        prepare(PICTURE, tiny.SPEC, out=out)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [np.zeros((16, 3, 16), np.uint8).transpose(0, 2, 1), np.zeros((32, 32, 3), np.uint8)[::2, ::2]],
+    ids=["transposed", "strided"],
+)
+def test_an_out_of_any_layout_is_written(out: np.ndarray) -> None:
+    assert prepare(PICTURE, tiny.SPEC, out=out) is out
+    assert np.array_equal(out, prepare(PICTURE, tiny.SPEC))
+
+
+def test_views_are_prepared_like_copies() -> None:
+    for view in (PICTURE[::-1], PICTURE[:, ::-1], PICTURE[:, :, ::-1], PICTURE[::2, ::2], PICTURE.transpose(1, 0, 2)):
+        assert np.array_equal(prepare(view, tiny.SPEC), prepare(np.ascontiguousarray(view), tiny.SPEC))
