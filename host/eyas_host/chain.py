@@ -1,7 +1,7 @@
 """The nine stages of the main job: what each reads, does and leaves behind.
 
-`split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates read validation; the sealed test
-part is read once, by `report`, after the bundle is packed.
+`split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates read validation; the sealed
+test part is read once, by `report`, after the bundle is packed.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def prune(context: Context) -> Outcome:
     """Cut the student down and let it recover with the teacher's answers."""
     from eyas_host.compress.prune import PrunePlan, ZeroKeeper, prune_channels, prune_weights
     from eyas_host.files import write_bytes
+    from eyas_host.train.models import move
     from eyas_host.train.student import Lesson, ViewCache
 
     recipe, settings = context.recipe, context.recipe.prune
@@ -142,7 +143,7 @@ def prune(context: Context) -> Outcome:
     lesson = Lesson(recipe, data, ViewCache(context.folder("distill")))
     history: list[Epoch] = []
     if settings.method != "none" and settings.epochs:
-        model = model.to(lesson.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = move(model, lesson.device)
         keeper = ZeroKeeper(model) if settings.method == "nncf" else None
         checkpoint = context.folder("prune") / "recovery.ckpt"
         history = lesson.train(

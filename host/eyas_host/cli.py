@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
+from eyas_host.quiet import quiet_libraries
 
 STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
 
@@ -139,7 +139,7 @@ def _version(
 
 def main() -> None:
     """Entry point: a mistake of the user ends with one message and exit code 2."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    quiet_libraries()
     try:
         app()
     except EyasError as error:

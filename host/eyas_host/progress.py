@@ -10,6 +10,9 @@ from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+_NARROWEST = 120
 
 console = Console(stderr=True, highlight=False)
 
@@ -86,6 +89,12 @@ def say(text: str) -> None:
     """One line for the user, beside the bars."""
     console.print(text, soft_wrap=True)
     sys.stderr.flush()
+
+
+def show(table: Table) -> None:
+    """A table on standard output, wide enough to be read where there is no terminal."""
+    out = Console(highlight=False)
+    out.print(table) if out.is_terminal else Console(highlight=False, width=_NARROWEST).print(table)
 
 
 def _clock(seconds: float) -> str:

@@ -28,7 +28,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A section of the recipe."""
 
 
-class RunSection(_Section):
+class RunSection(_Section, frozen=True):
     """`[run]`: the name of the run and how it uses the machine."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -41,7 +41,7 @@ class RunSection(_Section):
     """Torch threads a training process; 0 chooses (1 a process up to 160 px, else all cores)."""
 
 
-class DataSection(_Section):
+class DataSection(_Section, frozen=True):
     """`[data]`: the labelled pictures and how they are divided."""
 
     source: Literal["folder", "elpv"] = "folder"
@@ -56,7 +56,7 @@ class DataSection(_Section):
     """Use at most this many pictures (0: all), drawn evenly from the classes; for a quick try."""
 
 
-class PictureSection(_Section):
+class PictureSection(_Section, frozen=True):
     """`[picture]`: what the model sees; becomes the bundle's preprocessing."""
 
     size: Annotated[int, Meta(ge=32, le=1024)] = 128
@@ -72,7 +72,7 @@ class PictureSection(_Section):
         )
 
 
-class AugmentSection(_Section):
+class AugmentSection(_Section, frozen=True):
     """`[augment]`: how training pictures may be varied; only what the real camera could see."""
 
     horizontal_flip: bool = True
@@ -88,7 +88,7 @@ class AugmentSection(_Section):
     """Part of the distillation views in which a patch of another picture is pasted; the teacher answers for the mix."""
 
 
-class TeacherSection(_Section):
+class TeacherSection(_Section, frozen=True):
     """`[teacher]`: transfer learning with staged unfreezing."""
 
     model: str = "tf_efficientnet_lite0"
@@ -114,7 +114,7 @@ class TeacherSection(_Section):
     """Epochs without a better validation before stage 2 ends."""
 
 
-class StudentSection(_Section):
+class StudentSection(_Section, frozen=True):
     """`[student]`: distillation into a small network."""
 
     model: str = "mobilenetv3_small_100"
@@ -137,7 +137,7 @@ class StudentSection(_Section):
     """Also train the same student without a teacher, to see what distillation buys."""
 
 
-class PruneSection(_Section):
+class PruneSection(_Section, frozen=True):
     """`[prune]`: a smaller graph."""
 
     method: Literal["channel", "nncf", "none"] = "channel"
@@ -151,7 +151,7 @@ class PruneSection(_Section):
     rate: Rate = 1e-3
 
 
-class QatSection(_Section):
+class QatSection(_Section, frozen=True):
     """`[qat]`: fine-tuning with the int8 grid in the graph."""
 
     epochs: Count = 4
@@ -160,13 +160,13 @@ class QatSection(_Section):
     """Training pictures that set the first ranges."""
 
 
-class CompileSection(_Section):
+class CompileSection(_Section, frozen=True):
     """`[compile]`: which runtimes to build for."""
 
     runtimes: tuple[RuntimeName, ...] = ("litert", "openvino", "onnx")
 
 
-class GateSection(_Section):
+class GateSection(_Section, frozen=True):
     """`[gate]`: bounds on validation below which an artefact is not packed."""
 
     min_agreement: Fraction = 0.95
@@ -177,7 +177,7 @@ class GateSection(_Section):
     """Largest allowed loss of balanced accuracy of int8 against the float model it was made from."""
 
 
-class PackSection(_Section):
+class PackSection(_Section, frozen=True):
     """`[pack]`: the bundle."""
 
     version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"

@@ -1,9 +1,9 @@
 """Stages: a chain of steps that read files and write files, run only where something changed.
 
-Each stage owns `runs/<name>/<stage>/`. When it ends it writes `stage.json` with the hashes of its inputs and outputs, its
-recipe sections, the code's version, the seed and the time; a stage whose `stage.json` still fits is not run again. While it
-runs, `running.json` says for which fingerprint: a stage that was killed goes on from its checkpoints, one whose inputs
-changed since starts afresh.
+Each stage owns `runs/<name>/<stage>/`. When it ends it writes `stage.json` with the hashes of its inputs and outputs,
+its recipe sections, the code's version, the seed and the time; a stage whose `stage.json` still fits is not run again.
+While it runs, `running.json` says for which fingerprint: a stage that was killed goes on from its checkpoints, one
+whose inputs changed since starts afresh.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def run_chain(
 ) -> None:
     """Run the stages that need it, in order.
 
-    `start` runs that stage and all behind it anew, `only` runs just that one anew, `until` ends the chain with that one.
+    `start` runs that stage and all behind it anew, `only` just that one anew, `until` ends the chain with that one.
     Raises `StageError` if another run holds the folder or an earlier stage is missing for `only`.
     """
     context.root.mkdir(parents=True, exist_ok=True)

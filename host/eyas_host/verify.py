@@ -1,7 +1,7 @@
 """Verify: every artefact through the device's own preprocessing and runtimes, on validation.
 
-An artefact is compared with the network it was made from: fp32 with the pruned student, int8 with the QAT model. How far
-two right int8 implementations may lie apart is measured too: `exact-int8` is integer arithmetic in torch.
+An artefact is compared with the network it was made from: fp32 with the pruned student, int8 with the QAT model. How
+far two right int8 implementations may lie apart is measured too: `exact-int8` is integer arithmetic in torch.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def choose(
 
 
 def measure_latency(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Latency]:
-    """One picture at a time at one thread, all rungs taking turns in every round, so that a busy machine hits all alike."""
+    """One picture at a time at one thread; all rungs take turns, so that a busy machine hits all alike."""
     spec = bundle.manifest.preprocessing
     pixels = prepared(part.pixels[:_FRAMES_A_ROUND], spec)
     calls: dict[str, Callable[[int], object]] = {}

@@ -126,18 +126,18 @@ def test_a_status_line_a_second(pristine_bundle: Path) -> None:
 def test_a_signal_ends_with_a_summary_and_0(number: signal.Signals, pristine_bundle: Path) -> None:
     command = [str(SCRIPT), "run", "--bundle", str(pristine_bundle), "--camera", "fake:", "--loop", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    assert process.stdout is not None and process.stderr is not None
     try:
         assert json.loads(process.stdout.readline())["number"] == 0
         process.send_signal(number)
-        rest, errors = process.communicate(timeout=20)
+        numbers = [0] + [json.loads(line)["number"] for line in process.stdout]
+        errors = process.stderr.read()
+        assert process.wait(20) == 0
     finally:
         process.kill()
-    assert process.returncode == 0
     assert "Traceback" not in errors
-    answers = 1 + len(rest.splitlines())
-    assert json.loads(rest.splitlines()[-1])["number"] == answers - 1
-    assert f"{answers} frames in " in errors
+    assert numbers == list(range(len(numbers)))
+    assert f"{len(numbers)} frames in " in errors
 
 
 def test_a_reader_that_leaves(pristine_bundle: Path) -> None:

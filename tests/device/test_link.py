@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import queue
 import signal
 import subprocess
@@ -61,13 +60,11 @@ def inbox(port: int) -> Iterator[Inbox]:
 
 
 @contextmanager
-def linked(
-    bundle: Path, port: int, window_s: float = 30.0, host: str = "127.0.0.1"
-) -> Iterator[tuple[Classifier, Link]]:
+def linked(bundle: Path, port: int, window_s: float = 30.0) -> Iterator[tuple[Classifier, Link]]:
     with (
         Classifier.open(bundle) as classifier,
         Link(
-            host,
+            "127.0.0.1",
             port,
             site="hall-2",
             device="cam-7",
@@ -150,7 +147,7 @@ def test_a_broker_that_comes_late_and_comes_back(make_broker: Callable[..., Brok
         broker.start()
         with inbox(broker.port) as box:
             frames = 0
-            for _ in itertools.takewhile(lambda _: frames < 5, itertools.count()):
+            while frames < 5:
                 frames += box.next("window")[2].frames
             assert frames == 5
             wait_until(lambda: link.state == "connected")

@@ -1,6 +1,6 @@
 """Tiny real models for the device's tests: one linear classifier of drawn shapes, written in each runtime's own format.
 
-The formats are written directly, so that these tests need no training framework and run on a camera, too.
+The formats are written directly, so that these tests need no training framework and nothing to convert.
 """
 
 from __future__ import annotations

@@ -1,18 +1,14 @@
 """LiteRT: torch -> .tflite, float or int8 with the ranges that QAT learned.
 
-The int8 route: weights on their grid -> float .tflite -> ai-edge-quantizer (static, int8 weights and activations) with the
-learned ranges put in place of calibrated ones. Hard-swish and the classifier stay float: an int8 hard-swish breaks the
-graph into dozens of XNNPACK partitions and costs more than it saves.
+The int8 route: weights on their grid -> float .tflite -> ai-edge-quantizer (static, int8 weights and activations) with
+the learned ranges put in place of calibrated ones. Hard-swish and the classifier stay float: an int8 hard-swish breaks
+the graph into dozens of XNNPACK partitions and costs more than it saves.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,7 @@ from eyas_host.compile.qdq import bake_weights, replace_activations
 from eyas_host.compress.quantizers import Affine, affine, module_of, weight_quantizers
 from eyas_host.errors import CompileError
 from eyas_host.files import write_bytes
+from eyas_host.quiet import quiet_tools
 
 Array = npt.NDArray[np.float32]
 
@@ -82,7 +79,7 @@ def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) ->
     activations = _activation_ranges(model, _tensor_values(content, pixels), recorders)
     weights = _weight_scales(model, baked, qat_model)
     builder = quantizer.Quantizer(content, _recipe())
-    with _quiet():
+    with quiet_tools():
         statistics = builder.calibrate({_SIGNATURE: [{_ARGUMENT: pixels}]}, num_threads=1)
         missed = _inject(statistics, activations, weights, model)
         if missed or len(weights) < len(weight_quantizers(qat_model)):
@@ -117,7 +114,7 @@ def _inject(
 def _convert(network: nn.Module, input_size: int) -> bytes:
     pixels = torch.zeros(1, input_size, input_size, 3)
     try:
-        with _quiet():
+        with quiet_tools():
             converted: Any = litert_torch.convert(_FromPixels(network).eval(), (pixels,))
             return bytes(converted.model_content())
     except (RuntimeError, ValueError, TypeError) as error:
@@ -230,15 +227,3 @@ def _constant(model: Any, name: str) -> bool:
     """Whether a tensor is stored in the file (a bias, a small constant)."""
     tensors = model.subgraphs[0].tensors
     return any(t.name.decode() == name and model.buffers[t.buffer].data is not None for t in tensors)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter reports every pass on standard output and warns of its own deprecations."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from eyas_host.compile.artefact import Compiled
 from eyas_host.compile.qdq import to_qdq
 from eyas_host.errors import CompileError
 from eyas_host.files import whole
+from eyas_host.quiet import quiet_tools
 
 OPSET = 18
 
@@ -45,8 +42,7 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
     network = _FromPixels(to_qdq(model) if precision == "int8" else model).eval()
     pixels = torch.zeros(1, input_size, input_size, 3, dtype=torch.uint8)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("onnxscript", "torch.onnx"):
-            warnings.simplefilter("ignore")
+        with quiet_tools():
             program: Any = torch.onnx.export(
                 network,
                 (pixels,),
@@ -89,17 +85,3 @@ def _store_int8_weights(model: Any) -> int:
         graph.initializer.remove(tensor)
     del graph.value_info[:]
     return stored
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Any:
-    """Only errors from these loggers."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 from eyas_device.bundle import Precision
 from eyas_host.compile.artefact import Compiled
 from eyas_host.errors import CompileError
+from eyas_host.quiet import quiet_tools
 
 
 def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> Compiled:
@@ -25,8 +25,7 @@ def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision
     """
     example = torch.zeros(1, 3, input_size, input_size)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer distrusts the quantizers' levels, which are constants
+        with quiet_tools():  # the tracer distrusts the quantizers' levels, which are constants
             converted: Any = ov.convert_model(model.eval(), example_input=example, input=[1, 3, input_size, input_size])
     except RuntimeError as error:
         raise CompileError(f"{path.name}: OpenVINO cannot convert the network: {str(error).splitlines()[0]}") from None

@@ -1,7 +1,7 @@
 """A QAT model as plain quantize-dequantize pairs, and as exact integer arithmetic.
 
-NNCF's fake quantizers cannot be exported (their guards depend on data), so each is replaced by the pair that an int8 backend
-understands: `real = scale * (integer - zero_point)`.
+NNCF's fake quantizers cannot be exported (their guards depend on data), so each is replaced by the pair that an int8
+backend understands: `real = scale * (integer - zero_point)`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def fold_for_deployment(model: nn.Module) -> DeployModel:
             plain three-channel convolution, or the folded network does not compute what the original does.
 
     """
-    backbone = copy.deepcopy(model.backbone).eval()
+    backbone = cast(nn.Module, copy.deepcopy(model.backbone)).eval()
     device = next(backbone.parameters()).device
     mean_rgb = torch.as_tensor(model.mean).detach().to(device).reshape(3)
     std_rgb = torch.as_tensor(model.std).detach().to(device).reshape(3)
@@ -66,6 +67,7 @@ def fold_for_deployment(model: nn.Module) -> DeployModel:
     probe = torch.linspace(-2, 2, 3 * _PROBE_SIZE**2, device=device).reshape(1, 3, _PROBE_SIZE, _PROBE_SIZE)
     stem, pairs = _find_convolutions(backbone, probe)
     for conv, norm in pairs:
+        assert norm.running_mean is not None and norm.running_var is not None  # evaluation mode was possible
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )

@@ -1,8 +1,8 @@
 """Pruning: fewer channels (really faster), or zeros among the weights (no faster here, kept as an option).
 
-Channel pruning removes whole channels by group magnitude (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023)
-until the multiply-accumulates fall to the wanted part. Magnitude pruning is NNCF's (`nncf.prune`). Both are recorded as
-plans in JSON that rebuild the same network from the unpruned one.
+Channel pruning removes whole channels by group magnitude (Fang et al., "DepGraph: Towards Any Structural Pruning",
+2023) until the multiply-accumulates fall to the wanted part. Magnitude pruning is NNCF's (`nncf.prune`). What was cut
+is recorded as a plan in JSON that rebuilds the same network from the unpruned one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from eyas_host.errors import CompressError
+from eyas_host.quiet import quiet_tools
 from eyas_host.train.models import PixelClassifier
 
 _ROUND_TO = 8
@@ -94,14 +95,15 @@ def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tupl
     macs, parameters_before = _count(dense, example)
     backbone: Any = copy.deepcopy(dense.backbone)
     head = next(name for name, module in backbone.named_modules() if module is backbone.get_classifier())
-    masked = nncf.prune(
-        backbone,
-        mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL,
-        ratio=sparsity,
-        ignored_scope=nncf.IgnoredScope(patterns=[f".*{head}.*"]),
-        examples_inputs=example,
-    )
-    baked: Any = nncf.strip(masked, do_copy=True, strip_format=nncf.StripFormat.IN_PLACE)
+    with quiet_tools():
+        masked = nncf.prune(
+            backbone,
+            mode=nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL,
+            ratio=sparsity,
+            ignored_scope=nncf.IgnoredScope(patterns=[f".*{head}.*"]),
+            examples_inputs=example,
+        )
+        baked: Any = nncf.strip(masked, do_copy=True, strip_format=nncf.StripFormat.IN_PLACE)
     own = dense.backbone.state_dict()
     dense.backbone.load_state_dict({name: baked.state_dict()[name] for name in own})
     _, parameters_after = _count(dense, example)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,14 @@ from nncf.torch import get_config, load_from_config
 from torch import Tensor, nn
 
 from eyas_host.compress.fold import DeployModel
-from eyas_host.compress.quantizers import CLASSIFIER, activation_quantizers, check_placement, complete_placement
+from eyas_host.compress.quantizers import CLASSIFIER, activation_quantizers, complete_placement
 from eyas_host.errors import CompressError
 from eyas_host.files import write_bytes
+from eyas_host.quiet import quiet_tools
 
 _STATE, _CONFIG = "qat.pt", "qat.json"
 _INPUT = "/sub/0"
 """The operation `pixels - mean`; the pixels themselves are whole numbers and need no rounding."""
-
-nncf_logger = logging.getLogger("nncf")
 
 
 def prepare_qat(deploy: DeployModel, calibration: Sequence[Tensor], *, input_size: int) -> nn.Module:
@@ -37,19 +35,19 @@ def prepare_qat(deploy: DeployModel, calibration: Sequence[Tensor], *, input_siz
     `calibration` are float pixels [1, 3, input_size, input_size], 0..255, that set the first ranges; the range behind
     `pixels - mean` follows from the mean alone. Raises `CompressError` where a network cannot be placed completely.
     """
-    nncf_logger.setLevel(logging.ERROR)
     example = torch.zeros(1, 3, input_size, input_size)
-    quantized: nn.Module = nncf.quantize(
-        copy.deepcopy(deploy).cpu().eval(),
-        nncf.Dataset(list(calibration)),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(calibration),
-        fast_bias_correction=True,
-        ignored_scope=nncf.IgnoredScope(types=[CLASSIFIER], validate=False),
-        advanced_parameters=AdvancedQuantizationParameters(
-            activations_quantization_params=QuantizationParameters(per_channel=False)
-        ),
-    )
+    with quiet_tools():
+        quantized: nn.Module = nncf.quantize(
+            copy.deepcopy(deploy).cpu().eval(),
+            nncf.Dataset(list(calibration)),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(types=[CLASSIFIER], validate=False),
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_quantization_params=QuantizationParameters(per_channel=False)
+            ),
+        )
     complete_placement(quantized, calibration, example)
     _fix_input_range(quantized, deploy)
     return quantized
@@ -68,7 +66,6 @@ def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
 
     Raises `CompressError` if the files are missing, damaged or of another network.
     """
-    nncf_logger.setLevel(logging.ERROR)
     try:
         config = json.loads((directory / _CONFIG).read_bytes())
         state = torch.load(directory / _STATE, map_location="cpu", weights_only=True)
@@ -88,6 +85,3 @@ def _fix_input_range(model: nn.Module, deploy: DeployModel) -> None:
     quantizer.input_low.data.fill_(low)
     quantizer.input_range.data.fill_(high - low)
     quantizer.disable_gradients()
-
-
-__all__ = ["check_placement", "load_qat", "prepare_qat", "save_qat"]

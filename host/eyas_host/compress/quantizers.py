@@ -164,7 +164,7 @@ def complete_placement(model: nn.Module, calibration: Iterable[Tensor], example:
     before_swish = {op.name for op in _operations(model, example) if set(op.consumers) == {"hardswish"}}
 
     for name in missing_weights(required, present):
-        weight = module_of(model, name).weight
+        weight = weight_of(model, name)
         register_pre_function_hook(model, name, 1, _weight_quantizer(weight).to(weight.device))
     observers = {name: _Observer() for name in missing}
     handles = [register_post_function_hook(model, name, 0, observer) for name, observer in observers.items()]
@@ -225,6 +225,13 @@ def weight_quantizers(model: nn.Module) -> dict[str, SymmetricQuantizer]:
     """Return the weight quantizers by the name of the operation whose weight they round."""
     hooks = ((_point(name), hook) for name, hook in get_hook_storage(model).named_hooks())
     return {op: hook for (op, is_weight), hook in hooks if is_weight and isinstance(hook, SymmetricQuantizer)}
+
+
+def weight_of(model: nn.Module, operation: str) -> Tensor:
+    """Return the weight of a weighted operation."""
+    weight = module_of(model, operation).weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def module_of(model: nn.Module, operation: str) -> nn.Module:
@@ -369,5 +376,5 @@ def _first_input(graph: Any, node: int) -> int:
 
 
 def quantizer_places(storage: nn.Module) -> dict[int, tuple[nn.Module, str]]:
-    """id of a hook -> the module that holds it and its name there."""
+    """Id of a hook -> the module that holds it and its name there."""
     return {id(child): (parent, name) for parent in storage.modules() for name, child in parent.named_children()}

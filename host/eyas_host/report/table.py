@@ -28,5 +28,5 @@ def ladder_table(report: Report) -> Table:
             "" if latency is None else f"{latency.p90:.2f}",
             style="bold" if rung.name == report.shipped else None,
         )
-    table.caption = "* what a runtime runs; latency: one picture, one thread, this machine; agreement: with its reference"
+    table.caption = "* what a runtime runs; latency: one picture, one thread, this machine"
     return table

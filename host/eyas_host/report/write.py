@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,12 +16,12 @@ import numpy as np
 from eyas_device.bundle import Bundle
 from eyas_host.data.split import Split
 from eyas_host.files import whole, write_bytes
-from eyas_host.progress import console
+from eyas_host.progress import show
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
 from eyas_host.report.table import ladder_table
 from eyas_host.stages import Context, Outcome
-from eyas_host.train.metrics import Scores, reliability, score, softmax
+from eyas_host.train.metrics import Floats, Ints, Scores, reliability, score, softmax
 from eyas_host.verify import (
     Logits,
     Verdict,
@@ -30,7 +29,6 @@ from eyas_host.verify import (
     candidate,
     load_networks,
     load_verdict,
-    validation_logits,
 )
 
 _SEALED = Path("sealed") / "test-logits.npz"
@@ -97,7 +95,7 @@ def write_report(context: Context) -> Outcome:
     )
     write_bytes(context.root / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1))
     write_bytes(context.root / "report.html", render_html(report).encode())
-    console.print(ladder_table(report))
+    show(ladder_table(report))
     own = next(r for r in report.rungs if r.name == shipped)
     teacher = next(r for r in report.rungs if r.name == "teacher")
     share = own.balanced_accuracy / teacher.balanced_accuracy
@@ -167,7 +165,7 @@ _NOTES = {
 _STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
 
 
-def _mistakes(probabilities: Logits, targets: np.ndarray[Any, np.dtype[np.int64]], split: Split) -> tuple[Mistake, ...]:
+def _mistakes(probabilities: Floats, targets: Ints, split: Split) -> tuple[Mistake, ...]:
     answers, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(answers != targets)
     worst = wrong[np.argsort(-confidence[wrong])][:_MISTAKES]

@@ -1,7 +1,7 @@
 """The training loop: epochs with a schedule, the best weights kept, and a checkpoint after each to go on from.
 
-Everything random in an epoch is seeded by (seed, epoch), so a run that was killed and resumed ends with the same numbers as
-one that was not.
+Everything random in an epoch is seeded by (seed, epoch), so a run that was killed and resumed ends with the same
+numbers as one that was not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from eyas_host.data.views import Batch
@@ -69,14 +69,14 @@ def fit(
     steps_an_epoch: int,
     checkpoint: Path,
     title: str,
-    prepare: Callable[[nn.Module], None] = lambda model: model.train() and None,
+    prepare: Callable[[nn.Module], object] = nn.Module.train,
     after_step: Callable[[], None] | None = None,
 ) -> list[Epoch]:
     """Train `model` and leave the best weights in it.
 
-    `steps(epoch)` yields the loss of each batch; `evaluate` returns figures of which `objective` chooses the best epoch;
-    `prepare` puts the model into its training mode before each epoch. With a checkpoint on disk, training goes on
-    behind its last epoch. Raises `TrainError` when a loss is not a number.
+    `steps(epoch)` yields the loss of each batch; `evaluate` returns figures of which `objective` chooses the best
+    epoch; `prepare` puts the model into its training mode before each epoch. With a checkpoint on disk, training goes
+    on behind its last epoch. Raises `TrainError` when a loss is not a number.
     """
     for group in groups:
         group["lr"] = schedule.rate * group.get("lr_scale", 1.0)

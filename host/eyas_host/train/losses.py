@@ -18,6 +18,7 @@ class DistillationLoss(nn.Module):
         super().__init__()
         self.kd_ratio = kd_ratio
         self.temperature = temperature
+        self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights)
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

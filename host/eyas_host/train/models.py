@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import timm
@@ -53,16 +53,27 @@ class PixelClassifier(nn.Module):
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Logits of pooled features."""
-        backbone: Any = self.backbone
-        logits: Tensor = backbone.get_classifier()(pooled)
+        logits: Tensor = self.classifier(pooled)
         return logits
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The layer that makes the logits."""
+        backbone: Any = self.backbone
+        layer: nn.Module = backbone.get_classifier()
+        return layer
 
     @property
     def pooled_channels(self) -> int:
         """Channels of `pooled`."""
         backbone: Any = self.backbone
-        classifier = backbone.get_classifier()
-        return int(getattr(classifier, "in_features", backbone.num_features))
+        return int(getattr(self.classifier, "in_features", backbone.num_features))
+
+
+def move(model: PixelClassifier, device: torch.device) -> PixelClassifier:
+    """The network on a device, channels last in memory: what convolutions on CPUs and tensor cores want."""
+    moved: Any = model
+    return cast(PixelClassifier, moved.to(device, memory_format=torch.channels_last))
 
 
 _CENTRE = (128 / 255, 128 / 255, 128 / 255)

@@ -1,7 +1,7 @@
 """The student: the same augmented views as the teacher saw, its answers beside the labels.
 
-Views and the teacher's answers are made once and kept on disk (uint8 pixels, fp16 logits and pooled features); every epoch
-and every later stage reads them again. Source for "the same view to both, and patience": Beyer et al., "Knowledge
+Views and the teacher's answers are made once and kept on disk (uint8 pixels, fp16 logits and pooled features); every
+epoch and every later stage reads them again. Source for "the same view to both, and patience": Beyer et al., "Knowledge
 distillation: a good teacher is patient and consistent", 2022.
 """
 
@@ -24,7 +24,7 @@ from eyas_host.progress import meter
 from eyas_host.recipe import Recipe
 from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import DistillationLoss, FeatureHint, balanced_class_weights
-from eyas_host.train.models import Origin, PixelClassifier, build
+from eyas_host.train.models import Origin, PixelClassifier, build, move
 
 
 class ViewCache:
@@ -48,7 +48,7 @@ class ViewCache:
     def make(cls, root: Path, recipe: Recipe, split: Split, teacher: PixelClassifier) -> ViewCache:
         """Draw the views and ask the teacher; views that a killed run left whole are kept."""
         device = pick_device(recipe.run.device)
-        teacher = teacher.to(device, memory_format=torch.channels_last).eval()
+        teacher = move(teacher, device).eval()
         augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
         rounds = range(recipe.student.views)
         with meter("views and the teacher's answers", len(rounds)) as bar:
@@ -189,7 +189,7 @@ def train_student(
     lesson = Lesson(recipe, split, cache, teacher=teacher)
     torch.manual_seed(recipe.run.seed)
     model, origin = build(recipe.student.model, len(split.labels), recipe.student.weights)
-    model = model.to(lesson.device, memory_format=torch.channels_last)
+    model = move(model, lesson.device)
     history = lesson.train(
         model,
         epochs=recipe.student.epochs,

@@ -21,19 +21,22 @@ from eyas_host.data.views import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe, TeacherSection
 from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import balanced_class_weights
-from eyas_host.train.models import Origin, PixelClassifier, build
+from eyas_host.train.models import Origin, PixelClassifier, build, move
 
 _HEAD_ROUNDS = 3
 """Views a picture whose features stage 1 caches."""
 
 
 def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassifier, Origin, dict[str, list[Epoch]]]:
-    """Train the teacher; checkpoints go to `work`. Returns the model, its weights' origin and both stages' histories."""
+    """Train the teacher; checkpoints go to `work`.
+
+    Returns the model, where its first weights came from, and the histories of both stages.
+    """
     settings, seed = recipe.teacher, recipe.run.seed
     device = pick_device(recipe.run.device)
     torch.manual_seed(seed)
     model, origin = build(settings.model, len(split.labels), settings.weights)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = move(model, device)
     augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
     validation = prepared(split.validation.pixels, augmenter.spec)
     targets = torch.from_numpy(split.train.targets).to(device)
@@ -48,7 +51,7 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
     rounds = [augmenter.views(split.train.pixels, (seed, 1, r)) for r in range(_HEAD_ROUNDS)]
     features = [_features(model, views, device) for views in rounds]
     held_out = _features(model, validation, device)
-    classifier: nn.Module = model.backbone.get_classifier()  # type: ignore[operator,assignment]
+    classifier = model.classifier
 
     def head_steps(epoch: int) -> Iterator[Tensor]:
         for rows in _batches(len(targets), settings.batch, (seed, 2, epoch)):

@@ -1,0 +1,87 @@
+"""What every benchmark shares: the machine, its load, and the table of figures with their bounds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.table import Table
+
+from eyas_host.files import write_bytes
+from eyas_host.progress import show
+
+PACKAGES = ("torch", "timm", "nncf", "openvino", "onnxruntime", "ai-edge-litert", "numpy", "opencv-python-headless")
+
+
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """One measured figure beside its bound."""
+
+    value: float | None
+    unit: str
+    bound: float | None = None
+    """The wanted figure; None where it is only reported."""
+    better: Literal["higher", "lower"] = "higher"
+    spread: str = ""
+    note: str = ""
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the bound is met; None without a bound or a measurement."""
+        if self.bound is None or self.value is None:
+            return None
+        return self.value >= self.bound if self.better == "higher" else self.value <= self.bound
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores, system."""
+    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.partition(":")[2].strip() for line in cpu if line.startswith("model name")), platform.machine())
+    return {"processor": name, "cores": str(os.cpu_count()), "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what was measured."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def pressure() -> str:
+    """`/proc/pressure/cpu`: how long processes waited for a core."""
+    try:
+        return Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return "not measured"
+
+
+def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> None:
+    """Print the table, write the JSON, and end with how many bounds are met."""
+    table = Table(title="figures", title_justify="left")
+    for title in ("figure", "value", "bound", "met", "spread", "note"):
+        table.add_column(title, overflow="fold")
+    for key, figure in figures.items():
+        sign = "" if figure.bound is None else (">=" if figure.better == "higher" else "<=")
+        value = "not measured" if figure.value is None else f"{figure.value:.4g} {figure.unit}"
+        met = {True: "yes", False: "NO", None: ""}[figure.ok]
+        bound = "" if figure.bound is None else f"{sign} {figure.bound:g}"
+        table.add_row(key, value, bound, met, figure.spread, figure.note)
+    show(table)
+    if path is not None:
+        tree = {
+            "machine": machine(),
+            "versions": versions(),
+            "pressure": {"before": before, "after": pressure()},
+            "figures": {k: msgspec.to_builtins(f) | {"ok": f.ok} for k, f in figures.items()},
+        }
+        write_bytes(path, msgspec.json.format(msgspec.json.encode(tree), indent=1) + b"\n")
+    bounded = [f for f in figures.values() if f.bound is not None]
+    print(f"{sum(f.ok is True for f in bounded)} of {len(bounded)} bounds met")

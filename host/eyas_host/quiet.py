@@ -1,0 +1,38 @@
+"""Keeps the libraries' own chatter, and their reports home, out of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+
+def quiet_libraries() -> None:
+    """Before anything heavy is imported: no usage statistics over the network, no start-up notes of compilers.
+
+    A factory's workstation is often cut off, and a run is nobody else's business: NNCF and OpenVINO fall back to their
+    own stubs where the package that reports usage cannot be imported.
+    """
+    cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
+    os.environ.setdefault("NNCF_CI", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in ("torch.utils.cpp_extension", "torch.utils._pytree", "nncf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def quiet_tools() -> Iterator[None]:
+    """Silence converters that print each pass and warn of their own deprecations; errors still come through."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
