@@ -1,7 +1,8 @@
 """The nine stages of the main job: what each reads, does and leaves behind.
 
 `split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates read validation; the sealed
-test part is read once, by `report`, after the bundle is packed.
+test part is read once, by `report`, after the bundle is packed. Frameworks are imported by the stage that needs them, so that
+a mistake in the recipe or the pictures shows at once.
 """
 
 from __future__ import annotations
@@ -11,20 +12,18 @@ import multiprocessing
 import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import torch
 
-from eyas_host import checkpoints
 from eyas_host.data.index import SUFFIXES, build_index
 from eyas_host.data.split import Split, save_split, split_index
-from eyas_host.data.views import prepared
 from eyas_host.progress import say
 from eyas_host.recipe import Recipe
 from eyas_host.stages import Context, Outcome, Stage
-from eyas_host.train.loop import Epoch, save_tensors
+
+if TYPE_CHECKING:
+    from eyas_host.train.loop import Epoch
 
 SINGLE_THREAD_SIZE = 160
 """Up to this side of the picture one torch thread trains faster than two (small tensors, measured)."""
@@ -69,10 +68,16 @@ def _pictures_fingerprint(recipe: Recipe) -> str:
 
 def teach(context: Context) -> Outcome:
     """Transfer-learn the teacher."""
+    import torch
+
+    from eyas_host import checkpoints
+    from eyas_host.train.loop import save_tensors
+    from eyas_host.train.models import check_networks
     from eyas_host.train.teacher import train_teacher
 
     torch.set_num_threads(threads(context.recipe))
     data = Split.load(context.root)
+    check_networks(context.recipe, len(data.labels))
     folder = context.folder("teach")
     model, origin, histories = train_teacher(context.recipe, data, folder)
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
@@ -87,6 +92,10 @@ def teach(context: Context) -> Outcome:
 
 def distill(context: Context) -> Outcome:
     """Cache views and the teacher's answers, then train the student with and without them, side by side."""
+    import torch
+
+    from eyas_host import checkpoints
+    from eyas_host.train.loop import save_tensors
     from eyas_host.train.student import ViewCache, train_student
 
     recipe, folder = context.recipe, context.folder("distill")
@@ -113,9 +122,14 @@ def distill(context: Context) -> Outcome:
 
 def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     """Train the student without a teacher; runs in a process of its own and ends with its parent."""
-    from eyas_host.train.loop import end_with_parent
+    import torch
+
+    from eyas_host import checkpoints
+    from eyas_host.quiet import quiet_libraries
+    from eyas_host.train.loop import end_with_parent, save_tensors
     from eyas_host.train.student import ViewCache, train_student
 
+    quiet_libraries()
     end_with_parent()
     torch.set_num_threads(threads(recipe))
     folder = root / "distill"
@@ -126,8 +140,12 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
 
 def prune(context: Context) -> Outcome:
     """Cut the student down and let it recover with the teacher's answers."""
+    import torch
+
+    from eyas_host import checkpoints
     from eyas_host.compress.prune import PrunePlan, ZeroKeeper, prune_channels, prune_weights
     from eyas_host.files import write_bytes
+    from eyas_host.train.loop import save_tensors
     from eyas_host.train.models import move
     from eyas_host.train.student import Lesson, ViewCache
 
@@ -177,8 +195,13 @@ def prune(context: Context) -> Outcome:
 
 def qat(context: Context) -> Outcome:
     """Fine-tune with the int8 grid in the graph."""
+    import numpy as np
+    import torch
+
+    from eyas_host import checkpoints
     from eyas_host.compress.prune import ZeroKeeper
     from eyas_host.compress.qat import prepare_qat, save_qat
+    from eyas_host.data.views import prepared
     from eyas_host.train.loop import to_tensor
     from eyas_host.train.student import Lesson, ViewCache
 
@@ -217,6 +240,8 @@ def qat(context: Context) -> Outcome:
 
 def compile_artefacts(context: Context) -> Outcome:
     """Build fp32 and int8 for each runtime."""
+    import torch
+
     from eyas_host.compile.build import build_artefacts
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -227,6 +252,8 @@ def compile_artefacts(context: Context) -> Outcome:
 
 def verify(context: Context) -> Outcome:
     """Measure every rung on validation and decide what may be packed."""
+    import torch
+
     from eyas_host.verify import verify_all
 
     torch.set_num_threads(1)
@@ -242,6 +269,8 @@ def pack(context: Context) -> Outcome:
 
 def report(context: Context) -> Outcome:
     """Open the sealed test part once, and write the report."""
+    import torch
+
     from eyas_host.report.write import write_report
 
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from eyas_device.preprocess import Preprocessing
 from eyas_host.errors import RecipeError
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0)]
+Positive = Annotated[float, Meta(gt=0.0, le=1000.0)]
 Rate = Annotated[float, Meta(gt=0.0, le=1.0)]
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
@@ -33,7 +33,7 @@ class RunSection(_Section, frozen=True):
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Results go to runs/<name>."""
-    seed: Count = 0
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """Split, first weights, order and augmentation follow from it."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to train; `auto` takes a GPU when there is one."""
@@ -129,7 +129,7 @@ class StudentSection(_Section, frozen=True):
     kd_ratio: Fraction = 0.9
     """Part of the loss that follows the teacher; the rest follows the labels."""
     temperature: Positive = 2.0
-    hint: Annotated[float, Meta(ge=0.0)] = 1.0
+    hint: Annotated[float, Meta(ge=0.0, le=1000.0)] = 1.0
     """Weight of the pooled-feature hint (0: none)."""
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
     """Decay of the weights' moving average that is kept as the student (0: none)."""
@@ -215,7 +215,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: {reason}; a recipe is a TOML file, `eyas new FOLDER` writes one") from None
     try:
         tree = msgspec.toml.decode(text)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors too
         raise RecipeError(f"{path}: not TOML: {error}") from None
     faults = [fault for override in overrides for fault in _override(tree, override)]
     sections, more = _sections(tree)
@@ -241,7 +241,7 @@ def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
         return
     try:
         parsed = msgspec.toml.decode(f"value = {value}")["value"]
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     branch = tree.setdefault(section, {})
     if isinstance(branch, dict):
@@ -274,18 +274,13 @@ def _section(name: str, kind: Any, given: dict[str, Any]) -> tuple[dict[str, Any
     faults = [f"[{name}] {key}: unknown key; allowed: {', '.join(fields)}" for key in given if key not in fields]
     for key, field in fields.items():
         if key in given:
-            value = float(given[key]) if isinstance(given[key], int) and _takes_float(field.type) else given[key]
             try:
-                values[key] = msgspec.convert(value, field.type)
+                values[key] = msgspec.convert(given[key], field.type)
             except msgspec.ValidationError as error:
                 faults.append(f"[{name}] {key} = {given[key]!r}: {_plain(error)}")
         elif field.required:
             faults.append(f"[{name}] {key}: missing")
     return values, faults
-
-
-def _takes_float(kind: Any) -> bool:
-    return not isinstance(kind, type) and getattr(kind, "__origin__", None) is float
 
 
 def _plain(error: msgspec.ValidationError) -> str:

@@ -295,6 +295,9 @@ def test_balanced_accuracy_is_the_mean_recall() -> None:
     assert score is not None
     assert (score.pictures, score.accuracy, score.balanced_accuracy) == (4, 0.5, pytest.approx((2 / 3 + 0) / 2))
     assert accuracy.unlabelled == 1
+    nested = Accuracy(("a", "b"))
+    nested.add("a/b/1.png", 1)
+    assert nested.score() is not None and nested.score().accuracy == 1.0, "the nearest folder counts"
     assert Accuracy(("a", "b")).score() is None
 
 

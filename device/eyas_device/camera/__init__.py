@@ -63,17 +63,14 @@ class Looping(Closing):
     def __init__(self, spec: str) -> None:
         self._spec = spec
         self._camera = open_camera(spec)
-        self._delivered = False
 
     def capture(self) -> Frame | None:
-        """The next frame of this round or the first of the next; None after a round without any frame."""
+        """The next frame of this round or the first of the next; None if that has none."""
         frame = self._camera.capture()
-        if frame is None and self._delivered:
+        if frame is None:
             self._camera.close()
             self._camera = open_camera(self._spec)
-            self._delivered = False
             frame = self._camera.capture()
-        self._delivered = self._delivered or frame is not None
         return frame
 
     def close(self) -> None:

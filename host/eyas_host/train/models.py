@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.errors import RecipeError, WeightsError
+from eyas_host.recipe import Recipe
 
 Origin = Literal["hub", "packaged", "random"]
 
@@ -86,12 +87,12 @@ def known_model(name: str) -> bool:
 
 
 def build(
-    name: str, classes: int, weights: Literal["auto", "hub", "packaged", "random"]
+    name: str, classes: int, weights: Literal["auto", "hub", "packaged", "random"], *, trained: bool = False
 ) -> tuple[PixelClassifier, Origin]:
     """Build a network with a new head for `classes`, and say where its weights came from.
 
-    `auto` means hub, then packaged, then random. Raises `RecipeError` for an unknown model, `WeightsError` where the
-    weights that were asked for cannot be had.
+    `auto` means hub, then packaged, then random unless `trained` ones are needed. Raises `RecipeError` for an unknown
+    model, `WeightsError` where the weights that were asked for cannot be had.
     """
     if not known_model(name):
         close = timm.list_models(f"*{re.sub(r'[^a-z0-9]+', '*', name.lower())[:12]}*")[:6]
@@ -110,9 +111,18 @@ def build(
             backbone.reset_classifier(classes)
             return _wrap(backbone), "packaged"
         tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
-    if weights in ("auto", "random"):
+    if weights == "random" or (weights == "auto" and not trained):
         return PixelClassifier(timm.create_model(name, num_classes=classes), _CENTRE, _CENTRE), "random"
     raise WeightsError(f"no weights for {name}: {'; '.join(tried)}")
+
+
+def check_networks(recipe: Recipe, classes: int) -> None:
+    """Build teacher and student once, so that a wrong name or missing weights show before hours of work.
+
+    Raises as `build` does.
+    """
+    build(recipe.teacher.model, classes, recipe.teacher.weights, trained=True)
+    build(recipe.student.model, classes, recipe.student.weights)
 
 
 def _wrap(backbone: Any) -> PixelClassifier:

@@ -35,7 +35,7 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
     settings, seed = recipe.teacher, recipe.run.seed
     device = pick_device(recipe.run.device)
     torch.manual_seed(seed)
-    model, origin = build(settings.model, len(split.labels), settings.weights)
+    model, origin = build(settings.model, len(split.labels), settings.weights, trained=True)
     model = move(model, device)
     augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
     validation = prepared(split.validation.pixels, augmenter.spec)

@@ -1,0 +1,187 @@
+"""The whole chain through the command line, on drawn shapes: new, distill, again, killed, pruned otherwise, deployed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.host.shapes import SHAPES, draw_folder
+
+BIN = Path(sys.executable).parent
+TINY = {
+    "picture.size": "64",
+    "teacher.head_epochs": "4",
+    "teacher.epochs": "1",
+    "teacher.batch": "16",
+    "student.views": "2",
+    "student.epochs": "3",
+    "student.batch": "16",
+    "prune.epochs": "1",
+    "qat.epochs": "1",
+    "qat.calibration": "16",
+    "pack.golden": "4",
+    "gate.min_agreement": "0.5",
+    "gate.max_dp": "0.2",
+    "gate.max_drop": "0.5",
+}
+
+
+def eyas(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([BIN / "eyas", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def settings(**more: str) -> list[str]:
+    tiny = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    return [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "report.json").read_bytes())
+    return report
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of a five-class recipe that `eyas new` wrote."""
+    place = tmp_path_factory.mktemp("main-job")
+    draw_folder(place / "shapes", pictures=16)
+    made = eyas("new", place / "shapes", cwd=place)
+    assert "models/shapes/recipe.toml" in made.stdout
+    eyas("distill", "models/shapes/recipe.toml", *settings(), cwd=place)
+    return place
+
+
+def test_report_has_every_rung_with_its_figures(place: Path) -> None:
+    report = report_of(place / "runs/shapes")
+    rungs = {rung["name"]: rung for rung in report["rungs"]}
+    backends = {
+        f"{runtime}-{precision}" for runtime in ("litert", "openvino", "onnx") for precision in ("fp32", "int8")
+    }
+    assert set(rungs) == {"teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8"} | backends
+    for name in backends:
+        assert rungs[name]["split"] == "test"
+        assert rungs[name]["size_bytes"] > 10_000
+        assert 0 < rungs[name]["latency_ms"]["p50"] <= rungs[name]["latency_ms"]["p90"]
+    for runtime in ("litert", "openvino", "onnx"):
+        assert report["parity"][f"{runtime}-fp32"]["max_dp"] < 1e-3
+    assert rungs["litert-int8"]["size_bytes"] <= rungs["litert-fp32"]["size_bytes"] / 4 + 400_000
+    assert report["test_openings"] == 1
+    assert report["weights"]["teacher"] in ("packaged", "hub")
+    assert report["pruning"]["macs_after"] <= 0.6 * report["pruning"]["macs_before"]
+    assert [stage["name"] for stage in report["stages"]][-1] == "pack"
+    page = (place / "runs/shapes/report.html").read_text()
+    assert "litert-int8" in page and 'src="http' not in page
+
+
+def test_bundle_answers_on_the_device(place: Path) -> None:
+    bundle = place / "runs/shapes/bundle"
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    assert tuple(manifest["labels"]) == SHAPES
+    assert set(manifest["use"]) == {"litert", "openvino", "onnx"}
+    assert all(manifest["lineage"][key] for key in ("data", "split", "recipe"))
+    done = subprocess.run([BIN / "eyas-device", "check", bundle, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stdout
+
+
+def test_second_run_changes_nothing(place: Path) -> None:
+    before = (place / "runs/shapes/report.json").read_bytes()
+    started = time.monotonic()
+    done = eyas("distill", "models/shapes/recipe.toml", *settings(), cwd=place)
+    assert time.monotonic() - started < 60  # a guard against training again, not a claim of speed
+    assert done.stderr.count("unchanged") == 9
+    assert (place / "runs/shapes/report.json").read_bytes() == before
+
+
+def test_report_anew_does_not_open_the_sealed_part_again(place: Path) -> None:
+    eyas("distill", "models/shapes/recipe.toml", "--only", "report", *settings(), cwd=place)
+    assert report_of(place / "runs/shapes")["test_openings"] == 1
+    assert len((place / "runs/shapes/sealed/ledger.jsonl").read_text().splitlines()) == 1
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_numbers(place: Path) -> None:
+    arguments = ["distill", "models/shapes/recipe.toml", "--runs", "killed", *settings()]
+    folder = place / "killed/shapes/distill"
+    process = subprocess.Popen(
+        [BIN / "eyas", *arguments], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not (folder / "student.ckpt").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "stage.json").exists()
+    first = (folder / "student.ckpt").stat().st_mtime_ns
+    views = (folder / "pixels.npy").stat().st_mtime_ns
+    eyas(*arguments, cwd=place)
+    assert (folder / "pixels.npy").stat().st_mtime_ns == views  # the killed stage went on: it did not begin anew
+    assert first  # and had passed its first epoch
+    whole, resumed = report_of(place / "runs/shapes"), report_of(place / "killed/shapes")
+    for one, other in zip(whole["rungs"], resumed["rungs"], strict=True):
+        assert one["name"] == other["name"]
+        for key in ("balanced_accuracy", "f1", "auc"):
+            assert one[key] == pytest.approx(other[key], abs=1e-6), one["name"]
+    with (
+        np.load(place / "runs/shapes/sealed/test-logits.npz") as one,
+        np.load(place / "killed/shapes/sealed/test-logits.npz") as other,
+    ):
+        np.testing.assert_allclose(one["qat"], other["qat"], atol=1e-6)
+
+
+def test_magnitude_pruning_goes_through_qat_and_compile(place: Path) -> None:
+    shutil.copytree(place / "runs", place / "sparse")
+    more = settings(prune__method="nncf", prune__sparsity="0.5", compile__runtimes='["litert"]')
+    done = eyas("distill", "models/shapes/recipe.toml", "--runs", "sparse", *more, cwd=place)
+    assert done.stderr.count("unchanged") == 3  # split, teach, distill
+    pruning = report_of(place / "sparse/shapes")["pruning"]
+    assert pruning["method"] == "nncf"
+    assert pruning["parameters_after"] < 0.55 * pruning["parameters_before"]
+    assert "50% of the weights" in done.stderr
+
+
+def test_base_install_runs_the_bundle(place: Path, tmp_path: Path) -> None:
+    """A device has only the base install: no torch, no host."""
+    uv = BIN / "uv"
+    if not uv.exists():
+        pytest.skip("uv is not beside this Python")
+    root = Path(__file__).parents[2]
+    environment = tmp_path / "device"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    installed = subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", environment / "bin/python", root], capture_output=True, text=True
+    )
+    if installed.returncode and not os.environ.get("CI"):
+        pytest.skip(f"the registry cannot be reached: {installed.stderr.splitlines()[-1]}")
+    assert installed.returncode == 0, installed.stderr
+    assert not list(environment.glob("lib/*/site-packages/torch"))
+    done = subprocess.run(
+        [
+            environment / "bin/eyas-device",
+            "run",
+            "--bundle",
+            place / "runs/shapes/bundle",
+            "--camera",
+            f"folder:{place / 'shapes'}",
+            "--accuracy",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "80 frames" in done.stdout + done.stderr
