@@ -186,10 +186,10 @@ def _run(arguments: argparse.Namespace) -> int:
 def _settle_opencv(threads: int) -> None:
     """Keep OpenCV to the threads that were asked for, and to errors that are raised rather than printed."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # read at import; the function for it differs between 4 and 5
     import cv2
 
     cv2.setNumThreads(threads)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def _count(text: str) -> int:

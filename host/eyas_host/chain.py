@@ -1,8 +1,8 @@
 """The nine stages of the main job: what each reads, does and leaves behind.
 
 `split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates read validation; the sealed
-test part is read once, by `report`, after the bundle is packed. Frameworks are imported by the stage that needs them, so that
-a mistake in the recipe or the pictures shows at once.
+test part is read once, by `report`, after the bundle is packed. Frameworks are imported by the stage that needs them,
+so that a mistake in the recipe or the pictures shows at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from eyas_host.data.index import SUFFIXES, build_index
+from eyas_device.camera.folder import SUFFIXES
+from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.progress import say
 from eyas_host.recipe import Recipe

@@ -17,9 +17,9 @@ def whole(path: Path) -> Iterator[Path]:
 
     Raises `StageError` for a full disk or a folder that cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
     except OSError as error:

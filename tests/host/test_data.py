@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 from collections import Counter
@@ -41,8 +42,6 @@ def index(folder: Path, **settings: object) -> Index:
 
 
 def test_index_lists_every_picture_with_its_hash(shape_pictures: Path) -> None:
-    import hashlib
-
     found = index(shape_pictures)
     assert found.labels == ("circle", "cross", "ring", "square", "triangle")
     assert set(found.counts().values()) == {12}
@@ -156,8 +155,7 @@ def test_elpv_has_its_published_counts() -> None:
     pytest.importorskip("elpv_dataset", reason="the extra `demo` is not installed")
     found = build_index(DataSection(source="elpv"))
     severities = [p.severity for p in found.pictures]
-    assert len(found.pictures) == 2624 - (2624 - len({p.sha256 for p in found.pictures}))
-    assert len(found.pictures) == 2624
+    assert len(found.pictures) == len({p.sha256 for p in found.pictures}) == 2624
     assert found.counts()["defective"] == 821
     assert {p.stratum for p in found.pictures} == {"mono", "poly"}
     assert all((p.label == "defective") == (p.severity is not None and p.severity >= 0.5) for p in found.pictures)

