@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ def load_state(path: Path) -> dict[str, Any]:
     """Tensors of a file. Raises `StageError` if it is missing or damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise StageError(f"{path}: cannot be read ({str(error).splitlines()[0]}); run that stage again") from None
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise StageError(f"{path}: cannot be read ({why}); run that stage again") from None
     return state
 
 

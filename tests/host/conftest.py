@@ -16,6 +16,8 @@ import pytest  # noqa: E402
 import skimage.data  # noqa: E402
 import torch  # noqa: E402
 
+from eyas_host.compress.fold import DeployModel, fold_for_deployment  # noqa: E402
+from eyas_host.compress.qat import prepare_qat  # noqa: E402
 from eyas_host.train.models import PixelClassifier, build  # noqa: E402
 
 torch.set_num_threads(1)
@@ -110,3 +112,21 @@ def network(shape_frames: Pixels) -> PixelClassifier:
         for _ in range(8):
             model(pixels)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def deploy(network: PixelClassifier) -> DeployModel:
+    """The folded network. Not to be changed by a test."""
+    return fold_for_deployment(network)
+
+
+@pytest.fixture(scope="session")
+def calibration(shape_frames: Pixels) -> list[torch.Tensor]:
+    """Ten pictures, float [1, 3, 64, 64]."""
+    return [torch.from_numpy(frame).permute(2, 0, 1)[None].float() for frame in shape_frames[::2]]
+
+
+@pytest.fixture(scope="session")
+def quantized(deploy: DeployModel, calibration: list[torch.Tensor]) -> torch.nn.Module:
+    """The folded network with its int8 grid. Not to be changed by a test."""
+    return prepare_qat(deploy, calibration, input_size=64).eval()

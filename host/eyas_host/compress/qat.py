@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
         state = torch.load(directory / _STATE, map_location="cpu", weights_only=True)
         model: nn.Module = load_from_config(copy.deepcopy(deploy).cpu().eval(), config)
         model.load_state_dict(state)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, EOFError, TypeError, pickle.UnpicklingError) as error:
         raise CompressError(f"{directory}: no QAT model of this network ({error}); run with --from qat") from None
     return model.eval()
 

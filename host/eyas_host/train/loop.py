@@ -71,12 +71,14 @@ def fit(
     title: str,
     prepare: Callable[[nn.Module], object] = nn.Module.train,
     after_step: Callable[[], None] | None = None,
+    beside: nn.Module | None = None,
 ) -> list[Epoch]:
     """Train `model` and leave the best weights in it.
 
     `steps(epoch)` yields the loss of each batch; `evaluate` returns figures of which `objective` chooses the best
-    epoch; `prepare` puts the model into its training mode before each epoch. With a checkpoint on disk, training goes
-    on behind its last epoch. Raises `TrainError` when a loss is not a number.
+    epoch; `prepare` puts the model into its training mode before each epoch. What `groups` holds besides the model is
+    `beside` it, and goes into the checkpoint too. With a checkpoint on disk, training goes on behind its last epoch.
+    Raises `TrainError` when a loss is not a number.
     """
     for group in groups:
         group["lr"] = schedule.rate * group.get("lr_scale", 1.0)
@@ -89,6 +91,8 @@ def fit(
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
+        if beside is not None:
+            beside.load_state_dict(saved["beside"])
         if ema is not None:
             ema.module.load_state_dict(saved["ema"])
         history = [msgspec.json.decode(line, type=Epoch) for line in saved["history"]]
@@ -126,6 +130,7 @@ def fit(
                 {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "beside": beside.state_dict() if beside is not None else {},
                     "ema": ema.module.state_dict() if ema is not None else {},
                     "history": [msgspec.json.encode(e) for e in history],
                     "best": best,

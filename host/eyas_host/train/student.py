@@ -7,9 +7,8 @@ distillation: a good teacher is patient and consistent", 2022.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -137,15 +136,13 @@ class Lesson:
         title: str,
         ema: float = 0.0,
         weight_decay: float | None = None,
-        groups: Groups | None = None,
-        prepare: Any = None,
-        after_step: Any = None,
+        after_step: Callable[[], None] | None = None,
     ) -> list[Epoch]:
         """Train any network that maps float pixels to logits; the hint is given where it has pooled features."""
         hint = self._hint(model)
-        every = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        groups: Groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
         if hint is not None:
-            every = [*every, {"params": list(hint.parameters())}]
+            groups.append({"params": list(hint.parameters())})
 
         def steps(epoch: int) -> Iterator[Tensor]:
             for pixels, teacher, features, labels in self.batches(epoch):
@@ -158,7 +155,7 @@ class Lesson:
 
         return fit(
             model,
-            every,
+            groups,
             steps=steps,
             evaluate=self.evaluate,
             schedule=Schedule(
@@ -172,7 +169,7 @@ class Lesson:
             checkpoint=checkpoint,
             title=title,
             after_step=after_step,
-            **({"prepare": prepare} if prepare else {}),
+            beside=hint,
         )
 
     def _hint(self, model: nn.Module) -> FeatureHint | None:

@@ -1,0 +1,331 @@
+"""Folding, pruning and the int8 grid: the same function before and behind, or an error that names the place."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from nncf.torch.function_hook import get_hook_storage
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from eyas_host import checkpoints
+from eyas_host.compress.fold import DeployModel, fold_for_deployment
+from eyas_host.compress.prune import (
+    PrunePlan,
+    ZeroKeeper,
+    prune_channels,
+    prune_weights,
+    rebuild_channels,
+    zero_share,
+)
+from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
+from eyas_host.compress.quantizers import (
+    activation_quantizers,
+    affine,
+    check_placement,
+    module_of,
+    quantizer_places,
+    weight_quantizers,
+)
+from eyas_host.errors import CompressError, StageError
+from eyas_host.train.models import PixelClassifier, build
+
+EXAMPLE = torch.zeros(1, 3, 64, 64)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def pixels(shape_frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(shape_frames).permute(0, 3, 1, 2).float()
+
+
+@torch.inference_mode()
+def answers(model: nn.Module, pixels: Tensor) -> Tensor:
+    return model(pixels)
+
+
+# Folding
+
+
+@pytest.mark.parametrize("norm", [((0.5,) * 3, (0.5,) * 3), IMAGENET])
+def test_the_fold_computes_the_same(
+    network: PixelClassifier, pixels: Tensor, norm: tuple[tuple[float, float, float], tuple[float, float, float]]
+) -> None:
+    model = PixelClassifier(copy.deepcopy(network.backbone), *norm).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    deploy = fold_for_deployment(model)
+    expected = answers(model, pixels)
+    assert float((answers(deploy, pixels) - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+    assert not any(isinstance(module, _BatchNorm) for module in deploy.modules())
+    assert not any(getattr(module, "inplace", False) for module in deploy.modules())
+    assert deploy.mean.shape == (1, 1 if norm[0][0] == norm[0][1] else 3, 1, 1)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_fold_loads_the_weights_of_another_of_its_kind(network: PixelClassifier, pixels: Tensor) -> None:
+    one = fold_for_deployment(network)
+    other = fold_for_deployment(build("mobilenetv3_small_100", 5, "random")[0].eval())
+    other.load_state_dict(one.state_dict(), strict=True)
+    assert torch.equal(answers(other, pixels[:2]), answers(one, pixels[:2]))
+
+
+def wrapped(*layers: nn.Module) -> PixelClassifier:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(2))
+    model = PixelClassifier(nn.Sequential(*layers, *head), *IMAGENET)
+    torch.manual_seed(0)
+    model(EXAMPLE)
+    return model.eval()
+
+
+def test_a_norm_without_a_convolution_cannot_be_folded() -> None:
+    with pytest.raises(CompressError, match=r"2 \(BatchNorm2d\) does not follow a convolution"):
+        fold_for_deployment(wrapped(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8)))
+
+
+def test_a_network_without_a_plain_stem_cannot_be_folded() -> None:
+    with pytest.raises(CompressError, match="one plain three-channel convolution"):
+        fold_for_deployment(wrapped(nn.Conv2d(3, 6, 3, groups=3), nn.ReLU()))
+
+
+def test_a_convolution_that_is_read_twice_is_found_out() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return self.norm(y) + y
+
+    model = wrapped(Twice())
+    nn.init.constant_(model.backbone[0].norm.weight, 3.0)
+    with pytest.raises(CompressError, match="differs from the original"):
+        fold_for_deployment(model)
+
+
+# Pruning
+
+
+@pytest.fixture(scope="module")
+def pruned(network: PixelClassifier) -> tuple[PixelClassifier, PrunePlan]:
+    return prune_channels(network, mac_ratio=0.6, size=64)
+
+
+def multiply_accumulates(model: PixelClassifier) -> float:
+    """Counted by hooks: outputs times what each reads."""
+    total = 0.0
+
+    def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        total += output.numel() * module.weight[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    answers(model, EXAMPLE)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def test_channels_are_pruned_to_the_ratio(
+    network: PixelClassifier, pruned: tuple[PixelClassifier, PrunePlan], pixels: Tensor
+) -> None:
+    model, plan = pruned
+    assert 0.45 < plan.macs_after / plan.macs_before <= 0.6
+    assert 0.45 < multiply_accumulates(model) / multiply_accumulates(network) < 0.62
+    assert answers(model, pixels).shape == (20, 5)
+    widths = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(width % 8 == 0 for width in widths)
+    assert sum(widths) < sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+    assert plan.parameters_after < plan.parameters_before == sum(
+        int((p != 0).sum()) for p in network.backbone.parameters()
+    )
+    assert plan.parameters_after == sum(int((p != 0).sum()) for p in model.backbone.parameters())
+
+
+def test_the_plan_rebuilds_the_network(pruned: tuple[PixelClassifier, PrunePlan], pixels: Tensor) -> None:
+    model, plan = pruned
+    restored = msgspec.json.decode(msgspec.json.encode(plan), type=PrunePlan)
+    assert restored == plan
+    rebuilt = rebuild_channels(build("mobilenetv3_small_100", 5, "random")[0], restored, size=64)
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(answers(rebuilt.eval(), pixels), answers(model, pixels))
+
+
+def test_a_pruned_network_folds(pruned: tuple[PixelClassifier, PrunePlan], pixels: Tensor) -> None:
+    expected = answers(pruned[0], pixels)
+    folded = answers(fold_for_deployment(pruned[0]), pixels)
+    assert float((folded - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+def test_a_ratio_that_cannot_be_reached(network: PixelClassifier) -> None:
+    with pytest.raises(CompressError, match=r"mac_ratio = 0.01: only 0\.\d\d was reached"):
+        prune_channels(network, mac_ratio=0.01, size=64)
+
+
+def test_zeros_among_the_weights_stay_through_training(network: PixelClassifier, pixels: Tensor) -> None:
+    sparse, plan = prune_weights(network, sparsity=0.5, size=64)
+    assert zero_share(network) < 0.001
+    assert 0.45 < zero_share(sparse) <= 0.5
+    assert plan.parameters_after < 0.6 * plan.parameters_before
+    for name, module in sparse.backbone.named_modules():
+        if isinstance(module, nn.Conv2d):
+            share = float((module.weight == 0).float().mean())
+            assert share == pytest.approx(0.5, abs=0.02), name
+            largest_cut = network.backbone.get_submodule(name).weight[module.weight == 0].abs().max()
+            assert largest_cut <= module.weight[module.weight != 0].abs().min()
+    assert not (sparse.classifier.weight == 0).any()
+
+    keeper = ZeroKeeper(sparse)
+    zeros = {n: p == 0 for n, p in sparse.named_parameters() if p.ndim > 1}
+    start = {n: p.detach().clone() for n, p in sparse.named_parameters()}
+    optimizer = torch.optim.AdamW(sparse.parameters(), lr=0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        sparse.train()(pixels[:8]).square().mean().backward()
+        optimizer.step()
+        assert any((dict(sparse.named_parameters())[n][mask] != 0).any() for n, mask in zeros.items())
+        keeper()
+        for name, parameter in sparse.named_parameters():
+            if name in zeros:
+                assert not parameter[zeros[name]].any()
+                assert not torch.equal(parameter, start[name]) or not parameter.requires_grad
+
+
+# The int8 grid
+
+
+def test_every_rounding_point_of_the_network_has_a_quantizer(quantized: nn.Module) -> None:
+    placement = check_placement(quantized, EXAMPLE)
+    assert (len(placement.activations), len(placement.weights)) == (97, 53)
+    assert not any("classifier" in name for name in placement.activations + placement.weights)
+    assert len(set(placement.activations)) == 97
+
+
+def test_a_missing_quantizer_is_found(quantized: nn.Module) -> None:
+    model = copy.deepcopy(quantized)
+    operation, quantizer = list(activation_quantizers(model).items())[5]
+    parent, name = quantizer_places(get_hook_storage(model))[id(quantizer)]
+    delattr(parent, name)
+    with pytest.raises(CompressError, match="activation quantizers do not match") as caught:
+        check_placement(model, EXAMPLE)
+    assert operation in str(caught.value)
+
+
+def test_every_quantizer_rounds_as_int8_would(quantized: nn.Module) -> None:
+    for name, quantizer in activation_quantizers(quantized).items():
+        grid = affine(quantizer)
+        scale, zero = float(grid.scale), int(grid.zero_point)
+        assert -128 <= zero <= 127 and scale > 0 and not grid.per_channel, name
+        low, high = grid.bounds
+        assert high - low == pytest.approx(255 * scale) and low <= 0 <= high
+        x = torch.linspace(low - 3 * scale, high + 3 * scale, 999)
+        with torch.inference_mode():
+            got = quantizer(x).double()
+        steps = got / scale + zero
+        assert float((steps - steps.round()).abs().max()) < 1e-2, name
+        assert float((got - x.clamp(low, high)).abs().max()) < 0.51 * scale, name
+    for name, quantizer in weight_quantizers(quantized).items():
+        grid = affine(quantizer)
+        weight = module_of(quantized, name).weight.detach()
+        assert grid.per_channel and grid.scale.shape == (len(weight),) and not grid.zero_point.any()
+        with torch.inference_mode():
+            got = quantizer(weight).double()
+        shape = (-1, 1, 1, 1)
+        steps = got / grid.scale.reshape(shape)
+        assert float((steps - steps.round()).abs().max()) < 1e-2, name
+        assert float(steps.abs().max()) < 127.01
+        clipped = weight.double().clamp(-127 * grid.scale.reshape(shape), 127 * grid.scale.reshape(shape))
+        assert float(((got - clipped) / grid.scale.reshape(shape)).abs().max()) < 0.51, name
+
+
+def test_the_range_behind_the_mean_is_exact(quantized: nn.Module, deploy: DeployModel) -> None:
+    grid = affine(activation_quantizers(quantized)["/sub/0"])
+    assert grid.bounds == pytest.approx((-float(deploy.mean), 255 - float(deploy.mean)), abs=1e-4)
+    assert float(grid.scale) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_grid_keeps_the_answers(quantized: nn.Module, deploy: DeployModel, pixels: Tensor) -> None:
+    with_grid, without = answers(quantized, pixels).softmax(1), answers(deploy, pixels).softmax(1)
+    assert float((with_grid - without).abs().mean()) < 0.06
+    assert not torch.equal(with_grid, without)
+
+
+def test_ranges_and_scales_are_trained(quantized: nn.Module, pixels: Tensor) -> None:
+    model = copy.deepcopy(quantized).train()
+    targets = torch.arange(5).repeat_interleave(4)
+    nn.functional.cross_entropy(model(pixels), targets).backward()
+    activations = activation_quantizers(model)
+    fixed = activations.pop("/sub/0")
+    assert not fixed.input_low.requires_grad and not fixed.input_range.requires_grad
+    reached = [
+        q.input_range.grad is not None and q.input_low.grad is not None and bool(q.input_range.grad.abs().sum() > 0)
+        for q in activations.values()
+    ]
+    assert sum(reached) > 0.8 * len(reached)
+    scales = [q.scale.grad for q in weight_quantizers(model).values()]
+    assert all(g is not None and torch.isfinite(g).all() for g in scales)
+    assert sum(bool(g.abs().sum() > 0) for g in scales) > 0.9 * len(scales)
+
+
+@pytest.fixture(scope="module")
+def saved(quantized: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qat")
+    save_qat(quantized, folder)
+    return folder
+
+
+def test_a_saved_grid_answers_the_same(
+    quantized: nn.Module, deploy: DeployModel, saved: Path, pixels: Tensor
+) -> None:
+    other = copy.deepcopy(deploy)
+    for parameter in other.parameters():
+        parameter.data.mul_(1.5)
+    loaded = load_qat(other, saved)
+    assert torch.equal(answers(loaded, pixels), answers(quantized, pixels))
+    assert check_placement(loaded, EXAMPLE).weights == check_placement(quantized, EXAMPLE).weights
+
+
+@pytest.mark.parametrize("name", ["qat.pt", "qat.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "junk", "other"])
+def test_damaged_files(saved: Path, deploy: DeployModel, tmp_path: Path, name: str, damage: str) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "qat"))
+    path = folder / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        other = {"qat.pt": b"PK\x03\x04", "qat.json": b"[]"}[name]
+        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "junk": b"junk" * 100, "other": other}[damage])
+    with pytest.raises(CompressError, match="--from qat"):
+        load_qat(deploy, folder)
+
+
+def test_the_grid_of_another_network(saved: Path) -> None:
+    other = fold_for_deployment(build("mobilenetv3_small_100", 7, "random")[0].eval())
+    with pytest.raises(CompressError, match="no QAT model of this network"):
+        load_qat(other, saved)
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"), [(nn.GELU(), "gelu"), (nn.Softmax(dim=1), "softmax"), (nn.Sigmoid(), "sigmoid")]
+)
+def test_an_operation_without_a_rule_is_named(layer: nn.Module, kind: str, calibration: list[Tensor]) -> None:
+    model = wrapped(nn.Conv2d(3, 8, 3, stride=2), layer, nn.Conv2d(8, 8, 3), nn.ReLU())
+    with pytest.raises(CompressError, match=f"no quantization rule for operation '{kind}'"):
+        prepare_qat(fold_for_deployment(model), calibration[:2], input_size=64)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk" * 100, b"PK\x03\x04"])
+def test_damaged_weights(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "student.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StageError, match="cannot be read"):
+        checkpoints.load_state(path)
