@@ -36,10 +36,11 @@ distill: install ## the main job: pictures -> teacher -> student -> int8 -> veri
 test: install ## all tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-check: install ## ruff, mypy strict
+check: install ## ruff, mypy strict, layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/device/test_layering.py
 
 format: install ## let ruff format the code
 	$(BIN)/ruff check --fix .

@@ -1,11 +1,8 @@
-"""What every benchmark shares: the machine, its load, and the table of figures with their bounds."""
+"""What every benchmark shares: the table of figures with their bounds, and the JSON with the machine and its load."""
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +10,8 @@ import msgspec
 from rich.table import Table
 
 from eyas_host.files import write_bytes
+from eyas_host.machine import cpu_pressure, machine, versions
 from eyas_host.progress import show
-
-PACKAGES = ("torch", "timm", "nncf", "openvino", "onnxruntime", "ai-edge-litert", "numpy", "opencv-python-headless")
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,32 +33,6 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         return self.value >= self.bound if self.better == "higher" else self.value <= self.bound
 
 
-def machine() -> dict[str, str]:
-    """Processor, cores, system."""
-    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    name = next((line.partition(":")[2].strip() for line in cpu if line.startswith("model name")), platform.machine())
-    return {"processor": name, "cores": str(os.cpu_count()), "system": platform.platform()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what was measured."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def pressure() -> str:
-    """`/proc/pressure/cpu`: how long processes waited for a core."""
-    try:
-        return Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
-    except OSError:
-        return "not measured"
-
-
 def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> None:
     """Print the table, write the JSON, and end with how many bounds are met."""
     table = Table(title="figures", title_justify="left")
@@ -79,7 +49,7 @@ def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> Non
         tree = {
             "machine": machine(),
             "versions": versions(),
-            "pressure": {"before": before, "after": pressure()},
+            "pressure": {"before": before, "after": cpu_pressure()},
             "figures": {k: msgspec.to_builtins(f) | {"ok": f.ok} for k, f in figures.items()},
         }
         write_bytes(path, msgspec.json.format(msgspec.json.encode(tree), indent=1) + b"\n")

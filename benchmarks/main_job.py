@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import quiet_first  # noqa: F401 - before the heavy imports
 import timm
 import torch
-from common import Figure, finish, pressure
 
+import quiet_first  # noqa: F401 - before the heavy imports
+from common import Figure, finish
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import Runtime, open_runtime
@@ -32,6 +32,7 @@ from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.qat import prepare_qat
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
+from eyas_host.machine import cpu_pressure
 from eyas_host.recipe import load_recipe
 from eyas_host.report.model import Report
 from eyas_host.stages import Context
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
     arguments = parser.parse_args()
-    before = pressure()
+    before = cpu_pressure()
     seeds = 1 if arguments.quick else arguments.seeds
     figures: dict[str, Figure] = {}
     contexts = [_context(seed) for seed in range(seeds)]

@@ -10,21 +10,27 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from eyas_device.camera.folder import SUFFIXES
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, save_split, split_index
+from eyas_host.errors import StageError
 from eyas_host.progress import say
 from eyas_host.recipe import Recipe
 from eyas_host.stages import Context, Outcome, Stage
 
 if TYPE_CHECKING:
     from eyas_host.train.loop import Epoch
+
+_Result = TypeVar("_Result")
 
 SINGLE_THREAD_SIZE = 160
 """Up to this side of the picture one torch thread trains faster than two (small tensors, measured)."""
@@ -105,20 +111,35 @@ def distill(context: Context) -> Outcome:
     if not (folder / "features.npy").exists():
         ViewCache.make(folder, recipe, data, checkpoints.load_teacher(context, len(data.labels)))
         data.train.forget()
-    cache = ViewCache(folder)
-    facts: dict[str, Any] = {}
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        other: Future[list[Epoch]] | None = None
-        if recipe.student.labels_only:
-            other = pool.submit(_labels_only, recipe, context.root)
-        model, origin, history = train_student(recipe, data, cache, folder)
+    with _beside(_labels_only, recipe, context.root) if recipe.student.labels_only else nullcontext() as other:
+        model, origin, history = train_student(recipe, data, ViewCache(folder), folder)
         save_tensors(context.root / checkpoints.STUDENT, model.cpu().state_dict())
-        facts = {"weights": origin, "histories": {"student": msgspec.to_builtins(history)}}
-        if other is not None:
-            facts["histories"]["labels-only"] = msgspec.to_builtins(other.result())
+        histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
-    return Outcome(f"{recipe.student.model} ({origin} weights): {_figures(_best(history))} on validation", facts)
+    return Outcome(
+        f"{recipe.student.model} ({origin} weights): {_figures(_best(history))} on validation",
+        {"weights": origin, "histories": msgspec.to_builtins(histories)},
+    )
+
+
+@contextmanager
+def _beside(work: Callable[..., _Result], *arguments: object) -> Iterator[Future[_Result]]:
+    """Do `work` in a process of its own meanwhile; it is ended if what happens here fails.
+
+    Raises `StageError` if that process is killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield pool.submit(work, *arguments)
+        except BrokenProcessPool:
+            raise StageError(
+                "the process beside this one was killed (too little memory?); run again to go on"
+            ) from None
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:

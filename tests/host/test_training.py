@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -276,9 +277,7 @@ class Toy:
         self.x = torch.from_numpy(rng.normal(size=(48, 4)).astype(np.float32))
         self.y = (self.x[:, 0] > 0).long() + (self.x[:, 1] > 0.5).long()
         torch.manual_seed(1)
-        self.model = nn.Sequential(
-            nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3)
-        )
+        self.model = nn.Sequential(nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3))
         self.checkpoint = checkpoint
         self.schedule = Schedule(**({"epochs": 5, "rate": 0.05, "seed": 3} | schedule))  # type: ignore[arg-type]
         self.stop_at: tuple[int, int] | None = None
@@ -381,7 +380,7 @@ def test_rate_rises_and_falls() -> None:
     factors = [rate_factor(step, 100, 0.1) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert factors[10] == 1.0
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[10:]))
     assert factors[55] == pytest.approx(0.5) and 0 < factors[99] < 0.001
     assert [rate_factor(0, 1, w) for w in (0.0, 0.1, 1.0)] == [1.0] * 3
     assert all(0 < f <= 1 for f in factors)
@@ -454,7 +453,7 @@ def test_rates_fall_from_the_head_to_the_stem(network: PixelClassifier) -> None:
     layers = [backbone.classifier, backbone.conv_head, *reversed(list(backbone.blocks)), backbone.conv_stem]
     scales = [scale[id(next(layer.parameters()))] for layer in layers]
     assert scales[0] == 1.0
-    assert all(a >= b for a, b in zip(scales, scales[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(scales))
     for value in scales:
         power = math.log(value) / math.log(0.7)  # type: ignore[arg-type]
         assert power == pytest.approx(round(power), abs=1e-9)

@@ -56,6 +56,8 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
         graph = program.model_proto
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise CompileError(f"{path.name}: torch cannot export the network: {str(error).splitlines()[0]}") from None
+    for part in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
+        del part.metadata_props[:]  # stack traces with this machine's paths, and a third of the file
     stored = _store_int8_weights(graph) if precision == "int8" else 0
     try:
         onnx.checker.check_model(graph, full_check=True)

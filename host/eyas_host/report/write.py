@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -16,6 +13,7 @@ import numpy as np
 from eyas_device.bundle import Bundle
 from eyas_host.data.split import Split
 from eyas_host.files import whole, write_bytes
+from eyas_host.machine import machine, versions
 from eyas_host.progress import show
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
@@ -33,7 +31,6 @@ from eyas_host.verify import (
 
 _SEALED = Path("sealed") / "test-logits.npz"
 _MISTAKES = 12
-_PACKAGES = ("torch", "timm", "nncf", "openvino", "onnx", "onnxruntime", "ai-edge-litert", "litert-torch", "numpy")
 
 
 def write_report(context: Context) -> Outcome:
@@ -56,8 +53,8 @@ def write_report(context: Context) -> Outcome:
         version=context.recipe.pack.version,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         labels=split.labels,
-        machine=_machine(),
-        versions=_versions(),
+        machine=machine(),
+        versions=versions(),
         rungs=_rungs(scores, agreement, verdict, "test"),
         validation_rungs=_rungs(
             verdict.scores, {n: p.agreement for n, p in verdict.parity.items()}, verdict, "validation"
@@ -174,31 +171,3 @@ def _mistakes(probabilities: Floats, targets: Ints, split: Split) -> tuple[Mista
         Mistake(pictures[row].path, pictures[row].label, split.labels[answers[row]], float(confidence[row]))
         for row in worst
     )
-
-
-def _machine() -> dict[str, str]:
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": str(os.cpu_count()),
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
