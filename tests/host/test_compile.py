@@ -289,11 +289,6 @@ def test_litert_int8_weights_are_the_trained_ones(litert_int8: Compiled, quantiz
         assert any(np.abs((r - wanted) / step).max() < 1.02 for r in restored), name
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="ai-edge-quantizer takes the scales of weights from the weights themselves",
-)
 def test_litert_int8_weights_keep_the_trained_scales(litert_int8: Compiled, quantized: nn.Module) -> None:
     stored = stored_weights(litert_int8.path)
     for name, quantizer in weight_quantizers(quantized).items():

@@ -8,16 +8,17 @@ the graph into dozens of XNNPACK partitions and costs more than it saves.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flatbuffers
 import litert_torch
 import numpy as np
 import numpy.typing as npt
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from ai_edge_litert.schema_py_generated import TensorType
+from ai_edge_litert.schema_py_generated import BufferT, BuiltinOperator
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ _HARD_SIGMOID_TOP = 6.0
 """A hard-sigmoid is compiled as relu6(x + 3) times one sixth: the inner tensor is six times the outer one."""
 _SIGNATURE, _ARGUMENT = "serving_default", "args_0"
 _SAME_AS_INPUT = frozenset({"PAD", "RESHAPE"})
+_CONVOLUTIONS = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D)
 _PIXELS = (0.0, 255.0)
 _WITHOUT_DELEGATES = {"experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 
@@ -77,24 +79,22 @@ def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) ->
     model = tfl_flatbuffer_utils.read_model(content)
     pixels = np.ascontiguousarray(_channels_last(probe))
     activations = _activation_ranges(model, _tensor_values(content, pixels), recorders)
-    weights = _weight_scales(model, baked, qat_model)
+    weights = _learned_weights(model, baked, qat_model)
     builder = quantizer.Quantizer(content, _recipe())
     with quiet_tools():
         statistics = builder.calibrate({_SIGNATURE: [{_ARGUMENT: pixels}]}, num_threads=1)
-        missed = _inject(statistics, activations, weights, model)
-        if missed or len(weights) < len(weight_quantizers(qat_model)):
+        missed = _inject(statistics, activations, model)
+        if missed:
             raise CompileError(
-                f"{path.name}: no learned range for {len(missed)} tensors ({'; '.join(missed[:3])}); "
-                f"{len(weights)} of {len(weight_quantizers(qat_model))} weights found"
+                f"{path.name}: no learned range for {len(missed)} tensors, the first ones {'; '.join(missed[:3])}"
             )
         content = bytes(builder.quantize(statistics, enable_progress_report=False).quantized_model)
+    content = _with_weights(content, weights)
     write_bytes(path, content)
     return Compiled(path, len(content), f"{len(activations)} activation and {len(weights)} weight ranges from QAT")
 
 
-def _inject(
-    statistics: dict[str, Any], activations: Mapping[str, tuple[float, float]], weights: Mapping[str, Array], model: Any
-) -> list[str]:
+def _inject(statistics: dict[str, Any], activations: Mapping[str, tuple[float, float]], model: Any) -> list[str]:
     """Put the learned ranges over the calibrated ones; returns the tensors that have none."""
     graph = model.subgraphs[0]
     logits = {graph.tensors[place].name.decode() for place in graph.outputs}
@@ -103,9 +103,6 @@ def _inject(
         if name in activations:
             low, high = activations[name]
             entry["min"], entry["max"] = np.full_like(entry["min"], low), np.full_like(entry["max"], high)
-        elif name in weights:
-            top = weights[name].reshape(np.shape(entry["max"]))
-            entry["min"], entry["max"] = -top, top
         elif entry and name not in logits and not _constant(model, name):
             missed.append(name)
     return missed
@@ -200,27 +197,84 @@ def _activation_ranges(
     return matched
 
 
-def _weight_scales(model: Any, baked: nn.Module, qat_model: nn.Module) -> dict[str, Array]:
-    """Name of each convolution weight tensor -> 127 scales, one an output channel, found by value."""
-    graph = model.subgraphs[0]
-    scales: dict[str, Array] = {}
-    wanted = []
+class _Weight(NamedTuple):
+    """What a convolution of the .tflite must hold."""
+
+    integers: npt.NDArray[np.int8]
+    """As LiteRT lays them out."""
+    scale: npt.NDArray[np.float64]
+    """One an output channel."""
+    bias: Array
+
+
+def _convolutions(model: Any) -> list[Any]:
+    """The convolution operators of the graph, in order."""
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    return [operator for operator in model.subgraphs[0].operators if codes[operator.opcodeIndex] in _CONVOLUTIONS]
+
+
+def _learned_weights(model: Any, baked: nn.Module, qat_model: nn.Module) -> list[_Weight]:
+    """The learned integers and scales for each convolution of the float .tflite, found by value.
+
+    Raises `CompileError` if a convolution has none.
+    """
+    known = []
     for operation, q in weight_quantizers(qat_model).items():
         module: Any = module_of(baked, operation)
-        weight = module.weight.detach()
-        depthwise = module.groups > 1
-        order = (1, 2, 3, 0) if depthwise else (0, 2, 3, 1)
-        wanted.append((weight.permute(order).numpy(), 127 * affine(q).scale.numpy()))
-    for tensor in graph.tensors:
-        data = model.buffers[tensor.buffer].data
-        if data is None or tensor.type != TensorType.FLOAT32 or len(tensor.shape) != 4:
-            continue
-        value = np.frombuffer(data, dtype=np.float32).reshape(tensor.shape)
-        for weight, top in wanted:
-            if weight.shape == value.shape and np.array_equal(weight, value):
-                scales[tensor.name.decode()] = top.astype(np.float32)
-                break
-    return scales
+        order = (1, 2, 3, 0) if module.groups > 1 else (0, 2, 3, 1)
+        value = module.weight.detach().permute(order).numpy()
+        known.append((value, affine(q).scale.numpy()))
+    graph = model.subgraphs[0]
+    found = []
+    for operator in _convolutions(model):
+        weight, bias = (graph.tensors[place] for place in operator.inputs[1:3])
+        stored = _data(model, weight).reshape(weight.shape)
+        match = [(v, scale) for v, scale in known if v.shape == stored.shape and np.array_equal(v, stored)]
+        if not match:
+            raise CompileError(f"no learned scales for the weights of {weight.name.decode()}")
+        value, scale = match[0]
+        per_channel = scale if value.shape[0] == 1 and value.shape[-1] == len(scale) else scale.reshape(-1, 1, 1, 1)
+        integers = np.rint(value.astype(np.float64) / per_channel).astype(np.int8)
+        found.append(_Weight(integers, scale, _data(model, bias)))
+    return found
+
+
+def _with_weights(content: bytes, weights: Sequence[_Weight]) -> bytes:
+    """Store the learned integers and scales in a quantized .tflite.
+
+    ai-edge-quantizer takes a channel's scale from its largest weight and rounds again; training may have learned
+    another.
+    """
+    model = tfl_flatbuffer_utils.read_model(content)
+    graph = model.subgraphs[0]
+    operators = _convolutions(model)
+    if len(operators) != len(weights):
+        raise CompileError(f"{len(operators)} convolutions in the quantized model, {len(weights)} in the float one")
+    for operator, weight in zip(operators, weights, strict=True):
+        source, filters, bias = (graph.tensors[place] for place in operator.inputs[:3])
+        unit = weight.scale * float(source.quantization.scale[0])
+        _store(model, filters, weight.integers, weight.scale)
+        _store(model, bias, np.rint(weight.bias / unit).astype(np.int32), unit)
+    read = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or ()}
+    for place, buffer in enumerate(model.buffers):
+        if place not in read:
+            buffer.data = None
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _store(model: Any, tensor: Any, values: npt.NDArray[np.generic], scale: npt.NDArray[np.float64]) -> None:
+    """Give a tensor a buffer of its own (others may share the old one) and its scales."""
+    model.buffers.append(BufferT(data=np.frombuffer(values.tobytes(), dtype=np.uint8)))
+    tensor.buffer = len(model.buffers) - 1
+    tensor.quantization.scale = scale.astype(np.float32)
+    tensor.quantization.zeroPoint = np.zeros(len(scale), dtype=np.int64)
+
+
+def _data(model: Any, tensor: Any) -> Array:
+    """The stored float32 values of a tensor, flat."""
+    return np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype=np.float32)
 
 
 def _constant(model: Any, name: str) -> bool:

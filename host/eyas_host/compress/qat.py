@@ -1,127 +1,88 @@
-"""Prepare, save and load a network for quantization-aware training. The training loop itself is an ordinary one.
+"""Quantization-aware training: put the int8 grid into a folded network, save it, load it again.
 
-While it trains, the network computes in float, with every weight and activation rounded to 256 levels on the way
-(the ranges are parameters and learn with the weights). After it, `eyas_host.compile` carries ranges and weights to
-each backend, so that all of them round where training did.
+The training itself is the ordinary loop; ranges and scales are parameters like any other.
 """
 
 from __future__ import annotations
 
 import copy
+import io
 import json
-import logging
-from collections.abc import Iterable
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import nncf
 import torch
-from nncf.quantization.advanced_parameters import (
-    AdvancedQuantizationParameters,
-    OverflowFix,
-    QuantizationParameters,
-)
+from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+from nncf.torch import get_config, load_from_config
 from torch import Tensor, nn
 
 from eyas_host.compress.fold import DeployModel
-from eyas_host.compress.quantizers import Placement, check_placement, complete_placement, required_placement
+from eyas_host.compress.quantizers import CLASSIFIER, activation_quantizers, complete_placement
 from eyas_host.errors import CompressError
+from eyas_host.files import write_bytes
+from eyas_host.quiet import quiet_tools
 
-WEIGHTS_FILE = "qat.pt"
-CONFIG_FILE = "qat.json"
-_SCHEMA = 1
+_STATE, _CONFIG = "qat.pt", "qat.json"
+_INPUT = "/sub/0"
+"""The operation `pixels - mean`; the pixels themselves are whole numbers and need no rounding."""
 
 
-def prepare_qat(deploy: DeployModel, calibration: Iterable[Tensor], *, input_size: int) -> tuple[nn.Module, Placement]:
-    """Return a quantized copy of ``deploy``, calibrated and ready to be trained, and where its quantizers are.
+def prepare_qat(deploy: DeployModel, calibration: Sequence[Tensor], *, input_size: int) -> nn.Module:
+    """A copy of `deploy` with a quantizer at every point where an int8 runtime rounds.
 
-    Weights are symmetric per output channel, activations asymmetric per tensor: the only combination that LiteRT,
-    OpenVINO and ONNX Runtime all execute.
-
-    Args:
-        deploy: what `fold_for_deployment` returned; not changed.
-        calibration: batches of float pixels ``[N, 3, input_size, input_size]``, values 0..255, BGR.
-        input_size: height and width of a picture in pixels.
-
-    Raises:
-        CompressError: no calibration pictures, or the network cannot be quantized completely.
+    `calibration` are float pixels [1, 3, input_size, input_size], 0..255, that set the first ranges; the range behind
+    `pixels - mean` follows from the mean alone. Raises `CompressError` where a network cannot be placed completely.
     """
-    batches = list(calibration)
-    if not batches:
-        raise CompressError("no calibration pictures: quantization ranges come from them")
-    example = _example(deploy, input_size)
-    required = required_placement(deploy, example)
-    _quiet_nncf()
-    model = nncf.quantize(
-        copy.deepcopy(deploy).eval(),
-        nncf.Dataset(batches),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(batches),
-        advanced_parameters=AdvancedQuantizationParameters(
-            # the 7-bit weights of the default would cost accuracy on every CPU to spare the oldest ones
-            overflow_fix=OverflowFix.DISABLE,
-            # NNCF's default for depthwise inputs is one range per channel, which no int8 runtime has
-            activations_quantization_params=QuantizationParameters(per_channel=False),
-        ),
-    )
-    placement = complete_placement(model, required, batches)
-    return cast(nn.Module, model), placement
+    example = torch.zeros(1, 3, input_size, input_size)
+    with quiet_tools():
+        quantized: nn.Module = nncf.quantize(
+            copy.deepcopy(deploy).cpu().eval(),
+            nncf.Dataset(list(calibration)),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(types=[CLASSIFIER], validate=False),
+            advanced_parameters=AdvancedQuantizationParameters(
+                activations_quantization_params=QuantizationParameters(per_channel=False)
+            ),
+        )
+    complete_placement(quantized, calibration, example)
+    _fix_input_range(quantized, deploy)
+    return quantized
 
 
 def save_qat(model: nn.Module, directory: Path) -> None:
-    """Write ``qat.pt`` (tensors only) and ``qat.json`` (where the quantizers are) into ``directory``.
-
-    Args:
-        model: what `prepare_qat` returned, trained or not.
-        directory: is created if need be; files of an earlier model in it are replaced.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    config = {"schema": _SCHEMA, "nncf": nncf.__version__, "config": nncf.torch.get_config(model)}
-    for name, write in (
-        (WEIGHTS_FILE, lambda path: torch.save(model.state_dict(), path)),
-        (CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=1), encoding="utf-8")),
-    ):
-        temporary = directory / f".{name}.part"
-        write(temporary)
-        temporary.replace(directory / name)
+    """Write `qat.pt` (state) and `qat.json` (where the quantizers sit)."""
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    write_bytes(directory / _STATE, buffer.getvalue())
+    write_bytes(directory / _CONFIG, json.dumps(get_config(model)).encode())
 
 
-def load_qat(deploy: DeployModel, directory: Path, *, input_size: int) -> nn.Module:
-    """Return the model that `save_qat` wrote, in evaluation mode; its outputs are bit for bit those of the saved one.
+def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
+    """Rebuild a saved QAT model around a folded network of the same shape.
 
-    Args:
-        deploy: a fold of the same architecture, whatever its weights; not changed.
-        directory: where the model was saved.
-        input_size: height and width of a picture in pixels.
-
-    Raises:
-        CompressError: the files are missing or damaged, or belong to another architecture or NNCF version.
+    Raises `CompressError` if the files are missing, damaged or of another network.
     """
     try:
-        config: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-        state = torch.load(directory / WEIGHTS_FILE, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CompressError(f"cannot read a quantized model from {directory}: {error}") from error
-    if config.get("schema") != _SCHEMA:
-        raise CompressError(f"{directory / CONFIG_FILE} has schema {config.get('schema')}, expected {_SCHEMA}")
-    required = required_placement(deploy, _example(deploy, input_size))
-    _quiet_nncf()
-    model = nncf.torch.load_from_config(copy.deepcopy(deploy), config["config"])
-    try:
+        config = json.loads((directory / _CONFIG).read_bytes())
+        state = torch.load(directory / _STATE, map_location="cpu", weights_only=True)
+        model: nn.Module = load_from_config(copy.deepcopy(deploy).cpu().eval(), config)
         model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CompressError(
-            f"the quantized model in {directory} (NNCF {config.get('nncf')}, here {nncf.__version__}) "
-            f"does not fit this network: {error}"
-        ) from error
-    check_placement(model, required)
-    return cast(nn.Module, model.eval())
+    except (OSError, ValueError, RuntimeError, LookupError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        raise CompressError(f"{directory}: no QAT model of this network ({error}); run with --from qat") from None
+    return model.eval()
 
 
-def _example(deploy: nn.Module, input_size: int) -> Tensor:
-    return torch.zeros(1, 3, input_size, input_size, device=next(deploy.parameters()).device)
-
-
-def _quiet_nncf() -> None:
-    """Keep NNCF's progress notes out of the user's terminal; its warnings and errors stay."""
-    logging.getLogger("nncf").setLevel(logging.WARNING)
+def _fix_input_range(model: nn.Module, deploy: DeployModel) -> None:
+    """The exact range of `pixels - mean` for pixels 0..255, and no training of it."""
+    quantizer: Any = activation_quantizers(model).get(_INPUT)
+    if quantizer is None:
+        raise CompressError(f"no quantizer behind {_INPUT}: the network does not begin with pixels - mean")
+    low, high = -float(deploy.mean.max()), 255 - float(deploy.mean.min())
+    quantizer.input_low.data.fill_(low)
+    quantizer.input_range.data.fill_(high - low)
+    quantizer.disable_gradients()

@@ -10,7 +10,7 @@ NNCF's quantizers stay in charge of rounding and of the gradients of learned ran
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from nncf.torch.function_hook import (
     register_pre_function_hook,
 )
 from nncf.torch.function_hook.hook_storage import decode_hook_name
-from nncf.torch.quantization.layers import AsymmetricQuantizer, PTQuantizerSpec, SymmetricQuantizer
+from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, PTQuantizerSpec, SymmetricQuantizer
 from torch import Tensor, nn
 
 from eyas_host.errors import CompressError
@@ -55,14 +55,13 @@ class Placement:
     Attributes:
         activations: operations whose output is quantized, in order of execution.
         weights: operations whose weight is quantized, in order of execution.
-        before_swish: those of `activations` that only a hard-swish reads.
         added_activations: how many of `activations` NNCF had left out.
         added_weights: how many of `weights` NNCF had left out.
+
     """
 
     activations: tuple[str, ...]
     weights: tuple[str, ...]
-    before_swish: tuple[str, ...] = ()
     added_activations: int = 0
     added_weights: int = 0
 
@@ -91,100 +90,129 @@ class Affine:
         return scale * (self.low - zero), scale * (127 - zero)
 
 
-def required_placement(deploy: nn.Module, example: Tensor) -> Placement:
-    """Return every point at which an int8 runtime rounds.
+@dataclass(frozen=True)
+class _Operation:
+    name: str
+    kind: str
+    consumers: tuple[str, ...]  # kinds of the operations that read its output; "output" for the network's end
 
-    The rule: each weighted operation's weight; each operation's output, except in front of a clamp that is fused into
-    it, in front of a hard-sigmoid (int8 runtimes fuse it as ``relu6(x + 3)``), and at the logits, which stay float.
+
+def required_placement(model: nn.Module, example: Tensor) -> Placement:
+    """Return every point at which an int8 runtime rounds, whatever is quantized now.
+
+    The rule: each convolution's weight; each operation's output, except in front of a clamp that is fused into it, in
+    front of a hard-sigmoid (int8 runtimes fuse it as ``relu6(x + 3)``), and around the classifier at the end, which
+    stays float: it is a few kilobytes, and rounded logits would tie.
 
     Args:
-        deploy: folded network, not quantized yet.
+        model: folded network, quantized already or not.
         example: float pixels ``[1, 3, H, W]``.
 
     Raises:
         CompressError: the network holds an operation that has no rule; the message names it.
+
     """
     activations: list[str] = []
     weights: list[str] = []
-    before_swish: list[str] = []
-    for name, kind, behind in _operations(deploy, example):
-        if kind in TRANSPARENT:
+    for operation in _operations(model, example):
+        behind = set(operation.consumers)
+        if operation.kind in TRANSPARENT or operation.kind == CLASSIFIER:
             continue
-        if kind not in WEIGHTED | ROUNDED:
+        if operation.kind in WEIGHTED:
+            weights.append(operation.name)
+        elif operation.kind not in ROUNDED:
             raise CompressError(
-                f"no quantization rule for operation {kind!r} at {name!r}; "
-                f"known are {', '.join(sorted(WEIGHTED | ROUNDED | TRANSPARENT))}"
+                f"no quantization rule for operation {operation.kind!r} at {operation.name!r}; "
+                f"known are {', '.join(sorted(WEIGHTED | ROUNDED | TRANSPARENT | {CLASSIFIER}))}"
             )
-        if kind in WEIGHTED:
-            weights.append(name)
-        if "hardsigmoid" in behind and (kind not in WEIGHTED or len(behind) > 1):
-            raise CompressError(f"the hard-sigmoid behind {name!r} has no convolution to be fused into")
-        fused = kind not in CLAMPS and len(behind) == 1 and behind <= CLAMPS | {"hardsigmoid"}
-        if fused or behind == {"output"}:
+        if "hardsigmoid" in behind and not (behind == {"hardsigmoid"} and operation.kind in WEIGHTED):
+            raise CompressError(f"the hard-sigmoid behind {operation.name!r} has no convolution to be fused into")
+        fused = len(behind) == 1 and behind <= CLAMPS and operation.kind not in CLAMPS
+        if fused or behind in ({"hardsigmoid"}, {CLASSIFIER}, {"output"}):
             continue
-        activations.append(name)
-        if behind == {"hardswish"}:
-            before_swish.append(name)
-    return Placement(tuple(activations), tuple(weights), tuple(before_swish))
+        activations.append(operation.name)
+    return Placement(tuple(activations), tuple(weights))
 
 
-def complete_placement(model: nn.Module, required: Placement, calibration: Iterable[Tensor]) -> Placement:
-    """Add the quantizers that are missing, with ranges from ``calibration``, and return what was done.
+def present_placement(model: nn.Module) -> Placement:
+    """Return the points at which NNCF quantizers sit now (in hook order)."""
+    points = [_point(name) for name, hook in get_hook_storage(model).named_hooks() if isinstance(hook, BaseQuantizer)]
+    return Placement(
+        activations=tuple(op for op, is_weight in points if not is_weight),
+        weights=tuple(op for op, is_weight in points if is_weight),
+    )
+
+
+def complete_placement(model: nn.Module, calibration: Iterable[Tensor], example: Tensor) -> Placement:
+    """Add the quantizers that `required_placement` asks for and that are missing, with ranges from ``calibration``.
 
     Args:
         model: network that `nncf.quantize` has returned; changed in place.
-        required: what `required_placement` said of it before.
         calibration: batches of float pixels ``[N, 3, H, W]``.
+        example: float pixels ``[1, 3, H, W]``.
 
     Raises:
-        CompressError: NNCF has put a quantizer where int8 runtimes do not round, or a range is not usable.
+        CompressError: an operation has no rule, NNCF has put a quantizer where int8 runtimes do not round, or a
+            range is not finite.
+
     """
-    activations, weights = set(activation_quantizers(model)), set(weight_quantizers(model))
-    observers = {name: _Observer() for name in required.activations if name not in activations}
-    for name in required.weights:
-        if name not in weights:
-            weight = cast(Tensor, module_of(model, name).weight)
-            register_pre_function_hook(model, name, 1, _weight_quantizer(weight))
+    required, present = required_placement(model, example), present_placement(model)
+    surplus = (set(present.activations) - set(required.activations)) | (set(present.weights) - set(required.weights))
+    if surplus:
+        raise CompressError(f"NNCF quantizes where int8 runtimes do not: {', '.join(sorted(surplus))}")
+    missing = [name for name in required.activations if name not in set(present.activations)]
+    before_swish = {op.name for op in _operations(model, example) if set(op.consumers) == {"hardswish"}}
+
+    for name in missing_weights(required, present):
+        weight = weight_of(model, name)
+        register_pre_function_hook(model, name, 1, _weight_quantizer(weight).to(weight.device))
+    observers = {name: _Observer() for name in missing}
     handles = [register_post_function_hook(model, name, 0, observer) for name, observer in observers.items()]
     with torch.no_grad():
         for batch in calibration:
             model(batch)
     for handle in handles:
         handle.remove()
-    device = next(model.parameters()).device
     for name, observer in observers.items():
         low, high = observer.range()
-        if not 0 < high - low < float("inf"):
+        if not (low < float("inf") and high > low):
             raise CompressError(f"{name!r} has no usable range on the calibration pictures: {low}..{high}")
-        if name in required.before_swish:
+        if name in before_swish:
             low = max(low, HARD_ZERO)
-        register_post_function_hook(model, name, 0, _activation_quantizer(low, high).to(device))
-    check_placement(model, required)
-    return replace(
-        required,
-        added_activations=len(observers),
-        added_weights=len(required.weights) - len(weights),
-    )
+        register_post_function_hook(model, name, 0, _activation_quantizer(low, high).to(example.device))
+    return check_placement(model, example, present)
 
 
-def check_placement(model: nn.Module, required: Placement) -> None:
-    """Check that quantizers sit at exactly the required points.
+def missing_weights(required: Placement, present: Placement) -> list[str]:
+    """Return the weighted operations of ``required`` that have no weight quantizer in ``present``."""
+    return [name for name in required.weights if name not in set(present.weights)]
+
+
+def check_placement(model: nn.Module, example: Tensor, before: Placement | None = None) -> Placement:
+    """Return the placement, having checked that it is exactly the required one.
 
     Raises:
         CompressError: a point is missing or there is one too many; the message names them.
+
     """
+    required, present = required_placement(model, example), present_placement(model)
     for what, want, have in (
-        ("activation", set(required.activations), set(activation_quantizers(model))),
-        ("weight", set(required.weights), set(weight_quantizers(model))),
+        ("activation", required.activations, present.activations),
+        ("weight", required.weights, present.weights),
     ):
-        if want != have:
+        if sorted(want) != sorted(have):
             raise CompressError(
-                f"{what} quantizers do not fit the network: missing {sorted(want - have)}, "
-                f"where int8 runtimes do not round {sorted(have - want)}"
+                f"{what} quantizers do not match the network: missing {sorted(set(want) - set(have))}, "
+                f"unexpected {sorted(set(have) - set(want))}, {len(have)} of {len(want)}"
             )
-    hooks = sum(1 for _ in get_hook_storage(model).named_hooks())
-    if hooks != len(required.activations) + len(required.weights):
-        raise CompressError(f"{hooks} hooks on the network, more than its quantizers account for")
+    if before is None:
+        return required
+    return Placement(
+        required.activations,
+        required.weights,
+        len(required.activations) - len(before.activations),
+        len(required.weights) - len(before.weights),
+    )
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, AsymmetricQuantizer]:
@@ -248,66 +276,99 @@ class _Observer(nn.Module):
         return min(sum(self.lows) / count, 0.0), max(sum(self.highs) / count, 0.0)
 
 
-def _operations(deploy: nn.Module, example: Tensor) -> list[tuple[str, str, set[str]]]:
-    """Return (name, kind, kinds of the readers) of each operation; readers are looked up through `TRANSPARENT` ones."""
-    graph = build_graph(deploy, example)
-    kinds = {
-        node: _kind(data["meta"].op_name) if data["type"].value == "function_call" else data["type"].value
-        for node, data in graph.nodes(data=True)
-    }
+def _operations(model: nn.Module, example: Tensor) -> list[_Operation]:
+    graph = build_graph(model, example)
+    kinds: dict[int, str] = {}
+    for node, data in graph.nodes(data=True):
+        node_type = data["type"].value
+        kinds[node] = node_type if node_type != "function_call" else _kind(data["meta"].op_name)
+    found = []
+    for node, data in graph.nodes(data=True):
+        if data["type"].value == "function_call" and "__nncf_hooks" not in data["meta"].op_name:
+            if _is_hook(data["meta"].op_name):
+                continue
+            consumers = tuple(kinds[reader] for reader in _readers(graph, node, kinds))
+            found.append(_Operation(data["meta"].op_name, kinds[node], consumers))
+    return found
 
-    def readers(node: int) -> set[str]:
-        found: set[str] = set()
-        for reader in graph.successors(node):
-            found |= (readers(reader) if kinds[reader] in TRANSPARENT else set()) or {kinds[reader]}
-        return found
 
-    return [
-        (data["meta"].op_name, kinds[node], readers(node))
-        for node, data in graph.nodes(data=True)
-        if data["type"].value == "function_call"
-    ]
+def _point(hook_name: str) -> tuple[str, bool]:
+    """The operation a hook sits at, and whether it rounds the operation's weight."""
+    kind, operation, port = decode_hook_name(hook_name)
+    return operation, kind == "pre_hooks" and port == 1
 
 
 def _kind(operation: str) -> str:
-    """Return the kind of "path/to/module/conv2d/0": conv2d."""
-    kind = operation.split("/")[-2]
-    return _ALIASES.get(kind, kind)
+    """`backbone/conv_stem/conv2d/0` -> `conv2d`."""
+    name = operation.split("/")[-2]
+    return _ALIASES.get(name, name)
 
 
-def _point(hook: str) -> tuple[str, bool]:
-    """Return (operation, is it a weight) of "pre_hooks.path/conv2d/0__1.0"; NNCF writes a dot in a name as a colon."""
-    side, point, _ = hook.split(".")
-    operation, _, port = point.rpartition("__")
-    return operation.replace(":", "."), side == "pre_hooks" and port == "1"
+def _is_hook(operation: str) -> bool:
+    return "pre_hook__" in operation or "post_hook__" in operation
 
 
-def _spec(mode: QuantizationScheme, *, scale_shape: tuple[int, ...], weight: bool) -> PTQuantizerSpec:
-    return PTQuantizerSpec(
-        num_bits=8,
-        mode=mode,
-        signedness_to_force=True if weight else None,
-        narrow_range=weight,
-        half_range=False,
-        scale_shape=scale_shape,
-        logarithm_scale=False,
-        is_quantized_on_export=False,
-    )
-
-
-def _weight_quantizer(weight: Tensor) -> SymmetricQuantizer:
-    shape = (weight.shape[0],) + (1,) * (weight.dim() - 1)
-    quantizer = SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, scale_shape=shape, weight=True))
-    with torch.no_grad():
-        largest = weight.detach().abs().flatten(1).amax(1).reshape(shape)
-        # a channel that pruning has emptied still needs a scale
-        quantizer.scale.copy_(torch.where(largest > 0, largest, torch.ones_like(largest)))
-    return quantizer.to(weight.device)
+def _readers(graph: Any, node: int, kinds: dict[int, str]) -> Iterator[int]:
+    """The operations that read a node's output, seen through hooks and operations that only move values."""
+    for reader in graph.successors(node):
+        name = getattr(graph.nodes[reader]["meta"], "op_name", "")
+        if _is_hook(name) or kinds[reader] in TRANSPARENT:
+            yield from _readers(graph, reader, kinds)
+        else:
+            yield reader
 
 
 def _activation_quantizer(low: float, high: float) -> AsymmetricQuantizer:
-    quantizer = AsymmetricQuantizer(_spec(QuantizationScheme.ASYMMETRIC, scale_shape=(1,), weight=False))
-    with torch.no_grad():
-        quantizer.input_low.fill_(low)
-        quantizer.input_range.fill_(high - low)
+    quantizer = AsymmetricQuantizer(_spec(QuantizationScheme.ASYMMETRIC, (1,)))
+    quantizer.input_low.data.fill_(low)
+    quantizer.input_range.data.fill_(high - low)
     return quantizer
+
+
+def _weight_quantizer(weight: Tensor) -> SymmetricQuantizer:
+    shape = (weight.shape[0], *(1 for _ in weight.shape[1:]))
+    quantizer = SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, shape))
+    largest = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-8)
+    quantizer.scale.data.copy_(largest.reshape(shape))
+    return quantizer
+
+
+def _spec(mode: QuantizationScheme, shape: tuple[int, ...]) -> PTQuantizerSpec:
+    """Eight bits; symmetric ones are signed and leave out -128, as int8 weights do."""
+    symmetric = mode == QuantizationScheme.SYMMETRIC
+    return PTQuantizerSpec(
+        num_bits=8,
+        mode=mode,
+        signedness_to_force=True if symmetric else None,
+        narrow_range=symmetric,
+        half_range=False,
+        scale_shape=shape,
+        logarithm_scale=False,
+    )
+
+
+def feeding_quantizers(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Weighted operation -> the operation whose quantizer rounds what it reads."""
+    graph = build_graph(model, example)
+    names = {node: getattr(data["meta"], "op_name", "") for node, data in graph.nodes(data=True)}
+    rounded = set(activation_quantizers(model))
+    feeds: dict[str, str] = {}
+    for node, name in names.items():
+        if not name or _is_hook(name) or _kind(name) not in WEIGHTED:
+            continue
+        source = _first_input(graph, node)
+        while names[source] not in rounded:
+            source = _first_input(graph, source)
+        feeds[name] = names[source]
+    return feeds
+
+
+def _first_input(graph: Any, node: int) -> int:
+    """The node that a node's first argument comes from."""
+    sources = ((data["meta"].input_port, source) for source, _, data in graph.in_edges(node, data=True))
+    return int(min(sources)[1])
+
+
+def quantizer_places(storage: nn.Module) -> dict[int, tuple[nn.Module, str]]:
+    """Id of a hook -> the module that holds it and its name there."""
+    return {id(child): (parent, name) for parent in storage.modules() for name, child in parent.named_children()}
