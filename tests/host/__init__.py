@@ -1,0 +1,5 @@
+"""The host's tests; libraries are made quiet before anything heavy is imported."""
+
+from eyas_host.quiet import quiet_libraries
+
+quiet_libraries()

@@ -1,4 +1,4 @@
-"""Class folders for tests: shapes drawn on crops of scikit-image's free photographs."""
+"""Class folders for tests: shapes drawn on pieces of scikit-image's free photographs."""
 
 from __future__ import annotations
 
@@ -6,46 +6,48 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from skimage import data
+import numpy.typing as npt
+import skimage.data
 
 SHAPES = ("circle", "cross", "ring", "square", "triangle")
+_BACKGROUNDS = ("astronaut", "coffee", "chelsea", "cat")
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def draw_shape(label: str, seed: int, width: int = 96, height: int = 80) -> Pixels:
+    """A shape in a colour of its own on a piece of a photograph, uint8 [height, width, 3] BGR."""
+    rng = np.random.default_rng((SHAPES.index(label), seed))
+    photograph = getattr(skimage.data, _BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))])()[..., ::-1]
+    top = int(rng.integers(photograph.shape[0] - height + 1))
+    left = int(rng.integers(photograph.shape[1] - width + 1))
+    picture = np.ascontiguousarray(photograph[top : top + height, left : left + width])
+    radius = int(min(width, height) * rng.uniform(0.25, 0.4))
+    x, y = width // 2 + int(rng.integers(-4, 5)), height // 2 + int(rng.integers(-4, 5))
+    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+    if label == "circle":
+        cv2.circle(picture, (x, y), radius, colour, -1, cv2.LINE_AA)
+    elif label == "ring":
+        cv2.circle(picture, (x, y), radius, colour, max(2, radius // 4), cv2.LINE_AA)
+    elif label == "square":
+        cv2.rectangle(picture, (x - radius, y - radius), (x + radius, y + radius), colour, -1)
+    elif label == "triangle":
+        corners = np.array([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)])
+        cv2.fillPoly(picture, [corners], colour, cv2.LINE_AA)
+    else:
+        for side in (-1, 1):
+            ends = (x - radius, y - side * radius), (x + radius, y + side * radius)
+            cv2.line(picture, *ends, colour, max(2, radius // 3), cv2.LINE_AA)
+    return picture
 
 
 def draw_folder(
-    root: Path, *, classes: int = 5, pictures: int = 12, size: tuple[int, int] = (96, 80), seed: int = 0
+    root: Path, *, count: int = 12, width: int = 96, height: int = 80, labels: tuple[str, ...] = SHAPES
 ) -> Path:
-    """Write `root/<shape>/NN.(png|jpg)`: colour pictures of `size` (width, height); the same seed draws the same."""
-    rng = np.random.default_rng(seed)
-    photographs = [photograph()[..., ::-1] for photograph in (data.astronaut, data.coffee, data.chelsea)]
-    width, height = size
-    for shape in SHAPES[:classes]:
-        folder = root / shape
-        folder.mkdir(parents=True)
-        for number in range(pictures):
-            photograph = photographs[int(rng.integers(len(photographs)))]
-            top = int(rng.integers(photograph.shape[0] - height))
-            left = int(rng.integers(photograph.shape[1] - width))
-            picture = photograph[top : top + height, left : left + width] // 2
-            _draw(picture, shape, rng)
-            suffix = ".png" if number % 2 else ".jpg"
-            assert cv2.imwrite(str(folder / f"{number:02d}{suffix}"), picture)
+    """Fill `root` with class folders of `count` pictures each, PNG and JPEG; the same arguments draw the same."""
+    for label in labels:
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for seed in range(count):
+            path = root / label / f"{seed:03d}{'.jpg' if seed % 2 else '.png'}"
+            assert cv2.imwrite(str(path), draw_shape(label, seed, width, height))
     return root
-
-
-def _draw(picture: np.ndarray, shape: str, rng: np.random.Generator) -> None:
-    height, width = picture.shape[:2]
-    radius = int(rng.integers(height // 5, height // 3))
-    x, y = (int(rng.integers(radius, side - radius)) for side in (width, height))
-    colour = tuple(int(c) for c in rng.integers(128, 256, 3))
-    if shape == "circle":
-        cv2.circle(picture, (x, y), radius, colour, -1)
-    elif shape == "ring":
-        cv2.circle(picture, (x, y), radius, colour, 4)
-    elif shape == "square":
-        cv2.rectangle(picture, (x - radius, y - radius), (x + radius, y + radius), colour, -1)
-    elif shape == "triangle":
-        corners = np.array([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)])
-        cv2.fillPoly(picture, [corners], colour)
-    else:
-        cv2.line(picture, (x - radius, y), (x + radius, y), colour, 6)
-        cv2.line(picture, (x, y - radius), (x, y + radius), colour, 6)

@@ -22,16 +22,16 @@ from eyas_host.data.split import PARTS, Part, Split, SplitManifest, data_hash, s
 from eyas_host.data.views import Augmenter, prepared
 from eyas_host.errors import DataError
 from eyas_host.recipe import AugmentSection, DataSection
+from tests.host.shapes import draw_folder, draw_shape
 
 STILL = AugmentSection(horizontal_flip=False, rotate_degrees=0.0, crop_scale=1.0, brightness=0.0, contrast=0.0)
 SPEC = Preprocessing(size=32)
-MakePictures = Callable[..., Path]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, make_pictures: MakePictures) -> Path:
+def folder(tmp_path: Path) -> Path:
     """Two classes of three pictures, to be spoilt."""
-    return make_pictures(tmp_path / "pictures", count=3, width=40, height=36, labels=("ring", "square"))
+    return draw_folder(tmp_path / "pictures", count=3, width=40, height=36, labels=("ring", "square"))
 
 
 def index(folder: Path, **settings: object) -> Index:
@@ -111,9 +111,9 @@ def test_exact_copies_are_dropped(folder: Path) -> None:
     assert index(folder).counts() == {"ring": 3, "square": 3}
 
 
-def test_limit_keeps_the_classes_shares(tmp_path: Path, make_pictures: MakePictures) -> None:
-    root = make_pictures(tmp_path, count=10, width=40, height=36, labels=("ring",))
-    make_pictures(tmp_path, count=20, width=40, height=36, labels=("square",))
+def test_limit_keeps_the_classes_shares(tmp_path: Path) -> None:
+    root = draw_folder(tmp_path, count=10, width=40, height=36, labels=("ring",))
+    draw_folder(tmp_path, count=20, width=40, height=36, labels=("square",))
     assert index(root, limit=15).counts() == {"ring": 5, "square": 10}
     assert index(root, limit=1).counts() == {"ring": 1, "square": 1}
     assert index(root, limit=99).counts() == {"ring": 10, "square": 20}
@@ -292,7 +292,7 @@ def test_missing_and_damaged_manifests(tmp_path: Path, split: Split) -> None:
 
 
 @pytest.fixture(scope="module")
-def frames(draw_shape: Callable[..., np.ndarray]) -> list[np.ndarray]:
+def frames() -> list[np.ndarray]:
     return [draw_shape("ring", seed, 60 + 4 * seed, 50) for seed in range(8)]
 
 
@@ -322,7 +322,7 @@ def test_the_same_seed_draws_the_same_views(frames: list[np.ndarray]) -> None:
     ],
 )
 def test_flips_and_turns_give_just_those_pictures(
-    draw_shape: Callable[..., np.ndarray], change: dict[str, bool], variants: Callable[..., list[np.ndarray]]
+    change: dict[str, bool], variants: Callable[..., list[np.ndarray]]
 ) -> None:
     picture = draw_shape("triangle", 1, 32, 32)
     views = Augmenter(msgspec.structs.replace(STILL, **change), SPEC).views([picture] * 40, (0,))

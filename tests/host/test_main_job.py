@@ -71,7 +71,7 @@ def zero_share(path: Path) -> float:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of a five-class recipe that `eyas new` wrote."""
     place = tmp_path_factory.mktemp("main-job")
-    draw_folder(place / "shapes", pictures=16)
+    draw_folder(place / "shapes", count=16)
     made = eyas("new", place / "shapes", cwd=place)
     assert "models/shapes/recipe.toml" in made.stdout
     eyas("distill", "models/shapes/recipe.toml", *settings(), cwd=place)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.host.shapes import draw_folder
+from tests.host.shapes import SHAPES, draw_folder
 
 EYAS = Path(sys.executable).with_name("eyas")
 
@@ -47,32 +47,32 @@ def no_folder(place: Path) -> None:
 
 
 def one_class(place: Path) -> None:
-    draw_folder(place / "pictures", classes=1)
+    draw_folder(place / "pictures", labels=SHAPES[:1])
 
 
 def empty_class(place: Path) -> None:
-    draw_folder(place / "pictures", classes=2)
+    draw_folder(place / "pictures", labels=SHAPES[:2])
     (place / "pictures/zebra").mkdir()
 
 
 def zero_bytes(place: Path) -> None:
-    draw_folder(place / "pictures", classes=2)
+    draw_folder(place / "pictures", labels=SHAPES[:2])
     (place / "pictures/circle/empty.png").touch()
 
 
 def not_a_picture(place: Path) -> None:
-    draw_folder(place / "pictures", classes=2)
+    draw_folder(place / "pictures", labels=SHAPES[:2])
     (place / "pictures/circle/notes.jpg").write_bytes(b"not a picture" * 100)
 
 
 def two_labels(place: Path) -> None:
-    draw_folder(place / "pictures", classes=2)
-    same = place / "pictures/circle/01.png"
+    draw_folder(place / "pictures", labels=SHAPES[:2])
+    same = place / "pictures/circle/000.png"
     (place / "pictures/cross/copy.png").write_bytes(same.read_bytes())
 
 
 def too_few(place: Path) -> None:
-    draw_folder(place / "pictures", classes=2, pictures=2)
+    draw_folder(place / "pictures", labels=SHAPES[:2], count=2)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_unreadable_pictures_may_be_left_out(tmp_path: Path) -> None:
 
 
 def test_odd_but_good_pictures_are_taken(tmp_path: Path) -> None:
-    pictures = draw_folder(tmp_path / "pictures", classes=2)
-    grey = cv2.imread(str(pictures / "circle/01.png"), cv2.IMREAD_GRAYSCALE)
+    pictures = draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    grey = cv2.imread(str(pictures / "circle/000.png"), cv2.IMREAD_GRAYSCALE)
     assert cv2.imwrite(str(pictures / "circle/grey.png"), grey)
     assert cv2.imwrite(str(pictures / "circle/deep.png"), grey.astype(np.uint16) * 257 + 1)
     assert cv2.imwrite(str(pictures / "circle/alpha.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA) // 2)
@@ -118,14 +118,14 @@ def test_every_fault_of_a_recipe_at_once(tmp_path: Path) -> None:
 
 
 def test_unknown_model_before_any_training(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", classes=2)
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
     done = run("distill", recipe(tmp_path, '[student]\nmodel = "mobilenetv3_smal_100"\n'), cwd=tmp_path)
     refused(done, "mobilenetv3_smal_100", "mobilenetv3_small_100")
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_no_weights_and_no_network(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", classes=2)
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
     done = run("distill", recipe(tmp_path, '[teacher]\nmodel = "resnet18"\n'), cwd=tmp_path)
     refused(done, "no weights for resnet18", "hub", "packaged")
 
@@ -147,12 +147,12 @@ def test_unknown_stage(tmp_path: Path) -> None:
 
 
 def test_only_a_stage_whose_inputs_are_missing(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", classes=2)
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
     refused(run("distill", recipe(tmp_path), "--only", "qat", cwd=tmp_path), "needs split")
 
 
 def test_new_refuses_to_overwrite(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", classes=2)
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
     assert run("new", "pictures", cwd=tmp_path).returncode == 0
     refused(run("new", "pictures", cwd=tmp_path), "exists already")
 
@@ -172,7 +172,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
-    draw_folder(tmp_path / "pictures", classes=2)
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
     text = "[picture]\nsize = 64\n[teacher]\nhead_epochs = 1\nepochs = 1\n"
     done = run("distill", recipe(tmp_path, text), "--runs", small_disk, cwd=tmp_path)
     refused(done, "No space left on device")
