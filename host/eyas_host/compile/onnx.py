@@ -19,6 +19,8 @@ from eyas_host.files import whole
 from eyas_host.quiet import quiet_tools
 
 OPSET = 18
+_LOWEST = -127
+"""Int8 weights leave out -128, so that they are symmetric."""
 
 
 class _FromPixels(nn.Module):
@@ -69,19 +71,25 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
 
 
 def _store_int8_weights(model: Any) -> int:
-    """Replace QuantizeLinear of a constant by its int8 result; returns how many there were."""
+    """Replace the rounding of a constant (QuantizeLinear, Clip) by its int8 result; returns how many there were."""
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    clips = {node.input[0]: node for node in graph.node if node.op_type == "Clip"}
     stored = 0
     for node in list(graph.node):
         if node.op_type != "QuantizeLinear" or node.input[0] not in constants:
             continue
         weight, scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[:3])
         shape = (-1, *(1 for _ in weight.shape[1:]))
-        integers = np.clip(np.rint(weight / scale.reshape(shape)) + zero.reshape(shape), -128, 127)
-        graph.initializer.append(numpy_helper.from_array(integers.astype(np.int8), node.output[0]))
+        integers = np.rint(weight / scale.reshape(shape)) + zero.reshape(shape)
+        name = node.output[0]
         graph.node.remove(node)
+        if clip := clips.get(name):
+            name = clip.output[0]
+            graph.node.remove(clip)
         stored += 1
+        values = np.clip(integers, _LOWEST, 127).astype(np.int8)
+        graph.initializer.append(numpy_helper.from_array(values, name))
     used = {name for node in graph.node for name in node.input}
     for tensor in [t for t in graph.initializer if t.name not in used]:
         graph.initializer.remove(tensor)
