@@ -21,15 +21,16 @@ def quiet_libraries() -> None:
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     os.environ.setdefault("NNCF_CI", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     for name in ("torch.utils.cpp_extension", "torch.utils._pytree", "nncf"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def quiet_tools() -> Iterator[None]:
-    """Silence converters that print each pass and warn of their own deprecations; errors still come through."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """Silence converters that print each pass and warn of their own deprecations; errors are raised all the same."""
+    nowhere = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
