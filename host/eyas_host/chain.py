@@ -102,17 +102,17 @@ def distill(context: Context) -> Outcome:
     import torch
 
     from eyas_host import checkpoints
+    from eyas_host.train.cache import ViewCache
     from eyas_host.train.loop import save_tensors
-    from eyas_host.train.student import ViewCache, train_student
+    from eyas_host.train.student import train_student
 
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(threads(recipe))
     data = Split.load(context.root)
-    if not (folder / "features.npy").exists():
-        ViewCache.make(folder, recipe, data, checkpoints.load_teacher(context, len(data.labels)))
-        data.train.forget()
+    cache = ViewCache.make(folder, recipe, data, checkpoints.load_teacher(context, len(data.labels)))
+    data.train.forget()
     with _beside(_labels_only, recipe, context.root) if recipe.student.labels_only else nullcontext() as other:
-        model, origin, history = train_student(recipe, data, ViewCache(folder), folder)
+        model, origin, history = train_student(recipe, data, cache, folder)
         save_tensors(context.root / checkpoints.STUDENT, model.cpu().state_dict())
         histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
     for checkpoint in folder.glob("*.ckpt"):
@@ -148,8 +148,9 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
 
     from eyas_host import checkpoints
     from eyas_host.quiet import quiet_libraries
+    from eyas_host.train.cache import ViewCache
     from eyas_host.train.loop import end_with_parent, save_tensors
-    from eyas_host.train.student import ViewCache, train_student
+    from eyas_host.train.student import train_student
 
     quiet_libraries()
     end_with_parent()
@@ -167,9 +168,10 @@ def prune(context: Context) -> Outcome:
     from eyas_host import checkpoints
     from eyas_host.compress.prune import PrunePlan, ZeroKeeper, prune_channels, prune_weights
     from eyas_host.files import write_bytes
+    from eyas_host.train.cache import ViewCache
     from eyas_host.train.loop import save_tensors
     from eyas_host.train.models import move
-    from eyas_host.train.student import Lesson, ViewCache
+    from eyas_host.train.student import Lesson
 
     recipe, settings = context.recipe, context.recipe.prune
     torch.set_num_threads(threads(recipe))
@@ -224,8 +226,9 @@ def qat(context: Context) -> Outcome:
     from eyas_host.compress.prune import ZeroKeeper
     from eyas_host.compress.qat import prepare_qat, save_qat
     from eyas_host.data.views import prepared
+    from eyas_host.train.cache import ViewCache
     from eyas_host.train.loop import to_tensor
-    from eyas_host.train.student import Lesson, ViewCache
+    from eyas_host.train.student import Lesson
 
     recipe, settings = context.recipe, context.recipe.qat
     torch.set_num_threads(threads(recipe))

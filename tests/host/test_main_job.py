@@ -142,9 +142,9 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(place: Path) -> None:
         process.wait()
     assert not (folder / "stage.json").exists()
     saved = torch.load(folder / "student.ckpt", weights_only=True)["history"]
-    views = (folder / "pixels.npy").stat().st_mtime_ns
+    views = (folder / "view-0.u8").stat().st_mtime_ns
     eyas(*arguments, cwd=place)
-    assert (folder / "pixels.npy").stat().st_mtime_ns == views
+    assert (folder / "view-0.u8").stat().st_mtime_ns == views
     kept = json.loads((folder / "stage.json").read_bytes())["facts"]["histories"]["student"]
     assert len(kept) == int(TINY["student.epochs"])
     assert kept[: len(saved)] == [json.loads(epoch) for epoch in saved]  # times too: these epochs were not run again

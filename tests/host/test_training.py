@@ -25,6 +25,7 @@ from eyas_host.data.views import prepared
 from eyas_host.errors import RecipeError, StageError, TrainError, WeightsError
 from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
 from eyas_host.train import metrics
+from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import (
     Epoch,
     Schedule,
@@ -37,7 +38,7 @@ from eyas_host.train.loop import (
 )
 from eyas_host.train.losses import DistillationLoss, FeatureHint, balanced_class_weights
 from eyas_host.train.models import PixelClassifier, build, packaged_state
-from eyas_host.train.student import Lesson, ViewCache, train_student
+from eyas_host.train.student import Lesson, train_student
 from eyas_host.train.teacher import freeze_batch_norm, train_teacher, unfreeze
 
 CPU = torch.device("cpu")
@@ -482,26 +483,33 @@ def test_views_are_cached_with_the_teachers_answers(
 ) -> None:
     cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
     count = len(split.train)
-    assert cache.pixels.shape == (2, count, 32, 32, 3) and cache.logits.shape == (2, count, 5)
-    assert not np.array_equal(cache.pixels[0], cache.pixels[1])
-    expected = logits_of(network, np.array(cache.pixels[1]), CPU)
-    assert np.allclose(cache.logits[1], expected, atol=2e-2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["features.npy", "logits.npy", "pixels.npy"]
+    views = [whole_view(cache, number, count) for number in range(len(cache))]
+    assert [view.shape for view in views] == 2 * [(count, 32, 32, 3)] and cache.logits.shape == (2, count, 5)
+    assert not np.array_equal(*views)
+    assert np.allclose(cache.logits[1], logits_of(network, views[1], CPU), atol=2e-2)
 
     lesson = Lesson(lesson_recipe, split, cache)
     batches = list(lesson.batches(0))
     assert len(batches) == lesson.steps_an_epoch == count // 8
     again = list(lesson.batches(0))
     assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
-    where = {view[row].tobytes(): row for view in cache.pixels for row in range(count)}
+    where = {view[row].tobytes(): row for view in views for row in range(count)}
     for pixels, teacher, _, labels in batches:
         rows = [where[p.permute(1, 2, 0).contiguous().numpy().tobytes()] for p in pixels]
         assert labels.tolist() == split.train.targets[rows].tolist()
         assert torch.allclose(teacher, torch.from_numpy(logits_of(network, _hwc(pixels), CPU)), atol=2e-2)
 
-    (tmp_path / "logits.npy").unlink()
+    with (tmp_path / "view-1.u8").open("ab") as damaged:
+        damaged.write(bytes(8 * 32 * 32 * 3 * count))
     with pytest.raises(StageError, match="--from distill"):
         ViewCache(tmp_path)
+    (tmp_path / "view-1.npz").write_bytes(b"junk")
+    with pytest.raises(StageError, match="--from distill"):
+        ViewCache(tmp_path)
+
+
+def whole_view(cache: ViewCache, number: int, count: int) -> np.ndarray:
+    return cache.pixels(np.full(count, number), np.arange(count))
 
 
 def _hwc(pixels: Tensor) -> np.ndarray:
@@ -511,12 +519,13 @@ def _hwc(pixels: Tensor) -> np.ndarray:
 def test_views_that_a_killed_run_left_are_kept(
     lesson_recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
 ) -> None:
-    marked = {"pixels": np.full((len(split.train), 32, 32, 3), 7, dtype=np.uint8)}
-    marked["logits"] = np.zeros((len(split.train), 5), dtype=np.float16)
-    marked["features"] = np.zeros((len(split.train), network.pooled_channels), dtype=np.float16)
-    np.savez(tmp_path / "view-0.npz", **marked)
+    count = len(split.train)
+    (tmp_path / "view-0.u8").write_bytes(bytes([7]) * (count * 32 * 32 * 3))
+    logits = np.zeros((count, 5), dtype=np.float16)
+    features = np.zeros((count, network.pooled_channels), dtype=np.float16)
+    np.savez(tmp_path / "view-0.npz", logits=logits, features=features)
     cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
-    assert (cache.pixels[0] == 7).all() and not (cache.pixels[1] == 7).all()
+    assert (whole_view(cache, 0, count) == 7).all() and not (whole_view(cache, 1, count) == 7).all()
 
 
 def test_teacher_and_student_train_from_pictures(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:

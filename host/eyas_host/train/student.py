@@ -1,8 +1,7 @@
 """The student: the same augmented views as the teacher saw, its answers beside the labels.
 
-Views and the teacher's answers are made once and kept on disk (uint8 pixels, fp16 logits and pooled features); every
-epoch and every later stage reads them again. Source for "the same view to both, and patience": Beyer et al., "Knowledge
-distillation: a good teacher is patient and consistent", 2022.
+Every epoch and every later stage reads the same cached views. Source for "the same view to both, and patience": Beyer
+et al., "Knowledge distillation: a good teacher is patient and consistent", 2022.
 """
 
 from __future__ import annotations
@@ -11,73 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from eyas_host.data.split import Split
-from eyas_host.data.views import Augmenter, Batch, prepared
-from eyas_host.errors import StageError
-from eyas_host.files import whole
-from eyas_host.progress import meter
+from eyas_host.data.views import prepared
 from eyas_host.recipe import Recipe
+from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import DistillationLoss, FeatureHint, balanced_class_weights
 from eyas_host.train.models import Origin, PixelClassifier, build, move
-
-
-class ViewCache:
-    """The views of the training pictures with the teacher's answers, as files below one folder.
-
-    `pixels` uint8 [views, n, s, s, 3]; `logits` float16 [views, n, classes]; `features` float16 [views, n, channels].
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        try:
-            self.pixels: npt.NDArray[np.uint8] = np.load(root / "pixels.npy", mmap_mode="r")
-            self.logits: npt.NDArray[np.float16] = np.load(root / "logits.npy")
-            self.features: npt.NDArray[np.float16] = np.load(root / "features.npy")
-        except (OSError, ValueError) as error:
-            raise StageError(
-                f"{root}: the cached views cannot be read ({error}); run again with --from distill"
-            ) from None
-
-    @classmethod
-    def make(cls, root: Path, recipe: Recipe, split: Split, teacher: PixelClassifier) -> ViewCache:
-        """Draw the views and ask the teacher; views that a killed run left whole are kept."""
-        device = pick_device(recipe.run.device)
-        teacher = move(teacher, device).eval()
-        augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
-        rounds = range(recipe.student.views)
-        with meter("views and the teacher's answers", len(rounds)) as bar:
-            for number in rounds:
-                path = root / f"view-{number}.npz"
-                if not path.exists():
-                    pixels = augmenter.views(split.train.pixels, (recipe.run.seed, 5, number))
-                    logits, features = _answers(teacher, pixels, device)
-                    with whole(path) as temporary, temporary.open("wb") as stream:
-                        np.savez(stream, pixels=pixels, logits=logits, features=features)
-                bar.advance()
-        for name in ("pixels", "logits", "features"):
-            arrays = [np.load(root / f"view-{number}.npz")[name] for number in rounds]
-            with whole(root / f"{name}.npy") as temporary, temporary.open("wb") as stream:
-                np.save(stream, np.stack(arrays))
-        for number in rounds:
-            (root / f"view-{number}.npz").unlink()
-        return cls(root)
-
-
-@torch.inference_mode()
-def _answers(
-    teacher: PixelClassifier, pixels: Batch, device: torch.device, batch: int = 64
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    logits, features = [], []
-    for start in range(0, len(pixels), batch):
-        pooled = teacher.pooled(to_tensor(pixels[start : start + batch], device))
-        features.append(pooled.half().cpu())
-        logits.append(teacher.classify(pooled).half().cpu())
-    return torch.cat(logits).numpy(), torch.cat(features).numpy()
 
 
 class Lesson:
@@ -110,13 +52,13 @@ class Lesson:
         """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each picture."""
         rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
         order = rng.permutation(len(self.labels))
-        view = rng.integers(len(self.cache.pixels), size=len(order))
+        view = rng.integers(len(self.cache), size=len(order))
         batch = self.recipe.student.batch
         for step in range(self.steps_an_epoch):
             rows = order[step * batch : (step + 1) * batch]
             views = view[step * batch : (step + 1) * batch]
             yield (
-                to_tensor(np.stack([self.cache.pixels[v, r] for v, r in zip(views, rows, strict=True)]), self.device),
+                to_tensor(self.cache.pixels(views, rows), self.device),
                 torch.from_numpy(self.cache.logits[views, rows]).float().to(self.device),
                 torch.from_numpy(self.cache.features[views, rows]).float().to(self.device),
                 self.labels[rows].to(self.device),

@@ -48,8 +48,10 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         return validation_figures(logits_of(candidate, validation, device), split.validation.targets)
 
-    rounds = [augmenter.views(split.train.pixels, (seed, 1, r)) for r in range(_HEAD_ROUNDS)]
-    features = [_features(model, views, device) for views in rounds]
+    features = [
+        _features(model, augmenter.views(split.train.pixels, (seed, 1, number)), device)
+        for number in range(_HEAD_ROUNDS)
+    ]
     held_out = _features(model, validation, device)
     classifier = model.classifier
 
