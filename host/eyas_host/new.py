@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -24,14 +25,14 @@ seed = 0
 
 [data]
 source = "folder"
-path = "{folder}"
+path = {folder}
 
 [picture]
 size = {size}    # the pictures looked at are about {width} x {height}
 fit = "{fit}"
 
 [augment]        # only what the real camera could see
-horizontal_flip = {flip}
+horizontal_flip = true    # false for text, signs, X-rays
 vertical_flip = false
 quarter_turns = false
 
@@ -59,13 +60,12 @@ def new_recipe(pictures: Path, name: str | None, models: Path) -> Path:
         path=path,
         pictures=len(everything),
         classes=len(files),
-        counts=", ".join(f"{label} {len(found)}" for label, found in files.items()),
-        folder=_toml_text(pictures.resolve()),
+        counts=", ".join(f"{' '.join(label.split())} {len(found)}" for label, found in files.items()),
+        folder=json.dumps(str(pictures.resolve()), ensure_ascii=False),  # also what TOML calls a basic string
         size=128 if min(width, height) >= 128 else 96 if min(width, height) >= 96 else 64,
         width=width,
         height=height,
         fit="crop" if max(width, height) <= 2 * min(width, height) else "pad",
-        flip="false" if any(c.isdigit() for label in files for c in label) else "true",
         epochs=60 if len(everything) < _SMALL else 30,
     )
     write_bytes(path, text.encode())
@@ -82,7 +82,3 @@ def _usual_size(pictures: list[Path]) -> tuple[int, int]:
             continue
         sizes[(width, height)] += 1
     return sizes.most_common(1)[0][0] if sizes else (128, 128)
-
-
-def _toml_text(path: Path) -> str:
-    return str(path).replace("\\", "\\\\").replace('"', '\\"')

@@ -75,13 +75,6 @@ class Context:
         except (OSError, msgspec.DecodeError):
             return None
 
-    def facts(self, stage: str) -> dict[str, Any]:
-        """Facts of a finished stage. Raises `StageError` if it did not run yet."""
-        record = self.record(stage)
-        if record is None:
-            raise StageError(f"{self.root}: stage {stage!r} did not run yet; run `eyas {stage} RECIPE`")
-        return record.facts
-
 
 class Outcome(msgspec.Struct, frozen=True):
     """What a stage hands back: one line for the user, and facts for later stages."""

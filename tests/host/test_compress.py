@@ -22,7 +22,6 @@ from eyas_host.compress.prune import (
     prune_channels,
     prune_weights,
     rebuild_channels,
-    zero_share,
 )
 from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
 from eyas_host.compress.quantizers import (
@@ -169,6 +168,12 @@ def test_a_pruned_network_folds(pruned: tuple[PixelClassifier, PrunePlan], pixel
 def test_a_ratio_that_cannot_be_reached(network: PixelClassifier) -> None:
     with pytest.raises(CompressError, match=r"mac_ratio = 0.01: only 0\.\d\d was reached"):
         prune_channels(network, mac_ratio=0.01, size=64)
+
+
+def zero_share(model: nn.Module) -> float:
+    """Part of the convolution and linear weights that is zero."""
+    weights = [p.detach() for p in model.parameters() if p.ndim > 1]
+    return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
 
 
 def test_zeros_among_the_weights_stay_through_training(network: PixelClassifier, pixels: Tensor) -> None:

@@ -179,3 +179,12 @@ def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
     assert (small_disk / "mistake/split/stage.json").exists()  # what was finished stays
     assert not list(small_disk.rglob("*.part"))
     assert not (small_disk / "mistake/teach/stage.json").exists()
+
+
+def test_new_copes_with_odd_names(tmp_path: Path) -> None:
+    pictures = draw_folder(tmp_path / 'odd "name"\n[run]', labels=SHAPES[:2])
+    (pictures / "cross").rename(pictures / 'cross\nseed = 7 "')
+    assert run("new", pictures, "--name", "odd", cwd=tmp_path).returncode == 0
+    done = run("split", "models/odd/recipe.toml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "24 pictures, 2 classes" in done.stderr

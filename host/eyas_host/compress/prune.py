@@ -124,12 +124,6 @@ class ZeroKeeper:
             weights.mul_(mask)
 
 
-def zero_share(model: nn.Module) -> float:
-    """Part of the convolution and linear weights that is zero."""
-    weights = [p.detach() for p in model.parameters() if p.ndim > 1]
-    return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
-
-
 def _count(model: PixelClassifier, example: Tensor) -> tuple[float, int]:
     """Multiply-accumulates a picture, and weights that are not zero."""
     macs, _ = torch_pruning.utils.count_ops_and_params(model.backbone, example)
