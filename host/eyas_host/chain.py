@@ -219,13 +219,14 @@ def prune(context: Context) -> Outcome:
 
 def qat(context: Context) -> Outcome:
     """Fine-tune with the int8 grid in the graph."""
-    import numpy as np
     import torch
 
     from eyas_host import checkpoints
+    from eyas_host.compress.calibration import choose_pictures, record
     from eyas_host.compress.prune import ZeroKeeper
     from eyas_host.compress.qat import prepare_qat, save_qat
     from eyas_host.data.views import prepared
+    from eyas_host.files import write_bytes
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.loop import to_tensor
     from eyas_host.train.student import Lesson
@@ -236,7 +237,7 @@ def qat(context: Context) -> Outcome:
     deploy = checkpoints.load_deploy(context, len(data.labels))
     cache = ViewCache(context.folder("distill"))
     lesson = Lesson(recipe, data, cache)
-    rows = np.random.default_rng((recipe.run.seed, 7)).permutation(len(data.train))[: settings.calibration]
+    rows = choose_pictures(data.train, settings.calibration, recipe.run.seed)
     calibration = prepared([data.train.pixels[row] for row in rows], recipe.picture.preprocessing())
     data.train.forget()
     batches = [to_tensor(calibration[i : i + 1], torch.device("cpu")).float() for i in range(len(calibration))]
@@ -257,6 +258,8 @@ def qat(context: Context) -> Outcome:
         checkpoint.unlink()
     model = model.cpu()
     save_qat(model, context.folder("qat"))
+    calibration_file = msgspec.json.encode(record(data.train, rows, model))
+    write_bytes(context.folder("qat") / "calibration.json", msgspec.json.format(calibration_file, indent=1))
     return Outcome(
         f"{_figures(lesson.evaluate(model.to(lesson.device)))} on validation",
         {"histories": {"qat": msgspec.to_builtins(history)}},

@@ -111,6 +111,15 @@ def test_bundle_answers_on_the_device(place: Path) -> None:
     assert "FAILED" not in done.stdout
 
 
+def test_calibration_is_recorded(place: Path) -> None:
+    kept = json.loads((place / "runs/shapes/qat/calibration.json").read_bytes())
+    split = json.loads((place / "runs/shapes/split/manifest.json").read_bytes())
+    assert len(kept["pictures"]) == len(set(kept["pictures"])) == int(TINY["qat.calibration"])
+    assert set(kept["pictures"]) <= {picture["sha256"] for picture in split["train"]}
+    assert len(kept["ranges"]) == 97
+    assert all(low <= 0 < high for low, high in kept["ranges"].values())
+
+
 def test_second_run_changes_nothing(place: Path) -> None:
     before = (place / "runs/shapes/report.json").read_bytes()
     started = time.monotonic()
