@@ -97,9 +97,9 @@ class TeacherSection(_Section, frozen=True):
     """`auto`: hub, then packaged with eyas[host], then an error."""
     head_epochs: AtLeastOne = 30
     """Stage 1: the head alone, on the frozen backbone's cached features (seconds)."""
-    head_rate: Rate = 1e-2
+    head_rate: Rate = 3e-3
     epochs: Count = 8
-    """Stage 2: the last blocks too, at a tenth of the head's rate."""
+    """Stage 2: the last blocks too, slower than the head's stage and slower the further down."""
     unfreeze: Annotated[str, Meta(pattern=r"^(all|[0-9]+)$")] = "all"
     """How many of the last blocks stage 2 trains, or `all`."""
     rate: Rate = 1e-3

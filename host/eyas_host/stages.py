@@ -8,13 +8,15 @@ whose inputs changed since starts afresh.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
+import gc
 import hashlib
 import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,7 @@ def _run_stage(stage: Stage, context: Context, *, anew: bool) -> None:
     fingerprint = _fingerprint(stage, context)
     spent = _spent(folder, fingerprint, anew=anew)
     started = time.monotonic()
+    _begin_peak()
     try:
         outcome = stage.run(context)
     finally:
@@ -219,17 +222,28 @@ def _size(path: Path) -> int:
         return -1
 
 
+def _begin_peak() -> None:
+    """Give freed memory back to the system and start a new high-water mark, where Linux lets us."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def _peak_rss_mb() -> float:
-    """Peak resident memory of this process and its largest child so far, MB."""
-    kib = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(kib) / 1024
+    """Peak resident memory of this process since the stage began, plus its largest child so far, MB."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
+    return (own + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _lock(root: Path) -> Iterator[None]:
     """Hold the run's folder; the system lets go of it when the process ends, however it ends."""
     with (root / ".lock").open("w") as stream:
