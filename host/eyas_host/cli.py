@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -113,17 +112,12 @@ def _run(
 
 
 def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> None:
-    """Run the bundle with the device's own command on the validation pictures as frames."""
-    from eyas_host.compile.bundle import BUNDLE, link_validation
+    from eyas_host.demonstrate import demonstrate
     from eyas_host.recipe import load_recipe
     from eyas_host.stages import Context
 
     recipe = load_recipe(recipe_path, overrides or ())
-    context = Context(recipe, runs / recipe.run.name)
-    folder = link_validation(context)
-    command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(context.root / BUNDLE)]
-    command += ["--camera", f"folder:{folder}", "--accuracy"]
-    code = subprocess.run(command, check=False).returncode
+    code = demonstrate(Context(recipe, runs / recipe.run.name))
     if code:
         raise typer.Exit(code)
 

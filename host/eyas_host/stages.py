@@ -30,6 +30,8 @@ from eyas_host.progress import say
 from eyas_host.recipe import Recipe
 
 RECORD = "stage.json"
+BUNDLE = "bundle"
+"""Where the bundle lies, below the run's folder."""
 _RUNNING = "running.json"
 
 

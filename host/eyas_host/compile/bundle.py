@@ -32,12 +32,9 @@ from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
 from eyas_host.files import write_bytes
 from eyas_host.report.card import bundle_readme, model_card
-from eyas_host.stages import Context, Outcome
+from eyas_host.stages import BUNDLE, Context, Outcome
 from eyas_host.train.metrics import softmax
 from eyas_host.verify import load_verdict, validation_logits
-
-BUNDLE = "bundle"
-"""Below the run's folder."""
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
@@ -138,17 +135,6 @@ def _training(context: Context) -> dict[str, str]:
     titles = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
     records = {title: context.record(stage) for stage, title in titles.items()}
     return {title: record.summary for title, record in records.items() if record is not None}
-
-
-def link_validation(context: Context) -> Path:
-    """A folder of class folders with links to the validation pictures: frames to try the bundle on."""
-    folder = context.root / "validation"
-    shutil.rmtree(folder, ignore_errors=True)
-    for number, picture in enumerate(Split.load(context.root).manifest.validation):
-        link = folder / picture.label / f"{number:05d}{Path(picture.path).suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(picture.path).resolve())
-    return folder
 
 
 def golden_rows(probabilities: npt.NDArray[np.floating], count: int) -> list[int]:
