@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from eyas_device.bundle import RuntimeName
 from eyas_device.preprocess import Preprocessing
+from eyas_device.sections import Section, convert, parse, told
 from eyas_host.errors import RecipeError
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -24,11 +25,7 @@ Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 
 
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A section of the recipe."""
-
-
-class RunSection(_Section, frozen=True):
+class RunSection(Section, frozen=True):
     """`[run]`: the name of the run and how it uses the machine."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -41,7 +38,7 @@ class RunSection(_Section, frozen=True):
     """Torch threads a training process; 0 chooses (1 a process up to 160 px, else all cores)."""
 
 
-class DataSection(_Section, frozen=True):
+class DataSection(Section, frozen=True):
     """`[data]`: the labelled pictures and how they are divided."""
 
     source: Literal["folder", "elpv"] = "folder"
@@ -56,7 +53,7 @@ class DataSection(_Section, frozen=True):
     """Use at most this many pictures (0: all), drawn evenly from the classes; for a quick try."""
 
 
-class PictureSection(_Section, frozen=True):
+class PictureSection(Section, frozen=True):
     """`[picture]`: what the model sees; becomes the bundle's preprocessing."""
 
     size: Annotated[int, Meta(ge=32, le=1024)] = 128
@@ -72,7 +69,7 @@ class PictureSection(_Section, frozen=True):
         )
 
 
-class AugmentSection(_Section, frozen=True):
+class AugmentSection(Section, frozen=True):
     """`[augment]`: how training pictures may be varied; only what the real camera could see."""
 
     horizontal_flip: bool = True
@@ -88,7 +85,7 @@ class AugmentSection(_Section, frozen=True):
     """Part of the distillation views in which a patch of another picture is pasted; the teacher answers for the mix."""
 
 
-class TeacherSection(_Section, frozen=True):
+class TeacherSection(Section, frozen=True):
     """`[teacher]`: transfer learning with staged unfreezing."""
 
     model: str = "tf_efficientnet_lite0"
@@ -114,7 +111,7 @@ class TeacherSection(_Section, frozen=True):
     """Epochs without a better validation before stage 2 ends."""
 
 
-class StudentSection(_Section, frozen=True):
+class StudentSection(Section, frozen=True):
     """`[student]`: distillation into a small network."""
 
     model: str = "mobilenetv3_small_100"
@@ -137,7 +134,7 @@ class StudentSection(_Section, frozen=True):
     """Also train the same student without a teacher, to see what distillation buys."""
 
 
-class PruneSection(_Section, frozen=True):
+class PruneSection(Section, frozen=True):
     """`[prune]`: a smaller graph."""
 
     method: Literal["channel", "nncf", "none"] = "channel"
@@ -151,7 +148,7 @@ class PruneSection(_Section, frozen=True):
     rate: Rate = 1e-3
 
 
-class QatSection(_Section, frozen=True):
+class QatSection(Section, frozen=True):
     """`[qat]`: fine-tuning with the int8 grid in the graph."""
 
     epochs: Count = 4
@@ -160,13 +157,13 @@ class QatSection(_Section, frozen=True):
     """Training pictures that set the first ranges."""
 
 
-class CompileSection(_Section, frozen=True):
+class CompileSection(Section, frozen=True):
     """`[compile]`: which runtimes to build for."""
 
     runtimes: tuple[RuntimeName, ...] = ("litert", "openvino", "onnx")
 
 
-class GateSection(_Section, frozen=True):
+class GateSection(Section, frozen=True):
     """`[gate]`: bounds on validation below which an artefact is not packed."""
 
     min_agreement: Fraction = 0.95
@@ -177,7 +174,7 @@ class GateSection(_Section, frozen=True):
     """Largest allowed loss of balanced accuracy of int8 against the float model it was made from."""
 
 
-class PackSection(_Section, frozen=True):
+class PackSection(Section, frozen=True):
     """`[pack]`: the bundle."""
 
     version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"
@@ -214,11 +211,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise RecipeError(f"{path}: {reason}; a recipe is a TOML file, `eyas new FOLDER` writes one") from None
     try:
-        tree = msgspec.toml.decode(text)
-    except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors too
-        raise RecipeError(f"{path}: not TOML: {error}") from None
+        tree = parse(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from None
     faults = [fault for override in overrides for fault in _override(tree, override)]
-    sections, more = _sections(tree)
+    sections, more = convert(tree, Recipe)
     faults += more
     recipe = Recipe(**({"run": RunSection(name="unnamed")} | sections))
     if recipe.data.source == "folder" and recipe.data.path and not Path(recipe.data.path).is_absolute():
@@ -226,9 +223,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = msgspec.structs.replace(recipe, data=folder)
     faults += _impossible(recipe)
     if faults:
-        raise RecipeError(
-            f"{path}: {len(faults)} fault{'s' * (len(faults) > 1)}\n" + "\n".join(f"  {f}" for f in faults)
-        )
+        raise RecipeError(told(path, faults))
     return recipe
 
 
@@ -240,51 +235,12 @@ def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
         yield f"--set {override}: the form is section.key=value"
         return
     try:
-        parsed = msgspec.toml.decode(f"value = {value}")["value"]
-    except (ValueError, RecursionError):
+        parsed = parse(f"value = {value}")["value"]
+    except ValueError:
         parsed = value
     branch = tree.setdefault(section, {})
     if isinstance(branch, dict):
         branch[key] = parsed
-
-
-def _sections(tree: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Convert each section by itself, so that one fault does not hide the next; a faulty key keeps its default."""
-    faults: list[str] = []
-    sections: dict[str, Any] = {}
-    known = {field.name: field for field in msgspec.structs.fields(Recipe)}
-    for name in tree:
-        if name not in known:
-            faults.append(f"[{name}]: unknown section; allowed: {', '.join(known)}")
-    for name, field in known.items():
-        given = tree.get(name, {})
-        if not isinstance(given, dict):
-            faults.append(f"[{name}]: must be a section, not {type(given).__name__}")
-            continue
-        values, more = _section(name, field.type, given)
-        faults += more
-        if all(f.name in values for f in msgspec.structs.fields(field.type) if f.required):
-            sections[name] = field.type(**values)
-    return sections, faults
-
-
-def _section(name: str, kind: Any, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    values: dict[str, Any] = {}
-    faults = [f"[{name}] {key}: unknown key; allowed: {', '.join(fields)}" for key in given if key not in fields]
-    for key, field in fields.items():
-        if key in given:
-            try:
-                values[key] = msgspec.convert(given[key], field.type)
-            except msgspec.ValidationError as error:
-                faults.append(f"[{name}] {key} = {given[key]!r}: {_plain(error)}")
-        elif field.required:
-            faults.append(f"[{name}] {key}: missing")
-    return values, faults
-
-
-def _plain(error: msgspec.ValidationError) -> str:
-    return str(error).replace("`", "").replace("Expected", "must be").replace("Invalid enum value", "not allowed:")
 
 
 def _impossible(recipe: Recipe) -> Iterable[str]:

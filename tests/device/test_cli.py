@@ -160,7 +160,7 @@ def test_a_reader_that_leaves(pristine_bundle: Path) -> None:
         (("run", "--bundle", "BUNDLE", "--camera", "folder:/nowhere"), "there is no such folder"),
         (("run", "--bundle", "BUNDLE", "--camera", "video:/nowhere"), "there is no such file"),
         (("run", "--bundle", "BUNDLE", "--camera", "video:JUNK"), "not a video"),
-        (("run", "--bundle", "BUNDLE", "--camera", "usb:0"), "allowed are folder:"),
+        (("run", "--bundle", "BUNDLE", "--camera", "usb:0"), "allowed are v4l2:"),
         (("run", "--bundle", "BUNDLE", "--camera", "fake:", "--accuracy"), "--accuracy needs folder:PATH"),
         (("run", "--bundle", "BUNDLE", "--camera", "fake:", "--artefact", "x"), "the bundle has: litert-fp32"),
         (("run", "--bundle", "BUNDLE", "--camera", "fake:", "--runtime", "x"), "allowed are litert"),

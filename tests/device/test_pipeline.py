@@ -79,8 +79,8 @@ def test_the_fake_is_the_same_for_the_same_seed() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("pictures", "allowed are folder:, video:, fake:"),
-        ("usb:0", "allowed are folder:, video:, fake:"),
+        ("pictures", "allowed are v4l2:"),
+        ("usb:0", "allowed are v4l2:"),
         ("folder:", "write folder:PATH"),
         ("folder:/nowhere", "no such folder"),
         ("video:", "write video:PATH"),

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 import cv2
 import numpy as np
 
-from eyas_device.camera import Frame
+from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.closing import Closing
 from eyas_device.errors import CameraError
 from eyas_device.preprocess import Pixels
@@ -22,12 +22,14 @@ _MAX_SIDE = 8192
 class FakeCamera(Closing):
     """Plays a script: a frame is delivered, an exception is raised, and after the last item the source has ended."""
 
+    live = False
+
     def __init__(self, script: Iterable[Frame | Exception]) -> None:
         self._script = iter(script)
         self.closed = False
 
     @classmethod
-    def open(cls, rest: str) -> FakeCamera:
+    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> FakeCamera:
         """`fake:` or `fake:?frames=20&size=640x480&seed=0&junk=3,7&lost=12`.
 
         Drawn shapes, JPEG-encoded; the frames numbered in `junk` are bytes that cannot be decoded, and at the frame

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from eyas_device.camera import Frame
+from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, PictureError
 
@@ -16,13 +16,15 @@ SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 class FolderCamera(Closing):
     """Every picture file below `root`, sorted by path, each once and still encoded."""
 
+    live = False
+
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise CameraError(f"camera folder:{root}: there is no such folder")
         self._paths = iter(_pictures(root))
 
     @classmethod
-    def open(cls, rest: str) -> FolderCamera:
+    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> FolderCamera:
         """`folder:PATH`. Raises `CameraError` if the folder is missing, unreadable or without a picture file."""
         if not rest:
             raise CameraError("camera folder: names no folder; write folder:PATH")

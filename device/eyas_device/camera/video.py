@@ -8,13 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from eyas_device.camera import Frame
+from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.closing import Closing
 from eyas_device.errors import CameraError
 
 
 class VideoCamera(Closing):
     """Every frame of a video file, in order, none left out."""
+
+    live = False
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -27,7 +29,7 @@ class VideoCamera(Closing):
             raise CameraError(f"camera video:{path}: not a video that can be decoded here")
 
     @classmethod
-    def open(cls, rest: str) -> VideoCamera:
+    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> VideoCamera:
         """`video:PATH`. Raises `CameraError` if the file is missing or no video."""
         if not rest:
             raise CameraError("camera video: names no file; write video:PATH")
