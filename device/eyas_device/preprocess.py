@@ -57,6 +57,31 @@ def decode(data: bytes | memoryview, *, where: str = "picture") -> Pixels:
     return np.asarray(pixels, dtype=np.uint8)
 
 
+def picture_size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Width and height that a JPEG's header states, pixels, without decoding it; None for other or broken bytes.
+
+    Source: ITU-T T.81, B.2.2 (frame header: marker, length, precision, lines, samples per line).
+    """
+    place, end = 2, len(data) - 8
+    if bytes(data[:2]) != b"\xff\xd8":
+        return None
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # fill
+            place += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
+            place += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (
+                int.from_bytes(data[place + 5 : place + 7], "big"),
+                int.from_bytes(data[place + 7 : place + 9], "big"),
+            )
+            return (width, height) if width and height else None
+        else:
+            place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+    return None
+
+
 def read_picture(path: Path) -> Pixels:
     """Read and decode a picture file. Raises `PictureError` naming the file if it cannot be read or decoded."""
     try:
