@@ -1,8 +1,7 @@
-"""Does a bundle answer here as on the host? Golden pictures through every artefact whose runtime is installed."""
+"""Whether a bundle answers here as on the host: its golden pictures through every artefact that a runtime can run."""
 
 from __future__ import annotations
 
-import time
 from typing import Literal
 
 import msgspec
@@ -10,10 +9,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from eyas_device.bundle import Artefact, Bundle, Golden
-from eyas_device.errors import BundleError, RuntimeUnavailable
-from eyas_device.predict import softmax
-from eyas_device.preprocess import prepare
-from eyas_device.runtimes import RUNTIMES, load, open_runtime
+from eyas_device.errors import BundleError, CheckFailed, RuntimeUnavailable
+from eyas_device.predict import Classifier
+from eyas_device.runtimes import choose, load, open_runtime, runs
 
 _ROUNDS = 3
 
@@ -36,43 +34,47 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 def check(bundle: Bundle, *, runtime: str | None = None, threads: int = 1) -> list[Checked]:
-    """Compare every artefact (of `runtime`, if given) with the answers recorded in the bundle.
+    """Compare every artefact (that `runtime` runs, if given) with the answers recorded in the bundle.
 
     An artefact is ok if no probability differs by more than the manifest's `golden_tolerance`. One whose runtime is not
     installed is not checked, unless that runtime was asked for. Raises `RuntimeUnavailable` if nothing can be checked,
     and `BundleError` if the bundle has no golden pictures, no artefact for `runtime`, or a model that does not load.
     """
-    if runtime is not None and runtime not in RUNTIMES:
-        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; allowed are {', '.join(RUNTIMES)}")
-    wanted = [a for a in bundle.manifest.artefacts if runtime in (None, a.runtime)]
+    wanted = [a for a in bundle.manifest.artefacts if runtime is None or a.runtime == runs(runtime)]
     if not wanted:
         raise BundleError(f"{bundle.root}: no artefact for runtime {runtime}")
     golden = bundle.golden()
-    checked = [_check(bundle, artefact, golden, threads) for artefact in wanted]
+    checked = [_check(bundle, artefact, golden, runtime, threads) for artefact in wanted]
     if all(result.status == "not checked" for result in checked):
         raise RuntimeUnavailable(f"{bundle.root}: nothing can be checked: {checked[0].note}")
     return checked
 
 
-def _check(bundle: Bundle, artefact: Artefact, golden: Golden, threads: int) -> Checked:
-    unchecked = Checked(artefact.name, artefact.runtime, artefact.precision, "not checked")
-    try:
-        load(artefact.runtime)
-    except RuntimeUnavailable as error:
-        return replace(unchecked, note=str(error))
+def prove(classifier: Classifier, *, max_latency_ms: float | None = None) -> Checked:
+    """Compare a loaded model with the answers recorded for it, before it goes live.
+
+    Raises `CheckFailed` if it answers otherwise or, on the median golden picture, slower than `max_latency_ms`.
+    """
+    checked = compare(classifier, classifier.bundle.golden())
+    if checked.status != "ok":
+        raise CheckFailed(f"{classifier.bundle.root}: {checked.artefact} is not fit to answer here: {checked.note}")
+    if max_latency_ms is not None and checked.latency_ms is not None and checked.latency_ms > max_latency_ms:
+        raise CheckFailed(
+            f"{classifier.bundle.root}: {checked.artefact} takes {checked.latency_ms:.1f} ms a picture here; "
+            f"{max_latency_ms:g} ms are allowed (model.max_latency_ms)"
+        )
+    return checked
+
+
+def compare(classifier: Classifier, golden: Golden) -> Checked:
+    """Golden pictures through a loaded model, three rounds of them."""
+    artefact, manifest = classifier.artefact, classifier.bundle.manifest
+    unchecked = Checked(artefact.name, classifier.runtime.name, artefact.precision, "not checked")
     recorded = golden.probabilities.get(artefact.name)
     if recorded is None:
         return replace(unchecked, status="failed", note="no answers are recorded for it; pack the bundle again")
-    manifest = bundle.manifest
-    logits = np.zeros(recorded.shape, dtype=np.float32)
-    times = []
-    with open_runtime(bundle, artefact.runtime, artefact.name, threads=threads) as runtime:
-        for _ in range(_ROUNDS):
-            for row, frame in enumerate(golden.frames):
-                started = time.perf_counter()
-                logits[row] = runtime.infer(prepare(frame, manifest.preprocessing))
-                times.append(1000 * (time.perf_counter() - started))
-    probabilities = softmax(logits, manifest.confidence.temperature)
+    predictions = [classifier.predict(frame) for _ in range(_ROUNDS) for frame in golden.frames]
+    probabilities = np.stack([p.probabilities for p in predictions[-len(golden.frames) :]])
     max_dp = float(np.abs(probabilities - recorded).max())
     good = max_dp <= manifest.golden_tolerance  # false for NaN, too
     return replace(
@@ -80,6 +82,18 @@ def _check(bundle: Bundle, artefact: Artefact, golden: Golden, threads: int) -> 
         status="ok" if good else "failed",
         max_dp=max_dp,
         agreement=float((probabilities.argmax(axis=1) == recorded.argmax(axis=1)).mean()),
-        latency_ms=float(np.median(times)),
+        latency_ms=float(np.median([p.latency_ms for p in predictions])),
         note="" if good else f"a probability differs by more than {manifest.golden_tolerance:g} from the recorded one",
     )
+
+
+def _check(bundle: Bundle, artefact: Artefact, golden: Golden, runtime: str | None, threads: int) -> Checked:
+    try:
+        chosen = choose(bundle, runtime, artefact.name)
+        load(chosen.runtime)
+    except RuntimeUnavailable as error:
+        return Checked(artefact.name, artefact.runtime, artefact.precision, "not checked", note=str(error))
+    with Classifier(
+        bundle, open_runtime(bundle, chosen.runtime, artefact.name, threads=threads), artefact
+    ) as classifier:
+        return compare(classifier, golden)

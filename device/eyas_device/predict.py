@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from time import perf_counter
 
 import msgspec
 import numpy as np
@@ -36,7 +36,9 @@ class Prediction(msgspec.Struct, frozen=True):
     """Whether the confidence is below the bundle's threshold."""
     probabilities: Probabilities
     latency_ms: float
-    """Preprocessing and inference, milliseconds."""
+    """Preprocessing, inference and softmax, milliseconds."""
+    prepare_ms: float = 0.0
+    """Preprocessing alone, into the runtime's own input."""
 
 
 class Classifier(Closing):
@@ -46,8 +48,11 @@ class Classifier(Closing):
         self.bundle = bundle
         self.runtime = runtime
         self.artefact = artefact
-        size = bundle.manifest.preprocessing.size
-        self._picture: Pixels = np.zeros((size, size, 3), dtype=np.uint8)
+        manifest = bundle.manifest
+        self.spec = manifest.preprocessing
+        self._labels = manifest.labels
+        self._temperature = manifest.confidence.temperature
+        self._threshold = manifest.confidence.threshold
 
     @classmethod
     def open(
@@ -55,31 +60,42 @@ class Classifier(Closing):
     ) -> Classifier:
         """Verify the bundle at `root` and load the artefact that `runtime` should run.
 
-        Without `runtime`, the first of litert, openvino and onnx that the bundle serves and that is installed. Raises
-        `BundleError` for a damaged or unfit bundle and `RuntimeUnavailable` without a runtime for it.
+        Without `runtime`, the first of `eyas_device.runtimes.RUNTIMES` that the bundle serves and that works here.
+        Raises `BundleError` for a damaged or unfit bundle and `RuntimeUnavailable` without a runtime for it.
         """
         bundle = Bundle.open(Path(root))
         chosen = choose(bundle, runtime, artefact)
-        return cls(bundle, open_runtime(bundle, chosen.runtime, chosen.name, threads=threads), chosen)
+        loaded = open_runtime(bundle, chosen.runtime, chosen.artefact.name, threads=threads)
+        return cls(bundle, loaded, chosen.artefact)
+
+    def __str__(self) -> str:
+        manifest, runtime = self.bundle.manifest, self.runtime
+        return f"{manifest.name} {manifest.version}: {self.artefact.name} on {runtime.name} {runtime.version}"
 
     def predict(self, frame: Pixels) -> Prediction:
         """Answer for one frame, uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA) of any size.
 
         Raises `PictureError` for pixels of another kind.
         """
-        started = time.perf_counter()
-        manifest = self.bundle.manifest
-        logits = self.runtime.infer(prepare(frame, manifest.preprocessing, out=self._picture))
-        probabilities = softmax(logits, manifest.confidence.temperature)
+        started = perf_counter()
+        prepared = started
+
+        def write(out: Pixels) -> None:
+            nonlocal prepared
+            prepare(frame, self.spec, out=out)
+            prepared = perf_counter()
+
+        probabilities = softmax(self.runtime.infer_written(write), self._temperature)
         index = int(probabilities.argmax())
         confidence = float(probabilities[index])
         return Prediction(
-            label=manifest.labels[index],
+            label=self._labels[index],
             index=index,
             confidence=confidence,
-            unsure=confidence < manifest.confidence.threshold,
+            unsure=confidence < self._threshold,
             probabilities=probabilities,
-            latency_ms=1000 * (time.perf_counter() - started),
+            latency_ms=1000 * (perf_counter() - started),
+            prepare_ms=1000 * (prepared - started),
         )
 
     def close(self) -> None:

@@ -34,18 +34,35 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`area` averages when it shrinks (no aliasing), `linear` is cheaper on full frames."""
     crop_fraction: float = 1.0
     """Part of the centre that is kept before resizing, 0..1 (1 keeps all)."""
+    decode: Literal["full", "reduced"] = "full"
+    """`reduced` decodes a JPEG at 1/2, 1/4 or 1/8 of its scale where that still covers `size`, which is cheaper."""
+
+    def reduction(self, width: int, height: int) -> int:
+        """By how much (1, 2, 4 or 8) a JPEG of width x height pixels is reduced while it is decoded."""
+        if self.decode == "full":
+            return 1
+        side = max(width, height) if self.fit == "pad" else min(width, height)
+        covered = [by for by in (8, 4, 2) if int(side * self.crop_fraction) // by >= self.size]
+        return covered[0] if covered else 1
 
 
-def decode(data: bytes | memoryview, *, where: str = "picture") -> Pixels:
-    """Decode an encoded picture (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`.
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where: str = "picture") -> Pixels:
+    """Decode an encoded picture (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`, for the model of `spec` if that is given.
 
     Grey becomes three equal channels, alpha is dropped, 16 bit becomes 8 bit, CMYK becomes BGR, and the EXIF
     orientation is applied. Raises `PictureError` if the bytes are no picture or its sides exceed 16384 pixels.
     """
     if len(data) == 0:
         raise PictureError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
+    flag = cv2.IMREAD_COLOR
+    if spec is not None and spec.decode == "reduced":
+        size = picture_size(data)
+        flag = _REDUCED.get(spec.reduction(*size), flag) if size else flag
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
     except cv2.error as error:
         raise PictureError(f"{where}: not a picture that can be decoded ({error.err})") from None
     if pixels is None:
@@ -82,13 +99,16 @@ def picture_size(data: bytes | memoryview) -> tuple[int, int] | None:
     return None
 
 
-def read_picture(path: Path) -> Pixels:
-    """Read and decode a picture file. Raises `PictureError` naming the file if it cannot be read or decoded."""
+def read_picture(path: Path, spec: Preprocessing | None = None) -> Pixels:
+    """Read and decode a picture file, for the model of `spec` if that is given.
+
+    Raises `PictureError` naming the file if it cannot be read or decoded.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
-    return decode(data, where=str(path))
+    return decode(data, spec=spec, where=str(path))
 
 
 def as_bgr(frame: npt.NDArray[np.uint8]) -> Pixels:

@@ -83,7 +83,7 @@ def teach(context: Context) -> Outcome:
     from eyas_host.train.teacher import train_teacher
 
     torch.set_num_threads(threads(context.recipe))
-    data = Split.load(context.root)
+    data = Split.load(context.root, context.recipe.picture.preprocessing())
     check_networks(context.recipe, len(data.labels))
     folder = context.folder("teach")
     model, origin, histories = train_teacher(context.recipe, data, folder)
@@ -108,7 +108,7 @@ def distill(context: Context) -> Outcome:
 
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(threads(recipe))
-    data = Split.load(context.root)
+    data = Split.load(context.root, context.recipe.picture.preprocessing())
     cache = ViewCache.make(folder, recipe, data, checkpoints.load_teacher(context, len(data.labels)))
     data.train.forget()
     with _beside(_labels_only, recipe, context.root) if recipe.student.labels_only else nullcontext() as other:
@@ -156,7 +156,9 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     end_with_parent()
     torch.set_num_threads(threads(recipe))
     folder = root / "distill"
-    model, _, history = train_student(recipe, Split.load(root), ViewCache(folder), folder, teacher=False)
+    model, _, history = train_student(
+        recipe, Split.load(root, recipe.picture.preprocessing()), ViewCache(folder), folder, teacher=False
+    )
     save_tensors(root / checkpoints.LABELS_ONLY, model.cpu().state_dict())
     return history
 
@@ -175,7 +177,7 @@ def prune(context: Context) -> Outcome:
 
     recipe, settings = context.recipe, context.recipe.prune
     torch.set_num_threads(threads(recipe))
-    data = Split.load(context.root)
+    data = Split.load(context.root, context.recipe.picture.preprocessing())
     student = checkpoints.load_student(context, len(data.labels))
     model, plan, keeper = student, PrunePlan("none"), None
     if settings.method == "channel":
@@ -233,7 +235,7 @@ def qat(context: Context) -> Outcome:
 
     recipe, settings = context.recipe, context.recipe.qat
     torch.set_num_threads(threads(recipe))
-    data = Split.load(context.root)
+    data = Split.load(context.root, context.recipe.picture.preprocessing())
     deploy = checkpoints.load_deploy(context, len(data.labels))
     cache = ViewCache(context.folder("distill"))
     lesson = Lesson(recipe, data, cache)

@@ -61,11 +61,17 @@ class PictureSection(Section, frozen=True):
     fit: Literal["crop", "stretch", "pad"] = "crop"
     interpolation: Literal["area", "linear"] = "area"
     crop_fraction: Rate = 1.0
+    decode: Literal["full", "reduced"] = "full"
+    """`reduced` decodes JPEGs at 1/2, 1/4 or 1/8 of their scale where that covers the size, here and on the device."""
 
     def preprocessing(self) -> Preprocessing:
         """The same settings as the device's contract."""
         return Preprocessing(
-            size=self.size, fit=self.fit, interpolation=self.interpolation, crop_fraction=self.crop_fraction
+            size=self.size,
+            fit=self.fit,
+            interpolation=self.interpolation,
+            crop_fraction=self.crop_fraction,
+            decode=self.decode,
         )
 
 

@@ -102,7 +102,7 @@ def verify_all(context: Context) -> Outcome:
     """
     from eyas_host.compile.bundle import write_candidate
 
-    split = Split.load(context.root)
+    split = Split.load(context.root, context.recipe.picture.preprocessing())
     bundle = write_candidate(context, split.labels)
     networks = load_networks(context, len(split.labels))
     logits = all_logits(networks, bundle, split.validation)

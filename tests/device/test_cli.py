@@ -156,7 +156,7 @@ def test_a_reader_that_leaves(pristine_bundle: Path) -> None:
     [
         (("check", "/nowhere"), "is /nowhere a bundle"),
         (("info", "/nowhere"), "is /nowhere a bundle"),
-        (("check", "BUNDLE", "--runtime", "tensorrt"), "allowed are litert, openvino, onnx"),
+        (("check", "BUNDLE", "--runtime", "tensorrt"), "allowed are litert, tflite, openvino, onnx"),
         (("run", "--bundle", "BUNDLE", "--camera", "folder:/nowhere"), "there is no such folder"),
         (("run", "--bundle", "BUNDLE", "--camera", "video:/nowhere"), "there is no such file"),
         (("run", "--bundle", "BUNDLE", "--camera", "video:JUNK"), "not a video"),

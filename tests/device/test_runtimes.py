@@ -52,6 +52,18 @@ def test_every_pixel_value_arrives(
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
+def test_a_picture_written_in_place_answers_as_a_picture_given(artefact: str, pristine_bundle: Path) -> None:
+    frame = tiny.draw_shape("disc", 11)
+    pixels = prepare(frame, tiny.SPEC)
+    with open_runtime(Bundle.open(pristine_bundle), artefact=artefact) as runtime:
+        given = runtime.infer(pixels).copy()
+        for _ in range(2):
+            runtime.infer(255 - pixels)  # what lies in the input must not matter
+            written = runtime.infer_written(lambda out: prepare(frame, tiny.SPEC, out=out))
+            assert np.array_equal(written, given)
+
+
+@pytest.mark.parametrize("artefact", ARTEFACTS)
 @pytest.mark.parametrize(
     "pixels",
     [np.zeros((1, 1, 3), np.uint8), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.float32)],
@@ -77,7 +89,7 @@ def test_a_model_that_does_not_fit_the_manifest(
         open_runtime(Bundle.open(bundle_root), artefact=artefact)
 
 
-@pytest.mark.parametrize("name", RUNTIMES)
+@pytest.mark.parametrize("name", ["litert", "openvino", "onnx"])
 def test_a_file_that_is_no_model(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.xml"
     path.write_bytes(b"no model, but long enough to look at " * 10)
@@ -114,6 +126,7 @@ def test_without_a_name_the_first_installed_runtime_is_taken(
         ("litert", "ai_edge_litert.interpreter", "pip install eyas"),
         ("openvino", "openvino", "pip install 'eyas[openvino]'"),
         ("onnx", "onnxruntime", "pip install 'eyas[onnx]'"),
+        ("tflite", "tflite_runtime.interpreter", "pip install 'eyas[tflite]'"),
     ],
 )
 def test_a_missing_runtime_names_its_install_line(
@@ -126,9 +139,20 @@ def test_a_missing_runtime_names_its_install_line(
     assert line in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["onnx-cuda", "onnx-tensorrt"])
+def test_an_execution_provider_that_is_not_there_is_named(
+    name: str, pristine_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeUnavailable, match=r"has no (Cuda|CUDA|Tensorrt)ExecutionProvider\); install"):
+        open_runtime(Bundle.open(pristine_bundle), name)
+
+
 def test_unknown_names_say_what_is_allowed(pristine_bundle: Path) -> None:
     bundle = Bundle.open(pristine_bundle)
-    with pytest.raises(RuntimeUnavailable, match="allowed are litert, openvino, onnx"):
+    with pytest.raises(
+        RuntimeUnavailable, match="allowed are litert, tflite, openvino, onnx, onnx-cuda, onnx-tensorrt"
+    ):
         open_runtime(bundle, "tensorrt")
     with pytest.raises(BundleError, match="the bundle has: litert-fp32, litert-int8, openvino-fp32, onnx-fp32"):
         open_runtime(bundle, artefact="litert-int4")

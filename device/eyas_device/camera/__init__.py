@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 from eyas_device.closing import Closing
 from eyas_device.errors import CameraError
-from eyas_device.preprocess import Pixels, decode
+from eyas_device.preprocess import Pixels, Preprocessing, decode
 
 KINDS = {
     "v4l2": "eyas_device.camera.v4l2:V4L2Camera",
@@ -45,9 +45,12 @@ class Frame:
     captured: float = field(default_factory=monotonic)
     """When it was captured by a clock that never jumps (`time.monotonic`), for its age."""
 
-    def pixels(self) -> Pixels:
-        """The decoded picture, uint8 BGR. Raises `PictureError` if the bytes cannot be decoded."""
-        return decode(self.image, where=self.source) if isinstance(self.image, bytes) else self.image
+    def pixels(self, spec: Preprocessing | None = None) -> Pixels:
+        """The decoded picture, uint8 BGR, for the model of `spec` if that is given.
+
+        Raises `PictureError` if the bytes cannot be decoded.
+        """
+        return decode(self.image, spec=spec, where=self.source) if isinstance(self.image, bytes) else self.image
 
 
 class Camera(Protocol):

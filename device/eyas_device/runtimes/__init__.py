@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.bundle import Artefact, Bundle
+from eyas_device.bundle import Artefact, Bundle, RuntimeName
 from eyas_device.closing import Closing
 from eyas_device.errors import BundleError, PictureError, RuntimeUnavailable
 from eyas_device.preprocess import Pixels
@@ -20,15 +21,24 @@ Logits = npt.NDArray[np.float32]
 
 RUNTIMES = {
     "litert": "eyas_device.runtimes.litert:LiteRT",
+    "tflite": "eyas_device.runtimes.tflite:Tflite",
     "openvino": "eyas_device.runtimes.openvino:OpenVINO",
     "onnx": "eyas_device.runtimes.onnx:OnnxRuntime",
+    "onnx-cuda": "eyas_device.runtimes.onnx:OnnxCuda",
+    "onnx-tensorrt": "eyas_device.runtimes.onnx:OnnxTensorRT",
 }
 """Name -> class; also the order of preference."""
 
+_RUNS: dict[str, RuntimeName] = {"tflite": "litert", "onnx-cuda": "onnx", "onnx-tensorrt": "onnx"}
+"""Runtime -> whose artefacts it runs, where that is not its own name."""
+
 _INSTALL = {
     "litert": "pip install eyas",
+    "tflite": "pip install 'eyas[tflite]' (numpy 1, Python 3.11 or older) or 'eyas[tensorflow]'",
     "openvino": "pip install 'eyas[openvino]'",
     "onnx": "pip install 'eyas[onnx]'",
+    "onnx-cuda": "install onnxruntime-gpu in place of onnxruntime",
+    "onnx-tensorrt": "install JetPack's onnxruntime-gpu with TensorRT",
 }
 
 
@@ -36,7 +46,7 @@ class Runtime(Protocol):
     """One loaded model. Not for use by several threads at once."""
 
     name: str
-    """`litert`, `openvino` or `onnx`."""
+    """A key of `RUNTIMES`."""
     version: str
     """Of the library that runs the model."""
 
@@ -45,6 +55,12 @@ class Runtime(Protocol):
 
         The array belongs to the runtime and is overwritten by the next call: copy what has to last. Raises
         `PictureError` for a picture of another shape or dtype.
+        """
+
+    def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
+        """Logits of the picture that `write` puts into the memory it is called with, uint8 [size, size, 3] BGR.
+
+        That is the runtime's own input where it can be: nothing is copied. `write` must not keep it.
         """
 
     def close(self) -> None:
@@ -62,10 +78,28 @@ class PictureIn(Closing):
 
     _shape: tuple[int, int, int]
 
-    def _expect(self, pixels: Pixels) -> None:
-        """Raise `PictureError` unless `pixels` fits the model; numpy would stretch a wrong shape without a word."""
-        if pixels.shape != self._shape or pixels.dtype != np.uint8:
+    @classmethod
+    def lacks(cls) -> str:
+        """What the library lacks to run models here; empty if nothing."""
+        return ""
+
+    def infer(self, pixels: Pixels) -> Logits:
+        """Logits, float32 [classes], of one prepared picture; `Runtime.infer` says the rest."""
+        if pixels.shape != self._shape or pixels.dtype != np.uint8:  # numpy would stretch a wrong shape without a word
             raise PictureError(f"picture of {pixels.dtype} {pixels.shape}; uint8 {self._shape} is needed: prepare it")
+        return self.infer_written(lambda out: np.copyto(out, pixels))
+
+    def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
+        """Logits of the picture that `write` puts into the runtime's input; `Runtime.infer_written` says the rest."""
+        raise NotImplementedError
+
+
+class Choice(NamedTuple):
+    """What answers: a runtime and the artefact that it runs."""
+
+    runtime: str
+    """A key of `RUNTIMES`."""
+    artefact: Artefact
 
 
 def open_runtime(
@@ -73,49 +107,55 @@ def open_runtime(
 ) -> Runtime:
     """Load what `bundle` says `runtime` should run, or the artefact called `artefact`.
 
-    Without `runtime`, the first of litert, openvino and onnx that the bundle serves and that is installed. `threads` is
-    how many CPU threads inference may use. Raises `RuntimeUnavailable` if the runtime is unknown or not installed, and
+    Without `runtime`, the first of `RUNTIMES` that the bundle serves and that works here. `threads` is how many CPU
+    threads inference may use. Raises `RuntimeUnavailable` if the runtime is unknown or does not work here, and
     `BundleError` if the bundle has nothing for it or the model does not fit the manifest.
     """
     chosen = choose(bundle, runtime, artefact)
-    loader = load(chosen.runtime)
+    loader: Callable[..., Any] = load(chosen.runtime)
     size, classes = bundle.manifest.preprocessing.size, len(bundle.manifest.labels)
-    return cast(Runtime, loader(bundle.path(chosen), size=size, classes=classes, threads=threads))
+    return cast(Runtime, loader(bundle.path(chosen.artefact), size=size, classes=classes, threads=threads))
 
 
-def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = None) -> Artefact:
-    """The artefact that `open_runtime` loads for the same arguments; raises the same errors."""
+def runs(runtime: str) -> str:
+    """Whose artefacts `runtime` runs. Raises `RuntimeUnavailable` for an unknown runtime."""
+    if runtime not in RUNTIMES:
+        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; allowed are {', '.join(RUNTIMES)}")
+    return _RUNS.get(runtime, runtime)
+
+
+def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = None) -> Choice:
+    """What `open_runtime` loads for the same arguments; raises the same errors."""
     if runtime is not None:
-        if runtime not in RUNTIMES:
-            raise RuntimeUnavailable(f"runtime {runtime!r} is not known; allowed are {', '.join(RUNTIMES)}")
-        return bundle.artefact(runtime, artefact)
-    if artefact is not None:
-        for candidate in bundle.manifest.artefacts:
-            if candidate.name == artefact:
-                return candidate
-        have = ", ".join(a.name for a in bundle.manifest.artefacts)
-        raise BundleError(f"{bundle.root}: no artefact {artefact!r}; the bundle has: {have}")
-    served = [name for name in RUNTIMES if name in bundle.manifest.use]
-    if not served:
+        return Choice(runtime, bundle.artefact(runs(runtime), artefact))
+    wanted = {a.name: a for a in bundle.manifest.artefacts}
+    if artefact is not None and artefact not in wanted:
+        raise BundleError(f"{bundle.root}: no artefact {artefact!r}; the bundle has: {', '.join(wanted)}")
+    served = [wanted[artefact].runtime] if artefact else list(bundle.manifest.use)
+    candidates = [name for name in RUNTIMES if runs(name) in served]
+    if not candidates:
         raise BundleError(f"{bundle.root}: the manifest's `use` names no runtime; pack the bundle again")
     reasons = []
-    for name in served:
+    for name in candidates:
         try:
             load(name)
         except RuntimeUnavailable as error:
             reasons.append(str(error))
         else:
-            return bundle.artefact(name)
+            return Choice(name, bundle.artefact(runs(name), artefact))
     raise RuntimeUnavailable(f"{bundle.root}: no runtime for this bundle: {'; '.join(reasons)}")
 
 
-def load(name: str) -> type:
-    """Import the class of a known runtime. Raises `RuntimeUnavailable` with its install line if that does not work."""
+def load(name: str) -> type[PictureIn]:
+    """Import the class of a known runtime. Raises `RuntimeUnavailable` with its install line if it cannot work here."""
     module, attribute = RUNTIMES[name].split(":")
     try:
-        return cast(type, getattr(importlib.import_module(module), attribute))
+        loaded = cast(type[PictureIn], getattr(importlib.import_module(module), attribute))
     except ImportError as error:
         raise RuntimeUnavailable(f"runtime {name} cannot be used ({error}); {_INSTALL[name]}") from None
+    if lacking := loaded.lacks():
+        raise RuntimeUnavailable(f"runtime {name} cannot be used ({lacking}); {_INSTALL[name]}")
+    return loaded
 
 
 def misfit(path: Path, what: object, needed: str) -> BundleError:

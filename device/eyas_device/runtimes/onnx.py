@@ -1,7 +1,8 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, or by name on CUDA and TensorRT (Jetson)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ class OnnxRuntime(PictureIn):
 
     name = "onnx"
     version: str = onnxruntime.__version__
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    """Execution providers, the preferred one first; parts of a model that it lacks run on the next."""
+
+    @classmethod
+    def lacks(cls) -> str:
+        """Which execution provider this build of ONNX Runtime lacks."""
+        available = onnxruntime.get_available_providers()
+        return "" if cls.providers[0] in available else f"this ONNX Runtime has no {cls.providers[0]}"
 
     def __init__(self, path: Path, *, size: int, classes: int, threads: int) -> None:
         options = onnxruntime.SessionOptions()
@@ -29,22 +38,37 @@ class OnnxRuntime(PictureIn):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:  # its exceptions have no other base
             raise broken(path, error) from None
         _check(path, session, size, classes)
         self._shape = (size, size, 3)
+        self._feed = {"pixels": np.zeros((1, *self._shape), dtype=np.uint8)}
         self._session: Any = session
 
-    def infer(self, pixels: Pixels) -> Logits:
-        """Logits, float32 [classes], of uint8 [size, size, 3] BGR."""
-        self._expect(pixels)
-        logits: Logits = self._session.run(None, {"pixels": pixels[np.newaxis]})[0][0]
+    def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
+        """Logits, float32 [classes], of what `write` puts into uint8 [size, size, 3] BGR."""
+        write(self._feed["pixels"][0])
+        logits: Logits = self._session.run(None, self._feed)[0][0]
         return logits
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
+
+
+class OnnxCuda(OnnxRuntime):
+    """ONNX Runtime on an NVIDIA GPU."""
+
+    name = "onnx-cuda"
+    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+
+class OnnxTensorRT(OnnxRuntime):
+    """ONNX Runtime with TensorRT, on Jetson; building its engine at the first start takes minutes."""
+
+    name = "onnx-tensorrt"
+    providers = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 def _check(path: Path, session: Any, size: int, classes: int) -> None:

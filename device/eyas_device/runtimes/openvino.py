@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ class OpenVINO(PictureIn):
         self._logits = np.zeros(classes, dtype=np.float32)
         self._request: Any = request
 
-    def infer(self, pixels: Pixels) -> Logits:
-        """Logits, float32 [classes], valid until the next call, of uint8 [size, size, 3] BGR."""
-        self._expect(pixels)
-        np.copyto(self._picture[0], pixels)
+    def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
+        """Logits, float32 [classes], valid until the next call, of what `write` puts into uint8 [size, size, 3] BGR."""
+        write(self._picture[0])
         self._request.infer()
         np.copyto(self._logits, self._request.get_output_tensor(0).data[0])
         return self._logits

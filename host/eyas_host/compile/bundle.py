@@ -93,7 +93,8 @@ def pack_bundle(context: Context) -> Outcome:
                 shutil.copyfile(context.folder("compile") / file.path, fresh / file.path)
     probabilities = {name: softmax(v / verdict.temperature) for name, v in validation_logits(context).items()}
     rows = golden_rows(probabilities["qat"], context.recipe.pack.golden)
-    frames = [read_picture(Path(split.manifest.validation[row].path)) for row in rows]
+    spec = context.recipe.picture.preprocessing()
+    frames = [read_picture(Path(split.manifest.validation[row].path), spec) for row in rows]
     answers = {a.name: probabilities[a.name][rows] for a in packed}
     _write_golden(fresh / GOLDEN, frames, answers)
     manifest = Manifest(
@@ -101,7 +102,7 @@ def pack_bundle(context: Context) -> Outcome:
         name=context.recipe.run.name,
         version=context.recipe.pack.version,
         labels=split.labels,
-        preprocessing=context.recipe.picture.preprocessing(),
+        preprocessing=spec,
         artefacts=tuple(packed),
         use=verdict.use,
         reasons=verdict.reasons,

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from eyas_device.bundle import sha256
-from eyas_device.preprocess import Pixels, read_picture
+from eyas_device.preprocess import Pixels, Preprocessing, read_picture
 from eyas_host.data.index import Index, Picture
 from eyas_host.errors import DataError
 from eyas_host.files import write_bytes
@@ -53,10 +53,12 @@ class Opening(msgspec.Struct, frozen=True):
 class Part:
     """The pictures of one part, in a fixed order.
 
-    `pixels` are decoded once, on first use, and stay in memory (uint8, each in its own size).
+    `pixels` are decoded once, on first use, as the device would for the model of `spec`, and stay in memory (uint8,
+    each in its own size).
     """
 
-    def __init__(self, pictures: Sequence[Picture], labels: Sequence[str]) -> None:
+    def __init__(self, pictures: Sequence[Picture], labels: Sequence[str], spec: Preprocessing | None = None) -> None:
+        self.spec = spec
         self.pictures = tuple(pictures)
         self.labels = tuple(labels)
         place = {label: number for number, label in enumerate(labels)}
@@ -77,30 +79,33 @@ class Part:
         """Let go of the decoded pictures; they are read again when needed."""
         self._pixels = None
 
-    @staticmethod
-    def _read(picture: Picture) -> Pixels:
+    def _read(self, picture: Picture) -> Pixels:
         path = Path(picture.path)
         if not path.is_file() or sha256(path) != picture.sha256:
             raise DataError(f"{path}: missing or changed since the split was made; run again with --from split")
-        return read_picture(path)
+        return read_picture(path, self.spec)
 
 
 class Split:
     """An opened split."""
 
-    def __init__(self, manifest: SplitManifest, ledger: Path) -> None:
+    def __init__(self, manifest: SplitManifest, ledger: Path, spec: Preprocessing | None = None) -> None:
         self.manifest = manifest
         self.ledger = ledger
         self.labels = manifest.labels
-        self.train = Part(manifest.train, manifest.labels)
-        self.validation = Part(manifest.validation, manifest.labels)
+        self.spec = spec
+        self.train = Part(manifest.train, manifest.labels, spec)
+        self.validation = Part(manifest.validation, manifest.labels, spec)
 
     @classmethod
-    def load(cls, root: Path) -> Split:
-        """Read the split of the run at `root`. Raises `DataError` if it is missing or malformed."""
+    def load(cls, root: Path, spec: Preprocessing | None = None) -> Split:
+        """Read the split of the run at `root`, its pictures to be decoded for the model of `spec`.
+
+        Raises `DataError` if it is missing or malformed.
+        """
         path = root / MANIFEST
         try:
-            return cls(msgspec.json.decode(path.read_bytes(), type=SplitManifest), root / LEDGER)
+            return cls(msgspec.json.decode(path.read_bytes(), type=SplitManifest), root / LEDGER, spec)
         except (OSError, msgspec.DecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); run again with --from split") from None
 
@@ -109,7 +114,7 @@ class Split:
         self.ledger.parent.mkdir(parents=True, exist_ok=True)
         with self.ledger.open("ab") as ledger:
             ledger.write(msgspec.json.encode(Opening(time=time.time(), reason=reason)) + b"\n")
-        return Part(self.manifest.test, self.labels)
+        return Part(self.manifest.test, self.labels, self.spec)
 
     def openings(self) -> list[Opening]:
         """The ledger so far."""

@@ -36,7 +36,7 @@ _MISTAKES = 12
 def write_report(context: Context) -> Outcome:
     """Write `report.json` and `report.html`, and print the ladder."""
     verdict = load_verdict(context)
-    split = Split.load(context.root)
+    split = Split.load(context.root, context.recipe.picture.preprocessing())
     logits = sealed_logits(context, split)
     targets = np.array([split.labels.index(p.label) for p in split.manifest.test], dtype=np.int64)
     probabilities = {name: softmax(values / verdict.temperature) for name, values in logits.items()}
