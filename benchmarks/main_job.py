@@ -22,14 +22,12 @@ import torch
 
 import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish
+from compiled import network
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.runtimes.litert import LiteRT
 from eyas_host import checkpoints
-from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
-from eyas_host.compress.fold import fold_for_deployment
-from eyas_host.compress.qat import prepare_qat
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
 from eyas_host.machine import cpu_pressure
@@ -38,7 +36,6 @@ from eyas_host.report.model import Report
 from eyas_host.stages import Context
 from eyas_host.train.loop import logits_of
 from eyas_host.train.metrics import Scores, paired_loss_bound, score, softmax
-from eyas_host.train.models import build
 
 RECIPE = Path("models/solar-cells/recipe.toml")
 RUNS = Path("runs")
@@ -217,7 +214,7 @@ def _speed_figures(context: Context, *, rounds: int) -> dict[str, Figure]:
     bundle = Bundle.open(context.folder("verify") / "candidate")
     work = RUNS / "benchmark"
     resnet = timm.create_model("resnet50", num_classes=2).eval()
-    resnet_litert = _compiled(work / f"resnet50-{size}.tflite", lambda path: _fp32("resnet50", path, size))
+    resnet_litert = network("resnet50", "fp32", work, size=size)
     calls: dict[str, Callable[[], object]] = {}
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
@@ -249,10 +246,7 @@ def _large_figures(work: Path, rounds: int) -> dict[str, Figure]:
     """Unpruned MobileNetV3-large at 224 px in LiteRT, int8 against fp32."""
     size = 224
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    paths = {
-        "fp32": _compiled(work / "v3-large-fp32.tflite", lambda path: _fp32("mobilenetv3_large_100", path, size)),
-        "int8": _compiled(work / "v3-large-int8.tflite", lambda path: _int8("mobilenetv3_large_100", path, size)),
-    }
+    paths = {p: network("mobilenetv3_large_100", p, work, size=size) for p in ("fp32", "int8")}
     models = {name: LiteRT(path, size=size, classes=2, threads=1) for name, path in paths.items()}
     times = _take_turns({name: _infer(model, pixels) for name, model in models.items()}, rounds)
     return {"v3_large_224_int8_speedup": _ratio(times["fp32"], times["int8"], bound=1.4, note="LiteRT, not pruned")}
@@ -261,24 +255,6 @@ def _large_figures(work: Path, rounds: int) -> dict[str, Figure]:
 def bundle_used(context: Context) -> str:
     """What the first runtime of the packed bundle runs."""
     return next(iter(Bundle.open(context.root / "bundle").manifest.use.values()))
-
-
-def _compiled(path: Path, make: Callable[[Path], object]) -> Path:
-    if not path.exists():
-        make(path)
-    return path
-
-
-def _fp32(name: str, path: Path, size: int) -> None:
-    compile_litert_fp32(fold_for_deployment(build(name, 2, "random")[0].eval()), path, input_size=size)
-
-
-def _int8(name: str, path: Path, size: int) -> None:
-    """Ranges from noise: speed does not depend on them."""
-    torch.manual_seed(0)
-    deploy = fold_for_deployment(build(name, 2, "random")[0].eval())
-    noise = [torch.randint(0, 256, (1, 3, size, size)).float() for _ in range(4)]
-    compile_litert_int8(prepare_qat(deploy, noise, input_size=size), path, input_size=size)
 
 
 def _infer(runtime: Runtime, pixels: Pixels) -> Callable[[], object]:

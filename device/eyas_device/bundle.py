@@ -3,6 +3,7 @@
     manifest.json   what is inside, for whom, and how it was measured
     litert-int8.tflite, openvino-int8.xml + .bin, ...   the artefacts
     golden.npz      camera-like pictures with the answers each artefact gave on the host
+    reference.npz   what the training pictures look like, to know a camera that sees something else
     CARD.md, README.md, NOTICE
 
 The consumer says what it accepts: this contract lives on the device side, and the host writes to it.
@@ -17,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -28,9 +29,13 @@ from eyas_device.errors import BundleError
 from eyas_device.preprocess import Pixels, Preprocessing
 
 SCHEMA = 1
+_MOST_BYTES = 256 << 20
+"""Of pictures or figures unpacked from one file: a camera has little memory."""
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+REFERENCE = "reference.npz"
 
+Floats = npt.NDArray[np.float32]
 RuntimeName = Literal["litert", "openvino", "onnx"]
 Precision = Literal["fp32", "int8"]
 
@@ -94,6 +99,7 @@ class Manifest(msgspec.Struct, frozen=True):
     golden: File | None = None
     golden_tolerance: float = 0.05
     """Largest allowed difference of a probability from the recorded one on a golden picture."""
+    reference: File | None = None
     notices: tuple[str, ...] = ()
     min_agent_version: str = "0.1.0"
     created: str = ""
@@ -105,6 +111,23 @@ class Golden(msgspec.Struct, frozen=True):
     frames: tuple[Pixels, ...]
     probabilities: Mapping[str, npt.NDArray[np.float32]]
     """Artefact name -> float32 [pictures, classes]."""
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """What the training pictures look like, as `eyas_device.familiarity` measures it; d is its descriptor's length."""
+
+    mean: Floats
+    """float32 [d]"""
+    scale: Floats
+    """float32 [d], above 0: the descriptor's spread, by which it is divided first."""
+    components: Floats
+    """float32 [k, d]: principal directions."""
+    spread: Floats
+    """float32 [k], above 0: standard deviation along each."""
+    residual: float
+    """Mean square outside of the directions, above 0."""
+    distances: Floats
+    """float32 [n], ascending: of the validation pictures."""
 
 
 class Bundle:
@@ -147,22 +170,56 @@ class Bundle:
         """Load the golden pictures. Raises `BundleError` if they are missing or malformed."""
         if self.manifest.golden is None:
             raise BundleError(f"{self.root}: the bundle has no golden pictures; pack it again")
-        path = self.root / self.manifest.golden.path
-        try:
-            with np.load(path, allow_pickle=False) as data:
-                frames = tuple(data[k] for k in sorted(k for k in data.files if k.startswith("frame_")))
-                answers = {k.removeprefix("p."): data[k] for k in data.files if k.startswith("p.")}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise BundleError(f"{path}: cannot be read ({error})") from None
+        data = self._arrays(self.manifest.golden)
+        frames = tuple(data[k] for k in sorted(k for k in data if k.startswith("frame_")))
+        answers = {k.removeprefix("p."): data[k] for k in data if k.startswith("p.")}
         shape = (len(frames), len(self.manifest.labels))
         pictures = all(f.dtype == np.uint8 and f.ndim in (2, 3) for f in frames)
-        if not frames or not answers or not pictures or any(a.shape != shape for a in answers.values()):
-            raise BundleError(f"{path}: pictures and recorded answers do not fit together; pack the bundle again")
+        sound = all(a.shape == shape and a.dtype.kind == "f" for a in answers.values())
+        if not frames or not answers or not pictures or not sound:
+            raise BundleError(
+                f"{self.root / self.manifest.golden.path}: pictures and recorded answers do not fit together; "
+                "pack the bundle again"
+            )
         return Golden(frames=frames, probabilities=answers)
+
+    def reference(self) -> Reference | None:
+        """Load what the training pictures look like; None if the bundle does not say.
+
+        Raises `BundleError` if it is malformed.
+        """
+        if self.manifest.reference is None:
+            return None
+        data = self._arrays(self.manifest.reference)
+        names = [field.name for field in msgspec.structs.fields(Reference)]
+        arrays = {name: np.asarray(data[name], dtype=np.float32) for name in names if name in data}
+        sound = len(arrays) == len(names) and all(np.isfinite(array).all() for array in arrays.values())
+        if sound:
+            (k, d), n = arrays["components"].shape[-2:] or (0, 0), arrays["distances"].size
+            shapes = {"mean": (d,), "scale": (d,), "components": (k, d), "spread": (k,), "distances": (n,)}
+            sound = n > 0 and arrays["residual"].shape == () and all(arrays[m].shape == s for m, s in shapes.items())
+            sound = sound and min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0
+        if not sound:
+            raise BundleError(f"{self.root / self.manifest.reference.path}: malformed; pack the bundle again")
+        return Reference(**{**arrays, "residual": float(arrays["residual"])})  # type: ignore[arg-type]
+
+    def _arrays(self, file: File) -> dict[str, npt.NDArray[Any]]:
+        """The arrays of an `.npz`, refused if they would unpack to more than `_MOST_BYTES`."""
+        path = self.root / file.path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
+                    raise BundleError(f"{path}: unpacks to more than {_MOST_BYTES >> 20} MiB; pack the bundle again")
+            with np.load(path, allow_pickle=False) as data:
+                return {name: data[name] for name in data.files}
+        except BundleError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            raise BundleError(f"{path}: cannot be read ({error})") from None
 
     def _files(self) -> list[File]:
         files = [file for artefact in self.manifest.artefacts for file in artefact.files]
-        return files + ([self.manifest.golden] if self.manifest.golden else [])
+        return files + _extras(self.manifest)
 
     def _check(self, file: File) -> None:
         path = self.root / file.path
@@ -235,10 +292,14 @@ def _validate(manifest: Manifest, path: Path) -> None:
     for runtime, name in manifest.use.items():
         if not any(a.name == name and a.runtime == runtime for a in manifest.artefacts):
             raise BundleError(f"{path}: use.{runtime} is {name!r}, which is no {runtime} artefact of this bundle")
-    for file in [f for a in manifest.artefacts for f in a.files] + ([manifest.golden] if manifest.golden else []):
+    for file in [f for a in manifest.artefacts for f in a.files] + _extras(manifest):
         pure = PurePosixPath(file.path)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or not file.path.isprintable():
             raise BundleError(f"{path}: file {file.path!r} is not a plain path inside of the bundle")
+
+
+def _extras(manifest: Manifest) -> list[File]:
+    return [file for file in (manifest.golden, manifest.reference) if file is not None]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -15,6 +15,10 @@ VERBS = {
     "run": "eyas_device.commands.run",
     "check": "eyas_device.commands.check",
     "info": "eyas_device.commands.info",
+    "doctor": "eyas_device.commands.doctor",
+    "snapshot": "eyas_device.commands.snapshot",
+    "install": "eyas_device.commands.install",
+    "slots": "eyas_device.commands.slots",
 }
 """Verb -> the module that describes and runs it, in the order of `--help`."""
 

@@ -61,6 +61,8 @@ class ModelSection(Section, frozen=True):
     """An artefact's name; empty: what the bundle says."""
     threads: Count = 1
     """Inference threads."""
+    max_latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """A model whose median golden picture takes longer does not go live (0: no bound)."""
     affinity: tuple[Annotated[int, msgspec.Meta(ge=0, le=1023)], ...] = ()
     """Processor cores that the process may use; empty: all."""
 

@@ -8,15 +8,17 @@ from typing import TextIO
 
 import msgspec
 
+from eyas_device.camera.steady import CameraState
 from eyas_device.errors import PictureError
 from eyas_device.link import Link
-from eyas_device.pipeline import Answer
+from eyas_device.pipeline import Answer, Listener
+from eyas_device.predict import Classifier
 from eyas_device.tally import Accuracy, Tally
 
 _PERIOD_S = 1.0
 
 
-class StatusLine:
+class StatusLine(Listener):
     """One line a second and a summary at the end; rewritten in place on a terminal, a line each elsewhere."""
 
     def __init__(self, stream: TextIO, tally: Tally, link: Link | None = None) -> None:
@@ -26,10 +28,11 @@ class StatusLine:
         self._live = stream.isatty()
         self._shown_at = time.monotonic()
         self._shown_frames = 0
+        self._skipped, self._skipped_at = "", 0.0
 
     def answered(self, answer: Answer) -> None:
         """Count the answer; once a second, show the figures and this answer."""
-        self._tally.add(answer.prediction, answer.latency_ms)
+        self._tally.add(answer.prediction, answer.latency_ms, answer.age_ms)
         now = time.monotonic()
         if now - self._shown_at < _PERIOD_S:
             return
@@ -51,9 +54,21 @@ class StatusLine:
         self._stream.flush()
 
     def unreadable(self, reason: PictureError) -> None:
-        """Count the picture and say why it was skipped."""
+        """Count the picture and say why it was skipped; the same reason again only once a second."""
         self._tally.unreadable += 1
-        self._stream.write(f"{self._fresh_line()}skipped: {reason}\n")
+        now = time.monotonic()
+        if str(reason) == self._skipped and now - self._skipped_at < _PERIOD_S:
+            return
+        self._skipped, self._skipped_at = str(reason), now
+        self.say(f"skipped: {reason}")
+
+    def changed(self, camera: CameraState) -> None:
+        """Say what the camera's state is now."""
+        self.say(f"camera {camera.condition}" + (f": {camera.reason}" if camera.reason else ""))
+
+    def swapped(self, classifier: Classifier) -> None:
+        """Say what answers."""
+        self.say(str(classifier))
 
     def summary(self, accuracy: Accuracy | None = None) -> None:
         """The figures of the whole run."""
@@ -75,11 +90,16 @@ class StatusLine:
         self._stream.write(self._fresh_line() + "\n".join(lines) + "\n")
         self._stream.flush()
 
+    def say(self, text: str) -> None:
+        """One line of its own."""
+        self._stream.write(f"{self._fresh_line()}{text}\n")
+        self._stream.flush()
+
     def _fresh_line(self) -> str:
         return "\r\x1b[K" if self._live else ""
 
 
-class JsonLines:
+class JsonLines(Listener):
     """One JSON object per answer on standard output, flushed at once, for pipes."""
 
     def answered(self, answer: Answer) -> None:
@@ -98,11 +118,8 @@ class JsonLines:
         sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         sys.stdout.flush()
 
-    def unreadable(self, reason: PictureError) -> None:
-        """Nothing: there is no answer, and the status line says why."""
 
-
-class Scorer:
+class Scorer(Listener):
     """Compares each answer with the class folder that its picture lies in."""
 
     def __init__(self, accuracy: Accuracy) -> None:
@@ -111,9 +128,6 @@ class Scorer:
     def answered(self, answer: Answer) -> None:
         """Count the answer as right or wrong."""
         self._accuracy.add(answer.source, answer.prediction.index)
-
-    def unreadable(self, reason: PictureError) -> None:
-        """Nothing: a picture without an answer is neither right nor wrong."""
 
 
 def _accuracy_line(accuracy: Accuracy) -> str:

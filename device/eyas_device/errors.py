@@ -5,6 +5,7 @@
     - `CheckFailed`: a bundle does not answer here as it did on the host.
   - `CameraError`: a camera cannot be opened or stopped delivering.
     - `CameraLost`: a camera stopped delivering and did not come back in the time it was given.
+    - `CameraSpecError`: what names a camera is mistaken, or cannot work on this machine: trying again does not help.
   - `PictureError`: bytes that are not a picture, or pixels of a kind that cannot be prepared.
   - `RuntimeUnavailable`: an inference runtime is not installed or cannot run here.
   - `ConfigError`: the device's configuration file has faults.
@@ -43,6 +44,10 @@ class CameraLost(CameraError):  # noqa: N818 - reads as the state it reports
     """A camera stopped delivering and did not come back in the time it was given."""
 
     exit_code = EXIT_CAMERA_LOST
+
+
+class CameraSpecError(CameraError):
+    """What names a camera is mistaken, or cannot work on this machine: trying again does not help."""
 
 
 class PictureError(EyasError, ValueError):

@@ -9,18 +9,21 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTErrorCode, MQTTProtocolVersion
 
 from eyas_device import __version__
-from eyas_device.bundle import Artefact, Manifest
+from eyas_device.camera.steady import CameraState
 from eyas_device.closing import Closing
 from eyas_device.errors import LinkError, PictureError
-from eyas_device.pipeline import Answer
+from eyas_device.names import NAME
+from eyas_device.pipeline import Answer, Listener
+from eyas_device.predict import Classifier
 from eyas_device.tally import Tally
-from eyas_device.telemetry import Header, Status, Window, encode, topic
+from eyas_device.telemetry import Header, Status, Vitals, Window, encode, topic
 
 WAITING_MESSAGES = 1000
 """How many messages wait in memory for a broker; newer ones are refused and counted."""
@@ -29,7 +32,7 @@ _RECONNECT_S = (1, 60)
 _FAREWELL_S = 2.0
 
 
-class Link(Closing):
+class Link(Closing, Listener):
     """Publishes one `Status` when it connects and one `Window` every few seconds, whatever the frame rate.
 
     The status is retained: `online` at each connection, `offline` when the link is closed, and, as the will, `lost`.
@@ -42,22 +45,30 @@ class Link(Closing):
         *,
         site: str,
         device: str,
-        manifest: Manifest,
-        artefact: Artefact,
+        classifier: Classifier,
         window_s: float = 10.0,
+        vitals: Callable[[], Vitals] = Vitals,
     ) -> None:
-        """Start connecting, in a thread. Raises `LinkError` for an impossible host, port, site, device or window."""
+        """Start connecting, in a thread; `vitals` is asked for each message.
+
+        Raises `LinkError` for an impossible host, port, site, device or window.
+        """
         _check(host, port, site, device, window_s)
         self.state = "connecting"
         """For people: `connected`, or why not."""
         self.refused = 0
         """Messages that the broker refused, or that came when the memory was full."""
-        self._model, self._artefact = f"{manifest.name} {manifest.version}", artefact.name
+        self._vitals = vitals
+        self._dropped = 0
+        self.swapped(classifier)
         self._site, self._device, self._window_s = site, device, window_s
         self._spool, self._sequence = str(uuid.uuid4()), 0
         self._lock = threading.Lock()
         self._tally = Tally()
         self._closed = threading.Event()
+        self._wake = threading.Event()
+        self._news = False
+        """Whether the status changed since it was told."""
         self._client = self._make_client()
         self._client.connect_async(host, port, keepalive=_KEEPALIVE_S)
         self._client.loop_start()
@@ -67,16 +78,29 @@ class Link(Closing):
     def answered(self, answer: Answer) -> None:
         """Count an answer in the current window."""
         with self._lock:
-            self._tally.add(answer.prediction, answer.latency_ms)
+            self._tally.add(answer.prediction, answer.latency_ms, answer.age_ms)
 
     def unreadable(self, reason: PictureError) -> None:
-        """Nothing: a window counts answers."""
+        """Count it in the current window."""
+        with self._lock:
+            self._tally.unreadable += 1
+
+    def changed(self, camera: CameraState) -> None:
+        """Let the telemetry's thread tell the camera's new state at once."""
+        self._news = True
+        self._wake.set()
+
+    def swapped(self, classifier: Classifier) -> None:
+        """Name the new model from now on."""
+        manifest = classifier.bundle.manifest
+        self._model, self._artefact = f"{manifest.name} {manifest.version}", classifier.artefact.name
 
     def close(self) -> None:
         """Send the last window and the farewell, waiting for the broker at most two seconds, and disconnect."""
         if self._closed.is_set():
             return
         self._closed.set()
+        self._wake.set()
         self._clock.join()
         self._tell_window()
         farewell = self._publish("status", self._status("offline"), retain=True)
@@ -94,7 +118,7 @@ class Link(Closing):
         )
         client.max_queued_messages_set(WAITING_MESSAGES)
         client.reconnect_delay_set(*_RECONNECT_S)
-        will = msgspec.structs.replace(self._status("lost"), device=self._device)
+        will = Status(device=self._device, state="lost", agent=__version__, model=self._model, artefact=self._artefact)
         client.will_set(topic(self._site, self._device, "status"), encode(will), qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
@@ -103,24 +127,52 @@ class Link(Closing):
         return client
 
     def _status(self, state: Literal["online", "offline", "lost"]) -> Status:
-        return Status(state=state, agent=__version__, model=self._model, artefact=self._artefact)
+        vitals = self._vitals()
+        return Status(
+            state=state,
+            agent=__version__,
+            model=self._model,
+            artefact=self._artefact,
+            camera=vitals.camera,
+            reason=vitals.reason,
+            paused=vitals.paused,
+            unfamiliar=vitals.unfamiliar,
+        )
 
     def _tell_windows(self) -> None:
-        while not self._closed.wait(self._window_s):
-            self._tell_window()
+        due = time.monotonic() + self._window_s
+        while not self._closed.is_set():
+            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._wake.clear()
+            if self._news and self._client.is_connected() and not self._closed.is_set():
+                self._news = False
+                self._publish("status", self._status("online"), retain=True)
+            if time.monotonic() >= due and not self._closed.is_set():
+                due += self._window_s
+                self._tell_window()
 
     def _tell_window(self) -> None:
         with self._lock:
             tally, self._tally = self._tally, Tally()
+        vitals = self._vitals()
+        dropped, self._dropped = vitals.dropped - self._dropped, vitals.dropped
         window = Window(
             seconds=round(tally.seconds(), 3),
             model=self._model,
             artefact=self._artefact,
             frames=tally.frames,
+            dropped=dropped,
+            unreadable=tally.unreadable,
             unsure=tally.unsure,
             counts=dict(tally.counts),
             confidence={label: tuple(tenths) for label, tenths in tally.confidence.items()},
             latency_ms=tally.latencies.summary(),
+            age_ms=tally.ages.summary(),
+            camera=vitals.camera,
+            losses=vitals.losses,
+            beyond=vitals.beyond,
+            temperature_c=vitals.temperature_c,
+            throttled=vitals.throttled,
         )
         self._publish("window", window)
 
@@ -164,7 +216,7 @@ def _check(host: str, port: int, site: str, device: str, window_s: float) -> Non
     if not host or not 1 <= port <= 65535:
         raise LinkError(f"mqtt {host!r}:{port}: a host name or address and a port of 1 to 65535 are needed")
     for what, name in (("site", site), ("device", device)):
-        if not re.fullmatch(r"[\w.-]{1,64}", name):
+        if not re.fullmatch(NAME, name):
             raise LinkError(f"{what} {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed in a topic")
     if not window_s >= 0.1:
         raise LinkError(f"window of {window_s} s; 0.1 s or more is allowed")

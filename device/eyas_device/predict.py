@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from eyas_device.bundle import Artefact, Bundle
 from eyas_device.closing import Closing
-from eyas_device.preprocess import Pixels, prepare
+from eyas_device.preprocess import Pixels, Scratch, prepare
 from eyas_device.runtimes import Logits, Runtime, choose, open_runtime
 
 Probabilities = npt.NDArray[np.float32]
@@ -50,6 +50,7 @@ class Classifier(Closing):
         self.artefact = artefact
         manifest = bundle.manifest
         self.spec = manifest.preprocessing
+        self._scratch: Scratch = {}
         self._labels = manifest.labels
         self._temperature = manifest.confidence.temperature
         self._threshold = manifest.confidence.threshold
@@ -63,7 +64,13 @@ class Classifier(Closing):
         Without `runtime`, the first of `eyas_device.runtimes.RUNTIMES` that the bundle serves and that works here.
         Raises `BundleError` for a damaged or unfit bundle and `RuntimeUnavailable` without a runtime for it.
         """
-        bundle = Bundle.open(Path(root))
+        return cls.load(Bundle.open(Path(root)), runtime, artefact, threads=threads)
+
+    @classmethod
+    def load(
+        cls, bundle: Bundle, runtime: str | None = None, artefact: str | None = None, *, threads: int = 1
+    ) -> Classifier:
+        """`open` for a bundle that is open already."""
         chosen = choose(bundle, runtime, artefact)
         loaded = open_runtime(bundle, chosen.runtime, chosen.artefact.name, threads=threads)
         return cls(bundle, loaded, chosen.artefact)
@@ -82,7 +89,7 @@ class Classifier(Closing):
 
         def write(out: Pixels) -> None:
             nonlocal prepared
-            prepare(frame, self.spec, out=out)
+            prepare(frame, self.spec, out=out, scratch=self._scratch)
             prepared = perf_counter()
 
         probabilities = softmax(self.runtime.infer_written(write), self._temperature)
@@ -108,6 +115,8 @@ def softmax(logits: Logits, temperature: float = 1.0) -> Probabilities:
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True), dtype=np.float32)
+    powers = np.divide(logits, temperature, dtype=np.float64)
+    powers -= powers.max(axis=-1, keepdims=True)
+    np.exp(powers, out=powers)
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers.astype(np.float32)

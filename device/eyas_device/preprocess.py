@@ -19,8 +19,11 @@ from eyas_device.errors import PictureError
 Pixels = npt.NDArray[np.uint8]
 """A picture: uint8 [height, width, 3], blue-green-red."""
 
-_INTERPOLATIONS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
 _MAX_SIDE = 16_384
+_MOST_SCRATCH = 8
+
+Scratch = dict[tuple[int, int], Pixels]
+"""Memory for pictures in between, by height and width, so that a frame loop takes none anew; begins empty."""
 
 
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,7 +34,8 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fit: Literal["crop", "stretch", "pad"] = "crop"
     """`crop` keeps the aspect and cuts the longer side, `pad` keeps it and adds grey, `stretch` ignores it."""
     interpolation: Literal["area", "linear"] = "area"
-    """`area` averages when it shrinks (no aliasing), `linear` is cheaper on full frames."""
+    """`area` averages when it shrinks: it halves (2 x 2 means) while that covers `size`, then interpolates. `linear`
+    interpolates at once, which is cheaper and aliases when it shrinks to less than half."""
     crop_fraction: float = 1.0
     """Part of the centre that is kept before resizing, 0..1 (1 keeps all)."""
     decode: Literal["full", "reduced"] = "full"
@@ -127,11 +131,14 @@ def as_bgr(frame: npt.NDArray[np.uint8]) -> Pixels:
     raise PictureError(f"frame with {channels} channels; 1, 3 or 4 are allowed")
 
 
-def prepare(frame: npt.NDArray[np.uint8], spec: Preprocessing, *, out: Pixels | None = None) -> Pixels:
+def prepare(
+    frame: npt.NDArray[np.uint8], spec: Preprocessing, *, out: Pixels | None = None, scratch: Scratch | None = None
+) -> Pixels:
     """Fit a frame into the model's square input.
 
     `frame` is uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA); the answer is uint8 [size, size, 3] BGR, written into `out` if
-    that is given. Raises `PictureError` for pixels of another kind, or an `out` of the wrong shape.
+    that is given. `scratch` is memory that is used again from call to call. Raises `PictureError` for pixels of another
+    kind, or an `out` of the wrong shape.
     """
     picture = as_bgr(frame)
     size = spec.size
@@ -142,7 +149,6 @@ def prepare(frame: npt.NDArray[np.uint8], spec: Preprocessing, *, out: Pixels | 
             keep_w = keep_h = min(keep_w, keep_h)
         picture = _centre(picture, max(1, round(keep_w)), max(1, round(keep_h)))
         height, width = picture.shape[:2]
-    method = _INTERPOLATIONS[spec.interpolation]
     if out is None:
         out = np.empty((size, size, 3), dtype=np.uint8)
     elif out.shape != (size, size, 3) or out.dtype != np.uint8:
@@ -152,13 +158,40 @@ def prepare(frame: npt.NDArray[np.uint8], spec: Preprocessing, *, out: Pixels | 
         inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
         out[...] = 128
         left, top = (size - inner_w) // 2, (size - inner_h) // 2
-        out[top : top + inner_h, left : left + inner_w] = cv2.resize(picture, (inner_w, inner_h), interpolation=method)
+        _resize(picture, out[top : top + inner_h, left : left + inner_w], spec, scratch)
         return out
+    _resize(picture, out, spec, scratch)
+    return out
+
+
+def _resize(picture: Pixels, out: Pixels, spec: Preprocessing, scratch: Scratch | None) -> None:
+    """Fill `out` with `picture`."""
+    height, width = out.shape[:2]
+    method = cv2.INTER_LINEAR
+    if spec.interpolation == "area":
+        while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
+            half_h, half_w = picture.shape[0] // 2, picture.shape[1] // 2
+            even = picture[: 2 * half_h, : 2 * half_w]
+            picture = cv2.resize(
+                even, (half_w, half_h), dst=_room(scratch, half_h, half_w), interpolation=cv2.INTER_AREA
+            )
+        if picture.shape[0] >= 2 * height or picture.shape[1] >= 2 * width:  # one side only: `stretch`
+            method = cv2.INTER_AREA
     # OpenCV refuses a dst with gaps, and for one it cannot use otherwise it allocates anew, without a word.
-    written = cv2.resize(picture, (size, size), dst=out if out.flags.c_contiguous else None, interpolation=method)
+    written = cv2.resize(picture, (width, height), dst=out if out.flags.c_contiguous else None, interpolation=method)
     if not np.shares_memory(written, out):
         out[...] = written
-    return out
+
+
+def _room(scratch: Scratch | None, height: int, width: int) -> Pixels | None:
+    if scratch is None:
+        return None
+    room = scratch.get((height, width))
+    if room is None:
+        if len(scratch) >= _MOST_SCRATCH:  # a source that changes its size all the time
+            scratch.clear()
+        room = scratch[height, width] = np.empty((height, width, 3), dtype=np.uint8)
+    return room
 
 
 def _centre(picture: Pixels, width: int, height: int) -> Pixels:

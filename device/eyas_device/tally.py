@@ -63,15 +63,18 @@ class Tally:
         self.confidence: dict[str, list[int]] = {}
         """Label -> answers per tenth of confidence."""
         self.latencies = Latencies()
+        self.ages = Latencies()
+        """From capture to answer."""
 
-    def add(self, prediction: Prediction, latency_ms: float) -> None:
-        """Count one answer and what it took, decoding included."""
+    def add(self, prediction: Prediction, latency_ms: float, age_ms: float = 0.0) -> None:
+        """Count one answer, what it took, decoding included, and how old its frame then was."""
         self.frames += 1
         self.unsure += prediction.unsure
         self.counts[prediction.label] += 1
         tenths = self.confidence.setdefault(prediction.label, [0] * 10)
         tenths[min(int(prediction.confidence * 10), 9)] += 1
         self.latencies.add(latency_ms)
+        self.ages.add(age_ms)
 
     def seconds(self) -> float:
         """Since it was made."""

@@ -35,6 +35,13 @@ class Status(Header, frozen=True, kw_only=True):
     model: str = ""
     """`name version` of the bundle that answers."""
     artefact: str = ""
+    camera: str = ""
+    """`delivering`, or what is wrong: opening, lost, frozen, black, resized."""
+    reason: str = ""
+    """Of the camera's state, in words."""
+    paused: bool = False
+    unfamiliar: bool | None = None
+    """Whether the camera does not see what the model was trained on; None if that cannot be told (yet)."""
 
 
 class Window(Header, frozen=True, kw_only=True):
@@ -45,7 +52,9 @@ class Window(Header, frozen=True, kw_only=True):
     artefact: str = ""
     frames: int = 0
     dropped: int = 0
-    """Frames replaced by a newer one before they were looked at."""
+    """Frames replaced by a newer one, or too old, before they were looked at."""
+    unreadable: int = 0
+    """Frames that could not be decoded, or showed nothing."""
     unsure: int = 0
     """Answers below the bundle's confidence threshold."""
     counts: dict[str, int] = {}
@@ -54,6 +63,33 @@ class Window(Header, frozen=True, kw_only=True):
     """Label -> answers per tenth of confidence, 0..1."""
     latency_ms: dict[str, float] = {}
     """p50, p90, p99 and max of decode + preprocess + infer, milliseconds."""
+    age_ms: dict[str, float] = {}
+    """The same of the time from capture to answer."""
+    camera: str = ""
+    """As in the status."""
+    losses: int = 0
+    """How often the camera was lost since the start."""
+    beyond: float | None = None
+    """Part of the validation pictures that are nearer to the training pictures than what this camera sees, 0..1."""
+    temperature_c: float | None = None
+    """Of the processor; None where there is no sensor."""
+    throttled: tuple[str, ...] = ()
+    """What slows the processor down at this moment, e.g. `under-voltage`."""
+
+
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """How the loop, its camera and its board feel at a moment: what status and window say beside the answers."""
+
+    camera: str = ""
+    reason: str = ""
+    losses: int = 0
+    paused: bool = False
+    dropped: int = 0
+    """Since the start."""
+    beyond: float | None = None
+    unfamiliar: bool | None = None
+    temperature_c: float | None = None
+    throttled: tuple[str, ...] = ()
 
 
 Message = TypeVar("Message", bound=Header)

@@ -19,7 +19,7 @@ from eyas_device import __version__
 from eyas_device.camera import open_camera
 from eyas_device.errors import LinkError
 from eyas_device.link import Link
-from eyas_device.pipeline import run
+from eyas_device.pipeline import Loop
 from eyas_device.predict import Classifier
 from eyas_device.telemetry import Status, Window, decode
 
@@ -68,8 +68,7 @@ def linked(bundle: Path, port: int, window_s: float = 30.0) -> Iterator[tuple[Cl
             port,
             site="hall-2",
             device="cam-7",
-            manifest=classifier.bundle.manifest,
-            artefact=classifier.artefact,
+            classifier=classifier,
             window_s=window_s,
         ) as link,
     ):
@@ -91,7 +90,7 @@ def test_birth_windows_and_farewell(broker: Broker, pristine_bundle: Path) -> No
             assert (birth.state, birth.agent, birth.device) == ("online", __version__, "cam-7")
             assert (birth.model, birth.artefact) == ("tiny-shapes 1.2.3", "litert-int8")
             with open_camera("fake:?frames=12&junk=3") as camera:
-                run(classifier, camera, [link])
+                Loop(classifier, camera, [link]).run()
         topic, retained, window = box.next("window")
         assert (topic, retained) == ("eyas/hall-2/cam-7/window", False)
         assert window.frames == sum(window.counts.values()) == 11
@@ -142,7 +141,7 @@ def test_a_broker_that_comes_late_and_comes_back(make_broker: Callable[..., Brok
         wait_until(lambda: link.state.startswith("not connected"))
         with open_camera("fake:?frames=5") as camera:
             started = time.monotonic()
-            run(classifier, camera, [link])
+            Loop(classifier, camera, [link]).run()
             assert time.monotonic() - started < 2, "the frame loop waited for the broker"
         broker.start()
         with inbox(broker.port) as box:
@@ -172,6 +171,6 @@ def test_closing_without_a_broker_does_not_hang(pristine_bundle: Path) -> None:
 )
 def test_impossible_settings(wrong: dict[str, Any], pristine_bundle: Path) -> None:
     with Classifier.open(pristine_bundle) as classifier:
-        facts = {"manifest": classifier.bundle.manifest, "artefact": classifier.artefact}
+        facts = {"classifier": classifier}
         with pytest.raises(LinkError):
             Link(**{"host": "127.0.0.1", "site": "s", "device": "d", **facts, **wrong})

@@ -21,7 +21,7 @@ from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.check import check
 from eyas_device.errors import BundleError, CameraError, PictureError, RuntimeUnavailable
-from eyas_device.pipeline import Answer, Stop, run
+from eyas_device.pipeline import Answer, Listener, Loop, Pace, Signals
 from eyas_device.predict import Classifier, softmax
 from eyas_device.preprocess import prepare, read_picture
 from eyas_device.tally import Accuracy, Latencies, Tally
@@ -30,7 +30,7 @@ from . import tiny
 from .conftest import TEMPERATURE, entry
 
 
-class Recorder:
+class Recorder(Listener):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
@@ -212,7 +212,7 @@ def test_every_frame_is_answered_in_order(pristine_bundle: Path, picture_folder:
     recorder = Recorder()
     accuracy = Accuracy(tiny.LABELS)
     with Classifier.open(pristine_bundle) as classifier, open_camera(f"folder:{picture_folder}") as camera:
-        run(classifier, camera, [recorder])
+        Loop(classifier, camera, [recorder]).run()
     for answer in recorder.answers:
         accuracy.add(answer.source, answer.prediction.index)
     assert [answer.number for answer in recorder.answers] == list(range(12))
@@ -230,7 +230,7 @@ def test_unreadable_pictures_are_counted_and_skipped(pristine_bundle: Path, tmp_
     cv2.imwrite(str(tmp_path / "e.png"), tiny.draw_shape("cross", 1))
     recorder = Recorder()
     with Classifier.open(pristine_bundle) as classifier, open_camera(f"folder:{tmp_path}") as camera:
-        run(classifier, camera, [recorder])
+        Loop(classifier, camera, [recorder]).run()
     assert [a.prediction.label for a in recorder.answers] == ["disc", "cross"]
     assert [Path(reason.split(":")[0]).name for reason in recorder.reasons] == ["b.jpg", "c.png", "d.png"]
 
@@ -242,7 +242,7 @@ def test_a_lost_camera_ends_the_loop_after_its_last_frame(pristine_bundle: Path)
         open_camera("fake:?frames=9&junk=1&lost=4") as camera,
         pytest.raises(CameraError, match="lost at frame 4"),
     ):
-        run(classifier, camera, [recorder])
+        Loop(classifier, camera, [recorder]).run()
     assert len(recorder.answers) == 3
     assert len(recorder.reasons) == 1
 
@@ -251,7 +251,7 @@ def test_frames_and_fps_limit_the_loop(pristine_bundle: Path) -> None:
     recorder = Recorder()
     with Classifier.open(pristine_bundle) as classifier, open_camera("fake:", loop=True) as camera:
         started = time.monotonic()
-        run(classifier, camera, [recorder], frames=6, fps=20)
+        Loop(classifier, camera, [recorder], pace=Pace(fps=20)).run(frames=6)
         seconds = time.monotonic() - started
     assert len(recorder.answers) == 6
     assert seconds >= 5 / 20
@@ -269,9 +269,9 @@ def test_a_signal_ends_the_loop_after_its_frame(pristine_bundle: Path) -> None:
     with (
         Classifier.open(pristine_bundle) as classifier,
         open_camera("fake:", loop=True) as camera,
-        Stop() as stop,
+        Signals() as signals,
     ):
-        run(classifier, camera, [recorder], stop=stop, fps=1000)
+        signals.guard(Loop(classifier, camera, [recorder], pace=Pace(fps=1000))).run()
     assert len(recorder.answers) == 3
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -281,7 +281,7 @@ def test_a_scripted_camera(pristine_bundle: Path) -> None:
     camera = FakeCamera([frame, PictureError("torn"), frame])
     recorder = Recorder()
     with Classifier.open(pristine_bundle) as classifier, camera:
-        run(classifier, camera, [recorder])
+        Loop(classifier, camera, [recorder]).run()
     assert [(a.source, a.time, a.prediction.label) for a in recorder.answers] == [("here", 1.5, "stripes")] * 2
     assert recorder.reasons == ["torn"]
     assert camera.closed

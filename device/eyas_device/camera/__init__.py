@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Protocol, cast
 
 from eyas_device.closing import Closing
-from eyas_device.errors import CameraError
+from eyas_device.errors import CameraSpecError
 from eyas_device.preprocess import Pixels, Preprocessing, decode
 
 KINDS = {
@@ -98,16 +98,24 @@ class Looping(Closing):
         self._camera.close()
 
 
+def is_live(spec: str) -> bool:
+    """Whether the source that `spec` names delivers in real time, told without opening it."""
+    kind, _, rest = spec.partition(":")
+    if kind == "fake":
+        return "live=1" in rest.partition("?")[2].split("&")
+    return kind not in ("video", "folder")
+
+
 def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) -> Camera:
     """Open the source that `spec` names; with `loop` it starts again at its end.
 
     `folder:PATH` delivers the pictures below a folder in order, `video:PATH` the frames of a video file, and
     `fake:?frames=20&size=640x480&seed=1` drawn pictures; the other kinds are live. `timeout_s` bounds how long opening
-    and each capture take. Raises `CameraError` if there is no such source or it does not open.
+    and each capture take. Raises `CameraSpecError` if `spec` is mistaken and `CameraError` if the source does not open.
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in KINDS:
-        raise CameraError(f"camera {spec!r}: no such kind of source; allowed are {', '.join(f'{k}:' for k in KINDS)}")
+        raise CameraSpecError(f"camera {spec!r}: no such kind; allowed are {', '.join(f'{k}:' for k in KINDS)}")
     if loop:
         return Looping(spec, timeout_s=timeout_s)
     module, name = KINDS[kind].split(":")

@@ -1,101 +1,100 @@
-"""`eyas-device run`: answer the frames of a camera."""
+"""`eyas-device run`: answer the frames of a camera.
+
+Signals: SIGTERM and SIGINT finish the frame in hand and end with 0; SIGHUP takes the model that is in the current slot
+(or in --bundle) now, if it passes its golden check; SIGUSR1 pauses, SIGUSR2 resumes.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
-from eyas_device.errors import CameraError
-from eyas_device.names import host_name
+from eyas_device.errors import CameraSpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eyas_device.config import Config
+    from eyas_device.pipeline import Listener
+    from eyas_device.predict import Classifier
+    from eyas_device.tally import Accuracy
 
 HELP = "answer the frames of a camera"
+_CAMERAS = """v4l2:0[?size=1280x720&fps=30], rtsp://HOST/PATH, mjpeg:http://HOST/PATH, picamera2:, gst:PIPELINE,
+video:PATH, folder:PATH or fake:[?frames=20&seed=1]"""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
-    parser.add_argument("--bundle", type=Path, required=True, metavar="B")
-    parser.add_argument(
-        "--camera", required=True, metavar="SPEC", help="folder:PATH, video:PATH or fake:[?frames=20&seed=1]"
+    add = parser.add_argument
+    add("--config", type=Path, metavar="FILE", help="the device's configuration; what is given here overrides it")
+    add("--bundle", metavar="B", help="the bundle that answers (default: the current slot)")
+    add("--camera", metavar="SPEC", help=_CAMERAS)
+    add(
+        "--runtime",
+        help="litert, tflite, openvino, onnx, ... (default: the remembered choice, or what is there)",
     )
-    parser.add_argument("--runtime", help="litert, openvino or onnx (default: the first that is installed)")
-    parser.add_argument("--artefact", metavar="NAME", help="e.g. litert-int8 (default: what the bundle says)")
-    parser.add_argument("--threads", type=values.count, default=1, help="inference threads (default 1)")
-    parser.add_argument("--frames", type=values.count, metavar="N", help="stop after N answers")
-    parser.add_argument("--fps", type=values.number, help="at most this many frames a second")
-    parser.add_argument("--loop", action="store_true", help="start again when the source ends")
-    parser.add_argument(
-        "--accuracy", action="store_true", help="compare answers with the names of the pictures' folders"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object an answer on standard output")
-    parser.add_argument(
-        "--mqtt", type=values.broker, metavar="HOST[:PORT]", help="send status and windows to this broker"
-    )
-    parser.add_argument("--site", type=values.name, default="default", help="second level of the topic")
-    parser.add_argument(
-        "--device-id", type=values.name, default=host_name(), help="third level (default: the host's name)"
-    )
-    parser.add_argument(
-        "--window", type=values.window, default=10.0, metavar="SECONDS", help="length of a window (default 10)"
-    )
+    add("--artefact", metavar="NAME", help="e.g. litert-int8 (default: what the bundle says)")
+    add("--threads", type=values.count, help="inference threads (default 1)")
+    add("--affinity", type=values.cores, metavar="CORES", help="processor cores to keep to, e.g. 2,3 (default: all)")
+    add("--frames", type=values.count, metavar="N", help="stop after N answers")
+    add("--fps", type=values.number, help="at most this many frames a second")
+    add("--duty", type=values.share, metavar="PART", help="largest part of the time spent working, e.g. 0.5")
+    add("--give-up", type=values.number, metavar="SECONDS", help="end with 3 after so long without a frame")
+    add("--loop", action="store_true", help="start again when the source ends")
+    add("--accuracy", action="store_true", help="compare answers with the names of the pictures' folders")
+    add("--json", action="store_true", help="one JSON object an answer on standard output")
+    add("--mqtt", type=values.broker, metavar="HOST[:PORT]", help="send status and windows to this broker")
+    add("--site", type=values.name, help="second level of the topic (default: default)")
+    add("--device-id", type=values.name, metavar="NAME", help="third level (default: the host's name)")
+    add("--window", type=values.window, metavar="SECONDS", help="length of a window (default 10)")
 
 
 def main(given: argparse.Namespace) -> int:
     """Run the loop until the source ends or a signal stops it; print the figures."""
-    from eyas_device.camera import open_camera
-    from eyas_device.console import JsonLines, Scorer, StatusLine
-    from eyas_device.link import Link
-    from eyas_device.pipeline import Listener, Stop, run
-    from eyas_device.predict import Classifier
-    from eyas_device.tally import Accuracy, Tally
+    from eyas_device.agent import Agent
+    from eyas_device.console import JsonLines, Scorer
+    from eyas_device.tally import Accuracy
 
-    if given.accuracy and not given.camera.startswith("folder:"):
-        raise CameraError(f"camera {given.camera}: --accuracy needs folder:PATH with a folder for each label")
-    _settle_opencv(given.threads)
-    with ExitStack() as stack:
-        stop = stack.enter_context(Stop())
-        camera = stack.enter_context(open_camera(given.camera, loop=given.loop))
-        classifier = stack.enter_context(
-            Classifier.open(given.bundle, given.runtime, given.artefact, threads=given.threads)
+    config = _config(given)
+    if given.accuracy and not config.camera.source.startswith("folder:"):
+        raise CameraSpecError(
+            f"camera {config.camera.source}: --accuracy needs folder:PATH with a folder for each label"
         )
-        manifest, runtime = classifier.bundle.manifest, classifier.runtime
-        people = sys.stderr if given.json else sys.stdout
-        model = f"{manifest.name} {manifest.version}: {classifier.artefact.name} on {runtime.name} {runtime.version}"
-        print(model, file=people, flush=True)
-        listeners: list[Listener] = []
-        link = None
-        if given.mqtt:
-            host, port = given.mqtt
-            link = Link(
-                host,
-                port,
-                site=given.site,
-                device=given.device_id,
-                manifest=manifest,
-                artefact=classifier.artefact,
-                window_s=given.window,
-            )
-            listeners.append(stack.enter_context(link))
-        accuracy = Accuracy(manifest.labels) if given.accuracy else None
-        if accuracy is not None:
-            listeners.append(Scorer(accuracy))
-        if given.json:
-            listeners.append(JsonLines())
-        status = StatusLine(people, Tally(), link)
+    score: Accuracy | None = None
+
+    def listeners(classifier: Classifier) -> Sequence[Listener]:
+        nonlocal score
+        score = Accuracy(classifier.bundle.manifest.labels) if given.accuracy else None
+        return [*([Scorer(score)] if score else []), *([JsonLines()] if given.json else [])]
+
+    people = sys.stderr if given.json else sys.stdout
+    with Agent(config, people, listeners=listeners, loop=given.loop) as agent:
         try:
-            run(classifier, camera, [*listeners, status], frames=given.frames, fps=given.fps, stop=stop)
+            agent.run(frames=given.frames)
         finally:
-            status.summary(accuracy)
+            agent.close()
+            agent.status.summary(score)
     return 0
 
 
-def _settle_opencv(threads: int) -> None:
-    """Keep OpenCV to the threads that were asked for, and to errors that are raised rather than printed."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # read at import; the function for it differs between 4 and 5
-    import cv2
+def _config(given: argparse.Namespace) -> Config:
+    from eyas_device.agent import configured
 
-    cv2.setNumThreads(threads)
+    return configured(
+        given.config,
+        device={"site": given.site, "name": given.device_id},
+        camera={"source": given.camera, "give_up_s": given.give_up},
+        model={
+            "bundle": given.bundle,
+            "runtime": given.runtime,
+            "artefact": given.artefact,
+            "threads": given.threads,
+            "affinity": given.affinity,
+        },
+        loop={"fps": given.fps, "duty": given.duty},
+        telemetry={"broker": given.mqtt and "{}:{}".format(*given.mqtt), "window_s": given.window},
+    )

@@ -15,6 +15,7 @@ from eyas_device import __version__
 from eyas_device.bundle import (
     GOLDEN,
     MANIFEST,
+    REFERENCE,
     SCHEMA,
     Artefact,
     Bundle,
@@ -26,8 +27,9 @@ from eyas_device.bundle import (
     RuntimeName,
     sha256,
 )
-from eyas_device.preprocess import Pixels, read_picture
+from eyas_device.preprocess import Pixels
 from eyas_host.compile.build import artefact_files, artefact_name
+from eyas_host.compile.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
 from eyas_host.files import write_bytes
@@ -80,7 +82,8 @@ def write_candidate(context: Context, labels: Sequence[str]) -> Bundle:
 def pack_bundle(context: Context) -> Outcome:
     """Write the bundle to a neighbouring folder, open it as a device would, and put it in place."""
     verdict = load_verdict(context)
-    split = Split.load(context.root)
+    spec = context.recipe.picture.preprocessing()
+    split = Split.load(context.root, spec)
     final = context.root / BUNDLE
     fresh = context.root / f".{BUNDLE}.new"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -93,10 +96,10 @@ def pack_bundle(context: Context) -> Outcome:
                 shutil.copyfile(context.folder("compile") / file.path, fresh / file.path)
     probabilities = {name: softmax(v / verdict.temperature) for name, v in validation_logits(context).items()}
     rows = golden_rows(probabilities["qat"], context.recipe.pack.golden)
-    spec = context.recipe.picture.preprocessing()
-    frames = [read_picture(Path(split.manifest.validation[row].path), spec) for row in rows]
+    frames = [split.validation.pixels[row] for row in rows]
     answers = {a.name: probabilities[a.name][rows] for a in packed}
     _write_golden(fresh / GOLDEN, frames, answers)
+    write_reference(fit_reference(split.train.pixels, split.validation.pixels, spec), fresh / REFERENCE)
     manifest = Manifest(
         schema=SCHEMA,
         name=context.recipe.run.name,
@@ -114,6 +117,7 @@ def pack_bundle(context: Context) -> Outcome:
         ),
         evidence={name: verdict.evidence(name) for name in (a.name for a in packed)},
         golden=file_entry(fresh / GOLDEN, fresh),
+        reference=file_entry(fresh / REFERENCE, fresh),
         notices=split.manifest.notices,
         min_agent_version=__version__,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -123,7 +127,9 @@ def pack_bundle(context: Context) -> Outcome:
     write_bytes(fresh / "README.md", bundle_readme(manifest).encode())
     if manifest.notices:
         write_bytes(fresh / "NOTICE", "\n".join(manifest.notices).encode() + b"\n")
-    Bundle.open(fresh).golden()
+    packed_bundle = Bundle.open(fresh)
+    packed_bundle.golden()
+    packed_bundle.reference()
     shutil.rmtree(final, ignore_errors=True)
     fresh.rename(final)
     size = sum(file.size_bytes for artefact in packed for file in artefact.files)

@@ -1,0 +1,62 @@
+"""A plain OpenCV + interpreter script, as users write it after the tutorials: the opponent of `frame_loop.py`."""
+
+import json
+import sys
+import time
+
+import cv2
+import numpy as np
+import paho.mqtt.client as mqtt
+from ai_edge_litert.interpreter import Interpreter
+
+
+def main() -> None:
+    """Answer turns of frames."""
+    model, frames = sys.argv[1], np.load(sys.argv[2])
+    cv2.setNumThreads(1)
+    interpreter = Interpreter(model_path=model, num_threads=1)
+    interpreter.allocate_tensors()
+    entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    size = entry["shape"][1]
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)  # not connected: its queue takes the messages
+    client.max_queued_messages_set(1)
+    encoded = [frames[name] for name in sorted(frames.files)]
+
+    def answer(data: np.ndarray) -> int:
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        picture = cv2.resize(picture, (size, size))
+        batch = np.expand_dims(picture.astype(np.float32) / 255.0, axis=0)
+        if entry["dtype"] != np.float32:
+            scale, zero = entry["quantization"]
+            batch = np.clip(np.round(batch * 255.0 / scale) + zero, -128, 127).astype(entry["dtype"])
+        else:
+            batch = batch * 255.0
+        interpreter.set_tensor(entry["index"], batch)
+        interpreter.invoke()
+        logits = interpreter.get_tensor(exit_["index"])[0].astype(np.float32)
+        scale, zero = exit_["quantization"]
+        if scale:
+            logits = (logits - zero) * scale
+        p = np.exp(logits) / np.exp(logits).sum()
+        label = int(np.argmax(p))
+        client.publish(
+            "camera/answer", json.dumps({"label": label, "confidence": float(p[label]), "time": time.time()})
+        )
+        return label
+
+    for data in encoded[:20]:
+        answer(data)
+    print("ready", flush=True)
+    place = 0
+    for line in sys.stdin:
+        count = int(line.split()[1])
+        wall, cpu, labels = time.perf_counter(), time.process_time(), []
+        for _ in range(count):
+            labels.append(answer(encoded[place % len(encoded)]))
+            place += 1
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        print(json.dumps({"frames": count, "wall_s": wall, "cpu_s": cpu, "labels": labels}), flush=True)
+
+
+main()

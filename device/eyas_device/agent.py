@@ -1,0 +1,217 @@
+"""The device's agent: a configuration becomes a camera, a proven model, listeners and the loop between them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from msgspec.structs import replace
+
+from eyas_device.board import read_vitals
+from eyas_device.bundle import Bundle
+from eyas_device.camera import Camera, is_live, open_camera
+from eyas_device.camera.steady import CameraState, SteadyCamera
+from eyas_device.check import prove
+from eyas_device.choice import read_choice
+from eyas_device.closing import Closing
+from eyas_device.config import CameraSection, Config, LoopSection, ModelSection, read_config
+from eyas_device.console import StatusLine
+from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
+from eyas_device.familiarity import Familiarity
+from eyas_device.link import Link
+from eyas_device.names import broker
+from eyas_device.pipeline import Listener, Loop, Pace, Signals
+from eyas_device.predict import Classifier
+from eyas_device.service import Notifier
+from eyas_device.slots import Slots
+from eyas_device.tally import Tally
+from eyas_device.telemetry import Vitals
+
+
+def configured(path: Path | None, **over: dict[str, Any]) -> Config:
+    """The configuration file's values, where there is one, under those of the command line: section -> key -> value.
+
+    Values of None are not given. Raises `ConfigError` for a faulty file, and `CameraSpecError` if nothing names a
+    camera.
+    """
+    config = read_config(path) if path else Config()
+    for name, section in over.items():
+        values = {key: value for key, value in section.items() if value is not None}
+        config = replace(config, **{name: replace(getattr(config, name), **values)})
+    if not config.camera.source:
+        raise CameraSpecError("no camera: give --camera SPEC, or camera.source in the configuration")
+    return config
+
+
+def settle(model: ModelSection) -> None:
+    """Keep the process to the cores and threads that it was given. Raises `ConfigError` for cores that are not there.
+
+    To be called before a runtime or OpenCV starts threads of its own.
+    """
+    if model.affinity:
+        try:
+            os.sched_setaffinity(0, model.affinity)
+        except OSError as error:
+            there = sorted(os.sched_getaffinity(0))
+            raise ConfigError(
+                f"model.affinity {list(model.affinity)}: {error.strerror}; this process may use {there}"
+            ) from None
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # read at import; the function for it differs between 4 and 5
+    import cv2
+
+    cv2.setNumThreads(model.threads)
+
+
+def open_source(camera: CameraSection, *, loop: bool = False) -> Camera:
+    """The camera that answers are wanted for: a live one is watched and opened anew for ever, a finite one plays once.
+
+    Raises `CameraSpecError` for a mistaken specification and `CameraError` for a finite source that does not open.
+    """
+
+    def opened() -> Camera:
+        return open_camera(camera.source, loop=loop, timeout_s=camera.timeout_s)
+
+    if not is_live(camera.source):
+        return opened()
+    return SteadyCamera(opened, frozen_s=camera.frozen_s, black_level=camera.black_level)
+
+
+def open_model(config: Config) -> Classifier:
+    """A classifier that has passed its golden check here.
+
+    From `model.bundle`, or from the slots: the current one or, should it not answer as it did on the host, the other.
+    Raises `BundleError` (`CheckFailed`) if none does, and `RuntimeUnavailable` without a runtime for it.
+    """
+    if config.model.bundle:
+        return _open_proven(Path(config.model.bundle), config)
+    slots = Slots(Path(config.device.state))
+    good = [Path(state.path) for state in sorted(slots.states(), key=lambda s: not s.current) if state.good]
+    if not good:
+        raise BundleError(f"{slots.folder}: no good slot yet; `eyas-device install BUNDLE` or `eyas flash` fills one")
+    for path in good[:-1]:
+        try:
+            return _open_proven(path, config)
+        except EyasError:
+            continue  # a camera never goes dark because of one bad slot
+    return _open_proven(good[-1], config)
+
+
+class Agent(Closing):
+    """A camera, a proven model, and the loop between them, made from a configuration.
+
+    Signals are heard until it is closed: see `eyas_device.pipeline.Signals`. SIGHUP proves the model that the
+    configuration names now, in a thread beside the loop, and lets it answer from the next frame on; if it does not
+    pass, the present one stays.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        people: TextIO,
+        *,
+        listeners: Callable[[Classifier], Sequence[Listener]] = lambda _: (),
+        loop: bool = False,
+    ) -> None:
+        self._config = config
+        with ExitStack() as stack:
+            signals = stack.enter_context(Signals())
+            settle(config.model)
+            self._camera = stack.enter_context(open_source(config.camera, loop=loop))
+            classifier = open_model(config)
+            self.loop = Loop(classifier, self._camera, pace=_pace(config.loop, config.camera))
+            stack.callback(self._free_model)
+            self._familiarity = Familiarity(classifier.bundle)
+            self.link = self._open_link(classifier)
+            if self.link is not None:
+                stack.enter_context(self.link)
+            self.status = StatusLine(people, Tally(), self.link)
+            self.loop.listeners += [*listeners(classifier), self.status, self._familiarity]
+            self.loop.listeners += [self.link] if self.link is not None else []
+            self._notifier = stack.enter_context(Notifier())
+            self.loop.listeners.append(self._notifier)
+            signals.guard(self.loop, reload=self._reload)
+            self._stack = stack.pop_all()
+
+    def run(self, *, frames: int | None = None) -> None:
+        """Answer until the source ends, `frames` were answered, or a signal came; raises what `Loop.run` raises."""
+        self.loop.run(frames=frames)
+
+    def close(self) -> None:
+        """Say farewell, free camera and model, and let go of the signals."""
+        self._stack.close()
+
+    def vitals(self) -> Vitals:
+        """How camera, loop and board feel now."""
+        state: CameraState | None = getattr(self._camera, "state", None)
+        judged = self._familiarity.judgement()
+        board = read_vitals()
+        return Vitals(
+            camera=state.condition if state else "",
+            reason=state.reason if state else "",
+            losses=state.losses if state else 0,
+            paused=self.loop.paused,
+            dropped=self.loop.dropped,
+            beyond=round(judged.beyond, 3) if judged and judged.pictures else None,
+            unfamiliar=judged.unfamiliar if judged and judged.enough else None,
+            temperature_c=board.temperature_c,
+            throttled=board.throttled,
+        )
+
+    def _open_link(self, classifier: Classifier) -> Link | None:
+        telemetry, device = self._config.telemetry, self._config.device
+        if not telemetry.broker:
+            return None
+        host, port = broker(telemetry.broker)
+        return Link(
+            host,
+            port,
+            site=device.site,
+            device=device.name,
+            classifier=classifier,
+            window_s=telemetry.window_s,
+            vitals=self.vitals,
+        )
+
+    def _free_model(self) -> None:
+        self.loop.classifier.close()
+
+    def _reload(self) -> None:
+        threading.Thread(target=self._take_over, name="reload", daemon=True).start()
+
+    def _take_over(self) -> None:
+        self._notifier.reloading()
+        try:
+            self.loop.swap(open_model(self._config))
+        except EyasError as error:
+            self.status.say(f"the model stays as it is: {error}")
+            self._notifier.reloaded()
+
+
+def _pace(loop: LoopSection, camera: CameraSection) -> Pace:
+    return Pace(
+        fps=loop.fps or None,
+        duty=loop.duty,
+        max_age_s=loop.max_age_ms / 1000 or None,
+        give_up_s=camera.give_up_s or None,
+    )
+
+
+def _open_proven(root: Path, config: Config) -> Classifier:
+    model, bundle = config.model, Bundle.open(root)
+    runtime, artefact = model.runtime or None, model.artefact or None
+    if runtime is None and artefact is None:
+        choice = read_choice(Path(config.device.state), bundle)
+        if choice is not None:
+            runtime, artefact = choice.runtime, choice.artefact
+    classifier = Classifier.load(bundle, runtime, artefact, threads=model.threads)
+    try:
+        prove(classifier, max_latency_ms=model.max_latency_ms or None)
+    except BaseException:
+        classifier.close()
+        raise
+    return classifier

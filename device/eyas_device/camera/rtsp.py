@@ -1,0 +1,66 @@
+"""Network cameras that speak RTSP, decoded by the FFmpeg in OpenCV."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import cast
+from urllib.parse import urlsplit
+
+import cv2
+
+from eyas_device.camera import TIMEOUT_S
+from eyas_device.camera.isolated import IsolatedCamera
+from eyas_device.camera.opencv import OpenCVReader, Settings
+from eyas_device.camera.options import address, hidden
+from eyas_device.errors import CameraError
+
+_PORT = 554
+_REACH_S = 1.0
+# TCP, because UDP loses packets without a word; only what RTSP needs, because the server chooses what it points to.
+_FFMPEG = "rtsp_transport;tcp|protocol_whitelist;tcp,udp,rtp,rtsp"
+
+
+class RtspCamera(IsolatedCamera):
+    """An RTSP stream, read in a process of its own."""
+
+    @classmethod
+    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> RtspCamera:
+        """`rtsp://[USER:PASSWORD@]HOST[:PORT]/PATH`.
+
+        Raises `CameraSpecError` for a mistaken address, and `CameraError` if nothing there serves a stream now.
+        """
+        url = f"rtsp:{rest}"
+        address(url, ("rtsp",), kind="rtsp")
+        return cls(
+            f"{__name__}:RtspReader",
+            Settings(source=url, timeout_s=timeout_s),
+            shown=hidden(url),
+            timeout_s=timeout_s,
+            environment={"OPENCV_FFMPEG_CAPTURE_OPTIONS": _FFMPEG},
+        )
+
+
+class RtspReader(OpenCVReader):
+    """OpenCV's FFmpeg backend."""
+
+    backend = cv2.CAP_FFMPEG
+
+    def properties(self) -> Sequence[int]:
+        """Timeouts have to be given at construction: without them a dead server blocks for 30 s."""
+        timeout_ms = round(1000 * self.settings.timeout_s)
+        return (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms)
+
+    def explain(self) -> CameraError:
+        """FFmpeg's reason does not come through OpenCV: tell at least the network from the stream."""
+        parts = urlsplit(self.settings.source)
+        try:
+            socket.create_connection((cast(str, parts.hostname), parts.port or _PORT), timeout=_REACH_S).close()
+        except TimeoutError:
+            return CameraError("the host does not answer; is the camera on, and on this network?")
+        except OSError as error:
+            return CameraError(f"cannot be reached ({error.strerror}); is the camera on, and the port right?")
+        return CameraError(
+            f"the host answers, but no stream came within {self.settings.timeout_s:g} s; "
+            "check path, user and password, and that the codec is H.264, H.265 or MJPEG"
+        )

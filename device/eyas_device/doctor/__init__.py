@@ -1,0 +1,101 @@
+"""The doctor: whether this device is fit to run a camera, and if not, what has to be done.
+
+Each check is a function from a `Context` to a `Finding`. What may hang or crash (importing libraries, running a model,
+opening a camera) happens in a process of its own, so that this one needs neither numpy nor OpenCV.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from eyas_device.doctor import answers, machine, software
+from eyas_device.doctor.finding import Context, Finding, Status, red
+from eyas_device.errors import EyasError
+
+__all__ = ["CHECKS", "Context", "Finding", "Row", "examine", "title"]
+
+Check = Callable[[Context], Finding]
+
+CHECKS: tuple[Check, ...] = (
+    software.configuration,
+    software.operating_system,
+    software.python,
+    software.userland,
+    software.c_library,
+    software.libraries,
+    software.conflicts,
+    answers.runtime("litert"),
+    answers.runtime("tflite"),
+    answers.runtime("openvino"),
+    answers.runtime("onnx"),
+    answers.runtime("onnx-cuda"),
+    answers.runtime("onnx-tensorrt"),
+    answers.golden,
+    answers.camera,
+    answers.broker,
+    machine.clock,
+    machine.disk,
+    machine.inodes,
+    machine.temperature,
+    machine.processor,
+    machine.memory,
+    machine.descriptors,
+    machine.service,
+)
+"""In the order in which they are run and shown; a check's name is its function's."""
+
+LIMIT_S = 75.0
+"""A check that has not ended by then is red and left behind."""
+_LONGEST = 400
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A check's finding, fit to be shown: one line each, no control characters, no passwords of addresses."""
+
+    check: str
+    status: Status
+    finding: str
+    mend: str
+    seconds: float
+
+
+def examine(context: Context, checks: Sequence[Check] = CHECKS, *, limit_s: float = LIMIT_S) -> Iterator[Row]:
+    """Run the checks one after the other; one that fails, or takes longer than `limit_s`, is red and stops no other."""
+    for check in checks:
+        started = time.monotonic()
+        found = _bounded(check, context, limit_s)
+        seconds = round(time.monotonic() - started, 3)
+        yield Row(title(check), found.status, _plain(found.text), _plain(found.mend), seconds)
+
+
+def title(check: Check) -> str:
+    """What a check is called."""
+    return check.__name__.replace("_", " ")
+
+
+def _bounded(check: Check, context: Context, limit_s: float) -> Finding:
+    found: list[Finding] = []
+
+    def work() -> None:
+        try:
+            found.append(check(context))
+        except EyasError as error:
+            found.append(red(str(error), "see the message"))
+        except Exception as error:  # a defect of one check must not hide what the others find
+            found.append(red(f"the check failed: {type(error).__name__}: {error}", "report this as a defect of Eyas"))
+
+    thread = threading.Thread(target=work, name=f"check-{title(check)}", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    return found[0] if found else red(f"no finding within {limit_s:g} s", "something that it reads hangs: see dmesg")
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"(//[^/@\s:]*):[^/@\s]*@", r"\1:***@", text)
+    text = re.sub(r"[^\S ]+", " ", text)
+    return "".join(c if c.isprintable() else "?" for c in text)[:_LONGEST]

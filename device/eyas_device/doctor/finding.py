@@ -1,0 +1,125 @@
+"""What a check says, and what it may ask: everything that it reads of the machine can be replaced in a test."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from eyas_device.config import Config
+from eyas_device.doctor.child import in_child
+
+Status = Literal["green", "yellow", "red", "grey"]
+"""green: well; yellow: works, but look at it; red: does not work; grey: not checked."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one check found, and how to mend it: one line each."""
+
+    status: Status
+    text: str
+    mend: str = ""
+
+
+def green(text: str) -> Finding:
+    """All is well."""
+    return Finding("green", text)
+
+
+def yellow(text: str, mend: str) -> Finding:
+    """It works, but somebody should look at it."""
+    return Finding("yellow", text, mend)
+
+
+def red(text: str, mend: str) -> Finding:
+    """It does not work."""
+    return Finding("red", text, mend)
+
+
+def grey(text: str, mend: str = "") -> Finding:
+    """Not checked."""
+    return Finding("grey", text, mend)
+
+
+class Ran(NamedTuple):
+    """A command that ended."""
+
+    code: int
+    output: str
+
+
+def run_command(command: Sequence[str], timeout_s: float) -> Ran | None:
+    """Run a command of the system; None if there is no such command or it did not end in time."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return Ran(done.returncode, done.stdout)
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package, None without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What is examined, and through which eyes."""
+
+    config: Config
+    """With what the command line said put over it."""
+    config_path: Path | None = None
+    """Where it was read from; None: the defaults."""
+    config_fault: str = ""
+    """Why the file was not read."""
+    username: str = ""
+    password: str = ""
+    """For the broker."""
+    root: Path = Path("/")
+    """Above `proc`, `sys`, `run` and `etc`."""
+    now: Callable[[], float] = time.time
+    uname: Callable[[], Any] = os.uname
+    version: Callable[[str], str | None] = installed
+    """Of an installed package."""
+    statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
+    run: Callable[[Sequence[str], float], Ran | None] = run_command
+    job: Callable[[str, Mapping[str, object], float], Any] = in_child
+    """Runs one of `eyas_device.doctor.work.JOBS` where it may hang and crash."""
+
+    @property
+    def state(self) -> Path:
+        """The device's state folder."""
+        return Path(self.config.device.state)
+
+    def read(self, path: str) -> str | None:
+        """The text of a small file below `root`, None if it cannot be read."""
+        try:
+            with (self.root / path).open("rb") as stream:
+                return stream.read(1 << 16).decode("utf-8", "replace")
+        except OSError:
+            return None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version: '2.14.0rc1' -> (2, 14, 0)."""
+    match = re.match(r"\d{1,9}(\.\d{1,9})*", version, re.ASCII)
+    return tuple(int(part) for part in match.group().split(".")) if match else (0,)

@@ -1,0 +1,240 @@
+"""The machine: clock, disk, heat, processor, memory, limits and the service."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
+
+UNIT = "eyas-device.service"
+RELEASED = datetime(2026, 1, 1, tzinfo=timezone.utc).timestamp()
+"""No clock can be right that is before this version was written."""
+_FAR_S = 30 * 365 * 86400.0
+_DAY_S = 86400.0
+_MB = 1e6
+DISK_MB = (100.0, 500.0)
+"""Free space below the first is red, below the second yellow: an update needs a second bundle, the spool some room."""
+MEMORY_MB = (64.0, 200.0)
+"""Available memory; the agent with LiteRT and OpenCV takes about 150 MB."""
+HOT_C = (85.0, 75.0)
+"""A Raspberry Pi slows down from 80 °C and harder at 85 °C."""
+PRESSURE = 40.0
+"""Per cent of the last minute in which something waited for the processor."""
+DESCRIPTORS = 256
+_THROTTLED = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+"""Bits of the firmware's `get_throttled`: now; 16 higher: since the start."""
+_COMMAND_S = 5.0
+_UNSYNC = 0x40  # STA_UNSYNC of adjtimex(2)
+_TIME_ERROR = 5
+
+
+def clock(context: Context) -> Finding:
+    """Whether the clock can be right, and whether something keeps it right."""
+    now = context.now()
+    shown = _date(now)
+    mend = "set it: timedatectl set-ntp true; behind a closed network, name a time server in timesyncd.conf"
+    if not RELEASED <= now < RELEASED + _FAR_S:
+        return red(f"{shown}: this cannot be; telemetry and certificates need the date", mend)
+    installed_at = Path(__file__).stat().st_mtime
+    if now < installed_at - _DAY_S:
+        return yellow(f"{shown}: before the agent was installed ({_date(installed_at)})", mend)
+    if (context.root / "run/systemd/timesync/synchronized").exists() or _kernel_says_synchronised():
+        return green(f"{shown}, synchronised")
+    return yellow(f"{shown}, not synchronised", mend)
+
+
+def disk(context: Context) -> Finding:
+    """Whether the state folder can be written and has room."""
+    folder = _existing(context.state)
+    missing = "" if folder == context.state else f" (the folder does not exist yet; room in {folder})"
+    free = _free(context, folder)
+    text = f"{context.state}: {free:.0f} MB free{missing}"
+    mend = "free some room; journalctl --vacuum-size=50M and old packages are often the most"
+    if free < DISK_MB[0]:
+        return red(text, mend)
+    if not missing and (fault := _write_fault(context.state)) is not None:
+        if fault.errno in (errno.EACCES, errno.EPERM):
+            return yellow(f"{text}, not writable for this user", "run the doctor as root or as the service's user")
+        return red(f"{text}, cannot be written: {fault.strerror}", "a read-only card is often a dying one: replace it")
+    if free < DISK_MB[1]:
+        return yellow(text, mend)
+    return green(text)
+
+
+def inodes(context: Context) -> Finding:
+    """Whether the state folder's file system can hold more files."""
+    found = context.statvfs(_existing(context.state))
+    if found.f_files == 0:
+        return green("no limit on this file system")
+    share = 100 * found.f_favail / found.f_files
+    text = f"{found.f_favail} free ({share:.0f} %)"
+    mend = "many small files fill the file system: find / -xdev -type d -size +1M"
+    if found.f_favail < 1000:
+        return red(text, mend)
+    return yellow(text, mend) if share < 5 else green(text)
+
+
+def temperature(context: Context) -> Finding:
+    """Whether the processor is too hot, or was slowed down."""
+    heat = read_heat(context)
+    if heat.celsius is None and heat.throttled is None:
+        return grey("no sensor")
+    parts = [] if heat.celsius is None else [f"{heat.celsius:.0f} °C"]
+    bits = heat.throttled or 0
+    at_once = [name for bit, name in _THROTTLED.items() if bits >> bit & 1]
+    before = [name for bit, name in _THROTTLED.items() if bits >> (bit + 16) & 1 and name not in at_once]
+    parts += [f"now {', '.join(at_once)}"] * bool(at_once) + [f"since the start {', '.join(before)}"] * bool(before)
+    mend = (
+        "a stronger power supply" if "under-voltage" in at_once + before else "a heat sink, a fan or a lower loop.duty"
+    )
+    celsius = heat.celsius or 0.0
+    if celsius >= HOT_C[0] or at_once:
+        return red("; ".join(parts), mend)
+    return yellow("; ".join(parts), mend) if celsius >= HOT_C[1] or before else green("; ".join(parts))
+
+
+class Heat(NamedTuple):
+    """How hot the machine is, and what its firmware did about it."""
+
+    celsius: float | None
+    """The hottest zone."""
+    throttled: int | None
+    """The firmware's `get_throttled` bits."""
+
+
+def read_heat(context: Context) -> Heat:
+    """The sensors of the machine; None for those that it lacks or that say nonsense."""
+    zones = sorted((context.root / "sys/class/thermal").glob("thermal_zone*"))
+    readings = [_integer(context.read(f"{zone.relative_to(context.root)}/temp")) for zone in zones]
+    celsius = [reading / 1000 for reading in readings if reading is not None and -40_000 <= reading <= 150_000]
+    bits = context.read("sys/devices/platform/soc/soc:firmware/get_throttled")
+    return Heat(max(celsius, default=None), _integer(bits, base=16))
+
+
+def processor(context: Context) -> Finding:
+    """Whether other work keeps the processor from the camera."""
+    cores, pressure = os.cpu_count() or 1, context.read("proc/pressure/cpu")
+    try:
+        words = dict(word.split("=") for word in (pressure or "").splitlines()[0].split()[1:])
+        share = float(words["avg60"])
+    except (IndexError, KeyError, ValueError):
+        return grey(f"{cores} cores; the kernel does not tell its pressure", "start the kernel with psi=1")
+    text = f"{cores} cores, pressure {share:.0f} % of the last minute"
+    return green(text) if share < PRESSURE else yellow(text, "see what else runs: top")
+
+
+def memory(context: Context) -> Finding:
+    """Whether there is memory for the model."""
+    lines = (context.read("proc/meminfo") or "").splitlines()
+    kilobytes = next((_integer(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    if kilobytes is None:
+        return grey("the kernel does not tell")
+    available = kilobytes * 1024 / _MB
+    text, mend = f"{available:.0f} MB available", "see what else runs, or use a smaller model"
+    if available < MEMORY_MB[0]:
+        return red(text, mend)
+    return yellow(text, mend) if available < MEMORY_MB[1] else green(text)
+
+
+def descriptors(context: Context) -> Finding:
+    """Whether the process may open enough files."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    unlimited = limit == resource.RLIM_INFINITY
+    text = f"{'any number of' if unlimited else limit} open files"
+    return green(text) if unlimited or limit >= DESCRIPTORS else yellow(text, f"ulimit -n {DESCRIPTORS} or more")
+
+
+def service(context: Context) -> Finding:
+    """Whether the service is installed, runs, and starts with the machine."""
+    if not (context.root / "run/systemd/system").is_dir():
+        return grey("systemd does not run here")
+    names = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts")
+    ran = context.run(["systemctl", "show", UNIT, *(f"--property={name}" for name in names)], _COMMAND_S)
+    if ran is None or ran.code != 0:
+        return yellow("systemctl does not answer", "see `systemctl status`")
+    state = dict(line.split("=", 1) for line in ran.output.splitlines() if "=" in line)
+    if state.get("LoadState") != "loaded":
+        text, mend = f"{UNIT} is not installed", f"copy device/{UNIT} to /etc/systemd/system"
+        return yellow(text, mend) if context.config_path is None else red(text, mend)
+    active, enabled = state.get("ActiveState", ""), state.get("UnitFileState", "")
+    text = f"{active} ({state.get('SubState', '')}), {enabled or 'not enabled'}, {state.get('NRestarts', '0')} restarts"
+    if active == "activating":
+        return yellow(f"{text}: no frame was answered yet", f"journalctl -u {UNIT} -n 20 says what it waits for")
+    if active != "active":
+        return red(text, f"systemctl start {UNIT}; journalctl -u {UNIT} -n 20 says why it stopped")
+    if enabled != "enabled":
+        return yellow(f"{text}: it will not start with the machine", f"systemctl enable {UNIT}")
+    return green(text)
+
+
+def service_is_active(context: Context) -> bool:
+    """Whether the service runs, and so may hold the camera."""
+    ran = context.run(["systemctl", "is-active", "--quiet", UNIT], _COMMAND_S)
+    return ran is not None and ran.code == 0
+
+
+class _Timex(ctypes.Structure):
+    """The head of `struct timex` of adjtimex(2), and room for its tail."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        ("offset", ctypes.c_long),
+        ("frequency", ctypes.c_long),
+        ("most_error", ctypes.c_long),
+        ("estimated_error", ctypes.c_long),
+        ("status", ctypes.c_int),
+        ("tail", ctypes.c_char * 256),
+    )
+
+
+def _kernel_says_synchronised() -> bool:
+    """Whether an NTP or PTP client keeps the kernel's clock (adjtimex with nothing to set)."""
+    timex = _Timex()
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
+    except (OSError, AttributeError):
+        return False
+    return 0 <= state < _TIME_ERROR and not timex.status & _UNSYNC
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next((place for place in (folder, *folder.parents) if place.is_dir()), Path("/"))
+
+
+def _free(context: Context, folder: Path) -> float:
+    found = context.statvfs(folder)
+    return found.f_bavail * found.f_frsize / _MB
+
+
+def _write_fault(folder: Path) -> OSError | None:
+    """Why a file cannot be written and synced there; None if it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(b"eyas")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        return error
+    return None
+
+
+def _integer(text: str | None, *, base: int = 10) -> int | None:
+    try:
+        return int((text or "").strip(), base)
+    except ValueError:
+        return None
+
+
+def _date(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:.0f} s since 1970"

@@ -1,0 +1,124 @@
+"""The system, Python, and the libraries with their known conflicts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterator
+
+from eyas_device.doctor.child import JobError
+from eyas_device.doctor.finding import Context, Finding, Status, green, grey, numbers, red, yellow
+
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+ONNX = ("onnxruntime", "onnxruntime-gpu")
+_PYTHON = ((3, 10), (3, 13))
+"""Oldest and newest that is tested."""
+_GLIBC = (2, 28)
+"""What the wheels of OpenCV and the runtimes are built for (manylinux_2_28)."""
+_MACHINES = ("x86_64", "aarch64")
+_IMPORT_S = 40.0
+
+
+def configuration(context: Context) -> Finding:
+    """Whether the configuration file is right."""
+    if context.config_fault:
+        lines = [line.strip() for line in context.config_fault.splitlines()]
+        return red(f"{lines[0]} {'; '.join(lines[1:])}".strip(), "correct it; device.example.toml explains every key")
+    if context.config_path is None:
+        return grey("no configuration file: the defaults", "copy device.example.toml to /etc/eyas/device.toml")
+    return green(str(context.config_path))
+
+
+def operating_system(context: Context) -> Finding:
+    """Which system and kernel this is."""
+    uname = context.uname()
+    release = context.read("etc/os-release") or ""
+    name = next((line[12:].strip("\"' ") for line in release.splitlines() if line.startswith("PRETTY_NAME=")), "")
+    text = f"{name or 'unknown distribution'}, {uname.sysname} {uname.release}"
+    return green(text) if uname.sysname == "Linux" else red(text, "a camera runs Linux")
+
+
+def python(context: Context) -> Finding:
+    """Whether this Python is one that is tested."""
+    here, (oldest, newest) = sys.version_info[:2], _PYTHON
+    text = f"{platform.python_version()}, {sys.executable}"
+    if oldest <= here <= newest:
+        return green(text)
+    return yellow(f"{text}: not one that is tested", f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}")
+
+
+def userland(context: Context) -> Finding:
+    """Whether kernel and Python are both 64-bit, on a processor that has wheels."""
+    machine, bits = context.uname().machine, 8 * struct.calcsize("P")
+    if bits != 64:
+        return red(f"{bits}-bit Python, kernel for {machine}", "install the 64-bit system: 32-bit is not served")
+    if machine not in _MACHINES:
+        return red(f"processor {machine}", f"the runtimes have wheels for {' and '.join(_MACHINES)}")
+    return green(f"64-bit, {machine}")
+
+
+def c_library(context: Context) -> Finding:
+    """Whether the C library is a glibc that the wheels run on."""
+    needed = f"glibc {'.'.join(map(str, _GLIBC))} or newer"
+    try:
+        found = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        found = ""
+    if not found.startswith("glibc "):
+        return red(f"not glibc ({found or 'unknown'})", f"{needed} is needed; musl is not served")
+    return green(found) if numbers(found[6:]) >= _GLIBC else red(found, f"{needed} is needed: update the system")
+
+
+def libraries(context: Context) -> Finding:
+    """Whether what the agent needs can really be imported, and which versions these are."""
+    try:
+        versions = context.job("libraries", {}, _IMPORT_S)
+    except JobError as error:
+        return red(f"an import fails: {error}", "reinstall with the constraints file of this board: pip install -c ...")
+    return green(", ".join(f"{name} {version}".strip() for name, version in versions.items()))
+
+
+def conflicts(context: Context) -> Finding:
+    """Whether packages are installed that do not work with each other."""
+    found = list(_conflicts(context))
+    if not found:
+        return green("none that are known")
+    worst: Status = "red" if any(status == "red" for status, _, _ in found) else "yellow"
+    mends = dict.fromkeys(mend for _, _, mend in found)
+    return Finding(worst, "; ".join(text for _, text, _ in found), "; ".join(mends))
+
+
+def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
+    """Status, what conflicts, and the mend."""
+
+    def version(package: str) -> tuple[int, ...]:
+        return numbers(context.version(package) or "")
+
+    def has(package: str) -> bool:
+        return context.version(package) is not None
+
+    numpy = version("numpy")
+    two = numpy >= (2,)
+    said = f"numpy {context.version('numpy')}"
+    if has("tflite-runtime") and two:  # built against numpy 1; its metadata does not say so
+        text = f"tflite-runtime {context.version('tflite-runtime')} cannot be imported with {said}"
+        yield "red", text, "pip install 'numpy<2' 'opencv-python-headless<4.12', or remove tflite-runtime"
+    opencvs = [package for package in OPENCV if has(package)]
+    for package in opencvs:
+        text = f"{package} {context.version(package)} does not work with {said}"
+        if version(package) >= (5,) and has("numpy") and not two:
+            yield "red", text, f"pip install '{package}<4.12' (it takes numpy 1), or numpy 2"
+        if version(package) < (4, 10) and two:
+            yield "red", text, f"pip install '{package}>=4.10'"
+    if len(opencvs) > 1:
+        text = f"{' and '.join(opencvs)} overwrite each other's files"
+        yield "yellow", text, f"pip uninstall {' '.join(opencvs)}, then install one of them"
+    if all(has(package) for package in ONNX):
+        text = f"{' and '.join(ONNX)} overwrite each other's files"
+        yield "yellow", text, f"pip uninstall {' '.join(ONNX)}, then install one of them"
+    for package in ONNX:
+        if has(package) and version(package) < (1, 19) and two:
+            text = f"{package} {context.version(package)} does not work with {said}"
+            yield "red", text, f"pip install '{package}>=1.19', or numpy 1"

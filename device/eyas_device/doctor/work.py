@@ -1,0 +1,142 @@
+"""The doctor's jobs that import libraries, run models and open cameras; each runs in a process of its own.
+
+`child.py` starts `main`, which reads a job's arguments as JSON from standard input and writes `{"result": ...}` or
+`{"error": ..., "kind": ...}` to standard output. Arguments and results are plain JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eyas_device.bundle import Bundle
+
+ROUNDS = 5
+
+
+def libraries() -> dict[str, str]:
+    """Import what the agent needs: module -> version."""
+    names = ("numpy", "cv2", "msgspec", "paho.mqtt")
+    return {name: str(getattr(importlib.import_module(name), "__version__", "")) for name in names}
+
+
+def runtime(*, name: str, bundle: str, state: str, threads: int) -> dict[str, Any]:
+    """Load a runtime and, if there is a bundle with something for it, answer a golden picture with it.
+
+    Returns `artefact` ("" if nothing was run) and `latency_ms`, the median of a few answers.
+    """
+    from eyas_device.predict import Classifier
+    from eyas_device.runtimes import load, open_runtime, runs
+
+    load(name)
+    opened = _bundle(bundle, state)
+    if opened is None or runs(name) not in opened.manifest.use:
+        return {"artefact": "", "latency_ms": None}
+    artefact = opened.artefact(runs(name))
+    frame = opened.golden().frames[0]
+    with Classifier(opened, open_runtime(opened, name, artefact.name, threads=threads), artefact) as classifier:
+        answers = [classifier.predict(frame) for _ in range(ROUNDS)]
+        latencies = sorted(answer.latency_ms for answer in answers)
+        return {"artefact": artefact.name, "latency_ms": latencies[ROUNDS // 2]}
+
+
+def golden(*, bundle: str, state: str, threads: int) -> dict[str, Any]:
+    """The golden check. Returns `bundle` (name, version and folder; "" without one) and `checked`, one row an artefact:
+    `artefact`, `status`, `max_dp`, `latency_ms` and `note`.
+    """
+    from eyas_device.check import check
+
+    opened = _bundle(bundle, state)
+    if opened is None:
+        return {"bundle": "", "checked": []}
+    rows = [
+        {key: getattr(row, key) for key in ("artefact", "status", "max_dp", "latency_ms", "note")}
+        for row in check(opened, threads=threads)
+    ]
+    return {"bundle": f"{opened.manifest.name} {opened.manifest.version} in {opened.root}", "checked": rows}
+
+
+def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_level: float) -> dict[str, Any]:
+    """Open a source and take up to `frames` frames or `seconds`, whichever is first.
+
+    Returns `live`, `frames` (readable ones), `unreadable`, `fps` (None below two), `width`, `height`, `black` (no
+    pixel of any frame is above `black_level`) and `same` (all frames are the same, byte for byte). Raises `CameraError`
+    without any readable frame.
+    """
+    from eyas_device.camera import open_camera
+    from eyas_device.errors import CameraError, PictureError
+
+    unreadable, brightest, width, height = 0, 0, 0, 0
+    sums: list[int] = []
+    times: list[float] = []
+    with open_camera(spec, timeout_s=timeout_s) as source:
+        live = source.live
+        deadline = time.monotonic() + seconds
+        while len(sums) + unreadable < frames and time.monotonic() < deadline:
+            try:
+                if (frame := source.capture()) is None:
+                    break
+                pixels = frame.pixels()
+            except PictureError:
+                unreadable += 1
+                continue
+            height, width = pixels.shape[:2]
+            brightest = max(brightest, int(pixels.max()))
+            sums.append(zlib.crc32(frame.image if isinstance(frame.image, bytes) else frame.image.tobytes()))
+            times.append(frame.captured)
+    if not sums:
+        raise CameraError(f"camera {spec}: it opened but delivered no picture ({unreadable} unreadable)")
+    span = times[-1] - times[0]
+    return {
+        "live": live,
+        "frames": len(sums),
+        "unreadable": unreadable,
+        "fps": (len(sums) - 1) / span if span > 0 else None,
+        "width": width,
+        "height": height,
+        "black": brightest <= black_level,
+        "same": len(sums) > 1 and len(set(sums)) == 1,
+    }
+
+
+def _bundle(bundle: str, state: str) -> Bundle | None:
+    """The bundle that is named, else the one in the current slot, None without a good slot. Verified."""
+    from eyas_device.bundle import Bundle
+    from eyas_device.slots import Slots
+
+    root = Path(bundle) if bundle else Slots(Path(state)).current()
+    return None if root is None else Bundle.open(root)
+
+
+JOBS: dict[str, Callable[..., Any]] = {
+    "libraries": libraries,
+    "runtime": runtime,
+    "golden": golden,
+    "camera": camera,
+}
+"""Name -> function."""
+
+
+def main(job: str, seconds: int) -> None:
+    """Run one job and write its result; what its libraries print goes to standard error.
+
+    The process ends itself after `seconds`, also when the one that started it is gone.
+    """
+    signal.alarm(seconds)
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        answer: dict[str, Any] = {"result": JOBS[job](**json.load(sys.stdin))}
+    except Exception as error:  # whatever it is, it is the finding
+        answer = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
+    with out:
+        json.dump(answer, out)

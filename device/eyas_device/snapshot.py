@@ -1,0 +1,104 @@
+"""What the camera sees and what the model sees, side by side on disk: for the first hour on site, and for labelling.
+
+<time>-frame.jpg     the frame as the camera gave it (.png where it gave pixels)
+<time>-input.png     exactly the pixels that went into the model
+<time>.json          the answer, the model, and how familiar the picture is
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+
+from eyas_device.camera import Frame
+from eyas_device.errors import EyasError
+from eyas_device.familiarity import beyond, describe, distance
+from eyas_device.predict import Classifier
+from eyas_device.preprocess import Pixels, prepare
+
+_ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
+
+
+class SnapshotError(EyasError, OSError):
+    """A snapshot cannot be written."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What was written, and what the model said to it."""
+
+    frame: str
+    """File name of the frame."""
+    input: str
+    """File name of the model's input."""
+    source: str
+    time: float
+    """When it was captured, seconds since 1970."""
+    size: tuple[int, int]
+    """Width and height of the frame as it was decoded, pixels."""
+    model: str
+    """Name, version, artefact and runtime."""
+    label: str
+    confidence: float
+    unsure: bool
+    probabilities: dict[str, float]
+    beyond: float | None
+    """Part of the validation pictures that are nearer to the training pictures than this one, 0..1."""
+
+
+def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
+    """Write one snapshot into `folder`, which is made if need be; each file appears whole or not at all.
+
+    Raises `PictureError` for a frame that cannot be decoded and `SnapshotError` if a file cannot be written.
+    """
+    spec, manifest = classifier.spec, classifier.bundle.manifest
+    pixels = frame.pixels(spec)
+    model_input = prepare(pixels, spec)
+    prediction = classifier.predict(pixels)
+    reference = classifier.bundle.reference()
+    stem = datetime.fromtimestamp(frame.time, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    encoded = frame.image if isinstance(frame.image, bytes) else _png(frame.image)
+    snapshot = Snapshot(
+        frame=f"{stem}-frame{_ENDINGS.get(encoded[:2], '.bin')}",
+        input=f"{stem}-input.png",
+        source=frame.source,
+        time=frame.time,
+        size=(pixels.shape[1], pixels.shape[0]),
+        model=str(classifier),
+        label=prediction.label,
+        confidence=round(prediction.confidence, 4),
+        unsure=prediction.unsure,
+        probabilities={
+            label: round(float(p), 4) for label, p in zip(manifest.labels, prediction.probabilities, strict=True)
+        },
+        beyond=None if reference is None else round(beyond(distance(describe(model_input), reference), reference), 3),
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / snapshot.frame, encoded)
+        _write(folder / snapshot.input, _png(model_input))
+        _write(folder / f"{stem}.json", msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n")
+    except OSError as error:
+        raise SnapshotError(f"{folder}: a snapshot cannot be written ({error.strerror}); make room or rights") from None
+    return snapshot
+
+
+def _png(pixels: Pixels) -> bytes:
+    return bytes(np.asarray(cv2.imencode(".png", pixels)[1]).tobytes())
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,229 @@
+"""Is a device fit for what it is going to get? One look at it, before anything is changed; all faults at once."""
+
+from __future__ import annotations
+
+import time
+from pathlib import PurePosixPath
+
+import msgspec
+
+from eyas_host.fleet.ssh import FleetError, Remote
+
+MACHINES = ("x86_64", "aarch64")
+OLDEST_PYTHON = (3, 10)
+OLDEST_GLIBC = (2, 28)
+"""The wheels of LiteRT and OpenCV are built for it."""
+ENVIRONMENT_BYTES = 700_000_000
+"""A virtual environment with its wheels, while it is made."""
+CLOCK_SKEW_S = 120
+
+_PROBE = """
+import importlib.util as u, sys
+print("python=" + sys.executable)
+print("python_version=%d.%d.%d" % sys.version_info[:3])
+print("venv=" + ("yes" if u.find_spec("venv") and u.find_spec("ensurepip") else "no"))
+print("picamera2=" + ("yes" if u.find_spec("picamera2") else "no"))
+try:
+    import numpy
+    print("numpy=" + numpy.__version__)
+except ImportError:
+    pass
+"""
+
+_LOOK = """
+echo "system=$(uname -s)"
+echo "machine=$(uname -m)"
+echo "bits=$(getconf LONG_BIT 2>/dev/null || echo unknown)"
+echo "glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null)"
+echo "os=$(. /etc/os-release 2>/dev/null && echo "$PRETTY_NAME")"
+echo "uid=$(id -u)"
+echo "user=$(id -un)"
+echo "time=$(date +%s)"
+echo "sudo=$(sudo -n true >/dev/null 2>&1 && echo yes)"
+as=; [ "$(id -u)" = 0 ] || { sudo -n true >/dev/null 2>&1 && as="sudo -n"; }
+echo "rsync=$(command -v rsync)"
+echo "systemd=$(command -v systemctl >/dev/null && systemctl is-system-running 2>/dev/null)"
+for word in opt state; do
+  [ $word = opt ] && d=$1 || d=$2
+  while [ ! -d "$d" ]; do d=$(dirname "$d"); done
+  echo "${word}_free_kb=$(df -Pk "$d" | awk 'NR == 2 { print $4 }')"
+  [ -w "$d" ] && echo "${word}_writable=yes"
+done
+echo "venv_link=$(readlink "$1/venv")"
+[ -d "$1/venv" ] && [ ! -L "$1/venv" ] && echo "venv_link=."
+for d in "$1"/venv-*; do [ -f "$d/eyas.stamp" ] && echo "environment=${d##*/}"; done
+$as test -f "$3" && echo "config=yes"
+[ -f "$1/.flashing" ] && echo "unfinished=yes"
+current=$($as readlink "$2/slots/current") && echo "slot=$current" &&
+  echo "slot_sha256=$($as cat "$2/slots/$current.good" 2>/dev/null)"
+for p in "$5" python3 python3.13 python3.12 python3.11 python3.10; do
+  [ -n "$p" ] || continue
+  command -v "$p" >/dev/null || { [ "$p" = "$5" ] && break; continue; }
+  "$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { [ "$p" = "$5" ] && break; continue; }
+  "$p" -c "$4"
+  break
+done
+true
+"""
+
+
+class Layout(msgspec.Struct, frozen=True):
+    """Where things lie on a device."""
+
+    root: str = "/"
+    """Everything lies below; anything but `/` is for trials: no service is installed then."""
+
+    @property
+    def opt(self) -> str:
+        """Environments."""
+        return self._below("opt/eyas")
+
+    @property
+    def state(self) -> str:
+        """The slots."""
+        return self._below("var/lib/eyas")
+
+    @property
+    def config(self) -> str:
+        """The configuration file."""
+        return self._below("etc/eyas/device.toml")
+
+    @property
+    def unit(self) -> str:
+        """The service's unit file."""
+        return self._below("etc/systemd/system/eyas-device.service")
+
+    def _below(self, path: str) -> str:
+        return str(PurePosixPath(self.root) / path)
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device said about itself."""
+
+    system: str = ""
+    machine: str = ""
+    bits: str = ""
+    glibc: str = ""
+    os: str = ""
+    uid: str = ""
+    user: str = ""
+    sudo: str = ""
+    rsync: str = ""
+    systemd: str = ""
+    """What `systemctl is-system-running` says."""
+    time: str = ""
+    opt_free_kb: str = ""
+    opt_writable: str = ""
+    state_free_kb: str = ""
+    state_writable: str = ""
+    venv_link: str = ""
+    """The environment in use, `.` if somebody made a folder by that name."""
+    environments: tuple[str, ...] = ()
+    """Those that are complete."""
+    config: str = ""
+    unfinished: str = ""
+    """Whether an earlier flash was interrupted."""
+    slot: str = ""
+    slot_sha256: str = ""
+    python: str = ""
+    """Absolute path of the first Python that is new enough."""
+    python_version: str = ""
+    venv: str = ""
+    picamera2: str = ""
+    numpy: str = ""
+    """Version that this Python sees."""
+    skew_s: float = 0.0
+    """The device's clock less ours."""
+
+    @property
+    def has_systemd(self) -> bool:
+        """Whether services can be started."""
+        return self.systemd in ("running", "degraded", "starting", "initializing", "maintenance")
+
+    @property
+    def python_numbers(self) -> tuple[int, ...]:
+        """(3, 11, 2)."""
+        return _numbers(self.python_version)
+
+    @property
+    def profile(self) -> str:
+        """The constraints that fit: apt's picamera2 with numpy 1 needs numpy 1; Python 3.10 has a set of its own."""
+        if self.python_numbers[:2] == OLDEST_PYTHON:
+            return "device-jetpack6"
+        return "device-numpy1" if self.picamera2 == "yes" and self.numpy.startswith("1.") else "device-numpy2"
+
+
+def look(remote: Remote, layout: Layout, python: str | None = None) -> Facts:
+    """Ask a device about itself; nothing is changed there. `python`: the only interpreter to look at."""
+    words = (layout.opt, layout.state, layout.config, _PROBE, python or "")
+    answer = remote.run("sh", "-c", _LOOK, "sh", *words, timeout_s=90)
+    if answer.code:
+        raise FleetError(f"{remote.target}: it cannot say what it is ({answer.last}); a POSIX shell is needed there")
+    here = time.time()
+    values: dict[str, str] = {}
+    environments = []
+    for line in answer.out.splitlines():
+        key, equals, value = line.partition("=")
+        if equals and key == "environment":
+            environments.append(value)
+        elif equals and key in Facts.__struct_fields__ and key not in ("environments", "skew_s"):
+            values[key] = value.strip()
+    skew = float(values["time"]) - here if values.get("time", "").isdecimal() else 0.0
+    return Facts(**values, environments=tuple(environments), skew_s=skew)
+
+
+def faults(facts: Facts, layout: Layout, *, bundle_bytes: int, environment: bool, service: bool) -> list[str]:
+    """Everything that has to be mended first. `environment`: one has to be made; `service`: the unit is installed."""
+    found = []
+    if facts.system != "Linux":
+        found.append(f"it runs {facts.system or 'an unknown system'}; Linux is needed")
+    if facts.machine not in MACHINES or facts.bits != "64":
+        found.append(f"{facts.machine} with {facts.bits}-bit programs; a 64-bit system is needed (aarch64 or x86_64)")
+    if not facts.python:
+        found.append("no Python 3.10 or newer; apt-get install python3 python3-venv, or give --python")
+    if not facts.rsync:
+        found.append("no rsync; apt-get install rsync")
+    if not _may(facts, layout, service):
+        found.append(f"{facts.user} may not write to {layout.root}; log in as root or with a password-less sudo")
+    if environment:
+        if facts.python and facts.venv != "yes":
+            found.append("Python has no venv; apt-get install python3-venv")
+        libc = facts.glibc.removeprefix("glibc ")
+        if _numbers(libc) < OLDEST_GLIBC:
+            found.append(f"glibc {libc or 'unknown'}; 2.28 or newer is needed: take a newer system image")
+        if facts.venv_link == ".":
+            found.append(f"{layout.opt}/venv is a folder that somebody made: move it away, or give --python")
+        found += _room(facts.opt_free_kb, ENVIRONMENT_BYTES, layout.opt)
+    found += _room(facts.state_free_kb, 2 * bundle_bytes + (1 << 20), layout.state)
+    return found
+
+
+def warnings(facts: Facts) -> list[str]:
+    """What does not hinder, but ought to be known."""
+    if abs(facts.skew_s) <= CLOCK_SKEW_S:
+        return []
+    return [f"its clock is {abs(facts.skew_s):.0f} s {'ahead' if facts.skew_s > 0 else 'behind'}: set up NTP"]
+
+
+def become(facts: Facts, layout: Layout, *, service: bool) -> tuple[str, ...]:
+    """The words in front of a command that changes the device: sudo where it is needed."""
+    direct = facts.uid == "0" or (not service and facts.opt_writable == "yes" == facts.state_writable)
+    return () if direct else ("sudo", "-n")
+
+
+def _may(facts: Facts, layout: Layout, service: bool) -> bool:
+    return not become(facts, layout, service=service) or facts.sudo == "yes"
+
+
+def _room(free_kb: str, needed: int, folder: str) -> list[str]:
+    if not free_kb.isdecimal():
+        return [f"{folder}: the free space is not known (df said {free_kb!r})"]
+    free = int(free_kb) * 1024
+    return (
+        [] if free >= needed else [f"{folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed; free some room"]
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()

@@ -1,0 +1,115 @@
+"""What is installed on a device: the wheel of this very tree, and for an off-line device all that it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from eyas_device.bundle import sha256
+from eyas_host.fleet.preflight import Facts
+from eyas_host.fleet.ssh import FleetError
+
+_BUILD_S = 300
+_FETCH_S = 1200
+
+
+def project_root() -> Path:
+    """The source tree that this package was imported from. Raises `FleetError` if it was installed without one."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / "pyproject.toml").is_file() or not (root / "constraints").is_dir():
+        raise FleetError(f"{root}: not the source tree of eyas; flash from a clone of it")
+    return root
+
+
+def build_wheel(folder: Path, wheel_dir: Path | None = None) -> Path:
+    """The wheel of eyas in `wheel_dir`, else one built from the source tree into `folder`."""
+    ready = sorted(wheel_dir.glob("eyas-*.whl")) if wheel_dir is not None else []
+    if len(ready) > 1:
+        raise FleetError(f"{wheel_dir}: {len(ready)} wheels of eyas; keep the one that is meant")
+    if ready:
+        return ready[0]
+    uv = _uv()
+    tail = ["--out-dir", str(folder), str(project_root())]
+    # hatchling's wheels are the same byte for byte as long as the sources are: their hash names the environment
+    if uv is not None:
+        _run([uv, "build", "--wheel", "--quiet", *tail], _BUILD_S, "the wheel of eyas cannot be built")
+    else:
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", *tail[1:]]
+        _run(pip, _BUILD_S, "the wheel of eyas cannot be built")
+    return next(folder.glob("eyas-*.whl"))
+
+
+def constraints(facts: Facts) -> Path:
+    """The tested set of versions for a device."""
+    path = project_root() / "constraints" / f"{facts.profile}.txt"
+    if not path.is_file():
+        raise FleetError(f"{path}: there is no such set of versions; update the source tree")
+    return path
+
+
+def fetch(folder: Path, wheel: Path, facts: Facts) -> None:
+    """Put the wheels that `wheel` needs on the device into `folder`, for its Python, machine and glibc."""
+    major, minor = facts.python_numbers[:2]
+    wanted: Sequence[str] = [str(wheel), "--constraint", str(constraints(facts))]
+    if (uv := _uv()) is not None:
+        # pip judges `python_version < "3.11"` by the Python that runs it, uv by the one that is named
+        pinned = folder / "pinned.txt"
+        (folder / "wanted.txt").write_text(f"eyas @ {wheel.resolve().as_uri()}\n", encoding="utf-8")
+        command = [
+            uv,
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-header",
+            "--no-annotate",
+            "--python-version",
+            f"{major}.{minor}",
+        ]
+        command += ["--python-platform", f"{facts.machine}-manylinux_2_28", "--constraint", str(constraints(facts))]
+        command += ["--output-file", str(pinned), str(folder / "wanted.txt")]
+        _run(command, _FETCH_S, "the wheels for the device cannot be resolved")
+        names = [line for line in pinned.read_text(encoding="utf-8").splitlines() if not line.startswith("eyas ")]
+        pinned.write_text("\n".join(names) + "\n", encoding="utf-8")
+        wanted = ["--no-deps", "--requirement", str(pinned)]
+    newest = int(re.sub(r"\D", "", facts.glibc.rpartition(".")[2]) or 28)
+    tags = [f"manylinux_2_{number}_{facts.machine}" for number in range(newest, 16, -1)]
+    platforms = [word for tag in [*tags, f"manylinux2014_{facts.machine}"] for word in ("--platform", tag)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--only-binary=:all:", "--python-version", f"{major}.{minor}", "--implementation", "cp", *platforms]
+    _run([*command, "--dest", str(folder), *wanted], _FETCH_S, "the wheels for the device cannot be fetched")
+    for listed in ("pinned.txt", "wanted.txt"):
+        (folder / listed).unlink(missing_ok=True)
+
+
+def environment_name(wheel: Path, facts: Facts, wheel_dir: Path | None) -> str:
+    """`venv-<digest>`: another wheel, set of versions, Python or kind of environment makes another one."""
+    digest = hashlib.sha256()
+    others = sorted(path.name for path in wheel_dir.glob("*.whl")) if wheel_dir is not None else []
+    parts = (sha256(wheel), sha256(constraints(facts)), facts.python, facts.python_version, facts.picamera2, *others)
+    digest.update("\n".join(parts).encode())
+    return f"venv-{digest.hexdigest()[:12]}"
+
+
+def _uv() -> str | None:
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.is_file() else shutil.which("uv")
+
+
+def _run(command: Sequence[str], timeout_s: float, what: str) -> None:
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise FleetError(f"{what}: no end within {timeout_s:g} s") from None
+    if done.returncode:
+        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        errors = [line for line in lines if line.lower().startswith("error")] or lines or ["no reason given"]
+        raise FleetError(f"{what}: {errors[-1]}")

@@ -1,0 +1,165 @@
+"""An MJPEG server for tests, in a process of its own: `python streams.py PORT`. The path chooses how it behaves."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import cv2
+import numpy as np
+
+LOGIN = "guard:pass/word@1"
+FPS = 50.0
+_WORDS = b"--frame"
+
+
+def picture(number: int) -> bytes:
+    """The JPEG with this number, 64x48 pixels; no two in a row are equal."""
+    pixels = np.full((48, 64, 3), 60, dtype=np.uint8)
+    cv2.circle(pixels, (8 + number % 48, 24), 8, (40, 220, 90), -1)
+    return bytes(cv2.imencode(".jpg", pixels)[1].tobytes())
+
+
+def part(body: bytes, *, length: bool = True) -> bytes:
+    """A part of the stream with its delimiter."""
+    announced = f"Content-Length: {len(body)}\r\n".encode() if length else b""
+    return _WORDS + b"\r\nContent-Type: image/jpeg\r\n" + announced + b"\r\n" + body + b"\r\n"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One stream."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        mode = self.path.strip("/").partition("?")[0]
+        kind = "multipart/x-mixed-replace; boundary=frame"
+        if (
+            mode == "login"
+            and self.headers.get("Authorization") != "Basic " + base64.b64encode(LOGIN.encode()).decode()
+        ):
+            self._head(401, WWW_Authenticate='Basic realm="camera"')
+        elif mode in ("moved", "lost", "away"):
+            self._head(302, Location={"moved": "/normal", "lost": "/lost", "away": "ftp://127.0.0.1/x"}[mode])
+        elif mode == "gone":
+            self._head(404)
+        elif mode == "page":
+            self._head(200, Content_Type="text/html", Content_Length="0")
+        elif mode == "single":
+            self._head(200, Content_Type="image/jpeg", Content_Length=str(len(picture(0))))
+            self.wfile.write(picture(0))
+        elif mode == "dashes":
+            self._stream("multipart/x-mixed-replace;boundary=--frame", self._parts(length=True))
+        elif mode == "unbound":
+            self._stream("multipart/x-mixed-replace", self._parts(length=True))
+        elif mode == "chunked":
+            self._stream(kind, self._chunks(), Transfer_Encoding="chunked")
+        elif hasattr(self, f"_{mode}"):
+            self._stream(kind, getattr(self, f"_{mode}")())
+        else:
+            self._stream(kind, self._parts(length=mode != "nolength"))
+
+    def _head(self, status: int, **fields: str) -> None:
+        self.send_response(status)
+        for name, value in fields.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+
+    def _stream(self, kind: str, pieces: Iterator[bytes], **fields: str) -> None:
+        self._head(200, Content_Type=kind, **fields)
+        try:
+            for piece in pieces:
+                self.wfile.write(piece)
+        except OSError:
+            pass  # the camera's reader left
+
+    def _parts(self, *, length: bool) -> Iterator[bytes]:
+        number = 0
+        while True:
+            yield part(picture(number), length=length)
+            number += 1
+            time.sleep(1 / FPS)
+
+    def _chunks(self) -> Iterator[bytes]:
+        for piece in self._parts(length=True):
+            for half in (piece[:30], piece[30:]):
+                yield f"{len(half):x}\r\n".encode() + half + b"\r\n"
+
+    def _flood(self) -> Iterator[bytes]:
+        """As fast as the socket takes them."""
+        pieces = [part(picture(number)) for number in range(48)]
+        while True:
+            yield b"".join(pieces)
+
+    def _drip(self) -> Iterator[bytes]:
+        """One whole frame, then one byte at a time: never silent, never done."""
+        yield part(picture(0))
+        for byte in part(picture(1)):
+            yield bytes([byte])
+            time.sleep(0.1)
+
+    def _stall(self) -> Iterator[bytes]:
+        """Five frames and half of one, then silence with the connection open."""
+        for number in range(5):
+            yield part(picture(number))
+        yield part(picture(5))[:200]
+        time.sleep(600)
+
+    def _silent(self) -> Iterator[bytes]:
+        time.sleep(600)
+        yield b""
+
+    def _garbage(self) -> Iterator[bytes]:
+        while True:
+            yield os.urandom(1 << 20)
+
+    def _huge(self) -> Iterator[bytes]:
+        """A part that says it is 4 GiB, and goes on."""
+        yield _WORDS + b"\r\nContent-Length: 4294967296\r\n\r\n"
+        yield from self._garbage()
+
+    def _endless(self) -> Iterator[bytes]:
+        """A part without a length and without an end."""
+        yield _WORDS + b"\r\n\r\n"
+        yield from self._garbage()
+
+    def _junk(self) -> Iterator[bytes]:
+        """Every other part is no picture."""
+        number = 0
+        while True:
+            yield part(picture(number) if number % 2 else b"not a picture")
+            number += 1
+            time.sleep(0.1)
+
+    def _ends(self) -> Iterator[bytes]:
+        """Two frames and the end, in order."""
+        yield part(picture(0)) + part(picture(1)) + _WORDS + b"--\r\n"
+
+    def _closes(self) -> Iterator[bytes]:
+        """One frame, then the connection is closed."""
+        yield part(picture(0))
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, format: str, *values: object) -> None:
+        """Say nothing."""
+
+
+class Server(ThreadingHTTPServer):
+    """Serves on the same port again at once."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+if __name__ == "__main__":
+    with Server(("127.0.0.1", int(sys.argv[1])), Handler) as server:
+        print(server.server_port, flush=True)
+        server.serve_forever()

@@ -1,0 +1,224 @@
+"""The device's configuration: strict, every fault told at once, and an example that cannot go stale."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eyas_device.config import Config, read_config
+from eyas_device.errors import ConfigError
+from eyas_device.names import host_name
+
+EXAMPLE = Path(__file__).parents[2] / "device" / "device.example.toml"
+_KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
+_EXAMPLE_NAME = "camera-1"
+
+relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def keys() -> dict[str, dict[str, Any]]:
+    """Section -> key -> default."""
+    config = Config()
+    return {
+        section.name: {key.name: getattr(values, key.name) for key in msgspec.structs.fields(type(values))}
+        for section in msgspec.structs.fields(Config)
+        for values in [getattr(config, section.name)]
+    }
+
+
+def toml(value: object) -> str:
+    """A value as TOML: JSON is that for text, numbers and lists of numbers, but for unescaped DEL characters."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def written(path: Path, tree: dict[str, dict[str, object]]) -> Path:
+    lines = []
+    for section, values in tree.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {toml(value)}" for key, value in values.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def faults(path: Path) -> list[str]:
+    """The lines of the refusal, without the first, which names the file and counts them."""
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith(f"{path}: ")
+    if rest:
+        assert first == f"{path}: {len(rest)} fault{'s' * (len(rest) > 1)}"
+    return [line.strip() for line in rest] or [first.removeprefix(f"{path}: ")]
+
+
+def test_example_is_valid_as_it_stands() -> None:
+    assert read_config(EXAMPLE) == Config()
+
+
+def test_example_has_every_key_no_other_and_the_defaults(tmp_path: Path) -> None:
+    text, count = _KEY.subn(r"\1\2", EXAMPLE.read_text(encoding="utf-8"))
+    (path := tmp_path / "all.toml").write_text(text, encoding="utf-8")
+    tree = msgspec.toml.decode(text)
+    assert {section: list(values) for section, values in tree.items()} == {s: list(v) for s, v in keys().items()}
+    assert count == sum(len(values) for values in keys().values()) > 15
+    config = read_config(path)
+    assert config.device.name == _EXAMPLE_NAME, "the one key whose default depends on the host"
+    assert msgspec.structs.replace(config, device=msgspec.structs.replace(config.device, name=host_name())) == Config()
+
+
+def test_example_explains_every_key_and_names_units() -> None:
+    units = {"_s": "Seconds", "_ms": "Milliseconds"}
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if match := _KEY.match(line):
+            assert lines[number - 1].startswith("# "), f"{match[1]} has no explanation"
+            unit = next((u for suffix, u in units.items() if match[1].endswith(suffix)), "")
+            assert unit in lines[number - 1], f"{match[1]} does not say its unit"
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert read_config(written(tmp_path / "empty.toml", {})) == Config()
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        'top = 1\n[device]\nsite = "a/b"\nstate = "relative"\nstat = "typo"\n[camera]\ntimeout_s = 0\n'
+        'frozen_s = nan\nblack_level = "dark"\n[model]\nthreads = 0\naffinity = [-1]\n[loop]\nduty = 1.5\nfps = inf\n'
+        '[telemetry]\nbroker = "host:99999"\nwindow_s = 0.01\n[telemetri]\nbroker = "x"\n'
+    )
+    told = faults(path)
+    wanted = [
+        r"\[top\]: unknown section; allowed: device, camera",
+        r"\[telemetri\]: unknown section",
+        r"\[device\] stat: unknown key; allowed: site, name, state",
+        r"\[device\] site = 'a/b': 1 to 64 letters",
+        r"\[device\] state = 'relative': an absolute path",
+        r"\[camera\] timeout_s = 0: must be float > 0",
+        r"\[camera\] frozen_s = nan: ",
+        r"\[camera\] black_level = 'dark': must be float",
+        r"\[model\] threads = 0: must be int >= 1",
+        r"\[model\] affinity = \[-1\]: must be int >= 0",
+        r"\[loop\] duty = 1.5: must be float <= 1",
+        r"\[loop\] fps = inf: a finite number",
+        r"\[telemetry\] broker = 'host:99999': HOST or HOST:PORT",
+        r"\[telemetry\] window_s = 0.01: must be float >= 0.1",
+    ]
+    for pattern in wanted:
+        assert sum(bool(re.search(pattern, line)) for line in told) == 1, (pattern, told)
+    assert len(told) == len(wanted)
+
+
+def test_a_section_that_is_no_section(tmp_path: Path) -> None:
+    (path := tmp_path / "c.toml").write_text("camera = 1\n")
+    assert faults(path) == ["[camera]: must be a section, not int"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (b"[device\n", "not TOML"),
+        (b"site = 1\nsite = 2\n", "not TOML"),
+        (b"a = " + b"[" * 100_000, "not TOML"),
+        (b"[model]\nthreads = " + b"9" * 10_000, "not TOML"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, words: str) -> None:
+    (path := tmp_path / "c.toml").write_bytes(content)
+    assert words in faults(path)[0]
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    assert "No such file" in faults(tmp_path / "none.toml")[0]
+    assert "Is a directory" in faults(tmp_path)[0]
+
+
+_hosts = st.from_regex(r"\A[a-z0-9.-]{1,30}\Z")
+_names = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
+_text = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=40)
+
+
+def _numbers(least: float, most: float = 1e9, **options: Any) -> st.SearchStrategy[float]:
+    return st.floats(least, most, allow_nan=False, **options)
+
+
+_VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "device": {
+        "site": _names,
+        "name": _names,
+        "state": st.from_regex(r"\A/[A-Za-z0-9 /._-]{0,40}\Z"),
+    },
+    "camera": {
+        "source": _text,
+        "timeout_s": _numbers(0, exclude_min=True),
+        "frozen_s": _numbers(0),
+        "black_level": _numbers(0, 255),
+        "give_up_s": _numbers(0),
+    },
+    "model": {
+        "bundle": _text,
+        "runtime": _text,
+        "artefact": _text,
+        "threads": st.integers(1, 1024),
+        "max_latency_ms": _numbers(0),
+        "affinity": st.lists(st.integers(0, 1023), max_size=5),
+    },
+    "loop": {"fps": _numbers(0), "duty": _numbers(0, 1, exclude_min=True), "max_age_ms": _numbers(0)},
+    "telemetry": {
+        "broker": st.just("") | st.builds("{}:{}".format, _hosts, st.integers(1, 65535)),
+        "window_s": _numbers(0.1),
+    },
+}
+
+
+def test_the_round_trip_below_draws_every_key() -> None:
+    assert {s: set(v) for s, v in _VALID.items()} == {s: set(v) for s, v in keys().items()}
+
+
+@relaxed
+@given(tree=st.fixed_dictionaries({}, optional={s: st.fixed_dictionaries({}, optional=v) for s, v in _VALID.items()}))
+def test_any_valid_configuration_is_read_as_written(tmp_path: Path, tree: dict[str, dict[str, Any]]) -> None:
+    config = read_config(written(tmp_path / "valid.toml", tree))
+    for section, values in keys().items():
+        for key, default in values.items():
+            expected = tree.get(section, {}).get(key, default)
+            found = getattr(getattr(config, section), key)
+            assert found == (tuple(expected) if isinstance(expected, list) else expected), (section, key)
+
+
+_scalars = st.one_of(
+    st.integers(), st.floats(), st.booleans(), _text, st.none(), st.lists(st.integers() | _text, max_size=3)
+)
+_lines = st.one_of(
+    st.builds("[{}]".format, st.sampled_from([*keys(), "device.site", "x"])),
+    st.builds(
+        lambda key, value: f"{key} = {'nan' if isinstance(value, float) and math.isnan(value) else toml(value)}",
+        st.sampled_from([key for values in keys().values() for key in values]),
+        _scalars,
+    ),
+    _text,
+    st.sampled_from(["x = 1979-05-27T07:32:00Z", "a.b.c = 1", "[[device]]", "site = '''", "state = '/\\u0000'"]),
+)
+
+
+@relaxed
+@given(content=st.binary(max_size=80) | st.lists(_lines, max_size=8).map(lambda lines: "\n".join(lines).encode()))
+def test_hostile_text_gives_a_configuration_or_a_config_error(tmp_path: Path, content: bytes) -> None:
+    (path := tmp_path / "hostile.toml").write_bytes(content)
+    try:
+        config = read_config(path)
+    except ConfigError as error:
+        assert str(error).startswith(str(path))
+        return
+    for section in keys():
+        for value in msgspec.structs.astuple(getattr(config, section)):
+            assert not isinstance(value, float) or math.isfinite(value)

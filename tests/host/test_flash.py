@@ -1,0 +1,494 @@
+"""The first flash, against a real OpenSSH server on loopback: what arrives works, and what fails changes nothing."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import eyas_device
+from eyas_device.bundle import MANIFEST, sha256
+from eyas_device.errors import BundleError, ConfigError
+from eyas_device.slots import Slots
+from eyas_host.fleet import verbs
+from eyas_host.fleet.bench import bench, board_name
+from eyas_host.fleet.flash import Outcome, flash
+from eyas_host.fleet.preflight import Facts, Layout, become, faults, warnings
+from eyas_host.fleet.ssh import Access, FleetError, Remote, Target
+from tests.device import conftest as device
+
+weights, pristine_bundle = device.weights, device.pristine_bundle
+bundle_root, edit_manifest = device.bundle_root, device.edit_manifest
+
+_SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+_FAKE_SYSTEMCTL = """#!/bin/sh
+echo "$*" >> {log}
+case "$1" in
+  is-system-running) echo running ;;
+  is-active) [ -f {log}.active ] ;;
+  is-enabled) exit 1 ;;
+  show) echo 0 ;;
+  restart)
+    rm -f {log}.active
+    [ "$(readlink {state}/slots/current)" != "$(cat {log}.broken 2>/dev/null)" ] || {{ echo "Job failed."; exit 1; }}
+    : > {log}.active ;;
+esac
+"""
+
+
+class Board:
+    """A device: a real ssh server with a folder for a root, and a folder of commands that stand before the system's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = folder / "device root"  # with a space: everything has to be quoted
+        self.state = self.root / "var/lib/eyas"
+        self.tools = folder / "tools"
+        self.port = device.free_port()
+        self.name = f"{getpass.getuser()}@127.0.0.1:{self.port}"
+        self.key = folder / "key"
+        self._process: subprocess.Popen[bytes] | None = None
+        for made in (self.root, self.tools):
+            made.mkdir()
+        for name in ("key", "host_key", "other_key"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+        shutil.copy(folder / "key.pub", folder / "authorized_keys")
+        public = (folder / "host_key.pub").read_text().split()[:2]
+        (folder / "known_hosts").write_text(f"[127.0.0.1]:{self.port} {' '.join(public)}\n")
+        package = Path(eyas_device.__file__).parents[1]  # the tree that is being tested
+        path = f"{self.tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        (folder / "sshd_config").write_text(
+            f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
+            f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nStrictModes no\n"
+            f"SetEnv PATH={path} PYTHONPATH={package}\n"
+        )
+
+    @property
+    def access(self) -> Access:
+        """With a key and a list of known hosts of the test's own; nothing of the user's is read."""
+        return Access(
+            identity=self.key, options=("UserKnownHostsFile=" + str(self.folder / "known_hosts"), "IdentityAgent=none")
+        )
+
+    def start(self) -> Board:
+        assert _SSHD is not None
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it when it is root
+        command = [_SSHD, "-D", "-e", "-f", self.folder / "sshd_config", "-E", self.folder / "sshd.log"]
+        self._process = subprocess.Popen(command)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return self
+            except OSError:
+                assert self._process.poll() is None, (self.folder / "sshd.log").read_text()
+                time.sleep(0.02)
+        raise AssertionError("sshd did not listen within 20 s")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(10)
+            self._process = None
+
+    def tool(self, name: str, script: str) -> None:
+        """Put a command in front of the system's."""
+        path = self.tools / name
+        path.write_text(script)
+        path.chmod(0o755)
+
+    def flash(self, bundle: Path, *targets: str, **options: object) -> list[Outcome]:
+        """Flash with an interpreter that is there already."""
+        lines: list[str] = []
+        options = {"python": sys.executable, "root": str(self.root), "access": self.access, **options}
+        outcomes = flash(targets or [self.name], bundle, say=lines.append, **options)  # type: ignore[arg-type]
+        self.lines = lines
+        return outcomes
+
+    def plant(self, bundle: Path) -> None:
+        """What a flash leaves, quicker."""
+        Slots(self.state).install(bundle)
+
+    def version(self) -> str | None:
+        """Of the bundle that this device has."""
+        current = Slots(self.state).current()
+        return None if current is None else msgspec.json.decode((current / MANIFEST).read_bytes())["version"]
+
+    def tree(self) -> dict[str, str]:
+        """Every file and link below the root, with its content."""
+        return {
+            str(path.relative_to(self.root)): str(path.readlink()) if path.is_symlink() else sha256(path)
+            for path in self.root.rglob("*")
+            if path.is_symlink() or path.is_file()
+        }
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    missing = [tool for tool in ("ssh", "ssh-keygen", "rsync") if shutil.which(tool) is None] + ["sshd"] * (not _SSHD)
+    if missing:
+        why = f"{', '.join(missing)} not installed (apt-get install openssh-server openssh-client rsync)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    board = Board(tmp_path_factory.mktemp("ssh")).start()
+    yield board
+    board.stop()
+
+
+@pytest.fixture
+def board(server: Board) -> Iterator[Board]:
+    """The server, with nothing on it."""
+    for folder in (server.root, server.tools):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    yield server
+
+
+def test_flash_and_again(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+    [first] = board.flash(bundle_root)
+    assert (first.status, first.ok, first.target) == ("flashed", True, board.name), first.words
+    assert first.words == "tiny-shapes 1.2.3 in slot a; new: model"
+    assert board.version() == "1.2.3"
+    before = board.tree()
+    [second] = board.flash(bundle_root)
+    assert (second.status, second.sent_bytes) == ("unchanged", 0)
+    assert board.tree() == before
+    edit_manifest(version="1.2.4")
+    [third] = board.flash(bundle_root)
+    assert (third.status, board.version()) == ("flashed", "1.2.4"), third.words
+    assert third.sent_bytes < first.sent_bytes / 2, "what the device has already was sent again"
+    assert {name.split("/")[0] for name in board.tree()} == {"var"}, "something was left on the way"
+    for step in ("bundle sent", "golden check passed", "health"):
+        assert any(step in line and line.startswith(board.name) for line in board.lines)
+
+
+def test_a_damaged_bundle_here_is_refused_before_anything(board: Board, bundle_root: Path) -> None:
+    board.plant(bundle_root)
+    (bundle_root / "litert-int8.tflite").write_bytes(b"damaged")
+    with pytest.raises(BundleError, match=r"litert-int8\.tflite"):
+        board.flash(bundle_root)
+    assert board.version() == "1.2.3"
+
+
+def test_damage_on_the_way(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+    board.plant(bundle_root)
+    edit_manifest(version="2.0.0")
+    model = board.root / "opt/eyas/incoming/bundle/litert-int8.tflite"
+    board.tool("rsync", f'#!/bin/sh\n/usr/bin/rsync "$@"; code=$?\necho x >> "{model}"; exit $code\n')
+    [outcome] = board.flash(bundle_root)
+    assert outcome.status == "failed"
+    assert "refused; it keeps what it has" in outcome.words
+    assert "litert-int8.tflite: 3218 bytes" in outcome.words
+    assert board.version() == "1.2.3"
+
+
+def test_a_failed_golden_check(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+    board.plant(bundle_root)
+    edit_manifest(version="2.0.0", golden_tolerance=0.0)
+    [outcome] = board.flash(bundle_root)
+    assert outcome.status == "failed"
+    assert "does not answer there as here; it keeps what it has" in outcome.words
+    assert board.version() == "1.2.3"
+    assert not (board.root / "opt/eyas/.flashing").exists()
+
+
+def test_a_dry_run_changes_nothing(board: Board, bundle_root: Path) -> None:
+    [outcome] = board.flash(bundle_root, dry_run=True)
+    assert outcome.status == "planned"
+    assert "send tiny-shapes 1.2.3" in outcome.words
+    assert list(board.root.iterdir()) == []
+    board.plant(bundle_root)
+    before = board.tree()
+    [outcome] = board.flash(bundle_root, dry_run=True)
+    assert "nothing to do" in outcome.words
+    assert board.tree() == before
+
+
+def test_two_devices_of_which_one_is_dead(board: Board, bundle_root: Path) -> None:
+    dead = f"{getpass.getuser()}@127.0.0.1:{device.free_port()}"
+    outcomes = board.flash(bundle_root, dead, board.name)
+    assert [outcome.status for outcome in outcomes] == ["failed", "flashed"]
+    assert "Connection refused" in outcomes[0].words
+    assert "see that its ssh server runs" in outcomes[0].words
+    assert board.version() == "1.2.3"
+
+
+def test_a_wrong_key_and_an_unknown_host(board: Board, bundle_root: Path) -> None:
+    wrong = msgspec.structs.replace(board.access, identity=board.folder / "other_key")
+    [outcome] = board.flash(bundle_root, access=wrong)
+    assert outcome.status == "failed"
+    assert "Permission denied" in outcome.words
+    assert "ssh-copy-id" in outcome.words
+    unknown = msgspec.structs.replace(board.access, options=("UserKnownHostsFile=/dev/null", "IdentityAgent=none"))
+    [outcome] = board.flash(bundle_root, access=unknown)
+    assert "Host key verification failed" in outcome.words
+    assert "\n" not in outcome.words
+
+
+def test_no_space_and_a_clock_in_1970(board: Board, bundle_root: Path) -> None:
+    board.tool("df", "#!/bin/sh\necho Filesystem 1024-blocks Used Available\necho /dev/x 1000 990 10\n")
+    board.tool("date", "#!/bin/sh\necho 300\n")
+    [outcome] = board.flash(bundle_root)
+    assert outcome.status == "failed"
+    assert "var/lib/eyas: 0 MB free" in outcome.words
+    assert "free some room" in outcome.words
+    (board.tools / "df").unlink()
+    [outcome] = board.flash(bundle_root)
+    assert outcome.ok
+    assert any("its clock is" in line and "behind" in line for line in board.lines)
+
+
+def test_no_agent_there(board: Board, bundle_root: Path) -> None:
+    board.tool("python3", '#!/bin/sh\nexec env -u PYTHONPATH /usr/bin/python3 -S "$@"\n')
+    [outcome] = board.flash(bundle_root, python=str(board.tools / "python3"))
+    assert outcome.status == "failed"
+    assert "No module named" in outcome.words
+
+
+def test_the_configuration_is_kept_unless_one_is_given(board: Board, bundle_root: Path, tmp_path: Path) -> None:
+    board.plant(bundle_root)
+    place = board.root / "etc/eyas/device.toml"
+    assert not place.exists()
+    given = tmp_path / "my device.toml"
+    given.write_text('[camera]\nsource = "v4l2:0"\n')
+    [outcome] = board.flash(bundle_root, config=given)
+    assert outcome.words.endswith("new: configuration")
+    assert place.read_text() == given.read_text()
+    place.write_text("# changed on site\n")
+    assert board.flash(bundle_root)[0].status == "unchanged"
+    assert place.read_text() == "# changed on site\n"
+    given.write_text("[camera]\nsauce = 1\n")
+    with pytest.raises(ConfigError, match="sauce"):
+        board.flash(bundle_root, config=given)
+
+
+@pytest.fixture
+def service(board: Board, tmp_path: Path) -> dict[str, object]:
+    """A systemd of the test's own: it notes what it is told, and `LOG.broken` names a slot that does not start."""
+    log = tmp_path / "systemctl.log"
+    state = str(board.state).replace(" ", "\\ ")
+    board.tool("systemctl", _FAKE_SYSTEMCTL.format(log=log, state=state))
+    (tmp_path / "unit").write_text(f"[Service]\nUser={getpass.getuser()}\n")
+    (tmp_path / "device.toml").write_text("")
+    return {"service": True, "unit": tmp_path / "unit", "config": tmp_path / "device.toml", "settle_s": 0.1}
+
+
+def test_the_service_is_installed_and_started(
+    board: Board, bundle_root: Path, service: dict[str, object], tmp_path: Path
+) -> None:
+    [outcome] = board.flash(bundle_root, **service)
+    assert outcome.words.endswith("new: model, configuration, service"), outcome
+    log = (tmp_path / "systemctl.log").read_text().splitlines()
+    order = [line for line in log if line.split()[0] in ("daemon-reload", "enable", "restart")]
+    assert order == ["daemon-reload", "enable --quiet eyas-device", "restart eyas-device"]
+    assert (board.root / "etc/systemd/system/eyas-device.service").read_text() == (tmp_path / "unit").read_text()
+    [again] = board.flash(bundle_root, **service)
+    assert again.status == "unchanged"
+    assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 1
+    (board.root / "opt/eyas/.flashing").touch()  # as a flash leaves it that was cut off before the restart
+    [unfinished] = board.flash(bundle_root, **service)
+    assert unfinished.words.endswith("new: the rest of an interrupted flash")
+    assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 2
+
+
+def test_a_service_that_does_not_start_goes_back(
+    board: Board,
+    bundle_root: Path,
+    edit_manifest: Callable[..., None],
+    service: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    board.plant(bundle_root)
+    (board.root / "etc/eyas").mkdir(parents=True)
+    (board.root / "etc/eyas/device.toml").touch()
+    edit_manifest(version="2.0.0")
+    (tmp_path / "systemctl.log.broken").write_text("b")
+    (tmp_path / "device.toml").write_text('[camera]\nsource = "v4l2:1"\n')
+    [outcome] = board.flash(bundle_root, **service)
+    assert outcome.status == "rolled back"
+    assert outcome.words == "the service does not start: Job failed.; it is as it was before"
+    assert board.version() == "1.2.3"
+    assert (board.root / "etc/eyas/device.toml").read_text() == ""
+    assert (tmp_path / "systemctl.log.active").exists(), "the service is down"
+
+
+def test_a_first_service_that_does_not_start(
+    board: Board, bundle_root: Path, service: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "systemctl.log.broken").write_text("a")
+    [outcome] = board.flash(bundle_root, **service)
+    assert outcome.status == "failed"
+    assert outcome.words.endswith("nothing to go back to")
+    (tmp_path / "systemctl.log.broken").unlink()
+    assert board.flash(bundle_root, **service)[0].ok
+
+
+def test_a_service_needs_a_configuration(board: Board, bundle_root: Path, service: dict[str, object]) -> None:
+    [outcome] = board.flash(bundle_root, **{**service, "config": None})
+    assert "--config FILE brings one" in outcome.words
+    assert board.version() is None
+
+
+def test_an_environment_of_wheels_for_an_off_line_device(
+    board: Board, bundle_root: Path, edit_manifest: Callable[..., None]
+) -> None:
+    """The whole way, with a real environment: wheels fetched here, nothing fetched there."""
+    options: dict[str, object] = {"python": None, "offline": True}
+    [first] = board.flash(bundle_root, **options)
+    if "cannot be" in first.words and os.environ.get("CI") != "true":
+        pytest.skip(f"no package index can be reached: {first.words}")
+    assert first.status == "flashed", (first, board.lines)
+    assert first.words.endswith("new: model, environment")
+    link = board.root / "opt/eyas/venv"
+    assert (link / "eyas.stamp").is_file()
+    assert board.flash(bundle_root, **options)[0].status == "unchanged"
+    environment = link.resolve()
+    (environment / "eyas.stamp").unlink()  # as an installation leaves it that was cut off
+    edit_manifest(version="2.0.0")
+    [planned] = board.flash(bundle_root, dry_run=True, **options)
+    assert "make " in planned.words
+    assert environment.name in planned.words
+
+
+def test_the_verb(board: Board, bundle_root: Path) -> None:
+    app = typer.Typer()
+    app.command()(verbs.flash)
+    options = [word for option in board.access.options for word in ("--ssh-option", option)]
+    words = ["--bundle", str(bundle_root), "--python", sys.executable, "--root", str(board.root)]
+    words += ["--identity", str(board.key), *options]
+    done = CliRunner().invoke(app, [board.name, *words])
+    assert done.exit_code == 0, done.output
+    assert f"{board.name}: flashed: tiny-shapes 1.2.3 in slot a" in done.output
+    dead = f"127.0.0.1:{device.free_port()}"
+    done = CliRunner().invoke(app, [dead, *words])
+    assert done.exit_code == 1
+    assert f"{dead}: failed: cannot be reached" in done.output
+
+
+def test_a_benchmark_there(board: Board, bundle_root: Path, tmp_path: Path) -> None:
+    result = '{"board": {"model": "Raspberry Pi 5 Model B Rev 1.0"}, "results": []}'
+    board.tool("agent", f"""#!/bin/sh\necho "$*" >> "{board.root}/asked"\necho '{result}'\n""")
+    agent = str(board.tools / "agent")
+    out = bench(board.name, bundle_root, tmp_path / "results", root=str(board.root), python=agent, access=board.access)
+    assert out == tmp_path / "results/raspberry-pi-5-model-b-rev-1-0.json"
+    assert msgspec.json.decode(out.read_bytes())["results"] == []
+    asked = (board.root / "asked").read_text().splitlines()[-1]
+    assert asked.startswith("-m eyas_device bench --bundle ")
+    assert asked.endswith("--json -")
+    with pytest.raises(FleetError, match="flash it first"):
+        bench(board.name, None, tmp_path, root=str(board.root), access=board.access)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"board": "///"}', "nothing", "[" * 100_000])
+def test_an_answer_without_a_board(text: str) -> None:
+    with pytest.raises(FleetError):
+        board_name(text, "here")
+
+
+@pytest.mark.parametrize("text", ["pi@camera", "camera", "pi@10.0.0.7:2222", "pi@[fe80::1]:22", "a.b-c_d"])
+def test_targets(text: str) -> None:
+    assert str(Target.parse(text)) == text
+
+
+@given(
+    st.one_of(st.sampled_from(["", "-oProxyCommand=x", "a@-b", "a b", "a;b", "a@b:0", "a@b:99999", "a\n"]), st.text())
+)
+def test_a_target_is_plain_or_refused(text: str) -> None:
+    try:
+        target = Target.parse(text)
+    except FleetError:
+        return
+    assert not target.host.startswith("-")
+    assert not target.user.startswith("-")
+    assert str(target).isascii()
+    assert not set(str(target)) & set(" \t\n'\"$`;|&<>()*?!#~\\")
+
+
+@given(
+    words=st.lists(st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])), min_size=1, max_size=9)
+)
+@settings(max_examples=10, deadline=None)
+def test_words_arrive_as_they_are(remote: Remote, words: list[str]) -> None:
+    assert remote.run("printf", "%s\\0", *words).out.split("\0") == [*words, ""]
+
+
+@pytest.fixture(scope="module")
+def remote(server: Board) -> Iterator[Remote]:
+    with Remote(Target.parse(server.name), server.access) as connection:
+        yield connection
+
+
+def test_a_command_that_does_not_end(remote: Remote) -> None:
+    with pytest.raises(FleetError, match=r"no end within 0\.5 s"):
+        remote.run("sleep", "20", timeout_s=0.5)
+
+
+FIT = Facts(
+    system="Linux",
+    machine="aarch64",
+    bits="64",
+    glibc="glibc 2.36",
+    uid="0",
+    user="root",
+    rsync="/usr/bin/rsync",
+    python="/usr/bin/python3",
+    python_version="3.11.2",
+    venv="yes",
+    opt_free_kb="10000000",
+    state_free_kb="10000000",
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"machine": "armv7l", "bits": "32"}, "a 64-bit system is needed"),
+        ({"bits": "32"}, "32-bit programs"),
+        ({"system": "Darwin"}, "Linux is needed"),
+        ({"python": ""}, "no Python 3.10"),
+        ({"venv": "no"}, "apt-get install python3-venv"),
+        ({"rsync": ""}, "apt-get install rsync"),
+        ({"glibc": "glibc 2.27"}, "2.28 or newer"),
+        ({"glibc": ""}, "glibc unknown"),
+        ({"opt_free_kb": "100000"}, "102 MB free, 700 MB needed"),
+        ({"state_free_kb": "junk"}, "not known"),
+        ({"uid": "1000", "user": "pi"}, "password-less sudo"),
+        ({"venv_link": "."}, "a folder that somebody made"),
+    ],
+)
+def test_preflight(change: dict[str, str], told: str) -> None:
+    def found(facts: Facts) -> list[str]:
+        return faults(facts, Layout(), bundle_bytes=1_000_000, environment=True, service=True)
+
+    assert found(FIT) == []
+    [fault] = found(msgspec.structs.replace(FIT, **change))
+    assert told in fault
+
+
+def test_profiles_and_becoming_root() -> None:
+    change = msgspec.structs.replace
+    assert FIT.profile == "device-numpy2"
+    assert change(FIT, picamera2="yes", numpy="1.24.2").profile == "device-numpy1"
+    assert change(FIT, picamera2="yes", numpy="2.2.4").profile == "device-numpy2"
+    assert change(FIT, python_version="3.10.12").profile == "device-jetpack6"
+    pi = change(FIT, uid="1000", sudo="yes", opt_writable="yes", state_writable="yes")
+    assert become(FIT, Layout(), service=True) == ()
+    assert become(pi, Layout(), service=True) == ("sudo", "-n")
+    assert become(pi, Layout("/home/pi/eyas"), service=False) == ()
+    assert warnings(FIT) == []
+    assert warnings(change(FIT, skew_s=-1.7e9)) == ["its clock is 1700000000 s behind: set up NTP"]
