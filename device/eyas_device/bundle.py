@@ -192,14 +192,10 @@ class Bundle:
             return None
         data = self._arrays(self.manifest.reference)
         names = [field.name for field in msgspec.structs.fields(Reference)]
-        arrays = {name: np.asarray(data[name], dtype=np.float32) for name in names if name in data}
-        sound = len(arrays) == len(names) and all(np.isfinite(array).all() for array in arrays.values())
-        if sound:
-            (k, d), n = arrays["components"].shape[-2:] or (0, 0), arrays["distances"].size
-            shapes = {"mean": (d,), "scale": (d,), "components": (k, d), "spread": (k,), "distances": (n,)}
-            sound = n > 0 and arrays["residual"].shape == () and all(arrays[m].shape == s for m, s in shapes.items())
-            sound = sound and min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0
-        if not sound:
+        arrays = {
+            name: data[name].astype(np.float32) for name in names if name in data and data[name].dtype.kind == "f"
+        }
+        if len(arrays) != len(names) or not _fits(arrays):
             raise BundleError(f"{self.root / self.manifest.reference.path}: malformed; pack the bundle again")
         return Reference(**{**arrays, "residual": float(arrays["residual"])})  # type: ignore[arg-type]
 
@@ -296,6 +292,18 @@ def _validate(manifest: Manifest, path: Path) -> None:
         pure = PurePosixPath(file.path)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or not file.path.isprintable():
             raise BundleError(f"{path}: file {file.path!r} is not a plain path inside of the bundle")
+
+
+def _fits(arrays: Mapping[str, Floats]) -> bool:
+    """Whether the arrays of a `Reference` have shapes that belong together and values that can be computed with."""
+    if arrays["components"].ndim != 2 or not all(np.isfinite(array).all() for array in arrays.values()):
+        return False
+    k, d = arrays["components"].shape
+    n = arrays["distances"].size
+    shapes = {"mean": (d,), "scale": (d,), "spread": (k,), "distances": (n,), "residual": ()}
+    if n == 0 or d == 0 or k == 0 or any(arrays[name].shape != shape for name, shape in shapes.items()):
+        return False
+    return bool(min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0)
 
 
 def _extras(manifest: Manifest) -> list[File]:

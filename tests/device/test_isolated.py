@@ -26,20 +26,17 @@ from eyas_device.camera.isolated import IsolatedCamera
 from eyas_device.camera.opencv import Settings, jpeg
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
 
-from .conftest import free_port
 from .readers import Told, pixels
+from .servers import PLENTY_S, RtspServer
 from .streams import picture
 
 ROOT = Path(__file__).parents[2]
-SYSTEM_PYTHON = "/usr/bin/python3"
-PLENTY_S = 20.0
-"""Far beyond what anything here takes on a busy machine, and far below the waits that would be wrong."""
 
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children find these tests' readers."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
 
 def isolated(how: str = "raw", *, timeout_s: float = 10.0, **told: Any) -> IsolatedCamera:
@@ -271,47 +268,12 @@ def test_nothing_is_left_after_many_reopenings() -> None:
 # --- RTSP, against a real server
 
 
-class RtspServer:
-    """`rtsp_server.py` on a port of its own."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [SYSTEM_PYTHON, str(Path(__file__).with_name("rtsp_server.py")), str(self.port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-        )
-        assert self.process.stdout is not None
-        if not self.process.stdout.readline():
-            why = "GStreamer's RTSP server is not installed (make system-deps)"
-            assert self.process.wait(PLENTY_S) == 77, "the RTSP server did not start"
-            if os.environ.get("CI") == "true":
-                pytest.fail(why)
-            pytest.skip(why)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(PLENTY_S)
-
-    @property
-    def url(self) -> str:
-        return f"rtsp://127.0.0.1:{self.port}/ball"
-
-
 @pytest.fixture
 def rtsp() -> Iterator[RtspServer]:
-    if not Path(SYSTEM_PYTHON).exists() and os.environ.get("CI") != "true":
-        pytest.skip(f"there is no {SYSTEM_PYTHON}")
     server = RtspServer()
     server.start()
     yield server
-    server.stop()
+    server.kill()
 
 
 def test_rtsp_delivers_moving_pictures(rtsp: RtspServer) -> None:
@@ -338,7 +300,7 @@ def test_rtsp_that_hangs_or_dies_is_told(rtsp: RtspServer) -> None:
         os.kill(rtsp.process.pid, signal.SIGCONT)
     with open_camera(rtsp.url, timeout_s=15) as camera:
         taken(camera)
-        rtsp.stop()
+        rtsp.kill()
         with pytest.raises(CameraError):
             for _ in range(100):
                 camera.capture()
@@ -564,7 +526,7 @@ class Picamera2:
 
 def test_picamera2_delivers_through_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "picamera2.py").write_text(PICAMERA2)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with open_camera("picamera2:?size=64x48&fps=10") as camera:
         image = taken(camera).image
     assert isinstance(image, np.ndarray) and image.shape == (48, 64, 3) and image.min() == image.max() == 7

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -320,37 +321,36 @@ def test_a_beat_that_failed_is_tried_again_soon_but_not_at_every_turn(tmp_path: 
 
 # --- a process of its own --------------------------------------------------------------------------------------------
 
-_SERVICE = """
-import sys
-from eyas_device.camera import open_camera
-from eyas_device.pipeline import Loop, Signals
-from eyas_device.predict import Classifier
-from eyas_device.service import Notifier
 
-with Notifier() as notifier, Classifier.open(sys.argv[1]) as classifier:
-    loop = Loop(classifier, open_camera("fake:?frames=1000000&size=64x64"), [notifier])
-    with Signals(loop):
-        loop.run()
-"""
-
-
-def test_a_real_process_is_ready_beats_and_stops(manager: Manager, pristine_bundle: Path) -> None:
-    command = [sys.executable, "-c", _SERVICE, str(pristine_bundle)]
+def test_the_real_service_is_ready_beats_reloads_and_stops(manager: Manager, pristine_bundle: Path) -> None:
+    command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(pristine_bundle)]
     process = subprocess.Popen(
-        command, env={**os.environ, "NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "300000"}, stderr=subprocess.DEVNULL
+        [*command, "--camera", "fake:?frames=1000000000&size=64x64&fps=100"],
+        env={**os.environ, "NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "300000"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    try:
-        lines: list[str] = []
+    lines: list[str] = []
+
+    def wait_for(line: str, times: int) -> None:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and lines.count("WATCHDOG=1") < 5:
-            lines += manager.lines(wait_s=1.0)
+        while lines.count(line) < times:
+            assert time.monotonic() < deadline and process.poll() is None, lines
+            lines.extend(manager.lines(wait_s=1.0))
+
+    try:
+        wait_for("READY=1", 1)
+        wait_for("WATCHDOG=1", 5)
+        process.send_signal(signal.SIGHUP)
+        wait_for("READY=1", 2)
         process.terminate()
         assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()
     lines += manager.lines()
-    assert lines.count("READY=1") == 1 and lines.count("WATCHDOG=1") >= 5 and lines[-1] == "STOPPING=1"
+    told = [line for line in lines if line in ("READY=1", "RELOADING=1", "STOPPING=1")]
+    assert told == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
     assert manager.pids == {process.pid}, "NotifyAccess=main: only the main process may tell"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,33 +22,8 @@ from eyas_device.camera.options import hidden
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
 from eyas_device.preprocess import picture_size
 
-from .conftest import free_port
+from .servers import PLENTY_S, StreamServer
 from .streams import part, picture
-
-PLENTY_S = 20.0
-"""Far beyond what anything here takes on a busy machine, and far below the waits that would be wrong."""
-
-
-class StreamServer:
-    """`streams.py` in a process of its own."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self) -> None:
-        path = str(Path(__file__).with_name("streams.py"))
-        self.process = subprocess.Popen([sys.executable, path, str(self.port)], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        assert int(self.process.stdout.readline()) == self.port
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(PLENTY_S)
-
-    def spec(self, mode: str, login: str = "") -> str:
-        return f"mjpeg:http://{login}127.0.0.1:{self.port}/{mode}"
 
 
 @pytest.fixture(scope="module")

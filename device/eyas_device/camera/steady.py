@@ -206,11 +206,11 @@ class SteadyCamera(Closing):
             self._lose(condition, reason, frozen=True)
             return False
         self._bad_since = None
-        if size is not None and self._is_resized(size):
-            return False
         if self._is_black(frame, now):
             self._say("black", f"every value of the picture is at most {self._black_level:g}")
             raise PictureError(f"{frame.source}: black; is the lens covered, or the light off?")
+        if size is not None and self._is_resized(size):
+            return False
         if self._good_since is None:
             self._good_since = now
         return True

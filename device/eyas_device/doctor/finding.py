@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
+from eyas_device.board.reading import Runner, run_command, text
 from eyas_device.config import Config
 from eyas_device.doctor.child import in_child
 
@@ -49,30 +49,6 @@ def grey(text: str, mend: str = "") -> Finding:
     return Finding("grey", text, mend)
 
 
-class Ran(NamedTuple):
-    """A command that ended."""
-
-    code: int
-    output: str
-
-
-def run_command(command: Sequence[str], timeout_s: float) -> Ran | None:
-    """Run a command of the system; None if there is no such command or it did not end in time."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return Ran(done.returncode, done.stdout)
-
-
 def installed(package: str) -> str | None:
     """The version of an installed package, None without it."""
     try:
@@ -101,7 +77,8 @@ class Context:
     version: Callable[[str], str | None] = installed
     """Of an installed package."""
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
-    run: Callable[[Sequence[str], float], Ran | None] = run_command
+    run: Runner = run_command
+    """Runs a command of the system."""
     job: Callable[[str, Mapping[str, object], float], Any] = in_child
     """Runs one of `eyas_device.doctor.work.JOBS` where it may hang and crash."""
 
@@ -112,11 +89,7 @@ class Context:
 
     def read(self, path: str) -> str | None:
         """The text of a small file below `root`, None if it cannot be read."""
-        try:
-            with (self.root / path).open("rb") as stream:
-                return stream.read(1 << 16).decode("utf-8", "replace")
-        except OSError:
-            return None
+        return text(self.root / path)
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import resource
 import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
 
+from eyas_device.board import Throttle, read_pressure, read_vitals
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 
 UNIT = "eyas-device.service"
@@ -28,8 +29,6 @@ HOT_C = (85.0, 75.0)
 PRESSURE = 40.0
 """Per cent of the last minute in which something waited for the processor."""
 DESCRIPTORS = 256
-_THROTTLED = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-"""Bits of the firmware's `get_throttled`: now; 16 higher: since the start."""
 _COMMAND_S = 5.0
 _UNSYNC = 0x40  # STA_UNSYNC of adjtimex(2)
 _TIME_ERROR = 5
@@ -83,60 +82,40 @@ def inodes(context: Context) -> Finding:
 
 def temperature(context: Context) -> Finding:
     """Whether the processor is too hot, or was slowed down."""
-    heat = read_heat(context)
-    if heat.celsius is None and heat.throttled is None:
+    vitals = read_vitals(context.root, run=context.run)
+    celsius = vitals.temperature_c or max(vitals.temperatures_c.values(), default=None)
+    throttle = vitals.throttle or Throttle()
+    before = [what for what in throttle.since_boot if what not in throttle.now]
+    parts = [] if celsius is None else [f"{celsius:.0f} °C"]
+    parts += [f"now {', '.join(throttle.now)}"] * bool(throttle.now)
+    parts += [f"since the start {', '.join(before)}"] * bool(before)
+    if not parts:
         return grey("no sensor")
-    parts = [] if heat.celsius is None else [f"{heat.celsius:.0f} °C"]
-    bits = heat.throttled or 0
-    at_once = [name for bit, name in _THROTTLED.items() if bits >> bit & 1]
-    before = [name for bit, name in _THROTTLED.items() if bits >> (bit + 16) & 1 and name not in at_once]
-    parts += [f"now {', '.join(at_once)}"] * bool(at_once) + [f"since the start {', '.join(before)}"] * bool(before)
-    mend = (
-        "a stronger power supply" if "under-voltage" in at_once + before else "a heat sink, a fan or a lower loop.duty"
-    )
-    celsius = heat.celsius or 0.0
-    if celsius >= HOT_C[0] or at_once:
+    weak = "under-voltage" in (*throttle.now, *before)
+    mend = "a stronger power supply" if weak else "a heat sink, a fan or a lower loop.duty"
+    if (celsius or 0) >= HOT_C[0] or throttle.now:
         return red("; ".join(parts), mend)
-    return yellow("; ".join(parts), mend) if celsius >= HOT_C[1] or before else green("; ".join(parts))
-
-
-class Heat(NamedTuple):
-    """How hot the machine is, and what its firmware did about it."""
-
-    celsius: float | None
-    """The hottest zone."""
-    throttled: int | None
-    """The firmware's `get_throttled` bits."""
-
-
-def read_heat(context: Context) -> Heat:
-    """The sensors of the machine; None for those that it lacks or that say nonsense."""
-    zones = sorted((context.root / "sys/class/thermal").glob("thermal_zone*"))
-    readings = [_integer(context.read(f"{zone.relative_to(context.root)}/temp")) for zone in zones]
-    celsius = [reading / 1000 for reading in readings if reading is not None and -40_000 <= reading <= 150_000]
-    bits = context.read("sys/devices/platform/soc/soc:firmware/get_throttled")
-    return Heat(max(celsius, default=None), _integer(bits, base=16))
+    return yellow("; ".join(parts), mend) if (celsius or 0) >= HOT_C[1] or before else green("; ".join(parts))
 
 
 def processor(context: Context) -> Finding:
     """Whether other work keeps the processor from the camera."""
-    cores, pressure = os.cpu_count() or 1, context.read("proc/pressure/cpu")
-    try:
-        words = dict(word.split("=") for word in (pressure or "").splitlines()[0].split()[1:])
-        share = float(words["avg60"])
-    except (IndexError, KeyError, ValueError):
+    cores, pressure = os.cpu_count() or 1, read_pressure(context.root)
+    if pressure is None:
         return grey(f"{cores} cores; the kernel does not tell its pressure", "start the kernel with psi=1")
-    text = f"{cores} cores, pressure {share:.0f} % of the last minute"
-    return green(text) if share < PRESSURE else yellow(text, "see what else runs: top")
+    text = f"{cores} cores, pressure {pressure.avg60:.0f} % of the last minute"
+    return green(text) if pressure.avg60 < PRESSURE else yellow(text, "see what else runs: top")
 
 
 def memory(context: Context) -> Finding:
     """Whether there is memory for the model."""
     lines = (context.read("proc/meminfo") or "").splitlines()
-    kilobytes = next((_integer(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    if kilobytes is None:
+    told = next(
+        (re.fullmatch(r"MemAvailable:\s+(\d{1,15}) kB", line, re.ASCII) for line in lines if "Avail" in line), None
+    )
+    if told is None:
         return grey("the kernel does not tell")
-    available = kilobytes * 1024 / _MB
+    available = int(told[1]) * 1024 / _MB
     text, mend = f"{available:.0f} MB available", "see what else runs, or use a smaller model"
     if available < MEMORY_MB[0]:
         return red(text, mend)
@@ -156,10 +135,10 @@ def service(context: Context) -> Finding:
     if not (context.root / "run/systemd/system").is_dir():
         return grey("systemd does not run here")
     names = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts")
-    ran = context.run(["systemctl", "show", UNIT, *(f"--property={name}" for name in names)], _COMMAND_S)
-    if ran is None or ran.code != 0:
+    told = context.run(["systemctl", "show", UNIT, *(f"--property={name}" for name in names)], _COMMAND_S)
+    if told is None:
         return yellow("systemctl does not answer", "see `systemctl status`")
-    state = dict(line.split("=", 1) for line in ran.output.splitlines() if "=" in line)
+    state = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
     if state.get("LoadState") != "loaded":
         text, mend = f"{UNIT} is not installed", f"copy device/{UNIT} to /etc/systemd/system"
         return yellow(text, mend) if context.config_path is None else red(text, mend)
@@ -176,8 +155,7 @@ def service(context: Context) -> Finding:
 
 def service_is_active(context: Context) -> bool:
     """Whether the service runs, and so may hold the camera."""
-    ran = context.run(["systemctl", "is-active", "--quiet", UNIT], _COMMAND_S)
-    return ran is not None and ran.code == 0
+    return context.run(["systemctl", "is-active", "--quiet", UNIT], _COMMAND_S) is not None
 
 
 class _Timex(ctypes.Structure):
@@ -224,13 +202,6 @@ def _write_fault(folder: Path) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _integer(text: str | None, *, base: int = 10) -> int | None:
-    try:
-        return int((text or "").strip(), base)
-    except ValueError:
-        return None
 
 
 def _date(seconds: float) -> str:
