@@ -4,20 +4,22 @@ VENV    := .venv
 PYTHON  ?= python3
 BIN     := $(VENV)/bin
 RECIPE  ?= models/solar-cells/recipe.toml
+BUNDLE  ?= runs/solar-cells/bundle
 TORCH   ?= cuda
 STAMP   := $(VENV)/.installed-$(TORCH)
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format bench-main-job system-deps clean
+.PHONY: help install distill test check format flash bench test-arm soak bench-main-job bench-frame-loop system-deps clean
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled pictures to a classifier on a fleet of cameras"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  RECIPE=path   the recipe of distill (default $(RECIPE))"
+	@echo "  BUNDLE=DIR    the bundle of flash (default $(BUNDLE))"
 	@echo "  TORCH=cpu     install the CPU build of torch, where its index can be reached"
 
 install: $(STAMP) ## the virtual environment with everything in it; quick when nothing changed
@@ -49,9 +51,30 @@ format: install ## let ruff format the code
 bench-main-job: install ## time and score the main job over three seeds (about an hour)
 	$(BIN)/python benchmarks/main_job.py --json benchmarks/results/main-job.json
 
-system-deps: ## what tests need from the system (apt): a real MQTT broker
-	@command -v mosquitto >/dev/null || test -x /usr/sbin/mosquitto || \
-		( $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends mosquitto )
+flash: install ## bring BUNDLE to a camera: make flash DEVICE=user@host BUNDLE=DIR [CONFIG=FILE]
+	$(BIN)/eyas flash $(DEVICE) --bundle $(BUNDLE) $(if $(CONFIG),--config $(CONFIG)) $(FLASH_FLAGS)
+
+bench: install ## measure on a camera: make bench DEVICE=user@host [BUNDLE=DIR]
+	$(BIN)/eyas bench $(DEVICE) $(if $(filter-out default undefined,$(origin BUNDLE)),--bundle $(BUNDLE))
+
+test-arm: install ## the device's programs on emulated aarch64, compared with this machine
+	tests/arm/userland.sh
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/arm
+
+soak: install ## half an hour with a camera that dies every twenty seconds
+	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
+
+bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe (minutes)
+	$(BIN)/python benchmarks/frame_loop.py --json benchmarks/results/frame-loop.json
+
+SYSTEM_DEPS := mosquitto openssh-client openssh-server rsync systemd \
+	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot
+
+system-deps: ## what tests need from the system (apt): MQTT broker, ssh and RTSP servers, aarch64 tools
+	@if dpkg-query --show --showformat='$${db:Status-Status}\n' $(SYSTEM_DEPS) 2>&1 | grep -qvx installed; then \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_DEPS); \
+	fi
 
 clean: ## remove the virtual environment, runs and caches
-	rm -rf $(VENV) runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arm runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ import typer
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
+from eyas_host.fleet import verbs as fleet
 from eyas_host.quiet import quiet_libraries
 
 STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
@@ -120,6 +121,10 @@ def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> 
     code = demonstrate(Context(recipe, runs / recipe.run.name))
     if code:
         raise typer.Exit(code)
+
+
+app.command(rich_help_panel="Devices")(fleet.flash)
+app.command(rich_help_panel="Devices")(fleet.bench)
 
 
 @app.callback(invoke_without_command=True)

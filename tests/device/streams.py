@@ -92,6 +92,14 @@ class Handler(BaseHTTPRequestHandler):
             for half in (piece[:30], piece[30:]):
                 yield f"{len(half):x}\r\n".encode() + half + b"\r\n"
 
+    def _large(self) -> Iterator[bytes]:
+        """Frames of 100 kB: what a reader leaves in the socket is more than one read."""
+        number = 0
+        while True:
+            yield part(picture(number) + bytes(100_000))
+            number += 1
+            time.sleep(1 / FPS)
+
     def _flood(self) -> Iterator[bytes]:
         """As fast as the socket takes them."""
         pieces = [part(picture(number)) for number in range(48)]

@@ -380,6 +380,11 @@ def test_camera(spec: str, status: str, words: str) -> None:
     assert (found.status, words in found.text) == (status, True), found
 
 
+def test_a_mistaken_specification_is_not_blamed_on_the_service() -> None:
+    found = answers.camera(context(camera="nonsense", run=lambda command, timeout_s: ""))
+    assert found.status == "red" and "run --help" in found.mend
+
+
 def test_a_camera_that_the_running_service_may_hold_is_yellow() -> None:
     found = answers.camera(context(camera="fake:?lost=0", run=lambda command, timeout_s: ""))
     assert found.status == "yellow" and "stop eyas-device" in found.mend

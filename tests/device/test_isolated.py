@@ -296,6 +296,8 @@ def test_rtsp_that_hangs_or_dies_is_told(rtsp: RtspServer) -> None:
         with pytest.raises(CameraError, match="no frame came within"):
             for _ in range(100):
                 camera.capture()
+        with pytest.raises(CameraError, match=r"the host answers, but no stream came within 1.5 s"):
+            open_camera(rtsp.url, timeout_s=1.5)
         assert time.monotonic() - started < PLENTY_S
         os.kill(rtsp.process.pid, signal.SIGCONT)
     with open_camera(rtsp.url, timeout_s=15) as camera:

@@ -325,7 +325,7 @@ def test_a_beat_that_failed_is_tried_again_soon_but_not_at_every_turn(tmp_path: 
 def test_the_real_service_is_ready_beats_reloads_and_stops(manager: Manager, pristine_bundle: Path) -> None:
     command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(pristine_bundle)]
     process = subprocess.Popen(
-        [*command, "--camera", "fake:?frames=1000000000&size=64x64&fps=100"],
+        [*command, "--camera", "fake:?frames=999999999&size=64x64&fps=100"],
         env={**os.environ, "NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "300000"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from eyas_device.preprocess import Pixels, picture_size
 Condition = Literal["opening", "delivering", "lost", "frozen", "black", "resized", "closed"]
 _MAX_SIDE = 16_384
 _BLACK_EVERY_S = 1.0
+_LONG_S = 60.0
 _ROWS = 16
 """Of raw pixels every so many rows are compared: noise alone makes any of them differ."""
 
@@ -54,7 +55,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """Longest wait before the first attempt; it doubles with each further one."""
     most_s: float = 30.0
     """Longest wait of all."""
-    reset_s: float = 60.0
+    reset_s: float = 10.0
     """After good delivery for so long the count of attempts begins again."""
 
     def bound_s(self, attempt: int) -> float:
@@ -165,10 +166,12 @@ class SteadyCamera(Closing):
         """Open the source in a thread of its own, because opening cannot be interrupted but `close` must not wait."""
         opening = _Opening(self._open)
         with self._guard:
+            if self._closing.is_set():
+                return
             self._opening = opening
         opening.start()
-        while not opening.done.wait(1.0) and not self._closing.is_set():
-            pass
+        while not opening.done.wait(_LONG_S):
+            pass  # the source's own timeout ends it, or `close`
         with self._guard:
             self._opening = None
             wanted = not self._closing.is_set()

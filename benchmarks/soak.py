@@ -1,0 +1,162 @@
+"""Half an hour at full rate with a camera that dies every twenty seconds: `make soak`.
+
+    python benchmarks/soak.py [--quick] [--minutes 30] [--json FILE]
+
+A real MJPEG server is killed and started again while `eyas-device run` answers its frames. Measured from outside, in
+/proc: memory, threads and file descriptors; and from what the agent says: how long after each return of the server the
+camera delivers again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from common import Figure, finish
+
+from eyas_device.camera.steady import Backoff
+from eyas_host.machine import cpu_pressure
+
+BUNDLE = Path("runs/solar-cells/bundle")
+SERVER = Path("tests/device/streams.py")
+_LIVES_S, _DOWN_S, _SAMPLE_S = 20.0, 2.0, 5.0
+_SETTLED = 0.2
+"""Part of the samples at the start that warm up."""
+
+
+class Agent:
+    """`eyas-device run` on the server's stream, and when it said what."""
+
+    def __init__(self, bundle: Path, port: int) -> None:
+        command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(bundle)]
+        command += ["--camera", f"mjpeg:http://127.0.0.1:{port}/normal"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.said: list[tuple[float, str]] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said.append((time.monotonic(), line.rstrip()))
+
+    def sample(self) -> tuple[float, int, int]:
+        """Resident memory in MB, threads, file descriptors."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        fields = {name: int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "Threads")}  # type: ignore[index]
+        return fields["VmRSS"] / 1024, fields["Threads"], len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def end(self) -> int:
+        """Stop it as systemd would."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def main() -> None:
+    """Soak and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="four minutes")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    if not given.bundle.is_dir():
+        raise SystemExit(f"{given.bundle} is not there: make distill, or --bundle DIR")
+    minutes = 4.0 if given.quick else given.minutes
+    before = cpu_pressure()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = _serve(port)
+    agent = Agent(given.bundle, port)
+    samples, returns = [], []
+    ends = time.monotonic() + 60 * minutes
+    try:
+        dies, sampled = time.monotonic() + _LIVES_S, time.monotonic() + _SAMPLE_S
+        while time.monotonic() < ends:
+            time.sleep(0.1)
+            if agent.process.poll() is not None:
+                raise SystemExit(f"the agent ended with {agent.process.returncode}: {agent.said[-3:]}")
+            if time.monotonic() >= sampled:
+                samples.append((time.monotonic(), *agent.sample()))
+                sampled += _SAMPLE_S
+                left = (ends - time.monotonic()) / 60
+                print(f"\r{samples[-1][1]:.1f} MB, {len(returns)} losses, {left:.1f} min left ", end="", flush=True)
+            if time.monotonic() >= dies and ends - time.monotonic() > _LIVES_S:
+                server.kill()
+                server.wait()
+                time.sleep(_DOWN_S)
+                server = _serve(port)
+                returns.append(time.monotonic())
+                dies = time.monotonic() + _LIVES_S
+        code = agent.end()
+    finally:
+        print()
+        server.kill()
+        agent.process.kill()
+    finish(figures(samples, returns, agent.said, code), before, given.json)
+
+
+def figures(
+    samples: list[tuple[float, float, int, int]], returns: list[float], said: list[tuple[float, str]], code: int
+) -> dict[str, Figure]:
+    """What the samples and the agent's lines say."""
+    times, memory, threads, files = np.array(samples[int(len(samples) * _SETTLED) :]).T
+    slope, noise = _slope((times - times[0]) / 3600, memory)
+    back = [when for when, line in said if line.startswith("camera delivering")]
+    waits = [min((when - returned for when in back if when > returned), default=np.inf) for returned in returns]
+    backoff = Backoff()
+    attempt = 0
+    while sum(backoff.bound_s(n) for n in range(attempt + 1)) < 2 * _DOWN_S:  # waits are half their bound on average
+        attempt += 1
+    allowed = 2 * backoff.bound_s(attempt)
+    frames = [int(match[1]) for _, line in said if (match := re.match(r"frames (\d+)", line))]
+    return {
+        "losses": Figure(value=len(returns), unit="", note=f"the server was killed every {_LIVES_S:.0f} s"),
+        "recovered": Figure(
+            value=float(np.isfinite(waits).mean()), unit="of losses", bound=1.0, note="the camera delivered again"
+        ),
+        "slowest_recovery_s": Figure(
+            value=float(max(waits)),
+            unit="s",
+            bound=allowed,
+            better="lower",
+            spread=f"median {np.median(waits):.2f}",
+            note=f"after the server's return; twice the backoff of {backoff.bound_s(attempt):g} s",
+        ),
+        "memory_slope_mb_h": Figure(
+            value=slope,
+            unit="MB/h",
+            bound=max(1.0, 2 * noise),
+            better="lower",
+            spread=f"standard error {noise:.2f}",
+            note=f"resident {np.median(memory):.1f} MB, at most {memory.max():.1f} MB",
+        ),
+        "threads_gained": Figure(value=float(threads[-1] - threads[0]), unit="", bound=0, better="lower"),
+        "descriptors_gained": Figure(value=float(files[-1] - files[0]), unit="", bound=0, better="lower"),
+        "frames": Figure(value=float(max(frames)), unit="", note=f"answered; the agent ended with {code}"),
+    }
+
+
+def _slope(hours: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Least-squares slope and its standard error."""
+    (slope, _), covariance = np.polyfit(hours, values, 1, cov=True)
+    return float(slope), float(np.sqrt(covariance[0, 0]))
+
+
+def _serve(port: int) -> subprocess.Popen[str]:
+    server = subprocess.Popen([sys.executable, str(SERVER), str(port)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    server.stdout.readline()
+    return server
+
+
+if __name__ == "__main__":
+    main()
