@@ -104,6 +104,11 @@ class Manifest(msgspec.Struct, frozen=True):
     min_agent_version: str = "0.1.0"
     created: str = ""
 
+    def files(self) -> list[File]:
+        """All files that the bundle records: the artefacts', the golden pictures, the reference."""
+        extras = [file for file in (self.golden, self.reference) if file is not None]
+        return [file for artefact in self.artefacts for file in artefact.files] + extras
+
 
 class Golden(msgspec.Struct, frozen=True):
     """Camera-like pictures and the probabilities each artefact gave for them on the host."""
@@ -149,7 +154,7 @@ class Bundle:
         Raises `BundleError` if the directory is no bundle, is for another schema or a newer agent, or was altered.
         """
         bundle = cls(root, read_manifest(root))
-        for file in bundle._files():
+        for file in bundle.manifest.files():
             bundle._check(file)
         return bundle
 
@@ -212,10 +217,6 @@ class Bundle:
             raise
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise BundleError(f"{path}: cannot be read ({error})") from None
-
-    def _files(self) -> list[File]:
-        files = [file for artefact in self.manifest.artefacts for file in artefact.files]
-        return files + _extras(self.manifest)
 
     def _check(self, file: File) -> None:
         path = self.root / file.path
@@ -288,7 +289,7 @@ def _validate(manifest: Manifest, path: Path) -> None:
     for runtime, name in manifest.use.items():
         if not any(a.name == name and a.runtime == runtime for a in manifest.artefacts):
             raise BundleError(f"{path}: use.{runtime} is {name!r}, which is no {runtime} artefact of this bundle")
-    for file in [f for a in manifest.artefacts for f in a.files] + _extras(manifest):
+    for file in manifest.files():
         pure = PurePosixPath(file.path)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or not file.path.isprintable():
             raise BundleError(f"{path}: file {file.path!r} is not a plain path inside of the bundle")
@@ -304,10 +305,6 @@ def _fits(arrays: Mapping[str, Floats]) -> bool:
     if n == 0 or d == 0 or k == 0 or any(arrays[name].shape != shape for name, shape in shapes.items()):
         return False
     return bool(min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0)
-
-
-def _extras(manifest: Manifest) -> list[File]:
-    return [file for file in (manifest.golden, manifest.reference) if file is not None]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -282,7 +282,7 @@ def _inspect(source: Path) -> dict[str, int]:
     except RecursionError:
         raise BundleError(f"{source / MANIFEST}: nested too deeply; this is no manifest") from None
     files = {MANIFEST: MOST_TEXT_BYTES}
-    for file in [f for a in manifest.artefacts for f in a.files] + ([manifest.golden] if manifest.golden else []):
+    for file in manifest.files():
         pure = PurePosixPath(file.path)
         taken = file.path in (MANIFEST, *EXTRAS) or files.get(file.path, file.size_bytes) != file.size_bytes
         if taken or str(pure) != file.path or "\\" in file.path or len(pure.parts) > 4 or len(file.path) > 200:

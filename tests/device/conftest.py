@@ -18,6 +18,7 @@ import pytest
 from eyas_device.bundle import (
     GOLDEN,
     MANIFEST,
+    REFERENCE,
     SCHEMA,
     Artefact,
     Confidence,
@@ -71,6 +72,9 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tin
     arrays = {f"frame_{n:02d}": f for n, f in enumerate(frames)} | {f"p.{a.name}": answers for a in artefacts}
     with (root / GOLDEN).open("wb") as stream:
         np.savez_compressed(stream, **arrays)
+    seen = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
+    with (root / REFERENCE).open("wb") as stream:
+        np.savez(stream, **msgspec.structs.asdict(tiny.reference_of(seen[:60], seen[60:])))
     manifest = Manifest(
         schema=SCHEMA,
         name="tiny-shapes",
@@ -82,6 +86,7 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tin
         reasons={"litert": "faster: int8 1.00 ms, fp32 2.00 ms"},
         confidence=Confidence(temperature=TEMPERATURE, threshold=0.9),
         golden=entry(root / GOLDEN),
+        reference=entry(root / REFERENCE),
         notices=("Drawn for a test.",),
         evidence={"litert-int8": {"balanced_accuracy": 0.98765, "latency_ms_p50": None}},
     )

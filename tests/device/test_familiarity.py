@@ -30,29 +30,9 @@ def shapes(count: int, seed: int) -> list[Pixels]:
     return [tiny.draw_shape(tiny.LABELS[n % 3], seed + n, width=SIZE, height=SIZE) for n in range(count)]
 
 
-def reference_of(train: list[Pixels], validation: list[Pixels]) -> Reference:
-    """A second, plain formulation of the host's fit: eigenvectors of the covariance matrix."""
-    described = np.stack([describe(picture) for picture in train]).astype(np.float64)
-    scale = described.std(axis=0) + 0.05 * described.std(axis=0).mean() + 1e-4
-    standard = (described - described.mean(axis=0)) / scale
-    values, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
-    components = vectors[:, ::-1][:, :8].T
-    outside = standard - (standard @ components.T) @ components
-    reference = Reference(
-        mean=described.mean(axis=0).astype(np.float32),
-        scale=scale.astype(np.float32),
-        components=components.astype(np.float32),
-        spread=np.sqrt(values[::-1][:8]).astype(np.float32),
-        residual=float(np.square(outside).sum(axis=1).mean()),
-        distances=np.zeros(0, np.float32),
-    )
-    distances = sorted(distance(describe(picture), reference) for picture in validation)
-    return msgspec.structs.replace(reference, distances=np.asarray(distances, dtype=np.float32))
-
-
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    return reference_of(shapes(90, 1000), shapes(60, 5000))
+    return tiny.reference_of(shapes(90, 1000), shapes(60, 5000))
 
 
 def middle(pictures: list[Pixels], reference: Reference) -> float:
@@ -102,7 +82,7 @@ def test_every_size_has_a_descriptor(shape: tuple[int, ...]) -> None:
 
 def with_reference(root: Path, edit_manifest: Callable[..., None], **over: object) -> Path:
     train = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
-    reference = msgspec.structs.asdict(reference_of(train, train[:40])) | over
+    reference = msgspec.structs.asdict(tiny.reference_of(train, train[:40])) | over
     with (root / REFERENCE).open("wb") as stream:
         np.savez(stream, **{name: value for name, value in reference.items() if value is not None})
     edit_manifest(reference=msgspec.to_builtins(entry(root / REFERENCE)))
@@ -136,8 +116,9 @@ def test_the_loop_judges_a_frame_a_second(
     assert "does not see what the model was trained on" in str(judged)
 
 
-def test_a_bundle_without_a_reference_judges_nothing(pristine_bundle: Path) -> None:
-    familiarity = Familiarity(Bundle.open(pristine_bundle))
+def test_a_bundle_without_a_reference_judges_nothing(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+    edit_manifest(reference=None)
+    familiarity = Familiarity(Bundle.open(bundle_root))
     familiarity.answered(answer(0, tiny.draw_shape("disc", 1)))
     assert familiarity.judgement() is None
 

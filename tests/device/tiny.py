@@ -8,9 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from eyas_device.bundle import Reference
+from eyas_device.familiarity import describe, distance
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 
 LABELS = ("cross", "disc", "stripes")
@@ -157,3 +160,23 @@ def write_onnx(path: Path, weights: Floats, bias: Floats, *, name: str = "pixels
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+def reference_of(train: list[Pixels], validation: list[Pixels]) -> Reference:
+    """A second, plain formulation of the host's fit: eigenvectors of the covariance matrix."""
+    described = np.stack([describe(picture) for picture in train]).astype(np.float64)
+    scale = described.std(axis=0) + 0.05 * described.std(axis=0).mean() + 1e-4
+    standard = (described - described.mean(axis=0)) / scale
+    values, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
+    components = vectors[:, ::-1][:, :8].T
+    outside = standard - (standard @ components.T) @ components
+    reference = Reference(
+        mean=described.mean(axis=0).astype(np.float32),
+        scale=scale.astype(np.float32),
+        components=components.astype(np.float32),
+        spread=np.sqrt(values[::-1][:8]).astype(np.float32),
+        residual=float(np.square(outside).sum(axis=1).mean()),
+        distances=np.zeros(0, np.float32),
+    )
+    distances = sorted(distance(describe(picture), reference) for picture in validation)
+    return msgspec.structs.replace(reference, distances=np.asarray(distances, dtype=np.float32))
