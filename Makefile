@@ -67,7 +67,7 @@ soak: install ## half an hour with a camera that dies every twenty seconds
 bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe (minutes)
 	$(BIN)/python benchmarks/frame_loop.py --json benchmarks/results/frame-loop.json
 
-SYSTEM_DEPS := mosquitto openssh-client openssh-server rsync systemd \
+SYSTEM_DEPS := mosquitto openssl openssh-client openssh-server rsync systemd \
 	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot
 
 system-deps: ## what tests need from the system (apt): MQTT broker, ssh and RTSP servers, aarch64 tools

@@ -64,7 +64,7 @@ class StatusLine(Listener):
 
     def changed(self, camera: CameraState) -> None:
         """Say what the camera's state is now."""
-        self.say(f"camera {camera.condition}" + (f": {camera.reason}" if camera.reason else ""))
+        self.say(str(camera))
 
     def swapped(self, classifier: Classifier) -> None:
         """Say what answers."""

@@ -62,7 +62,7 @@ class Notifier(Closing, Listener):
 
     def changed(self, camera: CameraState) -> None:
         """Say how the camera is."""
-        self._camera = f"camera {camera.condition}" + (f": {camera.reason}" if camera.reason else "")
+        self._camera = str(camera)
         self._describe()
 
     def turned(self) -> None:

@@ -17,15 +17,18 @@ _SYSTEM_PYTHON = "/usr/bin/python3"
 
 
 class StreamServer:
-    """`streams.py` in a process of its own."""
+    """`streams.py` in a process of its own; with a file of certificate and key it speaks TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self.port = free_port()
+        self._arguments = [] if certificate is None else [str(certificate)]
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         path = str(Path(__file__).with_name("streams.py"))
-        self.process = subprocess.Popen([sys.executable, path, str(self.port)], stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, path, str(self.port), *self._arguments], stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         assert int(self.process.stdout.readline()) == self.port
 
@@ -35,7 +38,7 @@ class StreamServer:
             self.process.wait(PLENTY_S)
 
     def spec(self, mode: str, login: str = "") -> str:
-        return f"mjpeg:http://{login}127.0.0.1:{self.port}/{mode}"
+        return f"mjpeg:http{'s' if self._arguments else ''}://{login}127.0.0.1:{self.port}/{mode}"
 
 
 class RtspServer:

@@ -1,10 +1,11 @@
-"""An MJPEG server for tests, in a process of its own: `python streams.py PORT`. The path chooses how it behaves."""
+"""An MJPEG server for tests, run as `python streams.py PORT [CERTIFICATE]`. The path chooses how it behaves."""
 
 from __future__ import annotations
 
 import base64
 import os
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -169,5 +170,9 @@ class Server(ThreadingHTTPServer):
 
 if __name__ == "__main__":
     with Server(("127.0.0.1", int(sys.argv[1])), Handler) as server:
+        if len(sys.argv) > 2:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(sys.argv[2])
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         print(server.server_port, flush=True)
         server.serve_forever()

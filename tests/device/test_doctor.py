@@ -630,3 +630,21 @@ def test_json_rows_can_be_read_back() -> None:
     (row,) = examine(context(), (machine.descriptors,))
     assert msgspec.json.decode(msgspec.json.encode(row), type=Row) == row
     assert callable(eyas_device)
+
+
+def test_view_says_whether_the_camera_sees_what_the_model_was_trained_on(
+    pristine_bundle: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    familiar = answers.view(context(bundle=pristine_bundle, camera=f"folder:{picture_folder}"))
+    assert (familiar.status, familiar.text[:8]) == ("green", "familiar")
+    strange = answers.view(context(bundle=pristine_bundle, camera="fake:?frames=20"))
+    assert strange.status == "yellow" and "does not see what the model was trained on" in strange.text
+    assert "snapshot" in strange.mend
+
+
+@pytest.mark.parametrize(
+    ("camera", "words"), [("", "no camera"), ("fake:?frames=2", "too few"), ("fake:?lost=0", "not judged: camera fake")]
+)
+def test_view_that_cannot_be_judged_is_grey(camera: str, words: str, pristine_bundle: Path) -> None:
+    found = answers.view(context(bundle=pristine_bundle, camera=camera))
+    assert found.status == "grey" and words in found.text

@@ -173,7 +173,7 @@ def test_a_status_is_one_line_and_sent_when_it_changes(one_manager: Manager) -> 
         notifier.status("same")
         assert one_manager.messages() == ["STATUS=same"]
         notifier.changed(CameraState(condition="lost", reason="camera mjpeg:x: connection refused"))
-        assert one_manager.messages() == ["STATUS=camera lost: camera mjpeg:x: connection refused"]
+        assert one_manager.messages() == ["STATUS=camera lost: mjpeg:x: connection refused"]
         notifier.status("half a surrogate \ud800")
         assert one_manager.messages() == ["STATUS=half a surrogate ?"]
 

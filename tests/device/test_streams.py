@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -195,6 +197,34 @@ def test_nothing_is_left_after_many_reopenings(streams: StreamServer) -> None:
         except CameraError:
             pass
     assert held() == before
+
+
+def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None and os.environ.get("CI") != "true":
+        pytest.skip("openssl is not installed")
+    key, certificate, both = (tmp_path / name for name in ("key.pem", "certificate.pem", "both.pem"))
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=camera -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    both.write_bytes(key.read_bytes() + certificate.read_bytes())
+    server = StreamServer(both)
+    server.start()
+    try:
+        with pytest.raises(CameraError, match=r"certificate is not trusted.*SSL_CERT_FILE") as caught:
+            open_camera(server.spec("normal"), timeout_s=10)
+        assert caught.type is CameraError
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with open_camera(server.spec("large"), timeout_s=10) as camera:
+            assert [bytes(taken(camera).image)[:2] for _ in range(5)] == [b"\xff\xd8"] * 5
+        camera = open_camera(server.spec("stall"), timeout_s=300)
+        taken(camera)
+        closing = threading.Timer(0.3, camera.close)
+        closing.start()
+        assert list(iter(camera.capture, None)) == []
+        closing.join()
+    finally:
+        server.kill()
 
 
 # --- The parser

@@ -268,7 +268,10 @@ class _Child:
         if not poll.poll(1000 * timeout_s):
             return None
         try:
-            return self._socket.recv(_MESSAGE)
+            with contextlib.suppress(ConnectionResetError):
+                return self._socket.recv(_MESSAGE)
+            # The child left with a request unread: that is told first, and its last message after it.
+            return self._socket.recv(_MESSAGE, socket.MSG_DONTWAIT)
         except OSError:
             return b""
 

@@ -44,6 +44,10 @@ class CameraState(msgspec.Struct, frozen=True):
     last_frame: float | None = None
     """When the last good frame was handed out, monotonic seconds."""
 
+    def __str__(self) -> str:
+        reason = self.reason.removeprefix("camera ")
+        return f"camera {self.condition}" + (f": {reason}" if reason else "")
+
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     """How long to wait before opening again: exponential with full jitter, so that a fleet does not knock in step.

@@ -37,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
     answers.runtime("onnx-tensorrt"),
     answers.golden,
     answers.camera,
+    answers.view,
     answers.broker,
     machine.clock,
     machine.disk,

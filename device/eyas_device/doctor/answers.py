@@ -25,6 +25,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 _MODEL_S = 50.0
 _FRAMES, _CAMERA_S, _OPEN_MOST_S = 30, 8.0, 15.0
 _SLOW_FPS = 1.0
+_VIEW_S = 4.0
 _TCP_S, _CONNACK_S = 5.0, 10.0
 
 
@@ -104,6 +105,24 @@ def camera(context: Context) -> Finding:
     if seen["live"] and seen["fps"] is not None and seen["fps"] < _SLOW_FPS:
         return yellow(f"{text}: slow", "more light shortens the exposure; try a lower resolution")
     return green(text)
+
+
+def view(context: Context) -> Finding:
+    """Whether the camera sees what the model was trained on."""
+    wanted = context.config.camera
+    if not wanted.source:
+        return grey("no camera is configured", "give --camera, or set camera.source")
+    timeout_s = min(wanted.timeout_s, _OPEN_MOST_S)
+    arguments = {"spec": wanted.source, "timeout_s": timeout_s, "seconds": _VIEW_S, **_where(context)}
+    try:
+        seen = context.job("view", arguments, 2 * timeout_s + 2 * _VIEW_S)
+    except JobError as error:
+        return grey(f"not judged: {error}", "see the checks `camera` and `golden`")
+    if not seen["judged"]:
+        return grey("not judged: no bundle with a reference, or too few pictures")
+    if seen["unfamiliar"]:
+        return yellow(seen["judged"], "eyas-device snapshot shows what the camera and the model see")
+    return green(seen["judged"])
 
 
 def broker(context: Context) -> Finding:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from eyas_device.bundle import Bundle
 
 ROUNDS = 5
+_VIEWS = 12
 
 
 def libraries() -> dict[str, str]:
@@ -108,6 +109,41 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
     }
 
 
+def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float) -> dict[str, Any]:
+    """Whether the camera sees what the model was trained on.
+
+    Returns `judged` (in words; "" if the bundle or the camera cannot say) and `unfamiliar`.
+    """
+    from eyas_device.camera import open_camera
+    from eyas_device.errors import PictureError
+    from eyas_device.familiarity import Familiarity
+
+    opened = _bundle(bundle, state)
+    if opened is None or opened.manifest.reference is None:
+        return {"judged": "", "unfamiliar": False}
+    familiarity = Familiarity(opened)
+    with open_camera(spec, timeout_s=timeout_s) as source:
+        pause = seconds / _VIEWS if source.live else 0.0
+        deadline = due = time.monotonic()
+        deadline += seconds
+        looked = 0
+        while looked < _VIEWS and time.monotonic() < deadline:
+            try:
+                if (frame := source.capture()) is None:
+                    break
+                if time.monotonic() < due:
+                    continue  # a live camera is emptied, so that the next look is at another moment
+                familiarity.look(frame.pixels(opened.manifest.preprocessing))
+            except PictureError:
+                continue
+            looked += 1
+            due = time.monotonic() + pause
+    judged = familiarity.judgement()
+    if judged is None or not judged.enough:
+        return {"judged": "", "unfamiliar": False}
+    return {"judged": str(judged), "unfamiliar": judged.unfamiliar}
+
+
 def _bundle(bundle: str, state: str) -> Bundle | None:
     """The bundle that is named, else the one in the current slot, None without a good slot. Verified."""
     from eyas_device.bundle import Bundle
@@ -122,6 +158,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     "runtime": runtime,
     "golden": golden,
     "camera": camera,
+    "view": view,
 }
 """Name -> function."""
 
