@@ -187,9 +187,11 @@ class Agent(Closing):
         self._notifier.reloading()
         try:
             self.loop.swap(open_model(self._config))
-        except EyasError as error:
-            self.status.say(f"the model stays as it is: {error}")
+        except Exception as error:  # whatever it is, the present model goes on and systemd must not wait
             self._notifier.reloaded()
+            self.status.say(f"the model stays as it is: {error}")
+            if not isinstance(error, EyasError):
+                raise
 
 
 def _pace(loop: LoopSection, camera: CameraSection) -> Pace:

@@ -100,7 +100,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 def read_config(path: Path) -> Config:
     """Read a configuration file. Raises `ConfigError` listing every fault: section, key and what is allowed."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise ConfigError(f"{path}: not a file; the configuration is a TOML file")
         tree = parse(path.read_text(encoding="utf-8"))
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: {reason}; the configuration is a TOML file") from None
@@ -121,6 +125,8 @@ def _impossible(config: Config) -> Iterable[str]:
             value = getattr(struct, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 yield f"[{section}] {field.name} = {value}: a finite number is needed"
+            if isinstance(value, str) and not value.isprintable():
+                yield f"[{section}] {field.name} = {value!r}: control characters are not allowed"
     for key, name in (("site", config.device.site), ("name", config.device.name)):
         if not re.fullmatch(NAME, name):
             yield f"[device] {key} = {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"

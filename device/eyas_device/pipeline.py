@@ -134,6 +134,8 @@ class Loop:
             finally:
                 self.dropped += source.dropped
                 self._told_of_camera()
+                while self._next:  # came too late
+                    self._next.popleft().close()
 
     def _turn(self, source: _Live | _Finite, frames: int | None) -> None:
         number = 0

@@ -16,10 +16,11 @@ def quiet_libraries() -> None:
     """Before anything heavy is imported: no usage statistics over the network, no start-up notes of compilers.
 
     A factory's workstation is often cut off, and a run is nobody else's business: NNCF and OpenVINO fall back to their
-    own stubs where the package that reports usage cannot be imported.
+    own stubs where the package that reports usage cannot be imported, ONNX Runtime reads a variable.
     """
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     os.environ.setdefault("NNCF_CI", "1")
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     for name in ("torch.utils.cpp_extension", "torch.utils._pytree", "nncf"):

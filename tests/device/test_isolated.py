@@ -531,7 +531,7 @@ class Picamera2:
 
 def test_picamera2_delivers_through_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "picamera2.py").write_text(PICAMERA2)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.syspath_prepend(tmp_path)
     with open_camera("picamera2:?size=64x48&fps=10") as camera:
         image = taken(camera).image
     assert isinstance(image, np.ndarray) and image.shape == (48, 64, 3) and image.min() == image.max() == 7

@@ -1,6 +1,6 @@
 """A camera whose library may hang or crash, in a process of its own that can be killed.
 
-The parent starts `python -m eyas_device.camera.isolated`. Requests and short answers are messages on a socket pair;
+The parent starts a child process. Requests and short answers are messages on a socket pair;
 pictures come through memory that both share, so no pixel goes through a pipe. The parent asks for one frame at a time
 and copies it out before it asks again: one place for a picture is enough, and frames handed out stay valid for ever.
 Between requests the child goes on taking frames from its device and drops them, so that an answer is always new.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
+import json
 import mmap
 import os
 import select
@@ -37,6 +38,13 @@ from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, CameraSpecError, EyasError, PictureError
 from eyas_device.preprocess import as_bgr
 
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from eyas_device.camera.isolated import main
+main(sys.argv[1:])
+"""
+"""With the import path of this process: `-m` would import from whatever folder the agent was started in."""
 ROOM = 64 << 20
 """Bytes for a picture; only what is written takes memory."""
 START_S = 30.0
@@ -245,7 +253,7 @@ class _Child:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(theirs.close)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), str(shared)],
+                [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(shared)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), shared),
@@ -377,7 +385,3 @@ def _dies_with_parent() -> bool:
     poll = select.poll()
     poll.register(0, 0)
     return not poll.poll(0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
