@@ -11,7 +11,7 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format flash bench test-arm soak bench-main-job bench-frame-loop system-deps clean
+.PHONY: help install distill test check format flash bench bench-here test-arm soak bench-main-job bench-frame-loop system-deps clean
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled pictures to a classifier on a fleet of cameras"
@@ -60,6 +60,9 @@ bench: install ## measure on a camera: make bench DEVICE=user@host [BUNDLE=DIR]
 test-arm: install ## the device's programs on emulated aarch64, compared with this machine
 	tests/arm/userland.sh
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/arm
+
+bench-here: install ## what a bundle costs on this machine
+	$(BIN)/python benchmarks/on_device.py --json benchmarks/results/on-device.json
 
 soak: install ## half an hour with a camera that dies every twenty seconds
 	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import Figure, finish
 
+from common import Figure, finish
 from eyas_device.camera.steady import Backoff
 from eyas_host.machine import cpu_pressure
 

@@ -244,7 +244,7 @@ def read_manifest(root: Path) -> Manifest:
     try:
         schema = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("schema")
         version = None if schema is None else msgspec.json.decode(schema)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: not a manifest ({error})") from None
     if version != SCHEMA:
         raise BundleError(
@@ -253,7 +253,7 @@ def read_manifest(root: Path) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from None
     _validate(manifest, path)
     return manifest

@@ -15,6 +15,7 @@ VERBS = {
     "run": "eyas_device.commands.run",
     "check": "eyas_device.commands.check",
     "info": "eyas_device.commands.info",
+    "bench": "eyas_device.commands.bench",
     "doctor": "eyas_device.commands.doctor",
     "snapshot": "eyas_device.commands.snapshot",
     "install": "eyas_device.commands.install",
@@ -27,6 +28,8 @@ _EXAMPLES = """examples:
   eyas-device run --bundle runs/solar-cells/bundle --camera folder:pictures --accuracy
   eyas-device run --bundle b --camera video:line.mp4 --fps 5 --mqtt broker.local --site hall-2
   eyas-device run --bundle b --camera fake: --json | jq .label
+  eyas-device bench --bundle runs/solar-cells/bundle --all
+  eyas-device doctor --config /etc/eyas/device.toml
 
 exit codes: 0 done, 1 a check failed, 2 a mistake in the command, the bundle or the configuration,
             3 the camera was lost and did not come back

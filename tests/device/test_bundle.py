@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,7 +107,19 @@ def test_unknown_fields_are_ignored(bundle_root: Path, edit_manifest: Edit) -> N
 
 
 @pytest.mark.parametrize(
-    "junk", [b"", b"junk", b"[]", b"null", b'"schema"', b'{"schema":1', b"\xff\xfe", b"[" * 100_000]
+    "junk",
+    [
+        b"",
+        b"junk",
+        b"[]",
+        b"null",
+        b'"schema"',
+        b'{"schema":1',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"schema":1,"name":"\xff"}',
+        b'{"schema":1,"x":' + b"[" * 100_000,
+    ],
 )
 def test_junk_instead_of_a_manifest(junk: bytes, bundle_root: Path) -> None:
     (bundle_root / MANIFEST).write_bytes(junk)
@@ -180,4 +193,19 @@ def test_golden_pictures_that_do_not_fit(
 def test_a_bundle_without_golden_pictures(bundle_root: Path, edit_manifest: Edit) -> None:
     edit_manifest(golden=None)
     with pytest.raises(BundleError, match="no golden pictures"):
+        Bundle.open(bundle_root).golden()
+
+
+def test_golden_pictures_that_would_unpack_to_a_flood_are_refused(
+    bundle_root: Path, edit_manifest: Callable[..., None]
+) -> None:
+    """Zeros pack a thousandfold: a small file must not fill a camera's memory."""
+    with (
+        zipfile.ZipFile(bundle_root / GOLDEN, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("frame_00.npy", "w") as member,
+    ):
+        for _ in range(300):
+            member.write(bytes(1 << 20))
+    edit_manifest(golden=msgspec.to_builtins(entry(bundle_root / GOLDEN)))
+    with pytest.raises(BundleError, match="unpacks to more than 256 MiB"):
         Bundle.open(bundle_root).golden()

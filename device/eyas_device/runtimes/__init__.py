@@ -76,6 +76,8 @@ class Runtime(Protocol):
 class PictureIn(Closing):
     """What every runtime shares: it takes one picture of one shape."""
 
+    precision_hint: str = ""
+    """What the library was told to compute in, where it may choose."""
     _shape: tuple[int, int, int]
 
     @classmethod

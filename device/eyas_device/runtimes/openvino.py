@@ -22,11 +22,12 @@ class OpenVINO(PictureIn):
 
     name = "openvino"
     version: str = openvino.__version__
+    precision_hint = "f32"
 
     def __init__(self, path: Path, *, size: int, classes: int, threads: int) -> None:
         options = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": self.precision_hint,
             "INFERENCE_NUM_THREADS": threads,
         }
         core = openvino.Core()

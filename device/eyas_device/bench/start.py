@@ -1,0 +1,105 @@
+"""A fresh process from import to its first answer, and the memory that it takes.
+
+Run as `python -m eyas_device.bench.start BUNDLE RUNTIME ARTEFACT THREADS SPAWNED`, it prints one `Started` as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eyas_device.bench.result import Start
+    from eyas_device.bundle import Bundle
+    from eyas_device.runtimes import Choice
+
+_TIMEOUT_S = 180.0
+_ANSWERS = 20
+_FIELDS = ("import_ms", "load_ms", "first_ms", "to_first_ms", "rss_mb", "peak_rss_mb")
+
+
+def starts(
+    bundle: Bundle, wanted: Sequence[Choice], *, threads: int, rounds: int, progress: Callable[[float], None]
+) -> dict[tuple[str, str], Start]:
+    """Medians over `rounds` fresh processes of each of `wanted`, taking turns; one that fails has no entry."""
+    from statistics import median
+
+    from eyas_device.bench.result import Start
+
+    rows: dict[tuple[str, str], list[dict[str, float | None]]] = {}
+    for number in range(rounds):
+        for place, chosen in enumerate(wanted):
+            key = (chosen.runtime, chosen.artefact.name)
+            row = _spawn(str(bundle.root.absolute()), *key, str(threads))
+            if row is not None:
+                rows.setdefault(key, []).append(row)
+            progress((number * len(wanted) + place + 1) / (rounds * len(wanted)))
+    found = {}
+    for key, measured in rows.items():
+        known = {f: [v for row in measured if (v := row[f]) is not None] for f in _FIELDS}
+        figures = {f: round(median(values), 2) for f, values in known.items() if values}
+        found[key] = Start(runs=len(measured), **figures)
+    return found
+
+
+def _spawn(*arguments: str) -> dict[str, float | None] | None:
+    """What one process said of itself; None if it failed or took longer than three minutes."""
+    import msgspec
+
+    command = [sys.executable, "-m", "eyas_device.bench.start", *arguments, repr(monotonic())]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+        row = msgspec.json.decode(done.stdout, type=dict[str, float | None])
+    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return row if done.returncode == 0 and set(row) == set(_FIELDS) else None
+
+
+def main() -> None:
+    """Import, load, answer; print the figures."""
+    began = monotonic()
+    root, runtime, artefact, threads, spawned = sys.argv[1:]
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    import cv2
+    import msgspec
+    import numpy as np
+
+    from eyas_device.board import read_memory
+    from eyas_device.predict import Classifier
+    from eyas_device.runtimes import load
+
+    cv2.setNumThreads(int(threads))
+    load(runtime)
+    imported = monotonic()
+    with Classifier.open(root, runtime, artefact, threads=int(threads)) as classifier:
+        ready = monotonic()
+        frame = np.full((480, 640, 3), 128, dtype=np.uint8)
+        classifier.predict(frame)
+        answered = monotonic()
+        for _ in range(_ANSWERS):
+            classifier.predict(frame)
+        memory = read_memory()
+    figures = {
+        "import_ms": 1000 * (imported - began),
+        "load_ms": 1000 * (ready - imported),
+        "first_ms": 1000 * (answered - ready),
+        "to_first_ms": 1000 * (answered - float(spawned)),
+        "rss_mb": memory.rss_mb if memory else None,
+        "peak_rss_mb": memory.peak_rss_mb if memory else None,
+    }
+    print(msgspec.json.encode(figures).decode())
+
+
+if __name__ == "__main__":
+    main()
