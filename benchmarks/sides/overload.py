@@ -30,20 +30,22 @@ class Clockwork(Closing):
     def __init__(self, encoded: list[bytes], fps: float) -> None:
         self._encoded, self._every = encoded, 1.0 / fps
         self._started, self._last = time.monotonic(), -1
-        self._closed = threading.Event()
+        self._closed = False
 
     def capture(self) -> Frame | None:
         """The newest frame that was not captured yet."""
         number = max(self._last + 1, int((time.monotonic() - self._started) / self._every))
         due = self._started + number * self._every
-        if self._closed.wait(max(0.0, due - time.monotonic())):
+        if (early := due - time.monotonic()) > 0:
+            time.sleep(early)
+        if self._closed:
             return None
         self._last = number
         return Frame(image=self._encoded[number % len(self._encoded)], time=time.time(), source="", captured=due)
 
     def close(self) -> None:
         """Deliver no more."""
-        self._closed.set()
+        self._closed = True
 
 
 class Ages(Listener):
