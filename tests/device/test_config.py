@@ -139,7 +139,7 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, words: 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "No such file" in faults(tmp_path / "none.toml")[0]
-    assert "Is a directory" in faults(tmp_path)[0]
+    assert "not a file" in faults(tmp_path)[0]
 
 
 _hosts = st.from_regex(r"\A[a-z0-9.-]{1,30}\Z")

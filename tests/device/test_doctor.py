@@ -299,6 +299,14 @@ def test_conflicts(installed: dict[str, str], status: str, words: str) -> None:
     assert bool(found.mend) == (status != "green")
 
 
+@pytest.mark.parametrize(("machine", "status"), [("aarch64", "yellow"), ("x86_64", "green")])
+def test_opencv_5_is_another_one_on_aarch64(machine: str, status: str) -> None:
+    installed = versions(numpy="2.4.6", opencv_python_headless="5.0.0.93")
+    found = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=machine)))
+    assert found.status == status, found
+    assert ("shrinks pictures" in found.text) == (machine == "aarch64")
+
+
 def test_the_worst_of_several_conflicts_counts_and_all_are_told() -> None:
     installed = versions(numpy="2.0", tflite_runtime="2.14.0", opencv_python="5.0", opencv_contrib_python="5.0")
     found = software.conflicts(context(version=installed))

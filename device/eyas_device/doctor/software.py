@@ -112,6 +112,9 @@ def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
             yield "red", text, f"pip install '{package}<4.12' (it takes numpy 1), or numpy 2"
         if version(package) < (4, 10) and two:
             yield "red", text, f"pip install '{package}>=4.10'"
+        if version(package) >= (5,) and context.uname().machine == "aarch64":
+            text = f"{package} {context.version(package)} for aarch64 shrinks pictures otherwise than the workstation"
+            yield "yellow", text, f"pip install '{package}>=4.10,<5'"
     if len(opencvs) > 1:
         text = f"{' and '.join(opencvs)} overwrite each other's files"
         yield "yellow", text, f"pip uninstall {' '.join(opencvs)}, then install one of them"

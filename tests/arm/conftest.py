@@ -1,0 +1,65 @@
+"""What the proof on aarch64 shares: a real bundle, its golden pictures as files, and the differences that were seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from eyas_device.bundle import MANIFEST, Bundle
+from eyas_host.compress.fold import DeployModel
+from tests.device.conftest import pristine_bundle, weights  # noqa: F401 - fixtures
+from tests.host.conftest import calibration, deploy, network, quantized, shape_frames  # noqa: F401 - fixtures
+
+from .boards import ROOT
+from .drawn import write_bundle
+
+HERE = Path(__file__).parent
+DRAWN = "drawn"
+TRAINED = ROOT / "runs/solar-cells/bundle"
+_SIZE = 64  # of the host's test network
+_SEEN = pytest.StashKey[list[str]]()
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Only `make test-arm`, which names this folder, runs these tests: they need minutes and a built userland."""
+    named = [Path(word.split("::")[0]).resolve() for word in map(str, config.invocation_params.args)]
+    return None if any(path == HERE or HERE in path.parents for path in named) else True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was measured."""
+    if lines := config.stash.get(_SEEN, []):
+        terminalreporter.section("aarch64 beside this machine")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Add a line to the summary."""
+    return request.config.stash.setdefault(_SEEN, []).append
+
+
+@pytest.fixture(scope="session")
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ARM_BUNDLE, else what `make distill` left, else (or with ARM_BUNDLE=drawn) a MobileNetV3-small made here."""
+    named = os.environ.get("ARM_BUNDLE") or (str(TRAINED) if (TRAINED / MANIFEST).is_file() else DRAWN)
+    if named != DRAWN:
+        return Path(named).resolve()
+    folded: DeployModel = request.getfixturevalue("deploy")
+    int8: torch.nn.Module = request.getfixturevalue("quantized")
+    return write_bundle(tmp_path_factory.mktemp("drawn") / "bundle", folded, int8, size=_SIZE)
+
+
+@pytest.fixture(scope="session")
+def pictures(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle's golden pictures as PNG files: unlike drawn frames, they are answered with every confidence."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, frame in enumerate(Bundle.open(bundle).golden().frames):
+        assert cv2.imwrite(str(folder / f"{number:02d}.png"), frame)
+    return folder
