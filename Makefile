@@ -11,7 +11,8 @@ SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format flash bench bench-here test-arm soak bench-main-job bench-frame-loop system-deps clean
+.PHONY: help install distill test check format flash bench broker collect watch test-arm soak system-deps clean \
+	bench-here bench-main-job bench-frame-loop bench-telemetry
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled pictures to a classifier on a fleet of cameras"
@@ -29,14 +30,14 @@ $(STAMP): pyproject.toml constraints/host.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/host.txt \
-		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable '.[host,demo,dev]'
+		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable '.[host,fleet,demo,dev]'
 	@touch $@
 
 distill: install ## the main job: pictures -> teacher -> student -> int8 -> verified bundle and report
 	$(BIN)/eyas distill $(RECIPE)
 
-test: install ## all tests
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: install ## all tests, on two cores
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_FLAGS)
 
 check: install ## ruff, mypy strict, layering
 	$(BIN)/ruff check .
@@ -61,6 +62,18 @@ test-arm: install ## the device's programs on emulated aarch64, compared with th
 	tests/arm/userland.sh
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/arm
 
+broker: install ## an MQTT broker with certificates (BIND=0.0.0.0 lets devices reach it)
+	$(BIN)/eyas broker --bind $(or $(BIND),127.0.0.1)
+
+collect: install ## store what devices send, and acknowledge what is stored (KIT=fleet BROKER=host)
+	$(BIN)/eyas collect $(if $(KIT),--kit $(KIT)) --broker $(or $(BROKER),127.0.0.1)
+
+watch: install ## all devices, live (KIT=fleet BROKER=host)
+	$(BIN)/eyas watch $(if $(KIT),--kit $(KIT)) --broker $(or $(BROKER),127.0.0.1)
+
+bench-telemetry: install ## rates, costs and the kill matrix of telemetry (long)
+	$(BIN)/python benchmarks/telemetry.py --json benchmarks/results/telemetry.json
+
 bench-here: install ## what a bundle costs on this machine
 	$(BIN)/python benchmarks/on_device.py --json benchmarks/results/on-device.json
 
@@ -70,7 +83,7 @@ soak: install ## half an hour with a camera that dies every twenty seconds
 bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe (minutes)
 	$(BIN)/python benchmarks/frame_loop.py --json benchmarks/results/frame-loop.json
 
-SYSTEM_DEPS := mosquitto openssl openssh-client openssh-server rsync systemd \
+SYSTEM_DEPS := mosquitto openssl openssh-client openssh-server rsync strace systemd \
 	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot
 
 system-deps: ## what tests need from the system (apt): MQTT broker, ssh and RTSP servers, aarch64 tools

@@ -22,12 +22,15 @@ from eyas_device.config import CameraSection, Config, LoopSection, ModelSection,
 from eyas_device.console import StatusLine
 from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
 from eyas_device.familiarity import Familiarity
+from eyas_device.handlers import handlers
 from eyas_device.link import Link
 from eyas_device.names import broker
 from eyas_device.pipeline import Listener, Loop, Pace, Signals
 from eyas_device.predict import Classifier
+from eyas_device.security import Security
 from eyas_device.service import Notifier
 from eyas_device.slots import Slots
+from eyas_device.spool import Spool
 from eyas_device.tally import Tally
 from eyas_device.telemetry import Vitals
 
@@ -167,6 +170,7 @@ class Agent(Closing):
         if not telemetry.broker:
             return None
         host, port = broker(telemetry.broker)
+        state = Path(device.state)
         return Link(
             host,
             port,
@@ -175,7 +179,23 @@ class Agent(Closing):
             classifier=classifier,
             window_s=telemetry.window_s,
             vitals=self.vitals,
+            spool=Spool(
+                state / "spool" if state.is_dir() else None,  # a first try without one leaves nothing behind
+                device=device.name,
+                most_bytes=int(telemetry.spool_mb * (1 << 20)),
+                most_days=telemetry.spool_days,
+                sync_s=telemetry.sync_s,
+            ),
+            delivery=telemetry.delivery,
+            security=Security.configured(telemetry),
+            privacy=self._config.privacy,
+            handlers=handlers(self._config, self.loop, self._the_link),
+            commands=telemetry.commands,
         )
+
+    def _the_link(self) -> Link:
+        assert self.link is not None, "commands come only over the link"
+        return self.link
 
     def _free_model(self) -> None:
         self.loop.classifier.close()

@@ -79,6 +79,13 @@ class Lineage(msgspec.Struct, frozen=True):
     parent: str | None = None
 
 
+class Governance(msgspec.Struct, frozen=True):
+    """What may be done with what the model sees."""
+
+    pictures: Literal["allowed", "never"] = "allowed"
+    """`never`: no picture leaves a device, whatever its configuration says."""
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """`manifest.json`. Unknown fields are ignored, so that an older agent reads a newer minor version."""
 
@@ -100,6 +107,7 @@ class Manifest(msgspec.Struct, frozen=True):
     golden_tolerance: float = 0.05
     """Largest allowed difference of a probability from the recorded one on a golden picture."""
     reference: File | None = None
+    governance: Governance = Governance()
     notices: tuple[str, ...] = ()
     min_agent_version: str = "0.1.0"
     created: str = ""

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -78,13 +78,66 @@ class LoopSection(Section, frozen=True):
     """A frame older than this when its turn comes is counted as dropped (0: no bound)."""
 
 
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+CommandName = Literal["pause", "resume", "set-thresholds", "snapshot", "bench", "doctor", "check-update"]
+
+
 class TelemetrySection(Section, frozen=True):
-    """Where to report."""
+    """Where to report, and what to do while nobody listens."""
 
     broker: str = ""
     """HOST or HOST:PORT of an MQTT broker; empty: no telemetry."""
     window_s: Annotated[float, msgspec.Meta(ge=0.1)] = 10.0
     """Length of a window."""
+    delivery: Literal["collector", "broker"] = "collector"
+    """Whose acknowledgement lets the device forget a message."""
+    tls: bool = False
+    """Encrypt, and believe the system's certificate authorities."""
+    ca: str = ""
+    """File of the authority that signed the broker's certificate; encrypts as well."""
+    certificate: str = ""
+    """File of the device's own certificate."""
+    key: str = ""
+    """File of its private key."""
+    user: str = ""
+    """Who the device is at the broker; empty: nobody, or what the certificate says."""
+    password_file: str = ""
+    """A file whose first line is the password."""
+    spool_mb: Annotated[float, msgspec.Meta(ge=1, le=65536)] = 64.0
+    """Disk that waiting messages may take, 2^20 bytes."""
+    spool_days: Annotated[float, msgspec.Meta(gt=0, le=3650)] = 30.0
+    """Days of running after which a waiting message is given up."""
+    sync_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    """A power cut may cost the messages of so long."""
+    commands: tuple[CommandName, ...] = ()
+    """What the host may tell this device to do."""
+
+
+class PrivacySection(Section, frozen=True):
+    """Which single pictures may leave the device, and how. By default none."""
+
+    events: bool = False
+    """Tell of single answers, without pictures."""
+    pictures: bool = False
+    """Add their pictures, prepared as the other keys say; implies events."""
+    sample_rate: Share = 0.0
+    """Part of all answers that become an event, 0..1."""
+    band: tuple[Share, Share] = (0.0, 0.0)
+    """Answers of a confidence from the first to below the second become an event."""
+    unfamiliar: bool = False
+    """Answers become an event while the camera sees what the model was not trained on."""
+    every_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    """At most one event in so long, so that a bad hour does not use up the day."""
+    per_day: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50
+    """Pictures in a UTC day."""
+    max_side: Annotated[int, msgspec.Meta(ge=16, le=4096)] = 640
+    """Pixels of the longer side: larger pictures are scaled down."""
+    crop: tuple[Share, ...] = ()
+    """Left, top, width and height of what is shown, as parts of the picture; empty: all."""
+    blur: Literal["none", "whole"] = "none"
+    """`whole`: blocks of which 16 make the longer side, so that nobody can be recognised."""
+    retention_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
+    """For how long the host may keep the picture."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +148,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelSection = ModelSection()
     loop: LoopSection = LoopSection()
     telemetry: TelemetrySection = TelemetrySection()
+    privacy: PrivacySection = PrivacySection()
 
 
 def read_config(path: Path) -> Config:
@@ -137,3 +191,11 @@ def _impossible(config: Config) -> Iterable[str]:
             broker(config.telemetry.broker)
         except ValueError as error:
             yield f"[telemetry] broker = {error}"
+    if bool(config.telemetry.certificate) != bool(config.telemetry.key):
+        yield "[telemetry] certificate, key: both are needed, or none"
+    low, high = config.privacy.band
+    if low > high:
+        yield f"[privacy] band = [{low:g}, {high:g}]: the first must not be above the second"
+    crop = config.privacy.crop
+    if crop and not (len(crop) == 4 and min(crop[2:]) > 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1):
+        yield f"[privacy] crop = {list(crop)}: left, top, width and height inside of 0..1 are needed"

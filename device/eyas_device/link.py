@@ -1,39 +1,52 @@
-"""The telemetry link: plain MQTT 5 at QoS 1. It never makes the frame loop wait and never stops trying to connect.
+"""The telemetry link: a listener that turns answers into windows and events, which reach the broker by way of a spool.
 
-While the broker cannot be reached, messages wait in memory, up to a bound; a killed process loses them.
+It never makes the frame loop wait: the loop counts an answer, and what needs a disk or a network is done in threads.
 """
 
 from __future__ import annotations
 
+import math
+import queue
 import re
 import threading
 import time
-import uuid
-from collections.abc import Callable
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Literal
 
 import msgspec
-from paho.mqtt.client import CallbackAPIVersion, Client, MQTTErrorCode, MQTTProtocolVersion
+import numpy as np
 
 from eyas_device import __version__
+from eyas_device.bundle import Reference
+from eyas_device.camera import Frame
 from eyas_device.camera.steady import CameraState
 from eyas_device.closing import Closing
+from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError, PictureError
+from eyas_device.familiarity import describe
 from eyas_device.names import NAME
+from eyas_device.orders import Handler, Orders
 from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
-from eyas_device.tally import Tally
-from eyas_device.telemetry import Header, Status, Vitals, Window, encode, topic
+from eyas_device.preprocess import prepare
+from eyas_device.privacy import Policy, Why
+from eyas_device.security import Security
+from eyas_device.spool import Spool
+from eyas_device.telemetry import Event, Profile, Status, Vitals
+from eyas_device.uplink import Delivery, Uplink
+from eyas_device.windows import Counting, doubt, place
 
-WAITING_MESSAGES = 1000
-"""How many messages wait in memory for a broker; newer ones are refused and counted."""
-_KEEPALIVE_S = 30
-_RECONNECT_S = (1, 60)
-_FAREWELL_S = 2.0
+_LOOK_S = 1.0
+_TOP = 5
+_WAITING_EVENTS = 2
+_LONGEST_SOURCE = 200
 
 
 class Link(Closing, Listener):
-    """Publishes one `Status` when it connects and one `Window` every few seconds, whatever the frame rate.
+    """Sends one `Status` for each connection and change, one `Window` every few seconds whatever the frame rate, an
+    `Event` for each picture that the privacy rules choose, and the `Result` of each command.
 
     The status is retained: `online` at each connection, `offline` when the link is closed, and, as the will, `lost`.
     """
@@ -48,42 +61,94 @@ class Link(Closing, Listener):
         classifier: Classifier,
         window_s: float = 10.0,
         vitals: Callable[[], Vitals] = Vitals,
+        spool: Spool | None = None,
+        delivery: Delivery = "collector",
+        security: Security | None = None,
+        privacy: PrivacySection | None = None,
+        handlers: Mapping[str, Handler] | None = None,
+        commands: Collection[str] = (),
+        arm: str = "",
     ) -> None:
         """Start connecting, in a thread; `vitals` is asked for each message.
 
-        Raises `LinkError` for an impossible host, port, site, device or window.
+        `spool` is closed with the link; without one, messages wait in memory. `handlers` are what commands do, of which
+        only those named by `commands` are obeyed. Raises `LinkError` for an impossible host, port, site, device or
+        window, and for credentials that cannot be read.
         """
         _check(host, port, site, device, window_s)
-        self.state = "connecting"
-        """For people: `connected`, or why not."""
-        self.refused = 0
-        """Messages that the broker refused, or that came when the memory was full."""
-        self._vitals = vitals
-        self._dropped = 0
-        self.swapped(classifier)
-        self._site, self._device, self._window_s = site, device, window_s
-        self._spool, self._sequence = str(uuid.uuid4()), 0
         self._lock = threading.Lock()
-        self._tally = Tally()
-        self._closed = threading.Event()
-        self._wake = threading.Event()
+        self._counting = Counting()
+        self._model = self._artefact = ""
+        self._finished: deque[tuple[Counting, str, str]] = deque()
+        """What other models answered since the last window, each with model and artefact."""
+        self._closed, self._wake = threading.Event(), threading.Event()
+        self._vitals, self._window_s, self._arm = vitals, window_s, arm
+        self._dropped = 0
+        self._policy = Policy(privacy or PrivacySection())
+        self._reference: Reference | None = None
+        self.swapped(classifier)
+        self._look_due = 0.0
+        self._events: queue.Queue[tuple[Event, Frame]] = queue.Queue(_WAITING_EVENTS)
         self._news = False
         """Whether the status changed since it was told."""
-        self._client = self._make_client()
-        self._client.connect_async(host, port, keepalive=_KEEPALIVE_S)
-        self._client.loop_start()
-        self._clock = threading.Thread(target=self._tell_windows, name="telemetry-window", daemon=True)
+        self.spool = spool or Spool(None, device=device)
+        self._orders = Orders(handlers or {}, allowed=commands, spool=self.spool)
+        will = Status(device=device, state="lost", agent=__version__, model=self._model, artefact=self._artefact)
+        try:
+            self._uplink = Uplink(
+                host,
+                port,
+                site=site,
+                device=device,
+                spool=self.spool,
+                will=will,
+                born=lambda: self._status("online"),
+                commanded=self._orders.take,
+                delivery=delivery,
+                security=security,
+            )
+        except LinkError:
+            self._orders.close()
+            self.spool.close()
+            raise
+        self._clock = threading.Thread(target=self._tell_all, name="telemetry-window", daemon=True)
         self._clock.start()
 
+    @property
+    def state(self) -> str:
+        """For people: `connected`, or why not, and whether the disk takes the messages."""
+        fault = self.spool.fault if self.spool.fault.startswith("/") else ""
+        return f"{self._uplink.state}; {fault}" if fault else self._uplink.state
+
+    @property
+    def refused(self) -> int:
+        """Messages that the broker refused; they are sent again."""
+        return self._uplink.refused
+
     def answered(self, answer: Answer) -> None:
-        """Count an answer in the current window."""
+        """Count an answer in the current window; once in a while, look where its picture lies."""
+        looked = None
+        if self._reference is not None and (now := time.monotonic()) >= self._look_due:
+            self._look_due = now + _LOOK_S
+            try:
+                looked = place(describe(prepare(answer.frame.pixels(self._spec), self._spec)), self._reference)
+            except PictureError:
+                looked = None
         with self._lock:
-            self._tally.add(answer.prediction, answer.latency_ms, answer.age_ms)
+            self._counting.add(answer.prediction, answer.latency_ms, answer.age_ms)
+            if looked is not None:
+                self._counting.look(looked)
+        why = self._policy.choose(answer.prediction)
+        if why is not None and not self._events.full():
+            image = answer.frame.image
+            kept = image if isinstance(image, bytes) else np.array(image)  # a camera may use its memory again
+            self._events.put_nowait((self._event(answer, why), replace(answer.frame, image=kept)))
+            self._wake.set()
 
     def unreadable(self, reason: PictureError) -> None:
         """Count it in the current window."""
         with self._lock:
-            self._tally.unreadable += 1
+            self._counting.unreadable += 1
 
     def changed(self, camera: CameraState) -> None:
         """Let the telemetry's thread tell the camera's new state at once."""
@@ -91,40 +156,43 @@ class Link(Closing, Listener):
         self._wake.set()
 
     def swapped(self, classifier: Classifier) -> None:
-        """Name the new model from now on."""
+        """Name the new model from now on; what another one answered becomes a window of its own."""
         manifest = classifier.bundle.manifest
-        self._model, self._artefact = f"{manifest.name} {manifest.version}", classifier.artefact.name
+        model, artefact = f"{manifest.name} {manifest.version}", classifier.artefact.name
+        with self._lock:
+            if self._counting.frames and (model, artefact) != (self._model, self._artefact):
+                self._finished.append((self._counting, self._model, self._artefact))
+                self._counting = Counting()
+            self._model, self._artefact = model, artefact
+        self._labels, self._spec = manifest.labels, manifest.preprocessing
+        self._reference = classifier.bundle.reference()
+        self._policy.swapped(manifest)
+
+    def ask_event(self) -> None:
+        """Send the next answer as an event, with its picture if the privacy rules allow that; for commands."""
+        self._policy.ask()
+
+    def tell_status(self) -> None:
+        """Say soon how the device is: something changed."""
+        self._news = True
+        self._wake.set()
+
+    def tell_profile(self, profile: Profile) -> None:
+        """Send what a benchmark measured."""
+        self.spool.append(profile)
 
     def close(self) -> None:
-        """Send the last window and the farewell, waiting for the broker at most two seconds, and disconnect."""
+        """Send the last window and the farewell, waiting for the broker at most a few seconds, and disconnect."""
         if self._closed.is_set():
             return
         self._closed.set()
         self._wake.set()
-        self._clock.join()
+        self._clock.join(10.0)
+        self._orders.close()
         self._tell_window()
-        farewell = self._publish("status", self._status("offline"), retain=True)
-        deadline = time.monotonic() + _FAREWELL_S
-        while self._client.is_connected() and not farewell.is_published() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        self._client.disconnect()
-        self._client.loop_stop()
-
-    def _make_client(self) -> Client:
-        client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=f"eyas-{self._site}-{self._device}",
-            protocol=MQTTProtocolVersion.MQTTv5,
-        )
-        client.max_queued_messages_set(WAITING_MESSAGES)
-        client.reconnect_delay_set(*_RECONNECT_S)
-        will = Status(device=self._device, state="lost", agent=__version__, model=self._model, artefact=self._artefact)
-        client.will_set(topic(self._site, self._device, "status"), encode(will), qos=1, retain=True)
-        client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
-        client.on_disconnect = self._on_disconnect
-        client.on_publish = self._on_publish
-        return client
+        self.spool.append(self._status("offline"))
+        self._uplink.close()
+        self.spool.close()
 
     def _status(self, state: Literal["online", "offline", "lost"]) -> Status:
         vitals = self._vitals()
@@ -139,73 +207,57 @@ class Link(Closing, Listener):
             unfamiliar=vitals.unfamiliar,
         )
 
-    def _tell_windows(self) -> None:
+    def _tell_all(self) -> None:
         due = time.monotonic() + self._window_s
         while not self._closed.is_set():
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
-            if self._news and self._client.is_connected() and not self._closed.is_set():
+            if self._news and self._uplink.connected and not self._closed.is_set():
                 self._news = False
-                self._publish("status", self._status("online"), retain=True)
+                self.spool.append(self._status("online"))
+            while not self._events.empty():
+                self._tell_event(*self._events.get_nowait())
             if time.monotonic() >= due and not self._closed.is_set():
-                due += self._window_s
+                due = max(due + self._window_s, time.monotonic() + 0.5 * self._window_s)
                 self._tell_window()
 
     def _tell_window(self) -> None:
-        with self._lock:
-            tally, self._tally = self._tally, Tally()
         vitals = self._vitals()
+        self._policy.unfamiliar = bool(vitals.unfamiliar)
+        with self._lock:
+            told = [*self._finished, (self._counting, self._model, self._artefact)]
+            self._finished.clear()
+            self._counting = Counting()
         dropped, self._dropped = vitals.dropped - self._dropped, vitals.dropped
-        window = Window(
-            seconds=round(tally.seconds(), 3),
+        for counting, model, artefact in told:
+            self.spool.append(counting.window(model, artefact, arm=self._arm, dropped=dropped, vitals=vitals))
+            dropped = 0
+
+    def _event(self, answer: Answer, why: Why) -> Event:
+        """An event that has no picture yet."""
+        prediction = answer.prediction
+        margin, entropy = doubt(prediction.probabilities)
+        best = np.argsort(prediction.probabilities)[::-1][:_TOP]
+        return Event(
             model=self._model,
             artefact=self._artefact,
-            frames=tally.frames,
-            dropped=dropped,
-            unreadable=tally.unreadable,
-            unsure=tally.unsure,
-            counts=dict(tally.counts),
-            confidence={label: tuple(tenths) for label, tenths in tally.confidence.items()},
-            latency_ms=tally.latencies.summary(),
-            age_ms=tally.ages.summary(),
-            camera=vitals.camera,
-            losses=vitals.losses,
-            beyond=vitals.beyond,
-            temperature_c=vitals.temperature_c,
-            throttled=vitals.throttled,
+            arm=self._arm,
+            label=prediction.label,
+            confidence=round(prediction.confidence, 4),
+            margin=round(margin, 4),
+            entropy=round(entropy, 4),
+            top={self._labels[i]: round(float(prediction.probabilities[i]), 4) for i in best},
+            why=why,
+            source=re.sub(r"//[^/@\s]*@", "//***@", answer.source)[:_LONGEST_SOURCE],
         )
-        self._publish("window", window)
 
-    def _publish(self, kind: str, message: Header, *, retain: bool = False) -> Any:
-        """Hand a message to the client's thread: it is sent at once, or when there is a connection."""
-        with self._lock:
-            sequence, self._sequence = self._sequence, self._sequence + 1
-        stamped = msgspec.structs.replace(
-            message, device=self._device, spool=self._spool, sequence=sequence, time=time.time()
-        )
-        info = self._client.publish(topic(self._site, self._device, kind), encode(stamped), qos=1, retain=retain)
-        if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-            self.refused += 1
-        return info
-
-    def _on_connect(self, client: Client, userdata: object, flags: object, reason: Any, properties: object) -> None:
-        if reason.is_failure:
-            self.state = f"refused by the broker: {reason}"
-            return
-        self.state = "connected"
-        self._publish("status", self._status("online"), retain=True)
-
-    def _on_connect_fail(self, client: Client, userdata: object) -> None:
-        self.state = "not connected: the broker cannot be reached; trying again"
-
-    def _on_disconnect(self, client: Client, userdata: object, flags: object, reason: Any, properties: object) -> None:
-        if not self.state.startswith("refused"):
-            self.state = f"not connected: {reason}"
-
-    def _on_publish(self, client: Client, userdata: object, mid: int, reason: Any, properties: object) -> None:
-        if reason.is_failure:
-            self.refused += 1
-            self.state = f"connected, but a message was refused: {reason}"
+    def _tell_event(self, event: Event, frame: Frame) -> None:
+        try:
+            pixels = frame.pixels()
+        except PictureError:
+            pixels = None
+        picture, policy = self._policy.picture(pixels, self.spool)
+        self.spool.append(msgspec.structs.replace(event, picture=picture, picture_policy=policy))
 
 
 def _check(host: str, port: int, site: str, device: str, window_s: float) -> None:
@@ -218,5 +270,5 @@ def _check(host: str, port: int, site: str, device: str, window_s: float) -> Non
     for what, name in (("site", site), ("device", device)):
         if not re.fullmatch(NAME, name):
             raise LinkError(f"{what} {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed in a topic")
-    if not window_s >= 0.1:
+    if not (window_s >= 0.1 and math.isfinite(window_s)):
         raise LinkError(f"window of {window_s} s; 0.1 s or more is allowed")

@@ -53,7 +53,8 @@ class Classifier(Closing):
         self._scratch: Scratch = {}
         self._labels = manifest.labels
         self._temperature = manifest.confidence.temperature
-        self._threshold = manifest.confidence.threshold
+        self.threshold = manifest.confidence.threshold
+        """Below this confidence an answer is unsure; the bundle's, unless somebody sets another."""
 
     @classmethod
     def open(
@@ -99,7 +100,7 @@ class Classifier(Closing):
             label=self._labels[index],
             index=index,
             confidence=confidence,
-            unsure=confidence < self._threshold,
+            unsure=confidence < self.threshold,
             probabilities=probabilities,
             latency_ms=1000 * (perf_counter() - started),
             prepare_ms=1000 * (prepared - started),

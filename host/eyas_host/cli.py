@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -10,6 +11,7 @@ import typer
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
+from eyas_host.fleet import telemetry_verbs as telemetry
 from eyas_host.fleet import verbs as fleet
 from eyas_host.quiet import quiet_libraries
 
@@ -123,8 +125,13 @@ def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> 
         raise typer.Exit(code)
 
 
-app.command(rich_help_panel="Devices")(fleet.flash)
-app.command(rich_help_panel="Devices")(fleet.bench)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Devices": (fleet.flash, fleet.bench),
+    "The fleet": (telemetry.broker, telemetry.enroll, telemetry.collect, telemetry.watch, telemetry.prune),
+}
+for _panel, _verbs in _PANELS.items():
+    for _function in _verbs:
+        app.command(rich_help_panel=_panel)(_function)
 
 
 @app.callback(invoke_without_command=True)

@@ -188,6 +188,8 @@ class PackSection(Section, frozen=True):
     """Validation pictures that every device must answer as the workstation did."""
     threshold: Fraction = 0.6
     """Answers below this calibrated confidence are reported as unsure."""
+    pictures: Literal["allowed", "never"] = "allowed"
+    """`never`: no device sends a picture, whatever its configuration says; part of the bundle."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from eyas_device.config import Config, read_config
 from eyas_device.errors import ConfigError
 from eyas_device.names import host_name
+from eyas_device.telemetry import COMMANDS
 
 EXAMPLE = Path(__file__).parents[2] / "device" / "device.example.toml"
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
@@ -142,6 +143,22 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "not a file" in faults(tmp_path)[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('[telemetry]\ncertificate = "a.pem"', "certificate, key: both are needed"),
+        ('[telemetry]\ncommands = ["reboot"]', "commands"),
+        ("[privacy]\nband = [0.9, 0.2]", "the first must not be above the second"),
+        ("[privacy]\nband = [nan, 0.2]", "must be float >= 0"),
+        ("[privacy]\ncrop = [0.5, 0.0, 0.6, 1.0]", "inside of 0..1"),
+        ("[privacy]\ncrop = [0.5]", "left, top, width and height"),
+    ],
+)
+def test_what_cannot_be_together(tmp_path: Path, text: str, fault: str) -> None:
+    (path := tmp_path / "c.toml").write_text(text)
+    assert fault in faults(path)[0]
+
+
 _hosts = st.from_regex(r"\A[a-z0-9.-]{1,30}\Z")
 _names = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=40)
@@ -176,6 +193,30 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "telemetry": {
         "broker": st.just("") | st.builds("{}:{}".format, _hosts, st.integers(1, 65535)),
         "window_s": _numbers(0.1),
+        "delivery": st.sampled_from(["collector", "broker"]),
+        "tls": st.booleans(),
+        "ca": _text,
+        "certificate": st.just(""),  # with `key` or not at all
+        "key": st.just(""),
+        "user": _text,
+        "password_file": _text,
+        "spool_mb": _numbers(1, 65536),
+        "spool_days": _numbers(0, 3650, exclude_min=True),
+        "sync_s": _numbers(0),
+        "commands": st.lists(st.sampled_from(COMMANDS), max_size=3),
+    },
+    "privacy": {
+        "events": st.booleans(),
+        "pictures": st.booleans(),
+        "sample_rate": _numbers(0, 1),
+        "band": st.tuples(_numbers(0, 0.5), _numbers(0.5, 1)).map(list),
+        "unfamiliar": st.booleans(),
+        "every_s": _numbers(0),
+        "per_day": st.integers(0, 100_000),
+        "max_side": st.integers(16, 4096),
+        "crop": st.sampled_from([[], [0.0, 0.0, 1.0, 1.0], [0.25, 0.5, 0.25, 0.5]]),
+        "blur": st.sampled_from(["none", "whole"]),
+        "retention_days": st.integers(1, 3650),
     },
 }
 

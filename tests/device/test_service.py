@@ -158,6 +158,7 @@ def test_without_a_watchdog_there_are_no_beats_once_it_is_ready(one_manager: Man
         ("9" * 30, None, None),
         (None, None, None),
     ],
+    ids=["mine", "no pid", "another's", "zero", "negative", "text", "huge", "none"],
 )
 def test_watchdog_of_the_environment(usec: str | None, pid: str | None, expected: float | None) -> None:
     given = {"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}

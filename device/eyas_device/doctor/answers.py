@@ -176,7 +176,10 @@ def _connect(context: Context, host: str, port: int, protocol: Any) -> str | Non
     """The reason in the broker's answer, None if it gave none."""
     from paho.mqtt.client import CallbackAPIVersion, Client
 
+    from eyas_device.security import Security
+
     client = Client(CallbackAPIVersion.VERSION2, client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", protocol=protocol)
+    Security.configured(context.config.telemetry).apply(client)
     if context.username:
         client.username_pw_set(context.username, context.password or None)
     answered = threading.Event()

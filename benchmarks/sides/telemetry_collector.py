@@ -1,0 +1,52 @@
+"""A collector for benchmarks: the real one, with a report a second on standard output.
+
+telemetry_collector.py PORT STORE NAME [SECONDS OF COMMIT LATENCY [BATCH]]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import msgspec
+
+from eyas_host.fleet import collect as collecting
+from eyas_host.fleet.mqtt import Access
+from eyas_host.fleet.store import Store
+
+LATENCY_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+
+
+class Slow(Store):
+    """A store behind a slow line: each transaction waits, without holding the database."""
+
+    def begin(self) -> AbstractContextManager[Any]:
+        """A transaction, late."""
+
+        @contextmanager
+        def late() -> Any:
+            with super(Slow, self).begin() as connection:
+                yield connection
+            time.sleep(LATENCY_S)
+
+        return late()
+
+
+def main() -> None:
+    """Collect until SIGTERM."""
+    if LATENCY_S:
+        collecting.Store = Slow  # type: ignore[misc]
+    collecting.collect(
+        sys.argv[2],
+        Access(broker=f"127.0.0.1:{sys.argv[1]}"),
+        name=sys.argv[3],
+        tell=lambda report: print(msgspec.json.encode(report).decode(), flush=True),
+        every_s=0.5,
+        batch=int(sys.argv[5]) if len(sys.argv) > 5 else 500,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""A device's telemetry without a camera: windows into the real spool, from there by the real uplink.
+
+    telemetry_device.py PORT FOLDER NAME MESSAGES RATE
+
+Each window has a number of its own in `frames`. FOLDER/NAME.tried gets a number before the spool has it,
+FOLDER/NAME.kept once the spool has it: what is in the second has to arrive. Started again, it goes on behind the first.
+Ends by itself when the spool is empty.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from eyas_device.spool import Spool
+from eyas_device.telemetry import Status, Window
+from eyas_device.uplink import Uplink
+
+LABELS = tuple(f"label-{n}" for n in range(10))
+TENTHS = (1, 0, 0, 0, 0, 2, 3, 4, 5, 15)
+
+
+def window(number: int) -> Window:
+    """What a device with ten labels sends, about 1 kB."""
+    return Window(
+        seconds=30.0,
+        model="benchmark 1.0.0",
+        artefact="litert-int8",
+        frames=number,
+        counts=dict.fromkeys(LABELS, 30),
+        confidence=dict.fromkeys(LABELS, TENTHS),
+        latency_bins={100 + n: 15 for n in range(20)},
+        latency_ms={"p50": 3.1, "p90": 4.2, "p99": 6.3, "max": 9.9},
+        camera="delivering",
+    )
+
+
+def last(path: Path) -> int:
+    """The last whole number in a file of them."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return int(lines[-2]) if len(lines) > 1 else -1
+
+
+def main() -> None:
+    """Send."""
+    port, folder, name = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    total, rate = int(sys.argv[4]), float(sys.argv[5])
+    tried, kept = folder / f"{name}.tried", folder / f"{name}.kept"
+    start = last(tried) + 1
+    out = [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in (tried, kept)]
+    (folder / name).mkdir(exist_ok=True)
+    spool = Spool(folder / name, device=name)
+    uplink = Uplink(
+        "127.0.0.1",
+        port,
+        site="s",
+        device=name,
+        spool=spool,
+        will=Status(device=name),
+        born=lambda: Status(state="online"),
+        commanded=lambda payload: None,
+    )
+    due = time.monotonic()
+    for number in range(start, total):
+        os.write(out[0], b"%d\n" % number)
+        spool.append(window(number))
+        os.write(out[1], b"%d\n" % number)
+        due += 1 / rate
+        time.sleep(max(0.0, due - time.monotonic()))
+    while spool.pending("window", limit=1):
+        spool.maintain()
+        time.sleep(0.1)
+    uplink.close()
+    spool.close()
+
+
+if __name__ == "__main__":
+    main()

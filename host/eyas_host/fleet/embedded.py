@@ -1,0 +1,45 @@
+"""A broker inside this process, for a first try without installing mosquitto.
+
+MQTT 3.1.1 on this machine only; no TLS, no certificates, no access list, nothing survives its end, and collectors do
+not share. Devices, collectors and watchers fall back to 3.1.1 by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+
+from eyas_device.errors import LinkError
+from eyas_host.errors import MissingExtra
+
+
+def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None:
+    """Serve on 127.0.0.1 until SIGTERM or SIGINT. Raises `MissingExtra` without amqtt, `LinkError` for a taken port."""
+    try:
+        from amqtt.broker import Broker
+        from amqtt.errors import AMQTTError
+    except ImportError:
+        raise MissingExtra("the embedded broker is not installed: pip install 'eyas[fleet]'") from None
+    logging.getLogger("amqtt").setLevel(logging.ERROR)
+    logging.getLogger("transitions").setLevel(logging.ERROR)
+    config = {
+        "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
+        "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+    }
+
+    async def run() -> None:
+        broker = Broker(config)
+        ended = asyncio.Event()
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(kind, ended.set)
+        await broker.start()
+        say(f"broker: mqtt on 127.0.0.1:{port}, for a first try: no TLS, no access list, nothing is kept")
+        await ended.wait()
+        await broker.shutdown()
+
+    try:
+        asyncio.run(run())
+    except (OSError, AMQTTError) as error:
+        raise LinkError(f"127.0.0.1:{port}: the embedded broker cannot listen there ({error})") from None

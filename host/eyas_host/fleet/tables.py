@@ -1,0 +1,156 @@
+"""The tables of a store, and how its database is opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from eyas_device.errors import EyasError
+
+VERSION = 1
+"""Of the tables. A store of a newer version is refused."""
+READING = "eyas_reading"
+"""Execution option of connections that never write: they take no write lock."""
+_BUSY_S = 5
+"""Longest wait for another writer of the same SQLite file."""
+
+metadata = MetaData()
+version = Table("eyas_store", metadata, Column("version", Integer, primary_key=True))
+messages = Table(
+    "messages",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("spool", String(36), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("site", String(64), nullable=False),
+    Column("time", Double, nullable=False),
+    Column("received", Double, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Index("messages_by_kind", "kind", "received"),
+)
+"""Every message of record, as it came."""
+rolled = Table(
+    "rolled",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("site", String(64), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("model", String(256), primary_key=True),
+    Column("artefact", String(256), primary_key=True),
+    Column("arm", String(256), primary_key=True),
+    Column("payload", Text, nullable=False),
+)
+"""Old windows, merged to hours."""
+gone = Table(
+    "gone",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("spool", String(36), primary_key=True),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("last", BigInteger, nullable=False),
+)
+"""Sequences that were rolled up or deleted: they are not stored again should they come again."""
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("received", Double, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("payload", Text, nullable=False),
+)
+"""What was no message: the reason, and its first bytes as text (what is not UTF-8 is escaped)."""
+devices = Table(
+    "devices",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("site", String(64), nullable=False),
+    Column("seen", Double, nullable=False),
+    Column("told", Double, nullable=False),
+    Column("spool", String(36), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),
+)
+"""Each device's last status, and when it was last heard of."""
+
+
+class StoreError(EyasError, RuntimeError):
+    """The store cannot be opened: a mistaken URL, a missing driver, another program's tables, a newer version."""
+
+
+def open_engine(url: str) -> Engine:
+    """The database of a URL. Raises `StoreError` for a mistaken URL or a missing driver; connects to nothing yet."""
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() not in _INSERTS:
+            raise StoreError(f"store {shown(url)}: only {', '.join(_INSERTS)} are served; e.g. sqlite:///fleet.db")
+        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    except (ArgumentError, NoSuchModuleError):
+        raise StoreError(f"store {shown(url)!r}: a URL is needed, e.g. sqlite:///fleet.db") from None
+    except ImportError as error:
+        raise StoreError(f"store {shown(url)}: its driver is not installed ({error.name})") from None
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _on_sqlite_connect)
+        event.listen(engine, "begin", _on_sqlite_begin)
+    return engine
+
+
+def insert_into(engine: Engine, table: Table) -> Any:
+    """An insert that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""
+    return _INSERTS[engine.dialect.name](table)
+
+
+def shown(url: str) -> str:
+    """The URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, without the statement and its values."""
+    return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
+
+
+_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+
+
+def _on_sqlite_connect(connection: Any, record: object) -> None:
+    # Transactions are begun below: the driver's own would take the write lock late, where waiting for it is an error.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout={_BUSY_S * 1000}",
+        "journal_mode=WAL",
+        "synchronous=FULL",  # an acknowledged message survives a power cut
+        "wal_autocheckpoint=4000",
+        "journal_size_limit=67108864",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: Any) -> None:
+    reading = connection.get_execution_options().get(READING, False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
