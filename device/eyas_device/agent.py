@@ -18,7 +18,7 @@ from eyas_device.camera.steady import CameraState, SteadyCamera
 from eyas_device.check import prove
 from eyas_device.choice import read_choice
 from eyas_device.closing import Closing
-from eyas_device.config import CameraSection, Config, LoopSection, ModelSection, read_config
+from eyas_device.config import STATE, CameraSection, Config, LoopSection, ModelSection, read_config
 from eyas_device.console import StatusLine
 from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
 from eyas_device.familiarity import Familiarity
@@ -133,6 +133,8 @@ class Agent(Closing):
             if self.link is not None:
                 stack.enter_context(self.link)
             self.status = StatusLine(people, Tally(), self.link)
+            if self.link is not None and self._spool_folder() is None:
+                self.status.say(f"{config.device.state} is not there: messages wait in memory only (see device.state)")
             self.loop.listeners += [*listeners(classifier), self.status, self._familiarity]
             self.loop.listeners += [self.link] if self.link is not None else []
             self._notifier = stack.enter_context(Notifier())
@@ -170,7 +172,6 @@ class Agent(Closing):
         if not telemetry.broker:
             return None
         host, port = broker(telemetry.broker)
-        state = Path(device.state)
         return Link(
             host,
             port,
@@ -180,7 +181,7 @@ class Agent(Closing):
             window_s=telemetry.window_s,
             vitals=self.vitals,
             spool=Spool(
-                state / "spool" if state.is_dir() else None,  # a first try without one leaves nothing behind
+                self._spool_folder(),
                 device=device.name,
                 most_bytes=int(telemetry.spool_mb * (1 << 20)),
                 most_days=telemetry.spool_days,
@@ -192,6 +193,11 @@ class Agent(Closing):
             handlers=handlers(self._config, self.loop, self._the_link),
             commands=telemetry.commands,
         )
+
+    def _spool_folder(self) -> Path | None:
+        """Where messages wait; None where nobody set up the default folder: a first try leaves nothing behind."""
+        state = Path(self._config.device.state)
+        return None if str(state) == STATE and not state.is_dir() else state / "spool"
 
     def _the_link(self) -> Link:
         assert self.link is not None, "commands come only over the link"

@@ -19,6 +19,8 @@ from eyas_device.sections import Section, convert, parse, told
 
 CONFIG = Path("/etc/eyas/device.toml")
 """Where the service looks."""
+STATE = "/var/lib/eyas"
+"""Where the service keeps its things."""
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -31,7 +33,7 @@ class DeviceSection(Section, frozen=True):
     """Second level of the telemetry topic."""
     name: str = msgspec.field(default_factory=host_name)
     """Third level of the telemetry topic; the host's name unless given."""
-    state: str = "/var/lib/eyas"
+    state: str = STATE
     """Folder of the two slots, the remembered choice and the snapshots."""
 
 

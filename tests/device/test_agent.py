@@ -19,7 +19,9 @@ import pytest
 
 from eyas_device.bundle import GOLDEN, MANIFEST, sha256
 from eyas_device.choice import Choice, write_choice
+from eyas_device.config import STATE
 from eyas_device.slots import Slots
+from eyas_device.spool import Spool
 
 from .conftest import entry, free_port
 from .servers import StreamServer
@@ -224,3 +226,27 @@ def test_cores_that_are_not_there(serve: Callable[..., Service], pristine_bundle
     service = serve("--bundle", pristine_bundle, "--camera", "fake:", "--affinity", "900")
     assert service.process.wait(30) == 2
     service.wait_for("model.affinity [900]")
+
+
+def test_messages_wait_on_disk_and_survive_a_kill(
+    serve: Callable[..., Service], config: Path, state: Path, pristine_bundle: Path
+) -> None:
+    config.write_text(config.read_text() + f'[telemetry]\nbroker = "127.0.0.1:{free_port()}"\nwindow_s = 0.2\n')
+    service = serve("--config", config, "--bundle", pristine_bundle)
+    service.wait_for("frames ")
+    service.process.kill()
+    service.process.wait(10)
+    with Spool(state / "spool", device="x") as spool:
+        kept = spool.pending("window", limit=100)
+        assert len(kept) >= 3, "a killed process lost its windows"
+
+
+def test_messages_that_wait_in_memory_only_are_told(
+    serve: Callable[..., Service], pristine_bundle: Path, tmp_path: Path
+) -> None:
+    if Path(STATE).exists():
+        pytest.skip(f"{STATE} is there: this machine is set up as a device")
+    service = serve("--bundle", pristine_bundle, "--camera", LIVE, "--mqtt", f"127.0.0.1:{free_port()}")
+    service.wait_for("messages wait in memory only")
+    assert service.end() == 0
+    assert not Path(STATE).exists()

@@ -406,7 +406,7 @@ def at(port: int, **more: Any) -> Finding:
 
 
 def test_a_broker_that_lets_anybody_in(broker: Broker) -> None:
-    assert at(broker.port) == green(f"127.0.0.1:{broker.port}: lets nobody in")
+    assert at(broker.port) == green(f"127.0.0.1:{broker.port}: lets anybody in")
 
 
 def test_wrong_password_is_told_from_a_broker_that_is_not_there(

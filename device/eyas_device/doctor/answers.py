@@ -148,7 +148,9 @@ def _shake_hands(context: Context, host: str, port: int) -> Finding:
     """MQTT 5, else 3.1.1, with a client of its own, so that the running service keeps its session."""
     from paho.mqtt.client import MQTTProtocolVersion
 
-    where, user = f"{host}:{port}", context.username or "nobody"
+    where = f"{host}:{port}"
+    section = context.config.telemetry
+    user = context.username or section.user or ("this certificate" if section.certificate else "anybody")
     reason = _connect(context, host, port, MQTTProtocolVersion.MQTTv5)
     if reason is not None and reason != _WELCOME and _is_old(reason):
         reason = _connect(context, host, port, MQTTProtocolVersion.MQTTv311)
@@ -160,7 +162,8 @@ def _shake_hands(context: Context, host: str, port: int) -> Finding:
         )
     if reason != _WELCOME:
         return red(
-            f"{where}: the broker refused {user}: {reason}", "look at user, password and the broker's access list"
+            f"{where}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reason}",
+            "look at user, password and the broker's access list",
         )
     return green(f"{where}: lets {user} in")
 
