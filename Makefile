@@ -37,7 +37,7 @@ distill: install ## the main job: pictures -> teacher -> student -> int8 -> veri
 	$(BIN)/eyas distill $(RECIPE)
 
 test: install ## all tests, on two cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 check: install ## ruff, mypy strict, layering
 	$(BIN)/ruff check .
