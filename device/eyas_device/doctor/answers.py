@@ -165,10 +165,14 @@ def _shake_hands(context: Context, host: str, port: int) -> Finding:
             f"{where}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reason}",
             "look at user, password and the broker's access list",
         )
-    return green(f"{where}: lets {user} in")
+    return green(f"{where}: lets {user} in; {_PROMISES[section.delivery]}")
 
 
 _WELCOME = "Success"
+_PROMISES = {
+    "collector": "messages are kept here until a collector has stored them",
+    "broker": "messages are kept here until the broker has them, which may then lose them (telemetry.delivery)",
+}
 
 
 def _is_old(reason: str) -> bool:
