@@ -3,9 +3,7 @@
 Its classifier refuses a float model without metadata: a copy says that pixels go in as they are, 0..255.
 """
 
-import json
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -16,6 +14,7 @@ from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
 from mediapipe.tasks.metadata import schema_py_generated as schema
 from mediapipe.tasks.python import BaseOptions
 from mediapipe.tasks.python.vision import ImageClassifier, ImageClassifierOptions
+from turns import serve
 
 
 def with_metadata(path: Path) -> bytes:
@@ -65,18 +64,7 @@ def main() -> None:
             image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
             return int(classifier.classify(image).classifications[0].categories[0].index)
 
-        for data in encoded[:20]:
-            answer(data)
-        print("ready", flush=True)
-        place = 0
-        for line in sys.stdin:
-            count = int(line.split()[1])
-            wall, cpu, labels = time.perf_counter(), time.process_time(), []
-            for _ in range(count):
-                labels.append(answer(encoded[place % len(encoded)]))
-                place += 1
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            print(json.dumps({"frames": count, "wall_s": wall, "cpu_s": cpu, "labels": labels}), flush=True)
+        serve(answer, encoded)
 
 
 main()

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import paho.mqtt.client as mqtt
 from ai_edge_litert.interpreter import Interpreter
+from turns import serve
 
 
 def main() -> None:
@@ -45,18 +46,7 @@ def main() -> None:
         )
         return label
 
-    for data in encoded[:20]:
-        answer(data)
-    print("ready", flush=True)
-    place = 0
-    for line in sys.stdin:
-        count = int(line.split()[1])
-        wall, cpu, labels = time.perf_counter(), time.process_time(), []
-        for _ in range(count):
-            labels.append(answer(encoded[place % len(encoded)]))
-            place += 1
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(json.dumps({"frames": count, "wall_s": wall, "cpu_s": cpu, "labels": labels}), flush=True)
+    serve(answer, encoded)
 
 
 main()
