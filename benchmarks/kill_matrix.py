@@ -28,6 +28,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.telemetry import Window
+from eyas_host.machine import machine, versions
 
 SIDES = Path(__file__).parent / "sides"
 _GIVE_UP_S = 240.0
@@ -213,7 +214,8 @@ def main() -> None:
             f"{'' if o.finished else '  NOT FINISHED'}"
         )
     if given.json:
-        given.json.write_text(json.dumps(msgspec.to_builtins(outcomes), indent=1) + "\n")
+        tree = {"machine": machine(), "versions": versions(), "outcomes": msgspec.to_builtins(outcomes)}
+        given.json.write_text(json.dumps(tree, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def main() -> None:
                 samples.append((time.monotonic(), *agent.sample()))
                 sampled += _SAMPLE_S
                 left = (ends - time.monotonic()) / 60
-                print(f"\r{samples[-1][1]:.1f} MB, {len(returns)} losses, {left:.1f} min left ", end="", flush=True)
+                if sys.stdout.isatty():
+                    print(f"\r{samples[-1][1]:.1f} MB, {len(returns)} losses, {left:.1f} min left ", end="", flush=True)
             if time.monotonic() >= dies and ends - time.monotonic() > _LIVES_S:
                 server.kill()
                 server.wait()

@@ -132,6 +132,7 @@ class Agent(Closing):
             self.link = self._open_link(classifier)
             if self.link is not None:
                 stack.enter_context(self.link)
+                self._familiarity.told.append(self.link.look)
             self.status = StatusLine(people, Tally(), self.link)
             if self.link is not None and self._spool_folder() is None:
                 self.status.say(f"{config.device.state} is not there: messages wait in memory only (see device.state)")

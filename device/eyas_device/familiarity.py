@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 
 import cv2
@@ -95,6 +96,8 @@ class Familiarity(Listener):
     """Looks at one answered frame a second and judges the last thirty."""
 
     def __init__(self, bundle: Bundle) -> None:
+        self.told: list[Callable[[Floats], None]] = []
+        """Each is called with the descriptor of a frame that was measured."""
         self._settle(bundle)
         self._due = 0.0
 
@@ -114,8 +117,12 @@ class Familiarity(Listener):
 
     def look(self, frame: Pixels) -> None:
         """Measure one frame, uint8 [h, w, 3] BGR."""
-        if self._reference is not None:
-            self._distances.append(distance(describe(prepare(frame, self._spec)), self._reference))
+        if self._reference is None:
+            return
+        described = describe(prepare(frame, self._spec))
+        self._distances.append(distance(described, self._reference))
+        for tell in self.told:
+            tell(described)
 
     def judgement(self) -> Judgement | None:
         """What the last pictures say; None if the bundle has no reference."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from eyas_device.child import command
 from eyas_device.config import Config
 from eyas_device.errors import EyasError
 from eyas_device.orders import Arguments, Handler
@@ -64,11 +64,11 @@ def _snapshot(link: Callable[[], Link]) -> dict[str, Any]:
 
 def _bench(loop: Loop, link: Callable[[], Link]) -> dict[str, Any]:
     """A short measurement in a process of its own, beside the running loop; the figures go out as a profile."""
-    command = [sys.executable, "-m", "eyas_device", "bench", "--bundle", str(loop.classifier.bundle.root.absolute())]
-    command += ["--runtime", loop.classifier.runtime.name, "--seconds", str(_BENCH_S), "--json", "-"]
+    words = ["bench", "--bundle", str(loop.classifier.bundle.root), "--runtime", loop.classifier.runtime.name]
+    words += ["--seconds", str(_BENCH_S), "--json", "-"]
     try:
         done = subprocess.run(
-            command, cwd=sys.prefix, capture_output=True, text=True, timeout=_BENCH_MOST_S, check=False
+            command("eyas_device.cli", *words), capture_output=True, text=True, timeout=_BENCH_MOST_S, check=False
         )
         measured = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError) as error:

@@ -19,18 +19,16 @@ import msgspec
 import numpy as np
 
 from eyas_device import __version__
-from eyas_device.bundle import Reference
+from eyas_device.bundle import Floats, Reference
 from eyas_device.camera import Frame
 from eyas_device.camera.steady import CameraState
 from eyas_device.closing import Closing
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError, PictureError
-from eyas_device.familiarity import describe
 from eyas_device.names import NAME
 from eyas_device.orders import Handler, Orders
 from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
-from eyas_device.preprocess import prepare
 from eyas_device.privacy import Policy, Why
 from eyas_device.security import Security
 from eyas_device.spool import Spool
@@ -38,7 +36,6 @@ from eyas_device.telemetry import Event, Profile, Status, Vitals
 from eyas_device.uplink import Delivery, Uplink
 from eyas_device.windows import Counting, doubt, place
 
-_LOOK_S = 1.0
 _TOP = 5
 _WAITING_EVENTS = 2
 _LONGEST_SOURCE = 200
@@ -87,7 +84,6 @@ class Link(Closing, Listener):
         self._policy = Policy(privacy or PrivacySection())
         self._reference: Reference | None = None
         self.swapped(classifier)
-        self._look_due = 0.0
         self._events: queue.Queue[tuple[Event, Frame]] = queue.Queue(_WAITING_EVENTS)
         self._news = False
         """Whether the status changed since it was told."""
@@ -126,24 +122,21 @@ class Link(Closing, Listener):
         return self._uplink.refused
 
     def answered(self, answer: Answer) -> None:
-        """Count an answer in the current window; once in a while, look where its picture lies."""
-        looked = None
-        if self._reference is not None and (now := time.monotonic()) >= self._look_due:
-            self._look_due = now + _LOOK_S
-            try:
-                looked = place(describe(prepare(answer.frame.pixels(self._spec), self._spec)), self._reference)
-            except PictureError:
-                looked = None
+        """Count an answer in the current window, and choose whether it becomes an event."""
         with self._lock:
             self._counting.add(answer.prediction, answer.latency_ms, answer.age_ms)
-            if looked is not None:
-                self._counting.look(looked)
         why = self._policy.choose(answer.prediction)
         if why is not None and not self._events.full():
             image = answer.frame.image
             kept = image if isinstance(image, bytes) else np.array(image)  # a camera may use its memory again
             self._events.put_nowait((self._event(answer, why), replace(answer.frame, image=kept)))
             self._wake.set()
+
+    def look(self, described: Floats) -> None:
+        """Count where a frame's descriptor (`eyas_device.familiarity.describe`) lies, for the window's sketch."""
+        if self._reference is not None:
+            with self._lock:
+                self._counting.look(place(described, self._reference))
 
     def unreadable(self, reason: PictureError) -> None:
         """Count it in the current window."""
@@ -164,7 +157,7 @@ class Link(Closing, Listener):
                 self._finished.append((self._counting, self._model, self._artefact))
                 self._counting = Counting()
             self._model, self._artefact = model, artefact
-        self._labels, self._spec = manifest.labels, manifest.preprocessing
+        self._labels = manifest.labels
         self._reference = classifier.bundle.reference()
         self._policy.swapped(manifest)
 

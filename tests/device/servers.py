@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from eyas_device.camera import Frame
 
 from .conftest import free_port
 
@@ -79,3 +83,23 @@ def _without(why: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(why)
     pytest.skip(why)
+
+
+def taken(camera: Any) -> Frame:
+    frame = camera.capture()
+    assert isinstance(frame, Frame)
+    return frame
+
+
+def gone(pid: int, *, within_s: float = PLENTY_S) -> bool:
+    """Whether a process has ended; a zombie has."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False

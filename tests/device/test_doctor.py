@@ -25,7 +25,7 @@ from eyas_device import doctor
 from eyas_device.cli import main as eyas_device
 from eyas_device.commands import doctor as verb
 from eyas_device.config import Config
-from eyas_device.doctor import CHECKS, Context, Finding, Row, answers, child, examine, machine, software, title
+from eyas_device.doctor import CHECKS, Context, Finding, Row, answers, examine, machine, software, title
 from eyas_device.doctor.child import JobError, in_child
 from eyas_device.doctor.finding import green
 from eyas_device.errors import BundleError, ConfigError
@@ -200,7 +200,7 @@ def test_what_a_library_prints_does_not_spoil_the_result() -> None:
     code = (
         "import os; from eyas_device.doctor import work\n"
         "def noisy(): print('a banner'); os.write(1, b'{}'); return 7\n"
-        "work.JOBS['noisy'] = noisy; work.main('noisy', 30)"
+        "work.JOBS['noisy'] = noisy; work.main(['noisy', '30'])"
     )
     done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"result": 7}
@@ -220,7 +220,7 @@ def test_a_job_that_crashes(
 ) -> None:
     file(tmp_path / "python", f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(child.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(JobError, match=words) as caught:
         in_child("libraries", {}, 20.0)
     assert caught.value.kind == kind

@@ -1,16 +1,17 @@
 """A fresh process from import to its first answer, and the memory that it takes.
 
-Run as `python -m eyas_device.bench.start BUNDLE RUNTIME ARTEFACT THREADS SPAWNED`, it prints one `Started` as JSON.
+The process calls `main` with bundle, runtime, artefact, threads and the time at which it was spawned; it prints JSON.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from eyas_device.child import command
 
 if TYPE_CHECKING:
     from eyas_device.bench.result import Start
@@ -50,10 +51,10 @@ def _spawn(*arguments: str) -> dict[str, float | None] | None:
     """What one process said of itself; None if it failed or took longer than three minutes."""
     import msgspec
 
-    command = [sys.executable, "-m", "eyas_device.bench.start", *arguments, repr(monotonic())]
+    words = command(__name__, *arguments, repr(monotonic()))
     try:
         done = subprocess.run(
-            command,
+            words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -66,10 +67,10 @@ def _spawn(*arguments: str) -> dict[str, float | None] | None:
     return row if done.returncode == 0 and set(row) == set(_FIELDS) else None
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Import, load, answer; print the figures."""
     began = monotonic()
-    root, runtime, artefact, threads, spawned = sys.argv[1:]
+    root, runtime, artefact, threads, spawned = arguments
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     import cv2
     import msgspec
@@ -99,7 +100,3 @@ def main() -> None:
         "peak_rss_mb": memory.peak_rss_mb if memory else None,
     }
     print(msgspec.json.encode(figures).decode())
-
-
-if __name__ == "__main__":
-    main()

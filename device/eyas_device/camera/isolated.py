@@ -16,14 +16,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
-import json
 import mmap
 import os
 import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -34,17 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import Frame
+from eyas_device.child import command
 from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, CameraSpecError, EyasError, PictureError
 from eyas_device.preprocess import as_bgr
 
-_START = """
-import json, sys
-sys.path[:] = json.loads(sys.argv.pop(1))
-from eyas_device.camera.isolated import main
-main(sys.argv[1:])
-"""
-"""With the import path of this process: `-m` would import from whatever folder the agent was started in."""
 ROOM = 64 << 20
 """Bytes for a picture; only what is written takes memory."""
 START_S = 30.0
@@ -253,7 +245,7 @@ class _Child:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(theirs.close)
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, json.dumps(sys.path), str(theirs.fileno()), str(shared)],
+                command(__name__, str(theirs.fileno()), str(shared)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), shared),

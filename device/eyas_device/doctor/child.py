@@ -6,18 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-_START = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from eyas_device.doctor.work import main
-main(sys.argv[2], int(sys.argv[3]))
-"""
-"""With the import path of this process: `-m` would import from whatever folder the doctor was called in."""
+from eyas_device.child import command
+
 _GRACE_S = 5
 _LAST_WORDS_S = 5.0
 _QUOTED = 200
@@ -37,9 +31,9 @@ def in_child(job: str, arguments: Mapping[str, object], timeout_s: float) -> Any
     Arguments and result are plain JSON. Raises `JobError` if it fails, crashes, or takes longer than `timeout_s`; the
     child and what it started are ended then.
     """
-    command = [sys.executable, "-c", _START, json.dumps(sys.path), job, str(int(timeout_s) + _GRACE_S)]
+    words = command("eyas_device.doctor.work", job, str(int(timeout_s) + _GRACE_S))
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
         output, errors = process.communicate(json.dumps(arguments).encode(), timeout_s)

@@ -163,12 +163,14 @@ JOBS: dict[str, Callable[..., Any]] = {
 """Name -> function."""
 
 
-def main(job: str, seconds: int) -> None:
+def main(arguments: list[str]) -> None:
     """Run one job and write its result; what its libraries print goes to standard error.
 
-    The process ends itself after `seconds`, also when the one that started it is gone.
+    `arguments` are the job's name and the seconds after which the process ends itself, also when the one that started
+    it is gone.
     """
-    signal.alarm(seconds)
+    job, seconds = arguments
+    signal.alarm(int(seconds))
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
