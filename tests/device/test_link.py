@@ -25,6 +25,7 @@ from eyas_device import __version__
 from eyas_device.camera import open_camera
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError
+from eyas_device.familiarity import Familiarity
 from eyas_device.link import Link
 from eyas_device.orders import Orders
 from eyas_device.pipeline import Loop
@@ -208,9 +209,12 @@ def test_birth_windows_and_farewell(broker: Broker, pristine_bundle: Path) -> No
             assert topic == "eyas/hall-2/cam-7/status"
             assert (birth.state, birth.agent, birth.device) == ("online", __version__, "cam-7")
             assert (birth.model, birth.artefact) == ("tiny-shapes 1.2.3", "litert-int8")
+            familiarity = Familiarity(classifier.bundle)
+            familiarity.told.append(link.look)
             with open_camera("fake:?frames=12&junk=3") as camera:
-                Loop(classifier, camera, [link]).run()
+                Loop(classifier, camera, [familiarity, link]).run()
         topic, retained, window = box.next("window")
+        assert window.sketch.n >= 1 and 0 < len(window.sketch.mean) <= 8
         assert (topic, retained) == ("eyas/hall-2/cam-7/window", False)
         assert window.frames == sum(window.counts.values()) == 11
         assert {label: sum(tenths) for label, tenths in window.confidence.items()} == window.counts

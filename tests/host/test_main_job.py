@@ -32,6 +32,8 @@ TINY = {
     "qat.epochs": "1",
     "qat.calibration": "16",
     "pack.golden": "4",
+    "pack.pictures": "never",
+    "picture.decode": "reduced",
     "gate.min_agreement": "0.5",
     "gate.max_dp": "0.2",
     "gate.max_drop": "0.5",
@@ -106,6 +108,9 @@ def test_bundle_answers_on_the_device(place: Path) -> None:
     assert tuple(manifest["labels"]) == SHAPES
     assert set(manifest["use"]) == {"litert", "openvino", "onnx"}
     assert all(manifest["lineage"][key] for key in ("data", "split", "recipe"))
+    assert manifest["governance"] == {"pictures": "never"}
+    assert manifest["preprocessing"]["decode"] == "reduced"
+    assert manifest["reference"]["path"] == "reference.npz" and (bundle / "reference.npz").is_file()
     done = subprocess.run([BIN / "eyas-device", "check", bundle, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "FAILED" not in done.stdout
