@@ -127,12 +127,12 @@ class Processes:
         return process
 
     def collector(self, port: int, url: str, *, name: str = "a") -> subprocess.Popen[bytes]:
-        """A collector in a process of its own; `name.jsonl` has its reports."""
+        """A collector in a process of its own; `name.jsonl` has its reports, each written at once: two may share it."""
         script = (
-            "import sys, msgspec\n"
+            "import os, sys, msgspec\n"
             "from eyas_host.fleet.collect import collect\n"
             "from eyas_host.fleet.mqtt import Access\n"
-            "tell = lambda report: print(msgspec.json.encode(report).decode(), flush=True)\n"
+            "tell = lambda report: os.write(1, msgspec.json.encode(report) + b'\\n')\n"
             "collect(sys.argv[2], Access(broker=sys.argv[1]), name=sys.argv[3], tell=tell, every_s=0.2)\n"
         )
         return self.start(sys.executable, "-c", script, f"127.0.0.1:{port}", url, name, log=f"{name}.jsonl")

@@ -23,7 +23,8 @@ def test_nothing_is_lost_and_nothing_is_stored_twice(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
-    outcomes = {outcome["case"]: outcome for outcome in json.loads((tmp_path / "out.json").read_text())}
+    written = json.loads((tmp_path / "out.json").read_text())
+    outcomes = {outcome["case"]: outcome for outcome in written["outcomes"]}
     assert set(outcomes) == set(CASES)
     for outcome in outcomes.values():
         assert outcome["finished"], outcome
