@@ -37,7 +37,7 @@ REFERENCE = "reference.npz"
 
 Floats = npt.NDArray[np.float32]
 RuntimeName = Literal["litert", "openvino", "onnx"]
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "int8", "int16"]
 
 
 class File(msgspec.Struct, frozen=True):

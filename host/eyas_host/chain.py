@@ -51,7 +51,7 @@ def split(context: Context) -> Outcome:
         say(f"  [yellow]{notice}[/yellow]")
     for line in index.unreadable:
         say(f"  left out: {line}")
-    manifest = split_index(index, data.split, context.recipe.run.seed)
+    manifest = split_index(index, data.split, context.recipe.run.seed, data.fold)
     save_split(manifest, context.root)
     sizes = {part: sum(manifest.counts[part].values()) for part in manifest.counts}
     words = ", ".join(f"{count} {part}" for part, count in sizes.items())
@@ -181,7 +181,7 @@ def prune(context: Context) -> Outcome:
     student = checkpoints.load_student(context, len(data.labels))
     model, plan, keeper = student, PrunePlan("none"), None
     if settings.method == "channel":
-        model, plan = prune_channels(student, mac_ratio=settings.mac_ratio, size=recipe.picture.size)
+        model, plan = prune_channels(student, mac_ratio=settings.keep, size=recipe.picture.size)
     elif settings.method == "nncf":
         model, plan = prune_weights(student, sparsity=settings.sparsity, size=recipe.picture.size)
     lesson = Lesson(recipe, data, ViewCache(context.folder("distill")))
@@ -233,7 +233,7 @@ def qat(context: Context) -> Outcome:
     from eyas_host.train.loop import to_tensor
     from eyas_host.train.student import Lesson
 
-    recipe, settings = context.recipe, context.recipe.qat
+    recipe, settings = context.recipe, context.recipe.quantize
     torch.set_num_threads(threads(recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
     deploy = checkpoints.load_deploy(context, len(data.labels))
@@ -322,7 +322,7 @@ STAGES = (
     Stage("teach", ("teacher", "augment", "picture", "run"), ("split",), teach),
     Stage("distill", _LESSON, ("split", "teach"), distill),
     Stage("prune", (*_LESSON, "prune"), ("split", "distill"), prune),
-    Stage("qat", (*_LESSON, "prune", "qat"), ("split", "distill", "prune"), qat),
+    Stage("qat", (*_LESSON, "prune", "quantize"), ("split", "distill", "prune"), qat),
     Stage("compile", ("compile", "student", "picture"), ("split", "prune", "qat"), compile_artefacts),
     Stage("verify", ("gate", "picture", "pack"), ("split", "teach", "distill", "prune", "qat", "compile"), verify),
     Stage("pack", ("run", "pack", "picture"), ("split", "compile", "verify"), pack, places=("bundle",)),

@@ -35,18 +35,18 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def load_teacher(context: Context, classes: int) -> PixelClassifier:
     """The trained teacher."""
-    return _loaded(_blank(context.recipe.teacher.model, classes), context.root / TEACHER)
+    return _loaded(build(context.recipe.teacher.model, classes, "random")[0], context.root / TEACHER)
 
 
 def load_student(context: Context, classes: int, path: Path = STUDENT) -> PixelClassifier:
     """The distilled student, or with `LABELS_ONLY` the one that had no teacher."""
-    return _loaded(_blank(context.recipe.student.model, classes), context.root / path)
+    return _loaded(_blank(context, classes), context.root / path)
 
 
 def load_pruned(context: Context, classes: int) -> PixelClassifier:
     """The pruned student: the plan's cuts, then its weights."""
     plan = msgspec.json.decode((context.root / PLAN).read_bytes(), type=PrunePlan)
-    model = _blank(context.recipe.student.model, classes)
+    model = _blank(context, classes)
     if plan.method == "channel":
         model = rebuild_channels(model, plan, size=context.recipe.picture.size)
     return _loaded(model, context.root / PRUNED)
@@ -57,8 +57,10 @@ def load_deploy(context: Context, classes: int) -> DeployModel:
     return fold_for_deployment(load_pruned(context, classes))
 
 
-def _blank(name: str, classes: int) -> PixelClassifier:
-    return build(name, classes, "random")[0]
+def _blank(context: Context, classes: int) -> PixelClassifier:
+    """An untrained student."""
+    student = context.recipe.student
+    return build(student.model, classes, "random", activation=student.activation)[0]
 
 
 def _loaded(model: PixelClassifier, path: Path) -> PixelClassifier:

@@ -43,7 +43,7 @@ def _stage_option(flag: str, text: str) -> object:
 
 @app.command(
     epilog="Runs only what changed; an interrupted run goes on where it stopped. "
-    "Example: `eyas distill models/solar-cells/recipe.toml --from qat --set qat.epochs=6`."
+    "Example: `eyas distill models/solar-cells/recipe.toml --from qat --set quantize.epochs=6`."
 )
 def distill(
     recipe: RecipeArgument,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from eyas_device.bundle import RuntimeName
+from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.preprocess import Preprocessing
 from eyas_device.sections import Section, convert, parse, told
 from eyas_host.errors import RecipeError
@@ -47,6 +47,8 @@ class DataSection(Section, frozen=True):
     """The folder of class folders, relative to the recipe file."""
     split: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
     """Parts for training, validation and the sealed test."""
+    fold: tuple[Count, Count] = (0, 0)
+    """Cross-validation: (k, n) makes the k-th of n folds the sealed test, counted from 0; (0, 0): `split` alone."""
     skip_unreadable: bool = False
     """Leave out pictures that cannot be read (they are listed) instead of stopping."""
     limit: Count = 0
@@ -121,6 +123,8 @@ class StudentSection(Section, frozen=True):
     """`[student]`: distillation into a small network."""
 
     model: str = "mobilenetv3_small_100"
+    activation: Literal["default", "relu"] = "default"
+    """`relu` in place of the network's own activations: int8 kernels fuse it, a hard-swish they do not."""
     weights: Literal["auto", "hub", "packaged", "random"] = "auto"
     """`auto`: hub, then packaged, then random."""
     views: AtLeastOne = 6
@@ -145,8 +149,18 @@ class PruneSection(Section, frozen=True):
 
     method: Literal["channel", "nncf", "none"] = "channel"
     """`channel`: fewer channels, really faster; `nncf`: zeros among the weights, no speed; `none`."""
-    mac_ratio: Rate = 0.6
-    """channel: part of the multiply-accumulates that stays."""
+    target: Literal["macs", "latency", "ratio"] = "macs"
+    """channel: what is brought down to `keep`: multiply-accumulates, measured latency, or channels of every layer."""
+    keep: Rate = 0.6
+    """channel: the part of the target that stays."""
+    ms: Annotated[float, Meta(ge=0.0, le=60_000.0)] = 0.0
+    """latency: milliseconds to reach instead of a part (0: `keep` holds)."""
+    table: str = ""
+    """latency: what `eyas-device bench --blocks FILE` wrote on the target, relative to the recipe; measured here if
+    there is none."""
+    rounds: AtLeastOne = 4
+    """latency: steps in which it is reached, with `round_epochs` of recovery between them."""
+    round_epochs: Count = 2
     sparsity: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.5
     """nncf: part of the weights that becomes zero."""
     epochs: Count = 8
@@ -154,19 +168,31 @@ class PruneSection(Section, frozen=True):
     rate: Rate = 1e-3
 
 
-class QatSection(Section, frozen=True):
-    """`[qat]`: fine-tuning with the int8 grid in the graph."""
+class QuantizeSection(Section, frozen=True):
+    """`[quantize]`: how the float student becomes int8."""
 
+    method: Literal["qat", "ptq"] = "qat"
+    """`qat`: fine-tuning with the int8 grid in the graph; `ptq`: ranges from the calibration pictures alone."""
+    preset: Literal["mixed", "symmetric"] = "mixed"
+    """`symmetric`: all zero points 0, as TensorRT wants them; `mixed` uses the whole grid."""
     epochs: Count = 4
     rate: Rate = 1e-4
-    calibration: AtLeastOne = 128
+    calibration: Annotated[int, Meta(ge=2)] = 128
     """Training pictures that set the first ranges."""
+    choose: Literal["coverage", "random"] = "coverage"
+    """`coverage`: as many of each class, far apart in the student's features; `random`."""
+    keep_float: tuple[str, ...] = ()
+    """Layers that stay float; `eyas sensitivity` names them."""
+    fallback: Count = 0
+    """Where int8 loses more than `gate.max_drop` on validation: at most so many layers are kept float to mend it."""
 
 
 class CompileSection(Section, frozen=True):
     """`[compile]`: which runtimes to build for."""
 
     runtimes: tuple[RuntimeName, ...] = ("litert", "openvino", "onnx")
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    """fp32 and int8; int16 besides builds a LiteRT artefact with int16 activations: more exact, slow."""
 
 
 class GateSection(Section, frozen=True):
@@ -202,7 +228,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     teacher: TeacherSection = TeacherSection()
     student: StudentSection = StudentSection()
     prune: PruneSection = PruneSection()
-    qat: QatSection = QatSection()
+    quantize: QuantizeSection = QuantizeSection()
     compile: CompileSection = CompileSection()
     gate: GateSection = GateSection()
     pack: PackSection = PackSection()
@@ -226,9 +252,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     sections, more = convert(tree, Recipe)
     faults += more
     recipe = Recipe(**({"run": RunSection(name="unnamed")} | sections))
-    if recipe.data.source == "folder" and recipe.data.path and not Path(recipe.data.path).is_absolute():
-        folder = msgspec.structs.replace(recipe.data, path=str(path.resolve().parent / recipe.data.path))
+    base = path.resolve().parent
+    if recipe.data.source == "folder" and recipe.data.path:
+        folder = msgspec.structs.replace(recipe.data, path=str(base / recipe.data.path))
         recipe = msgspec.structs.replace(recipe, data=folder)
+    if recipe.prune.table:
+        table = msgspec.structs.replace(recipe.prune, table=str(base / recipe.prune.table))
+        recipe = msgspec.structs.replace(recipe, prune=table)
     faults += _impossible(recipe)
     if faults:
         raise RecipeError(told(path, faults))
@@ -262,10 +292,23 @@ def _impossible(recipe: Recipe) -> Iterable[str]:
         yield "[data] path: source = 'elpv' takes its pictures from the extra `demo`, not from a path"
     if not recipe.compile.runtimes or len(set(recipe.compile.runtimes)) != len(recipe.compile.runtimes):
         yield "[compile] runtimes: name at least one of litert, openvino, onnx, each once"
-    if recipe.prune.method == "channel" and recipe.prune.mac_ratio >= 1.0:
-        yield "[prune] mac_ratio = 1.0 prunes nothing: take method = 'none' or a ratio below 1"
+    fold, folds = data.fold
+    if data.fold != (0, 0) and not (folds >= 2 and fold < folds):
+        yield f"[data] fold = {list(data.fold)}: [k, n] with n of at least 2 folds and k from 0 to n - 1 is needed"
+    prune = recipe.prune
+    if prune.method == "channel" and prune.keep >= 1.0 and not (prune.target == "latency" and prune.ms):
+        yield "[prune] keep = 1.0 prunes nothing: take method = 'none' or a part below 1"
+    if prune.target != "latency" and (prune.ms or prune.table):
+        yield f"[prune] ms and table belong to target = 'latency', not to {prune.target!r}"
     if recipe.prune.method == "nncf" and recipe.prune.sparsity == 0.0:
         yield "[prune] sparsity = 0 prunes nothing: take method = 'none' or a sparsity above 0"
+    precisions = recipe.compile.precisions
+    if not {"fp32", "int8"} <= set(precisions) or len(set(precisions)) != len(precisions):
+        yield "[compile] precisions: fp32 and int8 are needed, int16 may stand beside them, each once"
+    if "int16" in precisions and "litert" not in recipe.compile.runtimes:
+        yield "[compile] precisions: int16 is built for litert, which [compile] runtimes leaves out"
+    if recipe.quantize.method == "qat" and not recipe.quantize.epochs:
+        yield "[quantize] epochs = 0: training for no epochs is method = 'ptq'"
     if recipe.picture.size % 32:
         yield f"[picture] size = {recipe.picture.size}: must be a multiple of 32 (the networks halve it five times)"
     if recipe.student.weights == "hub" and recipe.teacher.weights == "random":

@@ -29,8 +29,8 @@ TINY = {
     "student.epochs": "3",
     "student.batch": "16",
     "prune.epochs": "1",
-    "qat.epochs": "1",
-    "qat.calibration": "16",
+    "quantize.epochs": "1",
+    "quantize.calibration": "16",
     "pack.golden": "4",
     "pack.pictures": "never",
     "picture.decode": "reduced",
@@ -119,7 +119,7 @@ def test_bundle_answers_on_the_device(place: Path) -> None:
 def test_calibration_is_recorded(place: Path) -> None:
     kept = json.loads((place / "runs/shapes/qat/calibration.json").read_bytes())
     split = json.loads((place / "runs/shapes/split/manifest.json").read_bytes())
-    assert len(kept["pictures"]) == len(set(kept["pictures"])) == int(TINY["qat.calibration"])
+    assert len(kept["pictures"]) == len(set(kept["pictures"])) == int(TINY["quantize.calibration"])
     assert set(kept["pictures"]) <= {picture["sha256"] for picture in split["train"]}
     assert len(kept["ranges"]) == 97
     assert all(low <= 0 < high for low, high in kept["ranges"].values())

@@ -76,7 +76,7 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         runtimes = ["litert", "litert"]
         """,
         "gate.max_dp",
-        "qat.epochs=-1",
+        "quantize.epochs=-1",
     )
     wanted = (
         "[run] colour: unknown key; allowed: name, seed, device, threads",
@@ -87,7 +87,7 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         "[augment] horizontal_flip = 1",
         "[student] epochs = 0",
         "[student] kd_ratio = 1.5",
-        "[qat] epochs = -1",
+        "[quantize] epochs = -1",
         "[data] split = [0.5, 0.5, 0.5]",
         "[data] path: missing",
         "[compile] runtimes:",
@@ -137,7 +137,7 @@ def test_values_out_of_range_are_named(tmp_path: Path, setting: str, value: str)
     ("overrides", "start"),
     [
         (("data.source=elpv",), "[data] path: source = 'elpv'"),
-        (("prune.mac_ratio=1.0",), "[prune] mac_ratio = 1.0 prunes nothing"),
+        (("prune.keep=1.0",), "[prune] keep = 1.0 prunes nothing"),
         (("prune.method=nncf", "prune.sparsity=0.0"), "[prune] sparsity = 0 prunes nothing"),
         (("teacher.weights=random", "student.weights=hub"), "[teacher] weights = 'random'"),
         (("data.path=",), "[data] path: missing"),
@@ -149,7 +149,7 @@ def test_impossible_combinations(tmp_path: Path, overrides: tuple[str, ...], sta
 
 
 def test_combinations_that_are_possible(tmp_path: Path) -> None:
-    assert load(tmp_path, MINIMAL, "prune.method=none", "prune.mac_ratio=1.0").prune.mac_ratio == 1.0
+    assert load(tmp_path, MINIMAL, "prune.method=none", "prune.keep=1.0").prune.keep == 1.0
     assert load(tmp_path, '[run]\nname = "a"\n[data]\nsource = "elpv"').data.path == ""
 
 

@@ -122,11 +122,15 @@ class Split:
         return [msgspec.json.decode(line, type=Opening) for line in lines]
 
 
-def split_index(index: Index, parts: tuple[float, float, float], seed: int) -> SplitManifest:
+def split_index(
+    index: Index, parts: tuple[float, float, float], seed: int, fold: tuple[int, int] = (0, 0)
+) -> SplitManifest:
     """Divide the pictures, stratified by label x stratum.
 
     Within a stratum the order is a seeded permutation and the cut follows largest remainders, so that every part gets
-    its share to within one picture a stratum. Raises `DataError` if a part would lack a class.
+    its share to within one picture a stratum. With `fold` = (k, n) the test part is every n-th picture of that order,
+    from the k-th on: the n folds are disjoint and cover everything; the rest is divided as training is to validation.
+    Raises `DataError` if a part would lack a class.
     """
     rng = np.random.default_rng(seed)
     chosen: dict[str, list[Picture]] = {part: [] for part in PARTS}
@@ -135,10 +139,16 @@ def split_index(index: Index, parts: tuple[float, float, float], seed: int) -> S
         strata.setdefault((picture.label, picture.stratum), []).append(picture)
     for key in sorted(strata):
         members = strata[key]
-        order = rng.permutation(len(members))
+        order = [members[i] for i in rng.permutation(len(members))]
+        if fold[1]:
+            chosen["test"] += order[fold[0] :: fold[1]]
+            order = [picture for place, picture in enumerate(order) if place % fold[1] != fold[0]]
+            sizes = _shares(len(order), (parts[0] / (parts[0] + parts[1]), parts[1] / (parts[0] + parts[1]), 0.0))
+        else:
+            sizes = _shares(len(order), parts)
         start = 0
-        for part, size in zip(PARTS, _shares(len(members), parts), strict=True):
-            chosen[part] += [members[i] for i in order[start : start + size]]
+        for part, size in zip(PARTS, sizes, strict=True):
+            chosen[part] += order[start : start + size]
             start += size
     counts = {part: dict(sorted(Counter(p.label for p in chosen[part]).items())) for part in PARTS}
     for part in PARTS:
@@ -149,7 +159,7 @@ def split_index(index: Index, parts: tuple[float, float, float], seed: int) -> S
                 f"(pictures a class: {dict(index.counts())}); add pictures or change [data] split"
             )
     return SplitManifest(
-        strategy="stratified by label x stratum",
+        strategy="stratified by label x stratum" + (f", fold {fold[0]} of {fold[1]}" if fold[1] else ""),
         seed=seed,
         parts=parts,
         labels=index.labels,

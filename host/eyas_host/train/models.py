@@ -88,11 +88,17 @@ def known_model(name: str) -> bool:
 
 
 def build(
-    name: str, classes: int, weights: Literal["auto", "hub", "packaged", "random"], *, trained: bool = False
+    name: str,
+    classes: int,
+    weights: Literal["auto", "hub", "packaged", "random"],
+    *,
+    trained: bool = False,
+    activation: Literal["default", "relu"] = "default",
 ) -> tuple[PixelClassifier, Origin]:
     """Build a network with a new head for `classes`, and say where its weights came from.
 
-    `auto` means hub, then packaged, then random unless `trained` ones are needed. Raises `RecipeError` for an unknown
+    `auto` means hub, then packaged, then random unless `trained` ones are needed. `activation` replaces those of the
+    network's convolutions (gates of squeeze-and-excite blocks keep theirs). Raises `RecipeError` for an unknown
     model, `WeightsError` where the weights that were asked for cannot be had.
     """
     if not known_model(name):
@@ -102,19 +108,28 @@ def build(
     if weights in ("auto", "hub"):
         try:
             _require_hub()
-            return _wrap(timm.create_model(name, pretrained=True, num_classes=classes)), "hub"
+            return _wrap(_create(name, classes, activation, pretrained=True)), "hub"
         except (OSError, RuntimeError, ValueError) as error:
             tried.append(f"hub: {str(error).splitlines()[0]}")
     if weights in ("auto", "packaged"):
         if name in PACKAGED:
-            backbone = timm.create_model(name, num_classes=1000)
+            backbone = _create(name, 1000, activation)
             backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
             backbone.reset_classifier(classes)
             return _wrap(backbone), "packaged"
         tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
     if weights == "random" or (weights == "auto" and not trained):
-        return PixelClassifier(timm.create_model(name, num_classes=classes), _CENTRE, _CENTRE), "random"
+        return PixelClassifier(_create(name, classes, activation), _CENTRE, _CENTRE), "random"
     raise WeightsError(f"no weights for {name}: {'; '.join(tried)}")
+
+
+def _create(name: str, classes: int, activation: str, *, pretrained: bool = False) -> Any:
+    """A timm network. Raises `RecipeError` if it does not let its activations be chosen."""
+    options = {} if activation == "default" else {"act_layer": activation}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
+    except TypeError:
+        raise RecipeError(f"model {name!r}: its activations cannot be chosen; take activation = 'default'") from None
 
 
 def check_networks(recipe: Recipe, classes: int) -> None:
@@ -123,7 +138,7 @@ def check_networks(recipe: Recipe, classes: int) -> None:
     Raises as `build` does.
     """
     build(recipe.teacher.model, classes, recipe.teacher.weights, trained=True)
-    build(recipe.student.model, classes, recipe.student.weights)
+    build(recipe.student.model, classes, recipe.student.weights, activation=recipe.student.activation)
 
 
 def _wrap(backbone: Any) -> PixelClassifier:

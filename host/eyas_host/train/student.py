@@ -127,7 +127,8 @@ def train_student(
     """Distil the student, or with `teacher=False` train the same network from the labels alone."""
     lesson = Lesson(recipe, split, cache, teacher=teacher)
     torch.manual_seed(recipe.run.seed)
-    model, origin = build(recipe.student.model, len(split.labels), recipe.student.weights)
+    student = recipe.student
+    model, origin = build(student.model, len(split.labels), student.weights, activation=student.activation)
     model = move(model, lesson.device)
     history = lesson.train(
         model,
