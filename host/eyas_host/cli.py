@@ -127,7 +127,7 @@ def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> 
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Devices": (fleet.flash, fleet.bench),
-    "The fleet": (telemetry.broker, telemetry.enroll, telemetry.collect, telemetry.watch, telemetry.prune),
+    "The fleet": (telemetry.broker, telemetry.enroll, telemetry.collect, telemetry.watch, telemetry.expire),
 }
 for _panel, _verbs in _PANELS.items():
     for _function in _verbs:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from eyas_device import __version__
-from eyas_host.cli import STAGES
+from eyas_host.cli import STAGES, app
 
 EYAS = Path(sys.executable).with_name("eyas")
 
@@ -25,6 +25,11 @@ def test_help_names_every_verb() -> None:
     told = subprocess.run([EYAS, "distill", "--help"], capture_output=True, text=True, check=True).stdout
     assert "--from" in told and "--only" in told and "--set" in told
     assert __version__ in subprocess.run([EYAS, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def test_no_verb_hides_another() -> None:
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert len(names) > len(STAGES) and len(set(names)) == len(names)
 
 
 def test_no_framework_is_imported_for_help() -> None:

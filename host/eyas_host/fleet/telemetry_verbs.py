@@ -135,7 +135,7 @@ def enroll(
     _say(f"{made.archive}: to {THERE}/ on the device; the key in it is secret")
 
 
-def prune(
+def expire(
     store: _Store = _STORE,
     windows: Annotated[float, typer.Option(min=1, metavar="DAYS", help="Then windows are merged to hours.")] = 30.0,
     events: Annotated[float, typer.Option(min=1, metavar="DAYS", help="Then events, profiles, results go.")] = 365.0,
