@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eyas_device.preprocess import Preprocessing, prepare, read_picture
-from eyas_host.data.index import ELPV_NOTICE, Index, Picture, build_index
+from eyas_host.data.index import Index, build_index
+from eyas_host.data.sources import ELPV_NOTICE, Picture
 from eyas_host.data.split import PARTS, Part, Split, SplitManifest, data_hash, save_split, split_index
 from eyas_host.data.views import Augmenter, prepared
 from eyas_host.errors import DataError
@@ -196,7 +197,7 @@ def test_split_is_whole_fair_and_repeatable(
     whole = made_up(counts)
     assume(len(whole.labels) > 1)
     try:
-        manifest = split_index(whole, parts, seed)
+        manifest = split_index(whole, DataSection(split=parts), seed)
     except DataError as error:
         smallest = min(sum(n for (label, _), n in counts.items() if label == own) for own in whole.labels)
         strata = max(sum(1 for label, _ in counts if label == own) for own in whole.labels)
@@ -214,7 +215,7 @@ def test_split_is_whole_fair_and_repeatable(
     shuffled = list(whole.pictures)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     moved = [msgspec.structs.replace(p, path=f"/elsewhere/{n}") for n, p in enumerate(shuffled)]
-    again = split_index(msgspec.structs.replace(whole, pictures=tuple(moved)), parts, seed)
+    again = split_index(msgspec.structs.replace(whole, pictures=tuple(moved)), DataSection(split=parts), seed)
     for part in PARTS:
         assert [p.sha256 for p in part_of(again, part)] == [p.sha256 for p in part_of(manifest, part)]
     assert data_hash(again) == data_hash(manifest)
@@ -222,7 +223,7 @@ def test_split_is_whole_fair_and_repeatable(
 
 def test_seeds_differ_and_the_data_hash_does_not() -> None:
     whole = made_up({("a", ""): 40, ("b", ""): 40})
-    one, two = (split_index(whole, (0.7, 0.15, 0.15), seed) for seed in (1, 2))
+    one, two = (split_index(whole, DataSection(), seed) for seed in (1, 2))
     assert {p.sha256 for p in one.test} != {p.sha256 for p in two.test}
     assert data_hash(one) == data_hash(two)
     relabelled = msgspec.structs.replace(one, test=tuple(msgspec.structs.replace(p, label="b") for p in one.test))
@@ -231,20 +232,20 @@ def test_seeds_differ_and_the_data_hash_does_not() -> None:
 
 def test_too_few_pictures(folder: Path) -> None:
     with pytest.raises(DataError, match=r"too few pictures: the validation part would have none of .*ring"):
-        split_index(index(folder), (0.9, 0.05, 0.05), 0)
+        split_index(index(folder), DataSection(split=(0.9, 0.05, 0.05)), 0)
 
 
 @pytest.fixture
 def split(folder: Path, tmp_path: Path) -> Split:
-    save_split(split_index(index(folder), (0.34, 0.33, 0.33), 0), tmp_path / "run")
+    save_split(split_index(index(folder), DataSection(split=(0.34, 0.33, 0.33)), 0), tmp_path / "run")
     return Split.load(tmp_path / "run")
 
 
 def test_the_ledger_counts_openings_and_outlives_the_split(split: Split, tmp_path: Path) -> None:
     assert split.openings() == []
     assert len(split.train) == len(split.validation) == 2 and split.openings() == []
-    assert [p.label for p in split.open_test("a look").pictures] == ["ring", "square"]
-    split.open_test("another")
+    assert [p.label for p in split.open_test("a look", early=True).pictures] == ["ring", "square"]
+    split.open_test("another", early=True)
     shutil.rmtree(tmp_path / "run" / "split")
     save_split(split.manifest, tmp_path / "run")
     openings = Split.load(tmp_path / "run").openings()
@@ -266,18 +267,18 @@ def test_a_file_that_changed_since_the_split(split: Split, change: str) -> None:
     if change == "edited":
         Image.fromarray(np.zeros((36, 40, 3), dtype=np.uint8)).save(path)
     with pytest.raises(DataError, match="missing or changed since the split") as caught:
-        _ = split.train.pixels
+        list(split.train.pixels)
     assert str(path) in str(caught.value)
     assert len(split.validation.pixels) == 2
 
 
 def test_forgotten_pixels_are_read_and_checked_again(split: Split) -> None:
-    before = split.train.pixels
-    assert split.train.pixels is before
+    before = split.train.pixels[0]
+    assert split.train.pixels[0] is before
     split.train.forget()
     Path(split.manifest.train[0].path).write_bytes(b"")
     with pytest.raises(DataError):
-        _ = split.train.pixels
+        _ = split.train.pixels[0]
 
 
 def test_missing_and_damaged_manifests(tmp_path: Path, split: Split) -> None:

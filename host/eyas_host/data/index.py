@@ -1,159 +1,164 @@
-"""The index: every labelled picture with its hash, from class folders or the solar-cell demonstration set."""
+"""The index: every labelled picture, read once: its hash, size and mode, and whether it can be read at all."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from PIL import Image
 
-from eyas_device.bundle import sha256
-from eyas_device.camera.folder import SUFFIXES
 from eyas_device.errors import PictureError
-from eyas_device.preprocess import read_picture
-from eyas_host.errors import DataError, MissingExtra
-from eyas_host.progress import track
+from eyas_device.preprocess import decode
+from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
+from eyas_host.data.sources import Picture, list_pictures, thin
+from eyas_host.errors import DataError
+from eyas_host.progress import meter
 from eyas_host.recipe import DataSection
 
-ELPV_NOTICE = (
-    "Pictures: ELPV data set (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021), CC-BY-NC-SA-4.0: "
-    "for non-commercial use, with credit, under the same licence. Do not ship them in a product."
-)
-ELPV_NO_MODULES = (
-    "The set has no module ids: cells of one module may lie on both sides of the split, so figures are optimistic."
-)
+_A_TURN = 256
+"""Pictures that wait for a free thread at most."""
+_SHOWN = 10
 
 
-class Picture(msgspec.Struct, frozen=True):
-    """One labelled picture."""
+class Look(msgspec.Struct, frozen=True):
+    """What a picture file holds, without its pixels."""
 
-    path: str
-    label: str
-    sha256: str
-    stratum: str = ""
-    """What the split keeps balanced besides the label, e.g. the type of the cell."""
-    severity: float | None = None
-    """How grave a defect is, 0..1, where the source knows."""
+    width: int
+    """Pixels, as decoded (EXIF orientation applied)."""
+    height: int
+    mode: str
+    """grey or colour, with `+alpha` where there is an alpha channel."""
+    bits: int
+    """A channel, in the file; models see 8."""
+    hash: bytes
+    """Perceptual hash, 32 bytes."""
 
 
 class Index(msgspec.Struct, frozen=True):
-    """All pictures of a source, and what was left out."""
+    """All pictures of a data set, and what was left out."""
 
     pictures: tuple[Picture, ...]
     labels: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    looks: dict[str, Look] = {}
+    """sha256 -> what the file holds."""
+    copies: tuple[tuple[Picture, Picture], ...] = ()
+    """Exact copies that were dropped, each with the picture that stands for it."""
 
     def counts(self) -> Counter[str]:
         """Pictures a label."""
         return Counter(p.label for p in self.pictures)
 
+    def hashes(self, pictures: Sequence[Picture]) -> Hashes:
+        """Perceptual hashes of some of its pictures, uint8 [n, 32]."""
+        joined = b"".join(self.looks[picture.sha256].hash for picture in pictures)
+        return np.frombuffer(joined, dtype=np.uint8).reshape(len(pictures), BITS // 8)
+
 
 def build_index(data: DataSection) -> Index:
-    """List, hash and test-read every picture that `data` names.
+    """List and read every picture that `data` names; no pixels are kept.
 
-    Raises `DataError` for a missing folder, fewer than two classes, an empty class, the same picture under two labels,
-    or pictures that cannot be read (unless `skip_unreadable`); `MissingExtra` without the demonstration set.
+    Raises `DataError` for a source that cannot be used, fewer than two classes, an empty class, the same picture under
+    two labels, or pictures that cannot be read (unless `skip_unreadable`); `MissingExtra` without the demonstration
+    set.
     """
-    found, notices = (
-        (_elpv(), (ELPV_NOTICE, ELPV_NO_MODULES)) if data.source == "elpv" else (_folder(Path(data.path)), ())
-    )
-    candidates = list(found)
+    candidates, notices = list_pictures(data)
     if data.limit:
-        candidates = _thin(candidates, data.limit)
-    pictures, unreadable = [], []
-    for picture in track(candidates, "reading pictures"):
-        try:
-            read_picture(Path(picture.path))
-        except PictureError as error:
-            unreadable.append(str(error))
-            continue
-        pictures.append(msgspec.structs.replace(picture, sha256=sha256(Path(picture.path))))
+        candidates = thin(candidates, data.limit)
+    pictures, looks, unreadable = [], {}, []
+    with meter("reading pictures", len(candidates)) as bar:
+        for found in _read_all(candidates):
+            if isinstance(found, str):
+                unreadable.append(found)
+            else:
+                picture, look = found
+                pictures.append(picture)
+                looks[picture.sha256] = look
+            bar.advance()
     if unreadable and not data.skip_unreadable:
-        shown = "\n".join(f"  {line}" for line in unreadable[:10])
-        more = f"\n  and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+        shown = "\n".join(f"  {line}" for line in unreadable[:_SHOWN])
+        more = f"\n  and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
         raise DataError(
             f"{len(unreadable)} unreadable picture{'s' * (len(unreadable) > 1)}; mend or remove them, or set "
             f"[data] skip_unreadable = true\n{shown}{more}"
         )
+    kept, copies = _unique(pictures)
     index = Index(
-        pictures=tuple(_unique(pictures)),
+        pictures=kept,
         labels=tuple(sorted({p.label for p in candidates})),
         unreadable=tuple(unreadable),
         notices=notices,
+        looks=looks,
+        copies=copies,
     )
+    counts = index.counts()
     for label in index.labels:
-        if not index.counts()[label]:
+        if not counts[label]:
             raise DataError(f"class {label!r} has no readable picture; add some or remove its folder")
     return index
 
 
-def list_class_folders(root: Path) -> dict[str, list[Path]]:
-    """Label -> its pictures, for a folder that holds one folder a class.
-
-    Raises `DataError` for a missing folder, fewer than two classes, or a class without pictures.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; a folder that holds one folder a class is needed")
-    classes = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-    if len(classes) < 2:
-        have = classes[0].name if classes else "none"
-        raise DataError(f"{root}: two or more class folders are needed, found {len(classes)} ({have})")
-    files = {folder.name: _pictures(folder) for folder in classes}
-    empty = [label for label, found in files.items() if not found]
-    if empty:
-        raise DataError(f"{root}: class without pictures: {', '.join(empty)}; add pictures or remove the folder")
-    return files
+def _read_all(pictures: Sequence[Picture]) -> Iterator[tuple[Picture, Look] | str]:
+    """Each picture with its hash and look, or why it cannot be read, in order; decoded on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(pictures), _A_TURN):
+            yield from pool.map(_read, pictures[start : start + _A_TURN])
 
 
-def _folder(root: Path) -> Iterator[Picture]:
-    """Class folders: the name of the folder is the label."""
-    for label, files in list_class_folders(root).items():
-        for path in files:
-            yield Picture(path=str(path.resolve()), label=label, sha256="")
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-
-
-def _elpv() -> Iterator[Picture]:
-    """Solar cells: defective from a defect probability of one half up; the type of the cell is the stratum."""
+def _read(picture: Picture) -> tuple[Picture, Look] | str:
     try:
-        import elpv_dataset
-    except ImportError:
-        raise MissingExtra("[data] source = 'elpv' needs the demonstration set: pip install 'eyas[demo]'") from None
-    root = Path(elpv_dataset.__file__).parent / "data"
-    table = np.genfromtxt(root / "labels.csv", dtype=None, names=["path", "probability", "type"], encoding="utf-8")
-    for path, probability, kind in table:
-        label = "defective" if probability >= 0.5 else "ok"
-        yield Picture(
-            path=str(root / path), label=label, sha256="", stratum=str(kind), severity=round(float(probability), 4)
-        )
+        data = Path(picture.path).read_bytes()
+        pixels = decode(data, where=picture.path)
+    except PictureError as error:
+        return str(error)
+    except OSError as error:
+        return f"{picture.path}: cannot be read ({error.strerror})"
+    mode, bits = _mode(data)
+    look = Look(pixels.shape[1], pixels.shape[0], mode, bits, perceptual_hash(pixels))
+    return msgspec.structs.replace(picture, sha256=hashlib.sha256(data).hexdigest()), look
 
 
-def _thin(pictures: list[Picture], limit: int) -> list[Picture]:
-    """At most `limit` pictures: evenly spaced ones of each label, the same share of each."""
-    share = min(1.0, limit / len(pictures))
-    kept = []
-    for label in sorted({p.label for p in pictures}):
-        own = [p for p in pictures if p.label == label]
-        places = np.linspace(0, len(own) - 1, max(1, round(len(own) * share))).astype(int)
-        kept += [own[place] for place in places]
-    return kept
+def _mode(data: bytes) -> tuple[str, int]:
+    """Mode and bits a channel from the file's header; `unknown` where only OpenCV knows the format."""
+    if data.startswith(b"\x89PNG"):  # the first chunk holds bit depth and colour type: ISO/IEC 15948, 11.2.2
+        depth, kind = data[24], data[25]
+        mode = "grey" if kind in (0, 4) else "colour"
+        return mode + ("+alpha" if kind in (4, 6) else ""), 8 if kind == 3 else depth
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            mode = picture.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "unknown", 8
+    alpha = "+alpha" if mode in ("LA", "La", "PA", "RGBA", "RGBa") else ""
+    grey = mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
+    return ("grey" if grey else "colour") + alpha, {"1": 1, "I": 32, "F": 32}.get(mode, 16 if "16" in mode else 8)
 
 
-def _unique(pictures: list[Picture]) -> Iterator[Picture]:
-    """Drop exact copies; the same bytes under two labels are a mistake in the labels."""
-    seen: dict[str, Picture] = {}
+def _unique(pictures: Sequence[Picture]) -> tuple[tuple[Picture, ...], tuple[tuple[Picture, Picture], ...]]:
+    """One picture for each hash, and its exact copies; the same bytes under two labels are a mistake in the labels.
+
+    The one that stays was taken first, so that a split by time cannot put a copy of the past into the future.
+    """
+    kept: dict[str, Picture] = {}
+    copies = []
     for picture in pictures:
-        first = seen.setdefault(picture.sha256, picture)
+        first = kept.setdefault(picture.sha256, picture)
         if first is picture:
-            yield picture
-        elif first.label != picture.label:
+            continue
+        if first.label != picture.label:
             raise DataError(
                 f"the same picture has two labels: {first.path} ({first.label}) and {picture.path} ({picture.label}); "
                 "remove the wrong one"
             )
+        if picture.time is not None and (first.time is None or picture.time < first.time):
+            kept[picture.sha256], picture, first = picture, first, picture
+        copies.append((picture, first))
+    return tuple(kept.values()), tuple(copies)

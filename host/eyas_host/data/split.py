@@ -6,32 +6,44 @@ one way to the sealed part, and every opening is written into a ledger that outl
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from eyas_device.bundle import sha256
-from eyas_device.preprocess import Pixels, Preprocessing, read_picture
-from eyas_host.data.index import Index, Picture
+from eyas_device.preprocess import Preprocessing
+from eyas_host.data.divide import DAY, Places, divide, divide_by_time
+from eyas_host.data.duplicates import BITS, cluster_hashes, components
+from eyas_host.data.index import Index
+from eyas_host.data.part import Part as Part
+from eyas_host.data.seal import Opening, open_seal, openings
+from eyas_host.data.sources import Picture
 from eyas_host.errors import DataError
-from eyas_host.files import write_bytes
+from eyas_host.files import whole, write_bytes
+from eyas_host.recipe import DataSection
 
 PARTS = ("train", "validation", "test")
 MANIFEST = Path("split") / "manifest.json"
 """Below the run's folder."""
-LEDGER = Path("sealed") / "ledger.jsonl"
-"""Below the run's folder."""
+TABLE = Path("split") / "index.csv"
+"""Below the run's folder: one row a picture, for a look with other tools."""
+_COLUMNS = (
+    *("path", "label", "group", "time", "sha256", "width", "height", "mode", "bits"),
+    *("perceptual_hash", "near_duplicates", "part"),
+)
+_SHOWN = 10
 
 
 class SplitManifest(msgspec.Struct, frozen=True):
     """`split/manifest.json`."""
 
     strategy: str
+    """In words."""
     seed: int
     parts: tuple[float, float, float]
     labels: tuple[str, ...]
@@ -41,57 +53,31 @@ class SplitManifest(msgspec.Struct, frozen=True):
     counts: dict[str, dict[str, int]]
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
-
-
-class Opening(msgspec.Struct, frozen=True):
-    """A line of the ledger: who opened the sealed test part, when and why."""
-
-    time: float
-    reason: str
-
-
-class Part:
-    """The pictures of one part, in a fixed order.
-
-    `pixels` are decoded once, on first use, as the device would for the model of `spec`, and stay in memory (uint8,
-    each in its own size).
-    """
-
-    def __init__(self, pictures: Sequence[Picture], labels: Sequence[str], spec: Preprocessing | None = None) -> None:
-        self.spec = spec
-        self.pictures = tuple(pictures)
-        self.labels = tuple(labels)
-        place = {label: number for number, label in enumerate(labels)}
-        self.targets = np.array([place[p.label] for p in pictures], dtype=np.int64)
-        self._pixels: list[Pixels] | None = None
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    @property
-    def pixels(self) -> list[Pixels]:
-        """Decoded pictures. Raises `DataError` if a file changed since the split was made."""
-        if self._pixels is None:
-            self._pixels = [self._read(picture) for picture in self.pictures]
-        return self._pixels
-
-    def forget(self) -> None:
-        """Let go of the decoded pictures; they are read again when needed."""
-        self._pixels = None
-
-    def _read(self, picture: Picture) -> Pixels:
-        path = Path(picture.path)
-        if not path.is_file() or sha256(path) != picture.sha256:
-            raise DataError(f"{path}: missing or changed since the split was made; run again with --from split")
-        return read_picture(path, self.spec)
+    by: str = "stratified"
+    """stratified, group or time."""
+    fold: tuple[int, int] = (0, 0)
+    gap_days: float = 0.0
+    near_duplicates: int = 0
+    """Bits of 256 in which perceptual hashes may differ to count as near-duplicates; 0: not looked for."""
+    clusters: tuple[tuple[str, ...], ...] = ()
+    """Near-duplicates, sha256 each: a cluster lies in one part."""
+    groups: dict[str, int] = {}
+    """by group: number of groups in each part."""
+    set_aside: dict[str, tuple[Picture, ...]] = {}
+    """by time: pictures in no part, by reason."""
+    copies: int = 0
+    """Exact copies that were dropped."""
+    data: str = ""
+    """sha256 over all pictures and labels, however they are divided."""
+    warnings: tuple[str, ...] = ()
 
 
 class Split:
     """An opened split."""
 
-    def __init__(self, manifest: SplitManifest, ledger: Path, spec: Preprocessing | None = None) -> None:
+    def __init__(self, manifest: SplitManifest, root: Path, spec: Preprocessing | None = None) -> None:
         self.manifest = manifest
-        self.ledger = ledger
+        self.root = root
         self.labels = manifest.labels
         self.spec = spec
         self.train = Part(manifest.train, manifest.labels, spec)
@@ -105,93 +91,205 @@ class Split:
         """
         path = root / MANIFEST
         try:
-            return cls(msgspec.json.decode(path.read_bytes(), type=SplitManifest), root / LEDGER, spec)
+            return cls(msgspec.json.decode(path.read_bytes(), type=SplitManifest), root, spec)
         except (OSError, msgspec.DecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); run again with --from split") from None
 
-    def open_test(self, reason: str) -> Part:
-        """Open the sealed test part and write the opening into the ledger."""
-        self.ledger.parent.mkdir(parents=True, exist_ok=True)
-        with self.ledger.open("ab") as ledger:
-            ledger.write(msgspec.json.encode(Opening(time=time.time(), reason=reason)) + b"\n")
+    def open_test(self, reason: str, *, early: bool = False) -> Part:
+        """Open the sealed test part and write the opening into the ledger.
+
+        Raises `DataError` unless the bundle is packed from what is there now; `early` allows that too, for a benchmark
+        of networks from which no release follows, and the ledger says so.
+        """
+        open_seal(self.root, reason, early=early)
         return Part(self.manifest.test, self.labels, self.spec)
 
     def openings(self) -> list[Opening]:
         """The ledger so far."""
-        lines = self.ledger.read_bytes().splitlines() if self.ledger.exists() else []
-        return [msgspec.json.decode(line, type=Opening) for line in lines]
+        return openings(self.root)
 
 
-def split_index(
-    index: Index, parts: tuple[float, float, float], seed: int, fold: tuple[int, int] = (0, 0)
-) -> SplitManifest:
-    """Divide the pictures, stratified by label x stratum.
+def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
+    """Divide the pictures as `data` says; near-duplicates, and by group all of a group, stay in one part.
 
-    Within a stratum the order is a seeded permutation and the cut follows largest remainders, so that every part gets
-    its share to within one picture a stratum. With `fold` = (k, n) the test part is every n-th picture of that order,
-    from the k-th on: the n folds are disjoint and cover everything; the rest is divided as training is to validation.
-    Raises `DataError` if a part would lack a class.
+    Raises `DataError` that says why, if a part would lack a class or come out far from its share.
     """
-    rng = np.random.default_rng(seed)
-    chosen: dict[str, list[Picture]] = {part: [] for part in PARTS}
-    strata: dict[tuple[str, str], list[Picture]] = {}
-    for picture in sorted(index.pictures, key=lambda p: p.sha256):  # not by path: the same data anywhere splits alike
-        strata.setdefault((picture.label, picture.stratum), []).append(picture)
-    for key in sorted(strata):
-        members = strata[key]
-        order = [members[i] for i in rng.permutation(len(members))]
-        if fold[1]:
-            chosen["test"] += order[fold[0] :: fold[1]]
-            order = [picture for place, picture in enumerate(order) if place % fold[1] != fold[0]]
-            sizes = _shares(len(order), (parts[0] / (parts[0] + parts[1]), parts[1] / (parts[0] + parts[1]), 0.0))
-        else:
-            sizes = _shares(len(order), parts)
-        start = 0
-        for part, size in zip(PARTS, sizes, strict=True):
-            chosen[part] += order[start : start + size]
-            start += size
-    counts = {part: dict(sorted(Counter(p.label for p in chosen[part]).items())) for part in PARTS}
-    for part in PARTS:
-        missing = [label for label in index.labels if not counts[part].get(label)]
-        if missing:
-            raise DataError(
-                f"too few pictures: the {part} part would have none of {', '.join(missing)} "
-                f"(pictures a class: {dict(index.counts())}); add pictures or change [data] split"
-            )
-    return SplitManifest(
-        strategy="stratified by label x stratum" + (f", fold {fold[0]} of {fold[1]}" if fold[1] else ""),
+    pictures = sorted(index.pictures, key=lambda p: p.sha256)  # not by path: the same data anywhere splits alike
+    by = _strategy(pictures, data)
+    clusters = _clusters(index, pictures, data.near_duplicates)
+    aside: dict[str, Places] = {}
+    if by == "time":
+        chosen, aside = divide_by_time(pictures, clusters, data.split, data.gap_days)
+    else:
+        units = _bound(pictures, clusters, index.copies) if by == "group" else clusters
+        chosen = divide(pictures, units, data.split, seed, data.fold)
+        _check_shares(pictures, units, chosen, data)
+    parts = {part: tuple(pictures[i] for i in places) for part, places in zip(PARTS, chosen, strict=True)}
+    counts = {part: dict(sorted(Counter(p.label for p in parts[part]).items())) for part in PARTS}
+    _check_classes(index, parts, by, data)
+    manifest = SplitManifest(
+        strategy=_words(by, data),
         seed=seed,
-        parts=parts,
+        parts=data.split,
         labels=index.labels,
-        train=tuple(chosen["train"]),
-        validation=tuple(chosen["validation"]),
-        test=tuple(chosen["test"]),
+        train=parts["train"],
+        validation=parts["validation"],
+        test=parts["test"],
         counts=counts,
         unreadable=index.unreadable,
         notices=index.notices,
+        by=by,
+        fold=data.fold,
+        gap_days=data.gap_days,
+        near_duplicates=data.near_duplicates,
+        clusters=tuple(tuple(pictures[i].sha256 for i in cluster) for cluster in clusters),
+        groups={part: len({p.group for p in parts[part]}) for part in PARTS} if by == "group" else {},
+        set_aside={why: tuple(pictures[i] for i in places) for why, places in aside.items() if places},
+        copies=len(index.copies),
     )
+    return msgspec.structs.replace(manifest, data=data_hash(manifest))
 
 
-def _shares(total: int, parts: tuple[float, float, float]) -> list[int]:
-    """Whole numbers that add up to `total`, nearest to the parts (largest remainders first)."""
-    exact = [total * part for part in parts]
-    sizes = [int(value) for value in exact]
-    for place in sorted(range(3), key=lambda i: exact[i] - sizes[i], reverse=True)[: total - sum(sizes)]:
-        sizes[place] += 1
-    return sizes
+def _strategy(pictures: Sequence[Picture], data: DataSection) -> str:
+    if data.by == "auto":
+        return "group" if any(picture.group for picture in pictures) else "stratified"
+    return data.by
 
 
-def save_split(manifest: SplitManifest, root: Path) -> Path:
-    """Write the manifest of the run at `root`."""
+def _words(by: str, data: DataSection) -> str:
+    words = {
+        "stratified": "stratified by label x stratum",
+        "group": "by group, stratified by label x stratum",
+        "time": "by time" + (f", {data.gap_days:g} days apart" if data.gap_days else ""),
+    }[by]
+    words += f", fold {data.fold[0]} of {data.fold[1]}" if data.fold[1] else ""
+    near = f", near-duplicates (at most {data.near_duplicates} of {BITS} bits differ) on one side"
+    return words + (near if data.near_duplicates else "")
+
+
+def _clusters(index: Index, pictures: Sequence[Picture], most: int) -> list[Places]:
+    """Near-duplicates: clusters of two or more."""
+    if not most or not index.looks:
+        return []
+    return _gathered(cluster_hashes(index.hashes(pictures), most).tolist())
+
+
+def _bound(
+    pictures: Sequence[Picture], clusters: Sequence[Places], copies: Sequence[tuple[Picture, Picture]]
+) -> list[Places]:
+    """Pictures that share a group or a cluster, or whose groups share a picture, at any remove: two or more each."""
+    groups: dict[str, int] = {}
+    links: list[tuple[int, int]] = []
+    for place, picture in enumerate(pictures):
+        links.append((place, len(pictures) + groups.setdefault(picture.group, len(groups))))
+    for one, two in copies:
+        ends = (groups.setdefault(picture.group, len(groups)) for picture in (one, two))
+        links.append((len(pictures) + next(ends), len(pictures) + next(ends)))
+    links += [(cluster[0], other) for cluster in clusters for other in cluster[1:]]
+    one, two = np.array(links, dtype=np.int64).T
+    return _gathered(components(len(pictures) + len(groups), one, two)[: len(pictures)].tolist())
+
+
+def _gathered(numbers: Sequence[int]) -> list[Places]:
+    """Places with the same number, where there are two or more."""
+    found: dict[int, Places] = {}
+    for place, number in enumerate(numbers):
+        found.setdefault(number, []).append(place)
+    return [places for places in found.values() if len(places) > 1]
+
+
+def _check_shares(
+    pictures: Sequence[Picture], units: Sequence[Places], chosen: Sequence[Places], data: DataSection
+) -> None:
+    """Raise `DataError` if a unit is so large that a part is less than half or more than twice of what it should be."""
+    if not units:
+        return
+    test = 1 / data.fold[1] if data.fold[1] else data.split[2]
+    rest = (1 - test) / (data.split[0] + data.split[1])
+    for part, places, share in zip(PARTS, chosen, (data.split[0] * rest, data.split[1] * rest, test), strict=True):
+        have = len(places) / len(pictures)
+        if not share / 2 - 1 / len(pictures) <= have <= 2 * share + 1 / len(pictures):
+            largest = max(units, key=len)
+            names = sorted({pictures[i].group for i in largest} - {""})
+            what = f"group {names[0]!r}" if len(names) == 1 else f"{len(names)} groups linked by near-duplicates"
+            what = what if names and data.by != "stratified" else "a cluster of near-duplicates"
+            raise DataError(
+                f"the {part} part would get {have:.0%} of the pictures instead of {share:.0%}: {what} holds "
+                f"{len(largest)} of {len(pictures)} (e.g. {pictures[largest[0]].path}) and stays on one side; "
+                "change [data] split or fold, or add other groups; a smaller near_duplicates binds fewer pictures"
+            )
+
+
+def _check_classes(index: Index, parts: dict[str, tuple[Picture, ...]], by: str, data: DataSection) -> None:
+    """Raise `DataError` that says why, if a part has no picture of a class."""
+    for part in PARTS:
+        missing = sorted(set(index.labels) - {p.label for p in parts[part]})
+        if not missing:
+            continue
+        own = [p for p in index.pictures if p.label == missing[0]]
+        if by == "time" and not parts[part]:
+            times = {p.time for p in index.pictures if p.time is not None}
+            why = f"the pictures span {(max(times) - min(times)) / DAY:.3g} days at {len(times)} different times"
+            mend = f"take less than gap_days = {data.gap_days:g} or another [data] split"
+        elif by == "time":
+            why = f"{missing[0]!r} was seen {_span(own)}, the part is {_span(parts[part])}"
+            mend = "change [data] split or gap_days, add pictures, or leave the class out"
+        elif by == "group":
+            groups = sorted({p.group for p in own})
+            shown = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
+            why = f"{missing[0]!r} comes in {len(groups)} group{'s' * (len(groups) > 1)} ({shown})"
+            mend = "each part needs a group with each class: add groups, or try another [data] split or [run] seed"
+        else:
+            counts = index.counts()
+            why = f"pictures a class: { ({label: counts[label] for label in index.labels[:_SHOWN]}) }"
+            mend = "add pictures or change [data] split"
+        raise DataError(f"too few pictures: the {part} part would have none of {', '.join(missing)} ({why}); {mend}")
+
+
+def _span(pictures: Sequence[Picture]) -> str:
+    times = [p.time for p in pictures if p.time is not None]
+    first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment)) for moment in (min(times), max(times)))
+    return f"from {first} to {last}"
+
+
+def save_split(manifest: SplitManifest, root: Path, index: Index | None = None) -> Path:
+    """Write the manifest of the run at `root`, and its `index` as a table beside it."""
     path = root / MANIFEST
+    if index is not None:
+        _save_table(manifest, index, root / TABLE)
     write_bytes(path, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
     return path
+
+
+def _save_table(manifest: SplitManifest, index: Index, path: Path) -> None:
+    cluster = {sha: number for number, one in enumerate(manifest.clusters, 1) for sha in one}
+    with whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(_COLUMNS)
+        for picture, where in _everywhere(manifest, index):
+            look = index.looks.get(picture.sha256)
+            seen = (look.width, look.height, look.mode, look.bits, look.hash.hex()) if look else ("",) * 5
+            when = "" if picture.time is None else picture.time
+            near = cluster.get(picture.sha256, "")
+            table.writerow([picture.path, picture.label, picture.group, when, picture.sha256, *seen, near, where])
+        for line in index.unreadable:
+            table.writerow([line.partition(": ")[0], *[""] * 10, "unreadable: " + line.partition(": ")[2]])
+
+
+def _everywhere(manifest: SplitManifest, index: Index) -> Iterator[tuple[Picture, str]]:
+    """Every readable picture and where it went."""
+    for part in PARTS:
+        yield from ((picture, part) for picture in getattr(manifest, part))
+    for why, pictures in manifest.set_aside.items():
+        yield from ((picture, f"set aside: {why}") for picture in pictures)
+    yield from ((copy, f"copy of {first.path}") for copy, first in index.copies)
 
 
 def data_hash(manifest: SplitManifest) -> str:
     """One sha256 over all pictures and labels, whatever the split."""
     digest = hashlib.sha256()
-    everything = manifest.train + manifest.validation + manifest.test
+    everything = [*manifest.train, *manifest.validation, *manifest.test]
+    everything += [picture for pictures in manifest.set_aside.values() for picture in pictures]
     for line in sorted(f"{p.sha256} {p.label}\n" for p in everything):
         digest.update(line.encode())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """Views: augmented pictures as the camera would deliver them, made once and used again.
 
 A view is geometry on the full picture (flips, turns, rotation, crop), then the device's own `prepare`, then light
-(brightness, contrast): what the model trains on went through the same resampling as what it will see.
+(brightness, contrast, RandAugment): what the model trains on went through the same resampling as what it will see.
 """
 
 from __future__ import annotations
@@ -15,10 +15,23 @@ import torch
 from torchvision.transforms import v2
 
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
+from eyas_host.data.domain import allowed
 from eyas_host.recipe import AugmentSection
 
 Batch = npt.NDArray[np.uint8]
 """Prepared pictures: uint8 [n, size, size, 3], blue-green-red."""
+
+LIGHT_STEPS = {
+    "brightness": "Brightness",
+    "contrast": "Contrast",
+    "saturation": "Color",
+    "sharpness": "Sharpness",
+    "posterize": "Posterize",
+    "solarize": "Solarize",
+    "autocontrast": "AutoContrast",
+    "equalize": "Equalize",
+}
+"""Our names of RandAugment's steps -> torchvision's."""
 
 
 def prepared(pixels: Iterable[Pixels], spec: Preprocessing) -> Batch:
@@ -30,11 +43,14 @@ class Augmenter:
     """Draws views of pictures; the same seed draws the same views."""
 
     def __init__(self, settings: AugmentSection, spec: Preprocessing) -> None:
-        self.settings = settings
+        self.settings = allowed(settings)
         self.spec = spec
-        self._light = v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast)
 
-    def view(self, picture: Pixels, rng: np.random.Generator) -> Pixels:
+    def strength(self, epoch: int) -> float:
+        """How strong epoch number `epoch` (from 0) is augmented, 0..1: it rises over the `warm_up` epochs."""
+        return min(1.0, (epoch + 1) / (self.settings.warm_up + 1))
+
+    def view(self, picture: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
         """One view, uint8 [size, size, 3]."""
         settings = self.settings
         if settings.quarter_turns:
@@ -43,40 +59,74 @@ class Augmenter:
             picture = picture[:, ::-1]
         if settings.vertical_flip and rng.random() < 0.5:
             picture = picture[::-1]
-        picture = self._crop(self._rotate(np.ascontiguousarray(picture), rng), rng)
+        picture = self._crop(self._rotate(np.ascontiguousarray(picture), rng, strength), rng, strength)
         seen = prepare(np.ascontiguousarray(picture), self.spec)
         torch.manual_seed(int(rng.integers(2**31)))
         tensor = torch.from_numpy(seen).permute(2, 0, 1)
-        return np.ascontiguousarray(self._light(tensor).permute(1, 2, 0).numpy())
+        light = v2.ColorJitter(brightness=settings.brightness * strength, contrast=settings.contrast * strength)
+        tensor = light(tensor)
+        if settings.randaugment:
+            steps = light_steps(settings.randaugment, round(settings.magnitude * strength), settings.forbid)
+            tensor = steps(tensor.flip(0)).flip(0)  # red-green-blue in between
+        return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
 
-    def views(self, pictures: Sequence[Pixels], seed: Sequence[int]) -> Batch:
-        """One view of each picture, uint8 [pictures, size, size, 3], some of them mixed (CutMix)."""
+    def views(
+        self, pictures: Sequence[Pixels], seed: Sequence[int], *, strength: float = 1.0, mixed: bool = True
+    ) -> Batch:
+        """One view of each picture, uint8 [pictures, size, size, 3].
+
+        Some are mixed with the view of another picture (CutMix, then mixup) unless `mixed` is off, as it must be where
+        nobody answers for the mix: training on the labels of the pictures.
+        """
         rng = np.random.default_rng(seed)
-        batch = np.stack([self.view(picture, rng) for picture in pictures])
-        mixed = np.flatnonzero(rng.random(len(batch)) < self.settings.cutmix)
+        batch = np.empty((len(pictures), self.spec.size, self.spec.size, 3), dtype=np.uint8)
+        for place, picture in enumerate(pictures):
+            batch[place] = self.view(picture, rng, strength)
+        if mixed and (self.settings.cutmix or self.settings.mixup):
+            self._mix(batch, rng)
+        return batch
+
+    def _mix(self, batch: Batch, rng: np.random.Generator) -> None:
         originals = batch.copy()
-        for place in mixed:
+        for place in np.flatnonzero(rng.random(len(batch)) < self.settings.cutmix):
             top, left, height, width = _box(self.spec.size, rng)
             other = originals[rng.integers(len(batch))]
             batch[place, top : top + height, left : left + width] = other[top : top + height, left : left + width]
-        return batch
+        if self.settings.mixup:
+            for place in np.flatnonzero(rng.random(len(batch)) < self.settings.mixup):
+                share = float(rng.uniform())  # Beta(1, 1): Zhang et al., "mixup", 2018; the teacher answers for any
+                other = originals[rng.integers(len(batch))]
+                blended = share * batch[place].astype(np.float32) + (1 - share) * other
+                batch[place] = np.rint(blended).astype(np.uint8)
 
-    def _rotate(self, picture: Pixels, rng: np.random.Generator) -> Pixels:
+    def _rotate(self, picture: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
         if not self.settings.rotate_degrees:
             return picture
         height, width = picture.shape[:2]
-        angle = float(rng.uniform(-1, 1)) * self.settings.rotate_degrees
+        angle = float(rng.uniform(-1, 1)) * self.settings.rotate_degrees * strength
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
         turned = cv2.warpAffine(picture, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
         return np.asarray(turned, dtype=np.uint8)
 
-    def _crop(self, picture: Pixels, rng: np.random.Generator) -> Pixels:
-        scale = float(rng.uniform(self.settings.crop_scale, 1.0)) ** 0.5
+    def _crop(self, picture: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+        smallest = self.settings.crop_scale + (1.0 - self.settings.crop_scale) * (1.0 - strength)
+        scale = float(rng.uniform(smallest, 1.0)) ** 0.5
         height, width = picture.shape[:2]
         keep_h, keep_w = max(1, round(height * scale)), max(1, round(width * scale))
         top = int(rng.integers(height - keep_h + 1))
         left = int(rng.integers(width - keep_w + 1))
         return picture[top : top + keep_h, left : left + keep_w]
+
+
+def light_steps(steps: int, magnitude: int, forbid: Sequence[str] = ()) -> v2.RandAugment:
+    """RandAugment (Cubuk et al., 2020) of light, colour and sharpness alone, without what is forbidden.
+
+    Geometry is left to the settings that allow it by name: a shear or a shift is not what every camera could see.
+    """
+    names = {"Identity"} | {step for name, step in LIGHT_STEPS.items() if name not in forbid}
+    augment = v2.RandAugment(num_ops=steps, magnitude=magnitude)
+    augment._AUGMENTATION_SPACE = {name: how for name, how in augment._AUGMENTATION_SPACE.items() if name in names}
+    return augment
 
 
 def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -1,0 +1,154 @@
+"""`eyas preview`: one sheet of what the model will see, from the stored picture to the augmented views.
+
+The views come from the function that training uses, so the sheet shows what really happens: a cut-off defect or a
+mirrored letter is seen here before it costs a training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from eyas_device.preprocess import Pixels
+from eyas_host.data.split import Split
+from eyas_host.data.views import Augmenter, prepared
+from eyas_host.files import whole
+from eyas_host.recipe import Recipe
+from eyas_host.stages import Context
+
+SHEET = Path("preview") / "sheet.png"
+"""Below the run's folder."""
+_MOST_CLASSES = 12
+_GAP, _BREAK, _MARGIN, _NAMES, _LINE = 8, 16, 24, 168, 18
+"""Pixels: between cells, between blocks of them, around the sheet, for names on the left, a line of words."""
+_INK, _MUTED, _PAPER, _PLATE = "#1b1f24", "#6a737d", "#ffffff", 0xF0
+_DPI = 100
+
+
+def write_preview(context: Context, *, pictures: int = 3, views: int = 6) -> Path:
+    """Write the sheet of the run's split: some training pictures of each class, before and after, and return its path.
+
+    Raises `DataError` if the run has no split or a picture changed since.
+    """
+    recipe = context.recipe
+    spec = recipe.picture.preprocessing()
+    train = Split.load(context.root, spec).train
+    rows = [
+        row for label in range(len(train.labels)) for row in _spread(np.flatnonzero(train.targets == label), pictures)
+    ]
+    rows = [row for row in rows if train.targets[row] < _MOST_CLASSES]
+    frames = [train.pixels[row] for row in rows]
+    augmenter = Augmenter(recipe.augment, spec)
+    columns = [prepared(frames, spec), *(augmenter.views(frames, (recipe.run.seed, 8, n)) for n in range(views))]
+    side = int(np.clip(spec.size, 112, 176))
+    cells = [[frame, *(column[place] for column in columns)] for place, frame in enumerate(frames)]
+    words = [
+        (train.labels[train.targets[row]], Path(train.pictures[row].path).name, f"{f.shape[1]} x {f.shape[0]}")
+        for row, f in zip(rows, frames, strict=True)
+    ]
+    titles = ["stored", "prepared", *(f"view {number + 1}" for number in range(views))]
+    left_out = len(train.labels) - _MOST_CLASSES
+    head = [f"{recipe.run.name}: what the model will see", *_settings(recipe)]
+    if left_out > 0:
+        head[0] += f" ({left_out} more classes are not shown)"
+    path = context.root / SHEET
+    with whole(path) as temporary:
+        _draw(cells, words, titles, head, side).savefig(temporary, format="png", dpi=_DPI)
+    return path
+
+
+def _spread(rows: npt.NDArray[np.int64], count: int) -> list[int]:
+    """At most `count` of `rows`, evenly spaced."""
+    return [int(rows[i]) for i in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+
+
+def _draw(
+    cells: Sequence[Sequence[Pixels]],
+    words: Sequence[tuple[str, str, str]],
+    titles: Sequence[str],
+    head: Sequence[str],
+    side: int,
+) -> Figure:
+    """The sheet: a row a picture, `words` beside it; `titles` over the columns; `head` on top."""
+    step = side + _GAP
+    first = _MARGIN + 44 + _LINE * (len(head) + 1)
+    tops = [first + row * step + _BREAK * (_classes(words[: row + 1]) - 1) for row in range(len(words))]
+    width = 2 * _MARGIN + _NAMES + len(titles) * step + _BREAK
+    height = tops[-1] + side + _MARGIN
+    sheet = np.full((height, width, 3), 255, dtype=np.uint8)
+    figure = Figure((width / _DPI, height / _DPI), dpi=_DPI, facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+
+    def write(text: str, x: float, y: float, *, size: float = 9, colour: str = _INK, weight: str = "normal") -> None:
+        figure.text(x / width, 1 - y / height, text, size=size, color=colour, weight=weight, va="top", parse_math=False)
+
+    write(head[0], _MARGIN, _MARGIN, size=15, weight="bold")
+    for number, line in enumerate(head[1:]):
+        write(line, _MARGIN, _MARGIN + 32 + _LINE * number, colour=_MUTED)
+    for column, title in enumerate(titles):
+        write(title, _left(column, step), first - _LINE, colour=_MUTED, size=8.5)
+    for row, (label, name, stored) in enumerate(words):
+        top, begins = tops[row], not row or label != words[row - 1][0]
+        for column, pixels in enumerate(cells[row]):
+            left = _left(column, step)
+            sheet[top : top + side, left : left + side] = _fitted(pixels, side)
+        if begins:
+            write(_shortened(label, 18), _MARGIN, top, size=11, weight="bold")
+        write(_shortened(name, 24), _MARGIN, top + 22 * begins, size=8, colour=_MUTED)
+        write(stored, _MARGIN, top + 22 * begins + 15, size=8, colour=_MUTED)
+    figure.figimage(sheet, zorder=-1)
+    return figure
+
+
+def _classes(words: Sequence[tuple[str, str, str]]) -> int:
+    return len({label for label, _, _ in words})
+
+
+def _left(column: int, step: int) -> int:
+    """Pixels to the left edge of a column; a wider gap sets the stored and the prepared picture apart."""
+    return _MARGIN + _NAMES + column * step + (_BREAK if column > 1 else 0)
+
+
+def _fitted(pixels: Pixels, side: int) -> Pixels:
+    """The whole picture in a square of `side` on grey, uint8 [side, side, 3] red-green-blue."""
+    scale = side / max(pixels.shape[:2])
+    width, height = (max(1, round(length * scale)) for length in (pixels.shape[1], pixels.shape[0]))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    small = cv2.resize(pixels, (width, height), interpolation=method)
+    plate = np.full((side, side, 3), _PLATE, dtype=np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    plate[top : top + height, left : left + width] = small[..., ::-1]
+    return plate
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _settings(recipe: Recipe) -> Iterator[str]:
+    """The recipe's picture and augmentation in words."""
+    picture, augment = recipe.picture, recipe.augment
+    centre = "" if picture.crop_fraction == 1.0 else f", centre {picture.crop_fraction:.0%}"
+    yield f"prepared as on the device: {picture.size} x {picture.size}, {picture.fit}, {picture.interpolation}{centre}"
+    geometry = [
+        name.replace("_", " ")
+        for name in ("horizontal_flip", "vertical_flip", "quarter_turns")
+        if getattr(augment, name)
+    ]
+    if augment.rotate_degrees:
+        geometry.append(f"rotation up to {augment.rotate_degrees:g}°")
+    if augment.crop_scale < 1:
+        geometry.append(f"crops down to {augment.crop_scale:.0%} of the area")
+    light = [f"{name} ±{getattr(augment, name):.0%}" for name in ("brightness", "contrast") if getattr(augment, name)]
+    if augment.randaugment:
+        light.append(f"{augment.randaugment} steps of RandAugment, magnitude {augment.magnitude}")
+    mixes = [f"{name} in {getattr(augment, name):.0%}" for name in ("cutmix", "mixup") if getattr(augment, name)]
+    yield "augmented: " + (", ".join(geometry + light + mixes) or "not at all")
+    if augment.forbid:
+        yield "never: " + ", ".join(name.replace("_", " ") for name in augment.forbid)

@@ -1,0 +1,73 @@
+"""The seal of the test part: nobody reads it before the bundle is packed, and every opening is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import msgspec
+
+from eyas_host.errors import DataError
+from eyas_host.stages import RECORD, Record
+
+LEDGER = Path("sealed") / "ledger.jsonl"
+"""Below the run's folder; it outlives the split."""
+_CHAIN = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
+"""The stages that must be finished, each on what the others left last."""
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """A line of the ledger."""
+
+    time: float
+    reason: str
+    models: str = ""
+    """sha256 over everything that the finished stages had written."""
+    early: bool = False
+    """Opened on purpose before the bundle was packed: nothing may be chosen by it."""
+
+
+def open_seal(root: Path, reason: str, *, early: bool) -> None:
+    """Write an opening of the run at `root` into its ledger. Raises `DataError` if it comes `early` and must not."""
+    records = {stage: record for stage in _CHAIN if (record := _record(root, stage)) is not None}
+    why = _too_early(records)
+    if why and not early:
+        raise DataError(
+            f"{root}: the test part is sealed until the bundle is packed, and {why}; choose by validation, "
+            "`eyas report RECIPE` opens the test part at the end"
+        )
+    digest = hashlib.sha256()
+    for record in records.values():
+        digest.update(msgspec.json.encode(record.outputs, order="deterministic"))
+    line = Opening(time=time.time(), reason=reason, models=digest.hexdigest(), early=bool(why))
+    ledger = root / LEDGER
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with ledger.open("ab") as stream:
+        stream.write(msgspec.json.encode(line) + b"\n")
+
+
+def openings(root: Path) -> list[Opening]:
+    """The ledger of the run at `root` so far."""
+    path = root / LEDGER
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [msgspec.json.decode(line, type=Opening) for line in lines]
+
+
+def _too_early(records: dict[str, Record]) -> str:
+    """Why the bundle is not packed from what is there now; empty if it is."""
+    for stage in _CHAIN:
+        if stage not in records:
+            return f"stage {stage!r} has not finished"
+    now = {name: digest for record in records.values() for name, digest in record.outputs.items()}
+    for stage, record in records.items():
+        if any(now.get(name) != digest for name, digest in record.inputs.items()):
+            return f"stage {stage!r} has not run on what is there now"
+    return ""
+
+
+def _record(root: Path, stage: str) -> Record | None:
+    try:
+        return msgspec.json.decode((root / stage / RECORD).read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
