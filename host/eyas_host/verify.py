@@ -1,7 +1,7 @@
 """Verify: every artefact through the device's own preprocessing and runtimes, on validation.
 
-An artefact is compared with the network it was made from: fp32 with the pruned student, int8 with the QAT model. How
-far two right int8 implementations may lie apart is measured too: `exact-int8` is integer arithmetic in torch.
+Each artefact is compared with the network it was made from (`compile.parity`); each runtime is given the fastest that
+passed. How far two right int8 implementations may lie apart is measured too: `exact-int8` is integers in torch.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eyas_device.bundle import Bundle
+from eyas_device.bundle import Artefact, Bundle
 from eyas_device.preprocess import prepare
 from eyas_device.runtimes import open_runtime
 from eyas_host import checkpoints
+from eyas_host.compile.parity import Parity, compare, refusal
 from eyas_host.compile.qdq import exact_int8
 from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Part, Split
@@ -26,10 +27,9 @@ from eyas_host.data.views import Batch, prepared
 from eyas_host.errors import GateError, StageError
 from eyas_host.files import whole, write_bytes
 from eyas_host.progress import meter, say
-from eyas_host.recipe import GateSection
 from eyas_host.stages import Context, Outcome
 from eyas_host.train.loop import logits_of
-from eyas_host.train.metrics import Floats, Ints, Scores, fit_temperature, paired_loss_bound, score, softmax
+from eyas_host.train.metrics import Scores, fit_temperature, score, softmax
 
 NETWORKS = ("teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8")
 """Rungs that are torch networks, in the order of the ladder."""
@@ -40,21 +40,6 @@ _ROUNDS = 30
 _FRAMES_A_ROUND = 5
 
 Logits = npt.NDArray[np.float32]
-
-
-class Parity(msgspec.Struct, frozen=True):
-    """An artefact beside the network it was made from, on validation."""
-
-    reference: str
-    agreement: float
-    """Part of the pictures with the same answer."""
-    mean_dp: float
-    """Mean absolute difference of a probability."""
-    max_dp: float
-    drop: float
-    """Balanced accuracy lost against the fp32 pruned student (negative: gained)."""
-    drop_bound: float
-    """One-sided 95 % paired-bootstrap bound of `drop`."""
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -113,12 +98,12 @@ def verify_all(context: Context) -> Outcome:
     probabilities = {name: softmax(values / temperature) for name, values in logits.items()}
     scores = {name: score(p, targets) for name, p in probabilities.items()}
     artefacts = [a.name for a in bundle.manifest.artefacts]
-    parity = {name: compare(probabilities, name, targets) for name in artefacts}
+    parity = {name: compare(logits, name, targets, temperature=temperature) for name in artefacts}
     latency = measure_latency(networks, bundle, split.validation)
     sizes = {name: checkpoints.size_bytes(net) for name, net in networks.items() if name not in ("qat", "exact-int8")}
     sizes |= {a.name: sum(f.size_bytes for f in a.files) for a in bundle.manifest.artefacts}
     refused = {name: why for name in artefacts if (why := refusal(name, parity[name], context.recipe.gate))}
-    use, reasons = choose(context.recipe.compile.runtimes, refused, latency)
+    use, reasons = choose(bundle.manifest.artefacts, refused, latency)
     verdict = Verdict(temperature, scores, parity, latency, sizes, refused, use, reasons)
     write_bytes(context.folder("verify") / _VERDICT, msgspec.json.format(msgspec.json.encode(verdict), indent=1))
     for name, why in refused.items():
@@ -147,7 +132,9 @@ def validation_logits(context: Context) -> dict[str, Logits]:
 
 def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
     """The torch rungs of the ladder, by name, those that exist."""
-    networks: dict[str, torch.nn.Module] = {"teacher": checkpoints.load_teacher(context, classes)}
+    networks: dict[str, torch.nn.Module] = {}
+    if (context.root / checkpoints.TEACHER).exists():
+        networks["teacher"] = checkpoints.load_teacher(context, classes)
     if (context.root / checkpoints.LABELS_ONLY).exists():
         networks["student-labels-only"] = checkpoints.load_student(context, classes, checkpoints.LABELS_ONLY)
     networks["student"] = checkpoints.load_student(context, classes)
@@ -174,52 +161,31 @@ def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Pa
     return logits
 
 
-def compare(probabilities: Mapping[str, Floats], name: str, targets: Ints) -> Parity:
-    """Parity of an artefact with its reference, and its loss against the fp32 pruned student."""
-    reference = "qat" if name.endswith("int8") else "pruned"
-    own, theirs = probabilities[name], probabilities[reference]
-    gap = np.abs(own - theirs)
-    drop, bound = paired_loss_bound(probabilities["pruned"], own, targets)
-    return Parity(
-        reference=reference,
-        agreement=float((own.argmax(1) == theirs.argmax(1)).mean()),
-        mean_dp=float(gap.mean()),
-        max_dp=float(gap.max()),
-        drop=drop,
-        drop_bound=bound,
-    )
-
-
-def refusal(name: str, parity: Parity, gate: GateSection) -> str:
-    """Why an artefact is below the recipe's bounds; empty if it is not."""
-    faults = []
-    if parity.agreement < gate.min_agreement:
-        faults.append(f"agreement with {parity.reference} {parity.agreement:.3f} < {gate.min_agreement}")
-    if parity.mean_dp > gate.max_dp:
-        faults.append(f"mean |dp| {parity.mean_dp:.4f} > {gate.max_dp}")
-    if parity.drop > gate.max_drop:
-        faults.append(f"balanced accuracy drop {parity.drop:.3f} > {gate.max_drop}")
-    return "; ".join(faults)
-
-
 def choose(
-    runtimes: Sequence[str], refused: Mapping[str, str], latency: Mapping[str, Latency]
+    artefacts: Sequence[Artefact], refused: Mapping[str, str], latency: Mapping[str, Latency]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """What each runtime should run, and why: int8 only where it passed and was faster than fp32 here."""
-    use, reasons = {}, {}
-    for runtime in runtimes:
-        int8, fp32 = f"{runtime}-int8", f"{runtime}-fp32"
-        ratio = latency[fp32].p50 / latency[int8].p50
-        figures = f"int8 {latency[int8].p50:.2f} ms, fp32 {latency[fp32].p50:.2f} ms at one thread here ({ratio:.2f} x)"
-        if int8 not in refused and ratio > 1.0:
-            use[runtime], reasons[runtime] = int8, f"faster: {figures}"
-        elif fp32 not in refused:
-            why = "int8 was refused" if int8 in refused else "int8 is not faster"
-            use[runtime], reasons[runtime] = fp32, f"{why}: {figures}"
-        elif int8 not in refused:
-            use[runtime], reasons[runtime] = int8, f"fp32 was refused: {figures}"
-        else:
-            raise GateError(f"{runtime}: nothing may be packed: int8: {refused[int8]}; fp32: {refused[fp32]}")
+    """What each runtime should run, and why: the fastest artefact that passed, so int8 only where it beats fp32.
+
+    Raises `GateError` if a runtime is left without any artefact.
+    """
+    use: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for runtime in dict.fromkeys(artefact.runtime for artefact in artefacts):
+        own = {a.precision: a.name for a in artefacts if a.runtime == runtime}
+        passed = {precision: name for precision, name in own.items() if name not in refused}
+        if not passed:
+            faults = "; ".join(f"{precision}: {refused[name]}" for precision, name in own.items())
+            raise GateError(f"{runtime}: nothing may be packed: {faults}")
+        best = min(passed, key=lambda precision: latency[passed[precision]].p50)
+        figures = ", ".join(f"{precision} {latency[name].p50:.2f} ms" for precision, name in own.items())
+        ratio = latency[own["fp32"]].p50 / latency[own["int8"]].p50
+        figures += f" at one thread here (int8 {ratio:.2f} x)"
+        out = [precision for precision in own if precision not in passed]
+        why = f"{best} is the fastest" if len(passed) > 1 else "nothing else passed"
+        if best == "fp32" and "int8" in passed:
+            why = "int8 is not faster"
+        refusals = f"; refused: {', '.join(out)}" if out else ""
+        use[runtime], reasons[runtime] = passed[best], f"{why}: {figures}{refusals}"
     return use, reasons
 
 
@@ -229,7 +195,8 @@ def measure_latency(networks: Mapping[str, torch.nn.Module], bundle: Bundle, par
     pixels = prepared(part.pixels[:_FRAMES_A_ROUND], spec)
     calls: dict[str, Callable[[int], object]] = {}
     for name in ("teacher", "student", "pruned"):
-        calls[name] = _torch_call(networks[name], pixels)
+        if name in networks:
+            calls[name] = _torch_call(networks[name], pixels)
     runtimes = [open_runtime(bundle, a.runtime, a.name, threads=1) for a in bundle.manifest.artefacts]
     for artefact, runtime in zip(bundle.manifest.artefacts, runtimes, strict=True):
         calls[artefact.name] = lambda row, runtime=runtime: runtime.infer(pixels[row])  # type: ignore[misc]

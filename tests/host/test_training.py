@@ -171,20 +171,21 @@ def test_auc_of_two_classes_and_of_a_missing_one() -> None:
     assert validation_figures(p, np.array([0, 0, 0, 0]))["objective"] == 0.5
 
 
-def test_paired_bound() -> None:
+def test_paired_loss() -> None:
     targets = np.repeat([0, 1], 200)
     before = np.eye(2)[targets]
-    assert metrics.paired_loss_bound(before, before, targets) == (0.0, 0.0)
+    assert metrics.paired_loss(before, before, targets) == metrics.PairedLoss(0.0, (0.0, 0.0), 0.0)
     after = before.copy()
     after[::10] = after[::10, ::-1]
-    loss, bound = metrics.paired_loss_bound(before, after, targets)
-    assert loss == pytest.approx(0.1)
-    assert bound == pytest.approx(0.1 + 1.645 * math.sqrt(0.1 * 0.9 / 400), abs=0.004)
-    gain, bound = metrics.paired_loss_bound(after, before, targets)
-    assert gain == pytest.approx(-0.1) and -0.1 < bound < -0.06
+    lost, deviation = metrics.paired_loss(before, after, targets), math.sqrt(0.1 * 0.9 / 400)
+    assert lost.loss == pytest.approx(0.1)
+    assert lost.bound == pytest.approx(0.1 + 1.645 * deviation, abs=0.004)
+    assert lost.interval == pytest.approx((0.1 - 1.96 * deviation, 0.1 + 1.96 * deviation), abs=0.004)
+    gain = metrics.paired_loss(after, before, targets)
+    assert gain.loss == pytest.approx(-0.1) and -0.1 < gain.bound < -0.06
     unbalanced = before.copy()
     unbalanced[:100] = unbalanced[:100, ::-1]
-    assert metrics.paired_loss_bound(before[:220], unbalanced[:220], targets[:220])[0] == pytest.approx(0.25)
+    assert metrics.paired_loss(before[:220], unbalanced[:220], targets[:220]).loss == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
@@ -474,7 +475,8 @@ def lesson_recipe(shape_pictures: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def split(lesson_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Split:
-    manifest = split_index(build_index(lesson_recipe.data), (0.6, 0.2, 0.2), 0)
+    data = msgspec.structs.replace(lesson_recipe.data, split=(0.6, 0.2, 0.2))
+    manifest = split_index(build_index(data), data, 0)
     return Split(manifest, tmp_path_factory.mktemp("split") / "ledger")
 
 
@@ -539,6 +541,13 @@ def test_teacher_and_student_train_from_pictures(lesson_recipe: Recipe, split: S
     assert not np.allclose(logits_of(student, pixels, CPU), logits_of(alone, pixels, CPU))
     figures = validation_figures(logits_of(student, pixels, CPU), split.validation.targets)
     assert history[0].metrics == pytest.approx(figures, abs=1e-5)
+
+
+def test_a_last_batch_of_one_picture(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
+    alone = msgspec.structs.replace(lesson_recipe.teacher, batch=len(split.train) - 1, epochs=1)
+    recipe = msgspec.structs.replace(lesson_recipe, teacher=alone)
+    _, _, histories = train_teacher(recipe, split, tmp_path)
+    assert len(histories["blocks"]) == 1
 
 
 def test_labels_only_does_not_listen_to_the_teacher(

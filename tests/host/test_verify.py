@@ -2,59 +2,100 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
+from eyas_device.bundle import Artefact
 from eyas_host.cli import STAGES
 from eyas_host.compile.bundle import golden_rows
+from eyas_host.compile.parity import Parity, compare, refusal
 from eyas_host.errors import GateError
 from eyas_host.recipe import GateSection
-from eyas_host.verify import Latency, Parity, choose, compare, refusal
+from eyas_host.verify import Latency, choose
 
-GOOD = Parity(reference="qat", agreement=0.99, mean_dp=0.005, max_dp=0.1, drop=0.0, drop_bound=0.01)
+GOOD = Parity(
+    reference="qat",
+    agreement=0.99,
+    class_agreement=(0.99, 0.99),
+    mean_dp=0.005,
+    max_dp=0.1,
+    mean_dlogit=0.05,
+    max_dlogit=0.5,
+    drop=0.0,
+    drop_interval=(-0.01, 0.01),
+    drop_bound=0.01,
+    class_drop=(0.0, 0.0),
+)
 
 
-def latencies(int8: float, fp32: float) -> dict[str, Latency]:
-    return {"litert-int8": Latency(int8, int8), "litert-fp32": Latency(fp32, fp32)}
+def artefact(name: str) -> Artefact:
+    runtime, precision = name.split("-")
+    return Artefact(name=name, runtime=runtime, precision=precision, files=())  # type: ignore[arg-type]
+
+
+def chosen(refused: dict[str, str], **latency: float) -> tuple[dict[str, str], dict[str, str]]:
+    """What LiteRT runs, for these latencies."""
+    times = {f"litert-{precision}": Latency(ms, ms) for precision, ms in latency.items()}
+    return choose([artefact(name) for name in times], {f"litert-{p}": why for p, why in refused.items()}, times)
 
 
 def test_parity_is_counted_against_the_right_network() -> None:
     targets = np.array([0, 0, 1, 1])
-    pruned = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
-    qat = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.4, 0.6]])
-    int8 = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]])
-    parity = compare({"pruned": pruned, "qat": qat, "litert-int8": int8, "litert-fp32": pruned}, "litert-int8", targets)
-    assert (parity.reference, parity.agreement) == ("qat", 0.75)
+    pruned = np.log([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+    qat = np.log([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.4, 0.6]])
+    int8 = np.log([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]])
+    logits = {"pruned": pruned, "qat": qat, "litert-int8": int8, "litert-fp32": pruned}
+    parity = compare(logits, "litert-int8", targets, temperature=1.0)
+    assert (parity.reference, parity.agreement, parity.class_agreement) == ("qat", 0.75, (1.0, 0.5))
     assert parity.mean_dp == pytest.approx((0.1 + 0.0 + 0.0 + 0.2) / 4)
     assert parity.max_dp == pytest.approx(0.2)
+    steps = [np.log(9 / 8), np.log(2), np.log(3 / 2), np.log(3 / 2)]
+    assert parity.mean_dlogit == pytest.approx(sum(steps) / 8)
+    assert parity.max_dlogit == pytest.approx(np.log(2))
     assert parity.drop == pytest.approx(0.5)  # from 1.0 to (0.5 + 0.5) / 2
-    assert parity.drop_bound >= parity.drop
-    own = compare({"pruned": pruned, "qat": qat, "litert-fp32": pruned}, "litert-fp32", targets)
+    assert parity.class_drop == (0.5, 0.5)
+    assert parity.drop_bound >= parity.drop and parity.drop_interval[0] <= 0.5 <= parity.drop_interval[1]
+    softer = compare(logits, "litert-int8", targets, temperature=10.0)
+    assert softer.max_dp < parity.max_dp and softer.max_dlogit == parity.max_dlogit
+    own = compare(logits, "litert-fp32", targets, temperature=1.0)
     assert (own.reference, own.agreement, own.drop) == ("pruned", 1.0, 0.0)
+
+
+def test_a_label_without_pictures_has_no_parity_of_its_own() -> None:
+    logits = np.log([[0.9, 0.1], [0.8, 0.2]])
+    parity = compare({"pruned": logits, "onnx-fp32": logits}, "onnx-fp32", np.array([0, 0]), temperature=1.0)
+    assert (parity.class_agreement, parity.class_drop) == ((1.0, None), (0.0, None))
 
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"agreement": 0.94}, "agreement"), ({"mean_dp": 0.021}, "mean |dp|"), ({"drop": 0.031}, "drop")],
+    [
+        ({"agreement": 0.94}, "agreement"),
+        ({"mean_dp": 0.021}, "mean |dp|"),
+        ({"drop": 0.031}, "drop"),
+        ({"mean_dp": float("nan")}, "mean |dp|"),
+    ],
 )
 def test_each_bound_refuses(change: dict[str, float], word: str) -> None:
-    values = {name: getattr(GOOD, name) for name in GOOD.__struct_fields__} | change
     assert refusal("litert-int8", GOOD, GateSection()) == ""
-    assert word in refusal("litert-int8", Parity(**values), GateSection())
+    assert word in refusal("litert-int8", msgspec.structs.replace(GOOD, **change), GateSection())
 
 
 def test_int8_runs_only_where_it_is_faster() -> None:
-    assert choose(["litert"], {}, latencies(1.0, 2.0))[0] == {"litert": "litert-int8"}
-    use, reasons = choose(["litert"], {}, latencies(2.0, 1.0))
+    assert chosen({}, int8=1.0, fp32=2.0)[0] == {"litert": "litert-int8"}
+    use, reasons = chosen({}, int8=2.0, fp32=1.0)
     assert use == {"litert": "litert-fp32"}
     assert "not faster" in reasons["litert"] and "0.50 x" in reasons["litert"]
 
 
 def test_a_refused_artefact_is_not_run() -> None:
-    assert choose(["litert"], {"litert-int8": "why"}, latencies(1.0, 2.0))[0] == {"litert": "litert-fp32"}
-    assert choose(["litert"], {"litert-fp32": "why"}, latencies(2.0, 1.0))[0] == {"litert": "litert-int8"}
-    with pytest.raises(GateError, match="nothing may be packed"):
-        choose(["litert"], {"litert-fp32": "why", "litert-int8": "why"}, latencies(1.0, 2.0))
+    use, reasons = chosen({"int8": "why"}, int8=1.0, fp32=2.0)
+    assert use == {"litert": "litert-fp32"} and "refused: int8" in reasons["litert"]
+    assert chosen({"fp32": "why"}, int8=2.0, fp32=1.0)[0] == {"litert": "litert-int8"}
+    assert chosen({"int8": "why"}, int8=1.0, fp32=4.0, int16=3.0)[0] == {"litert": "litert-int16"}
+    with pytest.raises(GateError, match="nothing may be packed: fp32: this; int8: that"):
+        chosen({"fp32": "this", "int8": "that"}, fp32=2.0, int8=1.0)
 
 
 def test_golden_pictures_go_from_unsure_to_sure_without_the_closest_calls() -> None:

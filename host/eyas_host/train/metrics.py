@@ -88,19 +88,25 @@ def reliability(probabilities: Floats, targets: Ints, bins: int = 15) -> list[Bi
     ]
 
 
-def paired_loss_bound(
-    before: Floats, after: Floats, targets: Ints, *, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """How much balanced accuracy `after` lost against `before`, and the one-sided paired-bootstrap bound of it.
+class PairedLoss(msgspec.Struct, frozen=True):
+    """How much balanced accuracy was lost on the same pictures (negative: gained), and how sure that is."""
 
-    Both are probabilities [n, classes] for the same pictures; the same pictures are drawn for both.
-    """
+    loss: float
+    interval: tuple[float, float]
+    """95 % percentile interval of a paired bootstrap over pictures."""
+    bound: float
+    """One-sided 95 % bound from above."""
+
+
+def paired_loss(before: Floats, after: Floats, targets: Ints, *, seed: int = 0) -> PairedLoss:
+    """What `after` lost against `before`: scores [n, classes] for the same pictures, which are drawn for both alike."""
     right_before = before.argmax(axis=1) == targets
     right_after = after.argmax(axis=1) == targets
     gap = right_before.astype(np.float64) - right_after
     loss = float(np.mean([gap[targets == c].mean() for c in np.unique(targets)]))
     draws = _bootstrap_balanced(gap, targets, seed)
-    return loss, float(np.quantile(draws, level))
+    low, bound, high = (float(q) for q in np.quantile(draws, (0.025, 0.95, 0.975)))
+    return PairedLoss(loss, (low, high), bound)
 
 
 def _bootstrap_balanced(values: npt.NDArray[np.generic], targets: Ints, seed: int) -> npt.NDArray[np.float64]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
+import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
@@ -130,6 +133,37 @@ def _create(name: str, classes: int, activation: str, *, pretrained: bool = Fals
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
     except TypeError:
         raise RecipeError(f"model {name!r}: its activations cannot be chosen; take activation = 'default'") from None
+
+
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    UnpicklingError,
+    struct.error,
+    safetensors.SafetensorError,
+)
+
+
+def load_ready(name: str, classes: int, path: Path, *, activation: Literal["default", "relu"]) -> PixelClassifier:
+    """A network that was trained elsewhere, with the normalisation that timm records for it.
+
+    `path` is a .safetensors or a torch file with its weights under timm's names. Raises `WeightsError` if it cannot be
+    read or is of another network or number of classes.
+    """
+    model = _wrap(_create(name, classes, activation))
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Tensor] = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        model.backbone.load_state_dict(state)
+    except _UNREADABLE as error:
+        why = " ".join((str(error) or type(error).__name__).split())[:300]
+        raise WeightsError(f"{path}: no weights of {name} with {classes} classes ({why})") from None
+    return model.eval()
 
 
 def check_networks(recipe: Recipe, classes: int) -> None:

@@ -49,7 +49,11 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
         return validation_figures(logits_of(candidate, validation, device), split.validation.targets)
 
     features = [
-        _features(model, augmenter.views(split.train.pixels, (seed, 1, number)), device)
+        _features(
+            model,
+            augmenter.views(split.train.pixels, (seed, 1, number), strength=augmenter.strength(0), mixed=False),
+            device,
+        )
         for number in range(_HEAD_ROUNDS)
     ]
     held_out = _features(model, validation, device)
@@ -79,9 +83,9 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
     groups = unfreeze(model, settings)
 
     def steps(epoch: int) -> Iterator[Tensor]:
-        views = augmenter.views(split.train.pixels, (seed, 3, epoch))
+        views = augmenter.views(split.train.pixels, (seed, 3, epoch), strength=augmenter.strength(epoch), mixed=False)
         for rows in _batches(len(targets), settings.batch, (seed, 4, epoch)):
-            yield loss_of(model(to_tensor(views[rows], device)), targets[rows])
+            yield loss_of(model(to_tensor(views[rows.numpy()], device)), targets[rows])
 
     blocks = fit(
         model,

@@ -1,0 +1,86 @@
+"""Parity: an artefact beside the network it was made from, and the gate that follows from it.
+
+The pictures are camera-like uint8 ones that go through the device's own preprocessing and runtime. int8 and int16 are
+compared with the QAT model, fp32 with the pruned student; what is lost is always counted against the pruned student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from eyas_host.recipe import GateSection
+from eyas_host.train.metrics import Floats, Ints, paired_loss, softmax
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True):
+    """An artefact beside the network it was made from, on validation."""
+
+    reference: str
+    agreement: float
+    """Part of the pictures with the same answer."""
+    class_agreement: tuple[float | None, ...]
+    """The same for the pictures of each label, in the labels' order; None for a label without pictures."""
+    mean_dp: float
+    """Mean absolute difference of a probability."""
+    max_dp: float
+    mean_dlogit: float
+    """Mean absolute difference of a logit."""
+    max_dlogit: float
+    drop: float
+    """Balanced accuracy lost against the fp32 pruned student (negative: gained)."""
+    drop_interval: tuple[float, float]
+    """Its 95 % paired-bootstrap interval."""
+    drop_bound: float
+    """Its one-sided 95 % paired-bootstrap bound."""
+    class_drop: tuple[float | None, ...]
+    """Recall lost of each label, in the labels' order; None for a label without pictures."""
+
+
+def reference_of(artefact: str) -> str:
+    """The rung that an artefact was made from: `pruned` for fp32, else `qat`."""
+    return "pruned" if artefact.endswith("-fp32") else "qat"
+
+
+def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, temperature: float) -> Parity:
+    """Parity of the artefact `name`, from the logits [n, classes] of all rungs and the labels [n].
+
+    Probabilities are of the logits divided by `temperature`, as the device reports them.
+    """
+    reference = reference_of(name)
+    own, theirs, before = (np.asarray(logits[rung], dtype=np.float64) for rung in (name, reference, "pruned"))
+    gap, dlogit = np.abs(softmax(own / temperature) - softmax(theirs / temperature)), np.abs(own - theirs)
+    same = own.argmax(axis=1) == theirs.argmax(axis=1)
+    lost = (before.argmax(axis=1) == targets).astype(np.float64) - (own.argmax(axis=1) == targets)
+    labels = range(own.shape[1])
+    loss = paired_loss(before, own, targets)
+    return Parity(
+        reference=reference,
+        agreement=float(same.mean()),
+        class_agreement=tuple(_mean(same[targets == label]) for label in labels),
+        mean_dp=float(gap.mean()),
+        max_dp=float(gap.max()),
+        mean_dlogit=float(dlogit.mean()),
+        max_dlogit=float(dlogit.max()),
+        drop=loss.loss,
+        drop_interval=loss.interval,
+        drop_bound=loss.bound,
+        class_drop=tuple(_mean(lost[targets == label]) for label in labels),
+    )
+
+
+def refusal(name: str, parity: Parity, gate: GateSection) -> str:
+    """Why an artefact is below the recipe's bounds; empty if it is not."""
+    within = {
+        f"agreement with {parity.reference} {parity.agreement:.3f} < {gate.min_agreement}": parity.agreement
+        >= gate.min_agreement,
+        f"mean |dp| {parity.mean_dp:.4f} > {gate.max_dp}": parity.mean_dp <= gate.max_dp,
+        f"balanced accuracy drop {parity.drop:.3f} > {gate.max_drop}": parity.drop <= gate.max_drop,
+    }
+    return "; ".join(fault for fault, kept in within.items() if not kept)
+
+
+def _mean(values: Floats) -> float | None:
+    return float(values.mean()) if len(values) else None
