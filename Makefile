@@ -8,11 +8,12 @@ BUNDLE  ?= runs/solar-cells/bundle
 TORCH   ?= cuda
 STAMP   := $(VENV)/.installed-$(TORCH)
 SUDO    := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+READERS := tflite tensorflow
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill test check format flash bench broker collect watch test-arm soak system-deps clean \
-	bench-here bench-main-job bench-frame-loop bench-telemetry
+	test-readers bench-here bench-main-job bench-compression bench-frame-loop bench-telemetry
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled pictures to a classifier on a fleet of cameras"
@@ -52,6 +53,9 @@ format: install ## let ruff format the code
 bench-main-job: install ## time and score the main job over three seeds (about an hour)
 	$(BIN)/python benchmarks/main_job.py --json benchmarks/results/main-job.json
 
+bench-compression: install ## what int8 and pruning cost and save, five folds, beside other tools (hours; resumable)
+	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json
+
 flash: install ## bring BUNDLE to a camera: make flash DEVICE=user@host BUNDLE=DIR [CONFIG=FILE]
 	$(BIN)/eyas flash $(DEVICE) --bundle $(BUNDLE) $(if $(CONFIG),--config $(CONFIG)) $(FLASH_FLAGS)
 
@@ -61,6 +65,18 @@ bench: install ## measure on a camera: make bench DEVICE=user@host [BUNDLE=DIR]
 test-arm: install ## the device's programs on emulated aarch64, compared with this machine
 	tests/arm/userland.sh
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/arm
+
+test-readers: install $(READERS:%=.readers/%/.installed) ## .tflite files in other readers, compared with LiteRT
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/readers
+
+.readers/tflite/.installed: PINS := constraints/device-numpy1.txt
+.readers/tensorflow/.installed: PINS := constraints/tensorflow.txt
+
+# tflite-runtime has no wheels for a newer Python. Tests skip a reader that is not installed, and fail with CI=true.
+.readers/%/.installed: pyproject.toml constraints/device-numpy1.txt constraints/tensorflow.txt | install
+	@$(BIN)/uv venv --quiet --clear --no-python-downloads --python 3.11 .readers/$* && \
+		$(BIN)/uv pip install --quiet --python .readers/$* --constraint $(PINS) --editable '.[$*]' && touch $@ || \
+		echo "test-readers: $* is not installed; its tests are left out" >&2
 
 broker: install ## an MQTT broker with certificates (BIND=0.0.0.0 lets devices reach it)
 	$(BIN)/eyas broker --bind $(or $(BIND),127.0.0.1)
@@ -93,4 +109,4 @@ system-deps: ## what tests need from the system (apt): MQTT broker, ssh and RTSP
 	fi
 
 clean: ## remove the virtual environment, runs and caches
-	rm -rf $(VENV) .arm runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .arm .readers runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
+from eyas_device.bundle import Precision, RuntimeName
+from eyas_host.compile.build import artefact_files, compile_artefact
 from eyas_host.compress.fold import fold_for_deployment
+from eyas_host.compress.prune import prune_evenly
 from eyas_host.compress.qat import prepare_qat
 from eyas_host.train.models import build
 
 
-def network(name: str, precision: str, folder: Path, *, size: int = 224) -> Path:
-    """The `.tflite` of timm's network `name` with two classes, `fp32` or `int8`, below `folder`.
+def network(
+    name: str,
+    precision: Precision,
+    folder: Path,
+    *,
+    size: int = 224,
+    runtime: RuntimeName = "litert",
+    activation: Literal["default", "relu"] = "default",
+    keep: float = 1.0,
+) -> Path:
+    """The artefact of timm's network `name` with two classes, below `folder`; made if it is not there.
 
-    The ranges of an int8 network come from noise.
+    `keep` is the part of each layer's channels that stays. The ranges of an int8 network come from noise.
     """
-    path = folder / f"{name}-{size}-{precision}.tflite"
+    own = folder / f"{name}-{activation}-{keep:g}-{size}"
+    path = artefact_files(own, runtime, precision)[0]
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    own.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    deploy = fold_for_deployment(build(name, 2, "random")[0].eval())
-    if precision == "fp32":
-        compile_litert_fp32(deploy, path, input_size=size)
-        return path
+    model = build(name, 2, "random", activation=activation)[0].eval()
+    if keep < 1:
+        model, _ = prune_evenly(model, keep=keep, size=size)
+    deploy = fold_for_deployment(model)
     noise = [torch.randint(0, 256, (1, 3, size, size)).float() for _ in range(4)]
-    compile_litert_int8(prepare_qat(deploy, noise, input_size=size), path, input_size=size)
+    made = deploy if precision == "fp32" else prepare_qat(deploy, noise, input_size=size)
+    compile_artefact(runtime, precision, made, path, size)
     return path

@@ -11,7 +11,7 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import timm
 import torch
 
 import quiet_first  # noqa: F401 - before the heavy imports
-from common import Figure, finish
+from common import Figure, finish, ratio, take_turns
 from compiled import network
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
@@ -35,7 +35,7 @@ from eyas_host.recipe import load_recipe
 from eyas_host.report.model import Report
 from eyas_host.stages import Context
 from eyas_host.train.loop import logits_of
-from eyas_host.train.metrics import Scores, paired_loss_bound, score, softmax
+from eyas_host.train.metrics import Scores, paired_loss, score, softmax
 
 RECIPE = Path("models/solar-cells/recipe.toml")
 RUNS = Path("runs")
@@ -121,7 +121,7 @@ def _run_figures(context: Context) -> dict[str, Figure]:
 def _scores(context: Context) -> dict[str, Scores]:
     """Teacher and both students on this seed's sealed test part (the opening is logged)."""
     split = Split.load(context.root)
-    part = split.open_test("benchmarks/main_job.py")
+    part = split.open_test("benchmarks/main_job.py", early=True)
     pixels = prepared(part.pixels, context.recipe.picture.preprocessing())
     classes = len(split.labels)
     networks = {
@@ -179,13 +179,13 @@ def _int8_figures(context: Context) -> dict[str, Figure]:
     }
     for backend in BACKENDS:
         name = f"{backend}-int8"
-        loss, bound = paired_loss_bound(p["pruned"], p[name], targets)
+        lost = paired_loss(p["pruned"], p[name], targets)
         figures[f"{name}_loss_bound"] = Figure(
-            value=100 * bound,
+            value=100 * lost.bound,
             unit="points",
             bound=3,
             better="lower",
-            spread=f"loss {100 * loss:.2f}",
+            spread=f"loss {100 * lost.loss:.2f}",
             note="balanced accuracy against fp32, 95 % paired bootstrap",
         )
         figures[f"{name}_agreement"] = Figure(
@@ -224,19 +224,19 @@ def _speed_figures(context: Context, *, rounds: int) -> dict[str, Figure]:
     calls["resnet50-torch"] = lambda: _eager(resnet, tensor)
     fair = LiteRT(resnet_litert, size=size, classes=2, threads=1)
     calls["resnet50-litert"] = _infer(fair, pixels)
-    times = _take_turns(calls, rounds)
+    times = take_turns(calls, rounds)
     shipped = bundle_used(context)
     resnet_bytes = sum(t.numel() * t.element_size() for t in resnet.state_dict().values())
     shipped_bytes = sum(f.size_bytes for a in bundle.manifest.artefacts if a.name == shipped for f in a.files)
     figures = {
-        "faster_than_resnet50_torch": _ratio(
+        "faster_than_resnet50_torch": ratio(
             times["resnet50-torch"], times[shipped], bound=40, note=f"{shipped}, {size} px"
         ),
         "smaller_than_resnet50": Figure(value=resnet_bytes / shipped_bytes, unit="x", bound=40, note=f"{shipped}"),
-        "faster_than_resnet50_litert": _ratio(times["resnet50-litert"], times[shipped], note="the fair opponent"),
+        "faster_than_resnet50_litert": ratio(times["resnet50-litert"], times[shipped], note="the fair opponent"),
     }
     for backend in BACKENDS:
-        figures[f"{backend}_int8_speedup"] = _ratio(
+        figures[f"{backend}_int8_speedup"] = ratio(
             times[f"{backend}-fp32"], times[f"{backend}-int8"], note="shipped model, int8 against fp32"
         )
     return figures | _large_figures(work, rounds)
@@ -248,8 +248,8 @@ def _large_figures(work: Path, rounds: int) -> dict[str, Figure]:
     pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     paths = {p: network("mobilenetv3_large_100", p, work, size=size) for p in ("fp32", "int8")}
     models = {name: LiteRT(path, size=size, classes=2, threads=1) for name, path in paths.items()}
-    times = _take_turns({name: _infer(model, pixels) for name, model in models.items()}, rounds)
-    return {"v3_large_224_int8_speedup": _ratio(times["fp32"], times["int8"], bound=1.4, note="LiteRT, not pruned")}
+    times = take_turns({name: _infer(model, pixels) for name, model in models.items()}, rounds)
+    return {"v3_large_224_int8_speedup": ratio(times["fp32"], times["int8"], bound=1.4, note="LiteRT, not pruned")}
 
 
 def bundle_used(context: Context) -> str:
@@ -265,30 +265,6 @@ def _infer(runtime: Runtime, pixels: Pixels) -> Callable[[], object]:
 def _eager(model: Any, tensor: torch.Tensor) -> torch.Tensor:
     answer: torch.Tensor = model(tensor)
     return answer
-
-
-def _take_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, calls_a_turn: int = 5
-) -> dict[str, list[float]]:
-    """Milliseconds of each call; all take turns in every round, the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            for _ in range(calls_a_turn):
-                started = time.perf_counter()
-                call()
-                if number:
-                    times[name].append(1000 * (time.perf_counter() - started))
-    return times
-
-
-def _ratio(slow: list[float], fast: list[float], *, bound: float | None = None, note: str = "") -> Figure:
-    """Ratio of medians, with both medians and their inner quartiles."""
-    words = " / ".join(
-        f"{np.median(side):.3g} ms ({np.quantile(side, 0.25):.3g}..{np.quantile(side, 0.75):.3g})"
-        for side in (slow, fast)
-    )
-    return Figure(value=float(np.median(slow) / np.median(fast)), unit="x", bound=bound, spread=words, note=note)
 
 
 if __name__ == "__main__":

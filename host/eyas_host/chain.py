@@ -7,7 +7,6 @@ so that a mistake in the recipe or the pictures shows at once.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -18,9 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
+from rich.markup import escape
 
-from eyas_device.camera.folder import SUFFIXES
+from eyas_device.bundle import sha256
+from eyas_host.data.balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
+from eyas_host.data.sources import fingerprint
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.errors import StageError
 from eyas_host.progress import say
@@ -47,30 +49,33 @@ def split(context: Context) -> Outcome:
     """Index the pictures and divide them."""
     data = context.recipe.data
     index = build_index(data)
-    for notice in index.notices:
-        say(f"  [yellow]{notice}[/yellow]")
+    manifest = split_index(index, data, context.recipe.run.seed)
+    manifest = msgspec.structs.replace(manifest, warnings=tuple(warnings(manifest)))
+    save_split(manifest, context.root, index)
+    for line in (*manifest.notices, *manifest.warnings):
+        say(f"  [yellow]{escape(line)}[/yellow]")
     for line in index.unreadable:
-        say(f"  left out: {line}")
-    manifest = split_index(index, data.split, context.recipe.run.seed, data.fold)
-    save_split(manifest, context.root)
-    sizes = {part: sum(manifest.counts[part].values()) for part in manifest.counts}
-    words = ", ".join(f"{count} {part}" for part, count in sizes.items())
+        say(f"  left out: {escape(line)}")
     return Outcome(
-        f"{len(index.pictures)} pictures, {len(index.labels)} classes: {words}",
-        {"counts": manifest.counts, "labels": list(index.labels), "left_out": len(index.unreadable)},
+        summary(manifest),
+        {
+            "strategy": manifest.strategy,
+            "counts": manifest.counts,
+            "balance": balance(manifest),
+            "ratio": ratio(manifest),
+            "warnings": list(manifest.warnings),
+            "labels": list(index.labels),
+            "left_out": len(index.unreadable),
+            "copies": manifest.copies,
+            "near_duplicates": sum(map(len, manifest.clusters)),
+            "set_aside": {why: len(pictures) for why, pictures in manifest.set_aside.items()},
+        },
     )
 
 
 def _pictures_fingerprint(recipe: Recipe) -> str:
     """Names, sizes and times of the pictures: cheap, and enough to notice a change."""
-    if recipe.data.source != "folder":
-        return recipe.data.source
-    root = Path(recipe.data.path)
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
-        stat = path.stat()
-        digest.update(f"{path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    return fingerprint(recipe.data)
 
 
 def teach(context: Context) -> Outcome:
@@ -82,6 +87,8 @@ def teach(context: Context) -> Outcome:
     from eyas_host.train.models import check_networks
     from eyas_host.train.teacher import train_teacher
 
+    if context.recipe.student.ready:
+        return Outcome("not trained: the student is ready", {"weights": "none"})
     torch.set_num_threads(threads(context.recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
     check_networks(context.recipe, len(data.labels))
@@ -109,6 +116,8 @@ def distill(context: Context) -> Outcome:
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(threads(recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
+    if recipe.student.ready:
+        return _take_ready(context, data)
     cache = ViewCache.make(folder, recipe, data, checkpoints.load_teacher(context, len(data.labels)))
     data.train.forget()
     with _beside(_labels_only, recipe, context.root) if recipe.student.labels_only else nullcontext() as other:
@@ -121,6 +130,21 @@ def distill(context: Context) -> Outcome:
         f"{recipe.student.model} ({origin} weights): {_figures(_best(history))} on validation",
         {"weights": origin, "histories": msgspec.to_builtins(histories)},
     )
+
+
+def _take_ready(context: Context, split: Split) -> Outcome:
+    """Take the student from its file instead of training one."""
+    from eyas_host import checkpoints
+    from eyas_host.data.views import prepared
+    from eyas_host.train.loop import logits_of, pick_device, save_tensors, validation_figures
+    from eyas_host.train.models import load_ready
+
+    settings = context.recipe.student
+    model = load_ready(settings.model, len(split.labels), Path(settings.ready), activation=settings.activation)
+    save_tensors(context.root / checkpoints.STUDENT, model.state_dict())
+    pixels = prepared(split.validation.pixels, context.recipe.picture.preprocessing())
+    figures = validation_figures(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
+    return Outcome(f"{settings.model} as it came: {_figures(figures)} on validation", {"weights": "ready"})
 
 
 @contextmanager
@@ -167,105 +191,29 @@ def prune(context: Context) -> Outcome:
     """Cut the student down and let it recover with the teacher's answers."""
     import torch
 
-    from eyas_host import checkpoints
-    from eyas_host.compress.prune import PrunePlan, ZeroKeeper, prune_channels, prune_weights
-    from eyas_host.files import write_bytes
-    from eyas_host.train.cache import ViewCache
-    from eyas_host.train.loop import save_tensors
-    from eyas_host.train.models import move
-    from eyas_host.train.student import Lesson
+    from eyas_host.compress.shrink import shrink
 
-    recipe, settings = context.recipe, context.recipe.prune
-    torch.set_num_threads(threads(recipe))
-    data = Split.load(context.root, context.recipe.picture.preprocessing())
-    student = checkpoints.load_student(context, len(data.labels))
-    model, plan, keeper = student, PrunePlan("none"), None
-    if settings.method == "channel":
-        model, plan = prune_channels(student, mac_ratio=settings.keep, size=recipe.picture.size)
-    elif settings.method == "nncf":
-        model, plan = prune_weights(student, sparsity=settings.sparsity, size=recipe.picture.size)
-    lesson = Lesson(recipe, data, ViewCache(context.folder("distill")))
-    history: list[Epoch] = []
-    if settings.method != "none" and settings.epochs:
-        model = move(model, lesson.device)
-        keeper = ZeroKeeper(model) if settings.method == "nncf" else None
-        checkpoint = context.folder("prune") / "recovery.ckpt"
-        history = lesson.train(
-            model,
-            epochs=settings.epochs,
-            rate=settings.rate,
-            ema=0.0 if keeper else recipe.student.ema,
-            checkpoint=checkpoint,
-            title="pruned student",
-            after_step=keeper,
-        )
-        checkpoint.unlink()
-    write_bytes(context.root / checkpoints.PLAN, msgspec.json.encode(plan))
-    save_tensors(context.root / checkpoints.PRUNED, model.cpu().state_dict())
-    figures = lesson.evaluate(model.to(lesson.device))
-    facts = {
-        "method": plan.method,
-        "macs_before": plan.macs_before,
-        "macs_after": plan.macs_after,
-        "parameters_before": plan.parameters_before,
-        "parameters_after": plan.parameters_after,
-        "histories": {"pruned": msgspec.to_builtins(history)},
-    }
-    words = "not pruned"
-    if plan.method == "channel":
-        words = f"{plan.macs_after / plan.macs_before:.0%} of the multiply-accumulates"
-    elif plan.method == "nncf":
-        words = f"{plan.parameters_after / plan.parameters_before:.0%} of the weights are not zero"
-    return Outcome(f"{words}: {_figures(figures)} on validation", facts)
+    torch.set_num_threads(threads(context.recipe))
+    return shrink(context)
+
+
+def _latency_source(recipe: Recipe) -> str:
+    """What a latency is measured of: the table, else the runtime; nothing where none is asked for."""
+    settings = recipe.prune
+    if settings.method != "nncf" and (settings.method, settings.target) != ("channel", "latency"):
+        return ""
+    table = Path(settings.table)
+    return sha256(table) if settings.table and table.is_file() else recipe.compile.runtimes[0]
 
 
 def qat(context: Context) -> Outcome:
-    """Fine-tune with the int8 grid in the graph."""
+    """Put the student on the int8 grid, by training or by calibration."""
     import torch
 
-    from eyas_host import checkpoints
-    from eyas_host.compress.calibration import choose_pictures, record
-    from eyas_host.compress.prune import ZeroKeeper
-    from eyas_host.compress.qat import prepare_qat, save_qat
-    from eyas_host.data.views import prepared
-    from eyas_host.files import write_bytes
-    from eyas_host.train.cache import ViewCache
-    from eyas_host.train.loop import to_tensor
-    from eyas_host.train.student import Lesson
+    from eyas_host.compress.quantize import quantize
 
-    recipe, settings = context.recipe, context.recipe.quantize
-    torch.set_num_threads(threads(recipe))
-    data = Split.load(context.root, context.recipe.picture.preprocessing())
-    deploy = checkpoints.load_deploy(context, len(data.labels))
-    cache = ViewCache(context.folder("distill"))
-    lesson = Lesson(recipe, data, cache)
-    rows = choose_pictures(data.train, settings.calibration, recipe.run.seed)
-    calibration = prepared([data.train.pixels[row] for row in rows], recipe.picture.preprocessing())
-    data.train.forget()
-    batches = [to_tensor(calibration[i : i + 1], torch.device("cpu")).float() for i in range(len(calibration))]
-    model = prepare_qat(deploy, batches, input_size=recipe.picture.size).to(lesson.device)
-    keeper = ZeroKeeper(model) if recipe.prune.method == "nncf" else None
-    history: list[Epoch] = []
-    if settings.epochs:
-        checkpoint = context.folder("qat") / "qat.ckpt"
-        history = lesson.train(
-            model,
-            epochs=settings.epochs,
-            rate=settings.rate,
-            weight_decay=0.0,
-            checkpoint=checkpoint,
-            title="int8 student",
-            after_step=keeper,
-        )
-        checkpoint.unlink()
-    model = model.cpu()
-    save_qat(model, context.folder("qat"))
-    calibration_file = msgspec.json.encode(record(data.train, rows, model))
-    write_bytes(context.folder("qat") / "calibration.json", msgspec.json.format(calibration_file, indent=1))
-    return Outcome(
-        f"{_figures(lesson.evaluate(model.to(lesson.device)))} on validation",
-        {"histories": {"qat": msgspec.to_builtins(history)}},
-    )
+    torch.set_num_threads(threads(context.recipe))
+    return quantize(context)
 
 
 def compile_artefacts(context: Context) -> Outcome:
@@ -319,10 +267,10 @@ _LESSON = ("teacher", "student", "augment", "picture")
 
 STAGES = (
     Stage("split", ("data",), (), split, _pictures_fingerprint),
-    Stage("teach", ("teacher", "augment", "picture", "run"), ("split",), teach),
+    Stage("teach", ("teacher", "augment", "picture", "run", "student.ready"), ("split",), teach),
     Stage("distill", _LESSON, ("split", "teach"), distill),
-    Stage("prune", (*_LESSON, "prune"), ("split", "distill"), prune),
-    Stage("qat", (*_LESSON, "prune", "quantize"), ("split", "distill", "prune"), qat),
+    Stage("prune", (*_LESSON, "prune"), ("split", "distill"), prune, _latency_source),
+    Stage("qat", (*_LESSON, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), qat),
     Stage("compile", ("compile", "student", "picture"), ("split", "prune", "qat"), compile_artefacts),
     Stage("verify", ("gate", "picture", "pack"), ("split", "teach", "distill", "prune", "qat", "compile"), verify),
     Stage("pack", ("run", "pack", "picture"), ("split", "compile", "verify"), pack, places=("bundle",)),

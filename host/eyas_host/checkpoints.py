@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """Tensors of a file. Raises `StageError` if it is missing or damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, struct.error) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise StageError(f"{path}: cannot be read ({why}); run that stage again") from None
     return state

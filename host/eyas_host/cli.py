@@ -63,7 +63,8 @@ def _verb(stage: str) -> None:
         _run(recipe, runs, overrides, until=stage)
 
     run.__doc__ = f"{_WHAT[stage]} Earlier stages run first where they have to."
-    app.command(name=stage, rich_help_panel="Stages of the main job")(run)
+    verb = _WITH_OPTIONS.get(stage, run)
+    app.command(name=stage, rich_help_panel="Stages of the main job", epilog=_TEACHES.get(stage))(verb)
 
 
 _WHAT = {
@@ -76,8 +77,108 @@ _WHAT = {
     "pack": "Write the bundle.",
     "report": "Open the sealed test part once and write the report.",
 }
+_TEACHES = {
+    "split": """**Where pictures come from**: `[data] source = "folder"` (one folder a class) or `"csv"` (a table
+`path,label[,group,time]`, paths relative to it); `more = [{ source = "csv", path = "line2.csv" }]` joins others.
+
+**What keeps the parts apart**: `by = "stratified"` divides picture by picture; `by = "group"` keeps every group
+(patient, batch, camera) on one side; `by = "time"` trains on the past and tests on the future, `gap_days` apart.
+With each of them, pictures whose hashes differ in at most `near_duplicates` of 256 bits stay together. A leak makes a
+test look better than the field will be.
+
+**What it leaves**: `runs/NAME/split/manifest.json` (who is where, and why) and `split/index.csv` (one row a picture, to
+sort and look at). The test part stays sealed until `eyas report`; every opening is written to `sealed/ledger.jsonl`.
+
+**Examples**: `eyas split models/NAME/recipe.toml --set data.by=group`, then `eyas preview models/NAME/recipe.toml`.""",
+    "prune": """**What it goes by**: `[prune]` of the recipe; each of the three options stands for
+`method = "channel"` and `target = "latency"`, and wins over the recipe. Latency is one picture in int8 at one thread on
+the first of `[compile] runtimes`.
+
+**Where it is measured**: here, unless there is a table. For another board: run the chain once with
+`--set prune.method=none`, copy `runs/NAME/bundle` there, run `eyas-device bench --bundle B --artefact litert-int8
+--blocks table.json`, and bring the file back. The times of a table are not measured again: they are predicted.
+
+**What it leaves**: `runs/NAME/prune/plan.json` (what was cut), `student.pt`, and the accuracy-latency front in the
+report. A killed run goes on where it stopped.
+
+**Examples**: `eyas prune models/NAME/recipe.toml --target-ms 0.4`,
+`eyas prune models/NAME/recipe.toml --keep 0.5 --table table.json`. The stages behind read the recipe: write there what
+you want to stay, e.g. `target = "latency"` and `ms = 0.4`, then `eyas distill models/NAME/recipe.toml`.""",
+}
+
+
+def prune(
+    recipe: RecipeArgument,
+    target_ms: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--target-ms", metavar="MS", min=0.0, help="Prune until one picture takes at most this long."),
+    ] = None,
+    keep: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--keep", metavar="PART", help="Prune to this part of the dense student's latency, 0 to 1."),
+    ] = None,
+    table: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--table", metavar="FILE", help="Block times of the dense student on the target device."),
+    ] = None,
+    overrides: Overrides = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Cut the distilled student down and let it recover. Earlier stages run first where they have to."""
+    if target_ms is not None and keep is not None:
+        raise typer.BadParameter("--target-ms and --keep both say how far to go; give one")
+    more = [] if target_ms is None else [f"prune.ms={target_ms}"]
+    more += [] if keep is None else [f"prune.keep={keep}", "prune.ms=0.0"]
+    more += [] if table is None else [f"prune.table={table.resolve()}"]
+    latency = ["prune.method=channel", "prune.target=latency"] if more else []
+    _run(recipe, runs, [*(overrides or ()), *latency, *more], until="prune")
+
+
+_WITH_OPTIONS: dict[str, Callable[..., None]] = {"prune": prune}
 for _name in _WHAT:
     _verb(_name)
+
+
+@app.command(
+    rich_help_panel="Stages of the main job",
+    epilog="An interrupted measurement goes on where it stopped. Example: `eyas sensitivity models/NAME/recipe.toml`.",
+)
+def sensitivity(
+    recipe: RecipeArgument,
+    pictures: Annotated[int, typer.Option(min=2, help="Validation pictures, as many of each class.")] = 256,
+    json: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,  # noqa: UP045
+    overrides: Overrides = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Show which layers int8 harms most, and which to keep float. Earlier stages run first where they have to."""
+    _run(recipe, runs, overrides, until="qat")
+    from eyas_host.recipe import load_recipe
+    from eyas_host.sensitivity_verb import sensitivity as measure
+    from eyas_host.stages import Context
+
+    settings = load_recipe(recipe, overrides or ())
+    measure(Context(settings, runs / settings.run.name), pictures, json)
+
+
+@app.command(
+    epilog="Every view is drawn by the function that training uses, from training pictures. "
+    "Example: `eyas preview models/NAME/recipe.toml --set augment.quarter_turns=true`."
+)
+def preview(
+    recipe: RecipeArgument,
+    pictures: Annotated[int, typer.Option(min=1, max=20, help="Pictures of each class.")] = 3,
+    views: Annotated[int, typer.Option(min=1, max=20, help="Augmented views of each picture.")] = 6,
+    overrides: Overrides = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Draw what the model will see: stored pictures, the same as the device prepares them, augmented views."""
+    _run(recipe, runs, overrides, until="split")
+    from eyas_host.data.preview import write_preview
+    from eyas_host.recipe import load_recipe
+    from eyas_host.stages import Context
+
+    settings = load_recipe(recipe, overrides or ())
+    typer.echo(write_preview(Context(settings, runs / settings.run.name), pictures=pictures, views=views))
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eyas_device.errors import PictureError
 from eyas_device.preprocess import read_picture
-from eyas_host.data.index import list_class_folders
+from eyas_host.data.sources import list_class_folders
 from eyas_host.errors import RecipeError
 from eyas_host.files import write_bytes
 

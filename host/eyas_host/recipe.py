@@ -16,6 +16,7 @@ from msgspec import Meta
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.preprocess import Preprocessing
 from eyas_device.sections import Section, convert, parse, told
+from eyas_host.data.domain import allowed, forbidden
 from eyas_host.errors import RecipeError
 
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -38,13 +39,31 @@ class RunSection(Section, frozen=True):
     """Torch threads a training process; 0 chooses (1 a process up to 160 px, else all cores)."""
 
 
+class Source(Section, frozen=True):
+    """One more place of labelled pictures, beside `[data] path`."""
+
+    path: Annotated[str, Meta(min_length=1)]
+    """The folder of class folders or the table, relative to the recipe file."""
+    source: Literal["folder", "csv"] = "folder"
+
+
 class DataSection(Section, frozen=True):
     """`[data]`: the labelled pictures and how they are divided."""
 
-    source: Literal["folder", "elpv"] = "folder"
-    """`folder`: one folder a class; `elpv`: the solar-cell demonstration set (extra `demo`, non-commercial)."""
+    source: Literal["folder", "csv", "elpv"] = "folder"
+    """`folder`: one folder a class; `csv`: a table path,label[,group,time]; `elpv`: the solar-cell demonstration set
+    (extra `demo`, non-commercial)."""
     path: str = ""
-    """The folder of class folders, relative to the recipe file."""
+    """The folder of class folders or the table, relative to the recipe file."""
+    more: tuple[Source, ...] = ()
+    """Further sources that are joined to it: [{source = "csv", path = "line2.csv"}, ...]."""
+    by: Literal["auto", "stratified", "group", "time"] = "auto"
+    """What the parts are divided by: `stratified` picture by picture, `group` with no group on two sides, `time` with
+    training before validation before test; `auto`: by group where the pictures have groups, else stratified."""
+    gap_days: Annotated[float, Meta(ge=0.0, le=36_500.0)] = 0.0
+    """time: days between the parts whose pictures are set aside."""
+    near_duplicates: Annotated[int, Meta(ge=0, le=64)] = 16
+    """Pictures whose perceptual hashes differ in at most so many of 256 bits stay on one side (0: not looked for)."""
     split: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
     """Parts for training, validation and the sealed test."""
     fold: tuple[Count, Count] = (0, 0)
@@ -53,6 +72,12 @@ class DataSection(Section, frozen=True):
     """Leave out pictures that cannot be read (they are listed) instead of stopping."""
     limit: Count = 0
     """Use at most this many pictures (0: all), drawn evenly from the classes; for a quick try."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All places on disk, the first one included."""
+        first = () if self.source == "elpv" else (Source(source=self.source, path=self.path or "."),)
+        return (*first, *self.more)
 
 
 class PictureSection(Section, frozen=True):
@@ -77,9 +102,32 @@ class PictureSection(Section, frozen=True):
         )
 
 
+Augmentation = Literal[
+    "horizontal_flip",
+    "vertical_flip",
+    "quarter_turns",
+    "rotate_degrees",
+    "crop_scale",
+    "brightness",
+    "contrast",
+    "randaugment",
+    "saturation",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+    "cutmix",
+    "mixup",
+]
+
+
 class AugmentSection(Section, frozen=True):
     """`[augment]`: how training pictures may be varied; only what the real camera could see."""
 
+    forbid: tuple[Augmentation, ...] = ()
+    """What the domain rules out, e.g. ["horizontal_flip"] for text and chest X-rays: never drawn, whatever else is
+    set; also the steps of RandAugment by name."""
     horizontal_flip: bool = True
     vertical_flip: bool = False
     quarter_turns: bool = False
@@ -89,8 +137,16 @@ class AugmentSection(Section, frozen=True):
     """Smallest part of the picture's area that a random crop keeps."""
     brightness: Fraction = 0.2
     contrast: Fraction = 0.2
+    randaugment: Annotated[int, Meta(ge=0, le=8)] = 0
+    """Steps of RandAugment a view, of light, colour and sharpness alone: geometry is what is set above."""
+    magnitude: Annotated[int, Meta(ge=0, le=30)] = 9
+    """Strength of those steps, 0 to 30."""
     cutmix: Fraction = 0.0
     """Part of the distillation views in which a patch of another picture is pasted; the teacher answers for the mix."""
+    mixup: Fraction = 0.0
+    """Part of the distillation views that are blended with another picture; the teacher answers for the mix."""
+    warm_up: Count = 0
+    """Teacher epochs over which rotation, crop, light and RandAugment rise to full strength (0: full at once)."""
 
 
 class TeacherSection(Section, frozen=True):
@@ -127,6 +183,9 @@ class StudentSection(Section, frozen=True):
     """`relu` in place of the network's own activations: int8 kernels fuse it, a hard-swish they do not."""
     weights: Literal["auto", "hub", "packaged", "random"] = "auto"
     """`auto`: hub, then packaged, then random."""
+    ready: str = ""
+    """A trained student from elsewhere, relative to the recipe: a .safetensors or torch file of its weights under
+    timm's names. No teacher is trained then; it is quantized by calibration."""
     views: AtLeastOne = 6
     """Augmented views a picture, made once with the teacher's answers and used again every epoch."""
     epochs: AtLeastOne = 30
@@ -253,12 +312,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     faults += more
     recipe = Recipe(**({"run": RunSection(name="unnamed")} | sections))
     base = path.resolve().parent
-    if recipe.data.source == "folder" and recipe.data.path:
-        folder = msgspec.structs.replace(recipe.data, path=str(base / recipe.data.path))
-        recipe = msgspec.structs.replace(recipe, data=folder)
+    recipe = msgspec.structs.replace(recipe, data=_beside(recipe.data, base))
+    faults += forbidden(recipe.augment, tree.get("augment"))
+    recipe = msgspec.structs.replace(recipe, augment=allowed(recipe.augment))
     if recipe.prune.table:
         table = msgspec.structs.replace(recipe.prune, table=str(base / recipe.prune.table))
         recipe = msgspec.structs.replace(recipe, prune=table)
+    if recipe.student.ready:
+        student = msgspec.structs.replace(recipe.student, ready=str(base / recipe.student.ready))
+        recipe = msgspec.structs.replace(recipe, student=student)
     faults += _impossible(recipe)
     if faults:
         raise RecipeError(told(path, faults))
@@ -281,6 +343,13 @@ def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
         branch[key] = parsed
 
 
+def _beside(data: DataSection, base: Path) -> DataSection:
+    """The same with every path beside the recipe."""
+    more = tuple(msgspec.structs.replace(one, path=str(base / one.path)) for one in data.more)
+    path = str(base / data.path) if data.path and data.source != "elpv" else data.path
+    return msgspec.structs.replace(data, path=path, more=more)
+
+
 def _impossible(recipe: Recipe) -> Iterable[str]:
     """Combinations that no type forbids."""
     data = recipe.data
@@ -288,8 +357,16 @@ def _impossible(recipe: Recipe) -> Iterable[str]:
         yield f"[data] split = {list(data.split)}: three parts above 0 that add up to 1 are needed"
     if data.source == "folder" and not data.path:
         yield "[data] path: missing; source = 'folder' needs the folder of class folders"
+    if data.source == "csv" and not data.path:
+        yield "[data] path: missing; source = 'csv' needs the table path,label[,group,time]"
     if data.source == "elpv" and data.path:
         yield "[data] path: source = 'elpv' takes its pictures from the extra `demo`, not from a path"
+    if data.by in ("group", "time") and (data.source == "elpv" or any(one.source != "csv" for one in data.sources)):
+        yield f"[data] by = '{data.by}': source = 'csv' is needed, a table with the columns path,label,{data.by}"
+    if data.by != "time" and data.gap_days:
+        yield f"[data] gap_days belongs to by = 'time', not to {data.by!r}"
+    if data.by == "time" and data.fold[1]:
+        yield "[data] fold: by = 'time' has no folds, they would train on what comes after the test; leave one out"
     if not recipe.compile.runtimes or len(set(recipe.compile.runtimes)) != len(recipe.compile.runtimes):
         yield "[compile] runtimes: name at least one of litert, openvino, onnx, each once"
     fold, folds = data.fold
@@ -307,6 +384,8 @@ def _impossible(recipe: Recipe) -> Iterable[str]:
         yield "[compile] precisions: fp32 and int8 are needed, int16 may stand beside them, each once"
     if "int16" in precisions and "litert" not in recipe.compile.runtimes:
         yield "[compile] precisions: int16 is built for litert, which [compile] runtimes leaves out"
+    if recipe.student.ready and (recipe.prune.method != "none" or recipe.quantize.method != "ptq"):
+        yield "[student] ready: then nothing is trained: [prune] method = 'none' and [quantize] method = 'ptq', please"
     if recipe.quantize.method == "qat" and not recipe.quantize.epochs:
         yield "[quantize] epochs = 0: training for no epochs is method = 'ptq'"
     if recipe.picture.size % 32:

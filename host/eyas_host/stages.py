@@ -17,6 +17,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Stage(msgspec.Struct, frozen=True):
 
     name: str
     sections: tuple[str, ...]
-    """Sections of the recipe that change its result."""
+    """Sections of the recipe, or single settings (`gate.max_drop`), that change its result."""
     needs: tuple[str, ...]
     """Stages whose outputs it reads."""
     run: Callable[[Context], Outcome]
@@ -214,7 +215,7 @@ def _inputs(stage: Stage, context: Context) -> dict[str, str]:
 
 
 def _recipe_part(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    return {name: msgspec.to_builtins(getattr(recipe, name)) for name in stage.sections}
+    return {name: msgspec.to_builtins(attrgetter(name)(recipe)) for name in stage.sections}
 
 
 def _size(path: Path) -> int:

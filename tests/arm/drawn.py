@@ -1,42 +1,57 @@
-"""A real bundle without a training run: MobileNetV3-small, compiled for LiteRT and ONNX in fp32 and int8."""
+"""A real bundle without a training run: a small network, compiled for LiteRT and ONNX in fp32 and int8."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from torch import nn
 
-from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Confidence, Manifest, RuntimeName
+from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Confidence, Manifest, Precision, RuntimeName
 from eyas_device.predict import softmax
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.runtimes import load
 from eyas_host.compile.build import artefact_files
 from eyas_host.compile.bundle import artefacts_of, file_entry
-from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
+from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compress.fold import DeployModel
 from tests.host.shapes import SHAPES, draw_shape
 
 TEMPERATURE = 2.0
-RUNTIMES: tuple[RuntimeName, ...] = ("litert", "onnx")
+Variant = tuple[RuntimeName, Precision]
+VARIANTS: tuple[Variant, ...] = (("litert", "fp32"), ("litert", "int8"), ("onnx", "fp32"), ("onnx", "int8"))
+_USE = {"litert": "litert-int8", "onnx": "onnx-fp32"}
+_LITERT = {"fp32": compile_litert_fp32, "int8": compile_litert_int8, "int16": compile_litert_int16}
 
 
-def write_bundle(root: Path, deploy: DeployModel, quantized: nn.Module, *, size: int) -> Path:
+def write_bundle(
+    root: Path,
+    deploy: DeployModel,
+    quantized: nn.Module,
+    *,
+    size: int,
+    variants: Sequence[Variant] = VARIANTS,
+    temperature: float = TEMPERATURE,
+) -> Path:
     """Compile the folded network and its int8 counterpart into `root`, with golden answers of this machine."""
     root.mkdir()
-    for precision, model in (("fp32", deploy), ("int8", quantized)):
-        compile_onnx(model, root / f"onnx-{precision}.onnx", input_size=size, precision=precision)  # type: ignore[arg-type]
-    compile_litert_fp32(deploy, root / "litert-fp32.tflite", input_size=size)
-    compile_litert_int8(quantized, root / "litert-int8.tflite", input_size=size)
+    for runtime, precision in variants:
+        model = deploy if precision == "fp32" else quantized
+        path = artefact_files(root, runtime, precision)[0]
+        if runtime == "onnx":
+            compile_onnx(model, path, input_size=size, precision=precision)
+        else:
+            _LITERT[precision](model, path, input_size=size)
     spec = Preprocessing(size=size)
     frames = [draw_shape(label, 500 + seed) for label in SHAPES for seed in range(4)]
-    artefacts = artefacts_of(root, RUNTIMES)
+    artefacts = artefacts_of(root, variants)
     arrays: dict[str, np.ndarray] = {f"frame_{n:02d}": frame for n, frame in enumerate(frames)}
     for artefact in artefacts:
         path = artefact_files(root, artefact.runtime, artefact.precision)[0]
-        arrays[f"p.{artefact.name}"] = answers(artefact.runtime, path, frames, spec)
+        arrays[f"p.{artefact.name}"] = answers(artefact.runtime, path, frames, spec, temperature)
     with (root / GOLDEN).open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     manifest = Manifest(
@@ -46,9 +61,9 @@ def write_bundle(root: Path, deploy: DeployModel, quantized: nn.Module, *, size:
         labels=SHAPES,
         preprocessing=spec,
         artefacts=tuple(artefacts),
-        use={"litert": "litert-int8", "onnx": "onnx-fp32"},
+        use={artefact.runtime: _USE[artefact.runtime] for artefact in artefacts},
         # a network that was trained for seconds amplifies the last bit far more than a finished one
-        confidence=Confidence(temperature=TEMPERATURE),
+        confidence=Confidence(temperature=temperature),
         golden=file_entry(root / GOLDEN, root),
         golden_tolerance=0.2,
         notices=("Trained for a few seconds, for a test.",),
@@ -57,7 +72,7 @@ def write_bundle(root: Path, deploy: DeployModel, quantized: nn.Module, *, size:
     return root
 
 
-def answers(runtime: str, path: Path, frames: list[Pixels], spec: Preprocessing) -> np.ndarray:
+def answers(runtime: str, path: Path, frames: list[Pixels], spec: Preprocessing, temperature: float) -> np.ndarray:
     """Probabilities of this machine, float32 [pictures, classes]."""
     with load(runtime)(path, size=spec.size, classes=len(SHAPES), threads=1) as loaded:  # type: ignore[call-arg]
-        return np.stack([softmax(loaded.infer(prepare(frame, spec)), TEMPERATURE) for frame in frames])
+        return np.stack([softmax(loaded.infer(prepare(frame, spec)), temperature) for frame in frames])

@@ -22,6 +22,9 @@ PROFILES = [
     pytest.param("device-numpy2", "3.11", "x86_64-manylinux_2_36", "2", "onnx openvino", id="debian-12"),
     pytest.param("device-numpy2", "3.12", "x86_64-manylinux_2_39", "2", "onnx openvino", id="ubuntu-24.04"),
     pytest.param("device-numpy2", "3.13", "aarch64-manylinux_2_40", "2", "onnx openvino", id="trixie"),
+    pytest.param("device-numpy1", "3.11", "x86_64-manylinux_2_36", "1", "onnx openvino tflite", id="tflite-runtime"),
+    pytest.param("tensorflow", "3.11", "x86_64-manylinux_2_36", "2", "tensorflow", id="tensorflow"),
+    pytest.param("tensorflow", "3.13", "aarch64-manylinux_2_40", "2", "tensorflow", id="tensorflow-trixie"),
 ]
 
 
@@ -80,6 +83,11 @@ def test_the_older_readers_resolve_without_a_pinned_set(python: str, old: bool) 
     tflite = resolve("--extra=tflite", python=python, platform=platform)
     assert ("tflite-runtime" in tflite) == old  # it has no wheels for newer Pythons: there the extra adds nothing
     assert tflite["numpy"].startswith("1.") == old
+
+
+def test_there_is_no_tensorflow_for_a_newer_python() -> None:
+    """It has release candidates only: the extra takes none of them, and LiteRT is in the base."""
+    assert "tensorflow" not in resolve("--extra=tensorflow", python="3.14", platform="x86_64-manylinux_2_39")
 
 
 def test_opencv_is_one_whose_pixels_are_those_of_the_workstation() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,11 +29,12 @@ def shape_frames() -> Pixels:
     return np.stack([draw_shape(label, 100 + seed, 64, 64) for label in SHAPES for seed in range(4)])
 
 
-@pytest.fixture(scope="session")
-def network(shape_frames: Pixels) -> PixelClassifier:
-    """A seeded mobilenetv3_small_100 for five classes whose BatchNorm has seen pictures and whose answers differ."""
+def briefly_trained(
+    name: str, shape_frames: Pixels, weights: Literal["packaged", "random"] = "random"
+) -> PixelClassifier:
+    """A seeded network for five classes whose BatchNorm has seen pictures and whose answers differ."""
     torch.manual_seed(0)
-    model, _ = build("mobilenetv3_small_100", len(SHAPES), "random")
+    model, _ = build(name, len(SHAPES), weights)
     pixels = torch.from_numpy(shape_frames).permute(0, 3, 1, 2)
     targets = torch.arange(len(SHAPES)).repeat_interleave(4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
@@ -51,6 +53,12 @@ def network(shape_frames: Pixels) -> PixelClassifier:
         for parameter in model.classifier.parameters():
             parameter.mul_(0.3)  # sure answers hide differences, very sure ones exaggerate them
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def network(shape_frames: Pixels) -> PixelClassifier:
+    """A seeded mobilenetv3_small_100 for five classes whose BatchNorm has seen pictures and whose answers differ."""
+    return briefly_trained("mobilenetv3_small_100", shape_frames)
 
 
 @pytest.fixture(scope="session")

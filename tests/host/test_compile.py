@@ -12,10 +12,12 @@ import openvino
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
+from eyas_host.compile import litert
 from eyas_host.compile.artefact import Compiled
 from eyas_host.compile.build import artefact_files
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
@@ -260,6 +262,20 @@ def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Compile
     assert len(swishes) == 19 and all(kinds == [schema.TensorType.FLOAT32] for kinds in swishes)
     (head,) = [kinds for kind, kinds, _ in graph.operators if kind == "FULLY_CONNECTED"]
     assert schema.TensorType.INT8 not in head
+
+
+def test_xnnpack_computes_the_whole_int8_graph_in_one_piece(
+    litert_int8: Compiled, quantized: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def partitions(path: Path) -> int:
+        interpreter: Any = Interpreter(model_path=str(path), num_threads=1)
+        interpreter.allocate_tensors()
+        return sum(operation["op_name"] == "DELEGATE" for operation in interpreter._get_ops_details())
+
+    assert partitions(litert_int8.path) == 1
+    monkeypatch.setattr(litert, "_FLOAT_KINDS", ("FULLY_CONNECTED", "OUTPUT"))
+    compile_litert_int8(quantized, tmp_path / "a.tflite", input_size=SIZE)
+    assert partitions(tmp_path / "a.tflite") > 10, "an int8 hard-swish is thought to split the graph"
 
 
 def stored_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -71,14 +71,30 @@ def make_scores(classes: int, accuracy: float) -> Scores:
     return Scores(accuracy, accuracy, (accuracy - 0.03, accuracy + 0.03), accuracy, 0.9, 0.04, confusion)
 
 
+def _parity(reference: str, agreement: float, mean_dp: float, drop: float) -> Parity:
+    return Parity(
+        reference=reference,
+        agreement=agreement,
+        class_agreement=(agreement, None),
+        mean_dp=mean_dp,
+        max_dp=16 * mean_dp,
+        mean_dlogit=4 * mean_dp,
+        max_dlogit=64 * mean_dp,
+        drop=drop,
+        drop_interval=(drop - 0.01, drop + 0.015),
+        drop_bound=drop + 0.013,
+        class_drop=(drop, None),
+    )
+
+
 def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **changes: Any) -> Report:
     ladder = {"teacher": 0.84, "student": 0.82, "qat": 0.81, "litert-fp32": 0.82, "litert-int8": 0.801}
     sizes = {"teacher": 26_400_000, "student": 6_000_000, "litert-fp32": 4_000_000, "litert-int8": 1_100_000}
     latency = {"teacher": 48.0, "student": 12.0, "litert-fp32": 3.0, "litert-int8": 1.2}
     scores = {name: make_scores(len(labels), value) for name, value in ladder.items()}
     parity = {
-        "litert-fp32": Parity("student", 1.0, 0.00001, 0.0002, 0.0, 0.0),
-        "litert-int8": Parity("qat", 0.968, 0.0123, 0.2, 0.012, 0.025),
+        "litert-fp32": _parity("pruned", 1.0, 0.00001, 0.0),
+        "litert-int8": _parity("qat", 0.968, 0.0123, 0.012),
     }
 
     def rungs(part: str, less: float) -> tuple[Rung, ...]:

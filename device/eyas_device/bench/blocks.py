@@ -288,6 +288,7 @@ def _onnx(
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as eyas_device.runtimes.onnx
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         kind: Any = load(runtime.name)

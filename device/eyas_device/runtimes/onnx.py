@@ -41,6 +41,8 @@ class OnnxRuntime(PictureIn):
         # Spinning threads burn a core between two frames: heat and battery for some microseconds.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        # x86 CPUs without VNNI add int8 products up in 16 bits and saturate; this takes their slower, exact kernels.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=list(self.providers))
         except Exception as error:  # its exceptions have no other base

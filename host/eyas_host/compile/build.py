@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+from torch import nn
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_host import checkpoints
-from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
+from eyas_host.compile.artefact import Compiled
+from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
+from eyas_host.compile.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
 from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Split
 from eyas_host.progress import meter
+from eyas_host.recipe import CompileSection
 from eyas_host.stages import Context
 
 _SUFFIX = {"litert": ".tflite", "openvino": ".xml", "onnx": ".onnx"}
@@ -25,11 +29,25 @@ class Built(msgspec.Struct, frozen=True):
     sizes: dict[str, int]
     """Artefact -> bytes of all its files."""
     notes: dict[str, str]
+    layers: tuple[LayerSize, ...]
+    """Bytes of each layer in fp32 and in int8."""
+    parts: dict[str, ArtefactSize]
+    """Artefact -> bytes of its constants and of the rest."""
 
 
 def artefact_name(runtime: RuntimeName, precision: Precision) -> str:
     """`litert-int8`."""
     return f"{runtime}-{precision}"
+
+
+def variants(settings: CompileSection) -> list[tuple[RuntimeName, Precision]]:
+    """What is built for a recipe: every precision for every runtime, int16 for LiteRT alone."""
+    return [
+        (runtime, precision)
+        for runtime in settings.runtimes
+        for precision in settings.precisions
+        if precision != "int16" or runtime == "litert"
+    ]
 
 
 def artefact_files(folder: Path, runtime: RuntimeName, precision: Precision) -> list[Path]:
@@ -45,24 +63,28 @@ def build_artefacts(context: Context) -> Built:
     classes = len(Split.load(context.root).labels)
     deploy = checkpoints.load_deploy(context, classes)
     quantized = load_qat(checkpoints.load_deploy(context, classes), context.folder("qat"))
-    runtimes = context.recipe.compile.runtimes
+    wanted = variants(context.recipe.compile)
     sizes: dict[str, int] = {}
     notes: dict[str, str] = {}
-    with meter("compiling", 2 * len(runtimes)) as bar:
-        for runtime in runtimes:
-            for precision in ("fp32", "int8"):
-                files = artefact_files(folder, runtime, precision)
-                model = quantized if precision == "int8" else deploy
-                if runtime == "openvino":
-                    info = compile_openvino(model, files[0], input_size=size, precision=precision)
-                elif runtime == "onnx":
-                    info = compile_onnx(model, files[0], input_size=size, precision=precision)
-                elif precision == "int8":
-                    info = compile_litert_int8(quantized, files[0], input_size=size)
-                else:
-                    info = compile_litert_fp32(deploy, files[0], input_size=size)
-                name = artefact_name(runtime, precision)
-                sizes[name] = sum(file.stat().st_size for file in files)
-                notes[name] = info.notes
-                bar.advance(name)
-    return Built(sizes, notes)
+    parts: dict[str, ArtefactSize] = {}
+    with meter("compiling", len(wanted)) as bar:
+        for runtime, precision in wanted:
+            files = artefact_files(folder, runtime, precision)
+            model = deploy if precision == "fp32" else quantized
+            info = compile_artefact(runtime, precision, model, files[0], size)
+            name = artefact_name(runtime, precision)
+            sizes[name] = sum(file.stat().st_size for file in files)
+            notes[name] = info.notes
+            parts[name] = artefact_size(runtime, files)
+            bar.advance(name)
+    return Built(sizes, notes, layer_sizes(quantized), parts)
+
+
+def compile_artefact(runtime: RuntimeName, precision: Precision, model: nn.Module, path: Path, size: int) -> Compiled:
+    """Build one artefact from a folded network (fp32) or a QAT model. Raises `CompileError`."""
+    if runtime == "openvino":
+        return compile_openvino(model, path, input_size=size, precision=precision)
+    if runtime == "onnx":
+        return compile_onnx(model, path, input_size=size, precision=precision)
+    build = {"fp32": compile_litert_fp32, "int8": compile_litert_int8, "int16": compile_litert_int16}[precision]
+    return build(model, path, input_size=size)

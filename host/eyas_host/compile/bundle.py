@@ -29,7 +29,7 @@ from eyas_device.bundle import (
     sha256,
 )
 from eyas_device.preprocess import Pixels
-from eyas_host.compile.build import artefact_files, artefact_name
+from eyas_host.compile.build import artefact_files, artefact_name, variants
 from eyas_host.compile.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
@@ -39,10 +39,8 @@ from eyas_host.stages import BUNDLE, Context, Outcome
 from eyas_host.train.metrics import softmax
 from eyas_host.verify import load_verdict, validation_logits
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 
-
-def artefacts_of(folder: Path, runtimes: Sequence[RuntimeName]) -> list[Artefact]:
+def artefacts_of(folder: Path, variants: Sequence[tuple[RuntimeName, Precision]]) -> list[Artefact]:
     """Manifest entries for the compiled files in `folder`."""
     return [
         Artefact(
@@ -51,8 +49,7 @@ def artefacts_of(folder: Path, runtimes: Sequence[RuntimeName]) -> list[Artefact
             precision=precision,
             files=tuple(file_entry(path, folder) for path in artefact_files(folder, runtime, precision)),
         )
-        for runtime in runtimes
-        for precision in PRECISIONS
+        for runtime, precision in variants
     ]
 
 
@@ -70,7 +67,7 @@ def write_candidate(context: Context, labels: Sequence[str]) -> Bundle:
         version=context.recipe.pack.version,
         labels=tuple(labels),
         preprocessing=context.recipe.picture.preprocessing(),
-        artefacts=tuple(artefacts_of(folder, context.recipe.compile.runtimes)),
+        artefacts=tuple(artefacts_of(folder, variants(context.recipe.compile))),
         use={},
     )
     candidate = context.folder("verify") / "candidate"
@@ -90,7 +87,7 @@ def pack_bundle(context: Context) -> Outcome:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     packed = []
-    for artefact in artefacts_of(context.folder("compile"), context.recipe.compile.runtimes):
+    for artefact in artefacts_of(context.folder("compile"), variants(context.recipe.compile)):
         if verdict.packed(artefact.name):
             packed.append(artefact)
             for file in artefact.files:

@@ -1,45 +1,50 @@
-"""LiteRT: torch -> .tflite, float or int8 with the ranges that QAT learned.
+"""LiteRT: torch -> .tflite, float, int8 with the ranges that QAT learned, or int8 weights with int16 activations.
 
-The int8 route: weights on their grid -> float .tflite -> ai-edge-quantizer (static, int8 weights and activations) with
-the learned ranges put in place of calibrated ones. Hard-swish and the classifier stay float: an int8 hard-swish breaks
-the graph into dozens of XNNPACK partitions and costs more than it saves.
+The integer route: weights on their grid -> float .tflite -> ai-edge-quantizer (static) with the learned ranges put in
+place of calibrated ones. Hard-swish and the classifier stay float: an int8 hard-swish breaks the graph into dozens of
+XNNPACK partitions and costs more than it saves.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flatbuffers
 import litert_torch
 import numpy as np
 import numpy.typing as npt
 import torch
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from ai_edge_litert.schema_py_generated import BufferT, BuiltinOperator
+from ai_edge_litert.schema_py_generated import BufferT, TensorType
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from torch import Tensor, nn
 
 from eyas_host.compile.artefact import Compiled
+from eyas_host.compile.litert_ranges import (
+    Array,
+    Bounds,
+    Recorder,
+    activation_ranges,
+    channels_last,
+    kind_of,
+    output_name,
+    probe,
+    tensor_values,
+)
 from eyas_host.compile.qdq import bake_weights, replace_activations
-from eyas_host.compress.quantizers import Affine, affine, module_of, weight_quantizers
+from eyas_host.compress.layers import CLAMPS, layer_name, operations
+from eyas_host.compress.quantizers import affine, float_layers, module_of, weight_quantizers
 from eyas_host.errors import CompileError
 from eyas_host.files import write_bytes
 from eyas_host.quiet import quiet_tools
 
-Array = npt.NDArray[np.float32]
-
-_FLOAT_OPS = ("HARD_SWISH", "FULLY_CONNECTED", "OUTPUT")
-_HARD_SIGMOID_TOP = 6.0
-"""A hard-sigmoid is compiled as relu6(x + 3) times one sixth: the inner tensor is six times the outer one."""
+_FLOAT_KINDS = ("HARD_SWISH", "FULLY_CONNECTED", "OUTPUT")
 _SIGNATURE, _ARGUMENT = "serving_default", "args_0"
-_SAME_AS_INPUT = frozenset({"PAD", "RESHAPE"})
-_CONVOLUTIONS = (BuiltinOperator.CONV_2D, BuiltinOperator.DEPTHWISE_CONV_2D)
-_PIXELS = (0.0, 255.0)
-_WITHOUT_DELEGATES = {"experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
+_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
 
 class _FromPixels(nn.Module):
@@ -52,6 +57,22 @@ class _FromPixels(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(pixels.permute(0, 3, 1, 2))
         return logits
+
+
+class _ZeroPaddedPool(nn.Module):
+    """Max-pooling of values that are not negative: zeros pad as well as minus infinity, which int8 lacks."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.pool = copy.copy(pool)
+        self.pool.padding = 0
+        self.padding = pool.padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled values, as the pool with its own padding gives."""
+        rows, columns = self.padding if isinstance(self.padding, tuple) else (self.padding, self.padding)
+        pooled: Tensor = self.pool(nn.functional.pad(x, (columns, columns, rows, rows)))
+        return pooled
 
 
 def compile_litert_fp32(deploy: nn.Module, path: Path, *, input_size: int) -> Compiled:
@@ -67,23 +88,42 @@ def compile_litert_fp32(deploy: nn.Module, path: Path, *, input_size: int) -> Co
 def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) -> Compiled:
     """Write an int8 .tflite: int8 [1, size, size, 3] pixels minus 128 in, float32 logits [1, classes] out.
 
-    Raises `CompileError` if the conversion fails or a tensor has no learned range; nothing is guessed.
+    Layers that the QAT model leaves float stay so. Raises `CompileError` if the conversion fails or a tensor has no
+    learned range; nothing is guessed.
     """
+    return _compile_integer(qat_model, path, input_size, 8)
+
+
+def compile_litert_int16(qat_model: nn.Module, path: Path, *, input_size: int) -> Compiled:
+    """Write a .tflite with the int8 weights of `compile_litert_int8` and int16 activations.
+
+    float32 [1, size, size, 3] BGR pixels 0..255 in, float32 logits [1, classes] out. An activation's range is the
+    learned one made symmetric, as the kernels want it, in 256 times finer steps. Raises as `compile_litert_int8`.
+    """
+    return _compile_integer(qat_model, path, input_size, 16)
+
+
+def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Literal[8, 16]) -> Compiled:
+    picture = probe(input_size)
     baked = bake_weights(qat_model)
     network = copy.deepcopy(baked)
-    recorders = replace_activations(network, _Recorder)
-    probe = _probe(input_size)
+    seen: list[Recorder] = []
+    recorders = replace_activations(network, lambda grid: Recorder(grid, seen))
+    _pad_pools_with_zeros(network, picture)
+    seen.clear()
     with torch.no_grad():
-        network(probe)
+        network(picture)
+    recorded = list(seen)
     content = _convert(network, input_size)
     model = tfl_flatbuffer_utils.read_model(content)
-    pixels = np.ascontiguousarray(_channels_last(probe))
-    activations = _activation_ranges(model, _tensor_values(content, pixels), recorders)
-    weights = _learned_weights(model, baked, qat_model)
-    builder = quantizer.Quantizer(content, _recipe())
+    pixels = np.ascontiguousarray(channels_last(picture))
+    ranges = activation_ranges(model, tensor_values(content, pixels), recorders, recorded)
+    weights = _learned_weights(model, baked, qat_model, picture)
+    float_outputs = _float_outputs(model, ranges, weights, float_pixels=bits == 16)
+    builder = quantizer.Quantizer(content, _recipe(bits, float_outputs))
     with quiet_tools():
         statistics = builder.calibrate({_SIGNATURE: [{_ARGUMENT: pixels}]}, num_threads=1)
-        missed = _inject(statistics, activations, model)
+        missed = _inject(statistics, ranges, model, float_outputs)
         if missed:
             raise CompileError(
                 f"{path.name}: no learned range for {len(missed)} tensors, the first ones {'; '.join(missed[:3])}"
@@ -91,21 +131,57 @@ def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) ->
         content = bytes(builder.quantize(statistics, enable_progress_report=False).quantized_model)
     content = _with_weights(content, weights)
     write_bytes(path, content)
-    return Compiled(path, len(content), f"{len(activations)} activation and {len(weights)} weight ranges from QAT")
+    stored = sum(weight is not None for weight in weights)
+    return Compiled(path, len(content), f"{len(recorders)} activation and {stored} weight ranges from QAT")
 
 
-def _inject(statistics: dict[str, Any], activations: Mapping[str, tuple[float, float]], model: Any) -> list[str]:
+def _float_outputs(
+    model: Any, ranges: Mapping[str, Bounds], weights: Sequence[_Weight | None], *, float_pixels: bool
+) -> list[str]:
+    """Outputs of the operators that are computed in float beside those of `_FLOAT_KINDS`.
+
+    They are convolutions without learned weights and what has no learned range. With float pixels the mean is taken
+    off in float as well: whole numbers minus the mean are exact there.
+    """
+    learned = iter(weights)
+    names = []
+    for operator in model.subgraphs[0].operators:
+        kind, name = kind_of(model, operator), output_name(model, operator)
+        if kind in _CONVOLUTIONS:
+            is_float = next(learned) is None
+            if not is_float and name not in ranges:
+                raise CompileError(f"no learned range for what the int8 convolution {name} writes")
+        else:
+            is_float = name not in ranges or (float_pixels and kind == "SUB")
+        if is_float:
+            names.append(name)
+    return names
+
+
+def _inject(
+    statistics: dict[str, Any], ranges: Mapping[str, Bounds], model: Any, float_outputs: Collection[str]
+) -> list[str]:
     """Put the learned ranges over the calibrated ones; returns the tensors that have none."""
-    graph = model.subgraphs[0]
-    logits = {graph.tensors[place].name.decode() for place in graph.outputs}
     missed = []
     for name, entry in statistics.items():
-        if name in activations:
-            low, high = activations[name]
+        if name in ranges:
+            low, high = ranges[name]
             entry["min"], entry["max"] = np.full_like(entry["min"], low), np.full_like(entry["max"], high)
-        elif entry and name not in logits and not _constant(model, name):
+        elif entry and name not in float_outputs and not _constant(model, name):
             missed.append(name)
     return missed
+
+
+def _pad_pools_with_zeros(network: nn.Module, example: Tensor) -> None:
+    """Replace the padding of max-pooling behind a clamp, in place."""
+    found = operations(network, example)
+    for name, operation in found.items():
+        source = found.get(operation.source)
+        if operation.kind == "max_pool2d" and source is not None and source.kind in CLAMPS:
+            path = layer_name(name)
+            pool = network.get_submodule(path)
+            if isinstance(pool, nn.MaxPool2d):
+                network.set_submodule(path, _ZeroPaddedPool(pool))
 
 
 def _convert(network: nn.Module, input_size: int) -> bytes:
@@ -118,83 +194,21 @@ def _convert(network: nn.Module, input_size: int) -> bytes:
         raise CompileError(f"LiteRT cannot convert the network: {str(error).splitlines()[0]}") from None
 
 
-def _recipe() -> Any:
-    """Static int8 for everything but the operations that stay float."""
+def _recipe(bits: Literal[8, 16], float_outputs: Collection[str]) -> Any:
+    """Static int8 or int16 for everything but the operations that stay float."""
     manager = recipe_manager.RecipeManager()
-    operations = qtyping.TFLOperationName
+    names = qtyping.TFLOperationName
+    skip = recipe_manager.AlgorithmName.NO_QUANTIZE
     manager.add_static_config(
-        regex=".*", operation_name=operations.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8
+        regex=".*", operation_name=names.ALL_SUPPORTED, activation_num_bits=bits, weight_num_bits=8
     )
-    for name in _FLOAT_OPS:
+    for kind in (*_FLOAT_KINDS, *(("INPUT",) if bits == 16 else ())):
+        manager.add_quantization_config(regex=".*", operation_name=names[kind], algorithm_key=skip)
+    for name in float_outputs:
         manager.add_quantization_config(
-            regex=".*",
-            operation_name=operations[name],
-            algorithm_key=recipe_manager.AlgorithmName.NO_QUANTIZE,
+            regex=f"^{re.escape(name)};?$", operation_name=names.ALL_SUPPORTED, algorithm_key=skip
         )
     return manager.get_quantization_recipe()
-
-
-def _probe(size: int) -> Tensor:
-    """A picture that tells tensors apart: float [1, 3, size, size], whole numbers 0..255."""
-    return torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(1)).float()
-
-
-class _Recorder(nn.Module):
-    """Passes a tensor on and keeps it, with the range it would be rounded in."""
-
-    def __init__(self, grid: Affine) -> None:
-        super().__init__()
-        self.bounds = grid.bounds
-        self.value = torch.empty(0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.value = x.detach().clone()
-        return x
-
-
-def _channels_last(value: Tensor) -> Array:
-    """A tensor as LiteRT lays it out."""
-    return np.asarray((value.permute(0, 2, 3, 1) if value.ndim == 4 else value).numpy())
-
-
-def _tensor_values(content: bytes, pixels: Array) -> dict[str, Array]:
-    """Name -> value of every activation of the float model for one picture."""
-    interpreter: Any = Interpreter(
-        model_content=content, experimental_preserve_all_tensors=True, num_threads=1, **_WITHOUT_DELEGATES
-    )
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
-    interpreter.invoke()
-    return {d["name"]: interpreter.get_tensor(d["index"]) for d in interpreter.get_tensor_details() if d["name"]}
-
-
-def _activation_ranges(
-    model: Any, tensors: Mapping[str, Array], recorders: Mapping[str, _Recorder]
-) -> dict[str, tuple[float, float]]:
-    """Name of each activation tensor -> learned range, found by value."""
-    graph = model.subgraphs[0]
-    names = [tensor.name.decode() for tensor in graph.tensors]
-    known = [(_channels_last(r.value), r.bounds) for r in recorders.values()]
-    known += [
-        (_HARD_SIGMOID_TOP * value, (_HARD_SIGMOID_TOP * low, _HARD_SIGMOID_TOP * high))
-        for operation, r in recorders.items()
-        if "hardsigmoid" in operation
-        for value, (low, high) in [(_channels_last(r.value), r.bounds)]
-    ]
-    matched = {names[graph.inputs[0]]: _PIXELS}
-    for operator in graph.operators:
-        kind = tfl_flatbuffer_utils.TFL_OP_CODE_TO_NAME.get(model.operatorCodes[operator.opcodeIndex].builtinCode)
-        output = names[operator.outputs[0]]
-        if kind is not None and kind.name in _SAME_AS_INPUT and names[operator.inputs[0]] in matched:
-            matched[output] = matched[names[operator.inputs[0]]]
-            continue
-        for value, bounds in known:
-            if value.size == tensors[output].size and np.allclose(
-                value.reshape(-1), tensors[output].reshape(-1), rtol=1e-3, atol=1e-4 * (1e-3 + np.abs(value).max())
-            ):
-                matched[output] = bounds
-                break
-    return matched
 
 
 class _Weight(NamedTuple):
@@ -209,37 +223,42 @@ class _Weight(NamedTuple):
 
 def _convolutions(model: Any) -> list[Any]:
     """The convolution operators of the graph, in order."""
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    return [operator for operator in model.subgraphs[0].operators if codes[operator.opcodeIndex] in _CONVOLUTIONS]
+    return [operator for operator in model.subgraphs[0].operators if kind_of(model, operator) in _CONVOLUTIONS]
 
 
-def _learned_weights(model: Any, baked: nn.Module, qat_model: nn.Module) -> list[_Weight]:
-    """The learned integers and scales for each convolution of the float .tflite, found by value.
+def _learned_weights(model: Any, baked: nn.Module, qat_model: nn.Module, example: Tensor) -> list[_Weight | None]:
+    """The learned integers and scales for each convolution of the float .tflite, found by value; None stays float.
 
-    Raises `CompileError` if a convolution has none.
+    Raises `CompileError` if a convolution is none of the QAT model's.
     """
-    known = []
-    for operation, q in weight_quantizers(qat_model).items():
-        module: Any = module_of(baked, operation)
-        order = (1, 2, 3, 0) if module.groups > 1 else (0, 2, 3, 1)
-        value = module.weight.detach().permute(order).numpy()
-        known.append((value, affine(q).scale.numpy()))
+    scales = {operation: affine(q).scale.numpy() for operation, q in weight_quantizers(qat_model).items()}
+    known = [(_filters(module_of(baked, operation)), scale) for operation, scale in scales.items()]
+    known_float = [_filters(baked.get_submodule(name)) for name in float_layers(qat_model, example)]
     graph = model.subgraphs[0]
-    found = []
+    found: list[_Weight | None] = []
     for operator in _convolutions(model):
         weight, bias = (graph.tensors[place] for place in operator.inputs[1:3])
         stored = _data(model, weight).reshape(weight.shape)
-        match = [(v, scale) for v, scale in known if v.shape == stored.shape and np.array_equal(v, stored)]
-        if not match:
+        match = [(value, scale) for value, scale in known if np.array_equal(value, stored)]
+        if match:
+            value, scale = match[0]
+            per_channel = scale if value.shape[0] == 1 and value.shape[-1] == len(scale) else scale.reshape(-1, 1, 1, 1)
+            integers = np.rint(value.astype(np.float64) / per_channel).astype(np.int8)
+            found.append(_Weight(integers, scale, _data(model, bias)))
+        elif any(np.array_equal(value, stored) for value in known_float):
+            found.append(None)
+        else:
             raise CompileError(f"no learned scales for the weights of {weight.name.decode()}")
-        value, scale = match[0]
-        per_channel = scale if value.shape[0] == 1 and value.shape[-1] == len(scale) else scale.reshape(-1, 1, 1, 1)
-        integers = np.rint(value.astype(np.float64) / per_channel).astype(np.int8)
-        found.append(_Weight(integers, scale, _data(model, bias)))
     return found
 
 
-def _with_weights(content: bytes, weights: Sequence[_Weight]) -> bytes:
+def _filters(module: Any) -> Array:
+    """A convolution's weight as LiteRT lays it out."""
+    order = (1, 2, 3, 0) if module.groups > 1 else (0, 2, 3, 1)
+    return np.asarray(module.weight.detach().permute(order).numpy())
+
+
+def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
     """Store the learned integers and scales in a quantized .tflite.
 
     ai-edge-quantizer takes a channel's scale from its largest weight and rounds again; training may have learned
@@ -252,9 +271,14 @@ def _with_weights(content: bytes, weights: Sequence[_Weight]) -> bytes:
         raise CompileError(f"{len(operators)} convolutions in the quantized model, {len(weights)} in the float one")
     for operator, weight in zip(operators, weights, strict=True):
         source, filters, bias = (graph.tensors[place] for place in operator.inputs[:3])
+        if weight is None:
+            if filters.type != TensorType.FLOAT32:
+                raise CompileError(f"{filters.name.decode()} was to stay float")
+            continue
         unit = weight.scale * float(source.quantization.scale[0])
         _store(model, filters, weight.integers, weight.scale)
-        _store(model, bias, np.rint(weight.bias / unit).astype(np.int32), unit)
+        width = np.int64 if bias.type == TensorType.INT64 else np.int32  # int16 activations add up in 64 bits
+        _store(model, bias, np.rint(weight.bias / unit).astype(width), unit)
     read = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or ()}
     for place, buffer in enumerate(model.buffers):
         if place not in read:

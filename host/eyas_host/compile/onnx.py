@@ -31,7 +31,7 @@ class _FromPixels(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixels.permute(0, 3, 1, 2).float())
+        logits: Tensor = self.network(pixels.float().permute(0, 3, 1, 2))  # TensorRT moves no uint8
         return logits
 
 
@@ -57,7 +57,8 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
             )
         graph = program.model_proto
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise CompileError(f"{path.name}: torch cannot export the network: {str(error).splitlines()[0]}") from None
+        reason = str(_first_cause(error)).splitlines()[0]
+        raise CompileError(f"{path.name}: torch cannot export the network: {reason}") from None
     for part in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
         del part.metadata_props[:]  # stack traces with this machine's paths, and a third of the file
     stored = _store_int8_weights(graph) if precision == "int8" else 0
@@ -70,11 +71,21 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
     return Compiled(path, path.stat().st_size, f"{stored} weights stored as int8" if stored else "")
 
 
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong underneath: the exporter's own message lists the steps that it took."""
+    return _first_cause(error.__cause__) if error.__cause__ else error
+
+
 def _store_int8_weights(model: Any) -> int:
-    """Replace the rounding of a constant (QuantizeLinear, Clip) by its int8 result; returns how many there were."""
+    """Replace the rounding of a constant (QuantizeLinear, Clip) by its int8 result; returns how many there were.
+
+    Each weight gets a zero point of its own: ONNX Runtime's exact mode for CPUs whose int8 instructions saturate
+    rewrites weights together with their zero points, and cannot where weights share one.
+    """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     clips = {node.input[0]: node for node in graph.node if node.op_type == "Clip"}
+    readers = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     stored = 0
     for node in list(graph.node):
         if node.op_type != "QuantizeLinear" or node.input[0] not in constants:
@@ -90,6 +101,8 @@ def _store_int8_weights(model: Any) -> int:
         stored += 1
         values = np.clip(integers, _LOWEST, 127).astype(np.int8)
         graph.initializer.append(numpy_helper.from_array(values, name))
+        graph.initializer.append(numpy_helper.from_array(zero, f"{name}_zero_point"))
+        readers[name].input[2] = f"{name}_zero_point"
     used = {name for node in graph.node for name in node.input}
     for tensor in [t for t in graph.initializer if t.name not in used]:
         graph.initializer.remove(tensor)

@@ -8,6 +8,7 @@ from typing import Any
 
 import openvino as ov
 import torch
+from openvino.frontend import OpConversionFailure
 from openvino.preprocess import PrePostProcessor
 from torch import nn
 
@@ -27,8 +28,11 @@ def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision
     try:
         with quiet_tools():  # the tracer distrusts the quantizers' levels, which are constants
             converted: Any = ov.convert_model(model.eval(), example_input=example, input=[1, 3, input_size, input_size])
-    except RuntimeError as error:
-        raise CompileError(f"{path.name}: OpenVINO cannot convert the network: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, OpConversionFailure) as error:
+        reason = (
+            str(error).strip().splitlines()[-1]
+        )  # the operations without a conversion; the place in its code is first
+        raise CompileError(f"{path.name}: OpenVINO cannot convert the network: {reason}") from None
     steps = PrePostProcessor(converted)
     steps.input(0).tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
     steps.input(0).model().set_layout(ov.Layout("NCHW"))

@@ -119,10 +119,15 @@ def _find_convolutions(backbone: nn.Module, probe: Tensor) -> tuple[nn.Conv2d, l
 
     handles = [m.register_forward_hook(after_conv) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     handles += [m.register_forward_pre_hook(before_norm) for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
-    with torch.no_grad():
-        backbone(probe)
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.no_grad():
+            backbone(probe)
+    except (AssertionError, RuntimeError) as error:
+        size = f"{_PROBE_SIZE} x {_PROBE_SIZE}"
+        raise CompressError(f"the network takes no pictures of {size} pixels, which folding tries: {error}") from None
+    finally:
+        for handle in handles:
+            handle.remove()
     if len(stems) != 1 or stems[0].in_channels != 3 or stems[0].groups != 1:
         raise CompressError(
             f"expected one plain three-channel convolution at the network's input, found {len(stems)}: "

@@ -1,13 +1,14 @@
-"""Pruning: fewer channels (really faster), or zeros among the weights (no faster here, kept as an option).
+"""Pruning: fewer channels (really faster), or zeros among the weights (no faster, kept as an option).
 
-Channel pruning removes whole channels by group magnitude (Fang et al., "DepGraph: Towards Any Structural Pruning",
-2023) until the multiply-accumulates fall to the wanted part. Magnitude pruning is NNCF's (`nncf.prune`). What was cut
-is recorded as a plan in JSON that rebuilds the same network from the unpruned one.
+Channels are cut until the multiply-accumulates fall to the wanted part, or in every layer alike; `rounds.py` cuts to a
+measured latency. Magnitude pruning of single weights is NNCF's (`nncf.prune`). What was cut is recorded as a plan in
+JSON that rebuilds the same network from the unpruned one.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -16,23 +17,28 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from eyas_host.compress.channels import (
+    MAX_PRUNED,
+    ROUND_TO,
+    Cut,
+    channel_groups,
+    cut_channels,
+    least_important,
+    magnitudes,
+)
 from eyas_host.errors import CompressError
 from eyas_host.quiet import quiet_tools
 from eyas_host.train.models import PixelClassifier
 
-_ROUND_TO = 8
-"""Channel counts stay multiples of this: what the int8 kernels want."""
 _STEPS = 40
-_MAX_PRUNED = 0.75
-"""No layer loses more than this part of its channels."""
 
 
 class PrunePlan(msgspec.Struct, frozen=True):
     """What was cut, and what is left."""
 
     method: Literal["channel", "nncf", "none"]
-    cuts: tuple[tuple[str, bool, tuple[int, ...]], ...] = ()
-    """channel: (layer, whether output channels were cut, their numbers), in order."""
+    cuts: tuple[Cut, ...] = ()
+    """channel: in order."""
     macs_before: float = 0.0
     """Multiply-accumulates a picture."""
     macs_after: float = 0.0
@@ -48,7 +54,7 @@ def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tu
     """
     pruned = copy.deepcopy(model).cpu().eval()
     example = torch.zeros(1, 3, size, size)
-    macs_before, parameters_before = _count(pruned, example)
+    macs_before, _ = _count(pruned, example)
     backbone: Any = pruned.backbone
     for parameter in backbone.parameters():
         parameter.requires_grad_(True)
@@ -56,11 +62,11 @@ def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tu
         backbone,
         example,
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=_MAX_PRUNED,
-        max_pruning_ratio=_MAX_PRUNED,
+        pruning_ratio=MAX_PRUNED,
+        max_pruning_ratio=MAX_PRUNED,
         iterative_steps=_STEPS,
         ignored_layers=[backbone.get_classifier()],
-        round_to=_ROUND_TO,
+        round_to=ROUND_TO,
     )
     macs = macs_before
     for _ in range(_STEPS):
@@ -70,22 +76,37 @@ def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tu
         macs, _ = _count(pruned, example)
     else:
         raise CompressError(
-            f"[prune] mac_ratio = {mac_ratio}: only {macs / macs_before:.2f} was reached when every layer had lost "
-            f"{_MAX_PRUNED:.0%} of its channels; take a larger ratio or a smaller model"
+            f"[prune] keep = {mac_ratio}: only {macs / macs_before:.2f} of the multiply-accumulates was reached "
+            f"when every layer had lost {MAX_PRUNED:.0%} of its channels; take a larger part or a smaller model"
         )
     cuts = tuple((str(name), bool(out), tuple(int(i) for i in rows)) for name, out, rows in pruner.pruning_history())
-    _, parameters_after = _count(pruned, example)
-    return pruned, PrunePlan("channel", cuts, macs_before, macs, parameters_before, parameters_after)
+    return pruned, channel_plan(model, pruned, cuts, size=size)
+
+
+def prune_evenly(model: PixelClassifier, *, keep: float, size: int) -> tuple[PixelClassifier, PrunePlan]:
+    """A copy of `model` in which every layer keeps that part of its channels, rounded to 8 and 8 at least.
+
+    The channels of least squared weight in a group go. Raises `CompressError` if rounding leaves all of them.
+    """
+    groups = channel_groups(model, size=size)
+    kept = [min(group.channels, max(1, round(group.channels * keep / ROUND_TO)) * ROUND_TO) for group in groups]
+    cuts = tuple(least_important(groups, magnitudes(model, groups), kept))
+    if not cuts:
+        raise CompressError(f"[prune] keep = {keep}: rounded to {ROUND_TO} every layer keeps all channels; take less")
+    pruned = cut_channels(model, cuts, size=size)
+    return pruned, channel_plan(model, pruned, cuts, size=size)
+
+
+def channel_plan(model: PixelClassifier, pruned: PixelClassifier, cuts: Sequence[Cut], *, size: int) -> PrunePlan:
+    """The plan whose cuts made `pruned` of `model`."""
+    example = torch.zeros(1, 3, size, size)
+    (macs_before, parameters_before), (macs_after, parameters_after) = _count(model, example), _count(pruned, example)
+    return PrunePlan("channel", tuple(cuts), macs_before, macs_after, parameters_before, parameters_after)
 
 
 def rebuild_channels(model: PixelClassifier, plan: PrunePlan, *, size: int) -> PixelClassifier:
     """Make the recorded cuts in a copy of the unpruned network, so that pruned weights can be loaded."""
-    pruned = copy.deepcopy(model).cpu().eval()
-    graph = torch_pruning.DependencyGraph().build_dependency(
-        pruned.backbone, example_inputs=torch.zeros(1, 3, size, size)
-    )
-    graph.load_pruning_history([(name, out, list(rows)) for name, out, rows in plan.cuts])
-    return pruned
+    return cut_channels(model, plan.cuts, size=size)
 
 
 def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tuple[PixelClassifier, PrunePlan]:
@@ -126,5 +147,6 @@ class ZeroKeeper:
 
 def _count(model: PixelClassifier, example: Tensor) -> tuple[float, int]:
     """Multiply-accumulates a picture, and weights that are not zero."""
-    macs, _ = torch_pruning.utils.count_ops_and_params(model.backbone, example)
+    device = next(model.backbone.parameters()).device
+    macs, _ = torch_pruning.utils.count_ops_and_params(model.backbone, example.to(device))
     return float(macs), sum(int((p != 0).sum()) for p in model.backbone.parameters())

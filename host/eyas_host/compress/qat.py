@@ -9,9 +9,10 @@ import copy
 import io
 import json
 import pickle
-from collections.abc import Sequence
+import struct
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nncf
 import torch
@@ -20,28 +21,51 @@ from nncf.torch import get_config, load_from_config
 from torch import Tensor, nn
 
 from eyas_host.compress.fold import DeployModel
-from eyas_host.compress.quantizers import CLASSIFIER, activation_quantizers, complete_placement
+from eyas_host.compress.kernels import load_kernels
+from eyas_host.compress.layers import CLASSIFIER, required_placement
+from eyas_host.compress.quantizers import activation_quantizers, complete_placement, leave_float, set_range
 from eyas_host.errors import CompressError
 from eyas_host.files import write_bytes
 from eyas_host.quiet import quiet_tools
 
 _STATE, _CONFIG = "qat.pt", "qat.json"
+FEWEST_PICTURES = 2
+"""A range from one picture is that picture's."""
+
+_UNREADABLE = (
+    *(OSError, ValueError, RuntimeError, LookupError, EOFError, TypeError),
+    *(pickle.UnpicklingError, struct.error),
+)
 _INPUT = "/sub/0"
 """The operation `pixels - mean`; the pixels themselves are whole numbers and need no rounding."""
 
 
-def prepare_qat(deploy: DeployModel, calibration: Sequence[Tensor], *, input_size: int) -> nn.Module:
+def prepare_qat(
+    deploy: DeployModel,
+    calibration: Sequence[Tensor],
+    *,
+    input_size: int,
+    preset: Literal["mixed", "symmetric"] = "mixed",
+    keep_float: Collection[str] = (),
+) -> nn.Module:
     """A copy of `deploy` with a quantizer at every point where an int8 runtime rounds.
 
-    `calibration` are float pixels [1, 3, input_size, input_size], 0..255, that set the first ranges; the range behind
-    `pixels - mean` follows from the mean alone. Raises `CompressError` where a network cannot be placed completely.
+    `calibration` are float pixels [n, 3, input_size, input_size], 0..255, that set the first ranges; the range behind
+    `pixels - mean` follows from the mean alone. With `preset="symmetric"` every zero point is 0, as TensorRT wants it.
+    `keep_float` are names of layers (see `layers.layers`) whose weight is not quantized. Raises `CompressError` where a
+    network cannot be placed completely, a layer does not exist, or the pictures cannot set ranges.
     """
+    _check_pictures(calibration, input_size)
+    load_kernels()
     example = torch.zeros(1, 3, input_size, input_size)
+    model = copy.deepcopy(deploy).cpu().eval()
+    required_placement(model, example, keep_float)
+    symmetric = preset == "symmetric"
     with quiet_tools():
         quantized: nn.Module = nncf.quantize(
-            copy.deepcopy(deploy).cpu().eval(),
+            model,
             nncf.Dataset(list(calibration)),
-            preset=nncf.QuantizationPreset.MIXED,
+            preset=nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
             subset_size=len(calibration),
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(types=[CLASSIFIER], validate=False),
@@ -49,8 +73,11 @@ def prepare_qat(deploy: DeployModel, calibration: Sequence[Tensor], *, input_siz
                 activations_quantization_params=QuantizationParameters(per_channel=False)
             ),
         )
-    complete_placement(quantized, calibration, example)
+    complete_placement(quantized, calibration, example, symmetric=symmetric)
     _fix_input_range(quantized, deploy)
+    if keep_float:
+        leave_float(quantized, example, keep_float)
+        _restore_biases(quantized, deploy, keep_float)
     return quantized
 
 
@@ -67,22 +94,55 @@ def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
 
     Raises `CompressError` if the files are missing, damaged or of another network.
     """
+    load_kernels()
     try:
         config = json.loads((directory / _CONFIG).read_bytes())
         state = torch.load(directory / _STATE, map_location="cpu", weights_only=True)
         model: nn.Module = load_from_config(copy.deepcopy(deploy).cpu().eval(), config)
         model.load_state_dict(state)
-    except (OSError, ValueError, RuntimeError, LookupError, EOFError, TypeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        EOFError,
+        TypeError,
+        pickle.UnpicklingError,
+        struct.error,
+    ) as error:
         raise CompressError(f"{directory}: no QAT model of this network ({error}); run with --from qat") from None
     return model.eval()
 
 
+def _check_pictures(calibration: Sequence[Tensor], size: int) -> None:
+    """Raise `CompressError` unless ranges can be learned from the pictures."""
+    allowed = f"float32 pixels [n, 3, {size}, {size}], 0..255, are needed"
+    for place, batch in enumerate(calibration):
+        if batch.ndim != 4 or batch.shape[1:] != (3, size, size) or batch.dtype != torch.float32:
+            raise CompressError(f"calibration picture {place} is {batch.dtype} {list(batch.shape)}; {allowed}")
+        if not (torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 255):
+            raise CompressError(
+                f"calibration picture {place} has values {float(batch.min()):g}..{float(batch.max()):g}; {allowed}"
+            )
+    count = sum(len(batch) for batch in calibration)
+    if count < FEWEST_PICTURES:
+        raise CompressError(
+            f"{count} calibration pictures; at least {FEWEST_PICTURES} are needed, some hundred are better"
+        )
+
+
+def _restore_biases(model: nn.Module, deploy: DeployModel, names: Collection[str]) -> None:
+    """Undo NNCF's correction for rounded weights where weights are not rounded."""
+    for name in names:
+        bias: Any = model.get_submodule(name).bias
+        if bias is not None:
+            bias.data.copy_(deploy.get_submodule(name).bias)
+
+
 def _fix_input_range(model: nn.Module, deploy: DeployModel) -> None:
     """The exact range of `pixels - mean` for pixels 0..255, and no training of it."""
-    quantizer: Any = activation_quantizers(model).get(_INPUT)
+    quantizer = activation_quantizers(model).get(_INPUT)
     if quantizer is None:
         raise CompressError(f"no quantizer behind {_INPUT}: the network does not begin with pixels - mean")
-    low, high = -float(deploy.mean.max()), 255 - float(deploy.mean.min())
-    quantizer.input_low.data.fill_(low)
-    quantizer.input_range.data.fill_(high - low)
+    set_range(quantizer, -float(deploy.mean.max()), 255 - float(deploy.mean.min()))
     quantizer.disable_gradients()

@@ -1,69 +1,29 @@
-"""Where a network is quantized, and with which ranges.
+"""The quantizers of a network: where they sit, with which ranges, and what int8 backends need to know of them.
 
 `nncf.quantize` leaves squeeze-and-excite blocks in float and puts nothing between a convolution and a hard-swish. An
 int8 LiteRT model rounds there all the same, and every rounding that training never saw costs agreement. So the
-placement is completed here, from one table of operations, and anything the table does not know is refused by name.
+placement is completed here to the one that `layers.required_placement` asks for.
 
 NNCF's quantizers stay in charge of rounding and of the gradients of learned ranges; this module only adds points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from nncf.common.quantization.structs import QuantizationScheme
-from nncf.torch.function_hook import (
-    build_graph,
-    get_hook_storage,
-    register_post_function_hook,
-    register_pre_function_hook,
-)
+from nncf.torch.function_hook import get_hook_storage, register_post_function_hook, register_pre_function_hook
 from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, PTQuantizerSpec, SymmetricQuantizer
 from torch import Tensor, nn
 
+from eyas_host.compress.layers import Placement, layer_name, layers, operations, required_placement, rounded_source
 from eyas_host.errors import CompressError
-
-CLASSIFIER = "linear"
-"""The operation that makes the logits; it and what it reads stay float."""
-
-WEIGHTED = frozenset({"conv2d"})
-"""Operations with a weight that is quantized per output channel, symmetric, -127..127."""
-
-ROUNDED = frozenset({"sub", "add", "mul", "mean", "adaptive_avg_pool2d", "relu", "relu6", "hardswish", "hardsigmoid"})
-"""Operations whose output is quantized per tensor, asymmetric."""
-
-CLAMPS = frozenset({"relu", "relu6"})
-"""Activations that int8 kernels fuse into the operation before them, so that only the clamped value is rounded."""
-
-TRANSPARENT = frozenset({"flatten", "dropout", "pad", "reshape", "view", "contiguous"})
-"""Operations that move values without changing them: the range before is the range behind."""
 
 HARD_ZERO = -3.0
 """Hard-swish is zero at and below -3, so a range may be cut there without any loss (Howard et al., MobileNetV3)."""
-
-_ALIASES = {"__add__": "add", "__iadd__": "add", "add_": "add", "__mul__": "mul", "__sub__": "sub", "relu_": "relu"}
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The quantizers of one network.
-
-    Attributes:
-        activations: operations whose output is quantized, in order of execution.
-        weights: operations whose weight is quantized, in order of execution.
-        added_activations: how many of `activations` NNCF had left out.
-        added_weights: how many of `weights` NNCF had left out.
-
-    """
-
-    activations: tuple[str, ...]
-    weights: tuple[str, ...]
-    added_activations: int = 0
-    added_weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,50 +50,6 @@ class Affine:
         return scale * (self.low - zero), scale * (127 - zero)
 
 
-@dataclass(frozen=True)
-class _Operation:
-    name: str
-    kind: str
-    consumers: tuple[str, ...]  # kinds of the operations that read its output; "output" for the network's end
-
-
-def required_placement(model: nn.Module, example: Tensor) -> Placement:
-    """Return every point at which an int8 runtime rounds, whatever is quantized now.
-
-    The rule: each convolution's weight; each operation's output, except in front of a clamp that is fused into it, in
-    front of a hard-sigmoid (int8 runtimes fuse it as ``relu6(x + 3)``), and around the classifier at the end, which
-    stays float: it is a few kilobytes, and rounded logits would tie.
-
-    Args:
-        model: folded network, quantized already or not.
-        example: float pixels ``[1, 3, H, W]``.
-
-    Raises:
-        CompressError: the network holds an operation that has no rule; the message names it.
-
-    """
-    activations: list[str] = []
-    weights: list[str] = []
-    for operation in _operations(model, example):
-        behind = set(operation.consumers)
-        if operation.kind in TRANSPARENT or operation.kind == CLASSIFIER:
-            continue
-        if operation.kind in WEIGHTED:
-            weights.append(operation.name)
-        elif operation.kind not in ROUNDED:
-            raise CompressError(
-                f"no quantization rule for operation {operation.kind!r} at {operation.name!r}; "
-                f"known are {', '.join(sorted(WEIGHTED | ROUNDED | TRANSPARENT | {CLASSIFIER}))}"
-            )
-        if "hardsigmoid" in behind and not (behind == {"hardsigmoid"} and operation.kind in WEIGHTED):
-            raise CompressError(f"the hard-sigmoid behind {operation.name!r} has no convolution to be fused into")
-        fused = len(behind) == 1 and behind <= CLAMPS and operation.kind not in CLAMPS
-        if fused or behind in ({"hardsigmoid"}, {CLASSIFIER}, {"output"}):
-            continue
-        activations.append(operation.name)
-    return Placement(tuple(activations), tuple(weights))
-
-
 def present_placement(model: nn.Module) -> Placement:
     """Return the points at which NNCF quantizers sit now (in hook order)."""
     points = [_point(name) for name, hook in get_hook_storage(model).named_hooks() if isinstance(hook, BaseQuantizer)]
@@ -143,30 +59,33 @@ def present_placement(model: nn.Module) -> Placement:
     )
 
 
-def complete_placement(model: nn.Module, calibration: Iterable[Tensor], example: Tensor) -> Placement:
-    """Add the quantizers that `required_placement` asks for and that are missing, with ranges from ``calibration``.
+def complete_placement(
+    model: nn.Module, calibration: Iterable[Tensor], example: Tensor, *, symmetric: bool = False
+) -> Placement:
+    """Make the placement the one that `required_placement` asks for: add what NNCF left out, drop what it has too much.
 
     Args:
         model: network that `nncf.quantize` has returned; changed in place.
-        calibration: batches of float pixels ``[N, 3, H, W]``.
+        calibration: batches of float pixels ``[N, 3, H, W]``, for the ranges of added quantizers.
         example: float pixels ``[1, 3, H, W]``.
+        symmetric: give every activation quantizer zero point 0. NNCF's are symmetric, but unsigned where a range has
+            no negative part; signed ones use half of their grid there, which is the price of a zero point of 0.
 
     Raises:
-        CompressError: an operation has no rule, NNCF has put a quantizer where int8 runtimes do not round, or a
-            range is not finite.
+        CompressError: an operation has no rule, or a range is not finite.
 
     """
-    required, present = required_placement(model, example), present_placement(model)
-    surplus = (set(present.activations) - set(required.activations)) | (set(present.weights) - set(required.weights))
-    if surplus:
-        raise CompressError(f"NNCF quantizes where int8 runtimes do not: {', '.join(sorted(surplus))}")
-    missing = [name for name in required.activations if name not in set(present.activations)]
-    before_swish = {op.name for op in _operations(model, example) if set(op.consumers) == {"hardswish"}}
-
-    for name in missing_weights(required, present):
+    required = required_placement(model, example)
+    _drop_surplus(model, required)
+    present = present_placement(model)
+    if symmetric:
+        for quantizer in activation_quantizers(model).values():
+            quantizer.signed = True
+    found = operations(model, example)
+    for name in [name for name in required.weights if name not in present.weights]:
         weight = weight_of(model, name)
         register_pre_function_hook(model, name, 1, _weight_quantizer(weight).to(weight.device))
-    observers = {name: _Observer() for name in missing}
+    observers = {name: _Observer() for name in required.activations if name not in present.activations}
     handles = [register_post_function_hook(model, name, 0, observer) for name, observer in observers.items()]
     with torch.no_grad():
         for batch in calibration:
@@ -177,25 +96,55 @@ def complete_placement(model: nn.Module, calibration: Iterable[Tensor], example:
         low, high = observer.range()
         if not (low < float("inf") and high > low):
             raise CompressError(f"{name!r} has no usable range on the calibration pictures: {low}..{high}")
-        if name in before_swish:
+        if all(reader in found and found[reader].kind == "hardswish" for reader in found[name].readers):
             low = max(low, HARD_ZERO)
-        register_post_function_hook(model, name, 0, _activation_quantizer(low, high).to(example.device))
-    return check_placement(model, example, present)
+        quantizer = _symmetric_quantizer(low, high) if symmetric else _asymmetric_quantizer(low, high)
+        register_post_function_hook(model, name, 0, quantizer.to(example.device))
+    return check_placement(model, example, before=present)
 
 
-def missing_weights(required: Placement, present: Placement) -> list[str]:
-    """Return the weighted operations of ``required`` that have no weight quantizer in ``present``."""
-    return [name for name in required.weights if name not in set(present.weights)]
+def float_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Return the names of the layers of a QAT model whose weight is not quantized, in order of execution."""
+    quantized = weight_quantizers(model)
+    return tuple(layer.name for layer in layers(model, example) if layer.operation not in quantized)
 
 
-def check_placement(model: nn.Module, example: Tensor, before: Placement | None = None) -> Placement:
+def leave_float(model: nn.Module, example: Tensor, names: Collection[str]) -> Placement:
+    """Take the quantizers of layers out of a QAT model, in place.
+
+    With a layer's weight quantizer go the activation quantizers that round nothing for an integer operation any more.
+    Layers that are float already stay so.
+
+    Args:
+        model: QAT model.
+        example: float pixels ``[1, 3, H, W]``.
+        names: names of layers, as `layers` lists them.
+
+    Raises:
+        CompressError: there is no layer of such a name; the message lists close ones.
+
+    """
+    keep_float = {*float_layers(model, example), *names}
+    _drop_surplus(model, required_placement(model, example, keep_float))
+    return check_placement(model, example, keep_float=keep_float)
+
+
+def check_placement(
+    model: nn.Module, example: Tensor, *, keep_float: Collection[str] = (), before: Placement | None = None
+) -> Placement:
     """Return the placement, having checked that it is exactly the required one.
+
+    Args:
+        model: QAT model.
+        example: float pixels ``[1, 3, H, W]``.
+        keep_float: names of layers whose weight is not quantized.
+        before: the points that NNCF had placed, to count those that were added.
 
     Raises:
         CompressError: a point is missing or there is one too many; the message names them.
 
     """
-    required, present = required_placement(model, example), present_placement(model)
+    required, present = required_placement(model, example, keep_float), present_placement(model)
     for what, want, have in (
         ("activation", required.activations, present.activations),
         ("weight", required.weights, present.weights),
@@ -215,16 +164,22 @@ def check_placement(model: nn.Module, example: Tensor, before: Placement | None 
     )
 
 
-def activation_quantizers(model: nn.Module) -> dict[str, AsymmetricQuantizer]:
+def activation_quantizers(model: nn.Module) -> dict[str, BaseQuantizer]:
     """Return the activation quantizers by the name of the operation whose output they round."""
     hooks = ((_point(name), hook) for name, hook in get_hook_storage(model).named_hooks())
-    return {op: hook for (op, is_weight), hook in hooks if not is_weight and isinstance(hook, AsymmetricQuantizer)}
+    return {op: hook for (op, is_weight), hook in hooks if not is_weight and isinstance(hook, BaseQuantizer)}
 
 
 def weight_quantizers(model: nn.Module) -> dict[str, SymmetricQuantizer]:
     """Return the weight quantizers by the name of the operation whose weight they round."""
     hooks = ((_point(name), hook) for name, hook in get_hook_storage(model).named_hooks())
     return {op: hook for (op, is_weight), hook in hooks if is_weight and isinstance(hook, SymmetricQuantizer)}
+
+
+def feeding_quantizers(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Quantized weighted operation -> the operation whose quantizer rounds what it reads."""
+    found, rounded = operations(model, example), set(activation_quantizers(model))
+    return {name: rounded_source(found, found[name], rounded) for name in weight_quantizers(model)}
 
 
 def weight_of(model: nn.Module, operation: str) -> Tensor:
@@ -236,7 +191,17 @@ def weight_of(model: nn.Module, operation: str) -> Tensor:
 
 def module_of(model: nn.Module, operation: str) -> nn.Module:
     """Return the module that holds the weight of a weighted operation."""
-    return model.get_submodule(".".join(operation.split("/")[:-2]))
+    return model.get_submodule(layer_name(operation))
+
+
+def set_range(quantizer: BaseQuantizer, low: float, high: float) -> None:
+    """Set the range of an activation quantizer; a symmetric one takes the smallest that holds both ends."""
+    with torch.no_grad():
+        if isinstance(quantizer, SymmetricQuantizer):
+            quantizer.scale.fill_(max(high, -low * 127 / 128))
+        else:
+            quantizer.input_low.fill_(low)
+            quantizer.input_range.fill_(high - low)
 
 
 @torch.no_grad()
@@ -247,9 +212,13 @@ def affine(quantizer: nn.Module) -> Affine:
         CompressError: the quantizer is not one that int8 backends can follow.
 
     """
-    if isinstance(quantizer, SymmetricQuantizer) and quantizer.level_low == -127 and quantizer.level_high == 127:
-        scale = ((quantizer.scale.abs() + quantizer.eps) / 127).double().flatten()
-        return Affine(scale, torch.zeros_like(scale, dtype=torch.int64), -127, True)
+    if isinstance(quantizer, SymmetricQuantizer) and quantizer.level_high == 127:
+        low = int(quantizer.level_low)
+        scale = ((quantizer.scale.double().abs() + quantizer.eps) / 127).flatten()
+        if low == -128 and scale.numel() == 1:
+            return Affine(scale.reshape(()), torch.zeros((), dtype=torch.int64), low, False)
+        if low == -127:
+            return Affine(scale, torch.zeros_like(scale, dtype=torch.int64), low, True)
     if isinstance(quantizer, AsymmetricQuantizer) and quantizer.levels == 256 and quantizer.input_low.numel() == 1:
         low, high = quantizer.get_input_low_input_high()
         scale = ((high.double() - low.double()) / 255).reshape(())
@@ -276,97 +245,60 @@ class _Observer(nn.Module):
         return min(sum(self.lows) / count, 0.0), max(sum(self.highs) / count, 0.0)
 
 
-def _operations(model: nn.Module, example: Tensor) -> list[_Operation]:
-    graph = build_graph(model, example)
-    kinds: dict[int, str] = {}
-    for node, data in graph.nodes(data=True):
-        node_type = data["type"].value
-        kinds[node] = node_type if node_type != "function_call" else _kind(data["meta"].op_name)
-    found = []
-    for node, data in graph.nodes(data=True):
-        if data["type"].value == "function_call" and "__nncf_hooks" not in data["meta"].op_name:
-            if _is_hook(data["meta"].op_name):
-                continue
-            consumers = tuple(kinds[reader] for reader in _readers(graph, node, kinds))
-            found.append(_Operation(data["meta"].op_name, kinds[node], consumers))
-    return found
+def _drop_surplus(model: nn.Module, required: Placement) -> None:
+    """Remove the quantizers that are at no required point."""
+    storage = get_hook_storage(model)
+    places = quantizer_places(storage)
+    for name, hook in list(storage.named_hooks()):
+        operation, is_weight = _point(name)
+        if isinstance(hook, BaseQuantizer) and operation not in (
+            required.weights if is_weight else required.activations
+        ):
+            parent, attribute = places[id(hook)]
+            delattr(parent, attribute)
 
 
 def _point(hook_name: str) -> tuple[str, bool]:
-    """The operation a hook sits at, and whether it rounds the operation's weight."""
+    """The operation a hook sits at, and whether it rounds the operation's weight.
+
+    A quantizer of one reader alone, at an argument of it, rounds no operation's output: it gets a name of its own.
+    """
     kind, operation, port = decode_hook_name(hook_name)
-    return operation, kind == "pre_hooks" and port == 1
+    is_weight = kind == "pre_hooks" and port == 1
+    return (operation if is_weight or kind == "post_hooks" else f"{operation} argument {port}"), is_weight
 
 
-def _kind(operation: str) -> str:
-    """`backbone/conv_stem/conv2d/0` -> `conv2d`."""
-    name = operation.split("/")[-2]
-    return _ALIASES.get(name, name)
+def _asymmetric_quantizer(low: float, high: float) -> AsymmetricQuantizer:
+    quantizer = AsymmetricQuantizer(_spec(QuantizationScheme.ASYMMETRIC, (1,), narrow=False))
+    set_range(quantizer, low, high)
+    return quantizer
 
 
-def _is_hook(operation: str) -> bool:
-    return "pre_hook__" in operation or "post_hook__" in operation
-
-
-def _readers(graph: Any, node: int, kinds: dict[int, str]) -> Iterator[int]:
-    """The operations that read a node's output, seen through hooks and operations that only move values."""
-    for reader in graph.successors(node):
-        name = getattr(graph.nodes[reader]["meta"], "op_name", "")
-        if _is_hook(name) or kinds[reader] in TRANSPARENT:
-            yield from _readers(graph, reader, kinds)
-        else:
-            yield reader
-
-
-def _activation_quantizer(low: float, high: float) -> AsymmetricQuantizer:
-    quantizer = AsymmetricQuantizer(_spec(QuantizationScheme.ASYMMETRIC, (1,)))
-    quantizer.input_low.data.fill_(low)
-    quantizer.input_range.data.fill_(high - low)
+def _symmetric_quantizer(low: float, high: float) -> SymmetricQuantizer:
+    quantizer = SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, (1,), narrow=False))
+    set_range(quantizer, low, high)
     return quantizer
 
 
 def _weight_quantizer(weight: Tensor) -> SymmetricQuantizer:
     shape = (weight.shape[0], *(1 for _ in weight.shape[1:]))
-    quantizer = SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, shape))
+    quantizer = SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, shape, narrow=True))
     largest = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-8)
     quantizer.scale.data.copy_(largest.reshape(shape))
     return quantizer
 
 
-def _spec(mode: QuantizationScheme, shape: tuple[int, ...]) -> PTQuantizerSpec:
-    """Eight bits; symmetric ones are signed and leave out -128, as int8 weights do."""
-    symmetric = mode == QuantizationScheme.SYMMETRIC
+def _spec(mode: QuantizationScheme, shape: tuple[int, ...], *, narrow: bool) -> PTQuantizerSpec:
+    """Eight bits; symmetric ones are signed; `narrow` leaves out -128, as int8 weights do."""
     return PTQuantizerSpec(
         num_bits=8,
         mode=mode,
-        signedness_to_force=True if symmetric else None,
-        narrow_range=symmetric,
+        signedness_to_force=True if mode == QuantizationScheme.SYMMETRIC else None,
+        narrow_range=narrow,
         half_range=False,
         scale_shape=shape,
         logarithm_scale=False,
     )
-
-
-def feeding_quantizers(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """Weighted operation -> the operation whose quantizer rounds what it reads."""
-    graph = build_graph(model, example)
-    names = {node: getattr(data["meta"], "op_name", "") for node, data in graph.nodes(data=True)}
-    rounded = set(activation_quantizers(model))
-    feeds: dict[str, str] = {}
-    for node, name in names.items():
-        if not name or _is_hook(name) or _kind(name) not in WEIGHTED:
-            continue
-        source = _first_input(graph, node)
-        while names[source] not in rounded:
-            source = _first_input(graph, source)
-        feeds[name] = names[source]
-    return feeds
-
-
-def _first_input(graph: Any, node: int) -> int:
-    """The node that a node's first argument comes from."""
-    sources = ((data["meta"].input_port, source) for source, _, data in graph.in_edges(node, data=True))
-    return int(min(sources)[1])
 
 
 def quantizer_places(storage: nn.Module) -> dict[int, tuple[nn.Module, str]]:

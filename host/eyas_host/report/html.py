@@ -68,6 +68,9 @@ def render_html(report: Report) -> str:
             total_seconds=sum(s.seconds for s in report.stages),
             longest=max((s.seconds for s in report.stages), default=0.0) or 1.0,
             heaviest=max((s.peak_rss_mb for s in report.stages), default=0.0) or 1.0,
+            front=plots.front(report.pruning.get("front", ())),
+            sensitivity=plots.sensitivity(report.sensitivity) if report.sensitivity else None,
+            widest=max((layer.fp32_bytes for layer in report.layers), default=0) or 1,
             gate=report.recipe.get("gate", {}),
             sections=_sections(report.recipe),
         )
@@ -148,6 +151,11 @@ def megabytes(size: int | None) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
 
 
+def kilobytes(size: int) -> str:
+    """`1,348.1 kB`."""
+    return f"{size / 1e3:,.1f} kB"
+
+
 def duration(seconds: float) -> str:
     """`42 s`, `3 min 20 s` or `2 h 05 min`."""
     if seconds < 10:
@@ -184,6 +192,7 @@ def _environment() -> Environment:
         "fixed": fixed,
         "small": small,
         "megabytes": megabytes,
+        "kilobytes": kilobytes,
         "duration": duration,
         "setting": setting,
         "file_name": lambda path: Path(path).name,

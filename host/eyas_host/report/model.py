@@ -6,8 +6,11 @@ from typing import Any
 
 import msgspec
 
+from eyas_host.compile.parity import Parity
+from eyas_host.compile.sizes import ArtefactSize, LayerSize
+from eyas_host.compress.sensitivity import Sensitivity
 from eyas_host.train.metrics import Bin, Scores
-from eyas_host.verify import Latency, Parity
+from eyas_host.verify import Latency
 
 
 class Rung(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,9 +84,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     weights: dict[str, str]
     """Network -> where its first weights came from: hub, packaged or random."""
     pruning: dict[str, Any]
-    """method, macs_before, macs_after, parameters_before, parameters_after."""
+    """method, macs_before, macs_after, parameters_before, parameters_after; `front` and latencies where it was pruned
+    to a latency."""
     exact_int8_agreement: float
     """Agreement of exact int8 arithmetic with the QAT model on validation: what no backend can be asked to exceed."""
+    layers: tuple[LayerSize, ...] = ()
+    """Bytes of each layer in fp32 and in int8."""
+    artefact_parts: dict[str, ArtefactSize] = {}
+    """Artefact -> bytes of its constants and of the rest."""
+    quantization: dict[str, Any] = {}
+    """method, preset, layers that were kept float."""
+    sensitivity: Sensitivity | None = None
+    """What int8 costs layer by layer, if `eyas sensitivity` measured it for this model."""
     test_openings: int
     counts: dict[str, dict[str, int]]
     recipe: dict[str, Any]

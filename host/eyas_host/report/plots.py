@@ -10,7 +10,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -19,6 +19,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from eyas_host.report.model import Rung
 from eyas_host.train.metrics import Bin
+
+if TYPE_CHECKING:
+    from eyas_host.compress.sensitivity import Sensitivity
 
 _INK, _MUTED, _GRID, _PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 _RUNTIMES = {"torch": "#0a0b05", "litert": "#0a0b06", "openvino": "#0a0b07", "onnx": "#0a0b08"}
@@ -34,6 +37,9 @@ _VARIABLES = {
     _RUNTIMES["onnx"]: "onnx",
 }
 """Stand-in colour -> CSS variable of the page."""
+
+_NAMED = 6
+"""Layers that are named beside their marks."""
 
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -118,6 +124,38 @@ def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
         return _svg(figure, f"Scatter plot of balanced accuracy against latency for {names}; figures are in the ladder")
 
 
+def front(points: Sequence[Mapping[str, Any]]) -> Markup:
+    """Balanced accuracy after recovery against latency, from the dense student through the rounds of pruning.
+
+    `points` are those of `eyas_host.compress.rounds.Point`; a disc is filled where the latency was measured, open where
+    a table predicted it. Empty without points.
+    """
+    shown = [point for point in points if point.get("balanced_accuracy") is not None]
+    if not shown:
+        return Markup("")
+    measured = [point["measured_ms"] is not None for point in shown]
+    ms = [
+        float(point["measured_ms"] if known else point["predicted_ms"])
+        for point, known in zip(shown, measured, strict=True)
+    ]
+    accuracy = [float(point["balanced_accuracy"]) for point in shown]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(ms, accuracy, color=_VALIDATION, linewidth=1.2, alpha=0.5)
+        colours = [_VALIDATION if known else _PAPER for known in measured]
+        axes.scatter(ms, accuracy, s=60, facecolor=colours, edgecolor=_VALIDATION, linewidth=1.6, zorder=3)
+        for point, x, y in zip(shown, ms, accuracy, strict=True):
+            words = f"{point['part']:.0%}" if point["round"] else "dense"
+            axes.annotate(words, (x, y), (7, -13), textcoords="offset points", color=_MUTED)
+        axes.margins(x=0.08, y=0.2)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+        axes.set_xlabel("latency of one picture in int8 at one thread, ms")
+        axes.set_title("balanced accuracy on validation after recovery (beside it: part of the dense latency)")
+        ends = f"{ms[0]:.2f} ms at {accuracy[0]:.3f} to {ms[-1]:.2f} ms at {accuracy[-1]:.3f}"
+        return _svg(figure, f"Accuracy-latency front of pruning in {len(shown)} networks, from {ends}")
+
+
 def learning_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Markup]:
     """Training -> its loss and balanced accuracy over the epochs; all share the accuracy's scale."""
     accuracies = [_metric(e, "balanced_accuracy") for history in histories.values() for e in history]
@@ -185,6 +223,50 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
         axes.set_xlabel("confidence")
         axes.set_title("pictures answered right")
         return _svg(figure, f"Reliability diagram {title}: confidence against accuracy in {len(bins)} bins")
+
+
+def sensitivity(found: Sensitivity) -> Markup:
+    """Output SNR with only one layer in int8, a disc a layer in order of execution; the most harmful are named.
+
+    Layers that the advice keeps float are filled discs; the line is the SNR with all layers in int8.
+    """
+    if not found.layers:
+        return Markup("")
+    snr = {entry.layer: entry.alone.snr_db for entry in found.layers}
+    place = {layer: row for row, layer in enumerate(snr)}
+    worst = [entry.layer for entry in found.ranked][:_NAMED]
+    kept = found.advice.layers if found.advice else ()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(found.whole.snr_db, color=_MUTED, linewidth=1, linestyle=":")
+        axes.scatter(
+            list(place.values()),
+            list(snr.values()),
+            s=34,
+            facecolor=[_VALIDATION if layer in kept else _PAPER for layer in snr],
+            edgecolor=_VALIDATION,
+            linewidth=1.6,
+            zorder=3,
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+        axes.set_xlim(-1, len(snr))
+        axes.set_xlabel("layer, in order of execution")
+        axes.set_title("signal-to-noise ratio of the logits with only this layer in int8, dB (dotted: all layers)")
+        low, high = axes.get_ylim()
+        heights = _spread([(snr[layer] - low) / (high - low) for layer in worst], gap=0.085)
+        for layer, height in zip(worst, heights, strict=True):
+            axes.annotate(
+                layer.removeprefix("backbone."),
+                xy=(place[layer], snr[layer]),
+                xytext=(1.03, height),
+                textcoords="axes fraction",
+                va="center",
+                fontsize=9,
+                fontweight="bold" if layer in kept else "normal",
+                arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
+            )
+        return _svg(figure, f"Sensitivity of {len(snr)} layers to int8; the most harmful: {', '.join(worst)}")
 
 
 def _metric(entry: Mapping[str, Any], name: str) -> float:

@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 
 from eyas_device.bundle import Bundle
+from eyas_host.compile.sizes import ArtefactSize, LayerSize
+from eyas_host.compress.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
 from eyas_host.files import whole, write_bytes
 from eyas_host.machine import machine, versions
@@ -85,6 +87,10 @@ def write_report(context: Context) -> Outcome:
         weights={"teacher": facts["teach"]["weights"], "student": facts["distill"]["weights"]},
         pruning={k: v for k, v in facts["prune"].items() if k != "histories"},
         exact_int8_agreement=facts["verify"]["exact_int8_agreement"],
+        layers=msgspec.convert(facts["compile"]["layers"], tuple[LayerSize, ...]),
+        artefact_parts=msgspec.convert(facts["compile"]["parts"], dict[str, ArtefactSize]),
+        quantization={k: v for k, v in facts["qat"].items() if k != "histories"},
+        sensitivity=load_sensitivity(context),
         test_openings=len(split.openings()),
         counts=split.manifest.counts,
         recipe=msgspec.to_builtins(context.recipe),
@@ -93,12 +99,10 @@ def write_report(context: Context) -> Outcome:
     write_bytes(context.root / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1))
     write_bytes(context.root / "report.html", render_html(report).encode())
     show(ladder_table(report))
-    own = next(r for r in report.rungs if r.name == shipped)
-    teacher = next(r for r in report.rungs if r.name == "teacher")
-    share = own.balanced_accuracy / teacher.balanced_accuracy
+    own = scores[shipped].balanced_accuracy
+    share = f", {own / scores['teacher'].balanced_accuracy:.0%} of the teacher's" if "teacher" in scores else ""
     return Outcome(
-        f"{shipped}: balanced accuracy {own.balanced_accuracy:.3f} on the sealed test part, "
-        f"{share:.0%} of the teacher's; {context.root / 'report.html'}"
+        f"{shipped}: balanced accuracy {own:.3f} on the sealed test part{share}; {context.root / 'report.html'}"
     )
 
 

@@ -1,0 +1,205 @@
+"""The folds of the compression benchmark: what their sealed parts say, and what other tools make of their students."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from common import Figure, take_turns
+from eyas_host.compile.build import artefact_files
+from eyas_host.compress.calibration import Calibration
+from eyas_host.data.split import Split
+from eyas_host.data.views import prepared
+from eyas_host.progress import meter, show
+from eyas_host.report.model import Report
+from eyas_host.stages import Context
+from eyas_host.train.metrics import Ints, paired_loss, softmax
+from sides.peers import PEERS, Batch, open_litert, open_onnx, open_openvino
+
+BACKENDS = {"litert": open_litert, "openvino": open_openvino, "onnx": open_onnx}
+Logits = npt.NDArray[np.float32]
+
+
+class Fold(msgspec.Struct, frozen=True):
+    """A finished run: what each of its rungs said of its sealed test part."""
+
+    context: Context
+    report: Report
+    logits: dict[str, Logits]
+    targets: Ints
+
+    def answers(self, rung: str) -> Ints:
+        """The labels that a rung gave."""
+        return self.logits[rung].argmax(axis=1)
+
+
+def read_fold(context: Context) -> Fold:
+    """A run whose report is written."""
+    report = msgspec.json.decode((context.root / "report.json").read_bytes(), type=Report)
+    split = Split.load(context.root)
+    with np.load(context.root / "sealed" / "test-logits.npz") as data:
+        logits = {name: data[name] for name in data.files if name != "key"}
+    targets = np.array([split.labels.index(p.label) for p in split.manifest.test], dtype=np.int64)
+    return Fold(context, report, logits, targets)
+
+
+def pooled(folds: Sequence[Fold], rung: str) -> Logits:
+    """A rung's logits over all folds."""
+    return np.concatenate([fold.logits[rung] for fold in folds])
+
+
+def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
+    """What int8 and pruning cost, over the sealed parts of all folds together."""
+    targets = np.concatenate([fold.targets for fold in folds])
+    note = f"{len(targets)} pictures, {len(folds)} folds"
+    floor = _same(folds, "exact-int8", "qat")
+    figures = {"exact_int8_agreement": Figure(value=floor, unit="", note=f"the noise floor; {note}")}
+    for backend in BACKENDS:
+        name = f"{backend}-int8"
+        lost = paired_loss(pooled(folds, "pruned"), pooled(folds, name), targets)
+        figures[f"{name}_drop"] = Figure(
+            value=100 * lost.loss,
+            unit="points",
+            bound=0.5,
+            better="lower",
+            spread=_each(folds, "pruned", name),
+            note=f"balanced accuracy against the fp32 pruned student; {note}",
+        )
+        figures[f"{name}_drop_bound"] = Figure(
+            value=100 * lost.bound, unit="points", bound=1.5, better="lower", note="one-sided 95 %, paired bootstrap"
+        )
+        figures[f"{name}_agreement"] = Figure(
+            value=_same(folds, name, "qat"), unit="", bound=floor - 0.005, note="with the QAT model"
+        )
+        scaled = [
+            np.abs(softmax(f.logits[name] / f.report.temperature) - softmax(f.logits["qat"] / f.report.temperature))
+            for f in folds
+        ]
+        figures[f"{name}_mean_dp"] = Figure(
+            value=float(np.concatenate(scaled).mean()), unit="", bound=0.02, better="lower"
+        )
+    lost = paired_loss(pooled(folds, "student"), pooled(folds, "pruned"), targets)
+    kept = [100 * f.report.pruning["latency"]["part"] for f in folds]
+    figures["pruned_to_half_loss"] = Figure(
+        value=100 * lost.loss,
+        unit="points",
+        bound=1.0,
+        better="lower",
+        spread=_each(folds, "student", "pruned"),
+        note=f"balanced accuracy against the dense student; latency kept {_words(kept)} %",
+    )
+    for rung in ("teacher", "student", "pruned", "qat"):
+        values = [next(r.balanced_accuracy for r in f.report.rungs if r.name == rung) for f in folds]
+        figures[f"{rung}_balanced_accuracy"] = Figure(value=float(np.mean(values)), unit="", spread=_words(values, 3))
+    return figures
+
+
+def peers(folds: Sequence[Fold], work: Path, *, rounds: int) -> dict[str, Figure]:
+    """Each backend's own tool on the same fp32 artefacts and calibration pictures, and a table of both sides."""
+    sides = {f"{backend}-int8": pooled(folds, f"{backend}-int8") for backend in BACKENDS}
+    found = {name: [] for name in PEERS}
+    with meter("other tools", len(folds) * len(PEERS)) as bar:
+        for fold in folds:
+            calibration, test = _pixels(fold)
+            for name, (backend, quantize, suffix, open_model) in PEERS.items():
+                fp32 = artefact_files(fold.context.folder("compile"), backend, "fp32")[0]
+                path = work / fold.context.root.name / f"{name.replace(' ', '-')}{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                quantize(fp32, path, calibration)
+                infer = open_model(path, size=test.shape[1], classes=len(fold.report.labels))
+                found[name].append(np.stack([infer(picture).copy() for picture in test]))
+                bar.advance(name)
+    sides |= {name: np.concatenate(parts) for name, parts in found.items()}
+    return _table(folds, sides, work, rounds)
+
+
+def _pixels(fold: Fold) -> tuple[Batch, Batch]:
+    """Prepared pictures: those that calibrated the fold's model, and its sealed test part."""
+    spec = fold.context.recipe.picture.preprocessing()
+    split = Split.load(fold.context.root, spec)
+    listed = msgspec.json.decode((fold.context.folder("qat") / "calibration.json").read_bytes(), type=Calibration)
+    rows = {picture.sha256: row for row, picture in enumerate(split.train.pictures)}
+    calibration = prepared([split.train.pixels[rows[sha256]] for sha256 in listed.pictures], spec)
+    return calibration, prepared(split.open_test("benchmarks/compression.py").pixels, spec)
+
+
+def _table(folds: Sequence[Fold], sides: dict[str, Logits], work: Path, rounds: int) -> dict[str, Figure]:
+    targets = np.concatenate([fold.targets for fold in folds])
+    pruned, qat = pooled(folds, "pruned"), pooled(folds, "qat")
+    times, sizes = _costs(folds[0], work, rounds)
+    table = Table(title="int8 of the same pruned students", title_justify="left")
+    table.add_column("made by")
+    for title in ("drop, points", "95 % bound", "agrees with its origin", "with fp32", "p50 ms", "fp32 / int8", "kB"):
+        table.add_column(title, justify="right")
+    apart = {}
+    for name, logits in sides.items():
+        backend = PEERS[name][0] if name in PEERS else name.split("-")[0]
+        lost = paired_loss(pruned, logits, targets)
+        origin = pruned if name in PEERS else qat
+        apart[name] = float((logits.argmax(1) != origin.argmax(1)).mean())
+        table.add_row(
+            f"{backend}: {name}" if name in PEERS else f"{backend}: Eyas",
+            f"{100 * lost.loss:.2f}",
+            f"{100 * lost.bound:.2f}",
+            f"{1 - apart[name]:.4f}",
+            f"{(logits.argmax(1) == pruned.argmax(1)).mean():.4f}",
+            f"{np.median(times[name]):.3f}",
+            f"{np.median(times[f'{backend}-fp32']) / np.median(times[name]):.2f}",
+            f"{sizes[name] / 1e3:.0f}",
+        )
+    show(table)
+    figures = {}
+    for name, (backend, *_) in PEERS.items():
+        own, theirs = apart[f"{backend}-int8"], apart[name]
+        lost = paired_loss(pruned, sides[name], targets)
+        figures[f"{name} on {backend}: disagreements"] = Figure(
+            value=100 * theirs,
+            unit="%",
+            spread=f"drop {100 * lost.loss:.2f} points, bound {100 * lost.bound:.2f}",
+            note=f"with fp32; {np.median(times[name]):.3f} ms, {sizes[name] / 1e3:.0f} kB",
+        )
+        figures[f"{backend}-int8: disagreements beside {name}"] = Figure(
+            value=100 * own,
+            unit="%",
+            bound=50 * theirs if theirs > 0.05 else None,
+            better="lower",
+            note=f"with QAT; {np.median(times[f'{backend}-int8']):.3f} ms, {sizes[f'{backend}-int8'] / 1e3:.0f} kB",
+        )
+    return figures
+
+
+def _costs(fold: Fold, work: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Milliseconds of one picture at one thread, all in turns, and bytes, of one fold's models."""
+    size, classes = fold.context.recipe.picture.size, len(fold.report.labels)
+    files = {
+        f"{backend}-{precision}": (artefact_files(fold.context.folder("compile"), backend, precision), open_model)
+        for backend, open_model in BACKENDS.items()
+        for precision in ("fp32", "int8")
+    }
+    for name, (_, _, suffix, open_model) in PEERS.items():
+        path = work / fold.context.root.name / f"{name.replace(' ', '-')}{suffix}"
+        files[name] = ([path, path.with_suffix(".bin")] if suffix == ".xml" else [path], open_model)
+    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    opened = {name: open_model(paths[0], size=size, classes=classes) for name, (paths, open_model) in files.items()}
+    calls = {name: lambda infer=infer: infer(picture) for name, infer in opened.items()}
+    sizes = {name: sum(path.stat().st_size for path in paths) for name, (paths, _) in files.items()}
+    return take_turns(calls, rounds), sizes
+
+
+def _same(folds: Sequence[Fold], one: str, other: str) -> float:
+    """Part of the pictures of all folds with the same answer."""
+    return float(np.concatenate([fold.answers(one) == fold.answers(other) for fold in folds]).mean())
+
+
+def _each(folds: Sequence[Fold], before: str, after: str) -> str:
+    """The loss of each fold, points."""
+    return _words([100 * paired_loss(f.logits[before], f.logits[after], f.targets).loss for f in folds])
+
+
+def _words(values: Sequence[float], places: int = 2) -> str:
+    return ", ".join(f"{value:.{places}f}" for value in values)

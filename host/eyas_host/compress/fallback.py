@@ -1,0 +1,114 @@
+"""Mixed fallback: the fewest layers kept float so that int8 stays within the bound on balanced accuracy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import msgspec
+import numpy as np
+from torch import nn
+
+from eyas_host.compress.mixed import Harm, MixedPrecision
+from eyas_host.data.views import Batch
+from eyas_host.progress import say, track
+from eyas_host.recipe import Recipe
+from eyas_host.train.loop import logits_of, pick_device
+from eyas_host.train.metrics import Ints
+
+SAMPLE = 256
+"""Pictures that layers are ranked by; a likelihood needs fewer of them than an accuracy."""
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """Which layers to keep float, and what was measured to find them."""
+
+    layers: tuple[str, ...]
+    """Kept float, the most harmful first; the best that was found if no set is within the bound."""
+    drop: float
+    """Balanced accuracy lost with these float."""
+    drops: tuple[float, ...]
+    """Balanced accuracy lost with the 0, 1, 2, ... most harmful layers float."""
+    max_drop: float
+    """The bound."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether the loss is within the bound."""
+        return self.drop <= self.max_drop
+
+    def __str__(self) -> str:
+        lost = f"int8 loses {self.drops[0]:.3f} of balanced accuracy (bound {self.max_drop:g})"
+        kept = f"{self.drop:.3f} with quantize.keep_float = {list(self.layers)}"
+        if self.enough:
+            return f"{lost}; {kept}" if self.layers else f"{lost}: no layer needs to stay float"
+        if len(self.drops) == 1:
+            return f"{lost}, and no layer may stay float"
+        best = f"the best is {kept}" if self.layers else "none makes it better"
+        return f"{lost}, and even {len(self.drops) - 1} float layers do not mend it: {best}"
+
+
+def choose_fallback(
+    ranked: Iterable[str], drop: Callable[[tuple[str, ...]], float], *, max_drop: float, most: int
+) -> Fallback:
+    """The fewest layers, the most harmful first, that bring the loss of balanced accuracy within `max_drop`.
+
+    Layers are added in the order of `ranked` (read only as far as needed, at most `most`) until `drop(layers)`, with
+    all of them float, is within the bound; then those that turn out not to be needed are taken out again, the least
+    harmful first. If no set is within the bound, the best one tried is returned.
+    """
+    chosen: tuple[str, ...] = ()
+    tried = [(drop(chosen), chosen)]
+    candidates = islice(ranked, most)
+    while tried[-1][0] > max_drop and (name := next(candidates, None)) is not None:
+        chosen = (*chosen, name)
+        tried.append((drop(chosen), chosen))
+    drops = tuple(lost for lost, _ in tried)
+    lost, chosen = min(tried, key=lambda trial: (trial[0] > max_drop, trial[0], len(trial[1])))
+    if lost <= max_drop:
+        for name in chosen[-2::-1]:  # without the last one the bound was missed
+            fewer = tuple(other for other in chosen if other != name)
+            if (mended := drop(fewer)) <= max_drop:
+                lost, chosen = mended, fewer
+    return Fallback(chosen, lost, drops, max_drop)
+
+
+def fallback_layers(model: nn.Module, deploy: nn.Module, pixels: Batch, targets: Ints, recipe: Recipe) -> Fallback:
+    """The layers of a trained QAT model to keep float, so that it loses at most `gate.max_drop` against `deploy`.
+
+    Measured on prepared validation pixels uint8 [n, size, size, 3] with labels [n]; at most `quantize.fallback` layers
+    are kept float, none if the model is within the bound. What was found is told to the user.
+    """
+    device = pick_device(recipe.run.device)
+    student = logits_of(copy.deepcopy(deploy).to(device), pixels, device)
+    mixed = MixedPrecision(model, pixels, targets, device=device, reference=student)
+
+    def ranked() -> Iterator[str]:
+        rows = balanced_rows(targets, SAMPLE, recipe.run.seed)
+        sample = MixedPrecision(model, pixels[rows], targets[rows], device=device)
+        yield from most_harmful({name: sample.alone(name) for name in track(list(sample.layers), "layer by layer")})
+
+    found = choose_fallback(
+        ranked(),
+        lambda names: mixed.without(names).drop,
+        max_drop=recipe.gate.max_drop,
+        most=recipe.quantize.fallback,
+    )
+    say(f"  {found}")
+    return found
+
+
+def most_harmful(alone: dict[str, Harm]) -> list[str]:
+    """Layers in order of the likelihood that each loses when only it is quantized, the most harmful first."""
+    return sorted(alone, key=lambda name: -alone[name].likelihood)
+
+
+def balanced_rows(targets: Ints, count: int, seed: int) -> Ints:
+    """At most `count` rows of labels [n], drawn from the classes in turn; fewer are the beginning of more."""
+    order = np.random.default_rng((seed, 11)).permutation(len(targets))
+    turn = np.zeros(len(targets), dtype=np.int64)
+    for label in np.unique(targets):
+        own = targets[order] == label
+        turn[own] = np.arange(own.sum())
+    return np.asarray(order[np.argsort(turn, kind="stable")][:count], dtype=np.int64)

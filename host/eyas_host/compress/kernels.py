@@ -1,0 +1,40 @@
+"""NNCF's compiled fake-quantization kernels, which a killed process must not take from all later ones.
+
+The first use compiles them (a minute or more, once). torch guards that with a file that is only removed at the end: a
+process that is killed meanwhile leaves it, and every later one waits for it in vain. A lock that the kernel lets go of
+with its process tells a file that was left behind from one that is in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from nncf.torch.quantization.extensions import (
+    QuantizedFunctionsCPU,
+    QuantizedFunctionsCPULoader,
+    QuantizedFunctionsCUDA,
+    QuantizedFunctionsCUDALoader,
+)
+
+_BATON = "lock"
+"""torch.utils.cpp_extension's own file."""
+_ANY = "Quantize_forward"
+
+
+@functools.cache
+def load_kernels() -> None:
+    """Compile what is not compiled, and load it; where there is no compiler NNCF takes torch's own operations."""
+    _load(Path(QuantizedFunctionsCPULoader.get_build_dir()), QuantizedFunctionsCPU.get)
+    if torch.cuda.is_available():
+        _load(Path(QuantizedFunctionsCUDALoader.get_build_dir()), QuantizedFunctionsCUDA.get)
+
+
+def _load(folder: Path, get: Callable[[str], object]) -> None:
+    with (folder / ".eyas.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        (folder / _BATON).unlink(missing_ok=True)
+        get(_ANY)

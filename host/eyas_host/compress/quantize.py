@@ -1,0 +1,122 @@
+"""The `qat` stage: the folded student in int8, by training with the grid in the graph or by calibration alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from eyas_host import checkpoints
+from eyas_host.compress.calibration import covering_pictures, random_pictures, record
+from eyas_host.compress.fallback import fallback_layers
+from eyas_host.compress.mixed import drop_layers
+from eyas_host.compress.prune import ZeroKeeper
+from eyas_host.compress.qat import prepare_qat, save_qat
+from eyas_host.data.split import Part, Split
+from eyas_host.data.views import Batch, prepared
+from eyas_host.errors import CompressError
+from eyas_host.files import write_bytes
+from eyas_host.stages import Context, Outcome
+from eyas_host.train.cache import ViewCache
+from eyas_host.train.loop import Epoch, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.models import PixelClassifier, move
+from eyas_host.train.student import Lesson
+
+_COVERAGE = "as many of each class, far apart in the student's features"
+_RANDOM = "drawn at random"
+_BATCH = 64
+
+
+def quantize(context: Context) -> Outcome:
+    """Quantize what `prune` left, and write `qat/`: the model, where its quantizers sit, what calibrated it."""
+    recipe, settings, folder = context.recipe, context.recipe.quantize, context.folder("qat")
+    split = Split.load(context.root, recipe.picture.preprocessing())
+    deploy = checkpoints.load_deploy(context, len(split.labels))
+    rows, why = _calibration_rows(context, split)
+    batches = calibration_batches(split.train, rows)
+    model = prepare_qat(
+        deploy, batches, input_size=recipe.picture.size, preset=settings.preset, keep_float=settings.keep_float
+    )
+    history: list[Epoch] = []
+    if settings.method == "qat":
+        history = _train(context, split, model)
+    model = model.cpu()
+    validation = _prepared(split.validation, range(len(split.validation)))
+    floats: tuple[str, ...] = ()
+    if settings.fallback:
+        floats = fallback_layers(model, deploy, validation, split.validation.targets, recipe).layers
+        model = drop_layers(model, floats, input_size=recipe.picture.size)
+    save_qat(model, folder)
+    calibration = msgspec.json.encode(record(split.train, rows, model, why))
+    write_bytes(folder / "calibration.json", msgspec.json.format(calibration, indent=1))
+    device = pick_device(recipe.run.device)
+    figures = validation_figures(logits_of(model.to(device), validation, device), split.validation.targets)
+    floats = (*settings.keep_float, *floats)
+    how = "by calibration alone" if settings.method == "ptq" else f"after {settings.epochs} epochs"
+    return Outcome(
+        f"{how}{f', {len(floats)} layers float' if floats else ''}: balanced accuracy "
+        f"{figures['balanced_accuracy']:.3f}, AUC {figures['auc']:.3f} on validation",
+        {
+            "method": settings.method,
+            "preset": settings.preset,
+            "float_layers": list(floats),
+            "histories": {"qat": msgspec.to_builtins(history)},
+        },
+    )
+
+
+def calibration_batches(part: Part, rows: Sequence[int]) -> list[Tensor]:
+    """Pictures of a part as the device prepares them: float pixels [1, 3, size, size], 0..255, one a batch."""
+    pixels = _prepared(part, rows)
+    return [to_tensor(pixels[i : i + 1], torch.device("cpu")).float() for i in range(len(pixels))]
+
+
+def _calibration_rows(context: Context, split: Split) -> tuple[list[int], str]:
+    """Rows of the training part, and why those."""
+    settings = context.recipe.quantize
+    if settings.choose == "random":
+        return random_pictures(len(split.train), settings.calibration, context.recipe.run.seed), _RANDOM
+    student = checkpoints.load_pruned(context, len(split.labels))
+    features = _features(student, split.train, pick_device(context.recipe.run.device))
+    return covering_pictures(features, split.train.targets, settings.calibration), _COVERAGE
+
+
+@torch.inference_mode()
+def _features(model: PixelClassifier, part: Part, device: torch.device) -> npt.NDArray[np.float32]:
+    """Pooled features float32 [pictures, channels], batch by batch: pictures are not held."""
+    model = move(model, device)
+    parts = []
+    for start in range(0, len(part), _BATCH):
+        pixels = _prepared(part, range(start, min(start + _BATCH, len(part))))
+        parts.append(model.pooled(to_tensor(pixels, device)).float().cpu())
+    return np.asarray(torch.cat(parts).numpy())
+
+
+def _prepared(part: Part, rows: Iterable[int]) -> Batch:
+    """Pictures of a part as the device prepares them."""
+    if part.spec is None:
+        raise CompressError("the split was opened without the model's preprocessing")
+    return prepared((part.pixels[row] for row in rows), part.spec)
+
+
+def _train(context: Context, split: Split, model: nn.Module) -> list[Epoch]:
+    """Fine-tune `model` in place with the teacher's answers; zeros of magnitude pruning stay."""
+    settings = context.recipe.quantize
+    lesson = Lesson(context.recipe, split, ViewCache(context.folder("distill")))
+    checkpoint = context.folder("qat") / "qat.ckpt"
+    model = model.to(lesson.device)
+    history = lesson.train(
+        model,
+        epochs=settings.epochs,
+        rate=settings.rate,
+        weight_decay=0.0,
+        checkpoint=checkpoint,
+        title="int8 student",
+        after_step=ZeroKeeper(model) if context.recipe.prune.method == "nncf" else None,
+    )
+    checkpoint.unlink()
+    return history

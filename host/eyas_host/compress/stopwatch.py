@@ -1,0 +1,94 @@
+"""How long networks really take here: built as the device runs them, one thread, artefacts that take turns."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from eyas_device.bench.blocks import BlockTimes, block_times, timed
+from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Bundle, Manifest, Precision, RuntimeName
+from eyas_device.closing import Closing
+from eyas_device.preprocess import Preprocessing
+from eyas_device.runtimes import choose, open_runtime
+from eyas_host.compile.build import artefact_files, artefact_name, compile_artefact
+from eyas_host.compile.bundle import artefacts_of, file_entry
+from eyas_host.compress.fold import fold_for_deployment
+from eyas_host.compress.qat import prepare_qat
+from eyas_host.data.views import Batch
+from eyas_host.train.loop import to_tensor
+from eyas_host.train.models import PixelClassifier
+
+_BLOCK_SECONDS = 8.0
+_TURN_SECONDS = 4.0
+
+
+class Stopwatch(Closing):
+    """Builds networks for one runtime in a temporary folder, and times them.
+
+    `pictures` uint8 [n, size, size, 3] set the ranges of int8; speed does not depend on them.
+    """
+
+    def __init__(self, runtime: RuntimeName, spec: Preprocessing, pictures: Batch) -> None:
+        self._runtime, self._spec, self._pictures = runtime, spec, pictures
+        self._folder = tempfile.TemporaryDirectory(prefix="eyas-stopwatch-")
+        self._made = 0
+
+    def build(self, model: PixelClassifier, precision: Precision = "int8") -> Bundle:
+        """A bundle of this one artefact. Raises `CompressError` or `CompileError` where it cannot be built."""
+        folder = Path(self._folder.name) / str(self._made)
+        folder.mkdir()
+        self._made += 1
+        model = copy.deepcopy(model).cpu().eval()
+        deploy = fold_for_deployment(model)
+        pixels = to_tensor(self._pictures, torch.device("cpu")).float()
+        network: nn.Module = deploy
+        if precision != "fp32":
+            network = prepare_qat(deploy, [picture[None] for picture in pixels], input_size=self._spec.size)
+        main = artefact_files(folder, self._runtime, precision)[0]
+        compile_artefact(self._runtime, precision, network, main, self._spec.size)
+        with torch.inference_mode():
+            answer = model(pixels[:1]).softmax(1).numpy()
+        name = artefact_name(self._runtime, precision)
+        np.savez(folder / GOLDEN, **{"frame_00": self._pictures[0], f"p.{name}": answer})
+        manifest = Manifest(
+            schema=SCHEMA,
+            name="stopwatch",
+            version="0.0.0",
+            labels=tuple(map(str, range(answer.shape[1]))),
+            preprocessing=self._spec,
+            artefacts=tuple(artefacts_of(folder, [(self._runtime, precision)])),
+            use={self._runtime: name},
+            golden=file_entry(folder / GOLDEN, folder),
+        )
+        (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+        return Bundle.open(folder)
+
+    def blocks(self, bundle: Bundle) -> BlockTimes:
+        """The latency table of what `build` made. Raises `BenchError` if the model cannot be cut or profiled."""
+        chosen = choose(bundle, self._runtime)
+        return block_times(bundle, chosen, threads=1, seconds=_BLOCK_SECONDS, progress=lambda done: None)
+
+    def medians(self, bundles: Sequence[Bundle]) -> list[float]:
+        """Milliseconds of one picture for each: medians over short turns, so that a busy machine hits all alike."""
+        with ExitStack() as stack:
+            runtimes = [stack.enter_context(open_runtime(bundle, self._runtime, threads=1)) for bundle in bundles]
+            times: list[list[float]] = [[] for _ in runtimes]
+            ends = time.perf_counter() + _TURN_SECONDS * len(runtimes) / 2
+            while time.perf_counter() < ends or len(times[0]) < 50:
+                for runtime, own in zip(runtimes, times, strict=True):
+                    own += timed(lambda runtime=runtime: runtime.infer(self._pictures[0]))  # type: ignore[misc]
+        return [median(own) for own in times]
+
+    def close(self) -> None:
+        """Remove what was built."""
+        self._folder.cleanup()
