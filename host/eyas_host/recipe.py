@@ -234,6 +234,8 @@ class QuantizeSection(Section, frozen=True):
     """`qat`: fine-tuning with the int8 grid in the graph; `ptq`: ranges from the calibration pictures alone."""
     preset: Literal["mixed", "symmetric"] = "mixed"
     """`symmetric`: all zero points 0, as TensorRT wants them; `mixed` uses the whole grid."""
+    weight_bits: Literal[7, 8] = 8
+    """7 uses half of the weights' grid: exact on x86 processors without VNNI, where OpenVINO's int8 saturates."""
     epochs: Count = 4
     rate: Rate = 1e-4
     calibration: Annotated[int, Meta(ge=2)] = 128

@@ -1,4 +1,4 @@
-"""Folding, pruning and the int8 grid: the same function before and behind, or an error that names the place."""
+"""Folding and the int8 grid: the same function before and behind, or an error that names the place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import shutil
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,13 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eyas_host import checkpoints
 from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.prune import (
-    PrunePlan,
-    ZeroKeeper,
-    prune_channels,
-    prune_weights,
-    rebuild_channels,
-)
 from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
 from eyas_host.compress.quantizers import (
     activation_quantizers,

@@ -19,12 +19,13 @@ from eyas_device.runtimes import load
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
-from eyas_host.compile.qdq import exact_int8
+from eyas_host.compile.qdq import bake_weights, exact_int8, replace_activations
 from eyas_host.compile.tensorrt import TensorRtFit, check_tensorrt
 from eyas_host.compress.fold import DeployModel, fold_for_deployment
 from eyas_host.compress.layers import layers
 from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
 from eyas_host.compress.quantizers import (
+    Affine,
     activation_quantizers,
     affine,
     check_placement,
@@ -42,8 +43,8 @@ EXAMPLE = torch.zeros(1, 3, SIZE, SIZE)
 ACTIVATIONS, WEIGHTS = 14, 8
 RUNTIMES = ("litert", "openvino", "onnx")
 SUFFIXES = {"litert": ".tflite", "litert16": ".tflite", "openvino": ".xml", "onnx": ".onnx"}
-BOUND = 0.02
-"""Mean difference of probabilities that two right implementations of one integer network stay below."""
+OPENVINO_BOUND = 0.03
+"""OpenVINO's int8 kernels saturate on x86 CPUs without VNNI; mean difference of probabilities."""
 
 
 class Small(nn.Module):
@@ -63,6 +64,9 @@ class Small(nn.Module):
         self.excite, self.gate = nn.Conv2d(8, 32, 1), nn.Hardsigmoid()
         self.project, self.norm5 = nn.Conv2d(32, 24, 1), nn.BatchNorm2d(24)
         self.head = nn.Linear(24, CLASSES)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.clamp(self.norm(self.stem(x))))
@@ -84,12 +88,16 @@ def deploy(pixels: Tensor) -> DeployModel:
     model = PixelClassifier(Small(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     targets = torch.arange(CLASSES).repeat_interleave(4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(60):
+    for _ in range(40):
         loss = nn.functional.cross_entropy(model(pixels), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return fold_for_deployment(model.eval())
+    with torch.no_grad():
+        spread = model.eval()(pixels).std(dim=1).mean()
+        for parameter in model.classifier.parameters():
+            parameter.div_(spread)  # sure answers hide differences
+    return fold_for_deployment(model)
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +156,14 @@ def gap(runtime: str, model: nn.Module, folder: Path, pixels: Tensor, frames: Pi
 # One network, three backends
 
 
+def bound(runtime: str, model: nn.Module, pixels: Tensor) -> float:
+    """What a right implementation of the integer network stays below: somewhat above exact arithmetic in torch."""
+    if runtime == "openvino":
+        return OPENVINO_BOUND
+    exact = answers(exact_int8(model, input_size=SIZE), pixels)
+    return 1.5 * float(np.abs(exact - answers(model, pixels)).mean()) + 0.0005
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("preset", ["mixed", "symmetric"])
 def test_every_kind_of_operation_answers_alike(
@@ -156,8 +172,7 @@ def test_every_kind_of_operation_answers_alike(
     model: nn.Module = request.getfixturevalue(preset)
     placement = check_placement(model, EXAMPLE)
     assert (len(placement.activations), len(placement.weights)) == (ACTIVATIONS, WEIGHTS)
-    assert float(np.abs(answers(exact_int8(model, input_size=SIZE), pixels) - answers(model, pixels)).mean()) < BOUND
-    assert gap(runtime, model, folder, pixels, shape_frames) < BOUND
+    assert gap(runtime, model, folder, pixels, shape_frames) < bound(runtime, model, pixels) < 0.05
 
 
 @pytest.mark.parametrize("runtime", ["litert", "onnx"])
@@ -165,11 +180,11 @@ def test_a_range_that_is_not_the_learned_one_shows(
     runtime: str, mixed: nn.Module, pixels: Tensor, shape_frames: Pixels, tmp_path: Path
 ) -> None:
     widened = copy.deepcopy(mixed)
-    quantizer = activation_quantizers(widened)["backbone/expand/conv2d/0"]
+    quantizer = activation_quantizers(widened)["/sub/0"]
     low, high = affine(quantizer).bounds
     set_range(quantizer, 4 * low, 4 * high)
     got = run(runtime, artefact(runtime, widened, tmp_path), shape_frames)
-    assert float(np.abs(got - answers(mixed, pixels)).mean()) > BOUND
+    assert float(np.abs(got - answers(mixed, pixels)).mean()) > bound(runtime, mixed, pixels)
 
 
 # Symmetric
@@ -312,7 +327,7 @@ def partly_float(deploy: DeployModel, calibration: list[Tensor]) -> nn.Module:
 def test_float_layers_are_float_in_each_artefact(
     runtime: str, partly_float: nn.Module, deploy: DeployModel, pixels: Tensor, shape_frames: Pixels, folder: Path
 ) -> None:
-    assert gap(runtime, partly_float, folder, pixels, shape_frames) < BOUND
+    assert gap(runtime, partly_float, folder, pixels, shape_frames) < bound(runtime, partly_float, pixels)
     path = artefact(runtime, partly_float, folder)
     filters = [deploy.get_submodule(name).weight.detach().numpy() for name in GONE]
     if runtime == "litert":
@@ -361,7 +376,7 @@ def test_int16_activations_answer_as_the_model_whose_weights_they_take(
     preset: str, pixels: Tensor, shape_frames: Pixels, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     model: nn.Module = request.getfixturevalue(preset)
-    assert gap("litert16", model, folder, pixels, shape_frames) < BOUND
+    assert gap("litert16", model, folder, pixels, shape_frames) < 2 * bound("litert", model, pixels)
     graph = schema.ModelT.InitFromPackedBuf(artefact("litert16", model, folder).read_bytes(), 0)
     tensors = graph.subgraphs[0].tensors
     kinds = schema.TensorType
@@ -376,16 +391,25 @@ def test_int16_activations_answer_as_the_model_whose_weights_they_take(
     assert [tensors[place].type for place in ends] == [kinds.FLOAT32, kinds.FLOAT32]
 
 
-def test_int16_is_finer_than_int8(mixed: nn.Module, pixels: Tensor, shape_frames: Pixels, folder: Path) -> None:
-    weights_alone = copy.deepcopy(mixed)
-    for quantizer in activation_quantizers(weights_alone).values():
-        quantizer.disable_quantization()
-    expected = answers(weights_alone, pixels)
-    fine, coarse = (
-        np.abs(run(runtime, artefact(runtime, mixed, folder), shape_frames) - expected).mean()
-        for runtime in ("litert16", "litert")
-    )
-    assert fine < coarse / 2
+class Clamp(nn.Module):
+    """The symmetric range of a quantizer without its steps."""
+
+    def __init__(self, grid: Affine) -> None:
+        super().__init__()
+        self.limit = max(abs(bound) for bound in grid.bounds)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(-self.limit, self.limit)
+
+
+def test_int16_is_the_network_of_rounded_weights_with_clamps(
+    mixed: nn.Module, pixels: Tensor, shape_frames: Pixels, folder: Path
+) -> None:
+    clamped = bake_weights(mixed)
+    replace_activations(clamped, Clamp)
+    assert gap("litert16", mixed, folder, pixels, shape_frames) > 3e-4
+    got = run("litert16", artefact("litert16", mixed, folder), shape_frames)
+    assert float(np.abs(got - answers(clamped, pixels)).mean()) < 1e-4
 
 
 # Bad input

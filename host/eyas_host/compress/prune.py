@@ -54,7 +54,7 @@ def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tu
     """
     pruned = copy.deepcopy(model).cpu().eval()
     example = torch.zeros(1, 3, size, size)
-    macs_before, _ = _count(pruned, example)
+    macs_before, _ = count_costs(pruned, example)
     backbone: Any = pruned.backbone
     for parameter in backbone.parameters():
         parameter.requires_grad_(True)
@@ -73,7 +73,7 @@ def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tu
         if macs <= mac_ratio * macs_before:
             break
         pruner.step()
-        macs, _ = _count(pruned, example)
+        macs, _ = count_costs(pruned, example)
     else:
         raise CompressError(
             f"[prune] keep = {mac_ratio}: only {macs / macs_before:.2f} of the multiply-accumulates was reached "
@@ -100,7 +100,10 @@ def prune_evenly(model: PixelClassifier, *, keep: float, size: int) -> tuple[Pix
 def channel_plan(model: PixelClassifier, pruned: PixelClassifier, cuts: Sequence[Cut], *, size: int) -> PrunePlan:
     """The plan whose cuts made `pruned` of `model`."""
     example = torch.zeros(1, 3, size, size)
-    (macs_before, parameters_before), (macs_after, parameters_after) = _count(model, example), _count(pruned, example)
+    (macs_before, parameters_before), (macs_after, parameters_after) = (
+        count_costs(model, example),
+        count_costs(pruned, example),
+    )
     return PrunePlan("channel", tuple(cuts), macs_before, macs_after, parameters_before, parameters_after)
 
 
@@ -113,7 +116,7 @@ def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tupl
     """A copy of `model` in which NNCF made the smallest weights of each layer zero; the classifier stays dense."""
     dense = copy.deepcopy(model).cpu().eval()
     example = torch.zeros(1, 3, size, size)
-    macs, parameters_before = _count(dense, example)
+    macs, parameters_before = count_costs(dense, example)
     backbone: Any = copy.deepcopy(dense.backbone)
     head = next(name for name, module in backbone.named_modules() if module is backbone.get_classifier())
     with quiet_tools():
@@ -127,7 +130,7 @@ def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tupl
         baked: Any = nncf.strip(masked, do_copy=True, strip_format=nncf.StripFormat.IN_PLACE)
     own = dense.backbone.state_dict()
     dense.backbone.load_state_dict({name: baked.state_dict()[name] for name in own})
-    _, parameters_after = _count(dense, example)
+    _, parameters_after = count_costs(dense, example)
     return dense, PrunePlan("nncf", (), macs, macs, parameters_before, parameters_after)
 
 
@@ -145,8 +148,8 @@ class ZeroKeeper:
             weights.mul_(mask)
 
 
-def _count(model: PixelClassifier, example: Tensor) -> tuple[float, int]:
-    """Multiply-accumulates a picture, and weights that are not zero."""
+def count_costs(model: PixelClassifier, example: Tensor) -> tuple[float, int]:
+    """Multiply-accumulates of the picture `example` [1, 3, size, size], and weights that are not zero."""
     device = next(model.backbone.parameters()).device
     macs, _ = torch_pruning.utils.count_ops_and_params(model.backbone, example.to(device))
     return float(macs), sum(int((p != 0).sum()) for p in model.backbone.parameters())

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from eyas_host.compress.fold import DeployModel
 from eyas_host.compress.kernels import load_kernels
 from eyas_host.compress.layers import CLASSIFIER, required_placement
-from eyas_host.compress.quantizers import activation_quantizers, complete_placement, leave_float, set_range
+from eyas_host.compress.quantizers import (
+    activation_quantizers,
+    complete_placement,
+    halve_weight_grid,
+    leave_float,
+    set_range,
+)
 from eyas_host.errors import CompressError
 from eyas_host.files import write_bytes
 from eyas_host.quiet import quiet_tools
@@ -47,12 +53,14 @@ def prepare_qat(
     input_size: int,
     preset: Literal["mixed", "symmetric"] = "mixed",
     keep_float: Collection[str] = (),
+    weight_bits: Literal[7, 8] = 8,
 ) -> nn.Module:
     """A copy of `deploy` with a quantizer at every point where an int8 runtime rounds.
 
     `calibration` are float pixels [n, 3, input_size, input_size], 0..255, that set the first ranges; the range behind
     `pixels - mean` follows from the mean alone. With `preset="symmetric"` every zero point is 0, as TensorRT wants it.
-    `keep_float` are names of layers (see `layers.layers`) whose weight is not quantized. Raises `CompressError` where a
+    `keep_float` are names of layers (see `layers.layers`) whose weight is not quantized; `weight_bits=7` uses half of
+    the weights' grid. Raises `CompressError` where a
     network cannot be placed completely, a layer does not exist, or the pictures cannot set ranges.
     """
     _check_pictures(calibration, input_size)
@@ -75,6 +83,8 @@ def prepare_qat(
         )
     complete_placement(quantized, calibration, example, symmetric=symmetric)
     _fix_input_range(quantized, deploy)
+    if weight_bits == 7:
+        halve_weight_grid(quantized)
     if keep_float:
         leave_float(quantized, example, keep_float)
         _restore_biases(quantized, deploy, keep_float)

@@ -39,7 +39,12 @@ def quantize(context: Context) -> Outcome:
     rows, why = _calibration_rows(context, split)
     batches = calibration_batches(split.train, rows)
     model = prepare_qat(
-        deploy, batches, input_size=recipe.picture.size, preset=settings.preset, keep_float=settings.keep_float
+        deploy,
+        batches,
+        input_size=recipe.picture.size,
+        preset=settings.preset,
+        keep_float=settings.keep_float,
+        weight_bits=settings.weight_bits,
     )
     history: list[Epoch] = []
     if settings.method == "qat":

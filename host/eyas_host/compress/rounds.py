@@ -18,6 +18,7 @@ from torch import Tensor
 
 from eyas_host.compress.channels import MAX_PRUNED, Cut, channel_groups, cut_channels, least_important
 from eyas_host.compress.latency import LatencyModel, layers_of
+from eyas_host.compress.prune import count_costs
 from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
 from eyas_host.errors import CompressError
 from eyas_host.progress import say
@@ -120,7 +121,7 @@ class Rounds:
                 predicted_ms=dense_ms,
                 measured_ms=None if self.measure is None else dense_ms,
                 part=1.0,
-                macs=float(self.dense.macs.sum()),
+                macs=self._macs(self.student),
             )
             self._save(self._file(0), self.student, _State(front=(self._judged(point, self.student),)))
         rounds = self.settings.rounds
@@ -166,7 +167,7 @@ class Rounds:
             predicted_ms=reached.predicted * dense_ms,
             measured_ms=None if reached.measured is None else reached.measured * dense_ms,
             part=reached.predicted if reached.measured is None else reached.measured,
-            macs=float(layers_of(smaller, size=self.size).macs.sum()),
+            macs=self._macs(smaller),
         )
         cuts = (*state.cuts, *cuts_of(reached.step))
         self._save(path, smaller, _State(cuts, reached.correction, (*state.front, point)))
@@ -199,6 +200,9 @@ class Rounds:
         """The point with its accuracy."""
         figures = self.lesson.evaluate(move(model, self.lesson.device))
         return msgspec.structs.replace(point, balanced_accuracy=figures["balanced_accuracy"], auc=figures["auc"])
+
+    def _macs(self, model: PixelClassifier) -> float:
+        return count_costs(model, torch.zeros(1, 3, self.size, self.size))[0]
 
     def _file(self, number: int, part: str = "") -> Path:
         return self.folder / f"round-{number}{part}.ckpt"
