@@ -36,35 +36,41 @@ class Network:
     activations: int
     """Quantizers behind operations, counted by hand from the network's table of blocks."""
     weights: int
-    runtime: str
-    """The backend that this network is compiled for here."""
+    runtimes: tuple[str, ...]
+    """The backends that this network is compiled for here; OpenVINO's kernels saturate on CPUs without VNNI."""
     partitions: int = 1
     """Pieces that XNNPACK computes of a LiteRT model."""
 
 
 NETWORKS = [
-    Network("mobilenetv3_small_100", "relu", 79, 53, "onnx"),
-    Network("mobilenetv3_large_100", "default", 111, 63, "litert"),
-    Network("mobilenetv4_conv_small", "default", 58, 46, "openvino"),
-    Network("tf_efficientnet_lite0", "default", 59, 49, "litert"),
-    Network("resnet18", "default", 28, 20, "litert"),
-    Network("resnet50", "default", 69, 53, "onnx"),
+    Network("mobilenetv3_small_100", "relu", 79, 53, ("onnx",)),
+    Network("mobilenetv3_large_100", "default", 111, 63, ("litert",)),
+    Network("mobilenetv4_conv_small", "default", 58, 46, ("litert",)),
+    Network("tf_efficientnet_lite0", "default", 59, 49, ("onnx",)),
+    Network("resnet18", "default", 28, 20, ("litert", "openvino")),
+    Network("resnet50", "default", 69, 53, ("openvino",)),
 ]
 
 
 @pytest.fixture(scope="module")
-def pixels(shape_frames: Pixels) -> Tensor:
-    return torch.from_numpy(shape_frames).permute(0, 3, 1, 2).float()
+def frames(shape_frames: Pixels) -> Pixels:
+    """Two pictures of each class."""
+    return shape_frames[::2]
+
+
+@pytest.fixture(scope="module")
+def pixels(frames: Pixels) -> Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float()
 
 
 def drawn(name: str, activation: Literal["default", "relu"], pixels: Tensor) -> DeployModel:
     """A folded network that was trained for some steps, so that its answers differ from picture to picture."""
     torch.manual_seed(0)
     model, _ = build(name, CLASSES, "random", activation=activation)
-    targets = torch.arange(CLASSES).repeat_interleave(4)
+    targets = torch.arange(CLASSES).repeat_interleave(2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
-    for _ in range(4):
+    for _ in range(5):
         loss = nn.functional.cross_entropy(model(pixels), targets)
         optimizer.zero_grad()
         loss.backward()
@@ -73,11 +79,13 @@ def drawn(name: str, activation: Literal["default", "relu"], pixels: Tensor) -> 
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.5
-        for _ in range(4):
+        for _ in range(5):
             model(pixels)
-        spread = model.eval()(pixels).std()
-        for parameter in model.classifier.parameters():
-            parameter.div_(spread / 2)
+        logits = model.eval()(pixels)
+        head: Any = model.classifier
+        head.bias.sub_(logits.mean(dim=0))
+        for parameter in head.parameters():
+            parameter.div_(logits.std(dim=0).mean())
     return fold_for_deployment(model)
 
 
@@ -103,10 +111,10 @@ def compile_int8(runtime: str, model: nn.Module, folder: Path) -> Path:
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: f"{n.name}-{n.activation}")
 def test_a_network_is_placed_completely_and_answers_as_its_qat_model(
-    network: Network, pixels: Tensor, shape_frames: Pixels, tmp_path: Path
+    network: Network, pixels: Tensor, frames: Pixels, tmp_path: Path
 ) -> None:
     deploy = drawn(network.name, network.activation, pixels)
-    model = prepare_qat(deploy, pixels[::3].split(1), input_size=SIZE).eval()
+    model = prepare_qat(deploy, pixels[:6].split(1), input_size=SIZE).eval()
     placement = check_placement(model, EXAMPLE)
     assert (len(placement.activations), len(placement.weights)) == (network.activations, network.weights)
     assert (len(activation_quantizers(model)), len(weight_quantizers(model))) == (network.activations, network.weights)
@@ -114,12 +122,12 @@ def test_a_network_is_placed_completely_and_answers_as_its_qat_model(
     expected = answers(model, pixels)
     assert expected.std(axis=0).max() > 0.1, "the network answers the same to every picture"
     floor = float(np.abs(answers(exact_int8(model, input_size=SIZE), pixels) - expected).mean())
-    path = compile_int8(network.runtime, model, tmp_path)
-    gap = float(np.abs(run(network.runtime, path, shape_frames) - expected).mean())
-    assert gap < 1.5 * floor + 0.01, f"{gap:.4f}, exact arithmetic {floor:.4f}"
-
-    if network.runtime == "litert":
-        assert partitions(path) == network.partitions
+    for runtime in network.runtimes:
+        path = compile_int8(runtime, model, tmp_path)
+        gap = float(np.abs(run(runtime, path, frames) - expected).mean())
+        assert gap < 1.5 * floor + 0.01, f"{runtime} {gap:.4f}, exact arithmetic {floor:.4f}"
+        if runtime == "litert":
+            assert partitions(path) == network.partitions
 
 
 def partitions(path: Path) -> int:

@@ -67,7 +67,7 @@ class Clock:
     def blocks(self, layers: Layers) -> BlockTimes:
         return times(layers)
 
-    def medians(self, built: Sequence[Layers]) -> list[float]:
+    def times(self, built: Sequence[Layers]) -> list[float]:
         return [sum(each(layers)) for layers in built]
 
 
@@ -289,7 +289,7 @@ def test_a_smaller_network_is_faster_here(network: PixelClassifier, shape_frames
     smaller, _ = prune_evenly(network, keep=0.4, size=64)
     with Stopwatch("litert", spec, shape_frames[:4]) as watch:
         dense, pruned = watch.build(network), watch.build(smaller)
-        before, after = watch.medians([dense, pruned])
+        before, after = watch.times([dense, pruned])
         measured = watch.blocks(dense)
     assert 0 < after < before
     assert (measured.runtime, measured.precision, measured.threads) == ("litert", "int8", 1)

@@ -124,9 +124,9 @@ class _Candidate:
 
 
 def _candidates(operation: str, recorder: Recorder) -> Iterator[_Candidate]:
-    """The tensors that an operation's output can be in the .tflite."""
+    """The tensors that an operation's output can be in the .tflite, in order: of a gate that is all zeros both match."""
     value = channels_last(recorder.value)
-    yield _Candidate(operation, value, recorder.bounds)
     if "hardsigmoid" in operation:
         low, high = recorder.bounds
         yield _Candidate(operation, _HARD_SIGMOID_TOP * value, (_HARD_SIGMOID_TOP * low, _HARD_SIGMOID_TOP * high))
+    yield _Candidate(operation, value, recorder.bounds)

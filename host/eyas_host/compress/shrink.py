@@ -149,7 +149,7 @@ def _measured_here(context: Context, student: PixelClassifier, watch: Stopwatch)
         return watch.build(student)
 
     def part(model: PixelClassifier) -> float:
-        before, after = watch.medians([dense(), watch.build(model)])
+        before, after = watch.times([dense(), watch.build(model)])
         return after / before
 
     if not path.exists():
@@ -175,7 +175,7 @@ def _speed(context: Context, dense: PixelClassifier, sparse: PixelClassifier) ->
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     with _stopwatch(context) as watch:
         for precision in precisions:
-            before, after = watch.medians([watch.build(dense, precision), watch.build(sparse, precision)])
+            before, after = watch.times([watch.build(dense, precision), watch.build(sparse, precision)])
             found[precision] = before / after
     return found
 
