@@ -124,7 +124,7 @@ class _Candidate:
 
 
 def _candidates(operation: str, recorder: Recorder) -> Iterator[_Candidate]:
-    """The tensors that an operation's output can be in the .tflite, in order: of a gate that is all zeros both match."""
+    """The tensors that an operation can be in the .tflite, in order of execution: both match a gate of zeros."""
     value = channels_last(recorder.value)
     if "hardsigmoid" in operation:
         low, high = recorder.bounds
