@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from nncf.torch.quantization.extensions import (
 _BATON = "lock"
 """torch.utils.cpp_extension's own file."""
 _ANY = "Quantize_forward"
+_LONGEST_S = "1200"
+"""NNCF allows a minute, which two busy cores exceed."""
 
 
 @functools.cache
 def load_kernels() -> None:
     """Compile what is not compiled, and load it; where there is no compiler NNCF takes torch's own operations."""
+    os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", _LONGEST_S)
     _load(Path(QuantizedFunctionsCPULoader.get_build_dir()), QuantizedFunctionsCPU.get)
     if torch.cuda.is_available():
         _load(Path(QuantizedFunctionsCUDALoader.get_build_dir()), QuantizedFunctionsCUDA.get)
