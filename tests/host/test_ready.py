@@ -35,6 +35,7 @@ ready = "student.safetensors"
 method = "none"
 [quantize]
 method = "ptq"
+preset = "symmetric"
 calibration = 20
 [compile]
 runtimes = ["litert", "onnx"]
@@ -81,6 +82,8 @@ def test_there_is_a_bundle_and_no_teacher(place: Path) -> None:
     assert names == {"student", "pruned", "qat", "exact-int8"} | artefacts
     assert report["weights"] == {"teacher": "none", "student": "ready"}
     assert report["quantization"]["method"] == "ptq"
+    compiled = json.loads((place / "runs/ready/compile/stage.json").read_bytes())
+    assert "fit for TensorRT" in compiled["facts"]["notes"]["onnx-int8"]
     assert not (place / "runs/ready/teach/teacher.pt").exists()
     bundle = Bundle.open(place / "runs/ready/bundle")
     assert {a.name for a in bundle.manifest.artefacts} == artefacts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import torch
 from torch import nn
 
 from eyas_device.bundle import Precision, RuntimeName
@@ -14,7 +15,9 @@ from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, c
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
 from eyas_host.compile.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
+from eyas_host.compile.tensorrt import check_tensorrt
 from eyas_host.compress.qat import load_qat
+from eyas_host.compress.quantizers import float_layers
 from eyas_host.data.split import Split
 from eyas_host.progress import meter
 from eyas_host.recipe import CompileSection
@@ -75,9 +78,18 @@ def build_artefacts(context: Context) -> Built:
             name = artefact_name(runtime, precision)
             sizes[name] = sum(file.stat().st_size for file in files)
             notes[name] = info.notes
+            if (runtime, precision, context.recipe.quantize.preset) == ("onnx", "int8", "symmetric"):
+                notes[name] += f"; {_tensorrt(files[0], quantized, size)}"
             parts[name] = artefact_size(runtime, files)
             bar.advance(name)
     return Built(sizes, notes, layer_sizes(quantized), parts)
+
+
+def _tensorrt(path: Path, quantized: nn.Module, size: int) -> str:
+    """What a symmetric Q/DQ file has for TensorRT. Raises `CompileError` if it would not be taken."""
+    floats = float_layers(quantized, torch.zeros(1, 3, size, size))
+    fit = check_tensorrt(path, float_convolutions=len(floats))
+    return f"by its structure fit for TensorRT: opset {fit.opset}, {fit.activations} roundings; not measured there"
 
 
 def compile_artefact(runtime: RuntimeName, precision: Precision, model: nn.Module, path: Path, size: int) -> Compiled:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from nncf.torch.quantization.extensions import (
     QuantizedFunctionsCUDA,
     QuantizedFunctionsCUDALoader,
 )
+from torch.utils.cpp_extension import get_default_build_root
 
 _BATON = "lock"
 """torch.utils.cpp_extension's own file."""
@@ -32,6 +35,9 @@ _LONGEST_S = "1200"
 def load_kernels() -> None:
     """Compile what is not compiled, and load it; where there is no compiler NNCF takes torch's own operations."""
     os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", _LONGEST_S)
+    # Shared with another environment they would be compiled anew at each change from one to the other.
+    own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(get_default_build_root()) / f"eyas-{own}"))
     _load(Path(QuantizedFunctionsCPULoader.get_build_dir()), QuantizedFunctionsCPU.get)
     if torch.cuda.is_available():
         _load(Path(QuantizedFunctionsCUDALoader.get_build_dir()), QuantizedFunctionsCUDA.get)
