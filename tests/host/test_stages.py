@@ -35,7 +35,7 @@ class Toy:
         self.stages = (
             Stage("a", ("run",), (), self._a, lambda recipe: self.outside),
             Stage("b", ("student",), ("a",), self._b),
-            Stage("c", ("qat",), ("a", "b"), self._c, places=("sum.txt", "extra")),
+            Stage("c", ("quantize",), ("a", "b"), self._c, places=("sum.txt", "extra")),
         )
 
     @property
@@ -92,13 +92,23 @@ def test_only_what_changed_runs_again(toy: Toy) -> None:
     toy.change("student", epochs=31)
     assert toy.run() == ["b", "c"]
     assert (toy.root / "sum.txt").read_text() == "31"
-    toy.change("qat", epochs=9)
+    toy.change("quantize", epochs=9)
     assert toy.run() == ["c"]
     toy.change("gate", max_drop=0.5)
     assert toy.run() == []
     toy.change("run", seed=4)
     assert toy.run() == ["a", "b", "c"]
     assert (toy.root / "sum.txt").read_text() == "39"
+
+
+def test_a_single_setting_of_a_section_can_count(tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    toy.stages = (msgspec.structs.replace(toy.stages[0], sections=("run", "gate.max_drop")), *toy.stages[1:])
+    toy.run()
+    toy.change("gate", min_agreement=0.5)
+    assert toy.run() == []
+    toy.change("gate", max_drop=0.5)
+    assert toy.run() == ["a"]
 
 
 def test_what_lies_outside_counts_and_equal_outputs_stop_the_wave(toy: Toy) -> None:
@@ -158,7 +168,7 @@ def test_the_record_says_what_was_read_and_written(toy: Toy) -> None:
         "extra/one.txt": sha256(b"1").hexdigest(),
     }
     assert record.sizes == {"sum.txt": 2, "extra/one.txt": 1}
-    assert record.recipe == {"qat": msgspec.to_builtins(RECIPE.qat)}
+    assert record.recipe == {"quantize": msgspec.to_builtins(RECIPE.quantize)}
     assert (record.summary, record.seed) == ("c is done", 0)
     assert record.peak_rss_mb > 10 and record.seconds >= 0
     first = toy.context.record("a")
