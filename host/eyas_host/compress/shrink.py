@@ -37,6 +37,7 @@ from eyas_host.train.student import Lesson
 BLOCKS = "blocks.json"
 """The dense student's block times, below the stage's folder."""
 _PICTURES = 4
+_BUSY = 1.2
 
 
 def shrink(context: Context) -> Outcome:
@@ -149,14 +150,20 @@ def _measured_here(context: Context, student: PixelClassifier, watch: Stopwatch)
         return watch.build(student)
 
     def part(model: PixelClassifier) -> float:
-        before, after = watch.times([dense(), watch.build(model)])
+        before, after = watch.medians([dense(), watch.build(model)])
         return after / before
 
     if not path.exists():
         say("  measuring the dense student block by block")
         write_bytes(path, msgspec.json.format(msgspec.json.encode(watch.blocks(dense())), indent=1))
 
-    return msgspec.json.decode(path.read_bytes(), type=BlockTimes), part
+    times = msgspec.json.decode(path.read_bytes(), type=BlockTimes)
+    if times.sum_ms > _BUSY * times.whole.p50:
+        say(
+            "  [yellow]the machine is busy: block times scatter and may mislead the search; "
+            "the whole is measured in processor time[/yellow]"
+        )
+    return times, part
 
 
 def _part(ms: float, keep: float, dense_ms: float) -> float:
@@ -175,7 +182,7 @@ def _speed(context: Context, dense: PixelClassifier, sparse: PixelClassifier) ->
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     with _stopwatch(context) as watch:
         for precision in precisions:
-            before, after = watch.times([watch.build(dense, precision), watch.build(sparse, precision)])
+            before, after = watch.medians([watch.build(dense, precision), watch.build(sparse, precision)])
             found[precision] = before / after
     return found
 

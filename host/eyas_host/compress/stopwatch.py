@@ -8,13 +8,15 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import msgspec
 import numpy as np
 import torch
 from torch import nn
 
-from eyas_device.bench.blocks import BlockTimes, block_times, timed
+from eyas_device.bench.blocks import BlockTimes, block_times
+from eyas_device.bench.result import quantiles
 from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Bundle, Manifest, Precision, RuntimeName
 from eyas_device.closing import Closing
 from eyas_device.preprocess import Preprocessing
@@ -27,10 +29,11 @@ from eyas_host.data.views import Batch
 from eyas_host.train.loop import to_tensor
 from eyas_host.train.models import PixelClassifier
 
-UNDISTURBED = 0.1
-"""Quantile of the calls that nothing interrupts; on a quiet machine as good as the median."""
 _BLOCK_SECONDS = 8.0
-_TURN_SECONDS = 4.0
+_SECONDS = 2.0
+"""Of calls for each network."""
+_LEAST_CALLS = 50
+_TURN = 5
 
 
 class Stopwatch(Closing):
@@ -75,24 +78,38 @@ class Stopwatch(Closing):
         return Bundle.open(folder)
 
     def blocks(self, bundle: Bundle) -> BlockTimes:
-        """The latency table of what `build` made. Raises `BenchError` if the model cannot be cut or profiled."""
-        chosen = choose(bundle, self._runtime)
-        return block_times(bundle, chosen, threads=1, seconds=_BLOCK_SECONDS, progress=lambda done: None)
+        """The latency table of what `build` made, its whole in processor time.
 
-    def times(self, bundles: Sequence[Bundle]) -> list[float]:
-        """Milliseconds of one picture for each, in short turns: what a call takes that is not interrupted.
-
-        That is the tenth percentile. Where other processes want the core too, the median of a network of some
-        milliseconds doubles while that of a faster one stays, and their ratio would mean nothing.
+        Raises `BenchError` if the model cannot be cut or profiled.
         """
+        chosen = choose(bundle, self._runtime)
+        times = block_times(bundle, chosen, threads=1, seconds=_BLOCK_SECONDS, progress=lambda done: None)
+        whole = quantiles(self._calls([bundle])[0])
+        assert whole is not None
+        return msgspec.structs.replace(times, whole=whole, notes=(*times.notes, "the whole: processor time of a call"))
+
+    def medians(self, bundles: Sequence[Bundle]) -> list[float]:
+        """Milliseconds of one picture for each: medians of calls in short turns."""
+        return [median(calls) for calls in self._calls(bundles)]
+
+    def _calls(self, bundles: Sequence[Bundle]) -> list[list[float]]:
+        """Processor milliseconds of many calls for each.
+
+        At one thread that is the latency, except that the time of other processes is left out: on a busy machine calls
+        of some milliseconds are interrupted and shorter ones are not, and their ratio would mean nothing.
+        """
+        times: list[list[float]] = [[] for _ in bundles]
         with ExitStack() as stack:
             runtimes = [stack.enter_context(open_runtime(bundle, self._runtime, threads=1)) for bundle in bundles]
-            times: list[list[float]] = [[] for _ in runtimes]
-            ends = time.perf_counter() + _TURN_SECONDS * len(runtimes) / 2
-            while time.perf_counter() < ends or len(times[0]) < 50:
+            ends = time.perf_counter() + _SECONDS * len(runtimes)
+            while time.perf_counter() < ends or len(times[0]) < _LEAST_CALLS:
                 for runtime, own in zip(runtimes, times, strict=True):
-                    own += timed(lambda runtime=runtime: runtime.infer(self._pictures[0]))  # type: ignore[misc]
-        return [float(np.quantile(own, UNDISTURBED)) for own in times]
+                    runtime.infer(self._pictures[0])  # warms the caches
+                    for _ in range(_TURN):
+                        started = time.process_time()
+                        runtime.infer(self._pictures[0])
+                        own.append(1000 * (time.process_time() - started))
+        return times
 
     def close(self) -> None:
         """Remove what was built."""

@@ -1,0 +1,47 @@
+"""Networks built and timed for real: only loose assertions, the machine may be busy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eyas_host.compress.latency import LatencyModel, layers_of
+from eyas_host.compress.prune import prune_evenly
+from eyas_host.compress.stopwatch import Stopwatch
+from eyas_host.recipe import PictureSection
+from eyas_host.train.models import PixelClassifier
+
+
+@pytest.fixture(autouse=True)
+def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eyas_host.compress.stopwatch._BLOCK_SECONDS", 1.0)
+    monkeypatch.setattr("eyas_host.compress.stopwatch._SECONDS", 0.3)
+
+
+def test_a_smaller_network_is_faster_here(network: PixelClassifier, shape_frames: np.ndarray) -> None:
+    spec = PictureSection(size=64).preprocessing()
+    smaller, _ = prune_evenly(network, keep=0.4, size=64)
+    with Stopwatch("litert", spec, shape_frames[:4]) as watch:
+        dense, pruned = watch.build(network), watch.build(smaller)
+        before, after = watch.medians([dense, pruned])
+        measured = watch.blocks(dense)
+    assert 0 < after < before
+    assert (measured.runtime, measured.precision, measured.threads) == ("litert", "int8", 1)
+    latency = LatencyModel(measured, layers_of(network, size=64))
+    predicted = latency.ms(layers_of(smaller, size=64)) / latency.dense_ms
+    assert predicted == pytest.approx(after / before, abs=0.25)
+    assert not list(Path(dense.root.parent).parent.glob(f"{dense.root.parent.name}*"))
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_the_tables_of_other_runtimes_are_understood(
+    network: PixelClassifier, shape_frames: np.ndarray, runtime: Any
+) -> None:
+    with Stopwatch(runtime, PictureSection(size=64).preprocessing(), shape_frames[:4]) as watch:
+        measured = watch.blocks(watch.build(network, "fp32"))
+    latency = LatencyModel(measured, layers_of(network, size=64))
+    smaller, _ = prune_evenly(network, keep=0.5, size=64)
+    assert 0.2 < latency.ms(layers_of(smaller, size=64)) / latency.dense_ms < 0.9
