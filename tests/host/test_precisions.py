@@ -16,6 +16,7 @@ from timm.layers import create_conv2d
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
+from eyas_host.compile import litert
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
@@ -438,6 +439,15 @@ def test_pictures_that_cannot_set_ranges(deploy: DeployModel, pictures: list[Ten
 
 def test_two_pictures_in_one_batch_are_enough(deploy: DeployModel, pixels: Tensor) -> None:
     check_placement(prepare_qat(deploy, [pixels[:2]], input_size=SIZE), EXAMPLE)
+
+
+def test_what_an_integer_operation_reads_is_never_guessed(
+    mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(litert, "_pad_pools_with_zeros", lambda network, example: None)  # padding with minus infinity
+    with pytest.raises(CompileError, match=r"a\.tflite: no learned range for 1 tensors.*MaxPool2d"):
+        compile_litert_int8(mixed, tmp_path / "a.tflite", input_size=SIZE)
+    assert not list(tmp_path.iterdir())
 
 
 class Odd(nn.Module):

@@ -120,14 +120,17 @@ def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Li
     ranges = activation_ranges(model, tensor_values(content, pixels), recorders, recorded)
     weights = _learned_weights(model, baked, qat_model, picture)
     float_outputs = _float_outputs(model, ranges, weights, float_pixels=bits == 16)
+    missed = _unknown_ranges(model, ranges, float_outputs)
+    if missed:
+        raise CompileError(
+            f"{path.name}: no learned range for {len(missed)} tensors, the first ones {'; '.join(missed[:3])}"
+        )
     builder = quantizer.Quantizer(content, _recipe(bits, float_outputs))
     with quiet_tools():
-        statistics = builder.calibrate({_SIGNATURE: [{_ARGUMENT: pixels}]}, num_threads=1)
-        missed = _inject(statistics, ranges, model, float_outputs)
-        if missed:
-            raise CompileError(
-                f"{path.name}: no learned range for {len(missed)} tensors, the first ones {'; '.join(missed[:3])}"
-            )
+        statistics: Any = builder.calibrate({_SIGNATURE: [{_ARGUMENT: pixels}]}, num_threads=1)
+        for name in statistics.keys() & ranges.keys():
+            for end, value in zip(("min", "max"), ranges[name], strict=True):
+                statistics[name][end] = np.full_like(statistics[name][end], value)
         content = bytes(builder.quantize(statistics, enable_progress_report=False).quantized_model)
     content = _with_weights(content, weights)
     write_bytes(path, content)
@@ -149,8 +152,6 @@ def _float_outputs(
         kind, name = kind_of(model, operator), output_name(model, operator)
         if kind in _CONVOLUTIONS:
             is_float = next(learned) is None
-            if not is_float and name not in ranges:
-                raise CompileError(f"no learned range for what the int8 convolution {name} writes")
         else:
             is_float = name not in ranges or (float_pixels and kind == "SUB")
         if is_float:
@@ -158,18 +159,18 @@ def _float_outputs(
     return names
 
 
-def _inject(
-    statistics: dict[str, Any], ranges: Mapping[str, Bounds], model: Any, float_outputs: Collection[str]
-) -> list[str]:
-    """Put the learned ranges over the calibrated ones; returns the tensors that have none."""
-    missed = []
-    for name, entry in statistics.items():
-        if name in ranges:
-            low, high = ranges[name]
-            entry["min"], entry["max"] = np.full_like(entry["min"], low), np.full_like(entry["max"], high)
-        elif entry and name not in float_outputs and not _constant(model, name):
-            missed.append(name)
-    return missed
+def _unknown_ranges(model: Any, ranges: Mapping[str, Bounds], float_outputs: Collection[str]) -> list[str]:
+    """What the integer operators read or write without a learned range."""
+    graph = model.subgraphs[0]
+    names: list[str] = []
+    for operator in graph.operators:
+        if kind_of(model, operator) in _FLOAT_KINDS or output_name(model, operator) in float_outputs:
+            continue
+        for tensor in (graph.tensors[place] for place in (*operator.inputs, *operator.outputs) if place >= 0):
+            name = tensor.name.decode()
+            if name not in (*ranges, *names) and model.buffers[tensor.buffer].data is None:
+                names.append(name)
+    return names
 
 
 def _pad_pools_with_zeros(network: nn.Module, example: Tensor) -> None:
@@ -299,9 +300,3 @@ def _store(model: Any, tensor: Any, values: npt.NDArray[np.generic], scale: npt.
 def _data(model: Any, tensor: Any) -> Array:
     """The stored float32 values of a tensor, flat."""
     return np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype=np.float32)
-
-
-def _constant(model: Any, name: str) -> bool:
-    """Whether a tensor is stored in the file (a bias, a small constant)."""
-    tensors = model.subgraphs[0].tensors
-    return any(t.name.decode() == name and model.buffers[t.buffer].data is not None for t in tensors)
