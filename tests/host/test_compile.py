@@ -317,6 +317,21 @@ def test_litert_int8_is_a_quarter(litert_int8: Compiled, litert_fp32: Compiled) 
     assert litert_int8.size_bytes < litert_fp32.size_bytes / 4 + 400_000
 
 
+def test_an_onnx_file_whose_weights_share_zero_points_still_runs(
+    onnx_int8: Compiled, quantized: nn.Module, pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path
+) -> None:
+    """Bundles that were packed before: a newer agent must not refuse them."""
+    model = onnx.load(onnx_int8.path)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    shared: dict[tuple[int, ...], str] = {}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            node.input[2] = shared.setdefault(constants[node.input[2]].shape, node.input[2])
+    assert len(shared) < 53
+    onnx.save(model, tmp_path / "a.onnx")
+    check_int8(run("onnx", tmp_path / "a.onnx", shape_frames), answers(quantized, pixels))
+
+
 def test_onnx_int8_stores_integers(onnx_int8: Compiled, onnx_fp32: Compiled, quantized: nn.Module) -> None:
     model = onnx.load(onnx_int8.path)
     onnx.checker.check_model(model, full_check=True)

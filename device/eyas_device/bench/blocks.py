@@ -281,18 +281,11 @@ def _openvino_shape(port: Any) -> tuple[int, ...]:
 def _onnx(
     path: Path, runtime: Runtime, pixels: Pixels, threads: int, rounds: _Rounds
 ) -> tuple[str, list[Block], Quantiles]:
-    import onnxruntime
+    from eyas_device.runtimes.onnx import open_session
 
+    kind: Any = load(runtime.name)
     with tempfile.TemporaryDirectory(prefix="eyas-profile-") as folder:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as eyas_device.runtimes.onnx
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        kind: Any = load(runtime.name)
-        session = onnxruntime.InferenceSession(str(path), options, providers=list(kind.providers))
+        session = open_session(path, kind.providers, threads=threads, profile=str(Path(folder) / "profile"))
         feed = {"pixels": pixels[np.newaxis].copy()}
 
         def turn() -> None:
