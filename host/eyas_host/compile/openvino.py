@@ -29,9 +29,7 @@ def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision
         with quiet_tools():  # the tracer distrusts the quantizers' levels, which are constants
             converted: Any = ov.convert_model(model.eval(), example_input=example, input=[1, 3, input_size, input_size])
     except (RuntimeError, OpConversionFailure) as error:
-        reason = (
-            str(error).strip().splitlines()[-1]
-        )  # the operations without a conversion; the place in its code is first
+        reason = str(error).strip().splitlines()[-1]  # the operations; the place in its code comes first
         raise CompileError(f"{path.name}: OpenVINO cannot convert the network: {reason}") from None
     steps = PrePostProcessor(converted)
     steps.input(0).tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
