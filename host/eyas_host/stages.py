@@ -31,6 +31,8 @@ from eyas_host.progress import say
 from eyas_host.recipe import Recipe
 
 RECORD = "stage.json"
+TO_THE_BUNDLE = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
+"""The stages that lead to a packed bundle, in order; the report follows."""
 BUNDLE = "bundle"
 """Where the bundle lies, below the run's folder."""
 _RUNNING = "running.json"
@@ -62,6 +64,14 @@ class _Running(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
+def read_record(folder: Path) -> Record | None:
+    """`stage.json` of the finished stage in `folder`, or None."""
+    try:
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
 class Context:
     """A run: its recipe, its folder, and the records of finished stages."""
 
@@ -75,10 +85,7 @@ class Context:
 
     def record(self, stage: str) -> Record | None:
         """`stage.json` of a finished stage, or None."""
-        try:
-            return msgspec.json.decode((self.folder(stage) / RECORD).read_bytes(), type=Record)
-        except (OSError, msgspec.DecodeError):
-            return None
+        return read_record(self.folder(stage))
 
 
 class Outcome(msgspec.Struct, frozen=True):

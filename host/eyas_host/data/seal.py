@@ -9,12 +9,10 @@ from pathlib import Path
 import msgspec
 
 from eyas_host.errors import DataError
-from eyas_host.stages import RECORD, Record
+from eyas_host.stages import TO_THE_BUNDLE, Record, read_record
 
 LEDGER = Path("sealed") / "ledger.jsonl"
 """Below the run's folder; it outlives the split."""
-_CHAIN = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
-"""The stages that must be finished, each on what the others left last."""
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -30,7 +28,7 @@ class Opening(msgspec.Struct, frozen=True):
 
 def open_seal(root: Path, reason: str, *, early: bool) -> None:
     """Write an opening of the run at `root` into its ledger. Raises `DataError` if it comes `early` and must not."""
-    records = {stage: record for stage in _CHAIN if (record := _record(root, stage)) is not None}
+    records = {stage: record for stage in TO_THE_BUNDLE if (record := read_record(root / stage)) is not None}
     why = _too_early(records)
     if why and not early:
         raise DataError(
@@ -56,7 +54,7 @@ def openings(root: Path) -> list[Opening]:
 
 def _too_early(records: dict[str, Record]) -> str:
     """Why the bundle is not packed from what is there now; empty if it is."""
-    for stage in _CHAIN:
+    for stage in TO_THE_BUNDLE:
         if stage not in records:
             return f"stage {stage!r} has not finished"
     now = {name: digest for record in records.values() for name, digest in record.outputs.items()}
@@ -64,10 +62,3 @@ def _too_early(records: dict[str, Record]) -> str:
         if any(now.get(name) != digest for name, digest in record.inputs.items()):
             return f"stage {stage!r} has not run on what is there now"
     return ""
-
-
-def _record(root: Path, stage: str) -> Record | None:
-    try:
-        return msgspec.json.decode((root / stage / RECORD).read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError):
-        return None

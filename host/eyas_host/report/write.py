@@ -20,7 +20,7 @@ from eyas_host.progress import show
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
 from eyas_host.report.table import ladder_table
-from eyas_host.stages import Context, Outcome
+from eyas_host.stages import TO_THE_BUNDLE, Context, Outcome
 from eyas_host.train.metrics import Floats, Ints, Scores, reliability, score, softmax
 from eyas_host.verify import (
     Logits,
@@ -49,7 +49,7 @@ def write_report(context: Context) -> Outcome:
         if name in verdict.parity
     }
     shipped = next(iter(verdict.use.values()))
-    facts = {name: record.facts for name in _STAGES if (record := context.record(name)) is not None}
+    facts = {name: record.facts for name in TO_THE_BUNDLE if (record := context.record(name)) is not None}
     report = Report(
         name=context.recipe.run.name,
         version=context.recipe.pack.version,
@@ -77,7 +77,7 @@ def write_report(context: Context) -> Outcome:
         },
         stages=tuple(
             StageLine(name, record.seconds, record.peak_rss_mb, record.summary)
-            for name in _STAGES
+            for name in TO_THE_BUNDLE
             if (record := context.record(name)) is not None
         ),
         use=verdict.use,
@@ -163,7 +163,6 @@ _NOTES = {
     "qat": _SIMULATED,
     "exact-int8": _SIMULATED + "; integer arithmetic as a backend would do it",
 }
-_STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
 
 
 def _mistakes(probabilities: Floats, targets: Ints, split: Split) -> tuple[Mistake, ...]:
