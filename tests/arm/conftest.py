@@ -12,6 +12,7 @@ import torch
 
 from eyas_device.bundle import MANIFEST, Bundle
 from eyas_host.compress.fold import DeployModel
+from tests.aside import tell, teller, unless_named
 from tests.device.conftest import pristine_bundle, weights  # noqa: F401 - fixtures
 from tests.host.conftest import calibration, deploy, network, quantized, shape_frames  # noqa: F401 - fixtures
 
@@ -22,27 +23,22 @@ HERE = Path(__file__).parent
 DRAWN = "drawn"
 TRAINED = ROOT / "runs/solar-cells/bundle"
 _SIZE = 64  # of the host's test network
-_SEEN = pytest.StashKey[list[str]]()
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Only `make test-arm`, which names this folder, runs these tests: they need minutes and a built userland."""
-    named = [Path(word.split("::")[0]).resolve() for word in map(str, config.invocation_params.args)]
-    return None if any(path == HERE or HERE in path.parents for path in named) else True
+    return unless_named(HERE, config)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print what was measured."""
-    if lines := config.stash.get(_SEEN, []):
-        terminalreporter.section("aarch64 beside this machine")
-        for line in lines:
-            terminalreporter.line(line)
+    tell(terminalreporter, config, "aarch64 beside this machine")
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Add a line to the summary."""
-    return request.config.stash.setdefault(_SEEN, []).append
+    return teller(request.config)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,18 @@ def shape_frames() -> Pixels:
     return np.stack([draw_shape(label, 100 + seed, 64, 64) for label in SHAPES for seed in range(4)])
 
 
+def take_steps(model: torch.nn.Module, pixels: torch.Tensor, *, steps: int, rate: float) -> None:
+    """Some steps on pictures [n, 3, h, w] of the five shapes, as many of each, one class after the other."""
+    targets = torch.arange(len(SHAPES)).repeat_interleave(len(pixels) // len(SHAPES))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    model.train()
+    for _ in range(steps):
+        loss = torch.nn.functional.cross_entropy(model(pixels), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
 def briefly_trained(
     name: str, shape_frames: Pixels, weights: Literal["packaged", "random"] = "random"
 ) -> PixelClassifier:
@@ -36,14 +48,7 @@ def briefly_trained(
     torch.manual_seed(0)
     model, _ = build(name, len(SHAPES), weights)
     pixels = torch.from_numpy(shape_frames).permute(0, 3, 1, 2)
-    targets = torch.arange(len(SHAPES)).repeat_interleave(4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    model.train()
-    for _ in range(12):
-        loss = torch.nn.functional.cross_entropy(model(pixels), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    take_steps(model, pixels, steps=12, rate=2e-3)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5

@@ -23,6 +23,7 @@ from eyas_host.compress.qat import prepare_qat
 from eyas_host.compress.quantizers import activation_quantizers, check_placement, weight_quantizers
 from eyas_host.errors import CompressError
 from eyas_host.train.models import build
+from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels
 
 SIZE, CLASSES = 64, len(SHAPES)
@@ -67,14 +68,7 @@ def drawn(name: str, activation: Literal["default", "relu"], pixels: Tensor) -> 
     """A folded network that was trained for some steps, so that its answers differ from picture to picture."""
     torch.manual_seed(0)
     model, _ = build(name, CLASSES, "random", activation=activation)
-    targets = torch.arange(CLASSES).repeat_interleave(2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    model.train()
-    for _ in range(5):
-        loss = nn.functional.cross_entropy(model(pixels), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    take_steps(model, pixels, steps=5, rate=2e-3)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -37,6 +37,7 @@ from eyas_host.compress.quantizers import (
 )
 from eyas_host.errors import CompileError, CompressError
 from eyas_host.train.models import PixelClassifier
+from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels
 
 SIZE, CLASSES = 64, len(SHAPES)
@@ -87,13 +88,7 @@ def pixels(shape_frames: Pixels) -> Tensor:
 def deploy(pixels: Tensor) -> DeployModel:
     torch.manual_seed(0)
     model = PixelClassifier(Small(), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    targets = torch.arange(CLASSES).repeat_interleave(4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(40):
-        loss = nn.functional.cross_entropy(model(pixels), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    take_steps(model, pixels, steps=40, rate=5e-3)
     with torch.no_grad():
         spread = model.eval()(pixels).std(dim=1).mean()
         for parameter in model.classifier.parameters():

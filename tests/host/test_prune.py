@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_device.board import Board
 from eyas_host.compress.channels import channel_groups, cut_channels, least_important, magnitudes
 from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.latency import LatencyModel, layers_of, read_table
@@ -36,6 +35,7 @@ from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
 from eyas_host.errors import CompressError
 from eyas_host.report.plots import front
 from eyas_host.train.models import PixelClassifier, build
+from tests.host.block_times import block_times
 
 SIZE = 64
 EXAMPLE = torch.zeros(1, 3, SIZE, SIZE)
@@ -210,20 +210,7 @@ def table(model: PixelClassifier, split: tuple[int, ...] = (), seed: int = 0) ->
         )
     total = sum(block.ms for block in blocks)
     whole = Quantiles(count=9, p10=total, p50=1.1 * total, p90=1.3 * total, p99=1.4 * total, max=2 * total)
-    return BlockTimes(
-        board=Board(model="a board"),
-        bundle="b",
-        bundle_version="1.0.0",
-        runtime="litert",
-        runtime_version="2",
-        artefact="litert-int8",
-        precision="int8",
-        threads=1,
-        method="",
-        blocks=tuple(blocks),
-        whole=whole,
-        sum_ms=total,
-    )
+    return block_times(blocks, whole)
 
 
 SPLIT = (1, 5, 3, 3, *(5,) * 8, 1, 1)

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_device.board import Board
 from eyas_host import chain, checkpoints, cli
 from eyas_host.compress import rounds, shrink
 from eyas_host.compress.channels import channel_groups
@@ -39,6 +38,7 @@ from eyas_host.train import loop
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import save_tensors
 from eyas_host.train.models import PixelClassifier, build
+from tests.host.block_times import block_times
 
 SIZE = 32
 SETTINGS = PruneSection(target="latency", keep=0.6, rounds=2, round_epochs=1, epochs=2)
@@ -80,20 +80,7 @@ def times(layers: Layers) -> BlockTimes:
         for name, ms in zip(layers.names, each(layers), strict=True)
     )
     whole = sum(block.ms for block in blocks)
-    return BlockTimes(
-        board=Board(model="a board"),
-        bundle="b",
-        bundle_version="1.0.0",
-        runtime="litert",
-        runtime_version="2",
-        artefact="litert-int8",
-        precision="int8",
-        threads=1,
-        method="",
-        blocks=blocks,
-        whole=Quantiles(count=9, p10=whole, p50=whole, p90=whole, p99=whole, max=whole),
-        sum_ms=whole,
-    )
+    return block_times(blocks, Quantiles(count=9, p10=whole, p50=whole, p90=whole, p99=whole, max=whole))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from eyas_device.bundle import MANIFEST, Precision
 from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.qat import prepare_qat
 from tests.arm.drawn import Variant, write_bundle
+from tests.aside import tell, teller, unless_named
 from tests.device import tiny
 from tests.device.conftest import weights  # noqa: F401 - a fixture
 from tests.host.conftest import briefly_trained, calibration, shape_frames  # noqa: F401 - fixtures
@@ -37,7 +38,6 @@ SIZE, DRAWN_FRAMES = 64, 12
 TINY = ("float32", "int8", "uint8")
 _TRAINED = ROOT / "runs/solar-cells/bundle"
 _NAMED = os.environ.get("READERS_BUNDLE") or (str(_TRAINED) if (_TRAINED / MANIFEST).is_file() else "")
-_SEEN = pytest.StashKey[list[str]]()
 
 
 class Drawn(NamedTuple):
@@ -96,22 +96,18 @@ READERS = (
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Only `make test-readers`, which names this folder, runs these tests: they need environments of their own."""
-    named = [Path(word.split("::")[0]).resolve() for word in map(str, config.invocation_params.args)]
-    return None if any(path == HERE or HERE in path.parents for path in named) else True
+    return unless_named(HERE, config)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print what was measured."""
-    if lines := config.stash.get(_SEEN, []):
-        terminalreporter.section("other readers of .tflite files beside LiteRT")
-        for line in lines:
-            terminalreporter.line(line)
+    tell(terminalreporter, config, "other readers of .tflite files beside LiteRT")
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Add a line to the summary."""
-    return request.config.stash.setdefault(_SEEN, []).append
+    return teller(request.config)
 
 
 @pytest.fixture(scope="session")
