@@ -24,7 +24,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device import __version__
+from eyas_device import __version__, decision
+from eyas_device.decision import Decision
 from eyas_device.errors import BundleError
 from eyas_device.preprocess import Pixels, Preprocessing
 
@@ -100,6 +101,8 @@ class Manifest(msgspec.Struct, frozen=True):
     reasons: dict[str, str] = {}
     """Runtime -> why that artefact, in words and figures."""
     confidence: Confidence = Confidence()
+    decision: Decision | None = None
+    """What mistakes cost and how an answer follows; None: the likeliest label."""
     lineage: Lineage = Lineage()
     evidence: dict[str, dict[str, float | str | None]] = {}
     """Artefact -> what was measured on the host: accuracy, parity, latency."""
@@ -286,6 +289,8 @@ def _validate(manifest: Manifest, path: Path) -> None:
         raise BundleError(f"{path}: confidence.temperature {confidence.temperature}; it must be above 0")
     if not 0 <= confidence.threshold <= 1:
         raise BundleError(f"{path}: confidence.threshold {confidence.threshold}; 0 to 1 is allowed")
+    if manifest.decision is not None and (why := decision.fault(manifest.decision, manifest.labels)):
+        raise BundleError(f"{path}: decision: {why}")
     if not 0 <= manifest.golden_tolerance <= 1:
         raise BundleError(f"{path}: golden_tolerance {manifest.golden_tolerance}; 0 to 1 is allowed")
     names = [artefact.name for artefact in manifest.artefacts]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from eyas_device.bundle import Artefact, Bundle
 from eyas_device.closing import Closing
+from eyas_device.decision import decide
 from eyas_device.preprocess import Pixels, Scratch, prepare
 from eyas_device.runtimes import Logits, Runtime, choose, open_runtime
 
@@ -31,7 +32,7 @@ class Prediction(msgspec.Struct, frozen=True):
     index: int
     """Of the label in the manifest's labels."""
     confidence: float
-    """Calibrated probability of the label, 0..1."""
+    """Calibrated probability of the label, 0..1; where the bundle weighs costs, not always the largest one."""
     unsure: bool
     """Whether the confidence is below the bundle's threshold."""
     probabilities: Probabilities
@@ -53,6 +54,7 @@ class Classifier(Closing):
         self._scratch: Scratch = {}
         self._labels = manifest.labels
         self._temperature = manifest.confidence.temperature
+        self._decision = manifest.decision
         self.threshold = manifest.confidence.threshold
         """Below this confidence an answer is unsure; the bundle's, unless somebody sets another."""
 
@@ -94,7 +96,7 @@ class Classifier(Closing):
             prepared = perf_counter()
 
         probabilities = softmax(self.runtime.infer_written(write), self._temperature)
-        index = int(probabilities.argmax())
+        index = int(decide(probabilities, self._labels, self._decision))
         confidence = float(probabilities[index])
         return Prediction(
             label=self._labels[index],

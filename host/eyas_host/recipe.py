@@ -18,6 +18,7 @@ from eyas_device.preprocess import Preprocessing
 from eyas_device.sections import Section, convert, parse, told
 from eyas_host.data.domain import allowed, forbidden
 from eyas_host.errors import RecipeError
+from eyas_host.recipe_cost import CostSection as CostSection
 from eyas_host.recipe_training import AtLeastOne, Count, Fraction, Positive, Rate
 from eyas_host.recipe_training import StudentSection as StudentSection
 from eyas_host.recipe_training import TeacherSection as TeacherSection
@@ -235,6 +236,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     quantize: QuantizeSection = QuantizeSection()
     compile: CompileSection = CompileSection()
     gate: GateSection = GateSection()
+    cost: CostSection = CostSection()
     pack: PackSection = PackSection()
 
 

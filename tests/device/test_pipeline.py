@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from eyas_device.bundle import GOLDEN, Bundle
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
-from eyas_device.check import check
+from eyas_device.check import check, prove
 from eyas_device.errors import BundleError, CameraError, PictureError, RuntimeUnavailable
 from eyas_device.pipeline import Answer, Listener, Loop, Pace, Signals
 from eyas_device.predict import Classifier, softmax
@@ -323,3 +323,17 @@ def test_a_tally_counts_by_label_and_tenth(pristine_bundle: Path) -> None:
     assert (tally.frames, tally.unsure, dict(tally.counts)) == (4, 1, {"disc": 3, "cross": 1})
     assert tally.confidence["disc"] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 2]
     assert tally.latencies.summary() == {"p50": pytest.approx(2.0, rel=0.01), "p90": 8.0, "p99": 8.0, "max": 8.0}
+
+
+def test_costs_move_the_answer_but_not_the_probabilities(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+    frame = tiny.draw_shape("disc", 9)
+    with Classifier.open(bundle_root) as classifier:
+        before = classifier.predict(frame)
+    dear = 1.0 / float(before.probabilities[tiny.LABELS.index("cross")])
+    edit_manifest(decision={"costs": [[0, dear * 2, dear * 2], [1, 0, 1], [1, 1, 0]], "from_a_newer_host": 1})
+    with Classifier.open(bundle_root) as classifier:
+        after = classifier.predict(frame)
+        assert prove(classifier).status == "ok", "golden pictures compare probabilities"
+    assert (before.label, after.label) == ("disc", "cross")
+    assert np.array_equal(before.probabilities, after.probabilities)
+    assert after.confidence == pytest.approx(float(after.probabilities[tiny.LABELS.index("cross")])) and after.unsure

@@ -1,4 +1,4 @@
-"""Losses, figures, first weights and the loop, each against a second formulation or a known answer."""
+"""Figures, first weights and the loop, each against a second formulation or a known answer."""
 
 from __future__ import annotations
 
@@ -36,74 +36,11 @@ from eyas_host.train.loop import (
     to_tensor,
     validation_figures,
 )
-from eyas_host.train.losses import DistillationLoss, FeatureHint, balanced_class_weights
 from eyas_host.train.models import PixelClassifier, build, packaged_state
 from eyas_host.train.student import Lesson, train_student
 from eyas_host.train.teacher import freeze_batch_norm, train_teacher, unfreeze
 
 CPU = torch.device("cpu")
-
-
-# Losses
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def plain_distillation(
-    student: np.ndarray, teacher: np.ndarray, labels: np.ndarray, kd: float, t: float, weights: np.ndarray
-) -> float:
-    rows = []
-    for s, z in zip(log_softmax(student / t), log_softmax(teacher / t), strict=True):
-        rows.append(sum(math.exp(b) * (b - a) for a, b in zip(s, z, strict=True)))
-    picked = -log_softmax(student)[np.arange(len(labels)), labels]
-    hard = (weights[labels] * picked).sum() / weights[labels].sum()
-    return float(kd * t * t * np.mean(rows) + (1 - kd) * hard)
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("kd_ratio", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_distillation_loss_is_its_formula(kd_ratio: float, temperature: float, weighted: bool) -> None:
-    rng = np.random.default_rng(3)
-    student, teacher = rng.normal(0, 2, (2, 9, 4))
-    labels = rng.integers(0, 4, 9)
-    weights = np.array([0.5, 1.0, 2.0, 4.0]) if weighted else np.ones(4)
-    loss = DistillationLoss(
-        kd_ratio=kd_ratio, temperature=temperature, class_weights=torch.from_numpy(weights) if weighted else None
-    )
-    got = float(loss(torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(labels)))
-    assert got == pytest.approx(plain_distillation(student, teacher, labels, kd_ratio, temperature, weights), rel=1e-6)
-
-
-def test_distillation_ends_where_student_and_teacher_agree() -> None:
-    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    loss = DistillationLoss(kd_ratio=1.0, temperature=3.0)(logits, logits.detach() + 5.0, torch.zeros(6).long())
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
-    assert logits.grad is not None and float(logits.grad.abs().max()) < 1e-6
-
-
-def test_feature_hint_sees_the_direction_only() -> None:
-    hint = FeatureHint(5, 5)
-    with torch.no_grad():
-        hint.project.weight.copy_(torch.eye(5))
-        hint.project.bias.zero_()
-    features = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
-    assert float(hint(features, 12.0 * features)) == pytest.approx(0.0, abs=1e-6)
-    assert float(hint(features, -0.1 * features)) == pytest.approx(2.0, abs=1e-6)
-    flat = torch.tensor([[1.0, 0, 0, 0, 0]])
-    assert float(hint(flat, torch.tensor([[0.0, 3, 0, 0, 0]]))) == pytest.approx(1.0)
-
-
-def test_class_weights_give_every_class_the_same_say() -> None:
-    labels = torch.tensor([0] * 6 + [1] * 3 + [2])
-    weights = balanced_class_weights(labels, 3)
-    shares = [float(weights[c] * (labels == c).sum()) for c in range(3)]
-    assert shares == pytest.approx([10 / 3] * 3)
-    assert float(weights[labels].mean()) == pytest.approx(1.0)
-    assert torch.isfinite(balanced_class_weights(labels, 4)).all()
 
 
 # Figures

@@ -22,6 +22,8 @@ def main(given: argparse.Namespace) -> int:
     print(f"{manifest.name} {manifest.version}: {', '.join(manifest.labels)}; {size} x {size} px")
     confidence = manifest.confidence
     print(f"  confidence: temperature {confidence.temperature:.3f}, unsure below {confidence.threshold}")
+    if manifest.decision is not None:
+        print(f"  answer: {manifest.decision}")
     for artefact in manifest.artefacts:
         used = " (used)" if artefact.name in manifest.use.values() else ""
         print(f"  {artefact.name:14} {sum(f.size_bytes for f in artefact.files) / 1e6:6.2f} MB{used}")

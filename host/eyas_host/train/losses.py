@@ -1,36 +1,157 @@
-"""Losses of distillation, each a small module with named tensors."""
+"""Losses, each a small module with named tensors.
+
+Losses of labels take int64 [n] or soft and multi-hot labels float [n, classes]; losses of distillation take the
+teacher's answers besides. All are means over the batch.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eyas_host.recipe import Recipe
+from eyas_host.recipe_training import LossName, StudentSection, TeacherSection
 
-class DistillationLoss(nn.Module):
-    """Forward KL to the teacher at a temperature, beside the labels' cross-entropy.
 
-    `kd_ratio * T^2 * KL(softmax(teacher / T) || softmax(student / T)) + (1 - kd_ratio) * CE(student, labels)`.
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+class _WeightedLoss(nn.Module):
+    """A loss with class weights and label smoothing."""
+
+    class_weights: Tensor | None
+
+    def __init__(self, *, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("class_weights", class_weights)
+
+    def _targets(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Smoothed targets [n, classes] and the weight [n] of each picture: the mean weight of its classes."""
+        classes = logits.shape[1]
+        targets = labels if labels.is_floating_point() else F.one_hot(labels, classes)
+        targets = targets.to(logits.dtype)
+        weights = torch.ones_like(targets[:, 0])
+        if self.class_weights is not None:
+            total = targets.sum(1)
+            weights = torch.where(total > 0, targets @ self.class_weights.to(logits.dtype) / total.clamp(min=1e-12), 1)
+        return targets * (1.0 - self.label_smoothing) + self.label_smoothing / classes, weights
+
+
+class OneVersusRestLoss(_WeightedLoss):
+    """Binary cross-entropy of each class against the rest, summed over the classes.
+
+    For multi-hot labels, and for labels of one class each. Source: Wightman et al., "ResNet strikes back", 2021.
     """
 
-    def __init__(self, *, kd_ratio: float, temperature: float, class_weights: Tensor | None = None) -> None:
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted mean loss of logits [n, classes] and labels int64 [n] or float [n, classes]."""
+        targets, weights = self._targets(labels, logits)
+        rows = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+        return (weights * rows).sum() / weights.sum()
+
+
+class FocalLoss(_WeightedLoss):
+    """Cross-entropy in which an answer of probability p counts `(1 - p)^gamma`, over the softmax of all classes.
+
+    With two classes it is the sigmoid focal loss of the difference of their logits. Source: Lin et al., "Focal Loss
+    for Dense Object Detection", 2017.
+    """
+
+    def __init__(self, *, gamma: float, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__(class_weights=class_weights, label_smoothing=label_smoothing)
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted mean loss of logits [n, classes] and labels int64 [n] or float [n, classes]."""
+        targets, weights = self._targets(labels, logits)
+        logs = F.log_softmax(logits, dim=1)
+        rows = -(targets * (1.0 - logs.exp()).clamp(min=1e-12) ** self.gamma * logs).sum(1)
+        return (weights * rows).sum() / weights.sum()
+
+
+def label_loss(
+    name: LossName, *, class_weights: Tensor | None = None, label_smoothing: float = 0.0, focal_gamma: float = 2.0
+) -> nn.Module:
+    """The loss of logits and labels by the recipe's name for it."""
+    if name == "bce":
+        return OneVersusRestLoss(class_weights=class_weights, label_smoothing=label_smoothing)
+    if name == "focal":
+        return FocalLoss(gamma=focal_gamma, class_weights=class_weights, label_smoothing=label_smoothing)
+    return nn.CrossEntropyLoss(weight=class_weights, label_smoothing=label_smoothing)
+
+
+def teacher_loss(recipe: Recipe, labels: Tensor, classes: int) -> nn.Module:
+    """The teacher's loss; `labels`, int64 [n], are those of all training pictures. It lives on their device."""
+    return _label_loss(recipe.teacher, labels, classes)
+
+
+def student_loss(recipe: Recipe, labels: Tensor, classes: int, *, teacher: bool = True) -> DistillationLoss:
+    """The student's loss, or with `teacher=False` its part that follows the labels alone; as `teacher_loss`."""
+    settings = recipe.student
+    return DistillationLoss(
+        kd_ratio=settings.kd_ratio if teacher else 0.0,
+        temperature=settings.temperature,
+        kd=settings.kd,
+        hard=_label_loss(settings, labels, classes),
+    )
+
+
+def _label_loss(settings: TeacherSection | StudentSection, labels: Tensor, classes: int) -> nn.Module:
+    return label_loss(
+        settings.loss,
+        class_weights=balanced_class_weights(labels, classes) if settings.class_weights else None,
+        label_smoothing=settings.label_smoothing,
+        focal_gamma=settings.focal_gamma,
+    ).to(labels.device)
+
+
+class DistillationLoss(nn.Module):
+    """What the teacher says beside what the labels say: `kd_ratio * soft + (1 - kd_ratio) * hard(student, labels)`.
+
+    `kl`: `T^2 * KL(softmax(teacher / T) || softmax(student / T))`. Source: Hinton et al., "Distilling the Knowledge in
+    a Neural Network", 2015. `dist`: `T^2` times `dist_loss` of the same probabilities.
+    """
+
+    def __init__(
+        self,
+        *,
+        kd_ratio: float,
+        temperature: float,
+        kd: Literal["kl", "dist"] = "kl",
+        hard: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.kd_ratio = kd_ratio
         self.temperature = temperature
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", class_weights)
+        self.kd = kd
+        self.hard = hard or nn.CrossEntropyLoss()
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of logits [n, classes] (student, teacher) and labels int64 [n]."""
-        soft = F.kl_div(
-            F.log_softmax(student / self.temperature, dim=1),
-            F.log_softmax(teacher / self.temperature, dim=1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        hard = F.cross_entropy(student, labels, weight=self.class_weights)
+        """Mean loss of logits [n, classes] (student, teacher) and labels int64 [n] or float [n, classes]."""
+        student_logs = F.log_softmax(student / self.temperature, dim=1)
+        teacher_logs = F.log_softmax(teacher / self.temperature, dim=1)
+        if self.kd == "dist":
+            soft = dist_loss(student_logs.exp(), teacher_logs.exp())
+        else:
+            soft = F.kl_div(student_logs, teacher_logs, reduction="batchmean", log_target=True)
+        hard: Tensor = self.hard(student, labels)
         return self.kd_ratio * self.temperature**2 * soft + (1.0 - self.kd_ratio) * hard
+
+
+def dist_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the correlation of probabilities [n, classes], over classes and over pictures, added.
+
+    Only relations are learnt, so that a much stronger teacher can be followed. With two classes the first part is no
+    more than which of them is the likelier. Source: Huang et al., "Knowledge Distillation from A Stronger Teacher",
+    2022, equations 7 to 10 with both weights 1.
+    """
+    return (1.0 - _correlation(student, teacher)).mean() + (1.0 - _correlation(student.T, teacher.T)).mean()
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, row by row: [rows]."""
+    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1, eps=1e-8)
 
 
 class FeatureHint(nn.Module):

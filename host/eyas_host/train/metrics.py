@@ -5,12 +5,31 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 
 _RESAMPLES = 2000
+
+
+class ClassScores(msgspec.Struct, frozen=True):
+    """Figures of one label, against all others; null where the part has no picture of it (or no other)."""
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    """Pictures of the label."""
+    auc: float | None = None
+    average_precision: float | None = None
+    """Area under its precision-recall curve, as the sum of precision times the step in recall."""
 
 
 class Scores(msgspec.Struct, frozen=True):
@@ -28,6 +47,16 @@ class Scores(msgspec.Struct, frozen=True):
     """Expected calibration error, 15 bins (Guo et al. 2017)."""
     confusion: tuple[tuple[int, ...], ...]
     """[true label][answer], pictures."""
+    weighted_f1: float | None = None
+    """Mean of the classes' F1, weighted by their pictures."""
+    pr_auc: float | None = None
+    """Area under the precision-recall curve (average precision): mean of the classes'."""
+    brier: float | None = None
+    """Mean squared difference between probabilities and labels, summed over the classes: 0 to 2 (Brier 1950)."""
+    nll: float | None = None
+    """Mean negative log likelihood of the labels, nats."""
+    classes: tuple[ClassScores, ...] = ()
+    """In the labels' order."""
 
 
 def softmax(logits: Floats) -> npt.NDArray[np.float64]:
@@ -37,31 +66,61 @@ def softmax(logits: Floats) -> npt.NDArray[np.float64]:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def score(probabilities: Floats, targets: Ints, *, seed: int = 0) -> Scores:
-    """All figures for probabilities [n, classes] and labels [n]."""
-    answers = probabilities.argmax(axis=1)
+def score(probabilities: Floats, targets: Ints, *, answers: Ints | None = None, seed: int = 0) -> Scores:
+    """All figures for probabilities [n, classes] and labels [n].
+
+    `answers` [n] are what the model says where that is not the likeliest label; confidence is judged by the likeliest.
+    """
+    if answers is None:
+        answers = probabilities.argmax(axis=1)
     classes = probabilities.shape[1]
+    each = range(classes)
     draws = _bootstrap_balanced(answers == targets, targets, seed)
+    figures = precision_recall_fscore_support(targets, answers, labels=list(each), zero_division=0)
+    areas = [_areas(probabilities[:, label], targets == label) for label in each]
+    precisions = [area for _, area in areas if area is not None]
+    truth = np.eye(classes)[targets]
+    likelihood = np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)
     return Scores(
         accuracy=float((answers == targets).mean()),
-        balanced_accuracy=float(balanced_accuracy_score(targets, answers)),
+        balanced_accuracy=float(np.mean(figures[1][figures[3] > 0])),
         balanced_accuracy_ci=(float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))),
         f1=float(f1_score(targets, answers, average="macro", zero_division=0)),
         auc=auc(probabilities, targets),
         ece=expected_calibration_error(probabilities, targets),
-        confusion=tuple(
-            tuple(int(n) for n in row) for row in confusion_matrix(targets, answers, labels=list(range(classes)))
+        confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(targets, answers, labels=list(each))),
+        weighted_f1=float(f1_score(targets, answers, average="weighted", zero_division=0)),
+        pr_auc=float(np.mean(precisions)) if len(precisions) == classes else None,
+        brier=float(np.square(probabilities - truth).sum(axis=1).mean()),
+        nll=float(-np.log(likelihood).mean()),
+        classes=tuple(
+            ClassScores(
+                precision=float(figures[0][label]),
+                recall=float(figures[1][label]),
+                f1=float(figures[2][label]),
+                support=int(figures[3][label]),
+                auc=areas[label][0],
+                average_precision=areas[label][1],
+            )
+            for label in each
         ),
     )
 
 
+def _areas(probabilities: Floats, own: npt.NDArray[np.bool_]) -> tuple[float | None, float | None]:
+    """ROC-AUC and average precision of one label; None where there is nothing to tell apart."""
+    if own.all() or not own.any():
+        return None, None
+    return float(roc_auc_score(own, probabilities)), float(average_precision_score(own, probabilities))
+
+
 def auc(probabilities: Floats, targets: Ints) -> float:
-    """Area under the ROC curve; NaN while a class is missing."""
-    if len(np.unique(targets)) < probabilities.shape[1]:
+    """Area under the ROC curve, one-versus-rest mean for more than two classes; NaN while a class is missing."""
+    classes = probabilities.shape[1]
+    if len(np.unique(targets)) < classes:
         return float("nan")
-    if probabilities.shape[1] == 2:
-        return float(roc_auc_score(targets, probabilities[:, 1]))
-    return float(roc_auc_score(targets, probabilities, multi_class="ovr"))
+    each = range(1, 2) if classes == 2 else range(classes)
+    return float(np.mean([roc_auc_score(targets == label, probabilities[:, label]) for label in each]))
 
 
 def expected_calibration_error(probabilities: Floats, targets: Ints, bins: int = 15) -> float:

@@ -18,8 +18,9 @@ from eyas_host.data.views import prepared
 from eyas_host.recipe import Recipe
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
-from eyas_host.train.losses import DistillationLoss, FeatureHint, balanced_class_weights
+from eyas_host.train.losses import FeatureHint, student_loss
 from eyas_host.train.models import Origin, PixelClassifier, build, move
+from eyas_host.train.sampler import epoch_order
 
 
 class Lesson:
@@ -35,11 +36,9 @@ class Lesson:
         self.labels = torch.from_numpy(split.train.targets)
         self.validation = prepared(split.validation.pixels, recipe.picture.preprocessing())
         self.validation_targets = split.validation.targets
-        weights = balanced_class_weights(self.labels, len(split.labels)) if recipe.teacher.class_weights else None
         settings = recipe.student
-        self.loss = DistillationLoss(
-            kd_ratio=settings.kd_ratio if teacher else 0.0, temperature=settings.temperature, class_weights=weights
-        ).to(self.device)
+        labels = self.labels.to(self.device)
+        self.loss = student_loss(recipe, labels, len(split.labels), teacher=teacher)
         self.hint_weight = settings.hint if teacher else 0.0
 
     @property
@@ -51,7 +50,7 @@ class Lesson:
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each picture."""
         rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
-        order = rng.permutation(len(self.labels))
+        order = epoch_order(self.labels, self.recipe.student.sampler, rng)
         view = rng.integers(len(self.cache), size=len(order))
         batch = self.recipe.student.batch
         for step in range(self.steps_an_epoch):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.models import group_parameters
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
@@ -20,8 +19,9 @@ from eyas_host.data.split import Split
 from eyas_host.data.views import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe, TeacherSection
 from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
-from eyas_host.train.losses import balanced_class_weights
+from eyas_host.train.losses import teacher_loss
 from eyas_host.train.models import Origin, PixelClassifier, build, move
+from eyas_host.train.sampler import Rows, epoch_order
 
 _HEAD_ROUNDS = 3
 """Views a picture whose features stage 1 caches."""
@@ -40,10 +40,7 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
     augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
     validation = prepared(split.validation.pixels, augmenter.spec)
     targets = torch.from_numpy(split.train.targets).to(device)
-    weights = balanced_class_weights(targets, len(split.labels)) if settings.class_weights else None
-
-    def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, weight=weights, label_smoothing=settings.label_smoothing)
+    loss_of = teacher_loss(recipe, targets, len(split.labels))
 
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         return validation_figures(logits_of(candidate, validation, device), split.validation.targets)
@@ -60,7 +57,7 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
     classifier = model.classifier
 
     def head_steps(epoch: int) -> Iterator[Tensor]:
-        for rows in _batches(len(targets), settings.batch, (seed, 2, epoch)):
+        for rows in _batches(split.train.targets, settings, (seed, 2, epoch)):
             yield loss_of(classifier(features[epoch % _HEAD_ROUNDS][rows]), targets[rows])
 
     def evaluate_head(candidate: nn.Module) -> dict[str, float]:
@@ -84,7 +81,7 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
 
     def steps(epoch: int) -> Iterator[Tensor]:
         views = augmenter.views(split.train.pixels, (seed, 3, epoch), strength=augmenter.strength(epoch), mixed=False)
-        for rows in _batches(len(targets), settings.batch, (seed, 4, epoch)):
+        for rows in _batches(split.train.targets, settings, (seed, 4, epoch)):
             yield loss_of(model(to_tensor(views[rows.numpy()], device)), targets[rows])
 
     blocks = fit(
@@ -136,8 +133,8 @@ def _features(model: PixelClassifier, pixels: Batch, device: torch.device, batch
     return torch.cat(parts).clone()
 
 
-def _batches(count: int, batch: int, seed: tuple[int, ...]) -> Iterator[Tensor]:
-    """A seeded order of all rows, in batches."""
-    order = np.random.default_rng(seed).permutation(count)
-    for start in range(0, count, batch):
-        yield torch.from_numpy(order[start : start + batch])
+def _batches(targets: Rows, settings: TeacherSection, seed: tuple[int, ...]) -> Iterator[Tensor]:
+    """The seeded order of an epoch, in batches."""
+    order = epoch_order(targets, settings.sampler, np.random.default_rng(seed))
+    for start in range(0, len(order), settings.batch):
+        yield torch.from_numpy(order[start : start + settings.batch])

@@ -1,0 +1,26 @@
+"""In which order an epoch sees the training pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import WeightedRandomSampler
+
+from eyas_host.recipe_training import SamplerName
+
+Rows = npt.NDArray[np.int64]
+
+
+def epoch_order(labels: npt.ArrayLike, sampler: SamplerName, rng: np.random.Generator) -> Rows:
+    """Rows of one epoch, as many as there are labels [n].
+
+    `shuffled`: each once. `balanced`: drawn with replacement so that every class that has pictures is as likely; large
+    classes leave pictures out in an epoch, small ones repeat theirs.
+    """
+    labels = np.asarray(labels)
+    if sampler == "shuffled":
+        return rng.permutation(len(labels))
+    weights = 1.0 / np.bincount(labels)[labels]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    return np.fromiter(WeightedRandomSampler(weights.tolist(), len(labels), generator=generator), np.int64, len(labels))
