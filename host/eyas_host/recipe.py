@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+from eyas_host.data.domain import allowed, forbidden
+from eyas_host.errors import RecipeError
+from eyas_host.recipe_cost import CostSection as CostSection
 from msgspec import Meta
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.preprocess import Preprocessing
 from eyas_device.sections import Section, convert, parse, told
-from eyas_host.data.domain import allowed, forbidden
-from eyas_host.errors import RecipeError
-from eyas_host.recipe_cost import CostSection as CostSection
-from eyas_host.recipe_training import AtLeastOne, Count, Fraction, Positive, Rate
+from eyas_host.recipe_training import AtLeastOne, Count, Fraction, Positive, Rate, training_faults, with_weights_beside
 from eyas_host.recipe_training import StudentSection as StudentSection
 from eyas_host.recipe_training import TeacherSection as TeacherSection
 
@@ -268,6 +268,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if recipe.student.ready:
         student = msgspec.structs.replace(recipe.student, ready=str(base / recipe.student.ready))
         recipe = msgspec.structs.replace(recipe, student=student)
+    recipe = msgspec.structs.replace(
+        recipe,
+        teacher=with_weights_beside(recipe.teacher, base),
+        student=with_weights_beside(recipe.student, base),
+    )
     faults += _impossible(recipe)
     if faults:
         raise RecipeError(told(path, faults))
@@ -337,5 +342,4 @@ def _impossible(recipe: Recipe) -> Iterable[str]:
         yield "[quantize] epochs = 0: training for no epochs is method = 'ptq'"
     if recipe.picture.size % 32:
         yield f"[picture] size = {recipe.picture.size}: must be a multiple of 32 (the networks halve it five times)"
-    if recipe.student.weights == "hub" and recipe.teacher.weights == "random":
-        yield "[teacher] weights = 'random' with [student] weights = 'hub': an untrained teacher cannot teach"
+    yield from training_faults(recipe.teacher, recipe.student)
