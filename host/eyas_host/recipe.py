@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from eyas_host.data.domain import allowed, forbidden
-from eyas_host.errors import RecipeError
-from eyas_host.recipe_cost import CostSection as CostSection
 from msgspec import Meta
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.preprocess import Preprocessing
 from eyas_device.sections import Section, convert, parse, told
+from eyas_host.data.domain import allowed, forbidden
+from eyas_host.errors import RecipeError
+from eyas_host.recipe_cost import CostSection as CostSection
 from eyas_host.recipe_training import AtLeastOne, Count, Fraction, Positive, Rate, training_faults, with_weights_beside
 from eyas_host.recipe_training import StudentSection as StudentSection
 from eyas_host.recipe_training import TeacherSection as TeacherSection
@@ -35,6 +35,18 @@ class RunSection(Section, frozen=True):
     """Where to train; `auto` takes a GPU when there is one."""
     threads: Count = 0
     """Torch threads a training process; 0 chooses (1 a process up to 160 px, else all cores)."""
+    amp: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of all trainings but int8's; fp16 needs a GPU, bf16 runs on processors too."""
+    metric: Literal["objective", "balanced_accuracy", "accuracy", "f1", "auc", "loss"] = "objective"
+    """The validation figure that chooses the best epoch, ends a training early and opens blocks; `objective` is
+    balanced accuracy + AUC / 2."""
+    checkpoint_minutes: Annotated[float, Meta(ge=0.0, le=1440.0)] = 5.0
+    """How often training is saved inside an epoch, beside its end (0: after every step)."""
+    trackers: tuple[Literal["auto", "tensorboard", "wandb", "mlflow"], ...] = ("auto",)
+    """Who draws live curves; `auto`: TensorBoard where it is installed, in runs/<name>/curves. `wandb` sends figures to
+    a server."""
+    workers: Annotated[int, Meta(ge=0, le=64)] | Literal["auto"] = "auto"
+    """Processes that draw views ahead of a training process; 0: it draws them itself. `auto` goes by the cores."""
 
 
 class Source(Section, frozen=True):
@@ -340,6 +352,10 @@ def _impossible(recipe: Recipe) -> Iterable[str]:
         yield "[student] ready: then nothing is trained: [prune] method = 'none' and [quantize] method = 'ptq', please"
     if recipe.quantize.method == "qat" and not recipe.quantize.epochs:
         yield "[quantize] epochs = 0: training for no epochs is method = 'ptq'"
+    if len(set(recipe.run.trackers)) != len(recipe.run.trackers):
+        yield f"[run] trackers = {list(recipe.run.trackers)}: each once"
+    if recipe.run.amp == "fp16" and recipe.run.device == "cpu":
+        yield "[run] amp = 'fp16' needs a GPU, and device = 'cpu' takes none; 'bf16' runs there"
     if recipe.picture.size % 32:
         yield f"[picture] size = {recipe.picture.size}: must be a multiple of 32 (the networks halve it five times)"
     yield from training_faults(recipe.teacher, recipe.student)

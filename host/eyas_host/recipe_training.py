@@ -41,9 +41,25 @@ class TeacherSection(Section, frozen=True):
     """Stage 2: the last blocks too, slower than the head's stage and slower the further down."""
     unfreeze: Annotated[str, Meta(pattern=r"^(all|[0-9]+)$")] = "all"
     """How many of the last blocks stage 2 trains, or `all`."""
+    unfreeze_by: Literal["once", "plateau"] = "once"
+    """`once`: stage 2 trains them together; `plateau`: from the top, the next where validation gets no better."""
+    open_blocks: AtLeastOne = 1
+    """plateau: how many blocks open at a time."""
+    plateau_epochs: AtLeastOne = 2
+    """Epochs without a better validation before the next block opens, and before schedule = 'plateau' cuts the rate."""
+    block_rate: Rate = 0.1
+    """plateau: the rate of the uppermost block as a multiple of the head's; `layer_decay` goes on from there."""
     rate: Rate = 1e-3
     layer_decay: Rate = 0.8
     """Each block below the head learns at this multiple of the next one's rate."""
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    """How stage 2's rate falls: half a cosine to zero, or to a tenth where validation gets no better."""
+    accumulate: AtLeastOne = 1
+    """Batches whose gradients make one step of stage 2."""
+    clip: Annotated[float, Meta(ge=0.0, le=1000.0)] = 1.0
+    """Largest norm of the gradient (0: not clipped)."""
+    ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
+    """Decay of the weights' moving average that is kept as the teacher (0: none)."""
     batch: AtLeastOne = 32
     weight_decay: Fraction = 0.02
     loss: LossName = "cross_entropy"
@@ -122,6 +138,12 @@ def training_faults(teacher: TeacherSection, student: StudentSection) -> Iterabl
             yield f"[{name}] weights = 'file': weights_file is missing, a .safetensors or torch file"
         if section.weights_file and section.weights not in ("auto", "file"):
             yield f"[{name}] weights_file belongs to weights = 'file' or 'auto', not to {section.weights!r}"
+    plateaus = "plateau" in (teacher.schedule, teacher.unfreeze_by)
+    if plateaus and teacher.patience < teacher.plateau_epochs + (teacher.schedule == "plateau"):
+        yield (
+            f"[teacher] patience = {teacher.patience} ends the training before plateau_epochs = "
+            f"{teacher.plateau_epochs} has an effect; take a larger patience"
+        )
     if student.weights == "hub" and teacher.weights == "random":
         yield "[teacher] weights = 'random' with [student] weights = 'hub': an untrained teacher cannot teach"
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -16,29 +14,24 @@ import skimage.data
 import timm
 import torch
 from huggingface_hub import constants
-from torch import Tensor, nn
+from torch import Tensor
 
 from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.views import prepared
-from eyas_host.errors import RecipeError, StageError, TrainError, WeightsError
+from eyas_host.errors import RecipeError, StageError, WeightsError
 from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
 from eyas_host.train import metrics
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import (
-    Epoch,
-    Schedule,
-    fit,
     logits_of,
-    pick_device,
-    rate_factor,
     to_tensor,
     validation_figures,
 )
 from eyas_host.train.models import PixelClassifier, build, packaged_state
 from eyas_host.train.student import Lesson, train_student
-from eyas_host.train.teacher import freeze_batch_norm, train_teacher, unfreeze
+from eyas_host.train.teacher import train_teacher
 
 CPU = torch.device("cpu")
 
@@ -205,198 +198,7 @@ def test_no_package_for_this_network() -> None:
         build("mobilenetv3_small_100", 3, "packaged")
 
 
-# The loop
-
-
-class Toy:
-    """A small net with everything that has a state: BatchNorm, dropout, two groups."""
-
-    def __init__(self, checkpoint: Path, **schedule: object) -> None:
-        rng = np.random.default_rng(0)
-        self.x = torch.from_numpy(rng.normal(size=(48, 4)).astype(np.float32))
-        self.y = (self.x[:, 0] > 0).long() + (self.x[:, 1] > 0.5).long()
-        torch.manual_seed(1)
-        self.model = nn.Sequential(nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3))
-        self.checkpoint = checkpoint
-        self.schedule = Schedule(**({"epochs": 5, "rate": 0.05, "seed": 3} | schedule))  # type: ignore[arg-type]
-        self.stop_at: tuple[int, int] | None = None
-
-    def steps(self, epoch: int) -> Iterator[Tensor]:
-        order = np.random.default_rng((9, epoch)).permutation(48)
-        for number in range(4):
-            if (epoch, number) == self.stop_at:
-                raise KeyboardInterrupt
-            rows = torch.from_numpy(order[12 * number : 12 * number + 12])
-            yield nn.functional.cross_entropy(self.model(self.x[rows]), self.y[rows])
-
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        with torch.inference_mode():
-            return validation_figures(model(self.x).numpy(), self.y.numpy())
-
-    def fit(self, **options: object) -> list[Epoch]:
-        groups = [
-            {"params": list(self.model[0].parameters()), "lr_scale": 0.5},
-            {"params": [p for layer in self.model[1:] for p in layer.parameters()]},
-        ]
-        settings = {"steps": self.steps, "evaluate": self.evaluate} | options
-        return fit(
-            self.model,
-            groups,
-            schedule=self.schedule,
-            steps_an_epoch=4,
-            checkpoint=self.checkpoint,
-            title="toy",
-            **settings,  # type: ignore[arg-type]
-        )
-
-
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path: Path, ema: float) -> None:
-    whole = Toy(tmp_path / "whole.ckpt", ema=ema)
-    expected = whole.fit()
-    killed = Toy(tmp_path / "killed.ckpt", ema=ema)
-    killed.stop_at = (2, 2)
-    with pytest.raises(KeyboardInterrupt):
-        killed.fit()
-    torch.manual_seed(99)  # another process would not know the random state either
-    resumed = Toy(tmp_path / "killed.ckpt", ema=ema)
-    for parameter in resumed.model.parameters():
-        parameter.data.normal_()
-    got = resumed.fit()
-    assert [e.epoch for e in got] == [1, 2, 3, 4, 5]
-    assert [e.loss for e in got] == pytest.approx([e.loss for e in expected], abs=1e-6)
-    assert got[-1].metrics == pytest.approx(expected[-1].metrics, abs=1e-6)
-    for name, value in whole.model.state_dict().items():
-        assert torch.allclose(resumed.model.state_dict()[name], value, atol=1e-6), name
-
-
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    first = Toy(tmp_path / "a.ckpt")
-    history = first.fit()
-    again = Toy(tmp_path / "a.ckpt")
-    again.stop_at = (0, 0)
-    assert again.fit() == history
-    assert torch.equal(again.model[0].weight, first.model[0].weight)
-
-
-def test_training_learns_and_keeps_the_best_weights(tmp_path: Path) -> None:
-    toy = Toy(tmp_path / "a.ckpt", epochs=6)
-    seen: list[Tensor] = []
-    scores = iter([0.1, 0.2, 0.9, 0.5, 0.9, 0.3])
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        assert not model.training
-        seen.append(model[0].weight.detach().clone())  # type: ignore[index, operator]
-        return {"objective": next(scores), "balanced_accuracy": 0.0, "auc": 0.0}
-
-    history = toy.fit(evaluate=evaluate)
-    assert history[-1].loss < history[0].loss
-    assert torch.equal(toy.model[0].weight, seen[2])
-    assert not torch.equal(seen[2], seen[4])
-    assert not toy.model.training
-
-
-def test_patience_ends_training(tmp_path: Path) -> None:
-    toy = Toy(tmp_path / "a.ckpt", epochs=20, patience=2)
-    scores = iter([0.1, 0.4, 0.3, 0.4, 0.9])
-    history = toy.fit(evaluate=lambda _: {"objective": next(scores), "balanced_accuracy": 0.0, "auc": 0.0})
-    assert len(history) == 4
-
-
-def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
-    toy = Toy(tmp_path / "a.ckpt")
-
-    def steps(epoch: int) -> Iterable[Tensor]:
-        for number, loss in enumerate(toy.steps(epoch)):
-            yield loss * (math.nan if (epoch, number) == (1, 2) else 1.0)
-
-    with pytest.raises(TrainError, match="toy, epoch 2, step 3: the loss is nan"):
-        toy.fit(steps=steps)
-    assert all(torch.isfinite(p).all() for p in toy.model.parameters())
-
-
-def test_rate_rises_and_falls() -> None:
-    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
-    assert factors[10] == 1.0
-    assert all(a > b for a, b in pairwise(factors[10:]))
-    assert factors[55] == pytest.approx(0.5) and 0 < factors[99] < 0.001
-    assert [rate_factor(0, 1, w) for w in (0.0, 0.1, 1.0)] == [1.0] * 3
-    assert all(0 < f <= 1 for f in factors)
-
-
-def test_no_gpu_where_there_is_none() -> None:
-    assert pick_device("cpu") == CPU
-    if torch.cuda.is_available():
-        assert pick_device("cuda").type == pick_device("auto").type == "cuda"
-    else:
-        assert pick_device("auto") == CPU
-        with pytest.raises(TrainError, match="sees no GPU"):
-            pick_device("cuda")
-
-
 # Teacher and student
-
-
-def test_frozen_weights_do_not_move_by_one_bit(
-    network: PixelClassifier, shape_frames: np.ndarray, tmp_path: Path
-) -> None:
-    model = copy.deepcopy(network)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    groups = unfreeze(model, TeacherSection(unfreeze="3"))
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert "backbone.classifier.weight" in trained and "backbone.conv_stem.weight" not in trained
-    assert {id(p) for g in groups for p in g["params"]} == {  # type: ignore[attr-defined]
-        id(p) for n, p in model.named_parameters() if n in trained
-    }
-    targets = torch.arange(5).repeat_interleave(4)
-    fit(
-        model,
-        groups,
-        steps=lambda epoch: (
-            nn.functional.cross_entropy(model(to_tensor(shape_frames, CPU)), targets) for _ in range(2)
-        ),
-        evaluate=lambda m: validation_figures(logits_of(m, shape_frames, CPU), targets.numpy()),
-        schedule=Schedule(epochs=2, rate=0.01, weight_decay=0.5),
-        steps_an_epoch=2,
-        checkpoint=tmp_path / "a.ckpt",
-        title="toy",
-        prepare=freeze_batch_norm,
-    )
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]) == (name not in trained), name
-    assert any("running_mean" in name for name in before) and len(trained) < len(before)
-
-
-def test_unfreezing_all_and_none(network: PixelClassifier) -> None:
-    model = copy.deepcopy(network)
-    blocks = dict(model.backbone.blocks.named_modules())
-
-    def trained() -> set[str]:
-        return {n.removeprefix("backbone.") for n, p in model.named_parameters() if p.requires_grad}
-
-    unfreeze(model, TeacherSection(unfreeze="0"))
-    assert trained() == {f"{layer}.{kind}" for layer in ("conv_head", "classifier") for kind in ("weight", "bias")}
-    head = trained()
-    unfreeze(model, TeacherSection(unfreeze="1"))
-    assert trained() - head == {f"blocks.5.0.{n}" for n, _ in blocks["5.0"].named_parameters()}
-    unfreeze(model, TeacherSection(unfreeze="all"))
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_rates_fall_from_the_head_to_the_stem(network: PixelClassifier) -> None:
-    model = copy.deepcopy(network)
-    groups = unfreeze(model, TeacherSection(layer_decay=0.7))
-    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
-    backbone = model.backbone
-    layers = [backbone.classifier, backbone.conv_head, *reversed(list(backbone.blocks)), backbone.conv_stem]
-    scales = [scale[id(next(layer.parameters()))] for layer in layers]
-    assert scales[0] == 1.0
-    assert all(a >= b for a, b in pairwise(scales))
-    for value in scales:
-        power = math.log(value) / math.log(0.7)  # type: ignore[arg-type]
-        assert power == pytest.approx(round(power), abs=1e-9)
-    assert scales[-1] == min(scale.values()) < 0.7**5
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,143 @@
+"""One job in several processes, as `accelerate launch` and `torchrun` start it: the same command once a GPU.
+
+Process 0 is the main one: it alone owns the run's folder, prints, evaluates and decides. The others take their share of
+each batch. Without a launcher there is one process, and everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import warnings
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from eyas_host.errors import TrainError
+from eyas_host.progress import console
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, device, nn
+
+Amp = Literal["no", "bf16", "fp16"]
+_Value = TypeVar("_Value")
+
+_PATIENCE = timedelta(days=7)
+"""How long a process waits for another: whole stages run in the main one alone."""
+_WORDS: dict[str, Any] = {}
+"""The group for what is not a tensor; waiting in it costs no GPU."""
+
+
+def count() -> int:
+    """Processes of this job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process owns the run."""
+    return rank() == 0
+
+
+def on_this_machine() -> int:
+    """Processes that share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def leave() -> None:
+    """Make this process one of its own: a child that trains beside the others."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+
+
+def join(place: str) -> None:
+    """Meet the other processes; `place` is `[run] device`. All but the main one are silent from here on."""
+    if count() == 1 or _WORDS:
+        return
+    import torch
+    from accelerate import PartialState
+
+    console.quiet = not is_main()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PartialState(cpu=place == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
+    _WORDS["group"] = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    atexit.register(torch.distributed.destroy_process_group)
+
+
+def accelerator(amp: Amp, place: device) -> Accelerator:
+    """Accelerate's plumbing for one training. Raises `TrainError` if `place` cannot do that precision."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if amp == "fp16" and place.type != "cuda":
+        raise TrainError("[run] amp = 'fp16' needs a GPU, and this training runs on the processor; take 'bf16' or 'no'")
+    AcceleratorState._reset_state()  # its precision is fixed for a process, ours for a training
+    return Accelerator(mixed_precision=amp, cpu=place.type == "cpu")
+
+
+def from_main(value: _Value) -> _Value:
+    """The main process's value, in all of them."""
+    if count() == 1:
+        return value
+    import torch
+
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0, group=_WORDS["group"])
+    return box[0]
+
+
+def share(rows: Tensor) -> Tensor:
+    """The part of a batch's rows that is this process's; the parts differ by at most one row."""
+    return rows if count() == 1 else rows.tensor_split(count())[rank()]
+
+
+def whole(part: Tensor, rows: int) -> Tensor:
+    """The batch [rows, ...] of which `part` is this process's share; only its own part has a gradient.
+
+    A loss of the whole batch is then the same in every process, however it weighs its rows, and the sum of the
+    processes' gradients is exactly its gradient.
+    """
+    if count() == 1:
+        return part
+    import torch
+
+    sizes = [len(places) for places in torch.empty(rows).tensor_split(count())]
+    part = part.float()
+    padded = part.detach().new_zeros((max(sizes), *part.shape[1:]))
+    padded[: len(part)] = part.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    torch.distributed.all_gather(parts, padded)
+    others = [other[:size] for other, size in zip(parts, sizes, strict=True)]
+    return torch.cat([part if number == rank() else other for number, other in enumerate(others)])
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Add up the gradients of all processes, in place."""
+    if count() == 1:
+        return
+    import torch
+
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def same_as_main(*modules: nn.Module | None) -> None:
+    """Give every process the main one's parameters and buffers."""
+    if count() == 1:
+        return
+    import torch
+
+    for module in modules:
+        for value in module.state_dict().values() if module is not None else ():
+            sent = value.contiguous()
+            torch.distributed.broadcast(sent, src=0)
+            value.copy_(sent)

@@ -1,0 +1,81 @@
+"""Live curves of a training, through Accelerate's trackers: TensorBoard, Weights & Biases, MLflow."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from eyas_host import processes
+from eyas_host.errors import MissingExtra
+from eyas_host.recipe import Recipe
+
+FOLDER = "curves"
+"""Below the run's folder: one folder of events a training."""
+_SECONDS = 1.0
+"""Between two points within an epoch."""
+
+
+class Curves:
+    """Where the trainings of a run draw their curves. Raises `MissingExtra` if a tracker is not installed."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self.run = recipe.run.name
+        self.folder = root / FOLDER
+        self.trackers = [name if name != "auto" else "tensorboard" for name in recipe.run.trackers]
+        if find_spec("tensorboard") is None and "auto" in recipe.run.trackers:
+            self.trackers.remove("tensorboard")
+        for name in self.trackers:
+            if find_spec(name) is None:
+                raise MissingExtra(f"[run] trackers: {name} is not installed; pip install {name}, or leave it out")
+
+    @contextmanager
+    def drawn(self, title: str, step: int) -> Iterator[Curve]:
+        """The curve of one training, which begins or goes on at `step`."""
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        if not processes.is_main():
+            yield Curve([])
+            return
+        if step == 0:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        trackers = [self._tracker(tracker, name, step) for tracker in self.trackers]
+        for tracker in trackers:
+            tracker.start()
+        try:
+            yield Curve(trackers)
+        finally:
+            for tracker in trackers:
+                tracker.finish()
+
+    def _tracker(self, tracker: str, name: str, step: int) -> Any:
+        from accelerate import tracking
+
+        if tracker == "wandb":
+            return tracking.WandBTracker(self.run, name=name, dir=str(self.folder))
+        if tracker == "mlflow":
+            return tracking.MLflowTracker(self.run, run_name=name)
+        return tracking.TensorBoardTracker(name, self.folder, purge_step=step)
+
+
+class Curve:
+    """Points of one training; the horizontal axis counts batches."""
+
+    def __init__(self, trackers: list[Any]) -> None:
+        self._trackers = trackers
+        self._drawn = time.monotonic()
+
+    def step(self, number: int, **figures: float) -> None:
+        """What a step gave; drawn now and then."""
+        if time.monotonic() - self._drawn >= _SECONDS:
+            self.point(number, figures)
+
+    def point(self, number: int, figures: Mapping[str, float | str]) -> None:
+        """What is to be drawn in any case; words are marks."""
+        self._drawn = time.monotonic()
+        for tracker in self._trackers:
+            tracker.log(dict(figures), step=number)
