@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
 from eyas_host.errors import RecipeError, WeightsError
-from eyas_host.recipe import Recipe
+from eyas_host.recipe import Recipe, StudentSection, TeacherSection
+from eyas_host.recipe_training import Weights
+from eyas_host.train.weights import Fit, fit_to_pictures, read_weights, start_from
 
-Origin = Literal["hub", "packaged", "random"]
+Origin = Literal["hub", "packaged", "file", "random"]
 
 
 class PixelClassifier(nn.Module):
@@ -93,16 +92,17 @@ def known_model(name: str) -> bool:
 def build(
     name: str,
     classes: int,
-    weights: Literal["auto", "hub", "packaged", "random"],
+    weights: Weights,
     *,
+    weights_file: str = "",
     trained: bool = False,
     activation: Literal["default", "relu"] = "default",
 ) -> tuple[PixelClassifier, Origin]:
     """Build a network with a new head for `classes`, and say where its weights came from.
 
-    `auto` means hub, then packaged, then random unless `trained` ones are needed. `activation` replaces those of the
-    network's convolutions (gates of squeeze-and-excite blocks keep theirs). Raises `RecipeError` for an unknown
-    model, `WeightsError` where the weights that were asked for cannot be had.
+    `auto` means hub, then packaged, then `weights_file`, then random unless `trained` ones are needed. `activation`
+    replaces those of the network's convolutions (gates of squeeze-and-excite blocks keep theirs). Raises `RecipeError`
+    for an unknown model, `WeightsError` where the weights that were asked for cannot be had or do not fit.
     """
     if not known_model(name):
         close = get_close_matches(name, timm.list_models(), n=6)
@@ -121,30 +121,47 @@ def build(
             backbone.reset_classifier(classes)
             return _wrap(backbone), "packaged"
         tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
+    if weights in ("auto", "file") and weights_file:
+        model = _wrap(_create(name, classes, activation))
+        normalisation = start_from(model.backbone, Path(weights_file), name, classes)
+        if normalisation is not None:
+            model.mean, model.std = normalisation
+        return model, "file"
     if weights == "random" or (weights == "auto" and not trained):
         return PixelClassifier(_create(name, classes, activation), _CENTRE, _CENTRE), "random"
-    raise WeightsError(f"no weights for {name}: {'; '.join(tried)}")
+    raise WeightsError(f"no weights for {name}: {'; '.join(tried)}; weights_file takes some from a file")
+
+
+def build_teacher(settings: TeacherSection, classes: int) -> tuple[PixelClassifier, Origin]:
+    """The teacher as the recipe wants it to start; raises as `build` does."""
+    return build(settings.model, classes, settings.weights, weights_file=settings.weights_file, trained=True)
+
+
+def build_student(settings: StudentSection, classes: int) -> tuple[PixelClassifier, Origin]:
+    """The student as the recipe wants it to start; raises as `build` does."""
+    return build(
+        settings.model,
+        classes,
+        settings.weights,
+        weights_file=settings.weights_file,
+        activation=settings.activation,
+    )
 
 
 def _create(name: str, classes: int, activation: str, *, pretrained: bool = False) -> Any:
-    """A timm network. Raises `RecipeError` if it does not let its activations be chosen."""
+    """A timm network; one for a fixed size takes others too where timm can let it.
+
+    Raises `RecipeError` if it does not let its activations be chosen.
+    """
     options = {} if activation == "default" else {"act_layer": activation}
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
-    except TypeError:
-        raise RecipeError(f"model {name!r}: its activations cannot be chosen; take activation = 'default'") from None
-
-
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    TypeError,
-    AttributeError,
-    UnpicklingError,
-    struct.error,
-    safetensors.SafetensorError,
-)
+    recorded = timm.get_pretrained_cfg(name)
+    sizes = [{"dynamic_img_size": True}, {}] if recorded is not None and recorded.fixed_input_size else [{}]
+    for size in sizes:
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options, **size)
+        except TypeError:
+            continue
+    raise RecipeError(f"model {name!r}: its activations cannot be chosen; take activation = 'default'")
 
 
 def load_ready(name: str, classes: int, path: Path, *, activation: Literal["default", "relu"]) -> PixelClassifier:
@@ -155,24 +172,34 @@ def load_ready(name: str, classes: int, path: Path, *, activation: Literal["defa
     """
     model = _wrap(_create(name, classes, activation))
     try:
-        if path.suffix == ".safetensors":
-            state: dict[str, Tensor] = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        model.backbone.load_state_dict(state)
-    except _UNREADABLE as error:
-        why = " ".join((str(error) or type(error).__name__).split())[:300]
+        model.backbone.load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        why = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
         raise WeightsError(f"{path}: no weights of {name} with {classes} classes ({why})") from None
     return model.eval()
 
 
-def check_networks(recipe: Recipe, classes: int) -> None:
-    """Build teacher and student once, so that a wrong name or missing weights show before hours of work.
+def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
+    """Build teacher and student once, so that what is wrong with them shows before hours of work.
 
-    Raises as `build` does.
+    Returns how the weights of each suit the pictures. Raises as `build` does, and `RecipeError` for a network that does
+    not take pictures of this size.
     """
-    build(recipe.teacher.model, classes, recipe.teacher.weights, trained=True)
-    build(recipe.student.model, classes, recipe.student.weights, activation=recipe.student.activation)
+    picture = recipe.picture
+    fits = []
+    for model, origin, name in (
+        (*build_teacher(recipe.teacher, classes), recipe.teacher.model),
+        (*build_student(recipe.student, classes), recipe.student.model),
+    ):
+        try:
+            with torch.inference_mode():
+                model.eval()(torch.zeros(1, 3, picture.size, picture.size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise RecipeError(
+                f"model {name!r} does not take [picture] size = {picture.size} ({' '.join(str(error).split())[:200]})"
+            ) from None
+        fits.append(fit_to_pictures(model.backbone, name, origin, picture))
+    return fits
 
 
 def _wrap(backbone: Any) -> PixelClassifier:

@@ -19,7 +19,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import FeatureHint, student_loss
-from eyas_host.train.models import Origin, PixelClassifier, build, move
+from eyas_host.train.models import Origin, PixelClassifier, build_student, move
 from eyas_host.train.sampler import epoch_order
 
 
@@ -126,8 +126,7 @@ def train_student(
     """Distil the student, or with `teacher=False` train the same network from the labels alone."""
     lesson = Lesson(recipe, split, cache, teacher=teacher)
     torch.manual_seed(recipe.run.seed)
-    student = recipe.student
-    model, origin = build(student.model, len(split.labels), student.weights, activation=student.activation)
+    model, origin = build_student(recipe.student, len(split.labels))
     model = move(model, lesson.device)
     history = lesson.train(
         model,

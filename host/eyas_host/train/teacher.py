@@ -20,7 +20,7 @@ from eyas_host.data.views import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe, TeacherSection
 from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import teacher_loss
-from eyas_host.train.models import Origin, PixelClassifier, build, move
+from eyas_host.train.models import Origin, PixelClassifier, build_teacher, move
 from eyas_host.train.sampler import Rows, epoch_order
 
 _HEAD_ROUNDS = 3
@@ -35,7 +35,7 @@ def train_teacher(recipe: Recipe, split: Split, work: Path) -> tuple[PixelClassi
     settings, seed = recipe.teacher, recipe.run.seed
     device = pick_device(recipe.run.device)
     torch.manual_seed(seed)
-    model, origin = build(settings.model, len(split.labels), settings.weights, trained=True)
+    model, origin = build_teacher(settings, len(split.labels))
     model = move(model, device)
     augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
     validation = prepared(split.validation.pixels, augmenter.spec)

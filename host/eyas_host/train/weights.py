@@ -1,0 +1,140 @@
+"""Weights from files, and whether a network's weights suit the pictures they will see."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors
+from msgspec import Struct
+from timm.data import resolve_model_data_config
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from eyas_host.errors import WeightsError
+from eyas_host.recipe import PictureSection
+
+_PRETRAINED_ON = (1000, 11_821, 21_841, 21_843)
+"""Classes of ImageNet's editions: a head of so many is replaced, one of any other number was trained for a purpose."""
+_SMALL = 64
+"""Side below which the deepest blocks, which see one cell in 32, have next to nothing to look at, pixels."""
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    AttributeError,
+    UnpicklingError,
+    struct.error,
+    safetensors.SafetensorError,
+)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or a torch file, of a checkpoint of timm's too. Raises `WeightsError`."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file of weights")
+    try:
+        state: dict[str, Tensor] = load_state_dict(str(path))
+        if not state or not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError("it holds other things than tensors under names")
+    except _UNREADABLE as error:
+        why = " ".join((str(error) or type(error).__name__).split())[:200]
+        raise WeightsError(f"{path}: no weights can be read from it ({why})") from None
+    return state
+
+
+def start_from(backbone: nn.Module, path: Path, name: str, classes: int) -> tuple[Tensor, Tensor] | None:
+    """Put a file's weights into a network; its head too if it is one for as many classes.
+
+    Returns the normalisation that a teacher.pt of Eyas brings with it, or None. Raises `WeightsError` for weights of
+    another network, and for a head that was trained for another number of classes than ImageNet's or `classes`.
+    """
+    state = read_weights(path)
+    own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    normalisation = (state["mean"], state["std"]) if own and {"mean", "std"} <= state.keys() else None
+    state = own or state
+    wanted = backbone.state_dict()
+    head = _head_names(backbone)
+    _compare(state, {key: value for key, value in wanted.items() if key not in head}, head, path, name)
+    found = {key: state[key] for key in head if key in state}
+    if found:
+        told = next(iter(found.values())).shape[0]
+        if told == classes:
+            wanted |= found
+        elif told not in _PRETRAINED_ON:
+            raise WeightsError(
+                f"{path}: trained for {told} classes, the pictures have {classes}; to start from the rest, leave its "
+                f"head out of the file ({', '.join(found)})"
+            )
+    backbone.load_state_dict(wanted | {key: value for key, value in state.items() if key not in head})
+    return normalisation
+
+
+def _head_names(backbone: Any) -> list[str]:
+    """Names of the classifier's tensors, weight first."""
+    classifier = backbone.get_classifier()
+    prefix = next(name for name, module in backbone.named_modules() if module is classifier)
+    return [f"{prefix}.{key}" for key in classifier.state_dict()]
+
+
+def _compare(state: dict[str, Tensor], wanted: dict[str, Tensor], head: list[str], path: Path, name: str) -> None:
+    """Raises `WeightsError` unless all but the head have the same names and shapes."""
+    wrong = [f"{key} is missing" for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    wrong += [f"{key} is not of it" for key in state if key not in wanted and key not in head]
+    wrong += [
+        f"{key} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{path}: weights of another network than {name}: {len(wrong)} of {len(wanted)} tensors do not fit, "
+            f"e.g. {wrong[0]}"
+        )
+
+
+class Fit(Struct, frozen=True):
+    """How a network's weights suit the pictures."""
+
+    note: str
+    """One line: what they were trained on, and what they will see."""
+    warnings: tuple[str, ...] = ()
+
+
+def fit_to_pictures(backbone: nn.Module, name: str, origin: str, picture: PictureSection) -> Fit:
+    """Compare what timm records of a network's weights with the recipe's pictures.
+
+    Mean and standard deviation always fit: they are taken from timm's record (of a teacher.pt, from the file).
+    """
+    warnings = []
+    if picture.size < _SMALL:
+        warnings.append(
+            f"[picture] size = {picture.size}: {name} halves it five times and sees next to nothing; take {_SMALL} or "
+            "more (128 is usual)"
+        )
+    if origin == "random":
+        return Fit(f"{name}: no weights, it starts from random ones", tuple(warnings))
+    config = resolve_model_data_config(backbone)
+    trained, interpolation = config["input_size"][-1], config["interpolation"]
+    if _SMALL <= picture.size < trained / 2 or picture.size > 2 * trained:
+        warnings.append(
+            f"[picture] size = {picture.size}: {name} was trained at {trained} px, and what it knows is of that scale; "
+            f"between {trained // 2} and {2 * trained} px it helps most"
+        )
+    if picture.interpolation == "linear" and interpolation in ("bicubic", "bilinear", "lanczos"):
+        warnings.append(
+            f"[picture] interpolation = 'linear' leaves pixels out where it shrinks; {name} was trained with "
+            f"{interpolation} that averages them; take 'area', or shrink by less than 2"
+        )
+    mean, std = (", ".join(f"{value:.3g}" for value in config[key]) for key in ("mean", "std"))
+    return Fit(
+        f"{name}: {origin} weights, trained at {trained} px ({interpolation}), here {picture.size} px "
+        f"({picture.interpolation}); pixels are normalised by mean {mean} and deviation {std} as they were",
+        tuple(warnings),
+    )
