@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
@@ -25,12 +25,14 @@ from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.errors import StageError
-from eyas_host.progress import say
+from eyas_host.progress import say, warn
 from eyas_host.recipe import Recipe
+from eyas_host.recipe_warnings import label_warnings, student_warnings, teacher_warnings
 from eyas_host.stages import Context, Outcome, Stage
 
 if TYPE_CHECKING:
     from eyas_host.train.loop import Epoch
+    from eyas_host.train.weights import Fit
 
 _Result = TypeVar("_Result")
 
@@ -49,11 +51,15 @@ def split(context: Context) -> Outcome:
     """Index the pictures and divide them."""
     data = context.recipe.data
     index = build_index(data)
+    if context.recipe.cost.table:
+        from eyas_host.train.cost import cost_matrix
+
+        cost_matrix(context.recipe.cost, index.labels)  # a mistake in it shows now, not after the training
     manifest = split_index(index, data, context.recipe.run.seed)
     manifest = msgspec.structs.replace(manifest, warnings=tuple(warnings(manifest)))
     save_split(manifest, context.root, index)
     for line in (*manifest.notices, *manifest.warnings):
-        say(f"  [yellow]{escape(line)}[/yellow]")
+        warn(line)
     for line in index.unreadable:
         say(f"  left out: {escape(line)}")
     return Outcome(
@@ -91,7 +97,7 @@ def teach(context: Context) -> Outcome:
         return Outcome("not trained: the student is ready", {"weights": "none"})
     torch.set_num_threads(threads(context.recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
-    check_networks(context.recipe, len(data.labels))
+    warned = _warned(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
     folder = context.folder("teach")
     model, origin, histories = train_teacher(context.recipe, data, folder)
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
@@ -100,8 +106,21 @@ def teach(context: Context) -> Outcome:
     best = _best(histories["blocks"] or histories["head"])
     return Outcome(
         f"{context.recipe.teacher.model} ({origin} weights): {_figures(best)} on validation",
-        {"weights": origin, "histories": msgspec.to_builtins(histories)},
+        {"weights": origin, "warnings": warned, "histories": msgspec.to_builtins(histories)},
     )
+
+
+def _warned(recipe: Recipe, labels: Sequence[str], fits: Sequence[Fit]) -> list[str]:
+    """Say how the weights of teacher and student suit the pictures; returns what there is to fear for the teacher.
+
+    What the recipe alone tells was said before the run.
+    """
+    for fit in fits:
+        say(f"  {escape(fit.note)}")
+    turned = label_warnings(recipe, labels)
+    for line in dict.fromkeys([*(line for fit in fits for line in fit.warnings), *turned]):
+        warn(line)
+    return [*teacher_warnings(recipe), *fits[0].warnings, *turned]
 
 
 def distill(context: Context) -> Outcome:
@@ -112,12 +131,16 @@ def distill(context: Context) -> Outcome:
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.loop import save_tensors
     from eyas_host.train.student import train_student
+    from eyas_host.train.weights import fit_to_pictures
 
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(threads(recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
     if recipe.student.ready:
         return _take_ready(context, data)
+    warned = student_warnings(recipe, len(data.labels))
+    for line in warned[len(student_warnings(recipe)) :]:
+        warn(line)
     cache = ViewCache.make(folder, recipe, data, checkpoints.load_teacher(context, len(data.labels)))
     data.train.forget()
     with _beside(_labels_only, recipe, context.root) if recipe.student.labels_only else nullcontext() as other:
@@ -128,7 +151,14 @@ def distill(context: Context) -> Outcome:
         checkpoint.unlink()
     return Outcome(
         f"{recipe.student.model} ({origin} weights): {_figures(_best(history))} on validation",
-        {"weights": origin, "histories": msgspec.to_builtins(histories)},
+        {
+            "weights": origin,
+            "warnings": [
+                *warned,
+                *fit_to_pictures(model.backbone, recipe.student.model, origin, recipe.picture).warnings,
+            ],
+            "histories": msgspec.to_builtins(histories),
+        },
     )
 
 
@@ -263,16 +293,32 @@ def _figures(metrics: dict[str, float]) -> str:
     return f"balanced accuracy {metrics['balanced_accuracy']:.3f}, AUC {metrics['auc']:.3f}"
 
 
+def _teacher_weights(recipe: Recipe) -> str:
+    """The file that the teacher starts from."""
+    return _sha256(recipe.teacher.weights_file)
+
+
+def _student_weights(recipe: Recipe) -> str:
+    """The file that the student starts from, or is."""
+    return _sha256(recipe.student.ready or recipe.student.weights_file)
+
+
+def _sha256(path: str) -> str:
+    return sha256(Path(path)) if path and Path(path).is_file() else ""
+
+
 _LESSON = ("teacher", "student", "augment", "picture")
 
 STAGES = (
     Stage("split", ("data",), (), split, _pictures_fingerprint),
-    Stage("teach", ("teacher", "augment", "picture", "run", "student.ready"), ("split",), teach),
-    Stage("distill", _LESSON, ("split", "teach"), distill),
+    Stage("teach", ("teacher", "augment", "picture", "run", "student.ready"), ("split",), teach, _teacher_weights),
+    Stage("distill", _LESSON, ("split", "teach"), distill, _student_weights),
     Stage("prune", (*_LESSON, "prune"), ("split", "distill"), prune, _latency_source),
     Stage("qat", (*_LESSON, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), qat),
     Stage("compile", ("compile", "student", "picture"), ("split", "prune", "qat"), compile_artefacts),
-    Stage("verify", ("gate", "picture", "pack"), ("split", "teach", "distill", "prune", "qat", "compile"), verify),
+    Stage(
+        "verify", ("gate", "picture", "pack", "cost"), ("split", "teach", "distill", "prune", "qat", "compile"), verify
+    ),
     Stage("pack", ("run", "pack", "picture"), ("split", "compile", "verify"), pack, places=("bundle",)),
     Stage(
         "report",

@@ -210,8 +210,12 @@ def _run(
 
     recipe = load_recipe(recipe_path, overrides or ())
     from eyas_host.chain import STAGES as CHAIN
+    from eyas_host.progress import warn
+    from eyas_host.recipe_warnings import recipe_warnings
     from eyas_host.stages import Context, run_chain
 
+    for line in recipe_warnings(recipe):
+        warn(line)
     run_chain(CHAIN, Context(recipe, runs / recipe.run.name), start=start, only=only, until=until)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -83,6 +84,11 @@ def track(items: Sequence[_Item], title: str) -> Iterable[_Item]:
         for item in items:
             yield item
             bar.advance()
+
+
+def warn(line: str) -> None:
+    """Print a line that deserves a look, as it is."""
+    say(f"  [yellow]{escape(line)}[/yellow]")
 
 
 def say(text: str) -> None:

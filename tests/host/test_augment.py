@@ -39,37 +39,46 @@ def frames() -> list[np.ndarray]:
 
 
 def as_ever(settings: AugmentSection, pictures: Sequence[np.ndarray], seed: tuple[int, ...]) -> np.ndarray:
-    """The views as the first version drew them, written down a second time: which number is drawn when, for what."""
-    rng = np.random.default_rng(seed)
+    """The views written down a second time: which number is drawn when, for what, by a generator of each picture."""
     views = []
-    for picture in pictures:
-        if settings.quarter_turns:
-            picture = np.rot90(picture, rng.integers(4))
-        if settings.horizontal_flip and rng.random() < 0.5:
-            picture = np.fliplr(picture)
-        if settings.vertical_flip and rng.random() < 0.5:
-            picture = np.flipud(picture)
-        height, width = picture.shape[:2]
-        if settings.rotate_degrees:
-            angle = rng.uniform(-1, 1) * settings.rotate_degrees
-            turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-            picture = cv2.warpAffine(
-                np.ascontiguousarray(picture), turn, (width, height), borderMode=cv2.BORDER_REFLECT_101
-            )
-        scale = np.sqrt(rng.uniform(settings.crop_scale, 1.0))
-        rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-        top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-        seen = prepare(np.ascontiguousarray(picture[top : top + rows, left : left + columns]), SPEC)
-        torch.manual_seed(int(rng.integers(2**31)))
-        light = v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast)
-        views.append(light(torch.from_numpy(seen).permute(2, 0, 1)).permute(1, 2, 0).numpy())
-    batch = np.stack(views)
-    for place in np.flatnonzero(rng.random(len(batch)) < settings.cutmix):
-        side = max(1, round(SPEC.size * np.sqrt(rng.uniform())))
-        top, left = rng.integers(SPEC.size - side + 1), rng.integers(SPEC.size - side + 1)
-        box = np.s_[top : top + side, left : left + side]
-        batch[place][box] = views[rng.integers(len(batch))][box]
-    return batch
+    for row in range(len(pictures)):
+        view, rng = as_ever_alone(settings, pictures, seed, row)
+        if rng.random() < settings.cutmix:
+            side = max(1, round(SPEC.size * np.sqrt(rng.uniform())))
+            top, left = rng.integers(SPEC.size - side + 1), rng.integers(SPEC.size - side + 1)
+            box = np.s_[top : top + side, left : left + side]
+            view[box] = as_ever_alone(settings, pictures, seed, rng.integers(len(pictures)))[0][box]
+        if rng.random() < settings.mixup:
+            share = rng.uniform()
+            other = as_ever_alone(settings, pictures, seed, rng.integers(len(pictures)))[0]
+            view = np.rint(share * view.astype(np.float32) + (1 - share) * other.astype(np.float32)).astype(np.uint8)
+        views.append(view)
+    return np.stack(views)
+
+
+def as_ever_alone(
+    settings: AugmentSection, pictures: Sequence[np.ndarray], seed: tuple[int, ...], row: int
+) -> tuple[np.ndarray, np.random.Generator]:
+    rng, picture = np.random.default_rng((*seed, row)), pictures[row]
+    if settings.quarter_turns:
+        picture = np.rot90(picture, rng.integers(4))
+    if settings.horizontal_flip and rng.random() < 0.5:
+        picture = np.fliplr(picture)
+    if settings.vertical_flip and rng.random() < 0.5:
+        picture = np.flipud(picture)
+    height, width = picture.shape[:2]
+    if settings.rotate_degrees:
+        angle = rng.uniform(-1, 1) * settings.rotate_degrees
+        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+        picture = np.ascontiguousarray(picture)
+        picture = cv2.warpAffine(picture, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    scale = np.sqrt(rng.uniform(settings.crop_scale, 1.0))
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    seen = prepare(np.ascontiguousarray(picture[top : top + rows, left : left + columns]), SPEC)
+    torch.manual_seed(int(rng.integers(2**31)))
+    light = v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast)
+    return np.ascontiguousarray(light(torch.from_numpy(seen).permute(2, 0, 1)).permute(1, 2, 0).numpy()), rng
 
 
 @pytest.mark.parametrize(
@@ -78,6 +87,7 @@ def as_ever(settings: AugmentSection, pictures: Sequence[np.ndarray], seed: tupl
         AugmentSection(),
         STILL,
         AugmentSection(vertical_flip=True, quarter_turns=True, cutmix=0.4),
+        EVERYTHING,
         AugmentSection(horizontal_flip=False, rotate_degrees=40.0, crop_scale=0.1, brightness=0.5, contrast=0.0),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
+import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
@@ -20,15 +22,14 @@ KEPT_BYTES = 512 << 20
 class Decoded(Sequence[Pixels]):
     """Pictures by number, uint8 [h, w, 3] in their own sizes, as the device would decode them for the model of `spec`.
 
-    The first ones that fit into `room` bytes stay in memory: a training epoch asks for all of them in turn, where
+    The first ones that fit into `KEPT_BYTES` stay in memory: a training epoch asks for all of them in turn, where
     keeping the last ones would keep none.
     """
 
-    def __init__(self, pictures: Sequence[Picture], spec: Preprocessing | None, room: int = KEPT_BYTES) -> None:
+    def __init__(self, pictures: Sequence[Picture], spec: Preprocessing | None) -> None:
         self._pictures = pictures
         self._spec = spec
-        self._room = room
-        self._kept: dict[int, Pixels] = {}
+        self._shelf: _Shelf | None = None
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -43,13 +44,18 @@ class Decoded(Sequence[Pixels]):
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
         number = range(len(self))[place]
-        pixels = self._kept.get(number)
+        shelf = self.share()
+        pixels = shelf.get(number)
         if pixels is None:
             pixels = _read(self._pictures[number], self._spec)
-            if pixels.nbytes <= self._room:
-                self._room -= pixels.nbytes
-                self._kept[number] = pixels
+            shelf.put(number, pixels)
         return pixels
+
+    def share(self) -> _Shelf:
+        """Set up what is kept; done before a fork, it is shared with the processes that are forked."""
+        if self._shelf is None:
+            self._shelf = _Shelf(len(self), KEPT_BYTES)
+        return self._shelf
 
 
 class Part:
@@ -69,6 +75,39 @@ class Part:
     def forget(self) -> None:
         """Let go of the decoded pictures; they are read again when needed."""
         self.pixels = Decoded(self.pictures, self.spec)
+
+
+class _Shelf:
+    """Some arrays uint8 [h, w, 3] in memory that is shared with forked processes; pages are taken as they are filled.
+
+    `put` takes each number once and only while there is room. Any of the processes may put and get.
+    """
+
+    def __init__(self, count: int, room: int) -> None:
+        self._room = room
+        self._pixels = mmap.mmap(-1, max(room, mmap.PAGESIZE))
+        table = mmap.mmap(-1, max(4 * 8 * (count + 1), mmap.PAGESIZE))
+        self._places = np.frombuffer(table, dtype=np.int64, count=4 * (count + 1)).reshape(count + 1, 4)
+        """A number's start, height, width and whether it is there; the last row: the start of what is free."""
+        self._lock = multiprocessing.get_context("fork").Lock()
+
+    def get(self, number: int) -> Pixels | None:
+        with self._lock:
+            start, height, width, there = self._places[number].tolist()
+        if not there:
+            return None
+        size = height * width * 3
+        return np.frombuffer(self._pixels, dtype=np.uint8, count=size, offset=start).reshape(height, width, 3)
+
+    def put(self, number: int, pixels: Pixels) -> None:
+        with self._lock:
+            start = int(self._places[-1, 0])
+            if self._places[number, 3] or start + pixels.nbytes > self._room:
+                return
+            end = start + pixels.nbytes
+            np.frombuffer(self._pixels, dtype=np.uint8, count=pixels.nbytes, offset=start)[:] = pixels.ravel()
+            self._places[-1, 0] = end
+            self._places[number] = start, *pixels.shape[:2], 1
 
 
 def _read(picture: Picture, spec: Preprocessing | None) -> Pixels:

@@ -61,43 +61,46 @@ class Augmenter:
             picture = picture[::-1]
         picture = self._crop(self._rotate(np.ascontiguousarray(picture), rng, strength), rng, strength)
         seen = prepare(np.ascontiguousarray(picture), self.spec)
-        torch.manual_seed(int(rng.integers(2**31)))
         tensor = torch.from_numpy(seen).permute(2, 0, 1)
-        light = v2.ColorJitter(brightness=settings.brightness * strength, contrast=settings.contrast * strength)
-        tensor = light(tensor)
-        if settings.randaugment:
-            steps = light_steps(settings.randaugment, round(settings.magnitude * strength), settings.forbid)
-            tensor = steps(tensor.flip(0)).flip(0)  # red-green-blue in between
+        with torch.random.fork_rng(devices=[]):  # torchvision knows no other random state than torch's own
+            torch.manual_seed(int(rng.integers(2**31)))
+            light = v2.ColorJitter(brightness=settings.brightness * strength, contrast=settings.contrast * strength)
+            tensor = light(tensor)
+            if settings.randaugment:
+                steps = light_steps(settings.randaugment, round(settings.magnitude * strength), settings.forbid)
+                tensor = steps(tensor.flip(0)).flip(0)  # red-green-blue in between
         return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
 
     def views(
-        self, pictures: Sequence[Pixels], seed: Sequence[int], *, strength: float = 1.0, mixed: bool = True
+        self,
+        pictures: Sequence[Pixels],
+        seed: Sequence[int],
+        rows: Iterable[int] | None = None,
+        *,
+        strength: float = 1.0,
+        mixed: bool = True,
     ) -> Batch:
-        """One view of each picture, uint8 [pictures, size, size, 3].
+        """One view of each picture, or of those at `rows`, uint8 [rows, size, size, 3].
 
-        Some are mixed with the view of another picture (CutMix, then mixup) unless `mixed` is off, as it must be where
-        nobody answers for the mix: training on the labels of the pictures.
+        A view follows from (`seed`, row) alone, whatever is drawn before or beside it. Some are mixed with the view of
+        another picture (CutMix, then mixup) unless `mixed` is off, as it must be where nobody answers for the mix:
+        training on the labels of the pictures.
         """
-        rng = np.random.default_rng(seed)
-        batch = np.empty((len(pictures), self.spec.size, self.spec.size, 3), dtype=np.uint8)
-        for place, picture in enumerate(pictures):
-            batch[place] = self.view(picture, rng, strength)
-        if mixed and (self.settings.cutmix or self.settings.mixup):
-            self._mix(batch, rng)
-        return batch
+        wanted = range(len(pictures)) if rows is None else rows
+        return np.stack([self._drawn(pictures, seed, int(row), strength, mixed) for row in wanted])
 
-    def _mix(self, batch: Batch, rng: np.random.Generator) -> None:
-        originals = batch.copy()
-        for place in np.flatnonzero(rng.random(len(batch)) < self.settings.cutmix):
+    def _drawn(self, pictures: Sequence[Pixels], seed: Sequence[int], row: int, strength: float, mixed: bool) -> Pixels:
+        rng = np.random.default_rng((*seed, row))
+        view = self.view(pictures[row], rng, strength)
+        if mixed and rng.random() < self.settings.cutmix:
             top, left, height, width = _box(self.spec.size, rng)
-            other = originals[rng.integers(len(batch))]
-            batch[place, top : top + height, left : left + width] = other[top : top + height, left : left + width]
-        if self.settings.mixup:
-            for place in np.flatnonzero(rng.random(len(batch)) < self.settings.mixup):
-                share = float(rng.uniform())  # Beta(1, 1): Zhang et al., "mixup", 2018; the teacher answers for any
-                other = originals[rng.integers(len(batch))]
-                blended = share * batch[place].astype(np.float32) + (1 - share) * other
-                batch[place] = np.rint(blended).astype(np.uint8)
+            other = self._drawn(pictures, seed, int(rng.integers(len(pictures))), strength, mixed=False)
+            view[top : top + height, left : left + width] = other[top : top + height, left : left + width]
+        if mixed and rng.random() < self.settings.mixup:
+            share = float(rng.uniform())  # Beta(1, 1): Zhang et al., "mixup", 2018; the teacher answers for any
+            other = self._drawn(pictures, seed, int(rng.integers(len(pictures))), strength, mixed=False)
+            view = np.rint(share * view.astype(np.float32) + (1 - share) * other).astype(np.uint8)
+        return view
 
     def _rotate(self, picture: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
         if not self.settings.rotate_degrees:

@@ -1,0 +1,204 @@
+"""Views in batches: the same whoever draws them, drawn ahead, and no more in memory than a few batches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eyas_host.data import part as part_module
+from eyas_host.data.index import build_index
+from eyas_host.data.part import Part
+from eyas_host.data.stream import Rows, Stream, draw_ahead, in_turn, worker_count
+from eyas_host.data.views import Augmenter, Batch, prepared
+from eyas_host.errors import DataError, RecipeError, TrainError
+from eyas_host.recipe import AugmentSection, DataSection, PictureSection, Recipe, RunSection, load_recipe
+
+MIXED = AugmentSection(vertical_flip=True, rotate_degrees=20.0, brightness=0.4, randaugment=1, cutmix=0.4, mixup=0.4)
+SEED = (3, 1, 4)
+
+
+def recipe_of(pictures: Path, workers: int = 0) -> Recipe:
+    return Recipe(
+        run=RunSection(name="a", device="cpu", workers=workers),
+        data=DataSection(path=str(pictures)),
+        picture=PictureSection(size=32),
+        augment=MIXED,
+    )
+
+
+@pytest.fixture
+def part(shape_pictures: Path) -> Part:
+    index = build_index(recipe_of(shape_pictures).data)
+    return Part(index.pictures[:23], index.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(part: Part, shape_pictures: Path, workers: int) -> None:
+    recipe = recipe_of(shape_pictures, workers)
+    whole = Augmenter(MIXED, recipe.picture.preprocessing()).views(part.pixels, SEED)
+    order = np.random.default_rng(0).permutation(23)
+    for batches in (in_turn(23, 5), [order[:9], order[9:]], [order]):
+        drawn = list(Stream(recipe, part).views(batches, SEED))
+        assert [len(one) for one in drawn] == [len(rows) for rows in batches]
+        assert all(np.array_equal(one, whole[rows]) for one, rows in zip(drawn, batches, strict=True))
+    weak = next(Stream(recipe, part).views([np.array([7])], SEED, strength=0.3, mixed=False))
+    assert weak.shape == (1, 32, 32, 3) and not np.array_equal(weak[0], whole[7])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_without_augmentation(part: Part, shape_pictures: Path, workers: int) -> None:
+    recipe = recipe_of(shape_pictures, workers)
+    drawn = np.concatenate(list(Stream(recipe, part).prepared(in_turn(23, 6))))
+    assert np.array_equal(drawn, prepared(part.pixels, recipe.picture.preprocessing()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_keeps_its_random_state(part: Part, shape_pictures: Path, workers: int) -> None:
+    """Dropout between two batches is what it would be without any drawing."""
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    seen = [torch.rand(1) for _ in Stream(recipe_of(shape_pictures, workers), part).views(in_turn(23, 6), SEED)]
+    assert torch.equal(torch.cat(seen), expected)
+
+
+def test_all_rows_in_turn() -> None:
+    assert [len(rows) for rows in in_turn(50, 8)] == [8] * 6 + [2]
+    assert np.array_equal(np.concatenate(in_turn(50, 8)), np.arange(50)) and in_turn(0) == []
+
+
+def test_workers_share_what_was_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one worker read, another one and the parent find, as far as there is room; the rest is read again."""
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            picture = rng.integers(0, 256, (40, 32 + 8 * number, 3), dtype=np.uint8)
+            assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), picture)
+    index = build_index(DataSection(path=str(tmp_path)))
+    sizes = [40 * (32 + 8 * (number % 4)) * 3 for number in range(8)]
+    monkeypatch.setattr(part_module, "KEPT_BYTES", sum(sizes[:5]))
+    part = Part(index.pictures, index.labels)
+    before = [pixels.copy() for pixels in Part(index.pictures, index.labels).pixels]
+    list(Stream(recipe_of(tmp_path, 1), part).prepared(in_turn(8, 1)))
+    for picture in part.pictures[:5]:
+        Path(picture.path).unlink()
+    assert all(np.array_equal(part.pixels[n], before[n]) for n in range(8))
+    Path(part.pictures[6].path).unlink()
+    with pytest.raises(DataError, match="missing or changed"):
+        _ = part.pixels[6]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_changed_stops_training_with_one_line(tmp_path: Path, workers: int) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            picture = np.full((40, 40, 3), 10 * number + (label == "b"), dtype=np.uint8)
+            assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), picture)
+    index = build_index(DataSection(path=str(tmp_path)))
+    part = Part(index.pictures, index.labels)
+    Path(part.pictures[5].path).write_bytes(b"other bytes")
+    seen = []
+    with pytest.raises(DataError) as caught:
+        seen.extend(Stream(recipe_of(tmp_path, workers), part).prepared(in_turn(8, 2)))
+    assert str(caught.value).startswith(part.pictures[5].path) and "\n" not in str(caught.value)
+    assert len(seen) == 2  # the two batches before it, in order
+
+
+def test_a_killed_worker_is_said_with_what_to_do() -> None:
+    parent = os.getpid()
+
+    def draw(rows: Rows) -> Batch:
+        if rows[0] == 2 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros((len(rows), 32, 32, 3), dtype=np.uint8)
+
+    with pytest.raises(TrainError, match=r"killed.*smaller \[run\] workers than 1, or 0"):
+        list(draw_ahead(draw, in_turn(4, 1), 1))
+
+
+def test_a_fault_of_ours_is_not_hidden() -> None:
+    def draw(rows: Rows) -> Batch:
+        raise RuntimeError("a bug")
+
+    for workers in (0, 1):
+        with pytest.raises(RuntimeError, match="a bug"):
+            list(draw_ahead(draw, in_turn(2), workers))
+
+
+def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+    """A run that is killed may be started again at once: no child holds its lock."""
+    code = f"""
+import fcntl, os, signal, time, numpy as np
+from eyas_host.data.stream import draw_ahead, in_turn
+lock = open({str(tmp_path / "lock")!r}, "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+def draw(rows):
+    time.sleep(0 if rows[0] == 0 else 60)
+    return np.zeros((1, 8, 8, 3), dtype=np.uint8)
+next(iter(draw_ahead(draw, in_turn(9, 1), 2)))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    taken = ["flock", "--timeout", "2", str(tmp_path / "lock"), "true"]
+    assert subprocess.run(taken, check=False).returncode == 0
+
+
+def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(cores: int, ranks: str = "1", **run: object) -> int:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        return worker_count(RunSection(name="a", device="cpu", **run))  # type: ignore[arg-type]
+
+    assert [count(cores) for cores in (1, 2, 4, 64)] == [0, 1, 3, 4]
+    assert count(8, "4") == 1 and count(2, "4") == 0
+    assert count(1, workers=3) == 3 and count(64, workers=0) == 0
+
+
+def test_the_setting_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[run]\nname = "a"\nworkers = 2\n[data]\npath = "pictures"\n')
+    assert load_recipe(path).run.workers == 2
+    assert load_recipe(path, ["run.workers=auto"]).run.workers == "auto"
+    for wrong in ("-1", "1000", "many"):
+        with pytest.raises(RecipeError, match=r"\[run\] workers"):
+            load_recipe(path, [f"run.workers={wrong}"])
+
+
+def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
+    """Peak memory of an epoch over 150 pictures, then over 700 in the same process, whose views are 83 MB more."""
+    rng = np.random.default_rng(0)
+    tile = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (48, 48))
+    for number in range(700):
+        folder = tmp_path / str(number % 2)
+        folder.mkdir(exist_ok=True)
+        tile[0, :2] = np.frombuffer(number.to_bytes(6, "big"), dtype=np.uint8).reshape(2, 3)
+        assert cv2.imwrite(str(folder / f"{number:04d}.bmp"), tile)
+    code = f"""
+import resource, torch
+from eyas_host.data import part
+from eyas_host.data.index import build_index
+from eyas_host.data.stream import Stream, in_turn
+from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection
+torch.set_num_threads(1)
+part.KEPT_BYTES = 1 << 20
+recipe = Recipe(run=RunSection(name="a", device="cpu", workers=0), picture=PictureSection(size=224))
+index = build_index(DataSection(path={str(tmp_path)!r}, near_duplicates=0))
+for count in (150, 700):
+    some = part.Part(index.pictures[:count], index.labels)
+    seen = sum(len(batch) for batch in Stream(recipe, some).views(in_turn(count, 16), (0, 2)))
+    print(seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    (few, before), (many, after) = (line.split() for line in done.stdout.splitlines())
+    assert (int(few), int(many)) == (150, 700)
+    assert float(after) - float(before) < 20, done.stdout
