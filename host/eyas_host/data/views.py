@@ -86,8 +86,11 @@ class Augmenter:
         another picture (CutMix, then mixup) unless `mixed` is off, as it must be where nobody answers for the mix:
         training on the labels of the pictures.
         """
-        wanted = range(len(pictures)) if rows is None else rows
-        return np.stack([self._drawn(pictures, seed, int(row), strength, mixed) for row in wanted])
+        wanted = range(len(pictures)) if rows is None else [int(row) for row in rows]
+        batch = np.empty((len(wanted), self.spec.size, self.spec.size, 3), dtype=np.uint8)
+        for place, row in enumerate(wanted):
+            batch[place] = self._drawn(pictures, seed, row, strength, mixed)
+        return batch
 
     def _drawn(self, pictures: Sequence[Pixels], seed: Sequence[int], row: int, strength: float, mixed: bool) -> Pixels:
         rng = np.random.default_rng((*seed, row))
