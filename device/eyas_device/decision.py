@@ -28,7 +28,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if self.threshold is None:
             return "the label with the least expected cost"
-        return f"{self.label} from a probability of {self.threshold:.3g} on"
+        return f"{self.label} from a probability of {100 * self.threshold:.1f} % on"
 
 
 def decide(

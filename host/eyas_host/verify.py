@@ -14,12 +14,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.markup import escape
 
 from eyas_device.bundle import Artefact, Bundle
+from eyas_device.decision import Decision
 from eyas_device.preprocess import prepare
 from eyas_device.runtimes import open_runtime
 from eyas_host import checkpoints
-from eyas_host.compile.parity import Parity, compare, refusal
+from eyas_host.compile.parity import Parity, compare, reference_of, refusal
 from eyas_host.compile.qdq import exact_int8
 from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Part, Split
@@ -28,14 +30,16 @@ from eyas_host.errors import GateError, StageError
 from eyas_host.files import whole, write_bytes
 from eyas_host.progress import meter, say
 from eyas_host.stages import Context, Outcome
+from eyas_host.train.cost import choose_decision, cost_matrix
 from eyas_host.train.loop import logits_of
-from eyas_host.train.metrics import Scores, fit_temperature, score, softmax
+from eyas_host.train.metrics import Scores, expected_calibration_error, fit_temperature, score, softmax
 
 NETWORKS = ("teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8")
 """Rungs that are torch networks, in the order of the ladder."""
 
 _LOGITS = "logits.npz"
 _VERDICT = "verdict.json"
+_CONFIDENCE = "confidence.json"
 _ROUNDS = 30
 _FRAMES_A_ROUND = 5
 
@@ -62,6 +66,13 @@ class Verdict(msgspec.Struct, frozen=True):
     """Artefact -> why it is not packed."""
     use: dict[str, str]
     reasons: dict[str, str]
+    decision: Decision | None = None
+    """What mistakes cost and how an answer follows, if the recipe has a cost table."""
+
+    @property
+    def shipped(self) -> str:
+        """The artefact that the bundle's first runtime runs."""
+        return next(iter(self.use.values()))
 
     def packed(self, name: str) -> bool:
         """Whether the artefact passed."""
@@ -78,6 +89,21 @@ class Verdict(msgspec.Struct, frozen=True):
             "latency_ms_p50": latency.p50,
             "latency_ms_p90": latency.p90,
         }
+
+
+class CalibratedConfidence(msgspec.Struct, frozen=True, kw_only=True):
+    """`verify/confidence.json`: how logits become a probability and an answer, fitted on validation."""
+
+    temperature: float
+    pictures: int
+    rung: str
+    """The network whose logits the temperature was fitted on; the errors below are its."""
+    ece_before: float
+    """Expected calibration error, 15 bins, at temperature 1."""
+    ece_after: float
+    threshold: float
+    """Below this confidence an answer is unsure (`[pack] threshold`)."""
+    decision: Decision | None
 
 
 def verify_all(context: Context) -> Outcome:
@@ -104,12 +130,27 @@ def verify_all(context: Context) -> Outcome:
     sizes |= {a.name: sum(f.size_bytes for f in a.files) for a in bundle.manifest.artefacts}
     refused = {name: why for name in artefacts if (why := refusal(name, parity[name], context.recipe.gate))}
     use, reasons = choose(bundle.manifest.artefacts, refused, latency)
-    verdict = Verdict(temperature, scores, parity, latency, sizes, refused, use, reasons)
-    write_bytes(context.folder("verify") / _VERDICT, msgspec.json.format(msgspec.json.encode(verdict), indent=1))
+    costs = cost_matrix(context.recipe.cost, split.labels)
+    shipped = probabilities[next(iter(use.values()))]
+    decision = choose_decision(costs, split.labels, shipped, targets, currency=context.recipe.cost.currency)
+    verdict = Verdict(temperature, scores, parity, latency, sizes, refused, use, reasons, decision)
+    confidence = CalibratedConfidence(
+        temperature=temperature,
+        pictures=len(targets),
+        rung="qat",
+        ece_before=expected_calibration_error(softmax(logits["qat"]), targets),
+        ece_after=scores["qat"].ece,
+        threshold=context.recipe.pack.threshold,
+        decision=decision,
+    )
+    for name, found in ((_VERDICT, verdict), (_CONFIDENCE, confidence)):
+        write_bytes(context.folder("verify") / name, msgspec.json.format(msgspec.json.encode(found), indent=1))
     for name, why in refused.items():
         say(f"  [red]{name} is not packed:[/red] {why}")
     for runtime, why in reasons.items():
         say(f"  {runtime} runs {use[runtime]}: {why}")
+    if decision is not None:
+        say(f"  answer: {escape(str(decision))}")
     least = min(parity[name].agreement for name in artefacts)
     floor = (probabilities["exact-int8"].argmax(1) == probabilities["qat"].argmax(1)).mean()
     summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; least agreement {least:.3f}"
@@ -142,6 +183,13 @@ def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
     networks["qat"] = load_qat(checkpoints.load_deploy(context, classes), context.folder("qat"))
     networks["exact-int8"] = exact_int8(networks["qat"], input_size=context.recipe.picture.size)
     return {name: net.eval() for name, net in networks.items()}
+
+
+def shipped_network(context: Context, classes: int, artefact: str) -> torch.nn.Module:
+    """The torch network that an artefact was made from."""
+    if reference_of(artefact) == "pruned":
+        return checkpoints.load_pruned(context, classes)
+    return load_qat(checkpoints.load_deploy(context, classes), context.folder("qat"))
 
 
 def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Logits]:

@@ -108,6 +108,7 @@ def pack_bundle(context: Context) -> Outcome:
         use=verdict.use,
         reasons=verdict.reasons,
         confidence=Confidence(temperature=verdict.temperature, threshold=context.recipe.pack.threshold),
+        decision=verdict.decision,
         lineage=Lineage(
             data=data_hash(split.manifest),
             split=sha256(context.root / SPLIT_MANIFEST),

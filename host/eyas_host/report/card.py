@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from eyas_device.bundle import Manifest
+from eyas_device.decision import Decision
 
 _NOT_MEASURED = "not measured"
 
@@ -47,6 +48,7 @@ answer, with a confidence. It is meant for pictures like those it was trained on
 - A picture is fitted ({spec.fit}, {spec.interpolation}, centre {spec.crop_fraction:.0%}) into {spec.size} x {spec.size}
   pixels, uint8, blue-green-red; normalisation is inside the model.
 - Logits are divided by a temperature of {confidence.temperature:.3g}, fitted on validation.
+- {_plain(_answer(manifest.decision))}
 - Answers below a confidence of {confidence.threshold:.2f} are reported as unsure.
 
 ## Evidence
@@ -116,6 +118,13 @@ def _evidence(manifest: Manifest) -> str:
         ]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _answer(decision: Decision | None) -> str:
+    """How probabilities become an answer."""
+    if decision is None:
+        return "The answer is the likeliest label."
+    return f"The answer weighs what mistakes cost: {decision}."
 
 
 def _figure(found: Mapping[str, float | str | None], key: str, form: str, unit: str = "") -> str:

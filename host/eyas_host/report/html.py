@@ -16,16 +16,18 @@ import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eyas_device.errors import PictureError
-from eyas_device.preprocess import read_picture
-from eyas_host.report import plots
+from eyas_device.preprocess import Pixels, read_picture
+from eyas_host.report import plots, score_plots
 from eyas_host.report.model import Mistake, Report, Rung
+from eyas_host.report.signals import operating_point
 from eyas_host.train.metrics import Bin
 
 NOT_MEASURED = "not measured"
 
 _TRAININGS = {
-    "head": "teacher, stage 1: the head alone",
-    "blocks": "teacher, stage 2: the last blocks too",
+    "teacher": "teacher: the head alone, then blocks",
+    "head": "teacher: the head alone",
+    "blocks": "teacher: the last blocks",
     "student": "student, taught by the teacher",
     "labels-only": "the same student, from labels only",
     "pruned": "pruned student, recovery",
@@ -36,10 +38,21 @@ _MAX_THUMBNAILS = 24
 _JPEG_QUALITY = 82
 
 
-def render_html(report: Report) -> str:
-    """The whole report as HTML. Pictures that cannot be read any more are replaced by a note, never an error."""
+def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -> str:
+    """The whole report as HTML. Pictures that cannot be read any more are replaced by a note, never an error.
+
+    `looked_at` has what is shown beside a mistake: path -> uint8 [side, side, 3] BGR.
+    """
+    looked_at = looked_at or {}
+    decided = report.decided or report.scores.get(report.shipped)
+    looked_for = next((curve.label for curve in report.curves if curve.label), "")
+    points = (
+        operating_point(decided.confusion, report.labels.index(looked_for))
+        if decided and looked_for and len(report.labels) == 2
+        else {}
+    )
     shipped, teacher = _rung(report, report.shipped), _rung(report, "teacher")
-    curves = plots.learning_curves(report.histories)
+    curves = plots.learning_curves(report.histories, report.recipe.get("run", {}).get("metric", "objective"))
     return (
         _environment()
         .get_template("report.html.j2")
@@ -50,6 +63,14 @@ def render_html(report: Report) -> str:
             validation={r.name: r for r in report.validation_rungs},
             shipped=shipped,
             references={p.reference for p in report.parity.values()},
+            decided=decided,
+            per_class=list(zip(report.labels, decided.classes, strict=False)) if decided else [],
+            own_intervals=report.intervals.get(report.shipped, {}),
+            looked_for=looked_for,
+            roc=score_plots.score_curves(report.curves, "roc", report.shipped, points.get("roc")),
+            pr=score_plots.score_curves(report.curves, "pr", report.shipped, points.get("pr")),
+            areas={kind: _areas(report, kind) for kind in ("roc", "pr")},
+            cost=score_plots.cost(report.cost) if report.cost else None,
             axis=_axis(report.rungs),
             unmeasured=[r.name for r in report.rungs if r.latency_ms is None],
             scatter=plots.scatter(report.rungs, report.shipped),
@@ -60,11 +81,14 @@ def render_html(report: Report) -> str:
                 if bins
             ],
             confusions=[
-                (name, _confusion(report.scores[name].confusion))
-                for name in dict.fromkeys((report.shipped, "teacher"))
-                if name in report.scores
+                (name, _confusion(scores.confusion))
+                for name, scores in ((report.shipped, decided), ("teacher", report.scores.get("teacher")))
+                if scores and (name, scores) != ("teacher", decided)
             ],
-            mistakes=[(m, thumbnail(m)) for m in report.mistakes[:_MAX_THUMBNAILS]],
+            mistakes=[
+                (m, thumbnail(m), _jpeg(looked_at[m.path]) if m.path in looked_at else None)
+                for m in report.mistakes[:_MAX_THUMBNAILS]
+            ],
             total_seconds=sum(s.seconds for s in report.stages),
             longest=max((s.seconds for s in report.stages), default=0.0) or 1.0,
             heaviest=max((s.peak_rss_mb for s in report.stages), default=0.0) or 1.0,
@@ -112,6 +136,11 @@ def thumbnail(mistake: Mistake) -> str | None:
         picture = read_picture(Path(mistake.path))
     except (PictureError, ValueError):  # ValueError: a path with a null byte
         return None
+    return _jpeg(picture)
+
+
+def _jpeg(picture: Pixels) -> str:
+    """A picture as a JPEG data URI with its longer side at 128 pixels."""
     height, width = picture.shape[:2]
     scale = _THUMBNAIL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -168,6 +197,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def money(value: float | None) -> str:
+    """A cost with as many decimals as it needs: `1,234` or `0.52`."""
+    if value is None or not math.isfinite(value):
+        return NOT_MEASURED
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else number(value)
+
+
 def setting(value: Any) -> str:
     """A recipe's value as one would write it."""
     if isinstance(value, bool):
@@ -193,6 +229,7 @@ def _environment() -> Environment:
         "small": small,
         "megabytes": megabytes,
         "kilobytes": kilobytes,
+        "money": money,
         "duration": duration,
         "setting": setting,
         "file_name": lambda path: Path(path).name,
@@ -217,6 +254,15 @@ def _axis(rungs: Sequence[Rung]) -> tuple[float, float]:
     high = max((r.balanced_accuracy_ci[1] for r in rungs), default=1.0)
     margin = max(0.005, 0.04 * (high - low))
     return low - margin, high + margin
+
+
+def _areas(report: Report, kind: str) -> list[tuple[str, float]]:
+    """Rung -> area under its curve, or under the mean of its labels' curves."""
+    areas: dict[str, float] = {}
+    for curve in report.curves:
+        if curve.kind == kind:
+            areas.setdefault(curve.rung, curve.area)
+    return list(areas.items())
 
 
 def _ece(bins: Sequence[Bin]) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from eyas_host.compile.parity import Parity
 from eyas_host.compile.sizes import ArtefactSize, LayerSize
 from eyas_host.compress.sensitivity import Sensitivity
+from eyas_host.report.curves import Curve
+from eyas_host.train.cost import CostFigures
 from eyas_host.train.metrics import Bin, Scores
 from eyas_host.verify import Latency
 
@@ -25,6 +27,9 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
     balanced_accuracy_ci: tuple[float, float]
     f1: float
     auc: float
+    pr_auc: float | None = None
+    cost: float | None = None
+    """Mean cost of a picture, as the bundle decides; null without a cost table."""
     agreement: float | None = None
     """With the network it was made from."""
     size_bytes: int | None = None
@@ -41,6 +46,15 @@ class Mistake(msgspec.Struct, frozen=True):
     label: str
     answer: str
     confidence: float
+    cost: float | None = None
+
+
+class Signal(msgspec.Struct, frozen=True):
+    """One reason for or against shipping."""
+
+    level: Literal["green", "yellow", "red"]
+    """green: good; yellow: look before you ship; red: do not ship."""
+    text: str
 
 
 class StageLine(msgspec.Struct, frozen=True):
@@ -68,14 +82,30 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     shipped: str
     """The rung that the first runtime of the bundle runs."""
     scores: dict[str, Scores]
-    """Rung -> all figures on test, confusion matrix included."""
+    """Rung -> all figures on test of its likeliest labels, confusion matrix included."""
+    decided: Scores | None = None
+    """The shipped rung's figures on test for the answers that the bundle gives, where those weigh costs."""
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    """Shipped rung and teacher -> figure -> 95 % bootstrap interval on test; the shipped one's for what it answers."""
+    cost: CostFigures | None = None
+    curves: tuple[Curve, ...] = ()
+    signals: tuple[Signal, ...] = ()
+    """Why to ship or not, the gravest first."""
+    warnings: tuple[str, ...] = ()
+    """Of the split and of the recipe."""
+    hashes: dict[str, str] = {}
+    """What was made of what: sha256 of data, split, recipe, bundle and its parent."""
+    strategy: str = ""
+    """How the pictures were divided, in words."""
+    divided_by: str = ""
+    """stratified, group or time."""
     parity: dict[str, Parity]
     reliability: dict[str, tuple[Bin, ...]]
     """`before` and `after` temperature scaling, of the shipped rung on test."""
     mistakes: tuple[Mistake, ...]
-    """Of the shipped rung on test, the surest first."""
+    """Of the shipped rung on test, the dearest first, then the surest."""
     histories: dict[str, list[dict[str, Any]]]
-    """Training -> epochs: `epoch`, `loss`, `seconds`, `metrics` (objective, balanced_accuracy, auc, loss)."""
+    """Training -> epochs: `epoch`, `loss`, `seconds`, `metrics` (objective, balanced_accuracy, auc, loss), `stage`."""
     stages: tuple[StageLine, ...]
     use: dict[str, str]
     reasons: dict[str, str]

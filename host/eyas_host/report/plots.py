@@ -1,68 +1,25 @@
-"""Plots of the report as inline SVG that follows the page's light or dark colours.
-
-Matplotlib draws with stand-in colours; each becomes a CSS variable of the page, so one picture serves both themes. Text
-stays text, and no pyplot state is touched.
-"""
+"""Plots of the report about the ladder, training, calibration and layers."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
+from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALIDATION, svg
 from eyas_host.report.model import Rung
 from eyas_host.train.metrics import Bin
 
 if TYPE_CHECKING:
     from eyas_host.compress.sensitivity import Sensitivity
 
-_INK, _MUTED, _GRID, _PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
-_RUNTIMES = {"torch": "#0a0b05", "litert": "#0a0b06", "openvino": "#0a0b07", "onnx": "#0a0b08"}
-_TRAIN, _VALIDATION = _RUNTIMES["torch"], _RUNTIMES["litert"]
-_VARIABLES = {
-    _INK: "ink",
-    _MUTED: "muted",
-    _GRID: "line",
-    _PAPER: "card",
-    _RUNTIMES["torch"]: "torch",
-    _RUNTIMES["litert"]: "litert",
-    _RUNTIMES["openvino"]: "openvino",
-    _RUNTIMES["onnx"]: "onnx",
-}
-"""Stand-in colour -> CSS variable of the page."""
-
 _NAMED = 6
 """Layers that are named beside their marks."""
-
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a label may hold a dollar sign
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": _MUTED,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "figure.facecolor": "none",
-    "lines.linewidth": 1.8,
-}
 
 
 def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
@@ -73,20 +30,20 @@ def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
     shown = [r for r in rungs if r.latency_ms is not None and r.latency_ms.p50 > 0]
     if not shown:
         return Markup("")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 4.3), layout="constrained")
         axes = figure.add_subplot()
         largest = max(r.size_bytes or 0 for r in shown) or 1
         places = [(r.latency_ms.p50, r.balanced_accuracy) for r in shown if r.latency_ms]
         for rung, (x, y) in zip(shown, places, strict=True):
-            colour = _RUNTIMES.get(rung.runtime, _MUTED)
+            colour = RUNTIMES.get(rung.runtime, MUTED)
             low, high = rung.balanced_accuracy_ci
             axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.4)
             axes.scatter(
                 [x],
                 [y],
                 s=30 + 900 * (rung.size_bytes or 0) / largest,
-                facecolor=colour if rung.precision == "int8" else _PAPER,
+                facecolor=colour if rung.precision == "int8" else PAPER,
                 edgecolor=colour,
                 linewidth=1.6,
                 alpha=0.85,
@@ -117,11 +74,11 @@ def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
                 va="center",
                 fontsize=9,
                 fontweight="bold" if rung.name == shipped else "normal",
-                color=_RUNTIMES.get(rung.runtime, _MUTED),
-                arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
+                color=RUNTIMES.get(rung.runtime, MUTED),
+                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
             )
         names = ", ".join(r.name for r in shown)
-        return _svg(figure, f"Scatter plot of balanced accuracy against latency for {names}; figures are in the ladder")
+        return svg(figure, f"Scatter plot of balanced accuracy against latency for {names}; figures are in the ladder")
 
 
 def front(points: Sequence[Mapping[str, Any]]) -> Markup:
@@ -139,78 +96,114 @@ def front(points: Sequence[Mapping[str, Any]]) -> Markup:
         for point, known in zip(shown, measured, strict=True)
     ]
     accuracy = [float(point["balanced_accuracy"]) for point in shown]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.plot(ms, accuracy, color=_VALIDATION, linewidth=1.2, alpha=0.5)
-        colours = [_VALIDATION if known else _PAPER for known in measured]
-        axes.scatter(ms, accuracy, s=60, facecolor=colours, edgecolor=_VALIDATION, linewidth=1.6, zorder=3)
+        axes.plot(ms, accuracy, color=VALIDATION, linewidth=1.2, alpha=0.5)
+        colours = [VALIDATION if known else PAPER for known in measured]
+        axes.scatter(ms, accuracy, s=60, facecolor=colours, edgecolor=VALIDATION, linewidth=1.6, zorder=3)
         for point, x, y in zip(shown, ms, accuracy, strict=True):
             words = f"{point['part']:.0%}" if point["round"] else "dense"
-            axes.annotate(words, (x, y), (7, -13), textcoords="offset points", color=_MUTED)
+            axes.annotate(words, (x, y), (7, -13), textcoords="offset points", color=MUTED)
         axes.margins(x=0.08, y=0.2)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axes.set_xlabel("latency of one picture in int8 at one thread, ms")
         axes.set_title("balanced accuracy on validation after recovery (beside it: part of the dense latency)")
         ends = f"{ms[0]:.2f} ms at {accuracy[0]:.3f} to {ms[-1]:.2f} ms at {accuracy[-1]:.3f}"
-        return _svg(figure, f"Accuracy-latency front of pruning in {len(shown)} networks, from {ends}")
+        return svg(figure, f"Accuracy-latency front of pruning in {len(shown)} networks, from {ends}")
 
 
-def learning_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Markup]:
-    """Training -> its loss and balanced accuracy over the epochs; all share the accuracy's scale."""
+def learning_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "objective"
+) -> dict[str, Markup]:
+    """Training -> its loss and balanced accuracy over the epochs; all share the accuracy's scale.
+
+    The teacher's head and blocks are one training; where an epoch's `stage` is another than before, a line marks it.
+    The dot is the epoch that is best by `metric`.
+    """
     accuracies = [_metric(e, "balanced_accuracy") for history in histories.values() for e in history]
     finite = [value for value in accuracies if math.isfinite(value)]
     limits = (min(finite) - 0.02, min(1.0, max(finite) + 0.02)) if finite else (0.0, 1.0)
-    return {title: _curves(title, history, limits) for title, history in histories.items() if history}
+    return {title: _curves(title, history, limits, metric) for title, history in _joined(histories).items() if history}
 
 
-def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> Markup:
+def _joined(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The histories with `head` and `blocks`, where there are both, as `teacher`, its epochs counted through."""
+    joined: dict[str, list[Mapping[str, Any]]] = {title: list(history) for title, history in histories.items()}
+    head, blocks = joined.get("head"), joined.get("blocks")
+    if not head or not blocks:
+        return joined
+    named = [{**epoch, "stage": "head"} for epoch in head]
+    named += [{**epoch, "stage": epoch.get("stage") or "blocks"} for epoch in blocks]
+    teacher: list[Mapping[str, Any]] = [{**epoch, "epoch": number} for number, epoch in enumerate(named, start=1)]
+    return {"teacher": teacher} | {t: h for t, h in joined.items() if t not in ("head", "blocks")}
+
+
+def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[float, float], metric: str) -> Markup:
     epochs = [int(entry["epoch"]) for entry in history]
-    objective = [_metric(entry, "objective") for entry in history]
-    finite = [(value, row) for row, value in enumerate(objective) if math.isfinite(value)]
+    stages = [str(entry.get("stage") or "") for entry in history]
+    judged = [(-1 if metric == "loss" else 1) * _metric(entry, metric) for entry in history]
+    begins = [row for row in range(1, len(stages)) if stages[row] != stages[row - 1]]
+    first = stages.count("head") % len(stages)  # what is kept comes from the blocks, where there are any
+    finite = [(value, row) for row, value in enumerate(judged) if math.isfinite(value) and row >= first]
     kept = max(finite, key=lambda pair: (pair[0], -pair[1]))[1] if finite else None
     marker = "o" if len(epochs) == 1 else ""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.5, 3.4), layout="constrained")
         losses, accuracy = figure.subplots(2, 1, sharex=True)
-        losses.plot(epochs, [float(e["loss"]) for e in history], color=_TRAIN, marker=marker)
+        losses.plot(epochs, [float(e["loss"]) for e in history], color=TRAIN, marker=marker)
         losses.plot(
             epochs,
             [_metric(e, "loss") for e in history],
-            color=_VALIDATION,
+            color=VALIDATION,
             linestyle="--",
             marker=marker,
         )
         losses.set_title("loss")
         values = [_metric(e, "balanced_accuracy") for e in history]
-        accuracy.plot(epochs, values, color=_VALIDATION, marker=marker)
+        accuracy.plot(epochs, values, color=VALIDATION, marker=marker)
         if kept is not None:
-            accuracy.plot([epochs[kept]], [values[kept]], marker="o", markersize=7, color=_VALIDATION)
+            accuracy.plot([epochs[kept]], [values[kept]], marker="o", markersize=7, color=VALIDATION)
+        for row in begins:
+            for axes in (losses, accuracy):
+                axes.axvline(epochs[row] - 0.5, color=MUTED, linewidth=0.8, linestyle=":")
+            losses.annotate(
+                stages[row],
+                (epochs[row] - 0.5, 0.97),
+                (2, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                rotation=90,
+                va="top",
+                fontsize=7,
+                color=MUTED,
+            )
         accuracy.set_ylim(*limits)
         accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         accuracy.set_title("balanced accuracy, validation")
         accuracy.set_xlabel("epoch")
         accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         kept_words = "" if kept is None else f"; epoch {epochs[kept]} kept, balanced accuracy {values[kept]:.3f}"
-        return _svg(figure, f"Learning curves of {title}: {len(epochs)} epochs{kept_words}")
+        marks = "".join(f"; {stages[row]} from epoch {epochs[row]}" for row in begins)
+        return svg(figure, f"Learning curves of {title}: {len(epochs)} epochs{kept_words}{marks}")
 
 
 def reliability(bins: Sequence[Bin], title: str) -> Markup:
     """Accuracy against confidence, each disc a bin, its area the share of the pictures; empty without bins."""
     if not bins:
         return Markup("")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.5, 3.3), layout="constrained")
         axes = figure.add_subplot()
         low = max(0.0, min(0.5, *(b.confidence for b in bins), *(b.accuracy for b in bins)) - 0.04)
-        axes.plot([low, 1], [low, 1], color=_MUTED, linewidth=1, linestyle=":")
+        axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1, linestyle=":")
         for b in bins:
-            axes.plot([b.confidence] * 2, [b.confidence, b.accuracy], color=_VALIDATION, linewidth=1.2, alpha=0.5)
+            axes.plot([b.confidence] * 2, [b.confidence, b.accuracy], color=VALIDATION, linewidth=1.2, alpha=0.5)
         axes.scatter(
             [b.confidence for b in bins],
             [b.accuracy for b in bins],
             s=[15 + 420 * b.share for b in bins],
-            color=_VALIDATION,
+            color=VALIDATION,
             alpha=0.8,
             linewidth=0,
             zorder=3,
@@ -222,7 +215,7 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("confidence")
         axes.set_title("pictures answered right")
-        return _svg(figure, f"Reliability diagram {title}: confidence against accuracy in {len(bins)} bins")
+        return svg(figure, f"Reliability diagram {title}: confidence against accuracy in {len(bins)} bins")
 
 
 def sensitivity(found: Sensitivity) -> Markup:
@@ -236,16 +229,16 @@ def sensitivity(found: Sensitivity) -> Markup:
     place = {layer: row for row, layer in enumerate(snr)}
     worst = [entry.layer for entry in found.ranked][:_NAMED]
     kept = found.advice.layers if found.advice else ()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.axhline(found.whole.snr_db, color=_MUTED, linewidth=1, linestyle=":")
+        axes.axhline(found.whole.snr_db, color=MUTED, linewidth=1, linestyle=":")
         axes.scatter(
             list(place.values()),
             list(snr.values()),
             s=34,
-            facecolor=[_VALIDATION if layer in kept else _PAPER for layer in snr],
-            edgecolor=_VALIDATION,
+            facecolor=[VALIDATION if layer in kept else PAPER for layer in snr],
+            edgecolor=VALIDATION,
             linewidth=1.6,
             zorder=3,
         )
@@ -264,9 +257,9 @@ def sensitivity(found: Sensitivity) -> Markup:
                 va="center",
                 fontsize=9,
                 fontweight="bold" if layer in kept else "normal",
-                arrowprops={"arrowstyle": "-", "color": _MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
+                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
             )
-        return _svg(figure, f"Sensitivity of {len(snr)} layers to int8; the most harmful: {', '.join(worst)}")
+        return svg(figure, f"Sensitivity of {len(snr)} layers to int8; the most harmful: {', '.join(worst)}")
 
 
 def _metric(entry: Mapping[str, Any], name: str) -> float:
@@ -291,20 +284,3 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     shift = min(max(shift, places[-1] - 1.0), places[0])
     moved = dict(zip(order, places, strict=True))
     return [moved[row] - shift for row in range(len(heights))]
-
-
-def _svg(figure: Figure, alt: str) -> Markup:
-    """The figure as inline SVG without prologue, metadata and fixed size; its colours are the page's variables."""
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": alt}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var(--{variable})")
-    width = re.search(r'width="([\d.]+)pt"', text)
-    limit = f"max-width:{float(width.group(1)) * 1.34:.0f}px" if width else ""
-    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
-    return Markup(text.replace("<svg", f'<svg role="img" style="{limit}" aria-label="{escape(alt)}"', 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Mapping
@@ -9,19 +10,26 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from rich.markup import escape
 
-from eyas_device.bundle import Bundle
+from eyas_device.bundle import MANIFEST, Bundle, read_manifest, sha256
+from eyas_device.errors import PictureError
+from eyas_device.preprocess import Pixels, prepare, read_picture
 from eyas_host.compile.sizes import ArtefactSize, LayerSize
 from eyas_host.compress.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
 from eyas_host.files import whole, write_bytes
 from eyas_host.machine import machine, versions
-from eyas_host.progress import show
+from eyas_host.progress import say, show
+from eyas_host.report.answers import Answers, cost_figures, positive_label, targets_of
+from eyas_host.report.curves import curves_of
+from eyas_host.report.gradcam import grad_cam, overlay
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
+from eyas_host.report.signals import with_signals
 from eyas_host.report.table import ladder_table
-from eyas_host.stages import TO_THE_BUNDLE, Context, Outcome
-from eyas_host.train.metrics import Floats, Ints, Scores, reliability, score, softmax
+from eyas_host.stages import BUNDLE, TO_THE_BUNDLE, Context, Outcome
+from eyas_host.train.metrics import reliability, score, softmax
 from eyas_host.verify import (
     Logits,
     Verdict,
@@ -29,6 +37,8 @@ from eyas_host.verify import (
     candidate,
     load_networks,
     load_verdict,
+    shipped_network,
+    validation_logits,
 )
 
 _SEALED = Path("sealed") / "test-logits.npz"
@@ -40,16 +50,17 @@ def write_report(context: Context) -> Outcome:
     verdict = load_verdict(context)
     split = Split.load(context.root, context.recipe.picture.preprocessing())
     logits = sealed_logits(context, split)
-    targets = np.array([split.labels.index(p.label) for p in split.manifest.test], dtype=np.int64)
-    probabilities = {name: softmax(values / verdict.temperature) for name, values in logits.items()}
-    scores = {name: score(p, targets) for name, p in probabilities.items()}
+    test = Answers.of(logits, targets_of(split, "test"), split.labels, verdict)
+    validation = Answers.of(validation_logits(context), targets_of(split, "validation"), split.labels, verdict)
+    shipped = verdict.shipped
     agreement = {
-        name: float((p.argmax(1) == probabilities[verdict.parity[name].reference].argmax(1)).mean())
-        for name, p in probabilities.items()
+        name: float((p.argmax(1) == test.probabilities[verdict.parity[name].reference].argmax(1)).mean())
+        for name, p in test.probabilities.items()
         if name in verdict.parity
     }
-    shipped = next(iter(verdict.use.values()))
     facts = {name: record.facts for name in TO_THE_BUNDLE if (record := context.record(name)) is not None}
+    intervals = {name: test.intervals(name) for name in dict.fromkeys((shipped, "teacher")) if name in logits}
+    positive = positive_label(split.labels, verdict.decision, split.manifest.counts)
     report = Report(
         name=context.recipe.run.name,
         version=context.recipe.pack.version,
@@ -57,18 +68,27 @@ def write_report(context: Context) -> Outcome:
         labels=split.labels,
         machine=machine(),
         versions=versions(),
-        rungs=_rungs(scores, agreement, verdict, "test"),
-        validation_rungs=_rungs(
-            verdict.scores, {n: p.agreement for n, p in verdict.parity.items()}, verdict, "validation"
-        ),
+        rungs=_rungs(test, agreement, verdict, "test"),
+        validation_rungs=_rungs(validation, {n: p.agreement for n, p in verdict.parity.items()}, verdict, "validation"),
         shipped=shipped,
-        scores=scores,
+        scores=test.scores,
+        decided=score(test.probabilities[shipped], test.targets, answers=test.answers(shipped))
+        if verdict.decision
+        else None,
+        intervals=intervals,
+        cost=cost_figures(validation, test, shipped, intervals[shipped].get("cost")),
+        curves=tuple(
+            curve
+            for name in dict.fromkeys((shipped, "teacher"))
+            if name in logits
+            for curve in curves_of(name, split.labels, test.probabilities[name], test.targets, positive=positive)
+        ),
         parity=verdict.parity,
         reliability={
-            "before": tuple(reliability(softmax(logits[shipped]), targets)),
-            "after": tuple(reliability(probabilities[shipped], targets)),
+            "before": tuple(reliability(softmax(logits[shipped]), test.targets)),
+            "after": tuple(reliability(test.probabilities[shipped], test.targets)),
         },
-        mistakes=_mistakes(probabilities[shipped], targets, split),
+        mistakes=_mistakes(test, shipped, split),
         histories={
             title: history
             for stage in facts.values()
@@ -93,17 +113,52 @@ def write_report(context: Context) -> Outcome:
         sensitivity=load_sensitivity(context),
         test_openings=len(split.openings()),
         counts=split.manifest.counts,
+        strategy=split.manifest.strategy,
+        divided_by=split.manifest.by,
+        warnings=tuple(dict.fromkeys(line for stage in facts.values() for line in stage.get("warnings", ()))),
+        hashes=_hashes(context),
         recipe=msgspec.to_builtins(context.recipe),
         notices=split.manifest.notices,
     )
+    report = with_signals(report)
     write_bytes(context.root / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1))
-    write_bytes(context.root / "report.html", render_html(report).encode())
+    write_bytes(context.root / "report.html", render_html(report, _looked_at(context, report)).encode())
     show(ladder_table(report))
-    own = scores[shipped].balanced_accuracy
-    share = f", {own / scores['teacher'].balanced_accuracy:.0%} of the teacher's" if "teacher" in scores else ""
+    own = test.scores[shipped].balanced_accuracy
+    share = f", {own / test.scores['teacher'].balanced_accuracy:.0%} of the teacher's" if "teacher" in logits else ""
     return Outcome(
         f"{shipped}: balanced accuracy {own:.3f} on the sealed test part{share}; {context.root / 'report.html'}"
     )
+
+
+def _hashes(context: Context) -> dict[str, str]:
+    """sha256 of what the bundle was made from, and of the bundle."""
+    lineage = read_manifest(context.root / BUNDLE).lineage
+    made = {name: getattr(lineage, name) or "" for name in ("data", "split", "recipe", "parent")}
+    made["bundle manifest"] = sha256(context.root / BUNDLE / MANIFEST)
+    return {name: digest for name, digest in made.items() if digest}
+
+
+def _looked_at(context: Context, report: Report) -> dict[str, Pixels]:
+    """Path -> the picture as the model sees it, with where it looked for its wrong answer; without unreadable ones."""
+    spec = context.recipe.picture.preprocessing()
+    pictures: dict[str, Pixels] = {}
+    for mistake in report.mistakes:
+        with contextlib.suppress(PictureError, ValueError):  # ValueError: a path with a null byte
+            pictures[mistake.path] = prepare(read_picture(Path(mistake.path), spec=spec), spec)
+    if not pictures:
+        return {}
+    answers = {mistake.path: report.labels.index(mistake.answer) for mistake in report.mistakes}
+    try:
+        heat = grad_cam(
+            shipped_network(context, len(report.labels), report.shipped),
+            np.stack(list(pictures.values())),
+            [answers[path] for path in pictures],
+        )
+    except ValueError as error:
+        say(f"  [yellow]no Grad-CAM: {escape(str(error))}[/yellow]")
+        return {}
+    return {path: overlay(picture, one) for (path, picture), one in zip(pictures.items(), heat, strict=True)}
 
 
 def sealed_logits(context: Context, split: Split) -> dict[str, Logits]:
@@ -134,9 +189,7 @@ def _models_key(context: Context, bundle: Bundle) -> str:
     return digest.hexdigest()
 
 
-def _rungs(
-    scores: Mapping[str, Scores], agreement: Mapping[str, float], verdict: Verdict, part: str
-) -> tuple[Rung, ...]:
+def _rungs(answers: Answers, agreement: Mapping[str, float], verdict: Verdict, part: str) -> tuple[Rung, ...]:
     return tuple(
         Rung(
             name=name,
@@ -146,6 +199,8 @@ def _rungs(
             balanced_accuracy_ci=found.balanced_accuracy_ci,
             f1=found.f1,
             auc=found.auc,
+            pr_auc=found.pr_auc,
+            cost=answers.cost(name),
             agreement=agreement.get(name),
             size_bytes=verdict.sizes.get(name),
             latency_ms=verdict.latency_ms.get(name),
@@ -153,7 +208,7 @@ def _rungs(
             split=part,
             notes=_NOTES.get(name, ""),
         )
-        for name, found in scores.items()
+        for name, found in answers.scores.items()
     )
 
 
@@ -165,12 +220,20 @@ _NOTES = {
 }
 
 
-def _mistakes(probabilities: Floats, targets: Ints, split: Split) -> tuple[Mistake, ...]:
-    answers, confidence = probabilities.argmax(1), probabilities.max(1)
+def _mistakes(test: Answers, shipped: str, split: Split) -> tuple[Mistake, ...]:
+    answers, targets, costs = test.answers(shipped), test.targets, test.costs
+    confidence = test.probabilities[shipped][np.arange(len(targets)), answers]
+    price = costs[targets, answers] if costs is not None else np.zeros(len(targets))
     wrong = np.flatnonzero(answers != targets)
-    worst = wrong[np.argsort(-confidence[wrong])][:_MISTAKES]
+    worst = wrong[np.lexsort((-confidence[wrong], -price[wrong]))][:_MISTAKES]
     pictures = split.manifest.test
     return tuple(
-        Mistake(pictures[row].path, pictures[row].label, split.labels[answers[row]], float(confidence[row]))
+        Mistake(
+            pictures[row].path,
+            pictures[row].label,
+            split.labels[answers[row]],
+            float(confidence[row]),
+            float(price[row]) if costs is not None else None,
+        )
         for row in worst
     )

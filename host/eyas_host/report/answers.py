@@ -1,0 +1,90 @@
+"""What the rungs answered on one part, with the figures and costs that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from eyas_device.decision import Decision, decide
+from eyas_host.data.split import Split
+from eyas_host.train.cost import CostFigures, Matrix, bayes_threshold, cheapest_constant, mean_cost, part_cost
+from eyas_host.train.intervals import intervals
+from eyas_host.train.metrics import Floats, Ints, Scores, score, softmax
+from eyas_host.verify import Logits, Verdict
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """What every rung answered on one part."""
+
+    labels: tuple[str, ...]
+    targets: Ints
+    decision: Decision | None
+    probabilities: dict[str, Floats]
+    """Rung -> calibrated probabilities [n, classes]."""
+    scores: dict[str, Scores]
+
+    @classmethod
+    def of(cls, logits: Mapping[str, Logits], targets: Ints, labels: tuple[str, ...], verdict: Verdict) -> Answers:
+        """From the logits [n, classes] of every rung."""
+        probabilities: dict[str, Floats] = {
+            name: softmax(values / verdict.temperature) for name, values in logits.items()
+        }
+        scores = {name: score(p, targets) for name, p in probabilities.items()}
+        return cls(labels, targets, verdict.decision, probabilities, scores)
+
+    def answers(self, rung: str) -> Ints:
+        """As the bundle decides, [n]."""
+        return decide(self.probabilities[rung], self.labels, self.decision)
+
+    @property
+    def costs(self) -> Matrix | None:
+        """[true label, answer]."""
+        return np.asarray(self.decision.costs) if self.decision is not None else None
+
+    def cost(self, rung: str) -> float | None:
+        """Mean cost of a picture, as the bundle decides."""
+        return mean_cost(self.answers(rung), self.targets, self.costs) if self.costs is not None else None
+
+    def intervals(self, rung: str) -> dict[str, tuple[float, float]]:
+        """Of all headline figures, as the bundle decides."""
+        return intervals(self.probabilities[rung], self.answers(rung), self.targets, costs=self.costs)
+
+
+def positive_label(labels: tuple[str, ...], decision: Decision | None, counts: Mapping[str, Mapping[str, int]]) -> str:
+    """The label that is looked for: the dear one, else the one with the fewest training pictures."""
+    if decision is not None and decision.label is not None:
+        return decision.label
+    return min(labels, key=lambda label: counts["train"].get(label, 0))
+
+
+def targets_of(split: Split, part: str) -> Ints:
+    """Labels [n] of a part, from the manifest alone."""
+    return np.array([split.labels.index(p.label) for p in getattr(split.manifest, part)], dtype=np.int64)
+
+
+def cost_figures(
+    validation: Answers, test: Answers, shipped: str, interval: tuple[float, float] | None
+) -> CostFigures | None:
+    """What the shipped rung's answers cost; None without a table."""
+    if validation.decision is None or validation.costs is None:
+        return None
+    constant = cheapest_constant(validation.costs, validation.targets)
+    return CostFigures(
+        decision=validation.decision,
+        bayes_threshold=bayes_threshold(validation.costs) if len(validation.labels) == 2 else None,
+        constant_label=validation.labels[constant],
+        parts=tuple(
+            part_cost(
+                name,
+                validation.decision,
+                part.labels,
+                part.probabilities[shipped],
+                part.targets,
+                constant=constant,
+                interval=interval if name == "test" else None,
+            )
+            for name, part in (("validation", validation), ("test", test))
+        ),
+    )
