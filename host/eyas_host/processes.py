@@ -1,27 +1,32 @@
 """One job in several processes, as `accelerate launch` and `torchrun` start it: the same command once a GPU.
 
 Process 0 is the main one: it alone owns the run's folder, prints, evaluates and decides. The others take their share of
-each batch. Without a launcher there is one process, and everything here does nothing.
+each batch, until the chain of stages is done. Without a launcher there is one process, and nothing here does anything.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from eyas_host.errors import TrainError
 from eyas_host.progress import console
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from accelerate import Accelerator
     from torch import Tensor, device, nn
 
 Amp = Literal["no", "bf16", "fp16"]
 _Value = TypeVar("_Value")
+_Rows = TypeVar("_Rows", "Tensor", "npt.NDArray[np.int64]")
 
 _PATIENCE = timedelta(days=7)
 """How long a process waits for another: whole stages run in the main one alone."""
@@ -29,9 +34,12 @@ _WORDS: dict[str, Any] = {}
 """The group for what is not a tensor; waiting in it costs no GPU."""
 
 
+_alone = ContextVar("alone", default=False)
+
+
 def count() -> int:
-    """Processes of this job."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Processes that are at work on the same."""
+    return 1 if _alone.get() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
@@ -49,15 +57,19 @@ def on_this_machine() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def leave() -> None:
-    """Make this process one of its own: a child that trains beside the others."""
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        os.environ.pop(name, None)
+@contextmanager
+def alone() -> Iterator[None]:
+    """What the main process does while the others wait."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def join(place: str) -> None:
     """Meet the other processes; `place` is `[run] device`. All but the main one are silent from here on."""
-    if count() == 1 or _WORDS:
+    if count() == 1:
         return
     import torch
     from accelerate import PartialState
@@ -67,7 +79,19 @@ def join(place: str) -> None:
         warnings.simplefilter("ignore")
         PartialState(cpu=place == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
     _WORDS["group"] = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    atexit.register(torch.distributed.destroy_process_group)
+
+
+def leave() -> None:
+    """Go on as a process of its own: behind the chain, or as a child that trains beside the others."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    if _WORDS:
+        import torch
+        from accelerate import PartialState
+
+        torch.distributed.destroy_process_group()
+        PartialState._reset_state()
+        _WORDS.clear()
 
 
 def accelerator(amp: Amp, place: device) -> Accelerator:
@@ -92,23 +116,31 @@ def from_main(value: _Value) -> _Value:
     return box[0]
 
 
-def share(rows: Tensor) -> Tensor:
-    """The part of a batch's rows that is this process's; the parts differ by at most one row."""
-    return rows if count() == 1 else rows.tensor_split(count())[rank()]
+def share(rows: _Rows) -> _Rows:
+    """The part of a batch [rows, ...] that is this process's; the parts differ by at most one row."""
+    first, end = _bounds(len(rows))[rank()] if count() > 1 else (0, len(rows))
+    return rows[first:end]
+
+
+def _bounds(rows: int) -> list[tuple[int, int]]:
+    """First row and end of each process's share."""
+    small, larger = divmod(rows, count())
+    firsts = [number * small + min(number, larger) for number in range(count() + 1)]
+    return list(pairwise(firsts))
 
 
 def whole(part: Tensor, rows: int) -> Tensor:
-    """The batch [rows, ...] of which `part` is this process's share; only its own part has a gradient.
+    """The batch float32 [rows, ...] of which `part` is this process's share; only its own part has a gradient.
 
     A loss of the whole batch is then the same in every process, however it weighs its rows, and the sum of the
     processes' gradients is exactly its gradient.
     """
+    part = part.float()
     if count() == 1:
         return part
     import torch
 
-    sizes = [len(places) for places in torch.empty(rows).tensor_split(count())]
-    part = part.float()
+    sizes = [end - first for first, end in _bounds(rows)]
     padded = part.detach().new_zeros((max(sizes), *part.shape[1:]))
     padded[: len(part)] = part.detach()
     parts = [torch.empty_like(padded) for _ in sizes]

@@ -15,16 +15,18 @@ import gc
 import hashlib
 import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from eyas_device import __version__
 from eyas_device.bundle import sha256
+from eyas_host import processes
 from eyas_host.errors import StageError
 from eyas_host.files import write_bytes
 from eyas_host.progress import say
@@ -108,6 +110,8 @@ class Stage(msgspec.Struct, frozen=True):
     """A cheap hash of what lies outside of the run (the pictures)."""
     places: tuple[str, ...] = ()
     """Files and folders of the run, beside the stage's own, that it writes."""
+    together: bool = False
+    """Whether all processes of the job work on it; else the main one does, and the others wait."""
 
 
 def run_chain(
@@ -121,8 +125,12 @@ def run_chain(
     """Run the stages that need it, in order.
 
     `start` runs that stage and all behind it anew, `only` just that one anew, `until` ends the chain with that one.
+    Of several processes the main one decides, writes the records and holds the folder; the others do not return.
     Raises `StageError` if another run holds the folder or an earlier stage is missing for `only`.
     """
+    processes.join(context.recipe.run.device)
+    if not processes.is_main():
+        _follow(stages, context)
     context.root.mkdir(parents=True, exist_ok=True)
     with _lock(context.root):
         write_bytes(context.root / "recipe.json", msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
@@ -133,6 +141,20 @@ def run_chain(
                 _run_stage(stage, context, anew=anew)
             if stage.name in (only, until):
                 break
+    processes.from_main("")
+    processes.leave()
+
+
+def _follow(stages: Sequence[Stage], context: Context) -> NoReturn:
+    """Work on the stages that the main process calls out, then end: what follows the chain is the main one's alone.
+
+    If the main process fails, the launcher ends this one.
+    """
+    work = {stage.name: stage.run for stage in stages}
+    while name := processes.from_main(""):
+        work[name](context)
+    processes.leave()
+    sys.exit(0)
 
 
 def up_to_date(stage: Stage, context: Context) -> bool:
@@ -156,8 +178,11 @@ def _run_stage(stage: Stage, context: Context, *, anew: bool) -> None:
     spent = _spent(folder, fingerprint, anew=anew)
     started = time.monotonic()
     _begin_peak()
+    if stage.together:
+        processes.from_main(stage.name)
     try:
-        outcome = stage.run(context)
+        with contextlib.nullcontext() if stage.together else processes.alone():
+            outcome = stage.run(context)
     finally:
         seconds = spent + time.monotonic() - started
         if folder.exists():

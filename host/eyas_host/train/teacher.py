@@ -110,9 +110,7 @@ def train_teacher(
         checkpoint=work / "blocks.ckpt",
         title="teacher, blocks",
         prepare=freeze_batch_norm,
-        stages=Unfreezing(model, settings, recipe.run.metric)
-        if settings.unfreeze_by == "plateau"
-        else lambda _: "blocks",
+        stages=by_plateau if settings.unfreeze_by == "plateau" else lambda _: "blocks",
         curves=curves,
     )
     return model, origin, {"head": head, "blocks": blocks}
