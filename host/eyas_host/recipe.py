@@ -22,6 +22,7 @@ from eyas_host.recipe_cost import CostSection as CostSection
 from eyas_host.recipe_training import AtLeastOne, Count, Fraction, Positive, Rate, training_faults, with_weights_beside
 from eyas_host.recipe_training import StudentSection as StudentSection
 from eyas_host.recipe_training import TeacherSection as TeacherSection
+from eyas_host.tune.settings import TuneSection as TuneSection
 
 
 class RunSection(Section, frozen=True):
@@ -187,11 +188,12 @@ class QuantizeSection(Section, frozen=True):
     """`[quantize]`: how the float student becomes int8."""
 
     method: Literal["qat", "ptq"] = "qat"
-    """`qat`: fine-tuning with the int8 grid in the graph; `ptq`: ranges from the calibration pictures alone."""
+    """`qat`: fine-tuning with the int8 grid in the graph until it answers as the float student; `ptq`: ranges from the
+    calibration pictures alone."""
     preset: Literal["mixed", "symmetric"] = "mixed"
     """`symmetric`: all zero points 0, as TensorRT wants them; `mixed` uses the whole grid."""
-    weight_bits: Literal[7, 8] = 8
-    """7 uses half of the weights' grid: exact on x86 processors without VNNI, where OpenVINO's int8 saturates."""
+    weight_bits: Literal[7, 8] = 7
+    """7 uses half of the weights' grid: the same answers on x86 processors without VNNI, whose int8 sums saturate."""
     epochs: Count = 4
     rate: Rate = 1e-4
     calibration: Annotated[int, Meta(ge=2)] = 128
@@ -250,6 +252,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     gate: GateSection = GateSection()
     cost: CostSection = CostSection()
     pack: PackSection = PackSection()
+    tune: TuneSection = TuneSection()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

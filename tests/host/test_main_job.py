@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
@@ -123,6 +124,24 @@ def test_calibration_is_recorded(place: Path) -> None:
     assert set(kept["pictures"]) <= {picture["sha256"] for picture in split["train"]}
     assert len(kept["ranges"]) == 97
     assert all(low <= 0 < high for low, high in kept["ranges"].values())
+
+
+def test_the_int8_student_is_the_one_that_answers_closest_to_the_float_student(place: Path) -> None:
+    epochs = json.loads((place / "runs/shapes/qat/stage.json").read_bytes())["facts"]["histories"]["qat"]
+    with np.load(place / "runs/shapes/verify/logits.npz") as logits:
+        wanted, got = (scipy.special.softmax(logits[name].astype(float), axis=1) for name in ("pruned", "qat"))
+    divergence = scipy.special.rel_entr(wanted, got).sum(axis=1).mean()
+    best = min(epoch["metrics"]["divergence"] for epoch in epochs)
+    assert divergence == pytest.approx(best, rel=1e-2) or divergence < best  # below it where calibration alone is kept
+
+
+def test_sensitivity_of_a_finished_run_is_in_its_report(place: Path) -> None:
+    done = eyas("sensitivity", "models/shapes/recipe.toml", "--pictures", "10", *settings(), cwd=place)
+    assert "backbone.blocks.0.0.conv_dw" in done.stdout + done.stderr
+    eyas("distill", "models/shapes/recipe.toml", "--only", "report", *settings(), cwd=place)
+    report = report_of(place / "runs/shapes")
+    assert len(report["sensitivity"]["layers"]) > 50
+    assert "Sensitivity plot" in (place / "runs/shapes/report.html").read_text()
 
 
 def test_second_run_changes_nothing(place: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyas_host import checkpoints
 from eyas_host.compress.calibration import covering_pictures, random_pictures, record
 from eyas_host.compress.fallback import fallback_layers
+from eyas_host.compress.fold import DeployModel
 from eyas_host.compress.mixed import drop_layers
 from eyas_host.compress.prune import ZeroKeeper
 from eyas_host.compress.qat import prepare_qat, save_qat
@@ -20,9 +23,12 @@ from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
 from eyas_host.errors import CompressError
 from eyas_host.files import write_bytes
+from eyas_host.progress import say
 from eyas_host.stages import Context, Outcome
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import Epoch, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.curves import Curves
+from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.losses import DistillationLoss
 from eyas_host.train.models import PixelClassifier, move
 from eyas_host.train.student import Lesson
 
@@ -48,7 +54,7 @@ def quantize(context: Context) -> Outcome:
     )
     history: list[Epoch] = []
     if settings.method == "qat":
-        history = _train(context, split, model)
+        history = _train(context, split, model, deploy)
     model = model.cpu()
     validation = _prepared(split.validation, range(len(split.validation)))
     floats: tuple[str, ...] = ()
@@ -108,20 +114,53 @@ def _prepared(part: Part, rows: Iterable[int]) -> Batch:
     return prepared((part.pixels[row] for row in rows), part.spec)
 
 
-def _train(context: Context, split: Split, model: nn.Module) -> list[Epoch]:
-    """Fine-tune `model` in place with the teacher's answers; zeros of magnitude pruning stay."""
+def _train(context: Context, split: Split, model: nn.Module, deploy: DeployModel) -> list[Epoch]:
+    """Fine-tune `model` in place until it answers as the float student `deploy`; zeros of magnitude pruning stay.
+
+    The float student is the teacher here: the distillation teacher and the labels would pull the answers away from
+    the network whose answers int8 is to keep. The epoch whose answers diverge least on validation is kept, the start
+    (calibration alone) among them.
+    """
     settings = context.recipe.quantize
     lesson = Lesson(context.recipe, split, ViewCache(context.folder("distill")))
+    follow = DistillationLoss(kd_ratio=1.0, temperature=context.recipe.student.temperature)
     checkpoint = context.folder("qat") / "qat.ckpt"
-    model = model.to(lesson.device)
-    history = lesson.train(
+    model, deploy = model.to(lesson.device), deploy.to(lesson.device).eval()
+    wanted = torch.from_numpy(logits_of(deploy, lesson.validation, lesson.device))
+
+    def steps(epoch: int) -> Iterator[Tensor]:
+        for pixels, _, _, labels in lesson.batches(epoch):
+            with torch.no_grad():
+                answers = deploy(pixels.float())
+            yield follow(model(pixels.float()), answers, labels)
+
+    def evaluate(candidate: nn.Module) -> dict[str, float]:
+        logits = logits_of(candidate, lesson.validation, lesson.device)
+        divergence = divergence_of(torch.from_numpy(logits), wanted)
+        figures = validation_figures(logits, lesson.validation_targets)
+        return figures | {"divergence": divergence, "objective": -divergence}
+
+    start, at_start = evaluate(model), copy.deepcopy(model.state_dict())
+    history = fit(
         model,
-        epochs=settings.epochs,
-        rate=settings.rate,
-        weight_decay=0.0,
+        [{"params": [p for p in model.parameters() if p.requires_grad]}],
+        steps=steps,
+        evaluate=evaluate,
+        schedule=Schedule(epochs=settings.epochs, rate=settings.rate, weight_decay=0.0, seed=context.recipe.run.seed),
+        steps_an_epoch=lesson.steps_an_epoch,
         checkpoint=checkpoint,
         title="int8 student",
+        curves=Curves(context.recipe, context.root),
         after_step=ZeroKeeper(model) if context.recipe.prune.method == "nncf" else None,
     )
+    if start["objective"] >= max(epoch.metrics["objective"] for epoch in history):
+        say("  no epoch answers closer to the float student than calibration alone: that is kept")
+        model.load_state_dict(at_start)
     checkpoint.unlink()
     return history
+
+
+def divergence_of(logits: Tensor, wanted: Tensor) -> float:
+    """Mean KL(softmax(wanted) || softmax(logits)) of logits [n, classes], in nats: 0 where the answers are alike."""
+    mean = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+    return float(mean)
