@@ -20,6 +20,7 @@ import msgspec
 from rich.markup import escape
 
 from eyas_device.bundle import sha256
+from eyas_host import processes
 from eyas_host.data.balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
@@ -44,7 +45,8 @@ def threads(recipe: Recipe) -> int:
     """Torch threads of a training process."""
     if recipe.run.threads:
         return recipe.run.threads
-    return 1 if recipe.picture.size <= SINGLE_THREAD_SIZE else os.cpu_count() or 1
+    cores = (os.cpu_count() or 1) // processes.on_this_machine()
+    return 1 if recipe.picture.size <= SINGLE_THREAD_SIZE else max(1, cores)
 
 
 def split(context: Context) -> Outcome:
@@ -89,8 +91,10 @@ def teach(context: Context) -> Outcome:
     import torch
 
     from eyas_host import checkpoints
+    from eyas_host.train.cache import check_room
+    from eyas_host.train.check import check_networks
+    from eyas_host.train.curves import Curves
     from eyas_host.train.loop import save_tensors
-    from eyas_host.train.models import check_networks
     from eyas_host.train.teacher import train_teacher
 
     if context.recipe.student.ready:
@@ -98,12 +102,17 @@ def teach(context: Context) -> Outcome:
     torch.set_num_threads(threads(context.recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
     warned = _warned(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
+    views = context.folder("distill")  # what does not fit is told now, not after the training
+    check_room(views, context.recipe, len(data.train), made=len(list(views.glob("view-*.u8"))))
     folder = context.folder("teach")
-    model, origin, histories = train_teacher(context.recipe, data, folder)
+    curves = Curves(context.recipe, context.root)
+    model, origin, histories = train_teacher(context.recipe, data, folder, curves=curves)
+    if not processes.is_main():
+        return Outcome("")
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
-    best = _best(histories["blocks"] or histories["head"])
+    best = _best(histories["blocks"] or histories["head"], context.recipe.run.metric)
     return Outcome(
         f"{context.recipe.teacher.model} ({origin} weights): {_figures(best)} on validation",
         {"weights": origin, "warnings": warned, "histories": msgspec.to_builtins(histories)},
@@ -129,6 +138,8 @@ def distill(context: Context) -> Outcome:
 
     from eyas_host import checkpoints
     from eyas_host.train.cache import ViewCache
+    from eyas_host.train.curves import Curves
+    from eyas_host.train.hints import BlockCache
     from eyas_host.train.loop import save_tensors
     from eyas_host.train.student import train_student
     from eyas_host.train.weights import fit_to_pictures
@@ -137,20 +148,30 @@ def distill(context: Context) -> Outcome:
     torch.set_num_threads(threads(recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
     if recipe.student.ready:
-        return _take_ready(context, data)
+        return _take_ready(context, data) if processes.is_main() else Outcome("")
     warned = student_warnings(recipe, len(data.labels))
     for line in warned[len(student_warnings(recipe)) :]:
         warn(line)
-    cache = ViewCache.make(folder, recipe, data, checkpoints.load_teacher(context, len(data.labels)))
+    if processes.is_main():
+        with processes.alone():
+            teacher = checkpoints.load_teacher(context, len(data.labels))
+            cache = ViewCache.make(folder, recipe, data, teacher)
+            if recipe.student.hints:
+                BlockCache.make(cache, recipe, teacher)
+    processes.from_main("the cache is there")
     data.train.forget()
-    with _beside(_labels_only, recipe, context.root) if recipe.student.labels_only else nullcontext() as other:
-        model, origin, history = train_student(recipe, data, cache, folder)
+    beside = recipe.student.labels_only and processes.is_main()
+    with _beside(_labels_only, recipe, context.root) if beside else nullcontext() as other:
+        curves = Curves(recipe, context.root)
+        model, origin, history = train_student(recipe, data, ViewCache(folder), folder, curves=curves)
+        if not processes.is_main():
+            return Outcome("")
         save_tensors(context.root / checkpoints.STUDENT, model.cpu().state_dict())
         histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
     return Outcome(
-        f"{recipe.student.model} ({origin} weights): {_figures(_best(history))} on validation",
+        f"{recipe.student.model} ({origin} weights): {_figures(_best(history, recipe.run.metric))} on validation",
         {
             "weights": origin,
             "warnings": [
@@ -203,15 +224,18 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     from eyas_host import checkpoints
     from eyas_host.quiet import quiet_libraries
     from eyas_host.train.cache import ViewCache
+    from eyas_host.train.curves import Curves
     from eyas_host.train.loop import end_with_parent, save_tensors
     from eyas_host.train.student import train_student
 
     quiet_libraries()
     end_with_parent()
+    processes.leave()
     torch.set_num_threads(threads(recipe))
     folder = root / "distill"
+    data = Split.load(root, recipe.picture.preprocessing())
     model, _, history = train_student(
-        recipe, Split.load(root, recipe.picture.preprocessing()), ViewCache(folder), folder, teacher=False
+        recipe, data, ViewCache(folder), folder, teacher=False, curves=Curves(recipe, root)
     )
     save_tensors(root / checkpoints.LABELS_ONLY, model.cpu().state_dict())
     return history
@@ -285,8 +309,10 @@ def report(context: Context) -> Outcome:
     return write_report(context)
 
 
-def _best(history: list[Epoch]) -> dict[str, float]:
-    return max((epoch.metrics for epoch in history), key=lambda m: m["objective"])
+def _best(history: list[Epoch], metric: str) -> dict[str, float]:
+    from eyas_host.train.schedule import best_epoch
+
+    return history[best_epoch(history, metric)].metrics
 
 
 def _figures(metrics: dict[str, float]) -> str:
@@ -307,19 +333,27 @@ def _sha256(path: str) -> str:
     return sha256(Path(path)) if path and Path(path).is_file() else ""
 
 
-_LESSON = ("teacher", "student", "augment", "picture")
+_JUDGED = ("run.amp", "run.metric")
+_LESSON = ("teacher", "student", "augment", "picture", *_JUDGED)
 
 STAGES = (
     Stage("split", ("data",), (), split, _pictures_fingerprint),
-    Stage("teach", ("teacher", "augment", "picture", "run", "student.ready"), ("split",), teach, _teacher_weights),
-    Stage("distill", _LESSON, ("split", "teach"), distill, _student_weights),
+    Stage(
+        "teach",
+        ("teacher", "augment", "picture", *_JUDGED, "student.ready"),
+        ("split",),
+        teach,
+        _teacher_weights,
+        together=True,
+    ),
+    Stage("distill", _LESSON, ("split", "teach"), distill, _student_weights, together=True),
     Stage("prune", (*_LESSON, "prune"), ("split", "distill"), prune, _latency_source),
     Stage("qat", (*_LESSON, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), qat),
     Stage("compile", ("compile", "student", "picture"), ("split", "prune", "qat"), compile_artefacts),
     Stage(
         "verify", ("gate", "picture", "pack", "cost"), ("split", "teach", "distill", "prune", "qat", "compile"), verify
     ),
-    Stage("pack", ("run", "pack", "picture"), ("split", "compile", "verify"), pack, places=("bundle",)),
+    Stage("pack", ("run.name", "pack", "picture"), ("split", "compile", "verify"), pack, places=("bundle",)),
     Stage(
         "report",
         ("run",),

@@ -101,6 +101,8 @@ class StudentSection(Section, frozen=True):
     timm's names. No teacher is trained then; it is quantized by calibration."""
     views: AtLeastOne = 6
     """Augmented views a picture, made once with the teacher's answers and used again every epoch."""
+    cache_gb: Annotated[float, Meta(ge=0.0, le=1e6)] = 20.0
+    """Largest size of those views on the disk, GB; more is refused before any is made (0: what the disk holds)."""
     epochs: AtLeastOne = 30
     rate: Rate = 3e-3
     batch: AtLeastOne = 32

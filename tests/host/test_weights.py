@@ -13,7 +13,8 @@ from torch import Tensor
 
 from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection, TeacherSection
-from eyas_host.train.models import PixelClassifier, build, check_networks
+from eyas_host.train.check import check_networks
+from eyas_host.train.models import PixelClassifier, build
 from eyas_host.train.weights import fit_to_pictures
 
 NAME = "tf_mobilenetv3_small_minimal_100"

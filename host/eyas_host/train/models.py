@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.errors import RecipeError, WeightsError
-from eyas_host.recipe import Recipe, StudentSection, TeacherSection
+from eyas_host.recipe import StudentSection, TeacherSection
 from eyas_host.recipe_training import Weights
-from eyas_host.train.weights import Fit, fit_to_pictures, read_weights, start_from
+from eyas_host.train.weights import read_weights, start_from
 
 Origin = Literal["hub", "packaged", "file", "random"]
 
@@ -177,29 +177,6 @@ def load_ready(name: str, classes: int, path: Path, *, activation: Literal["defa
         why = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
         raise WeightsError(f"{path}: no weights of {name} with {classes} classes ({why})") from None
     return model.eval()
-
-
-def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
-    """Build teacher and student once, so that what is wrong with them shows before hours of work.
-
-    Returns how the weights of each suit the pictures. Raises as `build` does, and `RecipeError` for a network that does
-    not take pictures of this size.
-    """
-    picture = recipe.picture
-    fits = []
-    for model, origin, name in (
-        (*build_teacher(recipe.teacher, classes), recipe.teacher.model),
-        (*build_student(recipe.student, classes), recipe.student.model),
-    ):
-        try:
-            with torch.inference_mode():
-                model.eval()(torch.zeros(1, 3, picture.size, picture.size))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise RecipeError(
-                f"model {name!r} does not take [picture] size = {picture.size} ({' '.join(str(error).split())[:200]})"
-            ) from None
-        fits.append(fit_to_pictures(model.backbone, name, origin, picture))
-    return fits
 
 
 def _wrap(backbone: Any) -> PixelClassifier:

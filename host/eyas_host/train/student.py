@@ -13,14 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eyas_host import processes
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
+from eyas_host.errors import TrainError
+from eyas_host.processes import whole
 from eyas_host.recipe import Recipe
 from eyas_host.train.cache import ViewCache
+from eyas_host.train.curves import Curves
+from eyas_host.train.hints import BlockCache, Hints, maps_of
 from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
-from eyas_host.train.losses import FeatureHint, student_loss
+from eyas_host.train.losses import student_loss
 from eyas_host.train.models import Origin, PixelClassifier, build_student, move
-from eyas_host.train.sampler import epoch_order
+from eyas_host.train.sampler import Rows, epoch_order
 
 
 class Lesson:
@@ -29,8 +34,11 @@ class Lesson:
     With `teacher=False` the same views and order are learnt from the labels alone.
     """
 
-    def __init__(self, recipe: Recipe, split: Split, cache: ViewCache, *, teacher: bool = True) -> None:
+    def __init__(
+        self, recipe: Recipe, split: Split, cache: ViewCache, *, teacher: bool = True, curves: Curves | None = None
+    ) -> None:
         self.recipe = recipe
+        self.curves = curves
         self.device = pick_device(recipe.run.device)
         self.cache = cache
         self.labels = torch.from_numpy(split.train.targets)
@@ -39,7 +47,8 @@ class Lesson:
         settings = recipe.student
         labels = self.labels.to(self.device)
         self.loss = student_loss(recipe, labels, len(split.labels), teacher=teacher)
-        self.hint_weight = settings.hint if teacher else 0.0
+        self.teacher = teacher
+        self.blocks = BlockCache(cache.root) if settings.hints and teacher else None
 
     @property
     def steps_an_epoch(self) -> int:
@@ -47,21 +56,28 @@ class Lesson:
         count, batch = len(self.labels), self.recipe.student.batch
         return max(1, count // batch)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each picture."""
-        rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
-        order = epoch_order(self.labels, self.recipe.student.sampler, rng)
-        view = rng.integers(len(self.cache), size=len(order))
-        batch = self.recipe.student.batch
-        for step in range(self.steps_an_epoch):
-            rows = order[step * batch : (step + 1) * batch]
-            views = view[step * batch : (step + 1) * batch]
+    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each picture.
+
+        They begin at the epoch's batch number `first`.
+        """
+        for views, rows in self._drawn(epoch, first):
             yield (
                 to_tensor(self.cache.pixels(views, rows), self.device),
                 torch.from_numpy(self.cache.logits[views, rows]).float().to(self.device),
                 torch.from_numpy(self.cache.features[views, rows]).float().to(self.device),
                 self.labels[rows].to(self.device),
             )
+
+    def _drawn(self, epoch: int, first: int) -> Iterator[tuple[Rows, Rows]]:
+        """Views and rows of each batch of an epoch."""
+        rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
+        order = epoch_order(self.labels, self.recipe.student.sampler, rng)
+        view = rng.integers(len(self.cache), size=len(order))
+        batch = self.recipe.student.batch
+        for step in range(first, self.steps_an_epoch):
+            rows = order[step * batch : (step + 1) * batch]
+            yield view[step * batch : (step + 1) * batch], rows
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Figures on validation."""
@@ -79,20 +95,33 @@ class Lesson:
         weight_decay: float | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> list[Epoch]:
-        """Train any network that maps float pixels to logits; the hint is given where it has pooled features."""
-        hint = self._hint(model)
-        groups: Groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-        if hint is not None:
-            groups.append({"params": list(hint.parameters())})
+        """Train any network that maps float pixels to logits; hints are given where it has pooled features and blocks.
 
-        def steps(epoch: int) -> Iterator[Tensor]:
-            for pixels, teacher, features, labels in self.batches(epoch):
-                if hint is None:
-                    yield self.loss(model(pixels.float()), teacher, labels)
+        Raises `TrainError` if a batch is too small for the processes that share it.
+        """
+        if self.recipe.student.batch < 2 * processes.count():
+            raise TrainError(
+                f"[student] batch = {self.recipe.student.batch}: BatchNorm needs at least 2 pictures for each of the "
+                f"{processes.count()} processes"
+            )
+        hints = self._hints(model)
+        groups: Groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        if hints is not None:
+            groups.append({"params": list(hints.parameters())})
+
+        def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
+            drawn = zip(self._drawn(epoch, first), self.batches(epoch, first), strict=True)
+            for places, (pixels, teacher, features, labels) in drawn:
+                rows, pixels = len(pixels), processes.share(pixels)
+                if hints is None or not isinstance(model, PixelClassifier):
+                    yield self.loss(whole(model(pixels.float()), rows), teacher, labels)
                 else:
-                    pooled = model.pooled(pixels)  # type: ignore[operator]
-                    loss = self.loss(model.classify(pooled), teacher, labels)  # type: ignore[operator]
-                    yield loss + self.hint_weight * hint(pooled, features)
+                    with maps_of(model, hints.names) as maps:
+                        pooled = model.pooled(pixels)
+                    logits = model.classify(pooled)
+                    loss = self.loss(whole(logits, rows), teacher, labels)
+                    wanted = self._wanted(*places)
+                    yield loss + hints(whole(pooled, rows), features, [whole(m, rows) for m in maps], wanted)
 
         return fit(
             model,
@@ -103,28 +132,43 @@ class Lesson:
                 epochs=epochs,
                 rate=rate,
                 weight_decay=self.recipe.student.weight_decay if weight_decay is None else weight_decay,
+                metric=self.recipe.run.metric,
                 ema=ema,
+                amp=self.recipe.run.amp,
+                save_minutes=self.recipe.run.checkpoint_minutes,
                 seed=self.recipe.run.seed,
             ),
             steps_an_epoch=self.steps_an_epoch,
             checkpoint=checkpoint,
             title=title,
             after_step=after_step,
-            beside=hint,
+            beside=hints,
+            curves=self.curves,
         )
 
-    def _hint(self, model: nn.Module) -> FeatureHint | None:
-        if not self.hint_weight or not isinstance(model, PixelClassifier):
+    def _hints(self, model: nn.Module) -> Hints | None:
+        settings = self.recipe.student
+        if not self.teacher or not (settings.hint or settings.hints) or not isinstance(model, PixelClassifier):
             return None
         torch.manual_seed(self.recipe.run.seed + 1)
-        return FeatureHint(model.pooled_channels, self.cache.features.shape[-1]).to(self.device)
+        return Hints(model, settings, self.cache.features.shape[-1], self.blocks).to(self.device)
+
+    def _wanted(self, views: Rows, rows: Rows) -> list[Tensor]:
+        """The teacher's maps for the hints between blocks."""
+        return [] if self.blocks is None else [m.to(self.device) for m in self.blocks.maps(views, rows)]
 
 
 def train_student(
-    recipe: Recipe, split: Split, cache: ViewCache, work: Path, *, teacher: bool = True
+    recipe: Recipe,
+    split: Split,
+    cache: ViewCache,
+    work: Path,
+    *,
+    teacher: bool = True,
+    curves: Curves | None = None,
 ) -> tuple[PixelClassifier, Origin, list[Epoch]]:
     """Distil the student, or with `teacher=False` train the same network from the labels alone."""
-    lesson = Lesson(recipe, split, cache, teacher=teacher)
+    lesson = Lesson(recipe, split, cache, teacher=teacher, curves=curves)
     torch.manual_seed(recipe.run.seed)
     model, origin = build_student(recipe.student, len(split.labels))
     model = move(model, lesson.device)

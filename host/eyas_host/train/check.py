@@ -1,0 +1,37 @@
+"""Both networks tried once, so that what is wrong with them shows before hours of work."""
+
+from __future__ import annotations
+
+import torch
+
+from eyas_host.errors import RecipeError
+from eyas_host.recipe import Recipe
+from eyas_host.train.hints import check_hints
+from eyas_host.train.models import PixelClassifier, build_student, build_teacher
+from eyas_host.train.weights import Fit, fit_to_pictures
+
+
+def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
+    """Build teacher and student; returns how the weights of each suit the pictures, the teacher's first.
+
+    Raises as `build` does, and `RecipeError` for a network that does not take pictures of this size and for hints
+    between blocks that there are not.
+    """
+    picture = recipe.picture
+    teacher, student = build_teacher(recipe.teacher, classes), build_student(recipe.student, classes)
+    fits = []
+    for (model, origin), name in ((teacher, recipe.teacher.model), (student, recipe.student.model)):
+        _try(model, name, picture.size)
+        fits.append(fit_to_pictures(model.backbone, name, origin, picture))
+    check_hints(recipe.student.hints, teacher[0], student[0], picture.size)
+    return fits
+
+
+def _try(model: PixelClassifier, name: str, size: int) -> None:
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise RecipeError(
+            f"model {name!r} does not take [picture] size = {size} ({' '.join(str(error).split())[:200]})"
+        ) from None
