@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,7 @@ from eyas_host.train.cost import (
     threshold_costs,
 )
 from eyas_host.train.metrics import softmax
+from tests.host.shapes import SHAPES, draw_folder
 
 LABELS = ("defective", "ok")
 TABLE = {"defective": {"ok": 50_000.0}, "ok": {"defective": 5_000.0}}
@@ -163,3 +166,16 @@ def test_a_decision_travels_as_json_and_faults_are_found() -> None:
     assert "belong together" in fault(replace(decision, label=None), LABELS)
     assert "two labels" in fault(replace(decision, label="cracked"), LABELS)
     assert "0 to 1" in fault(replace(decision, threshold=1.5), LABELS)
+
+
+def test_a_mistake_in_the_table_stops_the_run_before_it_trains(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pictures", count=10, labels=SHAPES[:2])
+    (tmp_path / "recipe.toml").write_text('[run]\nname = "toy"\n[data]\npath = "pictures"\n')
+    table = "cost.table={ circle = { square = 1 }, cross = { circle = 1 } }"
+    eyas = Path(sys.executable).with_name("eyas")
+    done = subprocess.run(
+        [eyas, "split", "recipe.toml", "--set", table], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no label 'square' in the data; allowed: circle, cross" in " ".join(done.stderr.split())
+    assert not (tmp_path / "runs/toy/split/manifest.json").exists()

@@ -166,6 +166,14 @@ def test_curves_have_scikit_learns_areas(classes: int) -> None:
         assert steps == pytest.approx(curve.area, abs=0.02), "what is drawn is what is said"
 
 
+def test_a_crowd_of_labels_has_only_the_mean_curve() -> None:
+    p, targets = answers(13, n=600)
+    labels = tuple(f"label {n}" for n in range(13))
+    assert [c.label for c in curves_of("student", labels, p, targets, positive=labels[0])] == ["", ""]
+    p, targets = answers(3)
+    assert len(curves_of("teacher", ("a", "b", "c"), p, targets, positive="a", each=False)) == 2
+
+
 def test_the_disc_lies_on_the_curve() -> None:
     p, targets = answers(2)
     confusion = score(p, targets).confusion

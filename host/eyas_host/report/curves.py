@@ -14,6 +14,8 @@ from eyas_host.train.metrics import Floats, Ints
 Kind = Literal["roc", "pr"]
 
 _POINTS = 200
+_MOST_LABELS = 12
+"""With a curve of their own."""
 _GRID = np.linspace(0.0, 1.0, 101)
 
 Values = npt.NDArray[np.float64]
@@ -34,12 +36,18 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def curves_of(
-    rung: str, labels: tuple[str, ...], probabilities: Floats, targets: Ints, *, positive: str
+    rung: str,
+    labels: tuple[str, ...],
+    probabilities: Floats,
+    targets: Ints,
+    *,
+    positive: str,
+    each: bool = True,
 ) -> list[Curve]:
     """ROC and precision-recall curve for probabilities [n, classes] and labels [n].
 
-    For two labels those of `positive`; for more the mean over the labels (at 101 places) and then one for each. Labels
-    without pictures are left out.
+    For two labels those of `positive`; for more the mean over the labels (at 101 places), then with `each` one for
+    every label if there are not too many for a plot. Labels without pictures are left out.
     """
     wanted = [labels.index(positive)] if len(labels) == 2 else range(len(labels))
     shown = [place for place in wanted if 0 < (targets == place).sum() < len(targets)]
@@ -48,7 +56,8 @@ def curves_of(
         own = [_points(kind, targets == place, probabilities[:, place]) for place in shown]
         if len(labels) > 2 and own:
             found.append(_mean(kind, rung, own))
-        found += [_curve(kind, rung, labels[place], x, y) for place, (x, y) in zip(shown, own, strict=True)]
+        if len(labels) == 2 or (each and len(labels) <= _MOST_LABELS):
+            found += [_curve(kind, rung, labels[place], x, y) for place, (x, y) in zip(shown, own, strict=True)]
     return found
 
 

@@ -81,7 +81,9 @@ def write_report(context: Context) -> Outcome:
             curve
             for name in dict.fromkeys((shipped, "teacher"))
             if name in logits
-            for curve in curves_of(name, split.labels, test.probabilities[name], test.targets, positive=positive)
+            for curve in curves_of(
+                name, split.labels, test.probabilities[name], test.targets, positive=positive, each=name == shipped
+            )
         ),
         parity=verdict.parity,
         reliability={
