@@ -30,6 +30,7 @@ from eyas_host.files import write_bytes
 from eyas_host.progress import say
 from eyas_host.stages import Context, Outcome
 from eyas_host.train.cache import ViewCache
+from eyas_host.train.curves import Curves
 from eyas_host.train.loop import Epoch, logits_of, pick_device, save_tensors, validation_figures
 from eyas_host.train.models import PixelClassifier, move
 from eyas_host.train.student import Lesson
@@ -50,7 +51,8 @@ def shrink(context: Context) -> Outcome:
     if settings.method == "none":
         model, plan = student, PrunePlan("none")
     else:
-        lesson = Lesson(context.recipe, split, ViewCache(context.folder("distill")))
+        curves = Curves(context.recipe, context.root)
+        lesson = Lesson(context.recipe, split, ViewCache(context.folder("distill")), curves=curves)
         if settings.method == "channel" and settings.target == "latency":
             model, plan, history, facts = _to_latency(context, student, lesson)
         else:
