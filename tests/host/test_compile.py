@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import flatbuffers
 import numpy as np
 import onnx
 import openvino
@@ -13,6 +14,7 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -315,6 +317,15 @@ def test_litert_int8_weights_keep_the_trained_scales(litert_int8: Compiled, quan
 def test_litert_int8_is_a_quarter(litert_int8: Compiled, litert_fp32: Compiled) -> None:
     assert litert_int8.size_bytes == litert_int8.path.stat().st_size
     assert litert_int8.size_bytes < litert_fp32.size_bytes / 4 + 400_000
+
+
+def test_litert_int8_writes_equal_vectors_once(litert_int8: Compiled, shape_frames: np.ndarray, tmp_path: Path) -> None:
+    builder = flatbuffers.Builder()
+    builder.Finish(tfl_flatbuffer_utils.read_model(litert_int8.path.read_bytes()).Pack(builder), b"TFL3")
+    (tmp_path / "plain.tflite").write_bytes(builder.Output())
+    assert litert_int8.size_bytes < len(builder.Output()) - 100_000  # two of three 8-byte zero points a channel
+    plain, written = (run("litert", path, shape_frames) for path in (tmp_path / "plain.tflite", litert_int8.path))
+    np.testing.assert_array_equal(plain, written)
 
 
 def test_an_onnx_file_whose_weights_share_zero_points_still_runs(

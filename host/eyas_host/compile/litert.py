@@ -259,6 +259,21 @@ def _filters(module: Any) -> Array:
     return np.asarray(module.weight.detach().permute(order).numpy())
 
 
+class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
+    """Writes equal vectors once: above all the zero points of weights, eight bytes a channel and all zero."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._written: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: npt.NDArray[np.generic]) -> int:  # noqa: N802 - flatbuffers calls it
+        """The place of a vector with these values."""
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._written:
+            self._written[key] = super().CreateNumpyVector(x)
+        return self._written[key]
+
+
 def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
     """Store the learned integers and scales in a quantized .tflite.
 
@@ -284,7 +299,7 @@ def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
     for place, buffer in enumerate(model.buffers):
         if place not in read:
             buffer.data = None
-    builder = flatbuffers.Builder(len(content))
+    builder = _SharingBuilder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
