@@ -11,6 +11,7 @@ import typer
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
+from eyas_host import networks
 from eyas_host.fleet import telemetry_verbs as telemetry
 from eyas_host.fleet import verbs as fleet
 from eyas_host.quiet import quiet_libraries
@@ -181,16 +182,18 @@ def preview(
     typer.echo(write_preview(Context(settings, runs / settings.run.name), pictures=pictures, views=views))
 
 
-@app.command()
+@app.command(epilog=networks.TEACHES)
 def new(
     pictures: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that holds one folder a class.")],
     name: Annotated[Optional[str], typer.Option(help="Name of the run; the folder's name by default.")] = None,  # noqa: UP045
+    teacher: Annotated[str, typer.Option(metavar="NAME", help="The large one that teaches.")] = "efficientnet_lite0",
+    student: Annotated[str, typer.Option(metavar="NAME", help="The small one for the device.")] = "mobilenetv3_small",
     models: Annotated[Path, typer.Option(help="Where recipes are kept.")] = Path("models"),
 ) -> None:
     """Look at a folder of class folders and write a recipe for it."""
     from eyas_host.new import new_recipe
 
-    path = new_recipe(pictures, name, models)
+    path = new_recipe(pictures, name, models, teacher=teacher, student=student)
     typer.echo(f"{path}\nnext: eyas distill {path}")
 
 

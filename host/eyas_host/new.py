@@ -12,6 +12,7 @@ from eyas_device.preprocess import read_picture
 from eyas_host.data.sources import list_class_folders
 from eyas_host.errors import RecipeError
 from eyas_host.files import write_bytes
+from eyas_host.networks import STUDENTS, TEACHERS, pick
 
 _LOOKED_AT = 24
 _SMALL = 200
@@ -36,16 +37,36 @@ horizontal_flip = true    # false for text, signs, X-rays
 vertical_flip = false
 quarter_turns = false
 
-[student]
+[teacher]        # {teacher.why}
+model = "{teacher.model}"
+rate = {teacher.rate}
+head_rate = {teacher.head_rate}
+layer_decay = {teacher.layer_decay}
+unfreeze = "{teacher.unfreeze}"
+batch = {teacher.batch}
+
+[student]        # {student.why}
+model = "{student.model}"
+rate = {student.rate}
+batch = {student.batch}
 epochs = {epochs}
 """
 
 
-def new_recipe(pictures: Path, name: str | None, models: Path) -> Path:
+def new_recipe(
+    pictures: Path,
+    name: str | None,
+    models: Path,
+    *,
+    teacher: str = "efficientnet_lite0",
+    student: str = "mobilenetv3_small",
+) -> Path:
     """Write `models/<name>/recipe.toml` for a folder of class folders and return its path.
 
-    Raises `DataError` if the folder cannot be used, `RecipeError` if the recipe exists or the name is no name.
+    `teacher` and `student` are names in `networks`. Raises `DataError` if the folder cannot be used, `RecipeError` if
+    the recipe exists, the name is no name, or a network is not among the ready ones.
     """
+    strong, small = pick(TEACHERS, teacher), pick(STUDENTS, student)
     files = list_class_folders(pictures)
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", pictures.resolve().name).strip("-._")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -62,10 +83,12 @@ def new_recipe(pictures: Path, name: str | None, models: Path) -> Path:
         classes=len(files),
         counts=", ".join(f"{' '.join(label.split())} {len(found)}" for label, found in files.items()),
         folder=json.dumps(str(pictures.resolve()), ensure_ascii=False),  # also what TOML calls a basic string
-        size=128 if min(width, height) >= 128 else 96 if min(width, height) >= 96 else 64,
+        size=next(size for size in (strong.size, 128, 96, 64) if size <= max(64, min(width, height))),
         width=width,
         height=height,
         fit="crop" if max(width, height) <= 2 * min(width, height) else "pad",
+        teacher=strong,
+        student=small,
         epochs=60 if len(everything) < _SMALL else 30,
     )
     write_bytes(path, text.encode())
