@@ -14,13 +14,12 @@ import skimage.data
 import timm
 import torch
 from huggingface_hub import constants
-from torch import Tensor
 
 from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.views import prepared
-from eyas_host.errors import RecipeError, StageError, WeightsError
+from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
 from eyas_host.train import metrics
 from eyas_host.train.cache import ViewCache
@@ -30,7 +29,7 @@ from eyas_host.train.loop import (
     validation_figures,
 )
 from eyas_host.train.models import PixelClassifier, build, packaged_state
-from eyas_host.train.student import Lesson, train_student
+from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
 
 CPU = torch.device("cpu")
@@ -217,56 +216,6 @@ def split(lesson_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Sp
     data = msgspec.structs.replace(lesson_recipe.data, split=(0.6, 0.2, 0.2))
     manifest = split_index(build_index(data), data, 0)
     return Split(manifest, tmp_path_factory.mktemp("split") / "ledger")
-
-
-def test_views_are_cached_with_the_teachers_answers(
-    lesson_recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
-) -> None:
-    cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
-    count = len(split.train)
-    views = [whole_view(cache, number, count) for number in range(len(cache))]
-    assert [view.shape for view in views] == 2 * [(count, 32, 32, 3)] and cache.logits.shape == (2, count, 5)
-    assert not np.array_equal(*views)
-    assert np.allclose(cache.logits[1], logits_of(network, views[1], CPU), atol=2e-2)
-
-    lesson = Lesson(lesson_recipe, split, cache)
-    batches = list(lesson.batches(0))
-    assert len(batches) == lesson.steps_an_epoch == count // 8
-    again = list(lesson.batches(0))
-    assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
-    where = {view[row].tobytes(): row for view in views for row in range(count)}
-    for pixels, teacher, _, labels in batches:
-        rows = [where[p.permute(1, 2, 0).contiguous().numpy().tobytes()] for p in pixels]
-        assert labels.tolist() == split.train.targets[rows].tolist()
-        assert torch.allclose(teacher, torch.from_numpy(logits_of(network, _hwc(pixels), CPU)), atol=2e-2)
-
-    with (tmp_path / "view-1.u8").open("ab") as damaged:
-        damaged.write(bytes(8 * 32 * 32 * 3 * count))
-    with pytest.raises(StageError, match="--from distill"):
-        ViewCache(tmp_path)
-    (tmp_path / "view-1.npz").write_bytes(b"junk")
-    with pytest.raises(StageError, match="--from distill"):
-        ViewCache(tmp_path)
-
-
-def whole_view(cache: ViewCache, number: int, count: int) -> np.ndarray:
-    return cache.pixels(np.full(count, number), np.arange(count))
-
-
-def _hwc(pixels: Tensor) -> np.ndarray:
-    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def test_views_that_a_killed_run_left_are_kept(
-    lesson_recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
-) -> None:
-    count = len(split.train)
-    (tmp_path / "view-0.u8").write_bytes(bytes([7]) * (count * 32 * 32 * 3))
-    logits = np.zeros((count, 5), dtype=np.float16)
-    features = np.zeros((count, network.pooled_channels), dtype=np.float16)
-    np.savez(tmp_path / "view-0.npz", logits=logits, features=features)
-    cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
-    assert (whole_view(cache, 0, count) == 7).all() and not (whole_view(cache, 1, count) == 7).all()
 
 
 def test_teacher_and_student_train_from_pictures(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
