@@ -12,6 +12,7 @@ import typer
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
 from eyas_host import networks
+from eyas_host import training_verbs as training
 from eyas_host.fleet import telemetry_verbs as telemetry
 from eyas_host.fleet import verbs as fleet
 from eyas_host.quiet import quiet_libraries
@@ -234,12 +235,13 @@ def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> 
 
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Training, compared": (training.baseline, training.tune),
     "Devices": (fleet.flash, fleet.bench),
     "The fleet": (telemetry.broker, telemetry.enroll, telemetry.collect, telemetry.watch, telemetry.expire),
 }
 for _panel, _verbs in _PANELS.items():
     for _function in _verbs:
-        app.command(rich_help_panel=_panel)(_function)
+        app.command(rich_help_panel=_panel, epilog=training.TEACHES.get(_function.__name__))(_function)
 
 
 @app.callback(invoke_without_command=True)
@@ -264,3 +266,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@
 - `CompressError`: a model cannot be folded, pruned or quantized.
 - `CompileError`: a model cannot be turned into an artefact.
 - `StageError`: a stage cannot run (its inputs are missing, its disk is full, another run holds it).
+- `TuneError`: a search cannot run (its study is of another recipe or cannot be opened).
 - `GateError`: what was made is below the recipe's bounds and is not packed.
 - `MissingExtra`: an optional part is not installed; the message is the line that installs it.
 """
@@ -48,3 +49,7 @@ class GateError(EyasError, RuntimeError):
 
 class MissingExtra(EyasError, ImportError):  # noqa: N818 - reads as the state it reports
     """An optional part is not installed; the message is the line that installs it."""
+
+
+class TuneError(EyasError, ValueError):
+    """A search cannot run: its study is of another recipe or cannot be opened."""

@@ -1,0 +1,234 @@
+"""`eyas baseline`: what transfer learning buys, against the same architecture trained from scratch.
+
+The baseline has the teacher's architecture with random weights. All its layers learn, on the same split, augmentation,
+picture size, loss and batch, for as many seconds as the teacher took, or for a number of epochs. Both sides are judged
+by their best epoch on validation; the sealed test part is not read.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from rich.table import Table
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from eyas_host import checkpoints
+from eyas_host.chain import threads
+from eyas_host.data.split import Split
+from eyas_host.errors import StageError
+from eyas_host.files import write_bytes
+from eyas_host.progress import show
+from eyas_host.stages import Context, Outcome, Record, Stage, run_chain
+from eyas_host.train.labelled import Labelled
+from eyas_host.train.loop import fit
+from eyas_host.train.metrics import Floats, Ints, PairedLoss, paired_loss, score
+from eyas_host.train.models import PixelClassifier, build, move
+from eyas_host.train.schedule import Epoch
+
+RESULT = "baseline.json"
+"""Below the run's folder; see `Baseline`."""
+_STAGE = "baseline"
+_PLAN = "plan.json"
+_PROBE_BATCHES = 8
+_HEAD = "head"
+"""The teacher's history on the frozen backbone's cached features."""
+
+
+class Side(msgspec.Struct, frozen=True):
+    """One of the two trainings, judged on validation."""
+
+    weights: str
+    """Where its first weights came from: hub, packaged, local or random."""
+    epochs: int
+    """Passes over the training pictures; those of a frozen backbone's features are not counted."""
+    seconds: float
+    """All of its training, with pictures read and views drawn."""
+    balanced_accuracy: float
+    balanced_accuracy_ci: tuple[float, float]
+    """95 % percentile bootstrap over pictures."""
+    f1: float
+    auc: float
+    curve: tuple[tuple[float, float], ...]
+    """After each epoch: seconds of training so far, balanced accuracy."""
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """`baseline.json`."""
+
+    model: str
+    budget: str
+    """In words: what the baseline was given."""
+    training_pictures: int
+    validation_pictures: int
+    transfer: Side
+    scratch: Side
+    lost: PairedLoss
+    """Balanced accuracy that training from scratch loses against transfer, on the same validation pictures."""
+    matched_s: float | None
+    """Seconds after which transfer was as good as the baseline's best epoch; None: never."""
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    epochs: int
+
+
+def baseline(context: Context, epochs: int | None, json: Path | None) -> None:
+    """Train the baseline where that is not done yet, show both sides, and write the result to `json` too.
+
+    `epochs` replaces the teacher's seconds as the budget. Raises `StageError` if the run has no teacher.
+    """
+    if context.recipe.student.ready:
+        raise StageError("[student] ready: this run trains no teacher, so there is nothing to compare with")
+    budget = f"{epochs} epochs" if epochs else "teacher's seconds"
+    stage = Stage(
+        _STAGE,
+        ("teacher", "augment", "picture", "run"),
+        ("split", "teach"),
+        lambda context: _train(context, epochs),
+        lambda recipe: budget,
+        places=(RESULT,),
+    )
+    run_chain([stage], context)
+    path = context.root / RESULT
+    found = load_baseline(context.root)
+    if found is None:
+        raise StageError(f"{path}: cannot be read; remove {context.folder(_STAGE)} and run again")
+    if json is not None:
+        write_bytes(json, path.read_bytes())
+    show(sides_table(found))
+
+
+def load_baseline(root: Path) -> Baseline | None:
+    """`baseline.json` of the run at `root`, None where there is none or it cannot be read."""
+    try:
+        return msgspec.json.decode((root / RESULT).read_bytes(), type=Baseline)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def sides_table(found: Baseline) -> Table:
+    """Both sides, a row each."""
+    title = f"{found.model}: transfer against scratch, {found.validation_pictures} validation pictures"
+    table = Table(title=title, title_justify="left")
+    table.add_column("training")
+    for column in ("weights", "epochs", "seconds", "balanced accuracy", "95 % interval", "F1", "AUC"):
+        table.add_column(column, justify="left" if column == "weights" else "right")
+    for name, side in (("transfer", found.transfer), ("from scratch", found.scratch)):
+        low, high = side.balanced_accuracy_ci
+        figures = (f"{side.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", f"{side.f1:.3f}", f"{side.auc:.3f}")
+        table.add_row(name, side.weights, str(side.epochs), f"{side.seconds:.0f}", *figures)
+    table.caption = f"budget of the baseline: {found.budget}; both are judged by their best epoch"
+    table.caption_justify = "left"
+    return table
+
+
+def _train(context: Context, epochs: int | None) -> Outcome:
+    recipe, folder = context.recipe, context.folder(_STAGE)
+    taught = context.record("teach")
+    if taught is None:
+        raise StageError(f"{context.root}: the teacher is not trained")
+    torch.set_num_threads(threads(recipe))
+    split = Split.load(context.root, recipe.picture.preprocessing())
+    started = time.monotonic()
+    lesson = Labelled(recipe, split)
+    torch.manual_seed(recipe.run.seed)
+    model, origin = build(recipe.teacher.model, len(split.labels), "random")
+    model = move(model, lesson.device)
+    readying = time.monotonic() - started
+    planned = epochs or _planned(lesson, model, taught.seconds - readying, folder / _PLAN)
+    history = train_scratch(model, lesson, planned, folder / "scratch.ckpt")
+    (folder / "scratch.ckpt").unlink()
+    teacher = move(checkpoints.load_teacher(context, len(split.labels)), lesson.device)
+    targets = split.validation.targets
+    before, after = lesson.probabilities(teacher), lesson.probabilities(model)
+    scratch_s = readying + sum(epoch.seconds for epoch in history)
+    scratch = _side(origin, history, len(history), scratch_s, after, targets)
+    transfer = _side(taught.facts["weights"], *_epochs(taught), taught.seconds, before, targets)
+    found = Baseline(
+        model=recipe.teacher.model,
+        budget=f"{epochs} epochs" if epochs else f"the teacher's {taught.seconds:.0f} s",
+        training_pictures=len(split.train),
+        validation_pictures=len(targets),
+        transfer=transfer,
+        scratch=scratch,
+        lost=paired_loss(before, after, targets, seed=recipe.run.seed),
+        matched_s=next((s for s, reached in transfer.curve if reached >= scratch.balanced_accuracy), None),
+    )
+    write_bytes(context.root / RESULT, msgspec.json.format(msgspec.json.encode(found), indent=1))
+    gained = 100 * found.lost.loss
+    low, high = (100 * bound for bound in found.lost.interval)
+    return Outcome(
+        f"from scratch {scratch.balanced_accuracy:.3f} in {scratch.seconds:.0f} s, transfer "
+        f"{transfer.balanced_accuracy:.3f} in {transfer.seconds:.0f} s: {gained:+.1f} points by transfer "
+        f"(95 % interval {low:+.1f} to {high:+.1f})"
+    )
+
+
+def train_scratch(model: PixelClassifier, lesson: Labelled, epochs: int, checkpoint: Path) -> list[Epoch]:
+    """Train all layers of an untrained network at one rate; BatchNorm learns its statistics."""
+    settings = lesson.recipe.teacher
+    return fit(
+        model,
+        param_groups_weight_decay(model, settings.weight_decay),
+        steps=lambda epoch: lesson.steps(model, epoch, settings.batch),
+        evaluate=lesson.evaluate,
+        schedule=lesson.schedule(epochs),
+        steps_an_epoch=lesson.steps_an_epoch(settings.batch),
+        checkpoint=checkpoint,
+        title="baseline, from scratch",
+    )
+
+
+def _planned(lesson: Labelled, model: nn.Module, seconds: float, plan: Path) -> int:
+    """Epochs that fit into the seconds, by the pace of some batches on a copy; a run that goes on keeps its plan."""
+    if plan.exists():
+        return msgspec.json.decode(plan.read_bytes(), type=_Plan).epochs
+    batch = lesson.recipe.teacher.batch
+    whole = lesson.steps_an_epoch(batch)
+    some = min(whole, _PROBE_BATCHES)
+    trial = copy.deepcopy(model).train()
+    started = time.monotonic()
+    for loss in lesson.steps(trial, 0, batch, some):
+        loss.backward()  # type: ignore[no-untyped-call]
+        float(loss.detach())
+    training_s = (time.monotonic() - started) * whole / some
+    started = time.monotonic()
+    lesson.evaluate(trial)
+    epochs = max(1, math.floor(seconds / (training_s + time.monotonic() - started)))
+    write_bytes(plan, msgspec.json.encode(_Plan(epochs)))
+    return epochs
+
+
+def _epochs(taught: Record) -> tuple[list[Epoch], int]:
+    """The teacher's epochs in the order in which they were trained, and how many of them read pictures."""
+    histories: dict[str, list[Any]] = taught.facts["histories"]
+    epochs = [msgspec.convert(epoch, Epoch) for history in histories.values() for epoch in history]
+    return epochs, len(epochs) - len(histories.get(_HEAD, ()))
+
+
+def _side(
+    weights: str, history: list[Epoch], passes: int, seconds: float, probabilities: Floats, targets: Ints
+) -> Side:
+    scores = score(probabilities, targets)
+    spent = seconds - sum(epoch.seconds for epoch in history)
+    curve = []
+    for epoch in history:
+        spent += epoch.seconds
+        curve.append((round(spent, 3), epoch.metrics["balanced_accuracy"]))
+    return Side(
+        weights=weights,
+        epochs=passes,
+        seconds=seconds,
+        balanced_accuracy=scores.balanced_accuracy,
+        balanced_accuracy_ci=scores.balanced_accuracy_ci,
+        f1=scores.f1,
+        auc=scores.auc,
+        curve=tuple(curve),
+    )

@@ -1,0 +1,72 @@
+"""Training on the labels with other settings than the teacher's run has: what a baseline and a search are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eyas_host.data.split import Split
+from eyas_host.data.stream import Stream
+from eyas_host.data.views import prepared
+from eyas_host.recipe import Recipe
+from eyas_host.train.loop import logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.losses import teacher_loss
+from eyas_host.train.metrics import Floats, softmax
+from eyas_host.train.sampler import epoch_order
+from eyas_host.train.schedule import Schedule
+
+
+class Labelled:
+    """Augmented training pictures with their labels in batches, and the validation part to judge by.
+
+    Loss, sampler, augmentation and their seeds are those of the recipe's teacher.
+    """
+
+    def __init__(self, recipe: Recipe, split: Split) -> None:
+        self.recipe = recipe
+        self.split = split
+        self.device = pick_device(recipe.run.device)
+        self.stream = Stream(recipe, split.train)
+        self.validation = prepared(split.validation.pixels, self.stream.augmenter.spec)
+        self.targets = torch.from_numpy(split.train.targets).to(self.device)
+        self.loss = teacher_loss(recipe, self.targets, len(split.labels))
+
+    def steps_an_epoch(self, batch: int) -> int:
+        """Batches a pass; a last one that is not full is left out: BatchNorm learns from what is in a batch."""
+        return max(1, len(self.targets) // batch)
+
+    def schedule(self, epochs: int) -> Schedule:
+        """Epochs at the teacher's rate, judged by the recipe's metric; none ends early."""
+        settings, run = self.recipe.teacher, self.recipe.run
+        return Schedule(
+            epochs=epochs,
+            rate=settings.rate,
+            weight_decay=settings.weight_decay,
+            metric=run.metric,
+            clip=settings.clip,
+            accumulate=settings.accumulate,
+            amp=run.amp,
+            seed=run.seed,
+        )
+
+    def steps(self, model: nn.Module, epoch: int, batch: int, count: int | None = None) -> Iterator[Tensor]:
+        """The loss of each batch of an epoch, or of its first `count` batches."""
+        settings, seed = self.recipe.teacher, self.recipe.run.seed
+        order = epoch_order(self.split.train.targets, settings.sampler, np.random.default_rng((seed, 4, epoch)))
+        steps = self.steps_an_epoch(batch) if count is None else count
+        batches = [order[step * batch : (step + 1) * batch] for step in range(steps)]
+        strength = self.stream.augmenter.strength(epoch)
+        drawn = self.stream.views(batches, (seed, 3, epoch), strength=strength, mixed=False)
+        for rows, views in zip(batches, drawn, strict=True):
+            yield self.loss(model(to_tensor(views, self.device)), self.targets[rows])
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures on validation, by which epochs are judged."""
+        return validation_figures(logits_of(model, self.validation, self.device), self.split.validation.targets)
+
+    def probabilities(self, model: nn.Module) -> Floats:
+        """Probabilities [n, classes] of the validation pictures, not temperature-scaled."""
+        return softmax(logits_of(model, self.validation, self.device))

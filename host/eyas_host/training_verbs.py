@@ -1,0 +1,142 @@
+"""The verbs of `eyas` about training: baseline, tune. Nothing heavy is imported until one of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from eyas_host.stages import Context
+
+_RecipeArgument = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, e.g. models/solar-cells/recipe.toml.")
+]
+_Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation on Python 3.10
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be given again."),
+]
+_Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
+_Json = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--json", metavar="FILE", help="Write the figures there too."),
+]
+
+TEACHES = {
+    "tune": """**What is tried**: the settings that `[tune]` of the recipe lists, for the teacher `rates`, `batches`,
+`unfreeze` (and `layer_decays`, `weight_decays`), for the student `student_rates`, `kd_ratios`, `temperatures`.
+`--method grid` trains every combination; `--method tpe` looks for the best between the least and the most value, and
+ends trials early that are behind (`[tune] pruner`). A trial is short (`--epochs`); the best few (`--finals`) are then
+trained in full.
+
+**How it is judged**: by the recipe's metric on validation. The sealed test part is never read; the best of many trials
+is flattered by validation, so believe the report's test figure, not the search's.
+
+**Killed?** Run it again: finished trials are kept, the one that was running is tried anew. A study of another recipe,
+split or list of values is refused.
+
+**Many workers**: start the same command on each with one `--storage postgresql://HOST/DATABASE`, all but one with
+`--finals 0`. `--trials` counts the trials of all together.
+
+**What it leaves**: in `runs/NAME/tune/STUDY` `tune.html` (plots and tables), `best.toml` (to copy into the recipe) and
+`result.json`; the trials in `runs/NAME/tune/study.db`.
+
+**Examples**: `eyas tune models/NAME/recipe.toml`, `eyas tune models/NAME/recipe.toml --method tpe --trials 30 --epochs
+4 --set "tune.rates=[1e-4, 3e-3]"`, `eyas tune models/NAME/recipe.toml --what student`.""",
+    "baseline": """**What is compared**: the teacher as the recipe trains it, and the same architecture from random
+weights with all layers learning, on the same split, pictures, augmentation, loss and batch. Without `--epochs` it gets
+as many seconds as the teacher took (`runs/NAME/teach/stage.json`): the same hardware for the same time.
+
+**How it is judged**: both by their best epoch on validation, balanced accuracy with its 95 % interval, and by what they
+lose against each other on the same pictures. The sealed test part stays sealed.
+
+**What it leaves**: `runs/NAME/baseline.json`. A killed run goes on where it stopped; a second one does nothing.
+
+**Examples**: `eyas baseline models/NAME/recipe.toml`, `eyas baseline models/NAME/recipe.toml --epochs 30`.""",
+}
+"""What `--help` says below the options."""
+
+
+def baseline(
+    recipe: _RecipeArgument,
+    epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, metavar="N", help="Train the baseline for N epochs instead of the teacher's seconds."),
+    ] = None,
+    json: _Json = None,
+    overrides: _Overrides = None,
+    runs: _Runs = Path("runs"),
+) -> None:
+    """Train the teacher's architecture from scratch too, to see what transfer learning buys."""
+    context = _up_to("teach", recipe, runs, overrides)
+    from eyas_host.baseline import baseline as train
+
+    train(context, epochs, json)
+
+
+def tune(
+    recipe: _RecipeArgument,
+    method: Annotated[
+        Literal["grid", "tpe"], typer.Option(help="Every combination, or a search that learns from its trials.")
+    ] = "grid",
+    what: Annotated[Literal["teacher", "student"], typer.Option(help="Whose settings.")] = "teacher",
+    trials: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1, metavar="N", help="Finished trials to end with; by default the whole grid, or [tune] trials."
+        ),
+    ] = None,
+    epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, metavar="N", help="Epochs of a trial instead of [tune] epochs."),
+    ] = None,
+    finals: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, metavar="N", help="How many of the best are trained in full instead of [tune] finals."),
+    ] = None,
+    final_epochs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, metavar="N", help="Epochs of their training instead of the recipe's."),
+    ] = None,
+    storage: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="URL", help="A database for many workers, e.g. postgresql://HOST/DATABASE."),
+    ] = None,
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="STUDY", help="The study's name there; by default NAME-what-method."),
+    ] = None,
+    json: _Json = None,
+    overrides: _Overrides = None,
+    runs: _Runs = Path("runs"),
+) -> None:
+    """Search for good training settings, on validation alone."""
+    context = _up_to("split" if what == "teacher" else "distill", recipe, runs, overrides)
+    from eyas_host.tune.verb import tune as search
+
+    search(
+        context,
+        what=what,
+        method=method,
+        trials=trials,
+        epochs=epochs,
+        finals=finals,
+        final_epochs=final_epochs,
+        storage=storage,
+        name=name,
+        json=json,
+    )
+
+
+def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) -> Context:
+    """The run of a recipe whose stages up to that one are finished, run now where they have to be."""
+    from eyas_host.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or ())
+    from eyas_host.chain import STAGES
+    from eyas_host.stages import Context, run_chain
+
+    context = Context(settings, runs / settings.run.name)
+    run_chain(STAGES, context, until=stage)
+    return context

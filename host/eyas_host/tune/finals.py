@@ -1,0 +1,105 @@
+"""The finals: the best trials' settings trained in full and compared on validation, never on the test part."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from eyas_host.data.split import Split
+from eyas_host.data.views import prepared
+from eyas_host.files import write_bytes
+from eyas_host.recipe import Recipe
+from eyas_host.train.cache import ViewCache
+from eyas_host.train.loop import logits_of, pick_device
+from eyas_host.train.metrics import score, softmax
+from eyas_host.train.models import PixelClassifier
+from eyas_host.train.schedule import Epoch, best_epoch, judged
+from eyas_host.train.student import train_student
+from eyas_host.train.teacher import train_teacher
+from eyas_host.tune.space import Value
+
+Full = Callable[[Recipe, Path], tuple[PixelClassifier, list[Epoch]]]
+"""Trains a recipe in full; checkpoints go to the folder."""
+
+
+class Final(msgspec.Struct, frozen=True):
+    """A trial's settings, trained in full."""
+
+    trial: int
+    settings: dict[str, Value]
+    epochs: int
+    """That were trained; the best of them is kept."""
+    seconds: float
+    value: float
+    """The recipe's metric on validation, the larger the better."""
+    balanced_accuracy: float
+    balanced_accuracy_ci: tuple[float, float]
+    """95 % percentile bootstrap over pictures."""
+    f1: float
+    auc: float
+
+
+def teacher_in_full(split: Split) -> Full:
+    """The teacher's whole training, as `eyas teach` does it."""
+
+    def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch]]:
+        model, _, histories = train_teacher(recipe, split, folder)
+        return model, [history for history in histories.values() if history][-1]
+
+    return train
+
+
+def student_in_full(split: Split, cache: ViewCache) -> Full:
+    """The student's whole training on the cached views."""
+
+    def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch]]:
+        model, _, history = train_student(recipe, split, cache, folder)
+        return model, history
+
+    return train
+
+
+def train_final(
+    train: Full, recipe: Recipe, split: Split, trial: int, settings: dict[str, Value], folder: Path
+) -> Final:
+    """Train `recipe`, which has the settings, unless `folder` tells that it was done; a killed training goes on.
+
+    Workers that share the folder do so one after the other.
+    """
+    path = folder / "final.json"
+    with _alone(folder.with_name(".finals.lock")):
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode(path.read_bytes(), type=Final)
+        folder.mkdir(parents=True, exist_ok=True)
+        model, history = train(recipe, folder)
+        pixels = prepared(split.validation.pixels, recipe.picture.preprocessing())
+        probabilities = softmax(logits_of(model, pixels, pick_device(recipe.run.device)))
+        scores = score(probabilities, split.validation.targets)
+        best = history[best_epoch(history, recipe.run.metric)]
+        final = Final(
+            trial=trial,
+            settings=settings,
+            epochs=len(history),
+            seconds=round(sum(epoch.seconds for epoch in history), 3),
+            value=judged(best.metrics, recipe.run.metric),
+            balanced_accuracy=scores.balanced_accuracy,
+            balanced_accuracy_ci=scores.balanced_accuracy_ci,
+            f1=scores.f1,
+            auc=scores.auc,
+        )
+        write_bytes(path, msgspec.json.encode(final))
+        for checkpoint in folder.glob("*.ckpt"):
+            checkpoint.unlink()
+        return final
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

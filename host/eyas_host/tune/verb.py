@@ -1,0 +1,105 @@
+"""`eyas tune`: search, finals, result."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import optuna
+import torch
+
+from eyas_host.chain import threads
+from eyas_host.data.split import Split
+from eyas_host.errors import TuneError
+from eyas_host.files import write_bytes
+from eyas_host.progress import say, show
+from eyas_host.stages import Context
+from eyas_host.train.cache import ViewCache
+from eyas_host.train.loop import pick_device
+from eyas_host.tune.finals import Final, Full, student_in_full, teacher_in_full, train_final
+from eyas_host.tune.result import PAGE, RESULT, finals_table, make_result, shown_trials, write_result
+from eyas_host.tune.search import StudentTrials, TeacherTrials, Training, finished, ranked, search
+from eyas_host.tune.space import What, applied, present, size, space
+from eyas_host.tune.study import Method, digest, identity, make_pruner, make_sampler, open_study, shown
+
+DATABASE = "study.db"
+
+
+def tune(
+    context: Context,
+    *,
+    what: What,
+    method: Method,
+    trials: int | None,
+    epochs: int | None,
+    finals: int | None,
+    final_epochs: int | None,
+    storage: str | None,
+    name: str | None,
+    json: Path | None,
+) -> None:
+    """Search, train the best in full, and show and write what was found; what is None is the recipe's.
+
+    Raises `TuneError` for a study of another recipe, a database that cannot be opened, or if no trial ran to its end.
+    """
+    recipe, root = context.recipe, context.root / "tune"
+    root.mkdir(parents=True, exist_ok=True)
+    pick_device(recipe.run.device)
+    torch.set_num_threads(threads(recipe))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    split = Split.load(context.root, recipe.picture.preprocessing())
+    values, length = space(recipe.tune, what), epochs or recipe.tune.epochs
+    wanted = min(trials or size(values), size(values)) if method == "grid" else trials or recipe.tune.trials
+    url = storage or f"sqlite:///{root / DATABASE}"
+    own = identity(recipe, split.manifest, what, method, length)
+    study = open_study(
+        url,
+        name or f"{recipe.run.name}-{what}-{method}",
+        own,
+        make_sampler(method, values, recipe.run.seed),
+        make_pruner(method, recipe.tune, length),
+    )
+    work = root / re.sub(r"[^A-Za-z0-9._-]", "_", study.study_name)
+    work.mkdir(exist_ok=True)
+    if method == "tpe" and not study.get_trials(deepcopy=False) and (own_settings := present(recipe, values)):
+        study.enqueue_trial(own_settings)
+    done = finished(study)
+    say(f"  study {study.study_name} in {shown(url)}: {done} of {wanted} trials finished")
+    training, full = _trainings(context, what, split, own, work, trials=done < wanted)
+    if training is not None:
+        search(study, training, recipe, values, method=method, trials=wanted, epochs=length, work=work)
+    best = ranked(study)
+    if not best:
+        raise TuneError(f"{shown(url)}: no trial of {study.study_name} ran to its end; try lower rates or more trials")
+    chosen = best[: recipe.tune.finals if finals is None else finals]
+    number = final_epochs or recipe.tune.final_epochs
+    found: list[Final] = []
+    for trial in chosen:
+        settings = dict(trial.params)
+        entrant = applied(recipe, settings | ({f"{what}.epochs": number} if number else {}))
+        folder = work / f"final-{trial.number}-{digest(own, getattr(entrant, what))}"
+        found.append(train_final(full, entrant, split, trial.number, settings, folder))
+    result = make_result(study, what=what, method=method, metric=recipe.run.metric, storage=shown(url), finals=found)
+    write_result(result, study, work)
+    if json is not None:
+        write_bytes(json, (work / RESULT).read_bytes())
+    show(shown_trials(result))
+    if found:
+        show(finals_table(result))
+    say(f"  {work / PAGE}")
+    top = f"validation {recipe.run.metric} {max(f.value for f in found) if found else best[0].value:.3f}"
+    say(f"[bold]tune[/bold]     {len(result.trials)} trials, {top}: {result.overrides}")
+
+
+def _trainings(
+    context: Context, what: What, split: Split, own: dict[str, object], work: Path, *, trials: bool
+) -> tuple[Training | None, Full]:
+    """How a trial and how a final are trained; no trial if none is wanted."""
+    recipe = context.recipe
+    if what == "student":
+        cache = ViewCache(context.folder("distill"))
+        return StudentTrials(split, cache) if trials else None, student_in_full(split, cache)
+    if not trials:
+        return None, teacher_in_full(split)
+    head = work / f"head-{digest(own)}"
+    return TeacherTrials(recipe, split, head.with_suffix(".pt"), head), teacher_in_full(split)
