@@ -80,10 +80,9 @@ def plateau_factor(schedule: Schedule, history: Sequence[Epoch], stage: str) -> 
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     falling = ReduceLROnPlateau(optimizer, "max", patience=schedule.plateau_epochs - 1, threshold=0.0, eps=0.0)
     for epoch, following in zip(history, [*(e.stage for e in history), stage][1:], strict=True):
-        if epoch.stage == following:
-            falling.step(judged(epoch.metrics, schedule.metric))
-        else:
-            falling.num_bad_epochs = 0
+        if epoch.stage != following:
+            falling.num_bad_epochs = -1  # 0 behind this step, whatever the epoch gave
+        falling.step(judged(epoch.metrics, schedule.metric))
     return float(optimizer.param_groups[0]["lr"])
 
 

@@ -1,0 +1,56 @@
+"""A training of milliseconds for the tests of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eyas_host.train.loop import Epoch, Schedule, fit, validation_figures
+
+
+class Toy:
+    """A small net with everything that has a state: BatchNorm, dropout, two groups."""
+
+    def __init__(self, checkpoint: Path, **schedule: object) -> None:
+        rng = np.random.default_rng(0)
+        self.x = torch.from_numpy(rng.normal(size=(48, 4)).astype(np.float32))
+        self.y = (self.x[:, 0] > 0).long() + (self.x[:, 1] > 0.5).long()
+        torch.manual_seed(1)
+        self.model = nn.Sequential(nn.Linear(4, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 3))
+        self.checkpoint = checkpoint
+        self.schedule = Schedule(**({"epochs": 5, "rate": 0.05, "seed": 3} | schedule))  # type: ignore[arg-type]
+        self.stop_at: tuple[int, int] | None = None
+        self.made: list[tuple[int, int]] = []
+        """Epoch and number of each batch."""
+
+    def steps(self, epoch: int, first: int = 0) -> Iterator[Tensor]:
+        order = np.random.default_rng((9, epoch)).permutation(48)
+        for number in range(first, 4):
+            if (epoch, number) == self.stop_at:
+                raise KeyboardInterrupt
+            self.made.append((epoch, number))
+            rows = torch.from_numpy(order[12 * number : 12 * number + 12])
+            yield nn.functional.cross_entropy(self.model(self.x[rows]), self.y[rows])
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        with torch.inference_mode():
+            return validation_figures(model(self.x).numpy(), self.y.numpy())
+
+    def fit(self, **options: object) -> list[Epoch]:
+        groups = [
+            {"params": list(self.model[0].parameters()), "lr_scale": 0.5},
+            {"params": [p for layer in self.model[1:] for p in layer.parameters()]},
+        ]
+        settings = {"steps": self.steps, "evaluate": self.evaluate, "steps_an_epoch": 4} | options
+        return fit(
+            self.model,
+            groups,
+            schedule=self.schedule,
+            checkpoint=self.checkpoint,
+            title="toy",
+            **settings,  # type: ignore[arg-type]
+        )
