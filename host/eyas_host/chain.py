@@ -124,8 +124,8 @@ def _warned(recipe: Recipe, labels: Sequence[str], fits: Sequence[Fit]) -> list[
 
     What the recipe alone tells was said before the run.
     """
-    for fit in fits:
-        say(f"  {escape(fit.note)}")
+    for role, fit in zip(("teacher", "student"), fits, strict=True):
+        say(f"  {role} {escape(fit.note)}")
     turned = label_warnings(recipe, labels)
     for line in dict.fromkeys([*(line for fit in fits for line in fit.warnings), *turned]):
         warn(line)

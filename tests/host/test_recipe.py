@@ -141,6 +141,11 @@ def test_values_out_of_range_are_named(tmp_path: Path, setting: str, value: str)
         (("prune.method=nncf", "prune.sparsity=0.0"), "[prune] sparsity = 0 prunes nothing"),
         (("teacher.weights=random", "student.weights=hub"), "[teacher] weights = 'random'"),
         (("data.path=",), "[data] path: missing"),
+        (("teacher.sampler=balanced",), "[teacher] sampler = 'balanced' with class_weights = true"),
+        (("student.sampler=balanced",), "[student] sampler = 'balanced' with class_weights = true"),
+        (("student.weights=file",), "[student] weights = 'file': weights_file is missing"),
+        (("teacher.weights=hub", "teacher.weights_file=w.pth"), "[teacher] weights_file belongs to weights = 'file'"),
+        (("student.hints=[{student='a', teacher='b', weight=0}]",), "[student] hints"),
     ],
 )
 def test_impossible_combinations(tmp_path: Path, overrides: tuple[str, ...], start: str) -> None:
@@ -151,6 +156,9 @@ def test_impossible_combinations(tmp_path: Path, overrides: tuple[str, ...], sta
 def test_combinations_that_are_possible(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL, "prune.method=none", "prune.keep=1.0").prune.keep == 1.0
     assert load(tmp_path, '[run]\nname = "a"\n[data]\nsource = "elpv"').data.path == ""
+    balanced = load(tmp_path, MINIMAL, "teacher.sampler=balanced", "teacher.class_weights=false")
+    assert balanced.teacher.sampler == "balanced"
+    assert load(tmp_path, MINIMAL, "teacher.weights_file=w.pth").teacher.weights_file == str(tmp_path / "w.pth")
 
 
 def test_overrides_win_and_are_read_as_toml(tmp_path: Path) -> None:

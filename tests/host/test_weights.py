@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,9 @@ from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection,
 from eyas_host.train.check import check_networks
 from eyas_host.train.models import PixelClassifier, build
 from eyas_host.train.weights import fit_to_pictures
+from tests.host.shapes import SHAPES, draw_folder
 
+EYAS = Path(sys.executable).with_name("eyas")
 NAME = "tf_mobilenetv3_small_minimal_100"
 State = dict[str, Tensor]
 
@@ -140,6 +144,32 @@ def test_a_file_comes_after_the_hub_and_before_chance(
     assert build(NAME, 5, "auto")[1] == "random"
     with pytest.raises(WeightsError, match=r"no hub here; packaged: none for .*weights_file takes some from a file"):
         build(NAME, 5, "auto", trained=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("teacher.weights=file", "teacher.weights_file=other.pth"), f"weights of another network than {NAME}: "),
+        (
+            ('student.hints=[{ student = "blocks.2", teacher = "layer2" }]',),
+            "the teacher has no block 'layer2'; allowed",
+        ),
+    ],
+)
+def test_mistakes_through_the_command_line(settings: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    (tmp_path / "recipe.toml").write_text(
+        f'''[run]\nname = "toy"\n[data]\npath = "pictures"\n[picture]\nsize = 32
+        [teacher]\nmodel = "{NAME}"\nweights = "random"\n[student]\nmodel = "{NAME}"\nweights = "random"\n'''
+    )
+    another_network(tmp_path / "other.pth", {})
+    command = [EYAS, "teach", "recipe.toml", *(word for setting in settings for word in ("--set", setting))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("eyas: ")]
+    assert words in complaint and done.stderr.endswith(complaint + "\n")
+    assert not (tmp_path / "runs/toy/teach/stage.json").exists()
+    assert not list(tmp_path.rglob("*.part"))
 
 
 # Do they suit the pictures?

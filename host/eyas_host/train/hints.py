@@ -3,7 +3,7 @@
 Those between blocks compare maps. The teacher's are cached beside the views, as float16 on a grid of at most 8 x 8
 cells: 2 bytes x channels x cells a view (14 kB for 112 channels; the view itself has 49 kB at 128 px), written once.
 Running the teacher's lower part at every step instead would cost most of its forward pass again, and with it what
-caching the views is for.
+caching the views is for (docs/training.md has the figures).
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _room(cache: ViewCache, needed: int, one: int, gigabytes: float) -> None:
     """Say what will be written; raises `StageError` if the disk or `cache_gb` have no room for it."""
     if not needed:
         return
-    say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of a picture, {needed / 1e9:.2f} GB in {cache.root}")
+    say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of a picture, {needed / 1e9:.3g} GB in {cache.root}")
     free = shutil.disk_usage(cache.root).free
     used = sum(path.stat().st_size for path in cache.root.glob("*-*.*"))
     less = "take hints of blocks with fewer channels, or fewer [student] views"
