@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from multiprocessing.connection import Connection
