@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from eyas_host.chain import STAGES
 from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection, TeacherSection
 from eyas_host.train.check import check_networks
@@ -170,6 +171,21 @@ def test_mistakes_through_the_command_line(settings: tuple[str, ...], words: str
     assert words in complaint and done.stderr.endswith(complaint + "\n")
     assert not (tmp_path / "runs/toy/teach/stage.json").exists()
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_changed_file_is_another_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"first")
+    recipe = Recipe(
+        run=RunSection(name="toy"),
+        teacher=TeacherSection(weights_file=str(path)),
+        student=StudentSection(weights_file=str(path)),
+    )
+    stages = [stage for stage in STAGES if stage.name in ("teach", "distill")]
+    before = [stage.source(recipe) for stage in stages if stage.source is not None]
+    path.write_bytes(b"second")
+    after = [stage.source(recipe) for stage in stages if stage.source is not None]
+    assert len(before) == 2 and all(a != b for a, b in zip(before, after, strict=True))
 
 
 # Do they suit the pictures?
