@@ -105,6 +105,10 @@ def test_among_equally_cheap_thresholds_the_one_nearest_to_theory_is_taken() -> 
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.03, 0.97], [0.01, 0.99]])
     decision = choose_decision(costs, LABELS, p, np.array([0, 0, 1, 1]))
     assert decision is not None and decision.threshold == pytest.approx(5 / 55)
+    even = choose_decision(
+        costs_of({"defective": {"ok": 6.0}, "ok": {"defective": 5.0}}), LABELS, p, np.array([0, 0, 1, 1])
+    )
+    assert even is not None and even.threshold == pytest.approx(5 / 11)
     p[2] = [0.3, 0.7]
     decision = choose_decision(costs, LABELS, p, np.array([0, 0, 1, 1]))
     assert decision is not None and decision.threshold == pytest.approx((0.3 + 0.8) / 2)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from eyas_device.bundle import Artefact, File, Manifest
+from eyas_device.decision import Decision
 from eyas_device.preprocess import Preprocessing, decode
 from eyas_host.report.card import bundle_readme, model_card
 from eyas_host.report.html import duration, megabytes, number, percent, render_html, small, verdict
@@ -188,7 +189,10 @@ def test_figures_in_words() -> None:
 
 
 def test_card_has_labels_notices_and_evidence() -> None:
-    card = model_card(make_manifest(), training={"Teacher": "tf_efficientnet_lite0 from the hub."})
+    costs = ((0.0, 9.0, 9.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+    manifest = msgspec.structs.replace(make_manifest(), decision=Decision(costs=costs))
+    training = {"Teacher": "tf_efficientnet_lite0 from the hub."}
+    card = model_card(manifest, training=training, strategy="by group, near-duplicates on one side")
     for words in (
         "# solar-cells 1.0.0",
         "- defective\n- ok\n",
@@ -198,10 +202,12 @@ def test_card_has_labels_notices_and_evidence() -> None:
         "| litert-int8 | litert | int8 | 1.10 MB | validation | 0.812 | 0.968 | 0.0123 | 1.20 ms | not measured |",
         "| onnx-int8 | onnx | int8 | 1.50 MB | " + " | ".join(["not measured"] * 6) + " |",
         "- litert runs litert-int8: faster: int8 1.20 ms, fp32 3.00 ms",
-        "random split",
+        "Training, validation and test: by group, near-duplicates on one side",
+        "weighs what mistakes cost: the label with the least expected cost.",
     ):
         assert words in card, words
     assert "<script" not in card
+    assert "The answer is the likeliest label." in model_card(make_manifest(), training={}, strategy="stratified")
 
 
 def test_readme_says_how_to_run_and_its_program_is_python() -> None:

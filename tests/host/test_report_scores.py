@@ -206,32 +206,38 @@ def test_the_dot_is_the_epoch_that_is_best_by_the_recipes_metric() -> None:
     assert "epoch 2 kept" in kept["loss"] and "epoch 3 kept" in kept["auc"]
 
 
-class Pooled(torch.nn.Module):
-    """A convolution, its mean over all places, and weights: there Grad-CAM is Zhou's class activation map."""
+class Linear(torch.nn.Module):
+    """A convolution, and a weight for each channel and place, or with `pooled` for each channel alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, pooled: bool) -> None:
         super().__init__()
         torch.manual_seed(3)
-        self.conv = torch.nn.Conv2d(3, 5, 3, stride=2)
-        self.dense = torch.nn.Linear(5, 4)
+        self.conv = torch.nn.Conv2d(3, 5, 9, stride=9)
+        weights = torch.randn(4, 5, 7, 7) + 0.3 * torch.randn(4, 5, 1, 1)
+        self.weights = weights.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 7, 7) if pooled else weights
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(self.conv(pixels / 64 - 2))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(self.dense(self.features(pixels).mean(dim=(2, 3))))
+        return torch.einsum("lkhw,nkhw->nl", self.weights, self.features(pixels))
 
 
-def test_grad_cam_is_the_class_activation_map_of_a_pooled_network(shape_frames: Pixels) -> None:
-    network, classes = Pooled(), [2, 0, 3]
+@pytest.mark.parametrize("pooled", [True, False], ids=["class activation map", "weights that differ by place"])
+def test_grad_cam_weighs_channels_by_their_mean_slope(pooled: bool, shape_frames: Pixels) -> None:
+    network, classes = Linear(pooled=pooled), [2, 0, 3]
     heat = grad_cam(network, shape_frames[:3], classes)
     assert heat.shape == (3, 64, 64)
     with torch.no_grad():
-        maps = network.features(torch.from_numpy(shape_frames[:3]).permute(0, 3, 1, 2).float())
+        maps = network.features(torch.from_numpy(shape_frames[:3]).permute(0, 3, 1, 2).float()).numpy()
+    seen = 0
     for row, label in enumerate(classes):
-        own = torch.einsum("k,khw->hw", network.dense.weight[label].detach(), maps[row]).clamp(min=0)
-        expected = cv2.resize((own / own.max()).numpy(), (64, 64), interpolation=cv2.INTER_LINEAR)
+        weights = network.weights[label].numpy().mean(axis=(1, 2))
+        own = np.maximum(sum(weights[k] * maps[row, k] for k in range(5)), 0)
+        seen += own.any()
+        expected = cv2.resize(own / (own.max() or 1), (64, 64), interpolation=cv2.INTER_LINEAR)
         assert np.abs(heat[row] - expected).max() < 1e-4
+    assert seen, "something speaks for one of the classes"
 
 
 def test_grad_cam_of_float_and_int8_students(

@@ -123,7 +123,8 @@ def pack_bundle(context: Context) -> Outcome:
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     _write_manifest(manifest, fresh)
-    write_bytes(fresh / "CARD.md", model_card(manifest, training=_training(context)).encode())
+    card = model_card(manifest, training=_training(context), strategy=split.manifest.strategy)
+    write_bytes(fresh / "CARD.md", card.encode())
     write_bytes(fresh / "README.md", bundle_readme(manifest).encode())
     if manifest.notices:
         write_bytes(fresh / "NOTICE", "\n".join(manifest.notices).encode() + b"\n")

@@ -11,8 +11,11 @@ from eyas_device.decision import Decision
 _NOT_MEASURED = "not measured"
 
 
-def model_card(manifest: Manifest, *, training: dict[str, str]) -> str:
-    """The bundle's model card in Markdown; `training` says how it was made: heading -> sentence."""
+def model_card(manifest: Manifest, *, training: dict[str, str], strategy: str) -> str:
+    """The bundle's model card in Markdown.
+
+    `training` says how it was made: heading -> sentence; `strategy` how the pictures were divided, in words.
+    """
     spec, confidence, lineage = manifest.preprocessing, manifest.confidence, manifest.lineage
     labels = "\n".join(f"- {_plain(label)}" for label in manifest.labels)
     notices = "\n".join(f"- **{_plain(notice)}**" for notice in manifest.notices) or "- No notices were recorded."
@@ -34,8 +37,8 @@ answer, with a confidence. It is meant for pictures like those it was trained on
 
 {notices}
 - sha256 of the data: `{_hash(lineage.data)}`
-- sha256 of the split: `{_hash(lineage.split)}`. Training, validation and test are a random split, stratified by class,
-  exact copies left out; the test part stays sealed until the report.
+- sha256 of the split: `{_hash(lineage.split)}`. Training, validation and test: {_plain(strategy)}; exact copies left
+  out; the test part stays sealed until the report.
 
 ## How it was made
 
@@ -62,7 +65,7 @@ probability) are with the network the artefact was made from.
 
 ## Limits
 
-- The parts are a random split of one set of pictures: other cameras, light, seasons, sites or kinds of object may give
+- The parts are of one set of pictures: other cameras, light, seasons, sites or kinds of object than in it may give
   worse answers than the figures above. Try it on pictures of your own before you rely on it.
 - Validation chose the model, so its figures there are a little too kind; the run's report has those of the sealed test.
 - Latency is that of the workstation; `eyas-device check .` measures the device at hand.
