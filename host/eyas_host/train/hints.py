@@ -232,7 +232,7 @@ def _room(cache: ViewCache, needed: int, one: int, gigabytes: float) -> None:
     """Say what will be written; raises `StageError` if the disk or `cache_gb` have no room for it."""
     if not needed:
         return
-    say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of a picture, {needed / 1e9:.3g} GB in {cache.root}")
+    say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of a picture, {needed / 1e6:,.1f} MB in {cache.root}")
     free = shutil.disk_usage(cache.root).free
     used = sum(path.stat().st_size for path in cache.root.glob("*-*.*"))
     less = "take hints of blocks with fewer channels, or fewer [student] views"
