@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
-import typer
+try:
+    import typer
+except ImportError:
+    sys.exit("eyas: the workstation's part is not installed: pip install 'eyas[host]'")
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
@@ -236,6 +239,7 @@ def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> 
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training, compared": (training.baseline, training.tune),
+    "This workstation": (training.doctor,),
     "Devices": (fleet.flash, fleet.bench),
     "The fleet": (telemetry.broker, telemetry.enroll, telemetry.collect, telemetry.watch, telemetry.expire),
 }

@@ -1,4 +1,4 @@
-"""The verbs of `eyas` about training: baseline, tune. Nothing heavy is imported until one of them runs."""
+"""The verbs of `eyas` around training: baseline, tune, doctor. Nothing heavy is imported until one of them runs."""
 
 from __future__ import annotations
 
@@ -44,6 +44,14 @@ split or list of values is refused.
 
 **Examples**: `eyas tune models/NAME/recipe.toml`, `eyas tune models/NAME/recipe.toml --method tpe --trials 30 --epochs
 4 --set "tune.rates=[1e-4, 3e-3]"`, `eyas tune models/NAME/recipe.toml --what student`.""",
+    "doctor": """**What is examined**: the recipe and its pictures, Python, packages against the extras and the tested
+set, imports, GPU driver against torch's CUDA, the hub and which first weights would be used, NNCF's int8 kernels,
+cores, memory, disk, and the programs that reach devices. What may hang or crash is tried in a process of its own.
+
+**What it says**: green: well; yellow: works, but look at it; red: does not work; grey: not checked. Below what is not
+green stands the mend. The exit code is 1 if anything is red, else 0.
+
+**Examples**: `eyas doctor`, `eyas doctor models/NAME/recipe.toml --runs /big/runs`, `eyas doctor --json`.""",
     "baseline": """**What is compared**: the teacher as the recipe trains it, and the same architecture from random
 weights with all layers learning, on the same split, pictures, augmentation, loss and batch. Without `--epochs` it gets
 as many seconds as the teacher took (`runs/NAME/teach/stage.json`): the same hardware for the same time.
@@ -127,6 +135,20 @@ def tune(
         name=name,
         json=json,
     )
+
+
+def doctor(
+    recipe: Annotated[Optional[Path], typer.Argument(metavar="[RECIPE]", help="The recipe to be trained.")] = None,  # noqa: UP045
+    json: Annotated[bool, typer.Option("--json", help="One JSON object with all findings.")] = False,
+    overrides: _Overrides = None,
+    runs: _Runs = Path("runs"),
+) -> None:
+    """Examine this workstation: install, GPU, weights, memory, disk, programs."""
+    from eyas_host.doctor.verb import doctor as examine
+
+    code = examine(recipe, overrides or (), runs, json=json)
+    if code:
+        raise typer.Exit(code)
 
 
 def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) -> Context:

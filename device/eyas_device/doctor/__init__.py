@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -17,9 +18,10 @@ from eyas_device.doctor import answers, machine, software
 from eyas_device.doctor.finding import Context, Finding, Status, red
 from eyas_device.errors import EyasError
 
-__all__ = ["CHECKS", "Context", "Finding", "Row", "examine", "title"]
+__all__ = ["CHECKS", "Context", "Finding", "Row", "examine", "rows", "title"]
 
 Check = Callable[[Context], Finding]
+_Seen = TypeVar("_Seen")
 
 CHECKS: tuple[Check, ...] = (
     software.configuration,
@@ -67,6 +69,11 @@ class Row(msgspec.Struct, frozen=True):
 
 def examine(context: Context, checks: Sequence[Check] = CHECKS, *, limit_s: float = LIMIT_S) -> Iterator[Row]:
     """Run the checks one after the other; one that fails, or takes longer than `limit_s`, is red and stops no other."""
+    return rows(context, checks, limit_s=limit_s)
+
+
+def rows(context: _Seen, checks: Sequence[Callable[[_Seen], Finding]], *, limit_s: float = LIMIT_S) -> Iterator[Row]:
+    """As `examine`, for checks of something else than a device."""
     for check in checks:
         started = time.monotonic()
         found = _bounded(check, context, limit_s)
@@ -74,12 +81,12 @@ def examine(context: Context, checks: Sequence[Check] = CHECKS, *, limit_s: floa
         yield Row(title(check), found.status, _plain(found.text), _plain(found.mend), seconds)
 
 
-def title(check: Check) -> str:
+def title(check: Callable[..., Finding]) -> str:
     """What a check is called."""
     return check.__name__.replace("_", " ")
 
 
-def _bounded(check: Check, context: Context, limit_s: float) -> Finding:
+def _bounded(check: Callable[[_Seen], Finding], context: _Seen, limit_s: float) -> Finding:
     found: list[Finding] = []
 
     def work() -> None:

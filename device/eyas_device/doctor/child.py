@@ -25,13 +25,15 @@ class JobError(Exception):
         self.kind = kind
 
 
-def in_child(job: str, arguments: Mapping[str, object], timeout_s: float) -> Any:
-    """The result of `eyas_device.doctor.work.JOBS[job](**arguments)`, worked out in a child process.
+def in_child(
+    job: str, arguments: Mapping[str, object], timeout_s: float, *, module: str = "eyas_device.doctor.work"
+) -> Any:
+    """The result of `JOBS[job](**arguments)` of a module like `eyas_device.doctor.work`, worked out in a child process.
 
     Arguments and result are plain JSON. Raises `JobError` if it fails, crashes, or takes longer than `timeout_s`; the
     child and what it started are ended then.
     """
-    words = command("eyas_device.doctor.work", job, str(int(timeout_s) + _GRACE_S))
+    words = command(module, job, str(int(timeout_s) + _GRACE_S))
     process = subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,8 +163,8 @@ JOBS: dict[str, Callable[..., Any]] = {
 """Name -> function."""
 
 
-def main(arguments: list[str]) -> None:
-    """Run one job and write its result; what its libraries print goes to standard error.
+def main(arguments: list[str], jobs: Mapping[str, Callable[..., Any]] = JOBS) -> None:
+    """Run one of the jobs and write its result; what its libraries print goes to standard error.
 
     `arguments` are the job's name and the seconds after which the process ends itself, also when the one that started
     it is gone.
@@ -174,7 +174,7 @@ def main(arguments: list[str]) -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        answer: dict[str, Any] = {"result": JOBS[job](**json.load(sys.stdin))}
+        answer: dict[str, Any] = {"result": jobs[job](**json.load(sys.stdin))}
     except Exception as error:  # whatever it is, it is the finding
         answer = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
     with out:

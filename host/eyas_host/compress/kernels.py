@@ -35,12 +35,23 @@ _LONGEST_S = "1200"
 def load_kernels() -> None:
     """Compile what is not compiled, and load it; where there is no compiler NNCF takes torch's own operations."""
     os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", _LONGEST_S)
-    # Shared with another environment they would be compiled anew at each change from one to the other.
-    own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(get_default_build_root()) / f"eyas-{own}"))
+    _take_own_folder()
     _load(Path(QuantizedFunctionsCPULoader.get_build_dir()), QuantizedFunctionsCPU.get)
     if torch.cuda.is_available():
         _load(Path(QuantizedFunctionsCUDALoader.get_build_dir()), QuantizedFunctionsCUDA.get)
+
+
+def compiled() -> list[str]:
+    """Which kernels of this environment are compiled: `cpu`, `cuda`."""
+    _take_own_folder()
+    loaders = {"cpu": QuantizedFunctionsCPULoader, "cuda": QuantizedFunctionsCUDALoader}
+    return [kind for kind, loader in loaders.items() if any(Path(loader.get_build_dir()).glob("*.so"))]
+
+
+def _take_own_folder() -> None:
+    """Shared with another environment they would be compiled anew at each change from one to the other."""
+    own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(get_default_build_root()) / f"eyas-{own}"))
 
 
 def _load(folder: Path, get: Callable[[str], object]) -> None:

@@ -1,0 +1,131 @@
+"""The recipe, cores, memory and disk of the workstation."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+import msgspec
+
+from eyas_device.board import read_pressure
+from eyas_device.doctor.finding import Finding, green, grey, red, yellow
+from eyas_host.data.split import MANIFEST
+from eyas_host.doctor.context import Context
+from eyas_host.errors import DataError
+
+_GB = 1e9
+MEMORY_GB = (3.0, 6.0)
+"""Available memory: below the first training fails, below the second it may; the demonstration's chain takes 4.5 GB."""
+DISK_GB = (2.0, 10.0)
+"""Free beside the views: checkpoints, artefacts, compiled kernels."""
+SHARED_GB = 0.5
+"""Processes that draw views hand them over in /dev/shm; containers often have 64 MB."""
+PRESSURE = 60.0
+"""Per cent of the last minute in which something waited for a processor."""
+_NO_LIMIT = 1 << 60
+
+
+def recipe(context: Context) -> Finding:
+    """Whether the recipe is right, and its pictures are there."""
+    if context.recipe_fault:
+        lines = [line.strip() for line in context.recipe_fault.splitlines()]
+        return red(
+            f"{lines[0]} {'; '.join(lines[1:])}".strip(), "correct it; models/template/recipe.toml explains the keys"
+        )
+    if context.recipe_path is None:
+        return grey("none was given: the defaults are examined", "eyas doctor models/NAME/recipe.toml")
+    count, fault = _pictures(context)
+    if fault:
+        return red(f"{context.recipe_path}: {fault}", "see [data] of the recipe")
+    return green(f"{context.recipe_path}: {count:,} pictures")
+
+
+def cores(context: Context) -> Finding:
+    """How many cores there are, and whether other work takes them."""
+    count = context.cpus()
+    text = f"{count} cores"
+    quota = re.fullmatch(r"(\d+) (\d+)", context.read("sys/fs/cgroup/cpu.max") or "")
+    if quota is not None and int(quota[1]) < count * int(quota[2]):
+        text += f", of which this container may use {int(quota[1]) / int(quota[2]):.1f}"
+    threads = context.environment.get("OMP_NUM_THREADS", "")
+    if threads.isdigit() and int(threads) > count:
+        return yellow(f"{text}; OMP_NUM_THREADS = {threads} asks for more", "unset OMP_NUM_THREADS")
+    pressure = read_pressure(context.root)
+    if pressure is None:
+        return green(text)
+    text += f", pressure {pressure.avg60:.0f} % of the last minute"
+    if pressure.avg60 >= PRESSURE:
+        return yellow(text, "other work makes training slow and times wrong: see top")
+    return green(text)
+
+
+def memory(context: Context) -> Finding:
+    """Whether there is memory to train and compile."""
+    told = re.search(r"^MemAvailable:\s+(\d+) kB", context.read("proc/meminfo") or "", re.MULTILINE)
+    if told is None:
+        return grey("the kernel does not tell")
+    free, limit = int(told[1]) * 1024, context.read("sys/fs/cgroup/memory.max") or ""
+    text = f"{free / _GB:.1f} GB available"
+    if limit.isdigit() and int(limit) < _NO_LIMIT:
+        used = context.read("sys/fs/cgroup/memory.current") or "0"
+        left = int(limit) - int(used) if used.isdigit() else int(limit)
+        text, free = f"{text}, {left / _GB:.1f} GB of this container's {int(limit) / _GB:.1f}", min(free, left)
+    mend = "close other programs; a smaller [picture] size, [teacher] batch or [run] workers need less"
+    if free < MEMORY_GB[0] * _GB:
+        return red(text, mend)
+    return yellow(text, mend) if free < MEMORY_GB[1] * _GB else green(text)
+
+
+def shared_memory(context: Context) -> Finding:
+    """Whether processes that draw views can hand them over."""
+    place = context.root / "dev/shm"
+    if context.recipe.run.workers == 0 or (context.recipe.run.workers == "auto" and context.cpus() == 1):
+        return green("not needed: no processes draw views ahead")
+    if not place.is_dir():
+        return yellow("there is no /dev/shm", "[run] workers = 0")
+    free = context.free(place)
+    text = f"/dev/shm: {free / _GB:.2f} GB free"
+    if free < SHARED_GB * _GB:
+        return yellow(text, "docker run --shm-size 2g, or [run] workers = 0")
+    return green(text)
+
+
+def disk(context: Context) -> Finding:
+    """Whether the run's folder has room for views, checkpoints and artefacts."""
+    folder = context.runs.absolute()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = context.free(there)
+    text = f"{context.runs}: {free / _GB:.1f} GB free"
+    count, _ = _pictures(context)
+    student, size = context.recipe.student, context.recipe.picture.size
+    views = 0 if student.ready else count * student.views * 3 * size**2
+    if views:
+        text += f"; {student.views} views of {count:,} pictures at {size} px need up to {views / _GB:.2f} GB"
+    if student.cache_gb and views > student.cache_gb * _GB:
+        return red(f"{text}, more than cache_gb = {student.cache_gb:g}", "fewer [student] views, or raise cache_gb")
+    mend = "free some room or take --runs on another disk; fewer [student] views and a smaller [picture] size need less"
+    if free < views + DISK_GB[0] * _GB:
+        return red(text, mend)
+    return yellow(text, mend) if free < views + DISK_GB[1] * _GB else green(text)
+
+
+def _pictures(context: Context) -> tuple[int, str]:
+    """How many pictures train, or all there are where there is no split yet; and why they cannot be listed."""
+    from eyas_host.data.sources import list_pictures
+
+    if context.recipe_path is None or context.recipe_fault:
+        return 0, ""
+    path: Path = context.runs / context.recipe.run.name / MANIFEST
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        return len(msgspec.json.decode(path.read_bytes(), type=_Trained).train), ""
+    try:
+        return len(list_pictures(context.recipe.data)[0]), ""
+    except (DataError, ImportError, OSError) as error:
+        return 0, str(error)
+
+
+class _Trained(msgspec.Struct, frozen=True):
+    """The part of the split's manifest that says what trains."""
+
+    train: tuple[msgspec.Raw, ...]

@@ -1,0 +1,184 @@
+"""Python, the extras and their versions, imports, weights, int8 kernels, and programs of the system."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import eyas_host
+from eyas_device.config import Config
+from eyas_device.doctor import software
+from eyas_device.doctor.child import JobError
+from eyas_device.doctor.finding import Context as DeviceContext
+from eyas_device.doctor.finding import Finding, Status, green, grey, red, yellow
+from eyas_host.doctor.context import Context
+from eyas_host.recipe import StudentSection, TeacherSection
+
+CONSTRAINTS = Path(eyas_host.__file__).parents[2] / "constraints" / "host.txt"
+"""The tested set, where Eyas runs from its source tree."""
+LIBRARIES = (
+    *("numpy", "cv2", "sklearn", "torch", "torchvision", "timm", "accelerate", "optuna", "nncf", "torch_pruning"),
+    *("openvino", "onnx", "onnxruntime", "ai_edge_litert.interpreter", "ai_edge_quantizer", "litert_torch"),
+)
+_PYTHON = ((3, 11), (3, 13))
+"""Oldest and newest that is tested."""
+_EXTRAS: Mapping[str, tuple[Status, str]] = {
+    "host": ("red", "training and compiling"),
+    "fleet": ("yellow", "broker kit, collector and live view"),
+}
+_PROGRAMS = {"ssh": "eyas flash", "rsync": "eyas flash", "mosquitto": "make broker"}
+_IMPORTS_S, _ONE_IMPORT_S, _WEIGHTS_S, _HUB_S = 240.0, 60.0, 90.0, 3.0
+_SHOWN = 6
+_INSTALL = "make install, or pip install -c constraints/host.txt 'eyas[host,fleet]'"
+
+
+def python(context: Context) -> Finding:
+    """Whether this Python is one that is tested."""
+    here, (oldest, newest) = sys.version_info[:2], _PYTHON
+    text = f"{platform.python_version()}, {sys.executable}"
+    if oldest <= here <= newest:
+        return green(text)
+    return yellow(f"{text}: not one that is tested", f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}")
+
+
+def extras(context: Context) -> Finding:
+    """Whether all packages of the extras are installed, in versions that are allowed."""
+    try:
+        needed = {extra: list(_requirements(extra)) for extra in _EXTRAS}
+    except metadata.PackageNotFoundError:
+        return yellow("eyas is not installed as a package: its extras cannot be looked up", _INSTALL)
+    except ImportError as error:
+        return red(f"{error.name} is not installed", _INSTALL)
+    worst, told = "green", []
+    for extra, (status, what) in _EXTRAS.items():
+        wrong = [name for name, allowed in needed[extra] if not allowed(context.version(name))]
+        if wrong:
+            worst = max(worst, status, key=("green", "yellow", "red").index)
+            packages = ", ".join(f"{name} {context.version(name) or 'missing'}" for name in wrong)
+            told.append(f"{extra} ({what}): {packages}")
+    if not told:
+        return green(", ".join(f"{extra} ({len(needed[extra])} packages)" for extra in _EXTRAS))
+    return red("; ".join(told), _INSTALL) if worst == "red" else yellow("; ".join(told), _INSTALL)
+
+
+def versions(context: Context) -> Finding:
+    """Whether the installed versions are the tested ones."""
+    try:
+        lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return grey("the tested set (constraints/host.txt) is not beside this installation")
+    pins = [line.partition(";")[0].strip().split("==") for line in lines if "==" in line and ";" not in line]
+    other = [
+        f"{name} {found} (tested: {pin})"
+        for name, pin in pins
+        if (found := context.version(name)) is not None and found.partition("+")[0] != pin
+    ]
+    if not other:
+        return green(f"as tested ({len(pins)} pins)")
+    more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+    return yellow(", ".join(other[:_SHOWN]) + more, "make install, or pip install -c constraints/host.txt")
+
+
+def libraries(context: Context) -> Finding:
+    """Whether what training and compiling need can really be imported."""
+    try:
+        found: dict[str, Any] = context.job("libraries", {"names": LIBRARIES}, _IMPORTS_S)
+    except JobError:  # one of them takes the whole process with it: which?
+        found = {}
+        for name in LIBRARIES:
+            try:
+                found |= context.job("libraries", {"names": [name]}, _ONE_IMPORT_S)
+            except JobError as error:
+                found[name] = {"fault": str(error)}
+    faults = {name: one["fault"] for name, one in found.items() if "fault" in one}
+    if faults:
+        told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+        return red(told, f"{_INSTALL}; a missing .so is a package of the system: apt-file search NAME")
+    return green(", ".join(f"{name.partition('.')[0]} {one['version']}".strip() for name, one in found.items()))
+
+
+def conflicts(context: Context) -> Finding:
+    """Whether packages are installed that do not work with each other."""
+    return software.conflicts(DeviceContext(config=Config(), version=context.version))
+
+
+def weights(context: Context) -> Finding:
+    """Whether the hub can be reached, and which first weights teacher and student get."""
+    recipe = context.recipe
+    if recipe.student.ready:
+        return green("none are needed: the student is ready")
+    wanted = [recipe.teacher.model, recipe.student.model]
+    try:
+        known = context.job("weights", {"models": wanted, "timeout_s": _HUB_S}, _WEIGHTS_S)
+    except JobError as error:
+        return red(f"cannot be looked up: {error}", "see the check `libraries`")
+    why = known["unreachable"]
+    hub = f"the hub ({known['endpoint']}) " + (f"cannot be reached: {why}" if why else known["how"])
+    told, worst = [hub], "green"
+    for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
+        status, origin = _origin(section, known["models"][section.model], reachable=not why, trained=name == "teacher")
+        worst = max(worst, status, key=("green", "yellow", "red").index)
+        told.append(f"{name} {section.model}: {origin}")
+    text = "; ".join(told)
+    mend = "a mirror by HF_ENDPOINT, a filled cache by HF_HOME, a weights_file, or a teacher with packaged weights"
+    if worst == "red":
+        return red(text, mend)
+    return yellow(text, mend) if worst == "yellow" else green(text)
+
+
+def int8_kernels(context: Context) -> Finding:
+    """Whether NNCF's kernels are compiled or can be."""
+    try:
+        kinds = context.job("int8_kernels", {}, _ONE_IMPORT_S)
+    except JobError as error:
+        return red(f"cannot be looked up: {error}", "see the check `libraries`")
+    if "cpu" in kinds:
+        return green(f"compiled ({', '.join(kinds)})")
+    missing = [name for name in ("c++", "ninja") if not context.which(name)]
+    if missing:
+        text = f"not compiled, and {' and '.join(missing)} missing: int8 training takes slower operations of torch"
+        return yellow(text, "apt install g++ ninja-build")
+    return green("not compiled yet: the first int8 training does it, once, in a minute or more")
+
+
+def programs(context: Context) -> Finding:
+    """Whether the system has the programs that reach the fleet."""
+    missing = [name for name in _PROGRAMS if not (context.which(name) or context.which(f"/usr/sbin/{name}"))]
+    if not missing:
+        return green(", ".join(_PROGRAMS))
+    told = ", ".join(f"{name} (for {_PROGRAMS[name]})" for name in missing)
+    packages = {"ssh": "openssh-client"}
+    return yellow(f"missing: {told}", f"apt install {' '.join(packages.get(name, name) for name in missing)}")
+
+
+def _origin(
+    section: TeacherSection | StudentSection, known: Mapping[str, Any], *, reachable: bool, trained: bool
+) -> tuple[Status, str]:
+    """Where first weights come from, in the order in which `eyas_host.train.models.build` looks."""
+    wanted, places = section.weights, known["places"]
+    if wanted in ("auto", "hub") and known["hub"] and (reachable or "cache" in places):
+        return "green", "from the hub's cache here" if "cache" in places else "from the hub"
+    if wanted in ("auto", "packaged") and "packaged" in places:
+        return "green", "packaged weights"
+    if wanted in ("auto", "file") and section.weights_file:
+        there = Path(section.weights_file).is_file()
+        return ("green", "from its file") if there else ("red", f"{section.weights_file} is missing")
+    if wanted == "random":
+        return "green", "random, as the recipe says"
+    if wanted == "auto" and not trained:
+        return "yellow", "random: it will need more epochs"
+    return "red", "none to be had"
+
+
+def _requirements(extra: str) -> Iterator[tuple[str, Any]]:
+    """Each package that an extra needs here, with whether a version (or None) is allowed."""
+    from packaging.requirements import Requirement
+
+    for line in metadata.requires("eyas") or ():
+        one = Requirement(line)
+        if one.marker is not None and one.marker.evaluate({"extra": extra}) and not one.marker.evaluate({"extra": ""}):
+            yield one.name, lambda version, one=one: version is not None and one.specifier.contains(version, True)

@@ -1,0 +1,107 @@
+"""The jobs of the workstation's doctor that import libraries; each runs in a process of its own.
+
+Arguments and results are plain JSON, as in `eyas_device.doctor.work`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import socket
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from eyas_device.doctor import work
+from eyas_host.quiet import quiet_libraries
+
+
+def libraries(*, names: list[str]) -> dict[str, dict[str, str]]:
+    """Import libraries: for each its `version`, or the `fault`."""
+    quiet_libraries()
+    found = {}
+    for name in names:
+        try:
+            version = getattr(importlib.import_module(name), "__version__", "")
+            found[name] = {"version": str(version).split("-")[0]}
+        except Exception as error:  # whatever a broken package raises is the finding
+            found[name] = {"fault": f"{type(error).__name__}: {error}"}
+    return found
+
+
+def torch_build() -> dict[str, Any]:
+    """What torch was built for, and the GPUs that it sees."""
+    import torch
+
+    seen = torch.cuda.is_available()
+    gpus = [
+        {"name": torch.cuda.get_device_name(number), "capability": list(torch.cuda.get_device_capability(number))}
+        for number in range(torch.cuda.device_count() if seen else 0)
+    ]
+    if seen:
+        torch.ones(8, device="cuda").sum().item()  # a kernel that does not fit fails here, not in an hour
+    hip = getattr(torch.version, "hip", None)
+    return {
+        "version": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "hip": hip,
+        "available": seen,
+        "built_for": torch.cuda.get_arch_list() if seen else [],
+        "gpus": gpus,
+    }
+
+
+def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
+    """Whether the hub answers, and for each model where its weights could come from: `cache` and `packaged`."""
+    quiet_libraries()
+    import timm
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    from eyas_host.train.models import PACKAGED
+
+    url = urlsplit(constants.ENDPOINT)
+    why, how = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "", "answers"
+    if not why and getproxies():
+        how = "is reached through a proxy, which was not tried"
+    elif not why:
+        try:
+            socket.create_connection((url.hostname or "", url.port or 443), timeout=timeout_s).close()
+        except OSError as error:
+            why = error.strerror or str(error) or "no answer"
+    found: dict[str, Any] = {}
+    for model in models:
+        known = timm.get_pretrained_cfg(model)
+        places = []
+        if known is not None and known.hf_hub_id:
+            names = ("model.safetensors", "pytorch_model.bin")
+            with contextlib.suppress(ValueError):
+                if any(isinstance(try_to_load_from_cache(known.hf_hub_id, name), str) for name in names):
+                    places.append("cache")
+        if model in PACKAGED and find_spec(PACKAGED[model]) is not None:
+            places.append("packaged")
+        found[model] = {"hub": bool(known is not None and known.hf_hub_id), "places": places}
+    return {"endpoint": url.hostname, "unreachable": why, "how": how, "models": found}
+
+
+def int8_kernels() -> list[str]:
+    """NNCF's compiled kernels of this environment, by kind."""
+    quiet_libraries()
+    from eyas_host.compress.kernels import compiled
+
+    return compiled()
+
+
+def main(arguments: list[str]) -> None:
+    """Run one job."""
+    work.main(arguments, JOBS)
+
+
+JOBS: dict[str, Callable[..., Any]] = {
+    "libraries": libraries,
+    "torch_build": torch_build,
+    "weights": weights,
+    "int8_kernels": int8_kernels,
+}
+"""Name -> function."""
