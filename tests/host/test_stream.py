@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from eyas_host.data import part as part_module
+from eyas_host.data import views as views_module
 from eyas_host.data.index import build_index
 from eyas_host.data.part import Part
 from eyas_host.data.stream import Rows, Stream, draw_ahead, in_turn, worker_count
@@ -58,6 +59,23 @@ def test_pictures_without_augmentation(part: Part, shape_pictures: Path, workers
     recipe = recipe_of(shape_pictures, workers)
     drawn = np.concatenate(list(Stream(recipe, part).prepared(in_turn(23, 6))))
     assert np.array_equal(drawn, prepared(part.pixels, recipe.picture.preprocessing()))
+
+
+def test_many_prepared_pictures_lie_in_a_file(
+    part: Part, shape_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = recipe_of(shape_pictures).picture.preprocessing()
+    small = prepared(part.pixels, spec)
+    monkeypatch.setattr(views_module, "IN_MEMORY", small.nbytes - 1)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    large = prepared(part.pixels, spec)
+    assert isinstance(large, np.memmap) and not isinstance(small, np.memmap)
+    assert np.array_equal(large, small) and np.array_equal(large[[3, 1]], small[[3, 1]])
+    assert torch.equal(torch.from_numpy(large[4:9]), torch.from_numpy(small[4:9]))
+    assert not list(tmp_path.iterdir())  # nothing to clean up
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"7.07e-05 GB .*No such file or directory.*set TMPDIR"):
+        prepared(part.pixels, spec)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -22,6 +22,7 @@ from eyas_device.errors import EyasError
 from eyas_host.data.part import Part
 from eyas_host.data.views import Augmenter, Batch, prepared
 from eyas_host.errors import TrainError
+from eyas_host.processes import on_this_machine
 from eyas_host.recipe import Recipe, RunSection
 
 Rows = npt.NDArray[np.int64]
@@ -70,7 +71,7 @@ def worker_count(run: RunSection) -> int:
     if run.workers != "auto":
         return run.workers
     beside_gpu = run.device != "cpu" and torch.cuda.is_available()
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torch's launchers
+    cores = len(os.sched_getaffinity(0)) // on_this_machine()
     return max(0, min(_MOST_BESIDE_GPU if beside_gpu else _MOST_BESIDE_CPU, cores - 1))
 
 

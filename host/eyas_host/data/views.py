@@ -6,6 +6,9 @@ A view is geometry on the full picture (flips, turns, rotation, crop), then the 
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 
 import cv2
@@ -16,6 +19,7 @@ from torchvision.transforms import v2
 
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_host.data.domain import allowed
+from eyas_host.errors import DataError
 from eyas_host.recipe import AugmentSection
 
 Batch = npt.NDArray[np.uint8]
@@ -34,9 +38,37 @@ LIGHT_STEPS = {
 """Our names of RandAugment's steps -> torchvision's."""
 
 
+IN_MEMORY = 1 << 30
+"""Bytes of prepared pictures from which on they lie in a file, whose pages the system takes back when it must."""
+
+
 def prepared(pixels: Iterable[Pixels], spec: Preprocessing) -> Batch:
-    """Pictures as the device prepares them, without augmentation."""
-    return np.stack([prepare(picture, spec) for picture in pixels])
+    """Pictures as the device prepares them, without augmentation; many of them in a file without a name (`TMPDIR`).
+
+    Raises `DataError` if there is no room for that file.
+    """
+    if not isinstance(pixels, Sequence):
+        pixels = list(pixels)
+    batch = _room((len(pixels), spec.size, spec.size, 3))
+    for place, picture in enumerate(pixels):
+        batch[place] = prepare(picture, spec)
+    return batch
+
+
+def _room(shape: tuple[int, ...]) -> Batch:
+    size = math.prod(shape)
+    if size <= IN_MEMORY:
+        return np.empty(shape, dtype=np.uint8)
+    folder = os.environ.get("TMPDIR", "/var/tmp")
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a hole that finds no room later would kill the process
+            return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: {size / 1e9:,.3g} GB for prepared pictures cannot be written ({error.strerror}); free some "
+            "room or set TMPDIR to a folder that has it"
+        ) from None
 
 
 class Augmenter:
