@@ -75,6 +75,7 @@ def join(place: str) -> None:
     from accelerate import PartialState
 
     console.quiet = not is_main()
+    PartialState._reset_state()  # one process may have trained here before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         PartialState(cpu=place == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)

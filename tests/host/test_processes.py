@@ -73,12 +73,18 @@ def test_two_processes_teach_as_one(place: Path) -> None:
         port = free.getsockname()[1]
     context = multiprocessing.get_context("fork")  # nothing is imported anew
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
-    two = [context.Process(target=one_of_two, args=(rank, port, place, pipes[rank][1])) for rank in range(2)]
+    two = [
+        context.Process(target=one_of_two, args=(rank, port, place, pipes[rank][1]), daemon=True) for rank in range(2)
+    ]
     for process in two:
         process.start()
-    assert eyas(place, "teach", "recipe.toml", "--runs", "one").code == 0
-    assert all(told.poll(240) for told, _ in pipes)
-    main, other = (told.recv() for told, _ in pipes)
+    try:
+        assert eyas(place, "teach", "recipe.toml", "--runs", "one").code == 0
+        assert all(told.poll(120) for told, _ in pipes)
+        main, other = (told.recv() for told, _ in pipes)
+    finally:
+        for process in two:
+            process.kill()
     assert main.code == other.code == 0
     assert main.err.splitlines()[-1].startswith("teach ")
     assert not other.err and not other.out
