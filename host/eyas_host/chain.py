@@ -139,7 +139,7 @@ def distill(context: Context) -> Outcome:
     from eyas_host import checkpoints
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.curves import Curves
-    from eyas_host.train.hints import BlockCache
+    from eyas_host.train.hints import BlockCache, check_hints
     from eyas_host.train.loop import save_tensors
     from eyas_host.train.student import train_student
     from eyas_host.train.weights import fit_to_pictures
@@ -155,6 +155,8 @@ def distill(context: Context) -> Outcome:
     if processes.is_main():
         with processes.alone():
             teacher = checkpoints.load_teacher(context, len(data.labels))
+            student = checkpoints.blank_student(context, len(data.labels))
+            check_hints(recipe.student.hints, teacher, student, recipe.picture.size)
             cache = ViewCache.make(folder, recipe, data, teacher)
             if recipe.student.hints:
                 BlockCache.make(cache, recipe, teacher)

@@ -41,13 +41,13 @@ def load_teacher(context: Context, classes: int) -> PixelClassifier:
 
 def load_student(context: Context, classes: int, path: Path = STUDENT) -> PixelClassifier:
     """The distilled student, or with `LABELS_ONLY` the one that had no teacher."""
-    return _loaded(_blank(context, classes), context.root / path)
+    return _loaded(blank_student(context, classes), context.root / path)
 
 
 def load_pruned(context: Context, classes: int) -> PixelClassifier:
     """The pruned student: the plan's cuts, then its weights."""
     plan = msgspec.json.decode((context.root / PLAN).read_bytes(), type=PrunePlan)
-    model = _blank(context, classes)
+    model = blank_student(context, classes)
     if plan.method == "channel":
         model = rebuild_channels(model, plan, size=context.recipe.picture.size)
     return _loaded(model, context.root / PRUNED)
@@ -58,7 +58,7 @@ def load_deploy(context: Context, classes: int) -> DeployModel:
     return fold_for_deployment(load_pruned(context, classes))
 
 
-def _blank(context: Context, classes: int) -> PixelClassifier:
+def blank_student(context: Context, classes: int) -> PixelClassifier:
     """An untrained student."""
     student = context.recipe.student
     return build(student.model, classes, "random", activation=student.activation)[0]

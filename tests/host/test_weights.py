@@ -147,30 +147,43 @@ def test_a_file_comes_after_the_hub_and_before_chance(
         build(NAME, 5, "auto", trained=True)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (("teacher.weights=file", "teacher.weights_file=other.pth"), f"weights of another network than {NAME}: "),
-        (
-            ('student.hints=[{ student = "blocks.2", teacher = "layer2" }]',),
-            "the teacher has no block 'layer2'; allowed",
-        ),
-    ],
-)
-def test_mistakes_through_the_command_line(settings: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    (tmp_path / "recipe.toml").write_text(
+def test_a_mistake_through_the_command_line(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    another_network(tmp_path / "other.pth", {})
+    settings = ("teacher.weights=file", "teacher.weights_file=other.pth")
+    refused(tmp_path, "teach", settings, f"weights of another network than {NAME}: ")
+    assert not (tmp_path / "runs/toy/teach/stage.json").exists()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_hints_that_came_after_the_teacher(tmp_path: Path) -> None:
+    write_recipe(tmp_path)
+    quick = ("teacher.head_epochs=1", "teacher.epochs=0")
+    assert eyas(tmp_path, "teach", *quick).returncode == 0
+    wrong = 'student.hints=[{ student = "layer1", teacher = "blocks.2" }]'
+    refused(tmp_path, "distill", (*quick, wrong), "the student has no block 'layer1'; allowed: blocks.0, ")
+    assert not list((tmp_path / "runs/toy/distill").glob("view-*"))
+
+
+def write_recipe(place: Path) -> None:
+    """Two classes of pictures and a recipe of small networks."""
+    draw_folder(place / "pictures", labels=SHAPES[:2])
+    (place / "recipe.toml").write_text(
         f'''[run]\nname = "toy"\n[data]\npath = "pictures"\n[picture]\nsize = 32
         [teacher]\nmodel = "{NAME}"\nweights = "random"\n[student]\nmodel = "{NAME}"\nweights = "random"\n'''
     )
-    another_network(tmp_path / "other.pth", {})
-    command = [EYAS, "teach", "recipe.toml", *(word for setting in settings for word in ("--set", setting))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def refused(place: Path, verb: str, settings: tuple[str, ...], words: str) -> None:
+    done = eyas(place, verb, *settings)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("eyas: ")]
     assert words in complaint and done.stderr.endswith(complaint + "\n")
-    assert not (tmp_path / "runs/toy/teach/stage.json").exists()
-    assert not list(tmp_path.rglob("*.part"))
+
+
+def eyas(place: Path, verb: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    command = [EYAS, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting))]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
 
 
 def test_a_changed_file_is_another_beginning(tmp_path: Path) -> None:
