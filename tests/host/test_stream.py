@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,20 @@ from eyas_host.data import part as part_module
 from eyas_host.data import views as views_module
 from eyas_host.data.index import build_index
 from eyas_host.data.part import Part
+from eyas_host.data.split import Split, split_index
 from eyas_host.data.stream import Rows, Stream, draw_ahead, in_turn, worker_count
 from eyas_host.data.views import Augmenter, Batch, prepared
 from eyas_host.errors import DataError, RecipeError, TrainError
-from eyas_host.recipe import AugmentSection, DataSection, PictureSection, Recipe, RunSection, load_recipe
+from eyas_host.recipe import (
+    AugmentSection,
+    DataSection,
+    PictureSection,
+    Recipe,
+    RunSection,
+    TeacherSection,
+    load_recipe,
+)
+from eyas_host.train.teacher import train_teacher
 
 MIXED = AugmentSection(vertical_flip=True, rotate_degrees=20.0, brightness=0.4, randaugment=1, cutmix=0.4, mixup=0.4)
 SEED = (3, 1, 4)
@@ -86,6 +97,18 @@ def test_training_keeps_its_random_state(part: Part, shape_pictures: Path, worke
     torch.manual_seed(5)
     seen = [torch.rand(1) for _ in Stream(recipe_of(shape_pictures, workers), part).views(in_turn(23, 6), SEED)]
     assert torch.equal(torch.cat(seen), expected)
+
+
+def test_a_teacher_is_the_same_with_and_without_workers(shape_pictures: Path, tmp_path: Path) -> None:
+    """Both stages, to the bit."""
+    data = DataSection(path=str(shape_pictures), limit=30, split=(0.6, 0.2, 0.2))
+    split = Split(split_index(build_index(data), data, 0), tmp_path / "ledger")
+    teacher = TeacherSection(model="mobilenetv3_small_050", weights="random", head_epochs=1, epochs=1, batch=8)
+    states = []
+    for workers in (0, 2):
+        recipe = msgspec.structs.replace(recipe_of(shape_pictures, workers), teacher=teacher)
+        states.append(train_teacher(recipe, split, tmp_path / str(workers))[0].state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(*(state.values() for state in states), strict=True))
 
 
 def test_all_rows_in_turn() -> None:

@@ -1,0 +1,81 @@
+"""Memory of a long table, in a process of its own: `python indexing.py FOLDER COUNT` writes one line of JSON.
+
+COUNT small pictures are drawn into FOLDER, listed in a table, indexed and divided; then a tiny network sees each
+training picture once. `*_mb` are peaks of resident memory since the process began.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from eyas_host.data import part
+from eyas_host.data.index import build_index
+from eyas_host.data.split import split_index
+from eyas_host.data.stream import Stream, in_turn
+from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection
+
+_KEPT = 16 << 20  # a set of this size would else be kept decoded, which is bounded but fills up slowly
+
+
+def main(folder: Path, count: int) -> None:
+    """Draw, index, divide, train; print."""
+    table = draw(folder, count)
+    torch.set_num_threads(1)
+    part.KEPT_BYTES = _KEPT
+    recipe = Recipe(
+        run=RunSection(name="memory", device="cpu", workers=0),
+        data=DataSection(source="csv", path=str(table)),
+        picture=PictureSection(size=32),
+    )
+    told = {"pictures": count, "before_mb": _peak_mb()}
+    started = time.perf_counter()
+    index = build_index(recipe.data)
+    told |= {"index_s": time.perf_counter() - started, "index_mb": _peak_mb()}
+    started = time.perf_counter()
+    manifest = split_index(index, recipe.data, 0)
+    told |= {"split_s": time.perf_counter() - started, "split_mb": _peak_mb()}
+    train = part.Part(manifest.train, manifest.labels, recipe.picture.preprocessing())
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2)
+    )
+    targets = torch.from_numpy(train.targets)
+    batches = in_turn(len(train), 32)
+    optimizer = None
+    for rows, views in zip(batches, Stream(recipe, train).views(batches, (0, 1)), strict=True):
+        loss = torch.nn.functional.cross_entropy(
+            network(torch.from_numpy(views).permute(0, 3, 1, 2).float()), targets[rows]
+        )
+        optimizer = optimizer or torch.optim.SGD(network.parameters(), lr=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(json.dumps(told | {"epoch_mb": _peak_mb()}))
+
+
+def draw(folder: Path, count: int) -> Path:
+    """`count` different pictures of 48 x 48 pixels, JPEG, and their table."""
+    lines = ["path,label"]
+    for number in range(count):
+        path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            coarse = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            cv2.imwrite(str(path), cv2.resize(coarse, (48, 48), interpolation=cv2.INTER_CUBIC))
+        lines.append(f"{path.relative_to(folder)},{'good' if number % 2 else 'bad'}")
+    table = folder / f"{count}.csv"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
