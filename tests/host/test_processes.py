@@ -42,6 +42,15 @@ batch = {batch}
 accumulate = 2
 ema = 0.9
 unfreeze = "3"
+[student]
+model = "mobilenetv3_small_050"
+weights = "random"
+views = 1
+epochs = 1
+batch = 9
+labels_only = false
+[prune]
+method = "none"
 """
 
 
@@ -64,10 +73,10 @@ def one_of_two(rank: int, port: int, place: Path, told: Connection) -> None:
     """What a launcher starts."""
     os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    told.send(eyas(place, "teach", "recipe.toml", "--runs", "two"))
+    told.send(eyas(place, "prune", "recipe.toml", "--runs", "two"))
 
 
-def test_two_processes_teach_as_one(place: Path) -> None:
+def test_two_processes_teach_as_one_and_distil_together(place: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,7 +95,7 @@ def test_two_processes_teach_as_one(place: Path) -> None:
         for process in two:
             process.kill()
     assert main.code == other.code == 0
-    assert main.err.splitlines()[-1].startswith("teach ")
+    assert main.err.splitlines()[-1].startswith("prune ")
     assert not other.err and not other.out
     counts = json.loads((place / "two/toy/split/stage.json").read_bytes())["facts"]["counts"]["train"]
     assert sum(counts.values()) % 12 == 1 and len(set(counts.values())) > 1
@@ -99,7 +108,7 @@ def test_two_processes_teach_as_one(place: Path) -> None:
     assert {len(history) for history in expected.values()} == {2}
     for name, value in wanted.items():
         assert torch.allclose(state[name], value, atol=1e-5, rtol=0), name
-    assert eyas(place, "teach", "recipe.toml", "--runs", "two").err.count("unchanged") == 2
+    assert eyas(place, "prune", "recipe.toml", "--runs", "two").err.count("unchanged") == 4
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])

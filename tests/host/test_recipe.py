@@ -146,6 +146,13 @@ def test_values_out_of_range_are_named(tmp_path: Path, setting: str, value: str)
         (("student.weights=file",), "[student] weights = 'file': weights_file is missing"),
         (("teacher.weights=hub", "teacher.weights_file=w.pth"), "[teacher] weights_file belongs to weights = 'file'"),
         (("student.hints=[{student='a', teacher='b', weight=0}]",), "[student] hints"),
+        (("run.amp=fp16", "run.device=cpu"), "[run] amp = 'fp16' needs a GPU"),
+        (("run.trackers=['wandb', 'wandb']",), "[run] trackers = ['wandb', 'wandb']: each once"),
+        (("teacher.schedule=plateau", "teacher.plateau_epochs=3"), "[teacher] patience = 3 ends the training before"),
+        (
+            ("teacher.unfreeze_by=plateau", "teacher.plateau_epochs=4"),
+            "[teacher] patience = 3 ends the training before",
+        ),
     ],
 )
 def test_impossible_combinations(tmp_path: Path, overrides: tuple[str, ...], start: str) -> None:
