@@ -24,6 +24,20 @@ _Json = Annotated[
 ]
 
 TEACHES = {
+    "warm_start": """**What it is for**: where no hub can be reached, a student starts from random weights. A warm start
+is made once, without any download: ImageNet teachers from the registry's packages answer for strong crops of the free
+pictures that packages ship, and the student follows their 1,000 probabilities.
+
+**From what**: pictures of Debian packages where they are installed (or unpacked below `--pictures`), of scikit-learn
+and scikit-image; the card lists each licence. No picture is copied.
+
+**How long**: `--crops` says how long the whole training is (the rate falls to zero at its end), `--minutes` how much of
+it to do now: the same command goes on. About 80 crops a second on one core: half a million take two hours.
+
+**What it leaves**: in `runs/warm-start/STUDENT` the weights (fp16 safetensors), `CARD.md` and `pictures.json`.
+
+**Examples**: `eyas warm-start --minutes 5`, then in a recipe `[student] weights = "file"` and
+`weights_file = "../../runs/warm-start/mobilenetv3_small_100/mobilenetv3_small_100.safetensors"`.""",
     "tune": """**What is tried**: the settings that `[tune]` of the recipe lists, for the teacher `rates`, `batches`,
 `unfreeze` (and `layer_decays`, `weight_decays`), for the student `student_rates`, `kd_ratios`, `temperatures`.
 `--method grid` trains every combination; `--method tpe` looks for the best between the least and the most value, and
@@ -162,3 +176,30 @@ def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) ->
     context = Context(settings, runs / settings.run.name)
     run_chain(STAGES, context, until=stage)
     return context
+
+
+def warm_start(
+    student: Annotated[str, typer.Option(help="A network of timm's.")] = "mobilenetv3_small_100",
+    teacher: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="tf_efficientnet_lite0, 1 or 2; several answer together.  [default: tf_efficientnet_lite0]"),
+    ] = None,
+    crops: Annotated[int, typer.Option(min=1, help="Crops of the whole training.")] = 2_000_000,
+    size: Annotated[int, typer.Option(min=32, max=512, help="Side of a crop, pixels.")] = 96,
+    minutes: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0.0, help="Pause after so long; the same command goes on.  [default: no pause]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Where to train.")] = "auto",
+    pictures: Annotated[Path, typer.Option(metavar="ROOT", help="Where Debian's packages are unpacked.")] = Path("/"),
+    runs: _Runs = Path("runs"),
+) -> None:
+    """Give a student something to start from without a download: what ImageNet teachers say of free pictures."""
+    from eyas_host.warm.make import make_warm_start
+    from eyas_host.warm.train import WarmSettings
+
+    settings = WarmSettings(
+        student=student, teachers=tuple(teacher or WarmSettings().teachers), crops=crops, size=size, seed=seed
+    )
+    typer.echo(make_warm_start(settings, pictures, runs / "warm-start" / student, minutes=minutes, device=device))

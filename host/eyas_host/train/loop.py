@@ -39,6 +39,8 @@ from eyas_host.train.snapshot import save_tensors as save_tensors
 Groups = list[dict[str, Any]]
 """AdamW parameter groups; `lr_scale` multiplies the rate (timm's name for it)."""
 
+_SHOWN = {"balanced_accuracy": "balanced accuracy", "auc": "AUC", "agreement": "agreement"}
+"""Figures of an epoch that stand beside the bar, and what they are called there."""
 _RECENT = 100
 """Batches over which the shown loss is a mean."""
 
@@ -246,7 +248,7 @@ def _words(history: Sequence[Epoch]) -> str:
     if not history:
         return ""
     figures: Mapping[str, float] = history[-1].metrics
-    return f"balanced accuracy {figures['balanced_accuracy']:.3f}  AUC {figures['auc']:.3f}"
+    return "  ".join(f"{word} {figures[name]:.3f}" for name, word in _SHOWN.items() if name in figures)
 
 
 def to_tensor(pixels: Batch, device: torch.device) -> Tensor:

@@ -1,0 +1,91 @@
+"""Strong crops of few pictures: any place, size, turn and colour. Crop number i is the same in every run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from eyas_device.preprocess import Pixels
+
+SCALE = (0.02, 1.0)
+"""Area of a crop as a part of the picture's."""
+_ASPECT = 4 / 3
+_DEGREES = 30.0
+_LIGHT = 0.4
+_GREY = 0.1
+"""Part of the crops without colour."""
+
+
+class Crops(Dataset[Pixels]):
+    """Crop number `first + i` of pictures (each at least two pixels high and wide), uint8 [size, size, 3]."""
+
+    def __init__(self, pictures: Sequence[Pixels], *, size: int, count: int, first: int = 0, seed: int = 0) -> None:
+        self._levels = [_pyramid(picture, size) for picture in pictures]
+        # A large picture has more to see than a small one, though not in proportion to its area.
+        weights = np.array([math.sqrt(math.prod(levels[0].shape[:2])) for levels in self._levels])
+        self._until = np.cumsum(weights / weights.sum())
+        self._size, self._count, self._first, self._seed = size, count, first, seed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> Pixels:
+        if not 0 <= number < self._count:
+            raise IndexError(number)
+        rng = np.random.default_rng((self._seed, self._first + number))
+        place = min(int(np.searchsorted(self._until, rng.random(), side="right")), len(self._levels) - 1)
+        return _colour(_geometry(self._levels[place], self._size, rng), rng)
+
+
+def _pyramid(picture: Pixels, size: int) -> list[Pixels]:
+    """The picture and its halves, down to the size of a crop: a large crop is read from a small one."""
+    levels = [picture]
+    while min(levels[-1].shape[:2]) >= 2 * size:
+        height, width = levels[-1].shape[:2]
+        levels.append(np.asarray(cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)))
+    return levels
+
+
+def _geometry(levels: Sequence[Pixels], size: int, rng: np.random.Generator) -> Pixels:
+    """A turned, perhaps mirrored rectangle of the picture as a square."""
+    height, width = levels[0].shape[:2]
+    area = rng.uniform(*np.log(SCALE))
+    stretch = rng.uniform(-math.log(_ASPECT), math.log(_ASPECT)) / 2
+    side = math.sqrt(math.exp(area) * height * width)
+    wide, high = min(side * math.exp(stretch), width), min(side * math.exp(-stretch), height)
+    left, top = rng.uniform(0, width - wide), rng.uniform(0, height - high)
+    level = min(max(0, int(math.log2(max(1.0, min(wide, high) / size)))), len(levels) - 1)
+    source = levels[level]
+    shrunk = source.shape[1] / width
+    angle = math.radians(rng.uniform(-_DEGREES, _DEGREES))
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    step_x, step_y = wide * shrunk / size, high * shrunk / size
+    # From the crop's pixels to the picture's: scale, mirror and turn about the middle.
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    linear = turn @ np.diag([mirror * step_x, step_y])
+    middle = np.array([(left + wide / 2) * shrunk, (top + high / 2) * shrunk])
+    shift = middle - linear @ np.array([size / 2, size / 2])
+    crop = cv2.warpAffine(
+        source,
+        np.column_stack([linear, shift]),
+        (size, size),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
+    return np.asarray(crop, dtype=np.uint8)
+
+
+def _colour(crop: Pixels, rng: np.random.Generator) -> Pixels:
+    """Another light and saturation."""
+    bright, contrast, saturation = 1.0 + rng.uniform(-_LIGHT, _LIGHT, size=3)
+    if rng.random() < _GREY:
+        saturation = 0.0
+    grey = np.full((3, 3), 1 / 3) * (1 - saturation) + np.eye(3) * saturation
+    matrix: npt.NDArray[np.float64] = bright * contrast * grey
+    offset = np.full((3, 1), 128 * bright * (1 - contrast))
+    return np.asarray(cv2.transform(crop, np.hstack([matrix, offset])), dtype=np.uint8)

@@ -1,0 +1,52 @@
+"""`eyas warm-start`: find the pictures, train, and write the card beside the weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import msgspec
+import torch
+
+from eyas_host.chain import SINGLE_THREAD_SIZE
+from eyas_host.files import write_bytes
+from eyas_host.train.loop import pick_device
+from eyas_host.warm.card import warm_card
+from eyas_host.warm.pictures import find_pictures, held_out, read_pictures
+from eyas_host.warm.train import WarmSettings, fingerprint, warm_start
+
+
+def make_warm_start(
+    settings: WarmSettings,
+    root: Path,
+    folder: Path,
+    *,
+    minutes: float | None,
+    device: Literal["auto", "cuda", "cpu"],
+) -> str:
+    """Train in `folder` from the pictures that packages under `root` ship; returns a line that says how far it came.
+
+    Raises `WeightsError` for too few pictures or settings other than the folder's, `StageError` for a full disk.
+    """
+    gpu = pick_device(device).type == "cuda"
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(1 if settings.size <= SINGLE_THREAD_SIZE else cores)
+    cv2.setNumThreads(1)
+    learned, out = held_out(find_pictures(root))
+    settings = msgspec.structs.replace(settings, pictures=fingerprint([one.sha256 for one in learned]))
+    result = warm_start(
+        settings,
+        read_pictures(learned, "pictures"),
+        read_pictures(out, "pictures held out"),
+        folder,
+        minutes=minutes,
+        device=device,
+        workers=cores - 1 if gpu else 0,  # a GPU waits for one core's crops; without one, the core has enough to do
+    )
+    hashes = {one.sha256: one.package for one in learned}
+    write_bytes(folder / "pictures.json", msgspec.json.format(msgspec.json.encode(hashes), indent=1))
+    write_bytes(folder / "CARD.md", warm_card(settings, result, learned).encode())
+    how = "finished" if result.finished else f"{result.crops / settings.crops:.0%} done, run again to go on"
+    return f"{result.weights}: agrees with the teacher on {result.agreement:.1%} of held-out crops; {how}"

@@ -1,0 +1,232 @@
+"""A student's warm start: ImageNet teachers, asked about crops of free pictures.
+
+The student follows the teachers' 1,000 probabilities on strong crops, the same view for both, on a long schedule.
+Sources: Asano & Saeed, "Extrapolating from a single image to a thousand classes using distillation", 2021; Beyer et
+al., "Knowledge distillation: a good teacher is patient and consistent", 2022.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from eyas_device.preprocess import Pixels
+from eyas_host.errors import WeightsError
+from eyas_host.files import write_bytes
+from eyas_host.progress import say
+from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor
+from eyas_host.train.losses import DistillationLoss
+from eyas_host.train.models import PACKAGED, PixelClassifier, build, move, packaged_state
+from eyas_host.warm.crops import Crops
+
+CLASSES = 1000
+_EPOCH = 6_400
+"""Crops between two looks at the held-out pictures; a training pauses there."""
+_LOOKS = 10
+"""It is looked at so often at least."""
+_LOOK = 512
+"""Crops of held-out pictures by which it is judged."""
+_SETTINGS = "settings.json"
+
+
+class WarmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """All that decides what a warm start becomes."""
+
+    student: str = "mobilenetv3_small_100"
+    teachers: tuple[str, ...] = ("tf_efficientnet_lite0",)
+    crops: int = 2_000_000
+    """Of the whole training."""
+    size: int = 96
+    """Side of a crop, pixels."""
+    batch: int = 64
+    rate: float = 3e-3
+    weight_decay: float = 0.02
+    temperature: float = 3.0
+    cutmix: float = 0.5
+    """Part of the batches in which a patch of each crop comes from another one."""
+    ema: float = 0.999
+    seed: int = 0
+    pictures: str = ""
+    """Fingerprint of the pictures that are learned from."""
+
+
+class WarmResult(msgspec.Struct, frozen=True):
+    """How far a warm start has come."""
+
+    weights: str
+    """The file, fp16 safetensors."""
+    crops: int
+    """Seen so far."""
+    seconds: float
+    """Of training so far."""
+    agreement: float
+    """Part of the held-out crops for which student and teachers name the same of 1,000 classes."""
+    divergence: float
+    """Mean KL(teachers || student) on them, nats."""
+    held_out: int
+    """Those crops."""
+    finished: bool
+
+
+class _PauseError(Exception):
+    """The time that was given is used up."""
+
+
+def warm_start(
+    settings: WarmSettings,
+    pictures: Sequence[Pixels],
+    held_out: Sequence[Pixels],
+    folder: Path,
+    *,
+    minutes: float | None = None,
+    device: str = "auto",
+    workers: int = 0,
+) -> WarmResult:
+    """Train, or go on training, in `folder` for at most so many minutes; leaves the best weights there.
+
+    Raises `WeightsError` if the folder holds a training with other settings, or a teacher's weights are not installed.
+    """
+    _same_settings(settings, folder)
+    where = pick_device(device)
+    teachers = [move(imagenet_teacher(name), where).eval() for name in settings.teachers]
+    torch.manual_seed(settings.seed)
+    student = move(build(settings.student, CLASSES, "random")[0], where)
+    crops = Crops(held_out, size=settings.size, count=_LOOK, seed=settings.seed + 1)
+    look = np.stack([crops[number] for number in range(_LOOK)])
+    wanted = _teachers_logits(teachers, to_tensor(look, where)).cpu()
+    follow = DistillationLoss(kd_ratio=1.0, temperature=settings.temperature)
+    labels = torch.zeros(settings.batch, dtype=torch.int64, device=where)  # the loss wants some and ignores them
+    steps_an_epoch = max(1, min(_EPOCH, settings.crops // _LOOKS) // settings.batch)
+    epochs = max(1, round(settings.crops / (steps_an_epoch * settings.batch)))
+    until = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def steps(epoch: int) -> Iterator[Tensor]:
+        count = steps_an_epoch * settings.batch
+        crops = Crops(pictures, size=settings.size, count=count, first=epoch * count, seed=settings.seed)
+        for number, batch in enumerate(DataLoader(crops, settings.batch, num_workers=workers)):
+            pixels = batch.to(where).permute(0, 3, 1, 2).float()
+            pixels = _cut_and_mix(pixels, settings, epoch * steps_an_epoch + number)
+            yield follow(student(pixels), _teachers_logits(teachers, pixels), labels)
+
+    def evaluate(candidate: nn.Module) -> dict[str, float]:
+        logits = torch.from_numpy(logits_of(candidate, look, where))
+        agreement = float((logits.argmax(1) == wanted.argmax(1)).double().mean())
+        return _figures(logits, wanted) | {"agreement": agreement}
+
+    def pause(history: Sequence[Epoch]) -> str:
+        if until is not None and history and time.monotonic() > until:
+            raise _PauseError
+        return "warm start"
+
+    checkpoint = folder / "warm.ckpt"
+    with contextlib.suppress(_PauseError):
+        fit(
+            student,
+            [{"params": list(student.parameters())}],
+            steps=steps,
+            evaluate=evaluate,
+            schedule=Schedule(
+                epochs=epochs,
+                rate=settings.rate,
+                weight_decay=settings.weight_decay,
+                warmup=0.02,
+                ema=settings.ema,
+                seed=settings.seed,
+            ),
+            steps_an_epoch=steps_an_epoch,
+            checkpoint=checkpoint,
+            title=f"warm start of {settings.student}",
+            stages=pause,
+        )
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    history = [msgspec.json.decode(line, type=Epoch) for line in saved["history"]]
+    best = max(history, key=lambda epoch: epoch.metrics["objective"])
+    path = folder / f"{settings.student}.safetensors"
+    _write(saved["best_state"], path)
+    result = WarmResult(
+        weights=str(path),
+        crops=len(history) * steps_an_epoch * settings.batch,
+        seconds=sum(epoch.seconds for epoch in history),
+        agreement=best.metrics["agreement"],
+        divergence=-best.metrics["objective"],
+        held_out=len(look),
+        finished=len(history) == epochs,
+    )
+    write_bytes(folder / "result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
+    if not result.finished:
+        say(f"  paused after {result.crops:,} of {settings.crops:,} crops; the same command goes on")
+    return result
+
+
+def imagenet_teacher(name: str) -> PixelClassifier:
+    """A packaged network with its 1,000-class head. Raises `WeightsError` if there is none of this name."""
+    if name not in PACKAGED:
+        raise WeightsError(f"teacher {name!r}: no packaged ImageNet weights; there are: {', '.join(PACKAGED)}")
+    backbone = timm.create_model(name, num_classes=CLASSES)
+    backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
+    return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"])
+
+
+@torch.inference_mode()
+def _teachers_logits(teachers: Sequence[PixelClassifier], pixels: Tensor) -> Tensor:
+    """Log of the teachers' mean probability [n, 1000] for pixels [n, 3, s, s]."""
+    answers = torch.stack([teacher(pixels).log_softmax(1) for teacher in teachers])
+    return torch.logsumexp(answers, 0) - float(np.log(len(teachers)))
+
+
+def _figures(logits: Tensor, wanted: Tensor) -> dict[str, float]:
+    divergence = nn.functional.kl_div(
+        logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
+    )
+    return {"objective": -float(divergence)}
+
+
+def _cut_and_mix(pixels: Tensor, settings: WarmSettings, step: int) -> Tensor:
+    """In some batches, a patch of each crop from its neighbour (Yun et al., "CutMix", 2019)."""
+    rng = np.random.default_rng((settings.seed, 1, step))
+    if rng.random() >= settings.cutmix:
+        return pixels
+    side = round(pixels.shape[-1] * float(rng.uniform()) ** 0.5)
+    top, left = rng.integers(pixels.shape[-1] - side + 1, size=2)
+    mixed = pixels.clone()
+    mixed[:, :, top : top + side, left : left + side] = pixels.roll(1, 0)[:, :, top : top + side, left : left + side]
+    return mixed
+
+
+def _same_settings(settings: WarmSettings, folder: Path) -> None:
+    """Note the settings in the folder, or compare them with those that are there."""
+    path = folder / _SETTINGS
+    if not path.exists():
+        write_bytes(path, msgspec.json.format(msgspec.json.encode(settings), indent=1))
+        return
+    try:
+        before = msgspec.json.decode(path.read_bytes(), type=WarmSettings)
+    except msgspec.DecodeError as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); take another folder") from None
+    other = [key for key in WarmSettings.__struct_fields__ if getattr(before, key) != getattr(settings, key)]
+    if other:
+        told = ", ".join(f"{key} = {getattr(before, key)!r}" for key in other)
+        raise WeightsError(f"{folder}: a warm start with {told} is there; take the same, or another folder")
+
+
+def _write(state: dict[str, Tensor], path: Path) -> None:
+    """The network as fp16, with the normalisation that it was trained behind: what `weights_file` takes."""
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    normalisation = {key: state[key] for key in ("mean", "std")}
+    write_bytes(path, safetensors.torch.save({k: v.contiguous() for k, v in (halves | normalisation).items()}))
+
+
+def fingerprint(hashes: Sequence[str]) -> str:
+    """One hash of the pictures' hashes."""
+    return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]

@@ -1,0 +1,159 @@
+"""`eyas warm-start`: pictures of packages, crops that repeat themselves, a training that pauses and goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eyas_host.errors import WeightsError
+from eyas_host.train.models import build
+from eyas_host.warm import train
+from eyas_host.warm.crops import Crops
+from eyas_host.warm.pictures import SOURCES, find_pictures, held_out, read_pictures
+from eyas_host.warm.train import WarmSettings, imagenet_teacher, warm_start
+from tests.host.shapes import SHAPES, Pixels, draw_shape
+
+BIN = Path(sys.executable).parent
+SHORT = WarmSettings(crops=96, size=32, batch=16, ema=0.9)
+
+
+def every(crops: Crops) -> list[Pixels]:
+    return [crops[number] for number in range(len(crops))]
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Pixels]:
+    return [draw_shape(label, seed, 80, 96) for label in SHAPES for seed in range(4)]
+
+
+@pytest.fixture
+def root(tmp_path: Path, drawn: list[Pixels]) -> Path:
+    """A file system with one unpacked package of Debian's, and a stamp that is transparent around its shape."""
+    folder = tmp_path / "root/usr/share/tuxpaint/stamps/animals"
+    (folder.parent / "symbols").mkdir(parents=True)
+    folder.mkdir()
+    for number, picture in enumerate(drawn):
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    cv2.imwrite(str(folder.parent / "symbols/a.png"), drawn[0][::-1])
+    stamp = np.zeros((200, 300, 4), dtype=np.uint8)
+    stamp[20:120, 30:110] = (10, 20, 30, 255)
+    cv2.imwrite(str(folder / "stamp.png"), stamp)
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    return tmp_path / "root"
+
+
+def test_pictures_are_those_of_the_packages(root: Path) -> None:
+    found = [one for one in find_pictures(root) if one.package == "tuxpaint-stamps-default"]
+    assert {Path(one.path).stem for one in found} == {*map(str, range(20)), "stamp", "broken"}
+    learned, out = held_out(found)
+    assert {one.path for one in learned}.isdisjoint(one.path for one in out)
+    pictures = read_pictures(found, "pictures")
+    assert len(pictures) == 21
+    assert any(picture.shape == (100, 80, 3) and (picture == (10, 20, 30)).all() for picture in pictures)
+
+
+def test_without_pictures_the_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eyas_host.warm.pictures.SOURCES", tuple(s for s in SOURCES if not s.module))
+    with pytest.raises(WeightsError, match=r"0 pictures .* apt-get install tuxpaint-stamps-default mate-backgrounds"):
+        find_pictures(tmp_path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(number=st.integers(0, 10**9), height=st.integers(2, 700), width=st.integers(2, 700), size=st.integers(8, 64))
+def test_every_crop_is_a_view_and_repeats_itself(number: int, height: int, width: int, size: int) -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    one, other = (Crops([picture], size=size, count=1, first=number)[0] for _ in range(2))
+    assert one.shape == (size, size, 3) and one.dtype == np.uint8
+    np.testing.assert_array_equal(one, other)
+
+
+def test_crops_do_not_depend_on_where_a_run_begins(drawn: list[Pixels]) -> None:
+    whole, later = every(Crops(drawn, size=32, count=12)), every(Crops(drawn, size=32, count=4, first=8))
+    np.testing.assert_array_equal(whole[8:], later)
+    assert len({crop.tobytes() for crop in whole}) == 12
+
+
+def test_a_crop_of_a_plain_picture_stays_plain() -> None:
+    picture = np.full((300, 200, 3), (90, 90, 90), dtype=np.uint8)
+    for crop in every(Crops([picture], size=32, count=20)):
+        assert np.ptp(crop) == 0
+
+
+def test_a_paused_training_ends_as_one_that_was_not(
+    drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_LOOK", 16)
+    whole = warm_start(SHORT, drawn, drawn[:5], tmp_path / "whole", device="cpu")
+    paused = warm_start(SHORT, drawn, drawn[:5], tmp_path / "paused", minutes=0.0, device="cpu")
+    assert paused.crops == 16 and not paused.finished and whole.finished and whole.crops == 96
+    resumed = warm_start(SHORT, drawn, drawn[:5], tmp_path / "paused", device="cpu")
+    one, other = (safetensors.torch.load_file(result.weights) for result in (whole, resumed))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (resumed.agreement, resumed.divergence) == (whole.agreement, whole.divergence)
+    with pytest.raises(WeightsError, match=r"rate = 0.003 is there; take the same, or another folder"):
+        warm_start(WarmSettings(crops=96, size=32, batch=16, ema=0.9, rate=1e-3), drawn, drawn, tmp_path / "whole")
+    model, origin = build("mobilenetv3_small_100", 5, "file", weights_file=whole.weights)
+    stem = model.backbone.state_dict()["conv_stem.weight"]
+    assert origin == "file" and torch.equal(stem.half(), one["backbone.conv_stem.weight"])
+    assert model.mean.flatten().tolist() == pytest.approx([128.0] * 3)
+    with pytest.raises(WeightsError, match="mobilenetv3_large_100"):
+        build("mobilenetv3_large_100", 5, "file", weights_file=whole.weights)
+
+
+def test_a_student_learns_what_the_teacher_says(
+    drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_LOOK", 32)
+    plan = WarmSettings(crops=768, size=64, batch=16, ema=0.0)
+    result = warm_start(plan, drawn, drawn[:5], tmp_path, device="cpu")
+    looks = torch.load(tmp_path / "warm.ckpt", weights_only=True)["history"]
+    first = -json.loads(looks[0])["metrics"]["objective"]
+    assert result.divergence < 0.9 * first
+
+
+def test_the_teacher_has_its_thousand_classes() -> None:
+    teacher = imagenet_teacher("tf_efficientnet_lite0")
+    assert teacher.backbone.get_classifier().out_features == 1000  # type: ignore[operator]
+    with pytest.raises(WeightsError, match="tf_efficientnet_lite0, tf_efficientnet_lite1"):
+        imagenet_teacher("resnet50")
+
+
+def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path) -> None:
+    command = [BIN / "eyas", "warm-start", "--pictures", root, "--runs", tmp_path, "--crops", "1280", "--size", "32"]
+    folder = tmp_path / "warm-start/mobilenetv3_small_100"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 240
+        while not (folder / "settings.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "CARD.md").exists()
+    done = subprocess.run([*command, "--minutes", "0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "10% done" in done.stdout
+    card = (folder / "CARD.md").read_text()
+    assert "| tuxpaint-stamps-default |" in card and "128 crops of 32 x 32" in card
+    hashes = json.loads((folder / "pictures.json").read_bytes())
+    assert "tuxpaint-stamps-default" in hashes.values()
+    shutil.rmtree(root)
+    refused = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
