@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,3 +35,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Do what others must not do meanwhile: waits for those that hold `path`; a killed process holds it no longer."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
-from eyas_host.files import write_bytes
+from eyas_host.files import alone, write_bytes
 from eyas_host.recipe import Recipe
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import logits_of, pick_device
@@ -71,7 +70,7 @@ def train_final(
     Workers that share the folder do so one after the other.
     """
     path = folder / "final.json"
-    with _alone(folder.with_name(".finals.lock")):
+    with alone(folder.with_name(".finals.lock")):
         with contextlib.suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(path.read_bytes(), type=Final)
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,11 +94,3 @@ def train_final(
         for checkpoint in folder.glob("*.ckpt"):
             checkpoint.unlink()
         return final
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -190,6 +190,7 @@ def _png(axes: Any) -> str:
 
     first = axes.flat[0] if hasattr(axes, "flat") else axes
     stream = io.BytesIO()
+    first.figure.set_size_inches(max(7.0, 3.4 * getattr(axes, "size", 1)), 4.2)
     first.figure.savefig(stream, format="png", dpi=90, bbox_inches="tight")
     pyplot.close(first.figure)
     return base64.b64encode(stream.getvalue()).decode()

@@ -19,6 +19,7 @@ from torch import nn
 
 from eyas_host.data.split import Split
 from eyas_host.errors import TrainError
+from eyas_host.files import alone
 from eyas_host.progress import meter
 from eyas_host.recipe import Recipe
 from eyas_host.train.cache import ViewCache
@@ -56,11 +57,12 @@ class TeacherTrials:
 
     def __init__(self, recipe: Recipe, split: Split, head: Path, work: Path) -> None:
         self._lesson = Labelled(recipe, split)
-        if not head.exists():
-            only_head = applied(recipe, {"teacher.epochs": 0})
-            trained, _, _ = train_teacher(only_head, split, work)
-            save_tensors(head, trained.classifier.state_dict())
-            shutil.rmtree(work)
+        with alone(head.with_suffix(".lock")):
+            if not head.exists():
+                only_head = applied(recipe, {"teacher.epochs": 0})
+                trained, _, _ = train_teacher(only_head, split, work)
+                save_tensors(head, trained.classifier.state_dict())
+                shutil.rmtree(work)
         torch.manual_seed(recipe.run.seed)
         model, _ = build_teacher(recipe.teacher, len(split.labels))
         model.classifier.load_state_dict(torch.load(head, map_location="cpu", weights_only=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -16,12 +17,12 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, GridSampler, TPESampler
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from eyas_host.data.split import SplitManifest
 from eyas_host.errors import TuneError
@@ -36,6 +37,7 @@ _IDENTITY = "recipe"
 _HEARTBEAT_S, _GRACE_S = 20, 120
 _BUSY_S = 60.0
 """How long a writer waits for another's lock of an SQLite file."""
+_AGAIN_S = (0.5, 1.0, 2.0)
 _UNNAMED = timedelta(seconds=5)
 """A trial's first act is to say who works on it."""
 _SHOWN = 4
@@ -48,23 +50,7 @@ def open_study(url: str, name: str, identity: Mapping[str, Any], sampler: BaseSa
     """
     where = shown(url)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            storage = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": _BUSY_S}} if url.startswith("sqlite") else {},
-                heartbeat_interval=_HEARTBEAT_S,
-                grace_period=_GRACE_S,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-            )
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            direction="maximize",
-            sampler=sampler,
-            pruner=pruner,
-            load_if_exists=True,
-        )
+        study = _opened(url, name, sampler, pruner)
         there = study.user_attrs.get(_IDENTITY)
         if there is None:
             study.set_user_attr(_IDENTITY, dict(identity))
@@ -79,6 +65,33 @@ def open_study(url: str, name: str, identity: Mapping[str, Any], sampler: BaseSa
             "one beside it, or remove it"
         )
     return study
+
+
+def _opened(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> Study:
+    """The study; where another worker makes the same tables at the same time, the slower one tries again."""
+    for wait_s in _AGAIN_S:
+        try:
+            return _connected(url, name, sampler, pruner)
+        except DBAPIError as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(wait_s)
+    return _connected(url, name, sampler, pruner)
+
+
+def _connected(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> Study:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        storage = RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": _BUSY_S}} if url.startswith("sqlite") else {},
+            heartbeat_interval=_HEARTBEAT_S,
+            grace_period=_GRACE_S,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+    return optuna.create_study(
+        storage=storage, study_name=name, direction="maximize", sampler=sampler, pruner=pruner, load_if_exists=True
+    )
 
 
 def identity(recipe: Recipe, manifest: SplitManifest, what: What, method: Method, epochs: int) -> dict[str, Any]:
@@ -173,15 +186,15 @@ def put_back_dead(study: Study) -> int:
 
     Trials of other machines are put back by Optuna once their heartbeat has stopped for two minutes.
     """
-    put_back = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_dead(trial):
-            study.tell(trial.number, state=TrialState.FAIL)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                RetryHeartbeatStaleTrialCallback()(study, trial)
-            put_back += 1
-    return put_back
+    dead = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_dead(trial)]
+    sampler, study.sampler = study.sampler, RandomSampler()  # the grid's would end a search that has not begun
+    for trial in dead:
+        study.tell(trial.number, state=TrialState.FAIL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            RetryHeartbeatStaleTrialCallback()(study, trial)
+    study.sampler = sampler
+    return len(dead)
 
 
 def _is_dead(trial: FrozenTrial) -> bool:
