@@ -18,6 +18,8 @@ import scipy.special
 import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from eyas_device.predict import Classifier
+from eyas_device.preprocess import read_picture
 from tests.host.shapes import SHAPES, draw_folder
 
 BIN = Path(sys.executable).parent
@@ -203,6 +205,28 @@ def test_magnitude_pruning_goes_through_qat_and_compile(place: Path) -> None:
     assert pruning["parameters_after"] < 0.55 * pruning["parameters_before"]
     assert zero_share(place / "sparse/shapes/compile/litert-int8.tflite") > 0.45
     assert zero_share(place / "runs/shapes/compile/litert-int8.tflite") < 0.2
+
+
+def test_costs_travel_in_the_bundle_and_the_device_answers_as_the_report_says(place: Path) -> None:
+    shutil.copytree(place / "runs", place / "priced")
+    more = settings(cost__table="{ circle = { ring = 100 } }", cost__other="1")
+    done = eyas("distill", "models/shapes/recipe.toml", "--runs", "priced", *more, cwd=place)
+    assert done.stderr.count("unchanged") == 6  # as far as compile
+    run = place / "priced/shapes"
+    decision = json.loads((run / "bundle/manifest.json").read_bytes())["decision"]
+    circle, ring = SHAPES.index("circle"), SHAPES.index("ring")
+    assert decision["costs"][circle][ring] == 100 and decision["costs"][ring][circle] == 1
+    assert json.loads((run / "verify/confidence.json").read_bytes())["decision"] == decision
+    report = report_of(run)
+    assert report["test_openings"] == 1, "the same models: what they answered was kept"
+    answered = np.zeros((len(SHAPES), len(SHAPES)), dtype=int)
+    with Classifier.open(run / "bundle", artefact=report["shipped"]) as classifier:
+        for picture in json.loads((run / "split/manifest.json").read_bytes())["test"]:
+            answer = classifier.predict(read_picture(Path(picture["path"]), classifier.spec))
+            answered[SHAPES.index(picture["label"]), answer.index] += 1
+    assert answered.tolist() == report["decided"]["confusion"]
+    test = next(part for part in report["cost"]["parts"] if part["part"] == "test")
+    assert test["decided"] == pytest.approx((answered * decision["costs"]).sum() / answered.sum())
 
 
 def test_base_install_runs_the_bundle(place: Path, tmp_path: Path) -> None:
