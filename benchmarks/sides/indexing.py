@@ -5,7 +5,6 @@ training picture once. `*_mb` are peaks of resident memory since the process beg
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -74,7 +73,9 @@ def draw(folder: Path, count: int) -> Path:
 
 
 def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Linux's VmHWM: `ru_maxrss` begins with what the parent had."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

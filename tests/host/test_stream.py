@@ -225,7 +225,8 @@ def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
         tile[0, :2] = np.frombuffer(number.to_bytes(6, "big"), dtype=np.uint8).reshape(2, 3)
         assert cv2.imwrite(str(folder / f"{number:04d}.bmp"), tile)
     code = f"""
-import resource, torch
+import torch
+from pathlib import Path
 from eyas_host.data import part
 from eyas_host.data.index import build_index
 from eyas_host.data.stream import Stream, in_turn
@@ -237,7 +238,8 @@ index = build_index(DataSection(path={str(tmp_path)!r}, near_duplicates=0))
 for count in (150, 700):
     some = part.Part(index.pictures[:count], index.labels)
     seen = sum(len(batch) for batch in Stream(recipe, some).views(in_turn(count, 16), (0, 2)))
-    print(seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+    print(seen, int(peak) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     (few, before), (many, after) = (line.split() for line in done.stdout.splitlines())
