@@ -119,7 +119,7 @@ def learning_curves(
     """Training -> its loss and balanced accuracy over the epochs; all share the accuracy's scale.
 
     The teacher's head and blocks are one training; where an epoch's `stage` is another than before, a line marks it.
-    The dot is the epoch that is best by `metric`.
+    The dot is the epoch that is best by `metric`, or diverges least where that was measured (the int8 student).
     """
     accuracies = [_metric(e, "balanced_accuracy") for history in histories.values() for e in history]
     finite = [value for value in accuracies if math.isfinite(value)]
@@ -142,7 +142,8 @@ def _joined(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, l
 def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[float, float], metric: str) -> Markup:
     epochs = [int(entry["epoch"]) for entry in history]
     stages = [str(entry.get("stage") or "") for entry in history]
-    judged = [(-1 if metric == "loss" else 1) * _metric(entry, metric) for entry in history]
+    by = "divergence" if "divergence" in history[0].get("metrics", {}) else metric
+    judged = [(-1 if by in ("loss", "divergence") else 1) * _metric(entry, by) for entry in history]
     begins = [row for row in range(1, len(stages)) if stages[row] != stages[row - 1]]
     first = stages.count("head") % len(stages)  # what is kept comes from the blocks, where there are any
     finite = [(value, row) for row, value in enumerate(judged) if math.isfinite(value) and row >= first]
