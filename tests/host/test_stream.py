@@ -165,6 +165,7 @@ def test_a_killed_worker_is_said_with_what_to_do() -> None:
 
     with pytest.raises(TrainError, match=r"killed.*smaller \[run\] workers than 1, or 0"):
         list(draw_ahead(draw, in_turn(4, 1), 1))
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL  # torch's raises at any later place
 
 
 def test_a_fault_of_ours_is_not_hidden() -> None:

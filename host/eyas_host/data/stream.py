@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from eyas_device.errors import EyasError
 from eyas_host.data.part import Part
@@ -31,6 +32,10 @@ Rows = npt.NDArray[np.int64]
 _AHEAD = 2
 """Batches that each worker draws ahead."""
 _MOST_BESIDE_CPU, _MOST_BESIDE_GPU = 4, 16
+# No handler of torch's for SIGCHLD: it raises wherever the main process happens to be, long after the last batch too,
+# and a signal stack that a compiler's library left behind made it crash (SIGSEGV in `waitpid` of a later stage). That a
+# worker died shows all the same: torch looks every five seconds, and a batch is lost on its way.
+signal_handling._SIGCHLD_handler_set = True
 _PR_SET_PDEATHSIG = 1  # Linux, include/uapi/linux/prctl.h
 
 
@@ -96,8 +101,8 @@ def draw_ahead(draw: Callable[[Rows], Batch], batches: Sequence[Rows], workers: 
             if isinstance(drawn, EyasError):
                 raise drawn
             yield drawn.numpy()
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise TrainError(
             "a process that draws views was killed (too little memory, or shared memory in a container?); set a "
