@@ -164,4 +164,4 @@ def test_a_network_that_cannot_be_placed_is_refused_by_its_operation(name: str, 
 
 def test_a_network_of_one_size_alone_is_refused() -> None:
     with pytest.raises(CompressError, match="takes no pictures of 64 x 64 pixels"):
-        fold_for_deployment(build("vit_tiny_patch16_224", CLASSES, "random")[0].eval())
+        fold_for_deployment(build("mixer_s32_224", CLASSES, "random")[0].eval())

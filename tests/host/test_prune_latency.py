@@ -34,7 +34,7 @@ from eyas_host.recipe import (
     load_recipe,
 )
 from eyas_host.stages import Context
-from eyas_host.train import loop
+from eyas_host.train import snapshot
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import save_tensors
 from eyas_host.train.models import PixelClassifier, build
@@ -172,7 +172,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
         if not left[0]:
             raise Killed
 
-    for module in (rounds, loop, shrink):
+    for module in (rounds, snapshot, shrink):
         monkeypatch.setattr(module, "save_tensors", save)
 
 

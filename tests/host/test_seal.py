@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from eyas_host.data import part
 from eyas_host.data.index import build_index
 from eyas_host.data.part import Decoded
 from eyas_host.data.split import Split, save_split, split_index
@@ -115,14 +116,16 @@ def test_ledgers_of_earlier_versions_are_read(context: Context) -> None:
 # Pictures are decoded when they are asked for
 
 
-def test_pictures_stay_as_far_as_there_is_room(context: Context) -> None:
+def test_pictures_stay_as_far_as_there_is_room(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     run_chain(chain(), context, until="split")
     train = Split.load(context.root).train
     each = 40 * 36 * 3
-    some = Decoded(train.pictures, None, room=3 * each)
+    monkeypatch.setattr(part, "KEPT_BYTES", 3 * each)
+    some = Decoded(train.pictures, None)
     first = [some[number] for number in range(len(some))]
-    again = list(some)
-    assert [one is two for one, two in zip(first, again, strict=True)] == [True] * 3 + [False] * (len(some) - 3)
+    second, again = list(some), list(some)
+    same = [np.shares_memory(one, two) for one, two in zip(second, again, strict=True)]
+    assert same == [True] * 3 + [False] * (len(some) - 3)
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     assert [p.shape for p in some[1:3]] == [(36, 40, 3)] * 2 and some[-1].shape == (36, 40, 3)
     with pytest.raises(IndexError):
