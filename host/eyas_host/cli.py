@@ -18,6 +18,7 @@ from eyas_host import networks
 from eyas_host import training_verbs as training
 from eyas_host.fleet import telemetry_verbs as telemetry
 from eyas_host.fleet import verbs as fleet
+from eyas_host.options import JsonOption, Overrides, RecipeArgument, RunsOption
 from eyas_host.quiet import quiet_libraries
 
 STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
@@ -31,15 +32,6 @@ app = typer.Typer(
     help="From a folder of labelled pictures to a small, fast, trustworthy classifier on a fleet of cameras.",
     epilog="Start: `eyas new PICTURES`, then `eyas distill models/NAME/recipe.toml`.",
 )
-
-RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="The recipe, e.g. models/solar-cells/recipe.toml.")
-]
-Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation on Python 3.10
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be given again."),
-]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
 
 
 def _stage_option(flag: str, text: str) -> object:
@@ -151,7 +143,7 @@ for _name in _WHAT:
 def sensitivity(
     recipe: RecipeArgument,
     pictures: Annotated[int, typer.Option(min=2, help="Validation pictures, as many of each class.")] = 256,
-    json: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,  # noqa: UP045
+    json: JsonOption = None,
     overrides: Overrides = None,
     runs: RunsOption = Path("runs"),
 ) -> None:

@@ -7,21 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
+from eyas_host.options import JsonOption, Overrides, RecipeArgument, RunsOption
+
 if TYPE_CHECKING:
     from eyas_host.stages import Context
-
-_RecipeArgument = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="The recipe, e.g. models/solar-cells/recipe.toml.")
-]
-_Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation on Python 3.10
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be given again."),
-]
-_Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
-_Json = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--json", metavar="FILE", help="Write the figures there too."),
-]
 
 TEACHES = {
     "warm_start": """**What it is for**: where no hub can be reached, a student starts from random weights. A warm start
@@ -81,14 +70,14 @@ lose against each other on the same pictures. The sealed test part stays sealed.
 
 
 def baseline(
-    recipe: _RecipeArgument,
+    recipe: RecipeArgument,
     epochs: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(min=1, metavar="N", help="Train the baseline for N epochs instead of the teacher's seconds."),
     ] = None,
-    json: _Json = None,
-    overrides: _Overrides = None,
-    runs: _Runs = Path("runs"),
+    json: JsonOption = None,
+    overrides: Overrides = None,
+    runs: RunsOption = Path("runs"),
 ) -> None:
     """Train the teacher's architecture from scratch too, to see what transfer learning buys."""
     context = _up_to("teach", recipe, runs, overrides)
@@ -98,7 +87,7 @@ def baseline(
 
 
 def tune(
-    recipe: _RecipeArgument,
+    recipe: RecipeArgument,
     method: Annotated[
         Literal["grid", "tpe"], typer.Option(help="Every combination, or a search that learns from its trials.")
     ] = "grid",
@@ -129,9 +118,9 @@ def tune(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="STUDY", help="The study's name there; by default NAME-what-method."),
     ] = None,
-    json: _Json = None,
-    overrides: _Overrides = None,
-    runs: _Runs = Path("runs"),
+    json: JsonOption = None,
+    overrides: Overrides = None,
+    runs: RunsOption = Path("runs"),
 ) -> None:
     """Search for good training settings, on validation alone."""
     context = _up_to("split" if what == "teacher" else "distill", recipe, runs, overrides)
@@ -154,8 +143,8 @@ def tune(
 def doctor(
     recipe: Annotated[Optional[Path], typer.Argument(metavar="[RECIPE]", help="The recipe to be trained.")] = None,  # noqa: UP045
     json: Annotated[bool, typer.Option("--json", help="One JSON object with all findings.")] = False,
-    overrides: _Overrides = None,
-    runs: _Runs = Path("runs"),
+    overrides: Overrides = None,
+    runs: RunsOption = Path("runs"),
 ) -> None:
     """Examine this workstation: install, GPU, weights, memory, disk, programs."""
     from eyas_host.doctor.verb import doctor as examine
@@ -193,7 +182,7 @@ def warm_start(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Where to train.")] = "auto",
     pictures: Annotated[Path, typer.Option(metavar="ROOT", help="Where Debian's packages are unpacked.")] = Path("/"),
-    runs: _Runs = Path("runs"),
+    runs: RunsOption = Path("runs"),
 ) -> None:
     """Give a student something to start from without a download: what ImageNet teachers say of free pictures."""
     from eyas_host.warm.make import make_warm_start

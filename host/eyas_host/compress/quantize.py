@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyas_host import checkpoints
@@ -28,7 +27,7 @@ from eyas_host.stages import Context, Outcome
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
-from eyas_host.train.losses import DistillationLoss
+from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.models import PixelClassifier, move
 from eyas_host.train.student import Lesson
 
@@ -158,9 +157,3 @@ def _train(context: Context, split: Split, model: nn.Module, deploy: DeployModel
         model.load_state_dict(at_start)
     checkpoint.unlink()
     return history
-
-
-def divergence_of(logits: Tensor, wanted: Tensor) -> float:
-    """Mean KL(softmax(wanted) || softmax(logits)) of logits [n, classes], in nats: 0 where the answers are alike."""
-    mean = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
-    return float(mean)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from eyas_host.data.split import Split
-from eyas_host.data.stream import Stream, in_turn
+from eyas_host.data.stream import Rows, Stream, in_turn
 from eyas_host.data.views import Batch
 from eyas_host.errors import StageError
 from eyas_host.files import whole
@@ -29,7 +29,6 @@ from eyas_host.train.loop import pick_device, to_tensor
 from eyas_host.train.models import PixelClassifier, move
 
 Half = npt.NDArray[np.float16]
-_Rows = npt.NDArray[np.int64]
 
 
 class ViewCache:
@@ -61,7 +60,7 @@ class ViewCache:
         """Number of views of each picture."""
         return len(self._files)
 
-    def pixels(self, views: _Rows, rows: _Rows) -> Batch:
+    def pixels(self, views: Rows, rows: Rows) -> Batch:
         """Pixels uint8 [batch, s, s, 3] of picture `rows[i]` in view `views[i]`."""
         pieces = (
             os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
@@ -114,7 +113,7 @@ class Stacked:
         self._parts = parts
         self.shape = (len(parts), *parts[0].shape)
 
-    def __getitem__(self, place: tuple[_Rows, _Rows]) -> Half:
+    def __getitem__(self, place: tuple[Rows, Rows]) -> Half:
         """Row `rows[i]` of view `views[i]`: float16 [batch, channels]."""
         return np.stack([self._parts[view][row] for view, row in zip(*place, strict=True)])
 

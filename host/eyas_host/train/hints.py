@@ -18,11 +18,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eyas_host.data.stream import Rows, in_turn
 from eyas_host.errors import RecipeError, StageError
 from eyas_host.files import whole, write_bytes
 from eyas_host.progress import meter, say
@@ -35,10 +35,8 @@ from eyas_host.train.models import PixelClassifier, move
 
 _GRID = 8
 """Cells a side of a cached map, at most."""
-_BATCH = 64
 Shape = tuple[int, int, int]
 """Channels, height and width of a map."""
-_Rows = npt.NDArray[np.int64]
 
 
 class BlockHint(nn.Module):
@@ -174,7 +172,7 @@ class BlockCache:
                 f"{root}: the teacher's cached blocks cannot be read ({error}); run again with --from distill"
             ) from None
 
-    def maps(self, views: _Rows, rows: _Rows) -> list[Tensor]:
+    def maps(self, views: Rows, rows: Rows) -> list[Tensor]:
         """For each hint the teacher's maps of picture `rows[i]` in view `views[i]`, float32 [batch, channels, g, g]."""
         pieces = [
             os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
@@ -201,7 +199,7 @@ class BlockCache:
         missing = [path for path in paths if not path.exists()]
         _room(cache, one * count * len(missing), one, recipe.student.cache_gb)
         write_bytes(cache.root / "blocks.json", msgspec.json.encode(shapes))
-        turns = [np.arange(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
+        turns = in_turn(count)
         with meter("the teacher's blocks", len(missing) * len(turns)) as bar:
             for path in missing:
                 with whole(path) as temporary, temporary.open("wb") as stream:
@@ -216,7 +214,7 @@ def _flat(
     teacher: PixelClassifier,
     cache: ViewCache,
     view: int,
-    rows: _Rows,
+    rows: Rows,
     names: Sequence[str],
     shapes: Sequence[Shape],
     device: torch.device,

@@ -170,6 +170,12 @@ class FeatureHint(nn.Module):
         return (1.0 - F.cosine_similarity(self.project(student), teacher, dim=1)).mean()
 
 
+def divergence_of(logits: Tensor, wanted: Tensor) -> float:
+    """Mean KL(softmax(wanted) || softmax(logits)) of logits [n, classes], in nats: 0 where the answers are alike."""
+    mean = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+    return float(mean)
+
+
 def balanced_class_weights(labels: Tensor, classes: int) -> Tensor:
     """Weights inverse to the classes' counts, mean 1 over the pictures: float32 [classes]."""
     counts = torch.bincount(labels, minlength=classes).clamp(min=1).float()

@@ -26,7 +26,7 @@ from eyas_host.errors import WeightsError
 from eyas_host.files import write_bytes
 from eyas_host.progress import say
 from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor
-from eyas_host.train.losses import DistillationLoss
+from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.models import PACKAGED, PixelClassifier, build, move, packaged_state
 from eyas_host.warm.crops import Crops
 
@@ -122,7 +122,7 @@ def warm_start(
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         logits = torch.from_numpy(logits_of(candidate, look, where))
         agreement = float((logits.argmax(1) == wanted.argmax(1)).double().mean())
-        return _figures(logits, wanted) | {"agreement": agreement}
+        return {"objective": -divergence_of(logits, wanted), "agreement": agreement}
 
     def pause(history: Sequence[Epoch]) -> str:
         if until is not None and history and time.monotonic() > until:
@@ -183,13 +183,6 @@ def _teachers_logits(teachers: Sequence[PixelClassifier], pixels: Tensor) -> Ten
     """Log of the teachers' mean probability [n, 1000] for pixels [n, 3, s, s]."""
     answers = torch.stack([teacher(pixels).log_softmax(1) for teacher in teachers])
     return torch.logsumexp(answers, 0) - float(np.log(len(teachers)))
-
-
-def _figures(logits: Tensor, wanted: Tensor) -> dict[str, float]:
-    divergence = nn.functional.kl_div(
-        logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
-    )
-    return {"objective": -float(divergence)}
 
 
 def _cut_and_mix(pixels: Tensor, settings: WarmSettings, step: int) -> Tensor:
