@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import subprocess
 from collections import namedtuple
@@ -35,6 +34,7 @@ from eyas_host.train.cache import ViewCache, check_room
 from eyas_host.train.loop import logits_of
 from eyas_host.train.models import PixelClassifier
 from eyas_host.train.student import Lesson
+from tests.host.small_disk import mounted
 
 CPU = torch.device("cpu")
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -210,15 +210,8 @@ def test_the_bound_is_told_before_the_teacher_is_trained(recipe: Recipe, tmp_pat
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that holds one view and a half."""
-    if os.geteuid() != 0:
-        if os.environ.get("CI"):
-            pytest.fail("mounting a small file system needs root")
-        pytest.skip("mounting a small file system needs root")
-    mount = tmp_path / "small"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=150k", "tmpfs", mount], check=True)
-    yield mount
-    subprocess.run(["umount", "--lazy", mount], check=True)
+    with mounted(tmp_path / "small", "size=150k") as disk:
+        yield disk
 
 
 def test_a_disk_that_others_fill_meanwhile(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.host.shapes import SHAPES, draw_folder
+from tests.host.small_disk import mounted
 
 EYAS = Path(sys.executable).with_name("eyas")
 
@@ -161,15 +161,8 @@ def test_new_refuses_to_overwrite(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
-    if os.geteuid() != 0:
-        if os.environ.get("CI"):
-            pytest.fail("mounting a small file system needs root")
-        pytest.skip("mounting a small file system needs root")
-    mount = tmp_path / "small"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], check=True)
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    with mounted(tmp_path / "small", "size=1m") as disk:
+        yield disk
 
 
 def test_full_disk(tmp_path: Path, small_disk: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from eyas_host.files import whole, write_bytes
 from eyas_host.recipe import DataSection, Recipe, RunSection
 from eyas_host.stages import Context, Outcome, Record, Stage, run_chain, up_to_date
 from eyas_host.train.loop import save_tensors
+from tests.host.small_disk import mounted
 
 RECIPE = Recipe(run=RunSection(name="toy"), data=DataSection(path="pictures"))
 
@@ -277,20 +276,9 @@ def test_whole_leaves_the_old_file_when_anything_fails(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for 256 KiB. Needs root; skips without, but fails on continuous integration."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = os.geteuid() == 0 and shutil.which("mount") is not None
-    if mounted:
-        command = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=40", "tmpfs", str(disk)]
-        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    if not mounted:
-        why = "a small disk cannot be mounted here (needs root)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    """A folder with room for 256 KiB."""
+    with mounted(tmp_path / "disk", "size=256k,nr_inodes=40") as disk:
+        yield disk
 
 
 def _write_array(path: Path) -> None:

@@ -42,9 +42,13 @@ def operating_system(context: Context) -> Finding:
 
 def python(context: Context) -> Finding:
     """Whether this Python is one that is tested."""
-    here, (oldest, newest) = sys.version_info[:2], _PYTHON
+    return tested_python(*_PYTHON)
+
+
+def tested_python(oldest: tuple[int, int], newest: tuple[int, int]) -> Finding:
+    """Whether this Python lies between two versions (major, minor)."""
     text = f"{platform.python_version()}, {sys.executable}"
-    if oldest <= here <= newest:
+    if oldest <= sys.version_info[:2] <= newest:
         return green(text)
     return yellow(f"{text}: not one that is tested", f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}")
 

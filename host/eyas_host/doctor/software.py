@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -38,11 +36,7 @@ _INSTALL = "make install, or pip install -c constraints/host.txt 'eyas[host,flee
 
 def python(context: Context) -> Finding:
     """Whether this Python is one that is tested."""
-    here, (oldest, newest) = sys.version_info[:2], _PYTHON
-    text = f"{platform.python_version()}, {sys.executable}"
-    if oldest <= here <= newest:
-        return green(text)
-    return yellow(f"{text}: not one that is tested", f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}")
+    return software.tested_python(*_PYTHON)
 
 
 def extras(context: Context) -> Finding:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import multiprocessing
 import time
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 from rich.markup import escape
 
 from eyas_device.bundle import MANIFEST, Bundle, read_manifest, sha256
@@ -25,17 +21,14 @@ from eyas_host.data.split import Split
 from eyas_host.files import whole, write_bytes
 from eyas_host.machine import machine, versions
 from eyas_host.progress import say, show
-from eyas_host.quiet import quiet_libraries
-from eyas_host.recipe import Recipe
 from eyas_host.report.answers import Answers, cost_figures, positive_label, targets_of
 from eyas_host.report.curves import curves_of
-from eyas_host.report.gradcam import Heat, grad_cam, overlay
+from eyas_host.report.gradcam import grad_cam, overlay
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
 from eyas_host.report.signals import with_signals
 from eyas_host.report.table import ladder_table
 from eyas_host.stages import BUNDLE, TO_THE_BUNDLE, Context, Outcome
-from eyas_host.train.loop import end_with_parent
 from eyas_host.train.metrics import reliability, score, softmax
 from eyas_host.verify import (
     Logits,
@@ -159,28 +152,13 @@ def _looked_at(context: Context, report: Report) -> dict[str, Pixels]:
         return {}
     answers = {mistake.path: report.labels.index(mistake.answer) for mistake in report.mistakes}
     wanted = [answers[path] for path in pictures]
-    classes, frames = len(report.labels), np.stack(list(pictures.values()))
+    network = shipped_network(context, len(report.labels), report.shipped)
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            heat = pool.submit(_heat, context.recipe, context.root, classes, report.shipped, frames, wanted).result()
+        heat = grad_cam(network, np.stack(list(pictures.values())), wanted)
     except ValueError as error:
         say(f"  [yellow]no Grad-CAM: {escape(str(error))}[/yellow]")
         return {}
-    except BrokenProcessPool:
-        say("  [yellow]no Grad-CAM: its process was killed (too little memory?)[/yellow]")
-        return {}
     return {path: overlay(picture, one) for (path, picture), one in zip(pictures.items(), heat, strict=True)}
-
-
-def _heat(recipe: Recipe, root: Path, classes: int, artefact: str, pixels: Pixels, answers: list[int]) -> Heat:
-    """Grad-CAM in a process of its own: gradients beside all the runtimes of this one could take the report with them.
-
-    Prepared pixels uint8 [n, side, side, 3], and the label asked about for each.
-    """
-    quiet_libraries()
-    end_with_parent()
-    torch.set_num_threads(1)
-    return grad_cam(shipped_network(Context(recipe, root), classes, artefact), pixels, answers)
 
 
 def sealed_logits(context: Context, split: Split) -> dict[str, Logits]:
