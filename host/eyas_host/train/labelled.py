@@ -1,15 +1,15 @@
-"""Training on the labels with other settings than the teacher's run has: what a baseline and a search are made of."""
+"""Training on the labels, as the teacher does: what its stages, a baseline and a search are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eyas_host.data.split import Split
-from eyas_host.data.stream import Stream
+from eyas_host.data.stream import Rows, Stream
 from eyas_host.data.views import prepared
 from eyas_host.recipe import Recipe
 from eyas_host.train.loop import logits_of, pick_device, to_tensor, validation_figures
@@ -17,6 +17,9 @@ from eyas_host.train.losses import teacher_loss
 from eyas_host.train.metrics import Floats, softmax
 from eyas_host.train.sampler import epoch_order
 from eyas_host.train.schedule import Schedule
+
+VIEWS, ORDER = 3, 4
+"""Purposes of an epoch's seeds: what is drawn, and in which order."""
 
 
 class Labelled:
@@ -52,16 +55,23 @@ class Labelled:
             seed=run.seed,
         )
 
+    def order(self, purpose: int, epoch: int) -> Rows:
+        """All rows in the seeded order of an epoch; a purpose is a seed of its own."""
+        rng = np.random.default_rng((self.recipe.run.seed, purpose, epoch))
+        return epoch_order(self.split.train.targets, self.recipe.teacher.sampler, rng)
+
+    def views(self, batches: Sequence[Rows], purpose: int, number: int, epoch: int) -> Iterator[Tensor]:
+        """For each batch of rows its views number `number`, as strong as in that epoch: uint8 [rows, 3, size, size]."""
+        strength = self.stream.augmenter.strength(epoch)
+        drawn = self.stream.views(batches, (self.recipe.run.seed, purpose, number), strength=strength, mixed=False)
+        return (to_tensor(pixels, self.device) for pixels in drawn)
+
     def steps(self, model: nn.Module, epoch: int, batch: int, count: int | None = None) -> Iterator[Tensor]:
         """The loss of each batch of an epoch, or of its first `count` batches."""
-        settings, seed = self.recipe.teacher, self.recipe.run.seed
-        order = epoch_order(self.split.train.targets, settings.sampler, np.random.default_rng((seed, 4, epoch)))
-        steps = self.steps_an_epoch(batch) if count is None else count
+        order, steps = self.order(ORDER, epoch), self.steps_an_epoch(batch) if count is None else count
         batches = [order[step * batch : (step + 1) * batch] for step in range(steps)]
-        strength = self.stream.augmenter.strength(epoch)
-        drawn = self.stream.views(batches, (seed, 3, epoch), strength=strength, mixed=False)
-        for rows, views in zip(batches, drawn, strict=True):
-            yield self.loss(model(to_tensor(views, self.device)), self.targets[rows])
+        for rows, pixels in zip(batches, self.views(batches, VIEWS, epoch, epoch), strict=True):
+            yield self.loss(model(pixels), self.targets[rows])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Figures on validation, by which epochs are judged."""

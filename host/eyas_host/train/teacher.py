@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eyas_host.data.split import Split
-from eyas_host.data.stream import Rows, Stream, in_turn
-from eyas_host.data.views import prepared
+from eyas_host.data.stream import Rows, in_turn
 from eyas_host.processes import share, whole
 from eyas_host.recipe import Recipe
 from eyas_host.train.curves import Curves
-from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
-from eyas_host.train.losses import teacher_loss
+from eyas_host.train.labelled import ORDER, VIEWS, Labelled
+from eyas_host.train.loop import Epoch, Schedule, fit, to_tensor, validation_figures
 from eyas_host.train.models import Origin, PixelClassifier, build_teacher, move
-from eyas_host.train.sampler import epoch_order
 from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
 
 _HEAD_ROUNDS = 3
@@ -47,35 +44,29 @@ class _Teaching:
 
     def __init__(self, recipe: Recipe, split: Split, model: PixelClassifier, work: Path, curves: Curves | None) -> None:
         self.recipe = recipe
-        self.device = pick_device(recipe.run.device)
-        self.model = move(model, self.device)
+        self.lesson = Labelled(recipe, split)
+        self.model = move(model, self.lesson.device)
         self.work = work
         self.curves = curves
-        self.stream = Stream(recipe, split.train)
-        self.validation = prepared(split.validation.pixels, self.stream.augmenter.spec)
-        self.validation_targets = split.validation.targets
-        self.labels = split.train.targets
-        self.targets = torch.from_numpy(self.labels).to(self.device)
-        self.loss = teacher_loss(recipe, self.targets, len(split.labels))
-        self.steps_an_epoch = -(-len(self.targets) // recipe.teacher.batch)
+        self.steps_an_epoch = -(-len(split.train) // recipe.teacher.batch)
 
     def head(self) -> list[Epoch]:
         """Stage 1: the head on the frozen backbone's features."""
         settings, classifier = self.recipe.teacher, self.model.classifier
-        turns = in_turn(len(self.targets))
+        lesson, turns = self.lesson, in_turn(len(self.lesson.targets))
         features = [_features(self.model, turns, self._views(turns, 1, number, 0)) for number in range(_HEAD_ROUNDS)]
-        turns = in_turn(len(self.validation))
-        pictures = (to_tensor(self.validation[share(rows)], self.device) for rows in turns)
+        turns = in_turn(len(lesson.validation))
+        pictures = (to_tensor(lesson.validation[share(rows)], lesson.device) for rows in turns)
         held_out = _features(self.model, turns, pictures)
 
         def steps(epoch: int) -> Iterator[Tensor]:
             for rows in self._batches(2, epoch):
                 logits = classifier(features[epoch % _HEAD_ROUNDS][share(rows)])
-                yield self.loss(whole(logits, len(rows)), self.targets[rows])
+                yield lesson.loss(whole(logits, len(rows)), lesson.targets[rows])
 
         def evaluate(candidate: nn.Module) -> dict[str, float]:
             with torch.inference_mode():
-                return validation_figures(candidate(held_out).cpu().numpy(), self.validation_targets)
+                return validation_figures(candidate(held_out).cpu().numpy(), lesson.split.validation.targets)
 
         return fit(
             classifier,
@@ -98,22 +89,19 @@ class _Teaching:
 
     def blocks(self) -> list[Epoch]:
         """Stage 2: the last blocks too, together or one after the other."""
-        settings, metric = self.recipe.teacher, self.recipe.run.metric
+        settings, metric, lesson = self.recipe.teacher, self.recipe.run.metric, self.lesson
         groups, by_plateau = unfreeze(self.model, settings), Unfreezing(self.model, settings, metric)
 
         def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
-            batches = self._batches(4, epoch)[first:]
-            for rows, pixels in zip(batches, self._views(batches, 3, epoch, epoch), strict=True):
-                yield self.loss(whole(self.model(pixels), len(rows)), self.targets[rows])
-
-        def evaluate(candidate: nn.Module) -> dict[str, float]:
-            return validation_figures(logits_of(candidate, self.validation, self.device), self.validation_targets)
+            batches = self._batches(ORDER, epoch)[first:]
+            for rows, pixels in zip(batches, self._views(batches, VIEWS, epoch, epoch), strict=True):
+                yield lesson.loss(whole(self.model(pixels), len(rows)), lesson.targets[rows])
 
         return fit(
             self.model,
             groups,
             steps=steps,
-            evaluate=evaluate,
+            evaluate=lesson.evaluate,
             schedule=Schedule(
                 epochs=settings.epochs,
                 rate=settings.rate,
@@ -139,24 +127,12 @@ class _Teaching:
 
     def _batches(self, purpose: int, epoch: int) -> list[Rows]:
         """The seeded order of an epoch, in batches."""
-        settings = self.recipe.teacher
-        rng = np.random.default_rng((self.recipe.run.seed, purpose, epoch))
-        order = epoch_order(self.labels, settings.sampler, rng)
-        return [order[start : start + settings.batch] for start in range(0, len(order), settings.batch)]
+        order, batch = self.lesson.order(purpose, epoch), self.recipe.teacher.batch
+        return [order[start : start + batch] for start in range(0, len(order), batch)]
 
     def _views(self, batches: Sequence[Rows], purpose: int, number: int, epoch: int) -> Iterator[Tensor]:
-        """Of each batch this process's share of views, as strong as in that epoch; no rows, no pictures."""
-        shares = [share(rows) for rows in batches]
-        drawn = self.stream.views(
-            [rows for rows in shares if len(rows)],
-            (self.recipe.run.seed, purpose, number),
-            strength=self.stream.augmenter.strength(epoch),
-            mixed=False,
-        )
-        size = self.recipe.picture.size
-        for rows in shares:
-            pixels = next(drawn) if len(rows) else np.empty((0, size, size, 3), dtype=np.uint8)
-            yield to_tensor(pixels, self.device)
+        """The views of each batch that are this process's share."""
+        return self.lesson.views([share(rows) for rows in batches], purpose, number, epoch)
 
 
 @torch.inference_mode()
