@@ -32,7 +32,7 @@ from eyas_host.recipe_warnings import label_warnings, student_warnings, teacher_
 from eyas_host.stages import Context, Outcome, Stage
 
 if TYPE_CHECKING:
-    from eyas_host.train.loop import Epoch
+    from eyas_host.train.schedule import Epoch
     from eyas_host.train.weights import Fit
 
 _Result = TypeVar("_Result")
@@ -94,7 +94,7 @@ def teach(context: Context) -> Outcome:
     from eyas_host.train.cache import check_room
     from eyas_host.train.check import check_networks
     from eyas_host.train.curves import Curves
-    from eyas_host.train.loop import save_tensors
+    from eyas_host.train.snapshot import save_tensors
     from eyas_host.train.teacher import train_teacher
 
     if context.recipe.student.ready:
@@ -140,7 +140,7 @@ def distill(context: Context) -> Outcome:
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.curves import Curves
     from eyas_host.train.hints import BlockCache, check_hints
-    from eyas_host.train.loop import save_tensors
+    from eyas_host.train.snapshot import save_tensors
     from eyas_host.train.student import train_student
     from eyas_host.train.weights import fit_to_pictures
 
@@ -189,8 +189,9 @@ def _take_ready(context: Context, split: Split) -> Outcome:
     """Take the student from its file instead of training one."""
     from eyas_host import checkpoints
     from eyas_host.data.views import prepared
-    from eyas_host.train.loop import logits_of, pick_device, save_tensors, validation_figures
+    from eyas_host.train.loop import logits_of, pick_device, validation_figures
     from eyas_host.train.models import load_ready
+    from eyas_host.train.snapshot import save_tensors
 
     settings = context.recipe.student
     model = load_ready(settings.model, len(split.labels), Path(settings.ready), activation=settings.activation)
@@ -227,7 +228,8 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     from eyas_host.quiet import quiet_libraries
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.curves import Curves
-    from eyas_host.train.loop import end_with_parent, save_tensors
+    from eyas_host.train.loop import end_with_parent
+    from eyas_host.train.snapshot import save_tensors
     from eyas_host.train.student import train_student
 
     quiet_libraries()

@@ -36,8 +36,8 @@ from eyas_host.recipe import (
 from eyas_host.stages import Context
 from eyas_host.train import snapshot
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import save_tensors
 from eyas_host.train.models import PixelClassifier, build
+from eyas_host.train.snapshot import save_tensors
 from tests.host.block_times import block_times
 
 SIZE = 32

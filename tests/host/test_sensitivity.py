@@ -45,8 +45,9 @@ from eyas_host.errors import CompressError, StageError
 from eyas_host.recipe import Recipe, load_recipe
 from eyas_host.report import plots
 from eyas_host.stages import Context, Outcome, Stage, run_chain
-from eyas_host.train.loop import logits_of, save_tensors
+from eyas_host.train.loop import logits_of
 from eyas_host.train.models import PixelClassifier
+from eyas_host.train.snapshot import save_tensors
 from tests.host.shapes import SHAPES, Pixels
 
 CPU = torch.device("cpu")

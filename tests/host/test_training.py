@@ -23,11 +23,7 @@ from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
 from eyas_host.train import metrics
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import (
-    logits_of,
-    to_tensor,
-    validation_figures,
-)
+from eyas_host.train.loop import logits_of, to_tensor, validation_figures
 from eyas_host.train.models import PixelClassifier, build, packaged_state
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.recipe import TeacherSection
-from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, to_tensor, validation_figures
+from eyas_host.train.loop import Groups, fit, logits_of, to_tensor, validation_figures
 from eyas_host.train.models import PixelClassifier
+from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
 
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eyas_host.train.loop import Epoch, Schedule, fit, validation_figures
+from eyas_host.train.loop import fit, validation_figures
+from eyas_host.train.schedule import Epoch, Schedule
 
 
 class Toy:

@@ -26,9 +26,10 @@ from eyas_host.progress import say
 from eyas_host.stages import Context, Outcome
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
-from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.models import PixelClassifier, move
+from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.student import Lesson
 
 _COVERAGE = "as many of each class, far apart in the student's features"

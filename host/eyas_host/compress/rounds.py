@@ -23,8 +23,9 @@ from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
 from eyas_host.errors import CompressError
 from eyas_host.progress import say
 from eyas_host.recipe import PruneSection
-from eyas_host.train.loop import Epoch, save_tensors
 from eyas_host.train.models import PixelClassifier, move
+from eyas_host.train.schedule import Epoch
+from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson
 
 TOLERANCE = 0.03

@@ -31,8 +31,10 @@ from eyas_host.progress import say
 from eyas_host.stages import Context, Outcome
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
-from eyas_host.train.loop import Epoch, logits_of, pick_device, save_tensors, validation_figures
+from eyas_host.train.loop import logits_of, pick_device, validation_figures
 from eyas_host.train.models import PixelClassifier, move
+from eyas_host.train.schedule import Epoch
+from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson
 
 BLOCKS = "blocks.json"

@@ -30,11 +30,15 @@ from eyas_host.errors import TrainError
 from eyas_host.progress import meter
 from eyas_host.train.curves import Curve, Curves
 from eyas_host.train.metrics import Floats, Ints, auc, softmax
-from eyas_host.train.schedule import Epoch as Epoch
-from eyas_host.train.schedule import Schedule as Schedule
-from eyas_host.train.schedule import best_epoch, epochs_without_better, plateau_factor, step_factor
+from eyas_host.train.schedule import (
+    Epoch,
+    Schedule,
+    best_epoch,
+    epochs_without_better,
+    plateau_factor,
+    step_factor,
+)
 from eyas_host.train.snapshot import Snapshot
-from eyas_host.train.snapshot import save_tensors as save_tensors
 
 Groups = list[dict[str, Any]]
 """AdamW parameter groups; `lr_scale` multiplies the rate (timm's name for it)."""

@@ -22,10 +22,11 @@ from eyas_host.recipe import Recipe
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.hints import BlockCache, Hints, maps_of
-from eyas_host.train.loop import Epoch, Groups, Schedule, fit, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.loop import Groups, fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import student_loss
 from eyas_host.train.models import Origin, PixelClassifier, build_student, move
 from eyas_host.train.sampler import Rows, epoch_order
+from eyas_host.train.schedule import Epoch, Schedule
 
 
 class Lesson:

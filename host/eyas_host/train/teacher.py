@@ -18,8 +18,9 @@ from eyas_host.processes import share, whole
 from eyas_host.recipe import Recipe
 from eyas_host.train.curves import Curves
 from eyas_host.train.labelled import ORDER, VIEWS, Labelled
-from eyas_host.train.loop import Epoch, Schedule, fit, to_tensor, validation_figures
+from eyas_host.train.loop import fit, to_tensor, validation_figures
 from eyas_host.train.models import Origin, PixelClassifier, build_teacher, move
+from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
 
 _HEAD_ROUNDS = 3

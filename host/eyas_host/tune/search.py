@@ -24,9 +24,10 @@ from eyas_host.progress import meter
 from eyas_host.recipe import Recipe
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.labelled import Labelled
-from eyas_host.train.loop import fit, save_tensors
+from eyas_host.train.loop import fit
 from eyas_host.train.models import build_student, build_teacher, move
 from eyas_host.train.schedule import judged
+from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze

@@ -25,9 +25,10 @@ from eyas_device.preprocess import Pixels
 from eyas_host.errors import WeightsError
 from eyas_host.files import write_bytes
 from eyas_host.progress import say
-from eyas_host.train.loop import Epoch, Schedule, fit, logits_of, pick_device, to_tensor
+from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.models import PACKAGED, PixelClassifier, build, move, packaged_state
+from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.warm.crops import Crops
 
 CLASSES = 1000
