@@ -24,6 +24,7 @@ from eyas_host.warm import train
 from eyas_host.warm.crops import Crops
 from eyas_host.warm.pictures import SOURCES, find_pictures, held_out, read_pictures
 from eyas_host.warm.train import WarmSettings, imagenet_teacher, warm_start
+from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels, draw_shape
 
 BIN = Path(sys.executable).parent
@@ -130,8 +131,21 @@ def test_a_student_learns_what_the_teacher_says(
 def test_the_teacher_has_its_thousand_classes() -> None:
     teacher = imagenet_teacher("tf_efficientnet_lite0")
     assert teacher.backbone.get_classifier().out_features == 1000  # type: ignore[operator]
-    with pytest.raises(WeightsError, match="tf_efficientnet_lite0, tf_efficientnet_lite1"):
-        imagenet_teacher("resnet50")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--student", "mobilenet"), "student 'mobilenet': timm has no such network"),
+        (("--teacher", "resnet50"), "there are: tf_efficientnet_lite0, tf_efficientnet_lite1"),
+        (("--crops", "0"), "crops"),
+        (("--size", "16"), "size"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(root: Path, tmp_path: Path, words: tuple[str, str], told: str) -> None:
+    done = eyas(tmp_path, "warm-start", "--pictures", root, *words)
+    assert done.code == 2 and told in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def _bootstrap_balanced(values: npt.NDArray[np.generic], targets: Ints, seed: in
 def fit_temperature(logits: Floats, targets: Ints) -> float:
     """The temperature that minimises the negative log likelihood on these pictures (Guo et al. 2017).
 
-    A golden-section search over log T in [1/20, 20]; the loss is unimodal in it.
+    A bounded search (Brent) over log T in [-3, 3], T from 1/20 to 20; the loss is unimodal in it.
     """
     from scipy.optimize import minimize_scalar
 

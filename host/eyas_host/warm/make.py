@@ -15,7 +15,7 @@ from eyas_host.files import write_bytes
 from eyas_host.train.loop import pick_device
 from eyas_host.warm.card import warm_card
 from eyas_host.warm.pictures import find_pictures, held_out, read_pictures
-from eyas_host.warm.train import WarmSettings, fingerprint, warm_start
+from eyas_host.warm.train import WarmSettings, begin, fingerprint, warm_start
 
 
 def make_warm_start(
@@ -28,7 +28,7 @@ def make_warm_start(
 ) -> str:
     """Train in `folder` from the pictures that packages under `root` ship; returns a line that says how far it came.
 
-    Raises `WeightsError` for too few pictures or settings other than the folder's, `StageError` for a full disk.
+    Raises `WeightsError` for too few pictures, `StageError` for a full disk, and as `begin` does.
     """
     gpu = pick_device(device).type == "cuda"
     cores = os.cpu_count() or 1
@@ -36,6 +36,7 @@ def make_warm_start(
     cv2.setNumThreads(1)
     learned, out = held_out(find_pictures(root))
     settings = msgspec.structs.replace(settings, pictures=fingerprint([one.sha256 for one in learned]))
+    begin(settings, folder)  # mistakes show before the pictures are read
     result = warm_start(
         settings,
         read_pictures(learned, "pictures"),

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from eyas_device.preprocess import Pixels
-from eyas_host.errors import WeightsError
+from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.files import write_bytes
 from eyas_host.progress import say
 from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor
 from eyas_host.train.losses import DistillationLoss, divergence_of
-from eyas_host.train.models import PACKAGED, PixelClassifier, build, move, packaged_state
+from eyas_host.train.models import PACKAGED, PixelClassifier, build, known_model, move, packaged_state
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.warm.crops import Crops
 
@@ -96,9 +96,9 @@ def warm_start(
 ) -> WarmResult:
     """Train, or go on training, in `folder` for at most so many minutes; leaves the best weights there.
 
-    Raises `WeightsError` if the folder holds a training with other settings, or a teacher's weights are not installed.
+    Raises as `begin` does.
     """
-    _same_settings(settings, folder)
+    begin(settings, folder)
     where = pick_device(device)
     teachers = [move(imagenet_teacher(name), where).eval() for name in settings.teachers]
     torch.manual_seed(settings.seed)
@@ -171,9 +171,7 @@ def warm_start(
 
 
 def imagenet_teacher(name: str) -> PixelClassifier:
-    """A packaged network with its 1,000-class head. Raises `WeightsError` if there is none of this name."""
-    if name not in PACKAGED:
-        raise WeightsError(f"teacher {name!r}: no packaged ImageNet weights; there are: {', '.join(PACKAGED)}")
+    """A packaged network with its 1,000-class head. Raises `WeightsError` if its package is not installed."""
     backbone = timm.create_model(name, num_classes=CLASSES)
     backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
     return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"])
@@ -198,8 +196,17 @@ def _cut_and_mix(pixels: Tensor, settings: WarmSettings, step: int) -> Tensor:
     return mixed
 
 
-def _same_settings(settings: WarmSettings, folder: Path) -> None:
-    """Note the settings in the folder, or compare them with those that are there."""
+def begin(settings: WarmSettings, folder: Path) -> None:
+    """Note the settings in the folder, or compare them with those that are there.
+
+    Raises `RecipeError` for a student that timm does not have, `WeightsError` for a teacher without packaged weights
+    and for a folder that holds a training with other settings.
+    """
+    if not known_model(settings.student):
+        raise RecipeError(f"student {settings.student!r}: timm has no such network")
+    for name in settings.teachers:
+        if name not in PACKAGED:
+            raise WeightsError(f"teacher {name!r}: no packaged ImageNet weights; there are: {', '.join(PACKAGED)}")
     path = folder / _SETTINGS
     if not path.exists():
         write_bytes(path, msgspec.json.format(msgspec.json.encode(settings), indent=1))
