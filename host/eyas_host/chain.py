@@ -20,14 +20,14 @@ import msgspec
 from rich.markup import escape
 
 from eyas_device.bundle import sha256
-from eyas_host import processes
+from eyas_host import processes, starts
 from eyas_host.data.balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.errors import StageError
 from eyas_host.progress import say, warn
-from eyas_host.recipe import Recipe
+from eyas_host.recipe import Recipe, StudentSection, TeacherSection
 from eyas_host.recipe_warnings import label_warnings, student_warnings, teacher_warnings
 from eyas_host.stages import Context, Outcome, Stage
 
@@ -325,12 +325,18 @@ def _figures(metrics: dict[str, float]) -> str:
 
 def _teacher_weights(recipe: Recipe) -> str:
     """The file that the teacher starts from."""
-    return _sha256(recipe.teacher.weights_file)
+    return _sha256(_start(recipe.teacher, "warm"))
 
 
 def _student_weights(recipe: Recipe) -> str:
     """The file that the student starts from, or is."""
-    return _sha256(recipe.student.ready or recipe.student.weights_file)
+    return _sha256(recipe.student.ready or _start(recipe.student, "warm", "auto"))
+
+
+def _start(section: TeacherSection | StudentSection, *warm: str) -> str:
+    """The file of first weights: the recipe's, or Eyas's own where `weights` is one of `warm`."""
+    own = starts.start_file(section.model) if section.weights in warm else None
+    return section.weights_file or str(own or "")
 
 
 def _sha256(path: str) -> str:

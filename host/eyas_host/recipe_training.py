@@ -18,7 +18,7 @@ Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 Gamma = Annotated[float, Meta(ge=0.0, le=10.0)]
 
-Weights = Literal["auto", "hub", "packaged", "file", "random"]
+Weights = Literal["auto", "hub", "packaged", "file", "warm", "random"]
 LossName = Literal["cross_entropy", "bce", "focal"]
 SamplerName = Literal["shuffled", "balanced"]
 _Training = TypeVar("_Training", "TeacherSection", "StudentSection")
@@ -93,7 +93,8 @@ class StudentSection(Section, frozen=True):
     activation: Literal["default", "relu"] = "default"
     """`relu` in place of the network's own activations: int8 kernels fuse it, a hard-swish they do not."""
     weights: Weights = "auto"
-    """`auto`: hub, then packaged, then `weights_file`, then random."""
+    """`auto`: hub, then packaged, then `weights_file`, then warm, then random. `warm`: what ships with Eyas for the
+    network, made by `eyas warm-start`."""
     weights_file: str = ""
     """Weights to start from, as for the teacher."""
     ready: str = ""

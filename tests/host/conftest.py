@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
 from eyas_host.compress.fold import DeployModel, fold_for_deployment
 from eyas_host.compress.qat import prepare_qat
@@ -82,3 +83,14 @@ def calibration(shape_frames: Pixels) -> list[torch.Tensor]:
 def quantized(deploy: DeployModel, calibration: list[torch.Tensor]) -> torch.nn.Module:
     """The folded network with its int8 grid. Not to be changed by a test."""
     return prepare_qat(deploy, calibration, input_size=64).eval()
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub that cannot be reached (TEST-NET-1, RFC 5737) and an empty cache."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://192.0.2.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))

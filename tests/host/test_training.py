@@ -13,7 +13,6 @@ import pytest
 import skimage.data
 import timm
 import torch
-from huggingface_hub import constants
 
 from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
@@ -168,24 +167,14 @@ def test_unknown_models_are_named_with_close_ones() -> None:
         build("zzzz", 2, "random")
 
 
-@pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A hub that cannot be reached (TEST-NET-1, RFC 5737) and an empty cache."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://192.0.2.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-
 @pytest.mark.usefixtures("no_hub")
 def test_without_a_hub_weights_fail_quickly() -> None:
     started = time.monotonic()
     with pytest.raises(WeightsError, match="no weights for mobilenetv3_small_100: hub: "):
         build("mobilenetv3_small_100", 3, "hub")
     assert time.monotonic() - started < 15
-    assert build("mobilenetv3_small_100", 3, "auto")[1] == "random"
+    assert build("mobilenetv3_small_100", 3, "auto")[1] == "warm"
+    assert build("mobilenetv3_small_050", 3, "auto")[1] == "random"
 
 
 def test_no_package_for_this_network() -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 import safetensors.torch
@@ -18,17 +19,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eyas_host.errors import WeightsError
+from eyas_host.errors import StageError, WeightsError
 from eyas_host.train.models import build
 from eyas_host.warm import train
 from eyas_host.warm.crops import Crops
 from eyas_host.warm.pictures import SOURCES, find_pictures, held_out, read_pictures
-from eyas_host.warm.train import WarmSettings, imagenet_teacher, warm_start
+from eyas_host.warm.teachers import Teachers, answers_of, imagenet_teacher
+from eyas_host.warm.train import WarmSettings, warm_start
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels, draw_shape
+from tests.host.small_disk import mounted
 
 BIN = Path(sys.executable).parent
-SHORT = WarmSettings(crops=96, size=32, batch=16, ema=0.9)
+SHORT = WarmSettings(crops=96, size=32, last_size=40, last=0.5, batch=16, ema=0.9)
 
 
 def every(crops: Crops) -> list[Pixels]:
@@ -103,34 +106,57 @@ def test_a_paused_training_ends_as_one_that_was_not(
     paused = warm_start(SHORT, drawn, drawn[:5], tmp_path / "paused", minutes=0.0, device="cpu")
     assert paused.crops == 16 and not paused.finished and whole.finished and whole.crops == 96
     resumed = warm_start(SHORT, drawn, drawn[:5], tmp_path / "paused", device="cpu")
-    one, other = (safetensors.torch.load_file(result.weights) for result in (whole, resumed))
+    weights = tmp_path / "whole/mobilenetv3_small_100.safetensors"
+    one, other = (safetensors.torch.load_file(path) for path in (weights, tmp_path / "paused" / weights.name))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert (resumed.agreement, resumed.divergence) == (whole.agreement, whole.divergence)
     with pytest.raises(WeightsError, match=r"rate = 0.003 is there; take the same, or another folder"):
-        warm_start(WarmSettings(crops=96, size=32, batch=16, ema=0.9, rate=1e-3), drawn, drawn, tmp_path / "whole")
-    model, origin = build("mobilenetv3_small_100", 5, "file", weights_file=whole.weights)
+        warm_start(msgspec.structs.replace(SHORT, rate=1e-3), drawn, drawn, tmp_path / "whole")
+    model, origin = build("mobilenetv3_small_100", 5, "file", weights_file=str(weights))
     stem = model.backbone.state_dict()["conv_stem.weight"]
     assert origin == "file" and torch.equal(stem.half(), one["backbone.conv_stem.weight"])
     assert model.mean.flatten().tolist() == pytest.approx([128.0] * 3)
     with pytest.raises(WeightsError, match="mobilenetv3_large_100"):
-        build("mobilenetv3_large_100", 5, "file", weights_file=whole.weights)
+        build("mobilenetv3_large_100", 5, "file", weights_file=str(weights))
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_stays(
+    drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_LOOK", 16)
+    with mounted(tmp_path / "small", "size=20m") as disk:
+        with pytest.raises(StageError, match="No space left on device"):
+            warm_start(SHORT, drawn, drawn[:5], disk / "start", device="cpu")
+        assert [path.name for path in (disk / "start").iterdir()] == ["settings.json"]
 
 
 def test_a_student_learns_what_the_teacher_says(
     drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "_LOOK", 32)
-    plan = WarmSettings(crops=768, size=64, batch=16, ema=0.0)
+    plan = WarmSettings(crops=768, size=64, last_size=64, batch=16, ema=0.0)
     result = warm_start(plan, drawn, drawn[:5], tmp_path, device="cpu")
     looks = torch.load(tmp_path / "warm.ckpt", weights_only=True)["history"]
     first = -json.loads(looks[0])["metrics"]["objective"]
     assert result.divergence < 0.9 * first
 
 
-def test_the_teacher_has_its_thousand_classes() -> None:
-    teacher = imagenet_teacher("tf_efficientnet_lite0")
-    assert teacher.backbone.get_classifier().out_features == 1000  # type: ignore[operator]
+def test_teachers_answer_together_and_the_same_in_openvino(
+    drawn: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = imagenet_teacher("tf_efficientnet_lite0")
+    with torch.no_grad():
+        other.backbone.get_parameter("classifier.bias").add_(torch.linspace(0, 3, 1000))
+    one = imagenet_teacher("tf_efficientnet_lite0")
+    made = iter([one, other] * 2)
+    monkeypatch.setattr("eyas_host.warm.teachers.imagenet_teacher", lambda name: next(made))
+    pixels = torch.from_numpy(np.stack(drawn[:3])).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        wanted = (one(pixels).softmax(1) + other(pixels).softmax(1)).log() - np.log(2)
+        torch.testing.assert_close(Teachers(["one", "other"])(pixels), wanted, atol=1e-4, rtol=0)
+    assert wanted.shape == (3, 1000)
+    torch.testing.assert_close(answers_of(["one", "other"], torch.device("cpu"))(pixels), wanted, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +186,14 @@ def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not (folder / "CARD.md").exists()
+    assert not (folder / "mobilenetv3_small_100.md").exists()
     done = subprocess.run([*command, "--minutes", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "10% done" in done.stdout
-    card = (folder / "CARD.md").read_text()
-    assert "| tuxpaint-stamps-default |" in card and "128 crops of 32 x 32" in card
-    hashes = json.loads((folder / "pictures.json").read_bytes())
-    assert "tuxpaint-stamps-default" in hashes.values()
+    card = (folder / "mobilenetv3_small_100.md").read_text()
+    assert "| tuxpaint-stamps-default |" in card and "128 crops (paused" in card
+    record = json.loads((folder / "mobilenetv3_small_100.json").read_bytes())
+    assert "tuxpaint-stamps-default" in record["pictures"].values() and record["result"]["crops"] == 128
     shutil.rmtree(root)
-    refused = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    refused = eyas(tmp_path, *command[1:], "--seed", "1")
+    assert refused.code == 2 and "Traceback" not in refused.err

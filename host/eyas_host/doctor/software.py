@@ -13,6 +13,7 @@ from eyas_device.doctor import software
 from eyas_device.doctor.child import JobError
 from eyas_device.doctor.finding import Context as DeviceContext
 from eyas_device.doctor.finding import Finding, Status, green, grey, red, yellow
+from eyas_host import starts
 from eyas_host.doctor.context import Context
 from eyas_host.recipe import StudentSection, TeacherSection
 
@@ -161,6 +162,8 @@ def _origin(
     if wanted in ("auto", "file") and section.weights_file:
         there = Path(section.weights_file).is_file()
         return ("green", "from its file") if there else ("red", f"{section.weights_file} is missing")
+    if (wanted == "warm" or (wanted == "auto" and not trained)) and section.model in starts.networks():
+        return "green", "warm weights, which ship with Eyas"
     if wanted == "random":
         return "green", "random, as the recipe says"
     if wanted == "auto" and not trained:

@@ -8,19 +8,21 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from eyas_host import starts
 from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import StudentSection, TeacherSection
 from eyas_host.recipe_training import Weights
 from eyas_host.train.weights import read_weights, start_from
 
-Origin = Literal["hub", "packaged", "file", "random"]
+Origin = Literal["hub", "packaged", "file", "warm", "random"]
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 class PixelClassifier(nn.Module):
@@ -74,10 +76,10 @@ class PixelClassifier(nn.Module):
         return int(getattr(self.classifier, "in_features", backbone.num_features))
 
 
-def move(model: PixelClassifier, device: torch.device) -> PixelClassifier:
+def move(model: _Network, device: torch.device) -> _Network:
     """The network on a device, channels last in memory: what convolutions on CPUs and tensor cores want."""
     moved: Any = model
-    return cast(PixelClassifier, moved.to(device, memory_format=torch.channels_last))
+    return cast(_Network, moved.to(device, memory_format=torch.channels_last))
 
 
 _CENTRE = (128 / 255, 128 / 255, 128 / 255)
@@ -100,9 +102,10 @@ def build(
 ) -> tuple[PixelClassifier, Origin]:
     """Build a network with a new head for `classes`, and say where its weights came from.
 
-    `auto` means hub, then packaged, then `weights_file`, then random unless `trained` ones are needed. `activation`
-    replaces those of the network's convolutions (gates of squeeze-and-excite blocks keep theirs). Raises `RecipeError`
-    for an unknown model, `WeightsError` where the weights that were asked for cannot be had or do not fit.
+    `auto` means hub, then packaged, then `weights_file`, then, unless `trained` ones are needed, warm, then random: no
+    teacher starts from what a student learned without being told so. `activation` replaces those of the network's
+    convolutions (gates of squeeze-and-excite blocks keep theirs). Raises `RecipeError` for an unknown model,
+    `WeightsError` where the weights that were asked for cannot be had or do not fit.
     """
     if not known_model(name):
         close = get_close_matches(name, timm.list_models(), n=6)
@@ -122,11 +125,12 @@ def build(
             return _wrap(backbone), "packaged"
         tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
     if weights in ("auto", "file") and weights_file:
-        model = _wrap(_create(name, classes, activation))
-        normalisation = start_from(model.backbone, Path(weights_file), name, classes)
-        if normalisation is not None:
-            model.mean, model.std = normalisation
-        return model, "file"
+        return _from_file(Path(weights_file), name, classes, activation), "file"
+    if weights == "warm" or (weights == "auto" and not trained):
+        start = starts.start_file(name)
+        if start is not None:
+            return _from_file(start, name, classes, activation), "warm"
+        tried.append(f"warm: none for {name} (there are: {', '.join(starts.networks())})")
     if weights == "random" or (weights == "auto" and not trained):
         return PixelClassifier(_create(name, classes, activation), _CENTRE, _CENTRE), "random"
     raise WeightsError(f"no weights for {name}: {'; '.join(tried)}; weights_file takes some from a file")
@@ -177,6 +181,15 @@ def load_ready(name: str, classes: int, path: Path, *, activation: Literal["defa
         why = " ".join(str(error).removeprefix(f"{path}: ").split())[:300]
         raise WeightsError(f"{path}: no weights of {name} with {classes} classes ({why})") from None
     return model.eval()
+
+
+def _from_file(path: Path, name: str, classes: int, activation: str) -> PixelClassifier:
+    """A network that starts from a file's weights, behind the file's normalisation if it brings one."""
+    model = _wrap(_create(name, classes, activation))
+    normalisation = start_from(model.backbone, path, name, classes)
+    if normalisation is not None:
+        model.mean, model.std = normalisation
+    return model
 
 
 def _wrap(backbone: Any) -> PixelClassifier:

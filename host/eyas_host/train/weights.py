@@ -13,6 +13,7 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from eyas_host import starts
 from eyas_host.errors import WeightsError
 from eyas_host.recipe import PictureSection
 
@@ -20,6 +21,13 @@ _PRETRAINED_ON = (1000, 11_821, 21_841, 21_843)
 """Classes of ImageNet's editions: a head of so many is replaced, one of any other number was trained for a purpose."""
 _SMALL = 64
 """Side below which the deepest blocks, which see one cell in 32, have next to nothing to look at, pixels."""
+_WARM = {
+    "input_size": (3, starts.TRAINED_AT, starts.TRAINED_AT),
+    "interpolation": "bilinear",
+    "mean": (128 / 255,) * 3,
+    "std": (128 / 255,) * 3,
+}
+"""What Eyas's own starts were trained on, as timm would record it."""
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -120,7 +128,7 @@ def fit_to_pictures(backbone: nn.Module, name: str, origin: str, picture: Pictur
         )
     if origin == "random":
         return Fit(f"{name}: no weights, it starts from random ones", tuple(warnings))
-    config = resolve_model_data_config(backbone)
+    config = resolve_model_data_config(backbone) | (_WARM if origin == "warm" else {})
     trained, interpolation = config["input_size"][-1], config["interpolation"]
     if _SMALL <= picture.size < trained / 2 or picture.size > 2 * trained:
         warnings.append(

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
-from eyas_host.machine import machine
-from eyas_host.warm.pictures import SOURCES, Found
+import msgspec
+
+from eyas_host.warm.pictures import SHORTEST, SOURCES
 from eyas_host.warm.train import WarmResult, WarmSettings
 
 
-def warm_card(settings: WarmSettings, result: WarmResult, found: Sequence[Found]) -> str:
-    """The card in Markdown; `found` are the pictures that were learned from."""
-    counts = Counter(one.package for one in found)
+class Record(msgspec.Struct, frozen=True):
+    """`NETWORK.json`, beside the weights."""
+
+    settings: WarmSettings
+    result: WarmResult
+    machine: str
+    """The processor that finished it."""
+    pictures: dict[str, str]
+    """sha256 of each picture that was learned from -> its package."""
+
+
+def warm_card(record: Record) -> str:
+    """The card in Markdown."""
+    settings, result = record.settings, record.result
+    counts = Counter(record.pictures.values())
     rows = "\n".join(
         f"| {source.package} | {counts[source.package]} | {source.licence} |"
         for source in SOURCES
@@ -23,16 +35,18 @@ def warm_card(settings: WarmSettings, result: WarmResult, found: Sequence[Found]
     return f"""# Warm start of {settings.student}
 
 Weights for a student to start from, fp16 under timm's names (behind `backbone.`), with `mean` and `std`, the
-normalisation that they were trained behind. Use: `[student] weights = "file"` and `weights_file`. It is no
-classifier for the field: its 1,000-class head is replaced.
+normalisation that they were trained behind. Use: `[student] weights = "warm"` for what ships with Eyas, else
+`weights = "file"` and `weights_file`. It is no classifier for the field: its 1,000-class head is replaced.
 
 ## How it was made
 
 Distilled from {", ".join(settings.teachers)} (Apache-2.0): KL of the 1,000 probabilities at temperature
-{settings.temperature:g} on {result.crops:,} crops of {settings.size} x {settings.size} pixels ({state}), area
-0.02 to 1, flips, turns, light, CutMix in {settings.cutmix:.0%} of the batches; AdamW {settings.rate:g}, cosine, batch
-{settings.batch}, moving average {settings.ema:g}, seed {settings.seed}. {hours:.2f} hours on {machine()["processor"]}.
-Again: `eyas warm-start --student {settings.student} --crops {settings.crops}`.
+{settings.temperature:g} on {result.crops:,} crops ({state}) of {settings.size} pixels a side, of
+{settings.last_size} in the last {settings.last:.0%}; area 0.02 to 1, flips, turns, light, CutMix in
+{settings.cutmix:.0%} of the batches; AdamW {settings.rate:g}, cosine, batch {settings.batch}, moving average
+{settings.ema:g}, seed {settings.seed}. {hours:.2f} hours on {record.machine}. Again:
+
+    eyas warm-start --student {settings.student} --crops {settings.crops}
 
 ## From what
 
@@ -40,9 +54,10 @@ Again: `eyas warm-start --student {settings.student} --crops {settings.crops}`.
 |---|---|---|
 {rows}
 
-`pictures.json` lists the sha256 of each. No picture is part of this file. The weights are given under Apache-2.0, as
-the teacher's are; whether the licence of a picture reaches weights that were trained on it is not settled everywhere:
-who must be sure trains again from pictures of their own choice.
+`{settings.student}.json` lists the sha256 of each; those below {SHORTEST} pixels were left out. No picture is
+part of this file. The weights are given under Apache-2.0, as the teacher's are; whether the licence of a picture
+reaches weights that were trained on it is not settled everywhere: who must be sure trains again from pictures of
+their own choice.
 
 ## How good it is
 

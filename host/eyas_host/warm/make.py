@@ -12,8 +12,9 @@ import torch
 
 from eyas_host.chain import SINGLE_THREAD_SIZE
 from eyas_host.files import write_bytes
+from eyas_host.machine import machine
 from eyas_host.train.loop import pick_device
-from eyas_host.warm.card import warm_card
+from eyas_host.warm.card import Record, warm_card
 from eyas_host.warm.pictures import find_pictures, held_out, read_pictures
 from eyas_host.warm.train import WarmSettings, begin, fingerprint, warm_start
 
@@ -46,8 +47,9 @@ def make_warm_start(
         device=device,
         workers=cores - 1 if gpu else 0,  # a GPU waits for one core's crops; without one, the core has enough to do
     )
-    hashes = {one.sha256: one.package for one in learned}
-    write_bytes(folder / "pictures.json", msgspec.json.format(msgspec.json.encode(hashes), indent=1))
-    write_bytes(folder / "CARD.md", warm_card(settings, result, learned).encode())
+    record = Record(settings, result, machine()["processor"], {one.sha256: one.package for one in learned})
+    path = folder / f"{settings.student}.safetensors"
+    write_bytes(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    write_bytes(path.with_suffix(".md"), warm_card(record).encode())
     how = "finished" if result.finished else f"{result.crops / settings.crops:.0%} done, run again to go on"
-    return f"{result.weights}: agrees with the teacher on {result.agreement:.1%} of held-out crops; {how}"
+    return f"{path}: agrees with the teacher on {result.agreement:.1%} of held-out crops; {how}"

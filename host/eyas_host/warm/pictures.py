@@ -19,7 +19,7 @@ from eyas_host.progress import say, track
 
 LONGEST = 1024
 """Pictures are kept with at most this longest side, pixels; no crop needs more."""
-_SHORTEST = 64
+SHORTEST = 64
 """Pictures with a shorter side below this are left out, pixels."""
 _ENOUGH = 20
 """Fewer pictures are not worth hours of training."""
@@ -126,7 +126,7 @@ def _read(path: Path) -> Pixels | None:
     picture: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if picture is not None:
         picture = _trimmed(picture)
-    if picture is None or min(picture.shape[:2]) < _SHORTEST:
+    if picture is None or min(picture.shape[:2]) < SHORTEST:
         return None
     if picture.dtype != np.uint8:
         picture = cv2.convertScaleAbs(picture, alpha=255 / max(1, int(picture.max())))

@@ -16,10 +16,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from eyas_device.preprocess import Pixels
 from eyas_host.errors import RecipeError, WeightsError
@@ -27,11 +26,11 @@ from eyas_host.files import write_bytes
 from eyas_host.progress import say
 from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor
 from eyas_host.train.losses import DistillationLoss, divergence_of
-from eyas_host.train.models import PACKAGED, PixelClassifier, build, known_model, move, packaged_state
+from eyas_host.train.models import PACKAGED, build, known_model, move
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.warm.crops import Crops
+from eyas_host.warm.teachers import CLASSES, answers_of
 
-CLASSES = 1000
 _EPOCH = 6_400
 """Crops between two looks at the held-out pictures; a training pauses there."""
 _LOOKS = 10
@@ -50,6 +49,10 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole training."""
     size: int = 96
     """Side of a crop, pixels."""
+    last_size: int = 128
+    """The same at the end, and of the crops that the network is judged by."""
+    last: float = 0.2
+    """Part of the training that is its end."""
     batch: int = 64
     rate: float = 3e-3
     weight_decay: float = 0.02
@@ -65,8 +68,6 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True):
 class WarmResult(msgspec.Struct, frozen=True):
     """How far a warm start has come."""
 
-    weights: str
-    """The file, fp16 safetensors."""
     crops: int
     """Seen so far."""
     seconds: float
@@ -94,31 +95,40 @@ def warm_start(
     device: str = "auto",
     workers: int = 0,
 ) -> WarmResult:
-    """Train, or go on training, in `folder` for at most so many minutes; leaves the best weights there.
+    """Train, or go on training, in `folder` for at most so many minutes; `NETWORK.safetensors` is where it stands.
+
+    The last weights are kept, not those that answer best on the held-out pictures: a start is as good as its rate has
+    fallen, and so few pictures cannot tell one epoch from the next.
 
     Raises as `begin` does.
     """
     begin(settings, folder)
     where = pick_device(device)
-    teachers = [move(imagenet_teacher(name), where).eval() for name in settings.teachers]
+    teachers = answers_of(settings.teachers, where)
     torch.manual_seed(settings.seed)
     student = move(build(settings.student, CLASSES, "random")[0], where)
-    crops = Crops(held_out, size=settings.size, count=_LOOK, seed=settings.seed + 1)
-    look = np.stack([crops[number] for number in range(_LOOK)])
-    wanted = _teachers_logits(teachers, to_tensor(look, where)).cpu()
+    unseen = Crops(held_out, size=settings.last_size, count=_LOOK, seed=settings.seed + 1)
+    look = np.stack([unseen[number] for number in range(_LOOK)])
+    pieces = torch.split(to_tensor(look, where), settings.batch)
+    wanted = torch.cat([teachers(some) for some in pieces]).cpu()
     follow = DistillationLoss(kd_ratio=1.0, temperature=settings.temperature)
     labels = torch.zeros(settings.batch, dtype=torch.int64, device=where)  # the loss wants some and ignores them
     steps_an_epoch = max(1, min(_EPOCH, settings.crops // _LOOKS) // settings.batch)
     epochs = max(1, round(settings.crops / (steps_an_epoch * settings.batch)))
+    an_epoch = steps_an_epoch * settings.batch
+    small, large = (
+        Crops(pictures, size=size, count=epochs * an_epoch, seed=settings.seed)
+        for size in (settings.size, settings.last_size)
+    )
     until = None if minutes is None else time.monotonic() + 60 * minutes
 
     def steps(epoch: int) -> Iterator[Tensor]:
-        count = steps_an_epoch * settings.batch
-        crops = Crops(pictures, size=settings.size, count=count, first=epoch * count, seed=settings.seed)
-        for number, batch in enumerate(DataLoader(crops, settings.batch, num_workers=workers)):
+        drawn = small if epoch < epochs * (1 - settings.last) else large
+        part = Subset(drawn, range(epoch * an_epoch, (epoch + 1) * an_epoch))
+        for number, batch in enumerate(DataLoader(part, settings.batch, num_workers=workers)):
             pixels = batch.to(where).permute(0, 3, 1, 2).float()
             pixels = _cut_and_mix(pixels, settings, epoch * steps_an_epoch + number)
-            yield follow(student(pixels), _teachers_logits(teachers, pixels), labels)
+            yield follow(student(pixels), teachers(pixels), labels)
 
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         logits = torch.from_numpy(logits_of(candidate, look, where))
@@ -152,36 +162,18 @@ def warm_start(
         )
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     history = [msgspec.json.decode(line, type=Epoch) for line in saved["history"]]
-    best = max(history, key=lambda epoch: epoch.metrics["objective"])
-    path = folder / f"{settings.student}.safetensors"
-    _write(saved["best_state"], path)
+    _write(saved["ema"] if settings.ema else saved["model"], folder / f"{settings.student}.safetensors")
     result = WarmResult(
-        weights=str(path),
-        crops=len(history) * steps_an_epoch * settings.batch,
+        crops=len(history) * an_epoch,
         seconds=sum(epoch.seconds for epoch in history),
-        agreement=best.metrics["agreement"],
-        divergence=-best.metrics["objective"],
+        agreement=history[-1].metrics["agreement"],
+        divergence=-history[-1].metrics["objective"],
         held_out=len(look),
         finished=len(history) == epochs,
     )
-    write_bytes(folder / "result.json", msgspec.json.format(msgspec.json.encode(result), indent=1))
     if not result.finished:
         say(f"  paused after {result.crops:,} of {settings.crops:,} crops; the same command goes on")
     return result
-
-
-def imagenet_teacher(name: str) -> PixelClassifier:
-    """A packaged network with its 1,000-class head. Raises `WeightsError` if its package is not installed."""
-    backbone = timm.create_model(name, num_classes=CLASSES)
-    backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
-    return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"])
-
-
-@torch.inference_mode()
-def _teachers_logits(teachers: Sequence[PixelClassifier], pixels: Tensor) -> Tensor:
-    """Log of the teachers' mean probability [n, 1000] for pixels [n, 3, s, s]."""
-    answers = torch.stack([teacher(pixels).log_softmax(1) for teacher in teachers])
-    return torch.logsumexp(answers, 0) - float(np.log(len(teachers)))
 
 
 def _cut_and_mix(pixels: Tensor, settings: WarmSettings, step: int) -> Tensor:

@@ -1,0 +1,252 @@
+"""What a warm start buys a student: `python benchmarks/warm_start.py [--quick] [--json FILE] [--root FOLDER]`.
+
+The same student is distilled twice from the same teacher, views and schedule, from random weights and from those that
+ship with Eyas: on the demonstration, and on a thousand pictures of Fashion-MNIST (`apt-get install
+dataset-fashion-mnist`, or unpacked below `--root`), each over three seeds (split, teacher and order follow from the
+seed; scored on the seed's sealed test part). Beside it: what a linear layer makes of either start's features, and what
+the starts' own training reached. Resumable: what is up to date is not run again. `--quick` takes one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import msgspec
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import quiet_first  # noqa: F401 - before the heavy imports
+from common import Figure, finish
+from eyas_device.bundle import sha256
+from eyas_device.preprocess import Pixels
+from eyas_host import checkpoints, starts
+from eyas_host.data.part import Part
+from eyas_host.data.split import Split
+from eyas_host.data.views import Batch, prepared
+from eyas_host.files import whole, write_bytes
+from eyas_host.machine import cpu_pressure
+from eyas_host.recipe import load_recipe
+from eyas_host.stages import Context
+from eyas_host.train.cache import ViewCache
+from eyas_host.train.loop import logits_of, to_tensor
+from eyas_host.train.metrics import Floats, Scores, score, softmax
+from eyas_host.train.models import PixelClassifier, build
+from eyas_host.train.schedule import Epoch
+from eyas_host.train.snapshot import save_tensors
+from eyas_host.train.student import train_student
+
+RUNS = Path("runs")
+CPU = torch.device("cpu")
+Start = Literal["random", "warm"]
+STARTS: tuple[Start, ...] = ("random", "warm")
+FASHION = Path("usr/share/datasets/fashion-mnist")
+_FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+_FASHION_EACH = 400
+"""Pictures of each class: a quarter to learn from, 60 % to be scored by."""
+_FASHION_RECIPE = """[run]
+name = "fashion"
+[data]
+source = "folder"
+path = "pictures"
+split = [0.25, 0.15, 0.6]
+near_duplicates = 0   # at 28 pixels half a class looks alike
+[picture]
+size = 64
+[augment]
+horizontal_flip = true
+[student]
+views = 12
+weight_decay = 0.05
+"""
+
+
+class Student(msgspec.Struct, frozen=True):
+    """One distilled student."""
+
+    scores: Scores
+    teacher: Scores
+    history: list[Epoch]
+
+
+def main() -> None:
+    """Run, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.add_argument("--root", type=Path, default=Path("/"), help="where Debian's packages are unpacked")
+    arguments = parser.parse_args()
+    before, seeds = cpu_pressure(), 1 if arguments.quick else 3
+    torch.set_num_threads(1)
+    figures = _record_figures()
+    figures |= _set_figures("solar-cells", Path("models/solar-cells/recipe.toml"), seeds)
+    recipe = _fashion(arguments.root / FASHION, RUNS / "benchmark" / "fashion")
+    if recipe is not None:
+        figures |= _set_figures("fashion", recipe, seeds)
+    else:
+        figures["fashion"] = Figure(value=None, unit="", note="apt-get install dataset-fashion-mnist")
+    finish(figures, before, arguments.json)
+
+
+def _record_figures() -> dict[str, Figure]:
+    """What the training of each start reached on crops of pictures that were held out."""
+    figures = {}
+    for name in starts.networks():
+        record = msgspec.json.decode(starts.record_file(name).read_bytes())
+        result, settings = record["result"], record["settings"]
+        figures[f"{name}_agreement"] = Figure(
+            value=result["agreement"],
+            unit="",
+            note=f"same of 1,000 classes as {', '.join(settings['teachers'])} on {result['held_out']} held-out crops",
+        )
+        figures[f"{name}_crops"] = Figure(
+            value=result["crops"] / 1e6,
+            unit="million",
+            note=f"{result['seconds'] / 3600:.2f} hours on {record['machine']}",
+        )
+    return figures
+
+
+def _set_figures(name: str, recipe: Path, seeds: int) -> dict[str, Figure]:
+    """Both starts on one set of pictures."""
+    students = {start: [_distill(name, recipe, seed, start) for seed in range(seeds)] for start in STARTS}
+    figures = {}
+    for start, some in students.items():
+        figures[f"{name}_{start}_balanced_accuracy"] = _mean([one.scores.balanced_accuracy for one in some])
+        figures[f"{name}_{start}_auc"] = _mean([one.scores.auc for one in some])
+        kept = [one.scores.balanced_accuracy / one.teacher.balanced_accuracy for one in some]
+        figures[f"{name}_{start}_share_of_teacher"] = _mean(kept, bound=0.97 if start == "warm" else None)
+    figures[f"{name}_teacher_balanced_accuracy"] = _mean([s.teacher.balanced_accuracy for s in students["random"]])
+    parts = [
+        _epochs_to_reach(warm.history, random.history)
+        for random, warm in zip(students["random"], students["warm"], strict=True)
+    ]
+    figures[f"{name}_epochs_to_random's_score"] = _mean(
+        parts, bound=1 / 3, better="lower", note="part of the random start's epochs; validation"
+    )
+    context = _context(name, recipe, 0)
+    return figures | {f"{name}_probe_{key}": value for key, value in _probes(context).items()}
+
+
+def _name(name: str, seed: int) -> str:
+    return name if seed == 0 else f"{name}-seed{seed}"
+
+
+def _context(name: str, recipe: Path, seed: int, *more: str) -> Context:
+    """The run that holds split and teacher."""
+    settings = [f"run.seed={seed}", f"run.name={_name(name, seed)}", *more]
+    return Context(load_recipe(recipe, settings), RUNS / _name(name, seed))
+
+
+def _distill(name: str, path: Path, seed: int, start: Start) -> Student:
+    """Train a student behind the teacher and the views that both starts share."""
+    command = [str(Path(sys.executable).with_name("eyas")), "teach", str(path)]
+    for setting in (f"run.seed={seed}", f"run.name={_name(name, seed)}"):
+        command += ["--set", setting]
+    subprocess.run(command, check=True)
+    context = _context(name, path, seed, f"student.weights={start}", "student.labels_only=false")
+    recipe = context.recipe
+    split = Split.load(context.root, recipe.picture.preprocessing())
+    teacher = checkpoints.load_teacher(context, len(split.labels))
+    views = RUNS / "benchmark" / "warm" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
+    file = starts.start_file(recipe.student.model) if start == "warm" else None
+    folder = views / (f"warm-{sha256(file)[:12]}" if file is not None else start)
+    if not (folder / "history.json").exists():
+        model, origin, history = train_student(recipe, split, ViewCache.make(views, recipe, split, teacher), folder)
+        if origin != start:
+            raise SystemExit(f"{recipe.student.model}: no {start} start, it had {origin} weights")
+        save_tensors(folder / "student.pt", model.state_dict())
+        write_bytes(folder / "history.json", msgspec.json.encode(history))
+    student = checkpoints.blank_student(context, len(split.labels))
+    student.load_state_dict(checkpoints.load_state(folder / "student.pt"))
+    test = split.open_test("benchmarks/warm_start.py", early=True)
+    return Student(
+        scores=_score(context, student.eval(), test),
+        teacher=_score(context, teacher, test),
+        history=msgspec.json.decode((folder / "history.json").read_bytes(), type=list[Epoch]),
+    )
+
+
+def _score(context: Context, model: PixelClassifier, part: Part) -> Scores:
+    pixels = prepared(part.pixels, context.recipe.picture.preprocessing())
+    return score(softmax(logits_of(model, pixels, CPU)), part.targets)
+
+
+def _epochs_to_reach(history: Sequence[Epoch], other: Sequence[Epoch]) -> float:
+    """Epochs until one training has the other's best balanced accuracy on validation, as a part of the other's."""
+    wanted = max(epoch.metrics["balanced_accuracy"] for epoch in other)
+    reached = (n for n, epoch in enumerate(history, 1) if epoch.metrics["balanced_accuracy"] >= wanted)
+    return next(reached, len(history) + 1) / len(other)
+
+
+def _probes(context: Context) -> dict[str, Figure]:
+    """Balanced accuracy of a linear layer on the pooled features of networks that never saw these pictures."""
+    split, recipe = Split.load(context.root), context.recipe
+    classes = len(split.labels)
+    networks = {
+        "random": build(recipe.student.model, classes, "random")[0],
+        "warm": build(recipe.student.model, classes, "warm")[0],
+        "teacher's_weights": build(recipe.teacher.model, classes, "packaged")[0],
+    }
+    test = split.open_test("benchmarks/warm_start.py", early=True)
+    spec = recipe.picture.preprocessing()
+    train, unseen = (prepared(part.pixels, spec) for part in (split.train, test))
+    figures = {}
+    for name, network in networks.items():
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced"))
+        probe.fit(_pooled(network.eval(), train), split.train.targets)
+        answers = probe.predict(_pooled(network, unseen))
+        figures[name] = Figure(
+            value=float(balanced_accuracy_score(test.targets, answers)),
+            unit="",
+            note=f"logistic regression on {len(train):,} pictures, seed 0's sealed test",
+        )
+    return figures
+
+
+@torch.inference_mode()
+def _pooled(model: PixelClassifier, pixels: Batch) -> Floats:
+    batches = (pixels[first : first + 64] for first in range(0, len(pixels), 64))
+    return np.concatenate([model.pooled(to_tensor(batch, CPU)).double().numpy() for batch in batches])
+
+
+def _fashion(source: Path, folder: Path) -> Path | None:
+    """A recipe over some pictures of Fashion-MNIST, or None where the package is not installed."""
+    if not source.is_dir():
+        return None
+    recipe = folder / "recipe.toml"
+    if not recipe.exists():
+        images, labels = (_idx(source / f"train-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
+        for label, name in enumerate(_FASHION_CLASSES):
+            (folder / "pictures" / name).mkdir(parents=True, exist_ok=True)
+            for number in np.flatnonzero(labels == label)[:_FASHION_EACH]:
+                cv2.imwrite(str(folder / "pictures" / name / f"{number}.png"), images[number])
+        with whole(recipe) as temporary:  # last: it says that the pictures are there
+            temporary.write_text(_FASHION_RECIPE)
+    return recipe
+
+
+def _idx(path: Path) -> Pixels:
+    """An array in MNIST's format (LeCun): two zeros, 8 for uint8, the dimensions' count and lengths, then the bytes."""
+    data = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def _mean(values: list[float], **more: Any) -> Figure:
+    spread = ", ".join(f"{value:.3f}" for value in values)
+    return Figure(value=float(np.mean(values)), unit="", spread=spread, **more)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The ImageNet teachers of a warm start: networks of the registry's packages, with all of their 1,000 classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import openvino as ov
+import timm
+import torch
+from torch import Tensor, nn
+
+from eyas_host.train.models import PixelClassifier, move, packaged_state
+
+CLASSES = 1000
+
+
+def imagenet_teacher(name: str) -> PixelClassifier:
+    """A packaged network with its 1,000-class head. Raises `WeightsError` if its package is not installed."""
+    backbone = timm.create_model(name, num_classes=CLASSES)
+    backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
+    return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]).eval()
+
+
+class Teachers(nn.Module):
+    """Several teachers as one: the mean of their probabilities."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(imagenet_teacher(name) for name in names)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Log-probabilities [n, 1000] of float32 pixels [n, 3, s, s], 0 to 255."""
+        answers = torch.stack([teacher(pixels).log_softmax(1) for teacher in self.each])
+        return torch.logsumexp(answers, 0) - math.log(len(self.each))
+
+
+def answers_of(names: Sequence[str], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What `Teachers` say, computed on a device: on a CPU by OpenVINO, in half of torch's time and to 1e-3 the same.
+
+    Raises `WeightsError` as `imagenet_teacher` does.
+    """
+    teachers = Teachers(names).eval()
+    if device.type != "cpu":
+        on_gpu: Callable[[Tensor], Tensor] = torch.inference_mode()(move(teachers, device))
+        return on_gpu
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    model = ov.convert_model(teachers, example_input=torch.zeros(1, 3, 64, 64), input=[-1, 3, -1, -1])
+    request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
+
+    def on_cpu(pixels: Tensor) -> Tensor:
+        said = request.infer([pixels.contiguous().numpy()], share_inputs=True)[0]
+        return torch.from_numpy(said.copy())
+
+    return on_cpu

@@ -1,0 +1,89 @@
+"""The warm starts that ship with Eyas, and who takes them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import safetensors.torch
+import torch
+
+from eyas_host import starts
+from eyas_host.chain import STAGES
+from eyas_host.errors import WeightsError
+from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.train.models import build
+from eyas_host.train.weights import fit_to_pictures
+from eyas_host.warm.card import Record, warm_card
+from eyas_host.warm.pictures import SOURCES
+
+NETWORKS = starts.networks()
+pytestmark = pytest.mark.usefixtures("no_hub")
+
+
+def test_the_demonstrations_student_has_one() -> None:
+    assert "mobilenetv3_small_100" in NETWORKS
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_is_small_and_fits_timms_network_tensor_by_tensor(name: str) -> None:
+    path = starts.start_file(name)
+    assert path is not None and path.stat().st_size < 12e6
+    shipped = safetensors.torch.load_file(path)
+    assert {value.dtype for key, value in shipped.items() if key.startswith("backbone.conv")} == {torch.float16}
+    whole, origin = build(name, 1000, "warm")
+    assert origin == "warm" and whole.state_dict().keys() == shipped.keys()
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(value.half(), shipped[key].half(), rtol=0, atol=0)
+    assert whole.mean.flatten().tolist() == [128.0] * 3
+    few = build(name, 5, "warm", activation="relu")[0].backbone.state_dict()
+    other = {key for key, value in few.items() if not torch.equal(value.half(), shipped[f"backbone.{key}"].half())}
+    assert other == {"classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_its_card_and_record_say_how_it_was_made(name: str) -> None:
+    record = msgspec.json.decode(starts.record_file(name).read_bytes(), type=Record)
+    assert record.settings.student == name and record.result.finished
+    assert set(record.pictures.values()) <= {source.package for source in SOURCES}
+    assert all(re.fullmatch(r"[0-9a-f]{64}", sha) for sha in record.pictures)
+    assert starts.card_file(name).read_text() == warm_card(record)
+
+
+def test_who_takes_it() -> None:
+    assert build("mobilenetv3_small_100", 5, "auto")[1] == "warm"
+    with pytest.raises(WeightsError, match=r"no weights for mobilenetv3_small_100: hub: .*packaged: none"):
+        build("mobilenetv3_small_100", 5, "auto", trained=True)
+    assert build("mobilenetv3_small_100", 5, "warm", trained=True)[1] == "warm"
+    with pytest.raises(
+        WeightsError, match=r"warm: none for mobilenetv3_small_075 \(there are: .*mobilenetv3_small_100"
+    ):
+        build("mobilenetv3_small_075", 5, "warm")
+
+
+def test_what_is_said_of_it_is_what_it_was_trained_on() -> None:
+    model, origin = build("mobilenetv3_small_100", 5, "warm")
+    said = fit_to_pictures(model.backbone, "mobilenetv3_small_100", origin, PictureSection(size=96))
+    assert "warm weights, trained at 128 px (bilinear), here 96 px" in said.note and said.warnings == ()
+    assert "mean 0.502, 0.502, 0.502" in said.note
+
+
+def test_another_start_runs_the_students_stage_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def inputs(weights: str) -> dict[str, str]:
+        recipe = Recipe(
+            run=RunSection(name="toy"),
+            teacher=TeacherSection(model="mobilenetv3_small_100", weights=weights),  # type: ignore[arg-type]
+            student=StudentSection(model="mobilenetv3_small_100", weights=weights),  # type: ignore[arg-type]
+        )
+        return {stage.name: stage.source(recipe) for stage in STAGES if stage.name in ("teach", "distill")}
+
+    before = {weights: inputs(weights) for weights in ("auto", "warm", "random")}
+    (tmp_path / "mobilenetv3_small_100.safetensors").write_bytes(b"others")
+    monkeypatch.setattr(starts, "_FOLDER", tmp_path)
+    changed = {
+        weights: {stage for stage, value in inputs(weights).items() if value != before[weights][stage]}
+        for weights in before
+    }
+    assert changed == {"auto": {"distill"}, "warm": {"teach", "distill"}, "random": set()}
