@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+import torch
+
 from eyas_host import cli
 
 
@@ -23,7 +25,7 @@ class Done(NamedTuple):
 
 def eyas(place: Path, *words: object) -> Done:
     """Run `eyas WORDS` in the folder `place`."""
-    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    out, err, before, threads = io.StringIO(), io.StringIO(), Path.cwd(), torch.get_num_threads()
     os.chdir(place)
     try:
         with (
@@ -38,4 +40,5 @@ def eyas(place: Path, *words: object) -> Done:
                 code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:
         os.chdir(before)
+        torch.set_num_threads(threads)  # the stages choose their own
     return Done(code, out.getvalue(), err.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -15,13 +16,19 @@ _BACKGROUNDS = ("astronaut", "coffee", "chelsea", "cat")
 Pixels = npt.NDArray[np.uint8]
 
 
+@cache
+def _photograph(name: str) -> Pixels:
+    picture: Pixels = getattr(skimage.data, name)()[..., ::-1]
+    return picture
+
+
 def draw_shape(label: str, seed: int, width: int = 96, height: int = 80) -> Pixels:
     """A shape in a colour of its own on a piece of a photograph, uint8 [height, width, 3] BGR."""
     rng = np.random.default_rng((SHAPES.index(label), seed))
-    photograph = getattr(skimage.data, _BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))])()[..., ::-1]
+    photograph = _photograph(_BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))])
     top = int(rng.integers(photograph.shape[0] - height + 1))
     left = int(rng.integers(photograph.shape[1] - width + 1))
-    picture = np.ascontiguousarray(photograph[top : top + height, left : left + width])
+    picture = photograph[top : top + height, left : left + width].copy()
     radius = int(min(width, height) * rng.uniform(0.25, 0.4))
     x, y = width // 2 + int(rng.integers(-4, 5)), height // 2 + int(rng.integers(-4, 5))
     colour = tuple(int(c) for c in rng.integers(0, 256, 3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,21 @@ import openvino
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.compile import litert
 from eyas_host.compile.artefact import Compiled
 from eyas_host.compile.build import artefact_files
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
 from eyas_host.compile.qdq import ActivationPair, ExactRound, WeightPair, bake_weights, exact_int8, to_qdq
-from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.qat import prepare_qat
+from eyas_host.compress.fold import DeployModel
 from eyas_host.compress.quantizers import activation_quantizers, affine, module_of, weight_quantizers
 from eyas_host.errors import CompileError
-from eyas_host.train.models import PixelClassifier
+from tests.host.xnnpack import partitions
 
 SIZE, CLASSES = 64, 5
 INT8_MEAN_DP, INT8_AGREEMENT = 0.03, 0.8
@@ -193,33 +189,6 @@ def test_int8_artefacts_answer_as_the_int8_network(
     assert compiled.notes
 
 
-@pytest.fixture(scope="module")
-def unequal(network: PixelClassifier) -> DeployModel:
-    """The same network behind another normalisation, whose means differ from channel to channel."""
-    model = PixelClassifier(copy.deepcopy(network.backbone), (0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
-    return fold_for_deployment(model.eval())
-
-
-def test_unequal_means_in_float(unequal: DeployModel, pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path) -> None:
-    assert unequal.mean.shape == (1, 3, 1, 1)
-    path = tmp_path / "a.tflite"
-    compile_litert_fp32(unequal, path, input_size=SIZE)
-    check_fp32(run("litert", path, shape_frames), answers(unequal, pixels))
-
-
-def test_unequal_means_in_int8(
-    unequal: DeployModel, calibration: list[Tensor], pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path
-) -> None:
-    model = prepare_qat(unequal, calibration, input_size=SIZE).eval()
-    low, high = affine(activation_quantizers(model)["/sub/0"]).bounds
-    assert (low, high) == pytest.approx(
-        (-255 * 0.485, 255 * (1 - 0.406)), abs=float(affine(activation_quantizers(model)["/sub/0"]).scale)
-    )
-    path = tmp_path / "a.tflite"
-    compile_litert_int8(model, path, input_size=SIZE)
-    check_int8(run("litert", path, shape_frames), answers(model, pixels))
-
-
 # What is inside the files
 
 
@@ -266,18 +235,8 @@ def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Compile
     assert schema.TensorType.INT8 not in head
 
 
-def test_xnnpack_computes_the_whole_int8_graph_in_one_piece(
-    litert_int8: Compiled, quantized: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def partitions(path: Path) -> int:
-        interpreter: Any = Interpreter(model_path=str(path), num_threads=1)
-        interpreter.allocate_tensors()
-        return sum(operation["op_name"] == "DELEGATE" for operation in interpreter._get_ops_details())
-
+def test_xnnpack_computes_the_whole_int8_graph_in_one_piece(litert_int8: Compiled) -> None:
     assert partitions(litert_int8.path) == 1
-    monkeypatch.setattr(litert, "_FLOAT_KINDS", ("FULLY_CONNECTED", "OUTPUT"))
-    compile_litert_int8(quantized, tmp_path / "a.tflite", input_size=SIZE)
-    assert partitions(tmp_path / "a.tflite") > 10, "an int8 hard-swish is thought to split the graph"
 
 
 def stored_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -23,6 +21,7 @@ from eyas_host.train.cost import (
     threshold_costs,
 )
 from eyas_host.train.metrics import softmax
+from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
 
 LABELS = ("defective", "ok")
@@ -176,10 +175,7 @@ def test_a_mistake_in_the_table_stops_the_run_before_it_trains(tmp_path: Path) -
     draw_folder(tmp_path / "pictures", count=10, labels=SHAPES[:2])
     (tmp_path / "recipe.toml").write_text('[run]\nname = "toy"\n[data]\npath = "pictures"\n')
     table = "cost.table={ circle = { square = 1 }, cross = { circle = 1 } }"
-    eyas = Path(sys.executable).with_name("eyas")
-    done = subprocess.run(
-        [eyas, "split", "recipe.toml", "--set", table], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "no label 'square' in the data; allowed: circle, cross" in " ".join(done.stderr.split())
+    done = eyas(tmp_path, "split", "recipe.toml", "--set", table)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert "no label 'square' in the data; allowed: circle, cross" in " ".join(done.err.split())
     assert not (tmp_path / "runs/toy/split/manifest.json").exists()

@@ -20,6 +20,8 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import read_picture
+from eyas_host.checkpoints import LABELS_ONLY, PRUNED, STUDENT, TEACHER, load_state
+from tests.host import inside
 from tests.host.shapes import SHAPES, draw_folder
 
 BIN = Path(sys.executable).parent
@@ -43,9 +45,9 @@ TINY = {
 }
 
 
-def eyas(*arguments: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([BIN / "eyas", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stderr
+def eyas(place: Path, *arguments: object) -> inside.Done:
+    done = inside.eyas(place, *arguments)
+    assert done.code == 0, done.err
     return done
 
 
@@ -77,9 +79,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run of a five-class recipe that `eyas new` wrote."""
     place = tmp_path_factory.mktemp("main-job")
     draw_folder(place / "shapes", count=16)
-    made = eyas("new", place / "shapes", cwd=place)
-    assert "models/shapes/recipe.toml" in made.stdout
-    eyas("distill", "models/shapes/recipe.toml", *settings(), cwd=place)
+    assert "models/shapes/recipe.toml" in eyas(place, "new", place / "shapes").out
+    command = [BIN / "eyas", "distill", "models/shapes/recipe.toml", *settings()]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return place
 
 
@@ -137,32 +140,28 @@ def test_the_int8_student_is_the_one_that_answers_closest_to_the_float_student(p
     assert divergence == pytest.approx(best, rel=1e-2) or divergence < best  # below it where calibration alone is kept
 
 
-def test_sensitivity_of_a_finished_run_is_in_its_report(place: Path) -> None:
-    done = eyas("sensitivity", "models/shapes/recipe.toml", "--pictures", "10", *settings(), cwd=place)
-    assert "backbone.blocks.0.0.conv_dw" in done.stdout + done.stderr
-    eyas("distill", "models/shapes/recipe.toml", "--only", "report", *settings(), cwd=place)
+def test_a_report_anew_has_the_sensitivity_and_does_not_open_the_sealed_part_again(place: Path) -> None:
+    done = eyas(place, "sensitivity", "models/shapes/recipe.toml", "--pictures", "10", *settings())
+    assert "backbone.blocks.0.0.conv_dw" in done.out + done.err
+    eyas(place, "distill", "models/shapes/recipe.toml", "--only", "report", *settings())
     report = report_of(place / "runs/shapes")
     assert len(report["sensitivity"]["layers"]) > 50
     assert "Sensitivity plot" in (place / "runs/shapes/report.html").read_text()
+    assert report["test_openings"] == 1
+    assert len((place / "runs/shapes/sealed/ledger.jsonl").read_text().splitlines()) == 1
 
 
 def test_second_run_changes_nothing(place: Path) -> None:
     before = (place / "runs/shapes/report.json").read_bytes()
     started = time.monotonic()
-    done = eyas("distill", "models/shapes/recipe.toml", *settings(), cwd=place)
+    done = eyas(place, "distill", "models/shapes/recipe.toml", *settings())
     assert time.monotonic() - started < 60  # a guard against training again, not a claim of speed
-    assert done.stderr.count("unchanged") == 9
+    assert done.err.count("unchanged") == 9
     assert (place / "runs/shapes/report.json").read_bytes() == before
 
 
-def test_report_anew_does_not_open_the_sealed_part_again(place: Path) -> None:
-    eyas("distill", "models/shapes/recipe.toml", "--only", "report", *settings(), cwd=place)
-    assert report_of(place / "runs/shapes")["test_openings"] == 1
-    assert len((place / "runs/shapes/sealed/ledger.jsonl").read_text().splitlines()) == 1
-
-
 def test_killed_run_goes_on_and_ends_with_the_same_numbers(place: Path) -> None:
-    arguments = ["distill", "models/shapes/recipe.toml", "--runs", "killed", *settings()]
+    arguments = ["qat", "models/shapes/recipe.toml", "--runs", "killed", *settings()]
     folder = place / "killed/shapes/distill"
     process = subprocess.Popen(
         [BIN / "eyas", *arguments], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -178,29 +177,23 @@ def test_killed_run_goes_on_and_ends_with_the_same_numbers(place: Path) -> None:
     assert not (folder / "stage.json").exists()
     saved = torch.load(folder / "student.ckpt", weights_only=True)["history"]
     views = (folder / "view-0.u8").stat().st_mtime_ns
-    eyas(*arguments, cwd=place)
+    eyas(place, *arguments)
     assert (folder / "view-0.u8").stat().st_mtime_ns == views
     kept = json.loads((folder / "stage.json").read_bytes())["facts"]["histories"]["student"]
     assert len(kept) == int(TINY["student.epochs"])
     assert kept[: len(saved)] == [json.loads(epoch) for epoch in saved]  # times too: these epochs were not run again
-    whole, resumed = report_of(place / "runs/shapes"), report_of(place / "killed/shapes")
-    for one, other in zip(whole["rungs"], resumed["rungs"], strict=True):
-        assert one["name"] == other["name"]
-        for key in ("balanced_accuracy", "f1", "auc"):
-            assert one[key] == pytest.approx(other[key], abs=1e-6), one["name"]
-    with (
-        np.load(place / "runs/shapes/sealed/test-logits.npz") as one,
-        np.load(place / "killed/shapes/sealed/test-logits.npz") as other,
-    ):
-        np.testing.assert_allclose(one["qat"], other["qat"], atol=1e-6)
+    for weights in (TEACHER, STUDENT, LABELS_ONLY, PRUNED, Path("qat/qat.pt")):
+        whole, resumed = load_state(place / "runs/shapes" / weights), load_state(place / "killed/shapes" / weights)
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-6)
 
 
 def test_magnitude_pruning_goes_through_qat_and_compile(place: Path) -> None:
     shutil.copytree(place / "runs", place / "sparse")
-    more = settings(prune__method="nncf", prune__sparsity="0.5", compile__runtimes='["litert"]')
-    done = eyas("distill", "models/shapes/recipe.toml", "--runs", "sparse", *more, cwd=place)
-    assert done.stderr.count("unchanged") == 3  # split, teach, distill
-    pruning = report_of(place / "sparse/shapes")["pruning"]
+    first_is_timed = '["onnx", "litert"]'  # ONNX is built more quickly
+    more = settings(prune__method="nncf", prune__sparsity="0.5", compile__runtimes=first_is_timed)
+    done = eyas(place, "compile", "models/shapes/recipe.toml", "--runs", "sparse", *more)
+    assert done.err.count("unchanged") == 3  # split, teach, distill
+    pruning = json.loads((place / "sparse/shapes/prune/stage.json").read_bytes())["facts"]
     assert pruning["method"] == "nncf"
     assert pruning["parameters_after"] < 0.55 * pruning["parameters_before"]
     assert zero_share(place / "sparse/shapes/compile/litert-int8.tflite") > 0.45
@@ -210,8 +203,8 @@ def test_magnitude_pruning_goes_through_qat_and_compile(place: Path) -> None:
 def test_costs_travel_in_the_bundle_and_the_device_answers_as_the_report_says(place: Path) -> None:
     shutil.copytree(place / "runs", place / "priced")
     more = settings(cost__table="{ circle = { ring = 100 } }", cost__other="1")
-    done = eyas("distill", "models/shapes/recipe.toml", "--runs", "priced", *more, cwd=place)
-    assert done.stderr.count("unchanged") == 6  # as far as compile
+    done = eyas(place, "distill", "models/shapes/recipe.toml", "--runs", "priced", *more)
+    assert done.err.count("unchanged") == 6  # as far as compile
     run = place / "priced/shapes"
     decision = json.loads((run / "bundle/manifest.json").read_bytes())["decision"]
     circle, ring = SHAPES.index("circle"), SHAPES.index("ring")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.host.inside import Done, eyas
 from tests.host.shapes import SHAPES, draw_folder
 from tests.host.small_disk import mounted
-
-EYAS = Path(sys.executable).with_name("eyas")
-
-
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([EYAS, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def recipe(place: Path, text: str = "") -> Path:
@@ -27,14 +21,14 @@ def recipe(place: Path, text: str = "") -> Path:
     return path
 
 
-def refused(done: subprocess.CompletedProcess[str], *words: str, lines: int = 1) -> None:
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    assert "Traceback" not in done.stderr
-    told = done.stderr.splitlines()
+def refused(done: Done, *words: str, lines: int = 1) -> None:
+    assert done.code == 2, (done.code, done.err)
+    assert "Traceback" not in done.err
+    told = done.err.splitlines()
     complaint = [number for number, line in enumerate(told) if line.startswith("eyas: ")]
-    assert len(complaint) == 1, done.stderr
+    assert len(complaint) == 1, done.err
     for word in words:
-        assert word in done.stderr
+        assert word in done.err
     assert len(told[complaint[0] :]) <= lines + 4
 
 
@@ -90,15 +84,15 @@ def too_few(place: Path) -> None:
 )
 def test_bad_pictures(tmp_path: Path, make: Callable[[Path], None], word: str) -> None:
     make(tmp_path)
-    refused(run("distill", recipe(tmp_path), cwd=tmp_path), word)
+    refused(eyas(tmp_path, "distill", recipe(tmp_path)), word)
     nothing_finished(tmp_path)
 
 
 def test_unreadable_pictures_may_be_left_out(tmp_path: Path) -> None:
     zero_bytes(tmp_path)
-    done = run("split", recipe(tmp_path, "skip_unreadable = true"), cwd=tmp_path)
-    assert done.returncode == 0
-    assert "left out" in done.stderr and "empty.png" in done.stderr
+    done = eyas(tmp_path, "split", recipe(tmp_path, "skip_unreadable = true"))
+    assert done.code == 0
+    assert "left out" in done.err and "empty.png" in done.err
 
 
 def test_odd_but_good_pictures_are_taken(tmp_path: Path) -> None:
@@ -107,55 +101,52 @@ def test_odd_but_good_pictures_are_taken(tmp_path: Path) -> None:
     assert cv2.imwrite(str(pictures / "circle/grey.png"), grey)
     assert cv2.imwrite(str(pictures / "circle/deep.png"), grey.astype(np.uint16) * 257 + 1)
     assert cv2.imwrite(str(pictures / "circle/alpha.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA) // 2)
-    done = run("split", recipe(tmp_path), cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "27 pictures" in done.stderr
+    done = eyas(tmp_path, "split", recipe(tmp_path))
+    assert done.code == 0, done.err
+    assert "27 pictures" in done.err
 
 
 def test_every_fault_of_a_recipe_at_once(tmp_path: Path) -> None:
     text = "split = [0.5, 0.2, 0.2]\n[teacher]\nepochs = 'six'\nrat = 1\n[studen]\nviews = 3\n"
-    done = run("distill", recipe(tmp_path, text), cwd=tmp_path)
+    done = eyas(tmp_path, "distill", recipe(tmp_path, text))
     refused(done, "4 faults", "[data] split", "[teacher] epochs", "[teacher] rat", "[studen]", lines=5)
 
 
 def test_unknown_model_before_any_training(tmp_path: Path) -> None:
     draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    done = run("distill", recipe(tmp_path, '[student]\nmodel = "mobilenetv3_smal_100"\n'), cwd=tmp_path)
+    done = eyas(tmp_path, "distill", recipe(tmp_path, '[student]\nmodel = "mobilenetv3_smal_100"\n'))
     refused(done, "mobilenetv3_smal_100", "mobilenetv3_small_100")
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_no_weights_and_no_network(tmp_path: Path) -> None:
     draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    done = run("distill", recipe(tmp_path, '[teacher]\nmodel = "resnet18"\n'), cwd=tmp_path)
+    done = eyas(tmp_path, "distill", recipe(tmp_path, '[teacher]\nmodel = "resnet18"\n'))
     refused(done, "no weights for resnet18", "hub", "packaged")
 
 
-def test_missing_extra_names_its_install_line(tmp_path: Path) -> None:
+def test_missing_extra_names_its_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('[run]\nname = "demo"\n[data]\nsource = "elpv"\n')
-    code = "import sys; sys.modules['elpv_dataset'] = None; from eyas_host.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "distill", path], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    refused(done, "pip install 'eyas[demo]'")
+    monkeypatch.setitem(sys.modules, "elpv_dataset", None)
+    refused(eyas(tmp_path, "distill", path), "pip install 'eyas[demo]'")
 
 
 def test_unknown_stage(tmp_path: Path) -> None:
-    done = run("distill", recipe(tmp_path), "--from", "quantise", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "quantise" in done.stderr and "qat" in done.stderr
+    done = eyas(tmp_path, "distill", recipe(tmp_path), "--from", "quantise")
+    assert done.code == 2
+    assert "quantise" in done.err and "qat" in done.err
 
 
 def test_only_a_stage_whose_inputs_are_missing(tmp_path: Path) -> None:
     draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    refused(run("distill", recipe(tmp_path), "--only", "qat", cwd=tmp_path), "needs split")
+    refused(eyas(tmp_path, "distill", recipe(tmp_path), "--only", "qat"), "needs split")
 
 
 def test_new_refuses_to_overwrite(tmp_path: Path) -> None:
     draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    assert run("new", "pictures", cwd=tmp_path).returncode == 0
-    refused(run("new", "pictures", cwd=tmp_path), "exists already")
+    assert eyas(tmp_path, "new", "pictures").code == 0
+    refused(eyas(tmp_path, "new", "pictures"), "exists already")
 
 
 @pytest.fixture
@@ -168,7 +159,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
     draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
     text = "[picture]\nsize = 64\n[teacher]\nhead_epochs = 1\nepochs = 1\n[student]\nviews = 1\n"
-    done = run("distill", recipe(tmp_path, text), "--runs", small_disk, cwd=tmp_path)
+    done = eyas(tmp_path, "distill", recipe(tmp_path, text), "--runs", small_disk)
     refused(done, "No space left on device")
     assert (small_disk / "mistake/split/stage.json").exists()  # what was finished stays
     assert not list(small_disk.rglob("*.part"))
@@ -178,7 +169,7 @@ def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
 def test_new_copes_with_odd_names(tmp_path: Path) -> None:
     pictures = draw_folder(tmp_path / 'odd "name"\n[run]', labels=SHAPES[:2])
     (pictures / "cross").rename(pictures / 'cross\nseed = 7 "')
-    assert run("new", pictures, "--name", "odd", cwd=tmp_path).returncode == 0
-    done = run("split", "models/odd/recipe.toml", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "24 pictures, 2 classes" in done.stderr
+    assert eyas(tmp_path, "new", pictures, "--name", "odd").code == 0
+    done = eyas(tmp_path, "split", "models/odd/recipe.toml")
+    assert done.code == 0, done.err
+    assert "24 pictures, 2 classes" in done.err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +16,9 @@ from eyas_host.recipe_warnings import recipe_warnings
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.models import PixelClassifier, build_student, build_teacher, known_model
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
+from tests.host.inside import Done, eyas
 from tests.host.shapes import SHAPES, draw_folder
 
-EYAS = Path(sys.executable).with_name("eyas")
 LABELS = torch.tensor([0, 1, 2, 3])
 WITHOUT_BATCH_NORM = {"vit_small", "convnext_tiny"}
 
@@ -126,15 +124,14 @@ def test_a_network_by_short_name_or_by_timms() -> None:
 
 
 def test_through_the_command_line(shape_pictures: Path, tmp_path: Path) -> None:
-    def new(*more: str) -> subprocess.CompletedProcess[str]:
-        command = [EYAS, "new", str(shape_pictures), "--name", "toy", *more]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    def new(*more: str) -> Done:
+        return eyas(tmp_path, "new", shape_pictures, "--name", "toy", *more)
 
     wrong = new("--teacher", "resnet5")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("eyas: 'resnet5': no ready settings")
-    assert "Traceback" not in wrong.stderr and not (tmp_path / "models").exists()
+    assert wrong.code == 2 and wrong.err.startswith("eyas: 'resnet5': no ready settings")
+    assert "Traceback" not in wrong.err and not (tmp_path / "models").exists()
     done = new("--teacher", "resnet50", "--student", "mobilenetv4_conv_small")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     recipe = load_recipe(tmp_path / "models/toy/recipe.toml")
     assert (recipe.teacher.model, recipe.student.model) == ("resnet50", "mobilenetv4_conv_small")
     assert (recipe.teacher.rate, recipe.teacher.layer_decay) == (3e-4, 0.85)

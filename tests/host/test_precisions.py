@@ -39,6 +39,7 @@ from eyas_host.errors import CompileError, CompressError
 from eyas_host.train.models import PixelClassifier
 from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels
+from tests.host.xnnpack import partitions
 
 SIZE, CLASSES = 64, len(SHAPES)
 EXAMPLE = torch.zeros(1, 3, SIZE, SIZE)
@@ -169,6 +170,26 @@ def test_every_kind_of_operation_answers_alike(
     placement = check_placement(model, EXAMPLE)
     assert (len(placement.activations), len(placement.weights)) == (ACTIVATIONS, WEIGHTS)
     assert gap(runtime, model, folder, pixels, shape_frames) < bound(runtime, model, pixels) < 0.05
+
+
+def test_float_behind_unequal_means(deploy: DeployModel, pixels: Tensor, shape_frames: Pixels, tmp_path: Path) -> None:
+    assert deploy.mean.shape == (1, 3, 1, 1) and len(set(deploy.mean.flatten().tolist())) == 3
+    compile_litert_fp32(deploy, tmp_path / "a.tflite", input_size=SIZE)
+    got = run("litert", tmp_path / "a.tflite", shape_frames)
+    assert float(np.abs(got - answers(deploy, pixels)).max()) < 1e-4
+
+
+def test_the_pixels_range_holds_all_that_pixels_can_be(mixed: nn.Module) -> None:
+    grid = affine(activation_quantizers(mixed)["/sub/0"])
+    assert grid.bounds == pytest.approx((-255 * 0.485, 255 * (1 - 0.406)), abs=float(grid.scale))
+
+
+def test_an_int8_hard_swish_would_split_the_graph(
+    mixed: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert partitions(artefact("litert", mixed, folder)) == 1
+    monkeypatch.setattr(litert, "_FLOAT_KINDS", ("FULLY_CONNECTED", "OUTPUT"))
+    assert partitions(artefact("litert", mixed, tmp_path)) > 2
 
 
 @pytest.mark.parametrize("runtime", ["litert", "onnx"])

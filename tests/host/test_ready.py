@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ import torch
 from eyas_device.bundle import Bundle
 from eyas_device.check import check
 from eyas_host.train.models import PixelClassifier, build
+from tests.host import inside
 from tests.host.conftest import briefly_trained
 from tests.host.shapes import SHAPES, Pixels, draw_folder
 
-EYAS = Path(sys.executable).with_name("eyas")
 MODEL = "tf_mobilenetv3_small_minimal_100"
-RECIPE = """
+RECIPE = f"""
 [run]
 name = "ready"
 [data]
@@ -29,7 +27,7 @@ path = "shapes"
 [picture]
 size = 64
 [student]
-model = "tf_mobilenetv3_small_minimal_100"
+model = "{MODEL}"
 ready = "student.safetensors"
 [prune]
 method = "none"
@@ -47,9 +45,8 @@ max_drop = 0.5
 """
 
 
-def eyas(place: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [EYAS, "distill", "recipe.toml", *(word for setting in more for word in ("--set", setting))]
-    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+def distill(place: Path, *more: str) -> inside.Done:
+    return inside.eyas(place, "distill", "recipe.toml", *(word for setting in more for word in ("--set", setting)))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +62,8 @@ def place(network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) ->
     draw_folder(place / "shapes", count=16)
     safetensors.torch.save_file(network.backbone.state_dict(), place / "student.safetensors")
     (place / "recipe.toml").write_text(RECIPE)
-    done = eyas(place)
-    assert done.returncode == 0, done.stderr
+    done = distill(place)
+    assert done.code == 0, done.err
     return place
 
 
@@ -131,8 +128,8 @@ def test_where_the_bytes_are(place: Path, network: PixelClassifier) -> None:
 
 def test_nothing_is_packed_below_the_gate_and_the_old_bundle_stays(place: Path) -> None:
     manifest = (place / "runs/ready/bundle/manifest.json").read_bytes()
-    done = eyas(place, "gate.max_dp=1e-12")
-    assert done.returncode == 2 and "nothing may be packed" in done.stderr and "Traceback" not in done.stderr
+    done = distill(place, "gate.max_dp=1e-12")
+    assert done.code == 2 and "nothing may be packed" in done.err and "Traceback" not in done.err
     assert (place / "runs/ready/bundle/manifest.json").read_bytes() == manifest
     assert Bundle.open(place / "runs/ready/bundle")
 
@@ -151,14 +148,14 @@ def test_weights_of_something_else(weights: str | bytes | None, words: str, plac
         other.write_bytes(weights)
     elif weights is not None:
         safetensors.torch.save_file(build(weights, 5, "random")[0].backbone.state_dict(), other)
-    done = eyas(place, f"run.name={tmp_path.name}", f"student.ready={other}")
-    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
-    assert str(other) in done.stderr
+    done = distill(place, f"run.name={tmp_path.name}", f"student.ready={other}")
+    assert done.code == 2 and words in done.err and "Traceback" not in done.err
+    assert str(other) in done.err
 
 
 def test_training_without_a_teacher_is_refused(place: Path) -> None:
-    done = eyas(place, "quantize.method=qat", "prune.method=channel")
-    assert done.returncode == 2 and "[student] ready: then nothing is trained" in done.stderr
+    done = distill(place, "quantize.method=qat", "prune.method=channel")
+    assert done.code == 2 and "[student] ready: then nothing is trained" in done.err
 
 
 def test_the_recipe_is_in_the_report(place: Path) -> None:

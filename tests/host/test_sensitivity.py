@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +47,7 @@ from eyas_host.stages import Context, Outcome, Stage, run_chain
 from eyas_host.train.loop import logits_of
 from eyas_host.train.models import PixelClassifier
 from eyas_host.train.snapshot import save_tensors
+from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels
 
 CPU = torch.device("cpu")
@@ -394,11 +394,8 @@ def test_damaged_files_are_told(run: Context) -> None:
 
 def test_a_run_that_cannot_get_as_far_ends_with_one_error(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('[run]\nname = "none"\n[data]\npath = "pictures"\n')
-    eyas = Path(sys.executable).with_name("eyas")
-    done = subprocess.run(
-        [eyas, "sensitivity", "recipe.toml"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "no such folder" in done.stderr and "Traceback" not in done.stderr
+    done = eyas(tmp_path, "sensitivity", "recipe.toml")
+    assert done.code == 2 and "no such folder" in done.err and "Traceback" not in done.err
     assert not list(tmp_path.rglob("sensitivity.json"))
 
 

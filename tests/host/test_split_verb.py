@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,25 +12,22 @@ import msgspec
 import pytest
 
 from eyas_host.data.split import SplitManifest
+from tests.host import inside
 from tests.host.shapes import SHAPES, draw_folder, draw_shape
 
-EYAS = Path(sys.executable).with_name("eyas")
 LABELS = SHAPES[:3]
 
 
-def eyas(verb: str, place: Path, *settings: str, data: str = 'path = "pictures"') -> subprocess.CompletedProcess[str]:
+def eyas(verb: str, place: Path, *settings: str, data: str = 'path = "pictures"') -> inside.Done:
     (place / "recipe.toml").write_text(f'[run]\nname = "toy"\n[data]\n{data}\n')
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    return subprocess.run(
-        [EYAS, verb, "recipe.toml", *overrides], cwd=place, capture_output=True, text=True, check=False
-    )
+    return inside.eyas(place, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting)))
 
 
 def divided(place: Path, *settings: str, data: str = 'path = "pictures"') -> tuple[SplitManifest, str]:
     done = eyas("split", place, *settings, data=data)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     path = place / "runs/toy/split/manifest.json"
-    return msgspec.json.decode(path.read_bytes(), type=SplitManifest), done.stderr
+    return msgspec.json.decode(path.read_bytes(), type=SplitManifest), done.err
 
 
 def sides(manifest: SplitManifest) -> dict[str, str]:
@@ -219,11 +214,11 @@ TABLE = 'source = "csv"\npath = "table.csv"'
 def test_mistakes_are_told_in_a_line(place: Path, make: Callable[[Path], None], data: str, words: list[str]) -> None:
     make(place)
     done = eyas("split", place, data=data)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert sum(line.startswith("eyas: ") for line in done.stderr.splitlines()) == 1
+    assert done.code == 2, done.err
+    assert "Traceback" not in done.err
+    assert sum(line.startswith("eyas: ") for line in done.err.splitlines()) == 1
     for word in words:
-        assert word in done.stderr, done.stderr
+        assert word in done.err, done.err
     assert not [p for pattern in ("manifest.json", "index.csv", "stage.json", "*.part") for p in place.rglob(pattern)]
 
 
@@ -239,19 +234,21 @@ def test_unreadable_pictures_are_listed_where_they_are_allowed(place: Path) -> N
 # The verbs
 
 
-def test_help_teaches() -> None:
-    done = subprocess.run([EYAS, "split", "--help"], capture_output=True, text=True, check=True, env={"COLUMNS": "200"})
+def test_help_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    done = inside.eyas(tmp_path, "split", "--help")
+    assert done.code == 0
     for word in ("path,label[,group,time]", 'by = "time"', "near_duplicates", "index.csv", "ledger.jsonl", "gap_days"):
-        assert word in done.stdout
+        assert word in done.out
 
 
 def test_preview_prints_where_the_sheet_is(place: Path) -> None:
     cv2.imwrite(str(place / "pictures/ring/wide.png"), draw_shape("ring", 99, 300, 60))
     done = eyas("preview", place, "augment.randaugment=1", "augment.mixup=0.2")
-    assert done.returncode == 0, done.stderr
-    path = place / done.stdout.strip()
+    assert done.code == 0, done.err
+    path = place / done.out.strip()
     assert path == place / "runs/toy/preview/sheet.png"
     assert cv2.imread(str(path)).shape[0] > 9 * 112
-    assert "split" in done.stderr
+    assert "split" in done.err
     wrong = eyas("preview", place, 'augment.forbid=["contrast"]', "augment.contrast=0.3")
-    assert wrong.returncode == 2 and "ruled out by forbid" in wrong.stderr
+    assert wrong.code == 2 and "ruled out by forbid" in wrong.err

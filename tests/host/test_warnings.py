@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from eyas_host.recipe import Recipe, load_recipe
 from eyas_host.recipe_warnings import label_warnings, recipe_warnings, student_warnings, teacher_warnings
+from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
 
-EYAS = Path(sys.executable).with_name("eyas")
 MODELS = Path(__file__).parents[2] / "models"
 
 
@@ -108,10 +106,9 @@ def test_dist_needs_more_than_two_classes(tmp_path: Path) -> None:
 def test_they_are_said_before_the_run_and_stop_nothing(tmp_path: Path) -> None:
     draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
     recipe(tmp_path)
-    command = [EYAS, "split", "recipe.toml", "--set", "teacher.patience=30", "--set", "student.batch=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in done.stderr.splitlines()]
+    done = eyas(tmp_path, "split", "recipe.toml", "--set", "teacher.patience=30", "--set", "student.batch=2")
+    assert done.code == 0, done.err
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in done.err.splitlines()]
     first, second, *rest = lines
     assert first.startswith("[teacher] patience = 30") and second.startswith("[student] batch = 2")
     assert any(line.startswith("split") for line in rest)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +17,9 @@ from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection,
 from eyas_host.train.check import check_networks
 from eyas_host.train.models import PixelClassifier, build
 from eyas_host.train.weights import fit_to_pictures
+from tests.host import inside
 from tests.host.shapes import SHAPES, draw_folder
 
-EYAS = Path(sys.executable).with_name("eyas")
 NAME = "tf_mobilenetv3_small_minimal_100"
 State = dict[str, Tensor]
 
@@ -159,7 +157,7 @@ def test_a_mistake_through_the_command_line(tmp_path: Path) -> None:
 def test_hints_that_came_after_the_teacher(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     quick = ("teacher.head_epochs=1", "teacher.epochs=0")
-    assert eyas(tmp_path, "teach", *quick).returncode == 0
+    assert eyas(tmp_path, "teach", *quick).code == 0
     wrong = 'student.hints=[{ student = "layer1", teacher = "blocks.2" }]'
     refused(tmp_path, "distill", (*quick, wrong), "the student has no block 'layer1'; allowed: blocks.0, ")
     assert not list((tmp_path / "runs/toy/distill").glob("view-*"))
@@ -176,14 +174,13 @@ def write_recipe(place: Path) -> None:
 
 def refused(place: Path, verb: str, settings: tuple[str, ...], words: str) -> None:
     done = eyas(place, verb, *settings)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("eyas: ")]
-    assert words in complaint and done.stderr.endswith(complaint + "\n")
+    assert done.code == 2 and "Traceback" not in done.err
+    (complaint,) = [line for line in done.err.splitlines() if line.startswith("eyas: ")]
+    assert words in complaint and done.err.endswith(complaint + "\n")
 
 
-def eyas(place: Path, verb: str, *settings: str) -> subprocess.CompletedProcess[str]:
-    command = [EYAS, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting))]
-    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+def eyas(place: Path, verb: str, *settings: str) -> inside.Done:
+    return inside.eyas(place, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting)))
 
 
 def test_a_changed_file_is_another_beginning(tmp_path: Path) -> None:
