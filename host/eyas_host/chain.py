@@ -325,18 +325,17 @@ def _figures(metrics: dict[str, float]) -> str:
 
 def _teacher_weights(recipe: Recipe) -> str:
     """The file that the teacher starts from."""
-    return _sha256(_start(recipe.teacher, "warm"))
+    return _sha256(_start(recipe.teacher, trained=True))
 
 
 def _student_weights(recipe: Recipe) -> str:
     """The file that the student starts from, or is."""
-    return _sha256(recipe.student.ready or _start(recipe.student, "warm", "auto"))
+    return _sha256(recipe.student.ready or _start(recipe.student, trained=False))
 
 
-def _start(section: TeacherSection | StudentSection, *warm: str) -> str:
-    """The file of first weights: the recipe's, or Eyas's own where `weights` is one of `warm`."""
-    own = starts.start_file(section.model) if section.weights in warm else None
-    return section.weights_file or str(own or "")
+def _start(section: TeacherSection | StudentSection, *, trained: bool) -> str:
+    """The file of first weights: the recipe's, or Eyas's own."""
+    return section.weights_file or str(starts.chosen(section.model, section.weights, trained=trained) or "")
 
 
 def _sha256(path: str) -> str:

@@ -162,7 +162,7 @@ def _origin(
     if wanted in ("auto", "file") and section.weights_file:
         there = Path(section.weights_file).is_file()
         return ("green", "from its file") if there else ("red", f"{section.weights_file} is missing")
-    if (wanted == "warm" or (wanted == "auto" and not trained)) and section.model in starts.networks():
+    if starts.chosen(section.model, wanted, trained=trained) is not None:
         return "green", "warm weights, which ship with Eyas"
     if wanted == "random":
         return "green", "random, as the recipe says"

@@ -24,6 +24,14 @@ def start_file(network: str) -> Path | None:
     return path if network in networks() else None
 
 
+def chosen(network: str, weights: str, *, trained: bool) -> Path | None:
+    """What a recipe's `weights` take of here when no other weights were found, or None.
+
+    `trained`: `auto` may not fall back on it, as for a teacher.
+    """
+    return start_file(network) if weights == "warm" or (weights == "auto" and not trained) else None
+
+
 def card_file(network: str) -> Path:
     """What is said of a network's start, for people."""
     return _FOLDER / f"{network}.md"

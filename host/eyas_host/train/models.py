@@ -126,10 +126,10 @@ def build(
         tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
     if weights in ("auto", "file") and weights_file:
         return _from_file(Path(weights_file), name, classes, activation), "file"
-    if weights == "warm" or (weights == "auto" and not trained):
-        start = starts.start_file(name)
-        if start is not None:
-            return _from_file(start, name, classes, activation), "warm"
+    start = starts.chosen(name, weights, trained=trained)
+    if start is not None:
+        return _from_file(start, name, classes, activation), "warm"
+    if weights == "warm":
         tried.append(f"warm: none for {name} (there are: {', '.join(starts.networks())})")
     if weights == "random" or (weights == "auto" and not trained):
         return PixelClassifier(_create(name, classes, activation), _CENTRE, _CENTRE), "random"
