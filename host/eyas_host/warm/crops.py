@@ -22,14 +22,14 @@ _GREY = 0.1
 
 
 class Crops(Dataset[Pixels]):
-    """Crop number `first + i` of pictures (each at least two pixels high and wide), uint8 [size, size, 3]."""
+    """Crop number i of pictures (each at least two pixels high and wide), uint8 [size, size, 3]."""
 
-    def __init__(self, pictures: Sequence[Pixels], *, size: int, count: int, first: int = 0, seed: int = 0) -> None:
+    def __init__(self, pictures: Sequence[Pixels], *, size: int, count: int, seed: int = 0) -> None:
         self._levels = [_pyramid(picture, size) for picture in pictures]
         # A large picture has more to see than a small one, though not in proportion to its area.
         weights = np.array([math.sqrt(math.prod(levels[0].shape[:2])) for levels in self._levels])
         self._until = np.cumsum(weights / weights.sum())
-        self._size, self._count, self._first, self._seed = size, count, first, seed
+        self._size, self._count, self._seed = size, count, seed
 
     def __len__(self) -> int:
         return self._count
@@ -37,7 +37,7 @@ class Crops(Dataset[Pixels]):
     def __getitem__(self, number: int) -> Pixels:
         if not 0 <= number < self._count:
             raise IndexError(number)
-        rng = np.random.default_rng((self._seed, self._first + number))
+        rng = np.random.default_rng((self._seed, number))
         place = min(int(np.searchsorted(self._until, rng.random(), side="right")), len(self._levels) - 1)
         return _colour(_geometry(self._levels[place], self._size, rng), rng)
 

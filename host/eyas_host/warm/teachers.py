@@ -42,7 +42,13 @@ def answers_of(names: Sequence[str], device: torch.device) -> Callable[[Tensor],
     """
     teachers = Teachers(names).eval()
     if device.type != "cpu":
-        on_gpu: Callable[[Tensor], Tensor] = torch.inference_mode()(move(teachers, device))
+        moved = move(teachers, device)
+
+        @torch.inference_mode()
+        def on_gpu(pixels: Tensor) -> Tensor:
+            answer: Tensor = moved(pixels)
+            return answer
+
         return on_gpu
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     model = ov.convert_model(teachers, example_input=torch.zeros(1, 3, 64, 64), input=[-1, 3, -1, -1])
