@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -55,6 +55,12 @@ def ratio(slow: Sequence[float], fast: Sequence[float], *, bound: float | None =
         for side in (slow, fast)
     )
     return Figure(value=float(np.median(slow) / np.median(fast)), unit="x", bound=bound, spread=words, note=note)
+
+
+def mean(values: Sequence[float], **more: Any) -> Figure:
+    """The mean of a figure without a unit over seeds, with each of them as its spread."""
+    spread = ", ".join(f"{value:.3f}" for value in values)
+    return Figure(value=float(np.mean(values)), unit="", spread=spread, **more)
 
 
 def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> None:

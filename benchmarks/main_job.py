@@ -21,7 +21,7 @@ import timm
 import torch
 
 import quiet_first  # noqa: F401 - before the heavy imports
-from common import Figure, finish, ratio, take_turns
+from common import Figure, finish, mean, ratio, take_turns
 from compiled import network
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
@@ -141,22 +141,15 @@ def _accuracy_figures(scores: list[dict[str, Scores]]) -> dict[str, Figure]:
     areas = {name: [s[name].auc for s in scores] for name in NETWORKS}
     kept = [own / best for own, best in zip(balanced["student"], balanced["teacher"], strict=True)]
     return {
-        "teacher_balanced_accuracy": _mean(balanced["teacher"], bound=0.80),
-        "teacher_auc": _mean(areas["teacher"]),
-        "student_balanced_accuracy": _mean(balanced["student"]),
-        "student_auc": _mean(
-            areas["student"], bound=float(np.mean(areas["student-labels-only"])), note="> labels only"
-        ),
-        "labels_only_balanced_accuracy": _mean(balanced["student-labels-only"]),
-        "labels_only_auc": _mean(areas["student-labels-only"]),
-        "student_share_of_teacher": _mean(kept, bound=0.92, note="balanced accuracy, mean over the seeds"),
+        "teacher_balanced_accuracy": mean(balanced["teacher"], bound=0.80),
+        "teacher_auc": mean(areas["teacher"]),
+        "student_balanced_accuracy": mean(balanced["student"]),
+        "student_auc": mean(areas["student"], bound=float(np.mean(areas["student-labels-only"])), note="> labels only"),
+        "labels_only_balanced_accuracy": mean(balanced["student-labels-only"]),
+        "labels_only_auc": mean(areas["student-labels-only"]),
+        "student_share_of_teacher": mean(kept, bound=0.92, note="balanced accuracy, mean over the seeds"),
         "least_share_of_teacher": Figure(value=min(kept), unit="", bound=0.88, note="the worst seed"),
     }
-
-
-def _mean(values: list[float], *, bound: float | None = None, note: str = "") -> Figure:
-    spread = ", ".join(f"{value:.3f}" for value in values)
-    return Figure(value=float(np.mean(values)), unit="", bound=bound, spread=spread, note=note)
 
 
 def _int8_figures(context: Context) -> dict[str, Figure]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import msgspec
@@ -27,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import quiet_first  # noqa: F401 - before the heavy imports
-from common import Figure, finish
+from common import Figure, finish, mean
 from eyas_device.bundle import sha256
 from eyas_device.preprocess import Pixels
 from eyas_host import checkpoints, starts
@@ -122,16 +122,16 @@ def _set_figures(name: str, recipe: Path, seeds: int) -> dict[str, Figure]:
     students = {start: [_distill(name, recipe, seed, start) for seed in range(seeds)] for start in STARTS}
     figures = {}
     for start, some in students.items():
-        figures[f"{name}_{start}_balanced_accuracy"] = _mean([one.scores.balanced_accuracy for one in some])
-        figures[f"{name}_{start}_auc"] = _mean([one.scores.auc for one in some])
+        figures[f"{name}_{start}_balanced_accuracy"] = mean([one.scores.balanced_accuracy for one in some])
+        figures[f"{name}_{start}_auc"] = mean([one.scores.auc for one in some])
         kept = [one.scores.balanced_accuracy / one.teacher.balanced_accuracy for one in some]
-        figures[f"{name}_{start}_share_of_teacher"] = _mean(kept, bound=0.97 if start == "warm" else None)
-    figures[f"{name}_teacher_balanced_accuracy"] = _mean([s.teacher.balanced_accuracy for s in students["random"]])
+        figures[f"{name}_{start}_share_of_teacher"] = mean(kept, bound=0.97 if start == "warm" else None)
+    figures[f"{name}_teacher_balanced_accuracy"] = mean([s.teacher.balanced_accuracy for s in students["random"]])
     parts = [
         _epochs_to_reach(warm.history, random.history)
         for random, warm in zip(students["random"], students["warm"], strict=True)
     ]
-    figures[f"{name}_epochs_to_random's_score"] = _mean(
+    figures[f"{name}_epochs_to_random's_score"] = mean(
         parts, bound=1 / 3, better="lower", note="part of the random start's epochs; validation"
     )
     context = _context(name, recipe, 0)
@@ -241,11 +241,6 @@ def _idx(path: Path) -> Pixels:
     data = gzip.decompress(path.read_bytes())
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
-
-
-def _mean(values: list[float], **more: Any) -> Figure:
-    spread = ", ".join(f"{value:.3f}" for value in values)
-    return Figure(value=float(np.mean(values)), unit="", spread=spread, **more)
 
 
 if __name__ == "__main__":
