@@ -23,7 +23,7 @@ from eyas_host.errors import StageError, WeightsError
 from eyas_host.train.models import build
 from eyas_host.warm import train
 from eyas_host.warm.crops import Crops
-from eyas_host.warm.pictures import SOURCES, find_pictures, held_out, read_pictures
+from eyas_host.warm.pictures import SOURCES, Found, find_pictures, held_out, read_pictures
 from eyas_host.warm.teachers import Teachers, answers_of, imagenet_teacher
 from eyas_host.warm.train import WarmSettings, warm_start
 from tests.host.inside import eyas
@@ -68,6 +68,12 @@ def test_pictures_are_those_of_the_packages(root: Path) -> None:
     pictures = read_pictures(found, "pictures")
     assert len(pictures) == 21
     assert any(picture.shape == (100, 80, 3) and (picture == (10, 20, 30)).all() for picture in pictures)
+
+
+def test_one_picture_at_least_is_held_out() -> None:
+    found = [Found(f"{number}.png", "one", f"{number:064x}") for number in range(1, 16)]
+    learned, out = held_out(found)
+    assert len(out) == 1 and len(learned) == 14
 
 
 def test_without_pictures_the_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +196,8 @@ def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path
     done = subprocess.run([*command, "--minutes", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "10% done" in done.stdout
+    told = " ".join(done.stderr.split())
+    assert "none of mate-backgrounds, plasma-workspace-wallpapers" in told and "apt-get install tuxpaint" in told
     card = (folder / "mobilenetv3_small_100.md").read_text()
     assert "| tuxpaint-stamps-default |" in card and "128 crops (paused" in card
     record = json.loads((folder / "mobilenetv3_small_100.json").read_bytes())

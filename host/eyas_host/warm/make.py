@@ -13,9 +13,10 @@ import torch
 from eyas_host.chain import SINGLE_THREAD_SIZE
 from eyas_host.files import write_bytes
 from eyas_host.machine import machine
+from eyas_host.progress import warn
 from eyas_host.train.loop import pick_device
 from eyas_host.warm.card import Record, warm_card
-from eyas_host.warm.pictures import find_pictures, held_out, read_pictures
+from eyas_host.warm.pictures import APT, find_pictures, held_out, missing_packages, read_pictures
 from eyas_host.warm.train import WarmSettings, begin, fingerprint, warm_start
 
 
@@ -35,7 +36,12 @@ def make_warm_start(
     cores = os.cpu_count() or 1
     torch.set_num_threads(1 if settings.size <= SINGLE_THREAD_SIZE else cores)
     cv2.setNumThreads(1)
-    learned, out = held_out(find_pictures(root))
+    found = find_pictures(root)
+    if missing := missing_packages(found):
+        warn(
+            f"{len(found)} pictures to learn from; none of {', '.join(missing)}: few pictures make a poor start; {APT}"
+        )
+    learned, out = held_out(found)
     settings = msgspec.structs.replace(settings, pictures=fingerprint([one.sha256 for one in learned]))
     begin(settings, folder)  # mistakes show before the pictures are read
     result = warm_start(

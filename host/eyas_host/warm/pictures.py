@@ -81,9 +81,15 @@ def find_pictures(root: Path = Path("/")) -> list[Found]:
     return sorted(unique.values(), key=lambda one: one.sha256)
 
 
+def missing_packages(found: Sequence[Found]) -> list[str]:
+    """The sources that no picture came from, as their packages are called."""
+    there = {one.package for one in found}
+    return [source.package for source in SOURCES if source.package not in there]
+
+
 def held_out(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
-    """The pictures to learn from and those to measure by, told apart by their hashes."""
-    out = {one.sha256 for one in found if int(one.sha256, 16) % _HELD_OUT == 0}
+    """The pictures to learn from and those to measure by, one at least, told apart by their hashes."""
+    out = {one.sha256 for one in found if int(one.sha256, 16) % _HELD_OUT == 0} or {found[0].sha256}
     return [one for one in found if one.sha256 not in out], [one for one in found if one.sha256 in out]
 
 
