@@ -3,8 +3,9 @@
 The same student is distilled twice from the same teacher, views and schedule, from random weights and from those that
 ship with Eyas: on the demonstration, and on a thousand pictures of Fashion-MNIST (`apt-get install
 dataset-fashion-mnist`, or unpacked below `--root`), each over three seeds (split, teacher and order follow from the
-seed; scored on the seed's sealed test part). Beside it: what a linear layer makes of either start's features, and what
-the starts' own training reached. Resumable: what is up to date is not run again. `--quick` takes one seed.
+seed; scored on the seed's sealed test part). Beside it: the demonstration once more with each other network that has a
+start, one seed; what a linear layer makes of either start's features, and what the starts' own training reached.
+Resumable: what is up to date is not run again. `--quick` takes one seed and the demonstration's own student.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import train_student
 
 RUNS = Path("runs")
+DEMONSTRATION = Path("models/solar-cells/recipe.toml")
 CPU = torch.device("cpu")
 Start = Literal["random", "warm"]
 STARTS: tuple[Start, ...] = ("random", "warm")
@@ -89,7 +91,10 @@ def main() -> None:
     before, seeds = cpu_pressure(), 1 if arguments.quick else 3
     torch.set_num_threads(1)
     figures = _record_figures()
-    figures |= _set_figures("solar-cells", Path("models/solar-cells/recipe.toml"), seeds)
+    student = load_recipe(DEMONSTRATION).student.model
+    figures |= _set_figures("solar-cells", DEMONSTRATION, seeds)
+    for other in sorted(set(starts.networks()) - {student}) if not arguments.quick else ():
+        figures |= _student_figures("solar-cells", DEMONSTRATION, 1, other)
     recipe = _fashion(arguments.root / FASHION, RUNS / "benchmark" / "fashion")
     if recipe is not None:
         figures |= _set_figures("fashion", recipe, seeds)
@@ -118,24 +123,32 @@ def _record_figures() -> dict[str, Figure]:
 
 
 def _set_figures(name: str, recipe: Path, seeds: int) -> dict[str, Figure]:
-    """Both starts on one set of pictures."""
-    students = {start: [_distill(name, recipe, seed, start) for seed in range(seeds)] for start in STARTS}
+    """Both starts of the recipe's own student on one set of pictures, and what a linear layer makes of them."""
+    context = _context(name, recipe, 0)
+    figures = _student_figures(name, recipe, seeds, context.recipe.student.model)
+    return figures | {f"{name}_probe_{key}": value for key, value in _probes(context).items()}
+
+
+def _student_figures(name: str, recipe: Path, seeds: int, network: str) -> dict[str, Figure]:
+    """Both starts of one student on one set of pictures."""
+    students = {start: [_distill(name, recipe, seed, network, start) for seed in range(seeds)] for start in STARTS}
+    own = network == load_recipe(recipe).student.model
+    key = name if own else f"{name}_{network}"
     figures = {}
     for start, some in students.items():
-        figures[f"{name}_{start}_balanced_accuracy"] = mean([one.scores.balanced_accuracy for one in some])
-        figures[f"{name}_{start}_auc"] = mean([one.scores.auc for one in some])
+        figures[f"{key}_{start}_balanced_accuracy"] = mean([one.scores.balanced_accuracy for one in some])
+        figures[f"{key}_{start}_auc"] = mean([one.scores.auc for one in some])
         kept = [one.scores.balanced_accuracy / one.teacher.balanced_accuracy for one in some]
-        figures[f"{name}_{start}_share_of_teacher"] = mean(kept, bound=0.97 if start == "warm" else None)
-    figures[f"{name}_teacher_balanced_accuracy"] = mean([s.teacher.balanced_accuracy for s in students["random"]])
+        figures[f"{key}_{start}_share_of_teacher"] = mean(kept, bound=0.97 if own and start == "warm" else None)
+    figures[f"{key}_teacher_balanced_accuracy"] = mean([s.teacher.balanced_accuracy for s in students["random"]])
     parts = [
         _epochs_to_reach(warm.history, random.history)
         for random, warm in zip(students["random"], students["warm"], strict=True)
     ]
-    figures[f"{name}_epochs_to_random's_score"] = mean(
-        parts, bound=1 / 3, better="lower", note="part of the random start's epochs; validation"
+    figures[f"{key}_epochs_to_random's_score"] = mean(
+        parts, bound=1 / 3 if own else None, better="lower", note="part of the random start's epochs; validation"
     )
-    context = _context(name, recipe, 0)
-    return figures | {f"{name}_probe_{key}": value for key, value in _probes(context).items()}
+    return figures
 
 
 def _name(name: str, seed: int) -> str:
@@ -148,23 +161,24 @@ def _context(name: str, recipe: Path, seed: int, *more: str) -> Context:
     return Context(load_recipe(recipe, settings), RUNS / _name(name, seed))
 
 
-def _distill(name: str, path: Path, seed: int, start: Start) -> Student:
-    """Train a student behind the teacher and the views that both starts share."""
+def _distill(name: str, path: Path, seed: int, network: str, start: Start) -> Student:
+    """Train a student behind the teacher and the views that all students of a seed share."""
     command = [str(Path(sys.executable).with_name("eyas")), "teach", str(path)]
     for setting in (f"run.seed={seed}", f"run.name={_name(name, seed)}"):
         command += ["--set", setting]
     subprocess.run(command, check=True)
-    context = _context(name, path, seed, f"student.weights={start}", "student.labels_only=false")
+    student_settings = (f"student.model={network}", f"student.weights={start}", "student.labels_only=false")
+    context = _context(name, path, seed, *student_settings)
     recipe = context.recipe
     split = Split.load(context.root, recipe.picture.preprocessing())
     teacher = checkpoints.load_teacher(context, len(split.labels))
     views = RUNS / "benchmark" / "warm" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
-    file = starts.start_file(recipe.student.model) if start == "warm" else None
-    folder = views / (f"warm-{sha256(file)[:12]}" if file is not None else start)
+    file = starts.start_file(network) if start == "warm" else None
+    folder = views / f"{network}-{start if file is None else f'{start}-{sha256(file)[:12]}'}"
     if not (folder / "history.json").exists():
         model, origin, history = train_student(recipe, split, ViewCache.make(views, recipe, split, teacher), folder)
         if origin != start:
-            raise SystemExit(f"{recipe.student.model}: no {start} start, it had {origin} weights")
+            raise SystemExit(f"{network}: no {start} start, it had {origin} weights")
         save_tensors(folder / "student.pt", model.state_dict())
         write_bytes(folder / "history.json", msgspec.json.encode(history))
     student = checkpoints.blank_student(context, len(split.labels))

@@ -179,7 +179,7 @@ class PruneSection(Section, frozen=True):
     round_epochs: Count = 2
     sparsity: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.5
     """nncf: part of the weights that becomes zero."""
-    epochs: Count = 8
+    epochs: Count = 20
     """Recovery with the teacher's answers."""
     rate: Rate = 1e-3
 

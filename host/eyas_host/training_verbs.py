@@ -177,9 +177,12 @@ def warm_start(
         typer.Option(help="tf_efficientnet_lite0, 1 or 2; several answer together.  [default: tf_efficientnet_lite0]"),
     ] = None,
     crops: Annotated[int, typer.Option(min=1, help="Crops of the whole training.")] = 2_000_000,
-    size: Annotated[
-        int, typer.Option(min=32, max=512, help="Side of a crop, pixels; a third more in the last fifth.")
-    ] = 96,
+    size: Annotated[int, typer.Option(min=32, max=512, help="Side of a crop, pixels.")] = 96,
+    last_size: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=32, max=512, help="The same in the last fifth.  [default: a third more]"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=2, help="Crops a step.")] = 64,
     minutes: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(min=0.0, help="Pause after so long; the same command goes on.  [default: no pause]"),
@@ -191,14 +194,15 @@ def warm_start(
 ) -> None:
     """Give a student something to start from without a download: what ImageNet teachers say of free pictures."""
     from eyas_host.warm.make import make_warm_start
-    from eyas_host.warm.train import WarmSettings
+    from eyas_host.warm.train import WarmSettings, usual_last_size
 
     settings = WarmSettings(
         student=student,
         teachers=tuple(teacher or WarmSettings().teachers),
         crops=crops,
         size=size,
-        last_size=size * 4 // 3,
+        last_size=last_size or usual_last_size(size),
+        batch=batch,
         seed=seed,
     )
     typer.echo(make_warm_start(settings, pictures, runs / "warm-start" / student, minutes=minutes, device=device))

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 
 from eyas_host.errors import StageError, WeightsError
 from eyas_host.train.models import build
-from eyas_host.warm import train
+from eyas_host.warm import make, train
+from eyas_host.warm.card import Record, warm_card
 from eyas_host.warm.crops import Crops
 from eyas_host.warm.pictures import SOURCES, Found, find_pictures, held_out, read_pictures
 from eyas_host.warm.teachers import Teachers, answers_of, imagenet_teacher
-from eyas_host.warm.train import WarmSettings, warm_start
+from eyas_host.warm.train import WarmResult, WarmSettings, warm_start
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels, draw_shape
 from tests.host.small_disk import mounted
@@ -178,6 +179,31 @@ def test_mistakes_are_told_in_a_line(root: Path, tmp_path: Path, words: tuple[st
     done = eyas(tmp_path, "warm-start", "--pictures", root, *words)
     assert done.code == 2 and told in done.err and "Traceback" not in done.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        WarmSettings(crops=1000),
+        WarmSettings(size=64, last_size=128, batch=32, seed=3),
+        WarmSettings(
+            student="mobilenetv3_large_100",
+            teachers=("tf_efficientnet_lite1", "tf_efficientnet_lite2"),
+            size=48,
+            last_size=64,
+        ),
+    ],
+)
+def test_the_cards_command_makes_it_again(
+    settings: WarmSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[WarmSettings] = []
+    monkeypatch.setattr(make, "make_warm_start", lambda told, *_, **__: asked.append(told) or "made")
+    result = WarmResult(crops=1000, seconds=1.0, agreement=0.5, divergence=1.0, held_out=512, finished=True)
+    card = warm_card(Record(settings, result, "a machine", {}))
+    [line] = [line.strip() for line in card.splitlines() if line.startswith("    eyas warm-start")]
+    done = eyas(tmp_path, *line.split()[1:])
+    assert done.code == 0 and asked == [settings]
 
 
 def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import msgspec
 
 from eyas_host.warm.pictures import SHORTEST, SOURCES
-from eyas_host.warm.train import WarmResult, WarmSettings
+from eyas_host.warm.train import WarmResult, WarmSettings, usual_last_size
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ Distilled from {", ".join(settings.teachers)} (Apache-2.0): KL of the 1,000 prob
 {settings.cutmix:.0%} of the batches; AdamW {settings.rate:g}, cosine, batch {settings.batch}, moving average
 {settings.ema:g}, seed {settings.seed}. {hours:.2f} hours on {record.machine}. Again:
 
-    eyas warm-start --student {settings.student} --crops {settings.crops}
+    {_command(settings)}
 
 ## From what
 
@@ -64,3 +64,15 @@ their own choice.
 On {result.held_out} crops of pictures that were held out: the same of 1,000 classes as the teacher
 {result.agreement:.1%}, mean KL {result.divergence:.3f} nats.
 """
+
+
+def _command(settings: WarmSettings) -> str:
+    """What makes it again."""
+    words = ["eyas warm-start", f"--student {settings.student}", f"--crops {settings.crops}"]
+    usual = WarmSettings(last_size=usual_last_size(settings.size))
+    for name in ("size", "last_size", "batch", "seed"):
+        if getattr(settings, name) != getattr(usual, name):
+            words.append(f"--{name.replace('_', '-')} {getattr(settings, name)}")
+    for teacher in settings.teachers if settings.teachers != usual.teachers else ():
+        words.append(f"--teacher {teacher}")
+    return " ".join(words)

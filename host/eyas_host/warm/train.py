@@ -65,6 +65,11 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Fingerprint of the pictures that are learned from."""
 
 
+def usual_last_size(size: int) -> int:
+    """The side of the last crops where nobody says another: a third more."""
+    return size * 4 // 3
+
+
 class WarmResult(msgspec.Struct, frozen=True):
     """How far a warm start has come."""
 
