@@ -4,7 +4,8 @@ The same student is distilled twice from the same teacher, views and schedule, f
 ship with Eyas: on the demonstration, and on a thousand pictures of Fashion-MNIST (`apt-get install
 dataset-fashion-mnist`, or unpacked below `--root`), each over three seeds (split, teacher and order follow from the
 seed; scored on the seed's sealed test part). Beside it: the demonstration once more with each other network that has a
-start, one seed; what a linear layer makes of either start's features, and what the starts' own training reached.
+start, one seed, ten epochs; what a linear layer makes of either start's features, and what the starts' own training
+reached.
 Resumable: what is up to date is not run again. `--quick` takes one seed and the demonstration's own student.
 """
 
@@ -94,7 +95,7 @@ def main() -> None:
     student = load_recipe(DEMONSTRATION).student.model
     figures |= _set_figures("solar-cells", DEMONSTRATION, seeds)
     for other in sorted(set(starts.networks()) - {student}) if not arguments.quick else ():
-        figures |= _student_figures("solar-cells", DEMONSTRATION, 1, other)
+        figures |= _student_figures("solar-cells", DEMONSTRATION, 1, f"student.model={other}", "student.epochs=10")
     recipe = _fashion(arguments.root / FASHION, RUNS / "benchmark" / "fashion")
     if recipe is not None:
         figures |= _set_figures("fashion", recipe, seeds)
@@ -124,16 +125,16 @@ def _record_figures() -> dict[str, Figure]:
 
 def _set_figures(name: str, recipe: Path, seeds: int) -> dict[str, Figure]:
     """Both starts of the recipe's own student on one set of pictures, and what a linear layer makes of them."""
-    context = _context(name, recipe, 0)
-    figures = _student_figures(name, recipe, seeds, context.recipe.student.model)
-    return figures | {f"{name}_probe_{key}": value for key, value in _probes(context).items()}
+    figures = _student_figures(name, recipe, seeds)
+    probes = _probes(_context(name, recipe, 0))
+    return figures | {f"{name}_probe_{key}": value for key, value in probes.items()}
 
 
-def _student_figures(name: str, recipe: Path, seeds: int, network: str) -> dict[str, Figure]:
-    """Both starts of one student on one set of pictures."""
-    students = {start: [_distill(name, recipe, seed, network, start) for seed in range(seeds)] for start in STARTS}
-    own = network == load_recipe(recipe).student.model
-    key = name if own else f"{name}_{network}"
+def _student_figures(name: str, recipe: Path, seeds: int, *other: str) -> dict[str, Figure]:
+    """Both starts of one student on one set of pictures; `other` are settings of another student than the recipe's."""
+    students = {start: [_distill(name, recipe, seed, start, *other) for seed in range(seeds)] for start in STARTS}
+    own = not other
+    key = name if own else f"{name}_{load_recipe(recipe, other).student.model}"
     figures = {}
     for start, some in students.items():
         figures[f"{key}_{start}_balanced_accuracy"] = mean([one.scores.balanced_accuracy for one in some])
@@ -161,20 +162,21 @@ def _context(name: str, recipe: Path, seed: int, *more: str) -> Context:
     return Context(load_recipe(recipe, settings), RUNS / _name(name, seed))
 
 
-def _distill(name: str, path: Path, seed: int, network: str, start: Start) -> Student:
+def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Student:
     """Train a student behind the teacher and the views that all students of a seed share."""
     command = [str(Path(sys.executable).with_name("eyas")), "teach", str(path)]
     for setting in (f"run.seed={seed}", f"run.name={_name(name, seed)}"):
         command += ["--set", setting]
     subprocess.run(command, check=True)
-    student_settings = (f"student.model={network}", f"student.weights={start}", "student.labels_only=false")
-    context = _context(name, path, seed, *student_settings)
+    context = _context(name, path, seed, *other, f"student.weights={start}", "student.labels_only=false")
     recipe = context.recipe
+    network = recipe.student.model
     split = Split.load(context.root, recipe.picture.preprocessing())
     teacher = checkpoints.load_teacher(context, len(split.labels))
     views = RUNS / "benchmark" / "warm" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
     file = starts.start_file(network) if start == "warm" else None
-    folder = views / f"{network}-{start if file is None else f'{start}-{sha256(file)[:12]}'}"
+    weights = start if file is None else f"{start}-{sha256(file)[:12]}"
+    folder = views / f"{network}-{recipe.student.epochs}-epochs-{weights}"
     if not (folder / "history.json").exists():
         model, origin, history = train_student(recipe, split, ViewCache.make(views, recipe, split, teacher), folder)
         if origin != start:
