@@ -209,25 +209,24 @@ def _probes(context: Context) -> dict[str, Figure]:
     """Balanced accuracy of a linear layer on the pooled features of networks that never saw these pictures."""
     split, recipe = Split.load(context.root), context.recipe
     classes = len(split.labels)
-    networks = {
-        "random": build(recipe.student.model, classes, "random")[0],
-        "warm": build(recipe.student.model, classes, "warm")[0],
-        "teacher's_weights": build(recipe.teacher.model, classes, "packaged")[0],
-    }
     test = split.open_test("benchmarks/warm_start.py", early=True)
     spec = recipe.picture.preprocessing()
     train, unseen = (prepared(part.pixels, spec) for part in (split.train, test))
-    figures = {}
-    for name, network in networks.items():
+
+    def balanced(model: str, weights: Literal["random", "warm", "packaged"], seed: int = 0) -> float:
+        torch.manual_seed(seed)
+        network = build(model, classes, weights)[0].eval()
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced"))
-        probe.fit(_pooled(network.eval(), train), split.train.targets)
-        answers = probe.predict(_pooled(network, unseen))
-        figures[name] = Figure(
-            value=float(balanced_accuracy_score(test.targets, answers)),
-            unit="",
-            note=f"logistic regression on {len(train):,} pictures, seed 0's sealed test",
-        )
-    return figures
+        probe.fit(_pooled(network, train), split.train.targets)
+        return float(balanced_accuracy_score(test.targets, probe.predict(_pooled(network, unseen))))
+
+    note = f"logistic regression on {len(train):,} pictures, seed 0's sealed test"
+    student, teacher = recipe.student.model, recipe.teacher.model
+    return {
+        "random": mean([balanced(student, "random", seed) for seed in range(3)], note=f"{note}; three networks"),
+        "warm": mean([balanced(student, "warm")], note=note),
+        "teacher's_weights": mean([balanced(teacher, "packaged")], note=note),
+    }
 
 
 @torch.inference_mode()

@@ -23,8 +23,8 @@ NETWORKS = starts.networks()
 pytestmark = pytest.mark.usefixtures("no_hub")
 
 
-def test_the_demonstrations_student_has_one() -> None:
-    assert "mobilenetv3_small_100" in NETWORKS
+def test_both_students_of_the_recipes_have_one() -> None:
+    assert NETWORKS == ["mobilenetv3_large_100", "mobilenetv3_small_100"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
