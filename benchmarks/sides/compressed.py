@@ -154,14 +154,17 @@ def _table(folds: Sequence[Fold], sides: dict[str, Logits], work: Path, rounds: 
         )
     show(table)
     figures = {}
+    ends = np.cumsum([len(fold.targets) for fold in folds])[:-1]
     for name, (backend, *_) in PEERS.items():
         own, theirs = apart[f"{backend}-int8"], apart[name]
         lost = paired_loss(pruned, sides[name], targets)
+        cost = f"{np.median(times[name]):.3f} ms, {sizes[name] / 1e3:.0f} kB"
+        folded = np.split(sides[name].argmax(1) != pruned.argmax(1), ends)
         figures[f"{name} on {backend}: disagreements"] = Figure(
             value=100 * theirs,
             unit="%",
-            spread=f"drop {100 * lost.loss:.2f} points, bound {100 * lost.bound:.2f}",
-            note=f"with fp32; {np.median(times[name]):.3f} ms, {sizes[name] / 1e3:.0f} kB",
+            spread=_words([100 * float(part.mean()) for part in folded], 1),
+            note=f"with fp32; drop {100 * lost.loss:.2f} points, bound {100 * lost.bound:.2f}; {cost}",
         )
         figures[f"{backend}-int8: disagreements beside {name}"] = Figure(
             value=100 * own,
