@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 
 from eyas_device.camera import Frame
-from eyas_device.closing import Closing
 from eyas_device.pipeline import Answer, Listener, Loop
 from eyas_device.predict import Classifier
+from eyas_device.support.closing import Closing
 
 
 class Clockwork(Closing):

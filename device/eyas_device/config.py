@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from eyas_device.errors import ConfigError
-from eyas_device.names import NAME, broker, host_name
-from eyas_device.sections import Section, convert, parse, told
+from eyas_device.support.names import NAME, broker, host_name
+from eyas_device.support.toml import Section, convert, parse, told
 
 CONFIG = Path("/etc/eyas/device.toml")
 """Where the service looks."""

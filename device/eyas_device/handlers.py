@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from eyas_device.child import command
 from eyas_device.config import Config
 from eyas_device.errors import EyasError
 from eyas_device.orders import Arguments, Handler
 from eyas_device.pipeline import Loop
+from eyas_device.support.processes import command
 from eyas_device.telemetry import Profile
 
 if TYPE_CHECKING:

@@ -22,16 +22,16 @@ from eyas_device import __version__
 from eyas_device.bundle import Floats, Reference
 from eyas_device.camera import Frame
 from eyas_device.camera.steady import CameraState
-from eyas_device.closing import Closing
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError, PictureError
-from eyas_device.names import NAME
 from eyas_device.orders import Handler, Orders
 from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
 from eyas_device.privacy import Policy, Why
 from eyas_device.security import Security
 from eyas_device.spool import Spool
+from eyas_device.support.closing import Closing
+from eyas_device.support.names import NAME
 from eyas_device.telemetry import Event, Profile, Status, Vitals
 from eyas_device.uplink import Delivery, Uplink
 from eyas_device.windows import Counting, doubt, place

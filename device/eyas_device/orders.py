@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from eyas_device.closing import Closing
 from eyas_device.errors import EyasError
 from eyas_device.spool import Spool
+from eyas_device.support.closing import Closing
 from eyas_device.telemetry import COMMANDS, Command, Result, decode, encode
 
 Arguments = Mapping[str, str | float | bool]

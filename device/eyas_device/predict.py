@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.bundle import Artefact, Bundle
-from eyas_device.closing import Closing
 from eyas_device.decision import decide
 from eyas_device.preprocess import Pixels, Scratch, prepare
 from eyas_device.runtimes import Logits, Runtime, choose, open_runtime
+from eyas_device.support.closing import Closing
 
 Probabilities = npt.NDArray[np.float32]
 """float32 [classes], sums to 1."""

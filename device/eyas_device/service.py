@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from eyas_device.camera.steady import CameraState
-from eyas_device.closing import Closing
 from eyas_device.errors import PictureError
 from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
+from eyas_device.support.closing import Closing
 
 START_S = 60.0
 """Before the first answer each beat asks systemd for so much more time to start: a camera may come later."""

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.closing import Closing
 from eyas_device.errors import EyasError
 from eyas_device.spool_room import IN_FLIGHT, Room
 from eyas_device.spool_rows import Held, Rows
+from eyas_device.support.closing import Closing
 from eyas_device.telemetry import KINDS, Event, Header, Window, decode, encode
 
 __all__ = ["IN_FLIGHT", "Held", "Spool", "SpoolError"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.closing import Closing
+from eyas_device.support.closing import Closing
 
 SCHEMA = 1
 _TABLES = """

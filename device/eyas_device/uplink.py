@@ -18,10 +18,10 @@ from paho.mqtt.client import CallbackAPIVersion, Client, MQTTErrorCode, MQTTProt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from eyas_device.closing import Closing
 from eyas_device.errors import LinkError
 from eyas_device.security import Security
 from eyas_device.spool import IN_FLIGHT, Held, Spool
+from eyas_device.support.closing import Closing
 from eyas_device.telemetry import MOST_BYTES, Ack, Header, decode, encode, topic
 
 Delivery = Literal["collector", "broker"]

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.preprocess import Preprocessing
-from eyas_device.sections import Section, convert, parse, told
+from eyas_device.support.toml import Section, convert, parse, told
 from eyas_host.data.domain import allowed, forbidden
 from eyas_host.errors import RecipeError
 from eyas_host.recipe_cost import CostSection as CostSection

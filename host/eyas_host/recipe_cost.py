@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from eyas_device.sections import Section
+from eyas_device.support.toml import Section
 
 Price = Annotated[float, Meta(ge=0.0, le=1e12)]
 

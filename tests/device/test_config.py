@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from eyas_device.config import Config, read_config
 from eyas_device.errors import ConfigError
-from eyas_device.names import host_name
+from eyas_device.support.names import host_name
 from eyas_device.telemetry import COMMANDS
 
 EXAMPLE = Path(__file__).parents[2] / "device" / "device.example.toml"

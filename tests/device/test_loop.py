@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eyas_device.camera import Frame
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, CameraLost, PictureError
 from eyas_device.latest import Ended, Latest
 from eyas_device.pipeline import Answer, Listener, Loop, Pace, Signals
 from eyas_device.predict import Classifier
+from eyas_device.support.closing import Closing
 
 from . import tiny
 

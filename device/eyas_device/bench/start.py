@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eyas_device.child import command
+from eyas_device.support.processes import command
 
 if TYPE_CHECKING:
     from eyas_device.bench.result import Start

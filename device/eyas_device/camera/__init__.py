@@ -14,9 +14,9 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol, cast
 
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraSpecError
 from eyas_device.preprocess import Pixels, Preprocessing, decode
+from eyas_device.support.closing import Closing
 
 KINDS = {
     "v4l2": "eyas_device.camera.v4l2:V4L2Camera",

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.camera.clock import SYSTEM, Clock
 from eyas_device.camera.options import MAX_SIDE, RATE, SIZE, options, rate, sides
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, CameraSpecError
 from eyas_device.preprocess import Pixels
+from eyas_device.support.clock import SYSTEM, Clock
+from eyas_device.support.closing import Closing
 
 _NUMBER = r"\d{1,9}"
 _SPAN = rf"{_NUMBER}(-{_NUMBER})?"

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, PictureError
+from eyas_device.support.closing import Closing
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 

@@ -32,10 +32,10 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import Frame
-from eyas_device.child import command
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, CameraSpecError, EyasError, PictureError
 from eyas_device.preprocess import as_bgr
+from eyas_device.support.closing import Closing
+from eyas_device.support.processes import command
 
 ROOM = 64 << 20
 """Bytes for a picture; only what is written takes memory."""

@@ -21,8 +21,8 @@ from urllib.parse import SplitResult, quote, unquote, urljoin
 from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.camera.multipart import Multipart
 from eyas_device.camera.options import address, hidden
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from eyas_device.support.closing import Closing
 
 _READ = 1 << 16
 _DRAIN = 32 << 20

@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 
 from eyas_device.camera import Camera, Frame
-from eyas_device.camera.clock import SYSTEM, Clock
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
 from eyas_device.preprocess import Pixels, picture_size
+from eyas_device.support.clock import SYSTEM, Clock
+from eyas_device.support.closing import Closing
 
 Condition = Literal["opening", "delivering", "lost", "frozen", "black", "resized", "closed"]
 _MAX_SIDE = 16_384

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.closing import Closing
 from eyas_device.errors import CameraError
+from eyas_device.support.closing import Closing
 
 
 class VideoCamera(Closing):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from eyas_device import names
+from eyas_device.support import names
 
 
 def count(text: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from eyas_device.child import command
+from eyas_device.support.processes import command
 
 _GRACE_S = 5
 _LAST_WORDS_S = 5.0

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.bundle import Artefact, Bundle, RuntimeName
-from eyas_device.closing import Closing
 from eyas_device.errors import BundleError, PictureError, RuntimeUnavailable
 from eyas_device.preprocess import Pixels
+from eyas_device.support.closing import Closing
 
 Logits = npt.NDArray[np.float32]
 """float32 [classes], before temperature and softmax."""

@@ -18,9 +18,9 @@ from torch import nn
 from eyas_device.bench.blocks import BlockTimes, block_times
 from eyas_device.bench.result import quantiles
 from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Bundle, Manifest, Precision, RuntimeName
-from eyas_device.closing import Closing
 from eyas_device.preprocess import Preprocessing
 from eyas_device.runtimes import choose, open_runtime
+from eyas_device.support.closing import Closing
 from eyas_host.compile.build import artefact_files, artefact_name, compile_artefact
 from eyas_host.compile.bundle import artefacts_of, file_entry
 from eyas_host.compress.fold import fold_for_deployment

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from eyas_device.names import NAME
+from eyas_device.support.names import NAME
 from eyas_device.telemetry import (
     KINDS,
     MOST_BYTES,

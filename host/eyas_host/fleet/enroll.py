@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.names import NAME
+from eyas_device.support.names import NAME
 from eyas_host.fleet.broker import HOST_IDENTITY
 from eyas_host.fleet.pki import CLIENT_DAYS, Authority, Credentials
 

@@ -11,7 +11,7 @@ import msgspec
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
 from eyas_device.errors import LinkError
-from eyas_device.names import broker
+from eyas_device.support.names import broker
 
 PORT, TLS_PORT = 1883, 8883
 PASSWORD = "EYAS_MQTT_PASSWORD"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.closing import Closing
 from eyas_device.errors import EyasError
+from eyas_device.support.closing import Closing
 
 _NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
 _TARGET = rf"(?:(?P<user>{_NAME})@)?(?P<host>{_NAME}|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{{1,5}}))?"

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, bindparam, exists, func, inspect, literal_column, or_, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from eyas_device.closing import Closing
+from eyas_device.support.closing import Closing
 from eyas_device.telemetry import Event, Header, Status, Window
 from eyas_host.fleet.checked import Checked
 from eyas_host.fleet.tables import (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError, SQLAlchemyError
 
-from eyas_device.closing import Closing
+from eyas_device.support.closing import Closing
 from eyas_host.fleet.checked import Address, Checked, Poison, check
 from eyas_host.fleet.store import Batch, Quarantined, Store
 from eyas_host.fleet.tables import first_line
