@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.telemetry import Window
+from eyas_device.telemetry.messages import Window
 from eyas_host.machine import machine, versions
 
 SIDES = Path(__file__).parent / "sides"

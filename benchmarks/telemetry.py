@@ -23,9 +23,9 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 
 from common import Figure, finish
-from eyas_device.spool import Spool
-from eyas_device.telemetry import Status, encode
-from eyas_device.uplink import Uplink
+from eyas_device.telemetry.messages import Status, encode
+from eyas_device.telemetry.mqtt import Uplink
+from eyas_device.telemetry.spool.spool import Spool
 from eyas_host.machine import cpu_pressure
 from kill_matrix import CASES, SIDES, matrix
 from sides.telemetry_device import window

@@ -15,7 +15,7 @@ import uuid
 import msgspec
 from telemetry_device import window
 
-from eyas_device.telemetry import encode, topic
+from eyas_device.telemetry.messages import encode, topic
 
 _AHEAD = 2000
 """Messages that the broker has not acknowledged, at most."""

@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from eyas_device.spool import Spool
-from eyas_device.telemetry import Status, Window
-from eyas_device.uplink import Uplink
+from eyas_device.telemetry.messages import Status, Window
+from eyas_device.telemetry.mqtt import Uplink
+from eyas_device.telemetry.spool.spool import Spool
 
 LABELS = tuple(f"label-{n}" for n in range(10))
 TENTHS = (1, 0, 0, 0, 0, 2, 3, 4, 5, 15)

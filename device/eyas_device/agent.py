@@ -22,17 +22,17 @@ from eyas_device.console import StatusLine
 from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
 from eyas_device.familiarity import Familiarity
 from eyas_device.handlers import handlers
-from eyas_device.link import Link
 from eyas_device.pipeline import Listener, Loop, Pace, Signals
 from eyas_device.predict import Classifier
-from eyas_device.security import Security
 from eyas_device.service import Notifier
 from eyas_device.slots import Slots
-from eyas_device.spool import Spool
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import broker
 from eyas_device.tally import Tally
-from eyas_device.telemetry import Vitals
+from eyas_device.telemetry.messages import Vitals
+from eyas_device.telemetry.reporter import Link
+from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.telemetry.tls import Security
 
 
 def configured(path: Path | None, **over: dict[str, Any]) -> Config:

@@ -10,10 +10,10 @@ import msgspec
 
 from eyas_device.camera.steady import CameraState
 from eyas_device.errors import PictureError
-from eyas_device.link import Link
 from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
 from eyas_device.tally import Accuracy, Tally
+from eyas_device.telemetry.reporter import Link
 
 _PERIOD_S = 1.0
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from eyas_device.config import Config
 from eyas_device.errors import EyasError
-from eyas_device.orders import Arguments, Handler
 from eyas_device.pipeline import Loop
 from eyas_device.support.processes import command
-from eyas_device.telemetry import Profile
+from eyas_device.telemetry.messages import Profile
+from eyas_device.telemetry.remote import Arguments, Handler
 
 if TYPE_CHECKING:
-    from eyas_device.link import Link
+    from eyas_device.telemetry.reporter import Link
 
 _BENCH_S = 5
 _BENCH_MOST_S = 180

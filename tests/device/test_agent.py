@@ -21,7 +21,7 @@ from eyas_device.bundle import GOLDEN, MANIFEST, sha256
 from eyas_device.choice import Choice, write_choice
 from eyas_device.config import STATE
 from eyas_device.slots import Slots
-from eyas_device.spool import Spool
+from eyas_device.telemetry.spool.spool import Spool
 
 from .conftest import entry, free_port
 from .servers import StreamServer

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from eyas_device.config import Config, read_config
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import host_name
-from eyas_device.telemetry import COMMANDS
+from eyas_device.telemetry.messages import COMMANDS
 
 EXAMPLE = Path(__file__).parents[2] / "device" / "device.example.toml"
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)

@@ -13,11 +13,11 @@ import pytest
 from eyas_device.camera import Frame
 from eyas_device.config import Config
 from eyas_device.handlers import Refused, handlers
-from eyas_device.link import Link
-from eyas_device.orders import Handler
 from eyas_device.pipeline import Loop
 from eyas_device.predict import Classifier
-from eyas_device.telemetry import COMMANDS, Profile
+from eyas_device.telemetry.messages import COMMANDS, Profile
+from eyas_device.telemetry.remote import Handler
+from eyas_device.telemetry.reporter import Link
 
 from . import tiny
 from .test_loop import LiveCamera

@@ -26,13 +26,9 @@ from eyas_device.camera import open_camera
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError
 from eyas_device.familiarity import Familiarity
-from eyas_device.link import Link
-from eyas_device.orders import Orders
 from eyas_device.pipeline import Loop
 from eyas_device.predict import Classifier
-from eyas_device.security import Security
-from eyas_device.spool import IN_FLIGHT, Spool
-from eyas_device.telemetry import (
+from eyas_device.telemetry.messages import (
     KINDS,
     Ack,
     Command,
@@ -45,7 +41,11 @@ from eyas_device.telemetry import (
     decode,
     encode,
 )
-from eyas_device.uplink import Uplink
+from eyas_device.telemetry.mqtt import Uplink
+from eyas_device.telemetry.remote import Orders
+from eyas_device.telemetry.reporter import Link
+from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool
+from eyas_device.telemetry.tls import Security
 
 from .conftest import Broker, free_port
 from .test_telemetry import FUZZED, hostile
@@ -332,7 +332,7 @@ def test_nothing_is_lost_though_broker_and_device_die(
     make_broker: Callable[..., Broker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker forgets everything when it dies, and the collector hears nothing while it is not connected."""
-    monkeypatch.setattr("eyas_device.uplink._AGAIN_S", (1.0, 5.0))
+    monkeypatch.setattr("eyas_device.telemetry.mqtt._AGAIN_S", (1.0, 5.0))
     broker, names, told = make_broker().start(), set(), set()
     with collecting(broker.port) as collector:
         for part in range(3):

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from eyas_device.errors import BundleError
-from eyas_device.orders import MOST_AHEAD_S, Arguments, Handler, Orders
-from eyas_device.spool import Spool
-from eyas_device.telemetry import COMMANDS, Command, Result, decode, encode
+from eyas_device.telemetry.messages import COMMANDS, Command, Result, decode, encode
+from eyas_device.telemetry.remote import MOST_AHEAD_S, Arguments, Handler, Orders
+from eyas_device.telemetry.spool.spool import Spool
 
 NOW = 1.8e9
 

@@ -15,8 +15,8 @@ from eyas_device.bundle import Manifest
 from eyas_device.config import PrivacySection
 from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
-from eyas_device.privacy import MOST_JPEG, Policy, encoded, shown
-from eyas_device.spool import Spool
+from eyas_device.telemetry.privacy import MOST_JPEG, Policy, encoded, shown
+from eyas_device.telemetry.spool.spool import Spool
 
 
 class Clock:

@@ -19,9 +19,20 @@ from typing import Any
 
 import pytest
 
-from eyas_device.spool import FILE, IN_FLIGHT, Held, Spool, SpoolError
-from eyas_device.spool_rows import Rows
-from eyas_device.telemetry import KINDS, Event, Header, Profile, Result, Status, Window, decode, durations, encode
+from eyas_device.telemetry.messages import (
+    KINDS,
+    Event,
+    Header,
+    Profile,
+    Result,
+    Status,
+    Window,
+    decode,
+    durations,
+    encode,
+)
+from eyas_device.telemetry.spool.rows import Rows
+from eyas_device.telemetry.spool.spool import FILE, IN_FLIGHT, Held, Spool, SpoolError
 
 
 class Clock:
@@ -115,8 +126,8 @@ def test_sequences_go_on_when_all_messages_have_arrived(tmp_path: Path) -> None:
 _KILLED = """
 import sys, time
 from pathlib import Path
-from eyas_device.spool import Spool
-from eyas_device.telemetry import Window
+from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.telemetry.messages import Window
 spool = Spool(Path(sys.argv[1]), device="d")
 print(spool.id, flush=True)
 number = 0
@@ -418,8 +429,8 @@ def test_random_files_never_stop_it(tmp_path: Path) -> None:
 _SYNCS = """
 import sys, time
 from pathlib import Path
-from eyas_device.spool import Spool
-from eyas_device.telemetry import Window
+from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.telemetry.messages import Window
 now = [0.0]
 spool = Spool(Path(sys.argv[1]), device="d", clock=lambda: now[0])
 print("begin", flush=True)

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import eyas_device.telemetry
+import eyas_device.telemetry.messages
 from eyas_device.predict import Prediction
-from eyas_device.telemetry import (
+from eyas_device.telemetry.aggregate import MOST_BINS, Counting, doubt, fold
+from eyas_device.telemetry.messages import (
     COMMANDS,
     KINDS,
     Ack,
@@ -34,9 +35,8 @@ from eyas_device.telemetry import (
     json_schema,
     merge,
 )
-from eyas_device.windows import MOST_BINS, Counting, doubt, fold
 
-SCHEMA = Path(eyas_device.telemetry.__file__).with_name("telemetry.schema.json")
+SCHEMA = Path(eyas_device.telemetry.messages.__file__).with_name("schema.json")
 PAGE = Path(__file__).parents[2] / "docs" / "telemetry.md"
 MESSAGES: tuple[type[msgspec.Struct], ...] = (*KINDS.values(), Ack, Command)
 FUZZED = int(os.environ.get("EYAS_FUZZ", "3000"))
@@ -208,7 +208,7 @@ def test_nothing_is_needed_and_unknown_fields_are_ignored(kind: type[msgspec.Str
 
 
 def test_the_schema_file_is_what_the_code_says() -> None:
-    assert SCHEMA.read_bytes() == json_schema(), "write json_schema() to device/eyas_device/telemetry.schema.json"
+    assert SCHEMA.read_bytes() == json_schema(), "write json_schema() to device/eyas_device/telemetry/schema.json"
     tree = msgspec.json.decode(json_schema())
     assert {kind.__name__ for kind in MESSAGES} < set(tree["$defs"])
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
-from eyas_device.telemetry import Ack, Event, Window, decode, encode, topic
+from eyas_device.telemetry.messages import Ack, Event, Window, decode, encode, topic
 
 MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 OPEN = "allow_anonymous true"

@@ -20,7 +20,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from eyas_device.config import read_config
 from eyas_device.errors import LinkError
-from eyas_device.telemetry import encode
+from eyas_device.telemetry.messages import encode
 from eyas_host.fleet.broker import Kit, prepare
 from eyas_host.fleet.collect import Collector
 from eyas_host.fleet.enroll import enroll

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 
 from eyas_device.errors import LinkError
-from eyas_device.telemetry import KINDS, Header, Status, decode, encode
+from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
 from eyas_host.fleet.checked import Checked, Poison, check
 from eyas_host.fleet.collect import Collector
 from eyas_host.fleet.mqtt import Access

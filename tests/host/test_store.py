@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from eyas_device.telemetry import Status, Window, encode
+from eyas_device.telemetry.messages import Status, Window, encode
 from eyas_host.fleet.checked import Checked, check
 from eyas_host.fleet.ranges import as_ranges, union
 from eyas_host.fleet.retention import Keep, prune

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from eyas_device.telemetry import Header, Status, encode, topic
+from eyas_device.telemetry.messages import Header, Status, encode, topic
 from eyas_host.fleet.checked import Checked, check
 from eyas_host.fleet.mqtt import Access
 from eyas_host.fleet.seen import MOST_DEVICES, Seen, plain

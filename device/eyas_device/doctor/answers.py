@@ -183,7 +183,7 @@ def _connect(context: Context, host: str, port: int, protocol: Any) -> str | Non
     """The reason in the broker's answer, None if it gave none."""
     from paho.mqtt.client import CallbackAPIVersion, Client
 
-    from eyas_device.security import Security
+    from eyas_device.telemetry.tls import Security
 
     client = Client(CallbackAPIVersion.VERSION2, client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", protocol=protocol)
     Security.configured(context.config.telemetry).apply(client)

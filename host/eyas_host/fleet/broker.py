@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.telemetry import MOST_BYTES
+from eyas_device.telemetry.messages import MOST_BYTES
 from eyas_host.fleet.mqtt import TLS_PORT
 from eyas_host.fleet.pki import Authority, Credentials, days_left
 

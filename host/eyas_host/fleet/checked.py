@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from eyas_device.support.names import NAME
-from eyas_device.telemetry import (
+from eyas_device.telemetry.messages import (
     KINDS,
     MOST_BYTES,
     SCHEMA,

@@ -25,7 +25,7 @@ from paho.mqtt.properties import Properties
 
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry import KINDS, Ack, encode, topic
+from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_host.fleet.checked import Address
 from eyas_host.fleet.mqtt import TAKEN_OVER, Access, is_old, make_client, why
 from eyas_host.fleet.ranges import as_ranges

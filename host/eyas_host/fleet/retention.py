@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from eyas_device.telemetry import Window, encode, merge
+from eyas_device.telemetry.messages import Window, encode, merge
 from eyas_host.fleet.ranges import union
 from eyas_host.fleet.store import Store
 from eyas_host.fleet.tables import StoreError, first_line, gone, messages, quarantine, rolled

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from eyas_device.telemetry import TENTHS, Event, Status, Window
+from eyas_device.telemetry.messages import TENTHS, Event, Status, Window
 from eyas_host.fleet.checked import Checked
 
 MOST_DEVICES = 20_000

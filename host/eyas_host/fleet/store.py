@@ -15,7 +15,7 @@ from sqlalchemy import Connection, bindparam, exists, func, inspect, literal_col
 from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry import Event, Header, Status, Window
+from eyas_device.telemetry.messages import Event, Header, Status, Window
 from eyas_host.fleet.checked import Checked
 from eyas_host.fleet.tables import (
     READING,

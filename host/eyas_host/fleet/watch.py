@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry import KINDS, Event, Window
+from eyas_device.telemetry.messages import KINDS, Event, Window
 from eyas_host.fleet.checked import Poison, check
 from eyas_host.fleet.mqtt import Access, is_old, make_client, why
 from eyas_host.fleet.seen import Line, Seen, joined, plain

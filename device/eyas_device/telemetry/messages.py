@@ -237,7 +237,7 @@ def topic(site: str, device: str, kind: str) -> str:
 
 
 def json_schema() -> bytes:
-    """The JSON Schema (2020-12) of all messages, as `telemetry.schema.json` holds it."""
+    """The JSON Schema (2020-12) of all messages, as `schema.json` holds it."""
     kinds: tuple[type[msgspec.Struct], ...] = (*KINDS.values(), Ack, Command)
     _, definitions = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
     tree = {

@@ -19,10 +19,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from eyas_device.errors import LinkError
-from eyas_device.security import Security
-from eyas_device.spool import IN_FLIGHT, Held, Spool
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry import MOST_BYTES, Ack, Header, decode, encode, topic
+from eyas_device.telemetry.messages import MOST_BYTES, Ack, Header, decode, encode, topic
+from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
+from eyas_device.telemetry.tls import Security
 
 Delivery = Literal["collector", "broker"]
 

@@ -20,7 +20,7 @@ from eyas_device.bundle import Manifest
 from eyas_device.config import PrivacySection
 from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
-from eyas_device.spool import Spool
+from eyas_device.telemetry.spool.spool import Spool
 
 Why = Literal["unsure", "sampled", "unfamiliar", "command"]
 MOST_JPEG = 150_000

@@ -24,17 +24,17 @@ from eyas_device.camera import Frame
 from eyas_device.camera.steady import CameraState
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError, PictureError
-from eyas_device.orders import Handler, Orders
 from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
-from eyas_device.privacy import Policy, Why
-from eyas_device.security import Security
-from eyas_device.spool import Spool
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import NAME
-from eyas_device.telemetry import Event, Profile, Status, Vitals
-from eyas_device.uplink import Delivery, Uplink
-from eyas_device.windows import Counting, doubt, place
+from eyas_device.telemetry.aggregate import Counting, doubt, place
+from eyas_device.telemetry.messages import Event, Profile, Status, Vitals
+from eyas_device.telemetry.mqtt import Delivery, Uplink
+from eyas_device.telemetry.privacy import Policy, Why
+from eyas_device.telemetry.remote import Handler, Orders
+from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.telemetry.tls import Security
 
 _TOP = 5
 _WAITING_EVENTS = 2

@@ -21,10 +21,10 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.errors import EyasError
-from eyas_device.spool_room import IN_FLIGHT, Room
-from eyas_device.spool_rows import Held, Rows
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry import KINDS, Event, Header, Window, decode, encode
+from eyas_device.telemetry.messages import KINDS, Event, Header, Window, decode, encode
+from eyas_device.telemetry.spool.eviction import IN_FLIGHT, Room
+from eyas_device.telemetry.spool.rows import Held, Rows
 
 __all__ = ["IN_FLIGHT", "Held", "Spool", "SpoolError"]
 

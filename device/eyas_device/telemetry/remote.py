@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 
 from eyas_device.errors import EyasError
-from eyas_device.spool import Spool
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry import COMMANDS, Command, Result, decode, encode
+from eyas_device.telemetry.messages import COMMANDS, Command, Result, decode, encode
+from eyas_device.telemetry.spool.spool import Spool
 
 Arguments = Mapping[str, str | float | bool]
 Handler = Callable[[Arguments], Mapping[str, Any]]

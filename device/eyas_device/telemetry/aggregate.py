@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from eyas_device.bundle import Floats, Reference
 from eyas_device.predict import Prediction, Probabilities
-from eyas_device.telemetry import TENTHS, Sketch, Vitals, Window, duration_bin, durations
+from eyas_device.telemetry.messages import TENTHS, Sketch, Vitals, Window, duration_bin, durations
 
 MOST_BINS = 18
 """Of a histogram of durations; the rarest ones are counted with their neighbour, so that a window keeps its size."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from eyas_device.spool_rows import Held, Rows
-from eyas_device.telemetry import KINDS, Event, Window, decode, encode, merge
+from eyas_device.telemetry.messages import KINDS, Event, Window, decode, encode, merge
+from eyas_device.telemetry.spool.rows import Held, Rows
 
 IN_FLIGHT = 20
 """How many messages of a kind may have been sent without having been acknowledged: the oldest so many of each kind are
@@ -17,8 +17,9 @@ _STEPS = 16
 
 
 class Room:
-    """Gives up messages, in the order that `eyas_device.spool` promises; `count(what, number)` is told inside of the
-    transaction that does it.
+    """Eviction policy of the spool, in the order that `eyas_device.telemetry.spool.spool` promises.
+
+    `count(what, number)` is called inside the evicting transaction.
     """
 
     def __init__(self, count: Callable[[str, int], None]) -> None:

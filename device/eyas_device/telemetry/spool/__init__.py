@@ -1,0 +1,1 @@
+"""The spool: messages on disk until the collector acknowledges them."""
