@@ -10,13 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from eyas_device.agent.loop import Answer, Listener, Loop
+from eyas_device.agent.ood import Familiarity
+from eyas_device.agent.output import StatusLine
+from eyas_device.agent.stats import Tally
 from eyas_device.camera import Frame
-from eyas_device.console import StatusLine
-from eyas_device.familiarity import Familiarity
-from eyas_device.pipeline import Answer, Listener, Loop
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
-from eyas_device.tally import Tally
 from eyas_device.telemetry.reporter import Link
 
 

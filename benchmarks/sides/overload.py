@@ -16,8 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from eyas_device.agent.loop import Answer, Listener, Loop
 from eyas_device.camera import Frame
-from eyas_device.pipeline import Answer, Listener, Loop
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 

@@ -130,7 +130,7 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """What the training pictures look like, as `eyas_device.familiarity` measures it; d is its descriptor's length."""
+    """What the training pictures look like, as `eyas_device.agent.ood` measures it; d is its descriptor's length."""
 
     mean: Floats
     """float32 [d]"""

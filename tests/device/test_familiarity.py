@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from eyas_device.agent.loop import Answer
+from eyas_device.agent.ood import Familiarity, beyond, describe, distance
+from eyas_device.agent.snapshot import Snapshot, SnapshotError, take
 from eyas_device.bundle import REFERENCE, Bundle, Reference
 from eyas_device.camera import Frame
 from eyas_device.errors import BundleError, PictureError
-from eyas_device.familiarity import Familiarity, beyond, describe, distance
-from eyas_device.pipeline import Answer
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
-from eyas_device.snapshot import Snapshot, SnapshotError, take
 
 from . import tiny
 from .conftest import entry
@@ -99,7 +99,7 @@ def test_the_loop_judges_a_frame_a_second(
 ) -> None:
     bundle = Bundle.open(with_reference(bundle_root, edit_manifest))
     now = [100.0]
-    monkeypatch.setattr("eyas_device.familiarity.monotonic", lambda: now[0])
+    monkeypatch.setattr("eyas_device.agent.ood.monotonic", lambda: now[0])
     familiarity = Familiarity(bundle)
     for number in range(60):
         familiarity.answered(answer(number, tiny.draw_shape("disc", 300 + number)))

@@ -22,11 +22,11 @@ import pytest
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
 from eyas_device import __version__
+from eyas_device.agent.loop import Loop
+from eyas_device.agent.ood import Familiarity
 from eyas_device.camera import open_camera
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError
-from eyas_device.familiarity import Familiarity
-from eyas_device.pipeline import Loop
 from eyas_device.predict import Classifier
 from eyas_device.telemetry.messages import (
     KINDS,

@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eyas_device.agent.latest import Ended, Latest
+from eyas_device.agent.loop import Answer, Listener, Loop, Pace
+from eyas_device.agent.signals import Signals
 from eyas_device.camera import Frame
 from eyas_device.errors import CameraError, CameraLost, PictureError
-from eyas_device.latest import Ended, Latest
-from eyas_device.pipeline import Answer, Listener, Loop, Pace, Signals
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 

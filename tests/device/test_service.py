@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from eyas_device.agent.loop import Loop
+from eyas_device.agent.systemd import START_S, Notifier
 from eyas_device.camera import open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.steady import CameraState
-from eyas_device.pipeline import Loop
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
-from eyas_device.service import START_S, Notifier
 
 UNIT = Path(__file__).parents[2] / "device" / "eyas-device.service"
 MOST_EXPOSURE = 2.0

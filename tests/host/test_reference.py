@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from eyas_device.agent.ood import beyond, describe, distance
 from eyas_device.bundle import Bundle, Reference
-from eyas_device.familiarity import beyond, describe, distance
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_host.compile.reference import fit_reference, write_reference
 

@@ -17,10 +17,10 @@ from eyas_device.errors import CameraSpecError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eyas_device.agent.loop import Listener
+    from eyas_device.agent.stats import Accuracy
     from eyas_device.config import Config
-    from eyas_device.pipeline import Listener
     from eyas_device.predict import Classifier
-    from eyas_device.tally import Accuracy
 
 HELP = "answer the frames of a camera"
 _CAMERAS = """v4l2:0[?size=1280x720&fps=30], rtsp://HOST/PATH, mjpeg:http://HOST/PATH, picamera2:, gst:PIPELINE,
@@ -55,9 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> int:
     """Run the loop until the source ends or a signal stops it; print the figures."""
-    from eyas_device.agent import Agent
-    from eyas_device.console import JsonLines, Scorer
-    from eyas_device.tally import Accuracy
+    from eyas_device.agent.app import Agent
+    from eyas_device.agent.output import JsonLines, Scorer
+    from eyas_device.agent.stats import Accuracy
 
     config = _config(given)
     if given.accuracy and not config.camera.source.startswith("folder:"):
@@ -82,7 +82,7 @@ def main(given: argparse.Namespace) -> int:
 
 
 def _config(given: argparse.Namespace) -> Config:
-    from eyas_device.agent import configured
+    from eyas_device.agent.app import configured
 
     return configured(
         given.config,

@@ -27,11 +27,11 @@ def main(given: argparse.Namespace) -> int:
     """Write the snapshots; one line each, and at the end whether the camera sees what the model was trained on."""
     import time
 
-    from eyas_device.agent import configured, open_model, settle
+    from eyas_device.agent.app import configured, open_model, settle
+    from eyas_device.agent.ood import Familiarity
+    from eyas_device.agent.snapshot import take
     from eyas_device.camera import open_camera
     from eyas_device.errors import CameraError, PictureError
-    from eyas_device.familiarity import Familiarity
-    from eyas_device.snapshot import take
 
     config = configured(given.config, camera={"source": given.camera}, model={"bundle": given.bundle})
     settle(config.model)

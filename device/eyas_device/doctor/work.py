@@ -114,9 +114,9 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
 
     Returns `judged` (in words; "" if the bundle or the camera cannot say) and `unfamiliar`.
     """
+    from eyas_device.agent.ood import Familiarity
     from eyas_device.camera import open_camera
     from eyas_device.errors import PictureError
-    from eyas_device.familiarity import Familiarity
 
     opened = _bundle(bundle, state)
     if opened is None or opened.manifest.reference is None:

@@ -19,12 +19,12 @@ import msgspec
 import numpy as np
 
 from eyas_device import __version__
+from eyas_device.agent.loop import Answer, Listener
 from eyas_device.bundle import Floats, Reference
 from eyas_device.camera import Frame
 from eyas_device.camera.steady import CameraState
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError, PictureError
-from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import NAME
@@ -133,7 +133,7 @@ class Link(Closing, Listener):
             self._wake.set()
 
     def look(self, described: Floats) -> None:
-        """Count where a frame's descriptor (`eyas_device.familiarity.describe`) lies, for the window's sketch."""
+        """Count where a frame's descriptor (`eyas_device.agent.ood.describe`) lies, for the window's sketch."""
         if self._reference is not None:
             with self._lock:
                 self._counting.look(place(described, self._reference))

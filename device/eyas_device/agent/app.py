@@ -11,6 +11,13 @@ from typing import Any, TextIO
 
 from msgspec.structs import replace
 
+from eyas_device.agent.handlers import handlers
+from eyas_device.agent.loop import Listener, Loop, Pace
+from eyas_device.agent.ood import Familiarity
+from eyas_device.agent.output import StatusLine
+from eyas_device.agent.signals import Signals
+from eyas_device.agent.stats import Tally
+from eyas_device.agent.systemd import Notifier
 from eyas_device.board import read_vitals
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Camera, is_live, open_camera
@@ -18,17 +25,11 @@ from eyas_device.camera.steady import CameraState, SteadyCamera
 from eyas_device.check import prove
 from eyas_device.choice import read_choice
 from eyas_device.config import STATE, CameraSection, Config, LoopSection, ModelSection, read_config
-from eyas_device.console import StatusLine
 from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
-from eyas_device.familiarity import Familiarity
-from eyas_device.handlers import handlers
-from eyas_device.pipeline import Listener, Loop, Pace, Signals
 from eyas_device.predict import Classifier
-from eyas_device.service import Notifier
 from eyas_device.slots import Slots
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import broker
-from eyas_device.tally import Tally
 from eyas_device.telemetry.messages import Vitals
 from eyas_device.telemetry.reporter import Link
 from eyas_device.telemetry.spool.spool import Spool
@@ -107,7 +108,7 @@ def open_model(config: Config) -> Classifier:
 class Agent(Closing):
     """A camera, a proven model, and the loop between them, made from a configuration.
 
-    Signals are heard until it is closed: see `eyas_device.pipeline.Signals`. SIGHUP proves the model that the
+    Signals are heard until it is closed: see `eyas_device.agent.signals.Signals`. SIGHUP proves the model that the
     configuration names now, in a thread beside the loop, and lets it answer from the next frame on; if it does not
     pass, the present one stays.
     """

@@ -20,9 +20,9 @@ import cv2
 import msgspec
 import numpy as np
 
+from eyas_device.agent.loop import Answer, Listener
 from eyas_device.bundle import Bundle, Floats, Reference
 from eyas_device.errors import PictureError
-from eyas_device.pipeline import Answer, Listener
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 

@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from eyas_device.agent.loop import Loop
 from eyas_device.config import Config
 from eyas_device.errors import EyasError
-from eyas_device.pipeline import Loop
 from eyas_device.support.processes import command
 from eyas_device.telemetry.messages import Profile
 from eyas_device.telemetry.remote import Arguments, Handler

@@ -1,0 +1,1 @@
+"""The service: the frame loop and everything it reports to."""

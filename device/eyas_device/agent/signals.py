@@ -1,0 +1,57 @@
+"""SIGTERM, SIGINT and SIGHUP for the frame loop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+
+from eyas_device.agent.loop import Loop
+
+
+class Signals:
+    """Signals inside of its `with` block: SIGINT and SIGTERM stop the loop, SIGUSR1 pauses and SIGUSR2 resumes it, and
+    SIGHUP calls `reload`. A second SIGINT or SIGTERM acts as if this were not here. Main thread only.
+    """
+
+    def __init__(self, loop: Loop | None = None, *, reload: Callable[[], None] | None = None) -> None:
+        self.loop = loop
+        self.requested = False
+        """Whether a signal to stop arrived, also before there was a loop."""
+        self._reload = reload
+        self._before: dict[int, signal.Handlers | None] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def guard(self, loop: Loop, *, reload: Callable[[], None] | None = None) -> Loop:
+        """From now on signals are for `loop`; one that asked to stop before is passed on."""
+        self.loop, self._reload = loop, reload
+        if self.requested:
+            loop.stop()
+        return loop
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number in (signal.SIGINT, signal.SIGTERM):
+            self.requested = True
+            signal.signal(number, self._before[number])
+        loop = self.loop
+        if loop is None:
+            return
+        if number == signal.SIGUSR1:
+            loop.pause()
+        elif number == signal.SIGUSR2:
+            loop.resume()
+        elif number == signal.SIGHUP:
+            if self._reload is not None:
+                self._reload()
+        else:
+            loop.stop()
