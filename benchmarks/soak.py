@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common import Figure, finish
-from eyas_device.camera.steady import Backoff
+from eyas_device.camera.reconnecting import Backoff
 from eyas_host.machine import cpu_pressure
 
 BUNDLE = Path("runs/solar-cells/bundle")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from eyas_device.camera import Frame
-from eyas_device.camera.isolated import IsolatedCamera
+from eyas_device.camera.subprocess import IsolatedCamera
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
 
 from .readers import Told, pixels

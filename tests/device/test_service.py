@@ -22,7 +22,7 @@ from eyas_device.agent.loop import Loop
 from eyas_device.agent.systemd import START_S, Notifier
 from eyas_device.camera import open_camera
 from eyas_device.camera.fake import FakeCamera
-from eyas_device.camera.steady import CameraState
+from eyas_device.camera.reconnecting import CameraState
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera, Hang
-from eyas_device.camera.steady import Backoff, CameraState, SteadyCamera
+from eyas_device.camera.reconnecting import Backoff, CameraState, SteadyCamera
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
 from eyas_device.support.clock import FakeClock
 from eyas_device.support.closing import Closing

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from eyas_device.camera import Camera, Frame, is_live, open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.multipart import Multipart
-from eyas_device.camera.options import hidden
+from eyas_device.camera.spec import hidden
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
 from eyas_device.preprocess import picture_size
 from eyas_device.support.clock import FakeClock

@@ -21,7 +21,7 @@ from eyas_device.agent.systemd import Notifier
 from eyas_device.board import read_vitals
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Camera, is_live, open_camera
-from eyas_device.camera.steady import CameraState, SteadyCamera
+from eyas_device.camera.reconnecting import CameraState, SteadyCamera
 from eyas_device.check import prove
 from eyas_device.choice import read_choice
 from eyas_device.config import STATE, CameraSection, Config, LoopSection, ModelSection, read_config

@@ -17,7 +17,7 @@ import msgspec
 
 from eyas_device.agent.latest import Ended, Latest
 from eyas_device.camera import Camera, Frame
-from eyas_device.camera.steady import CameraState
+from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import CameraError, CameraLost, PictureError
 from eyas_device.predict import Classifier, Prediction
 

@@ -10,7 +10,7 @@ import msgspec
 
 from eyas_device.agent.loop import Answer, Listener
 from eyas_device.agent.stats import Accuracy, Tally
-from eyas_device.camera.steady import CameraState
+from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import PictureError
 from eyas_device.predict import Classifier
 from eyas_device.telemetry.reporter import Link

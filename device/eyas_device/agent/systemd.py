@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from eyas_device.agent.loop import Answer, Listener
-from eyas_device.camera.steady import CameraState
+from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import PictureError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing

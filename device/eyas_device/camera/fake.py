@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.camera.options import MAX_SIDE, RATE, SIZE, options, rate, sides
+from eyas_device.camera.spec import MAX_SIDE, RATE, SIZE, options, rate, sides
 from eyas_device.errors import CameraError, CameraSpecError
 from eyas_device.preprocess import Pixels
 from eyas_device.support.clock import SYSTEM, Clock

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 
 from eyas_device.camera import TIMEOUT_S
-from eyas_device.camera.isolated import IsolatedCamera
 from eyas_device.camera.opencv import OpenCVReader, Settings
+from eyas_device.camera.subprocess import IsolatedCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
 _EXAMPLE = "gst:v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink"

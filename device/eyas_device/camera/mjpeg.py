@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin
 
 from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.camera.multipart import Multipart
-from eyas_device.camera.options import address, hidden
+from eyas_device.camera.spec import address, hidden
 from eyas_device.errors import CameraError, CameraSpecError, PictureError
 from eyas_device.support.closing import Closing
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import TIMEOUT_S
-from eyas_device.camera.isolated import IsolatedCamera
-from eyas_device.camera.options import RATE, SIZE, options, rate, sides
+from eyas_device.camera.spec import RATE, SIZE, options, rate, sides
+from eyas_device.camera.subprocess import IsolatedCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
 _USAGE = "picamera2:[NUMBER]?size=WIDTHxHEIGHT&fps=N"

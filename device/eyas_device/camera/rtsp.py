@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 import cv2
 
 from eyas_device.camera import TIMEOUT_S
-from eyas_device.camera.isolated import IsolatedCamera
 from eyas_device.camera.opencv import OpenCVReader, Settings
-from eyas_device.camera.options import address, hidden
+from eyas_device.camera.spec import address, hidden
+from eyas_device.camera.subprocess import IsolatedCamera
 from eyas_device.errors import CameraError
 
 _PORT = 554

@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 
 from eyas_device.camera import TIMEOUT_S
-from eyas_device.camera.isolated import IsolatedCamera
 from eyas_device.camera.opencv import OpenCVReader, Settings
-from eyas_device.camera.options import RATE, SIZE, options, rate, sides
+from eyas_device.camera.spec import RATE, SIZE, options, rate, sides
+from eyas_device.camera.subprocess import IsolatedCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
 _USAGE = "v4l2:NUMBER or v4l2:/dev/PATH, with ?size=WIDTHxHEIGHT&fps=N&format=mjpg|yuyv"

@@ -22,7 +22,7 @@ from eyas_device import __version__
 from eyas_device.agent.loop import Answer, Listener
 from eyas_device.bundle import Floats, Reference
 from eyas_device.camera import Frame
-from eyas_device.camera.steady import CameraState
+from eyas_device.camera.reconnecting import CameraState
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError, PictureError
 from eyas_device.predict import Classifier
