@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from eyas_device.bundle import GOLDEN, MANIFEST, sha256
-from eyas_device.choice import Choice, write_choice
 from eyas_device.config import STATE
-from eyas_device.slots import Slots
+from eyas_device.runtimes.selection import Choice, write_choice
 from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.updates.slots import Slots
 
 from .conftest import entry, free_port
 from .servers import StreamServer

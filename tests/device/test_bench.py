@@ -27,11 +27,11 @@ from eyas_device.bench.run import Wanted, bench
 from eyas_device.bench.start import starts
 from eyas_device.board import NOT_MEASURED, Throttle
 from eyas_device.bundle import MANIFEST, Bundle, sha256
-from eyas_device.choice import CHOICE, Choice, Measured, manifest_sha256, read_choice, write_choice
 from eyas_device.commands import bench as command
 from eyas_device.errors import BundleError, CheckFailed, EyasError, RuntimeUnavailable
 from eyas_device.runtimes import Choice as Pair
 from eyas_device.runtimes import choose, load
+from eyas_device.runtimes.selection import CHOICE, Choice, Measured, manifest_sha256, read_choice, write_choice
 
 from . import tiny
 

@@ -25,12 +25,12 @@ from eyas_device import doctor
 from eyas_device.cli import main as eyas_device
 from eyas_device.commands import doctor as verb
 from eyas_device.config import Config
-from eyas_device.doctor import CHECKS, Context, Finding, Row, answers, examine, machine, software, title
+from eyas_device.doctor import CHECKS, Context, Finding, Row, examine, probes, software, system, title
 from eyas_device.doctor.child import JobError, in_child
 from eyas_device.doctor.finding import green
 from eyas_device.errors import BundleError, ConfigError
 from eyas_device.runtimes import RUNTIMES
-from eyas_device.slots import Slots
+from eyas_device.updates.slots import Slots
 
 from .conftest import Broker
 
@@ -73,7 +73,7 @@ def test_every_check_has_a_name_and_every_runtime_a_check() -> None:
     titles = [title(check) for check in CHECKS]
     assert len(titles) == len(set(titles)) > 20
     assert {name.replace("-", " ") for name in RUNTIMES} <= set(titles)
-    assert set(answers.PACKAGES) == set(RUNTIMES)
+    assert set(probes.PACKAGES) == set(RUNTIMES)
 
 
 def test_a_check_that_crashes_or_hangs_is_red_and_stops_no_other() -> None:
@@ -141,7 +141,7 @@ def test_the_verb_with_everything_real(
 def test_the_table_and_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda context: examine(context, (machine.memory, software.configuration)))
+    monkeypatch.setattr(doctor, "examine", lambda context: examine(context, (system.memory, software.configuration)))
     file(tmp_path / "bad.toml", "[loop]\nduty = 2\n[camra]\n")
     assert run_verb("--config", tmp_path / "bad.toml") == 1
     memory, configuration, mend, summary = capsys.readouterr().out.splitlines()
@@ -302,9 +302,9 @@ def test_conflicts(installed: dict[str, str], status: str, words: str) -> None:
 @pytest.mark.parametrize(("machine", "status"), [("aarch64", "yellow"), ("x86_64", "green")])
 def test_opencv_5_is_another_one_on_aarch64(machine: str, status: str) -> None:
     installed = versions(numpy="2.4.6", opencv_python_headless="5.0.0.93")
-    found = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=machine)))
+    found = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=system)))
     assert found.status == status, found
-    assert ("shrinks pictures" in found.text) == (machine == "aarch64")
+    assert ("shrinks pictures" in found.text) == (system == "aarch64")
 
 
 def test_the_worst_of_several_conflicts_counts_and_all_are_told() -> None:
@@ -326,41 +326,41 @@ def test_an_import_that_fails_is_red() -> None:
 
 
 def test_a_runtime_without_a_bundle_is_imported(tmp_path: Path) -> None:
-    found = answers.runtime("litert")(context(tmp_path))
+    found = probes.runtime("litert")(context(tmp_path))
     assert found.status == "green" and "can be imported" in found.text
 
 
 def test_a_runtime_that_is_not_installed_is_not_checked() -> None:
-    assert answers.runtime("tflite")(context(version=versions())).status == "grey"
+    assert probes.runtime("tflite")(context(version=versions())).status == "grey"
 
 
 def test_a_runtime_that_is_installed_and_broken_is_red_unless_another_is_used() -> None:
     settings = context(version=versions(tflite_runtime="2.14.0"))
-    found = answers.runtime("tflite")(settings)  # the real job: tflite-runtime is not there to be imported
+    found = probes.runtime("tflite")(settings)  # the real job: tflite-runtime is not there to be imported
     assert found.status == "red" and "tflite-runtime 2.14.0: runtime tflite cannot be used" in found.text
     used = replace(settings.config, model=replace(settings.config.model, runtime="litert"))
     other = Context(config=used, version=settings.version)
-    assert answers.runtime("tflite")(other).status == "yellow"
+    assert probes.runtime("tflite")(other).status == "yellow"
 
 
 def test_golden_says_what_answers_otherwise(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     edit_manifest(confidence={"temperature": 30.0})
-    found = answers.golden(context(bundle=bundle_root))
+    found = probes.golden(context(bundle=bundle_root))
     assert found.status == "red" and "litert-int8 (a probability differs" in found.text
 
 
 def test_golden_of_a_damaged_bundle(bundle_root: Path) -> None:
     (bundle_root / "onnx-fp32.onnx").write_bytes(b"altered")
-    found = answers.golden(context(bundle=bundle_root))
+    found = probes.golden(context(bundle=bundle_root))
     assert found.status == "red" and "differs from what the manifest records" in found.text
 
 
 def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) -> None:
-    nothing = answers.golden(context(tmp_path))
+    nothing = probes.golden(context(tmp_path))
     assert nothing.status == "grey" and "no good slot" in nothing.text
-    assert answers.golden(context(tmp_path, config_path=tmp_path)).status == "red", "a device that is set up needs one"
+    assert probes.golden(context(tmp_path, config_path=tmp_path)).status == "red", "a device that is set up needs one"
     slot = Slots(tmp_path).install(pristine_bundle, prove=lambda root: None)
-    found = answers.golden(context(tmp_path))
+    found = probes.golden(context(tmp_path))
     assert found.status == "green" and str(slot) in found.text
 
 
@@ -384,17 +384,17 @@ def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) ->
     ],
 )
 def test_camera(spec: str, status: str, words: str) -> None:
-    found = answers.camera(context(camera=spec, run=lambda command, timeout_s: None))
+    found = probes.camera(context(camera=spec, run=lambda command, timeout_s: None))
     assert (found.status, words in found.text) == (status, True), found
 
 
 def test_a_mistaken_specification_is_not_blamed_on_the_service() -> None:
-    found = answers.camera(context(camera="nonsense", run=lambda command, timeout_s: ""))
+    found = probes.camera(context(camera="nonsense", run=lambda command, timeout_s: ""))
     assert found.status == "red" and "run --help" in found.mend
 
 
 def test_a_camera_that_the_running_service_may_hold_is_yellow() -> None:
-    found = answers.camera(context(camera="fake:?lost=0", run=lambda command, timeout_s: ""))
+    found = probes.camera(context(camera="fake:?lost=0", run=lambda command, timeout_s: ""))
     assert found.status == "yellow" and "stop eyas-device" in found.mend
 
 
@@ -402,7 +402,7 @@ def test_a_camera_that_the_running_service_may_hold_is_yellow() -> None:
 
 
 def at(port: int, **more: Any) -> Finding:
-    return answers.broker(context(broker=f"127.0.0.1:{port}", **more))
+    return probes.broker(context(broker=f"127.0.0.1:{port}", **more))
 
 
 def test_a_broker_that_lets_anybody_in(broker: Broker) -> None:
@@ -470,7 +470,7 @@ def test_something_that_is_no_broker(listener: Callable[[bytes], int]) -> None:
 
 def test_a_broker_that_knows_only_the_older_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     replies = iter(["Unsupported protocol version", "Success"])
-    monkeypatch.setattr(answers, "_connect", lambda *_: next(replies))
+    monkeypatch.setattr(probes, "_connect", lambda *_: next(replies))
     with socket.create_server(("127.0.0.1", 0)) as server:
         found = at(server.getsockname()[1])
     assert found.status == "yellow" and "3.1.1 only" in found.text
@@ -478,12 +478,12 @@ def test_a_broker_that_knows_only_the_older_protocol(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("host", ["a..b", "no-such-host.invalid"])
 def test_a_name_that_is_not_known(host: str) -> None:
-    found = answers.broker(context(broker=f"{host}:1883"))
+    found = probes.broker(context(broker=f"{host}:1883"))
     assert found.status == "red", found
 
 
 def test_no_broker_is_not_checked() -> None:
-    assert answers.broker(context()).status == "grey"
+    assert probes.broker(context()).status == "grey"
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
@@ -491,30 +491,30 @@ def test_no_broker_is_not_checked() -> None:
 
 @pytest.mark.parametrize("now", [0.0, 86400.0, 4.0e9, 1e20])
 def test_a_clock_that_cannot_be_right(now: float) -> None:
-    found = machine.clock(context(now=lambda: now))
+    found = system.clock(context(now=lambda: now))
     assert found.status == "red" and "this cannot be" in found.text
 
 
 def test_a_clock_before_the_agent_was_installed_and_one_that_nobody_keeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed_at = Path(machine.__file__).stat().st_mtime
-    monkeypatch.setattr(machine, "_kernel_says_synchronised", lambda: False)
-    before = machine.clock(context(now=lambda: installed_at - 3 * 86400, root=tmp_path))
+    installed_at = Path(system.__file__).stat().st_mtime
+    monkeypatch.setattr(system, "_kernel_says_synchronised", lambda: False)
+    before = system.clock(context(now=lambda: installed_at - 3 * 86400, root=tmp_path))
     assert before.status == "yellow" and "before the agent was installed" in before.text
-    assert "not synchronised" in machine.clock(context(now=lambda: installed_at + 60, root=tmp_path)).text
+    assert "not synchronised" in system.clock(context(now=lambda: installed_at + 60, root=tmp_path)).text
     file(tmp_path / "run/systemd/timesync/synchronized", "")
-    assert machine.clock(context(now=lambda: installed_at + 60, root=tmp_path)).status == "green"
+    assert system.clock(context(now=lambda: installed_at + 60, root=tmp_path)).status == "green"
 
 
 def test_the_kernel_can_be_asked_about_its_clock() -> None:
-    assert machine._kernel_says_synchronised() in (True, False)
+    assert system._kernel_says_synchronised() in (True, False)
 
 
 @pytest.mark.parametrize(("free", "status"), [(99, "red"), (400, "yellow"), (501, "green")])
 def test_room_on_the_disk(tmp_path: Path, free: float, status: str) -> None:
-    assert machine.disk(context(tmp_path, statvfs=disk_of(free_mb=free))).status == status
-    assert machine.disk(context(tmp_path / "not/yet", statvfs=disk_of(free_mb=free))).status == status
+    assert system.disk(context(tmp_path, statvfs=disk_of(free_mb=free))).status == status
+    assert system.disk(context(tmp_path / "not/yet", statvfs=disk_of(free_mb=free))).status == status
     assert not list(tmp_path.iterdir()), "the doctor leaves nothing behind"
 
 
@@ -527,8 +527,8 @@ def test_a_disk_that_cannot_be_written(
     def refuse(**_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)
-    found = machine.disk(context(tmp_path))
+    monkeypatch.setattr(system.tempfile, "TemporaryFile", refuse)
+    found = system.disk(context(tmp_path))
     assert (found.status, words in found.text) == (status, True), found
 
 
@@ -537,7 +537,7 @@ def test_a_disk_that_cannot_be_written(
     [(10**6, 10**5, "green"), (10**6, 40_000, "yellow"), (10**6, 999, "red"), (0, 0, "green")],
 )
 def test_inodes(tmp_path: Path, inodes: int, free: int, status: str) -> None:
-    assert machine.inodes(context(tmp_path, statvfs=disk_of(inodes=inodes, free_inodes=free))).status == status
+    assert system.inodes(context(tmp_path, statvfs=disk_of(inodes=inodes, free_inodes=free))).status == status
 
 
 @pytest.mark.parametrize(
@@ -558,7 +558,7 @@ def test_temperature(tmp_path: Path, zones: list[str], bits: str | None, status:
         file(tmp_path / f"sys/class/thermal/thermal_zone{number}/temp", f"{reading}\n")
     if bits is not None:
         file(tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled", bits)
-    found = machine.temperature(context(root=tmp_path))
+    found = system.temperature(context(root=tmp_path))
     assert (found.status, words in found.text) == (status, True), found
     assert "power supply" in found.mend or "under-voltage" not in found.text
 
@@ -575,7 +575,7 @@ def test_temperature(tmp_path: Path, zones: list[str], bits: str | None, status:
 )
 def test_pressure(tmp_path: Path, text: str, status: str) -> None:
     file(tmp_path / "proc/pressure/cpu", text)
-    assert machine.processor(context(root=tmp_path)).status == status
+    assert system.processor(context(root=tmp_path)).status == status
 
 
 @pytest.mark.parametrize(
@@ -590,13 +590,13 @@ def test_pressure(tmp_path: Path, text: str, status: str) -> None:
 )
 def test_memory(tmp_path: Path, text: str, status: str) -> None:
     file(tmp_path / "proc/meminfo", text)
-    assert machine.memory(context(root=tmp_path)).status == status
+    assert system.memory(context(root=tmp_path)).status == status
 
 
 @pytest.mark.parametrize(("limit", "status"), [(100, "yellow"), (1024, "green"), (-1, "green")])
 def test_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int, status: str) -> None:
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda kind: (limit, limit))
-    assert machine.descriptors(context()).status == status
+    monkeypatch.setattr(system.resource, "getrlimit", lambda kind: (limit, limit))
+    assert system.descriptors(context()).status == status
 
 
 @pytest.mark.parametrize(
@@ -617,15 +617,15 @@ def test_service(tmp_path: Path, load: str, active: str, enabled: str, status: s
         asked.append(command)
         return f"LoadState={load}\nActiveState={active}\nSubState=running\nUnitFileState={enabled}\nNRestarts=2\n"
 
-    found = machine.service(context(root=tmp_path, run=run, config_path=tmp_path))
+    found = system.service(context(root=tmp_path, run=run, config_path=tmp_path))
     assert (found.status, words in found.text) == (status, True), found
     assert asked[0][:3] == ["systemctl", "show", "eyas-device.service"]
 
 
 def test_service_without_systemd_or_with_one_that_does_not_answer(tmp_path: Path) -> None:
-    assert machine.service(context(root=tmp_path)).status == "grey"
+    assert system.service(context(root=tmp_path)).status == "grey"
     (tmp_path / "run/systemd/system").mkdir(parents=True)
-    assert machine.service(context(root=tmp_path, run=lambda command, timeout_s: None)).status == "yellow"
+    assert system.service(context(root=tmp_path, run=lambda command, timeout_s: None)).status == "yellow"
 
 
 def test_the_verb_is_known_and_help_is_light() -> None:
@@ -636,7 +636,7 @@ def test_the_verb_is_known_and_help_is_light() -> None:
 
 
 def test_json_rows_can_be_read_back() -> None:
-    (row,) = examine(context(), (machine.descriptors,))
+    (row,) = examine(context(), (system.descriptors,))
     assert msgspec.json.decode(msgspec.json.encode(row), type=Row) == row
     assert callable(eyas_device)
 
@@ -644,9 +644,9 @@ def test_json_rows_can_be_read_back() -> None:
 def test_view_says_whether_the_camera_sees_what_the_model_was_trained_on(
     pristine_bundle: Path, picture_folder: Path, tmp_path: Path
 ) -> None:
-    familiar = answers.view(context(bundle=pristine_bundle, camera=f"folder:{picture_folder}"))
+    familiar = probes.view(context(bundle=pristine_bundle, camera=f"folder:{picture_folder}"))
     assert (familiar.status, familiar.text[:8]) == ("green", "familiar")
-    strange = answers.view(context(bundle=pristine_bundle, camera="fake:?frames=20"))
+    strange = probes.view(context(bundle=pristine_bundle, camera="fake:?frames=20"))
     assert strange.status == "yellow" and "does not see what the model was trained on" in strange.text
     assert "snapshot" in strange.mend
 
@@ -655,5 +655,5 @@ def test_view_says_whether_the_camera_sees_what_the_model_was_trained_on(
     ("camera", "words"), [("", "no camera"), ("fake:?frames=2", "too few"), ("fake:?lost=0", "not judged: camera fake")]
 )
 def test_view_that_cannot_be_judged_is_grey(camera: str, words: str, pristine_bundle: Path) -> None:
-    found = answers.view(context(bundle=pristine_bundle, camera=camera))
+    found = probes.view(context(bundle=pristine_bundle, camera=camera))
     assert found.status == "grey" and words in found.text

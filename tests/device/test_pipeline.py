@@ -22,10 +22,10 @@ from eyas_device.agent.stats import Accuracy, Latencies, Tally
 from eyas_device.bundle import GOLDEN, Bundle
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
-from eyas_device.check import check, prove
 from eyas_device.errors import BundleError, CameraError, PictureError, RuntimeUnavailable
 from eyas_device.predict import Classifier, softmax
 from eyas_device.preprocess import prepare, read_picture
+from eyas_device.updates.golden import check, prove
 
 from . import tiny
 from .conftest import TEMPERATURE, entry

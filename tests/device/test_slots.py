@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eyas_device import slots as slots_module
 from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Artefact, Bundle, Manifest
 from eyas_device.commands import install as install_verb
 from eyas_device.commands import slots as slots_verb
 from eyas_device.errors import BundleError, CheckFailed
-from eyas_device.slots import SlotError, Slots
+from eyas_device.updates import slots as slots_module
+from eyas_device.updates.slots import SlotError, Slots
 
 from . import tiny
 from .conftest import entry

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import eyas_device
 from eyas_device.bundle import MANIFEST, sha256
 from eyas_device.errors import BundleError, ConfigError
-from eyas_device.slots import Slots
+from eyas_device.updates.slots import Slots
 from eyas_host.fleet import verbs
 from eyas_host.fleet.bench import bench, board_name
 from eyas_host.fleet.flash import Outcome, flash

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from eyas_device.bundle import Bundle
-from eyas_device.check import check
+from eyas_device.updates.golden import check
 from eyas_host.train.models import PixelClassifier, build
 from tests.host import inside
 from tests.host.conftest import briefly_trained

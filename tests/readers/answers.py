@@ -22,12 +22,12 @@ import numpy as np
 
 from eyas_device import cli
 from eyas_device.bundle import Bundle
-from eyas_device.check import Checked
 from eyas_device.errors import EyasError
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import load, runs
-from eyas_device.runtimes.interpreter import TfliteModel
+from eyas_device.runtimes.tflite_base import TfliteModel
+from eyas_device.updates.golden import Checked
 
 Row = list[float]
 

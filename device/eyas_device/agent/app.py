@@ -22,18 +22,18 @@ from eyas_device.board import read_vitals
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Camera, is_live, open_camera
 from eyas_device.camera.reconnecting import CameraState, SteadyCamera
-from eyas_device.check import prove
-from eyas_device.choice import read_choice
 from eyas_device.config import STATE, CameraSection, Config, LoopSection, ModelSection, read_config
 from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
 from eyas_device.predict import Classifier
-from eyas_device.slots import Slots
+from eyas_device.runtimes.selection import read_choice
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import broker
 from eyas_device.telemetry.messages import Vitals
 from eyas_device.telemetry.reporter import Link
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.telemetry.tls import Security
+from eyas_device.updates.golden import prove
+from eyas_device.updates.slots import Slots
 
 
 def configured(path: Path | None, **over: dict[str, Any]) -> Config:

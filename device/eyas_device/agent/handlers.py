@@ -81,9 +81,9 @@ def _bench(loop: Loop, link: Callable[[], Link]) -> dict[str, Any]:
 
 def _doctor(config: Config) -> dict[str, Any]:
     """All checks but those that need the camera, which the loop holds, and the broker, which was just heard."""
-    from eyas_device.doctor import CHECKS, Context, answers, examine
+    from eyas_device.doctor import CHECKS, Context, examine, probes
 
-    busy = (answers.camera, answers.view, answers.broker)
+    busy = (probes.camera, probes.view, probes.broker)
     rows = examine(Context(config=config), [check for check in CHECKS if check not in busy])
     return {"checks": [{"check": r.check, "status": r.status, "finding": r.finding, "mend": r.mend} for r in rows]}
 

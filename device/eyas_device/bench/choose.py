@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from eyas_device.bench.result import Bench
-from eyas_device.choice import Choice, Measured
 from eyas_device.errors import CheckFailed
+from eyas_device.runtimes.selection import Choice, Measured
 
 
 def fastest(bench: Bench) -> Choice:

@@ -19,12 +19,12 @@ from msgspec.structs import replace
 from eyas_device.bench.result import STAGES, BenchError, Result, quantiles
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Frame, open_camera
-from eyas_device.check import compare
 from eyas_device.errors import EyasError, PictureError, RuntimeUnavailable
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 from eyas_device.runtimes import RUNTIMES, Choice, Logits, Runtime, choose, load, open_runtime, runs
 from eyas_device.support.closing import Closing
+from eyas_device.updates.golden import compare
 
 Progress = Callable[[float], None]
 """Told how much is done, 0..1."""

@@ -38,7 +38,7 @@ from eyas_device.board import (
 )
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Frame
-from eyas_device.choice import manifest_sha256
+from eyas_device.runtimes.selection import manifest_sha256
 
 STARTS = 3
 _PACKAGES = (

@@ -105,7 +105,7 @@ def _measure(given: argparse.Namespace, seconds: float) -> int:
 
 def _choose(result: Bench, state: Path, people: TextIO) -> None:
     from eyas_device.bench.choose import fastest
-    from eyas_device.choice import write_choice
+    from eyas_device.runtimes.selection import write_choice
 
     choice = fastest(result)
     path = write_choice(state, choice)

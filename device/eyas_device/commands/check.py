@@ -24,7 +24,7 @@ def main(given: argparse.Namespace) -> int:
     import msgspec
 
     from eyas_device.bundle import Bundle
-    from eyas_device.check import check
+    from eyas_device.updates.golden import check
 
     bundle = Bundle.open(given.bundle)
     results = check(bundle, runtime=given.runtime, threads=given.threads)

@@ -21,7 +21,7 @@ def main(given: argparse.Namespace) -> int:
     """Print the slot; code 1 if the bundle does not answer here as on the workstation, 2 if it cannot be installed."""
     import msgspec
 
-    from eyas_device.slots import Slots
+    from eyas_device.updates.slots import Slots
 
     slots = Slots(state_folder(given.state))
     before = slots.current()

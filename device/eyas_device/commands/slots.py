@@ -20,7 +20,7 @@ def main(given: argparse.Namespace) -> int:
     """Print one line a slot. A roll-back that is not possible ends with code 2 and changes nothing."""
     import msgspec
 
-    from eyas_device.slots import Slots
+    from eyas_device.updates.slots import Slots
 
     slots = Slots(state_folder(given.state))
     if given.roll_back:

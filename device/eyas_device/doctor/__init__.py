@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from eyas_device.doctor import answers, machine, software
+from eyas_device.doctor import probes, software, system
 from eyas_device.doctor.finding import Context, Finding, Status, red
 from eyas_device.errors import EyasError
 
@@ -31,24 +31,24 @@ CHECKS: tuple[Check, ...] = (
     software.c_library,
     software.libraries,
     software.conflicts,
-    answers.runtime("litert"),
-    answers.runtime("tflite"),
-    answers.runtime("openvino"),
-    answers.runtime("onnx"),
-    answers.runtime("onnx-cuda"),
-    answers.runtime("onnx-tensorrt"),
-    answers.golden,
-    answers.camera,
-    answers.view,
-    answers.broker,
-    machine.clock,
-    machine.disk,
-    machine.inodes,
-    machine.temperature,
-    machine.processor,
-    machine.memory,
-    machine.descriptors,
-    machine.service,
+    probes.runtime("litert"),
+    probes.runtime("tflite"),
+    probes.runtime("openvino"),
+    probes.runtime("onnx"),
+    probes.runtime("onnx-cuda"),
+    probes.runtime("onnx-tensorrt"),
+    probes.golden,
+    probes.camera,
+    probes.view,
+    probes.broker,
+    system.clock,
+    system.disk,
+    system.inodes,
+    system.temperature,
+    system.processor,
+    system.memory,
+    system.descriptors,
+    system.service,
 )
 """In the order in which they are run and shown; a check's name is its function's."""
 

@@ -26,9 +26,9 @@ class JobError(Exception):
 
 
 def in_child(
-    job: str, arguments: Mapping[str, object], timeout_s: float, *, module: str = "eyas_device.doctor.work"
+    job: str, arguments: Mapping[str, object], timeout_s: float, *, module: str = "eyas_device.doctor.jobs"
 ) -> Any:
-    """The result of `JOBS[job](**arguments)` of a module like `eyas_device.doctor.work`, worked out in a child process.
+    """The result of `JOBS[job](**arguments)` of a module like `eyas_device.doctor.jobs`, worked out in a child process.
 
     Arguments and result are plain JSON. Raises `JobError` if it fails, crashes, or takes longer than `timeout_s`; the
     child and what it started are ended then.

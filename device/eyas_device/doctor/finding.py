@@ -80,7 +80,7 @@ class Context:
     run: Runner = run_command
     """Runs a command of the system."""
     job: Callable[[str, Mapping[str, object], float], Any] = in_child
-    """Runs one of `eyas_device.doctor.work.JOBS` where it may hang and crash."""
+    """Runs one of `eyas_device.doctor.jobs.JOBS` where it may hang and crash."""
 
     @property
     def state(self) -> Path:

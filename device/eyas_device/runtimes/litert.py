@@ -6,7 +6,7 @@ from importlib import metadata
 
 from ai_edge_litert.interpreter import Interpreter
 
-from eyas_device.runtimes.interpreter import TfliteModel
+from eyas_device.runtimes.tflite_base import TfliteModel
 
 
 class LiteRT(TfliteModel):

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from eyas_device.runtimes.interpreter import TfliteModel
+from eyas_device.runtimes.tflite_base import TfliteModel
 
 
 class Tflite(TfliteModel):

@@ -1,6 +1,6 @@
 """The jobs of the workstation's doctor that import libraries; each runs in a process of its own.
 
-Arguments and results are plain JSON, as in `eyas_device.doctor.work`.
+Arguments and results are plain JSON, as in `eyas_device.doctor.jobs`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from eyas_device.doctor import work
+from eyas_device.doctor import jobs
 from eyas_host.quiet import quiet_libraries
 
 
@@ -95,7 +95,7 @@ def int8_kernels() -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Run one job."""
-    work.main(arguments, JOBS)
+    jobs.main(arguments, JOBS)
 
 
 JOBS: dict[str, Callable[..., Any]] = {

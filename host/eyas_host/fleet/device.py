@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.errors import EXIT_CHECK_FAILED
-from eyas_device.slots import SlotState
+from eyas_device.updates.slots import SlotState
 from eyas_host.fleet.preflight import Facts, Layout, become
 from eyas_host.fleet.ssh import Answer, FleetError, Remote
 from eyas_host.fleet.wheels import constraints, environment_name, fetch

@@ -10,7 +10,7 @@ from typing import Any
 
 from eyas_device.doctor.child import JobError
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
-from eyas_device.doctor.machine import service_is_active
+from eyas_device.doctor.system import service_is_active
 from eyas_device.support.names import broker as read_broker
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {

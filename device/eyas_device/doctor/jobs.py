@@ -54,7 +54,7 @@ def golden(*, bundle: str, state: str, threads: int) -> dict[str, Any]:
     """The golden check. Returns `bundle` (name, version and folder; "" without one) and `checked`, one row an artefact:
     `artefact`, `status`, `max_dp`, `latency_ms` and `note`.
     """
-    from eyas_device.check import check
+    from eyas_device.updates.golden import check
 
     opened = _bundle(bundle, state)
     if opened is None:
@@ -147,7 +147,7 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
 def _bundle(bundle: str, state: str) -> Bundle | None:
     """The bundle that is named, else the one in the current slot, None without a good slot. Verified."""
     from eyas_device.bundle import Bundle
-    from eyas_device.slots import Slots
+    from eyas_device.updates.slots import Slots
 
     root = Path(bundle) if bundle else Slots(Path(state)).current()
     return None if root is None else Bundle.open(root)

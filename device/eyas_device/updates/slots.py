@@ -27,8 +27,8 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from eyas_device.bundle import MANIFEST, Bundle, Manifest, read_manifest, sha256
-from eyas_device.check import check
 from eyas_device.errors import BundleError, CheckFailed, EyasError
+from eyas_device.updates.golden import check
 
 NAMES = ("a", "b")
 EXTRAS = ("CARD.md", "README.md", "NOTICE")

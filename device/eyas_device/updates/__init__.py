@@ -1,0 +1,1 @@
+"""Which bundle is current: slots, and the golden check that admits one."""
