@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
-from eyas_host.files import write_bytes
-from eyas_host.machine import cpu_pressure, machine, versions
-from eyas_host.progress import show
+from eyas_host.support.files import write_bytes
+from eyas_host.support.machine import cpu_pressure, machine, versions
+from eyas_host.support.progress import show
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,8 +33,8 @@ from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Artefact, File, Manifes
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Preprocessing, decode, prepare
 from eyas_device.runtimes.litert import LiteRT
-from eyas_host.machine import cpu_pressure
-from eyas_host.quiet import quiet_libraries
+from eyas_host.support.machine import cpu_pressure
+from eyas_host.support.quiet import quiet_libraries
 
 WORK = Path("runs/benchmark")
 SIDES = Path(__file__).parent / "sides"

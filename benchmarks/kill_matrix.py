@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.telemetry.messages import Window
-from eyas_host.machine import machine, versions
+from eyas_host.support.machine import machine, versions
 
 SIDES = Path(__file__).parent / "sides"
 _GIVE_UP_S = 240.0

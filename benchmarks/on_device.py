@@ -19,7 +19,7 @@ from eyas_device.bench.show import lines
 from eyas_device.bundle import Bundle
 from eyas_device.commands.bench import ProgressLine
 from eyas_device.runtimes import choose
-from eyas_host.machine import cpu_pressure
+from eyas_host.support.machine import cpu_pressure
 
 BUNDLE = Path("runs/solar-cells/bundle")
 _STARTED = "litert"

@@ -1,5 +1,5 @@
-"""Imported before anything heavy: see `eyas_host.quiet`."""
+"""Imported before anything heavy: see `eyas_host.support.quiet`."""
 
-from eyas_host.quiet import quiet_libraries
+from eyas_host.support.quiet import quiet_libraries
 
 quiet_libraries()

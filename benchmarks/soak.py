@@ -23,7 +23,7 @@ import numpy as np
 
 from common import Figure, finish
 from eyas_device.camera.reconnecting import Backoff
-from eyas_host.machine import cpu_pressure
+from eyas_host.support.machine import cpu_pressure
 
 BUNDLE = Path("runs/solar-cells/bundle")
 SERVER = Path("tests/device/streams.py")

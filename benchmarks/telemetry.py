@@ -26,7 +26,7 @@ from common import Figure, finish
 from eyas_device.telemetry.messages import Status, encode
 from eyas_device.telemetry.mqtt import Uplink
 from eyas_device.telemetry.spool.spool import Spool
-from eyas_host.machine import cpu_pressure
+from eyas_host.support.machine import cpu_pressure
 from kill_matrix import CASES, SIDES, matrix
 from sides.telemetry_device import window
 

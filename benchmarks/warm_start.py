@@ -36,10 +36,10 @@ from eyas_host import checkpoints, starts
 from eyas_host.data.part import Part
 from eyas_host.data.split import Split
 from eyas_host.data.views import Batch, prepared
-from eyas_host.files import whole, write_bytes
-from eyas_host.machine import cpu_pressure
 from eyas_host.recipe import load_recipe
 from eyas_host.stages import Context
+from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.machine import cpu_pressure
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import logits_of, to_tensor
 from eyas_host.train.metrics import Floats, Scores, score, softmax

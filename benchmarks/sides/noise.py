@@ -10,8 +10,8 @@ import torch
 
 from common import Figure
 from eyas_host.data.split import Split
-from eyas_host.files import write_bytes
 from eyas_host.recipe import Recipe
+from eyas_host.support.files import write_bytes
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import logits_of, validation_figures
 from eyas_host.train.models import PixelClassifier, build_student, build_teacher, move

@@ -19,7 +19,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes.onnx import OnnxRuntime
 from eyas_device.runtimes.openvino import OpenVINO
-from eyas_host.quiet import quiet_tools
+from eyas_host.support.quiet import quiet_tools
 
 Batch = npt.NDArray[np.uint8]
 Infer = Callable[[Pixels], npt.NDArray[np.float32]]

@@ -22,10 +22,10 @@ from torch import nn
 from eyas_host import checkpoints
 from eyas_host.chain import threads
 from eyas_host.data.split import Split
-from eyas_host.errors import StageError
-from eyas_host.files import write_bytes
-from eyas_host.progress import show
 from eyas_host.stages import Context, Outcome, Record, Stage, run_chain
+from eyas_host.support.errors import StageError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import show
 from eyas_host.train.labelled import Labelled
 from eyas_host.train.loop import fit
 from eyas_host.train.metrics import Floats, Ints, PairedLoss, paired_loss, score

@@ -25,11 +25,11 @@ from eyas_host.data.balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
 from eyas_host.data.split import Split, save_split, split_index
-from eyas_host.errors import StageError
-from eyas_host.progress import say, warn
 from eyas_host.recipe import Recipe, StudentSection, TeacherSection
 from eyas_host.recipe_warnings import label_warnings, student_warnings, teacher_warnings
 from eyas_host.stages import Context, Outcome, Stage
+from eyas_host.support.errors import StageError
+from eyas_host.support.progress import say, warn
 
 if TYPE_CHECKING:
     from eyas_host.train.schedule import Epoch
@@ -225,7 +225,7 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     import torch
 
     from eyas_host import checkpoints
-    from eyas_host.quiet import quiet_libraries
+    from eyas_host.support.quiet import quiet_libraries
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.curves import Curves
     from eyas_host.train.loop import end_with_parent

@@ -19,7 +19,7 @@ from eyas_host import training_verbs as training
 from eyas_host.fleet import telemetry_verbs as telemetry
 from eyas_host.fleet import verbs as fleet
 from eyas_host.options import JsonOption, Overrides, RecipeArgument, RunsOption
-from eyas_host.quiet import quiet_libraries
+from eyas_host.support.quiet import quiet_libraries
 
 STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
 
@@ -209,9 +209,9 @@ def _run(
 
     recipe = load_recipe(recipe_path, overrides or ())
     from eyas_host.chain import STAGES as CHAIN
-    from eyas_host.progress import warn
     from eyas_host.recipe_warnings import recipe_warnings
     from eyas_host.stages import Context, run_chain
+    from eyas_host.support.progress import warn
 
     for line in recipe_warnings(recipe):
         warn(line)

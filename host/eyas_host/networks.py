@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from eyas_host.errors import RecipeError
+from eyas_host.support.errors import RecipeError
 
 
 class Teacher(Struct, frozen=True):

@@ -15,8 +15,8 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from eyas_host.errors import TrainError
-from eyas_host.progress import console
+from eyas_host.support.errors import TrainError
+from eyas_host.support.progress import console
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,11 +17,11 @@ from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.preprocess import Preprocessing
 from eyas_device.support.toml import Section, convert, parse, told
 from eyas_host.data.domain import allowed, forbidden
-from eyas_host.errors import RecipeError
 from eyas_host.recipe_cost import CostSection as CostSection
 from eyas_host.recipe_training import AtLeastOne, Count, Fraction, Positive, Rate, training_faults, with_weights_beside
 from eyas_host.recipe_training import StudentSection as StudentSection
 from eyas_host.recipe_training import TeacherSection as TeacherSection
+from eyas_host.support.errors import RecipeError
 from eyas_host.tune.settings import TuneSection as TuneSection
 
 

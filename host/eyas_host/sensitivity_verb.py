@@ -11,9 +11,9 @@ from rich.table import Table
 from eyas_host.chain import threads
 from eyas_host.compress.mixed import Harm
 from eyas_host.compress.sensitivity import RESULT, Sensitivity, measure_sensitivity
-from eyas_host.files import write_bytes
-from eyas_host.progress import say, show
 from eyas_host.stages import Context
+from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import say, show
 
 
 def sensitivity(context: Context, pictures: int, json: Path | None) -> None:

@@ -27,10 +27,10 @@ import msgspec
 from eyas_device import __version__
 from eyas_device.bundle import sha256
 from eyas_host import processes
-from eyas_host.errors import StageError
-from eyas_host.files import write_bytes
-from eyas_host.progress import say
 from eyas_host.recipe import Recipe
+from eyas_host.support.errors import StageError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import say
 
 RECORD = "stage.json"
 TO_THE_BUNDLE = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")

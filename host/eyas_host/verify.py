@@ -26,10 +26,10 @@ from eyas_host.compile.qdq import exact_int8
 from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
-from eyas_host.errors import GateError, StageError
-from eyas_host.files import whole, write_bytes
-from eyas_host.progress import meter, say
 from eyas_host.stages import Context, Outcome
+from eyas_host.support.errors import GateError, StageError
+from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.progress import meter, say
 from eyas_host.train.cost import choose_decision, cost_matrix
 from eyas_host.train.loop import logits_of
 from eyas_host.train.metrics import Scores, expected_calibration_error, fit_temperature, score, softmax

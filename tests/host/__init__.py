@@ -1,5 +1,5 @@
 """The host's tests; libraries are made quiet before anything heavy is imported."""
 
-from eyas_host.quiet import quiet_libraries
+from eyas_host.support.quiet import quiet_libraries
 
 quiet_libraries()

@@ -18,9 +18,9 @@ from eyas_host.data.index import build_index
 from eyas_host.data.preview import write_preview
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.data.views import LIGHT_STEPS, Augmenter, light_steps, prepared
-from eyas_host.errors import DataError, RecipeError
 from eyas_host.recipe import AugmentSection, DataSection, PictureSection, Recipe, RunSection, load_recipe
 from eyas_host.stages import Context
+from eyas_host.support.errors import DataError, RecipeError
 from tests.host.shapes import SHAPES, draw_folder, draw_shape
 
 STILL = AugmentSection(horizontal_flip=False, rotate_degrees=0.0, crop_scale=1.0, brightness=0.0, contrast=0.0)

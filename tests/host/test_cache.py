@@ -19,7 +19,6 @@ from eyas_host.chain import STAGES
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.views import Augmenter
-from eyas_host.errors import StageError
 from eyas_host.recipe import (
     AugmentSection,
     DataSection,
@@ -30,6 +29,7 @@ from eyas_host.recipe import (
     TeacherSection,
 )
 from eyas_host.stages import Context, run_chain
+from eyas_host.support.errors import StageError
 from eyas_host.train.cache import ViewCache, check_room
 from eyas_host.train.loop import logits_of
 from eyas_host.train.models import PixelClassifier

@@ -39,7 +39,7 @@ def test_no_framework_is_imported_for_help() -> None:
 
 def test_no_usage_statistics_leave_the_machine() -> None:
     code = (
-        "from eyas_host.quiet import quiet_libraries; quiet_libraries()\n"
+        "from eyas_host.support.quiet import quiet_libraries; quiet_libraries()\n"
         "import nncf.telemetry.wrapper as nncf_side\n"
         "from openvino.tools.ovc import telemetry_utils as ov_side\n"
         "print(type(nncf_side.telemetry).__name__, ov_side.tm.__name__)"

@@ -25,7 +25,7 @@ from eyas_host.compile.openvino import compile_openvino
 from eyas_host.compile.qdq import ActivationPair, ExactRound, WeightPair, bake_weights, exact_int8, to_qdq
 from eyas_host.compress.fold import DeployModel
 from eyas_host.compress.quantizers import activation_quantizers, affine, module_of, weight_quantizers
-from eyas_host.errors import CompileError
+from eyas_host.support.errors import CompileError
 from tests.host.xnnpack import partitions
 
 SIZE, CLASSES = 64, 5

@@ -24,7 +24,7 @@ from eyas_host.compress.quantizers import (
     quantizer_places,
     weight_quantizers,
 )
-from eyas_host.errors import CompressError, StageError
+from eyas_host.support.errors import CompressError, StageError
 from eyas_host.train.models import PixelClassifier, build
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eyas_host.errors import MissingExtra
 from eyas_host.recipe import DataSection, Recipe, RunSection
+from eyas_host.support.errors import MissingExtra
 from eyas_host.train import curves
 from eyas_host.train.curves import Curves
 from tests.host.toy_training import Toy

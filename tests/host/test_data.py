@@ -21,8 +21,8 @@ from eyas_host.data.index import Index, build_index
 from eyas_host.data.sources import ELPV_NOTICE, Picture
 from eyas_host.data.split import PARTS, Part, Split, SplitManifest, data_hash, save_split, split_index
 from eyas_host.data.views import Augmenter, prepared
-from eyas_host.errors import DataError
 from eyas_host.recipe import AugmentSection, DataSection
+from eyas_host.support.errors import DataError
 from tests.host.shapes import draw_folder, draw_shape
 
 STILL = AugmentSection(horizontal_flip=False, rotate_degrees=0.0, crop_scale=1.0, brightness=0.0, contrast=0.0)

@@ -15,9 +15,9 @@ from torch import nn
 
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
-from eyas_host.errors import RecipeError, StageError
 from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
 from eyas_host.recipe_training import Hint
+from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.check import check_networks
 from eyas_host.train.hints import BlockCache, BlockHint, block_shapes, maps_of

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from eyas_host.errors import RecipeError
 from eyas_host.networks import STUDENTS, TEACHERS, pick
 from eyas_host.new import new_recipe
 from eyas_host.recipe import Recipe, load_recipe
 from eyas_host.recipe_warnings import recipe_warnings
+from eyas_host.support.errors import RecipeError
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.models import PixelClassifier, build_student, build_teacher, known_model
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze

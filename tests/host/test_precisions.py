@@ -35,7 +35,7 @@ from eyas_host.compress.quantizers import (
     set_range,
     weight_quantizers,
 )
-from eyas_host.errors import CompileError, CompressError
+from eyas_host.support.errors import CompileError, CompressError
 from eyas_host.train.models import PixelClassifier
 from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels

@@ -22,7 +22,6 @@ from eyas_host.compress.channels import channel_groups
 from eyas_host.compress.latency import LatencyModel, Layers, layers_of
 from eyas_host.compress.prune import prune_evenly
 from eyas_host.data.split import Split
-from eyas_host.errors import CompressError
 from eyas_host.recipe import (
     CompileSection,
     DataSection,
@@ -34,6 +33,7 @@ from eyas_host.recipe import (
     load_recipe,
 )
 from eyas_host.stages import Context
+from eyas_host.support.errors import CompressError
 from eyas_host.train import snapshot
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.models import PixelClassifier, build

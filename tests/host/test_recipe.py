@@ -12,9 +12,9 @@ import tomllib
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from eyas_host.errors import DataError, RecipeError
 from eyas_host.new import new_recipe
 from eyas_host.recipe import Recipe, load_recipe
+from eyas_host.support.errors import DataError, RecipeError
 
 MODELS = Path(__file__).parents[2] / "models"
 SHIPPED = sorted(MODELS.glob("*/recipe.toml"))

@@ -21,8 +21,8 @@ from eyas_host.data.duplicates import BITS, cluster_hashes, perceptual_hash
 from eyas_host.data.index import Index, Look
 from eyas_host.data.sources import Picture
 from eyas_host.data.split import PARTS, SplitManifest, split_index
-from eyas_host.errors import DataError
 from eyas_host.recipe import DataSection
+from eyas_host.support.errors import DataError
 from tests.host.shapes import SHAPES, draw_shape
 
 THIRDS = (0.7, 0.15, 0.15)

@@ -12,8 +12,8 @@ import torch
 
 from eyas_host import starts
 from eyas_host.chain import STAGES
-from eyas_host.errors import WeightsError
 from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.support.errors import WeightsError
 from eyas_host.train.models import build
 from eyas_host.train.weights import fit_to_pictures
 from eyas_host.warm.card import Record, warm_card

@@ -21,7 +21,6 @@ from eyas_host.data.part import Part
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.stream import Rows, Stream, draw_ahead, in_turn, worker_count
 from eyas_host.data.views import Augmenter, Batch, prepared
-from eyas_host.errors import DataError, RecipeError, TrainError
 from eyas_host.recipe import (
     AugmentSection,
     DataSection,
@@ -31,6 +30,7 @@ from eyas_host.recipe import (
     TeacherSection,
     load_recipe,
 )
+from eyas_host.support.errors import DataError, RecipeError, TrainError
 from eyas_host.train.teacher import train_teacher
 
 MIXED = AugmentSection(vertical_flip=True, rotate_degrees=20.0, brightness=0.4, randaugment=1, cutmix=0.4, mixup=0.4)

@@ -18,8 +18,8 @@ from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.views import prepared
-from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train import metrics
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import logits_of, to_tensor, validation_figures

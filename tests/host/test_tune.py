@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from eyas_host.data.split import Split
-from eyas_host.errors import TrainError
 from eyas_host.recipe import load_recipe
+from eyas_host.support.errors import TrainError
 from eyas_host.train.teacher import train_teacher
 from eyas_host.tune.result import TuneResult
 from tests.host.inside import Done, eyas

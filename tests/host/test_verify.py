@@ -10,8 +10,8 @@ from eyas_device.bundle import Artefact
 from eyas_host.cli import STAGES
 from eyas_host.compile.bundle import golden_rows
 from eyas_host.compile.parity import Parity, compare, refusal
-from eyas_host.errors import GateError
 from eyas_host.recipe import GateSection
+from eyas_host.support.errors import GateError
 from eyas_host.verify import Latency, choose
 
 GOOD = Parity(

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eyas_host.errors import StageError, WeightsError
+from eyas_host.support.errors import StageError, WeightsError
 from eyas_host.train.models import build
 from eyas_host.warm import make, train
 from eyas_host.warm.card import Record, warm_card

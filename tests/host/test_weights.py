@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from eyas_host.chain import STAGES
-from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.check import check_networks
 from eyas_host.train.models import PixelClassifier, build
 from eyas_host.train.weights import fit_to_pictures

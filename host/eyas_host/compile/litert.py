@@ -38,9 +38,9 @@ from eyas_host.compile.litert_ranges import (
 from eyas_host.compile.qdq import bake_weights, replace_activations
 from eyas_host.compress.layers import CLAMPS, layer_name, operations
 from eyas_host.compress.quantizers import affine, float_layers, module_of, weight_quantizers
-from eyas_host.errors import CompileError
-from eyas_host.files import write_bytes
-from eyas_host.quiet import quiet_tools
+from eyas_host.support.errors import CompileError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.quiet import quiet_tools
 
 _FLOAT_KINDS = ("HARD_SWISH", "FULLY_CONNECTED", "OUTPUT")
 _SIGNATURE, _ARGUMENT = "serving_default", "args_0"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from eyas_device.bundle import Precision
 from eyas_host.compile.artefact import Compiled
 from eyas_host.compile.qdq import to_qdq
-from eyas_host.errors import CompileError
-from eyas_host.files import whole
-from eyas_host.quiet import quiet_tools
+from eyas_host.support.errors import CompileError
+from eyas_host.support.files import whole
+from eyas_host.support.quiet import quiet_tools
 
 OPSET = 18
 _LOWEST = -127

@@ -14,8 +14,8 @@ from torch import nn
 
 from eyas_device.bundle import Precision
 from eyas_host.compile.artefact import Compiled
-from eyas_host.errors import CompileError
-from eyas_host.quiet import quiet_tools
+from eyas_host.support.errors import CompileError
+from eyas_host.support.quiet import quiet_tools
 
 
 def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> Compiled:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from eyas_host.errors import CompileError
+from eyas_host.support.errors import CompileError
 
 FIRST_OPSET, LAST_OPSET = 13, 20
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose"})

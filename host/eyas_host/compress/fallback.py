@@ -12,8 +12,8 @@ from torch import nn
 
 from eyas_host.compress.mixed import Harm, MixedPrecision
 from eyas_host.data.views import Batch
-from eyas_host.progress import say, track
 from eyas_host.recipe import Recipe
+from eyas_host.support.progress import say, track
 from eyas_host.train.loop import logits_of, pick_device
 from eyas_host.train.metrics import Ints
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from eyas_host.errors import CompressError
+from eyas_host.support.errors import CompressError
 
 _PROBE_SIZE = 64  # pixels; large enough that no stage of a /32 network shrinks to nothing
 _TOLERANCE = 1e-3  # of the largest logit; float32 rounding through 60 layers stays below 1e-4

@@ -14,7 +14,7 @@ from typing import Any
 from nncf.torch.function_hook import build_graph
 from torch import Tensor, nn
 
-from eyas_host.errors import CompressError
+from eyas_host.support.errors import CompressError
 
 CLASSIFIER = "linear"
 """The operation that makes the logits; it and what pools for it stay float."""

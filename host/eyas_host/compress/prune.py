@@ -26,8 +26,8 @@ from eyas_host.compress.channels import (
     least_important,
     magnitudes,
 )
-from eyas_host.errors import CompressError
-from eyas_host.quiet import quiet_tools
+from eyas_host.support.errors import CompressError
+from eyas_host.support.quiet import quiet_tools
 from eyas_host.train.models import PixelClassifier
 
 _STEPS = 40

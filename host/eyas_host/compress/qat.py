@@ -30,9 +30,9 @@ from eyas_host.compress.quantizers import (
     leave_float,
     set_range,
 )
-from eyas_host.errors import CompressError
-from eyas_host.files import write_bytes
-from eyas_host.quiet import quiet_tools
+from eyas_host.support.errors import CompressError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.quiet import quiet_tools
 
 _STATE, _CONFIG = "qat.pt", "qat.json"
 FEWEST_PICTURES = 2

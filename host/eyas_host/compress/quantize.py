@@ -20,10 +20,10 @@ from eyas_host.compress.prune import ZeroKeeper
 from eyas_host.compress.qat import prepare_qat, save_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
-from eyas_host.errors import CompressError
-from eyas_host.files import write_bytes
-from eyas_host.progress import say
 from eyas_host.stages import Context, Outcome
+from eyas_host.support.errors import CompressError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import say
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor, validation_figures

@@ -20,7 +20,7 @@ from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, P
 from torch import Tensor, nn
 
 from eyas_host.compress.layers import Placement, layer_name, layers, operations, required_placement, rounded_source
-from eyas_host.errors import CompressError
+from eyas_host.support.errors import CompressError
 
 HARD_ZERO = -3.0
 """Hard-swish is zero at and below -3, so a range may be cut there without any loss (Howard et al., MobileNetV3)."""

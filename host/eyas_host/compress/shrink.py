@@ -25,10 +25,10 @@ from eyas_host.compress.rounds import Measure, Rounds
 from eyas_host.compress.stopwatch import Stopwatch
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
-from eyas_host.errors import CompressError
-from eyas_host.files import write_bytes
-from eyas_host.progress import say
 from eyas_host.stages import Context, Outcome
+from eyas_host.support.errors import CompressError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import say
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.loop import logits_of, pick_device, validation_figures

@@ -13,7 +13,7 @@ import numpy as np
 
 from eyas_device.preprocess import Pixels, Preprocessing, decode
 from eyas_host.data.sources import Picture
-from eyas_host.errors import DataError
+from eyas_host.support.errors import DataError
 
 KEPT_BYTES = 512 << 20
 """Decoded pictures that one part keeps at most; the others are read again each time."""

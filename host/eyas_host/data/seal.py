@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_host.errors import DataError
 from eyas_host.stages import TO_THE_BUNDLE, Record, read_record
+from eyas_host.support.errors import DataError
 
 LEDGER = Path("sealed") / "ledger.jsonl"
 """Below the run's folder; it outlives the split."""

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from eyas_device.camera.folder import SUFFIXES
-from eyas_host.errors import DataError, MissingExtra
 from eyas_host.recipe import DataSection
+from eyas_host.support.errors import DataError, MissingExtra
 
 ELPV_NOTICE = (
     "Pictures: ELPV data set (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021), CC-BY-NC-SA-4.0: "

@@ -23,9 +23,9 @@ from eyas_host.data.index import Index
 from eyas_host.data.part import Part as Part
 from eyas_host.data.seal import Opening, open_seal, openings
 from eyas_host.data.sources import Picture
-from eyas_host.errors import DataError
-from eyas_host.files import whole, write_bytes
 from eyas_host.recipe import DataSection
+from eyas_host.support.errors import DataError
+from eyas_host.support.files import whole, write_bytes
 
 PARTS = ("train", "validation", "test")
 MANIFEST = Path("split") / "manifest.json"

@@ -22,9 +22,9 @@ from torch.utils.data._utils import signal_handling
 from eyas_device.errors import EyasError
 from eyas_host.data.part import Part
 from eyas_host.data.views import Augmenter, Batch, prepared
-from eyas_host.errors import TrainError
 from eyas_host.processes import on_this_machine
 from eyas_host.recipe import Recipe, RunSection
+from eyas_host.support.errors import TrainError
 
 Rows = npt.NDArray[np.int64]
 """Places of pictures in their part, int64 [n]."""

@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_host.data.domain import allowed
-from eyas_host.errors import DataError
 from eyas_host.recipe import AugmentSection
+from eyas_host.support.errors import DataError
 
 Batch = npt.NDArray[np.uint8]
 """Prepared pictures: uint8 [n, size, size, 3], blue-green-red."""

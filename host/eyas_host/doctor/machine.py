@@ -12,7 +12,7 @@ from eyas_device.board import read_pressure
 from eyas_device.doctor.finding import Finding, green, grey, red, yellow
 from eyas_host.data.split import MANIFEST
 from eyas_host.doctor.context import Context
-from eyas_host.errors import DataError
+from eyas_host.support.errors import DataError
 
 _GB = 1e9
 MEMORY_GB = (3.0, 6.0)

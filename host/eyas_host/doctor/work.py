@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from eyas_device.doctor import jobs
-from eyas_host.quiet import quiet_libraries
+from eyas_host.support.quiet import quiet_libraries
 
 
 def libraries(*, names: list[str]) -> dict[str, dict[str, str]]:

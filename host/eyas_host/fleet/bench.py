@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.bundle import Bundle
-from eyas_host.files import write_bytes
 from eyas_host.fleet.preflight import Layout, look
 from eyas_host.fleet.ssh import Access, FleetError, Remote, Target
+from eyas_host.support.files import write_bytes
 
 _SPARE_S = 600
 """For loading, golden check and a slow board, beside the seconds that were asked for."""

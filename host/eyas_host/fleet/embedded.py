@@ -12,7 +12,7 @@ import signal
 from collections.abc import Callable
 
 from eyas_device.errors import LinkError
-from eyas_host.errors import MissingExtra
+from eyas_host.support.errors import MissingExtra
 
 
 def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None:

@@ -22,7 +22,7 @@ from eyas_host.fleet.device import Device, Plan
 from eyas_host.fleet.preflight import Facts, Layout, faults, look, warnings
 from eyas_host.fleet.ssh import Access, FleetError, Remote, Target
 from eyas_host.fleet.wheels import build_wheel, project_root
-from eyas_host.progress import say as say_here
+from eyas_host.support.progress import say as say_here
 
 _AT_ONCE = 8
 

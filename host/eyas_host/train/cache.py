@@ -21,10 +21,10 @@ import torch
 from eyas_host.data.split import Split
 from eyas_host.data.stream import Rows, Stream, in_turn
 from eyas_host.data.views import Batch
-from eyas_host.errors import StageError
-from eyas_host.files import whole
-from eyas_host.progress import meter, say
 from eyas_host.recipe import Recipe
+from eyas_host.support.errors import StageError
+from eyas_host.support.files import whole
+from eyas_host.support.progress import meter, say
 from eyas_host.train.loop import pick_device, to_tensor
 from eyas_host.train.models import PixelClassifier, move
 

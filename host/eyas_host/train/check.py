@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from eyas_host.errors import RecipeError
 from eyas_host.recipe import Recipe
+from eyas_host.support.errors import RecipeError
 from eyas_host.train.hints import check_hints
 from eyas_host.train.models import PixelClassifier, build_student, build_teacher
 from eyas_host.train.weights import Fit, fit_to_pictures

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from eyas_host import processes
-from eyas_host.errors import MissingExtra
 from eyas_host.recipe import Recipe
+from eyas_host.support.errors import MissingExtra
 
 FOLDER = "curves"
 """Below the run's folder: one folder of events a training."""

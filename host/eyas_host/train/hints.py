@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyas_host.data.stream import Rows, in_turn
-from eyas_host.errors import RecipeError, StageError
-from eyas_host.files import whole, write_bytes
-from eyas_host.progress import meter, say
 from eyas_host.recipe import Recipe
 from eyas_host.recipe_training import Hint, StudentSection
+from eyas_host.support.errors import RecipeError, StageError
+from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.progress import meter, say
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import pick_device, to_tensor
 from eyas_host.train.losses import FeatureHint

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from eyas_host import processes
 from eyas_host.data.views import Batch
-from eyas_host.errors import TrainError
-from eyas_host.progress import meter
+from eyas_host.support.errors import TrainError
+from eyas_host.support.progress import meter
 from eyas_host.train.curves import Curve, Curves
 from eyas_host.train.metrics import Floats, Ints, auc, softmax
 from eyas_host.train.schedule import (

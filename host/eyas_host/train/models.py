@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host import starts
-from eyas_host.errors import RecipeError, WeightsError
 from eyas_host.recipe import StudentSection, TeacherSection
 from eyas_host.recipe_training import Weights
+from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.weights import read_weights, start_from
 
 Origin = Literal["hub", "packaged", "file", "warm", "random"]

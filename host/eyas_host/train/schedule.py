@@ -11,8 +11,8 @@ import msgspec
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from eyas_host.errors import TrainError
 from eyas_host.processes import Amp
+from eyas_host.support.errors import TrainError
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):

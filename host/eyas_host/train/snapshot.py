@@ -12,7 +12,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from eyas_host.files import write_bytes
+from eyas_host.support.files import write_bytes
 from eyas_host.train.schedule import Epoch
 
 

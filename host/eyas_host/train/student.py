@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from eyas_host import processes
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
-from eyas_host.errors import TrainError
 from eyas_host.processes import whole
 from eyas_host.recipe import Recipe
+from eyas_host.support.errors import TrainError
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.hints import BlockCache, Hints, maps_of

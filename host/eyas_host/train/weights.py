@@ -14,8 +14,8 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from eyas_host import starts
-from eyas_host.errors import WeightsError
 from eyas_host.recipe import PictureSection
+from eyas_host.support.errors import WeightsError
 
 _PRETRAINED_ON = (1000, 11_821, 21_841, 21_843)
 """Classes of ImageNet's editions: a head of so many is replaced, one of any other number was trained for a purpose."""

@@ -10,8 +10,8 @@ import msgspec
 
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
-from eyas_host.files import alone, write_bytes
 from eyas_host.recipe import Recipe
+from eyas_host.support.files import alone, write_bytes
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import logits_of, pick_device
 from eyas_host.train.metrics import score, softmax

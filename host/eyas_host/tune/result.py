@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from eyas_host.files import write_bytes
+from eyas_host.support.files import write_bytes
 from eyas_host.tune.finals import Final
 from eyas_host.tune.search import DONE, SECONDS, WHY, ranked
 from eyas_host.tune.space import Value, as_overrides, as_toml

@@ -18,10 +18,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
 from eyas_host.data.split import Split
-from eyas_host.errors import TrainError
-from eyas_host.files import alone
-from eyas_host.progress import meter
 from eyas_host.recipe import Recipe
+from eyas_host.support.errors import TrainError
+from eyas_host.support.files import alone
+from eyas_host.support.progress import meter
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.labelled import Labelled
 from eyas_host.train.loop import fit

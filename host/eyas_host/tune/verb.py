@@ -10,10 +10,10 @@ import torch
 
 from eyas_host.chain import threads
 from eyas_host.data.split import Split
-from eyas_host.errors import TuneError
-from eyas_host.files import write_bytes
-from eyas_host.progress import say, show
 from eyas_host.stages import Context
+from eyas_host.support.errors import TuneError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import say, show
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import pick_device
 from eyas_host.tune.finals import Final, Full, student_in_full, teacher_in_full, train_final

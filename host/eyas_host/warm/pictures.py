@@ -14,8 +14,8 @@ import numpy as np
 
 from eyas_device.bundle import sha256
 from eyas_device.preprocess import Pixels
-from eyas_host.errors import WeightsError
-from eyas_host.progress import say, track
+from eyas_host.support.errors import WeightsError
+from eyas_host.support.progress import say, track
 
 LONGEST = 1024
 """Pictures are kept with at most this longest side, pixels; no crop needs more."""

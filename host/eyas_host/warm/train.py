@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from eyas_device.preprocess import Pixels
-from eyas_host.errors import RecipeError, WeightsError
-from eyas_host.files import write_bytes
-from eyas_host.progress import say
+from eyas_host.support.errors import RecipeError, WeightsError
+from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import say
 from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.models import PACKAGED, build, known_model, move

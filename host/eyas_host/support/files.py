@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from eyas_host.errors import StageError
+from eyas_host.support.errors import StageError
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Helpers below everything else: atomic files, progress, machine facts, quiet libraries, errors."""
