@@ -24,7 +24,8 @@ import torch
 
 import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish
-from eyas_host.recipe import Recipe, load_recipe
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.load import load_recipe
 from eyas_host.support.machine import cpu_pressure
 from sides.lessons import Bench, Turn, rates, take_turns
 from sides.noise import gap

@@ -17,7 +17,10 @@ from eyas_host.data import part
 from eyas_host.data.index import build_index
 from eyas_host.data.split import split_index
 from eyas_host.data.stream import Stream, in_turn
-from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.run import RunSection
 
 _KEPT = 16 << 20  # a set of this size would else be kept decoded, which is bounded but fills up slowly
 

@@ -25,8 +25,9 @@ from eyas_host.data.balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
 from eyas_host.data.split import Split, save_split, split_index
-from eyas_host.recipe import Recipe, StudentSection, TeacherSection
-from eyas_host.recipe_warnings import label_warnings, student_warnings, teacher_warnings
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.recipe.warnings import label_warnings, student_warnings, teacher_warnings
 from eyas_host.stages import Context, Outcome, Stage
 from eyas_host.support.errors import StageError
 from eyas_host.support.progress import say, warn

@@ -149,7 +149,7 @@ def sensitivity(
 ) -> None:
     """Show which layers int8 harms most, and which to keep float. Earlier stages run first where they have to."""
     _run(recipe, runs, overrides, until="qat")
-    from eyas_host.recipe import load_recipe
+    from eyas_host.recipe.load import load_recipe
     from eyas_host.sensitivity_verb import sensitivity as measure
     from eyas_host.stages import Context
 
@@ -171,7 +171,7 @@ def preview(
     """Draw what the model will see: stored pictures, the same as the device prepares them, augmented views."""
     _run(recipe, runs, overrides, until="split")
     from eyas_host.data.preview import write_preview
-    from eyas_host.recipe import load_recipe
+    from eyas_host.recipe.load import load_recipe
     from eyas_host.stages import Context
 
     settings = load_recipe(recipe, overrides or ())
@@ -205,11 +205,11 @@ def _run(
     for value in (start, only):
         if value is not None and value not in STAGES:
             raise typer.BadParameter(f"{value!r} is no stage; allowed: {', '.join(STAGES)}")
-    from eyas_host.recipe import load_recipe
+    from eyas_host.recipe.load import load_recipe
 
     recipe = load_recipe(recipe_path, overrides or ())
     from eyas_host.chain import STAGES as CHAIN
-    from eyas_host.recipe_warnings import recipe_warnings
+    from eyas_host.recipe.warnings import recipe_warnings
     from eyas_host.stages import Context, run_chain
     from eyas_host.support.progress import warn
 
@@ -220,7 +220,7 @@ def _run(
 
 def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> None:
     from eyas_host.demonstrate import demonstrate
-    from eyas_host.recipe import load_recipe
+    from eyas_host.recipe.load import load_recipe
     from eyas_host.stages import Context
 
     recipe = load_recipe(recipe_path, overrides or ())

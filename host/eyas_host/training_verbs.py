@@ -159,7 +159,7 @@ def doctor(
 
 def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) -> Context:
     """The run of a recipe whose stages up to that one are finished, run now where they have to be."""
-    from eyas_host.recipe import load_recipe
+    from eyas_host.recipe.load import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
     from eyas_host.chain import STAGES

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from eyas_device.decision import Decision, decide, fault
-from eyas_host.recipe import CostSection, load_recipe
+from eyas_host.recipe.cost import CostSection
+from eyas_host.recipe.load import load_recipe
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.cost import (
     bayes_threshold,

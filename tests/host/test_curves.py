@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eyas_host.recipe import DataSection, Recipe, RunSection
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import MissingExtra
 from eyas_host.train import curves
 from eyas_host.train.curves import Curves

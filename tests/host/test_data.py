@@ -21,7 +21,8 @@ from eyas_host.data.index import Index, build_index
 from eyas_host.data.sources import ELPV_NOTICE, Picture
 from eyas_host.data.split import PARTS, Part, Split, SplitManifest, data_hash, save_split, split_index
 from eyas_host.data.views import Augmenter, prepared
-from eyas_host.recipe import AugmentSection, DataSection
+from eyas_host.recipe.augment import AugmentSection
+from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from tests.host.shapes import draw_folder, draw_shape
 

@@ -15,8 +15,11 @@ from torch import nn
 
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
-from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
-from eyas_host.recipe_training import Hint
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import Hint, StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.check import check_networks

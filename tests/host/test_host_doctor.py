@@ -18,7 +18,9 @@ from eyas_device.doctor.finding import Finding
 from eyas_host.doctor import CHECKS, gpu, machine, software
 from eyas_host.doctor.context import Context
 from eyas_host.doctor.gpu import fits
-from eyas_host.recipe import Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
 
@@ -216,7 +218,7 @@ def test_room_for_the_views(tmp_path: Path) -> None:
     draw_folder(tmp_path / "pictures", count=10, labels=SHAPES[:2])
     path = tmp_path / "recipe.toml"
     path.write_text('[run]\nname = "toy"\n[data]\npath = "pictures"\n[student]\nviews = 100000\ncache_gb = 0.0\n')
-    from eyas_host.recipe import load_recipe
+    from eyas_host.recipe.load import load_recipe
 
     settings = {"recipe": load_recipe(path), "recipe_path": path, "runs": tmp_path / "runs"}
     need = 20 * 100_000 * 3 * 128**2

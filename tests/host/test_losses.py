@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from eyas_host.recipe import Recipe, RunSection, StudentSection, TeacherSection
-from eyas_host.recipe_training import LossName
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.recipe.types import LossName
 from eyas_host.train.losses import (
     DistillationLoss,
     FeatureHint,

@@ -10,8 +10,9 @@ from torch import nn
 
 from eyas_host.networks import STUDENTS, TEACHERS, pick
 from eyas_host.new import new_recipe
-from eyas_host.recipe import Recipe, load_recipe
-from eyas_host.recipe_warnings import recipe_warnings
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.warnings import recipe_warnings
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.models import PixelClassifier, build_student, build_teacher, known_model

@@ -15,7 +15,7 @@ from PIL import Image
 
 from eyas_host.data.index import Index, build_index
 from eyas_host.data.sources import fingerprint, seconds
-from eyas_host.recipe import DataSection, Source
+from eyas_host.recipe.data import DataSection, Source
 from eyas_host.support.errors import DataError
 from tests.host.shapes import draw_folder, draw_shape
 

@@ -21,7 +21,7 @@ from eyas_host.data.duplicates import BITS, cluster_hashes, perceptual_hash
 from eyas_host.data.index import Index, Look
 from eyas_host.data.sources import Picture
 from eyas_host.data.split import PARTS, SplitManifest, split_index
-from eyas_host.recipe import DataSection
+from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from tests.host.shapes import SHAPES, draw_shape
 

@@ -21,15 +21,13 @@ from eyas_host.data.part import Part
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.stream import Rows, Stream, draw_ahead, in_turn, worker_count
 from eyas_host.data.views import Augmenter, Batch, prepared
-from eyas_host.recipe import (
-    AugmentSection,
-    DataSection,
-    PictureSection,
-    Recipe,
-    RunSection,
-    TeacherSection,
-    load_recipe,
-)
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.augment import AugmentSection
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import TeacherSection
 from eyas_host.support.errors import DataError, RecipeError, TrainError
 from eyas_host.train.teacher import train_teacher
 

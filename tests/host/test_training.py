@@ -18,7 +18,11 @@ from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.views import prepared
-from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train import metrics
 from eyas_host.train.cache import ViewCache

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from eyas_host.data.split import Split
-from eyas_host.recipe import load_recipe
+from eyas_host.recipe.load import load_recipe
 from eyas_host.support.errors import TrainError
 from eyas_host.train.teacher import train_teacher
 from eyas_host.tune.result import TuneResult

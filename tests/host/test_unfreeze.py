@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eyas_host.recipe import TeacherSection
+from eyas_host.recipe.training import TeacherSection
 from eyas_host.train.loop import Groups, fit, logits_of, to_tensor, validation_figures
 from eyas_host.train.models import PixelClassifier
 from eyas_host.train.schedule import Epoch, Schedule

@@ -10,7 +10,7 @@ from eyas_device.bundle import Artefact
 from eyas_host.cli import STAGES
 from eyas_host.compile.bundle import golden_rows
 from eyas_host.compile.parity import Parity, compare, refusal
-from eyas_host.recipe import GateSection
+from eyas_host.recipe.export import GateSection
 from eyas_host.support.errors import GateError
 from eyas_host.verify import Latency, choose
 

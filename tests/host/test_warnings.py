@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eyas_host.recipe import Recipe, load_recipe
-from eyas_host.recipe_warnings import label_warnings, recipe_warnings, student_warnings, teacher_warnings
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.warnings import label_warnings, recipe_warnings, student_warnings, teacher_warnings
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
 

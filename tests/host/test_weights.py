@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from eyas_host.chain import STAGES
-from eyas_host.recipe import PictureSection, Recipe, RunSection, StudentSection, TeacherSection
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.check import check_networks
 from eyas_host.train.models import PixelClassifier, build

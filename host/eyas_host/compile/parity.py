@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from eyas_host.recipe import GateSection
+from eyas_host.recipe.export import GateSection
 from eyas_host.train.metrics import Floats, Ints, paired_loss, softmax
 
 

@@ -20,7 +20,7 @@ from eyas_host.compress.channels import MAX_PRUNED, Cut, channel_groups, cut_cha
 from eyas_host.compress.latency import LatencyModel, layers_of
 from eyas_host.compress.prune import count_costs
 from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
-from eyas_host.recipe import PruneSection
+from eyas_host.recipe.compress import PruneSection
 from eyas_host.support.errors import CompressError
 from eyas_host.support.progress import say
 from eyas_host.train.models import PixelClassifier, move

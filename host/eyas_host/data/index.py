@@ -18,7 +18,7 @@ from eyas_device.errors import PictureError
 from eyas_device.preprocess import decode
 from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
 from eyas_host.data.sources import Picture, list_pictures, thin
-from eyas_host.recipe import DataSection
+from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.progress import meter
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from eyas_device.camera.folder import SUFFIXES
-from eyas_host.recipe import DataSection
+from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError, MissingExtra
 
 ELPV_NOTICE = (

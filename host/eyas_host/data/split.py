@@ -23,7 +23,7 @@ from eyas_host.data.index import Index
 from eyas_host.data.part import Part as Part
 from eyas_host.data.seal import Opening, open_seal, openings
 from eyas_host.data.sources import Picture
-from eyas_host.recipe import DataSection
+from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.files import whole, write_bytes
 

@@ -18,8 +18,8 @@ import torch
 from torchvision.transforms import v2
 
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
-from eyas_host.data.domain import allowed
-from eyas_host.recipe import AugmentSection
+from eyas_host.recipe.augment import AugmentSection
+from eyas_host.recipe.augment_rules import allowed
 from eyas_host.support.errors import DataError
 
 Batch = npt.NDArray[np.uint8]

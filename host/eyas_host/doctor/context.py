@@ -12,7 +12,8 @@ from typing import Any
 from eyas_device.board.reading import Runner, run_command, text
 from eyas_device.doctor.child import in_child
 from eyas_device.doctor.finding import installed
-from eyas_host.recipe import Recipe, RunSection
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.run import RunSection
 
 Job = Callable[[str, Mapping[str, object], float], Any]
 

@@ -15,7 +15,7 @@ from eyas_device.doctor.finding import Context as DeviceContext
 from eyas_device.doctor.finding import Finding, Status, green, grey, red, yellow
 from eyas_host import starts
 from eyas_host.doctor.context import Context
-from eyas_host.recipe import StudentSection, TeacherSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
 
 CONSTRAINTS = Path(eyas_host.__file__).parents[2] / "constraints" / "host.txt"
 """The tested set, where Eyas runs from its source tree."""

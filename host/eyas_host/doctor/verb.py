@@ -15,7 +15,7 @@ from eyas_device.doctor import Row, rows, title
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_host.doctor import CHECKS
 from eyas_host.doctor.context import Context
-from eyas_host.recipe import load_recipe
+from eyas_host.recipe.load import load_recipe
 from eyas_host.support.errors import RecipeError
 
 LIMIT_S = 600.0

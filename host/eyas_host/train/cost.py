@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.decision import Decision, decide
-from eyas_host.recipe_cost import CostSection
+from eyas_host.recipe.cost import CostSection
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.metrics import Floats, Ints
 

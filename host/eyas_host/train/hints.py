@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from eyas_host.data.stream import Rows, in_turn
 from eyas_host.recipe import Recipe
-from eyas_host.recipe_training import Hint, StudentSection
+from eyas_host.recipe.training import Hint, StudentSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.progress import meter, say

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyas_host.recipe import Recipe
-from eyas_host.recipe_training import LossName, StudentSection, TeacherSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.recipe.types import LossName
 
 
 class _WeightedLoss(nn.Module):

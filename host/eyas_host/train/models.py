@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host import starts
-from eyas_host.recipe import StudentSection, TeacherSection
-from eyas_host.recipe_training import Weights
+from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.recipe.types import Weights
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.weights import read_weights, start_from
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import WeightedRandomSampler
 
-from eyas_host.recipe_training import SamplerName
+from eyas_host.recipe.types import SamplerName
 
 Rows = npt.NDArray[np.int64]
 

@@ -14,7 +14,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from eyas_host import starts
-from eyas_host.recipe import PictureSection
+from eyas_host.recipe.image import PictureSection
 from eyas_host.support.errors import WeightsError
 
 _PRETRAINED_ON = (1000, 11_821, 21_841, 21_843)

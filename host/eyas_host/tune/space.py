@@ -11,7 +11,7 @@ import msgspec
 from optuna.trial import Trial
 
 from eyas_host.recipe import Recipe
-from eyas_host.tune.settings import TuneSection
+from eyas_host.recipe.tune import TuneSection
 
 What = Literal["teacher", "student"]
 Value = float | int | str

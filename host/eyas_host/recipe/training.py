@@ -10,17 +10,8 @@ import msgspec
 from msgspec import Meta
 
 from eyas_device.support.toml import Section
+from eyas_host.recipe.types import AtLeastOne, Count, Fraction, Gamma, LossName, Positive, Rate, SamplerName, Weights
 
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Positive = Annotated[float, Meta(gt=0.0, le=1000.0)]
-Rate = Annotated[float, Meta(gt=0.0, le=1.0)]
-Count = Annotated[int, Meta(ge=0)]
-AtLeastOne = Annotated[int, Meta(ge=1)]
-Gamma = Annotated[float, Meta(ge=0.0, le=10.0)]
-
-Weights = Literal["auto", "hub", "packaged", "file", "warm", "random"]
-LossName = Literal["cross_entropy", "bce", "focal"]
-SamplerName = Literal["shuffled", "balanced"]
 _Training = TypeVar("_Training", "TeacherSection", "StudentSection")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from eyas_device.support.toml import Section
-from eyas_host.recipe_training import AtLeastOne, Count, Fraction, Positive, Rate
+from eyas_host.recipe.types import AtLeastOne, Count, Fraction, Positive, Rate
 
 _FILLED = Meta(min_length=1)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from eyas_host.recipe import AugmentSection
+    from eyas_host.recipe.augment import AugmentSection
 
 OFF: dict[str, bool | int | float] = {
     "horizontal_flip": False,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from eyas_host.recipe import Recipe, StudentSection, TeacherSection
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.training import StudentSection, TeacherSection
 
 FASTEST = 1e-3
 """Rate above which pretrained layers forget faster than they adapt (AdamW)."""

@@ -1,0 +1,38 @@
+"""The recipe: one TOML file that says what to make, one file a section; `load` reads and checks it.
+
+Every section is a frozen struct with one sentence a field. Unknown keys, wrong types and impossible combinations are
+all reported together, each with its section and what is allowed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from eyas_host.recipe.augment import AugmentSection
+from eyas_host.recipe.compress import PruneSection, QuantizeSection
+from eyas_host.recipe.cost import CostSection
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.export import CompileSection, GateSection
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.pack import PackSection
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.recipe.tune import TuneSection
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole recipe."""
+
+    run: RunSection
+    data: DataSection = DataSection()
+    picture: PictureSection = PictureSection()
+    augment: AugmentSection = AugmentSection()
+    teacher: TeacherSection = TeacherSection()
+    student: StudentSection = StudentSection()
+    prune: PruneSection = PruneSection()
+    quantize: QuantizeSection = QuantizeSection()
+    compile: CompileSection = CompileSection()
+    gate: GateSection = GateSection()
+    cost: CostSection = CostSection()
+    pack: PackSection = PackSection()
+    tune: TuneSection = TuneSection()

@@ -1,0 +1,59 @@
+"""Combinations of settings that no type forbids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.cost import CostSection as CostSection
+from eyas_host.recipe.training import StudentSection as StudentSection
+from eyas_host.recipe.training import TeacherSection as TeacherSection
+from eyas_host.recipe.training import training_faults
+from eyas_host.recipe.tune import TuneSection as TuneSection
+
+
+def impossible(recipe: Recipe) -> Iterable[str]:
+    """Combinations that no type forbids."""
+    data = recipe.data
+    if abs(sum(data.split) - 1.0) > 1e-6 or min(data.split) <= 0:
+        yield f"[data] split = {list(data.split)}: three parts above 0 that add up to 1 are needed"
+    if data.source == "folder" and not data.path:
+        yield "[data] path: missing; source = 'folder' needs the folder of class folders"
+    if data.source == "csv" and not data.path:
+        yield "[data] path: missing; source = 'csv' needs the table path,label[,group,time]"
+    if data.source == "elpv" and data.path:
+        yield "[data] path: source = 'elpv' takes its pictures from the extra `demo`, not from a path"
+    if data.by in ("group", "time") and (data.source == "elpv" or any(one.source != "csv" for one in data.sources)):
+        yield f"[data] by = '{data.by}': source = 'csv' is needed, a table with the columns path,label,{data.by}"
+    if data.by != "time" and data.gap_days:
+        yield f"[data] gap_days belongs to by = 'time', not to {data.by!r}"
+    if data.by == "time" and data.fold[1]:
+        yield "[data] fold: by = 'time' has no folds, they would train on what comes after the test; leave one out"
+    if not recipe.compile.runtimes or len(set(recipe.compile.runtimes)) != len(recipe.compile.runtimes):
+        yield "[compile] runtimes: name at least one of litert, openvino, onnx, each once"
+    fold, folds = data.fold
+    if data.fold != (0, 0) and not (folds >= 2 and fold < folds):
+        yield f"[data] fold = {list(data.fold)}: [k, n] with n of at least 2 folds and k from 0 to n - 1 is needed"
+    prune = recipe.prune
+    if prune.method == "channel" and prune.keep >= 1.0 and not (prune.target == "latency" and prune.ms):
+        yield "[prune] keep = 1.0 prunes nothing: take method = 'none' or a part below 1"
+    if prune.target != "latency" and (prune.ms or prune.table):
+        yield f"[prune] ms and table belong to target = 'latency', not to {prune.target!r}"
+    if recipe.prune.method == "nncf" and recipe.prune.sparsity == 0.0:
+        yield "[prune] sparsity = 0 prunes nothing: take method = 'none' or a sparsity above 0"
+    precisions = recipe.compile.precisions
+    if not {"fp32", "int8"} <= set(precisions) or len(set(precisions)) != len(precisions):
+        yield "[compile] precisions: fp32 and int8 are needed, int16 may stand beside them, each once"
+    if "int16" in precisions and "litert" not in recipe.compile.runtimes:
+        yield "[compile] precisions: int16 is built for litert, which [compile] runtimes leaves out"
+    if recipe.student.ready and (recipe.prune.method != "none" or recipe.quantize.method != "ptq"):
+        yield "[student] ready: then nothing is trained: [prune] method = 'none' and [quantize] method = 'ptq', please"
+    if recipe.quantize.method == "qat" and not recipe.quantize.epochs:
+        yield "[quantize] epochs = 0: training for no epochs is method = 'ptq'"
+    if len(set(recipe.run.trackers)) != len(recipe.run.trackers):
+        yield f"[run] trackers = {list(recipe.run.trackers)}: each once"
+    if recipe.run.amp == "fp16" and recipe.run.device == "cpu":
+        yield "[run] amp = 'fp16' needs a GPU, and device = 'cpu' takes none; 'bf16' runs there"
+    if recipe.picture.size % 32:
+        yield f"[picture] size = {recipe.picture.size}: must be a multiple of 32 (the networks halve it five times)"
+    yield from training_faults(recipe.teacher, recipe.student)

@@ -1,0 +1,26 @@
+"""`[pack]`: the bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from eyas_device.support.toml import Section
+from eyas_host.recipe.cost import CostSection as CostSection
+from eyas_host.recipe.training import StudentSection as StudentSection
+from eyas_host.recipe.training import TeacherSection as TeacherSection
+from eyas_host.recipe.tune import TuneSection as TuneSection
+from eyas_host.recipe.types import Fraction
+
+
+class PackSection(Section, frozen=True):
+    """`[pack]`: the bundle."""
+
+    version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"
+    golden: Annotated[int, Meta(ge=1, le=64)] = 12
+    """Validation pictures that every device must answer as the workstation did."""
+    threshold: Fraction = 0.6
+    """Answers below this calibrated confidence are reported as unsure."""
+    pictures: Literal["allowed", "never"] = "allowed"
+    """`never`: no device sends a picture, whatever its configuration says; part of the bundle."""
