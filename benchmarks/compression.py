@@ -19,8 +19,8 @@ import torch
 
 import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish
+from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
-from eyas_host.stages import Context
 from eyas_host.support.machine import cpu_pressure
 from sides.compressed import accuracy, peers, read_fold
 from sides.small_networks import large_figures, small_figures

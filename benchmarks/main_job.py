@@ -30,9 +30,9 @@ from eyas_device.runtimes.litert import LiteRT
 from eyas_host import checkpoints
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
+from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report.model import Report
-from eyas_host.stages import Context
 from eyas_host.support.machine import cpu_pressure
 from eyas_host.train.loop import logits_of
 from eyas_host.train.metrics import Scores, paired_loss, score, softmax

@@ -36,8 +36,8 @@ from eyas_host import checkpoints, starts
 from eyas_host.data.part import Part
 from eyas_host.data.split import Split
 from eyas_host.data.views import Batch, prepared
+from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
-from eyas_host.stages import Context
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.machine import cpu_pressure
 from eyas_host.train.cache import ViewCache

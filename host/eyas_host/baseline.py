@@ -22,7 +22,7 @@ from torch import nn
 from eyas_host import checkpoints
 from eyas_host.chain import threads
 from eyas_host.data.split import Split
-from eyas_host.stages import Context, Outcome, Record, Stage, run_chain
+from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import show

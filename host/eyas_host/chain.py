@@ -20,15 +20,16 @@ import msgspec
 from rich.markup import escape
 
 from eyas_device.bundle import sha256
-from eyas_host import processes, starts
+from eyas_host import starts
 from eyas_host.data.balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
 from eyas_host.data.split import Split, save_split, split_index
+from eyas_host.pipeline import distributed
+from eyas_host.pipeline.runner import Context, Outcome, Stage
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.warnings import label_warnings, student_warnings, teacher_warnings
-from eyas_host.stages import Context, Outcome, Stage
 from eyas_host.support.errors import StageError
 from eyas_host.support.progress import say, warn
 
@@ -46,7 +47,7 @@ def threads(recipe: Recipe) -> int:
     """Torch threads of a training process."""
     if recipe.run.threads:
         return recipe.run.threads
-    cores = (os.cpu_count() or 1) // processes.on_this_machine()
+    cores = (os.cpu_count() or 1) // distributed.on_this_machine()
     return 1 if recipe.picture.size <= SINGLE_THREAD_SIZE else max(1, cores)
 
 
@@ -108,7 +109,7 @@ def teach(context: Context) -> Outcome:
     folder = context.folder("teach")
     curves = Curves(context.recipe, context.root)
     model, origin, histories = train_teacher(context.recipe, data, folder, curves=curves)
-    if not processes.is_main():
+    if not distributed.is_main():
         return Outcome("")
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
     for checkpoint in folder.glob("*.ckpt"):
@@ -149,25 +150,25 @@ def distill(context: Context) -> Outcome:
     torch.set_num_threads(threads(recipe))
     data = Split.load(context.root, context.recipe.picture.preprocessing())
     if recipe.student.ready:
-        return _take_ready(context, data) if processes.is_main() else Outcome("")
+        return _take_ready(context, data) if distributed.is_main() else Outcome("")
     warned = student_warnings(recipe, len(data.labels))
     for line in warned[len(student_warnings(recipe)) :]:
         warn(line)
-    if processes.is_main():
-        with processes.alone():
+    if distributed.is_main():
+        with distributed.alone():
             teacher = checkpoints.load_teacher(context, len(data.labels))
             student = checkpoints.blank_student(context, len(data.labels))
             check_hints(recipe.student.hints, teacher, student, recipe.picture.size)
             cache = ViewCache.make(folder, recipe, data, teacher)
             if recipe.student.hints:
                 BlockCache.make(cache, recipe, teacher)
-    processes.from_main("the cache is there")
+    distributed.from_main("the cache is there")
     data.train.forget()
-    beside = recipe.student.labels_only and processes.is_main()
+    beside = recipe.student.labels_only and distributed.is_main()
     with _beside(_labels_only, recipe, context.root) if beside else nullcontext() as other:
         curves = Curves(recipe, context.root)
         model, origin, history = train_student(recipe, data, ViewCache(folder), folder, curves=curves)
-        if not processes.is_main():
+        if not distributed.is_main():
             return Outcome("")
         save_tensors(context.root / checkpoints.STUDENT, model.cpu().state_dict())
         histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
@@ -235,7 +236,7 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
 
     quiet_libraries()
     end_with_parent()
-    processes.leave()
+    distributed.leave()
     torch.set_num_threads(threads(recipe))
     folder = root / "distill"
     data = Split.load(root, recipe.picture.preprocessing())

@@ -13,7 +13,7 @@ from torch import nn
 
 from eyas_host.compress.fold import DeployModel, fold_for_deployment
 from eyas_host.compress.prune import PrunePlan, rebuild_channels
-from eyas_host.stages import Context
+from eyas_host.pipeline.runner import Context
 from eyas_host.support.errors import StageError
 from eyas_host.train.models import PixelClassifier, build
 

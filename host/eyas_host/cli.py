@@ -149,9 +149,9 @@ def sensitivity(
 ) -> None:
     """Show which layers int8 harms most, and which to keep float. Earlier stages run first where they have to."""
     _run(recipe, runs, overrides, until="qat")
+    from eyas_host.pipeline.runner import Context
     from eyas_host.recipe.load import load_recipe
     from eyas_host.sensitivity_verb import sensitivity as measure
-    from eyas_host.stages import Context
 
     settings = load_recipe(recipe, overrides or ())
     measure(Context(settings, runs / settings.run.name), pictures, json)
@@ -171,8 +171,8 @@ def preview(
     """Draw what the model will see: stored pictures, the same as the device prepares them, augmented views."""
     _run(recipe, runs, overrides, until="split")
     from eyas_host.data.preview import write_preview
+    from eyas_host.pipeline.runner import Context
     from eyas_host.recipe.load import load_recipe
-    from eyas_host.stages import Context
 
     settings = load_recipe(recipe, overrides or ())
     typer.echo(write_preview(Context(settings, runs / settings.run.name), pictures=pictures, views=views))
@@ -209,8 +209,8 @@ def _run(
 
     recipe = load_recipe(recipe_path, overrides or ())
     from eyas_host.chain import STAGES as CHAIN
+    from eyas_host.pipeline.runner import Context, run_chain
     from eyas_host.recipe.warnings import recipe_warnings
-    from eyas_host.stages import Context, run_chain
     from eyas_host.support.progress import warn
 
     for line in recipe_warnings(recipe):
@@ -220,8 +220,8 @@ def _run(
 
 def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> None:
     from eyas_host.demonstrate import demonstrate
+    from eyas_host.pipeline.runner import Context
     from eyas_host.recipe.load import load_recipe
-    from eyas_host.stages import Context
 
     recipe = load_recipe(recipe_path, overrides or ())
     code = demonstrate(Context(recipe, runs / recipe.run.name))

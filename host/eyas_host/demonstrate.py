@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from eyas_host.data.split import Split
-from eyas_host.stages import BUNDLE, Context
+from eyas_host.pipeline.runner import BUNDLE, Context
 
 
 def demonstrate(context: Context) -> int:

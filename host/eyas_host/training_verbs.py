@@ -10,7 +10,7 @@ import typer
 from eyas_host.options import JsonOption, Overrides, RecipeArgument, RunsOption
 
 if TYPE_CHECKING:
-    from eyas_host.stages import Context
+    from eyas_host.pipeline.runner import Context
 
 TEACHES = {
     "warm_start": """**What it is for**: where no hub can be reached, a student starts from random weights. A warm start
@@ -163,7 +163,7 @@ def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) ->
 
     settings = load_recipe(recipe, overrides or ())
     from eyas_host.chain import STAGES
-    from eyas_host.stages import Context, run_chain
+    from eyas_host.pipeline.runner import Context, run_chain
 
     context = Context(settings, runs / settings.run.name)
     run_chain(STAGES, context, until=stage)

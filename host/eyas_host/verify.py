@@ -26,7 +26,7 @@ from eyas_host.compile.qdq import exact_int8
 from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
-from eyas_host.stages import Context, Outcome
+from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import GateError, StageError
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.progress import meter, say

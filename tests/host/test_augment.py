@@ -17,6 +17,7 @@ from eyas_host.data.index import build_index
 from eyas_host.data.preview import write_preview
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.data.views import LIGHT_STEPS, Augmenter, light_steps, prepared
+from eyas_host.pipeline.runner import Context
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.augment_rules import OFF
@@ -24,7 +25,6 @@ from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
-from eyas_host.stages import Context
 from eyas_host.support.errors import DataError, RecipeError
 from tests.host.shapes import SHAPES, draw_folder, draw_shape
 

@@ -19,13 +19,13 @@ from eyas_host.chain import STAGES
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.views import Augmenter
+from eyas_host.pipeline.runner import Context, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
-from eyas_host.stages import Context, run_chain
 from eyas_host.support.errors import StageError
 from eyas_host.train.cache import ViewCache, check_room
 from eyas_host.train.loop import logits_of

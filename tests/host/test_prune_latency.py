@@ -22,6 +22,7 @@ from eyas_host.compress.channels import channel_groups
 from eyas_host.compress.latency import LatencyModel, Layers, layers_of
 from eyas_host.compress.prune import prune_evenly
 from eyas_host.data.split import Split
+from eyas_host.pipeline.runner import Context
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.compress import PruneSection
 from eyas_host.recipe.data import DataSection
@@ -30,7 +31,6 @@ from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection
-from eyas_host.stages import Context
 from eyas_host.support.errors import CompressError
 from eyas_host.train import snapshot
 from eyas_host.train.cache import ViewCache

@@ -12,10 +12,10 @@ from eyas_host.data import part
 from eyas_host.data.index import build_index
 from eyas_host.data.part import Decoded
 from eyas_host.data.split import Split, save_split, split_index
+from eyas_host.pipeline.runner import Context, Outcome, Stage, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.run import RunSection
-from eyas_host.stages import Context, Outcome, Stage, run_chain
 from eyas_host.support.errors import DataError
 from tests.host.shapes import draw_folder
 

@@ -12,10 +12,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain, up_to_date
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.run import RunSection
-from eyas_host.stages import Context, Outcome, Record, Stage, run_chain, up_to_date
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.train.snapshot import save_tensors

@@ -19,8 +19,8 @@ from eyas_host.compile.tensorrt import check_tensorrt
 from eyas_host.compress.qat import load_qat
 from eyas_host.compress.quantizers import float_layers
 from eyas_host.data.split import Split
+from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.export import CompileSection
-from eyas_host.stages import Context
 from eyas_host.support.progress import meter
 
 _SUFFIX = {"litert": ".tflite", "openvino": ".xml", "onnx": ".onnx"}

@@ -20,7 +20,7 @@ from eyas_host.compress.prune import ZeroKeeper
 from eyas_host.compress.qat import prepare_qat, save_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
-from eyas_host.stages import Context, Outcome
+from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say

@@ -17,7 +17,7 @@ from eyas_host.compress.mixed import Harm, MixedPrecision
 from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import prepared
-from eyas_host.stages import Context
+from eyas_host.pipeline.runner import Context
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import meter

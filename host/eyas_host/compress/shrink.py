@@ -25,7 +25,7 @@ from eyas_host.compress.rounds import Measure, Rounds
 from eyas_host.compress.stopwatch import Stopwatch
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
-from eyas_host.stages import Context, Outcome
+from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say

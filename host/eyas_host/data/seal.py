@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_host.stages import TO_THE_BUNDLE, Record, read_record
+from eyas_host.pipeline.runner import TO_THE_BUNDLE, Record, read_record
 from eyas_host.support.errors import DataError
 
 LEDGER = Path("sealed") / "ledger.jsonl"

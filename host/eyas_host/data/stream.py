@@ -22,7 +22,7 @@ from torch.utils.data._utils import signal_handling
 from eyas_device.errors import EyasError
 from eyas_host.data.part import Part
 from eyas_host.data.views import Augmenter, Batch, prepared
-from eyas_host.processes import on_this_machine
+from eyas_host.pipeline.distributed import on_this_machine
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import TrainError

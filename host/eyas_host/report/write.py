@@ -18,6 +18,7 @@ from eyas_device.preprocess import Pixels, prepare, read_picture
 from eyas_host.compile.sizes import ArtefactSize, LayerSize
 from eyas_host.compress.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
+from eyas_host.pipeline.runner import BUNDLE, TO_THE_BUNDLE, Context, Outcome
 from eyas_host.report.answers import Answers, cost_figures, positive_label, targets_of
 from eyas_host.report.curves import curves_of
 from eyas_host.report.gradcam import grad_cam, overlay
@@ -25,7 +26,6 @@ from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
 from eyas_host.report.signals import with_signals
 from eyas_host.report.table import ladder_table
-from eyas_host.stages import BUNDLE, TO_THE_BUNDLE, Context, Outcome
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.machine import machine, versions
 from eyas_host.support.progress import say, show

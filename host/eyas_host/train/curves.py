@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from eyas_host import processes
+from eyas_host.pipeline import distributed
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import MissingExtra
 
@@ -38,7 +38,7 @@ class Curves:
     def drawn(self, title: str, step: int) -> Iterator[Curve]:
         """The curve of one training, which begins or goes on at `step`."""
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-        if not processes.is_main():
+        if not distributed.is_main():
             yield Curve([])
             return
         if step == 0:

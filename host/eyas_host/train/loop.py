@@ -1,7 +1,7 @@
 """The training loop: epochs with a schedule, the best weights kept, and checkpoints to go on from.
 
 Everything random in a step is seeded by (seed, epoch, step, process), so a run that was killed and resumed ends with
-the same numbers as one that was not. Several processes (`eyas_host.processes`) make each step together.
+the same numbers as one that was not. Several processes (`eyas_host.pipeline.distributed`) make each step together.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sklearn.metrics import f1_score
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from eyas_host import processes
 from eyas_host.data.views import Batch
+from eyas_host.pipeline import distributed
 from eyas_host.support.errors import TrainError
 from eyas_host.support.progress import meter
 from eyas_host.train.curves import Curve, Curves
@@ -106,7 +106,7 @@ def fit(
                 bar.advance(f"loss {np.mean(position.losses[-_RECENT:]):.3f}  " + _words(history))
             kept = training.kept
             kept.eval()
-            figures = processes.from_main(evaluate(kept) if processes.is_main() else {})
+            figures = distributed.from_main(evaluate(kept) if distributed.is_main() else {})
             seconds = before + time.monotonic() - started
             history.append(Epoch(epoch + 1, float(np.mean(position.losses)), seconds, figures, stage, training.rate))
             training.end_epoch()
@@ -131,7 +131,7 @@ class _Training:
         self.schedule = schedule
         self.steps_an_epoch = steps_an_epoch
         self.title = title
-        self.plumbing = processes.accelerator(schedule.amp, next(model.parameters()).device)
+        self.plumbing = distributed.accelerator(schedule.amp, next(model.parameters()).device)
         for group in groups:
             group["lr"] = schedule.rate * group.get("lr_scale", 1.0)
         adam = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
@@ -142,7 +142,7 @@ class _Training:
         self.snapshot = Snapshot(checkpoint, parts | {"ema": self.ema.module if self.ema is not None else None})
         self.position = self.snapshot.load()
         self.saved = time.monotonic()
-        processes.same_as_main(model, beside)
+        distributed.same_as_main(model, beside)
 
     @property
     def kept(self) -> nn.Module:
@@ -156,7 +156,7 @@ class _Training:
 
     def forward(self, losses: Iterator[Tensor], epoch: int, number: int) -> Tensor | None:
         """The loss of the next batch."""
-        sequence = np.random.SeedSequence((self.schedule.seed, epoch, number, processes.rank()))
+        sequence = np.random.SeedSequence((self.schedule.seed, epoch, number, distributed.rank()))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         with self.plumbing.autocast():
             return next(losses, None)
@@ -183,7 +183,7 @@ class _Training:
         factor = step_factor(schedule, at, total, cut)
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.rate * group.get("lr_scale", 1.0) * factor
-        processes.sum_gradients(self.model.parameters())
+        distributed.sum_gradients(self.model.parameters())
         norm = float(self.plumbing.clip_grad_norm_(self.parameters, schedule.clip or math.inf))
         if not math.isfinite(norm) and self.plumbing.scaler is None:
             raise TrainError(f"{self._where(epoch, number)}: the gradient's norm is {norm}; {self._mend}")
@@ -213,12 +213,12 @@ class _Training:
         """Put the best weights into the model; returns the history."""
         if self.position.best_state:
             self.model.load_state_dict(self.position.best_state)
-        processes.same_as_main(self.model)
+        distributed.same_as_main(self.model)
         self.model.eval()
         return self.position.history
 
     def _save(self) -> None:
-        if processes.is_main():
+        if distributed.is_main():
             self.snapshot.save(self.position)
         self.saved = time.monotonic()
 

@@ -11,7 +11,7 @@ import msgspec
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from eyas_host.processes import Amp
+from eyas_host.pipeline.distributed import Amp
 from eyas_host.support.errors import TrainError
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eyas_host import processes
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
-from eyas_host.processes import whole
+from eyas_host.pipeline import distributed
+from eyas_host.pipeline.distributed import whole
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
 from eyas_host.train.cache import ViewCache
@@ -100,10 +100,10 @@ class Lesson:
 
         Raises `TrainError` if a batch is too small for the processes that share it.
         """
-        if self.recipe.student.batch < 2 * processes.count():
+        if self.recipe.student.batch < 2 * distributed.count():
             raise TrainError(
                 f"[student] batch = {self.recipe.student.batch}: BatchNorm needs at least 2 pictures for each of the "
-                f"{processes.count()} processes"
+                f"{distributed.count()} processes"
             )
         hints = self._hints(model)
         groups: Groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
@@ -113,7 +113,7 @@ class Lesson:
         def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
             drawn = zip(self._drawn(epoch, first), self.batches(epoch, first), strict=True)
             for places, (pixels, teacher, features, labels) in drawn:
-                rows, pixels = len(pixels), processes.share(pixels)
+                rows, pixels = len(pixels), distributed.share(pixels)
                 if hints is None or not isinstance(model, PixelClassifier):
                     yield self.loss(whole(model(pixels.float()), rows), teacher, labels)
                 else:

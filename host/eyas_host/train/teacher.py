@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eyas_host.data.split import Split
 from eyas_host.data.stream import Rows, in_turn
-from eyas_host.processes import share, whole
+from eyas_host.pipeline.distributed import share, whole
 from eyas_host.recipe import Recipe
 from eyas_host.train.curves import Curves
 from eyas_host.train.labelled import ORDER, VIEWS, Labelled

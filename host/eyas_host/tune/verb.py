@@ -10,7 +10,7 @@ import torch
 
 from eyas_host.chain import threads
 from eyas_host.data.split import Split
-from eyas_host.stages import Context
+from eyas_host.pipeline.runner import Context
 from eyas_host.support.errors import TuneError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say, show

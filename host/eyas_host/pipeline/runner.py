@@ -26,7 +26,7 @@ import msgspec
 
 from eyas_device import __version__
 from eyas_device.bundle import sha256
-from eyas_host import processes
+from eyas_host.pipeline import distributed
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
@@ -128,8 +128,8 @@ def run_chain(
     Of several processes the main one decides, writes the records and holds the folder; the others do not return.
     Raises `StageError` if another run holds the folder or an earlier stage is missing for `only`.
     """
-    processes.join(context.recipe.run.device)
-    if not processes.is_main():
+    distributed.join(context.recipe.run.device)
+    if not distributed.is_main():
         _follow(stages, context)
     context.root.mkdir(parents=True, exist_ok=True)
     with _lock(context.root):
@@ -141,8 +141,8 @@ def run_chain(
                 _run_stage(stage, context, anew=anew)
             if stage.name in (only, until):
                 break
-    processes.from_main("")
-    processes.leave()
+    distributed.from_main("")
+    distributed.leave()
 
 
 def _follow(stages: Sequence[Stage], context: Context) -> NoReturn:
@@ -151,9 +151,9 @@ def _follow(stages: Sequence[Stage], context: Context) -> NoReturn:
     If the main process fails, the launcher ends this one.
     """
     work = {stage.name: stage.run for stage in stages}
-    while name := processes.from_main(""):
+    while name := distributed.from_main(""):
         work[name](context)
-    processes.leave()
+    distributed.leave()
     sys.exit(0)
 
 
@@ -179,9 +179,9 @@ def _run_stage(stage: Stage, context: Context, *, anew: bool) -> None:
     started = time.monotonic()
     _begin_peak()
     if stage.together:
-        processes.from_main(stage.name)
+        distributed.from_main(stage.name)
     try:
-        with contextlib.nullcontext() if stage.together else processes.alone():
+        with contextlib.nullcontext() if stage.together else distributed.alone():
             outcome = stage.run(context)
     finally:
         seconds = spent + time.monotonic() - started
