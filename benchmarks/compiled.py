@@ -12,7 +12,7 @@ from eyas_host.compile.build import artefact_files, compile_artefact
 from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.prune import prune_evenly
 from eyas_host.compress.qat import prepare_qat
-from eyas_host.train.models import build
+from eyas_host.models.factory import build
 
 
 def network(

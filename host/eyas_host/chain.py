@@ -34,8 +34,8 @@ from eyas_host.support.errors import StageError
 from eyas_host.support.progress import say, warn
 
 if TYPE_CHECKING:
+    from eyas_host.models.weights import Fit
     from eyas_host.train.schedule import Epoch
-    from eyas_host.train.weights import Fit
 
 _Result = TypeVar("_Result")
 
@@ -139,12 +139,12 @@ def distill(context: Context) -> Outcome:
     import torch
 
     from eyas_host import checkpoints
+    from eyas_host.models.weights import fit_to_pictures
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.curves import Curves
     from eyas_host.train.hints import BlockCache, check_hints
     from eyas_host.train.snapshot import save_tensors
     from eyas_host.train.student import train_student
-    from eyas_host.train.weights import fit_to_pictures
 
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(threads(recipe))
@@ -191,8 +191,8 @@ def _take_ready(context: Context, split: Split) -> Outcome:
     """Take the student from its file instead of training one."""
     from eyas_host import checkpoints
     from eyas_host.data.views import prepared
+    from eyas_host.models.factory import load_ready
     from eyas_host.train.loop import logits_of, pick_device, validation_figures
-    from eyas_host.train.models import load_ready
     from eyas_host.train.snapshot import save_tensors
 
     settings = context.recipe.student

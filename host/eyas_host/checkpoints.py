@@ -13,9 +13,9 @@ from torch import nn
 
 from eyas_host.compress.fold import DeployModel, fold_for_deployment
 from eyas_host.compress.prune import PrunePlan, rebuild_channels
+from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import Context
 from eyas_host.support.errors import StageError
-from eyas_host.train.models import PixelClassifier, build
 
 TEACHER = Path("teach") / "teacher.pt"
 STUDENT = Path("distill") / "student.pt"

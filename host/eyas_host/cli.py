@@ -14,10 +14,10 @@ except ImportError:
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
-from eyas_host import networks
 from eyas_host import training_verbs as training
 from eyas_host.fleet import telemetry_verbs as telemetry
 from eyas_host.fleet import verbs as fleet
+from eyas_host.models import presets
 from eyas_host.options import JsonOption, Overrides, RecipeArgument, RunsOption
 from eyas_host.support.quiet import quiet_libraries
 
@@ -178,7 +178,7 @@ def preview(
     typer.echo(write_preview(Context(settings, runs / settings.run.name), pictures=pictures, views=views))
 
 
-@app.command(epilog=networks.TEACHES)
+@app.command(epilog=presets.TEACHES)
 def new(
     pictures: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that holds one folder a class.")],
     name: Annotated[Optional[str], typer.Option(help="Name of the run; the folder's name by default.")] = None,  # noqa: UP045

@@ -10,7 +10,7 @@ from pathlib import Path
 from eyas_device.errors import PictureError
 from eyas_device.preprocess import read_picture
 from eyas_host.data.sources import list_class_folders
-from eyas_host.networks import STUDENTS, TEACHERS, pick
+from eyas_host.models.presets import STUDENTS, TEACHERS, pick
 from eyas_host.support.errors import RecipeError
 from eyas_host.support.files import write_bytes
 

@@ -14,10 +14,10 @@ from torch import nn
 from eyas_host import checkpoints
 from eyas_host.baseline import Baseline, load_baseline, train_scratch
 from eyas_host.data.split import Split
+from eyas_host.models.factory import build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
 from eyas_host.train.labelled import Labelled
-from eyas_host.train.models import build
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
 

@@ -24,8 +24,8 @@ from eyas_host.compress.quantizers import (
     quantizer_places,
     weight_quantizers,
 )
+from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.support.errors import CompressError, StageError
-from eyas_host.train.models import PixelClassifier, build
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from eyas_host.networks import STUDENTS, TEACHERS, pick
+from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, known_model
+from eyas_host.models.presets import STUDENTS, TEACHERS, pick
 from eyas_host.new import new_recipe
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.warnings import recipe_warnings
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.losses import teacher_loss
-from eyas_host.train.models import PixelClassifier, build_student, build_teacher, known_model
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 from tests.host.inside import Done, eyas
 from tests.host.shapes import SHAPES, draw_folder

@@ -20,8 +20,8 @@ from eyas_host.compress.fold import DeployModel, fold_for_deployment
 from eyas_host.compress.layers import layers, required_placement
 from eyas_host.compress.qat import prepare_qat
 from eyas_host.compress.quantizers import activation_quantizers, check_placement, weight_quantizers
+from eyas_host.models.factory import build
 from eyas_host.support.errors import CompressError
-from eyas_host.train.models import build
 from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels
 from tests.host.xnnpack import partitions

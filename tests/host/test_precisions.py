@@ -35,8 +35,8 @@ from eyas_host.compress.quantizers import (
     set_range,
     weight_quantizers,
 )
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.support.errors import CompileError, CompressError
-from eyas_host.train.models import PixelClassifier
 from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels
 from tests.host.xnnpack import partitions

@@ -32,9 +32,9 @@ from eyas_host.compress.prune import (
 )
 from eyas_host.compress.rounds import TOLERANCE, Point, reach
 from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
+from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.report.plots import front
 from eyas_host.support.errors import CompressError
-from eyas_host.train.models import PixelClassifier, build
 from tests.host.block_times import block_times
 
 SIZE = 64

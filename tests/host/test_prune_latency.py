@@ -22,6 +22,7 @@ from eyas_host.compress.channels import channel_groups
 from eyas_host.compress.latency import LatencyModel, Layers, layers_of
 from eyas_host.compress.prune import prune_evenly
 from eyas_host.data.split import Split
+from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.compress import PruneSection
@@ -34,7 +35,6 @@ from eyas_host.recipe.training import StudentSection
 from eyas_host.support.errors import CompressError
 from eyas_host.train import snapshot
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.models import PixelClassifier, build
 from eyas_host.train.snapshot import save_tensors
 from tests.host.block_times import block_times
 

@@ -13,7 +13,7 @@ import torch
 
 from eyas_device.bundle import Bundle
 from eyas_device.updates.golden import check
-from eyas_host.train.models import PixelClassifier, build
+from eyas_host.models.factory import PixelClassifier, build
 from tests.host import inside
 from tests.host.conftest import briefly_trained
 from tests.host.shapes import SHAPES, Pixels, draw_folder

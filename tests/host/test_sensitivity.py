@@ -40,13 +40,13 @@ from eyas_host.compress.quantizers import (
 from eyas_host.compress.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import Picture
 from eyas_host.data.split import SplitManifest, save_split
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.pipeline.runner import Context, Outcome, Stage, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report import plots
 from eyas_host.support.errors import CompressError, StageError
 from eyas_host.train.loop import logits_of
-from eyas_host.train.models import PixelClassifier
 from eyas_host.train.snapshot import save_tensors
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels

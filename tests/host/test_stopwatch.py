@@ -11,8 +11,8 @@ import pytest
 from eyas_host.compress.latency import LatencyModel, layers_of
 from eyas_host.compress.prune import prune_evenly
 from eyas_host.compress.stopwatch import Stopwatch
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.image import PictureSection
-from eyas_host.train.models import PixelClassifier
 
 
 @pytest.fixture(autouse=True)

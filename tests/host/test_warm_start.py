@@ -19,8 +19,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eyas_host.models.factory import build
 from eyas_host.support.errors import StageError, WeightsError
-from eyas_host.train.models import build
 from eyas_host.warm import make, train
 from eyas_host.warm.card import Record, warm_card
 from eyas_host.warm.crops import Crops

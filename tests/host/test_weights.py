@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from eyas_host.chain import STAGES
+from eyas_host.models.factory import PixelClassifier, build
+from eyas_host.models.weights import fit_to_pictures
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.check import check_networks
-from eyas_host.train.models import PixelClassifier, build
-from eyas_host.train.weights import fit_to_pictures
 from tests.host import inside
 from tests.host.shapes import SHAPES, draw_folder
 
@@ -139,7 +139,7 @@ def test_a_file_comes_after_the_hub_and_before_chance(
     def no_hub() -> None:
         raise OSError("no hub here")
 
-    monkeypatch.setattr("eyas_host.train.models._require_hub", no_hub)
+    monkeypatch.setattr("eyas_host.models.factory._require_hub", no_hub)
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(of_imagenet, path)
     assert build(NAME, 5, "auto", weights_file=str(path), trained=True)[1] == "file"

@@ -18,7 +18,7 @@ import torch
 import torch_pruning
 from torch import nn
 
-from eyas_host.train.models import PixelClassifier
+from eyas_host.models.factory import PixelClassifier
 
 ROUND_TO = 8
 """Channel counts stay multiples of this: what the int8 kernels want."""

@@ -26,9 +26,9 @@ from eyas_host.compress.channels import (
     least_important,
     magnitudes,
 )
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.support.errors import CompressError
 from eyas_host.support.quiet import quiet_tools
-from eyas_host.train.models import PixelClassifier
 
 _STEPS = 40
 

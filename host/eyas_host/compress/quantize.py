@@ -20,6 +20,7 @@ from eyas_host.compress.prune import ZeroKeeper
 from eyas_host.compress.qat import prepare_qat, save_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
+from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
@@ -28,7 +29,6 @@ from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import DistillationLoss, divergence_of
-from eyas_host.train.models import PixelClassifier, move
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.student import Lesson
 

@@ -20,10 +20,10 @@ from eyas_host.compress.channels import MAX_PRUNED, Cut, channel_groups, cut_cha
 from eyas_host.compress.latency import LatencyModel, layers_of
 from eyas_host.compress.prune import count_costs
 from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
+from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe.compress import PruneSection
 from eyas_host.support.errors import CompressError
 from eyas_host.support.progress import say
-from eyas_host.train.models import PixelClassifier, move
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eyas_host.compress.channels import ChannelGroup, Floats
 from eyas_host.compress.latency import LatencyModel, Layers
-from eyas_host.train.models import PixelClassifier
+from eyas_host.models.factory import PixelClassifier
 
 _LEAST_SAVING = 1e-9
 """Milliseconds."""

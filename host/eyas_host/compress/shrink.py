@@ -25,6 +25,7 @@ from eyas_host.compress.rounds import Measure, Rounds
 from eyas_host.compress.stopwatch import Stopwatch
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
+from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
@@ -32,7 +33,6 @@ from eyas_host.support.progress import say
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.loop import logits_of, pick_device, validation_figures
-from eyas_host.train.models import PixelClassifier, move
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson

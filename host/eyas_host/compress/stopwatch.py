@@ -26,8 +26,8 @@ from eyas_host.compile.bundle import artefacts_of, file_entry
 from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.qat import prepare_qat
 from eyas_host.data.views import Batch
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.train.loop import to_tensor
-from eyas_host.train.models import PixelClassifier
 
 _BLOCK_SECONDS = 8.0
 _SECONDS = 2.0

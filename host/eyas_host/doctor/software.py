@@ -153,7 +153,7 @@ def programs(context: Context) -> Finding:
 def _origin(
     section: TeacherSection | StudentSection, known: Mapping[str, Any], *, reachable: bool, trained: bool
 ) -> tuple[Status, str]:
-    """Where first weights come from, in the order in which `eyas_host.train.models.build` looks."""
+    """Where first weights come from, in the order in which `eyas_host.models.factory.build` looks."""
     wanted, places = section.weights, known["places"]
     if wanted in ("auto", "hub") and known["hub"] and (reachable or "cache" in places):
         return "green", "from the hub's cache here" if "cache" in places else "from the hub"

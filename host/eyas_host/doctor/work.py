@@ -59,7 +59,7 @@ def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
 
-    from eyas_host.train.models import PACKAGED
+    from eyas_host.models.factory import PACKAGED
 
     url = urlsplit(constants.ENDPOINT)
     why, how = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "", "answers"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from eyas_host.models.factory import PixelClassifier, build_student, build_teacher
+from eyas_host.models.weights import Fit, fit_to_pictures
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.hints import check_hints
-from eyas_host.train.models import PixelClassifier, build_student, build_teacher
-from eyas_host.train.weights import Fit, fit_to_pictures
 
 
 def check_networks(recipe: Recipe, classes: int) -> list[Fit]:

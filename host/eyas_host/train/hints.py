@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyas_host.data.stream import Rows, in_turn
+from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import Hint, StudentSection
 from eyas_host.support.errors import RecipeError, StageError
@@ -31,7 +32,6 @@ from eyas_host.support.progress import meter, say
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.loop import pick_device, to_tensor
 from eyas_host.train.losses import FeatureHint
-from eyas_host.train.models import PixelClassifier, move
 
 _GRID = 8
 """Cells a side of a cached map, at most."""

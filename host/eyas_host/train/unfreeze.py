@@ -8,8 +8,8 @@ from timm.models import group_parameters
 from timm.optim._param_groups import param_groups_layer_decay
 from torch import nn
 
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.training import TeacherSection
-from eyas_host.train.models import PixelClassifier
 from eyas_host.train.schedule import Epoch, epochs_without_better
 
 

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
 
 from eyas_host.data.split import Split
+from eyas_host.models.factory import build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
 from eyas_host.support.files import alone
@@ -25,7 +26,6 @@ from eyas_host.support.progress import meter
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.labelled import Labelled
 from eyas_host.train.loop import fit
-from eyas_host.train.models import build_student, build_teacher, move
 from eyas_host.train.schedule import judged
 from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from eyas_host.train.models import PixelClassifier, move, packaged_state
+from eyas_host.models.factory import PixelClassifier, move, packaged_state
 
 CLASSES = 1000
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host import starts
+from eyas_host.models.weights import read_weights, start_from
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import Weights
 from eyas_host.support.errors import RecipeError, WeightsError
-from eyas_host.train.weights import read_weights, start_from
 
 Origin = Literal["hub", "packaged", "file", "warm", "random"]
 _Network = TypeVar("_Network", bound=nn.Module)
