@@ -27,9 +27,9 @@ from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.runtimes.litert import LiteRT
-from eyas_host import checkpoints
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
+from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report.model import Report

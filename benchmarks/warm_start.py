@@ -32,10 +32,11 @@ import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish, mean
 from eyas_device.bundle import sha256
 from eyas_device.preprocess import Pixels
-from eyas_host import checkpoints, starts
+from eyas_host import starts
 from eyas_host.data.part import Part
 from eyas_host.data.split import Split
 from eyas_host.data.views import Batch, prepared
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe

@@ -19,9 +19,9 @@ from rich.table import Table
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from eyas_host import checkpoints
 from eyas_host.chain import threads
 from eyas_host.data.split import Split
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build, move
 from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain
 from eyas_host.support.errors import StageError

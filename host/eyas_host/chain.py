@@ -92,7 +92,7 @@ def teach(context: Context) -> Outcome:
     """Transfer-learn the teacher."""
     import torch
 
-    from eyas_host import checkpoints
+    from eyas_host.models import checkpoints
     from eyas_host.train.cache import check_room
     from eyas_host.train.check import check_networks
     from eyas_host.train.curves import Curves
@@ -138,7 +138,7 @@ def distill(context: Context) -> Outcome:
     """Cache views and the teacher's answers, then train the student with and without them, side by side."""
     import torch
 
-    from eyas_host import checkpoints
+    from eyas_host.models import checkpoints
     from eyas_host.models.weights import fit_to_pictures
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.curves import Curves
@@ -189,8 +189,8 @@ def distill(context: Context) -> Outcome:
 
 def _take_ready(context: Context, split: Split) -> Outcome:
     """Take the student from its file instead of training one."""
-    from eyas_host import checkpoints
     from eyas_host.data.views import prepared
+    from eyas_host.models import checkpoints
     from eyas_host.models.factory import load_ready
     from eyas_host.train.loop import logits_of, pick_device, validation_figures
     from eyas_host.train.snapshot import save_tensors
@@ -226,7 +226,7 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     """Train the student without a teacher; runs in a process of its own and ends with its parent."""
     import torch
 
-    from eyas_host import checkpoints
+    from eyas_host.models import checkpoints
     from eyas_host.support.quiet import quiet_libraries
     from eyas_host.train.cache import ViewCache
     from eyas_host.train.curves import Curves

@@ -20,13 +20,13 @@ from eyas_device.bundle import Artefact, Bundle
 from eyas_device.decision import Decision
 from eyas_device.preprocess import prepare
 from eyas_device.runtimes import open_runtime
-from eyas_host import checkpoints
 from eyas_host.compile.parity import Parity, compare, reference_of, refusal
 from eyas_host.compile.qdq import exact_int8
-from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
+from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.support.errors import GateError, StageError
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.progress import meter, say
@@ -180,7 +180,7 @@ def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
         networks["student-labels-only"] = checkpoints.load_student(context, classes, checkpoints.LABELS_ONLY)
     networks["student"] = checkpoints.load_student(context, classes)
     networks["pruned"] = checkpoints.load_pruned(context, classes)
-    networks["qat"] = load_qat(checkpoints.load_deploy(context, classes), context.folder("qat"))
+    networks["qat"] = load_quantized(context, classes)
     networks["exact-int8"] = exact_int8(networks["qat"], input_size=context.recipe.picture.size)
     return {name: net.eval() for name, net in networks.items()}
 
@@ -189,7 +189,7 @@ def shipped_network(context: Context, classes: int, artefact: str) -> torch.nn.M
     """The torch network that an artefact was made from."""
     if reference_of(artefact) == "pruned":
         return checkpoints.load_pruned(context, classes)
-    return load_qat(checkpoints.load_deploy(context, classes), context.folder("qat"))
+    return load_quantized(context, classes)
 
 
 def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Logits]:

@@ -11,9 +11,9 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
-from eyas_host import checkpoints
 from eyas_host.baseline import Baseline, load_baseline, train_scratch
 from eyas_host.data.split import Split
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe

@@ -13,7 +13,6 @@ from nncf.torch.function_hook import get_hook_storage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eyas_host import checkpoints
 from eyas_host.compress.fold import DeployModel, fold_for_deployment
 from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
 from eyas_host.compress.quantizers import (
@@ -24,6 +23,7 @@ from eyas_host.compress.quantizers import (
     quantizer_places,
     weight_quantizers,
 )
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.support.errors import CompressError, StageError
 

@@ -20,7 +20,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import read_picture
-from eyas_host.checkpoints import LABELS_ONLY, PRUNED, STUDENT, TEACHER, load_state
+from eyas_host.models.checkpoints import LABELS_ONLY, PRUNED, STUDENT, TEACHER, load_state
 from tests.host import inside
 from tests.host.shapes import SHAPES, draw_folder
 

@@ -16,12 +16,13 @@ from typer.testing import CliRunner
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_host import chain, checkpoints, cli
+from eyas_host import chain, cli
 from eyas_host.compress import rounds, shrink
 from eyas_host.compress.channels import channel_groups
 from eyas_host.compress.latency import LatencyModel, Layers, layers_of
 from eyas_host.compress.prune import prune_evenly
 from eyas_host.data.split import Split
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe import Recipe

@@ -22,13 +22,12 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from eyas_device.bundle import sha256
-from eyas_host import checkpoints, cli
+from eyas_host import cli
 from eyas_host.compress import sensitivity
 from eyas_host.compress.fallback import Fallback, balanced_rows, choose_fallback, fallback_layers
 from eyas_host.compress.fold import DeployModel
 from eyas_host.compress.layers import layers
 from eyas_host.compress.mixed import FINEST_DB, Harm, MixedPrecision, drop_layers, harm, signal_to_noise
-from eyas_host.compress.prune import PrunePlan
 from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
 from eyas_host.compress.quantizers import (
     activation_quantizers,
@@ -40,7 +39,9 @@ from eyas_host.compress.quantizers import (
 from eyas_host.compress.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import Picture
 from eyas_host.data.split import SplitManifest, save_split
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier
+from eyas_host.models.pruned import PrunePlan
 from eyas_host.pipeline.runner import Context, Outcome, Stage, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe

@@ -9,17 +9,16 @@ import torch
 from torch import nn
 
 from eyas_device.bundle import Precision, RuntimeName
-from eyas_host import checkpoints
 from eyas_host.compile.artefact import Compiled
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
 from eyas_host.compile.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
 from eyas_host.compile.tensorrt import check_tensorrt
-from eyas_host.compress.qat import load_qat
 from eyas_host.compress.quantizers import float_layers
 from eyas_host.data.split import Split
 from eyas_host.pipeline.runner import Context
+from eyas_host.quant.checkpoints import load_deploy, load_quantized
 from eyas_host.recipe.export import CompileSection
 from eyas_host.support.progress import meter
 
@@ -64,8 +63,8 @@ def build_artefacts(context: Context) -> Built:
     folder = context.folder("compile")
     size = context.recipe.picture.size
     classes = len(Split.load(context.root).labels)
-    deploy = checkpoints.load_deploy(context, classes)
-    quantized = load_qat(checkpoints.load_deploy(context, classes), context.folder("qat"))
+    deploy = load_deploy(context, classes)
+    quantized = load_quantized(context, classes)
     wanted = variants(context.recipe.compile)
     sizes: dict[str, int] = {}
     notes: dict[str, str] = {}

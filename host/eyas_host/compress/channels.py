@@ -7,18 +7,16 @@ A residual stream, or what an expansion, its depthwise convolution, its gate and
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch_pruning
 from torch import nn
 
 from eyas_host.models.factory import PixelClassifier
+from eyas_host.models.pruned import Cut, dependency_graph
 
 ROUND_TO = 8
 """Channel counts stay multiples of this: what the int8 kernels want."""
@@ -27,8 +25,6 @@ MAX_PRUNED = 0.75
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
-Cut = tuple[str, bool, tuple[int, ...]]
-"""Layer, whether output channels were cut, their numbers at that time."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def channel_groups(model: PixelClassifier, *, size: int, dense: Mapping[str, int
     group may shrink. Groups that touch a grouped convolution which is not depthwise are left out: they stay whole.
     """
     backbone: Any = model.backbone
-    graph = _graph(model, size)
+    graph = dependency_graph(model, size)
     names = {module: name for name, module in backbone.named_modules()}
     groups = []
     for found in graph.get_all_groups(ignored_layers=[backbone.get_classifier()]):
@@ -84,13 +80,6 @@ def channel_groups(model: PixelClassifier, *, size: int, dense: Mapping[str, int
         least = -(-int(np.ceil(whole * (1 - MAX_PRUNED))) // ROUND_TO) * ROUND_TO
         groups.append(ChannelGroup(root, channels, min(channels, least), tuple(dict.fromkeys(writers)), tuple(readers)))
     return groups
-
-
-def cut_channels(model: PixelClassifier, cuts: Iterable[Cut], *, size: int) -> PixelClassifier:
-    """A copy of `model` without the channels of `cuts`, made in order."""
-    pruned = copy.deepcopy(model).cpu().eval()
-    _graph(pruned, size).load_pruning_history([(name, out, list(rows)) for name, out, rows in cuts])
-    return pruned
 
 
 def least_important(groups: Sequence[ChannelGroup], losses: Sequence[Floats], kept: Sequence[int]) -> list[Cut]:
@@ -117,17 +106,6 @@ def magnitudes(model: PixelClassifier, groups: Sequence[ChannelGroup]) -> list[F
             np.add.at(total, reader.channels, read[reader.rows])
         found.append(total)
     return found
-
-
-def _graph(model: PixelClassifier, size: int) -> Any:
-    """torch-pruning's dependency graph of the backbone; it traces with gradients."""
-    for parameter in model.backbone.parameters():
-        parameter.requires_grad_(True)
-    device = next(model.backbone.parameters()).device
-    with torch.enable_grad():
-        return torch_pruning.DependencyGraph().build_dependency(
-            model.backbone, example_inputs=torch.zeros(1, 3, size, size, device=device)
-        )
 
 
 def _grouped(layer: nn.Module) -> bool:

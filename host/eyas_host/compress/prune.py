@@ -9,42 +9,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import nncf
 import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from eyas_host.compress.channels import (
-    MAX_PRUNED,
-    ROUND_TO,
-    Cut,
-    channel_groups,
-    cut_channels,
-    least_important,
-    magnitudes,
-)
+from eyas_host.compress.channels import MAX_PRUNED, ROUND_TO, channel_groups, least_important, magnitudes
 from eyas_host.models.factory import PixelClassifier
+from eyas_host.models.pruned import Cut, PrunePlan, cut_channels
 from eyas_host.support.errors import CompressError
 from eyas_host.support.quiet import quiet_tools
 
 _STEPS = 40
-
-
-class PrunePlan(msgspec.Struct, frozen=True):
-    """What was cut, and what is left."""
-
-    method: Literal["channel", "nncf", "none"]
-    cuts: tuple[Cut, ...] = ()
-    """channel: in order."""
-    macs_before: float = 0.0
-    """Multiply-accumulates a picture."""
-    macs_after: float = 0.0
-    parameters_before: int = 0
-    parameters_after: int = 0
-    """Weights that are left and not zero."""
 
 
 def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tuple[PixelClassifier, PrunePlan]:
@@ -105,11 +83,6 @@ def channel_plan(model: PixelClassifier, pruned: PixelClassifier, cuts: Sequence
         count_costs(pruned, example),
     )
     return PrunePlan("channel", tuple(cuts), macs_before, macs_after, parameters_before, parameters_after)
-
-
-def rebuild_channels(model: PixelClassifier, plan: PrunePlan, *, size: int) -> PixelClassifier:
-    """Make the recorded cuts in a copy of the unpruned network, so that pruned weights can be loaded."""
-    return cut_channels(model, plan.cuts, size=size)
 
 
 def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tuple[PixelClassifier, PrunePlan]:

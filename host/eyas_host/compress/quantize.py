@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from eyas_host import checkpoints
 from eyas_host.compress.calibration import covering_pictures, random_pictures, record
 from eyas_host.compress.fallback import fallback_layers
 from eyas_host.compress.fold import DeployModel
@@ -20,8 +19,10 @@ from eyas_host.compress.prune import ZeroKeeper
 from eyas_host.compress.qat import prepare_qat, save_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import Batch, prepared
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.quant.checkpoints import load_deploy
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
@@ -41,7 +42,7 @@ def quantize(context: Context) -> Outcome:
     """Quantize what `prune` left, and write `qat/`: the model, where its quantizers sit, what calibrated it."""
     recipe, settings, folder = context.recipe, context.recipe.quantize, context.folder("qat")
     split = Split.load(context.root, recipe.picture.preprocessing())
-    deploy = checkpoints.load_deploy(context, len(split.labels))
+    deploy = load_deploy(context, len(split.labels))
     rows, why = _calibration_rows(context, split)
     batches = calibration_batches(split.train, rows)
     model = prepare_qat(

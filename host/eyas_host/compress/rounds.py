@@ -16,11 +16,12 @@ import msgspec
 import torch
 from torch import Tensor
 
-from eyas_host.compress.channels import MAX_PRUNED, Cut, channel_groups, cut_channels, least_important
+from eyas_host.compress.channels import MAX_PRUNED, channel_groups, least_important
 from eyas_host.compress.latency import LatencyModel, layers_of
 from eyas_host.compress.prune import count_costs
 from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
 from eyas_host.models.factory import PixelClassifier, move
+from eyas_host.models.pruned import Cut, cut_channels
 from eyas_host.recipe.compress import PruneSection
 from eyas_host.support.errors import CompressError
 from eyas_host.support.progress import say

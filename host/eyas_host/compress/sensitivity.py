@@ -11,13 +11,12 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_host import checkpoints
 from eyas_host.compress.fallback import SAMPLE, Fallback, balanced_rows, choose_fallback, most_harmful
 from eyas_host.compress.mixed import Harm, MixedPrecision
-from eyas_host.compress.qat import load_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.views import prepared
 from eyas_host.pipeline.runner import Context
+from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import meter
@@ -79,7 +78,7 @@ def measure_sensitivity(context: Context, *, pictures: int = SAMPLE) -> Sensitiv
     rows = balanced_rows(split.validation.targets, pictures, recipe.run.seed)
     sample = Part([split.validation.pictures[row] for row in rows], split.labels, spec)
     mixed = MixedPrecision(
-        load_qat(checkpoints.load_deploy(context, len(split.labels)), context.folder("qat")),
+        load_quantized(context, len(split.labels)),
         prepared(sample.pixels, spec),
         sample.targets,
         device=pick_device(recipe.run.device),

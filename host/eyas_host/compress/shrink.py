@@ -11,21 +11,15 @@ import numpy as np
 
 from eyas_device.bench.blocks import BlockTimes
 from eyas_device.bundle import Bundle, Precision
-from eyas_host import checkpoints
 from eyas_host.compress.latency import LatencyModel, layers_of, read_table
-from eyas_host.compress.prune import (
-    PrunePlan,
-    ZeroKeeper,
-    channel_plan,
-    prune_channels,
-    prune_evenly,
-    prune_weights,
-)
+from eyas_host.compress.prune import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
 from eyas_host.compress.rounds import Measure, Rounds
 from eyas_host.compress.stopwatch import Stopwatch
 from eyas_host.data.split import Split
 from eyas_host.data.views import prepared
+from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
+from eyas_host.models.pruned import PrunePlan
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes

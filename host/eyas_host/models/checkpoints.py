@@ -11,9 +11,8 @@ import msgspec
 import torch
 from torch import nn
 
-from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.prune import PrunePlan, rebuild_channels
 from eyas_host.models.factory import PixelClassifier, build
+from eyas_host.models.pruned import PrunePlan, rebuild_channels
 from eyas_host.pipeline.runner import Context
 from eyas_host.support.errors import StageError
 
@@ -51,11 +50,6 @@ def load_pruned(context: Context, classes: int) -> PixelClassifier:
     if plan.method == "channel":
         model = rebuild_channels(model, plan, size=context.recipe.picture.size)
     return _loaded(model, context.root / PRUNED)
-
-
-def load_deploy(context: Context, classes: int) -> DeployModel:
-    """The pruned student, folded: what is quantized and compiled."""
-    return fold_for_deployment(load_pruned(context, classes))
 
 
 def blank_student(context: Context, classes: int) -> PixelClassifier:

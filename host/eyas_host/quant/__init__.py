@@ -1,0 +1,1 @@
+"""The int8 grid: folding, the layer graph, quantizers, their checkpoints."""
