@@ -28,7 +28,7 @@ from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.runtimes.litert import LiteRT
 from eyas_host.data.split import Split
-from eyas_host.data.views import prepared
+from eyas_host.data.transforms import prepared
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe

@@ -33,9 +33,9 @@ from common import Figure, finish, mean
 from eyas_device.bundle import sha256
 from eyas_device.preprocess import Pixels
 from eyas_host import starts
-from eyas_host.data.part import Part
+from eyas_host.data.dataset import Part
 from eyas_host.data.split import Split
-from eyas_host.data.views import Batch, prepared
+from eyas_host.data.transforms import Batch, prepared
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import Context

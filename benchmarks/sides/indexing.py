@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import torch
 
-from eyas_host.data import part
+from eyas_host.data import dataset
 from eyas_host.data.index import build_index
+from eyas_host.data.loader import Stream, in_turn
 from eyas_host.data.split import split_index
-from eyas_host.data.stream import Stream, in_turn
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import PictureSection
@@ -29,7 +29,7 @@ def main(folder: Path, count: int) -> None:
     """Draw, index, divide, train; print."""
     table = draw(folder, count)
     torch.set_num_threads(1)
-    part.KEPT_BYTES = _KEPT
+    dataset.KEPT_BYTES = _KEPT
     recipe = Recipe(
         run=RunSection(name="memory", device="cpu", workers=0),
         data=DataSection(source="csv", path=str(table)),
@@ -42,7 +42,7 @@ def main(folder: Path, count: int) -> None:
     started = time.perf_counter()
     manifest = split_index(index, recipe.data, 0)
     told |= {"split_s": time.perf_counter() - started, "split_mb": _peak_mb()}
-    train = part.Part(manifest.train, manifest.labels, recipe.picture.preprocessing())
+    train = dataset.Part(manifest.train, manifest.labels, recipe.picture.preprocessing())
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2)
     )

@@ -21,7 +21,7 @@ from rich.markup import escape
 
 from eyas_device.bundle import sha256
 from eyas_host import starts
-from eyas_host.data.balance import balance, ratio, summary, warnings
+from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
 from eyas_host.data.split import Split, save_split, split_index
@@ -189,7 +189,7 @@ def distill(context: Context) -> Outcome:
 
 def _take_ready(context: Context, split: Split) -> Outcome:
     """Take the student from its file instead of training one."""
-    from eyas_host.data.views import prepared
+    from eyas_host.data.transforms import prepared
     from eyas_host.models import checkpoints
     from eyas_host.models.factory import load_ready
     from eyas_host.train.loop import logits_of, pick_device, validation_figures

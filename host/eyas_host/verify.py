@@ -23,7 +23,7 @@ from eyas_device.runtimes import open_runtime
 from eyas_host.compile.parity import Parity, compare, reference_of, refusal
 from eyas_host.compile.qdq import exact_int8
 from eyas_host.data.split import Part, Split
-from eyas_host.data.views import Batch, prepared
+from eyas_host.data.transforms import Batch, prepared
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.quant.checkpoints import load_quantized

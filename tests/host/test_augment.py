@@ -16,7 +16,7 @@ from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.preview import write_preview
 from eyas_host.data.split import Split, save_split, split_index
-from eyas_host.data.views import LIGHT_STEPS, Augmenter, light_steps, prepared
+from eyas_host.data.transforms import LIGHT_STEPS, Augmenter, light_steps, prepared
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection

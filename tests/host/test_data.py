@@ -20,7 +20,7 @@ from eyas_device.preprocess import Preprocessing, prepare, read_picture
 from eyas_host.data.index import Index, build_index
 from eyas_host.data.sources import ELPV_NOTICE, Picture
 from eyas_host.data.split import PARTS, Part, Split, SplitManifest, data_hash, save_split, split_index
-from eyas_host.data.views import Augmenter, prepared
+from eyas_host.data.transforms import Augmenter, prepared
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError

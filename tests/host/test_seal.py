@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_host.data import part
+from eyas_host.data import dataset
+from eyas_host.data.dataset import Decoded
 from eyas_host.data.index import build_index
-from eyas_host.data.part import Decoded
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.pipeline.runner import Context, Outcome, Stage, run_chain
 from eyas_host.recipe import Recipe
@@ -24,8 +24,8 @@ NAMES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack
 
 def opens(context: Context) -> Outcome:
     """What the report does."""
-    part = Split.load(context.root).open_test("the report")
-    return Outcome(f"{len(part)} pictures")
+    dataset = Split.load(context.root).open_test("the report")
+    return Outcome(f"{len(dataset)} pictures")
 
 
 def writes(name: str, text: str) -> Stage:
@@ -122,7 +122,7 @@ def test_pictures_stay_as_far_as_there_is_room(context: Context, monkeypatch: py
     run_chain(chain(), context, until="split")
     train = Split.load(context.root).train
     each = 40 * 36 * 3
-    monkeypatch.setattr(part, "KEPT_BYTES", 3 * each)
+    monkeypatch.setattr(dataset, "KEPT_BYTES", 3 * each)
     some = Decoded(train.pictures, None)
     first = [some[number] for number in range(len(some))]
     second, again = list(some), list(some)

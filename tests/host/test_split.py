@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
-from eyas_host.data.balance import balance, ratio, summary, warnings
-from eyas_host.data.divide import DAY, divide, divide_by_time
+from eyas_host.data.assign import DAY, divide, divide_by_time
+from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.duplicates import BITS, cluster_hashes, perceptual_hash
 from eyas_host.data.index import Index, Look
 from eyas_host.data.sources import Picture

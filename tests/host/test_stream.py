@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from eyas_host.data import part as part_module
-from eyas_host.data import views as views_module
+from eyas_host.data import dataset as part_module
+from eyas_host.data import transforms as views_module
+from eyas_host.data.dataset import Part
 from eyas_host.data.index import build_index
-from eyas_host.data.part import Part
+from eyas_host.data.loader import Rows, Stream, draw_ahead, in_turn, worker_count
 from eyas_host.data.split import Split, split_index
-from eyas_host.data.stream import Rows, Stream, draw_ahead, in_turn, worker_count
-from eyas_host.data.views import Augmenter, Batch, prepared
+from eyas_host.data.transforms import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
@@ -179,7 +179,7 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     """A run that is killed may be started again at once: no child holds its lock."""
     code = f"""
 import fcntl, os, signal, time, numpy as np
-from eyas_host.data.stream import draw_ahead, in_turn
+from eyas_host.data.loader import draw_ahead, in_turn
 lock = open({str(tmp_path / "lock")!r}, "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 def draw(rows):
@@ -228,7 +228,7 @@ import torch
 from pathlib import Path
 from eyas_host.data import part
 from eyas_host.data.index import build_index
-from eyas_host.data.stream import Stream, in_turn
+from eyas_host.data.loader import Stream, in_turn
 from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection
 torch.set_num_threads(1)
 part.KEPT_BYTES = 1 << 20

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from eyas_host.compress.mixed import Harm, MixedPrecision
-from eyas_host.data.views import Batch
+from eyas_host.data.transforms import Batch
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import say, track
 from eyas_host.train.loop import logits_of, pick_device

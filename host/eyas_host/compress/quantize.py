@@ -18,7 +18,7 @@ from eyas_host.compress.mixed import drop_layers
 from eyas_host.compress.prune import ZeroKeeper
 from eyas_host.compress.qat import prepare_qat, save_qat
 from eyas_host.data.split import Part, Split
-from eyas_host.data.views import Batch, prepared
+from eyas_host.data.transforms import Batch, prepared
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import Context, Outcome

@@ -14,7 +14,7 @@ import msgspec
 from eyas_host.compress.fallback import SAMPLE, Fallback, balanced_rows, choose_fallback, most_harmful
 from eyas_host.compress.mixed import Harm, MixedPrecision
 from eyas_host.data.split import Part, Split
-from eyas_host.data.views import prepared
+from eyas_host.data.transforms import prepared
 from eyas_host.pipeline.runner import Context
 from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.support.errors import StageError

@@ -16,7 +16,7 @@ from eyas_host.compress.prune import ZeroKeeper, channel_plan, prune_channels, p
 from eyas_host.compress.rounds import Measure, Rounds
 from eyas_host.compress.stopwatch import Stopwatch
 from eyas_host.data.split import Split
-from eyas_host.data.views import prepared
+from eyas_host.data.transforms import prepared
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import PrunePlan

@@ -25,7 +25,7 @@ from eyas_host.compile.build import artefact_files, artefact_name, compile_artef
 from eyas_host.compile.bundle import artefacts_of, file_entry
 from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.qat import prepare_qat
-from eyas_host.data.views import Batch
+from eyas_host.data.transforms import Batch
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.train.loop import to_tensor
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
-from eyas_host.data.views import Augmenter, prepared
+from eyas_host.data.transforms import Augmenter, prepared
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe import Recipe
 from eyas_host.support.files import whole

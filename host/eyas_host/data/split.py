@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 
 from eyas_device.preprocess import Preprocessing
-from eyas_host.data.divide import DAY, Places, divide, divide_by_time
+from eyas_host.data.assign import DAY, Places, divide, divide_by_time
+from eyas_host.data.dataset import Part as Part
 from eyas_host.data.duplicates import BITS, cluster_hashes, components
+from eyas_host.data.held_out import Opening, open_seal, openings
 from eyas_host.data.index import Index
-from eyas_host.data.part import Part as Part
-from eyas_host.data.seal import Opening, open_seal, openings
 from eyas_host.data.sources import Picture
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from eyas_host.data.views import Batch
+from eyas_host.data.transforms import Batch
 from eyas_host.train.loop import to_tensor
 
 Heat = npt.NDArray[np.float32]

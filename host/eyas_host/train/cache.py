@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from eyas_host.data.loader import Rows, Stream, in_turn
 from eyas_host.data.split import Split
-from eyas_host.data.stream import Rows, Stream, in_turn
-from eyas_host.data.views import Batch
+from eyas_host.data.transforms import Batch
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError

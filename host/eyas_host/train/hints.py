@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eyas_host.data.stream import Rows, in_turn
+from eyas_host.data.loader import Rows, in_turn
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import Hint, StudentSection

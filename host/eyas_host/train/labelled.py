@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eyas_host.data.loader import Rows, Stream
 from eyas_host.data.split import Split
-from eyas_host.data.stream import Rows, Stream
-from eyas_host.data.views import prepared
+from eyas_host.data.transforms import prepared
 from eyas_host.recipe import Recipe
 from eyas_host.train.loop import logits_of, pick_device, to_tensor, validation_figures
 from eyas_host.train.losses import teacher_loss

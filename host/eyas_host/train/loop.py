@@ -24,7 +24,7 @@ from sklearn.metrics import f1_score
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from eyas_host.data.views import Batch
+from eyas_host.data.transforms import Batch
 from eyas_host.pipeline import distributed
 from eyas_host.support.errors import TrainError
 from eyas_host.support.progress import meter

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.data.split import Split
-from eyas_host.data.views import prepared
+from eyas_host.data.transforms import prepared
 from eyas_host.models.factory import Origin, PixelClassifier, build_student, move
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import whole

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eyas_host.data.loader import Rows, in_turn
 from eyas_host.data.split import Split
-from eyas_host.data.stream import Rows, in_turn
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
 from eyas_host.pipeline.distributed import share, whole
 from eyas_host.recipe import Recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_host.data.split import Split
-from eyas_host.data.views import prepared
+from eyas_host.data.transforms import prepared
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe import Recipe
 from eyas_host.support.files import alone, write_bytes

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from eyas_device.errors import EyasError
-from eyas_host.data.part import Part
-from eyas_host.data.views import Augmenter, Batch, prepared
+from eyas_host.data.dataset import Part
+from eyas_host.data.transforms import Augmenter, Batch, prepared
 from eyas_host.pipeline.distributed import on_this_machine
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
