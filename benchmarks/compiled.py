@@ -9,10 +9,10 @@ import torch
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_host.compile.build import artefact_files, compile_artefact
-from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.prune import prune_evenly
-from eyas_host.compress.qat import prepare_qat
 from eyas_host.models.factory import build
+from eyas_host.quant.fold import fold_for_deployment
+from eyas_host.quant.qat import prepare_qat
 
 
 def network(

@@ -21,12 +21,12 @@ from eyas_device.decision import Decision
 from eyas_device.preprocess import prepare
 from eyas_device.runtimes import open_runtime
 from eyas_host.compile.parity import Parity, compare, reference_of, refusal
-from eyas_host.compile.qdq import exact_int8
 from eyas_host.data.split import Part, Split
 from eyas_host.data.transforms import Batch, prepared
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.quant.checkpoints import load_quantized
+from eyas_host.quant.qdq import exact_int8
 from eyas_host.support.errors import GateError, StageError
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.progress import meter, say

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eyas_device.bundle import MANIFEST, Bundle
-from eyas_host.compress.fold import DeployModel
+from eyas_host.quant.fold import DeployModel
 from tests.aside import tell, teller, unless_named
 from tests.device.conftest import pristine_bundle, weights  # noqa: F401 - fixtures
 from tests.host.conftest import calibration, deploy, network, quantized, shape_frames  # noqa: F401 - fixtures

@@ -17,7 +17,7 @@ from eyas_host.compile.build import artefact_files
 from eyas_host.compile.bundle import artefacts_of, file_entry
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.compile.onnx import compile_onnx
-from eyas_host.compress.fold import DeployModel
+from eyas_host.quant.fold import DeployModel
 from tests.host.shapes import SHAPES, draw_shape
 
 TEMPERATURE = 2.0

@@ -10,9 +10,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.qat import prepare_qat
 from eyas_host.models.factory import PixelClassifier, build
+from eyas_host.quant.fold import DeployModel, fold_for_deployment
+from eyas_host.quant.qat import prepare_qat
 from tests.host.shapes import SHAPES, Pixels, draw_folder, draw_shape
 
 torch.set_num_threads(1)

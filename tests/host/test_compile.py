@@ -22,9 +22,9 @@ from eyas_host.compile.build import artefact_files
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
-from eyas_host.compile.qdq import ActivationPair, ExactRound, WeightPair, bake_weights, exact_int8, to_qdq
-from eyas_host.compress.fold import DeployModel
-from eyas_host.compress.quantizers import activation_quantizers, affine, module_of, weight_quantizers
+from eyas_host.quant.fold import DeployModel
+from eyas_host.quant.qdq import ActivationPair, ExactRound, WeightPair, bake_weights, exact_int8, to_qdq
+from eyas_host.quant.quantizers import activation_quantizers, affine, module_of, weight_quantizers
 from eyas_host.support.errors import CompileError
 from tests.host.xnnpack import partitions
 

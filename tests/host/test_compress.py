@@ -13,9 +13,11 @@ from nncf.torch.function_hook import get_hook_storage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
-from eyas_host.compress.quantizers import (
+from eyas_host.models import checkpoints
+from eyas_host.models.factory import PixelClassifier, build
+from eyas_host.quant.fold import DeployModel, fold_for_deployment
+from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
+from eyas_host.quant.quantizers import (
     activation_quantizers,
     affine,
     check_placement,
@@ -23,8 +25,6 @@ from eyas_host.compress.quantizers import (
     quantizer_places,
     weight_quantizers,
 )
-from eyas_host.models import checkpoints
-from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.support.errors import CompressError, StageError
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)

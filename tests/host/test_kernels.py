@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eyas_host.compress import kernels
+from eyas_host.quant import kernels
 
 
 @pytest.fixture

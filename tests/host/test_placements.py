@@ -15,12 +15,12 @@ from eyas_device.runtimes import load
 from eyas_host.compile.litert import compile_litert_int8
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
-from eyas_host.compile.qdq import exact_int8
-from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.layers import layers, required_placement
-from eyas_host.compress.qat import prepare_qat
-from eyas_host.compress.quantizers import activation_quantizers, check_placement, weight_quantizers
 from eyas_host.models.factory import build
+from eyas_host.quant.fold import DeployModel, fold_for_deployment
+from eyas_host.quant.graph import layers, required_placement
+from eyas_host.quant.qat import prepare_qat
+from eyas_host.quant.qdq import exact_int8
+from eyas_host.quant.quantizers import activation_quantizers, check_placement, weight_quantizers
 from eyas_host.support.errors import CompressError
 from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels

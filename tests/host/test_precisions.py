@@ -20,12 +20,13 @@ from eyas_host.compile import litert
 from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
-from eyas_host.compile.qdq import bake_weights, exact_int8, replace_activations
 from eyas_host.compile.tensorrt import TensorRtFit, check_tensorrt
-from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.layers import layers
-from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
-from eyas_host.compress.quantizers import (
+from eyas_host.models.factory import PixelClassifier
+from eyas_host.quant.fold import DeployModel, fold_for_deployment
+from eyas_host.quant.graph import layers
+from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
+from eyas_host.quant.qdq import bake_weights, exact_int8, replace_activations
+from eyas_host.quant.quantizers import (
     Affine,
     activation_quantizers,
     affine,
@@ -35,7 +36,6 @@ from eyas_host.compress.quantizers import (
     set_range,
     weight_quantizers,
 )
-from eyas_host.models.factory import PixelClassifier
 from eyas_host.support.errors import CompileError, CompressError
 from tests.host.conftest import take_steps
 from tests.host.shapes import SHAPES, Pixels

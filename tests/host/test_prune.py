@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
 from eyas_host.compress.channels import channel_groups, least_important, magnitudes
-from eyas_host.compress.fold import fold_for_deployment
 from eyas_host.compress.latency import LatencyModel, layers_of, read_table
 from eyas_host.compress.prune import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
 from eyas_host.compress.rounds import TOLERANCE, Point, reach
 from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.pruned import PrunePlan, cut_channels, rebuild_channels
+from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.report.plots import front
 from eyas_host.support.errors import CompressError
 from tests.host.block_times import block_times

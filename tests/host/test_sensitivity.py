@@ -25,17 +25,7 @@ from eyas_device.bundle import sha256
 from eyas_host import cli
 from eyas_host.compress import sensitivity
 from eyas_host.compress.fallback import Fallback, balanced_rows, choose_fallback, fallback_layers
-from eyas_host.compress.fold import DeployModel
-from eyas_host.compress.layers import layers
 from eyas_host.compress.mixed import FINEST_DB, Harm, MixedPrecision, drop_layers, harm, signal_to_noise
-from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
-from eyas_host.compress.quantizers import (
-    activation_quantizers,
-    check_placement,
-    present_placement,
-    quantizer_places,
-    weight_quantizers,
-)
 from eyas_host.compress.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import Picture
 from eyas_host.data.split import SplitManifest, save_split
@@ -43,6 +33,16 @@ from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import PrunePlan
 from eyas_host.pipeline.runner import Context, Outcome, Stage, run_chain
+from eyas_host.quant.fold import DeployModel
+from eyas_host.quant.graph import layers
+from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
+from eyas_host.quant.quantizers import (
+    activation_quantizers,
+    check_placement,
+    present_placement,
+    quantizer_places,
+    weight_quantizers,
+)
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report import plots

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from eyas_device.runtimes import load
 from eyas_host.compile.openvino import compile_openvino
-from eyas_host.compile.qdq import WeightPair
-from eyas_host.compress.fold import DeployModel
-from eyas_host.compress.qat import load_qat, prepare_qat, save_qat
-from eyas_host.compress.quantizers import affine, module_of, weight_quantizers
+from eyas_host.quant.fold import DeployModel
+from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
+from eyas_host.quant.qdq import WeightPair
+from eyas_host.quant.quantizers import affine, module_of, weight_quantizers
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from ai_edge_litert.schema_py_generated import ModelT
 from packaging.requirements import Requirement
 
 from eyas_device.bundle import MANIFEST, Precision
-from eyas_host.compress.fold import fold_for_deployment
-from eyas_host.compress.qat import prepare_qat
+from eyas_host.quant.fold import fold_for_deployment
+from eyas_host.quant.qat import prepare_qat
 from tests.arm.drawn import Variant, write_bundle
 from tests.aside import tell, teller, unless_named
 from tests.device import tiny

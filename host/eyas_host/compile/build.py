@@ -15,10 +15,10 @@ from eyas_host.compile.onnx import compile_onnx
 from eyas_host.compile.openvino import compile_openvino
 from eyas_host.compile.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
 from eyas_host.compile.tensorrt import check_tensorrt
-from eyas_host.compress.quantizers import float_layers
 from eyas_host.data.split import Split
 from eyas_host.pipeline.runner import Context
 from eyas_host.quant.checkpoints import load_deploy, load_quantized
+from eyas_host.quant.quantizers import float_layers
 from eyas_host.recipe.export import CompileSection
 from eyas_host.support.progress import meter
 

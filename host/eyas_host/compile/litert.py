@@ -35,9 +35,9 @@ from eyas_host.compile.litert_ranges import (
     probe,
     tensor_values,
 )
-from eyas_host.compile.qdq import bake_weights, replace_activations
-from eyas_host.compress.layers import CLAMPS, layer_name, operations
-from eyas_host.compress.quantizers import affine, float_layers, module_of, weight_quantizers
+from eyas_host.quant.graph import CLAMPS, layer_name, operations
+from eyas_host.quant.qdq import bake_weights, replace_activations
+from eyas_host.quant.quantizers import affine, float_layers, module_of, weight_quantizers
 from eyas_host.support.errors import CompileError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.quiet import quiet_tools

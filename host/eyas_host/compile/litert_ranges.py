@@ -13,7 +13,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.schema_py_generated import BuiltinOperator
 from torch import Tensor, nn
 
-from eyas_host.compress.quantizers import Affine
+from eyas_host.quant.quantizers import Affine
 from eyas_host.support.errors import CompileError
 
 Array = npt.NDArray[np.float32]

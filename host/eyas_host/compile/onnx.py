@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eyas_device.bundle import Precision
 from eyas_host.compile.artefact import Compiled
-from eyas_host.compile.qdq import to_qdq
+from eyas_host.quant.qdq import to_qdq
 from eyas_host.support.errors import CompileError
 from eyas_host.support.files import whole
 from eyas_host.support.quiet import quiet_tools

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from eyas_device.bundle import RuntimeName
-from eyas_host.compress.quantizers import weight_quantizers
+from eyas_host.quant.quantizers import weight_quantizers
 
 _SCALE = _BIAS = 4
 """Bytes of a scale and of a bias, whatever the precision of the weights."""

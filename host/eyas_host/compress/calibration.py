@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from eyas_host.compress.quantizers import activation_quantizers, affine
 from eyas_host.data.split import Part
+from eyas_host.quant.quantizers import activation_quantizers, affine
 
 Features = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from eyas_host.compress.layers import Layer, layers, required_placement
-from eyas_host.compress.quantizers import activation_quantizers, float_layers, leave_float, weight_quantizers
 from eyas_host.data.transforms import Batch
+from eyas_host.quant.graph import Layer, layers, required_placement
+from eyas_host.quant.quantizers import activation_quantizers, float_layers, leave_float, weight_quantizers
 from eyas_host.train.loop import logits_of, validation_figures
 from eyas_host.train.metrics import Floats, Ints, fit_temperature
 

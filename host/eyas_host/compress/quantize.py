@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from eyas_host.compress.calibration import covering_pictures, random_pictures, record
 from eyas_host.compress.fallback import fallback_layers
-from eyas_host.compress.fold import DeployModel
 from eyas_host.compress.mixed import drop_layers
 from eyas_host.compress.prune import ZeroKeeper
-from eyas_host.compress.qat import prepare_qat, save_qat
 from eyas_host.data.split import Part, Split
 from eyas_host.data.transforms import Batch, prepared
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.quant.checkpoints import load_deploy
+from eyas_host.quant.fold import DeployModel
+from eyas_host.quant.qat import prepare_qat, save_qat
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say

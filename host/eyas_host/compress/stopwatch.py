@@ -23,10 +23,10 @@ from eyas_device.runtimes import choose, open_runtime
 from eyas_device.support.closing import Closing
 from eyas_host.compile.build import artefact_files, artefact_name, compile_artefact
 from eyas_host.compile.bundle import artefacts_of, file_entry
-from eyas_host.compress.fold import fold_for_deployment
-from eyas_host.compress.qat import prepare_qat
 from eyas_host.data.transforms import Batch
 from eyas_host.models.factory import PixelClassifier
+from eyas_host.quant.fold import fold_for_deployment
+from eyas_host.quant.qat import prepare_qat
 from eyas_host.train.loop import to_tensor
 
 _BLOCK_SECONDS = 8.0

@@ -88,7 +88,7 @@ def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
 def int8_kernels() -> list[str]:
     """NNCF's compiled kernels of this environment, by kind."""
     quiet_libraries()
-    from eyas_host.compress.kernels import compiled
+    from eyas_host.quant.kernels import compiled
 
     return compiled()
 

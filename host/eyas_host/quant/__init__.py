@@ -1,1 +1,1 @@
-"""The int8 grid: folding, the layer graph, quantizers, their checkpoints."""
+"""The int8 grid: folding, the layer graph, quantizers, Q/DQ nodes, their checkpoints."""

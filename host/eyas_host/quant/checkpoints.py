@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from eyas_host.compress.fold import DeployModel, fold_for_deployment
-from eyas_host.compress.qat import load_qat
 from eyas_host.models.checkpoints import load_pruned
 from eyas_host.pipeline.runner import Context
+from eyas_host.quant.fold import DeployModel, fold_for_deployment
+from eyas_host.quant.qat import load_qat
 
 
 def load_deploy(context: Context, classes: int) -> DeployModel:

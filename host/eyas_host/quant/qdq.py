@@ -15,7 +15,7 @@ from nncf.torch.function_hook import get_hook_storage
 from torch import Tensor, nn
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401 - registers the operators
 
-from eyas_host.compress.quantizers import (
+from eyas_host.quant.quantizers import (
     Affine,
     activation_quantizers,
     affine,

@@ -20,10 +20,10 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from nncf.torch import get_config, load_from_config
 from torch import Tensor, nn
 
-from eyas_host.compress.fold import DeployModel
-from eyas_host.compress.kernels import load_kernels
-from eyas_host.compress.layers import CLASSIFIER, required_placement
-from eyas_host.compress.quantizers import (
+from eyas_host.quant.fold import DeployModel
+from eyas_host.quant.graph import CLASSIFIER, required_placement
+from eyas_host.quant.kernels import load_kernels
+from eyas_host.quant.quantizers import (
     activation_quantizers,
     complete_placement,
     halve_weight_grid,

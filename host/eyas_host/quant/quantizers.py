@@ -19,7 +19,7 @@ from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, PTQuantizerSpec, SymmetricQuantizer
 from torch import Tensor, nn
 
-from eyas_host.compress.layers import Placement, layer_name, layers, operations, required_placement, rounded_source
+from eyas_host.quant.graph import Placement, layer_name, layers, operations, required_placement, rounded_source
 from eyas_host.support.errors import CompressError
 
 HARD_ZERO = -3.0
