@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 
 from eyas_device.bundle import Precision, RuntimeName
-from eyas_host.compile.build import artefact_files, compile_artefact
 from eyas_host.compress.prune import prune_evenly
+from eyas_host.export.build import artefact_files, compile_artefact
 from eyas_host.models.factory import build
 from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.quant.qat import prepare_qat

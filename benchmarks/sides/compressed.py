@@ -11,10 +11,10 @@ import numpy.typing as npt
 from rich.table import Table
 
 from common import Figure, take_turns
-from eyas_host.compile.build import artefact_files
 from eyas_host.compress.calibration import Calibration
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.export.build import artefact_files
 from eyas_host.pipeline.runner import Context
 from eyas_host.report.model import Report
 from eyas_host.support.progress import meter, show

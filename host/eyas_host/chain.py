@@ -280,7 +280,7 @@ def compile_artefacts(context: Context) -> Outcome:
     """Build fp32 and int8 for each runtime."""
     import torch
 
-    from eyas_host.compile.build import build_artefacts
+    from eyas_host.export.build import build_artefacts
 
     torch.set_num_threads(os.cpu_count() or 1)
     built = build_artefacts(context)

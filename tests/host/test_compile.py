@@ -17,11 +17,11 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.compile.artefact import Compiled
-from eyas_host.compile.build import artefact_files
-from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8
-from eyas_host.compile.onnx import compile_onnx
-from eyas_host.compile.openvino import compile_openvino
+from eyas_host.export.artefact import Compiled
+from eyas_host.export.build import artefact_files
+from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8
+from eyas_host.export.onnx import compile_onnx
+from eyas_host.export.openvino import compile_openvino
 from eyas_host.quant.fold import DeployModel
 from eyas_host.quant.qdq import ActivationPair, ExactRound, WeightPair, bake_weights, exact_int8, to_qdq
 from eyas_host.quant.quantizers import activation_quantizers, affine, module_of, weight_quantizers

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.compile.litert import compile_litert_int8
-from eyas_host.compile.onnx import compile_onnx
-from eyas_host.compile.openvino import compile_openvino
+from eyas_host.export.litert import compile_litert_int8
+from eyas_host.export.onnx import compile_onnx
+from eyas_host.export.openvino import compile_openvino
 from eyas_host.models.factory import build
 from eyas_host.quant.fold import DeployModel, fold_for_deployment
 from eyas_host.quant.graph import layers, required_placement

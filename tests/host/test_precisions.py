@@ -16,11 +16,11 @@ from timm.layers import create_conv2d
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.compile import litert
-from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
-from eyas_host.compile.onnx import compile_onnx
-from eyas_host.compile.openvino import compile_openvino
-from eyas_host.compile.tensorrt import TensorRtFit, check_tensorrt
+from eyas_host.export import litert
+from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
+from eyas_host.export.onnx import compile_onnx
+from eyas_host.export.openvino import compile_openvino
+from eyas_host.export.tensorrt import TensorRtFit, check_tensorrt
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.quant.fold import DeployModel, fold_for_deployment
 from eyas_host.quant.graph import layers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.compile.openvino import compile_openvino
+from eyas_host.export.openvino import compile_openvino
 from eyas_host.quant.fold import DeployModel
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
 from eyas_host.quant.qdq import WeightPair

@@ -29,10 +29,10 @@ from eyas_device.bundle import (
     sha256,
 )
 from eyas_device.preprocess import Pixels
-from eyas_host.compile.build import artefact_files, artefact_name, variants
 from eyas_host.compile.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
+from eyas_host.export.build import artefact_files, artefact_name, variants
 from eyas_host.pipeline.runner import BUNDLE, Context, Outcome
 from eyas_host.report.card import bundle_readme, model_card
 from eyas_host.support.files import write_bytes

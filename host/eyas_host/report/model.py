@@ -7,8 +7,8 @@ from typing import Any, Literal
 import msgspec
 
 from eyas_host.compile.parity import Parity
-from eyas_host.compile.sizes import ArtefactSize, LayerSize
 from eyas_host.compress.sensitivity import Sensitivity
+from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.report.curves import Curve
 from eyas_host.train.cost import CostFigures
 from eyas_host.train.metrics import Bin, Scores

@@ -15,9 +15,9 @@ from rich.markup import escape
 from eyas_device.bundle import MANIFEST, Bundle, read_manifest, sha256
 from eyas_device.errors import PictureError
 from eyas_device.preprocess import Pixels, prepare, read_picture
-from eyas_host.compile.sizes import ArtefactSize, LayerSize
 from eyas_host.compress.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
+from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, TO_THE_BUNDLE, Context, Outcome
 from eyas_host.report.answers import Answers, cost_figures, positive_label, targets_of
 from eyas_host.report.curves import curves_of

@@ -23,8 +23,8 @@ from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from torch import Tensor, nn
 
-from eyas_host.compile.artefact import Compiled
-from eyas_host.compile.litert_ranges import (
+from eyas_host.export.artefact import Compiled
+from eyas_host.export.litert_ranges import (
     Array,
     Bounds,
     Recorder,

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from eyas_device.bundle import Precision, RuntimeName
-from eyas_host.compile.artefact import Compiled
-from eyas_host.compile.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
-from eyas_host.compile.onnx import compile_onnx
-from eyas_host.compile.openvino import compile_openvino
-from eyas_host.compile.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
-from eyas_host.compile.tensorrt import check_tensorrt
 from eyas_host.data.split import Split
+from eyas_host.export.artefact import Compiled
+from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
+from eyas_host.export.onnx import compile_onnx
+from eyas_host.export.openvino import compile_openvino
+from eyas_host.export.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
+from eyas_host.export.tensorrt import check_tensorrt
 from eyas_host.pipeline.runner import Context
 from eyas_host.quant.checkpoints import load_deploy, load_quantized
 from eyas_host.quant.quantizers import float_layers

@@ -13,7 +13,7 @@ from openvino.preprocess import PrePostProcessor
 from torch import nn
 
 from eyas_device.bundle import Precision
-from eyas_host.compile.artefact import Compiled
+from eyas_host.export.artefact import Compiled
 from eyas_host.support.errors import CompileError
 from eyas_host.support.quiet import quiet_tools
 

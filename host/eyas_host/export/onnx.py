@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.bundle import Precision
-from eyas_host.compile.artefact import Compiled
+from eyas_host.export.artefact import Compiled
 from eyas_host.quant.qdq import to_qdq
 from eyas_host.support.errors import CompileError
 from eyas_host.support.files import whole

@@ -1,0 +1,1 @@
+"""From a torch model to the files a device runs: one file a target."""
