@@ -29,13 +29,13 @@ from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.runtimes.litert import LiteRT
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.inference import logits_of
+from eyas_host.evaluate.metrics import Scores, paired_loss, score, softmax
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report.model import Report
 from eyas_host.support.machine import cpu_pressure
-from eyas_host.train.loop import logits_of
-from eyas_host.train.metrics import Scores, paired_loss, score, softmax
 
 RECIPE = Path("models/solar-cells/recipe.toml")
 RUNS = Path("runs")

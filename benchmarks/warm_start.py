@@ -36,6 +36,8 @@ from eyas_host import starts
 from eyas_host.data.dataset import Part
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch, prepared
+from eyas_host.evaluate.inference import logits_of, to_tensor
+from eyas_host.evaluate.metrics import Floats, Scores, score, softmax
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import Context
@@ -43,8 +45,6 @@ from eyas_host.recipe.load import load_recipe
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.machine import cpu_pressure
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import logits_of, to_tensor
-from eyas_host.train.metrics import Floats, Scores, score, softmax
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import train_student

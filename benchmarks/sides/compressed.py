@@ -14,11 +14,11 @@ from common import Figure, take_turns
 from eyas_host.compress.calibration import Calibration
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.metrics import Ints, paired_loss, softmax
 from eyas_host.export.build import artefact_files
 from eyas_host.pipeline.runner import Context
 from eyas_host.report.model import Report
 from eyas_host.support.progress import meter, show
-from eyas_host.train.metrics import Ints, paired_loss, softmax
 from sides.peers import PEERS, Batch, open_litert, open_onnx, open_openvino
 
 BACKENDS = {"litert": open_litert, "openvino": open_openvino, "onnx": open_onnx}

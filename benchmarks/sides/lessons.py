@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from eyas_host.data.index import build_index
 from eyas_host.data.loader import Rows, Stream, in_turn
 from eyas_host.data.split import Split, split_index
+from eyas_host.evaluate.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import meter
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.hints import Hints
-from eyas_host.train.loop import pick_device, to_tensor
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.student import Lesson
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze

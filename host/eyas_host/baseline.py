@@ -21,6 +21,7 @@ from torch import nn
 
 from eyas_host.chain import threads
 from eyas_host.data.split import Split
+from eyas_host.evaluate.metrics import Floats, Ints, PairedLoss, paired_loss, score
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build, move
 from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain
@@ -29,7 +30,6 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import show
 from eyas_host.train.labelled import Labelled
 from eyas_host.train.loop import fit
-from eyas_host.train.metrics import Floats, Ints, PairedLoss, paired_loss, score
 from eyas_host.train.schedule import Epoch
 
 RESULT = "baseline.json"

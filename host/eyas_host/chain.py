@@ -56,7 +56,7 @@ def split(context: Context) -> Outcome:
     data = context.recipe.data
     index = build_index(data)
     if context.recipe.cost.table:
-        from eyas_host.train.cost import cost_matrix
+        from eyas_host.evaluate.cost import cost_matrix
 
         cost_matrix(context.recipe.cost, index.labels)  # a mistake in it shows now, not after the training
     manifest = split_index(index, data, context.recipe.run.seed)
@@ -190,9 +190,10 @@ def distill(context: Context) -> Outcome:
 def _take_ready(context: Context, split: Split) -> Outcome:
     """Take the student from its file instead of training one."""
     from eyas_host.data.transforms import prepared
+    from eyas_host.evaluate.inference import logits_of, pick_device
     from eyas_host.models import checkpoints
     from eyas_host.models.factory import load_ready
-    from eyas_host.train.loop import logits_of, pick_device, validation_figures
+    from eyas_host.train.loop import validation_figures
     from eyas_host.train.snapshot import save_tensors
 
     settings = context.recipe.student
@@ -292,7 +293,7 @@ def verify(context: Context) -> Outcome:
     """Measure every rung on validation and decide what may be packed."""
     import torch
 
-    from eyas_host.verify import verify_all
+    from eyas_host.stages.verify import verify_all
 
     torch.set_num_threads(1)
     return verify_all(context)

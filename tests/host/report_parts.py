@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from eyas_host.compile.parity import Parity
+from eyas_host.evaluate.metrics import Bin, Scores
+from eyas_host.evaluate.parity import Parity
+from eyas_host.evaluate.verdict import Latency
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
-from eyas_host.train.metrics import Bin, Scores
-from eyas_host.verify import Latency
 
 HOSTILE = '<script>alert("1")</script> $x_1$'
 NOTICE = "CC-BY-NC-SA-4.0: non-commercial use only"

@@ -19,6 +19,7 @@ from eyas_host.chain import STAGES
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter
+from eyas_host.evaluate.inference import logits_of
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.pipeline.runner import Context, run_chain
 from eyas_host.recipe import Recipe
@@ -29,7 +30,6 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import StageError
 from eyas_host.train.cache import ViewCache, check_room
-from eyas_host.train.loop import logits_of
 from eyas_host.train.student import Lesson
 from tests.host.small_disk import mounted
 

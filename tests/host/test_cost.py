@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from eyas_device.decision import Decision, decide, fault
-from eyas_host.recipe.cost import CostSection
-from eyas_host.recipe.load import load_recipe
-from eyas_host.support.errors import RecipeError
-from eyas_host.train.cost import (
+from eyas_host.evaluate.cost import (
     bayes_threshold,
     cheapest_constant,
     choose_decision,
@@ -21,7 +18,10 @@ from eyas_host.train.cost import (
     part_cost,
     threshold_costs,
 )
-from eyas_host.train.metrics import softmax
+from eyas_host.evaluate.metrics import softmax
+from eyas_host.recipe.cost import CostSection
+from eyas_host.recipe.load import load_recipe
+from eyas_host.support.errors import RecipeError
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
 

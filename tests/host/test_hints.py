@@ -15,6 +15,7 @@ from torch import nn
 
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
+from eyas_host.evaluate.inference import to_tensor
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
@@ -25,7 +26,6 @@ from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.check import check_networks
 from eyas_host.train.hints import BlockCache, BlockHint, block_shapes, maps_of
-from eyas_host.train.loop import to_tensor
 from eyas_host.train.student import Lesson, train_student
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from eyas_host.train.intervals import intervals, ranked
-from eyas_host.train.metrics import score, softmax
+from eyas_host.evaluate.bootstrap import intervals, ranked
+from eyas_host.evaluate.metrics import score, softmax
 
 
 def answers_of(classes: int, n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -13,15 +13,15 @@ import torch
 from sklearn import metrics as sk
 
 from eyas_device.decision import Decision, decide
+from eyas_host.evaluate.bootstrap import intervals
+from eyas_host.evaluate.cost import CostFigures, choose_decision, part_cost
+from eyas_host.evaluate.metrics import score, softmax
 from eyas_host.report import plots
 from eyas_host.report.curves import curves_of
 from eyas_host.report.gradcam import grad_cam, last_convolution, overlay
 from eyas_host.report.html import money, render_html
 from eyas_host.report.model import Mistake, Report
 from eyas_host.report.signals import judge, operating_point, with_signals
-from eyas_host.train.cost import CostFigures, choose_decision, part_cost
-from eyas_host.train.intervals import intervals
-from eyas_host.train.metrics import score, softmax
 from tests.host.report_parts import HOSTILE, Page, make_report
 from tests.host.shapes import Pixels
 

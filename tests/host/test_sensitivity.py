@@ -29,6 +29,7 @@ from eyas_host.compress.mixed import FINEST_DB, Harm, MixedPrecision, drop_layer
 from eyas_host.compress.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import Picture
 from eyas_host.data.split import SplitManifest, save_split
+from eyas_host.evaluate.inference import logits_of
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import PrunePlan
@@ -47,7 +48,6 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report import plots
 from eyas_host.support.errors import CompressError, StageError
-from eyas_host.train.loop import logits_of
 from eyas_host.train.snapshot import save_tensors
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels

@@ -10,15 +10,15 @@ import pytest
 
 from eyas_host.compress.latency import LatencyModel, layers_of
 from eyas_host.compress.prune import prune_evenly
-from eyas_host.compress.stopwatch import Stopwatch
+from eyas_host.evaluate.latency import Stopwatch
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.image import PictureSection
 
 
 @pytest.fixture(autouse=True)
 def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.compress.stopwatch._BLOCK_SECONDS", 1.0)
-    monkeypatch.setattr("eyas_host.compress.stopwatch._SECONDS", 0.3)
+    monkeypatch.setattr("eyas_host.evaluate.latency._BLOCK_SECONDS", 1.0)
+    monkeypatch.setattr("eyas_host.evaluate.latency._SECONDS", 0.3)
 
 
 def test_a_smaller_network_is_faster_here(network: PixelClassifier, shape_frames: np.ndarray) -> None:

@@ -18,6 +18,8 @@ from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate import metrics
+from eyas_host.evaluate.inference import logits_of, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, packaged_state
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
@@ -25,9 +27,8 @@ from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
-from eyas_host.train import metrics
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import logits_of, to_tensor, validation_figures
+from eyas_host.train.loop import validation_figures
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
 

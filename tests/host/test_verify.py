@@ -9,10 +9,10 @@ import pytest
 from eyas_device.bundle import Artefact
 from eyas_host.cli import STAGES
 from eyas_host.compile.bundle import golden_rows
-from eyas_host.compile.parity import Parity, compare, refusal
+from eyas_host.evaluate.parity import Parity, compare, refusal
+from eyas_host.evaluate.verdict import Latency, choose
 from eyas_host.recipe.export import GateSection
 from eyas_host.support.errors import GateError
-from eyas_host.verify import Latency, choose
 
 GOOD = Parity(
     reference="qat",

@@ -32,12 +32,12 @@ from eyas_device.preprocess import Pixels
 from eyas_host.compile.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
+from eyas_host.evaluate.metrics import softmax
+from eyas_host.evaluate.verdict import load_verdict, validation_logits
 from eyas_host.export.build import artefact_files, artefact_name, variants
 from eyas_host.pipeline.runner import BUNDLE, Context, Outcome
 from eyas_host.report.card import bundle_readme, model_card
 from eyas_host.support.files import write_bytes
-from eyas_host.train.metrics import softmax
-from eyas_host.verify import load_verdict, validation_logits
 
 
 def artefacts_of(folder: Path, variants: Sequence[tuple[RuntimeName, Precision]]) -> list[Artefact]:

@@ -12,10 +12,10 @@ from torch import nn
 
 from eyas_host.compress.mixed import Harm, MixedPrecision
 from eyas_host.data.transforms import Batch
+from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.evaluate.metrics import Ints
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import say, track
-from eyas_host.train.loop import logits_of, pick_device
-from eyas_host.train.metrics import Ints
 
 SAMPLE = 256
 """Pictures that layers are ranked by; a likelihood needs fewer of them than an accuracy."""

@@ -17,6 +17,7 @@ from eyas_host.compress.mixed import drop_layers
 from eyas_host.compress.prune import ZeroKeeper
 from eyas_host.data.split import Part, Split
 from eyas_host.data.transforms import Batch, prepared
+from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import Context, Outcome
@@ -28,7 +29,7 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
-from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.loop import fit, validation_figures
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.student import Lesson

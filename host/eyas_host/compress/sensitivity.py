@@ -15,12 +15,12 @@ from eyas_host.compress.fallback import SAMPLE, Fallback, balanced_rows, choose_
 from eyas_host.compress.mixed import Harm, MixedPrecision
 from eyas_host.data.split import Part, Split
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.inference import pick_device
 from eyas_host.pipeline.runner import Context
 from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import meter
-from eyas_host.train.loop import pick_device
 
 RESULT = Path("sensitivity") / "sensitivity.json"
 """Below the run's folder."""

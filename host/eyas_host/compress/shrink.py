@@ -14,9 +14,10 @@ from eyas_device.bundle import Bundle, Precision
 from eyas_host.compress.latency import LatencyModel, layers_of, read_table
 from eyas_host.compress.prune import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
 from eyas_host.compress.rounds import Measure, Rounds
-from eyas_host.compress.stopwatch import Stopwatch
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.evaluate.latency import Stopwatch
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import PrunePlan
@@ -26,7 +27,7 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
-from eyas_host.train.loop import logits_of, pick_device, validation_figures
+from eyas_host.train.loop import validation_figures
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson

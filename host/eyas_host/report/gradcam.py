@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.data.transforms import Batch
-from eyas_host.train.loop import to_tensor
+from eyas_host.evaluate.inference import to_tensor
 
 Heat = npt.NDArray[np.float32]
 """float32 [pictures, side, side], 0..1."""

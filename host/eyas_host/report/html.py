@@ -17,10 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eyas_device.errors import PictureError
 from eyas_device.preprocess import Pixels, read_picture
+from eyas_host.evaluate.metrics import Bin
 from eyas_host.report import plots, score_plots
 from eyas_host.report.model import Mistake, Report, Rung
 from eyas_host.report.signals import operating_point
-from eyas_host.train.metrics import Bin
 
 NOT_MEASURED = "not measured"
 

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from eyas_host.compile.parity import Parity
 from eyas_host.compress.sensitivity import Sensitivity
+from eyas_host.evaluate.cost import CostFigures
+from eyas_host.evaluate.metrics import Bin, Scores
+from eyas_host.evaluate.parity import Parity
+from eyas_host.evaluate.verdict import Latency
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.report.curves import Curve
-from eyas_host.train.cost import CostFigures
-from eyas_host.train.metrics import Bin, Scores
-from eyas_host.verify import Latency
 
 
 class Rung(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
+from eyas_host.evaluate.metrics import Bin
 from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALIDATION, svg
 from eyas_host.report.model import Rung
-from eyas_host.train.metrics import Bin
 
 if TYPE_CHECKING:
     from eyas_host.compress.sensitivity import Sensitivity

@@ -9,9 +9,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from eyas_host.evaluate.cost import CostFigures
 from eyas_host.report.curves import Curve, Kind
 from eyas_host.report.drawing import INK, MUTED, RUNTIMES, STYLE, VALIDATION, svg
-from eyas_host.train.cost import CostFigures
 
 _TITLES = {"roc": "found, of those that are", "pr": "right, of those that are reported (precision)"}
 _BELOW = {"roc": "reported, of those that are not (false positive rate)", "pr": "found, of those that are (recall)"}

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
+from eyas_host.evaluate.cost import CostFigures
 from eyas_host.report.model import Report, Rung, Signal
-from eyas_host.train.cost import CostFigures
 
 _FEW_TEST_PICTURES = 30
 """Of a class: its recall is then known to about +-0.18 at best (95 %, binomial)."""

@@ -17,29 +17,22 @@ from eyas_device.errors import PictureError
 from eyas_device.preprocess import Pixels, prepare, read_picture
 from eyas_host.compress.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
+from eyas_host.evaluate.metrics import reliability, score, softmax
+from eyas_host.evaluate.networks import all_logits, load_networks, shipped_network
+from eyas_host.evaluate.predictions import Answers, cost_figures, positive_label, targets_of
+from eyas_host.evaluate.verdict import Logits, Verdict, load_verdict, validation_logits
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, TO_THE_BUNDLE, Context, Outcome
-from eyas_host.report.answers import Answers, cost_figures, positive_label, targets_of
 from eyas_host.report.curves import curves_of
 from eyas_host.report.gradcam import grad_cam, overlay
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
 from eyas_host.report.signals import with_signals
 from eyas_host.report.table import ladder_table
+from eyas_host.stages.verify import candidate
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.machine import machine, versions
 from eyas_host.support.progress import say, show
-from eyas_host.train.metrics import reliability, score, softmax
-from eyas_host.verify import (
-    Logits,
-    Verdict,
-    all_logits,
-    candidate,
-    load_networks,
-    load_verdict,
-    shipped_network,
-    validation_logits,
-)
 
 _SEALED = Path("sealed") / "test-logits.npz"
 _MISTAKES = 12

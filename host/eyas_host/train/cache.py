@@ -21,12 +21,12 @@ import torch
 from eyas_host.data.loader import Rows, Stream, in_turn
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch
+from eyas_host.evaluate.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import whole
 from eyas_host.support.progress import meter, say
-from eyas_host.train.loop import pick_device, to_tensor
 
 Half = npt.NDArray[np.float16]
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyas_host.data.loader import Rows, in_turn
+from eyas_host.evaluate.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import Hint, StudentSection
@@ -30,7 +31,6 @@ from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.progress import meter, say
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import pick_device, to_tensor
 from eyas_host.train.losses import FeatureHint
 
 _GRID = 8

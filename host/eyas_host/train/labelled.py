@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from eyas_host.data.loader import Rows, Stream
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
+from eyas_host.evaluate.metrics import Floats, softmax
 from eyas_host.recipe import Recipe
-from eyas_host.train.loop import logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.loop import validation_figures
 from eyas_host.train.losses import teacher_loss
-from eyas_host.train.metrics import Floats, softmax
 from eyas_host.train.sampler import epoch_order
 from eyas_host.train.schedule import Schedule
 

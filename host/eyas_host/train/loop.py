@@ -24,12 +24,11 @@ from sklearn.metrics import f1_score
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from eyas_host.data.transforms import Batch
+from eyas_host.evaluate.metrics import Floats, Ints, auc, softmax
 from eyas_host.pipeline import distributed
 from eyas_host.support.errors import TrainError
 from eyas_host.support.progress import meter
 from eyas_host.train.curves import Curve, Curves
-from eyas_host.train.metrics import Floats, Ints, auc, softmax
 from eyas_host.train.schedule import (
     Epoch,
     Schedule,
@@ -255,21 +254,6 @@ def _words(history: Sequence[Epoch]) -> str:
     return "  ".join(f"{word} {figures[name]:.3f}" for name, word in _SHOWN.items() if name in figures)
 
 
-def to_tensor(pixels: Batch, device: torch.device) -> Tensor:
-    """uint8 [n, s, s, 3] pixels as a uint8 [n, 3, s, s] tensor (channels last in memory)."""
-    return torch.from_numpy(pixels).to(device, non_blocking=True).permute(0, 3, 1, 2)
-
-
-@torch.inference_mode()
-def logits_of(
-    model: nn.Module, pixels: Batch, device: torch.device, batch: int = 64
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits float32 [n, classes] of prepared pixels uint8 [n, s, s, 3]; the model is put into evaluation mode."""
-    model.eval()
-    parts = [model(to_tensor(pixels[i : i + batch], device).float()) for i in range(0, len(pixels), batch)]
-    return np.asarray(torch.cat(parts).float().cpu().numpy())
-
-
 def validation_figures(logits: Floats, targets: Ints) -> dict[str, float]:
     """What an epoch may be judged by; `objective`: balanced accuracy, with the AUC deciding between near-equals."""
     p = softmax(logits)
@@ -285,13 +269,6 @@ def validation_figures(logits: Floats, targets: Ints) -> dict[str, float]:
         "auc": area,
         "loss": loss,
     }
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cuda` or `cpu` as a torch device. Raises `TrainError` where no GPU is to be had."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainError("[run] device = 'cuda', but torch sees no GPU here; take 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def end_with_parent(seconds: float = 2.0) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.models.factory import Origin, PixelClassifier, build_student, move
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import whole
@@ -23,7 +24,7 @@ from eyas_host.support.errors import TrainError
 from eyas_host.train.cache import ViewCache
 from eyas_host.train.curves import Curves
 from eyas_host.train.hints import BlockCache, Hints, maps_of
-from eyas_host.train.loop import Groups, fit, logits_of, pick_device, to_tensor, validation_figures
+from eyas_host.train.loop import Groups, fit, validation_figures
 from eyas_host.train.losses import student_loss
 from eyas_host.train.sampler import Rows, epoch_order
 from eyas_host.train.schedule import Epoch, Schedule

@@ -10,12 +10,12 @@ import msgspec
 
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.evaluate.metrics import score, softmax
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe import Recipe
 from eyas_host.support.files import alone, write_bytes
 from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import logits_of, pick_device
-from eyas_host.train.metrics import score, softmax
 from eyas_host.train.schedule import Epoch, best_epoch, judged
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher

@@ -11,10 +11,10 @@ import msgspec
 import torch
 
 from eyas_host.chain import SINGLE_THREAD_SIZE
+from eyas_host.evaluate.inference import pick_device
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import machine
 from eyas_host.support.progress import warn
-from eyas_host.train.loop import pick_device
 from eyas_host.warm.card import Record, warm_card
 from eyas_host.warm.pictures import APT, find_pictures, held_out, missing_packages, read_pictures
 from eyas_host.warm.train import WarmSettings, begin, fingerprint, warm_start

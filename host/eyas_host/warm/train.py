@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from eyas_device.preprocess import Pixels
+from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.models.factory import PACKAGED, build, known_model, move
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
-from eyas_host.train.loop import fit, logits_of, pick_device, to_tensor
+from eyas_host.train.loop import fit
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.warm.crops import Crops

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.decision import Decision, decide
+from eyas_host.evaluate.metrics import Floats, Ints
 from eyas_host.recipe.cost import CostSection
 from eyas_host.support.errors import RecipeError
-from eyas_host.train.metrics import Floats, Ints
 
 Matrix = npt.NDArray[np.float64]
 """float64 [true label, answer]."""

@@ -9,10 +9,10 @@ import numpy as np
 
 from eyas_device.decision import Decision, decide
 from eyas_host.data.split import Split
-from eyas_host.train.cost import CostFigures, Matrix, bayes_threshold, cheapest_constant, mean_cost, part_cost
-from eyas_host.train.intervals import intervals
-from eyas_host.train.metrics import Floats, Ints, Scores, score, softmax
-from eyas_host.verify import Logits, Verdict
+from eyas_host.evaluate.bootstrap import intervals
+from eyas_host.evaluate.cost import CostFigures, Matrix, bayes_threshold, cheapest_constant, mean_cost, part_cost
+from eyas_host.evaluate.metrics import Floats, Ints, Scores, score, softmax
+from eyas_host.evaluate.verdict import Logits, Verdict
 
 
 class Answers(msgspec.Struct, frozen=True):

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from eyas_host.evaluate.metrics import Floats, Ints, paired_loss, softmax
 from eyas_host.recipe.export import GateSection
-from eyas_host.train.metrics import Floats, Ints, paired_loss, softmax
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):

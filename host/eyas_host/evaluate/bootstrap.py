@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from eyas_host.train.metrics import Floats, Ints
+from eyas_host.evaluate.metrics import Floats, Ints
 
 Counts = npt.NDArray[np.float64]
 """float64 [draws, pictures]: how often each picture was drawn."""

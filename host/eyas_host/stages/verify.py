@@ -1,0 +1,79 @@
+"""Verify: every artefact through the device's own preprocessing and runtimes, on validation.
+
+Each artefact is compared with the network it was made from (`evaluate.parity`); each runtime is given the fastest that
+passed. How far two right int8 implementations may lie apart is measured too: `exact-int8` is integers in torch.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from rich.markup import escape
+
+from eyas_device.bundle import Bundle
+from eyas_host.data.split import Split
+from eyas_host.evaluate.cost import choose_decision, cost_matrix
+from eyas_host.evaluate.metrics import expected_calibration_error, fit_temperature, score, softmax
+from eyas_host.evaluate.networks import all_logits, load_networks, measure_latency
+from eyas_host.evaluate.parity import compare, refusal
+from eyas_host.evaluate.verdict import _CONFIDENCE, _LOGITS, _VERDICT, CalibratedConfidence, Verdict, choose
+from eyas_host.models import checkpoints
+from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.progress import say
+
+
+def verify_all(context: Context) -> Outcome:
+    """Measure all rungs, apply the gates, choose what each runtime runs.
+
+    Raises `GateError` if a runtime is left without any artefact.
+    """
+    from eyas_host.compile.bundle import write_candidate
+
+    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    bundle = write_candidate(context, split.labels)
+    networks = load_networks(context, len(split.labels))
+    logits = all_logits(networks, bundle, split.validation)
+    with whole(context.folder("verify") / _LOGITS) as path, path.open("wb") as stream:
+        np.savez(stream, **logits)  # type: ignore[arg-type]
+    targets = split.validation.targets
+    temperature = fit_temperature(logits["qat"], targets)
+    probabilities = {name: softmax(values / temperature) for name, values in logits.items()}
+    scores = {name: score(p, targets) for name, p in probabilities.items()}
+    artefacts = [a.name for a in bundle.manifest.artefacts]
+    parity = {name: compare(logits, name, targets, temperature=temperature) for name in artefacts}
+    latency = measure_latency(networks, bundle, split.validation)
+    sizes = {name: checkpoints.size_bytes(net) for name, net in networks.items() if name not in ("qat", "exact-int8")}
+    sizes |= {a.name: sum(f.size_bytes for f in a.files) for a in bundle.manifest.artefacts}
+    refused = {name: why for name in artefacts if (why := refusal(name, parity[name], context.recipe.gate))}
+    use, reasons = choose(bundle.manifest.artefacts, refused, latency)
+    costs = cost_matrix(context.recipe.cost, split.labels)
+    shipped = probabilities[next(iter(use.values()))]
+    decision = choose_decision(costs, split.labels, shipped, targets, currency=context.recipe.cost.currency)
+    verdict = Verdict(temperature, scores, parity, latency, sizes, refused, use, reasons, decision)
+    confidence = CalibratedConfidence(
+        temperature=temperature,
+        pictures=len(targets),
+        rung="qat",
+        ece_before=expected_calibration_error(softmax(logits["qat"]), targets),
+        ece_after=scores["qat"].ece,
+        threshold=context.recipe.pack.threshold,
+        decision=decision,
+    )
+    for name, found in ((_VERDICT, verdict), (_CONFIDENCE, confidence)):
+        write_bytes(context.folder("verify") / name, msgspec.json.format(msgspec.json.encode(found), indent=1))
+    for name, why in refused.items():
+        say(f"  [red]{name} is not packed:[/red] {why}")
+    for runtime, why in reasons.items():
+        say(f"  {runtime} runs {use[runtime]}: {why}")
+    if decision is not None:
+        say(f"  answer: {escape(str(decision))}")
+    least = min(parity[name].agreement for name in artefacts)
+    floor = (probabilities["exact-int8"].argmax(1) == probabilities["qat"].argmax(1)).mean()
+    summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; least agreement {least:.3f}"
+    return Outcome(f"{summary} (exact int8 arithmetic: {floor:.3f})", {"exact_int8_agreement": float(floor)})
+
+
+def candidate(context: Context) -> Bundle:
+    """The bundle that was measured, with every artefact in it."""
+    return Bundle.open(context.folder("verify") / "candidate")
