@@ -44,10 +44,10 @@ from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.machine import cpu_pressure
-from eyas_host.train.cache import ViewCache
+from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.schedule import Epoch
-from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import train_student
+from eyas_host.train.view_cache import ViewCache
 
 RUNS = Path("runs")
 DEMONSTRATION = Path("models/solar-cells/recipe.toml")

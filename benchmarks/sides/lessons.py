@@ -19,11 +19,11 @@ from eyas_host.evaluate.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import meter
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.hints import Hints
+from eyas_host.train.feature_distillation import Hints
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.student import Lesson
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
+from eyas_host.train.view_cache import ViewCache
 
 WARM = 2
 """Steps of each turn that are not timed: a worker starts, and its first batches are drawn."""

@@ -14,11 +14,11 @@ from eyas_host.evaluate.inference import logits_of
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.files import write_bytes
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import validation_figures
-from eyas_host.train.snapshot import save_tensors
+from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.engine import validation_figures
 from eyas_host.train.student import Lesson
 from eyas_host.train.teacher import train_teacher
+from eyas_host.train.view_cache import ViewCache
 from sides.lessons import OnlineLesson, make_split
 
 

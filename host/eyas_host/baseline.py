@@ -28,9 +28,9 @@ from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import show
-from eyas_host.train.labelled import Labelled
-from eyas_host.train.loop import fit
+from eyas_host.train.engine import fit
 from eyas_host.train.schedule import Epoch
+from eyas_host.train.supervised import Labelled
 
 RESULT = "baseline.json"
 """Below the run's folder; see `Baseline`."""

@@ -93,11 +93,11 @@ def teach(context: Context) -> Outcome:
     import torch
 
     from eyas_host.models import checkpoints
-    from eyas_host.train.cache import check_room
     from eyas_host.train.check import check_networks
-    from eyas_host.train.curves import Curves
-    from eyas_host.train.snapshot import save_tensors
+    from eyas_host.train.checkpoint import save_tensors
     from eyas_host.train.teacher import train_teacher
+    from eyas_host.train.trackers import Curves
+    from eyas_host.train.view_cache import check_room
 
     if context.recipe.student.ready:
         return Outcome("not trained: the student is ready", {"weights": "none"})
@@ -140,11 +140,11 @@ def distill(context: Context) -> Outcome:
 
     from eyas_host.models import checkpoints
     from eyas_host.models.weights import fit_to_pictures
-    from eyas_host.train.cache import ViewCache
-    from eyas_host.train.curves import Curves
-    from eyas_host.train.hints import BlockCache, check_hints
-    from eyas_host.train.snapshot import save_tensors
+    from eyas_host.train.checkpoint import save_tensors
+    from eyas_host.train.feature_distillation import BlockCache, check_hints
     from eyas_host.train.student import train_student
+    from eyas_host.train.trackers import Curves
+    from eyas_host.train.view_cache import ViewCache
 
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(threads(recipe))
@@ -193,8 +193,8 @@ def _take_ready(context: Context, split: Split) -> Outcome:
     from eyas_host.evaluate.inference import logits_of, pick_device
     from eyas_host.models import checkpoints
     from eyas_host.models.factory import load_ready
-    from eyas_host.train.loop import validation_figures
-    from eyas_host.train.snapshot import save_tensors
+    from eyas_host.train.checkpoint import save_tensors
+    from eyas_host.train.engine import validation_figures
 
     settings = context.recipe.student
     model = load_ready(settings.model, len(split.labels), Path(settings.ready), activation=settings.activation)
@@ -229,11 +229,11 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
 
     from eyas_host.models import checkpoints
     from eyas_host.support.quiet import quiet_libraries
-    from eyas_host.train.cache import ViewCache
-    from eyas_host.train.curves import Curves
-    from eyas_host.train.loop import end_with_parent
-    from eyas_host.train.snapshot import save_tensors
+    from eyas_host.train.checkpoint import save_tensors
+    from eyas_host.train.engine import end_with_parent
     from eyas_host.train.student import train_student
+    from eyas_host.train.trackers import Curves
+    from eyas_host.train.view_cache import ViewCache
 
     quiet_libraries()
     end_with_parent()

@@ -17,7 +17,7 @@ from eyas_host.models import checkpoints
 from eyas_host.models.factory import build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
-from eyas_host.train.labelled import Labelled
+from eyas_host.train.supervised import Labelled
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
 

@@ -29,8 +29,8 @@ from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import StageError
-from eyas_host.train.cache import ViewCache, check_room
 from eyas_host.train.student import Lesson
+from eyas_host.train.view_cache import ViewCache, check_room
 from tests.host.small_disk import mounted
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import MissingExtra
-from eyas_host.train import curves
-from eyas_host.train.curves import Curves
+from eyas_host.train import trackers as curves
+from eyas_host.train.trackers import Curves
 from tests.host.toy_training import Toy
 
 

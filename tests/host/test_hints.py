@@ -23,10 +23,10 @@ from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import Hint, StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, StageError
-from eyas_host.train.cache import ViewCache
 from eyas_host.train.check import check_networks
-from eyas_host.train.hints import BlockCache, BlockHint, block_shapes, maps_of
+from eyas_host.train.feature_distillation import BlockCache, BlockHint, block_shapes, maps_of
 from eyas_host.train.student import Lesson, train_student
+from eyas_host.train.view_cache import ViewCache
 
 CPU = torch.device("cpu")
 HINTS = (
@@ -180,7 +180,7 @@ def test_without_room_nothing_is_written(place: Place, cache: ViewCache, monkeyp
     class Full(NamedTuple):
         free: int = 1000
 
-    monkeypatch.setattr("eyas_host.train.hints.shutil.disk_usage", lambda _: Full())
+    monkeypatch.setattr("eyas_host.train.feature_distillation.shutil.disk_usage", lambda _: Full())
     with pytest.raises(StageError, match=r"hints need 0.00 GB and 0.00 GB are free; take hints of blocks with fewer"):
         BlockCache.make(cache, place.recipe, place.teacher)
     small = msgspec.structs.replace(place.recipe.student, cache_gb=1e-6)

@@ -34,9 +34,9 @@ from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection
 from eyas_host.support.errors import CompressError
-from eyas_host.train import snapshot
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.snapshot import save_tensors
+from eyas_host.train import checkpoint
+from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.view_cache import ViewCache
 from tests.host.block_times import block_times
 
 SIZE = 32
@@ -171,7 +171,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
         if not left[0]:
             raise Killed
 
-    for module in (rounds, snapshot, shrink):
+    for module in (rounds, checkpoint, shrink):
         monkeypatch.setattr(module, "save_tensors", save)
 
 

@@ -48,7 +48,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report import plots
 from eyas_host.support.errors import CompressError, StageError
-from eyas_host.train.snapshot import save_tensors
+from eyas_host.train.checkpoint import save_tensors
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels
 

@@ -18,7 +18,7 @@ from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import whole, write_bytes
-from eyas_host.train.snapshot import save_tensors
+from eyas_host.train.checkpoint import save_tensors
 from tests.host.small_disk import mounted
 
 RECIPE = Recipe(run=RunSection(name="toy"), data=DataSection(path="pictures"))

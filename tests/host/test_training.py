@@ -27,10 +27,10 @@ from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.loop import validation_figures
+from eyas_host.train.engine import validation_figures
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
+from eyas_host.train.view_cache import ViewCache
 
 CPU = torch.device("cpu")
 

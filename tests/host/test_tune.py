@@ -188,7 +188,7 @@ def test_tpe_begins_with_the_recipe_s_settings_and_ends_trials_early(
 ) -> None:
     reached = iter(range(1000, 0, -1))  # each epoch worse than all before
     monkeypatch.setattr(
-        "eyas_host.train.labelled.validation_figures",
+        "eyas_host.train.supervised.validation_figures",
         lambda *_: {"objective": float(next(reached)), "balanced_accuracy": 0.5, "auc": 0.5, "loss": 1.0},
     )
     done = tune(place, "--method", "tpe", "--trials", 7, "--finals", 0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from eyas_host.evaluate.inference import logits_of, to_tensor
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.training import TeacherSection
-from eyas_host.train.loop import Groups, fit, validation_figures
+from eyas_host.train.engine import Groups, fit, validation_figures
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
 

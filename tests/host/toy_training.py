@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eyas_host.train.loop import fit, validation_figures
+from eyas_host.train.engine import fit, validation_figures
 from eyas_host.train.schedule import Epoch, Schedule
 
 

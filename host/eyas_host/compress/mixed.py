@@ -20,7 +20,7 @@ from eyas_host.evaluate.inference import logits_of
 from eyas_host.evaluate.metrics import Floats, Ints, fit_temperature
 from eyas_host.quant.graph import Layer, layers, required_placement
 from eyas_host.quant.quantizers import activation_quantizers, float_layers, leave_float, weight_quantizers
-from eyas_host.train.loop import validation_figures
+from eyas_host.train.engine import validation_figures
 
 FINEST_DB = 144.0
 """20 log10 2^24: two float32 values that agree in every bit are no further apart than this."""

@@ -27,12 +27,12 @@ from eyas_host.quant.qat import prepare_qat, save_qat
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.curves import Curves
-from eyas_host.train.loop import fit, validation_figures
+from eyas_host.train.engine import fit, validation_figures
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.student import Lesson
+from eyas_host.train.trackers import Curves
+from eyas_host.train.view_cache import ViewCache
 
 _COVERAGE = "as many of each class, far apart in the student's features"
 _RANDOM = "drawn at random"

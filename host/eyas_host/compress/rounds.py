@@ -25,8 +25,8 @@ from eyas_host.models.pruned import Cut, cut_channels
 from eyas_host.recipe.compress import PruneSection
 from eyas_host.support.errors import CompressError
 from eyas_host.support.progress import say
+from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.schedule import Epoch
-from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson
 
 TOLERANCE = 0.03

@@ -25,12 +25,12 @@ from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.curves import Curves
-from eyas_host.train.loop import validation_figures
+from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.engine import validation_figures
 from eyas_host.train.schedule import Epoch
-from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson
+from eyas_host.train.trackers import Curves
+from eyas_host.train.view_cache import ViewCache
 
 BLOCKS = "blocks.json"
 """The dense student's block times, below the stage's folder."""

@@ -8,7 +8,7 @@ from eyas_host.models.factory import PixelClassifier, build_student, build_teach
 from eyas_host.models.weights import Fit, fit_to_pictures
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import RecipeError
-from eyas_host.train.hints import check_hints
+from eyas_host.train.feature_distillation import check_hints
 
 
 def check_networks(recipe: Recipe, classes: int) -> list[Fit]:

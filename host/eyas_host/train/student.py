@@ -21,13 +21,13 @@ from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import whole
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.curves import Curves
-from eyas_host.train.hints import BlockCache, Hints, maps_of
-from eyas_host.train.loop import Groups, fit, validation_figures
+from eyas_host.train.engine import Groups, fit, validation_figures
+from eyas_host.train.feature_distillation import BlockCache, Hints, maps_of
 from eyas_host.train.losses import student_loss
 from eyas_host.train.sampler import Rows, epoch_order
 from eyas_host.train.schedule import Epoch, Schedule
+from eyas_host.train.trackers import Curves
+from eyas_host.train.view_cache import ViewCache
 
 
 class Lesson:

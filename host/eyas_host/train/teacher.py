@@ -18,10 +18,10 @@ from eyas_host.evaluate.inference import to_tensor
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
 from eyas_host.pipeline.distributed import share, whole
 from eyas_host.recipe import Recipe
-from eyas_host.train.curves import Curves
-from eyas_host.train.labelled import ORDER, VIEWS, Labelled
-from eyas_host.train.loop import fit, validation_figures
+from eyas_host.train.engine import fit, validation_figures
 from eyas_host.train.schedule import Epoch, Schedule
+from eyas_host.train.supervised import ORDER, VIEWS, Labelled
+from eyas_host.train.trackers import Curves
 from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
 
 _HEAD_ROUNDS = 3

@@ -23,14 +23,14 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
 from eyas_host.support.files import alone
 from eyas_host.support.progress import meter
-from eyas_host.train.cache import ViewCache
-from eyas_host.train.labelled import Labelled
-from eyas_host.train.loop import fit
+from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.engine import fit
 from eyas_host.train.schedule import judged
-from eyas_host.train.snapshot import save_tensors
 from eyas_host.train.student import Lesson
+from eyas_host.train.supervised import Labelled
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
+from eyas_host.train.view_cache import ViewCache
 from eyas_host.tune.space import Value, applied, draw
 from eyas_host.tune.study import WORKER, Method, put_back_dead, worker
 

@@ -15,7 +15,7 @@ from eyas_host.pipeline.runner import Context
 from eyas_host.support.errors import TuneError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say, show
-from eyas_host.train.cache import ViewCache
+from eyas_host.train.view_cache import ViewCache
 from eyas_host.tune.finals import Final, Full, student_in_full, teacher_in_full, train_final
 from eyas_host.tune.result import PAGE, RESULT, finals_table, make_result, shown_trials, write_result
 from eyas_host.tune.search import StudentTrials, TeacherTrials, Training, finished, ranked, search

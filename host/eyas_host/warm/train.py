@@ -26,7 +26,7 @@ from eyas_host.models.factory import PACKAGED, build, known_model, move
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
-from eyas_host.train.loop import fit
+from eyas_host.train.engine import fit
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.warm.crops import Crops

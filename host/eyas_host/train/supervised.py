@@ -14,7 +14,7 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.evaluate.metrics import Floats, softmax
 from eyas_host.recipe import Recipe
-from eyas_host.train.loop import validation_figures
+from eyas_host.train.engine import validation_figures
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.sampler import epoch_order
 from eyas_host.train.schedule import Schedule

@@ -30,8 +30,8 @@ from eyas_host.recipe.training import Hint, StudentSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.progress import meter, say
-from eyas_host.train.cache import ViewCache
 from eyas_host.train.losses import FeatureHint
+from eyas_host.train.view_cache import ViewCache
 
 _GRID = 8
 """Cells a side of a cached map, at most."""

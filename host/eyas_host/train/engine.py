@@ -28,7 +28,7 @@ from eyas_host.evaluate.metrics import Floats, Ints, auc, softmax
 from eyas_host.pipeline import distributed
 from eyas_host.support.errors import TrainError
 from eyas_host.support.progress import meter
-from eyas_host.train.curves import Curve, Curves
+from eyas_host.train.checkpoint import Snapshot
 from eyas_host.train.schedule import (
     Epoch,
     Schedule,
@@ -37,7 +37,7 @@ from eyas_host.train.schedule import (
     plateau_factor,
     step_factor,
 )
-from eyas_host.train.snapshot import Snapshot
+from eyas_host.train.trackers import Curve, Curves
 
 Groups = list[dict[str, Any]]
 """AdamW parameter groups; `lr_scale` multiplies the rate (timm's name for it)."""
