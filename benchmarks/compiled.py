@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from eyas_device.bundle import Precision, RuntimeName
-from eyas_host.compress.prune import prune_evenly
+from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.export.build import artefact_files, compile_artefact
 from eyas_host.models.factory import build
 from eyas_host.quant.fold import fold_for_deployment

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from common import Figure, take_turns
-from eyas_host.compress.calibration import Calibration
+from eyas_host.compress.quantize.calibration import Calibration
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.metrics import Ints, paired_loss, softmax

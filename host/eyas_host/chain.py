@@ -252,7 +252,7 @@ def prune(context: Context) -> Outcome:
     """Cut the student down and let it recover with the teacher's answers."""
     import torch
 
-    from eyas_host.compress.shrink import shrink
+    from eyas_host.stages.prune import shrink
 
     torch.set_num_threads(threads(context.recipe))
     return shrink(context)
@@ -271,7 +271,7 @@ def qat(context: Context) -> Outcome:
     """Put the student on the int8 grid, by training or by calibration."""
     import torch
 
-    from eyas_host.compress.quantize import quantize
+    from eyas_host.stages.qat import quantize
 
     torch.set_num_threads(threads(context.recipe))
     return quantize(context)

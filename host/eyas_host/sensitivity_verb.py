@@ -9,8 +9,8 @@ import torch
 from rich.table import Table
 
 from eyas_host.chain import threads
-from eyas_host.compress.mixed import Harm
-from eyas_host.compress.sensitivity import RESULT, Sensitivity, measure_sensitivity
+from eyas_host.compress.quantize.mixed import Harm
+from eyas_host.compress.quantize.sensitivity import RESULT, Sensitivity, measure_sensitivity
 from eyas_host.pipeline.runner import Context
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say, show

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eyas_host.compress.calibration import covering_pictures, random_pictures
+from eyas_host.compress.quantize.calibration import covering_pictures, random_pictures
 
 
 def features_of(clusters: int, seed: int = 0) -> np.ndarray:

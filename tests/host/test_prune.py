@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_host.compress.channels import channel_groups, least_important, magnitudes
-from eyas_host.compress.latency import LatencyModel, layers_of, read_table
-from eyas_host.compress.prune import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
-from eyas_host.compress.rounds import TOLERANCE, Point, reach
-from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
+from eyas_host.compress.prune.channels import channel_groups, least_important, magnitudes
+from eyas_host.compress.prune.importance import Step, channel_losses, cheapest_cuts
+from eyas_host.compress.prune.latency_model import LatencyModel, layers_of, read_table
+from eyas_host.compress.prune.magnitude import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
+from eyas_host.compress.prune.rounds import TOLERANCE, Point, reach
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.pruned import PrunePlan, cut_channels, rebuild_channels
 from eyas_host.quant.fold import fold_for_deployment

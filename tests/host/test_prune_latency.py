@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
 from eyas_host import chain, cli
-from eyas_host.compress import rounds, shrink
-from eyas_host.compress.channels import channel_groups
-from eyas_host.compress.latency import LatencyModel, Layers, layers_of
-from eyas_host.compress.prune import prune_evenly
+from eyas_host.compress.prune import rounds
+from eyas_host.compress.prune.channels import channel_groups
+from eyas_host.compress.prune.latency_model import LatencyModel, Layers, layers_of
+from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.data.split import Split
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build
@@ -33,6 +33,7 @@ from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection
+from eyas_host.stages import prune as shrink
 from eyas_host.support.errors import CompressError
 from eyas_host.train import checkpoint
 from eyas_host.train.checkpoint import save_tensors

@@ -23,10 +23,10 @@ from torch import nn
 
 from eyas_device.bundle import sha256
 from eyas_host import cli
-from eyas_host.compress import sensitivity
-from eyas_host.compress.fallback import Fallback, balanced_rows, choose_fallback, fallback_layers
-from eyas_host.compress.mixed import FINEST_DB, Harm, MixedPrecision, drop_layers, harm, signal_to_noise
-from eyas_host.compress.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
+from eyas_host.compress.quantize import sensitivity
+from eyas_host.compress.quantize.fallback import Fallback, balanced_rows, choose_fallback, fallback_layers
+from eyas_host.compress.quantize.mixed import FINEST_DB, Harm, MixedPrecision, drop_layers, harm, signal_to_noise
+from eyas_host.compress.quantize.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import Picture
 from eyas_host.data.split import SplitManifest, save_split
 from eyas_host.evaluate.inference import logits_of

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eyas_host.compress.latency import LatencyModel, layers_of
-from eyas_host.compress.prune import prune_evenly
+from eyas_host.compress.prune.latency_model import LatencyModel, layers_of
+from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.evaluate.latency import Stopwatch
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.image import PictureSection

@@ -1,1 +1,1 @@
-"""Making a student smaller: folding, quantization-aware training, pruning."""
+"""Make a trained network smaller: pruning and quantization."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from eyas_host.compress.sensitivity import Sensitivity
+from eyas_host.compress.quantize.sensitivity import Sensitivity
 from eyas_host.evaluate.cost import CostFigures
 from eyas_host.evaluate.metrics import Bin, Scores
 from eyas_host.evaluate.parity import Parity

@@ -16,7 +16,7 @@ from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALID
 from eyas_host.report.model import Rung
 
 if TYPE_CHECKING:
-    from eyas_host.compress.sensitivity import Sensitivity
+    from eyas_host.compress.quantize.sensitivity import Sensitivity
 
 _NAMED = 6
 """Layers that are named beside their marks."""
@@ -84,8 +84,8 @@ def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
 def front(points: Sequence[Mapping[str, Any]]) -> Markup:
     """Balanced accuracy after recovery against latency, from the dense student through the rounds of pruning.
 
-    `points` are those of `eyas_host.compress.rounds.Point`; a disc is filled where the latency was measured, open where
-    a table predicted it. Empty without points.
+    `points` are those of `eyas_host.compress.prune.rounds.Point`; a disc is filled where the latency was measured,
+    open where a table predicted it. Empty without points.
     """
     shown = [point for point in points if point.get("balanced_accuracy") is not None]
     if not shown:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from eyas_device.bundle import MANIFEST, Bundle, read_manifest, sha256
 from eyas_device.errors import PictureError
 from eyas_device.preprocess import Pixels, prepare, read_picture
-from eyas_host.compress.sensitivity import load_sensitivity
+from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
 from eyas_host.evaluate.metrics import reliability, score, softmax
 from eyas_host.evaluate.networks import all_logits, load_networks, shipped_network

@@ -11,9 +11,9 @@ import numpy as np
 
 from eyas_device.bench.blocks import BlockTimes
 from eyas_device.bundle import Bundle, Precision
-from eyas_host.compress.latency import LatencyModel, layers_of, read_table
-from eyas_host.compress.prune import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
-from eyas_host.compress.rounds import Measure, Rounds
+from eyas_host.compress.prune.latency_model import LatencyModel, layers_of, read_table
+from eyas_host.compress.prune.magnitude import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
+from eyas_host.compress.prune.rounds import Measure, Rounds
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of, pick_device

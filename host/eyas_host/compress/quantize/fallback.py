@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from torch import nn
 
-from eyas_host.compress.mixed import Harm, MixedPrecision
+from eyas_host.compress.quantize.mixed import Harm, MixedPrecision
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluate.inference import logits_of, pick_device
 from eyas_host.evaluate.metrics import Ints

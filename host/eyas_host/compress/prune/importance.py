@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from eyas_host.compress.channels import ChannelGroup, Floats
-from eyas_host.compress.latency import LatencyModel, Layers
+from eyas_host.compress.prune.channels import ChannelGroup, Floats
+from eyas_host.compress.prune.latency_model import LatencyModel, Layers
 from eyas_host.models.factory import PixelClassifier
 
 _LEAST_SAVING = 1e-9

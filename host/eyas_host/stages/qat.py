@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from eyas_host.compress.calibration import covering_pictures, random_pictures, record
-from eyas_host.compress.fallback import fallback_layers
-from eyas_host.compress.mixed import drop_layers
-from eyas_host.compress.prune import ZeroKeeper
+from eyas_host.compress.prune.magnitude import ZeroKeeper
+from eyas_host.compress.quantize.calibration import covering_pictures, random_pictures, record
+from eyas_host.compress.quantize.fallback import fallback_layers
+from eyas_host.compress.quantize.mixed import drop_layers
 from eyas_host.data.split import Part, Split
 from eyas_host.data.transforms import Batch, prepared
 from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor

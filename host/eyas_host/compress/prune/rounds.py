@@ -16,10 +16,10 @@ import msgspec
 import torch
 from torch import Tensor
 
-from eyas_host.compress.channels import MAX_PRUNED, channel_groups, least_important
-from eyas_host.compress.latency import LatencyModel, layers_of
-from eyas_host.compress.prune import count_costs
-from eyas_host.compress.search import Step, channel_losses, cheapest_cuts
+from eyas_host.compress.prune.channels import MAX_PRUNED, channel_groups, least_important
+from eyas_host.compress.prune.importance import Step, channel_losses, cheapest_cuts
+from eyas_host.compress.prune.latency_model import LatencyModel, layers_of
+from eyas_host.compress.prune.magnitude import count_costs
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import Cut, cut_channels
 from eyas_host.recipe.compress import PruneSection

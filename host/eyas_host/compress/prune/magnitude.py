@@ -16,7 +16,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from eyas_host.compress.channels import MAX_PRUNED, ROUND_TO, channel_groups, least_important, magnitudes
+from eyas_host.compress.prune.channels import MAX_PRUNED, ROUND_TO, channel_groups, least_important, magnitudes
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import Cut, PrunePlan, cut_channels
 from eyas_host.support.errors import CompressError

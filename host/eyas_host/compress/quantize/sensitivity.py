@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_host.compress.fallback import SAMPLE, Fallback, balanced_rows, choose_fallback, most_harmful
-from eyas_host.compress.mixed import Harm, MixedPrecision
+from eyas_host.compress.quantize.fallback import SAMPLE, Fallback, balanced_rows, choose_fallback, most_harmful
+from eyas_host.compress.quantize.mixed import Harm, MixedPrecision
 from eyas_host.data.split import Part, Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import pick_device

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import SCHEMA
 from eyas_device.runtimes import RUNTIMES, runs
-from eyas_host.compress.channels import Floats
+from eyas_host.compress.prune.channels import Floats
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.support.errors import CompressError
 

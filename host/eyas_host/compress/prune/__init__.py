@@ -1,0 +1,1 @@
+"""Channel pruning: to a fraction of the MACs, to a measured latency, or by magnitude."""

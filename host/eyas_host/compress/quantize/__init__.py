@@ -1,0 +1,1 @@
+"""Around quantization: calibration images, mixed precision, sensitivity, float fallback."""
