@@ -301,7 +301,7 @@ def verify(context: Context) -> Outcome:
 
 def pack(context: Context) -> Outcome:
     """Write the bundle."""
-    from eyas_host.compile.bundle import pack_bundle
+    from eyas_host.bundle.pack import pack_bundle
 
     return pack_bundle(context)
 

@@ -13,9 +13,9 @@ from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Confidence, Manifest, P
 from eyas_device.predict import softmax
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.runtimes import load
-from eyas_host.compile.bundle import artefacts_of, file_entry
 from eyas_host.export.build import artefact_files
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
+from eyas_host.export.manifest import artefacts_of, file_entry
 from eyas_host.export.onnx import compile_onnx
 from eyas_host.quant.fold import DeployModel
 from tests.host.shapes import SHAPES, draw_shape

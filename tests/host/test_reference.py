@@ -11,7 +11,7 @@ import pytest
 from eyas_device.agent.ood import beyond, describe, distance
 from eyas_device.bundle import Bundle, Reference
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
-from eyas_host.compile.reference import fit_reference, write_reference
+from eyas_host.bundle.reference import fit_reference, write_reference
 
 SPEC = Preprocessing(size=48)
 

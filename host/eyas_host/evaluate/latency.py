@@ -21,10 +21,10 @@ from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Bundle, Manifest, Preci
 from eyas_device.preprocess import Preprocessing
 from eyas_device.runtimes import choose, open_runtime
 from eyas_device.support.closing import Closing
-from eyas_host.compile.bundle import artefacts_of, file_entry
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluate.inference import to_tensor
 from eyas_host.export.build import artefact_files, artefact_name, compile_artefact
+from eyas_host.export.manifest import artefacts_of, file_entry
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.quant.qat import prepare_qat

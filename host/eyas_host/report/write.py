@@ -21,6 +21,7 @@ from eyas_host.evaluate.metrics import reliability, score, softmax
 from eyas_host.evaluate.networks import all_logits, load_networks, shipped_network
 from eyas_host.evaluate.predictions import Answers, cost_figures, positive_label, targets_of
 from eyas_host.evaluate.verdict import Logits, Verdict, load_verdict, validation_logits
+from eyas_host.export.manifest import candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, TO_THE_BUNDLE, Context, Outcome
 from eyas_host.report.curves import curves_of
@@ -29,7 +30,6 @@ from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report, Rung, StageLine
 from eyas_host.report.signals import with_signals
 from eyas_host.report.table import ladder_table
-from eyas_host.stages.verify import candidate
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.machine import machine, versions
 from eyas_host.support.progress import say, show

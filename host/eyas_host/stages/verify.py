@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from rich.markup import escape
 
-from eyas_device.bundle import Bundle
 from eyas_host.data.split import Split
 from eyas_host.evaluate.cost import choose_decision, cost_matrix
 from eyas_host.evaluate.metrics import expected_calibration_error, fit_temperature, score, softmax
@@ -28,7 +27,7 @@ def verify_all(context: Context) -> Outcome:
 
     Raises `GateError` if a runtime is left without any artefact.
     """
-    from eyas_host.compile.bundle import write_candidate
+    from eyas_host.export.manifest import write_candidate
 
     split = Split.load(context.root, context.recipe.picture.preprocessing())
     bundle = write_candidate(context, split.labels)
@@ -72,8 +71,3 @@ def verify_all(context: Context) -> Outcome:
     floor = (probabilities["exact-int8"].argmax(1) == probabilities["qat"].argmax(1)).mean()
     summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; least agreement {least:.3f}"
     return Outcome(f"{summary} (exact int8 arithmetic: {floor:.3f})", {"exact_int8_agreement": float(floor)})
-
-
-def candidate(context: Context) -> Bundle:
-    """The bundle that was measured, with every artefact in it."""
-    return Bundle.open(context.folder("verify") / "candidate")

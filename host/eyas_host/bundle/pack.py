@@ -1,80 +1,33 @@
-"""Write bundles: the candidate that `verify` measures, and the one that goes to devices."""
+"""Pack what passed into the bundle that goes to devices."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from eyas_device import __version__
 from eyas_device.bundle import (
     GOLDEN,
-    MANIFEST,
     REFERENCE,
     SCHEMA,
-    Artefact,
     Bundle,
     Confidence,
-    File,
     Governance,
     Lineage,
     Manifest,
-    Precision,
-    RuntimeName,
     sha256,
 )
-from eyas_device.preprocess import Pixels
-from eyas_host.compile.reference import fit_reference, write_reference
+from eyas_host.bundle.card import bundle_readme, model_card
+from eyas_host.bundle.golden import golden_rows, write_golden
+from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
 from eyas_host.evaluate.metrics import softmax
 from eyas_host.evaluate.verdict import load_verdict, validation_logits
-from eyas_host.export.build import artefact_files, artefact_name, variants
+from eyas_host.export.build import variants
+from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
 from eyas_host.pipeline.runner import BUNDLE, Context, Outcome
-from eyas_host.report.card import bundle_readme, model_card
 from eyas_host.support.files import write_bytes
-
-
-def artefacts_of(folder: Path, variants: Sequence[tuple[RuntimeName, Precision]]) -> list[Artefact]:
-    """Manifest entries for the compiled files in `folder`."""
-    return [
-        Artefact(
-            name=artefact_name(runtime, precision),
-            runtime=runtime,
-            precision=precision,
-            files=tuple(file_entry(path, folder) for path in artefact_files(folder, runtime, precision)),
-        )
-        for runtime, precision in variants
-    ]
-
-
-def file_entry(path: Path, root: Path) -> File:
-    """A manifest entry for a file below `root`."""
-    return File(path=path.relative_to(root).as_posix(), sha256=sha256(path), size_bytes=path.stat().st_size)
-
-
-def write_candidate(context: Context, labels: Sequence[str]) -> Bundle:
-    """A bundle around everything that was compiled, so that it can be measured as a device would run it."""
-    folder = context.folder("compile")
-    manifest = Manifest(
-        schema=SCHEMA,
-        name=context.recipe.run.name,
-        version=context.recipe.pack.version,
-        labels=tuple(labels),
-        preprocessing=context.recipe.picture.preprocessing(),
-        artefacts=tuple(artefacts_of(folder, variants(context.recipe.compile))),
-        use={},
-    )
-    candidate = context.folder("verify") / "candidate"
-    shutil.rmtree(candidate, ignore_errors=True)
-    shutil.copytree(folder, candidate, ignore=shutil.ignore_patterns("*.json"))
-    _write_manifest(manifest, candidate)
-    return Bundle.open(candidate)
 
 
 def pack_bundle(context: Context) -> Outcome:
@@ -96,7 +49,7 @@ def pack_bundle(context: Context) -> Outcome:
     rows = golden_rows(probabilities["qat"], context.recipe.pack.golden)
     frames = [split.validation.pixels[row] for row in rows]
     answers = {a.name: probabilities[a.name][rows] for a in packed}
-    _write_golden(fresh / GOLDEN, frames, answers)
+    write_golden(fresh / GOLDEN, frames, answers)
     write_reference(fit_reference(split.train.pixels, split.validation.pixels, spec), fresh / REFERENCE)
     manifest = Manifest(
         schema=SCHEMA,
@@ -122,7 +75,7 @@ def pack_bundle(context: Context) -> Outcome:
         min_agent_version=__version__,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    _write_manifest(manifest, fresh)
+    write_manifest(manifest, fresh)
     card = model_card(manifest, training=_training(context), strategy=split.manifest.strategy)
     write_bytes(fresh / "CARD.md", card.encode())
     write_bytes(fresh / "README.md", bundle_readme(manifest).encode())
@@ -143,21 +96,3 @@ def _training(context: Context) -> dict[str, str]:
     titles = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
     records = {title: context.record(stage) for stage, title in titles.items()}
     return {title: record.summary for title, record in records.items() if record is not None}
-
-
-def golden_rows(probabilities: npt.NDArray[np.floating], count: int) -> list[int]:
-    """Pictures spread evenly from the least to the most confident answer; the very closest calls are left out."""
-    order = np.argsort(np.sort(probabilities, axis=1)[:, -1])
-    places = np.linspace(len(order) // 10, len(order) - 1, min(count, len(order))).astype(int)
-    return [int(order[place]) for place in dict.fromkeys(places)]
-
-
-def _write_golden(path: Path, frames: Sequence[Pixels], answers: Mapping[str, npt.NDArray[np.floating]]) -> None:
-    arrays: dict[str, npt.NDArray[np.generic]] = {f"frame_{n:02d}": frame for n, frame in enumerate(frames)}
-    arrays |= {f"p.{name}": np.asarray(p, dtype=np.float32) for name, p in answers.items()}
-    with path.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-
-
-def _write_manifest(manifest: Manifest, root: Path) -> None:
-    write_bytes(root / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
