@@ -19,11 +19,11 @@ from rich.table import Table
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from eyas_host.chain import threads
 from eyas_host.data.split import Split
 from eyas_host.evaluate.metrics import Floats, Ints, PairedLoss, paired_loss, score
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build, move
+from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
@@ -134,7 +134,7 @@ def _train(context: Context, epochs: int | None) -> Outcome:
     taught = context.record("teach")
     if taught is None:
         raise StageError(f"{context.root}: the teacher is not trained")
-    torch.set_num_threads(threads(recipe))
+    torch.set_num_threads(training_threads(recipe))
     split = Split.load(context.root, recipe.picture.preprocessing())
     started = time.monotonic()
     lesson = Labelled(recipe, split)

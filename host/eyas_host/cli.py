@@ -208,9 +208,9 @@ def _run(
     from eyas_host.recipe.load import load_recipe
 
     recipe = load_recipe(recipe_path, overrides or ())
-    from eyas_host.chain import STAGES as CHAIN
     from eyas_host.pipeline.runner import Context, run_chain
     from eyas_host.recipe.warnings import recipe_warnings
+    from eyas_host.stages.chain import STAGES as CHAIN
     from eyas_host.support.progress import warn
 
     for line in recipe_warnings(recipe):

@@ -8,9 +8,9 @@ import msgspec
 import torch
 from rich.table import Table
 
-from eyas_host.chain import threads
 from eyas_host.compress.quantize.mixed import Harm
 from eyas_host.compress.quantize.sensitivity import RESULT, Sensitivity, measure_sensitivity
+from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import Context
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say, show
@@ -18,7 +18,7 @@ from eyas_host.support.progress import say, show
 
 def sensitivity(context: Context, pictures: int, json: Path | None) -> None:
     """Measure, show the table and the advice, and write the figures to `json` too if it is given."""
-    torch.set_num_threads(threads(context.recipe))
+    torch.set_num_threads(training_threads(context.recipe))
     found = measure_sensitivity(context, pictures=pictures)
     if json is not None:
         write_bytes(json, msgspec.json.format(msgspec.json.encode(found), indent=1))

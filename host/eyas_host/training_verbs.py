@@ -162,8 +162,8 @@ def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) ->
     from eyas_host.recipe.load import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    from eyas_host.chain import STAGES
     from eyas_host.pipeline.runner import Context, run_chain
+    from eyas_host.stages.chain import STAGES
 
     context = Context(settings, runs / settings.run.name)
     run_chain(STAGES, context, until=stage)

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from eyas_host.chain import STAGES
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter
@@ -28,6 +27,7 @@ from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import StageError
 from eyas_host.train.student import Lesson
 from eyas_host.train.view_cache import ViewCache, check_room

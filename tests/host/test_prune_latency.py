@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_host import chain, cli
+from eyas_host import cli
 from eyas_host.compress.prune import rounds
 from eyas_host.compress.prune.channels import channel_groups
 from eyas_host.compress.prune.latency_model import LatencyModel, Layers, layers_of
@@ -33,7 +33,8 @@ from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection
-from eyas_host.stages import prune as shrink
+from eyas_host.stages import prune as prune_stage
+from eyas_host.stages import split as split_stage
 from eyas_host.support.errors import CompressError
 from eyas_host.train import checkpoint
 from eyas_host.train.checkpoint import save_tensors
@@ -95,7 +96,7 @@ def distilled(shape_pictures: Path, network: PixelClassifier, tmp_path_factory: 
         prune=SETTINGS,
     )
     context = Context(recipe, tmp_path_factory.mktemp("run"))
-    chain.split(context)
+    split_stage.run(context)
     data = Split.load(context.root, recipe.picture.preprocessing())
     (context.root / "distill").mkdir()
     ViewCache.make(context.folder("distill"), recipe, data, copy.deepcopy(network))
@@ -106,7 +107,7 @@ def distilled(shape_pictures: Path, network: PixelClassifier, tmp_path_factory: 
 @pytest.fixture
 def begun(distilled: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
     """Makes a run of one's own, with settings of [prune], and the clock in place of the stopwatch."""
-    monkeypatch.setattr(shrink, "Stopwatch", Clock)
+    monkeypatch.setattr(prune_stage, "Stopwatch", Clock)
 
     def begin(name: str = "run", **changes: Any) -> Context:
         root = Path(shutil.copytree(distilled.root, tmp_path / name))
@@ -126,7 +127,7 @@ def pruned_ms(context: Context) -> float:
 
 def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[..., Context]) -> None:
     context = begun()
-    outcome = chain.prune(context)
+    outcome = prune_stage.run(context)
     part = pruned_ms(context) / dense_ms(context)
     assert 0.6 * (1 - rounds.TOLERANCE) <= part <= 0.6
     front = outcome.facts["front"]
@@ -154,7 +155,7 @@ def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[
 
 def test_milliseconds_are_another_way_to_say_a_part(begun: Callable[..., Context]) -> None:
     context = begun(ms=0.7 * dense_ms(begun("other")), rounds=1, epochs=0)
-    chain.prune(context)
+    prune_stage.run(context)
     assert 0.7 * (1 - rounds.TOLERANCE) <= pruned_ms(context) / dense_ms(context) <= 0.7
 
 
@@ -172,7 +173,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
         if not left[0]:
             raise Killed
 
-    for module in (rounds, checkpoint, shrink):
+    for module in (rounds, checkpoint, prune_stage):
         monkeypatch.setattr(module, "save_tensors", save)
 
 
@@ -188,17 +189,17 @@ def test_a_killed_run_ends_with_the_same_numbers(
     """Files in order: round 0; cut, one epoch, round 1; cut, two epochs, round 2; the pruned student."""
     if not undisturbed:
         whole = begun("whole")
-        undisturbed["facts"] = chain.prune(whole).facts
+        undisturbed["facts"] = prune_stage.run(whole).facts
         undisturbed["plan"] = (whole.root / checkpoints.PLAN).read_bytes()
         undisturbed["state"] = checkpoints.load_state(whole.root / checkpoints.PRUNED)
     context = begun()
     with monkeypatch.context() as patch:
         killed_after(patch, writes)
         with pytest.raises(Killed):
-            chain.prune(context)
+            prune_stage.run(context)
     assert not (context.root / checkpoints.PRUNED).exists()
     Clock.built = 0
-    facts = chain.prune(context).facts
+    facts = prune_stage.run(context).facts
     assert Clock.built == 0 if writes >= 5 else Clock.built > 0  # what was measured is not measured again
     assert (context.root / checkpoints.PLAN).read_bytes() == undisturbed["plan"]
     state = checkpoints.load_state(context.root / checkpoints.PRUNED)
@@ -221,7 +222,7 @@ def test_a_target_out_of_reach_leaves_nothing_half_written(
 ) -> None:
     context = begun(**changes)
     with pytest.raises(CompressError, match=re.escape(words)) as caught:
-        chain.prune(context)
+        prune_stage.run(context)
     assert "[prune]" in str(caught.value)
     assert not (context.root / checkpoints.PLAN).exists() and not (context.root / checkpoints.PRUNED).exists()
     assert not list(context.root.rglob("*.part"))
@@ -233,7 +234,7 @@ def test_a_table_takes_the_place_of_measuring(begun: Callable[..., Context], tmp
     layers = layers_of(checkpoints.load_student(context, 5), size=SIZE)
     path.write_bytes(msgspec.json.encode(times(layers)))
     Clock.built = 0
-    outcome = chain.prune(context)
+    outcome = prune_stage.run(context)
     assert Clock.built == 0
     smaller = layers_of(checkpoints.load_pruned(context, 5), size=SIZE)
     latency = LatencyModel(times(layers), layers)
@@ -241,25 +242,25 @@ def test_a_table_takes_the_place_of_measuring(begun: Callable[..., Context], tmp
     last = outcome.facts["front"][-1]
     assert last["measured_ms"] is None and last["predicted_ms"] == pytest.approx(latency.ms(smaller))
     assert not outcome.facts["latency"]["measured"] and "predicted from the table" in outcome.summary
-    assert not (context.folder("prune") / shrink.BLOCKS).exists()
+    assert not (context.folder("prune") / prune_stage.BLOCKS).exists()
 
 
 def test_a_table_of_another_student_is_refused(begun: Callable[..., Context], tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_bytes(msgspec.json.encode(times(layers_of(build("resnet18", 5, "random")[0].eval(), size=SIZE))))
     with pytest.raises(CompressError, match=r"table .*table\.json: 21 convolutions and linear layers"):
-        chain.prune(begun(table=str(path)))
+        prune_stage.run(begun(table=str(path)))
 
 
 def test_zeros_among_the_weights_say_how_fast_they_are(begun: Callable[..., Context]) -> None:
-    outcome = chain.prune(begun(method="nncf", target="macs", sparsity=0.5, epochs=0))
+    outcome = prune_stage.run(begun(method="nncf", target="macs", sparsity=0.5, epochs=0))
     assert outcome.facts["measured_speed"] == {"fp32": pytest.approx(1.0), "int8": pytest.approx(1.0)}
     assert re.match(r"4\d% of the weights are zeros; measured speed fp32 1\.00 x, int8 1\.00 x: ", outcome.summary)
 
 
 def test_the_same_part_of_every_layer(begun: Callable[..., Context]) -> None:
     context = begun(target="ratio", keep=0.5, epochs=0)
-    outcome = chain.prune(context)
+    outcome = prune_stage.run(context)
     assert outcome.facts["target"] == "ratio" and "front" not in outcome.facts
     expected = prune_evenly(checkpoints.load_student(context, 5), keep=0.5, size=SIZE)[0].state_dict()
     found = checkpoints.load_state(context.root / checkpoints.PRUNED)

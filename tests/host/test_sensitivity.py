@@ -363,7 +363,7 @@ def test_a_changed_model_or_other_pictures_start_afresh(
 def test_the_verb_shows_a_table_and_ends_with_the_advice(
     run: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("eyas_host.chain.STAGES", ())
+    monkeypatch.setattr("eyas_host.stages.chain.STAGES", ())
     figures = run.root / "figures.json"
     recipe = run.root.parents[1] / "recipe.toml"
     words = [str(recipe), "--runs", str(run.root.parent), "--pictures", "10", "--json", str(figures)]

@@ -109,6 +109,6 @@ def test_golden_pictures_go_from_unsure_to_sure_without_the_closest_calls() -> N
 
 
 def test_the_command_line_knows_the_chain() -> None:
-    from eyas_host.chain import STAGES as CHAIN
+    from eyas_host.stages.chain import STAGES as CHAIN
 
     assert tuple(stage.name for stage in CHAIN) == STAGES

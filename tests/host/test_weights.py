@@ -11,13 +11,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from eyas_host.chain import STAGES
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.weights import fit_to_pictures
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.check import check_networks
 from tests.host import inside

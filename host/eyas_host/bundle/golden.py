@@ -19,6 +19,7 @@ def golden_rows(probabilities: npt.NDArray[np.floating], count: int) -> list[int
 
 
 def write_golden(path: Path, frames: Sequence[Pixels], answers: Mapping[str, npt.NDArray[np.floating]]) -> None:
+    """Write decoded frames and the probabilities [n, classes] of every artefact as `golden.npz`."""
     arrays: dict[str, npt.NDArray[np.generic]] = {f"frame_{n:02d}": frame for n, frame in enumerate(frames)}
     arrays |= {f"p.{name}": np.asarray(p, dtype=np.float32) for name, p in answers.items()}
     with path.open("wb") as stream:

@@ -62,6 +62,7 @@ def write_candidate(context: Context, labels: Sequence[str]) -> Bundle:
 
 
 def write_manifest(manifest: Manifest, root: Path) -> None:
+    """Write `manifest.json`, indented and atomic."""
     write_bytes(root / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 

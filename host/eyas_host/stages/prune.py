@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from eyas_device.bench.blocks import BlockTimes
 from eyas_device.bundle import Bundle, Precision
@@ -21,6 +22,7 @@ from eyas_host.evaluate.latency import Stopwatch
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import PrunePlan
+from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
@@ -38,8 +40,9 @@ _PICTURES = 4
 _BUSY = 1.2
 
 
-def shrink(context: Context) -> Outcome:
+def run(context: Context) -> Outcome:
     """Prune as the recipe says, and write `prune/`: the plan, the weights."""
+    torch.set_num_threads(training_threads(context.recipe))
     settings = context.recipe.prune
     split = Split.load(context.root, context.recipe.picture.preprocessing())
     student = checkpoints.load_student(context, len(split.labels))

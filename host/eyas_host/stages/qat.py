@@ -20,6 +20,7 @@ from eyas_host.data.transforms import Batch, prepared
 from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
+from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import Context, Outcome
 from eyas_host.quant.checkpoints import load_deploy
 from eyas_host.quant.fold import DeployModel
@@ -39,8 +40,9 @@ _RANDOM = "drawn at random"
 _BATCH = 64
 
 
-def quantize(context: Context) -> Outcome:
+def run(context: Context) -> Outcome:
     """Quantize what `prune` left, and write `qat/`: the model, where its quantizers sit, what calibrated it."""
+    torch.set_num_threads(training_threads(context.recipe))
     recipe, settings, folder = context.recipe, context.recipe.quantize, context.folder("qat")
     split = Split.load(context.root, recipe.picture.preprocessing())
     deploy = load_deploy(context, len(split.labels))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import torch
 from rich.markup import escape
 
 from eyas_host.data.split import Split
@@ -22,13 +23,14 @@ from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.progress import say
 
 
-def verify_all(context: Context) -> Outcome:
+def run(context: Context) -> Outcome:
     """Measure all rungs, apply the gates, choose what each runtime runs.
 
     Raises `GateError` if a runtime is left without any artefact.
     """
     from eyas_host.export.manifest import write_candidate
 
+    torch.set_num_threads(1)
     split = Split.load(context.root, context.recipe.picture.preprocessing())
     bundle = write_candidate(context, split.labels)
     networks = load_networks(context, len(split.labels))

@@ -8,9 +8,9 @@ from pathlib import Path
 import optuna
 import torch
 
-from eyas_host.chain import threads
 from eyas_host.data.split import Split
 from eyas_host.evaluate.inference import pick_device
+from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import Context
 from eyas_host.support.errors import TuneError
 from eyas_host.support.files import write_bytes
@@ -45,7 +45,7 @@ def tune(
     recipe, root = context.recipe, context.root / "tune"
     root.mkdir(parents=True, exist_ok=True)
     pick_device(recipe.run.device)
-    torch.set_num_threads(threads(recipe))
+    torch.set_num_threads(training_threads(recipe))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     split = Split.load(context.root, recipe.picture.preprocessing())
     values, length = space(recipe.tune, what), epochs or recipe.tune.epochs

@@ -10,8 +10,8 @@ import cv2
 import msgspec
 import torch
 
-from eyas_host.chain import SINGLE_THREAD_SIZE
 from eyas_host.evaluate.inference import pick_device
+from eyas_host.pipeline.distributed import SINGLE_THREAD_SIZE
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import machine
 from eyas_host.support.progress import warn

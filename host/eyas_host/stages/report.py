@@ -1,15 +1,15 @@
-"""The report stage: open the sealed test part once, and say everything that was found."""
+"""The `report` stage: open the sealed test part once, and say everything that was found."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from rich.markup import escape
 
 from eyas_device.bundle import MANIFEST, Bundle, read_manifest, sha256
@@ -20,14 +20,15 @@ from eyas_host.data.split import Split
 from eyas_host.evaluate.metrics import reliability, score, softmax
 from eyas_host.evaluate.networks import all_logits, load_networks, shipped_network
 from eyas_host.evaluate.predictions import Answers, cost_figures, positive_label, targets_of
-from eyas_host.evaluate.verdict import Logits, Verdict, load_verdict, validation_logits
+from eyas_host.evaluate.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, TO_THE_BUNDLE, Context, Outcome
+from eyas_host.report.collect import mistakes_of, rungs_of
 from eyas_host.report.curves import curves_of
 from eyas_host.report.gradcam import grad_cam, overlay
 from eyas_host.report.html import render_html
-from eyas_host.report.model import Mistake, Report, Rung, StageLine
+from eyas_host.report.model import Report, StageLine
 from eyas_host.report.signals import with_signals
 from eyas_host.report.table import ladder_table
 from eyas_host.support.files import whole, write_bytes
@@ -35,11 +36,11 @@ from eyas_host.support.machine import machine, versions
 from eyas_host.support.progress import say, show
 
 _SEALED = Path("sealed") / "test-logits.npz"
-_MISTAKES = 12
 
 
-def write_report(context: Context) -> Outcome:
+def run(context: Context) -> Outcome:
     """Write `report.json` and `report.html`, and print the ladder."""
+    torch.set_num_threads(1)
     verdict = load_verdict(context)
     split = Split.load(context.root, context.recipe.picture.preprocessing())
     logits = sealed_logits(context, split)
@@ -61,8 +62,10 @@ def write_report(context: Context) -> Outcome:
         labels=split.labels,
         machine=machine(),
         versions=versions(),
-        rungs=_rungs(test, agreement, verdict, "test"),
-        validation_rungs=_rungs(validation, {n: p.agreement for n, p in verdict.parity.items()}, verdict, "validation"),
+        rungs=rungs_of(test, agreement, verdict, "test"),
+        validation_rungs=rungs_of(
+            validation, {n: p.agreement for n, p in verdict.parity.items()}, verdict, "validation"
+        ),
         shipped=shipped,
         scores=test.scores,
         decided=score(test.probabilities[shipped], test.targets, answers=test.answers(shipped))
@@ -83,7 +86,7 @@ def write_report(context: Context) -> Outcome:
             "before": tuple(reliability(softmax(logits[shipped]), test.targets)),
             "after": tuple(reliability(test.probabilities[shipped], test.targets)),
         },
-        mistakes=_mistakes(test, shipped, split),
+        mistakes=mistakes_of(test, shipped, split),
         histories={
             title: history
             for stage in facts.values()
@@ -180,53 +183,3 @@ def _models_key(context: Context, bundle: Bundle) -> str:
         record = context.record(stage)
         digest.update(msgspec.json.encode(record.outputs if record else {}, order="deterministic"))
     return digest.hexdigest()
-
-
-def _rungs(answers: Answers, agreement: Mapping[str, float], verdict: Verdict, part: str) -> tuple[Rung, ...]:
-    return tuple(
-        Rung(
-            name=name,
-            runtime=name.split("-")[0] if name in verdict.parity else "torch",
-            precision="int8" if name.endswith("int8") or name == "qat" else "fp32",
-            balanced_accuracy=found.balanced_accuracy,
-            balanced_accuracy_ci=found.balanced_accuracy_ci,
-            f1=found.f1,
-            auc=found.auc,
-            pr_auc=found.pr_auc,
-            cost=answers.cost(name),
-            agreement=agreement.get(name),
-            size_bytes=verdict.sizes.get(name),
-            latency_ms=verdict.latency_ms.get(name),
-            threads=1 if name in verdict.latency_ms else None,
-            split=part,
-            notes=_NOTES.get(name, ""),
-        )
-        for name, found in answers.scores.items()
-    )
-
-
-_SIMULATED = "size and latency not measured: int8 is only simulated in torch"
-_NOTES = {
-    "student-labels-only": "latency not measured: the same network as the student",
-    "qat": _SIMULATED,
-    "exact-int8": _SIMULATED + "; integer arithmetic as a backend would do it",
-}
-
-
-def _mistakes(test: Answers, shipped: str, split: Split) -> tuple[Mistake, ...]:
-    answers, targets, costs = test.answers(shipped), test.targets, test.costs
-    confidence = test.probabilities[shipped][np.arange(len(targets)), answers]
-    price = costs[targets, answers] if costs is not None else np.zeros(len(targets))
-    wrong = np.flatnonzero(answers != targets)
-    worst = wrong[np.lexsort((-confidence[wrong], -price[wrong]))][:_MISTAKES]
-    pictures = split.manifest.test
-    return tuple(
-        Mistake(
-            pictures[row].path,
-            pictures[row].label,
-            split.labels[answers[row]],
-            float(confidence[row]),
-            float(price[row]) if costs is not None else None,
-        )
-        for row in worst
-    )

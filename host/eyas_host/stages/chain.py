@@ -1,0 +1,59 @@
+"""The nine stages of the main job: what each reads, and which file runs it.
+
+`split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates read validation; the sealed
+test part is read once, by `report`, after the bundle is packed. A stage's module, and the frameworks that it imports,
+is loaded when the stage runs, so that a mistake in the recipe or the pictures shows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from eyas_host.pipeline.runner import Context, Outcome, Stage
+from eyas_host.stages.inputs import images_fingerprint, latency_source, student_weights, teacher_weights
+
+
+def _stage(name: str) -> Callable[[Context], Outcome]:
+    """Run `eyas_host.stages.<name>`, loaded at the first call."""
+
+    def run(context: Context) -> Outcome:
+        outcome: Outcome = import_module(f"eyas_host.stages.{name}").run(context)
+        return outcome
+
+    return run
+
+
+_JUDGED = ("run.amp", "run.metric")
+_LESSON = ("teacher", "student", "augment", "picture", *_JUDGED)
+
+STAGES = (
+    Stage("split", ("data",), (), _stage("split"), images_fingerprint),
+    Stage(
+        "teach",
+        ("teacher", "augment", "picture", *_JUDGED, "student.ready"),
+        ("split",),
+        _stage("teach"),
+        teacher_weights,
+        together=True,
+    ),
+    Stage("distill", _LESSON, ("split", "teach"), _stage("distill"), student_weights, together=True),
+    Stage("prune", (*_LESSON, "prune"), ("split", "distill"), _stage("prune"), latency_source),
+    Stage("qat", (*_LESSON, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), _stage("qat")),
+    Stage("compile", ("compile", "student", "picture"), ("split", "prune", "qat"), _stage("compile")),
+    Stage(
+        "verify",
+        ("gate", "picture", "pack", "cost"),
+        ("split", "teach", "distill", "prune", "qat", "compile"),
+        _stage("verify"),
+    ),
+    Stage("pack", ("run.name", "pack", "picture"), ("split", "compile", "verify"), _stage("pack"), places=("bundle",)),
+    Stage(
+        "report",
+        ("run",),
+        ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack"),
+        _stage("report"),
+        places=("report.json", "report.html"),
+    ),
+)
+"""The chain, in order."""

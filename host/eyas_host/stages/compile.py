@@ -1,0 +1,19 @@
+"""The `compile` stage: fp32 and int8 for each runtime."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import torch
+
+from eyas_host.export.build import build_artefacts
+from eyas_host.pipeline.runner import Context, Outcome
+
+
+def run(context: Context) -> Outcome:
+    """Build fp32 and int8 for each runtime."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    built = build_artefacts(context)
+    sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in built.sizes.items())
+    return Outcome(sizes, msgspec.to_builtins(built))

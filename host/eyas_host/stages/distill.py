@@ -1,0 +1,127 @@
+"""The `distill` stage: cache views and the teacher's logits, then train the student with and without them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import torch
+
+from eyas_host.data.split import Split
+from eyas_host.data.transforms import prepared
+from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.models import checkpoints
+from eyas_host.models.factory import load_ready
+from eyas_host.models.weights import fit_to_pictures
+from eyas_host.pipeline import distributed
+from eyas_host.pipeline.distributed import training_threads
+from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.warnings import student_warnings
+from eyas_host.stages.summary import best_figures, figures_line
+from eyas_host.support.errors import StageError
+from eyas_host.support.progress import warn
+from eyas_host.support.quiet import quiet_libraries
+from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.engine import end_with_parent, validation_figures
+from eyas_host.train.feature_distillation import BlockCache, check_hints
+from eyas_host.train.schedule import Epoch
+from eyas_host.train.student import train_student
+from eyas_host.train.trackers import Curves
+from eyas_host.train.view_cache import ViewCache
+
+_Result = TypeVar("_Result")
+
+
+def run(context: Context) -> Outcome:
+    """Cache views and the teacher's answers, then train the student with and without them, side by side."""
+    recipe, folder = context.recipe, context.folder("distill")
+    torch.set_num_threads(training_threads(recipe))
+    data = Split.load(context.root, context.recipe.picture.preprocessing())
+    if recipe.student.ready:
+        return _take_ready(context, data) if distributed.is_main() else Outcome("")
+    warned = student_warnings(recipe, len(data.labels))
+    for line in warned[len(student_warnings(recipe)) :]:
+        warn(line)
+    if distributed.is_main():
+        with distributed.alone():
+            teacher = checkpoints.load_teacher(context, len(data.labels))
+            student = checkpoints.blank_student(context, len(data.labels))
+            check_hints(recipe.student.hints, teacher, student, recipe.picture.size)
+            cache = ViewCache.make(folder, recipe, data, teacher)
+            if recipe.student.hints:
+                BlockCache.make(cache, recipe, teacher)
+    distributed.from_main("the cache is there")
+    data.train.forget()
+    beside = recipe.student.labels_only and distributed.is_main()
+    with _beside(_labels_only, recipe, context.root) if beside else nullcontext() as other:
+        curves = Curves(recipe, context.root)
+        model, origin, history = train_student(recipe, data, ViewCache(folder), folder, curves=curves)
+        if not distributed.is_main():
+            return Outcome("")
+        save_tensors(context.root / checkpoints.STUDENT, model.cpu().state_dict())
+        histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
+    for checkpoint in folder.glob("*.ckpt"):
+        checkpoint.unlink()
+    reached = figures_line(best_figures(history, recipe.run.metric))
+    return Outcome(
+        f"{recipe.student.model} ({origin} weights): {reached} on validation",
+        {
+            "weights": origin,
+            "warnings": [
+                *warned,
+                *fit_to_pictures(model.backbone, recipe.student.model, origin, recipe.picture).warnings,
+            ],
+            "histories": msgspec.to_builtins(histories),
+        },
+    )
+
+
+def _take_ready(context: Context, split: Split) -> Outcome:
+    """Take the student from its file instead of training one."""
+    settings = context.recipe.student
+    model = load_ready(settings.model, len(split.labels), Path(settings.ready), activation=settings.activation)
+    save_tensors(context.root / checkpoints.STUDENT, model.state_dict())
+    pixels = prepared(split.validation.pixels, context.recipe.picture.preprocessing())
+    figures = validation_figures(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
+    return Outcome(f"{settings.model} as it came: {figures_line(figures)} on validation", {"weights": "ready"})
+
+
+@contextmanager
+def _beside(work: Callable[..., _Result], *arguments: object) -> Iterator[Future[_Result]]:
+    """Do `work` in a process of its own meanwhile; it is ended if what happens here fails.
+
+    Raises `StageError` if that process is killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield pool.submit(work, *arguments)
+        except BrokenProcessPool:
+            raise StageError(
+                "the process beside this one was killed (too little memory?); run again to go on"
+            ) from None
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
+    """Train the student without a teacher; runs in a process of its own and ends with its parent."""
+    quiet_libraries()
+    end_with_parent()
+    distributed.leave()
+    torch.set_num_threads(training_threads(recipe))
+    folder = root / "distill"
+    data = Split.load(root, recipe.picture.preprocessing())
+    model, _, history = train_student(
+        recipe, data, ViewCache(folder), folder, teacher=False, curves=Curves(recipe, root)
+    )
+    save_tensors(root / checkpoints.LABELS_ONLY, model.cpu().state_dict())
+    return history

@@ -1,0 +1,44 @@
+"""The `split` stage: index the images and split them."""
+
+from __future__ import annotations
+
+import msgspec
+from rich.markup import escape
+
+from eyas_host.data.class_balance import balance, ratio, summary, warnings
+from eyas_host.data.index import build_index
+from eyas_host.data.split import save_split, split_index
+from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.support.progress import say, warn
+
+
+def run(context: Context) -> Outcome:
+    """Index the pictures and divide them."""
+    data = context.recipe.data
+    index = build_index(data)
+    if context.recipe.cost.table:
+        from eyas_host.evaluate.cost import cost_matrix
+
+        cost_matrix(context.recipe.cost, index.labels)  # a mistake in it shows now, not after the training
+    manifest = split_index(index, data, context.recipe.run.seed)
+    manifest = msgspec.structs.replace(manifest, warnings=tuple(warnings(manifest)))
+    save_split(manifest, context.root, index)
+    for line in (*manifest.notices, *manifest.warnings):
+        warn(line)
+    for line in index.unreadable:
+        say(f"  left out: {escape(line)}")
+    return Outcome(
+        summary(manifest),
+        {
+            "strategy": manifest.strategy,
+            "counts": manifest.counts,
+            "balance": balance(manifest),
+            "ratio": ratio(manifest),
+            "warnings": list(manifest.warnings),
+            "labels": list(index.labels),
+            "left_out": len(index.unreadable),
+            "copies": manifest.copies,
+            "near_duplicates": sum(map(len, manifest.clusters)),
+            "set_aside": {why: len(pictures) for why, pictures in manifest.set_aside.items()},
+        },
+    )

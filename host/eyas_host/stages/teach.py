@@ -1,0 +1,62 @@
+"""The `teach` stage: transfer-learn the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+from rich.markup import escape
+
+from eyas_host.data.split import Split
+from eyas_host.models import checkpoints
+from eyas_host.models.weights import Fit
+from eyas_host.pipeline import distributed
+from eyas_host.pipeline.distributed import training_threads
+from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.warnings import label_warnings, teacher_warnings
+from eyas_host.stages.summary import best_figures, figures_line
+from eyas_host.support.progress import say, warn
+from eyas_host.train.check import check_networks
+from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.teacher import train_teacher
+from eyas_host.train.trackers import Curves
+from eyas_host.train.view_cache import check_room
+
+
+def run(context: Context) -> Outcome:
+    """Transfer-learn the teacher."""
+    if context.recipe.student.ready:
+        return Outcome("not trained: the student is ready", {"weights": "none"})
+    torch.set_num_threads(training_threads(context.recipe))
+    data = Split.load(context.root, context.recipe.picture.preprocessing())
+    warned = _warned(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
+    views = context.folder("distill")  # what does not fit is told now, not after the training
+    check_room(views, context.recipe, len(data.train), made=len(list(views.glob("view-*.u8"))))
+    folder = context.folder("teach")
+    curves = Curves(context.recipe, context.root)
+    model, origin, histories = train_teacher(context.recipe, data, folder, curves=curves)
+    if not distributed.is_main():
+        return Outcome("")
+    save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
+    for checkpoint in folder.glob("*.ckpt"):
+        checkpoint.unlink()
+    best = best_figures(histories["blocks"] or histories["head"], context.recipe.run.metric)
+    return Outcome(
+        f"{context.recipe.teacher.model} ({origin} weights): {figures_line(best)} on validation",
+        {"weights": origin, "warnings": warned, "histories": msgspec.to_builtins(histories)},
+    )
+
+
+def _warned(recipe: Recipe, labels: Sequence[str], fits: Sequence[Fit]) -> list[str]:
+    """Say how the weights of teacher and student suit the pictures; returns what there is to fear for the teacher.
+
+    What the recipe alone tells was said before the run.
+    """
+    for role, fit in zip(("teacher", "student"), fits, strict=True):
+        say(f"  {role} {escape(fit.note)}")
+    turned = label_warnings(recipe, labels)
+    for line in dict.fromkeys([*(line for fit in fits for line in fit.warnings), *turned]):
+        warn(line)
+    return [*teacher_warnings(recipe), *fits[0].warnings, *turned]
