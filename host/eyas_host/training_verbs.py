@@ -84,7 +84,7 @@ def baseline(
 ) -> None:
     """Train the teacher's architecture from scratch too, to see what transfer learning buys."""
     context = _up_to("teach", recipe, runs, overrides)
-    from eyas_host.baseline import baseline as train
+    from eyas_host.search.baseline import baseline as train
 
     train(context, epochs, json)
 

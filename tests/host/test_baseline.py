@@ -11,12 +11,12 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
-from eyas_host.baseline import Baseline, load_baseline, train_scratch
 from eyas_host.data.split import Split
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
+from eyas_host.search.baseline import Baseline, load_baseline, train_scratch
 from eyas_host.train.supervised import Labelled
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, draw_folder
@@ -112,7 +112,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
                 raise KeyboardInterrupt
             return super().evaluate(model)
 
-    monkeypatch.setattr("eyas_host.baseline.Labelled", Interrupted)
+    monkeypatch.setattr("eyas_host.search.baseline.Labelled", Interrupted)
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 130
     assert (place / "runs/toy/baseline/scratch.ckpt").exists()
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 0

@@ -21,9 +21,9 @@ import torch
 
 from eyas_host.data.split import Split
 from eyas_host.recipe.load import load_recipe
+from eyas_host.search.result import TuneResult
 from eyas_host.support.errors import TrainError
 from eyas_host.train.teacher import train_teacher
-from eyas_host.tune.result import TuneResult
 from tests.host.inside import Done, eyas
 from tests.host.shapes import SHAPES, draw_folder
 
@@ -141,7 +141,7 @@ def test_a_second_search_trains_nothing(place: Path, monkeypatch: pytest.MonkeyP
         raise AssertionError
 
     monkeypatch.setattr("eyas_host.tune.verb.search", never)
-    monkeypatch.setattr("eyas_host.tune.finals.train_teacher", never)
+    monkeypatch.setattr("eyas_host.search.finals.train_teacher", never)
     before = result(place)
     done = tune(place)
     assert done.code == 0 and "4 of 4 trials finished" in done.err
@@ -203,7 +203,7 @@ def test_tpe_begins_with_the_recipe_s_settings_and_ends_trials_early(
 
 
 def test_tpe_proposes_the_same_when_it_is_interrupted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.tune.search.TeacherTrials.__call__", lambda _, r, e, c, judge: judge(FLAT))
+    monkeypatch.setattr("eyas_host.search.trials.TeacherTrials.__call__", lambda _, r, e, c, judge: judge(FLAT))
     assert tune(place, "--method", "tpe", "--trials", 6, "--finals", 0, "--name", "whole").code == 0
     for count in (2, 6):
         assert tune(place, "--method", "tpe", "--trials", count, "--finals", 0, "--name", "pieces").code == 0
@@ -220,7 +220,7 @@ def test_a_trial_without_numbers_is_told_and_stops_no_other(place: Path, monkeyp
             raise TrainError("the loss is nan")
         judge(FLAT)  # type: ignore[operator]
 
-    monkeypatch.setattr("eyas_host.tune.search.TeacherTrials.__call__", training)
+    monkeypatch.setattr("eyas_host.search.trials.TeacherTrials.__call__", training)
     done = tune(place, "--name", "nan", "--finals", 0)
     assert done.code == 0, done.err
     found = result(place, "nan")

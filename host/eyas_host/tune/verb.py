@@ -12,15 +12,15 @@ from eyas_host.data.split import Split
 from eyas_host.evaluate.inference import pick_device
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import Context
+from eyas_host.search.finals import Final, Full, student_in_full, teacher_in_full, train_final
+from eyas_host.search.result import PAGE, RESULT, finals_table, make_result, shown_trials, write_result
+from eyas_host.search.space import What, applied, present, size, space
+from eyas_host.search.study import Method, digest, identity, make_pruner, make_sampler, open_study, shown
+from eyas_host.search.trials import StudentTrials, TeacherTrials, Training, finished, ranked, search
 from eyas_host.support.errors import TuneError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say, show
 from eyas_host.train.view_cache import ViewCache
-from eyas_host.tune.finals import Final, Full, student_in_full, teacher_in_full, train_final
-from eyas_host.tune.result import PAGE, RESULT, finals_table, make_result, shown_trials, write_result
-from eyas_host.tune.search import StudentTrials, TeacherTrials, Training, finished, ranked, search
-from eyas_host.tune.space import What, applied, present, size, space
-from eyas_host.tune.study import Method, digest, identity, make_pruner, make_sampler, open_study, shown
 
 DATABASE = "study.db"
 

@@ -27,8 +27,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from eyas_host.data.split import SplitManifest
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.tune import TuneSection
+from eyas_host.search.space import Value, What, space
 from eyas_host.support.errors import TuneError
-from eyas_host.tune.space import Value, What, space
 
 Method = Literal["grid", "tpe"]
 WORKER = "worker"

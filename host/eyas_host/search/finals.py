@@ -14,12 +14,12 @@ from eyas_host.evaluate.inference import logits_of, pick_device
 from eyas_host.evaluate.metrics import score, softmax
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe import Recipe
+from eyas_host.search.space import Value
 from eyas_host.support.files import alone, write_bytes
 from eyas_host.train.schedule import Epoch, best_epoch, judged
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.view_cache import ViewCache
-from eyas_host.tune.space import Value
 
 Full = Callable[[Recipe, Path], tuple[PixelClassifier, list[Epoch]]]
 """Trains a recipe in full; checkpoints go to the folder."""

@@ -16,10 +16,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from eyas_host.search.finals import Final
+from eyas_host.search.space import Value, as_overrides, as_toml
+from eyas_host.search.trials import DONE, SECONDS, WHY, ranked
 from eyas_host.support.files import write_bytes
-from eyas_host.tune.finals import Final
-from eyas_host.tune.search import DONE, SECONDS, WHY, ranked
-from eyas_host.tune.space import Value, as_overrides, as_toml
 
 RESULT, SNIPPET, PAGE = "result.json", "best.toml", "tune.html"
 _SHOWN = 15

@@ -20,6 +20,8 @@ from torch import nn
 from eyas_host.data.split import Split
 from eyas_host.models.factory import build_student, build_teacher, move
 from eyas_host.recipe import Recipe
+from eyas_host.search.space import Value, applied, draw
+from eyas_host.search.study import WORKER, Method, put_back_dead, worker
 from eyas_host.support.errors import TrainError
 from eyas_host.support.files import alone
 from eyas_host.support.progress import meter
@@ -31,8 +33,6 @@ from eyas_host.train.supervised import Labelled
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 from eyas_host.train.view_cache import ViewCache
-from eyas_host.tune.space import Value, applied, draw
-from eyas_host.tune.study import WORKER, Method, put_back_dead, worker
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 FIGURES = ("balanced_accuracy", "auc")

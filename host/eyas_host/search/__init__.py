@@ -1,0 +1,1 @@
+"""Search: settings tried by grid or TPE, and the same network from scratch."""
