@@ -193,8 +193,8 @@ def warm_start(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Give a student something to start from without a download: what ImageNet teachers say of free pictures."""
-    from eyas_host.warm.make import make_warm_start
-    from eyas_host.warm.train import WarmSettings, usual_last_size
+    from eyas_host.pretrain.make import make_warm_start
+    from eyas_host.pretrain.train import WarmSettings, usual_last_size
 
     settings = WarmSettings(
         student=student,

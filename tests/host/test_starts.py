@@ -13,14 +13,14 @@ import torch
 from eyas_host import starts
 from eyas_host.models.factory import build
 from eyas_host.models.weights import fit_to_pictures
+from eyas_host.pretrain.card import Record, warm_card
+from eyas_host.pretrain.images import SOURCES
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.image import PictureSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import WeightsError
-from eyas_host.warm.card import Record, warm_card
-from eyas_host.warm.pictures import SOURCES
 
 NETWORKS = starts.networks()
 pytestmark = pytest.mark.usefixtures("no_hub")

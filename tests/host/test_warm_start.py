@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eyas_host.models.factory import build
+from eyas_host.pretrain import make, train
+from eyas_host.pretrain.card import Record, warm_card
+from eyas_host.pretrain.crops import Crops
+from eyas_host.pretrain.images import SOURCES, Found, find_pictures, held_out, read_pictures
+from eyas_host.pretrain.teachers import Teachers, answers_of, imagenet_teacher
+from eyas_host.pretrain.train import WarmResult, WarmSettings, warm_start
 from eyas_host.support.errors import StageError, WeightsError
-from eyas_host.warm import make, train
-from eyas_host.warm.card import Record, warm_card
-from eyas_host.warm.crops import Crops
-from eyas_host.warm.pictures import SOURCES, Found, find_pictures, held_out, read_pictures
-from eyas_host.warm.teachers import Teachers, answers_of, imagenet_teacher
-from eyas_host.warm.train import WarmResult, WarmSettings, warm_start
 from tests.host.inside import eyas
 from tests.host.shapes import SHAPES, Pixels, draw_shape
 from tests.host.small_disk import mounted
@@ -78,7 +78,7 @@ def test_one_picture_at_least_is_held_out() -> None:
 
 
 def test_without_pictures_the_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.warm.pictures.SOURCES", tuple(s for s in SOURCES if not s.module))
+    monkeypatch.setattr("eyas_host.pretrain.images.SOURCES", tuple(s for s in SOURCES if not s.module))
     with pytest.raises(WeightsError, match=r"0 pictures .* apt-get install tuxpaint-stamps-default mate-backgrounds"):
         find_pictures(tmp_path)
 
@@ -157,7 +157,7 @@ def test_teachers_answer_together_and_the_same_in_openvino(
         other.backbone.get_parameter("classifier.bias").add_(torch.linspace(0, 3, 1000))
     one = imagenet_teacher("tf_efficientnet_lite0")
     made = iter([one, other] * 2)
-    monkeypatch.setattr("eyas_host.warm.teachers.imagenet_teacher", lambda name: next(made))
+    monkeypatch.setattr("eyas_host.pretrain.teachers.imagenet_teacher", lambda name: next(made))
     pixels = torch.from_numpy(np.stack(drawn[:3])).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         wanted = (one(pixels).softmax(1) + other(pixels).softmax(1)).log() - np.log(2)

@@ -12,12 +12,12 @@ import torch
 
 from eyas_host.evaluate.inference import pick_device
 from eyas_host.pipeline.distributed import SINGLE_THREAD_SIZE
+from eyas_host.pretrain.card import Record, warm_card
+from eyas_host.pretrain.images import APT, find_pictures, held_out, missing_packages, read_pictures
+from eyas_host.pretrain.train import WarmSettings, begin, fingerprint, warm_start
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import machine
 from eyas_host.support.progress import warn
-from eyas_host.warm.card import Record, warm_card
-from eyas_host.warm.pictures import APT, find_pictures, held_out, missing_packages, read_pictures
-from eyas_host.warm.train import WarmSettings, begin, fingerprint, warm_start
 
 
 def make_warm_start(

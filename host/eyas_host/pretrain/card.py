@@ -6,8 +6,8 @@ from collections import Counter
 
 import msgspec
 
-from eyas_host.warm.pictures import SHORTEST, SOURCES
-from eyas_host.warm.train import WarmResult, WarmSettings, usual_last_size
+from eyas_host.pretrain.images import SHORTEST, SOURCES
+from eyas_host.pretrain.train import WarmResult, WarmSettings, usual_last_size
 
 
 class Record(msgspec.Struct, frozen=True):

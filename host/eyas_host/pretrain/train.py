@@ -23,14 +23,14 @@ from torch.utils.data import DataLoader, Subset
 from eyas_device.preprocess import Pixels
 from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.models.factory import PACKAGED, build, known_model, move
+from eyas_host.pretrain.crops import Crops
+from eyas_host.pretrain.teachers import CLASSES, answers_of
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
 from eyas_host.train.engine import fit
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.schedule import Epoch, Schedule
-from eyas_host.warm.crops import Crops
-from eyas_host.warm.teachers import CLASSES, answers_of
 
 _EPOCH = 6_400
 """Crops between two looks at the held-out pictures; a training pauses there."""

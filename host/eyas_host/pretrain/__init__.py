@@ -1,0 +1,1 @@
+"""Make first weights for a student from ImageNet teachers and free images."""
