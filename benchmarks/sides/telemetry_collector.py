@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from eyas_host.fleet import collect as collecting
-from eyas_host.fleet.mqtt import Access
-from eyas_host.fleet.store import Store
+from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.collect import collector as collecting
+from eyas_host.fleet.store.store import Store
 
 LATENCY_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
 

@@ -130,8 +130,8 @@ class Processes:
         """A collector in a process of its own; `name.jsonl` has its reports, each written at once: two may share it."""
         script = (
             "import os, sys, msgspec\n"
-            "from eyas_host.fleet.collect import collect\n"
-            "from eyas_host.fleet.mqtt import Access\n"
+            "from eyas_host.fleet.collect.collector import collect\n"
+            "from eyas_host.fleet.broker.client import Access\n"
             "tell = lambda report: os.write(1, msgspec.json.encode(report) + b'\\n')\n"
             "collect(sys.argv[2], Access(broker=sys.argv[1]), name=sys.argv[3], tell=tell, every_s=0.2)\n"
         )

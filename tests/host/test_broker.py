@@ -21,13 +21,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from eyas_device.config import read_config
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import encode
-from eyas_host.fleet.broker import Kit, prepare
-from eyas_host.fleet.collect import Collector
-from eyas_host.fleet.enroll import enroll
-from eyas_host.fleet.mqtt import Access
-from eyas_host.fleet.pki import Authority, CredentialError, Credentials, days_left
-from eyas_host.fleet.store import Store
-from eyas_host.fleet.watch import Tap
+from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.broker.enroll import enroll
+from eyas_host.fleet.broker.kit import Kit, prepare
+from eyas_host.fleet.broker.pki import Authority, CredentialError, Credentials, days_left
+from eyas_host.fleet.collect.collector import Collector
+from eyas_host.fleet.store.store import Store
+from eyas_host.fleet.watch.view import Tap
 
 from .fleet_parts import Processes, free_port, listens, needs_mosquitto, wait_until, window
 
@@ -235,7 +235,7 @@ def test_a_bind_that_is_no_address(tmp_path: Path) -> None:
 
 def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> None:
     port, processes = free_port(), Processes(tmp_path)
-    script = "import sys; from eyas_host.fleet.embedded import serve_embedded; serve_embedded(int(sys.argv[1]))"
+    script = "import sys; from eyas_host.fleet.broker.embedded import serve_embedded; serve_embedded(int(sys.argv[1]))"
     answers: queue.Queue[bytes] = queue.Queue()
     client = Client(CallbackAPIVersion.VERSION2, client_id="cam-1", protocol=MQTTProtocolVersion.MQTTv311)
     client.on_connect = lambda c, *_: c.subscribe("eyas/s/cam-1/ack", 1)

@@ -21,11 +21,11 @@ from sqlalchemy.exc import OperationalError
 
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
-from eyas_host.fleet.checked import Checked, Poison, check
-from eyas_host.fleet.collect import Collector
-from eyas_host.fleet.mqtt import Access
-from eyas_host.fleet.store import Batch, Store
-from eyas_host.fleet.writer import Arrived, Committed, Writer
+from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.collect.checked import Checked, Poison, check
+from eyas_host.fleet.collect.collector import Collector
+from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
+from eyas_host.fleet.store.store import Batch, Store
 
 from .fleet_parts import Processes, Sender, event, free_port, wait_until, window
 

@@ -24,10 +24,10 @@ from eyas_device.bundle import MANIFEST, sha256
 from eyas_device.errors import BundleError, ConfigError
 from eyas_device.updates.slots import Slots
 from eyas_host.fleet import verbs
-from eyas_host.fleet.bench import bench, board_name
-from eyas_host.fleet.flash import Outcome, flash
-from eyas_host.fleet.preflight import Facts, Layout, become, faults, warnings
-from eyas_host.fleet.ssh import Access, FleetError, Remote, Target
+from eyas_host.fleet.connect.preflight import Facts, Layout, become, faults, warnings
+from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
+from eyas_host.fleet.deploy.bench import bench, board_name
+from eyas_host.fleet.deploy.flash import Outcome, flash
 from tests.device import conftest as device
 
 weights, pristine_bundle = device.weights, device.pristine_bundle

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from eyas_device.telemetry.messages import Status, Window, encode
-from eyas_host.fleet.checked import Checked, check
-from eyas_host.fleet.ranges import as_ranges, union
-from eyas_host.fleet.retention import Keep, prune
-from eyas_host.fleet.store import Batch, Quarantined, Store, StoreError
+from eyas_host.fleet.collect.checked import Checked, check
+from eyas_host.fleet.store.ranges import as_ranges, union
+from eyas_host.fleet.store.retention import Keep, prune
+from eyas_host.fleet.store.store import Batch, Quarantined, Store, StoreError
 
 from .fleet_parts import event, window
 
@@ -110,7 +110,7 @@ def test_a_commit_is_durable_and_concurrent(url: str, tmp_path: Path) -> None:
 
 
 def test_a_locked_store_says_so_and_stores_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.fleet.tables._BUSY_S", 0)
+    monkeypatch.setattr("eyas_host.fleet.store.tables._BUSY_S", 0)
     with Store(url) as store:
         blocker = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from eyas_device.telemetry.messages import Header, Status, encode, topic
-from eyas_host.fleet.checked import Checked, check
-from eyas_host.fleet.mqtt import Access
-from eyas_host.fleet.seen import MOST_DEVICES, Seen, plain
-from eyas_host.fleet.watch import Tap, stream, view, watch
+from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.collect.checked import Checked, check
+from eyas_host.fleet.watch.seen import MOST_DEVICES, Seen, plain
+from eyas_host.fleet.watch.view import Tap, stream, view, watch
 
 from .fleet_parts import Processes, Sender, event, free_port, wait_until, window
 
@@ -95,7 +95,7 @@ def test_names_and_labels_cannot_write_on_the_screen() -> None:
 
 def test_invented_devices_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MOST_DEVICES >= 10_000
-    monkeypatch.setattr("eyas_host.fleet.seen.MOST_DEVICES", 5)
+    monkeypatch.setattr("eyas_host.fleet.watch.seen.MOST_DEVICES", 5)
     seen = Seen()
     for number in range(20):
         take(seen, window(f"cam-{number}", SPOOL, 1))

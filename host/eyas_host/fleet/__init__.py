@@ -1,5 +1,1 @@
-"""Getting models onto devices: the first flash over ssh, and benchmarks that run there.
-
-`ssh.py` is one connection, `preflight.py` says whether a device is fit, `wheels.py` makes what is installed there, and
-`flash.py` puts it all in order.
-"""
+"""The fleet server: devices reached over ssh, their broker, collector, store and live view. Needs no torch."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
-    from eyas_host.fleet.collect import Report
-    from eyas_host.fleet.mqtt import Access
+    from eyas_host.fleet.broker.client import Access
+    from eyas_host.fleet.collect.collector import Report
 
 _STORE = "sqlite:///fleet.db"
 
@@ -51,7 +51,7 @@ def collect(
     json: _Json = False,
 ) -> None:
     """Store what devices send, and acknowledge only what is stored. Ends at SIGTERM or Ctrl-C."""
-    from eyas_host.fleet.collect import collect as run
+    from eyas_host.fleet.collect.collector import collect as run
 
     access = _access(broker, ca, cert, key, kit, user, password_file)
     run(
@@ -78,8 +78,8 @@ def watch(
     """Show all devices live, trouble first, from the broker alone. Ends with q or Ctrl-C."""
     import sys
 
-    from eyas_host.fleet.watch import stream
-    from eyas_host.fleet.watch import watch as run
+    from eyas_host.fleet.watch.view import stream
+    from eyas_host.fleet.watch.view import watch as run
 
     access = _access(broker, ca, cert, key, kit, user, password_file)
     if json:
@@ -102,12 +102,12 @@ def broker(
 ) -> None:
     """Run a broker that knows each device by its certificate. The first start makes what it needs."""
     if embedded:
-        from eyas_host.fleet.embedded import serve_embedded
+        from eyas_host.fleet.broker.embedded import serve_embedded
 
         serve_embedded(port or 1883, say=_say)
         return
-    from eyas_host.fleet.broker import prepare, serve
-    from eyas_host.fleet.mqtt import TLS_PORT
+    from eyas_host.fleet.broker.client import TLS_PORT
+    from eyas_host.fleet.broker.kit import prepare, serve
 
     kit = prepare(folder, bind=bind, port=port or TLS_PORT, names=names or ())
     at = f"{kit.hosts[0]}:{kit.port}"
@@ -127,8 +127,8 @@ def enroll(
     days: Annotated[float, typer.Option(min=1, max=3650, help="How long they are valid.")] = 825.0,
 ) -> None:
     """Make a device's credentials: key, certificate, and what goes into its device.toml."""
-    from eyas_host.fleet.enroll import THERE
-    from eyas_host.fleet.enroll import enroll as run
+    from eyas_host.fleet.broker.enroll import THERE
+    from eyas_host.fleet.broker.enroll import enroll as run
 
     made = run(folder, device, site=site, broker=broker, days=days)
     typer.echo(made.section)
@@ -142,9 +142,9 @@ def expire(
     poison: Annotated[float, typer.Option(min=1, metavar="DAYS", help="Then the quarantine is emptied.")] = 30.0,
 ) -> None:
     """Merge and delete what is old in a store; collectors may go on meanwhile."""
-    from eyas_host.fleet.retention import Keep
-    from eyas_host.fleet.retention import prune as run
-    from eyas_host.fleet.store import Store
+    from eyas_host.fleet.store.retention import Keep
+    from eyas_host.fleet.store.retention import prune as run
+    from eyas_host.fleet.store.store import Store
 
     with Store(store) as opened:
         gone = run(opened, Keep(windows_days=windows, events_days=events, poison_days=poison))
@@ -160,7 +160,7 @@ def _access(
     user: str,
     password_file: Path | None,
 ) -> Access:
-    from eyas_host.fleet.mqtt import Access
+    from eyas_host.fleet.broker.client import Access
 
     if kit is not None:
         host = kit / "host"

@@ -30,8 +30,8 @@ def flash(
     ssh_option: Annotated[Optional[list[str]], _OPTION] = None,  # noqa: UP045
 ) -> None:
     """Bring a bundle and what runs it to devices: check, install, switch, watch, and go back if it does not stay up."""
-    from eyas_host.fleet.flash import flash as run
-    from eyas_host.fleet.ssh import Access
+    from eyas_host.fleet.connect.ssh import Access
+    from eyas_host.fleet.deploy.flash import flash as run
 
     outcomes = run(
         devices,
@@ -66,8 +66,8 @@ def bench(
     ssh_option: Annotated[Optional[list[str]], _OPTION] = None,  # noqa: UP045
 ) -> None:
     """Measure a bundle on a device and bring the figures here."""
-    from eyas_host.fleet.bench import bench as run
-    from eyas_host.fleet.ssh import Access
+    from eyas_host.fleet.connect.ssh import Access
+    from eyas_host.fleet.deploy.bench import bench as run
 
     access = Access(identity=identity, port=port, options=tuple(ssh_option or ()))
     typer.echo(run(device, bundle, out, seconds=seconds, root=root, python=python, access=access))

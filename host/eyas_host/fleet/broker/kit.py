@@ -15,8 +15,8 @@ import msgspec
 
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import MOST_BYTES
-from eyas_host.fleet.mqtt import TLS_PORT
-from eyas_host.fleet.pki import Authority, Credentials, days_left
+from eyas_host.fleet.broker.client import TLS_PORT
+from eyas_host.fleet.broker.pki import Authority, Credentials, days_left
 
 HOST_IDENTITY = "eyas-host"
 """Who collectors, watchers and those who send commands are; no device may be called so."""

@@ -18,10 +18,10 @@ import msgspec
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.config import read_config
 from eyas_device.errors import ConfigError, EyasError
-from eyas_host.fleet.device import Device, Plan
-from eyas_host.fleet.preflight import Facts, Layout, faults, look, warnings
-from eyas_host.fleet.ssh import Access, FleetError, Remote, Target
-from eyas_host.fleet.wheels import build_wheel, project_root
+from eyas_host.fleet.connect.preflight import Facts, Layout, faults, look, warnings
+from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
+from eyas_host.fleet.connect.wheels import build_wheel, project_root
+from eyas_host.fleet.deploy.device import Device, Plan
 from eyas_host.support.progress import say as say_here
 
 _AT_ONCE = 8

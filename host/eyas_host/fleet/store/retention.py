@@ -13,9 +13,9 @@ from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.telemetry.messages import Window, encode, merge
-from eyas_host.fleet.ranges import union
-from eyas_host.fleet.store import Store
-from eyas_host.fleet.tables import StoreError, first_line, gone, messages, quarantine, rolled
+from eyas_host.fleet.store.ranges import union
+from eyas_host.fleet.store.store import Store
+from eyas_host.fleet.store.tables import StoreError, first_line, gone, messages, quarantine, rolled
 
 _DAY_S = 86400.0
 _CHUNK = 2000

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eyas_device.bundle import sha256
-from eyas_host.fleet.preflight import Facts
-from eyas_host.fleet.ssh import FleetError
+from eyas_host.fleet.connect.preflight import Facts
+from eyas_host.fleet.connect.ssh import FleetError
 
 _BUILD_S = 300
 _FETCH_S = 1200

@@ -16,8 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import Event, Header, Status, Window
-from eyas_host.fleet.checked import Checked
-from eyas_host.fleet.tables import (
+from eyas_host.fleet.collect.checked import Checked
+from eyas_host.fleet.store.tables import (
     READING,
     VERSION,
     StoreError,

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.bundle import Bundle
-from eyas_host.fleet.preflight import Layout, look
-from eyas_host.fleet.ssh import Access, FleetError, Remote, Target
+from eyas_host.fleet.connect.preflight import Layout, look
+from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
 from eyas_host.support.files import write_bytes
 
 _SPARE_S = 600

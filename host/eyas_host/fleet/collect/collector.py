@@ -26,11 +26,11 @@ from paho.mqtt.properties import Properties
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
-from eyas_host.fleet.checked import Address
-from eyas_host.fleet.mqtt import TAKEN_OVER, Access, is_old, make_client, why
-from eyas_host.fleet.ranges import as_ranges
-from eyas_host.fleet.store import Store
-from eyas_host.fleet.writer import Arrived, Committed, Writer
+from eyas_host.fleet.broker.client import TAKEN_OVER, Access, is_old, make_client, why
+from eyas_host.fleet.collect.checked import Address
+from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
+from eyas_host.fleet.store.ranges import as_ranges
+from eyas_host.fleet.store.store import Store
 
 _KEEPALIVE_S = 30
 _SESSION_S = 600

@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError, SQLAlchemyError
 
 from eyas_device.support.closing import Closing
-from eyas_host.fleet.checked import Address, Checked, Poison, check
-from eyas_host.fleet.store import Batch, Quarantined, Store
-from eyas_host.fleet.tables import first_line
+from eyas_host.fleet.collect.checked import Address, Checked, Poison, check
+from eyas_host.fleet.store.store import Batch, Quarantined, Store
+from eyas_host.fleet.store.tables import first_line
 
 _RETRY_S = (0.2, 30.0)
 _CONTENT = (DataError, IntegrityError, InterfaceError, ProgrammingError, ValueError, OverflowError)

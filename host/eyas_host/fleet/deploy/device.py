@@ -14,9 +14,9 @@ import msgspec
 
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_device.updates.slots import SlotState
-from eyas_host.fleet.preflight import Facts, Layout, become
-from eyas_host.fleet.ssh import Answer, FleetError, Remote
-from eyas_host.fleet.wheels import constraints, environment_name, fetch
+from eyas_host.fleet.connect.preflight import Facts, Layout, become
+from eyas_host.fleet.connect.ssh import Answer, FleetError, Remote
+from eyas_host.fleet.connect.wheels import constraints, environment_name, fetch
 
 SERVICE = "eyas-device"
 _PIP_S = 1800

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-from eyas_host.fleet.ssh import FleetError, Remote
+from eyas_host.fleet.connect.ssh import FleetError, Remote
 
 MACHINES = ("x86_64", "aarch64")
 OLDEST_PYTHON = (3, 10)

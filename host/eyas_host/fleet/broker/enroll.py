@@ -10,8 +10,8 @@ import msgspec
 
 from eyas_device.errors import LinkError
 from eyas_device.support.names import NAME
-from eyas_host.fleet.broker import HOST_IDENTITY
-from eyas_host.fleet.pki import CLIENT_DAYS, Authority, Credentials
+from eyas_host.fleet.broker.kit import HOST_IDENTITY
+from eyas_host.fleet.broker.pki import CLIENT_DAYS, Authority, Credentials
 
 THERE = "/etc/eyas/credentials"
 """Where they lie on the device."""

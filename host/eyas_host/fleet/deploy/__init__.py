@@ -1,0 +1,1 @@
+"""Bring a bundle to a device, and measure it there."""

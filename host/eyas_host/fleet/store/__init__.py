@@ -1,0 +1,1 @@
+"""The telemetry store: tables, queries, retention."""
