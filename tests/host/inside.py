@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 
-from eyas_host import cli
+from eyas_host.cli import app
 
 
 class Done(NamedTuple):
@@ -34,7 +34,7 @@ def eyas(place: Path, *words: object) -> Done:
             contextlib.redirect_stderr(err),
         ):
             try:
-                cli.main()
+                app.main()
                 code = 0
             except SystemExit as ended:
                 code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

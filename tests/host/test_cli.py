@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from eyas_device import __version__
-from eyas_host.cli import STAGES, app
+from eyas_host.cli.app import STAGES, app
 
 EYAS = Path(sys.executable).with_name("eyas")
 
@@ -34,7 +34,7 @@ def test_no_verb_hides_another() -> None:
 
 def test_no_framework_is_imported_for_help() -> None:
     heavy = "{'torch', 'timm', 'nncf', 'openvino', 'cv2', 'sklearn'}"
-    assert python(f"import sys, eyas_host.cli; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
+    assert python(f"import sys, eyas_host.cli.app; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
 
 
 def test_no_usage_statistics_leave_the_machine() -> None:

@@ -23,7 +23,7 @@ import eyas_device
 from eyas_device.bundle import MANIFEST, sha256
 from eyas_device.errors import BundleError, ConfigError
 from eyas_device.updates.slots import Slots
-from eyas_host.fleet import verbs
+from eyas_host.cli import devices
 from eyas_host.fleet.connect.preflight import Facts, Layout, become, faults, warnings
 from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
 from eyas_host.fleet.deploy.bench import bench, board_name
@@ -388,7 +388,7 @@ def test_an_environment_of_wheels_for_an_off_line_device(
 
 def test_the_verb(board: Board, bundle_root: Path) -> None:
     app = typer.Typer()
-    app.command()(verbs.flash)
+    app.command()(devices.flash)
     options = [word for option in board.access.options for word in ("--ssh-option", option)]
     words = ["--bundle", str(bundle_root), "--python", sys.executable, "--root", str(board.root)]
     words += ["--identity", str(board.key), *options]

@@ -243,7 +243,7 @@ def test_no_check_raises_when_nothing_works() -> None:
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, *checks: Callable[[Context], Finding]) -> None:
-    monkeypatch.setattr("eyas_host.doctor.verb.CHECKS", checks)
+    monkeypatch.setattr("eyas_host.cli.doctor.CHECKS", checks)
 
 
 def test_the_verb_tells_the_mend_and_ends_with_1_where_something_is_red(
@@ -263,6 +263,6 @@ def test_the_verb_tells_the_mend_and_ends_with_1_where_something_is_red(
 
 
 def test_without_the_extra_eyas_names_its_install_line() -> None:
-    code = "import sys; sys.modules['typer'] = None; from eyas_host.cli import main"
+    code = "import sys; sys.modules['typer'] = None; from eyas_host.cli.app import main"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.strip().endswith("pip install 'eyas[host]'")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from eyas_host.cli.new import new_recipe
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, known_model
 from eyas_host.models.presets import STUDENTS, TEACHERS, pick
-from eyas_host.new import new_recipe
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.warnings import recipe_warnings

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_host import cli
+from eyas_host.cli import app
 from eyas_host.compress.prune import rounds
 from eyas_host.compress.prune.channels import channel_groups
 from eyas_host.compress.prune.latency_model import LatencyModel, Layers, layers_of
@@ -285,8 +285,8 @@ def test_options_stand_for_settings(
     path = tmp_path / "recipe.toml"
     path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n[prune]\nmethod = "none"\n')
     asked: list[Recipe] = []
-    monkeypatch.setattr(cli, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
-    done = CliRunner().invoke(cli.app, ["prune", str(path), *options])
+    monkeypatch.setattr(app, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
+    done = CliRunner().invoke(app.app, ["prune", str(path), *options])
     assert done.exit_code == 0, done.output
     settings = msgspec.structs.asdict(asked[0].prune)
     assert {name: settings[name] for name in expected} == expected
@@ -297,13 +297,13 @@ def test_a_table_is_found_from_where_one_stands(tmp_path: Path, monkeypatch: pyt
     path = tmp_path / "models/recipe.toml"
     path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n')
     asked: list[Recipe] = []
-    monkeypatch.setattr(cli, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
+    monkeypatch.setattr(app, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(cli.app, ["prune", "models/recipe.toml", "--keep", "0.5", "--table", "table.json"])
+    done = CliRunner().invoke(app.app, ["prune", "models/recipe.toml", "--keep", "0.5", "--table", "table.json"])
     assert done.exit_code == 0, done.output
     assert asked[0].prune.table == str(tmp_path / "table.json")
 
 
 def test_two_targets_at_once_are_refused(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli.app, ["prune", str(tmp_path / "recipe.toml"), "--target-ms", "1", "--keep", "0.5"])
+    done = CliRunner().invoke(app.app, ["prune", str(tmp_path / "recipe.toml"), "--target-ms", "1", "--keep", "0.5"])
     assert done.exit_code == 2 and "give one" in done.output

@@ -12,7 +12,7 @@ import tomllib
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from eyas_host.new import new_recipe
+from eyas_host.cli.new import new_recipe
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.support.errors import DataError, RecipeError

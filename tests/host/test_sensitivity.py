@@ -22,7 +22,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import nn
 
 from eyas_device.bundle import sha256
-from eyas_host import cli
+from eyas_host.cli import app
 from eyas_host.compress.quantize import sensitivity
 from eyas_host.compress.quantize.fallback import Fallback, balanced_rows, choose_fallback, fallback_layers
 from eyas_host.compress.quantize.mixed import FINEST_DB, Harm, MixedPrecision, drop_layers, harm, signal_to_noise
@@ -369,7 +369,7 @@ def test_the_verb_shows_a_table_and_ends_with_the_advice(
     words = [str(recipe), "--runs", str(run.root.parent), "--pictures", "10", "--json", str(figures)]
     monkeypatch.setattr(sys, "argv", ["eyas", "sensitivity", *words, "--set", "quantize.fallback=2"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert not ended.value.code
     out, err = capsys.readouterr()
     rows = [line.split()[1] for line in out.splitlines() if "backbone." in line]
@@ -381,7 +381,7 @@ def test_the_verb_shows_a_table_and_ends_with_the_advice(
     with pytest.raises(StageError, match="not finished"):
         measure_sensitivity(run)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        app.main()
     assert ended.value.code == 2
     assert re.match("eyas: .*qat: not finished", capsys.readouterr().err)
 

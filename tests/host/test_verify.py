@@ -8,7 +8,7 @@ import pytest
 
 from eyas_device.bundle import Artefact
 from eyas_host.bundle.golden import golden_rows
-from eyas_host.cli import STAGES
+from eyas_host.cli.app import STAGES
 from eyas_host.evaluate.parity import Parity, compare, refusal
 from eyas_host.evaluate.verdict import Latency, choose
 from eyas_host.recipe.export import GateSection

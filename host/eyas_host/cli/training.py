@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 
 import typer
 
-from eyas_host.options import JsonOption, Overrides, RecipeArgument, RunsOption
+from eyas_host.cli.options import JsonOption, Overrides, RecipeArgument, RunsOption
 
 if TYPE_CHECKING:
     from eyas_host.pipeline.runner import Context
@@ -127,7 +127,7 @@ def tune(
 ) -> None:
     """Search for good training settings, on validation alone."""
     context = _up_to("split" if what == "teacher" else "distill", recipe, runs, overrides)
-    from eyas_host.tune.verb import tune as search
+    from eyas_host.cli.tune import tune as search
 
     search(
         context,
@@ -150,7 +150,7 @@ def doctor(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Examine this workstation: install, GPU, weights, memory, disk, programs."""
-    from eyas_host.doctor.verb import doctor as examine
+    from eyas_host.cli.doctor import doctor as examine
 
     code = examine(recipe, overrides or (), runs, json=json)
     if code:

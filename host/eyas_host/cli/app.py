@@ -14,11 +14,11 @@ except ImportError:
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
-from eyas_host import training_verbs as training
-from eyas_host.fleet import telemetry_verbs as telemetry
-from eyas_host.fleet import verbs as fleet
+from eyas_host.cli import devices as fleet
+from eyas_host.cli import fleet as telemetry
+from eyas_host.cli import training
+from eyas_host.cli.options import JsonOption, Overrides, RecipeArgument, RunsOption
 from eyas_host.models import presets
-from eyas_host.options import JsonOption, Overrides, RecipeArgument, RunsOption
 from eyas_host.support.quiet import quiet_libraries
 
 STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
@@ -149,9 +149,9 @@ def sensitivity(
 ) -> None:
     """Show which layers int8 harms most, and which to keep float. Earlier stages run first where they have to."""
     _run(recipe, runs, overrides, until="qat")
+    from eyas_host.cli.sensitivity import sensitivity as measure
     from eyas_host.pipeline.runner import Context
     from eyas_host.recipe.load import load_recipe
-    from eyas_host.sensitivity_verb import sensitivity as measure
 
     settings = load_recipe(recipe, overrides or ())
     measure(Context(settings, runs / settings.run.name), pictures, json)
@@ -187,7 +187,7 @@ def new(
     models: Annotated[Path, typer.Option(help="Where recipes are kept.")] = Path("models"),
 ) -> None:
     """Look at a folder of class folders and write a recipe for it."""
-    from eyas_host.new import new_recipe
+    from eyas_host.cli.new import new_recipe
 
     path = new_recipe(pictures, name, models, teacher=teacher, student=student)
     typer.echo(f"{path}\nnext: eyas distill {path}")
@@ -219,7 +219,7 @@ def _run(
 
 
 def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> None:
-    from eyas_host.demonstrate import demonstrate
+    from eyas_host.cli.demonstrate import demonstrate
     from eyas_host.pipeline.runner import Context
     from eyas_host.recipe.load import load_recipe
 
