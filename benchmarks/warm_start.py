@@ -32,13 +32,12 @@ import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish, mean
 from eyas_device.bundle import sha256
 from eyas_device.preprocess import Pixels
-from eyas_host import starts
 from eyas_host.data.dataset import Part
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch, prepared
 from eyas_host.evaluate.inference import logits_of, to_tensor
 from eyas_host.evaluate.metrics import Floats, Scores, score, softmax
-from eyas_host.models import checkpoints
+from eyas_host.models import checkpoints, pretrained
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import Context
 from eyas_host.recipe.load import load_recipe
@@ -95,7 +94,7 @@ def main() -> None:
     figures = _record_figures()
     student = load_recipe(DEMONSTRATION).student.model
     figures |= _set_figures("solar-cells", DEMONSTRATION, seeds)
-    for other in sorted(set(starts.networks()) - {student}) if not arguments.quick else ():
+    for other in sorted(set(pretrained.networks()) - {student}) if not arguments.quick else ():
         figures |= _student_figures("solar-cells", DEMONSTRATION, 1, f"student.model={other}", "student.epochs=10")
     recipe = _fashion(arguments.root / FASHION, RUNS / "benchmark" / "fashion")
     if recipe is not None:
@@ -108,8 +107,8 @@ def main() -> None:
 def _record_figures() -> dict[str, Figure]:
     """What the training of each start reached on crops of pictures that were held out."""
     figures = {}
-    for name in starts.networks():
-        record = msgspec.json.decode(starts.record_file(name).read_bytes())
+    for name in pretrained.networks():
+        record = msgspec.json.decode(pretrained.record_file(name).read_bytes())
         result, settings = record["result"], record["settings"]
         figures[f"{name}_agreement"] = Figure(
             value=result["agreement"],
@@ -175,7 +174,7 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
     split = Split.load(context.root, recipe.picture.preprocessing())
     teacher = checkpoints.load_teacher(context, len(split.labels))
     views = RUNS / "benchmark" / "warm" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
-    file = starts.start_file(network) if start == "warm" else None
+    file = pretrained.start_file(network) if start == "warm" else None
     weights = start if file is None else f"{start}-{sha256(file)[:12]}"
     folder = views / f"{network}-{recipe.student.epochs}-epochs-{weights}"
     if not (folder / "history.json").exists():

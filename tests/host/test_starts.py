@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from eyas_host import starts
+from eyas_host.models import pretrained
 from eyas_host.models.factory import build
 from eyas_host.models.weights import fit_to_pictures
 from eyas_host.pretrain.card import Record, warm_card
@@ -22,7 +22,7 @@ from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import WeightsError
 
-NETWORKS = starts.networks()
+NETWORKS = pretrained.networks()
 pytestmark = pytest.mark.usefixtures("no_hub")
 
 
@@ -32,7 +32,7 @@ def test_both_students_of_the_recipes_have_one() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_is_small_and_fits_timms_network_tensor_by_tensor(name: str) -> None:
-    path = starts.start_file(name)
+    path = pretrained.start_file(name)
     assert path is not None and path.stat().st_size < 12e6
     shipped = safetensors.torch.load_file(path)
     assert {value.dtype for key, value in shipped.items() if key.startswith("backbone.conv")} == {torch.float16}
@@ -48,11 +48,11 @@ def test_it_is_small_and_fits_timms_network_tensor_by_tensor(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_its_card_and_record_say_how_it_was_made(name: str) -> None:
-    record = msgspec.json.decode(starts.record_file(name).read_bytes(), type=Record)
+    record = msgspec.json.decode(pretrained.record_file(name).read_bytes(), type=Record)
     assert record.settings.student == name and record.result.finished
     assert set(record.pictures.values()) <= {source.package for source in SOURCES}
     assert all(re.fullmatch(r"[0-9a-f]{64}", sha) for sha in record.pictures)
-    assert starts.card_file(name).read_text() == warm_card(record)
+    assert pretrained.card_file(name).read_text() == warm_card(record)
 
 
 def test_who_takes_it() -> None:
@@ -84,7 +84,7 @@ def test_another_start_runs_the_students_stage_again(tmp_path: Path, monkeypatch
 
     before = {weights: inputs(weights) for weights in ("auto", "warm", "random")}
     (tmp_path / "mobilenetv3_small_100.safetensors").write_bytes(b"others")
-    monkeypatch.setattr(starts, "_FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
     changed = {
         weights: {stage for stage, value in inputs(weights).items() if value != before[weights][stage]}
         for weights in before

@@ -13,8 +13,8 @@ from eyas_device.doctor import software
 from eyas_device.doctor.child import JobError
 from eyas_device.doctor.finding import Context as DeviceContext
 from eyas_device.doctor.finding import Finding, Status, green, grey, red, yellow
-from eyas_host import starts
 from eyas_host.doctor.context import Context
+from eyas_host.models import pretrained
 from eyas_host.recipe.training import StudentSection, TeacherSection
 
 CONSTRAINTS = Path(eyas_host.__file__).parents[2] / "constraints" / "host.txt"
@@ -162,7 +162,7 @@ def _origin(
     if wanted in ("auto", "file") and section.weights_file:
         there = Path(section.weights_file).is_file()
         return ("green", "from its file") if there else ("red", f"{section.weights_file} is missing")
-    if starts.chosen(section.model, wanted, trained=trained) is not None:
+    if pretrained.chosen(section.model, wanted, trained=trained) is not None:
         return "green", "warm weights, which ship with Eyas"
     if wanted == "random":
         return "green", "random, as the recipe says"

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from eyas_host import starts
+from eyas_host.models import pretrained
 from eyas_host.models.weights import read_weights, start_from
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import Weights
@@ -126,11 +126,11 @@ def build(
         tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
     if weights in ("auto", "file") and weights_file:
         return _from_file(Path(weights_file), name, classes, activation), "file"
-    start = starts.chosen(name, weights, trained=trained)
+    start = pretrained.chosen(name, weights, trained=trained)
     if start is not None:
         return _from_file(start, name, classes, activation), "warm"
     if weights == "warm":
-        tried.append(f"warm: none for {name} (there are: {', '.join(starts.networks())})")
+        tried.append(f"warm: none for {name} (there are: {', '.join(pretrained.networks())})")
     if weights == "random" or (weights == "auto" and not trained):
         return PixelClassifier(_create(name, classes, activation), _CENTRE, _CENTRE), "random"
     raise WeightsError(f"no weights for {name}: {'; '.join(tried)}; weights_file takes some from a file")

@@ -13,7 +13,7 @@ from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from eyas_host import starts
+from eyas_host.models import pretrained
 from eyas_host.recipe.image import PictureSection
 from eyas_host.support.errors import WeightsError
 
@@ -22,7 +22,7 @@ _PRETRAINED_ON = (1000, 11_821, 21_841, 21_843)
 _SMALL = 64
 """Side below which the deepest blocks, which see one cell in 32, have next to nothing to look at, pixels."""
 _WARM = {
-    "input_size": (3, starts.TRAINED_AT, starts.TRAINED_AT),
+    "input_size": (3, pretrained.TRAINED_AT, pretrained.TRAINED_AT),
     "interpolation": "bilinear",
     "mean": (128 / 255,) * 3,
     "std": (128 / 255,) * 3,

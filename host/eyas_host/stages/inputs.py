@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from eyas_device.bundle import sha256
-from eyas_host import starts
 from eyas_host.data.sources import fingerprint
+from eyas_host.models import pretrained
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import StudentSection, TeacherSection
 
@@ -37,7 +37,7 @@ def latency_source(recipe: Recipe) -> str:
 
 def _start(section: TeacherSection | StudentSection, *, trained: bool) -> str:
     """The file of first weights: the recipe's, or Eyas's own."""
-    return section.weights_file or str(starts.chosen(section.model, section.weights, trained=trained) or "")
+    return section.weights_file or str(pretrained.chosen(section.model, section.weights, trained=trained) or "")
 
 
 def _sha256(path: str) -> str:
