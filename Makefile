@@ -44,6 +44,7 @@ check: install ## ruff, mypy strict, layering
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/device/test_layering.py
 
 format: install ## let ruff format the code

@@ -13,11 +13,11 @@ import numpy as np
 from eyas_device.agent.loop import Answer, Listener, Loop
 from eyas_device.agent.ood import Familiarity
 from eyas_device.agent.output import StatusLine
+from eyas_device.agent.reporter import Link
 from eyas_device.agent.stats import Tally
 from eyas_device.camera import Frame
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry.reporter import Link
 
 
 class Replay(Closing):

@@ -12,12 +12,12 @@ import pytest
 
 from eyas_device.agent.handlers import Refused, handlers
 from eyas_device.agent.loop import Loop
+from eyas_device.agent.reporter import Link
 from eyas_device.camera import Frame
 from eyas_device.config import Config
 from eyas_device.predict import Classifier
 from eyas_device.telemetry.messages import COMMANDS, Profile
 from eyas_device.telemetry.remote import Handler
-from eyas_device.telemetry.reporter import Link
 
 from . import tiny
 from .test_loop import LiveCamera

@@ -24,6 +24,7 @@ from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 from eyas_device import __version__
 from eyas_device.agent.loop import Loop
 from eyas_device.agent.ood import Familiarity
+from eyas_device.agent.reporter import Link
 from eyas_device.camera import open_camera
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError
@@ -43,7 +44,6 @@ from eyas_device.telemetry.messages import (
 )
 from eyas_device.telemetry.mqtt import Uplink
 from eyas_device.telemetry.remote import Orders
-from eyas_device.telemetry.reporter import Link
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool
 from eyas_device.telemetry.tls import Security
 

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 from eyas_device.agent.loop import Answer, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
-from eyas_device.agent.stats import Accuracy, Latencies, Tally
+from eyas_device.agent.stats import Accuracy, Tally
 from eyas_device.bundle import GOLDEN, Bundle
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.errors import BundleError, CameraError, PictureError, RuntimeUnavailable
 from eyas_device.predict import Classifier, softmax
 from eyas_device.preprocess import prepare, read_picture
+from eyas_device.support.histogram import Latencies
 from eyas_device.updates.golden import check, prove
 
 from . import tiny

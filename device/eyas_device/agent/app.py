@@ -15,6 +15,7 @@ from eyas_device.agent.handlers import handlers
 from eyas_device.agent.loop import Listener, Loop, Pace
 from eyas_device.agent.ood import Familiarity
 from eyas_device.agent.output import StatusLine
+from eyas_device.agent.reporter import Link
 from eyas_device.agent.signals import Signals
 from eyas_device.agent.stats import Tally
 from eyas_device.agent.systemd import Notifier
@@ -29,7 +30,6 @@ from eyas_device.runtimes.selection import read_choice
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import broker
 from eyas_device.telemetry.messages import Vitals
-from eyas_device.telemetry.reporter import Link
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.telemetry.tls import Security
 from eyas_device.updates.golden import prove

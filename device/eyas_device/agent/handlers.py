@@ -16,7 +16,7 @@ from eyas_device.telemetry.messages import Profile
 from eyas_device.telemetry.remote import Arguments, Handler
 
 if TYPE_CHECKING:
-    from eyas_device.telemetry.reporter import Link
+    from eyas_device.agent.reporter import Link
 
 _BENCH_S = 5
 _BENCH_MOST_S = 180

@@ -9,11 +9,11 @@ from typing import TextIO
 import msgspec
 
 from eyas_device.agent.loop import Answer, Listener
+from eyas_device.agent.reporter import Link
 from eyas_device.agent.stats import Accuracy, Tally
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import PictureError
 from eyas_device.predict import Classifier
-from eyas_device.telemetry.reporter import Link
 
 _PERIOD_S = 1.0
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from time import perf_counter
 
-from eyas_device.agent.stats import Latencies
 from eyas_device.bench.measure import Candidate, Progress
 from eyas_device.bench.result import Interval, Sustained
 from eyas_device.board import Power, Vitals
 from eyas_device.camera import Frame
+from eyas_device.support.histogram import Latencies
 
 INTERVAL_S = 10.0
 
