@@ -26,7 +26,7 @@ from eyas_device.camera.reconnecting import Backoff
 from eyas_host.support.machine import cpu_pressure
 
 BUNDLE = Path("runs/solar-cells/bundle")
-SERVER = Path("tests/device/streams.py")
+SERVER = Path("tests/support/streams.py")
 _LIVES_S, _DOWN_S, _SAMPLE_S = 20.0, 2.0, 5.0
 _SETTLED = 0.2
 """Part of the samples at the start that warm up."""

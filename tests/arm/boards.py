@@ -15,7 +15,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.paths import ROOT
+
 ARM = ROOT / ".arm"
 LIMIT_S = 300
 """A command takes 5 to 30 s; the processor may be shared."""

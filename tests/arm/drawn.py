@@ -18,7 +18,7 @@ from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, co
 from eyas_host.export.manifest import artefacts_of, file_entry
 from eyas_host.export.onnx import compile_onnx
 from eyas_host.quant.fold import DeployModel
-from tests.host.shapes import SHAPES, draw_shape
+from tests.support.shapes import SHAPES, draw_shape
 
 TEMPERATURE = 2.0
 Variant = tuple[RuntimeName, Precision]

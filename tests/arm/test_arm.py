@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 from eyas_device.bundle import GOLDEN, MANIFEST, Bundle, Manifest
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_device.runtimes import runs
-from tests.device.conftest import entry
+from tests.support.bundles import entry
 
 from .boards import BOARDS, Board, Rows, eyas_here, rows
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,27 +19,19 @@ from eyas_device.bundle import (
     SCHEMA,
     Artefact,
     Confidence,
-    File,
     Manifest,
     RuntimeName,
-    sha256,
 )
 from eyas_device.preprocess import prepare
-
-from . import tiny
-
-TEMPERATURE = 1.5
-_MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+from tests.support import tiny
+from tests.support.brokers import MOSQUITTO, Broker
+from tests.support.bundles import TEMPERATURE, entry
 
 
 @pytest.fixture(scope="session")
 def weights() -> tuple[tiny.Floats, tiny.Floats]:
     """Weights and bias of the tiny classifier."""
     return tiny.fit()
-
-
-def entry(path: Path) -> File:
-    return File(path=path.name, sha256=sha256(path), size_bytes=path.stat().st_size)
 
 
 @pytest.fixture(scope="session")
@@ -124,45 +113,10 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Broker:
-    """A mosquitto on a loopback port, started and stopped at will."""
-
-    def __init__(self, folder: Path, *, options: str = "allow_anonymous true") -> None:
-        self.port = free_port()
-        self._config = folder / "mosquitto.conf"
-        self._config.write_text(f"listener {self.port} 127.0.0.1\npersistence false\nlog_type error\n{options}\n")
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> Broker:
-        assert _MOSQUITTO is not None
-        self._process = subprocess.Popen([_MOSQUITTO, "-c", str(self._config)], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return self
-            except OSError:
-                assert self._process.poll() is None, "mosquitto ended at once"
-                time.sleep(0.02)
-        raise AssertionError("mosquitto did not listen within 10 s")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(10)
-            self._process = None
-
-
 @pytest.fixture
 def make_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
     """Make brokers that end with the test. Skips without mosquitto, but fails on continuous integration."""
-    if _MOSQUITTO is None:
+    if MOSQUITTO is None:
         why = "mosquitto is not installed (apt-get install mosquitto)"
         if os.environ.get("CI") == "true":
             pytest.fail(why)

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from eyas_device.bundle import GOLDEN, MANIFEST, Bundle, read_manifest
 from eyas_device.errors import BundleError
-
-from . import tiny
-from .conftest import entry
+from tests.support import tiny
+from tests.support.bundles import entry
 
 Edit = Callable[..., None]
 

@@ -17,8 +17,9 @@ from eyas_device.config import Config, read_config
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import host_name
 from eyas_device.telemetry.messages import COMMANDS
+from tests.support.paths import ROOT
 
-EXAMPLE = Path(__file__).parents[2] / "device" / "device.example.toml"
+EXAMPLE = ROOT / "device" / "device.example.toml"
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
 _EXAMPLE_NAME = "camera-1"
 

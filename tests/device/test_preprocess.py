@@ -14,8 +14,7 @@ from PIL import Image
 
 from eyas_device.errors import PictureError
 from eyas_device.preprocess import Preprocessing, as_bgr, decode, prepare, read_picture
-
-from . import tiny
+from tests.support import tiny
 
 PICTURE = tiny.draw_shape("cross", 1, 40, 30)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 
-from eyas_host.models.factory import PixelClassifier, build
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.quant.fold import DeployModel, fold_for_deployment
 from eyas_host.quant.qat import prepare_qat
-from tests.host.shapes import SHAPES, Pixels, draw_folder, draw_shape
+from tests.support.networks import briefly_trained
+from tests.support.shapes import SHAPES, Pixels, draw_folder, draw_shape
 
 torch.set_num_threads(1)
 
@@ -28,37 +28,6 @@ def shape_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shape_frames() -> Pixels:
     """Twenty prepared pictures of shapes, uint8 [20, 64, 64, 3]."""
     return np.stack([draw_shape(label, 100 + seed, 64, 64) for label in SHAPES for seed in range(4)])
-
-
-def take_steps(model: torch.nn.Module, pixels: torch.Tensor, *, steps: int, rate: float) -> None:
-    """Some steps on pictures [n, 3, h, w] of the five shapes, as many of each, one class after the other."""
-    targets = torch.arange(len(SHAPES)).repeat_interleave(len(pixels) // len(SHAPES))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    model.train()
-    for _ in range(steps):
-        loss = torch.nn.functional.cross_entropy(model(pixels), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def briefly_trained(
-    name: str, shape_frames: Pixels, weights: Literal["packaged", "random"] = "random"
-) -> PixelClassifier:
-    """A seeded network for five classes whose BatchNorm has seen pictures and whose answers differ."""
-    torch.manual_seed(0)
-    model, _ = build(name, len(SHAPES), weights)
-    pixels = torch.from_numpy(shape_frames).permute(0, 3, 1, 2)
-    take_steps(model, pixels, steps=12, rate=2e-3)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.5
-    with torch.no_grad():
-        for _ in range(8):
-            model(pixels)
-        for parameter in model.classifier.parameters():
-            parameter.mul_(0.3)  # sure answers hide differences, very sure ones exaggerate them
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

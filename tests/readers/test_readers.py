@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eyas_device.bundle import Bundle
-from tests.device import tiny
+from tests.support import tiny
 
 from .answers import Found, Job, layouts
 from .conftest import BUNDLES, TINY, Reader

@@ -21,7 +21,7 @@ _FETCH_S = 1200
 
 def project_root() -> Path:
     """The source tree that this package was imported from. Raises `FleetError` if it was installed without one."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     if not (root / "pyproject.toml").is_file() or not (root / "constraints").is_dir():
         raise FleetError(f"{root}: not the source tree of eyas; flash from a clone of it")
     return root

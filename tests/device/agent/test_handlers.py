@@ -1,0 +1,108 @@
+"""What a device does when the host tells it to, on a real bundle."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from eyas_device.agent.handlers import Refused, handlers
+from eyas_device.agent.loop import Loop
+from eyas_device.agent.reporter import Link
+from eyas_device.camera import Frame
+from eyas_device.config import Config
+from eyas_device.predict import Classifier
+from eyas_device.telemetry.messages import COMMANDS, Profile
+from eyas_device.telemetry.remote import Handler
+from tests.device.agent.test_loop import LiveCamera
+from tests.support import tiny
+
+
+class Told:
+    """Stands where the link is; keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.statuses = 0
+        self.events = 0
+        self.profiles: list[Profile] = []
+
+    def tell_status(self) -> None:
+        self.statuses += 1
+
+    def ask_event(self) -> None:
+        self.events += 1
+
+    def tell_profile(self, profile: Profile) -> None:
+        self.profiles.append(profile)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def loop(pristine_bundle: Path) -> Iterator[Loop]:
+    frames = (Frame(image=tiny.draw_shape("disc", 1), time=time.time(), source=str(n)) for n in itertools.count())
+    with Classifier.open(pristine_bundle) as classifier:
+        yield Loop(classifier, LiveCamera(frames))
+
+
+@pytest.fixture
+def do(loop: Loop, told: Told) -> Callable[..., Mapping[str, Any]]:
+    table: Mapping[str, Handler] = handlers(Config(), loop, lambda: cast(Link, told))
+    assert set(table) == set(COMMANDS), "every command of the contract has a handler"
+    return lambda name, **arguments: table[name](arguments)
+
+
+def test_pause_and_resume_are_told_at_once(do: Callable[..., Mapping[str, Any]], loop: Loop, told: Told) -> None:
+    do("pause")
+    assert loop.paused and told.statuses == 1
+    do("resume")
+    assert not loop.paused and told.statuses == 2
+
+
+def test_a_threshold_counts_from_the_next_answer(do: Callable[..., Mapping[str, Any]], loop: Loop) -> None:
+    picture = tiny.draw_shape("disc", 1)
+    assert not loop.classifier.predict(picture).unsure
+    assert do("set-thresholds", threshold=1.0) == {"before": 0.9, "threshold": 1.0}
+    assert loop.classifier.predict(picture).unsure
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"threshold": "0.5"}, {"threshold": True}, {"threshold": float("nan")}, {"threshold": 1.5}, {"other": 0.5}],
+)
+def test_odd_thresholds_change_nothing(
+    arguments: dict[str, Any], do: Callable[..., Mapping[str, Any]], loop: Loop
+) -> None:
+    with pytest.raises(Refused, match="threshold"):
+        do("set-thresholds", **arguments)
+    assert loop.classifier.threshold == 0.9
+
+
+def test_a_snapshot_asks_for_an_event(do: Callable[..., Mapping[str, Any]], told: Told) -> None:
+    do("snapshot")
+    assert told.events == 1
+
+
+def test_a_measurement_goes_out_as_a_profile(do: Callable[..., Mapping[str, Any]], told: Told) -> None:
+    assert do("bench")["results"] == 1
+    (profile,) = told.profiles
+    assert profile.results[0]["artefact"] == "litert-int8"
+    assert "numpy" in profile.versions
+
+
+def test_the_doctor_leaves_camera_and_broker_alone(do: Callable[..., Mapping[str, Any]]) -> None:
+    checks = {row["check"]: row["status"] for row in do("doctor")["checks"]}
+    assert {"libraries", "litert", "disk"} <= set(checks)
+    assert not {"camera", "view", "broker"} & set(checks)
+
+
+def test_there_is_no_updater_yet(do: Callable[..., Mapping[str, Any]]) -> None:
+    with pytest.raises(Refused, match="eyas flash"):
+        do("check-update")

@@ -1,0 +1,288 @@
+"""The frame loop on live cameras: the newest frame, bounded age, pace, pause, and another model between two frames."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import signal
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eyas_device.agent.latest import Ended, Latest
+from eyas_device.agent.loop import Answer, Listener, Loop, Pace
+from eyas_device.agent.signals import Signals
+from eyas_device.camera import Frame
+from eyas_device.errors import CameraError, CameraLost, PictureError
+from eyas_device.predict import Classifier
+from eyas_device.support.closing import Closing
+from tests.support import tiny
+
+JPEG = cv2.imencode(".jpg", tiny.draw_shape("disc", 1))[1].tobytes()
+
+
+class LiveCamera(Closing):
+    """A live source that delivers what `items` says, one every `every_s`; waits where it says None."""
+
+    live = True
+
+    def __init__(self, items: Iterator[Frame | Exception | None], every_s: float = 0.0) -> None:
+        self._items = items
+        self._every_s = every_s
+        self._closed = threading.Event()
+        self.delivered = 0
+
+    def capture(self) -> Frame | None:
+        self._closed.wait(self._every_s)
+        item = next(self._items, None)
+        if isinstance(item, Exception):
+            raise item
+        if item is None:
+            self._closed.wait()
+            return None
+        self.delivered += 1
+        return item
+
+    def close(self) -> None:
+        self._closed.set()
+
+
+def numbered(image: bytes = JPEG) -> Iterator[Frame]:
+    return (Frame(image=image, time=time.time(), source=str(n)) for n in itertools.count())
+
+
+class Diary(Listener):
+    """Writes everything down; can take its time over an answer, and call something after one."""
+
+    def __init__(self, loop_s: float = 0.0) -> None:
+        self.answers: list[Answer] = []
+        self.reasons: list[str] = []
+        self.models: list[str] = []
+        self.turns = 0
+        self._loop_s = loop_s
+
+    def answered(self, answer: Answer) -> None:
+        self.answers.append(answer)
+        time.sleep(self._loop_s)
+
+    def unreadable(self, reason: PictureError) -> None:
+        self.reasons.append(str(reason))
+
+    def swapped(self, classifier: Classifier) -> None:
+        self.models.append(classifier.artefact.name)
+
+    def turned(self) -> None:
+        self.turns += 1
+
+
+@pytest.fixture
+def classifier(pristine_bundle: Path) -> Iterator[Classifier]:
+    with Classifier.open(pristine_bundle) as opened:
+        yield opened
+
+
+def test_a_fast_camera_is_answered_with_its_newest_frame(classifier: Classifier) -> None:
+    diary = Diary(loop_s=0.03)  # a slow model: about 30 frames a second of the camera's 500
+    camera = LiveCamera(numbered(), every_s=0.002)
+    loop = Loop(classifier, camera, [diary])
+    loop.run(frames=15)
+    numbers = [int(answer.source) for answer in diary.answers]
+    assert numbers == sorted(set(numbers)), "a frame came twice or out of order"
+    assert numbers[-1] > 3 * len(numbers), "it worked off old frames"
+    assert loop.dropped >= numbers[-1] - len(numbers) - 1
+    ages = sorted(answer.age_ms for answer in diary.answers)
+    assert ages[len(ages) // 2] < 30, "frames waited for longer than the camera's interval and the answer"
+
+
+def test_what_is_replaced_is_not_decoded(classifier: Classifier) -> None:
+    decoded = []
+
+    class Watched(Frame):
+        def pixels(self, spec: object = None) -> object:  # type: ignore[override]
+            decoded.append(self.source)
+            return super().pixels()
+
+    frames = (Watched(image=JPEG, time=0.0, source=str(n)) for n in itertools.count())
+    diary = Diary(loop_s=0.02)
+    Loop(classifier, LiveCamera(frames, every_s=0.001), [diary]).run(frames=5)
+    assert decoded == [answer.source for answer in diary.answers]
+
+
+def test_old_frames_are_dropped(classifier: Classifier) -> None:
+    stale = Frame(image=JPEG, time=0.0, source="old", captured=time.monotonic() - 9)
+    camera = LiveCamera(itertools.cycle([stale, Frame(image=JPEG, time=0.0, source="new", captured=1e12)]), 0.002)
+    diary = Diary()
+    loop = Loop(classifier, camera, [diary], pace=Pace(max_age_s=5.0))
+    loop.run(frames=4)
+    assert {answer.source for answer in diary.answers} == {"new"}
+    assert loop.dropped >= 1
+
+
+def test_the_duty_cycle_is_kept(classifier: Classifier) -> None:
+    diary = Diary(loop_s=0.02)
+    started = time.monotonic()
+    Loop(classifier, LiveCamera(numbered()), [diary], pace=Pace(duty=0.25)).run(frames=5)
+    assert time.monotonic() - started >= 4 * 0.02 / 0.25
+
+
+def test_a_silent_camera_is_given_up(classifier: Classifier) -> None:
+    camera = LiveCamera(itertools.chain(itertools.islice(numbered(), 2), [None]))
+    diary = Diary()
+    with pytest.raises(CameraLost, match=r"no frame for"):
+        Loop(classifier, camera, [diary], pace=Pace(give_up_s=0.3)).run()
+    assert 1 <= len(diary.answers) <= 2
+    assert diary.turns >= 3, "the watchdog heard nothing while the camera was silent"
+    assert CameraLost("x").exit_code == 3
+
+
+def test_errors_of_a_live_camera_reach_the_loop(classifier: Classifier) -> None:
+    diary = Diary()
+    frame = Frame(image=JPEG, time=0.0, source="x")
+    with pytest.raises(CameraError, match="unplugged"):
+        Loop(classifier, LiveCamera(iter([frame, PictureError("torn"), CameraError("unplugged")]), 0.05), [diary]).run()
+    assert diary.reasons == ["torn"]
+    assert len(diary.answers) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_a_camera_ends_the_loop(classifier: Classifier) -> None:
+    with pytest.raises(CameraError, match="ZeroDivisionError: oops"):
+        Loop(classifier, LiveCamera(iter([ZeroDivisionError("oops")]))).run()
+
+
+def test_pause_and_resume(classifier: Classifier) -> None:
+    diary = Diary()
+    loop = Loop(classifier, LiveCamera(numbered(), 0.005), [diary], pace=Pace(give_up_s=0.2))
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        until(lambda: len(diary.answers) > 3)
+        loop.pause()
+        time.sleep(0.3)  # longer than give_up_s: a pause is no loss
+        count, turns = len(diary.answers), diary.turns
+        time.sleep(0.2)
+        assert loop.paused and len(diary.answers) == count
+        assert diary.turns > turns, "a paused loop must stay alive for the watchdog"
+        loop.resume()
+        until(lambda: len(diary.answers) > count + 3)
+    finally:
+        loop.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_another_model_between_two_frames(pristine_bundle: Path) -> None:
+    first = Classifier.open(pristine_bundle, artefact="litert-fp32")
+    diary = Diary()
+    loop = Loop(first, LiveCamera(numbered(), 0.002), [diary])
+    closed = []
+    first.close = lambda: closed.append("first")  # type: ignore[method-assign]
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    try:
+        until(lambda: len(diary.answers) > 3)
+        loop.swap(Classifier.open(pristine_bundle, artefact="litert-int8"))
+        until(lambda: len(diary.models) == 2)
+        seen = len(diary.answers)
+        until(lambda: len(diary.answers) > seen + 3)
+    finally:
+        loop.stop()
+        thread.join(10)
+    assert diary.models == ["litert-fp32", "litert-int8"]
+    assert closed == ["first"]
+    assert [int(a.source) for a in diary.answers] == sorted(int(a.source) for a in diary.answers)
+    assert {answer.prediction.label for answer in diary.answers} == {"disc"}
+
+
+@pytest.mark.parametrize(("number", "paused"), [(signal.SIGUSR1, True), (signal.SIGUSR2, False)])
+def test_signals_pause_and_resume(classifier: Classifier, number: int, paused: bool) -> None:
+    loop = Loop(classifier, LiveCamera(numbered()))
+    if not paused:
+        loop.pause()
+    with Signals() as signals:
+        signals.guard(loop)
+        os.kill(os.getpid(), number)
+        until(lambda: loop.paused is paused)
+
+
+def test_a_signal_before_there_is_a_loop_is_not_lost(classifier: Classifier) -> None:
+    diary = Diary()
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: signals.requested)
+        signals.guard(Loop(classifier, LiveCamera(numbered()), [diary])).run()
+    assert diary.answers == []
+
+
+def test_no_memory_is_gathered_or_taken_anew(classifier: Classifier) -> None:
+    """Beside OpenCV's decoding, a frame in steady state takes no picture-sized memory, and keeps none at all."""
+    picture = tiny.draw_shape("disc", 1, width=640, height=480)
+    marks: list[tuple[int, int]] = []
+
+    class Meter(Listener):
+        def answered(self, answer: Answer) -> None:
+            if answer.number in (50, 250):
+                gc.collect()
+                marks.append(tracemalloc.get_traced_memory())
+                tracemalloc.reset_peak()
+
+    frames = (Frame(image=picture, time=0.0, source="x") for _ in range(251))
+    tracemalloc.start()
+    try:
+        loop = Loop(classifier, _Replay(frames), [Meter()])
+        loop.run()
+    finally:
+        tracemalloc.stop()
+    (before, _), (after, peak) = marks
+    assert after - before < 2_000, "memory grows with the frames"
+    assert peak - before < 30_000, "a frame takes new memory for pictures"
+
+
+class _Replay(Closing):
+    live = False
+
+    def __init__(self, frames: Iterator[Frame]) -> None:
+        self._frames = frames
+
+    def capture(self) -> Frame | None:
+        return next(self._frames, None)
+
+
+_STEPS = st.lists(st.sampled_from(["frame", "error", "end", "take"]), max_size=40)
+
+
+@given(_STEPS)
+def test_the_slot_holds_the_newest_and_counts_the_rest(steps: list[str]) -> None:
+    slot = Latest()
+    held: object = None
+    replaced = 0
+    for number, step in enumerate(steps):
+        if step == "take":
+            assert slot.take(0.0) is held
+            held = None
+            continue
+        item = {
+            "frame": Frame(image=b"", time=0.0, source=str(number)),
+            "error": PictureError(str(number)),
+            "end": Ended(),
+        }[step]
+        if not isinstance(held, Ended):
+            replaced += isinstance(held, Frame)
+            held = item
+        slot.put(item)
+    assert slot.replaced == replaced
+
+
+def until(true: object, timeout: float = 15) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)

@@ -1,0 +1,465 @@
+"""The service: what systemd is told over a real socket, and a unit file that systemd's own tools accept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from eyas_device.agent.loop import Loop
+from eyas_device.agent.systemd import START_S, Notifier
+from eyas_device.camera import open_camera
+from eyas_device.camera.fake import FakeCamera
+from eyas_device.camera.reconnecting import CameraState
+from eyas_device.predict import Classifier, Prediction
+from eyas_device.preprocess import Pixels
+
+UNIT = ROOT / "device" / "eyas-device.service"
+MOST_EXPOSURE = 2.0
+
+
+class Manager:
+    """Stands where systemd stands: the other end of the notify socket."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket.bind(f"\0{name[1:]}" if name.startswith("@") else name)
+        self.pids: set[int] = set()
+
+    def messages(self, *, wait_s: float = 0.0) -> list[str]:
+        """What has arrived; at most `wait_s` for the first."""
+        found: list[str] = []
+        self._socket.settimeout(wait_s)
+        while True:
+            try:
+                data, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(12))
+            except (BlockingIOError, TimeoutError):
+                return found
+            self.pids.update(struct.unpack("iii", rest)[0] for _, _, rest in ancillary)
+            found.append(data.decode())
+            self._socket.setblocking(False)
+
+    def lines(self, *, wait_s: float = 0.0) -> list[str]:
+        return [line for message in self.messages(wait_s=wait_s) for line in message.split("\n")]
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(f"@eyas-test-{os.getpid()}-{id(request)}" if request.param == "abstract" else str(tmp_path / "n"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def one_manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(str(tmp_path / "n"))
+    yield made
+    made.close()
+
+
+class Ticking:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def environ(manager: Manager, *, watchdog_s: float | None = 30.0) -> dict[str, str]:
+    extra = (
+        {} if watchdog_s is None else {"WATCHDOG_USEC": str(round(watchdog_s * 1e6)), "WATCHDOG_PID": str(os.getpid())}
+    )
+    return {"NOTIFY_SOCKET": manager.name, **extra}
+
+
+# --- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_tells_its_whole_life(manager: Manager, pristine_bundle: Path) -> None:
+    clock = Ticking()
+    with Notifier(environ=environ(manager), clock=clock) as notifier, Classifier.open(pristine_bundle) as classifier:
+        assert manager.messages() == []
+        notifier.turned()
+        assert manager.messages() == [f"WATCHDOG=1\nEXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}"], (
+            "starting may take longer"
+        )
+        Loop(classifier, open_camera("fake:?frames=5&junk=0"), [notifier]).run()
+    lines = manager.lines()
+    assert lines.count("READY=1") == 1
+    assert lines[0].startswith("STATUS=tiny-shapes 1.2.3: litert-int8 on litert")
+    assert lines.index("WATCHDOG=1") > lines.index("READY=1"), "the first beat after it is not put off"
+    assert lines[-1] == "STOPPING=1"
+    assert not any(line.startswith("EXTEND") for line in lines[lines.index("READY=1") :])
+
+
+def test_unreadable_frames_make_nothing_ready(one_manager: Manager, pristine_bundle: Path) -> None:
+    with Notifier(environ=environ(one_manager)) as notifier, Classifier.open(pristine_bundle) as classifier:
+        Loop(classifier, open_camera("fake:?frames=3&junk=0,1,2"), [notifier]).run()
+        assert "READY=1" not in one_manager.lines()
+        assert not notifier.ready
+
+
+def test_beats_are_sent_every_third_of_the_watchdogs_time(one_manager: Manager) -> None:
+    clock = Ticking()
+    with Notifier(environ=environ(one_manager, watchdog_s=30), clock=clock) as notifier:
+        notifier._tell_ready()
+        sent = []
+        for _ in range(900):  # 90 s in turns of a tenth
+            notifier.turned()
+            sent += one_manager.messages()
+            clock.now += 0.1
+        assert sent == ["READY=1", *["WATCHDOG=1"] * 9]
+        assert notifier.lost == 0
+
+
+def test_without_a_watchdog_there_are_no_beats_once_it_is_ready(one_manager: Manager) -> None:
+    clock = Ticking()
+    with Notifier(environ=environ(one_manager, watchdog_s=None), clock=clock) as notifier:
+        assert notifier.watchdog_s is None
+        for _ in range(1200):
+            notifier.turned()
+            clock.now += 0.1
+        assert one_manager.messages() == [f"EXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}"] * 6
+        notifier._tell_ready()
+        for _ in range(1200):
+            notifier.turned()
+            clock.now += 0.1
+        assert one_manager.messages() == ["READY=1"]
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid", "expected"),
+    [
+        ("30000000", str(os.getpid()), 30.0),
+        ("30000000", None, 30.0),
+        ("30000000", "1", None),
+        ("0", None, None),
+        ("-5", None, None),
+        ("soon", None, None),
+        ("9" * 30, None, None),
+        (None, None, None),
+    ],
+    ids=["mine", "no pid", "another's", "zero", "negative", "text", "huge", "none"],
+)
+def test_watchdog_of_the_environment(usec: str | None, pid: str | None, expected: float | None) -> None:
+    given = {"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
+    assert Notifier(environ={k: v for k, v in given.items() if v is not None}).watchdog_s == expected
+
+
+def test_a_status_is_one_line_and_sent_when_it_changes(one_manager: Manager) -> None:
+    with Notifier(environ=environ(one_manager)) as notifier:
+        notifier.status("lost\nWATCHDOG=1\x00\x1b[2J" + "x" * 500)
+        (message,) = one_manager.messages()
+        assert message.startswith("STATUS=lost WATCHDOG=1 [2J") and "\n" not in message and len(message) < 250
+        notifier.status("same")
+        notifier.status("same")
+        assert one_manager.messages() == ["STATUS=same"]
+        notifier.changed(CameraState(condition="lost", reason="camera mjpeg:x: connection refused"))
+        assert one_manager.messages() == ["STATUS=camera lost: mjpeg:x: connection refused"]
+        notifier.status("half a surrogate \ud800")
+        assert one_manager.messages() == ["STATUS=half a surrogate ?"]
+
+
+def test_a_reload_begins_and_ends(one_manager: Manager, pristine_bundle: Path) -> None:
+    with Notifier(environ=environ(one_manager)) as notifier, Classifier.open(pristine_bundle) as classifier:
+        notifier.reloading()
+        notifier.reloaded()
+        assert one_manager.messages() == [], "nothing is reloaded before the service is ready"
+        notifier._tell_ready()
+        before = time.monotonic_ns() // 1000
+        notifier.reloading()
+        notifier.reloading()
+        ready, reloading = one_manager.messages()
+        match = re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=(\d+)", reloading)
+        assert ready == "READY=1" and match is not None
+        assert before <= int(match[1]) <= time.monotonic_ns() // 1000
+        notifier.swapped(classifier)
+        status, ready = one_manager.messages()
+        assert status.startswith("STATUS=tiny-shapes") and ready == "READY=1"
+
+
+# --- a loop that hangs, a camera that is lost ------------------------------------------------------------------------
+
+
+class Hanging(Classifier):
+    """Answers until it is told to hang, then until it is let go."""
+
+    def __init__(self, real: Classifier) -> None:
+        super().__init__(real.bundle, real.runtime, real.artefact)
+        self.hang, self.hangs, self.go = threading.Event(), threading.Event(), threading.Event()
+
+    def predict(self, frame: Pixels) -> Prediction:
+        if self.hang.is_set():
+            self.hangs.set()
+            self.go.wait(60)
+        return super().predict(frame)
+
+
+def test_inference_that_hangs_stops_the_beat(one_manager: Manager, pristine_bundle: Path) -> None:
+    notifier = Notifier(environ=environ(one_manager, watchdog_s=0.15))
+    with notifier, Hanging(Classifier.open(pristine_bundle)) as classifier:
+        loop = Loop(classifier, open_camera("fake:?frames=1000000&size=64x64"), [notifier])
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        try:
+            assert beats(one_manager, 3)
+            classifier.hang.set()
+            assert classifier.hangs.wait(30)
+            one_manager.messages()
+            time.sleep(1.0)
+            assert one_manager.messages() == [], "six beats would have been due"
+        finally:
+            classifier.hang.clear()
+            classifier.go.set()
+        assert beats(one_manager, 3)
+        loop.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_camera_that_delivers_nothing_does_not_stop_the_beat(one_manager: Manager, pristine_bundle: Path) -> None:
+    class Silent(FakeCamera):
+        """Waits for ever, as a live camera that was unplugged."""
+
+        def __init__(self) -> None:
+            super().__init__([], live=True)
+            self._woken = threading.Event()
+
+        def capture(self) -> None:
+            self._woken.wait(60)
+
+        def close(self) -> None:
+            self._woken.set()
+
+    notifier = Notifier(environ=environ(one_manager, watchdog_s=0.3))
+    with notifier, Classifier.open(pristine_bundle) as classifier:
+        loop = Loop(classifier, Silent(), [notifier])
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        try:
+            assert beats(one_manager, 5)
+            assert not notifier.ready
+        finally:
+            loop.stop()
+            thread.join(30)
+        assert not thread.is_alive()
+
+
+def beats(manager: Manager, wanted: int) -> bool:
+    """Whether so many beats arrive within a generous time."""
+    deadline = time.monotonic() + 30
+    while wanted > 0 and time.monotonic() < deadline:
+        wanted -= manager.lines(wait_s=1.0).count("WATCHDOG=1")
+    return wanted <= 0
+
+
+# --- sockets that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [None, "", "/", "@", "relative", "vsock:2:1234", "/" + "long" * 40, "/no/such/folder/socket"]
+)
+def test_without_a_usable_socket_nothing_happens(name: str | None) -> None:
+    with Notifier(environ={"WATCHDOG_USEC": "1000000"} | ({} if name is None else {"NOTIFY_SOCKET": name})) as notifier:
+        notifier.turned()
+        notifier.status("x")
+        notifier.reloading()
+        notifier._tell_ready()
+        assert notifier.ready == (name != "/no/such/folder/socket")
+    notifier.turned()  # also when it is closed
+    notifier.close()
+
+
+def test_a_socket_that_is_full_or_gone_never_disturbs_and_ready_is_told_later(tmp_path: Path) -> None:
+    name = str(tmp_path / "n")
+    manager = Manager(name)
+    clock = Ticking()
+    with Notifier(environ=environ(manager), clock=clock) as notifier:
+        started = time.monotonic()
+        for number in range(5000):  # far more than a socket holds
+            notifier.status(str(number))
+        assert notifier.lost > 1000 and time.monotonic() - started < 20, "a full socket does not block"
+        notifier._tell_ready()
+        assert not notifier.ready
+        manager.messages()
+        manager.close()
+        Path(name).unlink()
+        notifier._tell_ready()
+        assert not notifier.ready
+        manager = Manager(name)
+        notifier._tell_ready()
+        assert notifier.ready and manager.messages() == ["READY=1"]
+    manager.close()
+
+
+def test_a_beat_that_failed_is_tried_again_soon_but_not_at_every_turn(tmp_path: Path) -> None:
+    clock = Ticking()
+    with Notifier(environ={"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "30000000"}, clock=clock) as notifier:
+        for _ in range(50):
+            notifier.turned()
+            clock.now += 0.1
+    assert 4 <= notifier.lost <= 7, "once a second, and the farewell"
+
+
+# --- a process of its own --------------------------------------------------------------------------------------------
+
+
+def test_the_real_service_is_ready_beats_reloads_and_stops(manager: Manager, pristine_bundle: Path) -> None:
+    command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(pristine_bundle)]
+    process = subprocess.Popen(
+        [*command, "--camera", "fake:?frames=999999999&size=64x64&fps=100"],
+        env={**os.environ, "NOTIFY_SOCKET": manager.name, "WATCHDOG_USEC": "300000"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    lines: list[str] = []
+
+    def wait_for(line: str, times: int) -> None:
+        deadline = time.monotonic() + 60
+        while lines.count(line) < times:
+            assert time.monotonic() < deadline and process.poll() is None, lines
+            lines.extend(manager.lines(wait_s=1.0))
+
+    try:
+        wait_for("READY=1", 1)
+        wait_for("WATCHDOG=1", 5)
+        process.send_signal(signal.SIGHUP)
+        wait_for("READY=1", 2)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    lines += manager.lines()
+    told = [line for line in lines if line in ("READY=1", "RELOADING=1", "STOPPING=1")]
+    assert told == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+    assert manager.pids == {process.pid}, "NotifyAccess=main: only the main process may tell"
+
+
+# --- the unit --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def systemd_analyze() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs systemd's tool, which needs no running systemd. Skips without it, but fails on continuous integration."""
+    tool = shutil.which("systemd-analyze")
+    if tool is None:
+        why = "systemd-analyze is not installed (apt-get install systemd)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+
+    def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [tool, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    return analyze
+
+
+def settings_of_the_unit() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in UNIT.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"([A-Za-z]+)=(.*)", line):
+            found.setdefault(match[1], []).append(match[2])
+    return found
+
+
+def test_the_unit_is_hardened(systemd_analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = systemd_analyze("security", "--offline=true", "--no-pager", UNIT)
+    match = re.search(r"Overall exposure level for eyas-device\.service: ([\d.]+)", done.stdout)
+    assert match is not None, done.stdout + done.stderr
+    assert float(match[1]) <= MOST_EXPOSURE, done.stdout
+
+
+def test_the_unit_has_no_faults(systemd_analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = systemd_analyze("verify", "--man=no", UNIT)
+    complaints = [line for line in done.stderr.splitlines() if "is not executable" not in line]
+    assert complaints == []
+
+
+def test_the_tool_would_find_a_fault(
+    systemd_analyze: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    text = UNIT.read_text(encoding="utf-8")
+    (spoilt := tmp_path / UNIT.name).write_text(text.replace("WatchdogSec=", "WatchdogSecond=").replace("Protect", "#"))
+    assert "WatchdogSecond" in systemd_analyze("verify", "--man=no", spoilt).stderr
+    score = systemd_analyze("security", "--offline=true", "--no-pager", spoilt).stdout.rpartition("service: ")[2]
+    assert float(score.split()[0]) > MOST_EXPOSURE
+
+
+def test_the_unit_never_gives_up_and_waits_for_the_first_answer() -> None:
+    settings = settings_of_the_unit()
+    wanted = {
+        "Type": "notify",
+        "NotifyAccess": "main",
+        "ExecStart": "/opt/eyas/venv/bin/eyas-device run --config /etc/eyas/device.toml",
+        "ExecReload": "/bin/kill -HUP $MAINPID",
+        "Restart": "always",
+        "StartLimitIntervalSec": "0",
+        "User": "eyas",
+        "SupplementaryGroups": "video",
+        "DevicePolicy": "closed",
+        "StateDirectory": "eyas",
+        "MemoryDenyWriteExecute": "yes",
+    }
+    assert {key: settings.get(key) for key in wanted} == {key: [value] for key, value in wanted.items()}
+    assert "char-video4linux rw" in settings["DeviceAllow"]
+    assert "WatchdogSec" in settings and "RestartSec" in settings
+
+
+_WITHOUT_WRITE_EXECUTE = """
+import ctypes, json, mmap, sys
+import numpy as np
+
+PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) != 0:
+    print(json.dumps("not here"))
+    sys.exit()
+try:
+    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    refused = False
+except PermissionError:
+    refused = True
+
+from tests.support.paths import ROOT
+from eyas_device.predict import Classifier
+
+answers = {}
+for name in ("litert", "onnx"):
+    with Classifier.open(sys.argv[1], name) as classifier:
+        golden = classifier.bundle.golden()
+        recorded = golden.probabilities[classifier.artefact.name]
+        found = np.stack([classifier.predict(frame).probabilities for frame in golden.frames])
+        answers[name] = float(np.abs(found - recorded).max())
+print(json.dumps({"refused": refused, "answers": answers}))
+"""
+
+
+def test_litert_and_onnx_runtime_answer_without_writable_code(pristine_bundle: Path) -> None:
+    command = [sys.executable, "-c", _WITHOUT_WRITE_EXECUTE, str(pristine_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    if found == "not here":
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3), what MemoryDenyWriteExecute does cannot be tried")
+    assert found["refused"], "the process could still make memory both writable and executable"
+    assert max(found["answers"].values()) < 0.05 and len(found["answers"]) == 2

@@ -1,0 +1,451 @@
+"""A steady camera: what its source does, and what it makes of that. Most of it on a clock that never really waits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eyas_device.camera import Camera, Frame, open_camera
+from eyas_device.camera.fake import FakeCamera, Hang
+from eyas_device.camera.reconnecting import Backoff, CameraState, SteadyCamera
+from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from eyas_device.support.clock import FakeClock
+from eyas_device.support.closing import Closing
+from tests.support.servers import PLENTY_S, RtspServer, StreamServer
+from tests.support.streams import picture
+
+LOST = CameraError("camera x: pulled out")
+Item = tuple[float, Any]
+"""Seconds that pass, and then an image to deliver, an exception to raise or None."""
+
+
+class Source(Closing):
+    """A source that plays items on a clock."""
+
+    live = True
+
+    def __init__(self, clock: FakeClock, items: list[Item]) -> None:
+        self._clock, self._items = clock, iter(items)
+        self.closed = 0
+
+    def capture(self) -> Frame | None:
+        seconds, item = next(self._items, (0.0, LOST))
+        self._clock.move(seconds)
+        if isinstance(item, Exception):
+            raise item
+        if item is None:
+            return None
+        return Frame(image=item, time=0.0, source="x")
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Plan:
+    """What each opening gives: items of a source, or an exception; after the last, nothing is there."""
+
+    def __init__(self, *openings: list[Item] | Exception, **options: Any) -> None:
+        self.clock = FakeClock()
+        self.opened: list[Source] = []
+        self.states: list[CameraState] = []
+        self._openings = iter(openings)
+        options = {"jitter": lambda: 1.0, "on_change": self.states.append, **options}
+        self.camera = SteadyCamera(self._open, clock=self.clock, **options)
+
+    def _open(self) -> Camera:
+        items = next(self._openings, None)
+        if items is None:
+            self.camera.close()  # so that a test which waits for more than it planned ends
+            raise CameraError("the plan has ended")
+        if isinstance(items, Exception):
+            raise items
+        self.opened.append(Source(self.clock, items))
+        return self.opened[-1]
+
+    def take(self) -> Frame:
+        frame = self.camera.capture()
+        assert frame is not None, self.camera.state
+        return frame
+
+    @property
+    def conditions(self) -> list[str]:
+        return [state.condition for state in self.states]
+
+
+def shown(number: int, *, width: int = 32, height: int = 24) -> Any:
+    """Pixels that differ for each number."""
+    return np.full((height, width, 3), 40 + number % 200, dtype=np.uint8)
+
+
+BLACK = np.zeros((24, 32, 3), dtype=np.uint8)
+
+
+def test_a_well_source_is_delivered() -> None:
+    plan = Plan([(1.0, shown(n)) for n in range(3)])
+    assert plan.camera.live and plan.camera.state.condition == "opening"
+    assert [plan.take().image[0, 0, 0] for _ in range(3)] == [40, 41, 42]  # type: ignore[call-overload]
+    state = plan.camera.state
+    assert (state.condition, state.reason, state.frames, state.losses) == ("delivering", "", 3, 0)
+    assert state.last_frame == plan.clock.monotonic() and state.since == plan.clock.monotonic() - 2
+    assert plan.conditions == ["delivering"]
+    plan.camera.close()
+    assert plan.camera.capture() is None and plan.opened[0].closed == 1
+    assert plan.conditions == ["delivering", "closed"]
+
+
+def test_a_mistake_is_raised_and_an_absent_camera_awaited() -> None:
+    with pytest.raises(CameraSpecError, match="no such kind"):
+        SteadyCamera(lambda: open_camera("webcam:0"))
+    plan = Plan(CameraError("not there"), CameraSpecError("gone mad"), OSError("no descriptors"), [(0.0, shown(0))])
+    assert plan.camera.state.condition == "lost" and plan.camera.state.reason == "not there"
+    plan.take()
+    assert plan.camera.state.condition == "delivering" and plan.camera.state.losses == 0
+    assert [state.reason for state in plan.states] == ["not there", "gone mad", "no descriptors", ""]
+
+
+def test_backoff_doubles_up_to_a_bound_with_full_jitter() -> None:
+    plan = Plan(*[LOST] * 10, [(0.0, shown(0))])
+    plan.take()
+    assert plan.clock.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
+    plan = Plan(*[LOST] * 3, [(0.0, shown(0))], jitter=lambda: 0.25, backoff=Backoff(first_s=8, most_s=10))
+    plan.take()
+    assert plan.clock.waits == [2.0, 2.5, 2.5]
+    assert Backoff().bound_s(10_000) == 30
+
+
+@pytest.mark.parametrize(("good_s", "waits"), [(59.0, [0.5, 1.0, 2.0, 4.0]), (61.0, [0.5, 1.0, 2.0, 0.5])])
+def test_good_delivery_for_long_enough_resets_the_backoff(good_s: float, waits: list[float]) -> None:
+    sources = [(0.0, shown(0)), (good_s, shown(1)), (0.0, LOST)], [(0.0, shown(2))]
+    plan = Plan(LOST, LOST, LOST, *sources, backoff=Backoff(reset_s=60))
+    for _ in range(3):
+        plan.take()
+    assert plan.clock.waits == waits
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"), [(LOST, "pulled out"), (None, "the stream ended"), (OSError(5, "I/O"), "I/O")]
+)
+def test_a_lost_source_is_opened_anew(end: Any, reason: str) -> None:
+    plan = Plan([(0.0, shown(0)), (0.0, end)], [(0.0, shown(1))])
+    plan.take()
+    plan.take()
+    assert plan.conditions == ["delivering", "lost", "delivering"] and reason in plan.states[1].reason
+    assert plan.camera.state.losses == 1 and [source.closed for source in plan.opened] == [1, 0]
+
+
+@pytest.mark.parametrize("image", [shown(3, width=64, height=48), picture(3)])
+def test_a_frozen_picture_is_opened_anew_until_it_moves(image: Any) -> None:
+    first, later = (shown(n, width=64, height=48) for n in (1, 2))
+    still = [(10.0, image)] * 9
+    plan = Plan([(0.0, first), *still], still, LOST, still, [(0.0, later)], frozen_s=30.0)
+    assert sum(plan.take().image is image for _ in range(4)) == 3  # at 0, 10 and 20 s; at 30 s it is frozen
+    plan.take()
+    assert plan.conditions == ["delivering", "frozen", "lost", "frozen", "delivering"]
+    assert "the same picture for 30 s" in plan.states[1].reason
+    assert plan.camera.state.losses == 3 and plan.camera.state.frames == 5
+
+
+def test_a_still_picture_is_not_frozen_before_its_time() -> None:
+    plan = Plan([(20.0, shown(0))] * 2 + [(0.0, LOST)], [(20.0, shown(0))] * 2 + [(0.0, LOST)], frozen_s=30.0)
+    for _ in range(4):
+        plan.take()
+    assert "frozen" not in plan.conditions
+    plan = Plan([(1000.0, shown(0))] * 5, frozen_s=0.0)
+    for _ in range(5):
+        plan.take()
+    noisy = [(10.0, shown(0)) for _ in range(9)]
+    for number, (_, image) in enumerate(noisy):
+        image[16, 3, 1] = number  # noise in one of the rows that are compared
+    plan = Plan(noisy, frozen_s=30.0)
+    for _ in range(9):
+        plan.take()
+
+
+@pytest.mark.parametrize("black", [BLACK, cv2.imencode(".jpg", BLACK)[1].tobytes(), BLACK + 4])
+def test_black_pictures_are_refused_until_there_is_light(black: Any) -> None:
+    plan = Plan([(1.0, shown(0)), *[(1.0, black)] * 2, (0.1, black), (0.1, shown(1)), (0.5, black), (0.6, black)])
+    plan.take()
+    for _ in range(3):
+        with pytest.raises(PictureError, match="black"):
+            plan.camera.capture()
+    assert plan.camera.state.condition == "black" and plan.camera.state.unusable == 3
+    plan.take()
+    assert plan.camera.state.condition == "delivering" and plan.camera.state.frames == 2
+    plan.take()  # looked at once a second only
+    with pytest.raises(PictureError):
+        plan.camera.capture()
+    assert plan.conditions == ["delivering", "black", "delivering", "black"] and plan.camera.state.losses == 0
+
+
+def test_what_counts_as_black() -> None:
+    spot = BLACK.copy()
+    spot[10:20, 10:20] = 200
+    for image, level, dark in (
+        (BLACK + 4, 4.0, True),
+        (BLACK + 5, 4.0, False),
+        (BLACK + 1, 0.0, False),
+        (BLACK, 0.0, True),
+    ):
+        plan = Plan([(0.0, image)], black_level=level)
+        if dark:
+            with pytest.raises(PictureError):
+                plan.camera.capture()
+        else:
+            plan.take()
+    Plan([(0.0, spot)]).take()
+
+
+def test_a_sensor_stuck_in_black_is_opened_anew() -> None:
+    plan = Plan([(10.0, BLACK)] * 9, [(0.0, BLACK)], [(0.0, shown(0))], frozen_s=30.0)
+    for _ in range(3):
+        with pytest.raises(PictureError):
+            plan.camera.capture()
+    plan.take()
+    assert (
+        plan.conditions[0] == "black" and set(plan.conditions[:-1]) == {"black"} and plan.conditions[-1] == "delivering"
+    )
+    assert plan.camera.state.losses == 2
+
+
+def test_another_size_is_opened_anew_once_and_then_taken() -> None:
+    def small(n: int) -> Any:
+        return shown(n, width=16, height=12)
+
+    plan = Plan(
+        [(1.0, shown(0)), (1.0, small(1)), (1.0, small(2))],
+        [
+            (1.0, small(3)),
+            (1.0, small(4)),
+            (1.0, shown(5)),
+            (1.0, small(6)),
+            (1.0, cv2.imencode(".jpg", small(7))[1].tobytes()),
+        ],
+        [(1.0, shown(8))],
+    )
+    sizes = [plan.take().pixels().shape[1] for _ in range(5)]
+    assert sizes == [32, 16, 16, 32, 32]
+    assert plan.conditions == ["delivering", "resized", "delivering", "resized", "delivering"]
+    assert "16x12 pixels, 32x24 at first" in plan.states[1].reason and plan.camera.state.losses == 2
+
+
+def test_a_size_that_stays_is_said_for_as_long() -> None:
+    small = [(1.0, shown(n, width=16)) for n in range(9)]
+    plan = Plan([(1.0, shown(0)), *small], small)
+    for _ in range(8):
+        plan.take()
+    state = plan.camera.state
+    assert state.condition == "resized" and state.frames == 8 and state.losses == 1 and len(plan.opened) == 2
+
+
+ODD = [
+    np.zeros((0, 0, 3), dtype=np.uint8),
+    np.zeros((24, 32, 3), dtype=np.uint16),
+    np.zeros((24, 32, 2), dtype=np.uint8),
+    np.zeros((2, 2, 2, 2), dtype=np.uint8),
+    np.zeros((24, 32, 3), dtype=np.float32),
+    b"",
+    b"\xff\xd8\xff\xc0\x00\x11\x08\x00\x00\x00\x00\x03" + bytes(30),
+    picture(0)[:300],
+    b"\xff\xd8",
+]
+
+
+@pytest.mark.parametrize("image", ODD)
+def test_odd_frames_are_refused_and_counted(image: Any) -> None:
+    plan = Plan([(0.0, image), (5.0, shown(0))])
+    with pytest.raises(PictureError):
+        plan.camera.capture()
+    assert plan.camera.state.unusable == 1 and plan.camera.state.condition == "opening"
+    plan.take()
+    assert plan.camera.state.condition == "delivering"
+
+
+def test_nothing_but_unusable_frames_is_a_loss() -> None:
+    torn = PictureError("torn")
+    plan = Plan([(0.0, shown(0)), *[(10.0, torn)] * 9], [(0.0, shown(1))], frozen_s=30.0)
+    plan.take()
+    for _ in range(3):
+        with pytest.raises(PictureError):
+            plan.camera.capture()
+    plan.take()
+    assert (
+        plan.conditions == ["delivering", "lost", "delivering"]
+        and "no usable picture for 30 s" in plan.states[1].reason
+    )
+
+
+images = st.one_of(
+    st.integers(0, 5).map(shown),
+    st.just(BLACK),
+    st.sampled_from(ODD),
+    st.integers(0, 3).map(lambda n: shown(n, width=16)),
+    st.just(shown(0, height=8)),
+    st.binary(max_size=20),
+    st.sampled_from([LOST, None, PictureError("torn"), OSError("odd")]),
+)
+scripts = st.lists(st.tuples(st.sampled_from([0.0, 0.3, 5.0, 40.0]), images), max_size=12)
+
+
+@given(openings=st.lists(st.one_of(scripts, st.just(LOST), st.just(CameraSpecError("x"))), max_size=5))
+def test_whatever_a_source_does(openings: list[Any]) -> None:
+    """Never a `CameraError`; each source that was opened is closed; the counts agree with what was seen."""
+    try:
+        plan = Plan([], *openings)
+    except CameraSpecError:
+        return
+    good = bad = 0
+    while True:
+        try:
+            frame = plan.camera.capture()
+        except PictureError:
+            bad += 1
+            continue
+        if frame is None:
+            break
+        good += 1
+        assert plan.camera.state.condition in ("delivering", "resized")
+    assert (plan.camera.state.frames, plan.camera.state.unusable) >= (good, bad)
+    assert plan.camera.state.frames == good
+    assert [source.closed for source in plan.opened] == [1] * len(plan.opened)
+    assert plan.camera.state.condition == "closed" and plan.camera.state.losses <= len(plan.opened)
+
+
+# --- Closing from another thread, on the real clock
+
+
+def waits_and_is_closed(camera: SteadyCamera) -> None:
+    answers: list[Frame | None] = []
+
+    def capture() -> None:
+        while (frame := camera.capture()) is not None:
+            answers.append(frame)
+        answers.append(None)
+
+    waiting = threading.Thread(target=capture, daemon=True)
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive()
+    started = time.monotonic()
+    camera.close()
+    waiting.join(PLENTY_S)
+    assert answers[-1:] == [None] and camera.state.condition == "closed"
+    assert time.monotonic() - started < PLENTY_S / 2
+
+
+def test_closing_wakes_a_capture_that_hangs() -> None:
+    waits_and_is_closed(SteadyCamera(lambda: FakeCamera([Hang()], live=True, timeout_s=300)))
+
+
+def test_closing_wakes_a_capture_that_waits_to_open_again() -> None:
+    def absent() -> Camera:
+        raise LOST
+
+    waits_and_is_closed(SteadyCamera(absent, backoff=Backoff(first_s=300, most_s=300), jitter=lambda: 1.0))
+
+
+def test_closing_does_not_wait_for_an_opening_and_closes_what_it_gives() -> None:
+    slow, release, made = threading.Event(), threading.Event(), []
+
+    def opened() -> Camera:
+        if slow.is_set():
+            assert release.wait(PLENTY_S)
+        made.append(FakeCamera([LOST], live=True))
+        return made[-1]
+
+    camera = SteadyCamera(opened, backoff=Backoff(first_s=0.01))
+    slow.set()
+    waits_and_is_closed(camera)
+    assert [source.closed for source in made] == [True]
+    release.set()
+    deadline = time.monotonic() + PLENTY_S
+    while time.monotonic() < deadline and not (len(made) == 2 and made[1].closed):
+        time.sleep(0.02)
+    assert [source.closed for source in made] == [True, True]
+
+
+# --- Real sources that die and come back
+
+QUICK = Backoff(first_s=0.1, most_s=0.5)
+
+
+def frames_until(camera: SteadyCamera, done: Callable[[CameraState], bool]) -> CameraState:
+    """Capture until the state is as wanted."""
+    deadline = time.monotonic() + 2 * PLENTY_S
+    while time.monotonic() < deadline:
+        assert camera.capture() is not None
+        if done(camera.state):
+            return camera.state
+    raise AssertionError(f"in vain: {camera.state}")
+
+
+@pytest.fixture
+def streams() -> Iterator[StreamServer]:
+    server = StreamServer()
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def rtsp() -> Iterator[RtspServer]:
+    server = RtspServer()
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_an_mjpeg_server_that_is_killed_and_comes_back(streams: StreamServer) -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    states: list[CameraState] = []
+    before = held()
+    with SteadyCamera(
+        lambda: open_camera(streams.spec("normal"), timeout_s=5), backoff=QUICK, on_change=states.append
+    ) as camera:
+        for turn in range(1, 4):
+            frames_until(camera, lambda state: state.condition == "delivering")
+            streams.kill()
+            again = threading.Timer(0.5, streams.start)
+            again.start()
+            frames_until(camera, lambda state, turn=turn: state.losses >= turn)  # type: ignore[misc]
+            again.join()
+    assert [state.condition for state in states if state.condition != "lost"] == ["delivering"] * 4 + ["closed"]
+    assert any("nothing listens there" in state.reason for state in states)
+    assert held()[0] <= before[0] + 1 and held()[1] <= before[1]  # the server's own pipe
+
+
+def test_a_stream_that_stalls_is_opened_anew(streams: StreamServer) -> None:
+    with SteadyCamera(lambda: open_camera(streams.spec("stall"), timeout_s=0.5), backoff=QUICK) as camera:
+        state = frames_until(camera, lambda state: state.losses >= 2)
+    assert state.condition == "delivering"
+
+
+def test_an_rtsp_server_and_the_process_that_reads_it_are_killed_and_come_back(rtsp: RtspServer) -> None:
+    opened: list[Any] = []
+
+    def open_it() -> Camera:
+        opened.append(open_camera(rtsp.url, timeout_s=15))
+        return opened[-1]
+
+    with SteadyCamera(open_it, backoff=QUICK) as camera:
+        frames_until(camera, lambda state: state.frames >= 2)
+        os.kill(opened[-1].pid, signal.SIGKILL)
+        frames_until(camera, lambda state: state.losses == 1 and state.condition == "delivering")
+        rtsp.kill()
+        again = threading.Timer(0.5, rtsp.start)
+        again.start()
+        frames_until(camera, lambda state: state.losses >= 2 and state.condition == "delivering")
+        again.join()
+    assert not Path(f"/proc/{opened[-1].pid}").exists()

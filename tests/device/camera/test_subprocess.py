@@ -1,0 +1,240 @@
+"""Cameras whose library may hang or crash live in a process that can be killed: that process, and what runs in it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eyas_device.camera import Frame
+from eyas_device.camera.subprocess import IsolatedCamera
+from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from tests.support.camera_readers import Told, pixels
+from tests.support.paths import ROOT
+from tests.support.servers import PLENTY_S, gone, taken
+from tests.support.streams import picture
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Children find these tests' readers."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+
+
+def isolated(how: str = "raw", *, timeout_s: float = 10.0, **told: Any) -> IsolatedCamera:
+    return IsolatedCamera(
+        "tests.support.camera_readers:Drawn", Told(how=how, **told), shown=f"test:{how}", timeout_s=timeout_s
+    )
+
+
+def test_pixels_arrive_as_they_are_and_stay() -> None:
+    """Frames are copies: what comes later does not change what was handed out."""
+    with isolated() as camera:
+        frames = [taken(camera) for _ in range(4)]
+    numbers = []
+    for frame in frames:
+        assert isinstance(frame.image, np.ndarray)
+        numbers.append(next(n for n in range(250) if np.array_equal(frame.image, pixels(n))))
+    assert numbers == sorted(set(numbers))
+    assert [frame.source for frame in frames] == [f"test:raw#{n}" for n in range(4)]
+    assert all(abs(frame.time - time.time()) < 60 and frame.captured <= time.monotonic() for frame in frames)
+
+
+@pytest.mark.parametrize("how", ["in place", "encoded", "grey"])
+def test_kinds_of_picture(how: str) -> None:
+    with isolated(how) as camera:
+        image = taken(camera).image
+    if how == "encoded":
+        assert isinstance(image, bytes) and image in [picture(n) for n in range(250)]
+    elif how == "grey":
+        assert isinstance(image, np.ndarray) and image.shape == (24, 32, 3) and np.ptp(image, axis=2).max() == 0
+    else:
+        assert any(np.array_equal(image, pixels(n)) for n in range(250))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("16 bit", "uint16"),
+        ("two channels", "2 channels"),
+        ("nothing", r"shape \(0, 0, 3\)"),
+        ("torn", "torn"),
+        ("huge", "at most"),
+    ],
+)
+def test_a_frame_that_is_no_picture_is_told_and_the_next_one_comes(how: str, message: str) -> None:
+    with isolated(how) as camera:
+        with pytest.raises(PictureError, match=message):
+            camera.capture()
+        assert isinstance(taken(camera).image, np.ndarray)
+
+
+def test_an_answer_is_new_however_long_nobody_asked() -> None:
+    with isolated(fps=200) as camera:
+        camera.capture()
+        time.sleep(1.0)
+        asked = time.monotonic()
+        assert taken(camera).captured >= asked - 0.5
+
+
+def test_a_stopped_child_is_killed_in_time() -> None:
+    with isolated(timeout_s=1.0) as camera:
+        camera.capture()
+        os.kill(camera.pid, signal.SIGSTOP)
+        started = time.monotonic()
+        with pytest.raises(CameraError, match="no frame came within 1 s; its process was ended"):
+            for _ in range(3):  # an answer may have been on its way
+                camera.capture()
+        assert 0.9 < time.monotonic() - started < PLENTY_S
+        assert gone(camera.pid)
+        with pytest.raises(CameraError):
+            camera.capture()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("hang", "no frame came within 1 s"),
+        ("crash", f"ended unexpectedly .signal {int(signal.SIGSEGV)}"),
+        ("end", "ended or stopped delivering"),
+        ("fail", "test:fail: pulled out"),
+    ],
+)
+def test_what_ends_a_stream_is_told(how: str, message: str) -> None:
+    with isolated(how, timeout_s=1.0, at=5) as camera, pytest.raises(CameraError, match=message):
+        for _ in range(10):
+            camera.capture()
+
+
+def test_a_killed_child_is_told() -> None:
+    with isolated() as camera:
+        os.kill(camera.pid, signal.SIGKILL)
+        with pytest.raises(CameraError, match="signal 9"):
+            for _ in range(3):
+                camera.capture()
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "message"),
+    [
+        ("slow opening", CameraError, "did not open within"),
+        ("no opening", CameraError, "test:no opening: not there"),
+        ("mistake", CameraSpecError, "test:mistake: no such thing"),
+    ],
+)
+def test_what_does_not_open_is_told_in_time(how: str, kind: type[CameraError], message: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(CameraError, match=message) as caught:
+        isolated(how, timeout_s=0.5)
+    assert caught.type is kind
+    assert time.monotonic() - started < PLENTY_S
+
+
+def test_a_note_shows_in_the_source() -> None:
+    with isolated("note", text="8x8, the nearest that it has") as camera:
+        assert taken(camera).source == "test:note (8x8, the nearest that it has)#0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x00\xff nonsense",
+        "{}",
+        '{"type":"_Ready"}',
+        '{"type":"_Raw","width":16384,"height":16384,"time":0,"captured":0}',
+        '{"type":"_Raw","width":-1,"height":-1,"time":0,"captured":0}',
+        '{"type":"_Raw","width":0,"height":9,"time":0,"captured":0}',
+        '{"type":"_Encoded","length":1000000000000,"time":0,"captured":0}',
+        '{"type":"_Encoded","length":-1,"time":0,"captured":0}',
+        "[" * 60000,
+    ],
+)
+def test_a_child_that_was_taken_over_is_not_believed(text: str) -> None:
+    with isolated("say", at=0, text=text) as camera, pytest.raises(CameraError, match="answers nonsense"):
+        camera.capture()
+
+
+def test_the_shared_memory_cannot_be_cut_off() -> None:
+    with isolated() as camera:
+        shared = next(
+            f"/proc/{camera.pid}/fd/{fd.name}"
+            for fd in Path(f"/proc/{camera.pid}/fd").iterdir()
+            if "eyas-frame" in str(fd.readlink())
+        )
+        with pytest.raises(PermissionError), Path(shared).open("r+b") as file:
+            file.truncate(0)
+
+
+def test_closing_wakes_a_waiting_capture() -> None:
+    camera = isolated("hang", at=0, timeout_s=300.0)
+    answers: list[Frame | None] = []
+    waiting = threading.Thread(target=lambda: answers.append(camera.capture()), daemon=True)
+    waiting.start()
+    time.sleep(0.2)
+    camera.close()
+    waiting.join(PLENTY_S)
+    assert answers == [None] and gone(camera.pid)
+    camera.close()
+    assert camera.capture() is None
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_child_ends_with_its_parent(stopped: bool) -> None:
+    """However the parent ends; whether the child hangs or is even stopped."""
+    program = (
+        "import sys, time; from tests.device.camera.test_subprocess import isolated;"
+        "c = isolated('hang', at=1); c.capture(); print(c.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        if stopped:
+            os.kill(child, signal.SIGSTOP)
+        assert not gone(child, within_s=0.1)
+    finally:
+        parent.kill()
+        parent.wait(PLENTY_S)
+    ended = gone(child)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    assert ended
+
+
+def test_the_child_does_not_end_with_the_thread_that_opened_it() -> None:
+    cameras: list[IsolatedCamera] = []
+    thread = threading.Thread(target=lambda: cameras.append(isolated()))
+    thread.start()
+    thread.join(PLENTY_S)
+    with cameras[0] as camera:
+        time.sleep(0.3)
+        taken(camera)
+
+
+def test_nothing_is_left_after_many_reopenings() -> None:
+    def held() -> tuple[int, int, int]:
+        children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(children)
+
+    isolated().close()
+    before = held()
+    for turn in range(9):
+        with isolated() as camera:
+            camera.capture()
+            if turn % 3:
+                os.kill(camera.pid, signal.SIGKILL)
+            if turn % 3 == 2:
+                with pytest.raises(CameraError):
+                    for _ in range(3):
+                        camera.capture()
+    with pytest.raises(CameraError):
+        isolated("no opening")
+    assert held() == before

@@ -1,0 +1,208 @@
+"""The command line as a person or a program sees it: through the installed console script."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import pytest
+
+from eyas_device import __version__
+from tests.support import tiny
+
+SCRIPT = shutil.which("eyas-device", path=str(Path(sys.executable).parent))
+
+
+def eyas_device(*arguments: object) -> subprocess.CompletedProcess[str]:
+    assert SCRIPT is not None, "eyas is not installed in this environment"
+    command = [SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Lines on standard error, without what the runtime's own library prints."""
+    return [line for line in done.stderr.splitlines() if not line.startswith("INFO:")]
+
+
+def test_help_teaches_and_is_fast() -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = eyas_device("--help")
+        times.append(time.perf_counter() - started)
+    assert done.returncode == 0
+    assert "eyas-device check" in done.stdout and "--camera folder:" in done.stdout
+    assert min(times) < 0.5, "something heavy is imported for --help"
+    heavy = "import sys, eyas_device.cli; print([m for m in ('cv2', 'numpy', 'msgspec') if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", heavy], text=True).strip() == "[]"
+
+
+def test_version() -> None:
+    assert eyas_device("--version").stdout == f"eyas-device {__version__}\n"
+
+
+def test_check(pristine_bundle: Path) -> None:
+    done = eyas_device("check", pristine_bundle)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    assert all(re.search(r" ok: agreement 1\.00, max \|dp\| 0\.0\d+", line) for line in lines)
+
+
+def test_check_as_json(pristine_bundle: Path) -> None:
+    done = eyas_device("check", pristine_bundle, "--runtime", "onnx", "--json")
+    row = json.loads(done.stdout)
+    assert (row["artefact"], row["status"], row["agreement"]) == ("onnx-fp32", "ok", 1.0)
+
+
+def test_check_fails_with_1_for_a_wrong_answer_and_2_for_a_bad_bundle(
+    bundle_root: Path, edit_manifest: Callable[..., None]
+) -> None:
+    edit_manifest(confidence={"temperature": 30.0})
+    done = eyas_device("check", bundle_root)
+    assert done.returncode == 1
+    assert done.stdout.count("FAILED") == 4
+    (bundle_root / "onnx-fp32.onnx").write_bytes(b"altered")
+    done = eyas_device("check", bundle_root)
+    assert done.returncode == 2
+    assert re.fullmatch(r"eyas-device: .*onnx-fp32\.onnx: differs .*copy the bundle again\n", done.stderr)
+
+
+def test_info(pristine_bundle: Path) -> None:
+    done = eyas_device("info", pristine_bundle)
+    assert done.returncode == 0
+    for words in ("tiny-shapes 1.2.3: cross, disc, stripes", "(used)", "balanced_accuracy 0.9877", "not measured"):
+        assert words in done.stdout
+    assert "litert: faster" in done.stdout and "Drawn for a test." in done.stdout
+
+
+def test_run_tells_accuracy(pristine_bundle: Path, picture_folder: Path) -> None:
+    done = eyas_device("run", "--bundle", pristine_bundle, "--camera", f"folder:{picture_folder}", "--accuracy")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy 1.0000, balanced accuracy 1.0000 (12 labelled pictures)" in done.stdout
+    assert re.search(r"^12 frames in .* fps; latency p50 \d", done.stdout, re.MULTILINE)
+    assert "litert-int8 on litert" in done.stdout
+    assert told(done) == []
+
+
+def test_run_as_json(pristine_bundle: Path, picture_folder: Path) -> None:
+    (spoilt := picture_folder / "spoilt.jpg").write_bytes(b"junk")
+    try:
+        done = eyas_device(
+            *("run", "--bundle", pristine_bundle, "--camera", f"folder:{picture_folder}", "--json"),
+            *("--runtime", "openvino", "--frames", 5, "--threads", 1),
+        )
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        whole = eyas_device("run", "--bundle", pristine_bundle, "--camera", f"folder:{picture_folder}", "--json")
+    finally:
+        spoilt.unlink()
+    assert done.returncode == 0
+    assert [row["number"] for row in rows] == list(range(5))
+    assert [row["label"] for row in rows] == ["cross"] * 4 + ["disc"]
+    assert all(sum(row["probabilities"]) == pytest.approx(1, abs=1e-3) for row in rows)
+    assert len(whole.stdout.splitlines()) == 12
+    assert any("spoilt.jpg: not a picture" in line for line in told(whole))
+    assert any("1 could not be decoded" in line for line in told(whole))
+
+
+def test_a_status_line_a_second(pristine_bundle: Path) -> None:
+    camera = ("--camera", "fake:?frames=25&size=32x32")
+    done = eyas_device("run", "--bundle", pristine_bundle, *camera, "--fps", 10)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("frames ")]
+    assert len(lines) == 2
+    assert re.fullmatch(r"frames \d+  [\d.]+ fps  latency p50 [\d.]+ ms  \w+ [01]\.\d\d\??  unsure \d+", lines[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_a_summary_and_0(number: signal.Signals, pristine_bundle: Path) -> None:
+    command = [str(SCRIPT), "run", "--bundle", str(pristine_bundle), "--camera", "fake:", "--loop", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        assert json.loads(process.stdout.readline())["number"] == 0
+        process.send_signal(number)
+        numbers = [0] + [json.loads(line)["number"] for line in process.stdout]
+        errors = process.stderr.read()
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+    assert "Traceback" not in errors
+    assert numbers == list(range(len(numbers)))
+    assert f"{len(numbers)} frames in " in errors
+
+
+def test_a_reader_that_leaves(pristine_bundle: Path) -> None:
+    command = [str(SCRIPT), "run", "--bundle", str(pristine_bundle), "--camera", "fake:", "--loop", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(20) == 0
+    assert "Traceback" not in errors and "BrokenPipe" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("check", "/nowhere"), "is /nowhere a bundle"),
+        (("info", "/nowhere"), "is /nowhere a bundle"),
+        (("check", "BUNDLE", "--runtime", "tensorrt"), "allowed are litert, tflite, openvino, onnx"),
+        (("run", "--bundle", "BUNDLE", "--camera", "folder:/nowhere"), "there is no such folder"),
+        (("run", "--bundle", "BUNDLE", "--camera", "video:/nowhere"), "there is no such file"),
+        (("run", "--bundle", "BUNDLE", "--camera", "video:JUNK"), "not a video"),
+        (("run", "--bundle", "BUNDLE", "--camera", "usb:0"), "allowed are v4l2:"),
+        (("run", "--bundle", "BUNDLE", "--camera", "fake:", "--accuracy"), "--accuracy needs folder:PATH"),
+        (("run", "--bundle", "BUNDLE", "--camera", "fake:", "--artefact", "x"), "the bundle has: litert-fp32"),
+        (("run", "--bundle", "BUNDLE", "--camera", "fake:", "--runtime", "x"), "allowed are litert"),
+        (("run", "--bundle", "BUNDLE", "--camera", "fake:?frames=9&lost=2"), "lost at frame 2"),
+    ],
+)
+def test_mistakes_are_one_line_and_2(
+    arguments: tuple[str, ...], words: str, pristine_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "junk.mp4").write_bytes(b"no video " * 100)
+    places = {"BUNDLE": str(pristine_bundle)}
+    done = eyas_device(*(places.get(a, a).replace("JUNK", str(tmp_path / "junk.mp4")) for a in arguments))
+    assert done.returncode == 2
+    assert len(told(done)) == 1, done.stderr
+    assert told(done)[0].startswith("eyas-device: ") and words in told(done)[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--frames", "0"),
+        ("--fps", "fast"),
+        ("--threads", "-1"),
+        ("--window", "0"),
+        ("--mqtt", "host:port"),
+        ("--mqtt", ":1883"),
+        ("--device-id", "a/b"),
+    ],
+)
+def test_impossible_options(arguments: tuple[str, str], pristine_bundle: Path) -> None:
+    done = eyas_device("run", "--bundle", pristine_bundle, "--camera", "fake:", *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert arguments[0] in done.stderr
+
+
+def test_a_video_on_the_command_line(pristine_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "line.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for label in tiny.LABELS:
+        writer.write(tiny.draw_shape(label, 5))
+    writer.release()
+    done = eyas_device(
+        "run", "--bundle", pristine_bundle, "--camera", f"video:{path}", "--json", "--loop", "--frames", 6
+    )
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == list(tiny.LABELS) * 2

@@ -1,0 +1,256 @@
+"""The messages: read leniently, merged rightly, of a stated size, and as the schema and the page describe them."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eyas_device.telemetry.messages
+from eyas_device.predict import Prediction
+from eyas_device.telemetry.aggregate import MOST_BINS, Counting, doubt, fold
+from eyas_device.telemetry.messages import (
+    COMMANDS,
+    KINDS,
+    Ack,
+    Command,
+    Event,
+    Sketch,
+    Vitals,
+    Window,
+    decode,
+    duration_bin,
+    durations,
+    encode,
+    json_schema,
+    merge,
+)
+from tests.support.paths import ROOT
+
+SCHEMA = Path(eyas_device.telemetry.messages.__file__).with_name("schema.json")
+PAGE = ROOT / "docs" / "telemetry.md"
+MESSAGES: tuple[type[msgspec.Struct], ...] = (*KINDS.values(), Ack, Command)
+FUZZED = int(os.environ.get("EYAS_FUZZ", "3000"))
+
+_count = st.integers(0, 1000)
+_tenths = st.lists(_count, min_size=10, max_size=10).map(tuple)
+_labels = st.sampled_from(["ok", "crack", "dirt"])
+_bins = st.dictionaries(st.integers(0, 300), st.integers(1, 50), max_size=5)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Window:
+    n = draw(st.integers(0, 5))
+    points = draw(st.lists(st.lists(st.floats(-5, 5), min_size=3, max_size=3), min_size=n, max_size=n))
+    values = np.array(points).reshape(n, 3)
+    sketch = Sketch()
+    if n:
+        mean = values.mean(axis=0)
+        sketch = Sketch(n=n, mean=tuple(mean.tolist()), m2=tuple(((values - mean) ** 2).sum(axis=0).tolist()))
+    bins, longest = draw(_bins), draw(st.floats(0.01, 1e4))
+    return Window(
+        device="d",
+        spool="s",
+        sequence=draw(st.integers(0, 10**6)),
+        time=draw(st.floats(0, 2e9)),
+        model="m",
+        frames=draw(_count),
+        seconds=float(draw(_count)),
+        counts=draw(st.dictionaries(_labels, _count)),
+        confidence=draw(st.dictionaries(_labels, _tenths)),
+        margin=draw(_tenths),
+        entropy=draw(_tenths),
+        sketch=sketch,
+        latency_bins=bins,
+        latency_ms=durations(bins, longest),
+        temperature_c=draw(st.none() | st.floats(-20, 90)),
+        throttled=draw(st.sampled_from([(), ("hot",), ("hot", "under-voltage")])),
+        lost=draw(st.dictionaries(st.sampled_from(["merged", "event"]), _count)),
+        merged=draw(st.integers(1, 9)),
+    )
+
+
+def near(a: object, b: object) -> bool:
+    """Equal, but for the rounding of floats."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(near, a, b))
+    return a == b
+
+
+@settings(deadline=None)
+@given(windows(), windows(), windows())
+def test_windows_merge_in_any_order(a: Window, b: Window, c: Window) -> None:
+    assert merge(a, b) == merge(b, a)
+    left, right = msgspec.to_builtins(merge(merge(a, b), c)), msgspec.to_builtins(merge(a, merge(b, c)))
+    assert near(left, right)
+    both = merge(a, b)
+    assert both.sequence == max(a.sequence, b.sequence)
+    assert (both.frames, both.merged) == (a.frames + b.frames, a.merged + b.merged)
+    assert sum(both.latency_bins.values()) == sum(a.latency_bins.values()) + sum(b.latency_bins.values())
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.02, 1e5), min_size=1, max_size=60), st.lists(st.floats(0.02, 1e5), min_size=1, max_size=60))
+def test_quantiles_of_merged_windows_are_those_of_all_durations(a: list[float], b: list[float]) -> None:
+    def window(values: list[float]) -> Window:
+        bins = Counter(map(duration_bin, values))
+        return Window(latency_bins=dict(bins), latency_ms=durations(bins, max(values)))
+
+    found, everything = merge(window(a), window(b)).latency_ms, sorted(a + b)
+    for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+        true = everything[math.ceil(part * len(everything)) - 1]
+        assert found[name] == pytest.approx(true, rel=0.026, abs=0.001)
+    assert found["max"] == pytest.approx(everything[-1], abs=0.001)
+
+
+def test_merged_sketches_are_those_of_all_pictures() -> None:
+    points = np.random.default_rng(1).normal(3, 2, (50, 4)).astype(np.float32)
+    parts = []
+    for part in (points[:7], points[7:30], points[30:]):
+        counting = Counting()
+        for point in part:
+            counting.look(point)
+        parts.append(counting.window("m", "a", arm="", dropped=0, vitals=Vitals()))
+    sketch = merge(merge(parts[0], parts[1]), parts[2]).sketch
+    assert sketch.n == 50
+    np.testing.assert_allclose(sketch.mean, points.mean(axis=0), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(np.array(sketch.m2) / 50, points.var(axis=0), rtol=1e-3)
+
+
+@pytest.mark.parametrize("other", [{"model": "n"}, {"artefact": "b"}, {"arm": "B"}, {"device": "e"}])
+def test_windows_that_do_not_belong_together(other: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="cannot be merged"):
+        merge(
+            Window(device="d", model="m", artefact="a"),
+            Window(**{"device": "d", "model": "m", "artefact": "a", **other}),
+        )
+
+
+def test_doubt() -> None:
+    assert doubt(np.array([0.25, 0.25, 0.25, 0.25], np.float32)) == pytest.approx((0.0, 1.0), abs=1e-6)
+    assert doubt(np.array([0.0, 1.0], np.float32)) == (1.0, 0.0)
+    assert doubt(np.array([0.7, 0.3], np.float32)) == pytest.approx((0.4, 0.8813), abs=1e-3)
+
+
+@given(st.dictionaries(st.integers(0, 450), st.integers(1, 1000), min_size=19, max_size=200))
+def test_folded_histograms_keep_every_count_and_their_size(bins: dict[int, int]) -> None:
+    folded = fold(Counter(bins))
+    assert len(folded) == MOST_BINS
+    assert sum(folded.values()) == sum(bins.values())
+    assert set(folded) <= set(bins)
+
+
+def busy(classes: int, frames: int, seed: int = 0) -> Window:
+    """A window of a varied stream, as the link makes it."""
+    rng = np.random.default_rng(seed)
+    counting = Counting()
+    for _ in range(frames):
+        p = rng.dirichlet(np.full(classes, 0.5)).astype(np.float32)
+        best = int(p.argmax())
+        counting.add(
+            Prediction(f"label-number-{best:02d}", best, float(p[best]), True, p, 1.0),
+            float(rng.lognormal(3, 1.5)),
+            float(rng.lognormal(4, 1.5)),
+        )
+    for _ in range(10):
+        counting.look(rng.normal(0, 1, 8).astype(np.float32))
+    vitals = Vitals(camera="delivering", losses=3, beyond=0.123, temperature_c=61.25, throttled=("under-voltage",))
+    window = counting.window("solar-cells 12.34.56", "litert-int8", arm="B", dropped=1234, vitals=vitals)
+    return msgspec.structs.replace(
+        window, device="camera-" + "x" * 20, spool="0" * 36, sequence=10**6, time=1.7e9, lost={"merged": 12}
+    )
+
+
+@pytest.mark.parametrize("frames", [30, 3000, 30_000])
+def test_a_window_of_ten_classes_takes_two_kilobytes_at_any_frame_rate(frames: int) -> None:
+    assert len(encode(busy(10, frames))) <= 2048
+
+
+def test_an_event_without_its_picture_takes_a_kilobyte() -> None:
+    event = Event(
+        device="d" * 64,
+        spool="0" * 36,
+        sequence=10**7,
+        time=1.7e9,
+        model="solar-cells 12.34.56",
+        artefact="openvino-int8",
+        arm="B",
+        label="label-number-01",
+        confidence=0.1234,
+        margin=0.1234,
+        entropy=0.1234,
+        top={f"label-number-{n:02d}": 0.1234 for n in range(5)},
+        why="unfamiliar",
+        source="s" * 200,
+        picture_policy={"picture": "none: privacy.pictures is off"},
+    )
+    assert len(encode(event)) <= 1024
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_nothing_is_needed_and_unknown_fields_are_ignored(kind: type[msgspec.Struct]) -> None:
+    assert decode(b"{}", kind) == kind()
+    assert decode(b'{"of_tomorrow": [1, {"a": 2}], "schema": 99}', kind) == kind(schema=99)
+    assert decode(encode(kind()), kind) == kind()
+
+
+def test_the_schema_file_is_what_the_code_says() -> None:
+    assert SCHEMA.read_bytes() == json_schema(), "write json_schema() to device/eyas_device/telemetry/schema.json"
+    tree = msgspec.json.decode(json_schema())
+    assert {kind.__name__ for kind in MESSAGES} < set(tree["$defs"])
+
+
+def test_the_page_names_every_message_field_and_command() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    sections = {part.split("`", 2)[1]: part for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]}
+    header = {field.name for field in msgspec.structs.fields(KINDS["status"].__mro__[1])}
+    for kind in MESSAGES:
+        rows = set(re.findall(r"^\| `(\w+)`", sections[kind.__name__], flags=re.MULTILINE))
+        fields = {field.name for field in msgspec.structs.fields(kind)}
+        assert rows == (fields - header if kind in KINDS.values() else fields - {"schema"}), kind.__name__
+    assert all(f"`{name}`" in text for name in COMMANDS)
+
+
+def hostile(rng: random.Random) -> bytes:
+    """Bytes of the network: noise, broken JSON, or a message with some values exchanged."""
+    way = rng.randrange(4)
+    if way == 0:
+        return rng.randbytes(rng.randrange(60))
+    if way == 1:
+        return rng.choice([b"[" * 5000, b'{"a":' * 3000, b"null", b'"\xff"', b"1e999", b"{}x", b"", b'{"schema":1'])
+    odd: list[Any] = [None, -1, 2**63, 1e308, "x", "\u0000", [], [[]], [[0, 2**62]], {}, {"a": [1]}, True, "é" * 9]
+    kind = rng.choice(MESSAGES)
+    fields = [field.name for field in msgspec.structs.fields(kind)]
+    tree: dict[str, Any] = msgspec.to_builtins(kind(), str_keys=True)
+    for _ in range(rng.randrange(1, 4)):
+        tree[rng.choice(fields)] = rng.choice(odd)
+    data = msgspec.json.encode(tree)
+    return data[: rng.randrange(len(data))] if way == 3 else data
+
+
+def test_hostile_bytes_are_a_message_or_a_decode_error() -> None:
+    rng = random.Random(7)
+    read = 0
+    for _ in range(FUZZED):
+        data = hostile(rng)
+        for kind in MESSAGES:
+            try:
+                decode(data, kind)
+                read += 1
+            except msgspec.DecodeError:
+                pass
+    assert read > FUZZED // 4, "the hostile messages should not all be nonsense"

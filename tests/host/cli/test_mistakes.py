@@ -1,0 +1,175 @@
+"""A user's mistakes, through the command line: one clear error, exit code 2, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.support.inside import Done, eyas
+from tests.support.shapes import SHAPES, draw_folder
+from tests.support.small_disk import mounted
+
+
+def recipe(place: Path, text: str = "") -> Path:
+    path = place / "recipe.toml"
+    path.write_text(f'[run]\nname = "mistake"\n[data]\npath = "pictures"\n{text}')
+    return path
+
+
+def refused(done: Done, *words: str, lines: int = 1) -> None:
+    assert done.code == 2, (done.code, done.err)
+    assert "Traceback" not in done.err
+    told = done.err.splitlines()
+    complaint = [number for number, line in enumerate(told) if line.startswith("eyas: ")]
+    assert len(complaint) == 1, done.err
+    for word in words:
+        assert word in done.err
+    assert len(told[complaint[0] :]) <= lines + 4
+
+
+def nothing_finished(place: Path) -> None:
+    assert not list(place.rglob("stage.json"))
+    assert not list(place.rglob("*.part"))
+
+
+def no_folder(place: Path) -> None:
+    pass
+
+
+def one_class(place: Path) -> None:
+    draw_folder(place / "pictures", labels=SHAPES[:1])
+
+
+def empty_class(place: Path) -> None:
+    draw_folder(place / "pictures", labels=SHAPES[:2])
+    (place / "pictures/zebra").mkdir()
+
+
+def zero_bytes(place: Path) -> None:
+    draw_folder(place / "pictures", labels=SHAPES[:2])
+    (place / "pictures/circle/empty.png").touch()
+
+
+def not_a_picture(place: Path) -> None:
+    draw_folder(place / "pictures", labels=SHAPES[:2])
+    (place / "pictures/circle/notes.jpg").write_bytes(b"not a picture" * 100)
+
+
+def two_labels(place: Path) -> None:
+    draw_folder(place / "pictures", labels=SHAPES[:2])
+    same = place / "pictures/circle/000.png"
+    (place / "pictures/cross/copy.png").write_bytes(same.read_bytes())
+
+
+def too_few(place: Path) -> None:
+    draw_folder(place / "pictures", labels=SHAPES[:2], count=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (no_folder, "no such folder"),
+        (one_class, "two or more class folders"),
+        (empty_class, "zebra"),
+        (zero_bytes, "empty.png"),
+        (not_a_picture, "notes.jpg"),
+        (two_labels, "two labels"),
+        (too_few, "too few pictures"),
+    ],
+)
+def test_bad_pictures(tmp_path: Path, make: Callable[[Path], None], word: str) -> None:
+    make(tmp_path)
+    refused(eyas(tmp_path, "distill", recipe(tmp_path)), word)
+    nothing_finished(tmp_path)
+
+
+def test_unreadable_pictures_may_be_left_out(tmp_path: Path) -> None:
+    zero_bytes(tmp_path)
+    done = eyas(tmp_path, "split", recipe(tmp_path, "skip_unreadable = true"))
+    assert done.code == 0
+    assert "left out" in done.err and "empty.png" in done.err
+
+
+def test_odd_but_good_pictures_are_taken(tmp_path: Path) -> None:
+    pictures = draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    grey = cv2.imread(str(pictures / "circle/000.png"), cv2.IMREAD_GRAYSCALE)
+    assert cv2.imwrite(str(pictures / "circle/grey.png"), grey)
+    assert cv2.imwrite(str(pictures / "circle/deep.png"), grey.astype(np.uint16) * 257 + 1)
+    assert cv2.imwrite(str(pictures / "circle/alpha.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA) // 2)
+    done = eyas(tmp_path, "split", recipe(tmp_path))
+    assert done.code == 0, done.err
+    assert "27 pictures" in done.err
+
+
+def test_every_fault_of_a_recipe_at_once(tmp_path: Path) -> None:
+    text = "split = [0.5, 0.2, 0.2]\n[teacher]\nepochs = 'six'\nrat = 1\n[studen]\nviews = 3\n"
+    done = eyas(tmp_path, "distill", recipe(tmp_path, text))
+    refused(done, "4 faults", "[data] split", "[teacher] epochs", "[teacher] rat", "[studen]", lines=5)
+
+
+def test_unknown_model_before_any_training(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    done = eyas(tmp_path, "distill", recipe(tmp_path, '[student]\nmodel = "mobilenetv3_smal_100"\n'))
+    refused(done, "mobilenetv3_smal_100", "mobilenetv3_small_100")
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_no_weights_and_no_network(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    done = eyas(tmp_path, "distill", recipe(tmp_path, '[teacher]\nmodel = "resnet18"\n'))
+    refused(done, "no weights for resnet18", "hub", "packaged")
+
+
+def test_missing_extra_names_its_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[run]\nname = "demo"\n[data]\nsource = "elpv"\n')
+    monkeypatch.setitem(sys.modules, "elpv_dataset", None)
+    refused(eyas(tmp_path, "distill", path), "pip install 'eyas[demo]'")
+
+
+def test_unknown_stage(tmp_path: Path) -> None:
+    done = eyas(tmp_path, "distill", recipe(tmp_path), "--from", "quantise")
+    assert done.code == 2
+    assert "quantise" in done.err and "qat" in done.err
+
+
+def test_only_a_stage_whose_inputs_are_missing(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    refused(eyas(tmp_path, "distill", recipe(tmp_path), "--only", "qat"), "needs split")
+
+
+def test_new_refuses_to_overwrite(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    assert eyas(tmp_path, "new", "pictures").code == 0
+    refused(eyas(tmp_path, "new", "pictures"), "exists already")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    with mounted(tmp_path / "small", "size=1m") as disk:
+        yield disk
+
+
+def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    text = "[picture]\nsize = 64\n[teacher]\nhead_epochs = 1\nepochs = 1\n[student]\nviews = 1\n"
+    done = eyas(tmp_path, "distill", recipe(tmp_path, text), "--runs", small_disk)
+    refused(done, "No space left on device")
+    assert (small_disk / "mistake/split/stage.json").exists()  # what was finished stays
+    assert not list(small_disk.rglob("*.part"))
+    assert not (small_disk / "mistake/teach/stage.json").exists()
+
+
+def test_new_copes_with_odd_names(tmp_path: Path) -> None:
+    pictures = draw_folder(tmp_path / 'odd "name"\n[run]', labels=SHAPES[:2])
+    (pictures / "cross").rename(pictures / 'cross\nseed = 7 "')
+    assert eyas(tmp_path, "new", pictures, "--name", "odd").code == 0
+    done = eyas(tmp_path, "split", "models/odd/recipe.toml")
+    assert done.code == 0, done.err
+    assert "24 pictures, 2 classes" in done.err

@@ -1,0 +1,309 @@
+"""The prune stage with a latency to reach: by an injected clock, from a table, killed and refused."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from eyas_device.bench.blocks import Block, BlockTimes
+from eyas_device.bench.result import Quantiles
+from eyas_host.cli import app
+from eyas_host.compress.prune import rounds
+from eyas_host.compress.prune.channels import channel_groups
+from eyas_host.compress.prune.latency_model import LatencyModel, Layers, layers_of
+from eyas_host.compress.prune.magnitude import prune_evenly
+from eyas_host.data.split import Split
+from eyas_host.models import checkpoints
+from eyas_host.models.factory import PixelClassifier, build
+from eyas_host.pipeline.runner import Context
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.compress import PruneSection
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.export import CompileSection
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.training import StudentSection
+from eyas_host.stages import prune as prune_stage
+from eyas_host.stages import split as split_stage
+from eyas_host.support.errors import CompressError
+from eyas_host.train import checkpoint
+from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.view_cache import ViewCache
+from tests.support.block_times import block_times
+
+SIZE = 32
+SETTINGS = PruneSection(target="latency", keep=0.6, rounds=2, round_epochs=1, epochs=2)
+
+
+class Clock:
+    """Stands in for a stopwatch: a network's time follows from its layers, by another law than the cost model's."""
+
+    built = 0
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __enter__(self) -> Clock:
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        pass
+
+    def build(self, model: PixelClassifier, precision: str = "int8") -> Layers:
+        Clock.built += 1
+        return layers_of(model, size=SIZE)
+
+    def blocks(self, layers: Layers) -> BlockTimes:
+        return times(layers)
+
+    def medians(self, built: Sequence[Layers]) -> list[float]:
+        return [sum(each(layers)) for layers in built]
+
+
+def each(layers: Layers) -> list[float]:
+    """Milliseconds of each layer: calls, and work that costs more in narrow layers than the cost model thinks."""
+    return [float(ms) for ms in 0.002 + 1e-6 * layers.work**0.85]
+
+
+def times(layers: Layers) -> BlockTimes:
+    blocks = tuple(
+        Block(name=name, operators=("CONV_2D",), inputs=(), outputs=(), ms=ms, p10=ms, p90=ms)
+        for name, ms in zip(layers.names, each(layers), strict=True)
+    )
+    whole = sum(block.ms for block in blocks)
+    return block_times(blocks, Quantiles(count=9, p10=whole, p50=whole, p90=whole, p99=whole, max=whole))
+
+
+@pytest.fixture(scope="module")
+def distilled(shape_pictures: Path, network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """A run whose student is ready to be pruned. Not to be changed by a test."""
+    recipe = Recipe(
+        run=RunSection(name="toy", device="cpu"),
+        data=DataSection(path=str(shape_pictures), split=(0.6, 0.2, 0.2)),
+        picture=PictureSection(size=SIZE),
+        student=StudentSection(weights="random", views=1, batch=16),
+        compile=CompileSection(runtimes=("litert",)),
+        prune=SETTINGS,
+    )
+    context = Context(recipe, tmp_path_factory.mktemp("run"))
+    split_stage.run(context)
+    data = Split.load(context.root, recipe.picture.preprocessing())
+    (context.root / "distill").mkdir()
+    ViewCache.make(context.folder("distill"), recipe, data, copy.deepcopy(network))
+    save_tensors(context.root / checkpoints.STUDENT, network.state_dict())
+    return context
+
+
+@pytest.fixture
+def begun(distilled: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
+    """Makes a run of one's own, with settings of [prune], and the clock in place of the stopwatch."""
+    monkeypatch.setattr(prune_stage, "Stopwatch", Clock)
+
+    def begin(name: str = "run", **changes: Any) -> Context:
+        root = Path(shutil.copytree(distilled.root, tmp_path / name))
+        settings = msgspec.structs.replace(SETTINGS, **changes)
+        return Context(msgspec.structs.replace(distilled.recipe, prune=settings), root)
+
+    return begin
+
+
+def dense_ms(context: Context) -> float:
+    return sum(each(layers_of(checkpoints.load_student(context, 5), size=SIZE)))
+
+
+def pruned_ms(context: Context) -> float:
+    return sum(each(layers_of(checkpoints.load_pruned(context, 5), size=SIZE)))
+
+
+def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[..., Context]) -> None:
+    context = begun()
+    outcome = prune_stage.run(context)
+    part = pruned_ms(context) / dense_ms(context)
+    assert 0.6 * (1 - rounds.TOLERANCE) <= part <= 0.6
+    front = outcome.facts["front"]
+    assert [point["round"] for point in front] == [0, 1, 2]
+    assert front[0]["part"] == 1.0 and front[1]["part"] == pytest.approx(0.6**0.5, rel=0.15)
+    assert front[2]["part"] == pytest.approx(part)
+    assert front[2]["measured_ms"] == pytest.approx(part * dense_ms(context))
+    assert front[2]["predicted_ms"] != pytest.approx(front[2]["measured_ms"], rel=0.01)  # the loop had to be closed
+    assert all(0 <= point["balanced_accuracy"] <= 1 for point in front)
+    assert front[0]["macs"] > front[1]["macs"] > front[2]["macs"]
+    assert outcome.facts["latency"] | {"dense_ms": 0.0, "part": 0.0} == {
+        "runtime": "litert",
+        "board": "a board",
+        "dense_ms": 0.0,
+        "part": 0.0,
+        "measured": True,
+    }
+    assert outcome.facts["macs_after"] < outcome.facts["macs_before"]
+    assert len(outcome.facts["histories"]["pruned"]) == SETTINGS.epochs
+    assert re.search(r"\(0\.\d\d of \d\.\d{3}, measured here\): balanced accuracy", outcome.summary)
+    assert sorted(path.name for path in context.folder("prune").iterdir()) == ["blocks.json", "plan.json", "student.pt"]
+    model = checkpoints.load_pruned(context, 5)
+    assert all(group.channels % 8 == 0 for group in channel_groups(model, size=SIZE))
+
+
+def test_milliseconds_are_another_way_to_say_a_part(begun: Callable[..., Context]) -> None:
+    context = begun(ms=0.7 * dense_ms(begun("other")), rounds=1, epochs=0)
+    prune_stage.run(context)
+    assert 0.7 * (1 - rounds.TOLERANCE) <= pruned_ms(context) / dense_ms(context) <= 0.7
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """Let the stage die right behind one of the files that it writes."""
+    left = [writes]
+
+    def save(path: Path, state: Any) -> None:
+        save_tensors(path, state)
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    for module in (rounds, checkpoint, prune_stage):
+        monkeypatch.setattr(module, "save_tensors", save)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Any]:
+    return {}
+
+
+@pytest.mark.parametrize("writes", [2, 3, 4, 6])
+def test_a_killed_run_ends_with_the_same_numbers(
+    begun: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any], writes: int
+) -> None:
+    """Files in order: round 0; cut, one epoch, round 1; cut, two epochs, round 2; the pruned student."""
+    if not undisturbed:
+        whole = begun("whole")
+        undisturbed["facts"] = prune_stage.run(whole).facts
+        undisturbed["plan"] = (whole.root / checkpoints.PLAN).read_bytes()
+        undisturbed["state"] = checkpoints.load_state(whole.root / checkpoints.PRUNED)
+    context = begun()
+    with monkeypatch.context() as patch:
+        killed_after(patch, writes)
+        with pytest.raises(Killed):
+            prune_stage.run(context)
+    assert not (context.root / checkpoints.PRUNED).exists()
+    Clock.built = 0
+    facts = prune_stage.run(context).facts
+    assert Clock.built == 0 if writes >= 5 else Clock.built > 0  # what was measured is not measured again
+    assert (context.root / checkpoints.PLAN).read_bytes() == undisturbed["plan"]
+    state = checkpoints.load_state(context.root / checkpoints.PRUNED)
+    assert all(torch.equal(value, undisturbed["state"][name]) for name, value in state.items())
+    assert facts["front"] == undisturbed["facts"]["front"]
+    for one, other in zip(facts["histories"]["pruned"], undisturbed["facts"]["histories"]["pruned"], strict=True):
+        assert one["loss"] == other["loss"] and one["metrics"] == other["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"keep": 0.05}, "is below what pruning reaches"),
+        ({"ms": 1e-6}, "is below what pruning reaches"),
+        ({"ms": 50.0}, "nothing is to be pruned"),
+    ],
+)
+def test_a_target_out_of_reach_leaves_nothing_half_written(
+    begun: Callable[..., Context], changes: dict[str, float], words: str
+) -> None:
+    context = begun(**changes)
+    with pytest.raises(CompressError, match=re.escape(words)) as caught:
+        prune_stage.run(context)
+    assert "[prune]" in str(caught.value)
+    assert not (context.root / checkpoints.PLAN).exists() and not (context.root / checkpoints.PRUNED).exists()
+    assert not list(context.root.rglob("*.part"))
+
+
+def test_a_table_takes_the_place_of_measuring(begun: Callable[..., Context], tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    context = begun(table=str(path), epochs=0, round_epochs=0)
+    layers = layers_of(checkpoints.load_student(context, 5), size=SIZE)
+    path.write_bytes(msgspec.json.encode(times(layers)))
+    Clock.built = 0
+    outcome = prune_stage.run(context)
+    assert Clock.built == 0
+    smaller = layers_of(checkpoints.load_pruned(context, 5), size=SIZE)
+    latency = LatencyModel(times(layers), layers)
+    assert 0.55 < latency.ms(smaller) / latency.dense_ms <= 0.6
+    last = outcome.facts["front"][-1]
+    assert last["measured_ms"] is None and last["predicted_ms"] == pytest.approx(latency.ms(smaller))
+    assert not outcome.facts["latency"]["measured"] and "predicted from the table" in outcome.summary
+    assert not (context.folder("prune") / prune_stage.BLOCKS).exists()
+
+
+def test_a_table_of_another_student_is_refused(begun: Callable[..., Context], tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_bytes(msgspec.json.encode(times(layers_of(build("resnet18", 5, "random")[0].eval(), size=SIZE))))
+    with pytest.raises(CompressError, match=r"table .*table\.json: 21 convolutions and linear layers"):
+        prune_stage.run(begun(table=str(path)))
+
+
+def test_zeros_among_the_weights_say_how_fast_they_are(begun: Callable[..., Context]) -> None:
+    outcome = prune_stage.run(begun(method="nncf", target="macs", sparsity=0.5, epochs=0))
+    assert outcome.facts["measured_speed"] == {"fp32": pytest.approx(1.0), "int8": pytest.approx(1.0)}
+    assert re.match(r"4\d% of the weights are zeros; measured speed fp32 1\.00 x, int8 1\.00 x: ", outcome.summary)
+
+
+def test_the_same_part_of_every_layer(begun: Callable[..., Context]) -> None:
+    context = begun(target="ratio", keep=0.5, epochs=0)
+    outcome = prune_stage.run(context)
+    assert outcome.facts["target"] == "ratio" and "front" not in outcome.facts
+    expected = prune_evenly(checkpoints.load_student(context, 5), keep=0.5, size=SIZE)[0].state_dict()
+    found = checkpoints.load_state(context.root / checkpoints.PRUNED)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--target-ms", "0.4"], {"method": "channel", "target": "latency", "ms": 0.4, "keep": 0.6}),
+        (["--keep", "0.5"], {"method": "channel", "target": "latency", "ms": 0.0, "keep": 0.5}),
+        (["--target-ms", "2", "--set", "prune.rounds=1"], {"target": "latency", "ms": 2.0, "rounds": 1}),
+        ([], {"method": "none", "target": "macs", "ms": 0.0}),
+    ],
+)
+def test_options_stand_for_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n[prune]\nmethod = "none"\n')
+    asked: list[Recipe] = []
+    monkeypatch.setattr(app, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
+    done = CliRunner().invoke(app.app, ["prune", str(path), *options])
+    assert done.exit_code == 0, done.output
+    settings = msgspec.structs.asdict(asked[0].prune)
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_a_table_is_found_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models/recipe.toml"
+    path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n')
+    asked: list[Recipe] = []
+    monkeypatch.setattr(app, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app.app, ["prune", "models/recipe.toml", "--keep", "0.5", "--table", "table.json"])
+    assert done.exit_code == 0, done.output
+    assert asked[0].prune.table == str(tmp_path / "table.json")
+
+
+def test_two_targets_at_once_are_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app.app, ["prune", str(tmp_path / "recipe.toml"), "--target-ms", "1", "--keep", "0.5"])
+    assert done.exit_code == 2 and "give one" in done.output

@@ -1,0 +1,209 @@
+"""Where pictures come from: tables and their mistakes, several sources joined, and what the index says of a file."""
+
+from __future__ import annotations
+
+import csv
+import tracemalloc
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from eyas_host.data.index import Index, build_index
+from eyas_host.data.sources import fingerprint, seconds
+from eyas_host.recipe.data import DataSection, Source
+from eyas_host.support.errors import DataError
+from tests.support.shapes import draw_folder, draw_shape
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Two classes of three pictures, to be named by tables."""
+    draw_folder(tmp_path / "pictures", count=3, width=40, height=36, labels=("ring", "square"))
+    return tmp_path
+
+
+def table(place: Path, text: str, name: str = "table.csv") -> DataSection:
+    (place / name).write_text(text, encoding="utf-8")
+    return DataSection(source="csv", path=str(place / name))
+
+
+ROWS = "pictures/ring/000.png,ring\npictures/ring/001.jpg,ring\npictures/square/000.png,square\n"
+
+
+def complaint(data: DataSection) -> str:
+    with pytest.raises(DataError) as caught:
+        build_index(data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_table_names_pictures_beside_it(place: Path) -> None:
+    index = build_index(table(place, "path,label\n" + ROWS))
+    assert index.counts() == {"ring": 2, "square": 1}
+    assert {p.path for p in index.pictures} >= {str(place / "pictures/ring/000.png")}
+    assert all(p.group == "" and p.time is None and len(p.sha256) == 64 for p in index.pictures)
+
+
+def test_table_with_groups_times_quotes_and_a_byte_order_mark(place: Path) -> None:
+    odd = place / "pictures" / "ring" / 'a, "b".png'
+    (place / "pictures/ring/000.png").rename(odd)
+    with (place / "odd.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["Label ", "time", "path", "group"])
+        rows.writerow(["ring", "2026-11-30T14:05:00+01:00", odd.relative_to(place), "line, 1"])
+        rows.writerow([" square ", "1700000000.5", place / "pictures/square/000.png", "line 2"])
+        rows.writerow(["square", "", "pictures/../pictures/square/001.jpg", "Ω"])
+    found = build_index(DataSection(source="csv", path=str(place / "odd.csv"), by="stratified")).pictures
+    assert [(p.label, p.group) for p in found] == [("ring", "line, 1"), ("square", "line 2"), ("square", "Ω")]
+    assert [p.time for p in found] == [1796043900.0, 1700000000.5, None]
+    assert found[2].path == str(place / "pictures/square/001.jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["columns are none", "path,label[,group,time]"]),
+        ("path,label\n", ["no rows below its header"]),
+        ("file,label\na,b\n", ["columns are file, label", "path,label"]),
+        ("path,label,colour\na,b,c\n", ["columns are path, label, colour"]),
+        ("path,label,label\na,b,c\n", ["columns are path, label, label"]),
+        ("path;label\na;b\n", ["separate the columns by commas"]),
+        ("path,label\na, b.png,ring\n", ["line 2 has 3 cells where the header has 2", "quotes"]),
+        ('path,label\n"a.png,ring\n', ["cannot be read as UTF-8 CSV"]),
+        ("path,label\n" + ROWS + "gone.png,ring\nlost.png,square\n", ["2 x no such file", "first in line 5"]),
+        ("path,label\n" + ROWS + "pictures/square/001.jpg,\n,ring\n", ["1 x no label", "line 5", "1 x no path"]),
+        ("path,label\n" + ROWS.replace(",square", ",ring"), ["two or more classes are needed, found 1 (ring)"]),
+        ("path,label\n" + ROWS + "pictures/ring/000.png,square\n", ["the same picture has two labels"]),
+    ],
+)
+def test_mistakes_in_a_table(place: Path, text: str, words: list[str]) -> None:
+    told = complaint(table(place, text))
+    for word in words:
+        assert word in told
+
+
+def test_tables_that_are_none(place: Path) -> None:
+    assert "is a folder" in complaint(DataSection(source="csv", path=str(place / "pictures")))
+    assert "no such file" in complaint(DataSection(source="csv", path=str(place / "none.csv")))
+    assert "source = 'csv'" in complaint(DataSection(path=table(place, "path,label\n").path))
+    (place / "latin.csv").write_bytes("path,label\nä.png,ring\n".encode("latin-1"))
+    assert "UTF-8" in complaint(DataSection(source="csv", path=str(place / "latin.csv")))
+
+
+def test_groups_and_times_that_are_asked_for(place: Path) -> None:
+    path = table(place, "path,label,group,time\n" + ROWS.replace("\n", ",,\n")).path
+    for by in ("group", "time"):
+        told = complaint(DataSection(source="csv", path=path, by=by))  # type: ignore[arg-type]
+        assert f"3 of 3 pictures have no {by}" in told and "by = 'stratified'" in told
+    some = "path,label,group\n" + ROWS.replace("\n", ",\n").replace("000.png,ring,", "000.png,ring,one")
+    assert "2 of 3 pictures have no group" in complaint(table(place, some))
+    wrong = "path,label,time\n" + ROWS.replace("\n", ",31.12.2026\n")
+    told = complaint(DataSection(source="csv", path=table(place, wrong).path, by="time"))
+    assert "3 x time is neither ISO 8601" in told and "first in line 2" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("0", 0.0),
+        ("1970-01-02", 86400.0),
+        ("1970-01-01T00:00:01Z", 1.0),
+        ("1970-01-01 01:00:00+01:00", 0.0),
+        ("yesterday", None),
+        ("2026-02-30", None),
+        ("nan", None),
+        ("", None),
+    ],
+)
+def test_times(text: str, wanted: float | None) -> None:
+    assert seconds(text) == wanted
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_time_or_none(text: str) -> None:
+    found = seconds(text)
+    assert found is None or np.isfinite(found)
+
+
+def test_sources_are_joined_by_label(place: Path) -> None:
+    draw_folder(place / "more", count=5, width=40, height=36, labels=("square",))
+    (place / "table.csv").write_text("path,label\nmore/square/003.jpg,triangle\n")
+    data = DataSection(
+        path=str(place / "pictures"),
+        more=(Source(path=str(place / "more")), Source(source="csv", path=str(place / "table.csv"))),
+    )
+    with pytest.raises(DataError, match="the same picture has two labels"):
+        build_index(data)
+    cv2.imwrite(str(place / "another.png"), draw_shape("triangle", 9, 40, 36))
+    (place / "table.csv").write_text("path,label\nanother.png,triangle\n")
+    index = build_index(data)
+    assert index.counts() == {"ring": 3, "square": 5, "triangle": 1}
+    assert len(index.copies) == 3  # the first three squares of both folders are drawn alike
+
+
+def test_fingerprint_follows_every_file(place: Path) -> None:
+    data = DataSection(
+        source="csv", path=table(place, "path,label\n" + ROWS).path, more=(Source(path=str(place / "x")),)
+    )
+    draw_folder(place / "x", count=1, width=40, height=36, labels=("ring",))
+    seen = {fingerprint(data)}
+    for change in (
+        lambda: (place / "pictures/ring/000.png").write_bytes(b"1"),
+        lambda: (place / "x/ring/000.png").write_bytes(b"2"),
+        lambda: (place / "table.csv").write_text("path,label\n" + ROWS + "pictures/square/001.jpg,square\n"),
+        lambda: (place / "pictures/square/001.jpg").unlink(),
+    ):
+        change()
+        assert fingerprint(data) not in seen
+        seen.add(fingerprint(data))
+    assert fingerprint(data) in seen
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "wanted"),
+    [
+        ("L", "png", ("grey", 8)),
+        ("LA", "png", ("grey+alpha", 8)),
+        ("RGB", "png", ("colour", 8)),
+        ("P", "png", ("colour", 8)),
+        ("RGBA", "png", ("colour+alpha", 8)),
+        ("I;16", "png", ("grey", 16)),
+        ("1", "png", ("grey", 1)),
+        ("L", "jpg", ("grey", 8)),
+        ("RGB", "jpg", ("colour", 8)),
+        ("CMYK", "jpg", ("colour", 8)),
+        ("L", "tif", ("grey", 8)),
+        ("RGB", "webp", ("colour", 8)),
+        ("RGB", "bmp", ("colour", 8)),
+    ],
+)
+def test_index_tells_size_and_mode(place: Path, mode: str, suffix: str, wanted: tuple[str, int]) -> None:
+    ramp = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
+    picture = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
+    picture.save(place / "pictures/ring" / f"made.{suffix}")
+    index = build_index(DataSection(path=str(place / "pictures")))
+    made = next(p for p in index.pictures if "made" in p.path)
+    look = index.looks[made.sha256]
+    assert (look.mode, look.bits) == wanted
+    assert (look.width, look.height) == (60, 40)
+
+
+def test_no_pixels_are_kept(tmp_path: Path) -> None:
+    """Sixty pictures of 3 MB each, decoded: the index stays far below that."""
+    for label, level in (("dark", 40), ("light", 200)):
+        (tmp_path / label).mkdir()
+        for number in range(30):
+            flat = np.full((1000, 1000, 3), level, dtype=np.uint8)
+            flat[: 10 * number + 10] = 0
+            cv2.imwrite(str(tmp_path / label / f"{number}.png"), flat)
+    tracemalloc.start()
+    index: Index = build_index(DataSection(path=str(tmp_path)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(index.pictures) == 60
+    assert peak < 40e6

@@ -1,0 +1,365 @@
+"""How pictures are divided: groups and near-duplicates whole, time in order, and why a split is refused."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Sequence
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components
+
+from eyas_host.data.assign import DAY, divide, divide_by_time
+from eyas_host.data.class_balance import balance, ratio, summary, warnings
+from eyas_host.data.duplicates import BITS, cluster_hashes, perceptual_hash
+from eyas_host.data.index import Index, Look
+from eyas_host.data.sources import Picture
+from eyas_host.data.split import PARTS, SplitManifest, split_index
+from eyas_host.recipe.data import DataSection
+from eyas_host.support.errors import DataError
+from tests.support.shapes import SHAPES, draw_shape
+
+THIRDS = (0.7, 0.15, 0.15)
+
+
+def made_up(rows: Sequence[tuple[str, str, float | None]], hashes: Sequence[bytes] = ()) -> Index:
+    """An index of pictures (label, group, time) that no file holds."""
+    pictures = tuple(
+        Picture(path=f"/p/{number}.png", label=label, sha256=f"{number:06d}", group=group, time=moment)
+        for number, (label, group, moment) in enumerate(rows)
+    )
+    looks = {p.sha256: Look(8, 8, "grey", 8, value) for p, value in zip(pictures, hashes, strict=False)}
+    return Index(pictures=pictures, labels=tuple(sorted({p.label for p in pictures})), looks=looks)
+
+
+def parts_of(manifest: SplitManifest) -> dict[str, tuple[Picture, ...]]:
+    return {"train": manifest.train, "validation": manifest.validation, "test": manifest.test}
+
+
+def sides(manifest: SplitManifest) -> dict[str, str]:
+    """sha256 -> part."""
+    return {p.sha256: part for part, pictures in parts_of(manifest).items() for p in pictures}
+
+
+# Units: groups and clusters
+
+
+_UNITS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2)), min_size=12, max_size=60)
+"""Sizes and main labels of groups."""
+_FOLD = st.one_of(st.just((0, 0)), st.integers(2, 6).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n))))
+
+
+def grouped(units: Sequence[tuple[int, int]], mixed: np.random.Generator) -> list[Picture]:
+    pictures = []
+    for number, (size, label) in enumerate(units):
+        for _ in range(size):
+            own = label if mixed.random() < 0.8 else int(mixed.integers(3))
+            sha = f"{len(pictures):06d}"
+            pictures.append(Picture(path=sha, label="abc"[own], sha256=sha, group=f"g{number}"))
+    return pictures
+
+
+@settings(max_examples=150, deadline=None)
+@given(_UNITS, _FOLD, st.integers(0, 2**31 - 1))
+def test_units_are_never_divided_and_shares_are_near(
+    units: list[tuple[int, int]], fold: tuple[int, int], seed: int
+) -> None:
+    pictures = grouped(units, np.random.default_rng(seed))
+    places: dict[str, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        places.setdefault(picture.group, []).append(place)
+    bound = [group for group in places.values() if len(group) > 1]
+    chosen = divide(pictures, bound, THIRDS, seed, fold)
+    assert sorted(place for part in chosen for place in part) == list(range(len(pictures)))
+    side = {place: number for number, part in enumerate(chosen) for place in part}
+    assert all(len({side[place] for place in unit}) == 1 for unit in bound)
+    assert chosen == divide(pictures, bound, THIRDS, seed, fold)
+    test = 1 / fold[1] if fold[1] else THIRDS[2]
+    largest = max(map(len, bound), default=1)
+    for part, share in zip(chosen, (0.7 * (1 - test) / 0.85, 0.15 * (1 - test) / 0.85, test), strict=True):
+        assert abs(len(part) - share * len(pictures)) <= 2 * largest + 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(_UNITS, st.integers(2, 5), st.integers(0, 2**31 - 1))
+def test_folds_of_whole_groups_are_disjoint_and_cover_everything(
+    units: list[tuple[int, int]], folds: int, seed: int
+) -> None:
+    pictures = grouped(units, np.random.default_rng(seed))
+    places: dict[str, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        places.setdefault(picture.group, []).append(place)
+    bound = [group for group in places.values() if len(group) > 1]
+    tests = [divide(pictures, bound, THIRDS, seed, (fold, folds))[2] for fold in range(folds)]
+    assert sorted(place for test in tests for place in test) == list(range(len(pictures)))
+
+
+def test_many_small_groups_give_the_shares_of_every_class() -> None:
+    rng = np.random.default_rng(1)
+    rows = [("ab"[int(rng.random() < 0.2)], f"g{number // 5}", None) for number in range(3000)]
+    manifest = split_index(made_up(rows), DataSection(), 3)
+    assert manifest.by == "group" and "by group" in manifest.strategy
+    assert sum(manifest.groups.values()) == 600
+    for part, share in zip(PARTS, THIRDS, strict=True):
+        for label in "ab":
+            wanted = share * sum(own == label for own, _, _ in rows)
+            assert abs(manifest.counts[part][label] - wanted) < 0.03 * wanted + 3
+
+
+def test_automatic_strategy_follows_the_groups_and_can_be_overruled() -> None:
+    with_groups = made_up([("ab"[n % 2], f"g{n // 4}", None) for n in range(200)])
+    assert split_index(with_groups, DataSection(), 0).by == "group"
+    assert split_index(with_groups, DataSection(by="stratified"), 0).by == "stratified"
+    assert split_index(made_up([("ab"[n % 2], "", None) for n in range(50)]), DataSection(), 0).by == "stratified"
+
+
+def test_groups_that_share_a_picture_stay_together() -> None:
+    """Two copies of a picture in two groups, and two near-duplicates in two others, tie those groups."""
+    flat, other = bytes(32), bytes([255] * 32)
+    rng = np.random.default_rng(0)
+    rows = [("ab"[n % 2], f"g{n // 4}", None) for n in range(120)]
+    hashes = [rng.bytes(32) for _ in rows]
+    hashes[0] = hashes[9] = flat  # g0 and g2
+    hashes[40], hashes[81] = other, bytes([254, *other[1:]])  # g10 and g20
+    index = made_up(rows, hashes)
+    dropped = Picture(path="/p/copy.png", label="a", sha256=index.pictures[16].sha256, group="g29")  # of g4
+    index = msgspec.structs.replace(index, copies=((dropped, index.pictures[16]),))
+    for seed in range(8):
+        manifest = split_index(index, DataSection(), seed)
+        side = {p.group: part for part, pictures in parts_of(manifest).items() for p in pictures}
+        assert side["g0"] == side["g2"] and side["g10"] == side["g20"] and side["g4"] == side["g29"]
+        assert manifest.copies == 1 and sorted(map(len, manifest.clusters)) == [2, 2]
+
+
+@pytest.mark.parametrize("by", ["stratified", "group"])
+@pytest.mark.parametrize("fold", [(0, 0), (1, 4)])
+def test_near_duplicates_lie_on_one_side(by: str, fold: tuple[int, int]) -> None:
+    rng = np.random.default_rng(5)
+    base = [rng.bytes(32) for _ in range(60)]
+    hashes = [base[n % 60] if n < 180 else rng.bytes(32) for n in range(400)]
+    rows = [("ab"[n % 2], f"g{n // 2}" if by == "group" else "", None) for n in range(400)]
+    data = DataSection(by=by, fold=fold)  # type: ignore[arg-type]
+    for seed in range(4):
+        manifest = split_index(made_up(rows, hashes), data, seed)
+        side = sides(manifest)
+        assert len(side) == 400 and len(manifest.clusters) == 60
+        assert all(len({side[sha] for sha in cluster}) == 1 for cluster in manifest.clusters)
+    assert "16 of 256 bits" in manifest.strategy and manifest.near_duplicates == 16
+    off = split_index(made_up(rows, hashes), msgspec.structs.replace(data, near_duplicates=0), 0)
+    assert not off.clusters and "near" not in off.strategy
+
+
+def test_without_near_duplicates_nothing_changes() -> None:
+    """The same lists, in the same order, whether they were looked for or not."""
+    rng = np.random.default_rng(2)
+    rows = [("ab"[n % 3 == 0], "", None) for n in range(300)]
+    index = made_up(rows, [rng.bytes(32) for _ in rows])
+    for fold in ((0, 0), (2, 5)):
+        one, two = (split_index(index, DataSection(near_duplicates=bits, fold=fold), 7) for bits in (0, 16))
+        assert (one.train, one.validation, one.test) == (two.train, two.validation, two.test)
+
+
+def test_a_few_near_duplicates_move_few_pictures() -> None:
+    rng = np.random.default_rng(2)
+    rows = [("ab"[n % 3 == 0], "", None) for n in range(1000)]
+    hashes = [rng.bytes(32) for _ in rows]
+    before = sides(split_index(made_up(rows, hashes), DataSection(), 7))
+    for n in range(10):
+        hashes[n] = hashes[500 + n]
+    after = sides(split_index(made_up(rows, hashes), DataSection(), 7))
+    assert sum(before[sha] != after[sha] for sha in before) < 40
+
+
+# What cannot be
+
+
+def refused(index: Index, data: DataSection, seed: int = 0) -> str:
+    with pytest.raises(DataError) as caught:
+        split_index(index, data, seed)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_group_larger_than_a_part() -> None:
+    rows = [("ab"[n % 2], "giant" if n < 180 else f"g{n}", None) for n in range(200)]
+    told = refused(made_up(rows), DataSection())
+    assert "'giant' holds 180 of 200" in told and "instead of" in told
+
+
+def test_a_cluster_larger_than_a_part() -> None:
+    hashes = [bytes(32)] * 90 + [np.random.default_rng(n).bytes(32) for n in range(10)]
+    told = refused(made_up([("ab"[n % 2], "", None) for n in range(100)], hashes), DataSection())
+    assert "a cluster of near-duplicates holds 90 of 100" in told and "near_duplicates" in told
+
+
+def test_class_in_too_few_groups() -> None:
+    rows = [("a", f"g{n // 3}", None) for n in range(90)] + [("b", f"h{n % 2}", None) for n in range(10)]
+    told = refused(made_up(rows), DataSection())
+    assert "none of b ('b' comes in 2 groups (h0, h1))" in told
+
+
+def test_class_with_two_pictures() -> None:
+    rows = [("a", "", None)] * 40 + [("b", "", None)] * 2
+    assert "too few pictures: the validation part would have none of b" in refused(made_up(rows), DataSection())
+
+
+def test_scarce_classes_reach_every_part_where_they_can() -> None:
+    """Three groups of a rare class, each with many of a common one: one for each part, whatever the seed."""
+    rows = [("a", f"g{n // 10}", None) for n in range(300)]
+    rows += [("b", f"g{10 * (n // 4)}", None) for n in range(12)]
+    for seed in range(10):
+        manifest = split_index(made_up(rows), DataSection(), seed)
+        assert all(manifest.counts[part]["b"] for part in PARTS)
+
+
+# Time
+
+
+def along(days: Sequence[float], label: str = "ab") -> Index:
+    return made_up([(label[n % len(label)], "", day * DAY) for n, day in enumerate(days)])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 400), min_size=20, max_size=150),
+    st.sampled_from([0.0, 1.0, 7.0]),
+    st.lists(st.lists(st.integers(0, 19), min_size=2, max_size=4, unique=True), max_size=4),
+)
+def test_training_comes_before_validation_before_test(days: list[int], gap: float, clusters: list[list[int]]) -> None:
+    taken: set[int] = set()
+    disjoint = [kept for one in clusters if len(kept := [p for p in one if not (p in taken or taken.add(p))]) > 1]  # type: ignore[func-returns-value]
+    pictures = along(days).pictures
+    chosen, aside = divide_by_time(pictures, disjoint, THIRDS, gap)
+    everything = [place for part in (*chosen, *aside.values()) for place in part]
+    assert sorted(everything) == list(range(len(days)))
+    times = [[pictures[place].time or 0.0 for place in part] for part in chosen]
+    for early, late in ((0, 1), (1, 2), (0, 2)):
+        if times[early] and times[late]:
+            assert max(times[early]) < min(times[late])
+            assert min(times[late]) - max(times[early]) >= gap * DAY - 1e-6
+    side = {place: number for number, part in enumerate(chosen) for place in part}
+    assert all(len({side[p] for p in cluster if p in side}) <= 1 for cluster in disjoint)
+
+
+def test_time_split_has_its_shares_and_says_what_was_set_aside() -> None:
+    manifest = split_index(along(range(200)), DataSection(by="time", gap_days=5.0), 0)
+    assert [len(pictures) for pictures in parts_of(manifest).values()] == [140, 25, 25]
+    assert {why: len(pictures) for why, pictures in manifest.set_aside.items()} == {"gap": 10}
+    assert manifest.strategy.startswith("by time, 5 days apart") and "10 set aside (gap)" in summary(manifest)
+    assert len(sides(manifest)) == 190 and manifest.data == split_index(along(range(200)), DataSection(), 0).data
+
+
+def test_near_duplicates_of_the_past_are_set_aside() -> None:
+    hashes = [np.random.default_rng(n).bytes(32) for n in range(100)]
+    hashes[90] = hashes[3]
+    index = made_up([("ab"[n % 2], "", n * DAY) for n in range(100)], hashes)
+    manifest = split_index(index, DataSection(by="time"), 0)
+    (why, twins), *others = manifest.set_aside.items()
+    assert why == "near-duplicate of an earlier part" and [p.path for p in twins] == ["/p/90.png"] and not others
+
+
+def test_gap_that_swallows_a_part() -> None:
+    told = refused(along(range(100)), DataSection(by="time", gap_days=20.0))
+    assert "validation" in told and "span 99 days" in told and "gap_days = 20" in told
+
+
+def test_one_moment_cannot_be_divided() -> None:
+    assert "1 different times" in refused(along([3.0] * 50), DataSection(by="time"))
+
+
+def test_class_that_ended_before_the_test() -> None:
+    rows = [("a", "", n * DAY) for n in range(100)] + [("b", "", n * DAY) for n in range(20)]
+    told = refused(made_up(rows), DataSection(by="time"))
+    assert "none of b ('b' was seen from 1970-01-01 to 1970-01-20, the part is from" in told
+
+
+# Near-duplicates
+
+
+def test_clusters_equal_those_of_all_pairs() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 2, (40, BITS), dtype=np.uint8)
+    bits = base[rng.integers(40, size=500)] ^ (rng.random((500, BITS)) < rng.choice([0.01, 0.04, 0.2], (500, 1)))
+    hashes = np.packbits(bits, axis=1)
+    for most in (1, 7, 16, 33):
+        apart = (bits[:, None] != bits[None]).sum(axis=2)
+        _, wanted = connected_components(apart <= most, directed=False)
+        found = cluster_hashes(hashes, most)
+        assert len(set(zip(wanted.tolist(), found.tolist(), strict=True))) == len(set(wanted)) == len(set(found))
+
+
+def test_clusters_of_none_one_and_equal_ones() -> None:
+    assert cluster_hashes(np.zeros((0, 32), np.uint8), 16).tolist() == []
+    assert cluster_hashes(np.zeros((1, 32), np.uint8), 16).tolist() == [0]
+    assert len(set(cluster_hashes(np.zeros((900, 32), np.uint8), 16).tolist())) == 1
+
+
+def distance(one: np.ndarray, two: np.ndarray) -> int:
+    first, second = (np.frombuffer(perceptual_hash(p), dtype=np.uint8) for p in (one, two))
+    return int(np.unpackbits(first ^ second).sum())
+
+
+def test_hash_survives_encoding_size_and_light_and_tells_pictures_apart() -> None:
+    pictures = [draw_shape(label, seed, 200, 160) for label in SHAPES for seed in range(6)]
+    for picture in pictures:
+        encoded = cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 70])[1], cv2.IMREAD_COLOR)
+        smaller = cv2.resize(picture, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+        lighter = np.clip(picture * 1.1 + 5, 0, 255).astype(np.uint8)
+        assert max(distance(picture, changed) for changed in (encoded, smaller, lighter)) <= 16
+    apart = [distance(a, b) for n, a in enumerate(pictures) for b in pictures[:n]]
+    assert min(apart) > 2 * 16 and 110 < np.mean(apart) < 146
+
+
+def test_flat_pictures_are_alike() -> None:
+    assert distance(np.full((40, 50, 3), 7, np.uint8), np.full((90, 30, 3), 250, np.uint8)) == 0
+
+
+def test_a_hundred_thousand_pictures_are_divided_in_little_memory() -> None:
+    """100,000 rows and hashes, a tenth of them near-duplicates: seconds, and far less memory than the pixels."""
+    count = 100_000
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 256, (count, 32), dtype=np.uint8)
+    hashes[: count // 20] = hashes[count // 2 : count // 2 + count // 20]
+    index = made_up([("abc"[n % 3], "", None) for n in range(count)], [row.tobytes() for row in hashes])
+    tracemalloc.start()
+    before = time.process_time()
+    manifest = split_index(index, DataSection(), 0)
+    spent = time.process_time() - before
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(manifest.clusters) == count // 20
+    assert peak < 150e6
+    assert spent < 60
+
+
+# Balance
+
+
+def test_balance_counts_and_warns() -> None:
+    rows = [("common", "", None)] * 400 + [("rare", "", None)] * 20
+    manifest = split_index(made_up(rows), DataSection(), 0)
+    found = balance(manifest)
+    assert found["rare"] == {"train": 14, "validation": 3, "test": 3, "all": 20, "share": 20 / 420}
+    assert ratio(manifest) == 20.0
+    few, uneven = warnings(manifest)
+    assert "'rare' has 14 training pictures" in few and "at least 20" in few
+    assert "20 training pictures of 'common' for each of 'rare'" in uneven and "class_weights" in uneven
+    even = split_index(made_up([("ab"[n % 2], "", None) for n in range(100)]), DataSection(), 0)
+    assert not warnings(even) and "(1.0 : 1)" in summary(even)
+
+
+def test_near_duplicates_with_two_labels_are_told() -> None:
+    rng = np.random.default_rng(0)
+    hashes = [rng.bytes(32) for _ in range(200)]
+    hashes[1] = hashes[0]
+    manifest = split_index(made_up([("ab"[n % 2], "", None) for n in range(200)], hashes), DataSection(), 0)
+    (told,) = warnings(manifest)
+    assert "1 cluster of near-duplicates with more than one label" in told
+    assert "/p/0.png (a)" in told and "/p/1.png (b)" in told
+    assert Counter(map(len, manifest.clusters)) == {2: 1}

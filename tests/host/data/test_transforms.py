@@ -1,0 +1,272 @@
+"""Augmentation: what a domain forbids is never drawn, RandAugment, mixup, warm-up, and the sheet that shows it all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from eyas_device.preprocess import Preprocessing, prepare
+from eyas_host.data.index import build_index
+from eyas_host.data.preview import write_preview
+from eyas_host.data.split import Split, save_split, split_index
+from eyas_host.data.transforms import LIGHT_STEPS, Augmenter, light_steps, prepared
+from eyas_host.pipeline.runner import Context
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.augment import AugmentSection
+from eyas_host.recipe.augment_rules import OFF
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.run import RunSection
+from eyas_host.support.errors import DataError, RecipeError
+from tests.support.shapes import SHAPES, draw_folder, draw_shape
+
+STILL = AugmentSection(horizontal_flip=False, rotate_degrees=0.0, crop_scale=1.0, brightness=0.0, contrast=0.0)
+SPEC = Preprocessing(size=32)
+EVERYTHING = AugmentSection(
+    vertical_flip=True, quarter_turns=True, rotate_degrees=20.0, brightness=0.4, contrast=0.4, cutmix=0.3, mixup=0.3
+)
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    return [draw_shape(label, seed, 60 + 4 * seed, 50) for label in SHAPES[:3] for seed in range(4)]
+
+
+# The same views as ever
+
+
+def as_ever(settings: AugmentSection, pictures: Sequence[np.ndarray], seed: tuple[int, ...]) -> np.ndarray:
+    """The views written down a second time: which number is drawn when, for what, by a generator of each picture."""
+    views = []
+    for row in range(len(pictures)):
+        view, rng = as_ever_alone(settings, pictures, seed, row)
+        if rng.random() < settings.cutmix:
+            side = max(1, round(SPEC.size * np.sqrt(rng.uniform())))
+            top, left = rng.integers(SPEC.size - side + 1), rng.integers(SPEC.size - side + 1)
+            box = np.s_[top : top + side, left : left + side]
+            view[box] = as_ever_alone(settings, pictures, seed, rng.integers(len(pictures)))[0][box]
+        if rng.random() < settings.mixup:
+            share = rng.uniform()
+            other = as_ever_alone(settings, pictures, seed, rng.integers(len(pictures)))[0]
+            view = np.rint(share * view.astype(np.float32) + (1 - share) * other.astype(np.float32)).astype(np.uint8)
+        views.append(view)
+    return np.stack(views)
+
+
+def as_ever_alone(
+    settings: AugmentSection, pictures: Sequence[np.ndarray], seed: tuple[int, ...], row: int
+) -> tuple[np.ndarray, np.random.Generator]:
+    rng, picture = np.random.default_rng((*seed, row)), pictures[row]
+    if settings.quarter_turns:
+        picture = np.rot90(picture, rng.integers(4))
+    if settings.horizontal_flip and rng.random() < 0.5:
+        picture = np.fliplr(picture)
+    if settings.vertical_flip and rng.random() < 0.5:
+        picture = np.flipud(picture)
+    height, width = picture.shape[:2]
+    if settings.rotate_degrees:
+        angle = rng.uniform(-1, 1) * settings.rotate_degrees
+        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+        picture = np.ascontiguousarray(picture)
+        picture = cv2.warpAffine(picture, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    scale = np.sqrt(rng.uniform(settings.crop_scale, 1.0))
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    seen = prepare(np.ascontiguousarray(picture[top : top + rows, left : left + columns]), SPEC)
+    torch.manual_seed(int(rng.integers(2**31)))
+    light = v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast)
+    return np.ascontiguousarray(light(torch.from_numpy(seen).permute(2, 0, 1)).permute(1, 2, 0).numpy()), rng
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AugmentSection(),
+        STILL,
+        AugmentSection(vertical_flip=True, quarter_turns=True, cutmix=0.4),
+        EVERYTHING,
+        AugmentSection(horizontal_flip=False, rotate_degrees=40.0, crop_scale=0.1, brightness=0.5, contrast=0.0),
+    ],
+)
+def test_old_settings_draw_the_views_they_always_drew(settings: AugmentSection, frames: list[np.ndarray]) -> None:
+    """Cached views and trained models of a recipe stay what they were when a new setting is added."""
+    for seed in ((0, 5, 1), (3, 1)):
+        assert np.array_equal(Augmenter(settings, SPEC).views(frames, seed), as_ever(settings, frames, seed))
+
+
+# Forbidden
+
+
+def loaded(folder: Path, augment: str) -> AugmentSection:
+    path = folder / "recipe.toml"
+    path.write_text(f'[run]\nname = "a"\n[data]\npath = "pictures"\n[augment]\n{augment}')
+    return load_recipe(path).augment
+
+
+def test_forbidden_defaults_are_off(tmp_path: Path) -> None:
+    found = loaded(tmp_path, 'forbid = ["horizontal_flip", "rotate_degrees", "crop_scale", "brightness", "solarize"]')
+    assert not found.horizontal_flip and found.rotate_degrees == 0.0 and found.crop_scale == 1.0
+    assert found.brightness == 0.0 and found.contrast == 0.2
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [
+        ('forbid = ["horizontal_flip"]\nhorizontal_flip = true', ["horizontal_flip = true"]),
+        ('forbid = ["cutmix", "mixup"]\ncutmix = 0.2', ["cutmix = 0.2"]),
+        ('forbid = ["rotate_degrees"]\nrotate_degrees = 3.0', ["rotate_degrees = 3.0"]),
+        ('forbid = ["horizontal_flip"]\nvertical_flip = true\nquarter_turns = true', ["one flip and half a turn"]),
+        ('forbid = ["horizontal_flip"]\nvertical_flip = true\nrotate_degrees = 180', ["and rotate_degrees (one flip"]),
+        (
+            'forbid = ["vertical_flip"]\nquarter_turns = true\nhorizontal_flip = true',
+            ["horizontal_flip and quarter_turns"],
+        ),
+        ('forbid = ["quarter_turns"]\nvertical_flip = true', ["horizontal_flip and vertical_flip (together"]),
+        ('forbid = ["quarter_turns"]\nrotate_degrees = 90', ["rotate_degrees = 90.0 (comes near a quarter turn)"]),
+    ],
+)
+def test_what_is_forbidden_and_switched_on(tmp_path: Path, augment: str, words: list[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        loaded(tmp_path, augment)
+    _, *lines = str(caught.value).splitlines()
+    assert len(lines) == 1 and "ruled out by forbid" in lines[0]
+    assert all(word in lines[0] for word in words)
+
+
+def test_names_of_augmentations_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="horizontal_flop"):
+        loaded(tmp_path, 'forbid = ["horizontal_flop"]')
+
+
+@pytest.mark.parametrize("name", sorted(OFF))
+def test_augmenter_never_draws_what_is_forbidden(name: str, frames: list[np.ndarray]) -> None:
+    """Whatever a section says beside `forbid`, the views are those of the section with that setting off."""
+    rich = msgspec.structs.replace(EVERYTHING, randaugment=2)
+    forbidden = Augmenter(msgspec.structs.replace(rich, forbid=(name,)), SPEC).views(frames, (1,))
+    off = Augmenter(msgspec.structs.replace(rich, forbid=(), **{name: OFF[name]}), SPEC).views(frames, (1,))
+    if name in LIGHT_STEPS:  # RandAugment loses a step of that name too
+        off = Augmenter(msgspec.structs.replace(rich, **{name: OFF[name]}, forbid=(name,)), SPEC).views(frames, (1,))
+    assert np.array_equal(forbidden, off)
+    assert not np.array_equal(forbidden, Augmenter(rich, SPEC).views(frames, (1,)))
+
+
+# RandAugment
+
+
+def test_randaugment_has_no_geometry_and_no_forbidden_step() -> None:
+    names = set(light_steps(2, 9)._AUGMENTATION_SPACE)
+    assert names == {"Identity", *LIGHT_STEPS.values()}
+    assert set(light_steps(2, 9, ("solarize", "saturation"))._AUGMENTATION_SPACE) == names - {"Solarize", "Color"}
+    assert set(light_steps(1, 9, tuple(LIGHT_STEPS))._AUGMENTATION_SPACE) == {"Identity"}
+
+
+def test_randaugment_leaves_every_edge_where_it_is() -> None:
+    """A picture of two levels keeps its shape: whatever light does, the border between them does not move."""
+    picture = np.full((32, 32, 3), 60, dtype=np.uint8)
+    picture[8:20, 12:29] = 190
+    settings = msgspec.structs.replace(STILL, randaugment=2, magnitude=12, forbid=("sharpness",))
+    views = Augmenter(settings, SPEC).views([picture] * 60, (4,))
+    inside = picture[..., 0] == 190
+    for view in views:
+        assert len(np.unique(view[inside].reshape(-1, 3), axis=0)) == 1
+        assert len(np.unique(view[~inside].reshape(-1, 3), axis=0)) == 1
+    assert len(np.unique(views[:, 0, 0, 0])) > 5
+    assert np.array_equal(views, Augmenter(settings, SPEC).views([picture] * 60, (4,)))
+
+
+def test_saturation_knows_red_from_blue() -> None:
+    """The only step left weighs the channels as a red-green-blue picture's: pure blue is dark, pure red less so."""
+    others = tuple(name for name in LIGHT_STEPS if name != "saturation")
+    blue = np.zeros((32, 32, 3), dtype=np.uint8)
+    blue[..., 0] = 200
+    settings = msgspec.structs.replace(STILL, randaugment=1, magnitude=30, forbid=others)
+    views = Augmenter(settings, SPEC).views([blue] * 40, (0,))
+    greyed = next(view for view in views if view[0, 0, 2] > 0)
+    assert abs(int(greyed[0, 0, 2]) - 0.9 * 0.114 * 200) < 3
+
+
+# Mixup
+
+
+def test_mixup_blends_some_views_with_another() -> None:
+    plain = [np.full((32, 32, 3), 20 * n, dtype=np.uint8) for n in range(12)]
+    views = Augmenter(msgspec.structs.replace(STILL, mixup=0.5), SPEC).views(plain, (1,))
+    assert all((view == view[0, 0, 0]).all() for view in views)
+    mixed = [int(view[0, 0, 0]) != 20 * n for n, view in enumerate(views)]
+    assert 2 <= sum(mixed) <= 10
+
+
+def test_nothing_is_mixed_where_nobody_answers_for_it(frames: list[np.ndarray]) -> None:
+    settings = msgspec.structs.replace(EVERYTHING, cutmix=1.0, mixup=1.0)
+    alone = Augmenter(msgspec.structs.replace(settings, cutmix=0.0, mixup=0.0), SPEC).views(frames, (2,))
+    assert np.array_equal(Augmenter(settings, SPEC).views(frames, (2,), mixed=False), alone)
+    assert not np.array_equal(Augmenter(settings, SPEC).views(frames, (2,)), alone)
+
+
+# Warm-up
+
+
+def test_strength_rises_to_one() -> None:
+    augmenter = Augmenter(AugmentSection(warm_up=3), SPEC)
+    assert [augmenter.strength(epoch) for epoch in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert Augmenter(AugmentSection(), SPEC).strength(0) == 1.0
+
+
+def test_weak_views_are_nearer_to_the_picture(frames: list[np.ndarray]) -> None:
+    settings = AugmentSection(
+        horizontal_flip=False, rotate_degrees=30.0, crop_scale=0.4, brightness=0.5, contrast=0.5, randaugment=1
+    )
+    plain = prepared(frames, SPEC).astype(int)
+    apart = [
+        np.mean([np.abs(Augmenter(settings, SPEC).views(frames, (n,), strength=s) - plain).mean() for n in range(4)])
+        for s in (0.1, 0.5, 1.0)
+    ]
+    assert apart[0] < 0.6 * apart[1] and apart[1] < 0.9 * apart[2]
+    nothing = Augmenter(msgspec.structs.replace(settings, randaugment=0), SPEC).views(frames, (0,), strength=0.0)
+    assert np.array_equal(nothing, prepared(frames, SPEC))
+
+
+# The sheet
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    data = DataSection(path=str(draw_folder(tmp_path / "pictures", count=8, width=64, height=40, labels=SHAPES[:2])))
+    recipe = Recipe(
+        run=RunSection(name="seen"), data=data, picture=PictureSection(size=64, fit="pad"), augment=EVERYTHING
+    )
+    save_split(split_index(build_index(data), data, 0), tmp_path / "run")
+    return Context(recipe, tmp_path / "run")
+
+
+def test_sheet_shows_pictures_before_and_after(context: Context) -> None:
+    path = write_preview(context, pictures=2, views=3)
+    sheet = cv2.imread(str(path))
+    assert path == context.root / "preview/sheet.png"
+    side, gap, names = 112, 8, 168
+    assert sheet.shape[1] == 2 * 24 + names + 5 * (side + gap) + 16
+    rows = [np.flatnonzero((sheet[:, 24 + names + 5 : 24 + names + side - 5] != 255).all(axis=(1, 2)))]
+    assert len(rows[0]) == 4 * side
+    prepared_left = 24 + names + side + gap
+    cell = sheet[rows[0][:side], prepared_left : prepared_left + side]
+    likely = [
+        np.abs(cell.astype(int) - cv2.resize(shown, (side, side), interpolation=cv2.INTER_CUBIC)).mean()
+        for p in Split.load(context.root).manifest.train
+        for shown in [prepare(cv2.imread(p.path), context.recipe.picture.preprocessing())]
+    ]
+    assert min(likely) < 1.0  # one of the training pictures, as the device prepares it
+    before = path.read_bytes()
+    assert write_preview(context, pictures=2, views=3).read_bytes() == before
+
+
+def test_sheet_needs_a_split(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--from split"):
+        write_preview(Context(Recipe(run=RunSection(name="none")), tmp_path))

@@ -1,0 +1,365 @@
+"""Artefacts: what each runtime answers beside the network it was made from, and what is inside the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_quantizer.utils import tfl_flatbuffer_utils
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from eyas_device.runtimes import load
+from eyas_host.export.artefact import Compiled
+from eyas_host.export.build import artefact_files
+from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8
+from eyas_host.export.onnx import compile_onnx
+from eyas_host.export.openvino import compile_openvino
+from eyas_host.quant.fold import DeployModel
+from eyas_host.quant.qdq import ActivationPair, ExactRound, WeightPair, bake_weights, exact_int8, to_qdq
+from eyas_host.quant.quantizers import activation_quantizers, affine, module_of, weight_quantizers
+from eyas_host.support.errors import CompileError
+from tests.support.xnnpack import partitions
+
+SIZE, CLASSES = 64, 5
+INT8_MEAN_DP, INT8_AGREEMENT = 0.03, 0.8
+"""Two right int8 implementations differ where a value falls between two steps; a wrong scale is off by far more."""
+
+
+@pytest.fixture(scope="module")
+def pixels(shape_frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(shape_frames).permute(0, 3, 1, 2).float()
+
+
+@torch.inference_mode()
+def answers(model: nn.Module, pixels: Tensor) -> np.ndarray:
+    return torch.cat([model(one) for one in pixels.split(1)]).numpy()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def run(runtime: str, path: Path, frames: np.ndarray) -> np.ndarray:
+    """What the device's adapter answers."""
+    loaded: Any = load(runtime)(path, size=SIZE, classes=CLASSES, threads=1)
+    with loaded:
+        return np.stack([loaded.infer(frame).copy() for frame in frames])
+
+
+def check_int8(got: np.ndarray, reference: np.ndarray) -> None:
+    expected = softmax(reference)
+    assert expected.max(axis=1).mean() > 0.4, "the network's answers are too flat to compare"
+    assert expected.std(axis=0).max() > 0.1, "the network answers the same to every picture"
+    assert float(np.abs(softmax(got) - expected).mean()) < INT8_MEAN_DP
+    assert float((got.argmax(1) == reference.argmax(1)).mean()) >= INT8_AGREEMENT
+
+
+def check_fp32(got: np.ndarray, reference: np.ndarray) -> None:
+    assert got.dtype == np.float32 and got.shape == (20, CLASSES)
+    assert float(np.abs(got - reference).max()) < 1e-3 * float(np.abs(reference).max())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def litert_fp32(deploy: DeployModel, folder: Path) -> Compiled:
+    return compile_litert_fp32(deploy, folder / "litert-fp32.tflite", input_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def litert_int8(quantized: nn.Module, folder: Path) -> Compiled:
+    return compile_litert_int8(quantized, folder / "litert-int8.tflite", input_size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def openvino_fp32(deploy: DeployModel, folder: Path) -> Compiled:
+    return compile_openvino(deploy, folder / "openvino-fp32.xml", input_size=SIZE, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def openvino_int8(quantized: nn.Module, folder: Path) -> Compiled:
+    return compile_openvino(quantized, folder / "openvino-int8.xml", input_size=SIZE, precision="int8")
+
+
+@pytest.fixture(scope="module")
+def onnx_fp32(deploy: DeployModel, folder: Path) -> Compiled:
+    return compile_onnx(deploy, folder / "onnx-fp32.onnx", input_size=SIZE, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def onnx_int8(quantized: nn.Module, folder: Path) -> Compiled:
+    return compile_onnx(quantized, folder / "onnx-int8.onnx", input_size=SIZE, precision="int8")
+
+
+# Quantize-dequantize pairs, and exact integers
+
+
+def test_pairs_round_as_the_quantizers_they_stand_for(quantized: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name, quantizer in activation_quantizers(quantized).items():
+        grid = affine(quantizer)
+        low, high = grid.bounds
+        x = low + (high - low) * (1.2 * torch.rand(2000, generator=generator) - 0.1)
+        with torch.inference_mode():
+            steps = (ActivationPair(grid)(x) - quantizer(x)) / float(grid.scale)
+            exact = (ExactRound(grid)(x.double()) - quantizer(x)) / float(grid.scale)
+        for gap in (steps, exact):
+            assert float(gap.abs().max()) < 1.01 and float((gap.abs() > 0.01).float().mean()) < 0.005, name
+    for name, quantizer in weight_quantizers(quantized).items():
+        weight, grid = module_of(quantized, name).weight, affine(quantizer)
+        with torch.inference_mode():
+            steps = (WeightPair(grid)(weight) - quantizer(weight)) / grid.scale.reshape(-1, 1, 1, 1)
+        assert float(steps.abs().max()) < 1.01 and float((steps.abs() > 0.01).float().mean()) < 0.03, (
+            name
+        )  # ties in the stem
+
+
+def test_the_pairs_answer_as_the_int8_network(quantized: nn.Module, pixels: Tensor) -> None:
+    before = {name: value.clone() for name, value in quantized.state_dict().items()}
+    converted = to_qdq(quantized)
+    check_int8(answers(converted, pixels), answers(quantized, pixels))
+    assert not activation_quantizers(converted) and not weight_quantizers(converted)
+    kinds = [type(m) for m in converted.modules()]
+    assert (kinds.count(ActivationPair), kinds.count(WeightPair)) == (97, 53)
+    assert all(torch.equal(value, before[name]) for name, value in quantized.state_dict().items())
+
+
+def test_baked_weights_are_the_rounded_ones(quantized: nn.Module, pixels: Tensor) -> None:
+    baked = bake_weights(quantized)
+    assert not weight_quantizers(baked) and len(activation_quantizers(baked)) == 97
+    for name, quantizer in weight_quantizers(quantized).items():
+        steps = module_of(baked, name).weight.detach().double() / affine(quantizer).scale.reshape(-1, 1, 1, 1)
+        assert float((steps - steps.round()).abs().max()) < 1e-4 and float(steps.abs().max()) < 127.01
+    check_int8(answers(baked, pixels), answers(quantized, pixels))
+
+
+def test_exact_int8_is_integers_throughout(quantized: nn.Module, pixels: Tensor) -> None:
+    exact = exact_int8(quantized, input_size=SIZE)
+    seen = 0
+
+    def on_grid(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal seen
+        assert isinstance(module, ExactRound)
+        integers = output / module.scale + module.zero_point
+        assert output.dtype == torch.float64
+        assert float((integers - integers.round()).abs().max()) < 1e-9
+        assert float(integers.min()) > -128.5 and float(integers.max()) < 127.5
+        seen += 1
+
+    for module in exact.modules():
+        if isinstance(module, ExactRound):
+            module.register_forward_hook(on_grid)
+    got = answers(exact, pixels)
+    assert seen == 97 * len(pixels) and got.dtype == np.float32
+    check_int8(got, answers(quantized, pixels))
+
+
+# What the runtimes answer
+
+
+@pytest.mark.parametrize("runtime", ["litert", "openvino", "onnx"])
+def test_float_artefacts_answer_as_the_folded_network(
+    runtime: str, deploy: DeployModel, pixels: Tensor, shape_frames: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    compiled: Compiled = request.getfixturevalue(f"{runtime}_fp32")
+    check_fp32(run(runtime, compiled.path, shape_frames), answers(deploy, pixels))
+    files = artefact_files(compiled.path.parent, runtime, "fp32")  # type: ignore[arg-type]
+    assert files[0] == compiled.path
+    assert compiled.size_bytes == sum(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize("runtime", ["litert", "openvino", "onnx"])
+def test_int8_artefacts_answer_as_the_int8_network(
+    runtime: str, quantized: nn.Module, pixels: Tensor, shape_frames: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    compiled: Compiled = request.getfixturevalue(f"{runtime}_int8")
+    check_int8(run(runtime, compiled.path, shape_frames), answers(quantized, pixels))
+    assert compiled.notes
+
+
+# What is inside the files
+
+
+class Graph:
+    """A .tflite, read with the schema's own classes."""
+
+    def __init__(self, path: Path) -> None:
+        self.model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+        (self.graph,) = self.model.subgraphs
+        names = {v: k for k, v in vars(schema.BuiltinOperator).items() if not k.startswith("_")}
+        self.operators = [
+            (names[self.model.operatorCodes[op.opcodeIndex].builtinCode], self._kinds(op.inputs), op)
+            for op in self.graph.operators
+        ]
+
+    def _kinds(self, places: Any) -> list[int]:
+        return [self.graph.tensors[place].type for place in places if place >= 0]
+
+    def tensor(self, place: int) -> Any:
+        return self.graph.tensors[place]
+
+
+def test_litert_int8_takes_pixels_minus_128(litert_int8: Compiled) -> None:
+    graph = Graph(litert_int8.path)
+    (place,) = graph.graph.inputs
+    pixels = graph.tensor(place)
+    assert pixels.type == schema.TensorType.INT8 and list(pixels.shape) == [1, SIZE, SIZE, 3]
+    assert pixels.quantization.scale[0] == pytest.approx(1.0, abs=1e-6) and list(pixels.quantization.zeroPoint) == [
+        -128
+    ]
+    assert graph.tensor(graph.graph.outputs[0]).type == schema.TensorType.FLOAT32
+
+
+def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Compiled) -> None:
+    graph = Graph(litert_int8.path)
+    convolutions = [op for op in graph.operators if op[0] in ("CONV_2D", "DEPTHWISE_CONV_2D")]
+    assert len(convolutions) == 53
+    for kind, kinds, op in convolutions:
+        assert kinds == [schema.TensorType.INT8, schema.TensorType.INT8, schema.TensorType.INT32], kind
+        assert not np.any(graph.tensor(op.inputs[1]).quantization.zeroPoint)
+    swishes = [kinds for kind, kinds, _ in graph.operators if kind == "HARD_SWISH"]
+    assert len(swishes) == 19 and all(kinds == [schema.TensorType.FLOAT32] for kinds in swishes)
+    (head,) = [kinds for kind, kinds, _ in graph.operators if kind == "FULLY_CONNECTED"]
+    assert schema.TensorType.INT8 not in head
+
+
+def test_xnnpack_computes_the_whole_int8_graph_in_one_piece(litert_int8: Compiled) -> None:
+    assert partitions(litert_int8.path) == 1
+
+
+def stored_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weights and scales of each convolution, output channels first."""
+    graph = Graph(path)
+    found = []
+    for kind, _, op in graph.operators:
+        if kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            tensor = graph.tensor(op.inputs[1])
+            buffer = graph.model.buffers[tensor.buffer]
+            outside = buffer.data is None  # large buffers lie behind the flatbuffer, in the same file
+            raw = path.read_bytes()[buffer.offset : buffer.offset + buffer.size] if outside else bytes(buffer.data)
+            data = np.frombuffer(raw, dtype=np.int8)
+            order = (0, 3, 1, 2) if kind == "CONV_2D" else (3, 0, 1, 2)
+            scale = np.asarray(tensor.quantization.scale, dtype=np.float64)
+            found.append((data.reshape(tensor.shape).transpose(order), scale))
+    return found
+
+
+def test_litert_int8_weights_are_the_trained_ones(litert_int8: Compiled, quantized: nn.Module) -> None:
+    stored = stored_weights(litert_int8.path)
+    for name, quantizer in weight_quantizers(quantized).items():
+        step = affine(quantizer).scale.numpy().reshape(-1, 1, 1, 1)
+        with torch.inference_mode():
+            wanted = quantizer(module_of(quantized, name).weight).double().numpy()
+        restored = [w * s.reshape(-1, 1, 1, 1) for w, s in stored if w.shape == wanted.shape]
+        assert any(np.abs((r - wanted) / step).max() < 1.02 for r in restored), name
+
+
+def test_litert_int8_weights_keep_the_trained_scales(litert_int8: Compiled, quantized: nn.Module) -> None:
+    stored = stored_weights(litert_int8.path)
+    for name, quantizer in weight_quantizers(quantized).items():
+        wanted = affine(quantizer).scale.numpy()
+        assert any(len(s) == len(wanted) and np.allclose(s, wanted, rtol=1e-5) for _, s in stored), name
+
+
+def test_litert_int8_is_a_quarter(litert_int8: Compiled, litert_fp32: Compiled) -> None:
+    assert litert_int8.size_bytes == litert_int8.path.stat().st_size
+    assert litert_int8.size_bytes < litert_fp32.size_bytes / 4 + 400_000
+
+
+def test_litert_int8_writes_equal_vectors_once(litert_int8: Compiled, shape_frames: np.ndarray, tmp_path: Path) -> None:
+    builder = flatbuffers.Builder()
+    builder.Finish(tfl_flatbuffer_utils.read_model(litert_int8.path.read_bytes()).Pack(builder), b"TFL3")
+    (tmp_path / "plain.tflite").write_bytes(builder.Output())
+    assert litert_int8.size_bytes < len(builder.Output()) - 100_000  # two of three 8-byte zero points a channel
+    plain, written = (run("litert", path, shape_frames) for path in (tmp_path / "plain.tflite", litert_int8.path))
+    np.testing.assert_array_equal(plain, written)
+
+
+def test_an_onnx_file_whose_weights_share_zero_points_still_runs(
+    onnx_int8: Compiled, quantized: nn.Module, pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path
+) -> None:
+    """Bundles that were packed before: a newer agent must not refuse them."""
+    model = onnx.load(onnx_int8.path)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    shared: dict[tuple[int, ...], str] = {}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            node.input[2] = shared.setdefault(constants[node.input[2]].shape, node.input[2])
+    assert len(shared) < 53
+    onnx.save(model, tmp_path / "a.onnx")
+    check_int8(run("onnx", tmp_path / "a.onnx", shape_frames), answers(quantized, pixels))
+
+
+def test_onnx_int8_stores_integers(onnx_int8: Compiled, onnx_fp32: Compiled, quantized: nn.Module) -> None:
+    model = onnx.load(onnx_int8.path)
+    onnx.checker.check_model(model, full_check=True)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert not any(n.op_type == "Clip" and n.input[0] in constants for n in model.graph.node)
+    read = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
+    weights = [constants[n.input[0]] for n in read]
+    assert len(weights) == 53 and {w.dtype for w in weights} == {np.dtype(np.int8)}
+    assert not any(n.op_type == "QuantizeLinear" and n.input[0] in constants for n in model.graph.node)
+    assert all(w.min() >= -127 for w in weights)
+    restored = [(constants[n.input[0]] * constants[n.input[1]].reshape(-1, 1, 1, 1)).astype(np.float32) for n in read]
+    for name, quantizer in weight_quantizers(quantized).items():
+        with torch.inference_mode():
+            wanted = quantizer(module_of(quantized, name).weight).numpy()
+        step = float(affine(quantizer).scale.max())
+        close = [r for r in restored if r.shape == wanted.shape and np.abs(r - wanted).max() < 1.01 * step]
+        # the largest weight of each of the stem's 16 channels lies just between two steps: the last bit decides
+        assert any(np.mean(np.abs(r - wanted) < 0.01 * step) > 0.96 for r in close), name
+    assert onnx_int8.size_bytes < onnx_fp32.size_bytes / 2
+
+
+def test_onnx_files_do_not_tell_of_the_workstation(onnx_int8: Compiled, onnx_fp32: Compiled) -> None:
+    for compiled in (onnx_int8, onnx_fp32):
+        content = compiled.path.read_bytes()
+        assert str(Path(torch.__file__).parent).encode() not in content
+        assert b"stack_trace" not in content
+
+
+def test_openvino_keeps_its_quantizers(openvino_int8: Compiled, openvino_fp32: Compiled) -> None:
+    def quantizers(path: Path) -> int:
+        return sum(op.get_type_name() == "FakeQuantize" for op in openvino.Core().read_model(path).get_ops())
+
+    assert quantizers(openvino_int8.path) >= 97
+    assert quantizers(openvino_fp32.path) == 0
+    assert sorted(p.suffix for p in openvino_int8.path.parent.glob("openvino-int8*")) == [".bin", ".xml"]
+
+
+# What cannot be compiled
+
+
+def test_openvino_refuses_a_network_of_the_other_precision(
+    deploy: DeployModel, quantized: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(CompileError, match="0 quantizers in an int8 model"):
+        compile_openvino(deploy, tmp_path / "a.xml", input_size=SIZE, precision="int8")
+    assert not list(tmp_path.iterdir())
+
+
+class Moody(nn.Module):
+    """Takes another way for dark pictures, which no export can follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3)) if float(x.mean()) > 10 else x.amax(dim=(2, 3))
+
+
+def test_networks_that_cannot_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"a\.onnx: torch cannot export"):
+        compile_onnx(Moody(), tmp_path / "a.onnx", input_size=SIZE, precision="fp32")
+    with pytest.raises(CompileError, match="LiteRT cannot convert"):
+        compile_litert_fp32(Moody(), tmp_path / "a.tflite", input_size=SIZE)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,262 @@
+"""The broker kit, with a real mosquitto: who is let in, and what each may say."""
+
+from __future__ import annotations
+
+import queue
+import ssl
+import stat
+import sys
+import tarfile
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from eyas_device.config import read_config
+from eyas_device.errors import LinkError
+from eyas_device.telemetry.messages import encode
+from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.broker.enroll import enroll
+from eyas_host.fleet.broker.kit import Kit, prepare
+from eyas_host.fleet.broker.pki import Authority, CredentialError, Credentials, days_left
+from eyas_host.fleet.collect.collector import Collector
+from eyas_host.fleet.store.store import Store
+from eyas_host.fleet.watch.view import Tap
+from tests.support.fleet_parts import Processes, free_port, listens, needs_mosquitto, wait_until, window
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
+    """A running broker of the kit."""
+    program = needs_mosquitto()
+    folder = tmp_path_factory.mktemp("kit")
+    made = prepare(folder / "fleet", port=free_port())
+    processes = Processes(folder)
+    process = processes.start(program, "-c", str(made.config))
+    wait_until(lambda: listens(made.port) or process.poll() is not None, 15, "a listening broker")
+    assert process.poll() is None, (folder / "log").read_text()
+    yield made
+    processes.close()
+
+
+class Person:
+    """Somebody who connects with credentials."""
+
+    def __init__(self, port: int, credentials: Credentials | None, ca: Path) -> None:
+        self.answers: queue.Queue[Any] = queue.Queue()
+        self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        context = ssl.create_default_context(cafile=str(ca))
+        if credentials is not None:
+            context.load_cert_chain(credentials.cert, credentials.key)
+        self.client.tls_set_context(context)
+        self.client.on_connect = lambda c, u, f, reason, p: self.answers.put(str(reason))
+        self.client.on_disconnect = lambda c, u, f, reason, p: self.answers.put(f"gone: {reason}")
+        self.client.on_publish = lambda c, u, mid, reason, p: self.answers.put(str(reason))
+        self.client.on_subscribe = lambda c, u, mid, reasons, p: self.answers.put(str(reasons[0]))
+        self.client.on_message = lambda c, u, m: self.heard.put((m.topic, m.payload))
+        self.client.connect("127.0.0.1", port)
+        self.client.loop_start()
+
+    def answer(self) -> str:
+        return str(self.answers.get(timeout=15))
+
+    def publish(self, topic: str, payload: bytes = b"{}") -> str:
+        self.client.publish(topic, payload, qos=1)
+        return self.answer()
+
+    def subscribe(self, topic: str) -> str:
+        self.client.subscribe(topic, options=SubscribeOptions(qos=1))
+        return self.answer()
+
+    def close(self) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+@pytest.fixture
+def people(kit: Kit) -> Iterator[Any]:
+    made: list[Person] = []
+
+    def connect(credentials: Credentials | None) -> Person:
+        made.append(Person(kit.port, credentials, kit.folder / "ca" / "ca.crt"))
+        return made[-1]
+
+    yield connect
+    for person in made:
+        person.close()
+
+
+def test_a_device_speaks_for_itself_alone(kit: Kit, people: Any) -> None:
+    device = people(enroll(kit.folder, "cam-1").credentials)
+    assert device.answer() == "Success"
+    for kind in ("status", "window", "event", "profile", "cmd/result"):
+        assert device.publish(f"eyas/hall/cam-1/{kind}") in ("Success", "No matching subscribers")
+    refused = [
+        "eyas/hall/cam-2/window",
+        "eyas/hall/cam-1/ack",
+        "eyas/hall/cam-1/cmd",
+        "eyas/hall/cam-2/cmd",
+        "eyas/hall/other/cam-1/window",
+        "other/hall/cam-1/window",
+    ]
+    for topic in refused:
+        assert device.publish(topic) == "Not authorized", topic
+
+
+def test_a_device_hears_only_what_is_meant_for_it(kit: Kit, people: Any) -> None:
+    one, host = people(enroll(kit.folder, "cam-1").credentials), people(kit.host)
+    assert (one.answer(), host.answer()) == ("Success", "Success")
+    one.subscribe("eyas/#")
+    assert one.subscribe("eyas/hall/cam-1/cmd") == "Granted QoS 1"
+    two = people(enroll(kit.folder, "cam-2").credentials)
+    assert two.answer() == "Success"
+    two.publish("eyas/hall/cam-2/window", b"private")
+    host.publish("eyas/hall/cam-2/cmd", b"for another")
+    host.publish("eyas/hall/cam-1/cmd", b"for me")
+    assert one.heard.get(timeout=15) == ("eyas/hall/cam-1/cmd", b"for me")
+
+
+def test_the_host_reads_all_and_only_answers(kit: Kit, people: Any) -> None:
+    host, device = people(kit.host), people(enroll(kit.folder, "cam-3").credentials)
+    assert (host.answer(), device.answer()) == ("Success", "Success")
+    assert host.subscribe("eyas/+/+/window") == "Granted QoS 1"
+    device.publish("eyas/hall/cam-3/window", b"{}")
+    assert host.heard.get(timeout=15) == ("eyas/hall/cam-3/window", b"{}")
+    assert host.publish("eyas/hall/cam-3/window") == "Not authorized"
+
+
+def test_what_is_far_too_large_ends_at_the_broker(kit: Kit, people: Any) -> None:
+    device = people(enroll(kit.folder, "cam-1").credentials)
+    assert device.answer() == "Success"
+    large = device.publish("eyas/hall/cam-1/event", b"x" * 300_000)
+    assert large in ("Success", "No matching subscribers"), "the collector refuses it, and acknowledges it"
+    assert device.publish("eyas/hall/cam-1/event", b"x" * 2_000_000).startswith("gone: ")
+
+
+def refused(kit: Kit, credentials: Credentials | None) -> bool:
+    """Whether a connection with these credentials does not come about."""
+    try:
+        person = Person(kit.port, credentials, kit.folder / "ca" / "ca.crt")
+    except (ssl.SSLError, OSError):
+        return True
+    try:
+        return person.answer() != "Success"
+    finally:
+        person.close()
+
+
+def test_who_is_not_let_in(kit: Kit, tmp_path: Path) -> None:
+    authority = Authority(kit.folder / "ca")
+    assert not refused(kit, authority.issue(tmp_path / "good", "cam-9"))
+    assert refused(kit, authority.issue(tmp_path / "expired", "cam-9", days=-1)), "expired"
+    assert refused(kit, Authority(tmp_path / "theirs").issue(tmp_path / "forged", "cam-9")), "another authority"
+    assert refused(kit, None), "without a certificate"
+
+
+def test_the_collector_gets_through_all_of_it(kit: Kit, people: Any, tmp_path: Path) -> None:
+    access = Access(broker=f"127.0.0.1:{kit.port}", ca=kit.host.ca, cert=kit.host.cert, key=kit.host.key)
+    device = people(enroll(kit.folder, "cam-4").credentials)
+    assert device.answer() == "Success"
+    assert device.subscribe("eyas/s/cam-4/ack") == "Granted QoS 1"
+    with Store(f"sqlite:///{tmp_path / 'fleet.db'}") as store, Collector(store, access, name="t") as collector:
+        thread = threading.Thread(target=collector.run)
+        thread.start()
+        try:
+            wait_until(lambda: collector.state == "connected", what="the connection")
+            spool = str(uuid.uuid4())
+            device.publish("eyas/s/cam-4/window", encode(window("cam-4", spool, 0)))
+            topic, ack = device.heard.get(timeout=15)
+        finally:
+            collector.stop()
+            thread.join(20)
+        assert store.counts() == {"window": 1, "quarantine": 0}
+    assert topic == "eyas/s/cam-4/ack"
+    assert spool.encode() in ack
+
+
+def test_keys_are_private_and_what_is_there_stays(tmp_path: Path) -> None:
+    first = prepare(tmp_path)
+    keys = sorted(tmp_path.rglob("*.key"))
+    assert len(keys) == 3
+    assert all(stat.S_IMODE(key.stat().st_mode) == 0o600 for key in keys)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.[ck][re][ty]")}
+    assert len(before) >= 6
+    assert prepare(tmp_path) == first
+    assert {path: path.read_bytes() for path in before} == before
+    other = prepare(tmp_path, names=["broker.example"])
+    assert other.hosts[0] == "broker.example"
+    renewed = x509.load_pem_x509_certificate((tmp_path / "broker" / "server.crt").read_bytes())
+    names = renewed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "broker.example" in names.get_values_for_type(x509.DNSName)
+    assert "127.0.0.1" in [str(a) for a in names.get_values_for_type(x509.IPAddress)]
+    assert (tmp_path / "ca" / "ca.key").read_bytes() == before[tmp_path / "ca" / "ca.key"]
+
+
+def test_what_enrolling_makes(tmp_path: Path) -> None:
+    made = enroll(tmp_path, "cam-1", site="hall-2", broker="broker.example:8883")
+    assert 800 < days_left(made.credentials.cert) <= 826
+    assert stat.S_IMODE(made.archive.stat().st_mode) == 0o600
+    with tarfile.open(made.archive) as tar:
+        assert sorted(tar.getnames()) == [
+            f"credentials/{name}" for name in ("ca.crt", "client.crt", "client.key", "device.toml")
+        ]
+    config = read_config(tmp_path / "devices" / "cam-1" / "device.toml")
+    assert (config.device.site, config.device.name) == ("hall-2", "cam-1")
+    assert config.telemetry.broker == "broker.example:8883"
+    assert config.telemetry.certificate == "/etc/eyas/credentials/client.crt"
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "+", "#", "..", "eyas-host", "x" * 65, "a b", "cam\n"])
+def test_names_that_no_device_may_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LinkError):
+        enroll(tmp_path, name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_authority_is_said(tmp_path: Path) -> None:
+    enroll(tmp_path, "cam-1")
+    (tmp_path / "ca" / "ca.key").write_text("no key")
+    with pytest.raises(CredentialError, match="no certificate authority"):
+        enroll(tmp_path, "cam-2")
+
+
+def test_a_bind_that_is_no_address(tmp_path: Path) -> None:
+    with pytest.raises(LinkError, match="an address is needed"):
+        prepare(tmp_path, bind="eth0")
+
+
+def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> None:
+    port, processes = free_port(), Processes(tmp_path)
+    script = "import sys; from eyas_host.fleet.broker.embedded import serve_embedded; serve_embedded(int(sys.argv[1]))"
+    answers: queue.Queue[bytes] = queue.Queue()
+    client = Client(CallbackAPIVersion.VERSION2, client_id="cam-1", protocol=MQTTProtocolVersion.MQTTv311)
+    client.on_connect = lambda c, *_: c.subscribe("eyas/s/cam-1/ack", 1)
+    client.on_message = lambda c, u, m: answers.put(m.payload)
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    try:
+        broker = processes.start(sys.executable, "-c", script, str(port))
+        wait_until(lambda: listens(port) or broker.poll() is not None, what="a listening broker")
+        processes.collector(port, url)
+        processes.connected()
+        with Tap(Access(broker=f"127.0.0.1:{port}")) as tap:
+            wait_until(lambda: list(tap.take(0.1)) or tap.state == "connected", what="the watcher's connection")
+            client.connect("127.0.0.1", port)
+            client.loop_start()
+            spool = str(uuid.uuid4())
+            client.publish("eyas/s/cam-1/window", encode(window("cam-1", spool, 0)), qos=1)
+            assert spool.encode() in answers.get(timeout=20)
+            seen: list[Any] = []
+            wait_until(lambda: seen.extend(tap.take(0.1)) or seen, what="the message")
+    finally:
+        client.disconnect()
+        client.loop_stop()
+        processes.close()
+    with Store(url) as store:
+        assert store.counts() == {"window": 1, "quarantine": 0}

@@ -1,0 +1,329 @@
+"""The collector, through a real broker: what it acknowledges is in the store, and nothing else gets there."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
+
+from eyas_device.errors import LinkError
+from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
+from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.collect.checked import Checked, Poison, check
+from eyas_host.fleet.collect.collector import Collector
+from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
+from eyas_host.fleet.store.store import Batch, Store
+from tests.support.fleet_parts import Processes, Sender, event, free_port, wait_until, window
+
+SPOOL = str(uuid.UUID(int=7))
+HOSTILE_CASES = int(os.environ.get("EYAS_HOSTILE_CASES", "4000"))
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def port(processes: Processes) -> int:
+    port = free_port()
+    processes.broker(port)
+    return port
+
+
+@pytest.fixture
+def sender(port: int) -> Iterator[Callable[..., Sender]]:
+    made: list[Sender] = []
+
+    def make(device: str = "cam-1", **more: Any) -> Sender:
+        made.append(Sender(port, device, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'fleet.db'}"
+
+
+def test_stored_then_acknowledged(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
+    process = processes.collector(port, url)
+    processes.connected()
+    one, two = sender("cam-1"), sender("cam-2", site="hall-2")
+    one.windows(range(300))
+    two.windows(range(10))
+    two.send(event("cam-2", two.spool, 10), "event")
+    assert one.acked(set(range(300))) == set(range(300))
+    assert two.acked(set(range(11))) == set(range(11))
+    one.windows([0, 7, 299])
+    assert one.acked({0, 7, 299}) == {0, 7, 299}, "what comes again is acknowledged again"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    with Store(url) as store:
+        assert store.counts() == {"event": 1, "window": 310, "quarantine": 0}
+    last = processes.reports()[-1]
+    assert (last["messages"], last["duplicates"], last["waiting"]) == (311, 3, 0)
+
+
+def test_poison_is_set_aside_and_holds_nothing_up(
+    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+) -> None:
+    processes.collector(port, url)
+    processes.connected()
+    one = sender()
+    one.send(b"not json")
+    one.send(b"\xff\xfe")
+    one.send(window("another", one.spool, 1))
+    one.send(window("cam-1", "no-uuid", 1))
+    one.send(window("cam-1", one.spool, 2, frames=-1))
+    one.send(window("cam-1", one.spool, 3, schema=99))
+    one.send(encode(window("cam-1", one.spool, 4))[:-1] + b',"more":"' + b"x" * 300_000 + b'"}')
+    one.send(window("cam-1", one.spool, 5))
+    assert one.acked({2, 3, 4, 5}) == {2, 3, 4, 5}, "poison with an identity need not come again"
+    with Store(url) as store:
+        assert store.counts() == {"window": 1, "quarantine": 7}
+        reasons = [poison.reason for poison in store.poison()]
+    for words in ("malformed", "UTF-8", "'another'", "no identity", "frames", "schema 99", "300"):
+        assert any(words in reason for reason in reasons), (words, reasons)
+
+
+def test_a_will_changes_the_device_and_is_no_message(
+    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+) -> None:
+    processes.collector(port, url)
+    processes.connected()
+    one = sender()
+    one.send(Status(device="cam-1", spool=one.spool, sequence=0, state="online"), "status")
+    one.acked({0})
+    one.send(Status(device="cam-1", state="lost"), "status")
+    with Store(url) as store:
+        wait_until(lambda: store.devices()[0].status.state == "lost", what="the loss")
+        assert store.counts() == {"status": 1, "quarantine": 0}
+
+
+def test_nothing_is_acknowledged_while_the_store_cannot_write(
+    processes: Processes, port: int, sender: Callable[..., Sender], url: str, tmp_path: Path
+) -> None:
+    with Store(url):
+        pass
+    blocker = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)
+    processes.collector(port, url)
+    processes.connected()
+    one = sender()
+    blocker.execute("BEGIN IMMEDIATE")
+    one.windows(range(5))
+    wait_until(lambda: "cannot write: database is locked" in processes.reports()[-1]["store"], 40, "the complaint")
+    assert one.acks.empty()
+    blocker.execute("ROLLBACK")
+    assert one.acked(set(range(5))) == set(range(5))
+    wait_until(lambda: processes.reports()[-1]["store"] == "writing")
+
+
+def test_what_waits_while_it_is_away(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
+    first = processes.collector(port, url)
+    processes.connected()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(20) == 0
+    one = sender()
+    one.windows(range(20))
+    processes.collector(port, url)
+    assert one.acked(set(range(20))) == set(range(20)), "the broker kept them for the collector's session"
+
+
+def test_collectors_share_the_work(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
+    for name in ("a", "b"):
+        processes.collector(port, url, name=name)
+        processes.connected(name)
+    one = sender()
+    one.windows(range(400))
+    one.acked(set(range(400)))
+    with Store(url) as store:
+        assert store.counts()["window"] == 400
+    parts = [lambda name=name: processes.reports(name)[-1]["messages"] for name in ("a", "b")]
+    wait_until(lambda: sum(part() for part in parts) == 400)
+    assert min(part() for part in parts) > 50
+
+
+def test_the_broker_restarts(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
+    broker_port = free_port()
+    broker = processes.broker(broker_port, name="second")
+    processes.collector(broker_port, url)
+    processes.connected()
+    broker.kill()
+    broker.wait()
+    wait_until(lambda: processes.reports()[-1]["state"].startswith("not connected"), what="the loss")
+    processes.broker(broker_port, name="second")
+    wait_until(lambda: processes.reports()[-1]["state"] == "connected", what="the return")
+    one = Sender(broker_port)
+    one.windows(range(5))
+    assert one.acked(set(range(5))) == set(range(5))
+    one.close()
+
+
+def test_two_of_one_name_say_so_and_lose_nothing(
+    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+) -> None:
+    processes.collector(port, url)
+    processes.connected()
+    second = processes.collector(port, url)
+    wait_until(lambda: any("has another collector the name" in r["state"] for r in processes.reports()), 60)
+    second.terminate()
+    assert second.wait(20) == 0
+    one = sender()
+    one.windows(range(20))
+    assert one.acked(set(range(20)), timeout=60) == set(range(20))
+
+
+def test_mistaken_credentials(tmp_path: Path, url: str) -> None:
+    with Store(url) as store:
+        for wrong in (
+            {"broker": "host:99999"},
+            {"ca": tmp_path / "nothing.crt"},
+            {"cert": tmp_path / "x.crt"},
+            {"user": "u", "password_file": tmp_path / "nothing"},
+        ):
+            with pytest.raises(LinkError):
+                Collector(store, Access(**wrong), name="x")  # type: ignore[arg-type]
+
+
+class Refusing(Store):
+    """A store whose database takes no message of one sequence number, as a bug would have it."""
+
+    def add(self, batch: Batch) -> int:
+        if any(m.address.sequence == 3 for m in batch.messages):
+            raise OverflowError("does not fit")
+        return super().add(batch)
+
+
+def test_one_message_that_the_database_does_not_take(url: str) -> None:
+    done: list[Committed] = []
+    with Refusing(url) as store, Writer(store, done.append) as writer:
+        payloads = [encode(window("d", SPOOL, n)) for n in range(6)]
+        writer.put([Arrived(1, n + 1, "eyas/s/d/window", p, time.monotonic()) for n, p in enumerate(payloads)])
+        wait_until(lambda: done)
+        assert store.counts() == {"window": 5, "quarantine": 1}
+        assert "does not fit" in store.poison()[0].reason
+    assert done[0].mids == [1, 2, 3, 4, 5, 6]
+
+
+class Full(Store):
+    """A store whose disk is full."""
+
+    def add(self, batch: Batch) -> int:
+        raise OperationalError("insert", {}, sqlite3.OperationalError("database or disk is full"))
+
+
+def test_a_full_disk_acknowledges_nothing_and_ends_when_told(url: str) -> None:
+    done: list[Committed] = []
+    with Full(url) as store, Writer(store, done.append) as writer:
+        writer.put([Arrived(1, 1, "eyas/s/d/window", encode(window("d", SPOOL, 1)), time.monotonic())])
+        wait_until(lambda: "disk is full" in writer.state)
+    assert done == []
+
+
+# Hostile messages: mutations of good ones, and JSON of any shape.
+
+GOOD: dict[str, Header] = {
+    "status": Status(device="d", spool=SPOOL, sequence=1, state="online"),
+    "window": window(
+        "d", SPOOL, 2, counts={"a": 3}, confidence={"a": (1,) * 10}, latency_bins={100: 3}, latency_ms={"p50": 1.0}
+    ),
+    "event": event("d", SPOOL, 3, top={"a": 0.5}),
+    "profile": KINDS["profile"](device="d", spool=SPOOL, sequence=4),
+    "cmd/result": KINDS["cmd/result"](device="d", spool=SPOOL, sequence=5),
+}
+ATOMS: list[Any] = [None, True, -1, 0, 2**53 + 1, 2**63, 10**30, -0.0, 1e308, "", "d", "\x00", "\ud800", "é" * 300]
+ATOMS += ["x" * 5000, [], {}, [[]], {"a": {}}, [1] * 11, {"d": -1}, {"\n": 1}, "NaN", SPOOL, SPOOL.upper() + "\n"]
+
+
+def hostile(rng: random.Random, kind: str) -> bytes:
+    tree = json.loads(encode(GOOD[kind]))
+    for _ in range(rng.randint(0, 3)):
+        key = rng.choice([*tree, "unknown"])
+        tree[key] = rng.choice(ATOMS)
+        if rng.random() < 0.2:
+            tree.pop(key)
+    data = bytearray(json.dumps(tree, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass"))
+    if rng.random() < 0.3:
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+    if rng.random() < 0.1:
+        del data[rng.randrange(len(data)) :]
+    if rng.random() < 0.02:
+        data = bytearray(b'{"device":"d","x":' + b"[" * 5000 + b"]" * 5000 + b"}")
+    return bytes(data)
+
+
+def proper(verdict: Checked) -> None:
+    """What the rest of Eyas relies on, read anew from what is stored."""
+    message: Any = decode(verdict.payload.encode(), KINDS[verdict.kind])
+    assert message == msgspec.convert(msgspec.to_builtins(verdict.message), KINDS[verdict.kind], str_keys=False)
+    assert message.device == verdict.address.device == "d"
+    assert message.schema == 1
+    assert 0 <= message.time < 1e11
+    if verdict.is_will:
+        assert (verdict.kind, message.state, message.spool) == ("status", "lost", "")
+        return
+    assert str(uuid.UUID(message.spool)) == message.spool
+    assert 0 <= message.sequence < 2**63
+    if verdict.kind == "window":
+        assert min([message.frames, message.dropped, message.unsure, *message.counts.values()]) >= 0
+        assert all(len(tenths) == 10 and min(tenths) >= 0 for tenths in message.confidence.values())
+        assert all(0 <= value < 1e16 for value in message.latency_ms.values())
+    if verdict.kind == "event":
+        assert 0 <= message.confidence <= 1
+
+
+def test_hostile_messages_crash_nothing_and_none_is_stored_wrong(url: str) -> None:
+    rng = random.Random(5)
+    taken: list[Checked] = []
+    with Store(url) as store:
+        for number in range(HOSTILE_CASES):
+            kind = rng.choice(list(GOOD))
+            payload = hostile(rng, kind)
+            verdict = check(f"eyas/s/d/{rng.choice(list(GOOD)) if number % 50 == 0 else kind}", payload)
+            if isinstance(verdict, Poison):
+                assert verdict.reason
+                continue
+            proper(verdict)
+            taken.append(verdict)
+        share = len(taken) / HOSTILE_CASES
+        assert 0.1 < share < 0.9, "both sides have to be seen"
+        for start in range(0, len(taken), 500):
+            store.add(Batch(1.0, taken[start : start + 500]))
+        stored = sum(number for kind, number in store.counts().items() if kind != "quarantine")
+        assert stored == len({v.address for v in taken if not v.is_will})
+        store.devices()
+        assert all(w.device == "d" for w in store.windows())
+        assert all(e.device == "d" for e in store.events())
+
+
+@settings(max_examples=200, deadline=None)
+@given(topic=st.text(max_size=40) | st.just("eyas/s/d/window"), payload=st.binary(max_size=200))
+def test_any_bytes_on_any_topic(topic: str, payload: bytes) -> None:
+    assert isinstance(check(topic, payload), Poison)
+
+
+def test_ten_megabytes_are_refused_quickly() -> None:
+    started = time.process_time()
+    verdict = check("eyas/s/d/window", b'{"device":"d","x":"' + b"x" * 10_000_000 + b'"}')
+    assert isinstance(verdict, Poison)
+    assert time.process_time() - started < 1

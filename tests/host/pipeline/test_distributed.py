@@ -1,0 +1,132 @@
+"""Several processes: one run of them through the command line against one process, and the arithmetic of shares."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from eyas_host.pipeline import distributed
+from tests.support.inside import eyas
+
+RECIPE = """
+[run]
+name = "toy"
+device = "cpu"
+workers = 0
+[data]
+path = "pictures"
+[picture]
+size = 32
+[augment]
+horizontal_flip = false
+rotate_degrees = 0.0
+crop_scale = 1.0
+brightness = 0.0
+contrast = 0.0
+[teacher]
+model = "mobilenetv3_small_050"
+weights = "random"
+head_epochs = 2
+epochs = 2
+batch = {batch}
+accumulate = 2
+ema = 0.9
+unfreeze = "3"
+[student]
+model = "mobilenetv3_small_050"
+weights = "random"
+views = 1
+epochs = 1
+batch = 9
+labels_only = false
+[prune]
+method = "none"
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, shape_pictures: Path) -> Path:
+    """A folder with a recipe whose last batch has one picture, and with fewer pictures of one class."""
+    pictures = shutil.copytree(shape_pictures, tmp_path / "pictures")
+    for path in sorted((pictures / "circle").iterdir())[:5]:
+        path.unlink()
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(batch=12))
+    return tmp_path
+
+
+def taught(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    record = json.loads((run / "teach" / "stage.json").read_bytes())
+    return record["facts"]["histories"], torch.load(run / "teach" / "teacher.pt", weights_only=True)
+
+
+def one_of_two(rank: int, port: int, place: Path, told: Connection) -> None:
+    """What a launcher starts."""
+    os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    told.send(eyas(place, "prune", "recipe.toml", "--runs", "two"))
+
+
+def test_two_processes_teach_as_one_and_distil_together(place: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # nothing is imported anew
+    pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
+    two = [
+        context.Process(target=one_of_two, args=(rank, port, place, pipes[rank][1]), daemon=True) for rank in range(2)
+    ]
+    for process in two:
+        process.start()
+    try:
+        assert eyas(place, "teach", "recipe.toml", "--runs", "one").code == 0
+        assert all(told.poll(120) for told, _ in pipes)
+        main, other = (told.recv() for told, _ in pipes)
+    finally:
+        for process in two:
+            process.kill()
+    assert main.code == other.code == 0
+    assert main.err.splitlines()[-1].startswith("prune ")
+    assert not other.err and not other.out
+    counts = json.loads((place / "two/toy/split/stage.json").read_bytes())["facts"]["counts"]["train"]
+    assert sum(counts.values()) % 12 == 1 and len(set(counts.values())) > 1
+
+    (histories, state), (expected, wanted) = taught(place / "two/toy"), taught(place / "one/toy")
+    for title, history in expected.items():
+        for one, other in zip(history, histories[title], strict=True):
+            assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
+            assert other["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+    assert {len(history) for history in expected.values()} == {2}
+    for name, value in wanted.items():
+        assert torch.allclose(state[name], value, atol=1e-5, rtol=0), name
+    assert eyas(place, "prune", "recipe.toml", "--runs", "two").err.count("unchanged") == 4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shares_make_the_batch(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(count))
+    for rows in range(8):
+        batch, shares = np.arange(rows), []
+        for rank in range(count):
+            monkeypatch.setenv("RANK", str(rank))
+            shares.append(distributed.share(batch))
+        assert [part.tolist() for part in shares] == [part.tolist() for part in np.array_split(batch, count)]
+
+
+def test_a_stage_of_the_main_process_alone_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distributed.count() == 2
+    with distributed.alone():
+        assert distributed.count() == 1
+        assert distributed.from_main("word") == "word"
+        assert len(distributed.share(np.arange(5))) == 5
+    assert distributed.count() == 2

@@ -1,0 +1,220 @@
+"""The HTML report, the model card and the bundle's README."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+
+from eyas_device.bundle import Artefact, File, Manifest
+from eyas_device.decision import Decision
+from eyas_device.preprocess import Preprocessing, decode
+from eyas_host.bundle.card import bundle_readme, model_card
+from eyas_host.report.html import duration, megabytes, number, percent, render_html, small, verdict
+from eyas_host.report.model import Mistake
+from tests.support.report_parts import HOSTILE, NOTICE, Page, make_report
+
+
+def make_manifest() -> Manifest:
+    def artefact(name: str, runtime: Any, size: int) -> Artefact:
+        return Artefact(name, runtime, "int8", (File(f"{name}.bin", "ab" * 32, size),))
+
+    return Manifest(
+        schema=1,
+        name="solar-cells",
+        version="1.0.0",
+        labels=("defective", "ok", HOSTILE),
+        preprocessing=Preprocessing(size=128),
+        artefacts=(artefact("litert-int8", "litert", 1_100_000), artefact("onnx-int8", "onnx", 1_500_000)),
+        use={"litert": "litert-int8"},
+        reasons={"litert": "faster: int8 1.20 ms, fp32 3.00 ms"},
+        evidence={
+            "litert-int8": {
+                "part": "validation",
+                "balanced_accuracy": 0.8123,
+                "agreement": 0.968,
+                "mean_dp": 0.0123,
+                "latency_ms_p50": 1.2,
+                "latency_ms_p90": None,
+            }
+        },
+        notices=(NOTICE, "pictures by <someone>"),
+    )
+
+
+@pytest.fixture
+def mistakes(tmp_path: Path) -> tuple[Mistake, ...]:
+    picture = tmp_path / "cell <b>1.png"
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8))
+    return (
+        Mistake(str(picture), "ok", "defective", 0.973),
+        Mistake(str(tmp_path / "gone" / f"{HOSTILE.replace('/', '')}.png"), "defective", "ok", 0.91),
+        Mistake("null\0byte.png", "defective", "ok", 0.9),
+    )
+
+
+def test_ladder_rows_hold_test_and_validation_and_say_what_was_not_measured(mistakes: tuple[Mistake, ...]) -> None:
+    page = Page(render_html(make_report(("defective", "ok"), mistakes)))
+    shipped = page.row("litert-int8 shipped")
+    assert "80.1 %" in shipped[1] and "validation 81.2 %" in shipped[1]
+    assert "96.8 %" in shipped[5] and "1.1 MB" in shipped[6] and "1.20 / 1.44 ms" in shipped[7]
+    assert shipped[8].split("  ")[0].strip().startswith("95 % accuracy")
+    assert "24× smaller" in shipped[8] and "40× faster" in shipped[8]  # noqa: RUF001
+    qat = page.row("qat")
+    assert [cell.strip() for cell in qat[6:8]] == ["not measured"] * 2
+    assert qat[3].startswith("not measured"), "an AUC of NaN is no figure"
+    assert "only simulated" in qat[0]
+    assert page.row("teacher")[8].strip() == "is the teacher"
+
+
+def test_every_section_has_its_content(mistakes: tuple[Mistake, ...]) -> None:
+    report = make_report(("defective", "ok"), mistakes)
+    page = Page(render_html(report))
+    assert verdict(report) in page.text
+    for words in (
+        NOTICE,
+        "opened once",
+        "mean |dp| 0.0300 > 0.02",
+        "faster: int8 1.20 ms, fp32 3.00 ms",
+        "97.3 %",
+        "temperature of 1.31",
+        "Expected calibration error 10.0 %.",
+        "50.0 to 30.0 million multiply-accumulates",
+        "teacher hub, student packaged",
+        "4 min 05 s",
+        "2,100 MB",
+        "not installed",
+        "0.7, 0.15, 0.15",
+        "teacher: the head alone",
+        "97 % sure",
+    ):
+        assert words in page.text, words
+    assert page.row("litert-fp32")  # the first table that has it
+    assert [" ".join(c.split()) for c in page.row("test")] == ["test", "16 50 %", "16 50 %", "32"]
+    assert page.row("exact int8 arithmetic")[2].strip() == "97.3 %"
+    assert "at least 95.0 %" in page.row("allowed by the recipe")[2]
+    plots = [attrs for tag, attrs in page.tags if tag == "svg" and (attrs.get("viewbox") or "").count(" ") == 3]
+    assert len([a for a in plots if "class" not in a]) == 1 + 3 + 2, (
+        "scatter, three trainings, two reliability diagrams"
+    )
+    assert all(attrs.get("aria-label") for attrs in plots)
+
+
+def test_page_is_self_contained_and_small(mistakes: tuple[Mistake, ...]) -> None:
+    text = render_html(make_report(("defective", "ok"), mistakes))
+    assert len(text.encode()) < 1_500_000
+    assert "http://" not in text and "https://" not in text and "@import" not in text
+    addresses = [
+        value
+        for tag, attrs in Page(text).tags
+        for name, value in attrs.items()
+        if name in ("src", "href", "xlink:href", "srcset", "action", "data")
+    ]
+    assert any(a and a.startswith("data:image/jpeg;base64,") for a in addresses)
+    assert all(a and a.startswith(("data:image/", "#")) for a in addresses), addresses
+    assert all(u.startswith("#") for u in re.findall(r"url\(([^)]*)\)", text))
+
+
+@pytest.mark.parametrize("labels", [("defective", HOSTILE), ("a", HOSTILE, '"><img src=x onerror=alert(1)>')])
+def test_hostile_text_stays_text(labels: tuple[str, ...], mistakes: tuple[Mistake, ...]) -> None:
+    mistakes += (Mistake('"><script>x.png', labels[1], labels[-1], 0.8),)
+    report = make_report(labels, mistakes, name=HOSTILE, notices=(HOSTILE,), shipped="litert-int8")
+    hostile = msgspec.structs.replace(report.rungs[0], name=HOSTILE, notes=HOSTILE)
+    text = render_html(msgspec.structs.replace(report, rungs=(*report.rungs, hostile)))
+    page = Page(text)
+    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "link")]
+    assert "<b>co" not in text
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert [str(attrs["src"])[:11] for tag, attrs in page.tags if tag == "img"] == ["data:image/"]
+    assert HOSTILE in page.text
+    assert page.text.count("CPU & <b>co</b>") == 1
+    assert len(next(cells for first, cells in page.rows.items() if first.startswith("true"))) == len(labels) + 1
+
+
+def test_missing_picture_is_said_and_present_one_is_shrunk(mistakes: tuple[Mistake, ...]) -> None:
+    page = Page(render_html(make_report(("defective", "ok"), mistakes)))
+    assert page.text.count("picture not found") == 2
+    (image,) = [attrs for tag, attrs in page.tags if tag == "img"]
+    data = base64.b64decode((image["src"] or "").partition(",")[2])
+    assert decode(data).shape == (64, 128, 3)
+    assert image["alt"] == "Picture labelled ok, answered defective"
+
+
+def test_report_with_almost_nothing_still_renders() -> None:
+    report = make_report(("a", "b"))
+    bare = tuple(msgspec.structs.replace(r, latency_ms=None, size_bytes=None, threads=None) for r in report.rungs[1:])
+    report = msgspec.structs.replace(
+        report,
+        rungs=bare,
+        validation_rungs=(),
+        scores={},
+        parity={},
+        reliability={},
+        histories={},
+        stages=(),
+        refused={},
+        weights={},
+        pruning={},
+        recipe={},
+        notices=(),
+        test_openings=2,
+    )
+    page = Page(render_html(report))
+    assert "No latency was measured." in page.text
+    assert "every artefact stayed within" in page.text
+    assert "opened 2 times" in page.text
+    assert "its latency not measured, its size not measured." in verdict(report)
+    assert "was not measured" in verdict(msgspec.structs.replace(report, shipped="none"))
+
+
+def test_verdict_is_one_plain_sentence() -> None:
+    assert verdict(make_report(("a", "b"))) == (
+        "The shipped model litert-int8 answers right on 80.1 % (balanced) of unseen pictures, in 1.20 ms a picture, "
+        "in 1.1 MB: 95 % of the teacher's balanced accuracy, 24× smaller and 40× faster than the teacher in torch."  # noqa: RUF001
+    )
+
+
+def test_figures_in_words() -> None:
+    assert [number(v) for v in (1.2, 0.01234, 1234.5, 0.0, None)] == ["1.20", "0.0123", "1,234", "0.00", "not measured"]
+    assert [duration(s) for s in (1.52, 59.7, 200, 7500)] == ["1.5 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]
+    assert [megabytes(s) for s in (1_130_000, 45_000, None)] == ["1.1 MB", "45.0 kB", "not measured"]
+    assert percent(float("nan")) == "not measured"
+    assert [small(v) for v in (0.00001, 0.0123, 0.0, None)] == ["< 0.0001", "0.0123", "0.0000", "not measured"]
+
+
+def test_card_has_labels_notices_and_evidence() -> None:
+    costs = ((0.0, 9.0, 9.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
+    manifest = msgspec.structs.replace(make_manifest(), decision=Decision(costs=costs))
+    training = {"Teacher": "tf_efficientnet_lite0 from the hub."}
+    card = model_card(manifest, training=training, strategy="by group, near-duplicates on one side")
+    for words in (
+        "# solar-cells 1.0.0",
+        "- defective\n- ok\n",
+        f"**{NOTICE}**",
+        "pictures by &lt;someone&gt;",
+        "- Teacher: tf\\_efficientnet\\_lite0 from the hub.",
+        "| litert-int8 | litert | int8 | 1.10 MB | validation | 0.812 | 0.968 | 0.0123 | 1.20 ms | not measured |",
+        "| onnx-int8 | onnx | int8 | 1.50 MB | " + " | ".join(["not measured"] * 6) + " |",
+        "- litert runs litert-int8: faster: int8 1.20 ms, fp32 3.00 ms",
+        "Training, validation and test: by group, near-duplicates on one side",
+        "weighs what mistakes cost: the label with the least expected cost.",
+    ):
+        assert words in card, words
+    assert "<script" not in card
+    assert "The answer is the likeliest label." in model_card(make_manifest(), training={}, strategy="stratified")
+
+
+def test_readme_says_how_to_run_and_its_program_is_python() -> None:
+    readme = bundle_readme(make_manifest())
+    for words in ("pip install eyas", "eyas-device check .", "eyas-device run --bundle . --camera folder:PATH"):
+        assert words in readme
+    program = readme.partition("```python\n")[2].partition("```")[0]
+    compile(program, "README.md", "exec")
+    assert 'Classifier.open(".")' in program and ".predict(" in program
+    assert "<script" not in readme

@@ -1,0 +1,289 @@
+"""The report's verdict, figures of each label, curves, costs, stage marks and Grad-CAM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import msgspec
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from eyas_device.decision import Decision, decide
+from eyas_host.evaluate.bootstrap import intervals
+from eyas_host.evaluate.cost import CostFigures, choose_decision, part_cost
+from eyas_host.evaluate.metrics import score, softmax
+from eyas_host.report import plots
+from eyas_host.report.curves import curves_of
+from eyas_host.report.gradcam import grad_cam, last_convolution, overlay
+from eyas_host.report.html import money, render_html
+from eyas_host.report.model import Mistake, Report
+from eyas_host.report.signals import judge, operating_point, with_signals
+from tests.support.report_parts import HOSTILE, Page, make_report
+from tests.support.shapes import Pixels
+
+COSTS = np.array([[0.0, 50_000.0], [5_000.0, 0.0]])
+
+
+def answers(classes: int, n: int = 400, seed: int = 0, separate: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(classes, size=n)
+    return softmax(rng.normal(size=(n, classes)) + separate * np.eye(classes)[targets]), targets
+
+
+def scored(labels: tuple[str, ...], costs: np.ndarray | None = None, **changes: Any) -> Report:
+    """A report whose figures on test are all of one set of answers."""
+    p, targets = answers(len(labels))
+    decision = choose_decision(costs, labels, p, targets, currency="EUR")
+    said = decide(p, labels, decision)
+    report = make_report(labels)
+    found = intervals(p, said, targets, costs=costs)
+    cost = None
+    if decision is not None:
+        part = part_cost("test", decision, labels, p, targets, constant=0, interval=found["cost"])
+        both = (msgspec.structs.replace(part, part="validation", interval=None), part)
+        cost = CostFigures(decision=decision, bayes_threshold=0.0909, constant_label=labels[0], parts=both)
+    return msgspec.structs.replace(
+        report,
+        scores={"teacher": score(p, targets), "litert-int8": score(p, targets)},
+        decided=score(p, targets, answers=said) if decision else None,
+        intervals={"litert-int8": found},
+        cost=cost,
+        rungs=tuple(msgspec.structs.replace(r, pr_auc=0.8, cost=1234.5 if decision else None) for r in report.rungs),
+        curves=tuple(
+            c for name in ("litert-int8", "teacher") for c in curves_of(name, labels, p, targets, positive=labels[0])
+        ),
+        **changes,
+    )
+
+
+def test_figures_of_each_label_are_those_of_what_is_answered() -> None:
+    report = scored(("defective", "ok"), COSTS)
+    assert report.decided is not None
+    page = Page(render_html(report))
+    cells = [cell.strip() for cell in page.row("defective")]
+    own = report.decided.classes[0]
+    assert cells[1:4] == [f"{100 * own.precision:.1f} %", f"{100 * own.recall:.1f} %", f"{own.f1:.3f}"]
+    assert cells[6] == str(own.support)
+    assert own.recall > report.scores["litert-int8"].classes[0].recall, "the dear label is found more often"
+    low, high = report.intervals["litert-int8"]["pr_auc"]
+    assert f"95 % interval {low:.3f} to {high:.3f}" in page.text
+
+
+def test_the_page_shows_costs_only_where_there_is_a_table() -> None:
+    report = scored(("defective", "ok"), COSTS)
+    assert report.cost is not None
+    text = Page(render_html(report)).text
+    test = report.cost.parts[1]
+    assert "What mistakes cost" in text and "The table" in text
+    assert money(test.decided) in text and money(test.likeliest) in text and money(test.constant) in text
+    assert str(report.cost.decision) in text and "50,000" in text
+    without = Page(render_html(scored(("defective", "ok"))))
+    assert "What mistakes cost" not in without.text and "cost of a picture" not in without.text
+
+
+@pytest.mark.parametrize("labels", [("a", "b"), ("a", "b", HOSTILE)])
+def test_every_plot_is_drawn_and_described(labels: tuple[str, ...]) -> None:
+    costs = 1.0 - np.eye(len(labels))
+    page = Page(render_html(scored(labels, 10 * costs)))
+    described = [str(attrs["aria-label"]) for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
+    assert any(words.startswith("ROC curves; areas: litert-int8 0.") for words in described)
+    assert any(words.startswith("Precision-recall curves") for words in described)
+    assert any(words.startswith("Cost against the threshold") for words in described) == (len(labels) == 2)
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "words"),
+    [
+        ({"shipped": "onnx-int8"}, "red", "was not measured"),
+        ({"test_openings": 3}, "yellow", "opened 3 times"),
+        ({"divided_by": "stratified"}, "yellow", "at random"),
+        ({"divided_by": "group"}, "green", "divided by group"),
+        ({"warnings": ("class 'a' has 3 training pictures",)}, "yellow", "3 training pictures"),
+        ({"refused": {"onnx-int8": "why"}}, "yellow", "not packed: onnx-int8"),
+        ({}, "green", "balanced accuracy 80.1 %"),
+        ({}, "green", "95% of the teacher's"),
+    ],
+)
+def test_what_speaks_for_and_against_shipping(change: dict[str, Any], level: str, words: str) -> None:
+    report = msgspec.structs.replace(make_report(("a", "b")), **change)
+    assert [s.level for s in judge(report) if words in s.text] == [level]
+
+
+def rung_of(balanced: float, half: float) -> Report:
+    report = make_report(("a", "b"))
+    rungs = tuple(
+        msgspec.structs.replace(r, balanced_accuracy=balanced, balanced_accuracy_ci=(balanced - half, balanced + half))
+        if r.name == "litert-int8"
+        else r
+        for r in report.rungs
+    )
+    return msgspec.structs.replace(report, rungs=rungs)
+
+
+def test_a_model_that_guesses_is_not_shipped_and_the_page_says_so_on_top() -> None:
+    report = with_signals(rung_of(0.52, 0.03))
+    assert report.signals[0].level == "red" and "no better than chance" in report.signals[0].text
+    text = Page(render_html(report)).text
+    assert text.index("Do not ship") < text.index("The ladder")
+    wide = judge(rung_of(0.7, 0.1))
+    assert [s.level for s in wide if "too few test pictures" in s.text] == ["yellow"]
+    kind = judge(rung_of(0.7, 0.03))
+    assert any("validation promised" in s.text for s in kind)
+
+
+def test_costs_are_judged_beside_answering_without_looking() -> None:
+    report = scored(("defective", "ok"), COSTS)
+    assert report.cost is not None
+    test = report.cost.parts[1]
+
+    def levels(**change: Any) -> list[str]:
+        cost = msgspec.structs.replace(report.cost, parts=(msgspec.structs.replace(test, **change),))
+        signals = judge(msgspec.structs.replace(report, cost=cost))
+        return [s.level for s in signals if "a picture costs" in s.text]
+
+    assert levels(constant=2 * test.decided, interval=(0.0, 1.5 * test.decided)) == ["green"]
+    assert levels(constant=1.2 * test.decided, interval=(0.0, 1.5 * test.decided)) == ["yellow"]
+    assert levels(constant=0.9 * test.decided) == ["red"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_curves_have_scikit_learns_areas(classes: int) -> None:
+    p, targets = answers(classes)
+    labels = ("a", "b", "c")[:classes]
+    curves = curves_of("student", labels, p, targets, positive="b")
+    assert [c.label for c in curves] == (["b", "b"] if classes == 2 else ["", "a", "b", "c"] * 2)
+    for curve in curves:
+        wanted = [labels.index(curve.label)] if curve.label else range(classes)
+        area = sk.roc_auc_score if curve.kind == "roc" else sk.average_precision_score
+        assert curve.area == pytest.approx(np.mean([area(targets == c, p[:, c]) for c in wanted]))
+        assert (np.diff(curve.x) >= 0).all() and len(curve.x) <= 200
+        steps = sk.auc(curve.x, curve.y) if curve.kind == "roc" else np.sum(np.diff(curve.x) * np.array(curve.y)[1:])
+        assert steps == pytest.approx(curve.area, abs=0.02), "what is drawn is what is said"
+
+
+def test_a_crowd_of_labels_has_only_the_mean_curve() -> None:
+    p, targets = answers(13, n=600)
+    labels = tuple(f"label {n}" for n in range(13))
+    assert [c.label for c in curves_of("student", labels, p, targets, positive=labels[0])] == ["", ""]
+    p, targets = answers(3)
+    assert len(curves_of("teacher", ("a", "b", "c"), p, targets, positive="a", each=False)) == 2
+
+
+def test_the_disc_lies_on_the_curve() -> None:
+    p, targets = answers(2)
+    confusion = score(p, targets).confusion
+    point = operating_point(confusion, 1)
+    said = p.argmax(axis=1)
+    assert point["roc"] == pytest.approx((said[targets == 0].mean(), said[targets == 1].mean()))
+    assert point["pr"] == pytest.approx((sk.recall_score(targets, said), sk.precision_score(targets, said)))
+
+
+def epochs(count: int, stage: str = "") -> list[dict[str, Any]]:
+    metrics = {"objective": 0.5, "balanced_accuracy": 0.5, "auc": 0.6, "loss": 1.0}
+    return [{"epoch": n + 1, "loss": 1.0, "seconds": 1.0, "metrics": metrics, "stage": stage} for n in range(count)]
+
+
+def test_stages_of_a_training_are_marked() -> None:
+    blocks = epochs(2, "1 of 7 blocks") + [{**e, "epoch": 3} for e in epochs(1, "2 of 7 blocks")]
+    drawn = plots.learning_curves({"head": epochs(4), "blocks": blocks, "student": epochs(3)})
+    assert list(drawn) == ["teacher", "student"]
+    assert "7 epochs" in drawn["teacher"] and "from epoch" not in drawn["student"]
+    assert "; 1 of 7 blocks from epoch 5; 2 of 7 blocks from epoch 7" in drawn["teacher"]
+    assert "epoch 5 kept" in drawn["teacher"], "the blocks' best, though the head was as good"
+    assert list(plots.learning_curves({"head": epochs(2)})) == ["head"]
+
+
+def test_the_dot_is_the_epoch_that_is_best_by_the_recipes_metric() -> None:
+    history = epochs(3)
+    for row, loss in enumerate((0.9, 0.4, 0.6)):
+        history[row]["metrics"] = history[row]["metrics"] | {"loss": loss, "auc": 0.6 + 0.1 * row}
+    kept = {metric: plots.learning_curves({"student": history}, metric)["student"] for metric in ("loss", "auc")}
+    assert "epoch 2 kept" in kept["loss"] and "epoch 3 kept" in kept["auc"]
+
+
+class Linear(torch.nn.Module):
+    """A convolution, and a weight for each channel and place, or with `pooled` for each channel alone."""
+
+    def __init__(self, *, pooled: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv = torch.nn.Conv2d(3, 5, 9, stride=9)
+        weights = torch.randn(4, 5, 7, 7) + 0.3 * torch.randn(4, 5, 1, 1)
+        self.weights = weights.mean(dim=(2, 3), keepdim=True).expand(-1, -1, 7, 7) if pooled else weights
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.conv(pixels / 64 - 2))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("lkhw,nkhw->nl", self.weights, self.features(pixels))
+
+
+@pytest.mark.parametrize("pooled", [True, False], ids=["class activation map", "weights that differ by place"])
+def test_grad_cam_weighs_channels_by_their_mean_slope(pooled: bool, shape_frames: Pixels) -> None:
+    network, classes = Linear(pooled=pooled), [2, 0, 3]
+    heat = grad_cam(network, shape_frames[:3], classes)
+    assert heat.shape == (3, 64, 64)
+    with torch.no_grad():
+        maps = network.features(torch.from_numpy(shape_frames[:3]).permute(0, 3, 1, 2).float()).numpy()
+    seen = 0
+    for row, label in enumerate(classes):
+        weights = network.weights[label].numpy().mean(axis=(1, 2))
+        own = np.maximum(sum(weights[k] * maps[row, k] for k in range(5)), 0)
+        seen += own.any()
+        expected = cv2.resize(own / (own.max() or 1), (64, 64), interpolation=cv2.INTER_LINEAR)
+        assert np.abs(heat[row] - expected).max() < 1e-4
+    assert seen, "something speaks for one of the classes"
+
+
+def test_grad_cam_of_float_and_int8_students(
+    network: torch.nn.Module, quantized: torch.nn.Module, shape_frames: Pixels
+) -> None:
+    for model in (network, quantized):
+        heat = grad_cam(model, shape_frames[:4], [0, 1, 2, 3])
+        assert heat.shape == (4, 64, 64) and np.isfinite(heat).all()
+        assert heat.min() >= 0 and heat.max() <= 1 and heat.max() > 0
+        assert not model.training
+    assert grad_cam(network, shape_frames[:1], [0]).tolist() != grad_cam(network, shape_frames[:1], [1]).tolist()
+    layer = last_convolution(network, shape_frames[:1])
+    assert layer.out_channels == 576, "the last one before the pooling of a mobilenetv3_small_100"
+
+
+def test_a_network_without_places_has_no_grad_cam(shape_frames: Pixels) -> None:
+    flat = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten())
+    with pytest.raises(ValueError, match="no convolution"):
+        grad_cam(flat, shape_frames[:1], [0])
+
+
+def test_mistakes_show_the_picture_and_where_it_looked(tmp_path: Path) -> None:
+    path = tmp_path / "cell.png"
+    cv2.imwrite(str(path), np.full((60, 90, 3), 200, np.uint8))
+    report = make_report(("a", "b"), (Mistake(str(path), "a", "b", 0.9, 50_000.0), Mistake("gone.png", "a", "b", 0.8)))
+    heat = np.zeros((64, 64), dtype=np.float32)
+    heat[:32] = 1.0
+    seen = overlay(np.full((64, 64, 3), 200, np.uint8), heat)
+    assert (seen[32:] == 200).all() and (seen[:32] != 200).any()
+    page = Page(render_html(report, {str(path): seen}))
+    images = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    assert images == ["Picture labelled a, answered b", "Where the model looked for b"]
+    assert "cost 50,000" in page.text and "picture not found" in page.text
+
+
+def test_money() -> None:
+    assert [money(v) for v in (2842.4, 50_000.0, 0.5234, 3.0, None)] == [
+        "2,842",
+        "50,000",
+        "0.523",
+        "3",
+        "not measured",
+    ]
+
+
+def test_a_decision_in_words() -> None:
+    rows = ((0.0, 1.0), (1.0, 0.0))
+    assert str(Decision(costs=rows, label="defective", threshold=0.1818)) == "defective from a probability of 18.2 % on"
+    assert "least expected cost" in str(Decision(costs=rows))

@@ -1,0 +1,148 @@
+"""`eyas baseline` from outside: the same architecture, split and time, both sides judged on validation alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import nn
+
+from eyas_host.data.split import Split
+from eyas_host.models import checkpoints
+from eyas_host.models.factory import build
+from eyas_host.pipeline.runner import Context
+from eyas_host.recipe.load import load_recipe
+from eyas_host.search.baseline import Baseline, load_baseline, train_scratch
+from eyas_host.train.supervised import Labelled
+from tests.support.inside import eyas
+from tests.support.shapes import SHAPES, draw_folder
+
+RECIPE = """
+[run]
+name = "toy"
+threads = 1
+device = "cpu"
+[data]
+path = "pictures"
+[picture]
+size = 32
+[teacher]
+model = "mobilenetv3_small_050"
+weights = "random"
+head_epochs = 2
+epochs = 1
+batch = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a recipe whose baseline of two epochs is trained."""
+    place = tmp_path_factory.mktemp("baseline")
+    draw_folder(place / "pictures", count=16, labels=SHAPES[:3])
+    (place / "recipe.toml").write_text(RECIPE)
+    done = eyas(place, "baseline", "recipe.toml", "--epochs", 2, "--json", "figures.json")
+    assert done.code == 0, done.err
+    (place / "said.txt").write_text(done.out + done.err)
+    return place
+
+
+@pytest.fixture(scope="module")
+def context(place: Path) -> Context:
+    return Context(load_recipe(place / "recipe.toml"), place / "runs/toy")
+
+
+def result(place: Path) -> Baseline:
+    found = load_baseline(place / "runs/toy")
+    assert found is not None
+    return found
+
+
+def test_both_sides_stand_beside_each_other(place: Path, context: Context) -> None:
+    found, said = result(place), (place / "said.txt").read_text()
+    assert found.scratch.epochs == 2 == len(found.scratch.curve) and found.scratch.weights == "random"
+    assert found.transfer.epochs == 1 and len(found.transfer.curve) == 3  # two of the head, on cached features
+    taught = context.record("teach")
+    assert taught is not None and found.transfer.seconds == taught.seconds
+    assert found.transfer.curve[-1][0] == pytest.approx(taught.seconds, abs=1e-3)
+    assert found.lost.loss == pytest.approx(found.transfer.balanced_accuracy - found.scratch.balanced_accuracy)
+    assert "transfer" in said and "from scratch" in said and f"{found.scratch.balanced_accuracy:.3f}" in said
+    assert said.splitlines()[-1].startswith("baseline") and "points by transfer" in said.splitlines()[-1]
+    assert (place / "figures.json").read_bytes() == (place / "runs/toy/baseline.json").read_bytes()
+
+
+def test_transfer_is_the_teacher_as_it_lies_there_and_the_test_part_stays_sealed(place: Path, context: Context) -> None:
+    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    probabilities = Labelled(context.recipe, split).probabilities(checkpoints.load_teacher(context, 3))
+    answers = np.asarray(probabilities).argmax(axis=1)
+    expected = balanced_accuracy_score(split.validation.targets, answers)
+    assert result(place).transfer.balanced_accuracy == pytest.approx(expected)
+    assert split.openings() == []
+
+
+def test_a_second_run_trains_nothing_and_another_budget_does(place: Path) -> None:
+    before = (place / "runs/toy/baseline.json").stat().st_mtime_ns
+    done = eyas(place, "baseline", "recipe.toml", "--epochs", 2)
+    assert done.code == 0 and "unchanged" in done.err.splitlines()[-1]
+    assert (place / "runs/toy/baseline.json").stat().st_mtime_ns == before
+    done = eyas(place, "baseline", "recipe.toml")
+    assert done.code == 0, done.err
+    found = result(place)
+    assert "the teacher's" in found.budget and found.scratch.epochs >= 1
+    assert found.scratch.seconds < 5 * found.transfer.seconds
+
+
+def test_an_interrupted_baseline_goes_on_to_the_same_end(
+    place: Path, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    torch.manual_seed(0)
+    model, _ = build("mobilenetv3_small_050", 3, "random")
+    whole = train_scratch(model, Labelled(context.recipe, split), 4, tmp_path / "whole.ckpt")
+    judged: list[int] = []
+
+    class Interrupted(Labelled):
+        def evaluate(self, model: nn.Module) -> dict[str, float]:
+            judged.append(1)
+            if len(judged) == 3:
+                raise KeyboardInterrupt
+            return super().evaluate(model)
+
+    monkeypatch.setattr("eyas_host.search.baseline.Labelled", Interrupted)
+    assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 130
+    assert (place / "runs/toy/baseline/scratch.ckpt").exists()
+    assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 0
+    assert len(judged) == 5
+    reached = [accuracy for _, accuracy in result(place).scratch.curve]
+    assert reached == pytest.approx([epoch.metrics["balanced_accuracy"] for epoch in whole])
+
+
+def test_scratch_trains_every_layer_and_its_batch_norm(context: Context, tmp_path: Path) -> None:
+    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    torch.manual_seed(0)
+    model, _ = build("mobilenetv3_small_050", 3, "random")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_scratch(model, Labelled(context.recipe, split), 1, tmp_path / "some.ckpt")
+    still = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
+    assert set(still) <= {"mean", "std"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--epochs", "0"), "--epochs"),
+        (("--set", "run.device=cuda"), "torch sees no GPU"),
+        (("--set", "student.ready=x.pt", "--set", "prune.method=none", "--set", "quantize.method=ptq"), "no teacher"),
+    ],
+)
+def test_mistakes(place: Path, words: tuple[str, ...], told: str) -> None:
+    if "cuda" in words[-1] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    before = json.loads((place / "runs/toy/baseline.json").read_bytes())
+    done = eyas(place, "baseline", "recipe.toml", *words)
+    assert done.code == 2 and told in done.err and "Traceback" not in done.err, done.err
+    assert json.loads((place / "runs/toy/baseline.json").read_bytes()) == before

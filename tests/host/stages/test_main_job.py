@@ -1,0 +1,255 @@
+"""The whole chain through the command line, on drawn shapes: new, distilled, again, killed, pruned, deployed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from eyas_device.predict import Classifier
+from eyas_device.preprocess import read_picture
+from eyas_host.models.checkpoints import LABELS_ONLY, PRUNED, STUDENT, TEACHER, load_state
+from tests.support import inside
+from tests.support.paths import ROOT
+from tests.support.shapes import SHAPES, draw_folder
+
+BIN = Path(sys.executable).parent
+TINY = {
+    "picture.size": "64",
+    "teacher.head_epochs": "4",
+    "teacher.epochs": "1",
+    "teacher.batch": "16",
+    "student.views": "2",
+    "student.epochs": "3",
+    "student.batch": "16",
+    "prune.epochs": "1",
+    "quantize.epochs": "1",
+    "quantize.calibration": "16",
+    "pack.golden": "4",
+    "pack.pictures": "never",
+    "picture.decode": "reduced",
+    "gate.min_agreement": "0.5",
+    "gate.max_dp": "0.2",
+    "gate.max_drop": "0.5",
+}
+
+
+def eyas(place: Path, *arguments: object) -> inside.Done:
+    done = inside.eyas(place, *arguments)
+    assert done.code == 0, done.err
+    return done
+
+
+def settings(**more: str) -> list[str]:
+    tiny = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    return [word for key, value in tiny.items() for word in ("--set", f"{key}={value}")]
+
+
+def report_of(run: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run / "report.json").read_bytes())
+    return report
+
+
+def zero_share(path: Path) -> float:
+    """Part of a .tflite's int8 convolution weights that is zero."""
+    interpreter = Interpreter(
+        model_path=str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+    interpreter.allocate_tensors()
+    details = interpreter.get_tensor_details()
+    filters = [d for d in details if d["dtype"] == np.int8 and len(d["quantization_parameters"]["scales"]) > 1]
+    weights = [interpreter.get_tensor(d["index"]) for d in filters]
+    assert len(weights) > 40
+    return sum(int((w == 0).sum()) for w in weights) / sum(w.size for w in weights)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run of a five-class recipe that `eyas new` wrote."""
+    place = tmp_path_factory.mktemp("main-job")
+    draw_folder(place / "shapes", count=16)
+    assert "models/shapes/recipe.toml" in eyas(place, "new", place / "shapes").out
+    command = [BIN / "eyas", "distill", "models/shapes/recipe.toml", *settings()]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def test_report_has_every_rung_with_its_figures(place: Path) -> None:
+    report = report_of(place / "runs/shapes")
+    rungs = {rung["name"]: rung for rung in report["rungs"]}
+    backends = {
+        f"{runtime}-{precision}" for runtime in ("litert", "openvino", "onnx") for precision in ("fp32", "int8")
+    }
+    assert set(rungs) == {"teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8"} | backends
+    for name in backends:
+        assert rungs[name]["split"] == "test"
+        assert rungs[name]["size_bytes"] > 10_000
+        assert 0 < rungs[name]["latency_ms"]["p50"] <= rungs[name]["latency_ms"]["p90"]
+    for runtime in ("litert", "openvino", "onnx"):
+        assert report["parity"][f"{runtime}-fp32"]["max_dp"] < 1e-3
+    assert rungs["litert-int8"]["size_bytes"] <= rungs["litert-fp32"]["size_bytes"] / 4 + 400_000
+    assert report["test_openings"] == 1
+    assert report["weights"]["teacher"] in ("packaged", "hub")
+    assert report["pruning"]["macs_after"] <= 0.6 * report["pruning"]["macs_before"]
+    assert [stage["name"] for stage in report["stages"]][-1] == "pack"
+    page = (place / "runs/shapes/report.html").read_text()
+    assert "litert-int8" in page and 'src="http' not in page
+
+
+def test_bundle_answers_on_the_device(place: Path) -> None:
+    bundle = place / "runs/shapes/bundle"
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    assert tuple(manifest["labels"]) == SHAPES
+    assert set(manifest["use"]) == {"litert", "openvino", "onnx"}
+    assert all(manifest["lineage"][key] for key in ("data", "split", "recipe"))
+    assert manifest["governance"] == {"pictures": "never"}
+    assert manifest["preprocessing"]["decode"] == "reduced"
+    assert manifest["reference"]["path"] == "reference.npz" and (bundle / "reference.npz").is_file()
+    done = subprocess.run([BIN / "eyas-device", "check", bundle, "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED" not in done.stdout
+
+
+def test_calibration_is_recorded(place: Path) -> None:
+    kept = json.loads((place / "runs/shapes/qat/calibration.json").read_bytes())
+    split = json.loads((place / "runs/shapes/split/manifest.json").read_bytes())
+    assert len(kept["pictures"]) == len(set(kept["pictures"])) == int(TINY["quantize.calibration"])
+    assert set(kept["pictures"]) <= {picture["sha256"] for picture in split["train"]}
+    assert len(kept["ranges"]) == 97
+    assert all(low <= 0 < high for low, high in kept["ranges"].values())
+
+
+def test_the_int8_student_is_the_one_that_answers_closest_to_the_float_student(place: Path) -> None:
+    epochs = json.loads((place / "runs/shapes/qat/stage.json").read_bytes())["facts"]["histories"]["qat"]
+    with np.load(place / "runs/shapes/verify/logits.npz") as logits:
+        wanted, got = (scipy.special.softmax(logits[name].astype(float), axis=1) for name in ("pruned", "qat"))
+    divergence = scipy.special.rel_entr(wanted, got).sum(axis=1).mean()
+    best = min(epoch["metrics"]["divergence"] for epoch in epochs)
+    assert divergence == pytest.approx(best, rel=1e-2) or divergence < best  # below it where calibration alone is kept
+
+
+def test_a_report_anew_has_the_sensitivity_and_does_not_open_the_sealed_part_again(place: Path) -> None:
+    done = eyas(place, "sensitivity", "models/shapes/recipe.toml", "--pictures", "10", *settings())
+    assert "backbone.blocks.0.0.conv_dw" in done.out + done.err
+    eyas(place, "distill", "models/shapes/recipe.toml", "--only", "report", *settings())
+    report = report_of(place / "runs/shapes")
+    assert len(report["sensitivity"]["layers"]) > 50
+    assert "Sensitivity plot" in (place / "runs/shapes/report.html").read_text()
+    assert report["test_openings"] == 1
+    assert len((place / "runs/shapes/sealed/ledger.jsonl").read_text().splitlines()) == 1
+
+
+def test_second_run_changes_nothing(place: Path) -> None:
+    before = (place / "runs/shapes/report.json").read_bytes()
+    started = time.monotonic()
+    done = eyas(place, "distill", "models/shapes/recipe.toml", *settings())
+    assert time.monotonic() - started < 60  # a guard against training again, not a claim of speed
+    assert done.err.count("unchanged") == 9
+    assert (place / "runs/shapes/report.json").read_bytes() == before
+
+
+def test_killed_run_goes_on_and_ends_with_the_same_numbers(place: Path) -> None:
+    arguments = ["qat", "models/shapes/recipe.toml", "--runs", "killed", *settings()]
+    folder = place / "killed/shapes/distill"
+    process = subprocess.Popen(
+        [BIN / "eyas", *arguments], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not (folder / "student.ckpt").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (folder / "stage.json").exists()
+    saved = torch.load(folder / "student.ckpt", weights_only=True)["history"]
+    views = (folder / "view-0.u8").stat().st_mtime_ns
+    eyas(place, *arguments)
+    assert (folder / "view-0.u8").stat().st_mtime_ns == views
+    kept = json.loads((folder / "stage.json").read_bytes())["facts"]["histories"]["student"]
+    assert len(kept) == int(TINY["student.epochs"])
+    assert kept[: len(saved)] == [json.loads(epoch) for epoch in saved]  # times too: these epochs were not run again
+    for weights in (TEACHER, STUDENT, LABELS_ONLY, PRUNED, Path("qat/qat.pt")):
+        whole, resumed = load_state(place / "runs/shapes" / weights), load_state(place / "killed/shapes" / weights)
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=1e-6)
+
+
+def test_magnitude_pruning_goes_through_to_the_report(place: Path) -> None:
+    shutil.copytree(place / "runs", place / "sparse")
+    more = settings(prune__method="nncf", prune__sparsity="0.5", compile__runtimes='["litert"]')
+    done = eyas(place, "distill", "models/shapes/recipe.toml", "--runs", "sparse", *more)
+    assert done.err.count("unchanged") == 3  # split, teach, distill
+    pruning = report_of(place / "sparse/shapes")["pruning"]
+    assert pruning["method"] == "nncf"
+    assert pruning["parameters_after"] < 0.55 * pruning["parameters_before"]
+    assert zero_share(place / "sparse/shapes/compile/litert-int8.tflite") > 0.45
+    assert zero_share(place / "runs/shapes/compile/litert-int8.tflite") < 0.2
+
+
+def test_costs_travel_in_the_bundle_and_the_device_answers_as_the_report_says(place: Path) -> None:
+    shutil.copytree(place / "runs", place / "priced")
+    more = settings(cost__table="{ circle = { ring = 100 } }", cost__other="1")
+    done = eyas(place, "distill", "models/shapes/recipe.toml", "--runs", "priced", *more)
+    assert done.err.count("unchanged") == 6  # as far as compile
+    run = place / "priced/shapes"
+    decision = json.loads((run / "bundle/manifest.json").read_bytes())["decision"]
+    circle, ring = SHAPES.index("circle"), SHAPES.index("ring")
+    assert decision["costs"][circle][ring] == 100 and decision["costs"][ring][circle] == 1
+    assert json.loads((run / "verify/confidence.json").read_bytes())["decision"] == decision
+    report = report_of(run)
+    assert report["test_openings"] == 1, "the same models: what they answered was kept"
+    answered = np.zeros((len(SHAPES), len(SHAPES)), dtype=int)
+    with Classifier.open(run / "bundle", artefact=report["shipped"]) as classifier:
+        for picture in json.loads((run / "split/manifest.json").read_bytes())["test"]:
+            answer = classifier.predict(read_picture(Path(picture["path"]), classifier.spec))
+            answered[SHAPES.index(picture["label"]), answer.index] += 1
+    assert answered.tolist() == report["decided"]["confusion"]
+    test = next(part for part in report["cost"]["parts"] if part["part"] == "test")
+    assert test["decided"] == pytest.approx((answered * decision["costs"]).sum() / answered.sum())
+
+
+def test_base_install_runs_the_bundle(place: Path, tmp_path: Path) -> None:
+    """A device has only the base install: no torch, no host."""
+    uv = BIN / "uv"
+    if not uv.exists():
+        pytest.skip("uv is not beside this Python")
+    root = ROOT
+    environment = tmp_path / "device"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    installed = subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", environment / "bin/python", root], capture_output=True, text=True
+    )
+    if installed.returncode and not os.environ.get("CI"):
+        pytest.skip(f"the registry cannot be reached: {installed.stderr.splitlines()[-1]}")
+    assert installed.returncode == 0, installed.stderr
+    assert not list(environment.glob("lib/*/site-packages/torch"))
+    done = subprocess.run(
+        [
+            environment / "bin/eyas-device",
+            "run",
+            "--bundle",
+            place / "runs/shapes/bundle",
+            "--camera",
+            f"folder:{place / 'shapes'}",
+            "--accuracy",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "80 frames" in done.stdout + done.stderr

@@ -1,0 +1,96 @@
+"""Readers for the isolated process that behave as badly as a camera's library may. Imported in the child only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from tests.support.streams import picture
+
+Image = npt.NDArray[Any]
+
+
+class Told(msgspec.Struct, frozen=True):
+    """How to behave."""
+
+    how: str = "raw"
+    at: int = 3
+    """Frame at which something happens."""
+    text: str = ""
+    fps: float = 100.0
+
+
+def pixels(number: int, width: int = 32, height: int = 24) -> npt.NDArray[np.uint8]:
+    """The frame with this number, told apart by its pixels; uint8 [height, width, 3]."""
+    ramp = np.arange(height * width * 3, dtype=np.uint32) * 7 + number
+    return (ramp % 251).astype(np.uint8).reshape(height, width, 3)
+
+
+class Drawn:
+    """Numbered frames, and what `how` names at frame `at`, or for the first frame that is asked for."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.told = msgspec.convert(settings, Told)
+        self.number = -1
+        self.asked = False
+        self.note = self.told.text if self.told.how == "note" else ""
+        if self.told.how == "slow opening":
+            time.sleep(600)
+        if self.told.how == "no opening":
+            raise CameraError("not there")
+        if self.told.how == "mistake":
+            raise CameraSpecError("no such thing")
+
+    def grab(self) -> bool:
+        time.sleep(1 / self.told.fps)
+        self.number += 1
+        if self.number < self.told.at:
+            return True
+        match self.told.how:
+            case "hang":
+                while True:
+                    time.sleep(600)
+            case "crash":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "end":
+                return False
+            case "fail":
+                raise CameraError("pulled out")
+            case "say":
+                os.write(int(sys.argv[1]), self.told.text.encode())
+                time.sleep(600)
+        return True
+
+    def retrieve(self, room: npt.NDArray[np.uint8]) -> Image | bytes:
+        odd, self.asked = not self.asked, True
+        match self.told.how:
+            case "encoded":
+                return picture(self.number)
+            case "in place":
+                place = room[: 24 * 32 * 3].reshape(24, 32, 3)
+                place[...] = pixels(self.number)
+                return place
+            case "huge" if odd:
+                return bytes(len(room) + 1)
+            case "16 bit" if odd:
+                return np.zeros((24, 32, 3), dtype=np.uint16)
+            case "two channels" if odd:
+                return np.zeros((24, 32, 2), dtype=np.uint8)
+            case "nothing" if odd:
+                return np.zeros((0, 0, 3), dtype=np.uint8)
+            case "torn" if odd:
+                raise PictureError("torn")
+            case "grey" if odd:
+                return pixels(self.number)[..., 0]
+        return pixels(self.number)
+
+    def close(self) -> None:
+        """Nothing is held."""
