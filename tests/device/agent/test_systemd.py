@@ -25,6 +25,7 @@ from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
+from tests.support.paths import ROOT
 
 UNIT = ROOT / "device" / "eyas-device.service"
 MOST_EXPOSURE = 2.0
