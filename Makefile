@@ -16,7 +16,7 @@ PYTEST_FLAGS ?=
 	test-readers bench-here bench-main-job bench-training bench-compression bench-warm-start bench-frame-loop bench-telemetry
 
 help: ## show this
-	@echo "Eyas: from a folder of labelled pictures to a classifier on a fleet of cameras"
+	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints/host.txt
 		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable '.[host,fleet,demo,dev]'
 	@touch $@
 
-distill: install ## the main job: pictures -> teacher -> student -> int8 -> verified bundle and report
+distill: install ## the main job: images -> teacher -> student -> int8 -> verified bundle and report
 	$(BIN)/eyas distill $(RECIPE)
 
 test: install ## all tests, on two cores
@@ -57,7 +57,7 @@ bench-main-job: install ## time and score the main job over three seeds (about a
 bench-training: install ## caches, the input pipeline and memory beside their plain counterparts (about an hour)
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 
-bench-warm-start: install ## what a warm start buys a student: two sets of pictures, three seeds (an hour or two; resumable)
+bench-warm-start: install ## what a warm start buys a student: two sets of images, three seeds (an hour or two; resumable)
 	$(BIN)/python benchmarks/warm_start.py --json benchmarks/results/warm-start.json
 
 bench-compression: install ## what int8 and pruning cost and save, five folds, beside other tools (hours; resumable)

@@ -1,8 +1,8 @@
 """Compression, measured: `python benchmarks/compression.py [--quick] [--json FILE] [--folds N]`.
 
-- Accuracy: the demonstration in five folds (525 pictures each that its networks never saw), pruned to half the dense
+- Accuracy: the demonstration in five folds (525 images each that its networks never saw), pruned to half the dense
   latency, then int8; what int8 and pruning lose is pooled over the folds. Long, and resumable: what is up to date is
-  not run again. Beside it, from the same fp32 artefacts and calibration pictures: what other tools make of them.
+  not run again. Beside it, from the same fp32 artefacts and calibration images: what other tools make of them.
 - Speed: int8 against fp32, in turns, one thread; MobileNetV3-large, and small networks with what makes them faster.
 
 `--quick` measures the speeds, and those folds that are already there.

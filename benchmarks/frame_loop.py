@@ -247,10 +247,10 @@ def age(key: str, what: str, bundle: Path, frames: Path, turns: int) -> dict[str
 
 def start(bundle: Path, frames: Path, times: int) -> dict[str, Figure]:
     """From import to the first answer, and peak memory."""
-    picture = WORK / "frame.jpg"
+    image = WORK / "frame.jpg"
     with np.load(frames) as loaded:
-        picture.write_bytes(loaded[loaded.files[0]].tobytes())
-    command = [sys.executable, SIDES / "first.py", bundle, picture]
+        image.write_bytes(loaded[loaded.files[0]].tobytes())
+    command = [sys.executable, SIDES / "first.py", bundle, image]
     runs = [json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL)) for _ in range(times)]
     seconds, rss = [r["seconds"] for r in runs], [r["peak_rss_mb"] for r in runs]
     return {
@@ -305,8 +305,8 @@ def parts(bundle: Path, frames: Path) -> Iterator[Any]:
     with np.load(frames) as loaded:
         encoded = [loaded[name].tobytes() for name in sorted(loaded.files)][:30]
     with Classifier.open(bundle) as classifier:
-        picture = prepare(decode(encoded[0]), classifier.spec)
-        classifier.runtime.infer(picture)
+        image = prepare(decode(encoded[0]), classifier.spec)
+        classifier.runtime.infer(image)
 
         def measure() -> tuple[float, float]:
             started = thread_time()
@@ -327,8 +327,8 @@ def write_frames(path: Path, width: int, height: int) -> None:
     if path.exists():
         return
     encoded = {}
-    for number, picture in enumerate((data.astronaut(), data.coffee(), data.chelsea())):
-        wide = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), (width * 3 // 2, height * 3 // 2))
+    for number, image in enumerate((data.astronaut(), data.coffee(), data.chelsea())):
+        wide = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), (width * 3 // 2, height * 3 // 2))
         for step in range(20):
             view = np.ascontiguousarray(wide[height // 4 : height // 4 + height, step * 8 : step * 8 + width])
             quality = [cv2.IMWRITE_JPEG_QUALITY, 85]

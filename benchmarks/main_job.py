@@ -122,7 +122,7 @@ def _scores(context: Context) -> dict[str, Scores]:
     """Teacher and both students on this seed's sealed test part (the opening is logged)."""
     split = Split.load(context.root)
     part = split.open_test("benchmarks/main_job.py", early=True)
-    pixels = prepared(part.pixels, context.recipe.picture.preprocessing())
+    pixels = prepared(part.pixels, context.recipe.image.preprocessing())
     classes = len(split.labels)
     networks = {
         "teacher": checkpoints.load_teacher(context, classes),
@@ -160,15 +160,13 @@ def _int8_figures(context: Context) -> dict[str, Figure]:
         np.load(context.folder("verify") / "logits.npz") as validation,
     ):
         p = {name: softmax(np.concatenate([validation[name], sealed[name]])) for name in validation.files}
-    pictures = split.manifest.validation + split.manifest.test
-    targets = np.array([split.labels.index(picture.label) for picture in pictures], dtype=np.int64)
+    images = split.manifest.validation + split.manifest.test
+    targets = np.array([split.labels.index(image.label) for image in images], dtype=np.int64)
     answers = {name: values.argmax(1) for name, values in p.items()}
     floor = float((answers["exact-int8"] == answers["qat"]).mean())
     sizes = msgspec.json.decode((context.folder("verify") / "verdict.json").read_bytes())["sizes"]
     figures = {
-        "exact_int8_agreement": Figure(
-            value=floor, unit="", note=f"{len(targets)} pictures, integer arithmetic in torch"
-        )
+        "exact_int8_agreement": Figure(value=floor, unit="", note=f"{len(targets)} images, integer arithmetic in torch")
     }
     for backend in BACKENDS:
         name = f"{backend}-int8"
@@ -203,7 +201,7 @@ def _int8_figures(context: Context) -> dict[str, Figure]:
 def _speed_figures(context: Context, *, rounds: int) -> dict[str, Figure]:
     """Speeds at one thread, both sides of each ratio taking turns."""
     torch.set_num_threads(1)
-    size = context.recipe.picture.size
+    size = context.recipe.image.size
     bundle = Bundle.open(context.folder("verify") / "candidate")
     work = RUNS / "benchmark"
     resnet = timm.create_model("resnet50", num_classes=2).eval()

@@ -1,10 +1,10 @@
 """Training, measured: `python benchmarks/training.py [--quick] [--json FILE]`.
 
 - Distillation from cached views and answers, beside a plain loop that draws its views and runs the teacher at every
-  step: pictures a second and, over three seeds, what both reach on validation.
-- Stage 1 (the head) on cached features, beside the same on pictures.
+  step: images a second and, over three seeds, what both reach on validation.
+- Stage 1 (the head) on cached features, beside the same on images.
 - Stage 2 on drawn views, beside the same on tensors that are there already: what the input pipeline costs.
-- Memory of a long table and of an epoch over it, which must not grow with the pictures.
+- Memory of a long table and of an epoch over it, which must not grow with the images.
 - The same rates on a GPU, where there is one.
 
 The sides take turns; rates are medians of the turns. `--quick` leaves out the three seeds and draws a short table.
@@ -74,9 +74,9 @@ def cpu_figures(bench: Bench, rounds: int) -> dict[str, Figure]:
     blocks = take_turns(
         {"views": bench.blocks(synthetic=False), "tensors": bench.blocks(synthetic=True)}, rounds, "stage 2"
     )
-    head = take_turns({"features": bench.head(cached=True), "pictures": bench.head(cached=False)}, rounds, "stage 1")
+    head = take_turns({"features": bench.head(cached=True), "images": bench.head(cached=False)}, rounds, "stage 1")
     recipe, drawn = bench.recipe, f"{bench.stream.workers} worker draws"
-    at, teacher = f"{recipe.picture.size} px, 1 thread", recipe.teacher.model
+    at, teacher = f"{recipe.image.size} px, 1 thread", recipe.teacher.model
     plain = f"the plain loop's rate: {recipe.student.model}, batch {recipe.student.batch}, {at}"
     return {
         "cached_student": _ratio(student["cached"], student["plain"], bound=2.5, note=f"{plain}, {teacher}, {drawn}"),
@@ -88,9 +88,9 @@ def cpu_figures(bench: Bench, rounds: int) -> dict[str, Figure]:
         ),
         "head_on_features": _ratio(
             head["features"],
-            head["pictures"],
+            head["images"],
             bound=10,
-            note=f"the rate on pictures: an epoch, {teacher}, {at}, {drawn}",
+            note=f"the rate on images: an epoch, {teacher}, {at}, {drawn}",
         ),
         "head_whole_stage": _whole_stage(bench, head),
         "views_against_tensors": _ratio(
@@ -101,17 +101,17 @@ def cpu_figures(bench: Bench, rounds: int) -> dict[str, Figure]:
 
 
 def memory_figures(few: int, many: int) -> dict[str, Figure]:
-    """Indexing, dividing and one epoch over a table of drawn pictures, each in a process of its own."""
+    """Indexing, dividing and one epoch over a table of drawn images, each in a process of its own."""
     small, large = (_indexed(count) for count in (few, many))
     index = large["split_mb"] - large["before_mb"]
     grown = (large["epoch_mb"] - large["split_mb"]) - (small["epoch_mb"] - small["split_mb"])
-    note = f"{many:,} pictures; indexed in {large['index_s']:.0f} s, divided in {large['split_s']:.0f} s"
+    note = f"{many:,} images; indexed in {large['index_s']:.0f} s, divided in {large['split_s']:.0f} s"
     return {
         "index_peak_rss": Figure(
             value=large["split_mb"], unit="MB", bound=24_000, better="lower", note=note, spread=f"{index:.0f} MB of it"
         ),
         "epoch_rss_growth": Figure(
-            value=grown, unit="MB", bound=20, better="lower", note=f"an epoch over {many:,} pictures against {few:,}"
+            value=grown, unit="MB", bound=20, better="lower", note=f"an epoch over {many:,} images against {few:,}"
         ),
     }
 
@@ -119,14 +119,14 @@ def memory_figures(few: int, many: int) -> dict[str, Figure]:
 def gpu_figures() -> dict[str, Figure]:
     """Rates in half precision at 224 px, and their share of the rate on ready tensors."""
     names = {
-        "gpu_teacher": "pictures/s",
+        "gpu_teacher": "images/s",
         "gpu_teacher_against_tensors": "",
-        "gpu_distill": "pictures/s",
+        "gpu_distill": "images/s",
         "gpu_cached_student": "x",
     }
     if not torch.cuda.is_available():
         return {name: Figure(value=None, unit=unit, note="no GPU here") for name, unit in names.items()}
-    settings = ["run.device=cuda", "picture.size=224", "student.model=mobilenetv3_large_100", "student.views=2"]
+    settings = ["run.device=cuda", "image.size=224", "student.model=mobilenetv3_large_100", "student.views=2"]
     bench = Bench(_recipe("gpu", *settings, "teacher.batch=64", "student.batch=64"), WORK / "gpu", steps=12)
     note = f"{torch.cuda.get_device_name()}, bf16, 224 px, batch 64, {bench.stream.workers} workers"
     blocks = take_turns(
@@ -144,10 +144,10 @@ def gpu_figures() -> dict[str, Figure]:
 def _whole_stage(bench: Bench, head: dict[str, list[Turn]]) -> Figure:
     """Stage 1 as a whole, from the measured rates: the features are made three times, the validation's once."""
     epochs, rounds = bench.recipe.teacher.head_epochs, 3
-    features, pictures = (float(np.median(rates(head[side]))) for side in ("features", "pictures"))
+    features, images = (float(np.median(rates(head[side]))) for side in ("features", "images"))
     held_out = len(bench.split.validation) / len(bench.split.train)
-    slow = epochs * (1 + held_out) / pictures
-    fast = (rounds + held_out) / pictures + epochs * (1 + held_out) / features
+    slow = epochs * (1 + held_out) / images
+    fast = (rounds + held_out) / images + epochs * (1 + held_out) / features
     return Figure(
         value=slow / fast,
         unit="x",
@@ -162,7 +162,7 @@ def _recipe(name: str, *settings: str) -> Recipe:
 def _indexed(count: int) -> dict[str, float]:
     """What `sides/indexing.py` says."""
     side = Path(__file__).parent / "sides" / "indexing.py"
-    folder = WORK / "pictures"
+    folder = WORK / "images"
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run([sys.executable, side, folder, str(count)], stdout=subprocess.PIPE, text=True, check=True)
     told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -170,20 +170,20 @@ def _indexed(count: int) -> dict[str, float]:
 
 
 def _rate(turns: Sequence[Turn], note: str) -> Figure:
-    return Figure(value=float(np.median(rates(turns))), unit="pictures/s", spread=_quartiles(rates(turns)), note=note)
+    return Figure(value=float(np.median(rates(turns))), unit="images/s", spread=_quartiles(rates(turns)), note=note)
 
 
 def _ratio(ours: Sequence[Turn], other: Sequence[Turn], *, bound: float | None = None, note: str) -> Figure:
     """Ratio of the median rates."""
     one, two = rates(ours), rates(other)
-    spread = f"{_quartiles(one)} / {_quartiles(two)} pictures/s"
+    spread = f"{_quartiles(one)} / {_quartiles(two)} images/s"
     return Figure(value=float(np.median(one) / np.median(two)), unit="x", bound=bound, spread=spread, note=note)
 
 
 def _processor_time(slow: Sequence[Turn], fast: Sequence[Turn]) -> Figure:
     """The same ratio in processor time of the training process, which other processes do not stretch."""
-    one, two = ([1000 * turn.cpu_s / turn.pictures for turn in side] for side in (slow, fast))
-    spread = f"{_quartiles(one)} / {_quartiles(two)} ms a picture"
+    one, two = ([1000 * turn.cpu_s / turn.images for turn in side] for side in (slow, fast))
+    spread = f"{_quartiles(one)} / {_quartiles(two)} ms an image"
     return Figure(
         value=float(np.median(one) / np.median(two)),
         unit="x",

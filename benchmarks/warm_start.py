@@ -1,7 +1,7 @@
 """What a warm start buys a student: `python benchmarks/warm_start.py [--quick] [--json FILE] [--root FOLDER]`.
 
 The same student is distilled twice from the same teacher, views and schedule, from random weights and from those that
-ship with Eyas: on the demonstration, and on a thousand pictures of Fashion-MNIST (`apt-get install
+ship with Eyas: on the demonstration, and on a thousand images of Fashion-MNIST (`apt-get install
 dataset-fashion-mnist`, or unpacked below `--root`), each over three seeds (split, teacher and order follow from the
 seed; scored on the seed's sealed test part). Beside it: the demonstration once more with each other network that has a
 start, one seed, ten epochs; what a linear layer makes of either start's features, and what the starts' own training
@@ -56,15 +56,15 @@ STARTS: tuple[Start, ...] = ("random", "warm")
 FASHION = Path("usr/share/datasets/fashion-mnist")
 _FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 _FASHION_EACH = 400
-"""Pictures of each class: a quarter to learn from, 60 % to be scored by."""
+"""Images of each class: a quarter to learn from, 60 % to be scored by."""
 _FASHION_RECIPE = """[run]
 name = "fashion"
 [data]
 source = "folder"
-path = "pictures"
+path = "images"
 split = [0.25, 0.15, 0.6]
 near_duplicates = 0   # at 28 pixels half a class looks alike
-[picture]
+[image]
 size = 64
 [augment]
 horizontal_flip = true
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def _record_figures() -> dict[str, Figure]:
-    """What the training of each start reached on crops of pictures that were held out."""
+    """What the training of each start reached on crops of images that were held out."""
     figures = {}
     for name in pretrained.networks():
         record = msgspec.json.decode(pretrained.record_file(name).read_bytes())
@@ -124,14 +124,14 @@ def _record_figures() -> dict[str, Figure]:
 
 
 def _set_figures(name: str, recipe: Path, seeds: int) -> dict[str, Figure]:
-    """Both starts of the recipe's own student on one set of pictures, and what a linear layer makes of them."""
+    """Both starts of the recipe's own student on one set of images, and what a linear layer makes of them."""
     figures = _student_figures(name, recipe, seeds)
     probes = _probes(_context(name, recipe, 0))
     return figures | {f"{name}_probe_{key}": value for key, value in probes.items()}
 
 
 def _student_figures(name: str, recipe: Path, seeds: int, *other: str) -> dict[str, Figure]:
-    """Both starts of one student on one set of pictures; `other` are settings of another student than the recipe's."""
+    """Both starts of one student on one set of images; `other` are settings of another student than the recipe's."""
     students = {start: [_distill(name, recipe, seed, start, *other) for seed in range(seeds)] for start in STARTS}
     own = not other
     key = name if own else f"{name}_{load_recipe(recipe, other).student.model}"
@@ -171,7 +171,7 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
     context = _context(name, path, seed, *other, f"student.weights={start}", "student.labels_only=false")
     recipe = context.recipe
     network = recipe.student.model
-    split = Split.load(context.root, recipe.picture.preprocessing())
+    split = Split.load(context.root, recipe.image.preprocessing())
     teacher = checkpoints.load_teacher(context, len(split.labels))
     views = RUNS / "benchmark" / "warm" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
     file = pretrained.start_file(network) if start == "warm" else None
@@ -194,7 +194,7 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
 
 
 def _score(context: Context, model: PixelClassifier, part: Part) -> Scores:
-    pixels = prepared(part.pixels, context.recipe.picture.preprocessing())
+    pixels = prepared(part.pixels, context.recipe.image.preprocessing())
     return score(softmax(logits_of(model, pixels, CPU)), part.targets)
 
 
@@ -206,11 +206,11 @@ def _epochs_to_reach(history: Sequence[Epoch], other: Sequence[Epoch]) -> float:
 
 
 def _probes(context: Context) -> dict[str, Figure]:
-    """Balanced accuracy of a linear layer on the pooled features of networks that never saw these pictures."""
+    """Balanced accuracy of a linear layer on the pooled features of networks that never saw these images."""
     split, recipe = Split.load(context.root), context.recipe
     classes = len(split.labels)
     test = split.open_test("benchmarks/warm_start.py", early=True)
-    spec = recipe.picture.preprocessing()
+    spec = recipe.image.preprocessing()
     train, unseen = (prepared(part.pixels, spec) for part in (split.train, test))
 
     def balanced(model: str, weights: Literal["random", "warm", "packaged"], seed: int = 0) -> float:
@@ -220,7 +220,7 @@ def _probes(context: Context) -> dict[str, Figure]:
         probe.fit(_pooled(network, train), split.train.targets)
         return float(balanced_accuracy_score(test.targets, probe.predict(_pooled(network, unseen))))
 
-    note = f"logistic regression on {len(train):,} pictures, seed 0's sealed test"
+    note = f"logistic regression on {len(train):,} images, seed 0's sealed test"
     student, teacher = recipe.student.model, recipe.teacher.model
     return {
         "random": mean([balanced(student, "random", seed) for seed in range(3)], note=f"{note}; three networks"),
@@ -236,17 +236,17 @@ def _pooled(model: PixelClassifier, pixels: Batch) -> Floats:
 
 
 def _fashion(source: Path, folder: Path) -> Path | None:
-    """A recipe over some pictures of Fashion-MNIST, or None where the package is not installed."""
+    """A recipe over some images of Fashion-MNIST, or None where the package is not installed."""
     if not source.is_dir():
         return None
     recipe = folder / "recipe.toml"
     if not recipe.exists():
         images, labels = (_idx(source / f"train-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
         for label, name in enumerate(_FASHION_CLASSES):
-            (folder / "pictures" / name).mkdir(parents=True, exist_ok=True)
+            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
             for number in np.flatnonzero(labels == label)[:_FASHION_EACH]:
-                cv2.imwrite(str(folder / "pictures" / name / f"{number}.png"), images[number])
-        with whole(recipe) as temporary:  # last: it says that the pictures are there
+                cv2.imwrite(str(folder / "images" / name / f"{number}.png"), images[number])
+        with whole(recipe) as temporary:  # last: it says that the images are there
             temporary.write_text(_FASHION_RECIPE)
     return recipe
 

@@ -26,16 +26,16 @@ Logits = npt.NDArray[np.float32]
 
 
 class Fold(msgspec.Struct, frozen=True):
-    """A finished run: what each of its rungs said of its sealed test part."""
+    """A finished run: what each of its variants said of its sealed test part."""
 
     context: Context
     report: Report
     logits: dict[str, Logits]
     targets: Ints
 
-    def answers(self, rung: str) -> Ints:
-        """The labels that a rung gave."""
-        return self.logits[rung].argmax(axis=1)
+    def answers(self, variant: str) -> Ints:
+        """The labels that a variant gave."""
+        return self.logits[variant].argmax(axis=1)
 
 
 def read_fold(context: Context) -> Fold:
@@ -48,15 +48,15 @@ def read_fold(context: Context) -> Fold:
     return Fold(context, report, logits, targets)
 
 
-def pooled(folds: Sequence[Fold], rung: str) -> Logits:
-    """A rung's logits over all folds."""
-    return np.concatenate([fold.logits[rung] for fold in folds])
+def pooled(folds: Sequence[Fold], variant: str) -> Logits:
+    """A variant's logits over all folds."""
+    return np.concatenate([fold.logits[variant] for fold in folds])
 
 
 def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
     """What int8 and pruning cost, over the sealed parts of all folds together."""
     targets = np.concatenate([fold.targets for fold in folds])
-    note = f"{len(targets)} pictures, {len(folds)} folds"
+    note = f"{len(targets)} images, {len(folds)} folds"
     floor = _same(folds, "exact-int8", "qat")
     figures = {"exact_int8_agreement": Figure(value=floor, unit="", note=f"the noise floor; {note}")}
     for backend in BACKENDS:
@@ -93,14 +93,16 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
         spread=_each(folds, "student", "pruned"),
         note=f"balanced accuracy against the dense student; latency kept {_words(kept)} %",
     )
-    for rung in ("teacher", "student", "pruned", "qat"):
-        values = [next(r.balanced_accuracy for r in f.report.rungs if r.name == rung) for f in folds]
-        figures[f"{rung}_balanced_accuracy"] = Figure(value=float(np.mean(values)), unit="", spread=_words(values, 3))
+    for variant in ("teacher", "student", "pruned", "qat"):
+        values = [next(r.balanced_accuracy for r in f.report.variants if r.name == variant) for f in folds]
+        figures[f"{variant}_balanced_accuracy"] = Figure(
+            value=float(np.mean(values)), unit="", spread=_words(values, 3)
+        )
     return figures
 
 
 def peers(folds: Sequence[Fold], work: Path, *, rounds: int) -> dict[str, Figure]:
-    """Each backend's own tool on the same fp32 artefacts and calibration pictures, and a table of both sides."""
+    """Each backend's own tool on the same fp32 artefacts and calibration images, and a table of both sides."""
     sides = {f"{backend}-int8": pooled(folds, f"{backend}-int8") for backend in BACKENDS}
     found = {name: [] for name in PEERS}
     with meter("other tools", len(folds) * len(PEERS)) as bar:
@@ -112,19 +114,19 @@ def peers(folds: Sequence[Fold], work: Path, *, rounds: int) -> dict[str, Figure
                 path.parent.mkdir(parents=True, exist_ok=True)
                 quantize(fp32, path, calibration)
                 infer = open_model(path, size=test.shape[1], classes=len(fold.report.labels))
-                found[name].append(np.stack([infer(picture).copy() for picture in test]))
+                found[name].append(np.stack([infer(image).copy() for image in test]))
                 bar.advance(name)
     sides |= {name: np.concatenate(parts) for name, parts in found.items()}
     return _table(folds, sides, work, rounds)
 
 
 def _pixels(fold: Fold) -> tuple[Batch, Batch]:
-    """Prepared pictures: those that calibrated the fold's model, and its sealed test part."""
-    spec = fold.context.recipe.picture.preprocessing()
+    """Prepared images: those that calibrated the fold's model, and its sealed test part."""
+    spec = fold.context.recipe.image.preprocessing()
     split = Split.load(fold.context.root, spec)
     listed = msgspec.json.decode((fold.context.folder("qat") / "calibration.json").read_bytes(), type=Calibration)
-    rows = {picture.sha256: row for row, picture in enumerate(split.train.pictures)}
-    calibration = prepared([split.train.pixels[rows[sha256]] for sha256 in listed.pictures], spec)
+    rows = {image.sha256: row for row, image in enumerate(split.train.images)}
+    calibration = prepared([split.train.pixels[rows[sha256]] for sha256 in listed.images], spec)
     return calibration, prepared(split.open_test("benchmarks/compression.py").pixels, spec)
 
 
@@ -177,8 +179,8 @@ def _table(folds: Sequence[Fold], sides: dict[str, Logits], work: Path, rounds: 
 
 
 def _costs(fold: Fold, work: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Milliseconds of one picture at one thread, all in turns, and bytes, of one fold's models."""
-    size, classes = fold.context.recipe.picture.size, len(fold.report.labels)
+    """Milliseconds of one image at one thread, all in turns, and bytes, of one fold's models."""
+    size, classes = fold.context.recipe.image.size, len(fold.report.labels)
     files = {
         f"{backend}-{precision}": (artefact_files(fold.context.folder("compile"), backend, precision), open_model)
         for backend, open_model in BACKENDS.items()
@@ -187,15 +189,15 @@ def _costs(fold: Fold, work: Path, rounds: int) -> tuple[dict[str, list[float]],
     for name, (_, _, suffix, open_model) in PEERS.items():
         path = work / fold.context.root.name / f"{name.replace(' ', '-')}{suffix}"
         files[name] = ([path, path.with_suffix(".bin")] if suffix == ".xml" else [path], open_model)
-    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     opened = {name: open_model(paths[0], size=size, classes=classes) for name, (paths, open_model) in files.items()}
-    calls = {name: lambda infer=infer: infer(picture) for name, infer in opened.items()}
+    calls = {name: lambda infer=infer: infer(image) for name, infer in opened.items()}
     sizes = {name: sum(path.stat().st_size for path in paths) for name, (paths, _) in files.items()}
     return take_turns(calls, rounds), sizes
 
 
 def _same(folds: Sequence[Fold], one: str, other: str) -> float:
-    """Part of the pictures of all folds with the same answer."""
+    """Part of the images of all folds with the same answer."""
     return float(np.concatenate([fold.answers(one) == fold.answers(other) for fold in folds]).mean())
 
 

@@ -1,4 +1,4 @@
-"""From the first import to the first answer, and the memory that it took: `python first.py BUNDLE PICTURE`."""
+"""From the first import to the first answer, and the memory that it took: `python first.py BUNDLE IMAGE`."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Answer one picture and say when and at what cost."""
+    """Answer one image and say when and at what cost."""
     started = time.perf_counter()
     from eyas_device.predict import Classifier
     from eyas_device.preprocess import decode

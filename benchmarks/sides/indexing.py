@@ -1,7 +1,7 @@
 """Memory of a long table, in a process of its own: `python indexing.py FOLDER COUNT` writes one line of JSON.
 
-COUNT small pictures are drawn into FOLDER, listed in a table, indexed and divided; then a tiny network sees each
-training picture once. `*_mb` are peaks of resident memory since the process began.
+COUNT small images are drawn into FOLDER, listed in a table, indexed and divided; then a tiny network sees each
+training image once. `*_mb` are peaks of resident memory since the process began.
 """
 
 import json
@@ -19,7 +19,7 @@ from eyas_host.data.loader import Stream, in_turn
 from eyas_host.data.split import split_index
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 
 _KEPT = 16 << 20  # a set of this size would else be kept decoded, which is bounded but fills up slowly
@@ -33,16 +33,16 @@ def main(folder: Path, count: int) -> None:
     recipe = Recipe(
         run=RunSection(name="memory", device="cpu", workers=0),
         data=DataSection(source="csv", path=str(table)),
-        picture=PictureSection(size=32),
+        image=ImageSection(size=32),
     )
-    told = {"pictures": count, "before_mb": _peak_mb()}
+    told = {"images": count, "before_mb": _peak_mb()}
     started = time.perf_counter()
     index = build_index(recipe.data)
     told |= {"index_s": time.perf_counter() - started, "index_mb": _peak_mb()}
     started = time.perf_counter()
     manifest = split_index(index, recipe.data, 0)
     told |= {"split_s": time.perf_counter() - started, "split_mb": _peak_mb()}
-    train = dataset.Part(manifest.train, manifest.labels, recipe.picture.preprocessing())
+    train = dataset.Part(manifest.train, manifest.labels, recipe.image.preprocessing())
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2)
     )
@@ -61,7 +61,7 @@ def main(folder: Path, count: int) -> None:
 
 
 def draw(folder: Path, count: int) -> Path:
-    """`count` different pictures of 48 x 48 pixels, JPEG, and their table."""
+    """`count` different images of 48 x 48 pixels, JPEG, and their table."""
     lines = ["path,label"]
     for number in range(count):
         path = folder / f"{number // 1000:03d}" / f"{number:06d}.jpg"

@@ -32,7 +32,7 @@ WARM = 2
 class Turn(msgspec.Struct, frozen=True):
     """One turn of one side."""
 
-    pictures: int
+    images: int
     wall_s: float
     cpu_s: float
     """Processor time of the training process; workers that draw are not in it."""
@@ -122,7 +122,7 @@ class Bench:
         model = move(build_teacher(self.recipe.teacher, len(self.split.labels))[0], self.device)
         optimizer = torch.optim.AdamW(unfreeze(model, self.recipe.teacher), lr=1e-5)
         loss_of = teacher_loss(self.recipe, self.targets, len(self.split.labels))
-        size, batch = self.recipe.picture.size, self.recipe.teacher.batch
+        size, batch = self.recipe.image.size, self.recipe.teacher.batch
         ready = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=self.device)
         ready = ready.contiguous(memory_format=torch.channels_last)
 
@@ -180,9 +180,9 @@ class Bench:
 
 
 def make_split(recipe: Recipe, root: Path) -> Split:
-    """The pictures of the recipe, divided."""
+    """The images of the recipe, divided."""
     manifest = split_index(build_index(recipe.data), recipe.data, recipe.run.seed)
-    return Split(manifest, root, recipe.picture.preprocessing())
+    return Split(manifest, root, recipe.image.preprocessing())
 
 
 def take_turns(sides: Mapping[str, Side], rounds: int, title: str) -> dict[str, list[Turn]]:
@@ -199,8 +199,8 @@ def take_turns(sides: Mapping[str, Side], rounds: int, title: str) -> dict[str, 
 
 
 def rates(turns: Sequence[Turn]) -> list[float]:
-    """Pictures a second of each turn."""
-    return [one.pictures / one.wall_s for one in turns]
+    """Images a second of each turn."""
+    return [one.images / one.wall_s for one in turns]
 
 
 def _again(batches: Callable[[int], Iterator[tuple[Tensor, ...]]]) -> Iterator[tuple[Tensor, ...]]:

@@ -23,16 +23,16 @@ def with_metadata(path: Path) -> bytes:
     normalise.mean, normalise.std = [0.0], [1.0]
     unit = metadata.ProcessUnitT()
     unit.optionsType, unit.options = metadata.ProcessUnitOptions.NormalizationOptions, normalise
-    picture = metadata.TensorMetadataT()
-    picture.name, picture.processUnits = "image", [unit]
-    picture.content = metadata.ContentT()
-    picture.content.contentPropertiesType = metadata.ContentProperties.ImageProperties
-    picture.content.contentProperties = metadata.ImagePropertiesT()
-    picture.content.contentProperties.colorSpace = metadata.ColorSpaceType.RGB
+    image = metadata.TensorMetadataT()
+    image.name, image.processUnits = "image", [unit]
+    image.content = metadata.ContentT()
+    image.content.contentPropertiesType = metadata.ContentProperties.ImageProperties
+    image.content.contentProperties = metadata.ImagePropertiesT()
+    image.content.contentProperties.colorSpace = metadata.ColorSpaceType.RGB
     answer = metadata.TensorMetadataT()
     answer.name = "logits"
     graph = metadata.SubGraphMetadataT()
-    graph.inputTensorMetadata, graph.outputTensorMetadata = [picture], [answer]
+    graph.inputTensorMetadata, graph.outputTensorMetadata = [image], [answer]
     whole = metadata.ModelMetadataT()
     whole.name, whole.subgraphMetadata = "classifier", [graph]
     builder = flatbuffers.Builder(1024)
@@ -60,8 +60,8 @@ def main() -> None:
     with ImageClassifier.create_from_options(options) as classifier:
 
         def answer(data: np.ndarray) -> int:
-            picture = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-            image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
+            image = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+            image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image)
             return int(classifier.classify(image).classifications[0].categories[0].index)
 
         serve(answer, encoded)

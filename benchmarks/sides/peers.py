@@ -29,7 +29,7 @@ def ai_edge_ptq(fp32: Path, path: Path, pixels: Batch) -> list[Path]:
     """LiteRT's own quantizer with its own static int8 recipe, calibrated on `pixels` [n, size, size, 3]."""
     builder = quantizer.Quantizer(str(fp32), recipe.static_wi8_ai8())
     with quiet_tools():
-        samples = [{"args_0": picture[np.newaxis].astype(np.float32)} for picture in pixels]
+        samples = [{"args_0": image[np.newaxis].astype(np.float32)} for image in pixels]
         statistics = builder.calibrate({"serving_default": samples}, num_threads=1)
         path.write_bytes(bytes(builder.quantize(statistics, enable_progress_report=False).quantized_model))
     return [path]
@@ -39,7 +39,7 @@ def nncf_ptq(fp32: Path, path: Path, pixels: Batch) -> list[Path]:
     """NNCF's post-training quantization of the OpenVINO IR, with its defaults."""
     with quiet_tools():
         model = ov.Core().read_model(fp32)
-        data = nncf.Dataset([picture[np.newaxis] for picture in pixels])
+        data = nncf.Dataset([image[np.newaxis] for image in pixels])
         ov.save_model(nncf.quantize(model, data, subset_size=len(pixels)), path, compress_to_fp16=False)
     return [path, path.with_suffix(".bin")]
 
@@ -49,8 +49,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         self._pixels: Iterator[Pixels] = iter(pixels)
 
     def get_next(self) -> dict[str, Batch] | None:
-        picture = next(self._pixels, None)
-        return None if picture is None else {"pixels": picture[np.newaxis]}
+        image = next(self._pixels, None)
+        return None if image is None else {"pixels": image[np.newaxis]}
 
 
 def onnxruntime_static(fp32: Path, path: Path, pixels: Batch) -> list[Path]:
@@ -77,7 +77,7 @@ def open_litert(path: Path, *, size: int, classes: int) -> Infer:
     given, made = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     (scale, zero), (out_scale, out_zero) = given["quantization"], made["quantization"]
     assert tuple(given["shape"]) == (1, size, size, 3) and tuple(made["shape"]) == (1, classes)
-    # The 256 possible pixels, once: a user would write the picture through the same table.
+    # The 256 possible pixels, once: a user would write the image through the same table.
     table = np.arange(256, dtype=np.float32)
     if given["dtype"] != np.float32:
         table = np.clip(np.rint(table / scale) + zero, -128, 127).astype(given["dtype"])

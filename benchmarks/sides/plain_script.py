@@ -24,10 +24,10 @@ def main() -> None:
     encoded = [frames[name] for name in sorted(frames.files)]
 
     def answer(data: np.ndarray) -> int:
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        picture = cv2.resize(picture, (size, size))
-        batch = np.expand_dims(picture.astype(np.float32) / 255.0, axis=0)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        image = cv2.resize(image, (size, size))
+        batch = np.expand_dims(image.astype(np.float32) / 255.0, axis=0)
         if entry["dtype"] != np.float32:
             scale, zero = entry["quantization"]
             batch = np.clip(np.round(batch * 255.0 / scale) + zero, -128, 127).astype(entry["dtype"])

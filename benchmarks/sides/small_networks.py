@@ -53,7 +53,7 @@ VARIANTS = (
 
 def large_figures(work: Path, rounds: int) -> dict[str, Figure]:
     """MobileNetV3-large at 224 px, not pruned, in LiteRT and OpenVINO."""
-    picture, name = _picture(), "mobilenetv3_large_100"
+    image, name = _image(), "mobilenetv3_large_100"
     calls: dict[str, Callable[[], object]] = {}
     for precision in ("fp32", "int8"):
         tflite = network(name, precision, work, size=SIZE)
@@ -63,7 +63,7 @@ def large_figures(work: Path, rounds: int) -> dict[str, Figure]:
             (f"openvino-{precision}", OpenVINO(ir, size=SIZE, classes=2, threads=1)),
             (f"openvino-{precision}-bf16", _BFloat16(ir, size=SIZE, classes=2, threads=1)),
         ):
-            calls[key] = lambda opened=opened: opened.infer(picture)  # type: ignore[misc]
+            calls[key] = lambda opened=opened: opened.infer(image)  # type: ignore[misc]
     times = take_turns(calls, rounds)
     small, whole = (network(name, precision, work, size=SIZE).stat().st_size for precision in ("int8", "fp32"))
     return {
@@ -86,7 +86,7 @@ def large_figures(work: Path, rounds: int) -> dict[str, Figure]:
 
 def small_figures(work: Path, rounds: int) -> dict[str, Figure]:
     """Small networks at 224 px in LiteRT, and a table of them."""
-    picture = _picture()
+    image = _image()
     calls: dict[str, Callable[[], object]] = {}
     sizes: dict[str, int] = {}
     with meter("small networks", 2 * len(VARIANTS)) as bar:
@@ -97,7 +97,7 @@ def small_figures(work: Path, rounds: int) -> dict[str, Figure]:
                 )
                 model = LiteRT(path, size=SIZE, classes=2, threads=1)
                 key = f"{variant.words}, {precision}"
-                calls[key] = lambda model=model: model.infer(picture)  # type: ignore[misc]
+                calls[key] = lambda model=model: model.infer(image)  # type: ignore[misc]
                 sizes[key] = path.stat().st_size
                 bar.advance(key)
     times = take_turns(calls, rounds)
@@ -123,5 +123,5 @@ def small_figures(work: Path, rounds: int) -> dict[str, Figure]:
     return figures
 
 
-def _picture() -> Pixels:
+def _image() -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)

@@ -2,8 +2,8 @@
 
     manifest.json   what is inside, for whom, and how it was measured
     litert-int8.tflite, openvino-int8.xml + .bin, ...   the artefacts
-    golden.npz      camera-like pictures with the answers each artefact gave on the host
-    reference.npz   what the training pictures look like, to know a camera that sees something else
+    golden.npz      camera-like images with the answers each artefact gave on the host
+    reference.npz   what the training images look like, to know a camera that sees something else
     CARD.md, README.md, NOTICE
 
 The consumer says what it accepts: this contract lives on the device side, and the host writes to it.
@@ -31,7 +31,7 @@ from eyas_device.preprocess import Pixels, Preprocessing
 
 SCHEMA = 1
 _MOST_BYTES = 256 << 20
-"""Of pictures or figures unpacked from one file: a camera has little memory."""
+"""Of images or figures unpacked from one file: a camera has little memory."""
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 REFERENCE = "reference.npz"
@@ -83,8 +83,8 @@ class Lineage(msgspec.Struct, frozen=True):
 class Governance(msgspec.Struct, frozen=True):
     """What may be done with what the model sees."""
 
-    pictures: Literal["allowed", "never"] = "allowed"
-    """`never`: no picture leaves a device, whatever its configuration says."""
+    images: Literal["allowed", "never"] = "allowed"
+    """`never`: no image leaves a device, whatever its configuration says."""
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -108,7 +108,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """Artefact -> what was measured on the host: accuracy, parity, latency."""
     golden: File | None = None
     golden_tolerance: float = 0.05
-    """Largest allowed difference of a probability from the recorded one on a golden picture."""
+    """Largest allowed difference of a probability from the recorded one on a golden image."""
     reference: File | None = None
     governance: Governance = Governance()
     notices: tuple[str, ...] = ()
@@ -116,21 +116,21 @@ class Manifest(msgspec.Struct, frozen=True):
     created: str = ""
 
     def files(self) -> list[File]:
-        """All files that the bundle records: the artefacts', the golden pictures, the reference."""
+        """All files that the bundle records: the artefacts', the golden images, the reference."""
         extras = [file for file in (self.golden, self.reference) if file is not None]
         return [file for artefact in self.artefacts for file in artefact.files] + extras
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """Camera-like pictures and the probabilities each artefact gave for them on the host."""
+    """Camera-like images and the probabilities each artefact gave for them on the host."""
 
     frames: tuple[Pixels, ...]
     probabilities: Mapping[str, npt.NDArray[np.float32]]
-    """Artefact name -> float32 [pictures, classes]."""
+    """Artefact name -> float32 [images, classes]."""
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """What the training pictures look like, as `eyas_device.agent.ood` measures it; d is its descriptor's length."""
+    """What the training images look like, as `eyas_device.agent.ood` measures it; d is its descriptor's length."""
 
     mean: Floats
     """float32 [d]"""
@@ -143,7 +143,7 @@ class Reference(msgspec.Struct, frozen=True):
     residual: float
     """Mean square outside of the directions, above 0."""
     distances: Floats
-    """float32 [n], ascending: of the validation pictures."""
+    """float32 [n], ascending: of the validation images."""
 
 
 class Bundle:
@@ -183,24 +183,24 @@ class Bundle:
         return self.root / artefact.files[0].path
 
     def golden(self) -> Golden:
-        """Load the golden pictures. Raises `BundleError` if they are missing or malformed."""
+        """Load the golden images. Raises `BundleError` if they are missing or malformed."""
         if self.manifest.golden is None:
-            raise BundleError(f"{self.root}: the bundle has no golden pictures; pack it again")
+            raise BundleError(f"{self.root}: the bundle has no golden images; pack it again")
         data = self._arrays(self.manifest.golden)
         frames = tuple(data[k] for k in sorted(k for k in data if k.startswith("frame_")))
         answers = {k.removeprefix("p."): data[k] for k in data if k.startswith("p.")}
         shape = (len(frames), len(self.manifest.labels))
-        pictures = all(f.dtype == np.uint8 and f.ndim in (2, 3) for f in frames)
+        images = all(f.dtype == np.uint8 and f.ndim in (2, 3) for f in frames)
         sound = all(a.shape == shape and a.dtype.kind == "f" for a in answers.values())
-        if not frames or not answers or not pictures or not sound:
+        if not frames or not answers or not images or not sound:
             raise BundleError(
-                f"{self.root / self.manifest.golden.path}: pictures and recorded answers do not fit together; "
+                f"{self.root / self.manifest.golden.path}: images and recorded answers do not fit together; "
                 "pack the bundle again"
             )
         return Golden(frames=frames, probabilities=answers)
 
     def reference(self) -> Reference | None:
-        """Load what the training pictures look like; None if the bundle does not say.
+        """Load what the training images look like; None if the bundle does not say.
 
         Raises `BundleError` if it is malformed.
         """

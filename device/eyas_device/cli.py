@@ -25,7 +25,7 @@ VERBS = {
 
 _EXAMPLES = """examples:
   eyas-device check runs/solar-cells/bundle
-  eyas-device run --bundle runs/solar-cells/bundle --camera folder:pictures --accuracy
+  eyas-device run --bundle runs/solar-cells/bundle --camera folder:images --accuracy
   eyas-device run --bundle b --camera video:line.mp4 --fps 5 --mqtt broker.local --site hall-2
   eyas-device run --bundle b --camera fake: --json | jq .label
   eyas-device bench --bundle runs/solar-cells/bundle --all

@@ -43,9 +43,9 @@ class CameraSection(Section, frozen=True):
     source: str = ""
     """A specification as `eyas-device run --camera` takes it."""
     timeout_s: Seconds = 5.0
-    """A source that delivers nothing for so long is lost and opened anew."""
+    """A source that delivers nothing for so long is lost and opened again."""
     frozen_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
-    """The same picture, byte for byte, for so long means a frozen source (0: never)."""
+    """The same image, byte for byte, for so long means a frozen source (0: never)."""
     black_level: Annotated[float, msgspec.Meta(ge=0, le=255)] = 4.0
     """A frame whose pixels are all at or below it (0..255) is black and not answered (0: only all-zero frames)."""
     give_up_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
@@ -64,7 +64,7 @@ class ModelSection(Section, frozen=True):
     threads: Count = 1
     """Inference threads."""
     max_latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """A model whose median golden picture takes longer does not go live (0: no bound)."""
+    """A model whose median golden image takes longer does not go live (0: no bound)."""
     affinity: tuple[Annotated[int, msgspec.Meta(ge=0, le=1023)], ...] = ()
     """Processor cores that the process may use; empty: all."""
 
@@ -116,12 +116,12 @@ class TelemetrySection(Section, frozen=True):
 
 
 class PrivacySection(Section, frozen=True):
-    """Which single pictures may leave the device, and how. By default none."""
+    """Which single images may leave the device, and how. By default none."""
 
     events: bool = False
-    """Tell of single answers, without pictures."""
-    pictures: bool = False
-    """Add their pictures, prepared as the other keys say; implies events."""
+    """Tell of single answers, without images."""
+    images: bool = False
+    """Add their images, prepared as the other keys say; implies events."""
     sample_rate: Share = 0.0
     """Part of all answers that become an event, 0..1."""
     band: tuple[Share, Share] = (0.0, 0.0)
@@ -131,15 +131,15 @@ class PrivacySection(Section, frozen=True):
     every_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """At most one event in so long, so that a bad hour does not use up the day."""
     per_day: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50
-    """Pictures in a UTC day."""
+    """Images in a UTC day."""
     max_side: Annotated[int, msgspec.Meta(ge=16, le=4096)] = 640
-    """Pixels of the longer side: larger pictures are scaled down."""
+    """Pixels of the longer side: larger images are scaled down."""
     crop: tuple[Share, ...] = ()
-    """Left, top, width and height of what is shown, as parts of the picture; empty: all."""
+    """Left, top, width and height of what is shown, as parts of the image; empty: all."""
     blur: Literal["none", "whole"] = "none"
     """`whole`: blocks of which 16 make the longer side, so that nobody can be recognised."""
     retention_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
-    """For how long the host may keep the picture."""
+    """For how long the host may keep the image."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

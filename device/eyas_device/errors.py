@@ -6,7 +6,7 @@
   - `CameraError`: a camera cannot be opened or stopped delivering.
     - `CameraLost`: a camera stopped delivering and did not come back in the time it was given.
     - `CameraSpecError`: what names a camera is mistaken, or cannot work on this machine: trying again does not help.
-  - `PictureError`: bytes that are not a picture, or pixels of a kind that cannot be prepared.
+  - `ImageError`: bytes that are not an image, or pixels of a kind that cannot be prepared.
   - `RuntimeUnavailable`: an inference runtime is not installed or cannot run here.
   - `ConfigError`: the device's configuration file has faults.
   - `LinkError`: the telemetry link was refused or cannot be set up.
@@ -50,8 +50,8 @@ class CameraSpecError(CameraError):
     """What names a camera is mistaken, or cannot work on this machine: trying again does not help."""
 
 
-class PictureError(EyasError, ValueError):
-    """Bytes that are not a picture, or pixels of a kind that cannot be prepared."""
+class ImageError(EyasError, ValueError):
+    """Bytes that are not an image, or pixels of a kind that cannot be prepared."""
 
 
 class RuntimeUnavailable(EyasError, ImportError):  # noqa: N818 - reads as the state it reports

@@ -1,7 +1,7 @@
-"""From a picture to a label with a confidence that means what it says.
+"""From an image to a label with a confidence that means what it says.
 
 >>> with Classifier.open("runs/solar-cells/bundle") as classifier:
-...     prediction = classifier.predict(read_picture(Path("cell.png")))
+...     prediction = classifier.predict(read_image(Path("cell.png")))
 >>> prediction.label, round(prediction.confidence, 2), prediction.unsure
 ('defective', 0.93, False)
 """
@@ -26,7 +26,7 @@ Probabilities = npt.NDArray[np.float32]
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """The answer for one picture."""
+    """The answer for one image."""
 
     label: str
     index: int
@@ -85,7 +85,7 @@ class Classifier(Closing):
     def predict(self, frame: Pixels) -> Prediction:
         """Answer for one frame, uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA) of any size.
 
-        Raises `PictureError` for pixels of another kind.
+        Raises `ImageError` for pixels of another kind.
         """
         started = perf_counter()
         prepared = started

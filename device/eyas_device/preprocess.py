@@ -1,7 +1,7 @@
 """From a camera's pixels to a model's pixels: the one function that training, parity, benchmarks and devices share.
 
 Everything here is `uint8`, blue-green-red, height x width x channel, as OpenCV and most cameras deliver it.
-Normalisation and channel order are inside the models, so no float picture exists outside of them.
+Normalisation and channel order are inside the models, so no float image exists outside of them.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.errors import PictureError
+from eyas_device.errors import ImageError
 
 Pixels = npt.NDArray[np.uint8]
-"""A picture: uint8 [height, width, 3], blue-green-red."""
+"""An image: uint8 [height, width, 3], blue-green-red."""
 
 _MAX_SIDE = 16_384
 _MOST_SCRATCH = 8
 
 Scratch = dict[tuple[int, int], Pixels]
-"""Memory for pictures in between, by height and width, so that a frame loop takes none anew; begins empty."""
+"""Memory for images in between, by height and width, so that a frame loop takes none again; begins empty."""
 
 
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,32 +53,30 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
-def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where: str = "picture") -> Pixels:
-    """Decode an encoded picture (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`, for the model of `spec` if that is given.
+def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where: str = "image") -> Pixels:
+    """Decode an encoded image (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`, for the model of `spec` if that is given.
 
     Grey becomes three equal channels, alpha is dropped, 16 bit becomes 8 bit, CMYK becomes BGR, and the EXIF
-    orientation is applied. Raises `PictureError` if the bytes are no picture or its sides exceed 16384 pixels.
+    orientation is applied. Raises `ImageError` if the bytes are no image or its sides exceed 16384 pixels.
     """
     if len(data) == 0:
-        raise PictureError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
+        raise ImageError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
     flag = cv2.IMREAD_COLOR
     if spec is not None and spec.decode == "reduced":
-        size = picture_size(data)
+        size = image_size(data)
         flag = _REDUCED.get(spec.reduction(*size), flag) if size else flag
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
     except cv2.error as error:
-        raise PictureError(f"{where}: not a picture that can be decoded ({error.err})") from None
+        raise ImageError(f"{where}: not an image that can be decoded ({error.err})") from None
     if pixels is None:
-        raise PictureError(f"{where}: not a picture that can be decoded; allowed are JPEG, PNG, BMP, WebP and TIFF")
+        raise ImageError(f"{where}: not an image that can be decoded; allowed are JPEG, PNG, BMP, WebP and TIFF")
     if max(pixels.shape[:2]) > _MAX_SIDE:
-        raise PictureError(
-            f"{where}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at most {_MAX_SIDE} a side are allowed"
-        )
+        raise ImageError(f"{where}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at most {_MAX_SIDE} a side are allowed")
     return np.asarray(pixels, dtype=np.uint8)
 
 
-def picture_size(data: bytes | memoryview) -> tuple[int, int] | None:
+def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
     """Width and height that a JPEG's header states, pixels, without decoding it; None for other or broken bytes.
 
     Source: ITU-T T.81, B.2.2 (frame header: marker, length, precision, lines, samples per line).
@@ -103,22 +101,22 @@ def picture_size(data: bytes | memoryview) -> tuple[int, int] | None:
     return None
 
 
-def read_picture(path: Path, spec: Preprocessing | None = None) -> Pixels:
-    """Read and decode a picture file, for the model of `spec` if that is given.
+def read_image(path: Path, spec: Preprocessing | None = None) -> Pixels:
+    """Read and decode an image file, for the model of `spec` if that is given.
 
-    Raises `PictureError` naming the file if it cannot be read or decoded.
+    Raises `ImageError` naming the file if it cannot be read or decoded.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     return decode(data, spec=spec, where=str(path))
 
 
 def as_bgr(frame: npt.NDArray[np.uint8]) -> Pixels:
-    """View or convert a uint8 frame ([h, w], [h, w, 1|3|4]) as BGR [h, w, 3]. Raises `PictureError` for other kinds."""
+    """View or convert a uint8 frame ([h, w], [h, w, 1|3|4]) as BGR [h, w, 3]. Raises `ImageError` for other kinds."""
     if frame.dtype != np.uint8 or frame.ndim not in (2, 3) or 0 in frame.shape:
-        raise PictureError(
+        raise ImageError(
             f"frame of dtype {frame.dtype} and shape {frame.shape}; uint8 [h, w] or [h, w, 1|3|4] is allowed"
         )
     channels = 1 if frame.ndim == 2 else frame.shape[2]
@@ -128,7 +126,7 @@ def as_bgr(frame: npt.NDArray[np.uint8]) -> Pixels:
         return np.asarray(cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
     if channels == 4:
         return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGRA2BGR), dtype=np.uint8)
-    raise PictureError(f"frame with {channels} channels; 1, 3 or 4 are allowed")
+    raise ImageError(f"frame with {channels} channels; 1, 3 or 4 are allowed")
 
 
 def prepare(
@@ -137,48 +135,46 @@ def prepare(
     """Fit a frame into the model's square input.
 
     `frame` is uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA); the answer is uint8 [size, size, 3] BGR, written into `out` if
-    that is given. `scratch` is memory that is used again from call to call. Raises `PictureError` for pixels of another
+    that is given. `scratch` is memory that is used again from call to call. Raises `ImageError` for pixels of another
     kind, or an `out` of the wrong shape.
     """
-    picture = as_bgr(frame)
+    image = as_bgr(frame)
     size = spec.size
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if spec.fit == "crop" or spec.crop_fraction < 1.0:
         keep_w, keep_h = width * spec.crop_fraction, height * spec.crop_fraction
         if spec.fit == "crop":
             keep_w = keep_h = min(keep_w, keep_h)
-        picture = _centre(picture, max(1, round(keep_w)), max(1, round(keep_h)))
-        height, width = picture.shape[:2]
+        image = _centre(image, max(1, round(keep_w)), max(1, round(keep_h)))
+        height, width = image.shape[:2]
     if out is None:
         out = np.empty((size, size, 3), dtype=np.uint8)
     elif out.shape != (size, size, 3) or out.dtype != np.uint8:
-        raise PictureError(f"out is {out.dtype} {out.shape}; uint8 ({size}, {size}, 3) is needed")
+        raise ImageError(f"out is {out.dtype} {out.shape}; uint8 ({size}, {size}, 3) is needed")
     if spec.fit == "pad" and height != width:
         scale = size / max(height, width)
         inner_w, inner_h = max(1, round(width * scale)), max(1, round(height * scale))
         out[...] = 128
         left, top = (size - inner_w) // 2, (size - inner_h) // 2
-        _resize(picture, out[top : top + inner_h, left : left + inner_w], spec, scratch)
+        _resize(image, out[top : top + inner_h, left : left + inner_w], spec, scratch)
         return out
-    _resize(picture, out, spec, scratch)
+    _resize(image, out, spec, scratch)
     return out
 
 
-def _resize(picture: Pixels, out: Pixels, spec: Preprocessing, scratch: Scratch | None) -> None:
-    """Fill `out` with `picture`."""
+def _resize(image: Pixels, out: Pixels, spec: Preprocessing, scratch: Scratch | None) -> None:
+    """Fill `out` with `image`."""
     height, width = out.shape[:2]
     method = cv2.INTER_LINEAR
     if spec.interpolation == "area":
-        while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
-            half_h, half_w = picture.shape[0] // 2, picture.shape[1] // 2
-            even = picture[: 2 * half_h, : 2 * half_w]
-            picture = cv2.resize(
-                even, (half_w, half_h), dst=_room(scratch, half_h, half_w), interpolation=cv2.INTER_AREA
-            )
-        if picture.shape[0] >= 2 * height or picture.shape[1] >= 2 * width:  # one side only: `stretch`
+        while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+            half_h, half_w = image.shape[0] // 2, image.shape[1] // 2
+            even = image[: 2 * half_h, : 2 * half_w]
+            image = cv2.resize(even, (half_w, half_h), dst=_room(scratch, half_h, half_w), interpolation=cv2.INTER_AREA)
+        if image.shape[0] >= 2 * height or image.shape[1] >= 2 * width:  # one side only: `stretch`
             method = cv2.INTER_AREA
-    # OpenCV refuses a dst with gaps, and for one it cannot use otherwise it allocates anew, without a word.
-    written = cv2.resize(picture, (width, height), dst=out if out.flags.c_contiguous else None, interpolation=method)
+    # OpenCV refuses a dst with gaps, and for one it cannot use otherwise it allocates again, without a word.
+    written = cv2.resize(image, (width, height), dst=out if out.flags.c_contiguous else None, interpolation=method)
     if not np.shares_memory(written, out):
         out[...] = written
 
@@ -194,6 +190,6 @@ def _room(scratch: Scratch | None, height: int, width: int) -> Pixels | None:
     return room
 
 
-def _centre(picture: Pixels, width: int, height: int) -> Pixels:
-    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
-    return picture[top : top + height, left : left + width]
+def _centre(image: Pixels, width: int, height: int) -> Pixels:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]

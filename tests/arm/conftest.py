@@ -1,4 +1,4 @@
-"""What the proof on aarch64 shares: a real bundle, its golden pictures as files, and the differences that were seen."""
+"""What the proof on aarch64 shares: a real bundle, its golden images as files, and the differences that were seen."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def pictures(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle's golden pictures as PNG files: unlike drawn frames, they are answered with every confidence."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle's golden images as PNG files: unlike drawn frames, they are answered with every confidence."""
+    folder = tmp_path_factory.mktemp("images")
     for number, frame in enumerate(Bundle.open(bundle).golden().frames):
         assert cv2.imwrite(str(folder / f"{number:02d}.png"), frame)
     return folder

@@ -73,6 +73,6 @@ def write_bundle(
 
 
 def answers(runtime: str, path: Path, frames: list[Pixels], spec: Preprocessing, temperature: float) -> np.ndarray:
-    """Probabilities of this machine, float32 [pictures, classes]."""
+    """Probabilities of this machine, float32 [images, classes]."""
     with load(runtime)(path, size=spec.size, classes=len(SHAPES), threads=1) as loaded:  # type: ignore[call-arg]
         return np.stack([softmax(loaded.infer(prepare(frame, spec)), temperature) for frame in frames])

@@ -43,7 +43,7 @@ def same_answers(there: Rows, here: Rows, limit: float) -> str:
     alike = p.argmax(axis=1) == q.argmax(axis=1)
     assert difference <= limit
     assert alike[clear].all()
-    return f"{len(there)} pictures, largest difference of a probability {difference:.4f}, agreement {alike.mean():.3f}"
+    return f"{len(there)} images, largest difference of a probability {difference:.4f}, agreement {alike.mean():.3f}"
 
 
 @on_each_board
@@ -68,13 +68,13 @@ def test_every_wheel_is_for_this_python_and_pinned(board: Board) -> None:
 
 
 @with_each_runtime
-def test_golden_pictures(board: Board, runtime: str, bundle: Path, report: Report) -> None:
+def test_golden_images(board: Board, runtime: str, bundle: Path, report: Report) -> None:
     checked = rows(board.eyas("check", "/bundle", "--runtime", runtime, "--json", bundle=bundle))
     artefacts = Bundle.open(bundle).manifest.artefacts
     assert [row["artefact"] for row in checked] == [a.name for a in artefacts if a.runtime == runs(runtime)]
     for row in checked:
         assert (row["status"], row["runtime"]) == ("ok", runtime)
-        report(f"{board} {runtime}: {row['artefact']}, golden pictures, {row['max_dp']:.4f} from the recorded answers")
+        report(f"{board} {runtime}: {row['artefact']}, golden images, {row['max_dp']:.4f} from the recorded answers")
 
 
 @on_each_board
@@ -89,14 +89,12 @@ def test_twenty_drawn_frames(board: Board, bundle: Path, report: Report) -> None
 
 @with_each_runtime
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_twenty_pictures(
-    board: Board, runtime: str, precision: str, bundle: Path, pictures: Path, report: Report
-) -> None:
+def test_twenty_images(board: Board, runtime: str, precision: str, bundle: Path, images: Path, report: Report) -> None:
     artefact = f"{runs(runtime)}-{precision}"
     words = ("run", "--artefact", artefact, "--json", "--loop", "--frames", str(FRAMES))
-    places = ("--bundle", "/bundle", "--camera", "folder:/pictures", "--runtime", runtime)
-    there = rows(board.eyas(*words, *places, bundle=bundle, pictures=pictures))
-    places = ("--bundle", str(bundle), "--camera", f"folder:{pictures}", "--runtime", runs(runtime))
+    places = ("--bundle", "/bundle", "--camera", "folder:/images", "--runtime", runtime)
+    there = rows(board.eyas(*words, *places, bundle=bundle, images=images))
+    places = ("--bundle", str(bundle), "--camera", f"folder:{images}", "--runtime", runs(runtime))
     here = rows(eyas_here(*words, *places))
     assert len(there) == len(here) == FRAMES
     tolerance = Bundle.open(bundle).manifest.golden_tolerance

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two emulated boards below .arm/, kept from run to run: a piece is built anew when what it is made from changed.
+# Two emulated boards below .arm/, kept from run to run: a piece is built again when what it is made from changed.
 #
 #   .arm/bookworm  .arm/trixie    Debian arm64 with its own Python: what Raspberry Pi OS is made from
 #   .arm/wheels-*                 the device's dependencies for aarch64, from constraints/device-*.txt

@@ -1,4 +1,4 @@
-"""What the device's tests share: a tiny real bundle, pictures in class folders, and a real broker."""
+"""What the device's tests share: a tiny real bundle, images in class folders, and a real broker."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def edit_manifest(bundle_root: Path) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures a label, in folders named as the labels."""
-    root = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four images a label, in folders named as the labels."""
+    root = tmp_path_factory.mktemp("images")
     for label in tiny.LABELS:
         (root / label).mkdir()
         for seed in range(4):

@@ -177,9 +177,9 @@ def test_any_value_in_any_field_gives_a_bundle_error_or_a_bundle(
         {"frame_00": np.zeros((4, 4, 3), np.uint8), "p.onnx-fp32": np.zeros((2, 3), np.float32)},
         None,
     ],
-    ids=["nothing", "no-answers", "float-picture", "wrong-shape", "no-archive"],
+    ids=["nothing", "no-answers", "float-image", "wrong-shape", "no-archive"],
 )
-def test_golden_pictures_that_do_not_fit(
+def test_golden_images_that_do_not_fit(
     arrays: dict[str, np.ndarray] | None, bundle_root: Path, edit_manifest: Edit
 ) -> None:
     path = bundle_root / GOLDEN
@@ -192,13 +192,13 @@ def test_golden_pictures_that_do_not_fit(
         Bundle.open(bundle_root).golden()
 
 
-def test_a_bundle_without_golden_pictures(bundle_root: Path, edit_manifest: Edit) -> None:
+def test_a_bundle_without_golden_images(bundle_root: Path, edit_manifest: Edit) -> None:
     edit_manifest(golden=None)
-    with pytest.raises(BundleError, match="no golden pictures"):
+    with pytest.raises(BundleError, match="no golden images"):
         Bundle.open(bundle_root).golden()
 
 
-def test_golden_pictures_that_would_unpack_to_a_flood_are_refused(
+def test_golden_images_that_would_unpack_to_a_flood_are_refused(
     bundle_root: Path, edit_manifest: Callable[..., None]
 ) -> None:
     """Zeros pack a thousandfold: a small file must not fill a camera's memory."""

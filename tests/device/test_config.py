@@ -208,7 +208,7 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     },
     "privacy": {
         "events": st.booleans(),
-        "pictures": st.booleans(),
+        "images": st.booleans(),
         "sample_rate": _numbers(0, 1),
         "band": st.tuples(_numbers(0, 0.5), _numbers(0.5, 1)).map(list),
         "unfamiliar": st.booleans(),

@@ -1,4 +1,4 @@
-"""Any picture a camera or a person delivers becomes the same model input; Pillow and numpy are the second opinion."""
+"""Any image a camera or a person delivers becomes the same model input; Pillow and numpy are the second opinion."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eyas_device.errors import PictureError
-from eyas_device.preprocess import Preprocessing, as_bgr, decode, prepare, read_picture
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Preprocessing, as_bgr, decode, prepare, read_image
 from tests.support import tiny
 
-PICTURE = tiny.draw_shape("cross", 1, 40, 30)
+IMAGE = tiny.draw_shape("cross", 1, 40, 30)
 
 
-def encoded(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -32,7 +32,7 @@ def by_pillow(data: bytes) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))[:, :, ::-1]
 
 
-RGB = Image.fromarray(PICTURE[:, :, ::-1])
+RGB = Image.fromarray(IMAGE[:, :, ::-1])
 
 
 @pytest.mark.parametrize(
@@ -69,56 +69,56 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 
 
 def test_16_bit_keeps_the_high_byte() -> None:
-    deep = (PICTURE[:, :, 0].astype(np.uint16) << 8) | 0x12
+    deep = (IMAGE[:, :, 0].astype(np.uint16) << 8) | 0x12
     pixels = decode(cv2.imencode(".png", deep)[1].tobytes())
     assert pixels.dtype == np.uint8
     for channel in range(3):
-        assert np.array_equal(pixels[:, :, channel], PICTURE[:, :, 0])
+        assert np.array_equal(pixels[:, :, channel], IMAGE[:, :, 0])
 
 
 def test_alpha_is_dropped() -> None:
-    alpha = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 7, np.uint8)])
-    assert np.array_equal(decode(cv2.imencode(".png", alpha)[1].tobytes()), PICTURE)
-    assert np.array_equal(as_bgr(alpha), PICTURE)
+    alpha = np.dstack([IMAGE, np.full(IMAGE.shape[:2], 7, np.uint8)])
+    assert np.array_equal(decode(cv2.imencode(".png", alpha)[1].tobytes()), IMAGE)
+    assert np.array_equal(as_bgr(alpha), IMAGE)
 
 
 @pytest.mark.parametrize("channels", [None, 1], ids=["2d", "3d"])
 def test_grey_becomes_three_equal_channels(channels: int | None) -> None:
-    grey = PICTURE[:, :, 1] if channels is None else PICTURE[:, :, 1:2]
-    assert np.array_equal(as_bgr(grey), np.repeat(PICTURE[:, :, 1:2], 3, axis=2))
+    grey = IMAGE[:, :, 1] if channels is None else IMAGE[:, :, 1:2]
+    assert np.array_equal(as_bgr(grey), np.repeat(IMAGE[:, :, 1:2], 3, axis=2))
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "empty"),
-        (b"junk", "not a picture"),
-        (encoded(RGB, "PNG")[:40], "not a picture"),
-        (b"\xff\xd8\xff\xe0" + b"\0" * 64, "not a picture"),
+        (b"junk", "not an image"),
+        (encoded(RGB, "PNG")[:40], "not an image"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 64, "not an image"),
     ],
     ids=["zero-byte", "junk", "cut-png", "jpeg-header-only"],
 )
-def test_what_is_no_picture(data: bytes, words: str, tmp_path: Path) -> None:
+def test_what_is_no_image(data: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "frame.jpg"
     path.write_bytes(data)
-    with pytest.raises(PictureError, match=words) as caught:
-        read_picture(path)
+    with pytest.raises(ImageError, match=words) as caught:
+        read_image(path)
     assert str(path) in str(caught.value)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_picture_or_a_picture_error(data: bytes) -> None:
+def test_any_bytes_are_a_image_or_a_image_error(data: bytes) -> None:
     try:
         pixels = decode(data)
-    except PictureError:
+    except ImageError:
         return
     assert pixels.ndim == 3
 
 
 def test_a_missing_file() -> None:
-    with pytest.raises(PictureError, match=r"nowhere/x\.png: cannot be read"):
-        read_picture(Path("nowhere/x.png"))
+    with pytest.raises(ImageError, match=r"nowhere/x\.png: cannot be read"):
+        read_image(Path("nowhere/x.png"))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_missing_file() -> None:
     ids=["float", "1d", "empty", "2-channels"],
 )
 def test_other_frames_are_refused(frame: np.ndarray) -> None:
-    with pytest.raises(PictureError, match="allowed"):
+    with pytest.raises(ImageError, match="allowed"):
         prepare(frame, tiny.SPEC)
 
 
@@ -175,27 +175,27 @@ def test_crop_is_the_centre_averaged(scale: int, size: int, wide: int, tall: boo
 @pytest.mark.parametrize(("height", "width"), [(20, 60), (60, 20)])
 def test_pad_keeps_everything_and_adds_grey(height: int, width: int) -> None:
     out = prepare(np.full((height, width, 3), 200, np.uint8), Preprocessing(size=30, fit="pad"))
-    picture = out if width > height else out.transpose(1, 0, 2)
-    assert (picture[10:20] == 200).all()
-    assert (picture[:10] == 128).all()
-    assert (picture[20:] == 128).all()
+    image = out if width > height else out.transpose(1, 0, 2)
+    assert (image[10:20] == 200).all()
+    assert (image[:10] == 128).all()
+    assert (image[20:] == 128).all()
 
 
 def halved_then_interpolated(frame: np.ndarray, width: int, height: int) -> np.ndarray:
     """The second formulation of `area`: 2 x 2 means in numpy, then bilinear interpolation written out."""
-    picture = frame.astype(np.float64)
-    while picture.shape[0] >= 2 * height and picture.shape[1] >= 2 * width:
-        rows, columns = picture.shape[0] // 2, picture.shape[1] // 2
-        picture = np.round(picture[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2, 3).mean(axis=(1, 3)))
+    image = frame.astype(np.float64)
+    while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
+        rows, columns = image.shape[0] // 2, image.shape[1] // 2
+        image = np.round(image[: 2 * rows, : 2 * columns].reshape(rows, 2, columns, 2, 3).mean(axis=(1, 3)))
 
     def places(new: int, old: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
         low = np.floor(centre).astype(int)
         return low, np.minimum(low + 1, old - 1), centre - low
 
-    top, bottom, down = places(height, picture.shape[0])
-    left, right, across = places(width, picture.shape[1])
-    rows_ = picture[top] * (1 - down)[:, None, None] + picture[bottom] * down[:, None, None]
+    top, bottom, down = places(height, image.shape[0])
+    left, right, across = places(width, image.shape[1])
+    rows_ = image[top] * (1 - down)[:, None, None] + image[bottom] * down[:, None, None]
     return rows_[:, left] * (1 - across)[:, None] + rows_[:, right] * across[:, None]
 
 
@@ -218,8 +218,8 @@ def test_area_does_not_alias(shape: tuple[int, int]) -> None:
     frame[::2] = 255
     for fit in ("crop", "stretch", "pad"):
         out = prepare(frame, Preprocessing(size=32, fit=fit)).astype(int)  # type: ignore[arg-type]
-        picture = out[8:24, 12:20]
-        assert picture.max() - picture.min() < 60, f"{fit}: {picture.min()} to {picture.max()}"
+        image = out[8:24, 12:20]
+        assert image.max() - image.min() < 60, f"{fit}: {image.min()} to {image.max()}"
 
 
 @pytest.mark.parametrize("size", [10, 17])
@@ -234,8 +234,8 @@ def test_stretch_is_near_pillows_box_filter(size: int) -> None:
     "out", [np.zeros((15, 16, 3), np.uint8), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.float32)]
 )
 def test_an_out_that_cannot_be_written_is_refused(out: np.ndarray) -> None:
-    with pytest.raises(PictureError, match=r"uint8 \(16, 16, 3\) is needed"):
-        prepare(PICTURE, tiny.SPEC, out=out)
+    with pytest.raises(ImageError, match=r"uint8 \(16, 16, 3\) is needed"):
+        prepare(IMAGE, tiny.SPEC, out=out)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_an_out_that_cannot_be_written_is_refused(out: np.ndarray) -> None:
     ids=["transposed", "strided"],
 )
 def test_an_out_of_any_layout_is_written(out: np.ndarray) -> None:
-    assert prepare(PICTURE, tiny.SPEC, out=out) is out
-    assert np.array_equal(out, prepare(PICTURE, tiny.SPEC))
+    assert prepare(IMAGE, tiny.SPEC, out=out) is out
+    assert np.array_equal(out, prepare(IMAGE, tiny.SPEC))
 
 
 def test_views_are_prepared_like_copies() -> None:
-    for view in (PICTURE[::-1], PICTURE[:, ::-1], PICTURE[:, :, ::-1], PICTURE[::2, ::2], PICTURE.transpose(1, 0, 2)):
+    for view in (IMAGE[::-1], IMAGE[:, ::-1], IMAGE[:, :, ::-1], IMAGE[::2, ::2], IMAGE.transpose(1, 0, 2)):
         assert np.array_equal(prepare(view, tiny.SPEC), prepare(np.ascontiguousarray(view), tiny.SPEC))

@@ -19,20 +19,20 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def shape_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five classes of drawn shapes, twelve pictures each, PNG and JPEG. Not to be changed by a test."""
+def shape_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five classes of drawn shapes, twelve images each, PNG and JPEG. Not to be changed by a test."""
     return draw_folder(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(scope="session")
 def shape_frames() -> Pixels:
-    """Twenty prepared pictures of shapes, uint8 [20, 64, 64, 3]."""
+    """Twenty prepared images of shapes, uint8 [20, 64, 64, 3]."""
     return np.stack([draw_shape(label, 100 + seed, 64, 64) for label in SHAPES for seed in range(4)])
 
 
 @pytest.fixture(scope="session")
 def network(shape_frames: Pixels) -> PixelClassifier:
-    """A seeded mobilenetv3_small_100 for five classes whose BatchNorm has seen pictures and whose answers differ."""
+    """A seeded mobilenetv3_small_100 for five classes whose BatchNorm has seen images and whose answers differ."""
     return briefly_trained("mobilenetv3_small_100", shape_frames)
 
 
@@ -44,7 +44,7 @@ def deploy(network: PixelClassifier) -> DeployModel:
 
 @pytest.fixture(scope="session")
 def calibration(shape_frames: Pixels) -> list[torch.Tensor]:
-    """Ten pictures, float [1, 3, 64, 64]."""
+    """Ten images, float [1, 3, 64, 64]."""
     return [torch.from_numpy(frame).permute(2, 0, 1)[None].float() for frame in shape_frames[::2]]
 
 

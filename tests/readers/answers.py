@@ -43,7 +43,7 @@ class Job(msgspec.Struct):
     tiny: dict[str, str]
     """Small models of one linear layer."""
     pixels: str
-    """An `.npy` of a picture for them, uint8 [size, size, 3]."""
+    """An `.npy` of an image for them, uint8 [size, size, 3]."""
     classes: int
     """Theirs."""
     unreadable: dict[str, str]
@@ -56,9 +56,9 @@ class Contract(msgspec.Struct):
     logits: list[Row]
     """Of `layouts`."""
     written_alike: bool
-    """Whether a picture that was written in place was answered as one that was given."""
+    """Whether an image that was written in place was answered as one that was given."""
     refused: list[str]
-    """What was said to three wrong pictures."""
+    """What was said to three wrong images."""
 
 
 class Found(msgspec.Struct):
@@ -130,7 +130,7 @@ def _rows(classifier: Classifier, frames: Sequence[Pixels]) -> list[Row]:
 
 
 def layouts(pixels: Pixels) -> tuple[Pixels, ...]:
-    """A picture, three others that are made from it, and every way to lie in memory."""
+    """An image, three others that are made from it, and every way to lie in memory."""
     return pixels, pixels[:, ::-1], np.asfortranarray(pixels), 255 - pixels
 
 
@@ -145,12 +145,12 @@ def _contract(path: str, job: Job) -> Contract:
     pixels: Pixels = np.load(job.pixels)
     wrong = pixels[:1, :1], pixels[..., 0], pixels.astype(np.float32)
     with _load(path, job) as model:
-        logits = [model.infer(picture).tolist() for picture in layouts(pixels)]
+        logits = [model.infer(image).tolist() for image in layouts(pixels)]
         given = model.infer(pixels).copy()
         model.infer(255 - pixels)  # what lies in the input must not matter
         written = model.infer_written(lambda out: np.copyto(out, pixels))
         alike = bool(np.array_equal(written, given))
-        return Contract(logits, alike, [_said(partial(model.infer, picture)) for picture in wrong])
+        return Contract(logits, alike, [_said(partial(model.infer, image)) for image in wrong])
 
 
 def _load(path: str, job: Job) -> Any:

@@ -131,7 +131,7 @@ def bundles(
 
 @pytest.fixture(scope="session")
 def noise() -> np.ndarray:
-    """A picture with every pixel value, uint8 [16, 16, 3]."""
+    """An image with every pixel value, uint8 [16, 16, 3]."""
     rng = np.random.default_rng(5)
     values = np.resize(np.arange(256, dtype=np.uint8), tiny.INPUTS)
     return rng.permutation(values).reshape(tiny.SPEC.size, tiny.SPEC.size, 3)

@@ -39,7 +39,7 @@ def test_the_reader_is_what_it_claims_to_be(reader: Reader, there: Found) -> Non
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
-def test_golden_pictures(bundle: str, job: Job, there: Found) -> None:
+def test_golden_images(bundle: str, job: Job, there: Found) -> None:
     assert [row.artefact for row in there.checked[bundle]] == artefacts(job, bundle), there.errors
     for row in there.checked[bundle]:
         assert (row.status, row.runtime) == ("ok", "tflite"), row
@@ -54,11 +54,11 @@ def test_answers(bundle: str, job: Job, there: Found, here: Found, report: Repor
         p, q = np.array(there.probabilities[key]), np.array(here.probabilities[key])
         difference, alike = np.abs(p - q), p.argmax(axis=1) == q.argmax(axis=1)
         report(
-            f"{there.library}: {bundle} {name}, {len(p)} pictures, difference of a probability {difference.max():.2g} "
+            f"{there.library}: {bundle} {name}, {len(p)} images, difference of a probability {difference.max():.2g} "
             f"at most, {difference.mean():.2g} on average, agreement {alike.mean():.3f}"
         )
         limit = MAX_DP.get(name, tolerance)
-        assert q.std(axis=0).max() > 0.05, "the network answers the same to every picture"
+        assert q.std(axis=0).max() > 0.05, "the network answers the same to every image"
         assert difference.max() <= limit and difference.mean() <= INT8_MEAN_DP
         best = np.sort(q, axis=1)
         assert alike[best[:, -1] - best[:, -2] > 2 * limit].all()

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.errors import CameraError, CameraSpecError, PictureError
-from tests.support.streams import picture
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from tests.support.streams import jpeg_image
 
 Image = npt.NDArray[Any]
 
@@ -73,7 +73,7 @@ class Drawn:
         odd, self.asked = not self.asked, True
         match self.told.how:
             case "encoded":
-                return picture(self.number)
+                return jpeg_image(self.number)
             case "in place":
                 place = room[: 24 * 32 * 3].reshape(24, 32, 3)
                 place[...] = pixels(self.number)
@@ -87,7 +87,7 @@ class Drawn:
             case "nothing" if odd:
                 return np.zeros((0, 0, 3), dtype=np.uint8)
             case "torn" if odd:
-                raise PictureError("torn")
+                raise ImageError("torn")
             case "grey" if odd:
                 return pixels(self.number)[..., 0]
         return pixels(self.number)

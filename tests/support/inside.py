@@ -1,4 +1,4 @@
-"""The command line called inside the test's own process: nothing heavy is imported anew."""
+"""The command line called inside the test's own process: nothing heavy is imported again."""
 
 from __future__ import annotations
 

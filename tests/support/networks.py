@@ -11,7 +11,7 @@ from tests.support.shapes import SHAPES, Pixels
 
 
 def take_steps(model: torch.nn.Module, pixels: torch.Tensor, *, steps: int, rate: float) -> None:
-    """Some steps on pictures [n, 3, h, w] of the five shapes, as many of each, one class after the other."""
+    """Some steps on images [n, 3, h, w] of the five shapes, as many of each, one class after the other."""
     targets = torch.arange(len(SHAPES)).repeat_interleave(len(pixels) // len(SHAPES))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     model.train()
@@ -25,7 +25,7 @@ def take_steps(model: torch.nn.Module, pixels: torch.Tensor, *, steps: int, rate
 def briefly_trained(
     name: str, shape_frames: Pixels, weights: Literal["packaged", "random"] = "random"
 ) -> PixelClassifier:
-    """A seeded network for five classes whose BatchNorm has seen pictures and whose answers differ."""
+    """A seeded network for five classes whose BatchNorm has seen images and whose answers differ."""
     torch.manual_seed(0)
     model, _ = build(name, len(SHAPES), weights)
     pixels = torch.from_numpy(shape_frames).permute(0, 3, 1, 2)

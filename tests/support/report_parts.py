@@ -10,7 +10,7 @@ import msgspec
 from eyas_host.evaluate.metrics import Bin, Scores
 from eyas_host.evaluate.parity import Parity
 from eyas_host.evaluate.verdict import Latency
-from eyas_host.report.model import Mistake, Report, Rung, StageLine
+from eyas_host.report.model import Mistake, Report, StageLine, Variant
 
 HOSTILE = '<script>alert("1")</script> $x_1$'
 NOTICE = "CC-BY-NC-SA-4.0: non-commercial use only"
@@ -79,18 +79,18 @@ def _parity(reference: str, agreement: float, mean_dp: float, drop: float) -> Pa
 
 
 def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **changes: Any) -> Report:
-    ladder = {"teacher": 0.84, "student": 0.82, "qat": 0.81, "litert-fp32": 0.82, "litert-int8": 0.801}
+    comparison = {"teacher": 0.84, "student": 0.82, "qat": 0.81, "litert-fp32": 0.82, "litert-int8": 0.801}
     sizes = {"teacher": 26_400_000, "student": 6_000_000, "litert-fp32": 4_000_000, "litert-int8": 1_100_000}
     latency = {"teacher": 48.0, "student": 12.0, "litert-fp32": 3.0, "litert-int8": 1.2}
-    scores = {name: make_scores(len(labels), value) for name, value in ladder.items()}
+    scores = {name: make_scores(len(labels), value) for name, value in comparison.items()}
     parity = {
         "litert-fp32": _parity("pruned", 1.0, 0.00001, 0.0),
         "litert-int8": _parity("qat", 0.968, 0.0123, 0.012),
     }
 
-    def rungs(part: str, less: float) -> tuple[Rung, ...]:
+    def variants(part: str, less: float) -> tuple[Variant, ...]:
         return tuple(
-            Rung(
+            Variant(
                 name=name,
                 runtime=name.split("-")[0] if name in parity else "torch",
                 precision="int8" if name in ("qat", "litert-int8") else "fp32",
@@ -105,7 +105,7 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
                 split=part,
                 notes="int8 is only simulated in torch" if name == "qat" else "",
             )
-            for name, value in ladder.items()
+            for name, value in comparison.items()
         )
 
     def history(epochs: int) -> list[dict[str, Any]]:
@@ -131,8 +131,8 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
         labels=labels,
         machine={"system": "Linux", "processor": "CPU & <b>co</b>"},
         versions={"torch": "2.9.0", "nncf": "not installed"},
-        rungs=rungs("test", 0.0),
-        validation_rungs=rungs("validation", -0.011),
+        variants=variants("test", 0.0),
+        validation_variants=variants("validation", -0.011),
         shipped="litert-int8",
         scores=scores,
         parity=parity,

@@ -1,4 +1,4 @@
-"""An RTSP server for tests: `/usr/bin/python3 rtsp_server.py PORT`; a moving picture, 320x240, 15 frames a second.
+"""An RTSP server for tests: `/usr/bin/python3 rtsp_server.py PORT`; a moving image, 320x240, 15 frames a second.
 
 Needs the system's Python with GStreamer: apt packages python3-gi, gir1.2-gst-rtsp-server-1.0, gstreamer1.0-plugins-base
 and gstreamer1.0-plugins-good. Prints the port when it listens; exits with 77 where a part is missing.

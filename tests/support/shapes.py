@@ -18,8 +18,8 @@ Pixels = npt.NDArray[np.uint8]
 
 @cache
 def _photograph(name: str) -> Pixels:
-    picture: Pixels = getattr(skimage.data, name)()[..., ::-1]
-    return picture
+    image: Pixels = getattr(skimage.data, name)()[..., ::-1]
+    return image
 
 
 def draw_shape(label: str, seed: int, width: int = 96, height: int = 80) -> Pixels:
@@ -28,30 +28,30 @@ def draw_shape(label: str, seed: int, width: int = 96, height: int = 80) -> Pixe
     photograph = _photograph(_BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))])
     top = int(rng.integers(photograph.shape[0] - height + 1))
     left = int(rng.integers(photograph.shape[1] - width + 1))
-    picture = photograph[top : top + height, left : left + width].copy()
+    image = photograph[top : top + height, left : left + width].copy()
     radius = int(min(width, height) * rng.uniform(0.25, 0.4))
     x, y = width // 2 + int(rng.integers(-4, 5)), height // 2 + int(rng.integers(-4, 5))
     colour = tuple(int(c) for c in rng.integers(0, 256, 3))
     if label == "circle":
-        cv2.circle(picture, (x, y), radius, colour, -1, cv2.LINE_AA)
+        cv2.circle(image, (x, y), radius, colour, -1, cv2.LINE_AA)
     elif label == "ring":
-        cv2.circle(picture, (x, y), radius, colour, max(2, radius // 4), cv2.LINE_AA)
+        cv2.circle(image, (x, y), radius, colour, max(2, radius // 4), cv2.LINE_AA)
     elif label == "square":
-        cv2.rectangle(picture, (x - radius, y - radius), (x + radius, y + radius), colour, -1)
+        cv2.rectangle(image, (x - radius, y - radius), (x + radius, y + radius), colour, -1)
     elif label == "triangle":
         corners = np.array([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)])
-        cv2.fillPoly(picture, [corners], colour, cv2.LINE_AA)
+        cv2.fillPoly(image, [corners], colour, cv2.LINE_AA)
     else:
         for side in (-1, 1):
             ends = (x - radius, y - side * radius), (x + radius, y + side * radius)
-            cv2.line(picture, *ends, colour, max(2, radius // 3), cv2.LINE_AA)
-    return picture
+            cv2.line(image, *ends, colour, max(2, radius // 3), cv2.LINE_AA)
+    return image
 
 
 def draw_folder(
     root: Path, *, count: int = 12, width: int = 96, height: int = 80, labels: tuple[str, ...] = SHAPES
 ) -> Path:
-    """Fill `root` with class folders of `count` pictures each, PNG and JPEG; the same arguments draw the same."""
+    """Fill `root` with class folders of `count` images each, PNG and JPEG; the same arguments draw the same."""
     for label in labels:
         (root / label).mkdir(parents=True, exist_ok=True)
         for seed in range(count):

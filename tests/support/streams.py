@@ -19,7 +19,7 @@ FPS = 50.0
 _WORDS = b"--frame"
 
 
-def picture(number: int) -> bytes:
+def jpeg_image(number: int) -> bytes:
     """The JPEG with this number, 64x48 pixels; no two in a row are equal."""
     pixels = np.full((48, 64, 3), 60, dtype=np.uint8)
     cv2.circle(pixels, (8 + number % 48, 24), 8, (40, 220, 90), -1)
@@ -52,8 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         elif mode == "page":
             self._head(200, Content_Type="text/html", Content_Length="0")
         elif mode == "single":
-            self._head(200, Content_Type="image/jpeg", Content_Length=str(len(picture(0))))
-            self.wfile.write(picture(0))
+            self._head(200, Content_Type="image/jpeg", Content_Length=str(len(jpeg_image(0))))
+            self.wfile.write(jpeg_image(0))
         elif mode == "dashes":
             self._stream("multipart/x-mixed-replace;boundary=--frame", self._parts(length=True))
         elif mode == "unbound":
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
     def _parts(self, *, length: bool) -> Iterator[bytes]:
         number = 0
         while True:
-            yield part(picture(number), length=length)
+            yield part(jpeg_image(number), length=length)
             number += 1
             time.sleep(1 / FPS)
 
@@ -97,28 +97,28 @@ class Handler(BaseHTTPRequestHandler):
         """Frames of 100 kB: what a reader leaves in the socket is more than one read."""
         number = 0
         while True:
-            yield part(picture(number) + bytes(100_000))
+            yield part(jpeg_image(number) + bytes(100_000))
             number += 1
             time.sleep(1 / FPS)
 
     def _flood(self) -> Iterator[bytes]:
         """As fast as the socket takes them."""
-        pieces = [part(picture(number)) for number in range(48)]
+        pieces = [part(jpeg_image(number)) for number in range(48)]
         while True:
             yield b"".join(pieces)
 
     def _drip(self) -> Iterator[bytes]:
         """One whole frame, then one byte at a time: never silent, never done."""
-        yield part(picture(0))
-        for byte in part(picture(1)):
+        yield part(jpeg_image(0))
+        for byte in part(jpeg_image(1)):
             yield bytes([byte])
             time.sleep(0.1)
 
     def _stall(self) -> Iterator[bytes]:
         """Five frames and half of one, then silence with the connection open."""
         for number in range(5):
-            yield part(picture(number))
-        yield part(picture(5))[:200]
+            yield part(jpeg_image(number))
+        yield part(jpeg_image(5))[:200]
         time.sleep(600)
 
     def _silent(self) -> Iterator[bytes]:
@@ -140,20 +140,20 @@ class Handler(BaseHTTPRequestHandler):
         yield from self._garbage()
 
     def _junk(self) -> Iterator[bytes]:
-        """Every other part is no picture."""
+        """Every other part is no image."""
         number = 0
         while True:
-            yield part(picture(number) if number % 2 else b"not a picture")
+            yield part(jpeg_image(number) if number % 2 else b"not an image")
             number += 1
             time.sleep(0.1)
 
     def _ends(self) -> Iterator[bytes]:
         """Two frames and the end, in order."""
-        yield part(picture(0)) + part(picture(1)) + _WORDS + b"--\r\n"
+        yield part(jpeg_image(0)) + part(jpeg_image(1)) + _WORDS + b"--\r\n"
 
     def _closes(self) -> Iterator[bytes]:
         """One frame, then the connection is closed."""
-        yield part(picture(0))
+        yield part(jpeg_image(0))
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_RDWR)
 

@@ -25,29 +25,29 @@ Floats = npt.NDArray[np.float32]
 
 
 def draw_shape(label: str, seed: int, width: int = 64, height: int = 48) -> Pixels:
-    """A picture of one of the labels, uint8 [height, width, 3] BGR."""
+    """An image of one of the labels, uint8 [height, width, 3] BGR."""
     rng = np.random.default_rng((LABELS.index(label), seed))
-    picture = np.full((height, width, 3), 40, dtype=np.uint8)
+    image = np.full((height, width, 3), 40, dtype=np.uint8)
     x, y = width // 2 + int(rng.integers(-2, 3)), height // 2 + int(rng.integers(-2, 3))
     if label == "cross":
-        cv2.line(picture, (x - 18, y - 18), (x + 18, y + 18), (40, 40, 220), 5)
-        cv2.line(picture, (x - 18, y + 18), (x + 18, y - 18), (40, 40, 220), 5)
+        cv2.line(image, (x - 18, y - 18), (x + 18, y + 18), (40, 40, 220), 5)
+        cv2.line(image, (x - 18, y + 18), (x + 18, y - 18), (40, 40, 220), 5)
     elif label == "disc":
-        cv2.circle(picture, (x, y), 16, (60, 200, 60), -1)
+        cv2.circle(image, (x, y), 16, (60, 200, 60), -1)
     else:
         for row in range(2, height, 10):
-            cv2.line(picture, (0, row), (width, row), (220, 150, 60), 4)
-    return np.clip(picture + rng.normal(0, 5, picture.shape), 0, 255).astype(np.uint8)
+            cv2.line(image, (0, row), (width, row), (220, 150, 60), 4)
+    return np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
 
 
 def fit() -> tuple[Floats, Floats]:
     """Weights float32 [classes, inputs] and bias [classes] of logits = weights @ pixels + bias, by ridge regression."""
-    pictures, targets = [], []
+    images, targets = [], []
     for number, label in enumerate(LABELS):
         for seed in range(40):
-            pictures.append(prepare(draw_shape(label, 1000 + seed), SPEC).ravel())
+            images.append(prepare(draw_shape(label, 1000 + seed), SPEC).ravel())
             targets.append(np.where(np.arange(CLASSES) == number, 4.0, -4.0))
-    x = np.asarray(pictures, dtype=np.float64)
+    x = np.asarray(images, dtype=np.float64)
     mean = x.mean(axis=0)
     centred = x - mean
     dual = np.linalg.solve(centred @ centred.T + 1e5 * np.eye(len(x)), np.asarray(targets) - np.mean(targets, axis=0))
@@ -97,7 +97,7 @@ def write_tflite(path: Path, weights: Floats, bias: Floats, *, kind: str = "floa
     bias_kind = types["float32"] if kind == "float32" else schema.TensorType.INT32
     bias_quantum = None if kind == "float32" else quantum(scale, 0)
 
-    picture = add("pixels", [1, size, size, 3], types[kind], None, pixel)
+    image = add("pixels", [1, size, size, 3], types[kind], None, pixel)
     shape = add("shape", [2], schema.TensorType.INT32, np.array([1, weights.shape[1]], dtype=np.int32), None)
     flat = add("flat", [1, weights.shape[1]], types[kind], None, pixel)
     weight = add("weights", list(weights.shape), types[kind], weight_data, weight_quantum)
@@ -106,7 +106,7 @@ def write_tflite(path: Path, weights: Floats, bias: Floats, *, kind: str = "floa
 
     codes, operators = [], []
     reshape, dense = schema.BuiltinOperator.RESHAPE, schema.BuiltinOperator.FULLY_CONNECTED
-    for code, inputs, outputs in ((reshape, [picture, shape], [flat]), (dense, [flat, weight, offset], [logits])):
+    for code, inputs, outputs in ((reshape, [image, shape], [flat]), (dense, [flat, weight, offset], [logits])):
         entry = schema.OperatorCodeT()
         entry.builtinCode = entry.deprecatedBuiltinCode = code
         entry.version = 4 if code == dense and kind == "int8" else 1
@@ -118,7 +118,7 @@ def write_tflite(path: Path, weights: Floats, bias: Floats, *, kind: str = "floa
             operator.builtinOptions = schema.FullyConnectedOptionsT()
         operators.append(operator)
     graph = schema.SubGraphT()
-    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [picture], [logits], operators
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [image], [logits], operators
     model = schema.ModelT()
     model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, codes, [graph], buffers
     builder = flatbuffers.Builder(1 << 16)
@@ -131,10 +131,10 @@ def write_openvino(path: Path, weights: Floats, bias: Floats) -> None:
     import openvino
     from openvino import opset13 as ops
 
-    picture = ops.parameter([1, SPEC.size, SPEC.size, 3], np.uint8, name="pixels")
-    flat = ops.reshape(ops.convert(picture, np.float32), np.array([1, INPUTS]), special_zero=False)
+    image = ops.parameter([1, SPEC.size, SPEC.size, 3], np.uint8, name="pixels")
+    flat = ops.reshape(ops.convert(image, np.float32), np.array([1, INPUTS]), special_zero=False)
     logits = ops.add(ops.matmul(flat, ops.constant(weights), False, True), ops.constant(bias[np.newaxis]))
-    openvino.save_model(openvino.Model([logits], [picture], "tiny"), path, compress_to_fp16=False)
+    openvino.save_model(openvino.Model([logits], [image], "tiny"), path, compress_to_fp16=False)
 
 
 def write_onnx(path: Path, weights: Floats, bias: Floats, *, name: str = "pixels") -> None:
@@ -164,7 +164,7 @@ def write_onnx(path: Path, weights: Floats, bias: Floats, *, name: str = "pixels
 
 def reference_of(train: list[Pixels], validation: list[Pixels]) -> Reference:
     """A second, plain formulation of the host's fit: eigenvectors of the covariance matrix."""
-    described = np.stack([describe(picture) for picture in train]).astype(np.float64)
+    described = np.stack([describe(image) for image in train]).astype(np.float64)
     scale = described.std(axis=0) + 0.05 * described.std(axis=0).mean() + 1e-4
     standard = (described - described.mean(axis=0)) / scale
     values, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
@@ -178,5 +178,5 @@ def reference_of(train: list[Pixels], validation: list[Pixels]) -> Reference:
         residual=float(np.square(outside).sum(axis=1).mean()),
         distances=np.zeros(0, np.float32),
     )
-    distances = sorted(distance(describe(picture), reference) for picture in validation)
+    distances = sorted(distance(describe(image), reference) for image in validation)
     return msgspec.structs.replace(reference, distances=np.asarray(distances, dtype=np.float32))

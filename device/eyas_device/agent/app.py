@@ -72,7 +72,7 @@ def settle(model: ModelSection) -> None:
 
 
 def open_source(camera: CameraSection, *, loop: bool = False) -> Camera:
-    """The camera that answers are wanted for: a live one is watched and opened anew for ever, a finite one plays once.
+    """The camera that answers are wanted for: a live one is watched and opened again for ever, a finite one plays once.
 
     Raises `CameraSpecError` for a mistaken specification and `CameraError` for a finite source that does not open.
     """
@@ -163,7 +163,7 @@ class Agent(Closing):
             losses=state.losses if state else 0,
             paused=self.loop.paused,
             dropped=self.loop.dropped,
-            beyond=round(judged.beyond, 3) if judged and judged.pictures else None,
+            beyond=round(judged.beyond, 3) if judged and judged.images else None,
             unfamiliar=judged.unfamiliar if judged and judged.enough else None,
             temperature_c=board.temperature_c,
             throttled=board.throttled,

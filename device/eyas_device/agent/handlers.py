@@ -46,7 +46,7 @@ def _told(change: Callable[[], None], link: Callable[[], Link]) -> dict[str, Any
 
 
 def _set_thresholds(loop: Loop, arguments: Arguments) -> dict[str, Any]:
-    """`threshold`, 0..1: below it an answer is unsure, until the model is exchanged or the agent starts anew."""
+    """`threshold`, 0..1: below it an answer is unsure, until the model is exchanged or the agent starts again."""
     wanted = arguments.get("threshold")
     if set(arguments) != {"threshold"} or isinstance(wanted, bool | str) or wanted is None:
         raise Refused("set-thresholds takes one argument: threshold, a number from 0 to 1")
@@ -57,7 +57,7 @@ def _set_thresholds(loop: Loop, arguments: Arguments) -> dict[str, Any]:
 
 
 def _snapshot(link: Callable[[], Link]) -> dict[str, Any]:
-    """The next answer becomes an event, with its picture if the privacy rules allow that."""
+    """The next answer becomes an event, with its image if the privacy rules allow that."""
     link().ask_event()
     return {}
 
@@ -85,7 +85,7 @@ def _doctor(config: Config) -> dict[str, Any]:
 
     busy = (probes.camera, probes.view, probes.broker)
     rows = examine(Context(config=config), [check for check in CHECKS if check not in busy])
-    return {"checks": [{"check": r.check, "status": r.status, "finding": r.finding, "mend": r.mend} for r in rows]}
+    return {"checks": [{"check": r.check, "status": r.status, "finding": r.finding, "fix": r.fix} for r in rows]}
 
 
 def _check_update() -> dict[str, Any]:

@@ -18,7 +18,7 @@ import msgspec
 from eyas_device.agent.latest import Ended, Latest
 from eyas_device.camera import Camera, Frame
 from eyas_device.camera.reconnecting import CameraState
-from eyas_device.errors import CameraError, CameraLost, PictureError
+from eyas_device.errors import CameraError, CameraLost, ImageError
 from eyas_device.predict import Classifier, Prediction
 
 _NAP_S = 0.05
@@ -49,7 +49,7 @@ class Listener:
     def answered(self, answer: Answer) -> None:
         """A frame was answered."""
 
-    def unreadable(self, reason: PictureError) -> None:
+    def unreadable(self, reason: ImageError) -> None:
         """A frame could not be decoded or shows nothing; the loop goes on with the next one."""
 
     def changed(self, camera: CameraState) -> None:
@@ -150,7 +150,7 @@ class Loop:
                 continue
             try:
                 frame = source.take()
-            except PictureError as error:
+            except ImageError as error:
                 last = time.monotonic()
                 self._tell_unreadable(error)
                 continue
@@ -182,7 +182,7 @@ class Loop:
             pixels = frame.pixels(self.classifier.spec)
             decoded = time.perf_counter()
             prediction = self.classifier.predict(pixels)
-        except PictureError as error:
+        except ImageError as error:
             self._tell_unreadable(error)
             return False
         answer = Answer(
@@ -216,7 +216,7 @@ class Loop:
             for listener in self.listeners:
                 listener.changed(state)
 
-    def _tell_unreadable(self, error: PictureError) -> None:
+    def _tell_unreadable(self, error: ImageError) -> None:
         for listener in self.listeners:
             listener.unreadable(error)
 
@@ -243,7 +243,7 @@ class _Finite:
         pass
 
     def take(self) -> Frame | Ended | None:
-        """The next frame. Raises `PictureError` for one that is unusable and `CameraError` if the source fails."""
+        """The next frame. Raises `ImageError` for one that is unusable and `CameraError` if the source fails."""
         frame = self._camera.capture()
         return Ended() if frame is None else frame
 
@@ -286,7 +286,7 @@ class _Live:
         while not self._leaving:
             try:
                 frame = self._camera.capture()
-            except PictureError as error:
+            except ImageError as error:
                 self._slot.put(error)
             except CameraError as error:
                 self._slot.put(error)

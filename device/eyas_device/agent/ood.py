@@ -1,7 +1,7 @@
-"""Does the camera see what the model was trained on? A distance from the training pictures, calibrated on validation.
+"""Does the camera see what the model was trained on? A distance from the training images, calibrated on validation.
 
-A classifier answers any picture, also one of a wall. Each bundle carries a reference: the mean and the principal
-directions of a descriptor of the prepared training pictures, and how far the validation pictures lie from it. The
+A classifier answers any image, also one of a wall. Each bundle carries a reference: the mean and the principal
+directions of a descriptor of the prepared training images, and how far the validation images lie from it. The
 descriptor is made of the pixels alone (layout, edges, sharpness), so it is the same for every runtime and precision and
 costs well under a millisecond, once a second.
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from eyas_device.agent.loop import Answer, Listener
 from eyas_device.bundle import Bundle, Floats, Reference
-from eyas_device.errors import PictureError
+from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 
@@ -30,17 +30,17 @@ _EVERY_S = 1.0
 _REMEMBERED = 30
 _ENOUGH = 5
 BEYOND = 0.95
-"""A camera is unfamiliar if the median of its last pictures lies farther away than this part of validation: hardly ever
+"""A camera is unfamiliar if the median of its last images lies farther away than this part of validation: hardly ever
 by chance where the scene changes, once in twenty where it never does."""
 
 
-def describe(picture: Pixels) -> Floats:
-    """The descriptor of a prepared picture, uint8 [size, size, 3]: float32 [324].
+def describe(image: Pixels) -> Floats:
+    """The descriptor of a prepared image, uint8 [size, size, 3]: float32 [324].
 
     A thumbnail of 8 x 8 colours, edge directions (8) in 4 x 4 fields, and brightness, contrast and sharpness.
     """
-    thumbnail = cv2.resize(picture, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32).ravel() / 255.0
-    grey = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
+    thumbnail = cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32).ravel() / 255.0
+    grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
     light = grey.astype(np.float32) / 255.0
     across, down = cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)
     strength = np.hypot(across, down)
@@ -48,13 +48,13 @@ def describe(picture: Pixels) -> Floats:
     field = np.arange(64) // 16
     place = (field[:, None] * 4 + field[None, :]) * 8 + direction
     edges = np.bincount(place.ravel(), weights=strength.ravel(), minlength=128) / 256.0
-    fine = cv2.Laplacian(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.CV_32F)
+    fine = cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.CV_32F)
     whole = [light.mean(), light.std(), math.log(1e-3 + strength.mean()), math.log(1.0 + np.abs(fine).mean())]
     return np.concatenate([thumbnail, np.sqrt(edges), whole]).astype(np.float32)
 
 
 def distance(descriptor: Floats, reference: Reference) -> float:
-    """How far a picture lies from the training pictures, in units of their own spread; 0 is the middle."""
+    """How far an image lies from the training images, in units of their own spread; 0 is the middle."""
     centred = (descriptor - reference.mean) / reference.scale
     along = reference.components @ centred
     outside = centred - reference.components.T @ along
@@ -63,21 +63,21 @@ def distance(descriptor: Floats, reference: Reference) -> float:
 
 
 def beyond(value: float, reference: Reference) -> float:
-    """Part of the validation pictures that lie nearer than `value`, 0..1."""
+    """Part of the validation images that lie nearer than `value`, 0..1."""
     return float(np.searchsorted(reference.distances, value, side="left") / len(reference.distances))
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What the last pictures of a camera said."""
+    """What the last images of a camera said."""
 
-    pictures: int
+    images: int
     beyond: float
-    """Part of the validation pictures that lie nearer to the training pictures than this camera's median, 0..1."""
+    """Part of the validation images that lie nearer to the training images than this camera's median, 0..1."""
 
     @property
     def enough(self) -> bool:
-        """Whether there were enough pictures to judge."""
-        return self.pictures >= _ENOUGH
+        """Whether there were enough images to judge."""
+        return self.images >= _ENOUGH
 
     @property
     def unfamiliar(self) -> bool:
@@ -86,9 +86,9 @@ class Judgement(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         if not self.enough:
-            return f"not judged yet: {self.pictures} of {_ENOUGH} pictures"
+            return f"not judged yet: {self.images} of {_ENOUGH} images"
         if not self.unfamiliar:
-            return f"familiar: farther away than {self.beyond:.0%} of the validation pictures"
+            return f"familiar: farther away than {self.beyond:.0%} of the validation images"
         return "unfamiliar: this camera does not see what the model was trained on (check view, light and focus)"
 
 
@@ -112,7 +112,7 @@ class Familiarity(Listener):
         self._due = now + _EVERY_S
         try:
             self.look(answer.frame.pixels(self._spec))
-        except PictureError:
+        except ImageError:
             return  # it was answered, so this cannot be; and it is no reason to stop
 
     def look(self, frame: Pixels) -> None:
@@ -125,12 +125,12 @@ class Familiarity(Listener):
             tell(described)
 
     def judgement(self) -> Judgement | None:
-        """What the last pictures say; None if the bundle has no reference."""
+        """What the last images say; None if the bundle has no reference."""
         if self._reference is None:
             return None
         measured = list(self._distances)
         middle = beyond(float(np.median(measured)), self._reference) if measured else 0.0
-        return Judgement(pictures=len(measured), beyond=middle)
+        return Judgement(images=len(measured), beyond=middle)
 
     def _settle(self, bundle: Bundle) -> None:
         self._reference = bundle.reference()

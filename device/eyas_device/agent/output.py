@@ -12,7 +12,7 @@ from eyas_device.agent.loop import Answer, Listener
 from eyas_device.agent.reporter import Link
 from eyas_device.agent.stats import Accuracy, Tally
 from eyas_device.camera.reconnecting import CameraState
-from eyas_device.errors import PictureError
+from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
 
 _PERIOD_S = 1.0
@@ -53,8 +53,8 @@ class StatusLine(Listener):
         self._stream.write(f"\r{line}\x1b[K" if self._live else f"{line}\n")
         self._stream.flush()
 
-    def unreadable(self, reason: PictureError) -> None:
-        """Count the picture and say why it was skipped; the same reason again only once a second."""
+    def unreadable(self, reason: ImageError) -> None:
+        """Count the image and say why it was skipped; the same reason again only once a second."""
         self._tally.unreadable += 1
         now = time.monotonic()
         if str(reason) == self._skipped and now - self._skipped_at < _PERIOD_S:
@@ -120,7 +120,7 @@ class JsonLines(Listener):
 
 
 class Scorer(Listener):
-    """Compares each answer with the class folder that its picture lies in."""
+    """Compares each answer with the class folder that its image lies in."""
 
     def __init__(self, accuracy: Accuracy) -> None:
         self._accuracy = accuracy
@@ -133,9 +133,9 @@ class Scorer(Listener):
 def _accuracy_line(accuracy: Accuracy) -> str:
     score = accuracy.score()
     if score is None:
-        return "accuracy: not measured; no picture lies in a folder that is named as a label"
+        return "accuracy: not measured; no image lies in a folder that is named as a label"
     line = (
         f"accuracy {score.accuracy:.4f}, balanced accuracy {score.balanced_accuracy:.4f} "
-        f"({score.pictures} labelled pictures)"
+        f"({score.images} labelled images)"
     )
     return line + (f"; {accuracy.unlabelled} lie in no folder named as a label" if accuracy.unlabelled else "")

@@ -24,7 +24,7 @@ from eyas_device.bundle import Floats, Reference
 from eyas_device.camera import Frame
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.config import PrivacySection
-from eyas_device.errors import LinkError, PictureError
+from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import NAME
@@ -43,7 +43,7 @@ _LONGEST_SOURCE = 200
 
 class Link(Closing, Listener):
     """Sends one `Status` for each connection and change, one `Window` every few seconds whatever the frame rate, an
-    `Event` for each picture that the privacy rules choose, and the `Result` of each command.
+    `Event` for each image that the privacy rules choose, and the `Result` of each command.
 
     The status is retained: `online` at each connection, `offline` when the link is closed, and, as the will, `lost`.
     """
@@ -138,7 +138,7 @@ class Link(Closing, Listener):
             with self._lock:
                 self._counting.look(place(described, self._reference))
 
-    def unreadable(self, reason: PictureError) -> None:
+    def unreadable(self, reason: ImageError) -> None:
         """Count it in the current window."""
         with self._lock:
             self._counting.unreadable += 1
@@ -162,7 +162,7 @@ class Link(Closing, Listener):
         self._policy.swapped(manifest)
 
     def ask_event(self) -> None:
-        """Send the next answer as an event, with its picture if the privacy rules allow that; for commands."""
+        """Send the next answer as an event, with its image if the privacy rules allow that; for commands."""
         self._policy.ask()
 
     def tell_status(self) -> None:
@@ -227,7 +227,7 @@ class Link(Closing, Listener):
             dropped = 0
 
     def _event(self, answer: Answer, why: Why) -> Event:
-        """An event that has no picture yet."""
+        """An event that has no image yet."""
         prediction = answer.prediction
         margin, entropy = doubt(prediction.probabilities)
         best = np.argsort(prediction.probabilities)[::-1][:_TOP]
@@ -247,10 +247,10 @@ class Link(Closing, Listener):
     def _tell_event(self, event: Event, frame: Frame) -> None:
         try:
             pixels = frame.pixels()
-        except PictureError:
+        except ImageError:
             pixels = None
-        picture, policy = self._policy.picture(pixels, self.spool)
-        self.spool.append(msgspec.structs.replace(event, picture=picture, picture_policy=policy))
+        image, policy = self._policy.image(pixels, self.spool)
+        self.spool.append(msgspec.structs.replace(event, image=image, image_policy=policy))
 
 
 def _check(host: str, port: int, site: str, device: str, window_s: float) -> None:

@@ -2,7 +2,7 @@
 
 <time>-frame.jpg     the frame as the camera gave it (.png where it gave pixels)
 <time>-input.png     exactly the pixels that went into the model
-<time>.json          the answer, the model, and how familiar the picture is
+<time>.json          the answer, the model, and how familiar the image is
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Snapshot(msgspec.Struct, frozen=True):
     unsure: bool
     probabilities: dict[str, float]
     beyond: float | None
-    """Part of the validation pictures that are nearer to the training pictures than this one, 0..1."""
+    """Part of the validation images that are nearer to the training images than this one, 0..1."""
 
 
 def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
     """Write one snapshot into `folder`, which is made if need be; each file appears whole or not at all.
 
-    Raises `PictureError` for a frame that cannot be decoded and `SnapshotError` if a file cannot be written.
+    Raises `ImageError` for a frame that cannot be decoded and `SnapshotError` if a file cannot be written.
     """
     spec, manifest = classifier.spec, classifier.bundle.manifest
     pixels = frame.pixels(spec)

@@ -22,7 +22,7 @@ class Tally:
         self.frames = 0
         self.unsure = 0
         self.unreadable = 0
-        """Pictures that could not be decoded."""
+        """Images that could not be decoded."""
         self.counts: Counter[str] = Counter()
         self.confidence: dict[str, list[int]] = {}
         """Label -> answers per tenth of confidence."""
@@ -48,23 +48,23 @@ class Tally:
 class Score(msgspec.Struct, frozen=True):
     """Answers against known labels."""
 
-    pictures: int
+    images: int
     accuracy: float
     balanced_accuracy: float
     """Mean of the recalls of the classes that were seen."""
 
 
 class Accuracy:
-    """Answers for pictures whose label is known, as a confusion matrix."""
+    """Answers for images whose label is known, as a confusion matrix."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = tuple(labels)
         self._matrix: npt.NDArray[np.int64] = np.zeros((len(labels), len(labels)), dtype=np.int64)
         self.unlabelled = 0
-        """Pictures that lie in no folder that is named as a label."""
+        """Images that lie in no folder that is named as a label."""
 
     def add(self, source: str, answered: int) -> None:
-        """Count the answer for the picture at path `source`; the nearest folder named as a label says what is true."""
+        """Count the answer for the image at path `source`; the nearest folder named as a label says what is true."""
         for folder in reversed(source.split("/")[:-1]):
             if folder in self._labels:
                 self._matrix[self._labels.index(folder), answered] += 1
@@ -72,14 +72,14 @@ class Accuracy:
         self.unlabelled += 1
 
     def score(self) -> Score | None:
-        """Plain and balanced accuracy; None if no picture had a known label."""
+        """Plain and balanced accuracy; None if no image had a known label."""
         total = int(self._matrix.sum())
         if total == 0:
             return None
         truths, right = self._matrix.sum(axis=1), self._matrix.diagonal()
         seen = truths > 0
         return Score(
-            pictures=total,
+            images=total,
             accuracy=float(right.sum() / total),
             balanced_accuracy=float((right[seen] / truths[seen]).mean()),
         )

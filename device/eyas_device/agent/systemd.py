@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 from eyas_device.agent.loop import Answer, Listener
 from eyas_device.camera.reconnecting import CameraState
-from eyas_device.errors import PictureError
+from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 
@@ -51,7 +51,7 @@ class Notifier(Closing, Listener):
         if not self.ready:
             self._tell_ready()
 
-    def unreadable(self, reason: PictureError) -> None:
+    def unreadable(self, reason: ImageError) -> None:
         """Nothing: a frame without an answer makes nothing ready."""
 
     def swapped(self, classifier: Classifier) -> None:
@@ -89,7 +89,7 @@ class Notifier(Closing, Listener):
             self._told = plain
 
     def reloading(self) -> None:
-        """The configuration or the model is being read anew; `reloaded` ends it. Before the first answer: nothing."""
+        """The configuration or the model is being read again; `reloaded` ends it. Before the first answer: nothing."""
         if self.ready and not self._reloading:
             self._reloading = True
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")

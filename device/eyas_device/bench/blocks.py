@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from eyas_device.bench.measure import Progress, prepared_picture
+from eyas_device.bench.measure import Progress, prepared_image
 from eyas_device.bench.result import SCHEMA, BenchError, Quantiles, Waited, quantiles
 from eyas_device.bench.show import table
 from eyas_device.bench.tflite_cut import Graph, Part
@@ -79,7 +79,7 @@ class BlockTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 def block_times(bundle: Bundle, chosen: Choice, *, threads: int, seconds: float, progress: Progress) -> BlockTimes:
     """Measure for about `seconds`. Raises `BenchError` if the model cannot be cut or profiled."""
-    pixels = prepared_picture(bundle)
+    pixels = prepared_image(bundle)
     methods = {"litert": _prefixes, "openvino": _openvino, "onnx": _onnx}
     before, began = read_pressure(), time.time()
     with open_runtime(bundle, chosen.runtime, chosen.artefact.name, threads=threads) as runtime:
@@ -217,15 +217,15 @@ def _prefixes(
 
 
 def _load(model: bytes, part: Part, runtime: Runtime, pixels: Pixels, threads: int) -> Any:
-    """An interpreter of a model that ends with `part`, the picture in it. Raises `BenchError` if it is refused."""
+    """An interpreter of a model that ends with `part`, the image in it. Raises `BenchError` if it is refused."""
     make: Any = getattr(runtime, "interpreter")  # noqa: B009 - not part of the protocol of all runtimes
     try:
         interpreter = make(model_content=model, num_threads=threads)
         interpreter.allocate_tensors()
         entry = interpreter.get_input_details()[0]
         kind = np.dtype(entry["dtype"])
-        picture = (pixels.astype(np.int16) - 128 if kind == np.int8 else pixels).astype(kind)
-        interpreter.set_tensor(entry["index"], picture[np.newaxis])
+        image = (pixels.astype(np.int16) - 128 if kind == np.int8 else pixels).astype(kind)
+        interpreter.set_tensor(entry["index"], image[np.newaxis])
         interpreter.invoke()
     except (ValueError, RuntimeError) as error:
         raise BenchError(

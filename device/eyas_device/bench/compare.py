@@ -40,7 +40,7 @@ def differences(a: Bench, b: Bench) -> list[str]:
     for what in ("threads", "mode", "frame", "camera"):
         one, other = getattr(a.settings, what), getattr(b.settings, what)
         if one != other:
-            found.append(f"{what}: {one or 'golden pictures'} and {other or 'golden pictures'}")
+            found.append(f"{what}: {one or 'golden images'} and {other or 'golden images'}")
     if (a.board.model, a.board.cores) != (b.board.model, b.board.cores):
         found.append(f"the board: {a.board.model} and {b.board.model}")
     for package in sorted(a.versions.keys() | b.versions.keys()):

@@ -1,4 +1,4 @@
-"""Artefacts taking turns: the model alone on a prepared picture, and the whole frame stage by stage.
+"""Artefacts taking turns: the model alone on a prepared image, and the whole frame stage by stage.
 
 What is compared is measured in turns of a twentieth of a second, never one after the other: a processor that grows hot
 or busy then slows down all of them alike. The first call of each turn finds another model's data in the caches and is
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from eyas_device.bench.result import STAGES, BenchError, Result, quantiles
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Frame, open_camera
-from eyas_device.errors import EyasError, PictureError, RuntimeUnavailable
+from eyas_device.errors import EyasError, ImageError, RuntimeUnavailable
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 from eyas_device.runtimes import RUNTIMES, Choice, Logits, Runtime, choose, load, open_runtime, runs
@@ -37,7 +37,7 @@ _JPEG_QUALITY = 90
 
 
 class Timed(Closing):
-    """A runtime that says how long its last answer took, the writing of the picture included."""
+    """A runtime that says how long its last answer took, the writing of the image included."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -73,14 +73,14 @@ class Candidate(Closing):
         self._loop = {stage: array("d") for stage in STAGES}
 
     def infer(self, pixels: Pixels, *, keep: bool) -> None:
-        """The model alone on one prepared picture."""
+        """The model alone on one prepared image."""
         started = perf_counter()
         self._timed.infer(pixels)
         if keep:
             self._model.append(1000 * (perf_counter() - started))
 
     def answer(self, frame: Frame, *, keep: bool) -> float:
-        """One frame through all stages, as the frame loop does it; returns milliseconds. May raise `PictureError`."""
+        """One frame through all stages, as the frame loop does it; returns milliseconds. May raise `ImageError`."""
         started = perf_counter()
         pixels = frame.pixels(self.classifier.spec)
         decoded = perf_counter()
@@ -146,7 +146,7 @@ def candidates(
 def loaded(
     bundle: Bundle, wanted: Sequence[Choice], *, threads: int
 ) -> Iterator[tuple[list[Candidate], dict[tuple[str, str], Result]]]:
-    """Candidates that are loaded and have answered the golden pictures, and a result for each of `wanted`.
+    """Candidates that are loaded and have answered the golden images, and a result for each of `wanted`.
 
     One that does not load is left out, and its result says why; if none loads, its error is raised.
     """
@@ -173,9 +173,9 @@ def loaded(
 
 
 def golden_frames(bundle: Bundle) -> list[Frame]:
-    """The golden pictures as a camera would deliver them: JPEG."""
+    """The golden images as a camera would deliver them: JPEG."""
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-    encoded = [cv2.imencode(".jpg", picture, options)[1].tobytes() for picture in bundle.golden().frames]
+    encoded = [cv2.imencode(".jpg", image, options)[1].tobytes() for image in bundle.golden().frames]
     return [Frame(image=data, time=0.0, source=f"golden#{number}") for number, data in enumerate(encoded)]
 
 
@@ -192,7 +192,7 @@ def camera_frames(spec: str, bundle: Bundle) -> list[Frame]:
                 if frame is None:
                     break
                 frame.pixels(bundle.manifest.preprocessing)
-            except PictureError:
+            except ImageError:
                 continue
             image = frame.image if isinstance(frame.image, bytes) else frame.image.copy()
             frames.append(Frame(image=image, time=frame.time, source=frame.source))
@@ -219,8 +219,8 @@ def burst(
             return
 
 
-def prepared_picture(bundle: Bundle) -> Pixels:
-    """The first golden picture as the model takes it."""
+def prepared_image(bundle: Bundle) -> Pixels:
+    """The first golden image as the model takes it."""
     return prepare(bundle.golden().frames[0], bundle.manifest.preprocessing)
 
 

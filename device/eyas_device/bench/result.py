@@ -64,7 +64,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     precision_hint: str = ""
     """What the runtime was told to compute in, where it can be told."""
     model: Quantiles | None = None
-    """Inference alone, on a prepared golden picture."""
+    """Inference alone, on a prepared golden image."""
     model_per_second: Figure | None = None
     loop: dict[str, Quantiles] = {}
     """Stage (see `STAGES`) -> durations of frames that are decoded, prepared, inferred and turned into an answer."""
@@ -72,7 +72,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Through all stages, as many as it can."""
     start: Start | None = None
     passed: bool | None = None
-    """Whether the golden pictures gave the recorded answers; None where that was not checked."""
+    """Whether the golden images gave the recorded answers; None where that was not checked."""
     note: str = ""
     """Why something was not measured or did not pass."""
 
@@ -117,7 +117,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mode: Literal["burst", "sustained"]
     seconds: Figure
     camera: str
-    """Its specification; empty: the golden pictures, encoded as JPEG."""
+    """Its specification; empty: the golden images, encoded as JPEG."""
     frame: str
     """Size of the frames in the loop, `WIDTHxHEIGHT`."""
 

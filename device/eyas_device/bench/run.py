@@ -18,7 +18,7 @@ from eyas_device.bench.measure import (
     candidates,
     golden_frames,
     loaded,
-    prepared_picture,
+    prepared_image,
 )
 from eyas_device.bench.result import Bench, BenchError, Interval, Result, Settings, Start, Waited
 from eyas_device.bench.start import starts
@@ -68,7 +68,7 @@ class Wanted:
     """All artefacts on all runtimes that work here."""
     threads: int = 1
     camera: str = ""
-    """Empty: the golden pictures."""
+    """Empty: the golden images."""
     seconds: float = 20.0
     """Of measuring, for each artefact."""
     sustained: bool = False
@@ -130,7 +130,7 @@ def bench(
                 interval_s=wanted.interval_s,
             )
         else:
-            burst(ready, prepared_picture(bundle), frames, seconds=busy_s, progress=measuring)
+            burst(ready, prepared_image(bundle), frames, seconds=busy_s, progress=measuring)
         after, power, pressure = read_vitals(root, run=run), read_power(root, run=run), read_pressure(root)
         _fill(results, ready, started)
     manifest = bundle.manifest

@@ -32,7 +32,7 @@ def head(bench: Bench) -> Iterator[str]:
     yield (
         f"{settings.bundle} {settings.bundle_version} ({settings.manifest_sha256[:12]}), "
         f"{settings.input_size} x {settings.input_size} px, {settings.threads} thread{'s' * (settings.threads > 1)}, "
-        f"{settings.mode}, frames {settings.frame} from {settings.camera or 'the golden pictures (JPEG)'}"
+        f"{settings.mode}, frames {settings.frame} from {settings.camera or 'the golden images (JPEG)'}"
     )
     yield f"before: {felt(bench.before)}"
     yield f"after:  {felt(bench.after)}"

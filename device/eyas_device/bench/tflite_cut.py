@@ -2,7 +2,7 @@
 
 A place is a boundary only if a single activation crosses it, so that a prefix does no work that the whole would not do
 there: after a residual addition, after the narrow end of a bottleneck, after the first convolution that shrinks the
-picture, before the classifier.
+image, before the classifier.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Graph:
             raise BenchError(f"{path.name}: cannot be cut: not a model of the known kind ({error})") from None
 
     def prefix(self, part: Part) -> bytes:
-        """A model that ends where `part` ends; the last part's is the whole model, packed anew."""
+        """A model that ends where `part` ends; the last part's is the whole model, packed again."""
         import flatbuffers
 
         kept = self._graph.operators[: part.end]
@@ -140,7 +140,7 @@ class Graph:
         return places
 
     def _shrank(self, chosen: Sequence[_Place], place: _Place) -> bool:
-        """Whether an ordinary convolution between the last boundary and `place` made the picture smaller."""
+        """Whether an ordinary convolution between the last boundary and `place` made the image smaller."""
         begin = chosen[-1].index + 1 if chosen else 0
         for index in range(begin, place.index + 1):
             operator = self._graph.operators[index]

@@ -1,9 +1,9 @@
 """Where frames come from: one small protocol, one file for each kind of source.
 
-A source is named by a specification `KIND:REST`, e.g. `v4l2:0`, `mjpeg:http://camera/stream`, `folder:pictures/` or
+A source is named by a specification `KIND:REST`, e.g. `v4l2:0`, `mjpeg:http://camera/stream`, `folder:images/` or
 `fake:`. A source promises that `capture` returns or raises within the timeout that it was opened with; one whose
 library cannot promise that lives in a process of its own (`isolated.py`), which can be killed. Nobody has to trust a
-source to stay well: `steady.py` watches any of them and opens it anew.
+source to stay well: `steady.py` watches any of them and opens it again.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture and where it is from. Encoded bytes stay encoded until somebody looks at the frame."""
+    """One image and where it is from. Encoded bytes stay encoded until somebody looks at the frame."""
 
     image: Pixels | bytes
-    """uint8 [height, width, 3] BGR, or the bytes of an encoded picture (JPEG, PNG, ...)."""
+    """uint8 [height, width, 3] BGR, or the bytes of an encoded image (JPEG, PNG, ...)."""
     time: float
     """When it was captured, seconds since 1970."""
     source: str
@@ -46,9 +46,9 @@ class Frame:
     """When it was captured by a clock that never jumps (`time.monotonic`), for its age."""
 
     def pixels(self, spec: Preprocessing | None = None) -> Pixels:
-        """The decoded picture, uint8 BGR, for the model of `spec` if that is given.
+        """The decoded image, uint8 BGR, for the model of `spec` if that is given.
 
-        Raises `PictureError` if the bytes cannot be decoded.
+        Raises `ImageError` if the bytes cannot be decoded.
         """
         return decode(self.image, spec=spec, where=self.source) if isinstance(self.image, bytes) else self.image
 
@@ -62,7 +62,7 @@ class Camera(Protocol):
     def capture(self) -> Frame | None:
         """The next frame, or None at the end of the source.
 
-        Raises `PictureError` if this one frame is unusable (the next call goes on with the next one) and `CameraError`
+        Raises `ImageError` if this one frame is unusable (the next call goes on with the next one) and `CameraError`
         if the source stopped delivering.
         """
 
@@ -109,8 +109,8 @@ def is_live(spec: str) -> bool:
 def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) -> Camera:
     """Open the source that `spec` names; with `loop` it starts again at its end.
 
-    `folder:PATH` delivers the pictures below a folder in order, `video:PATH` the frames of a video file, and
-    `fake:?frames=20&size=640x480&seed=1` drawn pictures; the other kinds are live. `timeout_s` bounds how long opening
+    `folder:PATH` delivers the images below a folder in order, `video:PATH` the frames of a video file, and
+    `fake:?frames=20&size=640x480&seed=1` drawn images; the other kinds are live. `timeout_s` bounds how long opening
     and each capture take. Raises `CameraSpecError` if `spec` is mistaken and `CameraError` if the source does not open.
     """
     kind, colon, rest = spec.partition(":")

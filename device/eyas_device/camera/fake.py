@@ -66,7 +66,7 @@ class FakeCamera(Closing):
 
         Drawn shapes, JPEG-encoded. `fps` delivers so many a second, `live=1` calls that real time. Frames in `junk` are
         bytes that cannot be decoded; at `lost` the source fails; at `hang` it is silent until the timeout or `close`;
-        frames N to M are `black`, or the same picture (`frozen`); from `resize` on they have another size.
+        frames N to M are `black`, or the same image (`frozen`); from `resize` on they have another size.
         Raises `CameraSpecError` for an unknown option or an odd value.
         """
         shown = f"fake:{rest}"
@@ -109,23 +109,23 @@ class FakeCamera(Closing):
 
 
 def draw(width: int, height: int, rng: np.random.Generator) -> Pixels:
-    """A grey, noisy picture with one bright disc, square or bar on it; uint8 [height, width, 3] BGR."""
-    picture = np.full((height, width, 3), 60, dtype=np.uint8)
+    """A grey, noisy image with one bright disc, square or bar on it; uint8 [height, width, 3] BGR."""
+    image = np.full((height, width, 3), 60, dtype=np.uint8)
     unit = max(2, min(width, height) // 4)
     x, y = int(rng.integers(unit, width - unit + 1)), int(rng.integers(unit, height - unit + 1))
     colour = tuple(int(c) for c in rng.integers(150, 256, 3))
     shape = int(rng.integers(3))
     if shape == 0:
-        cv2.circle(picture, (x, y), unit, colour, -1)
+        cv2.circle(image, (x, y), unit, colour, -1)
     elif shape == 1:
-        cv2.rectangle(picture, (x - unit, y - unit), (x + unit, y + unit), colour, -1)
+        cv2.rectangle(image, (x - unit, y - unit), (x + unit, y + unit), colour, -1)
     else:
-        cv2.line(picture, (x - unit, y - unit), (x + unit, y + unit), colour, max(1, unit // 3))
-    return np.clip(picture + rng.normal(0.0, 6.0, picture.shape), 0, 255).astype(np.uint8)
+        cv2.line(image, (x - unit, y - unit), (x + unit, y + unit), colour, max(1, unit // 3))
+    return np.clip(image + rng.normal(0.0, 6.0, image.shape), 0, 255).astype(np.uint8)
 
 
 def _sizes(given: Mapping[str, str], shown: str) -> list[tuple[int, tuple[int, int]]]:
-    """From which frame on the pictures have which size."""
+    """From which frame on the images have which size."""
     sizes = [(0, sides(given.get("size", "640x480"), spec=shown, usage=_USAGE))]
     if "resize" in given:
         number, _, size = given["resize"].partition(":")
@@ -149,12 +149,16 @@ def _drawn(
             return
         width, height = next(size for start, size in reversed(sizes) if number >= start)
         shown = frozen.start if number in frozen else number
-        picture = draw(width, height, np.random.default_rng((seed, shown)))
+        pixels = draw(width, height, np.random.default_rng((seed, shown)))
         if number in black:
-            picture[...] = 0
-        encoded = cv2.imencode(".jpg", picture)[1].tobytes()
-        image = encoded[:20] if number in junk else encoded
-        yield Frame(image=image, time=clock.time(), source=f"fake#{number}", captured=clock.monotonic())
+            pixels[...] = 0
+        encoded = cv2.imencode(".jpg", pixels)[1].tobytes()
+        yield Frame(
+            image=encoded[:20] if number in junk else encoded,
+            time=clock.time(),
+            source=f"fake#{number}",
+            captured=clock.monotonic(),
+        )
 
 
 def _span(numbers: str | None) -> range:

@@ -1,4 +1,4 @@
-"""Pictures below a folder as frames: for the first try, for replaying an incident, for checking accuracy on site."""
+"""Images below a folder as frames: for the first try, for replaying an incident, for checking accuracy on site."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ import time
 from pathlib import Path
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.errors import CameraError, PictureError
+from eyas_device.errors import CameraError, ImageError
 from eyas_device.support.closing import Closing
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 class FolderCamera(Closing):
-    """Every picture file below `root`, sorted by path, each once and still encoded."""
+    """Every image file below `root`, sorted by path, each once and still encoded."""
 
     live = False
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise CameraError(f"camera folder:{root}: there is no such folder")
-        self._paths = iter(_pictures(root))
+        self._paths = iter(_images(root))
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> FolderCamera:
-        """`folder:PATH`. Raises `CameraError` if the folder is missing, unreadable or without a picture file."""
+        """`folder:PATH`. Raises `CameraError` if the folder is missing, unreadable or without an image file."""
         if not rest:
             raise CameraError("camera folder: names no folder; write folder:PATH")
         return cls(Path(rest))
 
     def capture(self) -> Frame | None:
-        """The next picture file; None after the last. Raises `PictureError` if it cannot be read."""
+        """The next image file; None after the last. Raises `ImageError` if it cannot be read."""
         path = next(self._paths, None)
         if path is None:
             return None
         try:
             return Frame(image=path.read_bytes(), time=time.time(), source=str(path))
         except OSError as error:
-            raise PictureError(f"{path}: cannot be read ({error.strerror})") from None
+            raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _pictures(root: Path) -> list[Path]:
+def _images(root: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise CameraError(f"camera folder:{root}: {error.filename} cannot be listed ({error.strerror})") from None
 
@@ -52,5 +52,5 @@ def _pictures(root: Path) -> list[Path]:
         if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
     )
     if not paths:
-        raise CameraError(f"camera folder:{root}: no pictures in it; looked for {', '.join(sorted(SUFFIXES))}")
+        raise CameraError(f"camera folder:{root}: no images in it; looked for {', '.join(sorted(SUFFIXES))}")
     return paths

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, quote, unquote, urljoin
 from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.camera.multipart import Multipart
 from eyas_device.camera.spec import address, hidden
-from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.support.closing import Closing
 
 _READ = 1 << 16
@@ -64,7 +64,7 @@ class MjpegCamera(Closing):
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> MjpegCamera:
         """`mjpeg:http://[USER:PASSWORD@]HOST[:PORT]/PATH`, or https.
 
-        Raises `CameraSpecError` for a mistaken address, a refused password or an address of single pictures, and
+        Raises `CameraSpecError` for a mistaken address, a refused password or an address of single images, and
         `CameraError` if nothing there serves a stream now.
         """
         return cls(rest, timeout_s=timeout_s)
@@ -72,7 +72,7 @@ class MjpegCamera(Closing):
     def capture(self) -> Frame | None:
         """The newest frame; None when the server ended the stream in order, or after `close`.
 
-        Raises `PictureError` for a part that is no JPEG, and `CameraError` if no whole frame came in time, the
+        Raises `ImageError` for a part that is no JPEG, and `CameraError` if no whole frame came in time, the
         connection broke or the bytes are no such stream.
         """
         with self._busy:
@@ -89,7 +89,7 @@ class MjpegCamera(Closing):
         source = f"{self._shown}#{self._number}"
         self._number += 1
         if not image.startswith(b"\xff\xd8"):
-            raise PictureError(f"{source}: not a JPEG (begins with {image[:8].hex(' ')})")
+            raise ImageError(f"{source}: not a JPEG (begins with {image[:8].hex(' ')})")
         return Frame(image=image, time=time.time(), source=source)
 
     def close(self) -> None:
@@ -277,7 +277,7 @@ def _boundary(header: Message, shown: str) -> str:
     if not kind.startswith("multipart/"):
         if kind.startswith("image/"):
             raise CameraSpecError(
-                f"camera {shown}: answers with a single picture ({kind}), not with a stream; "
+                f"camera {shown}: answers with a single image ({kind}), not with a stream; "
                 "give the address of the camera's MJPEG stream (multipart/x-mixed-replace)"
             )
         raise CameraError(f"camera {shown}: answers with {kind[:80]!r}; multipart/x-mixed-replace is needed")

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.errors import CameraError, PictureError
+from eyas_device.errors import CameraError, ImageError
 
 _TRIES = 3
 """Frames that may be no JPEG before a device that promised JPEG is asked for pixels instead."""
@@ -82,9 +82,9 @@ class OpenCVReader:
         try:
             good, image = self.video.retrieve() if self._place is None else self.video.retrieve(self._place)
         except cv2.error as error:
-            raise PictureError(f"cannot be decoded ({error.err})") from None
+            raise ImageError(f"cannot be decoded ({error.err})") from None
         if not good or image is None:
-            raise PictureError("cannot be decoded")
+            raise ImageError("cannot be decoded")
         if 1 in image.shape[:2] and image.dtype == np.uint8:
             data = jpeg(image.tobytes())
             if data is not None:
@@ -96,7 +96,7 @@ class OpenCVReader:
                 if self._tries_left == 0:
                     self.video.set(cv2.CAP_PROP_CONVERT_RGB, 1)
                     self._undecoded = False
-            raise PictureError("not a JPEG, though the device promised one")
+            raise ImageError("not a JPEG, though the device promised one")
         if self._place is None or self._place.shape != image.shape:
             fits = image.dtype == np.uint8 and image.ndim == 3 and 0 < image.nbytes <= len(room)
             self._place = room[: image.nbytes].reshape(image.shape) if fits else None

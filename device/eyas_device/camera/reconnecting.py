@@ -1,4 +1,4 @@
-"""A camera that nobody has to watch: it sees that its source is ill, says so, and opens it anew until it is well."""
+"""A camera that nobody has to watch: it sees that its source is ill, says so, and opens it again until it is well."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from eyas_device.camera import Camera, Frame
-from eyas_device.errors import CameraError, CameraSpecError, PictureError
-from eyas_device.preprocess import Pixels, picture_size
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from eyas_device.preprocess import Pixels, image_size
 from eyas_device.support.clock import SYSTEM, Clock
 from eyas_device.support.closing import Closing
 
@@ -36,11 +36,11 @@ class CameraState(msgspec.Struct, frozen=True):
     since: float = 0.0
     """When this condition began, monotonic seconds."""
     losses: int = 0
-    """How often the source was closed to be opened anew."""
+    """How often the source was closed to be opened again."""
     frames: int = 0
     """Good frames handed out."""
     unusable: int = 0
-    """Frames that were no picture, or of a kind that no model takes, or black."""
+    """Frames that were no image, or of a kind that no model takes, or black."""
     last_frame: float | None = None
     """When the last good frame was handed out, monotonic seconds."""
 
@@ -88,8 +88,8 @@ class SteadyCamera(Closing):
     ) -> None:
         """Open the source once; if it is not there (yet), `capture` goes on trying.
 
-        `open` makes the source, and returns or raises within its own timeout. `frozen_s` is how long the picture may
-        stay the same, byte for byte, seconds (0: for ever); a picture with all values at or below `black_level` is
+        `open` makes the source, and returns or raises within its own timeout. `frozen_s` is how long the image may
+        stay the same, byte for byte, seconds (0: for ever); an image with all values at or below `black_level` is
         black. `on_change` is told of each new condition or reason, by the thread that found it; it must not wait.
         `jitter` gives numbers 0..1. Raises `CameraSpecError` for a mistake in what names the source.
         """
@@ -120,7 +120,7 @@ class SteadyCamera(Closing):
     def capture(self) -> Frame | None:
         """The next good frame, however long that takes; None only after `close`.
 
-        Raises `PictureError` for a frame that is no picture, of a kind that no model takes, or black.
+        Raises `ImageError` for a frame that is no image, of a kind that no model takes, or black.
         """
         while not self._closing.is_set():
             camera = self._camera
@@ -135,9 +135,9 @@ class SteadyCamera(Closing):
                 if self._is_well(frame):
                     self._say(*self._good_condition(), frame=True)
                     return frame
-            except PictureError as error:
+            except ImageError as error:
                 if self._is_useless():
-                    self._lose("lost", f"no usable picture for {self._frozen_s:g} s ({error})")
+                    self._lose("lost", f"no usable image for {self._frozen_s:g} s ({error})")
                     continue
                 raise
             except OSError as error:  # CameraError, and what a source forgot to make one of
@@ -186,7 +186,7 @@ class SteadyCamera(Closing):
         self._good_since = self._bad_since = None
 
     def _lose(self, condition: Condition, reason: str, *, frozen: bool = False) -> None:
-        """Close the source, so that the next turn opens it anew; a `frozen` picture is known again then."""
+        """Close the source, so that the next turn opens it again; a `frozen` image is known again then."""
         if self._closing.is_set():
             return
         now = self._clock.monotonic()
@@ -203,19 +203,19 @@ class SteadyCamera(Closing):
     def _is_well(self, frame: Frame) -> bool:
         """Whether `frame` may be answered; False if the source was closed because of it.
 
-        Raises `PictureError` for a frame that is unusable or black.
+        Raises `ImageError` for a frame that is unusable or black.
         """
         now = self._clock.monotonic()
         size = _size(frame)
         if self._is_frozen(frame, now):
             condition: Condition = "black" if self._black else "frozen"
-            reason = f"the same {'black ' if self._black else ''}picture for {self._frozen_s:g} s"
+            reason = f"the same {'black ' if self._black else ''}image for {self._frozen_s:g} s"
             self._lose(condition, reason, frozen=True)
             return False
         self._bad_since = None
         if self._is_black(frame, now):
-            self._say("black", f"every value of the picture is at most {self._black_level:g}")
-            raise PictureError(f"{frame.source}: black; is the lens covered, or the light off?")
+            self._say("black", f"every value of the image is at most {self._black_level:g}")
+            raise ImageError(f"{frame.source}: black; is the lens covered, or the light off?")
         if size is not None and self._is_resized(size):
             return False
         if self._good_since is None:
@@ -223,7 +223,7 @@ class SteadyCamera(Closing):
         return True
 
     def _is_frozen(self, frame: Frame, now: float) -> bool:
-        """Whether the picture has been the same for too long, or is, after opening anew, still the frozen one."""
+        """Whether the image has been the same for too long, or is, after opening again, still the frozen one."""
         if self._frozen_s <= 0:
             return False
         image = frame.image
@@ -244,7 +244,7 @@ class SteadyCamera(Closing):
         return True
 
     def _is_black(self, frame: Frame, now: float) -> bool:
-        """Whether the picture is black; looked at once a second, and at each frame while it is."""
+        """Whether the image is black; looked at once a second, and at each frame while it is."""
         if not self._black and self._black_looked is not None and now - self._black_looked < _BLACK_EVERY_S:
             return False
         self._black_looked = now
@@ -266,7 +266,7 @@ class SteadyCamera(Closing):
 
     def _resizing(self, size: tuple[int, int]) -> str:
         first = self._size or size
-        return f"pictures of {size[0]}x{size[1]} pixels, {first[0]}x{first[1]} at first"
+        return f"images of {size[0]}x{size[1]} pixels, {first[0]}x{first[1]} at first"
 
     def _say(
         self, condition: Condition, reason: str, *, loss: bool = False, frame: bool = False, unusable: bool = False
@@ -339,31 +339,31 @@ class _Opening:
 
 
 def _size(frame: Frame) -> tuple[int, int] | None:
-    """Width and height, pixels; None for encoded pictures that are not JPEG. Raises `PictureError` for odd kinds."""
+    """Width and height, pixels; None for encoded images that are not JPEG. Raises `ImageError` for odd kinds."""
     image = frame.image
     if isinstance(image, bytes):
-        size = picture_size(image)
+        size = image_size(image)
         if size is None and (not image or image.startswith(b"\xff\xd8")):
-            raise PictureError(f"{frame.source}: a damaged JPEG of {len(image)} bytes, without a size")
+            raise ImageError(f"{frame.source}: a damaged JPEG of {len(image)} bytes, without a size")
         if size is not None and max(size) > _MAX_SIDE:
-            raise PictureError(f"{frame.source}: {size[0]}x{size[1]} pixels; at most {_MAX_SIDE} a side are allowed")
+            raise ImageError(f"{frame.source}: {size[0]}x{size[1]} pixels; at most {_MAX_SIDE} a side are allowed")
         return size
     plain = image.dtype == np.uint8 and image.ndim in (2, 3) and 0 not in image.shape
     if not plain or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise PictureError(
+        raise ImageError(
             f"{frame.source}: {image.dtype} pixels of shape {image.shape}; uint8 [h, w] or [h, w, 1|3|4] is allowed"
         )
     return image.shape[1], image.shape[0]
 
 
 def _small(frame: Frame) -> Pixels:
-    """The picture for judging its brightness: a JPEG at an eighth of its scale. Raises `PictureError`."""
+    """The image for judging its brightness: a JPEG at an eighth of its scale. Raises `ImageError`."""
     if not isinstance(frame.image, bytes):
         return frame.image
     try:
         pixels = cv2.imdecode(np.frombuffer(frame.image, dtype=np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
     except cv2.error as error:
-        raise PictureError(f"{frame.source}: not a picture that can be decoded ({error.err})") from None
+        raise ImageError(f"{frame.source}: not an image that can be decoded ({error.err})") from None
     if pixels is None:
-        raise PictureError(f"{frame.source}: not a picture that can be decoded")
+        raise ImageError(f"{frame.source}: not an image that can be decoded")
     return np.asarray(pixels, dtype=np.uint8)

@@ -1,8 +1,8 @@
 """A camera whose library may hang or crash, in a process of its own that can be killed.
 
 The parent starts a child process. Requests and short answers are messages on a socket pair;
-pictures come through memory that both share, so no pixel goes through a pipe. The parent asks for one frame at a time
-and copies it out before it asks again: one place for a picture is enough, and frames handed out stay valid for ever.
+images come through memory that both share, so no pixel goes through a pipe. The parent asks for one frame at a time
+and copies it out before it asks again: one place for an image is enough, and frames handed out stay valid for ever.
 Between requests the child goes on taking frames from its device and drops them, so that an answer is always new.
 
 The child ends with its parent, however that ends: the kernel kills it when the pipe on its standard input loses its
@@ -32,13 +32,13 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import Frame
-from eyas_device.errors import CameraError, CameraSpecError, EyasError, PictureError
+from eyas_device.errors import CameraError, CameraSpecError, EyasError, ImageError
 from eyas_device.preprocess import as_bgr
 from eyas_device.support.closing import Closing
 from eyas_device.support.processes import command
 
 ROOM = 64 << 20
-"""Bytes for a picture; only what is written takes memory."""
+"""Bytes for an image; only what is written takes memory."""
 START_S = 30.0
 """How long the child may take to start and to import its library, seconds."""
 _OPEN_MARGIN_S = 2.0
@@ -63,9 +63,9 @@ class Reader(Protocol):
         """Wait for the next frame and keep it undecoded where that is possible; False when there is none any more."""
 
     def retrieve(self, room: npt.NDArray[np.uint8]) -> npt.NDArray[Any] | bytes:
-        """The grabbed frame: BGR pixels, which may lie at the start of `room` (uint8 [bytes]), or an encoded picture.
+        """The grabbed frame: BGR pixels, which may lie at the start of `room` (uint8 [bytes]), or an encoded image.
 
-        Raises `PictureError` if this frame is unusable.
+        Raises `ImageError` if this frame is unusable.
         """
 
     def close(self) -> None:
@@ -97,13 +97,13 @@ class _Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class _Unusable(msgspec.Struct, frozen=True, tag=True):
-    """A frame that is no picture; the next request gets the next one."""
+    """A frame that is no image; the next request gets the next one."""
 
     reason: str
 
 
 class _Encoded(msgspec.Struct, frozen=True, tag=True):
-    """The shared memory begins with an encoded picture of `length` bytes."""
+    """The shared memory begins with an encoded image of `length` bytes."""
 
     length: int
     time: float
@@ -169,8 +169,8 @@ class IsolatedCamera(Closing):
     def capture(self) -> Frame | None:
         """The next frame, a copy that stays valid; None after `close`, at once if that comes while this waits.
 
-        Raises `PictureError` for a frame that is no picture. Raises `CameraError` if none came within the timeout, if
-        the source failed or if the child died; the child is gone then, and the camera has to be opened anew.
+        Raises `ImageError` for a frame that is no image. Raises `CameraError` if none came within the timeout, if
+        the source failed or if the child died; the child is gone then, and the camera has to be opened again.
         """
         with self._busy:
             if self._closed.is_set():
@@ -194,9 +194,9 @@ class IsolatedCamera(Closing):
             self._child.end(grace_s=_GRACE_S)
 
     def _frame(self, answer: _Answer, source: str) -> Frame:
-        """Copy the picture that `answer` announces out of the shared memory."""
+        """Copy the image that `answer` announces out of the shared memory."""
         if isinstance(answer, _Unusable):
-            raise PictureError(f"{source}: {answer.reason[:_REASON]}")
+            raise ImageError(f"{source}: {answer.reason[:_REASON]}")
         if isinstance(answer, _Encoded) and 0 < answer.length <= ROOM:
             image = self._child.memory[: answer.length]
             return Frame(image=image, time=answer.time, source=source, captured=answer.captured)
@@ -338,7 +338,7 @@ def _serve(order: _Order, parent: socket.socket, room: npt.NDArray[np.uint8]) ->
             if requests.poll(0):
                 if not parent.recv(_MESSAGE):
                     return
-                tell(_picture(reader, room, *moment))
+                tell(_image(reader, room, *moment))
         tell(_Failed("the source ended or stopped delivering"))
     except CameraError as error:
         tell(_Failed(str(error)))
@@ -346,7 +346,7 @@ def _serve(order: _Order, parent: socket.socket, room: npt.NDArray[np.uint8]) ->
         reader.close()
 
 
-def _picture(reader: Reader, room: npt.NDArray[np.uint8], moment: float, captured: float) -> _Answer:
+def _image(reader: Reader, room: npt.NDArray[np.uint8], moment: float, captured: float) -> _Answer:
     """Put the grabbed frame into `room`."""
     try:
         image = reader.retrieve(room)
@@ -357,7 +357,7 @@ def _picture(reader: Reader, room: npt.NDArray[np.uint8], moment: float, capture
             room[:size] = np.frombuffer(image, dtype=np.uint8)
             return _Encoded(size, moment, captured)
         pixels = as_bgr(image)
-    except PictureError as error:
+    except ImageError as error:
         return _Unusable(str(error))
     height, width = pixels.shape[:2]
     place = room[: pixels.nbytes].reshape(pixels.shape)

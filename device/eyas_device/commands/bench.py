@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's command line."""
     add = parser.add_argument
     add("--bundle", type=Path, metavar="B", help="the bundle to measure")
-    add("--camera", metavar="SPEC", help="take the frames from there (default: the golden pictures, as JPEG)")
+    add("--camera", metavar="SPEC", help="take the frames from there (default: the golden images, as JPEG)")
     add("--runtime", help="litert, tflite, openvino, onnx, ... (default: the first that is there)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--artefact", metavar="NAME", help="e.g. litert-int8 (default: what the bundle says)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from eyas_device.commands import values
 from eyas_device.errors import EXIT_CHECK_FAILED
 
-HELP = "verify a bundle's hashes and answer its golden pictures"
+HELP = "verify a bundle's hashes and answer its golden images"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

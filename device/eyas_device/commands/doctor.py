@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(given: argparse.Namespace) -> int:
-    """Print a line a check, and the mend below what is not green; code 1 if one of them is red."""
+    """Print a line a check, and the fix below what is not green; code 1 if one of them is red."""
     import msgspec
 
     from eyas_device import __version__
@@ -99,6 +99,6 @@ def _show(row: Row, width: int) -> None:
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         word = f"\x1b[{_COLOURS[row.status]}m{word}\x1b[0m"
     print(f"{word}  {row.check:{width}}  {row.finding}")
-    if row.mend:
-        print(f"{'':6}  {'':{width}}  -> {row.mend}")
+    if row.fix:
+        print(f"{'':6}  {'':{width}}  -> {row.fix}")
     sys.stdout.flush()

@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--duty", type=values.share, metavar="PART", help="largest part of the time spent working, e.g. 0.5")
     add("--give-up", type=values.number, metavar="SECONDS", help="end with 3 after so long without a frame")
     add("--loop", action="store_true", help="start again when the source ends")
-    add("--accuracy", action="store_true", help="compare answers with the names of the pictures' folders")
+    add("--accuracy", action="store_true", help="compare answers with the names of the images' folders")
     add("--json", action="store_true", help="one JSON object an answer on standard output")
     add("--mqtt", type=values.broker, metavar="HOST[:PORT]", help="send status and windows to this broker")
     add("--site", type=values.name, help="second level of the topic (default: default)")

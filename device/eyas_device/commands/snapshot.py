@@ -1,6 +1,6 @@
 """`eyas-device snapshot`: write the camera's frame and the exact model input beside it, with the answer.
 
-For the first hour on site: is the part in the picture, in focus, lit? Is this what the model was trained on?
+For the first hour on site: is the part in the image, in focus, lit? Is this what the model was trained on?
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main(given: argparse.Namespace) -> int:
     from eyas_device.agent.ood import Familiarity
     from eyas_device.agent.snapshot import take
     from eyas_device.camera import open_camera
-    from eyas_device.errors import CameraError, PictureError
+    from eyas_device.errors import CameraError, ImageError
 
     config = configured(given.config, camera={"source": given.camera}, model={"bundle": given.bundle})
     settle(config.model)
@@ -51,7 +51,7 @@ def main(given: argparse.Namespace) -> int:
             due = time.monotonic() + given.every
             try:
                 snapshot = take(frame, classifier, given.out)
-            except PictureError as error:
+            except ImageError as error:
                 print(f"skipped: {error}")
                 continue
             familiarity.look(frame.pixels(classifier.spec))

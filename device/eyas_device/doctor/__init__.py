@@ -63,7 +63,7 @@ class Row(msgspec.Struct, frozen=True):
     check: str
     status: Status
     finding: str
-    mend: str
+    fix: str
     seconds: float
 
 
@@ -78,7 +78,7 @@ def rows(context: _Seen, checks: Sequence[Callable[[_Seen], Finding]], *, limit_
         started = time.monotonic()
         found = _bounded(check, context, limit_s)
         seconds = round(time.monotonic() - started, 3)
-        yield Row(title(check), found.status, _plain(found.text), _plain(found.mend), seconds)
+        yield Row(title(check), found.status, _plain(found.text), _plain(found.fix), seconds)
 
 
 def title(check: Callable[..., Finding]) -> str:

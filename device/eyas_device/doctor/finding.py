@@ -22,11 +22,11 @@ Status = Literal["green", "yellow", "red", "grey"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found, and how to mend it: one line each."""
+    """What one check found, and how to fix it: one line each."""
 
     status: Status
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def green(text: str) -> Finding:
@@ -34,19 +34,19 @@ def green(text: str) -> Finding:
     return Finding("green", text)
 
 
-def yellow(text: str, mend: str) -> Finding:
+def yellow(text: str, fix: str) -> Finding:
     """It works, but somebody should look at it."""
-    return Finding("yellow", text, mend)
+    return Finding("yellow", text, fix)
 
 
-def red(text: str, mend: str) -> Finding:
+def red(text: str, fix: str) -> Finding:
     """It does not work."""
-    return Finding("red", text, mend)
+    return Finding("red", text, fix)
 
 
-def grey(text: str, mend: str = "") -> Finding:
+def grey(text: str, fix: str = "") -> Finding:
     """Not checked."""
-    return Finding("grey", text, mend)
+    return Finding("grey", text, fix)
 
 
 def installed(package: str) -> str | None:

@@ -31,7 +31,7 @@ def libraries() -> dict[str, str]:
 
 
 def runtime(*, name: str, bundle: str, state: str, threads: int) -> dict[str, Any]:
-    """Load a runtime and, if there is a bundle with something for it, answer a golden picture with it.
+    """Load a runtime and, if there is a bundle with something for it, answer a golden image with it.
 
     Returns `artefact` ("" if nothing was run) and `latency_ms`, the median of a few answers.
     """
@@ -74,7 +74,7 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
     without any readable frame.
     """
     from eyas_device.camera import open_camera
-    from eyas_device.errors import CameraError, PictureError
+    from eyas_device.errors import CameraError, ImageError
 
     unreadable, brightest, width, height = 0, 0, 0, 0
     sums: list[int] = []
@@ -87,7 +87,7 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
                 if (frame := source.capture()) is None:
                     break
                 pixels = frame.pixels()
-            except PictureError:
+            except ImageError:
                 unreadable += 1
                 continue
             height, width = pixels.shape[:2]
@@ -95,7 +95,7 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
             sums.append(zlib.crc32(frame.image if isinstance(frame.image, bytes) else frame.image.tobytes()))
             times.append(frame.captured)
     if not sums:
-        raise CameraError(f"camera {spec}: it opened but delivered no picture ({unreadable} unreadable)")
+        raise CameraError(f"camera {spec}: it opened but delivered no image ({unreadable} unreadable)")
     span = times[-1] - times[0]
     return {
         "live": live,
@@ -116,7 +116,7 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
     """
     from eyas_device.agent.ood import Familiarity
     from eyas_device.camera import open_camera
-    from eyas_device.errors import PictureError
+    from eyas_device.errors import ImageError
 
     opened = _bundle(bundle, state)
     if opened is None or opened.manifest.reference is None:
@@ -134,7 +134,7 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
                 if time.monotonic() < due:
                     continue  # a live camera is emptied, so that the next look is at another moment
                 familiarity.look(frame.pixels(opened.manifest.preprocessing))
-            except PictureError:
+            except ImageError:
                 continue
             looked += 1
             due = time.monotonic() + pause

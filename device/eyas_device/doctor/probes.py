@@ -30,7 +30,7 @@ _TCP_S, _CONNACK_S = 5.0, 10.0
 
 
 def runtime(name: str) -> Callable[[Context], Finding]:
-    """The check that one runtime, if it is installed, answers a picture."""
+    """The check that one runtime, if it is installed, answers an image."""
 
     def check(context: Context) -> Finding:
         package = next((p for p in PACKAGES[name] if context.version(p) is not None), None)
@@ -41,12 +41,12 @@ def runtime(name: str) -> Callable[[Context], Finding]:
         try:
             done = context.job("runtime", arguments, _MODEL_S)
         except JobError as error:
-            mend = f"reinstall {package}, or see the check `conflicts`"
+            fix = f"reinstall {package}, or see the check `conflicts`"
             used = model.runtime in ("", name)
-            return red(f"{shown}: {error}", mend) if used else yellow(f"{shown}, not used: {error}", mend)
+            return red(f"{shown}: {error}", fix) if used else yellow(f"{shown}, not used: {error}", fix)
         if not done["artefact"]:
             return green(f"{shown}, can be imported; there is no model for it to run")
-        return green(f"{shown}, {done['artefact']}, {done['latency_ms']:.2f} ms a picture")
+        return green(f"{shown}, {done['artefact']}, {done['latency_ms']:.2f} ms an image")
 
     check.__name__ = name.replace("-", "_")
     return check
@@ -59,8 +59,8 @@ def golden(context: Context) -> Finding:
     except JobError as error:
         return red(str(error), "eyas-device install BUNDLE, with a bundle that `eyas-device check` accepts")
     if not done["bundle"]:
-        text, mend = f"no good slot below {context.state}", "eyas-device install BUNDLE, or give --bundle"
-        return grey(text, mend) if context.config_path is None else red(text, mend)
+        text, fix = f"no good slot below {context.state}", "eyas-device install BUNDLE, or give --bundle"
+        return grey(text, fix) if context.config_path is None else red(text, fix)
     checked = [row for row in done["checked"] if row["status"] != "not checked"]
     failed = [row for row in checked if row["status"] == "failed"]
     if failed:
@@ -72,7 +72,7 @@ def golden(context: Context) -> Finding:
 
 
 def camera(context: Context) -> Finding:
-    """Whether the camera opens and delivers pictures that show something."""
+    """Whether the camera opens and delivers images that show something."""
     wanted = context.config.camera
     if not wanted.source:
         return grey("no camera is configured", "give --camera, or set camera.source")
@@ -91,8 +91,8 @@ def camera(context: Context) -> Finding:
         if error.kind == "CameraSpecError":
             return red(text, "name the camera as `eyas-device run --help` shows")
         if service_is_active(context):
-            mend = "the running service may hold it: systemctl stop eyas-device, then ask the doctor again"
-            return yellow(text, mend)
+            fix = "the running service may hold it: systemctl stop eyas-device, then ask the doctor again"
+            return yellow(text, fix)
         return red(text, "look at its cable, its address and who else uses it")
     rate = f"{seen['fps']:.1f} fps" if seen["live"] and seen["fps"] else "as fast as it is read"
     text = f"{wanted.source}: {seen['frames']} frames of {seen['width']} x {seen['height']}, {rate}"
@@ -119,7 +119,7 @@ def view(context: Context) -> Finding:
     except JobError as error:
         return grey(f"not judged: {error}", "see the checks `camera` and `golden`")
     if not seen["judged"]:
-        return grey("not judged: no bundle with a reference, or too few pictures")
+        return grey("not judged: no bundle with a reference, or too few images")
     if seen["unfamiliar"]:
         return yellow(seen["judged"], "eyas-device snapshot shows what the camera and the model see")
     return green(seen["judged"])

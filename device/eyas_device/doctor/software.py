@@ -90,12 +90,12 @@ def conflicts(context: Context) -> Finding:
     if not found:
         return green("none that are known")
     worst: Status = "red" if any(status == "red" for status, _, _ in found) else "yellow"
-    mends = dict.fromkeys(mend for _, _, mend in found)
-    return Finding(worst, "; ".join(text for _, text, _ in found), "; ".join(mends))
+    fixes = dict.fromkeys(fix for _, _, fix in found)
+    return Finding(worst, "; ".join(text for _, text, _ in found), "; ".join(fixes))
 
 
 def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
-    """Status, what conflicts, and the mend."""
+    """Status, what conflicts, and the fix."""
 
     def version(package: str) -> tuple[int, ...]:
         return numbers(context.version(package) or "")
@@ -117,7 +117,7 @@ def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
         if version(package) < (4, 10) and two:
             yield "red", text, f"pip install '{package}>=4.10'"
         if version(package) >= (5,) and context.uname().machine == "aarch64":
-            text = f"{package} {context.version(package)} for aarch64 shrinks pictures otherwise than the workstation"
+            text = f"{package} {context.version(package)} for aarch64 shrinks images otherwise than the workstation"
             yield "yellow", text, f"pip install '{package}>=4.10,<5'"
     if len(opencvs) > 1:
         text = f"{' and '.join(opencvs)} overwrite each other's files"

@@ -38,15 +38,15 @@ def clock(context: Context) -> Finding:
     """Whether the clock can be right, and whether something keeps it right."""
     now = context.now()
     shown = _date(now)
-    mend = "set it: timedatectl set-ntp true; behind a closed network, name a time server in timesyncd.conf"
+    fix = "set it: timedatectl set-ntp true; behind a closed network, name a time server in timesyncd.conf"
     if not RELEASED <= now < RELEASED + _FAR_S:
-        return red(f"{shown}: this cannot be; telemetry and certificates need the date", mend)
+        return red(f"{shown}: this cannot be; telemetry and certificates need the date", fix)
     installed_at = Path(__file__).stat().st_mtime
     if now < installed_at - _DAY_S:
-        return yellow(f"{shown}: before the agent was installed ({_date(installed_at)})", mend)
+        return yellow(f"{shown}: before the agent was installed ({_date(installed_at)})", fix)
     if (context.root / "run/systemd/timesync/synchronized").exists() or _kernel_says_synchronised():
         return green(f"{shown}, synchronised")
-    return yellow(f"{shown}, not synchronised", mend)
+    return yellow(f"{shown}, not synchronised", fix)
 
 
 def disk(context: Context) -> Finding:
@@ -55,15 +55,15 @@ def disk(context: Context) -> Finding:
     missing = "" if folder == context.state else f" (the folder does not exist yet; room in {folder})"
     free = _free(context, folder)
     text = f"{context.state}: {free:.0f} MB free{missing}"
-    mend = "free some room; journalctl --vacuum-size=50M and old packages are often the most"
+    fix = "free some room; journalctl --vacuum-size=50M and old packages are often the most"
     if free < DISK_MB[0]:
-        return red(text, mend)
+        return red(text, fix)
     if not missing and (fault := _write_fault(context.state)) is not None:
         if fault.errno in (errno.EACCES, errno.EPERM):
             return yellow(f"{text}, not writable for this user", "run the doctor as root or as the service's user")
         return red(f"{text}, cannot be written: {fault.strerror}", "a read-only card is often a dying one: replace it")
     if free < DISK_MB[1]:
-        return yellow(text, mend)
+        return yellow(text, fix)
     return green(text)
 
 
@@ -74,10 +74,10 @@ def inodes(context: Context) -> Finding:
         return green("no limit on this file system")
     share = 100 * found.f_favail / found.f_files
     text = f"{found.f_favail} free ({share:.0f} %)"
-    mend = "many small files fill the file system: find / -xdev -type d -size +1M"
+    fix = "many small files fill the file system: find / -xdev -type d -size +1M"
     if found.f_favail < 1000:
-        return red(text, mend)
-    return yellow(text, mend) if share < 5 else green(text)
+        return red(text, fix)
+    return yellow(text, fix) if share < 5 else green(text)
 
 
 def temperature(context: Context) -> Finding:
@@ -92,10 +92,10 @@ def temperature(context: Context) -> Finding:
     if not parts:
         return grey("no sensor")
     weak = "under-voltage" in (*throttle.now, *before)
-    mend = "a stronger power supply" if weak else "a heat sink, a fan or a lower loop.duty"
+    fix = "a stronger power supply" if weak else "a heat sink, a fan or a lower loop.duty"
     if (celsius or 0) >= HOT_C[0] or throttle.now:
-        return red("; ".join(parts), mend)
-    return yellow("; ".join(parts), mend) if (celsius or 0) >= HOT_C[1] or before else green("; ".join(parts))
+        return red("; ".join(parts), fix)
+    return yellow("; ".join(parts), fix) if (celsius or 0) >= HOT_C[1] or before else green("; ".join(parts))
 
 
 def processor(context: Context) -> Finding:
@@ -116,10 +116,10 @@ def memory(context: Context) -> Finding:
     if told is None:
         return grey("the kernel does not tell")
     available = int(told[1]) * 1024 / _MB
-    text, mend = f"{available:.0f} MB available", "see what else runs, or use a smaller model"
+    text, fix = f"{available:.0f} MB available", "see what else runs, or use a smaller model"
     if available < MEMORY_MB[0]:
-        return red(text, mend)
-    return yellow(text, mend) if available < MEMORY_MB[1] else green(text)
+        return red(text, fix)
+    return yellow(text, fix) if available < MEMORY_MB[1] else green(text)
 
 
 def descriptors(context: Context) -> Finding:
@@ -140,8 +140,8 @@ def service(context: Context) -> Finding:
         return yellow("systemctl does not answer", "see `systemctl status`")
     state = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
     if state.get("LoadState") != "loaded":
-        text, mend = f"{UNIT} is not installed", f"copy device/{UNIT} to /etc/systemd/system"
-        return yellow(text, mend) if context.config_path is None else red(text, mend)
+        text, fix = f"{UNIT} is not installed", f"copy device/{UNIT} to /etc/systemd/system"
+        return yellow(text, fix) if context.config_path is None else red(text, fix)
     active, enabled = state.get("ActiveState", ""), state.get("UnitFileState", "")
     text = f"{active} ({state.get('SubState', '')}), {enabled or 'not enabled'}, {state.get('NRestarts', '0')} restarts"
     if active == "activating":

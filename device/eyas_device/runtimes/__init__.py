@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.bundle import Artefact, Bundle, RuntimeName
-from eyas_device.errors import BundleError, PictureError, RuntimeUnavailable
+from eyas_device.errors import BundleError, ImageError, RuntimeUnavailable
 from eyas_device.preprocess import Pixels
 from eyas_device.support.closing import Closing
 
@@ -51,14 +51,14 @@ class Runtime(Protocol):
     """Of the library that runs the model."""
 
     def infer(self, pixels: Pixels) -> Logits:
-        """Logits, float32 [classes], of one prepared picture, uint8 [size, size, 3] BGR.
+        """Logits, float32 [classes], of one prepared image, uint8 [size, size, 3] BGR.
 
         The array belongs to the runtime and is overwritten by the next call: copy what has to last. Raises
-        `PictureError` for a picture of another shape or dtype.
+        `ImageError` for an image of another shape or dtype.
         """
 
     def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
-        """Logits of the picture that `write` puts into the memory it is called with, uint8 [size, size, 3] BGR.
+        """Logits of the image that `write` puts into the memory it is called with, uint8 [size, size, 3] BGR.
 
         That is the runtime's own input where it can be: nothing is copied. `write` must not keep it.
         """
@@ -73,8 +73,8 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
-class PictureIn(Closing):
-    """What every runtime shares: it takes one picture of one shape."""
+class ImageIn(Closing):
+    """What every runtime shares: it takes one image of one shape."""
 
     precision_hint: str = ""
     """What the library was told to compute in, where it may choose."""
@@ -86,13 +86,13 @@ class PictureIn(Closing):
         return ""
 
     def infer(self, pixels: Pixels) -> Logits:
-        """Logits, float32 [classes], of one prepared picture; `Runtime.infer` says the rest."""
+        """Logits, float32 [classes], of one prepared image; `Runtime.infer` says the rest."""
         if pixels.shape != self._shape or pixels.dtype != np.uint8:  # numpy would stretch a wrong shape without a word
-            raise PictureError(f"picture of {pixels.dtype} {pixels.shape}; uint8 {self._shape} is needed: prepare it")
+            raise ImageError(f"image of {pixels.dtype} {pixels.shape}; uint8 {self._shape} is needed: prepare it")
         return self.infer_written(lambda out: np.copyto(out, pixels))
 
     def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
-        """Logits of the picture that `write` puts into the runtime's input; `Runtime.infer_written` says the rest."""
+        """Logits of the image that `write` puts into the runtime's input; `Runtime.infer_written` says the rest."""
         raise NotImplementedError
 
 
@@ -148,11 +148,11 @@ def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = No
     raise RuntimeUnavailable(f"{bundle.root}: no runtime for this bundle: {'; '.join(reasons)}")
 
 
-def load(name: str) -> type[PictureIn]:
+def load(name: str) -> type[ImageIn]:
     """Import the class of a known runtime. Raises `RuntimeUnavailable` with its install line if it cannot work here."""
     module, attribute = RUNTIMES[name].split(":")
     try:
-        loaded = cast(type[PictureIn], getattr(importlib.import_module(module), attribute))
+        loaded = cast(type[ImageIn], getattr(importlib.import_module(module), attribute))
     except ImportError as error:
         raise RuntimeUnavailable(f"runtime {name} cannot be used ({error}); {_INSTALL[name]}") from None
     if lacking := loaded.lacks():

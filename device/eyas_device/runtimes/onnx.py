@@ -14,13 +14,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: its defau
 import onnxruntime
 
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import Logits, PictureIn, broken, misfit
+from eyas_device.runtimes import ImageIn, Logits, broken, misfit
 
 _FATAL_ONLY = 4
 
 
-class OnnxRuntime(PictureIn):
-    """An `.onnx` with a uint8 NHWC picture called `pixels` in and float32 logits out."""
+class OnnxRuntime(ImageIn):
+    """An `.onnx` with a uint8 NHWC image called `pixels` in and float32 logits out."""
 
     name = "onnx"
     version: str = onnxruntime.__version__
@@ -56,7 +56,7 @@ def open_session(path: Path, providers: Sequence[str], *, threads: int, profile:
 
     x86 CPUs without VNNI add int8 products up in 16 bits and saturate, so exact, slower kernels are asked for. They do
     not take a file in which weights share a zero point, as files packed by 0.1.0 and before: such a one runs as it did,
-    and the golden pictures tell whether it answers rightly here. Raises `BundleError` if the model cannot be loaded.
+    and the golden images tell whether it answers rightly here. Raises `BundleError` if the model cannot be loaded.
     """
     try:
         return _session(path, providers, threads, profile, exact=True)
@@ -97,7 +97,7 @@ class OnnxTensorRT(OnnxRuntime):
 
 
 def _check(path: Path, session: Any, size: int, classes: int) -> None:
-    """Raise `BundleError` unless the model takes a picture and gives logits as the manifest says."""
+    """Raise `BundleError` unless the model takes an image and gives logits as the manifest says."""
     needed = [f"pixels tensor(uint8) {[1, size, size, 3]}", f"tensor(float) {[1, classes]}"]
     ports = [f"{i.name} {i.type} {i.shape}" for i in session.get_inputs()]
     ports += [f"{o.type} {o.shape}" for o in session.get_outputs()]

@@ -10,11 +10,11 @@ import numpy as np
 import openvino
 
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import Logits, PictureIn, broken, misfit
+from eyas_device.runtimes import ImageIn, Logits, broken, misfit
 
 
-class OpenVINO(PictureIn):
-    """An IR (`.xml` beside its `.bin`) with a uint8 NHWC picture in and float32 logits out.
+class OpenVINO(ImageIn):
+    """An IR (`.xml` beside its `.bin`) with a uint8 NHWC image in and float32 logits out.
 
     The precision hint is f32: by default the CPU plugin computes in bf16 where it can, and answers then differ from
     those that were measured on the host.
@@ -38,14 +38,14 @@ class OpenVINO(PictureIn):
         except RuntimeError as error:
             raise broken(path, error) from None
         self._shape = (size, size, 3)
-        self._picture = np.zeros((1, *self._shape), dtype=np.uint8)
-        request.set_input_tensor(openvino.Tensor(self._picture, shared_memory=True))
+        self._image = np.zeros((1, *self._shape), dtype=np.uint8)
+        request.set_input_tensor(openvino.Tensor(self._image, shared_memory=True))
         self._logits = np.zeros(classes, dtype=np.float32)
         self._request: Any = request
 
     def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
         """Logits, float32 [classes], valid until the next call, of what `write` puts into uint8 [size, size, 3] BGR."""
-        write(self._picture[0])
+        write(self._image[0])
         self._request.infer()
         np.copyto(self._logits, self._request.get_output_tensor(0).data[0])
         return self._logits
@@ -56,7 +56,7 @@ class OpenVINO(PictureIn):
 
 
 def _check(path: Path, model: Any, size: int, classes: int) -> None:
-    """Raise `BundleError` unless the model takes a picture and gives logits as the manifest says."""
+    """Raise `BundleError` unless the model takes an image and gives logits as the manifest says."""
     needed = f"input u8 [1,{size},{size},3] and output f32 [1,{classes}]"
     ports = [f"{p.get_element_type().get_type_name()} {p.get_partial_shape()}" for p in (*model.inputs, *model.outputs)]
     if ports != [f"u8 [1,{size},{size},3]", f"f32 [1,{classes}]"]:

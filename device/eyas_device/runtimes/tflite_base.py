@@ -10,11 +10,11 @@ import numpy as np
 
 from eyas_device.errors import RuntimeUnavailable
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import Logits, PictureIn, broken, misfit
+from eyas_device.runtimes import ImageIn, Logits, broken, misfit
 
 
-class TfliteModel(PictureIn):
-    """A `.tflite` with one NHWC picture in and one row of logits out.
+class TfliteModel(ImageIn):
+    """A `.tflite` with one NHWC image in and one row of logits out.
 
     The input is int8 (scale 1, zero point -128), uint8 (scale 1, zero point 0) or float32 (0..255): the pixels
     themselves in each case, written straight into the interpreter's own memory.
@@ -36,7 +36,7 @@ class TfliteModel(PictureIn):
         self._scale, self._zero_point = _output_scale(path, outputs, classes)
         self._shape = (size, size, 3)
         self._logits = np.zeros(classes, dtype=np.float32)
-        self._picture = np.zeros(self._shape if self._kind == np.float32 else 0, dtype=np.uint8)
+        self._image = np.zeros(self._shape if self._kind == np.float32 else 0, dtype=np.uint8)
         self._interpreter: Any = interpreter
         # Views of the tensors must not be alive during invoke(): these functions make one on each call.
         self._input = interpreter.tensor(inputs[0]["index"])
@@ -57,8 +57,8 @@ class TfliteModel(PictureIn):
 
     def _fill(self, write: Callable[[Pixels], object]) -> None:
         if self._kind == np.float32:
-            write(self._picture)
-            np.copyto(self._input()[0], self._picture)
+            write(self._image)
+            np.copyto(self._input()[0], self._image)
             return
         tensor = self._input()[0].view(np.uint8)
         write(tensor)

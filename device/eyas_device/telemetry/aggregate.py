@@ -52,7 +52,7 @@ class Counting:
         self._longest = [max(self._longest[0], latency_ms), max(self._longest[1], age_ms)]
 
     def look(self, place: Floats) -> None:
-        """Add where a picture lies along the principal directions, float [k], to the sketch (Welford's update)."""
+        """Add where an image lies along the principal directions, float [k], to the sketch (Welford's update)."""
         if len(self._mean) != len(place):
             self._seen, self._mean, self._m2 = 0, np.zeros(len(place)), np.zeros(len(place))
         self._seen += 1
@@ -98,7 +98,7 @@ def doubt(probabilities: Probabilities) -> tuple[float, float]:
 
 
 def place(descriptor: Floats, reference: Reference) -> Floats:
-    """Where a picture lies along the first principal directions, in standard deviations of the training pictures."""
+    """Where an image lies along the first principal directions, in standard deviations of the training images."""
     along = reference.components[:MOST_DIRECTIONS] @ ((descriptor - reference.mean) / reference.scale)
     return np.asarray(along / reference.spread[:MOST_DIRECTIONS], dtype=np.float32)
 

@@ -56,15 +56,15 @@ class Status(Header, frozen=True, kw_only=True):
 
 
 class Sketch(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the pictures lie along the principal directions of the training pictures; sketches can be added.
+    """Where the images lie along the principal directions of the training images; sketches can be added.
 
     Source: Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
     """
 
     n: int = 0
-    """Pictures that were measured."""
+    """Images that were measured."""
     mean: tuple[float, ...] = ()
-    """Per direction, up to 8, in units of the training pictures' standard deviation."""
+    """Per direction, up to 8, in units of the training images' standard deviation."""
     m2: tuple[float, ...] = ()
     """Sum of the squared differences from the mean, per direction."""
 
@@ -107,18 +107,18 @@ class Window(Header, frozen=True, kw_only=True):
     losses: int = 0
     """How often the camera was lost since the start."""
     beyond: float | None = None
-    """Part of the validation pictures that are nearer to the training pictures than what this camera sees, 0..1."""
+    """Part of the validation images that are nearer to the training images than what this camera sees, 0..1."""
     temperature_c: float | None = None
     """Of the processor; None where there is no sensor."""
     throttled: tuple[str, ...] = ()
     """What slows the processor down at this moment, e.g. `under-voltage`."""
     lost: dict[str, int] = {}
     """What the spool gave up since the window before: kind -> messages, `merged` -> windows that others stand for,
-    `pictures` -> pictures taken out of events, `corrupt` -> files and messages that could not be read."""
+    `images` -> images taken out of events, `corrupt` -> files and messages that could not be read."""
 
 
 class Event(Header, frozen=True, kw_only=True):
-    """One picture that is worth a look."""
+    """One image that is worth a look."""
 
     model: str = ""
     artefact: str = ""
@@ -134,10 +134,10 @@ class Event(Header, frozen=True, kw_only=True):
     why: Literal["unsure", "sampled", "unfamiliar", "command"] = "sampled"
     source: str = ""
     """Where the frame is from, without passwords."""
-    picture: str = ""
+    image: str = ""
     """JPEG in base64; empty: none was sent."""
-    picture_policy: dict[str, Any] = {}
-    """What was done to the picture, or why there is none, and for how many days it may be kept."""
+    image_policy: dict[str, Any] = {}
+    """What was done to the image, or why there is none, and for how many days it may be kept."""
 
 
 class Profile(Header, frozen=True, kw_only=True):

@@ -57,7 +57,7 @@ class _Flight(msgspec.Struct):
 class Uplink(Closing):
     """Sends a spool to a broker, and takes acknowledgements and commands from it.
 
-    It never stops trying: with jittered pauses of 1 to 60 s that start anew after a connection of a minute.
+    It never stops trying: with jittered pauses of 1 to 60 s that start again after a connection of a minute.
     """
 
     def __init__(

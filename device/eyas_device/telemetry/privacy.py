@@ -1,8 +1,8 @@
-"""Which single pictures may leave a device, how many, and what is taken out of them first. By default: none.
+"""Which single images may leave a device, how many, and what is taken out of them first. By default: none.
 
-A picture is cropped, scaled down and, if wanted, made unrecognisable before it is encoded, on the device. Faces are not
+An image is cropped, scaled down and, if wanted, made unrecognisable before it is encoded, on the device. Faces are not
 looked for: OpenCV 5 ships no detector for them, and one that finds most faces would promise what it does not keep.
-`blur = "whole"` leaves coarse blocks of colour of the whole picture, and `crop` leaves out what is not asked for.
+`blur = "whole"` leaves coarse blocks of colour of the whole image, and `crop` leaves out what is not asked for.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from eyas_device.telemetry.spool.spool import Spool
 
 Why = Literal["unsure", "sampled", "unfamiliar", "command"]
 MOST_JPEG = 150_000
-"""Bytes: a picture is encoded more coarsely until it takes no more."""
+"""Bytes: an image is encoded more coarsely until it takes no more."""
 _BLOCKS = 16
-"""Of a picture that was made unrecognisable, along its longer side."""
+"""Of an image that was made unrecognisable, along its longer side."""
 _QUALITIES = (85, 70, 50, 30)
 
 
 class Policy:
-    """The configuration's rules, with a model that may forbid pictures altogether.
+    """The configuration's rules, with a model that may forbid images altogether.
 
     `choose` is for the frame loop and waits for nothing; the rest is for another thread.
     """
@@ -48,11 +48,11 @@ class Policy:
         self._forbidden = False
         self._asked = False
         self.unfamiliar = False
-        """Whether the camera sees what the model was not trained on: a reason for a picture."""
+        """Whether the camera sees what the model was not trained on: a reason for an image."""
 
     def swapped(self, manifest: Manifest) -> None:
-        """Another model answers: it may forbid pictures (`governance.pictures = "never"` in its manifest)."""
-        self._forbidden = manifest.governance.pictures == "never"
+        """Another model answers: it may forbid images (`governance.images = "never"` in its manifest)."""
+        self._forbidden = manifest.governance.images == "never"
 
     def ask(self) -> None:
         """Somebody wants the next answer as an event."""
@@ -64,7 +64,7 @@ class Policy:
         if self._asked:
             self._asked = False
             return "command"
-        if not (rules.events or rules.pictures) or self._clock() < self._next:
+        if not (rules.events or rules.images) or self._clock() < self._next:
             return None
         low, high = rules.band
         why: Why | None = None
@@ -78,21 +78,21 @@ class Policy:
             self._next = self._clock() + rules.every_s
         return why
 
-    def picture(self, pixels: Pixels | None, spool: Spool) -> tuple[str, dict[str, Any]]:
-        """A picture as it may leave, JPEG in base64 ("" for none), and what was done to it or why there is none."""
+    def image(self, pixels: Pixels | None, spool: Spool) -> tuple[str, dict[str, Any]]:
+        """An image as it may leave, JPEG in base64 ("" for none), and what was done to it or why there is none."""
         rules = self._rules
-        if not rules.pictures:
-            return "", {"picture": "none: privacy.pictures is off"}
+        if not rules.images:
+            return "", {"image": "none: privacy.images is off"}
         if self._forbidden:
-            return "", {"picture": "none: the model's governance says never"}
+            return "", {"image": "none: the model's governance says never"}
         if pixels is None:
-            return "", {"picture": "none: the frame could not be decoded"}
+            return "", {"image": "none: the frame could not be decoded"}
         if not spool.take_quota(time.strftime("%Y-%m-%d", time.gmtime()), rules.per_day):
-            return "", {"picture": f"none: {rules.per_day} a day are allowed"}
+            return "", {"image": f"none: {rules.per_day} a day are allowed"}
         seen = shown(pixels, crop=rules.crop, max_side=rules.max_side, blur=rules.blur)
         data, quality = encoded(seen)
         if not data:
-            return "", {"picture": "none: it cannot be encoded small enough"}
+            return "", {"image": "none: it cannot be encoded small enough"}
         policy: dict[str, Any] = {
             "width": seen.shape[1],
             "height": seen.shape[0],
@@ -105,7 +105,7 @@ class Policy:
 
 
 def shown(pixels: Pixels, *, crop: tuple[float, ...], max_side: int, blur: str) -> Pixels:
-    """What is left of a frame, uint8 [h, w, 3]: cropped to (left, top, width, height) as parts of the picture, scaled
+    """What is left of a frame, uint8 [h, w, 3]: cropped to (left, top, width, height) as parts of the image, scaled
     down to `max_side` pixels, and with blur `whole` in blocks of which 16 make the longer side.
     """
     height, width = pixels.shape[:2]

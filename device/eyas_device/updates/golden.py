@@ -1,4 +1,4 @@
-"""Whether a bundle answers here as on the host: its golden pictures through every artefact that a runtime can run."""
+"""Whether a bundle answers here as on the host: its golden images through every artefact that a runtime can run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROUNDS = 3
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What the golden pictures said of one artefact."""
+    """What the golden images said of one artefact."""
 
     artefact: str
     runtime: str
@@ -26,9 +26,9 @@ class Checked(msgspec.Struct, frozen=True):
     max_dp: float | None = None
     """Largest absolute difference of a probability from the recorded one."""
     agreement: float | None = None
-    """Part of the golden pictures with the recorded label."""
+    """Part of the golden images with the recorded label."""
     latency_ms: float | None = None
-    """Median of preprocessing and inference of one picture."""
+    """Median of preprocessing and inference of one image."""
     note: str = ""
     """Why it failed or was not checked."""
 
@@ -38,7 +38,7 @@ def check(bundle: Bundle, *, runtime: str | None = None, threads: int = 1) -> li
 
     An artefact is ok if no probability differs by more than the manifest's `golden_tolerance`. One whose runtime is not
     installed is not checked, unless that runtime was asked for. Raises `RuntimeUnavailable` if nothing can be checked,
-    and `BundleError` if the bundle has no golden pictures, no artefact for `runtime`, or a model that does not load.
+    and `BundleError` if the bundle has no golden images, no artefact for `runtime`, or a model that does not load.
     """
     wanted = [a for a in bundle.manifest.artefacts if runtime is None or a.runtime == runs(runtime)]
     if not wanted:
@@ -53,21 +53,21 @@ def check(bundle: Bundle, *, runtime: str | None = None, threads: int = 1) -> li
 def prove(classifier: Classifier, *, max_latency_ms: float | None = None) -> Checked:
     """Compare a loaded model with the answers recorded for it, before it goes live.
 
-    Raises `CheckFailed` if it answers otherwise or, on the median golden picture, slower than `max_latency_ms`.
+    Raises `CheckFailed` if it answers otherwise or, on the median golden image, slower than `max_latency_ms`.
     """
     checked = compare(classifier, classifier.bundle.golden())
     if checked.status != "ok":
         raise CheckFailed(f"{classifier.bundle.root}: {checked.artefact} is not fit to answer here: {checked.note}")
     if max_latency_ms is not None and checked.latency_ms is not None and checked.latency_ms > max_latency_ms:
         raise CheckFailed(
-            f"{classifier.bundle.root}: {checked.artefact} takes {checked.latency_ms:.1f} ms a picture here; "
+            f"{classifier.bundle.root}: {checked.artefact} takes {checked.latency_ms:.1f} ms an image here; "
             f"{max_latency_ms:g} ms are allowed (model.max_latency_ms)"
         )
     return checked
 
 
 def compare(classifier: Classifier, golden: Golden) -> Checked:
-    """Golden pictures through a loaded model, three rounds of them."""
+    """Golden images through a loaded model, three rounds of them."""
     artefact, manifest = classifier.artefact, classifier.bundle.manifest
     unchecked = Checked(artefact.name, classifier.runtime.name, artefact.precision, "not checked")
     recorded = golden.probabilities.get(artefact.name)

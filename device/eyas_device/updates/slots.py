@@ -66,7 +66,7 @@ class SlotState(msgspec.Struct, frozen=True):
 def prove(root: Path) -> None:
     """The golden check: raise `CheckFailed` unless every artefact that runs here answers as it did on the host.
 
-    Raises `BundleError` without golden pictures, and `RuntimeUnavailable` if no runtime is there to answer.
+    Raises `BundleError` without golden images, and `RuntimeUnavailable` if no runtime is there to answer.
     """
     failed = [result for result in check(Bundle.open(root)) if result.status == "failed"]
     if failed:
@@ -211,9 +211,9 @@ class Slots:
             raise
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            mend = "free some room" if full else "see to the disk and its permissions"
+            fix = "free some room" if full else "see to the disk and its permissions"
             raise SlotError(
-                f"{error.filename or self.folder}: {error.strerror}; the current slot is as it was: {mend}"
+                f"{error.filename or self.folder}: {error.strerror}; the current slot is as it was: {fix}"
             ) from None
         finally:
             os.close(lock)

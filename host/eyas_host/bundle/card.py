@@ -14,7 +14,7 @@ _NOT_MEASURED = "not measured"
 def model_card(manifest: Manifest, *, training: dict[str, str], strategy: str) -> str:
     """The bundle's model card in Markdown.
 
-    `training` says how it was made: heading -> sentence; `strategy` how the pictures were divided, in words.
+    `training` says how it was made: heading -> sentence; `strategy` how the images were divided, in words.
     """
     spec, confidence, lineage = manifest.preprocessing, manifest.confidence, manifest.lineage
     labels = "\n".join(f"- {_plain(label)}" for label in manifest.labels)
@@ -26,8 +26,8 @@ Made with Eyas{f" on {_plain(manifest.created)}" if manifest.created else ""}.
 
 ## Purpose
 
-Says which of {len(manifest.labels)} classes a camera picture belongs to, on the device that took it. One picture, one
-answer, with a confidence. It is meant for pictures like those it was trained on, and for nothing else.
+Says which of {len(manifest.labels)} classes a camera image belongs to, on the device that took it. One image, one
+answer, with a confidence. It is meant for images like those it was trained on, and for nothing else.
 
 ## Labels
 
@@ -48,7 +48,7 @@ answer, with a confidence. It is meant for pictures like those it was trained on
 
 ## Input and answer
 
-- A picture is fitted ({spec.fit}, {spec.interpolation}, centre {spec.crop_fraction:.0%}) into {spec.size} x {spec.size}
+- An image is fitted ({spec.fit}, {spec.interpolation}, centre {spec.crop_fraction:.0%}) into {spec.size} x {spec.size}
   pixels, uint8, blue-green-red; normalisation is inside the model.
 - Logits are divided by a temperature of {confidence.temperature:.3g}, fitted on validation.
 - {_plain(_answer(manifest.decision))}
@@ -56,7 +56,7 @@ answer, with a confidence. It is meant for pictures like those it was trained on
 
 ## Evidence
 
-Measured on the workstation that made the bundle, one picture at a time. Agreement and mean |dp| (difference of a
+Measured on the workstation that made the bundle, one image at a time. Agreement and mean |dp| (difference of a
 probability) are with the network the artefact was made from.
 
 {_evidence(manifest)}
@@ -65,11 +65,11 @@ probability) are with the network the artefact was made from.
 
 ## Limits
 
-- The parts are of one set of pictures: other cameras, light, seasons, sites or kinds of object than in it may give
-  worse answers than the figures above. Try it on pictures of your own before you rely on it.
+- The parts are of one set of images: other cameras, light, seasons, sites or kinds of object than in it may give
+  worse answers than the figures above. Try it on images of your own before you rely on it.
 - Validation chose the model, so its figures there are a little too kind; the run's report has those of the sealed test.
 - Latency is that of the workstation; `eyas-device check .` measures the device at hand.
-- A picture of something else still gets one of the {len(manifest.labels)} labels; a low confidence does not reliably
+- An image of something else still gets one of the {len(manifest.labels)} labels; a low confidence does not reliably
   reveal it.
 - Not for decisions about people, and not as the only safeguard where a wrong answer can cause harm.
 """
@@ -80,12 +80,12 @@ def bundle_readme(manifest: Manifest) -> str:
     labels = ", ".join(_plain(label) for label in manifest.labels)
     return f"""# {_plain(manifest.name)} {_plain(manifest.version)}
 
-An Eyas bundle: a picture classifier ({labels}) with what proves it. `CARD.md` is its model card.
+An Eyas bundle: an image classifier ({labels}) with what proves it. `CARD.md` is its model card.
 
 ```sh
 pip install eyas
 eyas-device check .                               # does this device answer as the workstation did?
-eyas-device run --bundle . --camera folder:PATH   # answer the pictures in PATH
+eyas-device run --bundle . --camera folder:PATH   # answer the images in PATH
 ```
 
 ```python
@@ -93,7 +93,7 @@ import cv2
 from eyas_device.predict import Classifier
 
 with Classifier.open(".") as classifier:
-    print(classifier.predict(cv2.imread("picture.jpg")))  # the pixels: uint8, blue-green-red
+    print(classifier.predict(cv2.imread("image.jpg")))  # the pixels: uint8, blue-green-red
 ```
 """
 

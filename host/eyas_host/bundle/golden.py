@@ -12,7 +12,7 @@ from eyas_device.preprocess import Pixels
 
 
 def golden_rows(probabilities: npt.NDArray[np.floating], count: int) -> list[int]:
-    """Pictures spread evenly from the least to the most confident answer; the very closest calls are left out."""
+    """Images spread evenly from the least to the most confident answer; the very closest calls are left out."""
     order = np.argsort(np.sort(probabilities, axis=1)[:, -1])
     places = np.linspace(len(order) // 10, len(order) - 1, min(count, len(order))).astype(int)
     return [int(order[place]) for place in dict.fromkeys(places)]

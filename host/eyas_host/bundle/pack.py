@@ -24,7 +24,7 @@ from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
 from eyas_host.evaluate.metrics import softmax
 from eyas_host.evaluate.verdict import load_verdict, validation_logits
-from eyas_host.export.build import variants
+from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
 from eyas_host.pipeline.runner import BUNDLE, Context, Outcome
 from eyas_host.support.files import write_bytes
@@ -33,14 +33,14 @@ from eyas_host.support.files import write_bytes
 def pack_bundle(context: Context) -> Outcome:
     """Write the bundle to a neighbouring folder, open it as a device would, and put it in place."""
     verdict = load_verdict(context)
-    spec = context.recipe.picture.preprocessing()
+    spec = context.recipe.image.preprocessing()
     split = Split.load(context.root, spec)
     final = context.root / BUNDLE
     fresh = context.root / f".{BUNDLE}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     packed = []
-    for artefact in artefacts_of(context.folder("compile"), variants(context.recipe.compile)):
+    for artefact in artefacts_of(context.folder("compile"), requested_artefacts(context.recipe.compile)):
         if verdict.packed(artefact.name):
             packed.append(artefact)
             for file in artefact.files:
@@ -70,7 +70,7 @@ def pack_bundle(context: Context) -> Outcome:
         evidence={name: verdict.evidence(name) for name in (a.name for a in packed)},
         golden=file_entry(fresh / GOLDEN, fresh),
         reference=file_entry(fresh / REFERENCE, fresh),
-        governance=Governance(pictures=context.recipe.pack.pictures),
+        governance=Governance(images=context.recipe.pack.images),
         notices=split.manifest.notices,
         min_agent_version=__version__,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

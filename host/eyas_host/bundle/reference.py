@@ -1,4 +1,4 @@
-"""What the training pictures look like: the reference by which a device knows a camera that sees something else."""
+"""What the training images look like: the reference by which a device knows a camera that sees something else."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from eyas_device.bundle import Floats, Reference
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 
 _DIRECTIONS = 32
-_PICTURES_A_DIRECTION = 8
+_IMAGES_A_DIRECTION = 8
 _KEPT_DISTANCES = 512
 
 
 def fit_reference(train: Iterable[Pixels], validation: Iterable[Pixels], spec: Preprocessing) -> Reference:
-    """Mean, spread and principal directions of the training pictures; distances of the validation pictures from them.
+    """Mean, spread and principal directions of the training images; distances of the validation images from them.
 
-    Pictures are decoded ones, uint8 [h, w, 3] BGR; they are prepared as the device prepares them.
+    Images are decoded ones, uint8 [h, w, 3] BGR; they are prepared as the device prepares them.
     """
-    described = np.stack([describe(prepare(picture, spec)) for picture in train]).astype(np.float64)
+    described = np.stack([describe(prepare(image, spec)) for image in train]).astype(np.float64)
     deviation = described.std(axis=0)
     scale = deviation + 0.05 * deviation.mean() + 1e-4  # what never varied in training must not decide alone
     standard = (described - described.mean(axis=0)) / scale
-    count = max(1, min(_DIRECTIONS, len(standard) // _PICTURES_A_DIRECTION))
+    count = max(1, min(_DIRECTIONS, len(standard) // _IMAGES_A_DIRECTION))
     _, singular, directions = np.linalg.svd(standard, full_matrices=False)
     components = directions[:count]
     outside = standard - (standard @ components.T) @ components
@@ -38,7 +38,7 @@ def fit_reference(train: Iterable[Pixels], validation: Iterable[Pixels], spec: P
         residual=float(np.square(outside).sum(axis=1).mean() + 1e-3),
         distances=np.zeros(0, dtype=np.float32),
     )
-    measured = [distance(describe(prepare(picture, spec)), reference) for picture in validation]
+    measured = [distance(describe(prepare(image, spec)), reference) for image in validation]
     return msgspec.structs.replace(reference, distances=_thinned(np.sort(np.asarray(measured, dtype=np.float32))))
 
 

@@ -29,8 +29,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="From a folder of labelled pictures to a small, fast, trustworthy classifier on a fleet of cameras.",
-    epilog="Start: `eyas new PICTURES`, then `eyas distill models/NAME/recipe.toml`.",
+    help="From a folder of labelled images to a small, fast, trustworthy classifier on a fleet of cameras.",
+    epilog="Start: `eyas new IMAGES`, then `eyas distill models/NAME/recipe.toml`.",
 )
 
 
@@ -44,12 +44,12 @@ def _stage_option(flag: str, text: str) -> object:
 )
 def distill(
     recipe: RecipeArgument,
-    start: Annotated[Optional[str], _stage_option("--from", "Run this stage and all behind it anew")] = None,  # noqa: UP045
-    only: Annotated[Optional[str], _stage_option("--only", "Run just this stage, anew")] = None,  # noqa: UP045
+    start: Annotated[Optional[str], _stage_option("--from", "Run this stage and all behind it again")] = None,  # noqa: UP045
+    only: Annotated[Optional[str], _stage_option("--only", "Run just this stage, again")] = None,  # noqa: UP045
     overrides: Overrides = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Run the main job: from the pictures of a recipe to a verified bundle and a report."""
+    """Run the main job: from the images of a recipe to a verified bundle and a report."""
     _run(recipe, runs, overrides, start=start, only=only)
     if only is None:
         _demonstrate(recipe, runs, overrides)
@@ -65,7 +65,7 @@ def _verb(stage: str) -> None:
 
 
 _WHAT = {
-    "split": "Index the pictures and divide them into training, validation and the sealed test part.",
+    "split": "Index the images and divide them into training, validation and the sealed test part.",
     "teach": "Transfer-learn the teacher with staged unfreezing.",
     "prune": "Cut the distilled student down and let it recover.",
     "qat": "Fine-tune with the int8 grid in the graph.",
@@ -75,20 +75,20 @@ _WHAT = {
     "report": "Open the sealed test part once and write the report.",
 }
 _TEACHES = {
-    "split": """**Where pictures come from**: `[data] source = "folder"` (one folder a class) or `"csv"` (a table
+    "split": """**Where images come from**: `[data] source = "folder"` (one folder a class) or `"csv"` (a table
 `path,label[,group,time]`, paths relative to it); `more = [{ source = "csv", path = "line2.csv" }]` joins others.
 
-**What keeps the parts apart**: `by = "stratified"` divides picture by picture; `by = "group"` keeps every group
+**What keeps the parts apart**: `by = "stratified"` divides image by image; `by = "group"` keeps every group
 (patient, batch, camera) on one side; `by = "time"` trains on the past and tests on the future, `gap_days` apart.
-With each of them, pictures whose hashes differ in at most `near_duplicates` of 256 bits stay together. A leak makes a
+With each of them, images whose hashes differ in at most `near_duplicates` of 256 bits stay together. A leak makes a
 test look better than the field will be.
 
-**What it leaves**: `runs/NAME/split/manifest.json` (who is where, and why) and `split/index.csv` (one row a picture, to
+**What it leaves**: `runs/NAME/split/manifest.json` (who is where, and why) and `split/index.csv` (one row an image, to
 sort and look at). The test part stays sealed until `eyas report`; every opening is written to `sealed/ledger.jsonl`.
 
 **Examples**: `eyas split models/NAME/recipe.toml --set data.by=group`, then `eyas preview models/NAME/recipe.toml`.""",
     "prune": """**What it goes by**: `[prune]` of the recipe; each of the three options stands for
-`method = "channel"` and `target = "latency"`, and wins over the recipe. Latency is one picture in int8 at one thread on
+`method = "channel"` and `target = "latency"`, and wins over the recipe. Latency is one image in int8 at one thread on
 the first of `[compile] runtimes`.
 
 **Where it is measured**: here, unless there is a table. For another board: run the chain once with
@@ -108,7 +108,7 @@ def prune(
     recipe: RecipeArgument,
     target_ms: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--target-ms", metavar="MS", min=0.0, help="Prune until one picture takes at most this long."),
+        typer.Option("--target-ms", metavar="MS", min=0.0, help="Prune until one image takes at most this long."),
     ] = None,
     keep: Annotated[
         Optional[float],  # noqa: UP045
@@ -142,7 +142,7 @@ for _name in _WHAT:
 )
 def sensitivity(
     recipe: RecipeArgument,
-    pictures: Annotated[int, typer.Option(min=2, help="Validation pictures, as many of each class.")] = 256,
+    images: Annotated[int, typer.Option(min=2, help="Validation images, as many of each class.")] = 256,
     json: JsonOption = None,
     overrides: Overrides = None,
     runs: RunsOption = Path("runs"),
@@ -154,33 +154,33 @@ def sensitivity(
     from eyas_host.recipe.load import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    measure(Context(settings, runs / settings.run.name), pictures, json)
+    measure(Context(settings, runs / settings.run.name), images, json)
 
 
 @app.command(
-    epilog="Every view is drawn by the function that training uses, from training pictures. "
+    epilog="Every view is drawn by the function that training uses, from training images. "
     "Example: `eyas preview models/NAME/recipe.toml --set augment.quarter_turns=true`."
 )
 def preview(
     recipe: RecipeArgument,
-    pictures: Annotated[int, typer.Option(min=1, max=20, help="Pictures of each class.")] = 3,
-    views: Annotated[int, typer.Option(min=1, max=20, help="Augmented views of each picture.")] = 6,
+    images: Annotated[int, typer.Option(min=1, max=20, help="Images of each class.")] = 3,
+    views: Annotated[int, typer.Option(min=1, max=20, help="Augmented views of each image.")] = 6,
     overrides: Overrides = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Draw what the model will see: stored pictures, the same as the device prepares them, augmented views."""
+    """Draw what the model will see: stored images, the same as the device prepares them, augmented views."""
     _run(recipe, runs, overrides, until="split")
     from eyas_host.data.preview import write_preview
     from eyas_host.pipeline.runner import Context
     from eyas_host.recipe.load import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    typer.echo(write_preview(Context(settings, runs / settings.run.name), pictures=pictures, views=views))
+    typer.echo(write_preview(Context(settings, runs / settings.run.name), images=images, views=views))
 
 
 @app.command(epilog=presets.TEACHES)
 def new(
-    pictures: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that holds one folder a class.")],
+    images: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that holds one folder a class.")],
     name: Annotated[Optional[str], typer.Option(help="Name of the run; the folder's name by default.")] = None,  # noqa: UP045
     teacher: Annotated[str, typer.Option(metavar="NAME", help="The large one that teaches.")] = "efficientnet_lite0",
     student: Annotated[str, typer.Option(metavar="NAME", help="The small one for the device.")] = "mobilenetv3_small",
@@ -189,7 +189,7 @@ def new(
     """Look at a folder of class folders and write a recipe for it."""
     from eyas_host.cli.new import new_recipe
 
-    path = new_recipe(pictures, name, models, teacher=teacher, student=student)
+    path = new_recipe(images, name, models, teacher=teacher, student=student)
     typer.echo(f"{path}\nnext: eyas distill {path}")
 
 

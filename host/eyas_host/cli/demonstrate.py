@@ -1,4 +1,4 @@
-"""The end of the main job: the bundle answers the validation pictures as frames, through the device's own command."""
+"""The end of the main job: the bundle answers the validation images as frames, through the device's own command."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from eyas_host.pipeline.runner import BUNDLE, Context
 
 
 def demonstrate(context: Context) -> int:
-    """Run `eyas-device run --accuracy` on the validation pictures and return its exit code."""
+    """Run `eyas-device run --accuracy` on the validation images and return its exit code."""
     command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(context.root / BUNDLE)]
     command += ["--camera", f"folder:{link_validation(context)}", "--accuracy"]
     return subprocess.run(command, check=False).returncode
 
 
 def link_validation(context: Context) -> Path:
-    """A folder of class folders with links to the validation pictures: frames to try the bundle on."""
+    """A folder of class folders with links to the validation images: frames to try the bundle on."""
     folder = context.root / "validation"
     shutil.rmtree(folder, ignore_errors=True)
-    for number, picture in enumerate(Split.load(context.root).manifest.validation):
-        link = folder / picture.label / f"{number:05d}{Path(picture.path).suffix}"
+    for number, image in enumerate(Split.load(context.root).manifest.validation):
+        link = folder / image.label / f"{number:05d}{Path(image.path).suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(picture.path).resolve())
+        link.symlink_to(Path(image.path).resolve())
     return folder

@@ -1,4 +1,4 @@
-"""`eyas doctor`: a line a check, and the mend below what is not green."""
+"""`eyas doctor`: a line a check, and the fix below what is not green."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def doctor(recipe: Path | None, overrides: Sequence[str], runs: Path, *, json: b
             console.print(
                 Text(f"{row.status:6}", style=_COLOURS[row.status]), Text(f" {row.check:{width}}  {row.finding}")
             )
-            if row.mend:
-                console.print(Text(f"{'':6}  {'':{width}}  -> {row.mend}"))
+            if row.fix:
+                console.print(Text(f"{'':6}  {'':{width}}  -> {row.fix}"))
     counts = Counter(row.status for row in found)
     if json:
         worst = next((status for status in ("red", "yellow") if counts[status]), "green")

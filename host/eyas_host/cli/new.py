@@ -7,8 +7,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from eyas_device.errors import PictureError
-from eyas_device.preprocess import read_picture
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import read_image
 from eyas_host.data.sources import list_class_folders
 from eyas_host.models.presets import STUDENTS, TEACHERS, pick
 from eyas_host.support.errors import RecipeError
@@ -17,7 +17,7 @@ from eyas_host.support.files import write_bytes
 _LOOKED_AT = 24
 _SMALL = 200
 _TEMPLATE = """\
-# {name}: {pictures} pictures, {classes} classes ({counts}).
+# {name}: {images} images, {classes} classes ({counts}).
 # `eyas distill {path}` makes the bundle; models/template/recipe.toml explains every setting.
 
 [run]
@@ -28,8 +28,8 @@ seed = 0
 source = "folder"
 path = {folder}
 
-[picture]
-size = {size}    # the pictures looked at are about {width} x {height}
+[image]
+size = {size}    # the images looked at are about {width} x {height}
 fit = "{fit}"
 
 [augment]        # only what the real camera could see
@@ -54,7 +54,7 @@ epochs = {epochs}
 
 
 def new_recipe(
-    pictures: Path,
+    images: Path,
     name: str | None,
     models: Path,
     *,
@@ -67,22 +67,22 @@ def new_recipe(
     the recipe exists, the name is no name, or a network is not among the ready ones.
     """
     strong, small = pick(TEACHERS, teacher), pick(STUDENTS, student)
-    files = list_class_folders(pictures)
-    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", pictures.resolve().name).strip("-._")
+    files = list_class_folders(images)
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", images.resolve().name).strip("-._")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RecipeError(f"name {name!r}: letters, digits, '.', '_' and '-' are allowed; give one with --name")
     path = models / name / "recipe.toml"
     if path.exists():
         raise RecipeError(f"{path}: exists already; edit it, or give another --name")
-    everything = [picture for found in files.values() for picture in found]
+    everything = [image for found in files.values() for image in found]
     width, height = _usual_size(everything)
     text = _TEMPLATE.format(
         name=name,
         path=path,
-        pictures=len(everything),
+        images=len(everything),
         classes=len(files),
         counts=", ".join(f"{' '.join(label.split())} {len(found)}" for label, found in files.items()),
-        folder=json.dumps(str(pictures.resolve()), ensure_ascii=False),  # also what TOML calls a basic string
+        folder=json.dumps(str(images.resolve()), ensure_ascii=False),  # also what TOML calls a basic string
         size=next(size for size in (strong.size, 128, 96, 64) if size <= max(64, min(width, height))),
         width=width,
         height=height,
@@ -95,13 +95,13 @@ def new_recipe(
     return path
 
 
-def _usual_size(pictures: list[Path]) -> tuple[int, int]:
-    """The commonest width and height of a few pictures spread over the folder."""
+def _usual_size(images: list[Path]) -> tuple[int, int]:
+    """The commonest width and height of a few images spread over the folder."""
     sizes: Counter[tuple[int, int]] = Counter()
-    for path in pictures[:: max(1, len(pictures) // _LOOKED_AT)]:
+    for path in images[:: max(1, len(images) // _LOOKED_AT)]:
         try:
-            height, width = read_picture(path).shape[:2]
-        except PictureError:
+            height, width = read_image(path).shape[:2]
+        except ImageError:
             continue
         sizes[(width, height)] += 1
     return sizes.most_common(1)[0][0] if sizes else (128, 128)

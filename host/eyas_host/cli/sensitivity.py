@@ -16,10 +16,10 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say, show
 
 
-def sensitivity(context: Context, pictures: int, json: Path | None) -> None:
+def sensitivity(context: Context, images: int, json: Path | None) -> None:
     """Measure, show the table and the advice, and write the figures to `json` too if it is given."""
     torch.set_num_threads(training_threads(context.recipe))
-    found = measure_sensitivity(context, pictures=pictures)
+    found = measure_sensitivity(context, images=images)
     if json is not None:
         write_bytes(json, msgspec.json.format(msgspec.json.encode(found), indent=1))
     show(harm_table(found))
@@ -29,7 +29,7 @@ def sensitivity(context: Context, pictures: int, json: Path | None) -> None:
 
 def harm_table(found: Sensitivity) -> Table:
     """A row a layer, the most harmful first, and one for the whole network."""
-    title = f"int8 against float, layer by layer, on {found.count} validation pictures"
+    title = f"int8 against float, layer by layer, on {found.count} validation images"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", no_wrap=True)
     for side in ("alone", "without"):
@@ -41,7 +41,7 @@ def harm_table(found: Sensitivity) -> Table:
     table.add_row("all layers in int8", *[""] * 3, *_cells(found.whole), style="bold")
     table.caption = (
         "alone: only this layer in int8; without: all but this; accuracy: balanced accuracy lost, points;\n"
-        "log lik.: mean log likelihood lost, millinats a picture; SNR: of the logits, higher is better"
+        "log lik.: mean log likelihood lost, millinats an image; SNR: of the logits, higher is better"
     )
     table.caption_justify = "left"
     return table

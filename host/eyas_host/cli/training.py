@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 TEACHES = {
     "warm_start": """**What it is for**: where no hub can be reached, a student starts from random weights. A warm start
 is made once, without any download: ImageNet teachers from the registry's packages answer for strong crops of the free
-pictures that packages ship, and the student follows their 1,000 probabilities.
+images that packages ship, and the student follows their 1,000 probabilities.
 
-**From what**: pictures of Debian packages where they are installed (or unpacked below `--pictures`), of scikit-learn
-and scikit-image; the card lists each licence. No picture is copied.
+**From what**: images of Debian packages where they are installed (or unpacked below `--images`), of scikit-learn
+and scikit-image; the card lists each licence. No image is copied.
 
 **How long**: `--crops` says how long the whole training is (the rate falls to zero at its end), `--minutes` how much of
 it to do now: the same command goes on. About 130 crops a second on one core: half a million take an hour.
 
 **What it leaves**: in `runs/warm-start/STUDENT` the weights (`STUDENT.safetensors`, fp16), their card (`.md`), and
-settings, figures and the pictures' hashes (`.json`).
+settings, figures and the images' hashes (`.json`).
 
 **Ready ones** ship with Eyas and are taken where no hub can be reached; `[student] weights = "warm"` asks for them.
 
@@ -39,7 +39,7 @@ trained in full.
 **How it is judged**: by the recipe's metric on validation. The sealed test part is never read; the best of many trials
 is flattered by validation, so believe the report's test figure, not the search's.
 
-**Killed?** Run it again: finished trials are kept, the one that was running is tried anew. A study of another recipe,
+**Killed?** Run it again: finished trials are kept, the one that was running is tried again. A study of another recipe,
 split or list of values is refused.
 
 **Many workers**: start the same command on each with one `--storage postgresql://HOST/DATABASE`, all but one with
@@ -50,20 +50,20 @@ split or list of values is refused.
 
 **Examples**: `eyas tune models/NAME/recipe.toml`, `eyas tune models/NAME/recipe.toml --method tpe --trials 30 --epochs
 4 --set "tune.rates=[1e-4, 3e-3]"`, `eyas tune models/NAME/recipe.toml --what student`.""",
-    "doctor": """**What is examined**: the recipe and its pictures, Python, packages against the extras and the tested
+    "doctor": """**What is examined**: the recipe and its images, Python, packages against the extras and the tested
 set, imports, GPU driver against torch's CUDA, the hub and which first weights would be used, NNCF's int8 kernels,
 cores, memory, disk, and the programs that reach devices. What may hang or crash is tried in a process of its own.
 
 **What it says**: green: well; yellow: works, but look at it; red: does not work; grey: not checked. Below what is not
-green stands the mend. The exit code is 1 if anything is red, else 0.
+green stands the fix. The exit code is 1 if anything is red, else 0.
 
 **Examples**: `eyas doctor`, `eyas doctor models/NAME/recipe.toml --runs /big/runs`, `eyas doctor --json`.""",
     "baseline": """**What is compared**: the teacher as the recipe trains it, and the same architecture from random
-weights with all layers learning, on the same split, pictures, augmentation, loss and batch. Without `--epochs` it gets
+weights with all layers learning, on the same split, images, augmentation, loss and batch. Without `--epochs` it gets
 as many seconds as the teacher took (`runs/NAME/teach/stage.json`): the same hardware for the same time.
 
 **How it is judged**: both by their best epoch on validation, balanced accuracy with its 95 % interval, and by what they
-lose against each other on the same pictures. The sealed test part stays sealed.
+lose against each other on the same images. The sealed test part stays sealed.
 
 **What it leaves**: `runs/NAME/baseline.json`. A killed run goes on where it stopped; a second one does nothing.
 
@@ -189,10 +189,10 @@ def warm_start(
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Where to train.")] = "auto",
-    pictures: Annotated[Path, typer.Option(metavar="ROOT", help="Where Debian's packages are unpacked.")] = Path("/"),
+    images: Annotated[Path, typer.Option(metavar="ROOT", help="Where Debian's packages are unpacked.")] = Path("/"),
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Give a student something to start from without a download: what ImageNet teachers say of free pictures."""
+    """Give a student something to start from without a download: what ImageNet teachers say of free images."""
     from eyas_host.pretrain.make import make_warm_start
     from eyas_host.pretrain.train import WarmSettings, usual_last_size
 
@@ -205,4 +205,4 @@ def warm_start(
         batch=batch,
         seed=seed,
     )
-    typer.echo(make_warm_start(settings, pictures, runs / "warm-start" / student, minutes=minutes, device=device))
+    typer.echo(make_warm_start(settings, images, runs / "warm-start" / student, minutes=minutes, device=device))

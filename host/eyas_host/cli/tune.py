@@ -47,7 +47,7 @@ def tune(
     pick_device(recipe.run.device)
     torch.set_num_threads(training_threads(recipe))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    split = Split.load(context.root, recipe.picture.preprocessing())
+    split = Split.load(context.root, recipe.image.preprocessing())
     values, length = space(recipe.tune, what), epochs or recipe.tune.epochs
     wanted = min(trials or size(values), size(values)) if method == "grid" else trials or recipe.tune.trials
     url = storage or f"sqlite:///{root / DATABASE}"

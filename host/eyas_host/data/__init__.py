@@ -1,1 +1,1 @@
-"""Labelled pictures: the index, the split, the augmented views."""
+"""Labelled images: the index, the split, the augmented views."""

@@ -1,17 +1,17 @@
-"""Class balance: how many pictures of each class there are, and what to do where they are few, uneven or in doubt."""
+"""Class balance: how many images of each class there are, and what to do where they are few, uneven or in doubt."""
 
 from __future__ import annotations
 
 from eyas_host.data.split import PARTS, SplitManifest
 
 FEW = 20
-"""Training pictures of a class below which its figures are mostly chance."""
+"""Training images of a class below which its figures are mostly chance."""
 UNEVEN = 10.0
 """Largest class over smallest from which training leans to the large one."""
 
 
 def balance(manifest: SplitManifest) -> dict[str, dict[str, float]]:
-    """Label -> its pictures in each part, in all, and its share of all."""
+    """Label -> its images in each part, in all, and its share of all."""
     whole = {label: sum(manifest.counts[part].get(label, 0) for part in PARTS) for label in manifest.labels}
     total = sum(whole.values())
     return {
@@ -22,7 +22,7 @@ def balance(manifest: SplitManifest) -> dict[str, dict[str, float]]:
 
 
 def ratio(manifest: SplitManifest) -> float:
-    """Training pictures of the largest class over those of the smallest."""
+    """Training images of the largest class over those of the smallest."""
     counts = manifest.counts["train"]
     return max(counts.values()) / min(counts.values())
 
@@ -31,7 +31,7 @@ def summary(manifest: SplitManifest) -> str:
     """One line: sizes of the parts, balance of the classes, what was kept together or left out."""
     sizes = {part: sum(manifest.counts[part].values()) for part in PARTS}
     words = [
-        f"{sum(sizes.values())} pictures, {len(manifest.labels)} classes ({ratio(manifest):.1f} : 1): "
+        f"{sum(sizes.values())} images, {len(manifest.labels)} classes ({ratio(manifest):.1f} : 1): "
         + ", ".join(f"{count} {part}" for part, count in sizes.items())
     ]
     if manifest.groups:
@@ -42,7 +42,7 @@ def summary(manifest: SplitManifest) -> str:
         )
     if manifest.copies:
         words.append(f"{manifest.copies} exact copies dropped")
-    words += [f"{len(pictures)} set aside ({why})" for why, pictures in manifest.set_aside.items()]
+    words += [f"{len(images)} set aside ({why})" for why, images in manifest.set_aside.items()]
     if manifest.unreadable:
         words.append(f"{len(manifest.unreadable)} unreadable left out")
     return "; ".join(words)
@@ -52,22 +52,22 @@ def warnings(manifest: SplitManifest) -> list[str]:
     """What there is to fear of the counts and labels, each with its remedy."""
     counts = manifest.counts["train"]
     found = [
-        f"class {label!r} has {count} training pictures: figures about it are mostly chance; collect at least {FEW}"
+        f"class {label!r} has {count} training images: figures about it are mostly chance; collect at least {FEW}"
         for label, count in counts.items()
         if count < FEW
     ]
     if ratio(manifest) >= UNEVEN:
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         found.append(
-            f"{ratio(manifest):.0f} training pictures of {most!r} for each of {least!r}: collect more of {least!r}, "
+            f"{ratio(manifest):.0f} training images of {most!r} for each of {least!r}: collect more of {least!r}, "
             "keep [teacher] class_weights = true, judge by balanced accuracy"
         )
     return found + _doubtful_labels(manifest)
 
 
 def _doubtful_labels(manifest: SplitManifest) -> list[str]:
-    pictures = {p.sha256: p for part in PARTS for p in getattr(manifest, part)}
-    clusters = [[pictures[sha] for sha in cluster if sha in pictures] for cluster in manifest.clusters]
+    images = {p.sha256: p for part in PARTS for p in getattr(manifest, part)}
+    clusters = [[images[sha] for sha in cluster if sha in images] for cluster in manifest.clusters]
     mixed = [cluster for cluster in clusters if len({p.label for p in cluster}) > 1]
     if not mixed:
         return []

@@ -1,4 +1,4 @@
-"""One part of a split: pictures in a fixed order, decoded when they are asked for."""
+"""One part of a split: images in a fixed order, decoded when they are asked for."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from typing import overload
 import numpy as np
 
 from eyas_device.preprocess import Pixels, Preprocessing, decode
-from eyas_host.data.sources import Picture
+from eyas_host.data.sources import LabelledImage
 from eyas_host.support.errors import DataError
 
 KEPT_BYTES = 512 << 20
-"""Decoded pictures that one part keeps at most; the others are read again each time."""
+"""Decoded images that one part keeps at most; the others are read again each time."""
 
 
 class Decoded(Sequence[Pixels]):
-    """Pictures by number, uint8 [h, w, 3] in their own sizes, as the device would decode them for the model of `spec`.
+    """Images by number, uint8 [h, w, 3] in their own sizes, as the device would decode them for the model of `spec`.
 
     The first ones that fit into `KEPT_BYTES` stay in memory: a training epoch asks for all of them in turn, where
     keeping the last ones would keep none.
     """
 
-    def __init__(self, pictures: Sequence[Picture], spec: Preprocessing | None) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Sequence[LabelledImage], spec: Preprocessing | None) -> None:
+        self._images = images
         self._spec = spec
         self._shelf: _Shelf | None = None
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     @overload
     def __getitem__(self, place: int) -> Pixels: ...
@@ -47,7 +47,7 @@ class Decoded(Sequence[Pixels]):
         shelf = self.share()
         pixels = shelf.get(number)
         if pixels is None:
-            pixels = _read(self._pictures[number], self._spec)
+            pixels = _read(self._images[number], self._spec)
             shelf.put(number, pixels)
         return pixels
 
@@ -59,22 +59,24 @@ class Decoded(Sequence[Pixels]):
 
 
 class Part:
-    """The pictures of one part, in a fixed order."""
+    """The images of one part, in a fixed order."""
 
-    def __init__(self, pictures: Sequence[Picture], labels: Sequence[str], spec: Preprocessing | None = None) -> None:
+    def __init__(
+        self, images: Sequence[LabelledImage], labels: Sequence[str], spec: Preprocessing | None = None
+    ) -> None:
         self.spec = spec
-        self.pictures = tuple(pictures)
+        self.images = tuple(images)
         self.labels = tuple(labels)
         place = {label: number for number, label in enumerate(labels)}
-        self.targets = np.array([place[p.label] for p in pictures], dtype=np.int64)
-        self.pixels = Decoded(self.pictures, spec)
+        self.targets = np.array([place[p.label] for p in images], dtype=np.int64)
+        self.pixels = Decoded(self.images, spec)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def forget(self) -> None:
-        """Let go of the decoded pictures; they are read again when needed."""
-        self.pixels = Decoded(self.pictures, self.spec)
+        """Let go of the decoded images; they are read again when needed."""
+        self.pixels = Decoded(self.images, self.spec)
 
 
 class _Shelf:
@@ -110,11 +112,11 @@ class _Shelf:
             self._places[number] = start, *pixels.shape[:2], 1
 
 
-def _read(picture: Picture, spec: Preprocessing | None) -> Pixels:
+def _read(image: LabelledImage, spec: Preprocessing | None) -> Pixels:
     try:
-        data = Path(picture.path).read_bytes()
+        data = Path(image.path).read_bytes()
     except OSError:
         data = b""
-    if hashlib.sha256(data).hexdigest() != picture.sha256:
-        raise DataError(f"{picture.path}: missing or changed since the split was made; run again with --from split")
-    return decode(data, spec=spec, where=picture.path)
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise DataError(f"{image.path}: missing or changed since the split was made; run again with --from split")
+    return decode(data, spec=spec, where=image.path)

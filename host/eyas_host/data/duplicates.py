@@ -1,7 +1,7 @@
-"""Near-duplicates: the same picture stored twice, re-encoded, resized, or taken again a moment later.
+"""Near-duplicates: the same image stored twice, re-encoded, resized, or taken again a moment later.
 
-A picture's perceptual hash is the signs of its 255 lowest cosine frequencies after the mean. Re-encoding, resizing and
-light change a few of them, other pictures about half (source of the idea: Zauner, "Implementation and benchmarking of
+An image's perceptual hash is the signs of its 255 lowest cosine frequencies after the mean. Re-encoding, resizing and
+light change a few of them, other images about half (source of the idea: Zauner, "Implementation and benchmarking of
 perceptual image hash functions", 2010).
 """
 
@@ -24,7 +24,7 @@ _PENDING = 1 << 20
 
 
 def perceptual_hash(pixels: Pixels) -> bytes:
-    """32 bytes: the signs of the 16 x 16 lowest frequencies (0 for the mean) of the picture, grey, shrunk to 64 x 64.
+    """32 bytes: the signs of the 16 x 16 lowest frequencies (0 for the mean) of the image, grey, shrunk to 64 x 64.
 
     `pixels` are uint8 [h, w, 3] BGR.
     """
@@ -38,7 +38,7 @@ def perceptual_hash(pixels: Pixels) -> bytes:
 def cluster_hashes(hashes: Hashes, most: int) -> Ints:
     """Cluster number [n] of each hash; two that differ in at most `most` bits, or a chain of such, share one.
 
-    No pair is missed: of `most` + 1 bands of bits, two hashes that near are equal in at least one, so only pictures
+    No pair is missed: of `most` + 1 bands of bits, two hashes that near are equal in at least one, so only images
     that share a band are compared. Memory grows with n, not with the pairs.
     """
     if len(hashes) < 2:

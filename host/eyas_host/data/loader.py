@@ -1,4 +1,4 @@
-"""Pictures in batches, drawn ahead of the network by processes of their own: what is in memory is a few batches.
+"""Images in batches, drawn ahead of the network by processes of their own: what is in memory is a few batches.
 
 A view follows from (seed, row) alone, so the number of processes and the order of the rows change nothing. Workers are
 forked: they share what was decoded before (`data.part`), touch no GPU, and die with the process that reads from them.
@@ -28,7 +28,7 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import TrainError
 
 Rows = npt.NDArray[np.int64]
-"""Places of pictures in their part, int64 [n]."""
+"""Places of images in their part, int64 [n]."""
 
 _AHEAD = 2
 """Batches that each worker draws ahead."""
@@ -41,13 +41,13 @@ _PR_SET_PDEATHSIG = 1  # Linux, include/uapi/linux/prctl.h
 
 
 class Stream:
-    """The pictures of one part, as augmented views or as the device prepares them, batch by batch.
+    """The images of one part, as augmented views or as the device prepares them, batch by batch.
 
     The batches of an epoch are the caller's: several processes may each ask for a share of them.
     """
 
     def __init__(self, recipe: Recipe, part: Part) -> None:
-        self.augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
+        self.augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
         self.workers = worker_count(recipe.run)
         self._pixels = part.pixels
         self._pixels.share()
@@ -60,7 +60,7 @@ class Stream:
         return draw_ahead(draw, batches, self.workers)
 
     def prepared(self, batches: Sequence[Rows]) -> Iterator[Batch]:
-        """For each batch of rows the pictures as the device prepares them, uint8 [rows, size, size, 3]."""
+        """For each batch of rows the images as the device prepares them, uint8 [rows, size, size, 3]."""
         return draw_ahead(self._prepared, batches, self.workers)
 
     def _prepared(self, rows: Rows) -> Batch:

@@ -1,4 +1,4 @@
-"""`eyas preview`: one sheet of what the model will see, from the stored picture to the augmented views.
+"""`eyas preview`: one sheet of what the model will see, from the stored image to the augmented views.
 
 The views come from the function that training uses, so the sheet shows what really happens: a cut-off defect or a
 mirrored letter is seen here before it costs a training.
@@ -31,16 +31,16 @@ _INK, _MUTED, _PAPER, _PLATE = "#1b1f24", "#6a737d", "#ffffff", 0xF0
 _DPI = 100
 
 
-def write_preview(context: Context, *, pictures: int = 3, views: int = 6) -> Path:
-    """Write the sheet of the run's split: some training pictures of each class, before and after, and return its path.
+def write_preview(context: Context, *, images: int = 3, views: int = 6) -> Path:
+    """Write the sheet of the run's split: some training images of each class, before and after, and return its path.
 
-    Raises `DataError` if the run has no split or a picture changed since.
+    Raises `DataError` if the run has no split or an image changed since.
     """
     recipe = context.recipe
-    spec = recipe.picture.preprocessing()
+    spec = recipe.image.preprocessing()
     train = Split.load(context.root, spec).train
     rows = [
-        row for label in range(len(train.labels)) for row in _spread(np.flatnonzero(train.targets == label), pictures)
+        row for label in range(len(train.labels)) for row in _spread(np.flatnonzero(train.targets == label), images)
     ]
     rows = [row for row in rows if train.targets[row] < _MOST_CLASSES]
     frames = [train.pixels[row] for row in rows]
@@ -49,7 +49,7 @@ def write_preview(context: Context, *, pictures: int = 3, views: int = 6) -> Pat
     side = int(np.clip(spec.size, 112, 176))
     cells = [[frame, *(column[place] for column in columns)] for place, frame in enumerate(frames)]
     words = [
-        (train.labels[train.targets[row]], Path(train.pictures[row].path).name, f"{f.shape[1]} x {f.shape[0]}")
+        (train.labels[train.targets[row]], Path(train.images[row].path).name, f"{f.shape[1]} x {f.shape[0]}")
         for row, f in zip(rows, frames, strict=True)
     ]
     titles = ["stored", "prepared", *(f"view {number + 1}" for number in range(views))]
@@ -75,7 +75,7 @@ def _draw(
     head: Sequence[str],
     side: int,
 ) -> Figure:
-    """The sheet: a row a picture, `words` beside it; `titles` over the columns; `head` on top."""
+    """The sheet: a row an image, `words` beside it; `titles` over the columns; `head` on top."""
     step = side + _GAP
     first = _MARGIN + 44 + _LINE * (len(head) + 1)
     tops = [first + row * step + _BREAK * (_classes(words[: row + 1]) - 1) for row in range(len(words))]
@@ -111,12 +111,12 @@ def _classes(words: Sequence[tuple[str, str, str]]) -> int:
 
 
 def _left(column: int, step: int) -> int:
-    """Pixels to the left edge of a column; a wider gap sets the stored and the prepared picture apart."""
+    """Pixels to the left edge of a column; a wider gap sets the stored and the prepared image apart."""
     return _MARGIN + _NAMES + column * step + (_BREAK if column > 1 else 0)
 
 
 def _fitted(pixels: Pixels, side: int) -> Pixels:
-    """The whole picture in a square of `side` on grey, uint8 [side, side, 3] red-green-blue."""
+    """The whole image in a square of `side` on grey, uint8 [side, side, 3] red-green-blue."""
     scale = side / max(pixels.shape[:2])
     width, height = (max(1, round(length * scale)) for length in (pixels.shape[1], pixels.shape[0]))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -132,10 +132,10 @@ def _shortened(text: str, most: int) -> str:
 
 
 def _settings(recipe: Recipe) -> Iterator[str]:
-    """The recipe's picture and augmentation in words."""
-    picture, augment = recipe.picture, recipe.augment
-    centre = "" if picture.crop_fraction == 1.0 else f", centre {picture.crop_fraction:.0%}"
-    yield f"prepared as on the device: {picture.size} x {picture.size}, {picture.fit}, {picture.interpolation}{centre}"
+    """The recipe's image and augmentation in words."""
+    image, augment = recipe.image, recipe.augment
+    centre = "" if image.crop_fraction == 1.0 else f", centre {image.crop_fraction:.0%}"
+    yield f"prepared as on the device: {image.size} x {image.size}, {image.fit}, {image.interpolation}{centre}"
     geometry = [
         name.replace("_", " ")
         for name in ("horizontal_flip", "vertical_flip", "quarter_turns")

@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: class folders, CSV tables, the solar-cell demonstration set, or several joined."""
+"""Where labelled images come from: class folders, CSV tables, the solar-cell demonstration set, or several joined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError, MissingExtra
 
 ELPV_NOTICE = (
-    "Pictures: ELPV data set (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021), CC-BY-NC-SA-4.0: "
+    "Images: ELPV data set (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021), CC-BY-NC-SA-4.0: "
     "for non-commercial use, with credit, under the same licence. Do not ship them in a product."
 )
 ELPV_NO_MODULES = (
@@ -28,8 +28,8 @@ COLUMNS = ("path", "label", "group", "time")
 """Of a table; the last two may be absent."""
 
 
-class Picture(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One labelled picture."""
+class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One labelled image."""
 
     path: str
     label: str
@@ -44,31 +44,31 @@ class Picture(msgspec.Struct, frozen=True, omit_defaults=True):
     """When it was taken, seconds since 1970 UTC."""
 
 
-def list_pictures(data: DataSection) -> tuple[list[Picture], tuple[str, ...]]:
-    """Every picture that `data` names, not yet read (sha256 is empty), and the sources' notices.
+def list_images(data: DataSection) -> tuple[list[LabelledImage], tuple[str, ...]]:
+    """Every image that `data` names, not yet read (sha256 is empty), and the sources' notices.
 
     Raises `DataError` for a source that cannot be used or has no groups or times where `data.by` needs them;
     `MissingExtra` without the demonstration set.
     """
-    pictures = list(_elpv()) if data.source == "elpv" else []
-    several = len(data.sources) + bool(pictures) > 1
+    images = list(_elpv()) if data.source == "elpv" else []
+    several = len(data.sources) + bool(images) > 1
     for source in data.sources:
         if source.source == "csv":
-            pictures += _table(Path(source.path), times=data.by == "time")
+            images += _table(Path(source.path), times=data.by == "time")
         else:
-            pictures += _folder(Path(source.path), fewest=1 if several else 2)
-    labels = sorted({picture.label for picture in pictures})
+            images += _folder(Path(source.path), fewest=1 if several else 2)
+    labels = sorted({image.label for image in images})
     if len(labels) < 2:
         raise DataError(f"{_names(data)}: two or more classes are needed, found {len(labels)} ({', '.join(labels)})")
-    grouped = data.by == "group" or (data.by == "auto" and any(picture.group for picture in pictures))
+    grouped = data.by == "group" or (data.by == "auto" and any(image.group for image in images))
     for column in ("group",) if grouped else ("time",) if data.by == "time" else ():
-        without = [picture.path for picture in pictures if getattr(picture, column) in ("", None)]
+        without = [image.path for image in images if getattr(image, column) in ("", None)]
         if without:
             raise DataError(
-                f"{len(without)} of {len(pictures)} pictures have no {column}, e.g. {without[0]}; fill the column "
+                f"{len(without)} of {len(images)} images have no {column}, e.g. {without[0]}; fill the column "
                 f"`{column}` of their table or set [data] by = 'stratified'"
             )
-    return pictures, (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
+    return images, (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
 
 
 def fingerprint(data: DataSection) -> str:
@@ -84,16 +84,16 @@ def fingerprint(data: DataSection) -> str:
         else:
             files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
         for path in files:
-            with contextlib.suppress(OSError):  # a missing one is told when the pictures are listed
+            with contextlib.suppress(OSError):  # a missing one is told when the images are listed
                 stat = path.stat()
                 digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def list_class_folders(root: Path, *, fewest: int = 2) -> dict[str, list[Path]]:
-    """Label -> its pictures, for a folder that holds one folder a class.
+    """Label -> its images, for a folder that holds one folder a class.
 
-    Raises `DataError` for a missing folder, fewer than `fewest` classes, or a class without pictures.
+    Raises `DataError` for a missing folder, fewer than `fewest` classes, or a class without images.
     """
     if root.is_file():
         raise DataError(f"{root}: is a file; class folders are a folder, a table needs [data] source = 'csv'")
@@ -103,25 +103,25 @@ def list_class_folders(root: Path, *, fewest: int = 2) -> dict[str, list[Path]]:
     if len(classes) < fewest:
         have = classes[0].name if classes else "none"
         raise DataError(f"{root}: two or more class folders are needed, found {len(classes)} ({have})")
-    files = {folder.name: _pictures(folder) for folder in classes}
+    files = {folder.name: _images(folder) for folder in classes}
     empty = [label for label, found in files.items() if not found]
     if empty:
-        raise DataError(f"{root}: class without pictures: {', '.join(empty)}; add pictures or remove the folder")
+        raise DataError(f"{root}: class without images: {', '.join(empty)}; add images or remove the folder")
     return files
 
 
-def _folder(root: Path, *, fewest: int) -> Iterator[Picture]:
+def _folder(root: Path, *, fewest: int) -> Iterator[LabelledImage]:
     """Class folders: the name of the folder is the label."""
     for label, files in list_class_folders(root, fewest=fewest).items():
         for path in files:
-            yield Picture(path=str(path.resolve()), label=label, sha256="")
+            yield LabelledImage(path=str(path.resolve()), label=label, sha256="")
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
 
 
-def _table(path: Path, *, times: bool) -> Iterator[Picture]:
+def _table(path: Path, *, times: bool) -> Iterator[LabelledImage]:
     """A CSV table path,label[,group,time]: paths relative to the table, UTF-8 with or without a byte order mark.
 
     `times`: whether a time that does not parse is a fault. Raises `DataError` with all faults of the table.
@@ -141,12 +141,12 @@ def _table(path: Path, *, times: bool) -> Iterator[Picture]:
         ):
             if wrong:
                 faults.setdefault(what, []).append(line)
-        yield Picture(path=place, label=row["label"], sha256="", group=row["group"], time=moment)
+        yield LabelledImage(path=place, label=row["label"], sha256="", group=row["group"], time=moment)
     if faults:
         told = "; ".join(f"{len(lines)} x {what}, first in line {lines[0]}" for what, lines in faults.items())
-        raise DataError(f"{path}: {told}; mend the table and run again")
+        raise DataError(f"{path}: {told}; fix the table and run again")
     if not rows:
-        raise DataError(f"{path}: the table has no rows below its header; one row a picture is needed")
+        raise DataError(f"{path}: the table has no rows below its header; one row an image is needed")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -193,7 +193,7 @@ def seconds(text: str) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
-def _elpv() -> Iterator[Picture]:
+def _elpv() -> Iterator[LabelledImage]:
     """Solar cells: defective from a defect probability of one half up; the type of the cell is the stratum."""
     try:
         import elpv_dataset
@@ -203,7 +203,7 @@ def _elpv() -> Iterator[Picture]:
     table = np.genfromtxt(root / "labels.csv", dtype=None, names=["path", "probability", "type"], encoding="utf-8")
     for path, probability, kind in table:
         label = "defective" if probability >= 0.5 else "ok"
-        yield Picture(
+        yield LabelledImage(
             path=str(root / path), label=label, sha256="", stratum=str(kind), severity=round(float(probability), 4)
         )
 
@@ -212,9 +212,9 @@ def _names(data: DataSection) -> str:
     return " + ".join([data.source] * (data.source == "elpv") + [source.path for source in data.sources])
 
 
-def thin(pictures: Iterable[Picture], limit: int) -> list[Picture]:
-    """At most `limit` pictures: evenly spaced ones of each label, the same share of each."""
-    everything = list(pictures)
+def thin(images: Iterable[LabelledImage], limit: int) -> list[LabelledImage]:
+    """At most `limit` images: evenly spaced ones of each label, the same share of each."""
+    everything = list(images)
     share = min(1.0, limit / len(everything))
     kept = []
     for label in sorted({p.label for p in everything}):

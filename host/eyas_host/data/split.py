@@ -1,6 +1,6 @@
-"""The split: which pictures train, which validate, and which stay sealed until the end.
+"""The split: which images train, which validate, and which stay sealed until the end.
 
-The manifest names every picture by its sha256. Training and validation are open to all stages; `Split.open_test` is the
+The manifest names every image by its sha256. Training and validation are open to all stages; `Split.open_test` is the
 one way to the sealed part, and every opening is written into a ledger that outlives the split.
 """
 
@@ -22,7 +22,7 @@ from eyas_host.data.dataset import Part as Part
 from eyas_host.data.duplicates import BITS, cluster_hashes, components
 from eyas_host.data.held_out import Opening, open_seal, openings
 from eyas_host.data.index import Index
-from eyas_host.data.sources import Picture
+from eyas_host.data.sources import LabelledImage
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.files import whole, write_bytes
@@ -31,7 +31,7 @@ PARTS = ("train", "validation", "test")
 MANIFEST = Path("split") / "manifest.json"
 """Below the run's folder."""
 TABLE = Path("split") / "index.csv"
-"""Below the run's folder: one row a picture, for a look with other tools."""
+"""Below the run's folder: one row an image, for a look with other tools."""
 _COLUMNS = (
     *("path", "label", "group", "time", "sha256", "width", "height", "mode", "bits"),
     *("perceptual_hash", "near_duplicates", "part"),
@@ -47,9 +47,9 @@ class SplitManifest(msgspec.Struct, frozen=True):
     seed: int
     parts: tuple[float, float, float]
     labels: tuple[str, ...]
-    train: tuple[Picture, ...]
-    validation: tuple[Picture, ...]
-    test: tuple[Picture, ...]
+    train: tuple[LabelledImage, ...]
+    validation: tuple[LabelledImage, ...]
+    test: tuple[LabelledImage, ...]
     counts: dict[str, dict[str, int]]
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
@@ -63,12 +63,12 @@ class SplitManifest(msgspec.Struct, frozen=True):
     """Near-duplicates, sha256 each: a cluster lies in one part."""
     groups: dict[str, int] = {}
     """by group: number of groups in each part."""
-    set_aside: dict[str, tuple[Picture, ...]] = {}
-    """by time: pictures in no part, by reason."""
+    set_aside: dict[str, tuple[LabelledImage, ...]] = {}
+    """by time: images in no part, by reason."""
     copies: int = 0
     """Exact copies that were dropped."""
     data: str = ""
-    """sha256 over all pictures and labels, however they are divided."""
+    """sha256 over all images and labels, however they are divided."""
     warnings: tuple[str, ...] = ()
 
 
@@ -85,7 +85,7 @@ class Split:
 
     @classmethod
     def load(cls, root: Path, spec: Preprocessing | None = None) -> Split:
-        """Read the split of the run at `root`, its pictures to be decoded for the model of `spec`.
+        """Read the split of the run at `root`, its images to be decoded for the model of `spec`.
 
         Raises `DataError` if it is missing or malformed.
         """
@@ -110,21 +110,21 @@ class Split:
 
 
 def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
-    """Divide the pictures as `data` says; near-duplicates, and by group all of a group, stay in one part.
+    """Divide the images as `data` says; near-duplicates, and by group all of a group, stay in one part.
 
     Raises `DataError` that says why, if a part would lack a class or come out far from its share.
     """
-    pictures = sorted(index.pictures, key=lambda p: p.sha256)  # not by path: the same data anywhere splits alike
-    by = _strategy(pictures, data)
-    clusters = _clusters(index, pictures, data.near_duplicates)
+    images = sorted(index.images, key=lambda p: p.sha256)  # not by path: the same data anywhere splits alike
+    by = _strategy(images, data)
+    clusters = _clusters(index, images, data.near_duplicates)
     aside: dict[str, Places] = {}
     if by == "time":
-        chosen, aside = divide_by_time(pictures, clusters, data.split, data.gap_days)
+        chosen, aside = divide_by_time(images, clusters, data.split, data.gap_days)
     else:
-        units = _bound(pictures, clusters, index.copies) if by == "group" else clusters
-        chosen = divide(pictures, units, data.split, seed, data.fold)
-        _check_shares(pictures, units, chosen, data)
-    parts = {part: tuple(pictures[i] for i in places) for part, places in zip(PARTS, chosen, strict=True)}
+        units = _bound(images, clusters, index.copies) if by == "group" else clusters
+        chosen = divide(images, units, data.split, seed, data.fold)
+        _check_shares(images, units, chosen, data)
+    parts = {part: tuple(images[i] for i in places) for part, places in zip(PARTS, chosen, strict=True)}
     counts = {part: dict(sorted(Counter(p.label for p in parts[part]).items())) for part in PARTS}
     _check_classes(index, parts, by, data)
     manifest = SplitManifest(
@@ -142,17 +142,17 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
         fold=data.fold,
         gap_days=data.gap_days,
         near_duplicates=data.near_duplicates,
-        clusters=tuple(tuple(pictures[i].sha256 for i in cluster) for cluster in clusters),
+        clusters=tuple(tuple(images[i].sha256 for i in cluster) for cluster in clusters),
         groups={part: len({p.group for p in parts[part]}) for part in PARTS} if by == "group" else {},
-        set_aside={why: tuple(pictures[i] for i in places) for why, places in aside.items() if places},
+        set_aside={why: tuple(images[i] for i in places) for why, places in aside.items() if places},
         copies=len(index.copies),
     )
     return msgspec.structs.replace(manifest, data=data_hash(manifest))
 
 
-def _strategy(pictures: Sequence[Picture], data: DataSection) -> str:
+def _strategy(images: Sequence[LabelledImage], data: DataSection) -> str:
     if data.by == "auto":
-        return "group" if any(picture.group for picture in pictures) else "stratified"
+        return "group" if any(image.group for image in images) else "stratified"
     return data.by
 
 
@@ -167,27 +167,27 @@ def _words(by: str, data: DataSection) -> str:
     return words + (near if data.near_duplicates else "")
 
 
-def _clusters(index: Index, pictures: Sequence[Picture], most: int) -> list[Places]:
+def _clusters(index: Index, images: Sequence[LabelledImage], most: int) -> list[Places]:
     """Near-duplicates: clusters of two or more."""
     if not most or not index.looks:
         return []
-    return _gathered(cluster_hashes(index.hashes(pictures), most).tolist())
+    return _gathered(cluster_hashes(index.hashes(images), most).tolist())
 
 
 def _bound(
-    pictures: Sequence[Picture], clusters: Sequence[Places], copies: Sequence[tuple[Picture, Picture]]
+    images: Sequence[LabelledImage], clusters: Sequence[Places], copies: Sequence[tuple[LabelledImage, LabelledImage]]
 ) -> list[Places]:
-    """Pictures that share a group or a cluster, or whose groups share a picture, at any remove: two or more each."""
+    """Images that share a group or a cluster, or whose groups share an image, at any remove: two or more each."""
     groups: dict[str, int] = {}
     links: list[tuple[int, int]] = []
-    for place, picture in enumerate(pictures):
-        links.append((place, len(pictures) + groups.setdefault(picture.group, len(groups))))
+    for place, image in enumerate(images):
+        links.append((place, len(images) + groups.setdefault(image.group, len(groups))))
     for one, two in copies:
-        ends = (groups.setdefault(picture.group, len(groups)) for picture in (one, two))
-        links.append((len(pictures) + next(ends), len(pictures) + next(ends)))
+        ends = (groups.setdefault(image.group, len(groups)) for image in (one, two))
+        links.append((len(images) + next(ends), len(images) + next(ends)))
     links += [(cluster[0], other) for cluster in clusters for other in cluster[1:]]
     one, two = np.array(links, dtype=np.int64).T
-    return _gathered(components(len(pictures) + len(groups), one, two)[: len(pictures)].tolist())
+    return _gathered(components(len(images) + len(groups), one, two)[: len(images)].tolist())
 
 
 def _gathered(numbers: Sequence[int]) -> list[Places]:
@@ -199,7 +199,7 @@ def _gathered(numbers: Sequence[int]) -> list[Places]:
 
 
 def _check_shares(
-    pictures: Sequence[Picture], units: Sequence[Places], chosen: Sequence[Places], data: DataSection
+    images: Sequence[LabelledImage], units: Sequence[Places], chosen: Sequence[Places], data: DataSection
 ) -> None:
     """Raise `DataError` if a unit is so large that a part is less than half or more than twice of what it should be."""
     if not units:
@@ -207,47 +207,47 @@ def _check_shares(
     test = 1 / data.fold[1] if data.fold[1] else data.split[2]
     rest = (1 - test) / (data.split[0] + data.split[1])
     for part, places, share in zip(PARTS, chosen, (data.split[0] * rest, data.split[1] * rest, test), strict=True):
-        have = len(places) / len(pictures)
-        if not share / 2 - 1 / len(pictures) <= have <= 2 * share + 1 / len(pictures):
+        have = len(places) / len(images)
+        if not share / 2 - 1 / len(images) <= have <= 2 * share + 1 / len(images):
             largest = max(units, key=len)
-            names = sorted({pictures[i].group for i in largest} - {""})
+            names = sorted({images[i].group for i in largest} - {""})
             what = f"group {names[0]!r}" if len(names) == 1 else f"{len(names)} groups linked by near-duplicates"
             what = what if names and data.by != "stratified" else "a cluster of near-duplicates"
             raise DataError(
-                f"the {part} part would get {have:.0%} of the pictures instead of {share:.0%}: {what} holds "
-                f"{len(largest)} of {len(pictures)} (e.g. {pictures[largest[0]].path}) and stays on one side; "
-                "change [data] split or fold, or add other groups; a smaller near_duplicates binds fewer pictures"
+                f"the {part} part would get {have:.0%} of the images instead of {share:.0%}: {what} holds "
+                f"{len(largest)} of {len(images)} (e.g. {images[largest[0]].path}) and stays on one side; "
+                "change [data] split or fold, or add other groups; a smaller near_duplicates binds fewer images"
             )
 
 
-def _check_classes(index: Index, parts: dict[str, tuple[Picture, ...]], by: str, data: DataSection) -> None:
-    """Raise `DataError` that says why, if a part has no picture of a class."""
+def _check_classes(index: Index, parts: dict[str, tuple[LabelledImage, ...]], by: str, data: DataSection) -> None:
+    """Raise `DataError` that says why, if a part has no image of a class."""
     for part in PARTS:
         missing = sorted(set(index.labels) - {p.label for p in parts[part]})
         if not missing:
             continue
-        own = [p for p in index.pictures if p.label == missing[0]]
+        own = [p for p in index.images if p.label == missing[0]]
         if by == "time" and not parts[part]:
-            times = {p.time for p in index.pictures if p.time is not None}
-            why = f"the pictures span {(max(times) - min(times)) / DAY:.3g} days at {len(times)} different times"
-            mend = f"take less than gap_days = {data.gap_days:g} or another [data] split"
+            times = {p.time for p in index.images if p.time is not None}
+            why = f"the images span {(max(times) - min(times)) / DAY:.3g} days at {len(times)} different times"
+            fix = f"take less than gap_days = {data.gap_days:g} or another [data] split"
         elif by == "time":
             why = f"{missing[0]!r} was seen {_span(own)}, the part is {_span(parts[part])}"
-            mend = "change [data] split or gap_days, add pictures, or leave the class out"
+            fix = "change [data] split or gap_days, add images, or leave the class out"
         elif by == "group":
             groups = sorted({p.group for p in own})
             shown = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
             why = f"{missing[0]!r} comes in {len(groups)} group{'s' * (len(groups) > 1)} ({shown})"
-            mend = "each part needs a group with each class: add groups, or try another [data] split or [run] seed"
+            fix = "each part needs a group with each class: add groups, or try another [data] split or [run] seed"
         else:
             counts = index.counts()
-            why = f"pictures a class: { ({label: counts[label] for label in index.labels[:_SHOWN]}) }"
-            mend = "add pictures or change [data] split"
-        raise DataError(f"too few pictures: the {part} part would have none of {', '.join(missing)} ({why}); {mend}")
+            why = f"images a class: { ({label: counts[label] for label in index.labels[:_SHOWN]}) }"
+            fix = "add images or change [data] split"
+        raise DataError(f"too few images: the {part} part would have none of {', '.join(missing)} ({why}); {fix}")
 
 
-def _span(pictures: Sequence[Picture]) -> str:
-    times = [p.time for p in pictures if p.time is not None]
+def _span(images: Sequence[LabelledImage]) -> str:
+    times = [p.time for p in images if p.time is not None]
     first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment)) for moment in (min(times), max(times)))
     return f"from {first} to {last}"
 
@@ -266,30 +266,30 @@ def _save_table(manifest: SplitManifest, index: Index, path: Path) -> None:
     with whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(_COLUMNS)
-        for picture, where in _everywhere(manifest, index):
-            look = index.looks.get(picture.sha256)
+        for image, where in _everywhere(manifest, index):
+            look = index.looks.get(image.sha256)
             seen = (look.width, look.height, look.mode, look.bits, look.hash.hex()) if look else ("",) * 5
-            when = "" if picture.time is None else picture.time
-            near = cluster.get(picture.sha256, "")
-            table.writerow([picture.path, picture.label, picture.group, when, picture.sha256, *seen, near, where])
+            when = "" if image.time is None else image.time
+            near = cluster.get(image.sha256, "")
+            table.writerow([image.path, image.label, image.group, when, image.sha256, *seen, near, where])
         for line in index.unreadable:
             table.writerow([line.partition(": ")[0], *[""] * 10, "unreadable: " + line.partition(": ")[2]])
 
 
-def _everywhere(manifest: SplitManifest, index: Index) -> Iterator[tuple[Picture, str]]:
-    """Every readable picture and where it went."""
+def _everywhere(manifest: SplitManifest, index: Index) -> Iterator[tuple[LabelledImage, str]]:
+    """Every readable image and where it went."""
     for part in PARTS:
-        yield from ((picture, part) for picture in getattr(manifest, part))
-    for why, pictures in manifest.set_aside.items():
-        yield from ((picture, f"set aside: {why}") for picture in pictures)
+        yield from ((image, part) for image in getattr(manifest, part))
+    for why, images in manifest.set_aside.items():
+        yield from ((image, f"set aside: {why}") for image in images)
     yield from ((copy, f"copy of {first.path}") for copy, first in index.copies)
 
 
 def data_hash(manifest: SplitManifest) -> str:
-    """One sha256 over all pictures and labels, whatever the split."""
+    """One sha256 over all images and labels, whatever the split."""
     digest = hashlib.sha256()
     everything = [*manifest.train, *manifest.validation, *manifest.test]
-    everything += [picture for pictures in manifest.set_aside.values() for picture in pictures]
+    everything += [image for images in manifest.set_aside.values() for image in images]
     for line in sorted(f"{p.sha256} {p.label}\n" for p in everything):
         digest.update(line.encode())
     return digest.hexdigest()

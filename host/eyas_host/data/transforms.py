@@ -1,6 +1,6 @@
-"""Views: augmented pictures as the camera would deliver them, made once and used again.
+"""Views: augmented images as the camera would deliver them, made once and used again.
 
-A view is geometry on the full picture (flips, turns, rotation, crop), then the device's own `prepare`, then light
+A view is geometry on the full image (flips, turns, rotation, crop), then the device's own `prepare`, then light
 (brightness, contrast, RandAugment): what the model trains on went through the same resampling as what it will see.
 """
 
@@ -23,7 +23,7 @@ from eyas_host.recipe.augment_rules import allowed
 from eyas_host.support.errors import DataError
 
 Batch = npt.NDArray[np.uint8]
-"""Prepared pictures: uint8 [n, size, size, 3], blue-green-red."""
+"""Prepared images: uint8 [n, size, size, 3], blue-green-red."""
 
 LIGHT_STEPS = {
     "brightness": "Brightness",
@@ -39,19 +39,19 @@ LIGHT_STEPS = {
 
 
 IN_MEMORY = 1 << 30
-"""Bytes of prepared pictures from which on they lie in a file, whose pages the system takes back when it must."""
+"""Bytes of prepared images from which on they lie in a file, whose pages the system takes back when it must."""
 
 
 def prepared(pixels: Iterable[Pixels], spec: Preprocessing) -> Batch:
-    """Pictures as the device prepares them, without augmentation; many of them in a file without a name (`TMPDIR`).
+    """Images as the device prepares them, without augmentation; many of them in a file without a name (`TMPDIR`).
 
     Raises `DataError` if there is no room for that file.
     """
     if not isinstance(pixels, Sequence):
         pixels = list(pixels)
     batch = _room((len(pixels), spec.size, spec.size, 3))
-    for place, picture in enumerate(pixels):
-        batch[place] = prepare(picture, spec)
+    for place, image in enumerate(pixels):
+        batch[place] = prepare(image, spec)
     return batch
 
 
@@ -66,13 +66,13 @@ def _room(shape: tuple[int, ...]) -> Batch:
             return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
     except OSError as error:
         raise DataError(
-            f"{folder}: {size / 1e9:,.3g} GB for prepared pictures cannot be written ({error.strerror}); free some "
+            f"{folder}: {size / 1e9:,.3g} GB for prepared images cannot be written ({error.strerror}); free some "
             "room or set TMPDIR to a folder that has it"
         ) from None
 
 
 class Augmenter:
-    """Draws views of pictures; the same seed draws the same views."""
+    """Draws views of images; the same seed draws the same views."""
 
     def __init__(self, settings: AugmentSection, spec: Preprocessing) -> None:
         self.settings = allowed(settings)
@@ -82,17 +82,17 @@ class Augmenter:
         """How strong epoch number `epoch` (from 0) is augmented, 0..1: it rises over the `warm_up` epochs."""
         return min(1.0, (epoch + 1) / (self.settings.warm_up + 1))
 
-    def view(self, picture: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
+    def view(self, image: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
         """One view, uint8 [size, size, 3]."""
         settings = self.settings
         if settings.quarter_turns:
-            picture = np.rot90(picture, int(rng.integers(4)))
+            image = np.rot90(image, int(rng.integers(4)))
         if settings.horizontal_flip and rng.random() < 0.5:
-            picture = picture[:, ::-1]
+            image = image[:, ::-1]
         if settings.vertical_flip and rng.random() < 0.5:
-            picture = picture[::-1]
-        picture = self._crop(self._rotate(np.ascontiguousarray(picture), rng, strength), rng, strength)
-        seen = prepare(np.ascontiguousarray(picture), self.spec)
+            image = image[::-1]
+        image = self._crop(self._rotate(np.ascontiguousarray(image), rng, strength), rng, strength)
+        seen = prepare(np.ascontiguousarray(image), self.spec)
         tensor = torch.from_numpy(seen).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):  # torchvision knows no other random state than torch's own
             torch.manual_seed(int(rng.integers(2**31)))
@@ -105,55 +105,55 @@ class Augmenter:
 
     def views(
         self,
-        pictures: Sequence[Pixels],
+        images: Sequence[Pixels],
         seed: Sequence[int],
         rows: Iterable[int] | None = None,
         *,
         strength: float = 1.0,
         mixed: bool = True,
     ) -> Batch:
-        """One view of each picture, or of those at `rows`, uint8 [rows, size, size, 3].
+        """One view of each image, or of those at `rows`, uint8 [rows, size, size, 3].
 
         A view follows from (`seed`, row) alone, whatever is drawn before or beside it. Some are mixed with the view of
-        another picture (CutMix, then mixup) unless `mixed` is off, as it must be where nobody answers for the mix:
-        training on the labels of the pictures.
+        another image (CutMix, then mixup) unless `mixed` is off, as it must be where nobody answers for the mix:
+        training on the labels of the images.
         """
-        wanted = range(len(pictures)) if rows is None else [int(row) for row in rows]
+        wanted = range(len(images)) if rows is None else [int(row) for row in rows]
         batch = np.empty((len(wanted), self.spec.size, self.spec.size, 3), dtype=np.uint8)
         for place, row in enumerate(wanted):
-            batch[place] = self._drawn(pictures, seed, row, strength, mixed)
+            batch[place] = self._drawn(images, seed, row, strength, mixed)
         return batch
 
-    def _drawn(self, pictures: Sequence[Pixels], seed: Sequence[int], row: int, strength: float, mixed: bool) -> Pixels:
+    def _drawn(self, images: Sequence[Pixels], seed: Sequence[int], row: int, strength: float, mixed: bool) -> Pixels:
         rng = np.random.default_rng((*seed, row))
-        view = self.view(pictures[row], rng, strength)
+        view = self.view(images[row], rng, strength)
         if mixed and rng.random() < self.settings.cutmix:
             top, left, height, width = _box(self.spec.size, rng)
-            other = self._drawn(pictures, seed, int(rng.integers(len(pictures))), strength, mixed=False)
+            other = self._drawn(images, seed, int(rng.integers(len(images))), strength, mixed=False)
             view[top : top + height, left : left + width] = other[top : top + height, left : left + width]
         if mixed and rng.random() < self.settings.mixup:
             share = float(rng.uniform())  # Beta(1, 1): Zhang et al., "mixup", 2018; the teacher answers for any
-            other = self._drawn(pictures, seed, int(rng.integers(len(pictures))), strength, mixed=False)
+            other = self._drawn(images, seed, int(rng.integers(len(images))), strength, mixed=False)
             view = np.rint(share * view.astype(np.float32) + (1 - share) * other).astype(np.uint8)
         return view
 
-    def _rotate(self, picture: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+    def _rotate(self, image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
         if not self.settings.rotate_degrees:
-            return picture
-        height, width = picture.shape[:2]
+            return image
+        height, width = image.shape[:2]
         angle = float(rng.uniform(-1, 1)) * self.settings.rotate_degrees * strength
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-        turned = cv2.warpAffine(picture, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+        turned = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
         return np.asarray(turned, dtype=np.uint8)
 
-    def _crop(self, picture: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+    def _crop(self, image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
         smallest = self.settings.crop_scale + (1.0 - self.settings.crop_scale) * (1.0 - strength)
         scale = float(rng.uniform(smallest, 1.0)) ** 0.5
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         keep_h, keep_w = max(1, round(height * scale)), max(1, round(width * scale))
         top = int(rng.integers(height - keep_h + 1))
         left = int(rng.integers(width - keep_w + 1))
-        return picture[top : top + keep_h, left : left + keep_w]
+        return image[top : top + keep_h, left : left + keep_w]
 
 
 def light_steps(steps: int, magnitude: int, forbid: Sequence[str] = ()) -> v2.RandAugment:

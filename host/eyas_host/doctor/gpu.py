@@ -30,10 +30,10 @@ def driver(context: Context) -> Finding:
             return yellow(text, "little memory: take a smaller [teacher] batch with accumulate")
         return green(text)
     if context.which("nvidia-smi") or (context.root / "proc/driver/nvidia/version").exists():
-        mend = (
-            "the driver does not answer: restart after an update of it, else install it anew (dmesg | grep -i nvidia)"
+        fix = (
+            "the driver does not answer: restart after an update of it, else install it again (dmesg | grep -i nvidia)"
         )
-        return red("an NVIDIA driver is installed, but nvidia-smi fails", mend)
+        return red("an NVIDIA driver is installed, but nvidia-smi fails", fix)
     if wanted:
         return red(
             "no NVIDIA driver, and the recipe asks for [run] device = 'cuda'", "install the driver, or take 'auto'"
@@ -46,8 +46,8 @@ def torch_build(context: Context) -> Finding:
     try:
         built = context.job("torch_build", {}, _TORCH_S)
     except JobError as error:
-        mend = "make install; a kernel image or library that is missing: driver, torch and GPU do not fit"
-        return red(f"torch fails: {error}", mend)
+        fix = "make install; a kernel image or library that is missing: driver, torch and GPU do not fit"
+        return red(f"torch fails: {error}", fix)
     gpus = _gpus(context)
     if built["hip"]:
         return yellow(f"torch {built['version']} for ROCm {built['hip']}", "it is not tested here: report what fails")
@@ -60,8 +60,8 @@ def torch_build(context: Context) -> Finding:
     least = LEAST_DRIVER.get(numbers(built["cuda"])[0])
     if gpus and least is not None and numbers(gpus[0][1]) < least:
         needed = ".".join(map(str, least))
-        mend = f"update the driver to {needed} or newer, or install a torch for an older CUDA (its cu12x index)"
-        return red(f"{text}, but driver {gpus[0][1]} is too old for it", mend)
+        fix = f"update the driver to {needed} or newer, or install a torch for an older CUDA (its cu12x index)"
+        return red(f"{text}, but driver {gpus[0][1]} is too old for it", fix)
     if not built["available"]:
         hidden = context.environment.get("CUDA_VISIBLE_DEVICES")
         if hidden is not None and hidden.strip() in ("", "-1"):
@@ -70,8 +70,8 @@ def torch_build(context: Context) -> Finding:
     foreign = [gpu for gpu in built["gpus"] if not fits(gpu["capability"], built["built_for"])]
     if foreign:
         told = ", ".join(f"{gpu['name']} (sm_{_joined(gpu['capability'])})" for gpu in foreign)
-        mend = "install a torch for this GPU: an older CUDA for an old one, a newer for a new one"
-        return red(f"{text}, for {', '.join(built['built_for'])}: not for {told}", mend)
+        fix = "install a torch for this GPU: an older CUDA for an old one, a newer for a new one"
+        return red(f"{text}, for {', '.join(built['built_for'])}: not for {told}", fix)
     return green(f"{text}, uses {', '.join(gpu['name'] for gpu in built['gpus'])}")
 
 

@@ -27,7 +27,7 @@ _NO_LIMIT = 1 << 60
 
 
 def recipe(context: Context) -> Finding:
-    """Whether the recipe is right, and its pictures are there."""
+    """Whether the recipe is right, and its images are there."""
     if context.recipe_fault:
         lines = [line.strip() for line in context.recipe_fault.splitlines()]
         return red(
@@ -35,10 +35,10 @@ def recipe(context: Context) -> Finding:
         )
     if context.recipe_path is None:
         return grey("none was given: the defaults are examined", "eyas doctor models/NAME/recipe.toml")
-    count, fault = _pictures(context)
+    count, fault = _images(context)
     if fault:
         return red(f"{context.recipe_path}: {fault}", "see [data] of the recipe")
-    return green(f"{context.recipe_path}: {count:,} pictures")
+    return green(f"{context.recipe_path}: {count:,} images")
 
 
 def cores(context: Context) -> Finding:
@@ -71,10 +71,10 @@ def memory(context: Context) -> Finding:
         used = context.read("sys/fs/cgroup/memory.current") or "0"
         left = int(limit) - int(used) if used.isdigit() else int(limit)
         text, free = f"{text}, {left / _GB:.1f} GB of this container's {int(limit) / _GB:.1f}", min(free, left)
-    mend = "close other programs; a smaller [picture] size, [teacher] batch or [run] workers need less"
+    fix = "close other programs; a smaller [image] size, [teacher] batch or [run] workers need less"
     if free < MEMORY_GB[0] * _GB:
-        return red(text, mend)
-    return yellow(text, mend) if free < MEMORY_GB[1] * _GB else green(text)
+        return red(text, fix)
+    return yellow(text, fix) if free < MEMORY_GB[1] * _GB else green(text)
 
 
 def shared_memory(context: Context) -> Finding:
@@ -97,22 +97,22 @@ def disk(context: Context) -> Finding:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = context.free(there)
     text = f"{context.runs}: {free / _GB:.1f} GB free"
-    count, _ = _pictures(context)
-    student, size = context.recipe.student, context.recipe.picture.size
+    count, _ = _images(context)
+    student, size = context.recipe.student, context.recipe.image.size
     views = 0 if student.ready else count * student.views * 3 * size**2
     if views:
-        text += f"; {student.views} views of {count:,} pictures at {size} px need up to {views / _GB:.2f} GB"
+        text += f"; {student.views} views of {count:,} images at {size} px need up to {views / _GB:.2f} GB"
     if student.cache_gb and views > student.cache_gb * _GB:
         return red(f"{text}, more than cache_gb = {student.cache_gb:g}", "fewer [student] views, or raise cache_gb")
-    mend = "free some room or take --runs on another disk; fewer [student] views and a smaller [picture] size need less"
+    fix = "free some room or take --runs on another disk; fewer [student] views and a smaller [image] size need less"
     if free < views + DISK_GB[0] * _GB:
-        return red(text, mend)
-    return yellow(text, mend) if free < views + DISK_GB[1] * _GB else green(text)
+        return red(text, fix)
+    return yellow(text, fix) if free < views + DISK_GB[1] * _GB else green(text)
 
 
-def _pictures(context: Context) -> tuple[int, str]:
-    """How many pictures train, or all there are where there is no split yet; and why they cannot be listed."""
-    from eyas_host.data.sources import list_pictures
+def _images(context: Context) -> tuple[int, str]:
+    """How many images train, or all there are where there is no split yet; and why they cannot be listed."""
+    from eyas_host.data.sources import list_images
 
     if context.recipe_path is None or context.recipe_fault:
         return 0, ""
@@ -120,7 +120,7 @@ def _pictures(context: Context) -> tuple[int, str]:
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return len(msgspec.json.decode(path.read_bytes(), type=_Trained).train), ""
     try:
-        return len(list_pictures(context.recipe.data)[0]), ""
+        return len(list_images(context.recipe.data)[0]), ""
     except (DataError, ImportError, OSError) as error:
         return 0, str(error)
 

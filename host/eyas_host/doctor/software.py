@@ -119,10 +119,10 @@ def weights(context: Context) -> Finding:
         worst = max(worst, status, key=("green", "yellow", "red").index)
         told.append(f"{name} {section.model}: {origin}")
     text = "; ".join(told)
-    mend = "a mirror by HF_ENDPOINT, a filled cache by HF_HOME, a weights_file, or a teacher with packaged weights"
+    fix = "a mirror by HF_ENDPOINT, a filled cache by HF_HOME, a weights_file, or a teacher with packaged weights"
     if worst == "red":
-        return red(text, mend)
-    return yellow(text, mend) if worst == "yellow" else green(text)
+        return red(text, fix)
+    return yellow(text, fix) if worst == "yellow" else green(text)
 
 
 def int8_kernels(context: Context) -> Finding:

@@ -1,6 +1,6 @@
 """95 % bootstrap intervals of a model's headline figures.
 
-Pictures are drawn anew within each class, so that the classes keep their sizes; a draw is a count for each picture, and
+Images are drawn again within each class, so that the classes keep their sizes; a draw is a count for each image, and
 all figures are computed from the counts for many draws at once.
 """
 
@@ -14,12 +14,12 @@ import numpy.typing as npt
 from eyas_host.evaluate.metrics import Floats, Ints
 
 Counts = npt.NDArray[np.float64]
-"""float64 [draws, pictures]: how often each picture was drawn."""
+"""float64 [draws, images]: how often each image was drawn."""
 
 _DRAWS = 2000
 _FEWEST_DRAWS = 200
 _WORK = 40_000_000
-"""Pictures times draws times classes from which on fewer draws are taken: seconds, not minutes."""
+"""Images times draws times classes from which on fewer draws are taken: seconds, not minutes."""
 _AT_ONCE = 2_000_000
 """Counts in memory at a time."""
 
@@ -35,7 +35,7 @@ def intervals(
     """Figure -> 95 % percentile interval, for probabilities [n, classes], answers and labels [n].
 
     accuracy, balanced_accuracy, f1 and weighted_f1 of the answers; auc and pr_auc (means over the classes) of the
-    probabilities, if each class has pictures; with costs [true label, answer] the mean cost of a picture.
+    probabilities, if each class has images; with costs [true label, answer] the mean cost of an image.
     """
     classes = probabilities.shape[1]
     draws: dict[str, list[npt.NDArray[np.float64]]] = {}
@@ -55,7 +55,7 @@ def intervals(
 
 
 def ranked(counts: Counts, scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Counts, Counts]:
-    """ROC-AUC and average precision of each draw, both [draws]: scores [n] of pictures that are positive or not.
+    """ROC-AUC and average precision of each draw, both [draws]: scores [n] of images that are positive or not.
 
     The same as scikit-learn's `roc_auc_score` and `average_precision_score` with the counts as weights.
     """
@@ -88,7 +88,7 @@ def _answered(counts: Counts, answers: Ints, targets: Ints, classes: int) -> dic
 
 
 def _resamples(targets: Ints, classes: int, seed: int) -> Iterator[Counts]:
-    """Draws of all pictures, class by class with replacement, a block at a time."""
+    """Draws of all images, class by class with replacement, a block at a time."""
     rng = np.random.default_rng(seed)
     places = [np.flatnonzero(targets == label) for label in range(classes)]
     left = int(np.clip(_WORK // (len(targets) * classes), _FEWEST_DRAWS, _DRAWS))

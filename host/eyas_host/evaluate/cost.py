@@ -20,7 +20,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 class CostPoint(msgspec.Struct, frozen=True):
-    """The mean cost of a picture at a threshold."""
+    """The mean cost of an image at a threshold."""
 
     threshold: float
     cost: float
@@ -58,7 +58,7 @@ def cost_matrix(section: CostSection, labels: tuple[str, ...]) -> Matrix | None:
 def choose_decision(
     costs: Matrix | None, labels: tuple[str, ...], probabilities: Floats, targets: Ints, *, currency: str = ""
 ) -> Decision | None:
-    """The decision with the least cost on these pictures: calibrated probabilities [n, classes], labels [n].
+    """The decision with the least cost on these images: calibrated probabilities [n, classes], labels [n].
 
     None without costs: the likeliest label is the answer.
     """
@@ -103,7 +103,7 @@ def thresholds(probabilities: Floats, beside: float) -> npt.NDArray[np.float64]:
 def threshold_costs(
     probabilities: Floats, targets: Ints, costs: Matrix, at: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Mean cost of a picture at each threshold [k] on the dear label's probabilities [n]; labels [n] of two."""
+    """Mean cost of an image at each threshold [k] on the dear label's probabilities [n]; labels [n] of two."""
     dear = dear_label(costs)
     total = np.zeros(len(at))
     for label in range(2):
@@ -114,15 +114,15 @@ def threshold_costs(
 
 
 def mean_cost(answers: Ints, targets: Ints, costs: Matrix) -> float:
-    """Mean cost of a picture, for answers and labels [n]."""
+    """Mean cost of an image, for answers and labels [n]."""
     return float(costs[targets, answers].mean())
 
 
 class PartCost(msgspec.Struct, frozen=True, kw_only=True):
-    """The mean cost of a picture on one part of the data, as the bundle decides and otherwise."""
+    """The mean cost of an image on one part of the data, as the bundle decides and otherwise."""
 
     part: str
-    pictures: int
+    images: int
     decided: float
     """As the bundle decides."""
     likeliest: float
@@ -130,7 +130,7 @@ class PartCost(msgspec.Struct, frozen=True, kw_only=True):
     constant: float
     """If `constant_label` were always the answer, without looking."""
     interval: tuple[float, float] | None = None
-    """Of `decided`, 95 % bootstrap over pictures."""
+    """Of `decided`, 95 % bootstrap over images."""
     curve: tuple[CostPoint, ...] = ()
     """Against the threshold, for two labels."""
 
@@ -168,7 +168,7 @@ def part_cost(
         curve = tuple(CostPoint(float(t), float(cost)) for t, cost in zip(at, prices, strict=True))
     return PartCost(
         part=part,
-        pictures=len(targets),
+        images=len(targets),
         decided=mean_cost(decide(probabilities, labels, decision), targets, costs),
         likeliest=mean_cost(probabilities.argmax(axis=1), targets, costs),
         constant=mean_cost(np.full(len(targets), constant), targets, costs),

@@ -39,11 +39,11 @@ _TURN = 5
 class Stopwatch(Closing):
     """Builds networks for one runtime in a temporary folder, and times them.
 
-    `pictures` uint8 [n, size, size, 3] set the ranges of int8; speed does not depend on them.
+    `images` uint8 [n, size, size, 3] set the ranges of int8; speed does not depend on them.
     """
 
-    def __init__(self, runtime: RuntimeName, spec: Preprocessing, pictures: Batch) -> None:
-        self._runtime, self._spec, self._pictures = runtime, spec, pictures
+    def __init__(self, runtime: RuntimeName, spec: Preprocessing, images: Batch) -> None:
+        self._runtime, self._spec, self._images = runtime, spec, images
         self._folder = tempfile.TemporaryDirectory(prefix="eyas-stopwatch-")
         self._made = 0
 
@@ -54,16 +54,16 @@ class Stopwatch(Closing):
         self._made += 1
         model = copy.deepcopy(model).cpu().eval()
         deploy = fold_for_deployment(model)
-        pixels = to_tensor(self._pictures, torch.device("cpu")).float()
+        pixels = to_tensor(self._images, torch.device("cpu")).float()
         network: nn.Module = deploy
         if precision != "fp32":
-            network = prepare_qat(deploy, [picture[None] for picture in pixels], input_size=self._spec.size)
+            network = prepare_qat(deploy, [image[None] for image in pixels], input_size=self._spec.size)
         main = artefact_files(folder, self._runtime, precision)[0]
         compile_artefact(self._runtime, precision, network, main, self._spec.size)
         with torch.inference_mode():
             answer = model(pixels[:1]).softmax(1).numpy()
         name = artefact_name(self._runtime, precision)
-        np.savez(folder / GOLDEN, **{"frame_00": self._pictures[0], f"p.{name}": answer})
+        np.savez(folder / GOLDEN, **{"frame_00": self._images[0], f"p.{name}": answer})
         manifest = Manifest(
             schema=SCHEMA,
             name="stopwatch",
@@ -89,7 +89,7 @@ class Stopwatch(Closing):
         return msgspec.structs.replace(times, whole=whole, notes=(*times.notes, "the whole: processor time of a call"))
 
     def medians(self, bundles: Sequence[Bundle]) -> list[float]:
-        """Milliseconds of one picture for each: medians of calls in short turns."""
+        """Milliseconds of one image for each: medians of calls in short turns."""
         return [median(calls) for calls in self._calls(bundles)]
 
     def _calls(self, bundles: Sequence[Bundle]) -> list[list[float]]:
@@ -104,10 +104,10 @@ class Stopwatch(Closing):
             ends = time.perf_counter() + _SECONDS * len(runtimes)
             while time.perf_counter() < ends or len(times[0]) < _LEAST_CALLS:
                 for runtime, own in zip(runtimes, times, strict=True):
-                    runtime.infer(self._pictures[0])  # warms the caches
+                    runtime.infer(self._images[0])  # warms the caches
                     for _ in range(_TURN):
                         started = time.process_time()
-                        runtime.infer(self._pictures[0])
+                        runtime.infer(self._images[0])
                         own.append(1000 * (time.process_time() - started))
         return times
 

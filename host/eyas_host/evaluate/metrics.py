@@ -20,13 +20,13 @@ _RESAMPLES = 2000
 
 
 class ClassScores(msgspec.Struct, frozen=True):
-    """Figures of one label, against all others; null where the part has no picture of it (or no other)."""
+    """Figures of one label, against all others; null where the part has no image of it (or no other)."""
 
     precision: float
     recall: float
     f1: float
     support: int
-    """Pictures of the label."""
+    """Images of the label."""
     auc: float | None = None
     average_precision: float | None = None
     """Area under its precision-recall curve, as the sum of precision times the step in recall."""
@@ -38,7 +38,7 @@ class Scores(msgspec.Struct, frozen=True):
     accuracy: float
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
-    """95 % percentile bootstrap over pictures."""
+    """95 % percentile bootstrap over images."""
     f1: float
     """Mean of the classes' F1."""
     auc: float
@@ -46,9 +46,9 @@ class Scores(msgspec.Struct, frozen=True):
     ece: float
     """Expected calibration error, 15 bins (Guo et al. 2017)."""
     confusion: tuple[tuple[int, ...], ...]
-    """[true label][answer], pictures."""
+    """[true label][answer], images."""
     weighted_f1: float | None = None
-    """Mean of the classes' F1, weighted by their pictures."""
+    """Mean of the classes' F1, weighted by their images."""
     pr_auc: float | None = None
     """Area under the precision-recall curve (average precision): mean of the classes'."""
     brier: float | None = None
@@ -124,7 +124,7 @@ def auc(probabilities: Floats, targets: Ints) -> float:
 
 
 def expected_calibration_error(probabilities: Floats, targets: Ints, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their pictures."""
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by their images."""
     return float(sum(abs(b.confidence - b.accuracy) * b.share for b in reliability(probabilities, targets, bins)))
 
 
@@ -148,17 +148,17 @@ def reliability(probabilities: Floats, targets: Ints, bins: int = 15) -> list[Bi
 
 
 class PairedLoss(msgspec.Struct, frozen=True):
-    """How much balanced accuracy was lost on the same pictures (negative: gained), and how sure that is."""
+    """How much balanced accuracy was lost on the same images (negative: gained), and how sure that is."""
 
     loss: float
     interval: tuple[float, float]
-    """95 % percentile interval of a paired bootstrap over pictures."""
+    """95 % percentile interval of a paired bootstrap over images."""
     bound: float
     """One-sided 95 % bound from above."""
 
 
 def paired_loss(before: Floats, after: Floats, targets: Ints, *, seed: int = 0) -> PairedLoss:
-    """What `after` lost against `before`: scores [n, classes] for the same pictures, which are drawn for both alike."""
+    """What `after` lost against `before`: scores [n, classes] for the same images, which are drawn for both alike."""
     right_before = before.argmax(axis=1) == targets
     right_after = after.argmax(axis=1) == targets
     gap = right_before.astype(np.float64) - right_after
@@ -179,7 +179,7 @@ def _bootstrap_balanced(values: npt.NDArray[np.generic], targets: Ints, seed: in
 
 
 def fit_temperature(logits: Floats, targets: Ints) -> float:
-    """The temperature that minimises the negative log likelihood on these pictures (Guo et al. 2017).
+    """The temperature that minimises the negative log likelihood on these images (Guo et al. 2017).
 
     A bounded search (Brent) over log T in [-3, 3], T from 1/20 to 20; the loss is unimodal in it.
     """

@@ -24,13 +24,13 @@ from eyas_host.quant.qdq import exact_int8
 from eyas_host.support.progress import meter
 
 NETWORKS = ("teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8")
-"""Rungs that are torch networks, in the order of the ladder."""
+"""Variants that are torch networks, in the order of the comparison."""
 _ROUNDS = 30
 _FRAMES_A_ROUND = 5
 
 
 def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
-    """The torch rungs of the ladder, by name, those that exist."""
+    """The torch variants of the comparison, by name, those that exist."""
     networks: dict[str, torch.nn.Module] = {}
     if (context.root / checkpoints.TEACHER).exists():
         networks["teacher"] = checkpoints.load_teacher(context, classes)
@@ -39,7 +39,7 @@ def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
     networks["student"] = checkpoints.load_student(context, classes)
     networks["pruned"] = checkpoints.load_pruned(context, classes)
     networks["qat"] = load_quantized(context, classes)
-    networks["exact-int8"] = exact_int8(networks["qat"], input_size=context.recipe.picture.size)
+    networks["exact-int8"] = exact_int8(networks["qat"], input_size=context.recipe.image.size)
     return {name: net.eval() for name, net in networks.items()}
 
 
@@ -51,11 +51,11 @@ def shipped_network(context: Context, classes: int, artefact: str) -> torch.nn.M
 
 
 def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Logits]:
-    """Logits of every rung for the pictures of a part, prepared as the device prepares them."""
+    """Logits of every variant for the images of a part, prepared as the device prepares them."""
     spec = bundle.manifest.preprocessing
     pixels = prepared(part.pixels, spec)
     logits: dict[str, Logits] = {}
-    with meter("answers of every rung", len(networks) + len(bundle.manifest.artefacts)) as bar:
+    with meter("answers of every variant", len(networks) + len(bundle.manifest.artefacts)) as bar:
         for name, network in networks.items():
             logits[name] = logits_of(network, pixels, torch.device("cpu"), batch=1 if name == "exact-int8" else 32)
             bar.advance(name)
@@ -68,7 +68,7 @@ def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Pa
 
 
 def measure_latency(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Latency]:
-    """One picture at a time at one thread; all rungs take turns, so that a busy machine hits all alike."""
+    """One image at a time at one thread; all variants take turns, so that a busy machine hits all alike."""
     spec = bundle.manifest.preprocessing
     pixels = prepared(part.pixels[:_FRAMES_A_ROUND], spec)
     calls: dict[str, Callable[[int], object]] = {}

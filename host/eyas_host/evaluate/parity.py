@@ -1,6 +1,6 @@
 """Parity: an artefact beside the network it was made from, and the gate that follows from it.
 
-The pictures are camera-like uint8 ones that go through the device's own preprocessing and runtime. int8 and int16 are
+The images are camera-like uint8 ones that go through the device's own preprocessing and runtime. int8 and int16 are
 compared with the QAT model, fp32 with the pruned student; what is lost is always counted against the pruned student.
 """
 
@@ -20,9 +20,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
     reference: str
     agreement: float
-    """Part of the pictures with the same answer."""
+    """Part of the images with the same answer."""
     class_agreement: tuple[float | None, ...]
-    """The same for the pictures of each label, in the labels' order; None for a label without pictures."""
+    """The same for the images of each label, in the labels' order; None for a label without images."""
     mean_dp: float
     """Mean absolute difference of a probability."""
     max_dp: float
@@ -36,21 +36,21 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     drop_bound: float
     """Its one-sided 95 % paired-bootstrap bound."""
     class_drop: tuple[float | None, ...]
-    """Recall lost of each label, in the labels' order; None for a label without pictures."""
+    """Recall lost of each label, in the labels' order; None for a label without images."""
 
 
 def reference_of(artefact: str) -> str:
-    """The rung that an artefact was made from: `pruned` for fp32, else `qat`."""
+    """The variant that an artefact was made from: `pruned` for fp32, else `qat`."""
     return "pruned" if artefact.endswith("-fp32") else "qat"
 
 
 def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, temperature: float) -> Parity:
-    """Parity of the artefact `name`, from the logits [n, classes] of all rungs and the labels [n].
+    """Parity of the artefact `name`, from the logits [n, classes] of all variants and the labels [n].
 
     Probabilities are of the logits divided by `temperature`, as the device reports them.
     """
     reference = reference_of(name)
-    own, theirs, before = (np.asarray(logits[rung], dtype=np.float64) for rung in (name, reference, "pruned"))
+    own, theirs, before = (np.asarray(logits[variant], dtype=np.float64) for variant in (name, reference, "pruned"))
     gap, dlogit = np.abs(softmax(own / temperature) - softmax(theirs / temperature)), np.abs(own - theirs)
     same = own.argmax(axis=1) == theirs.argmax(axis=1)
     lost = (before.argmax(axis=1) == targets).astype(np.float64) - (own.argmax(axis=1) == targets)

@@ -1,4 +1,4 @@
-"""What the rungs answered on one part, with the figures and costs that follow."""
+"""What the variants answered on one part, with the figures and costs that follow."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from eyas_host.evaluate.verdict import Logits, Verdict
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """What every rung answered on one part."""
+    """What every variant answered on one part."""
 
     labels: tuple[str, ...]
     targets: Ints
     decision: Decision | None
     probabilities: dict[str, Floats]
-    """Rung -> calibrated probabilities [n, classes]."""
+    """Variant -> calibrated probabilities [n, classes]."""
     scores: dict[str, Scores]
 
     @classmethod
     def of(cls, logits: Mapping[str, Logits], targets: Ints, labels: tuple[str, ...], verdict: Verdict) -> Answers:
-        """From the logits [n, classes] of every rung."""
+        """From the logits [n, classes] of every variant."""
         probabilities: dict[str, Floats] = {
             name: softmax(values / verdict.temperature) for name, values in logits.items()
         }
         scores = {name: score(p, targets) for name, p in probabilities.items()}
         return cls(labels, targets, verdict.decision, probabilities, scores)
 
-    def answers(self, rung: str) -> Ints:
+    def answers(self, variant: str) -> Ints:
         """As the bundle decides, [n]."""
-        return decide(self.probabilities[rung], self.labels, self.decision)
+        return decide(self.probabilities[variant], self.labels, self.decision)
 
     @property
     def costs(self) -> Matrix | None:
         """[true label, answer]."""
         return np.asarray(self.decision.costs) if self.decision is not None else None
 
-    def cost(self, rung: str) -> float | None:
-        """Mean cost of a picture, as the bundle decides."""
-        return mean_cost(self.answers(rung), self.targets, self.costs) if self.costs is not None else None
+    def cost(self, variant: str) -> float | None:
+        """Mean cost of an image, as the bundle decides."""
+        return mean_cost(self.answers(variant), self.targets, self.costs) if self.costs is not None else None
 
-    def intervals(self, rung: str) -> dict[str, tuple[float, float]]:
+    def intervals(self, variant: str) -> dict[str, tuple[float, float]]:
         """Of all headline figures, as the bundle decides."""
-        return intervals(self.probabilities[rung], self.answers(rung), self.targets, costs=self.costs)
+        return intervals(self.probabilities[variant], self.answers(variant), self.targets, costs=self.costs)
 
 
 def positive_label(labels: tuple[str, ...], decision: Decision | None, counts: Mapping[str, Mapping[str, int]]) -> str:
-    """The label that is looked for: the dear one, else the one with the fewest training pictures."""
+    """The label that is looked for: the dear one, else the one with the fewest training images."""
     if decision is not None and decision.label is not None:
         return decision.label
     return min(labels, key=lambda label: counts["train"].get(label, 0))
@@ -67,7 +67,7 @@ def targets_of(split: Split, part: str) -> Ints:
 def cost_figures(
     validation: Answers, test: Answers, shipped: str, interval: tuple[float, float] | None
 ) -> CostFigures | None:
-    """What the shipped rung's answers cost; None without a table."""
+    """What the shipped variant's answers cost; None without a table."""
     if validation.decision is None or validation.costs is None:
         return None
     constant = cheapest_constant(validation.costs, validation.targets)

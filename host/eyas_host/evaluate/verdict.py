@@ -23,7 +23,7 @@ Logits = npt.NDArray[np.float32]
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """One picture's inference at one thread, milliseconds."""
+    """One image's inference at one thread, milliseconds."""
 
     p50: float
     p90: float
@@ -34,7 +34,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     temperature: float
     scores: dict[str, Scores]
-    """Rung -> figures on validation."""
+    """Variant -> figures on validation."""
     parity: dict[str, Parity]
     latency_ms: dict[str, Latency]
     sizes: dict[str, int]
@@ -71,8 +71,8 @@ class CalibratedConfidence(msgspec.Struct, frozen=True, kw_only=True):
     """`verify/confidence.json`: how logits become a probability and an answer, fitted on validation."""
 
     temperature: float
-    pictures: int
-    rung: str
+    images: int
+    variant: str
     """The network whose logits the temperature was fitted on; the errors below are its."""
     ece_before: float
     """Expected calibration error, 15 bins, at temperature 1."""
@@ -91,7 +91,7 @@ def load_verdict(context: Context) -> Verdict:
 
 
 def validation_logits(context: Context) -> dict[str, Logits]:
-    """Rung -> logits float32 [pictures, classes] on validation."""
+    """Variant -> logits float32 [images, classes] on validation."""
     with np.load(context.folder("verify") / _LOGITS) as data:
         return {name: data[name] for name in data.files}
 

@@ -42,7 +42,7 @@ def artefact_name(runtime: RuntimeName, precision: Precision) -> str:
     return f"{runtime}-{precision}"
 
 
-def variants(settings: CompileSection) -> list[tuple[RuntimeName, Precision]]:
+def requested_artefacts(settings: CompileSection) -> list[tuple[RuntimeName, Precision]]:
     """What is built for a recipe: every precision for every runtime, int16 for LiteRT alone."""
     return [
         (runtime, precision)
@@ -61,11 +61,11 @@ def artefact_files(folder: Path, runtime: RuntimeName, precision: Precision) -> 
 def build_artefacts(context: Context) -> Built:
     """Compile the folded student (fp32) and the QAT model (int8) into `compile/`. Raises `CompileError`."""
     folder = context.folder("compile")
-    size = context.recipe.picture.size
+    size = context.recipe.image.size
     classes = len(Split.load(context.root).labels)
     deploy = load_deploy(context, classes)
     quantized = load_quantized(context, classes)
-    wanted = variants(context.recipe.compile)
+    wanted = requested_artefacts(context.recipe.compile)
     sizes: dict[str, int] = {}
     notes: dict[str, str] = {}
     parts: dict[str, ArtefactSize] = {}

@@ -104,21 +104,21 @@ def compile_litert_int16(qat_model: nn.Module, path: Path, *, input_size: int) -
 
 
 def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Literal[8, 16]) -> Compiled:
-    picture = probe(input_size)
+    image = probe(input_size)
     baked = bake_weights(qat_model)
     network = copy.deepcopy(baked)
     seen: list[Recorder] = []
     recorders = replace_activations(network, lambda grid: Recorder(grid, seen))
-    _pad_pools_with_zeros(network, picture)
+    _pad_pools_with_zeros(network, image)
     seen.clear()
     with torch.no_grad():
-        network(picture)
+        network(image)
     recorded = list(seen)
     content = _convert(network, input_size)
     model = tfl_flatbuffer_utils.read_model(content)
-    pixels = np.ascontiguousarray(channels_last(picture))
+    pixels = np.ascontiguousarray(channels_last(image))
     ranges = activation_ranges(model, tensor_values(content, pixels), recorders, recorded)
-    weights = _learned_weights(model, baked, qat_model, picture)
+    weights = _learned_weights(model, baked, qat_model, image)
     float_outputs = _float_outputs(model, ranges, weights, float_pixels=bits == 16)
     missed = _unknown_ranges(model, ranges, float_outputs)
     if missed:

@@ -1,4 +1,4 @@
-"""Which tensor of a float .tflite is which operation of the QAT model, found by comparing values on one picture."""
+"""Which tensor of a float .tflite is which operation of the QAT model, found by comparing values on one image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Recorder(nn.Module):
 
 
 def probe(size: int) -> Tensor:
-    """A picture that tells tensors apart: float [1, 3, size, size], whole numbers 0..255."""
+    """An image that tells tensors apart: float [1, 3, size, size], whole numbers 0..255."""
     return torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(1)).float()
 
 
@@ -65,7 +65,7 @@ def output_name(model: Any, operator: Any) -> str:
 
 
 def tensor_values(content: bytes, pixels: Array) -> dict[str, Array]:
-    """Name -> value of every activation of the float model for one picture."""
+    """Name -> value of every activation of the float model for one image."""
     interpreter: Any = Interpreter(
         model_content=content, experimental_preserve_all_tensors=True, num_threads=1, **_WITHOUT_DELEGATES
     )

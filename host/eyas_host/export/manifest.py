@@ -19,7 +19,7 @@ from eyas_device.bundle import (
     RuntimeName,
     sha256,
 )
-from eyas_host.export.build import artefact_files, artefact_name, variants
+from eyas_host.export.build import artefact_files, artefact_name, requested_artefacts
 from eyas_host.pipeline.runner import Context
 from eyas_host.support.files import write_bytes
 
@@ -50,8 +50,8 @@ def write_candidate(context: Context, labels: Sequence[str]) -> Bundle:
         name=context.recipe.run.name,
         version=context.recipe.pack.version,
         labels=tuple(labels),
-        preprocessing=context.recipe.picture.preprocessing(),
-        artefacts=tuple(artefacts_of(folder, variants(context.recipe.compile))),
+        preprocessing=context.recipe.image.preprocessing(),
+        artefacts=tuple(artefacts_of(folder, requested_artefacts(context.recipe.compile))),
         use={},
     )
     candidate = context.folder("verify") / "candidate"

@@ -48,7 +48,7 @@ def load_pruned(context: Context, classes: int) -> PixelClassifier:
     plan = msgspec.json.decode((context.root / PLAN).read_bytes(), type=PrunePlan)
     model = blank_student(context, classes)
     if plan.method == "channel":
-        model = rebuild_channels(model, plan, size=context.recipe.picture.size)
+        model = rebuild_channels(model, plan, size=context.recipe.image.size)
     return _loaded(model, context.root / PRUNED)
 
 

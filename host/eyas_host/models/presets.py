@@ -28,7 +28,7 @@ class Teacher(Struct, frozen=True):
     unfreeze: str = "all"
     batch: int = 32
     size: int = 128
-    """Side of the pictures below which it gives much away, pixels."""
+    """Side of the images below which it gives much away, pixels."""
 
 
 class Student(Struct, frozen=True):
@@ -51,11 +51,11 @@ TEACHERS: Mapping[str, Teacher] = {
     "efficientnet_b3": Teacher("efficientnet_b3", "strong on fine textures", rate=5e-4, layer_decay=0.9, size=160),
     "resnet50": Teacher("resnet50", "the plain reference, quick on GPUs", rate=3e-4, layer_decay=0.85),
     "densenet201": Teacher(
-        "densenet201", "good with few pictures, X-rays; slow", rate=3e-4, layer_decay=0.97, unfreeze="34", batch=16
+        "densenet201", "good with few images, X-rays; slow", rate=3e-4, layer_decay=0.97, unfreeze="34", batch=16
     ),
     "vit_small": Teacher(
         "vit_small_patch16_224",
-        "sees the whole picture at once; wants 224 px and a GPU",
+        "sees the whole image at once; wants 224 px and a GPU",
         rate=1e-4,
         head_rate=1e-3,
         layer_decay=0.75,
@@ -100,6 +100,6 @@ TEACHES = f"""**Teachers**, with rates and layer decay that suit each:
 
 {_listed(STUDENTS)}
 
-Any other timm network goes into the recipe by its name. **Example**: `eyas new pictures/ --teacher resnet50 --student
-mobilenetv4_conv_small`, then `eyas preview models/pictures/recipe.toml`."""
+Any other timm network goes into the recipe by its name. **Example**: `eyas new images/ --teacher resnet50 --student
+mobilenetv4_conv_small`, then `eyas preview models/images/recipe.toml`."""
 """What `eyas new --help` says below the options."""

@@ -12,7 +12,7 @@ _PACKAGED = Path(__file__).with_name("pretrained_weights")
 _FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "models" / "weights"
 """`models/weights` of the repository, or its copy in an installed wheel."""
 TRAINED_AT = 128
-"""Side of the pictures that they were trained with last, pixels."""
+"""Side of the images that they were trained with last, pixels."""
 
 
 def networks() -> list[str]:

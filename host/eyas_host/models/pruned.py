@@ -41,7 +41,7 @@ class PrunePlan(msgspec.Struct, frozen=True):
     cuts: tuple[Cut, ...] = ()
     """channel: in order."""
     macs_before: float = 0.0
-    """Multiply-accumulates a picture."""
+    """Multiply-accumulates an image."""
     macs_after: float = 0.0
     parameters_before: int = 0
     parameters_after: int = 0

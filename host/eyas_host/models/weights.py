@@ -1,4 +1,4 @@
-"""Weights from files, and whether a network's weights suit the pictures they will see."""
+"""Weights from files, and whether a network's weights suit the images they will see."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from eyas_host.models import pretrained
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.support.errors import WeightsError
 
 _PRETRAINED_ON = (1000, 11_821, 21_841, 21_843)
@@ -77,7 +77,7 @@ def start_from(backbone: nn.Module, path: Path, name: str, classes: int) -> tupl
             wanted |= found
         elif told not in _PRETRAINED_ON:
             raise WeightsError(
-                f"{path}: trained for {told} classes, the pictures have {classes}; to start from the rest, leave its "
+                f"{path}: trained for {told} classes, the images have {classes}; to start from the rest, leave its "
                 f"head out of the file ({', '.join(found)})"
             )
     backbone.load_state_dict(wanted | {key: value for key, value in state.items() if key not in head})
@@ -108,41 +108,41 @@ def _compare(state: dict[str, Tensor], wanted: dict[str, Tensor], head: list[str
 
 
 class Fit(Struct, frozen=True):
-    """How a network's weights suit the pictures."""
+    """How a network's weights suit the images."""
 
     note: str
     """One line: what they were trained on, and what they will see."""
     warnings: tuple[str, ...] = ()
 
 
-def fit_to_pictures(backbone: nn.Module, name: str, origin: str, picture: PictureSection) -> Fit:
-    """Compare what timm records of a network's weights with the recipe's pictures.
+def fit_to_images(backbone: nn.Module, name: str, origin: str, image: ImageSection) -> Fit:
+    """Compare what timm records of a network's weights with the recipe's images.
 
     Mean and standard deviation always fit: they are taken from timm's record (of a teacher.pt, from the file).
     """
     warnings = []
-    if picture.size < _SMALL:
+    if image.size < _SMALL:
         warnings.append(
-            f"[picture] size = {picture.size}: {name} halves it five times and sees next to nothing; take {_SMALL} or "
+            f"[image] size = {image.size}: {name} halves it five times and sees next to nothing; take {_SMALL} or "
             "more (128 is usual)"
         )
     if origin == "random":
         return Fit(f"{name}: no weights, it starts from random ones", tuple(warnings))
     config = resolve_model_data_config(backbone) | (_WARM if origin == "warm" else {})
     trained, interpolation = config["input_size"][-1], config["interpolation"]
-    if _SMALL <= picture.size < trained / 2 or picture.size > 2 * trained:
+    if _SMALL <= image.size < trained / 2 or image.size > 2 * trained:
         warnings.append(
-            f"[picture] size = {picture.size}: {name} was trained at {trained} px, and what it knows is of that scale; "
+            f"[image] size = {image.size}: {name} was trained at {trained} px, and what it knows is of that scale; "
             f"between {trained // 2} and {2 * trained} px it helps most"
         )
-    if picture.interpolation == "linear" and interpolation in ("bicubic", "bilinear", "lanczos"):
+    if image.interpolation == "linear" and interpolation in ("bicubic", "bilinear", "lanczos"):
         warnings.append(
-            f"[picture] interpolation = 'linear' leaves pixels out where it shrinks; {name} was trained with "
+            f"[image] interpolation = 'linear' leaves pixels out where it shrinks; {name} was trained with "
             f"{interpolation} that averages them; take 'area', or shrink by less than 2"
         )
     mean, std = (", ".join(f"{value:.3g}" for value in config[key]) for key in ("mean", "std"))
     return Fit(
-        f"{name}: {origin} weights, trained at {trained} px ({interpolation}), here {picture.size} px "
-        f"({picture.interpolation}); pixels are normalised by mean {mean} and deviation {std} as they were",
+        f"{name}: {origin} weights, trained at {trained} px ({interpolation}), here {image.size} px "
+        f"({image.interpolation}); pixels are normalised by mean {mean} and deviation {std} as they were",
         tuple(warnings),
     )

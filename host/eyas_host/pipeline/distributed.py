@@ -186,4 +186,4 @@ def training_threads(recipe: Recipe) -> int:
     if recipe.run.threads:
         return recipe.run.threads
     cores = (os.cpu_count() or 1) // on_this_machine()
-    return 1 if recipe.picture.size <= SINGLE_THREAD_SIZE else max(1, cores)
+    return 1 if recipe.image.size <= SINGLE_THREAD_SIZE else max(1, cores)

@@ -107,7 +107,7 @@ class Stage(msgspec.Struct, frozen=True):
     """Stages whose outputs it reads."""
     run: Callable[[Context], Outcome]
     source: Callable[[Recipe], str] | None = None
-    """A cheap hash of what lies outside of the run (the pictures)."""
+    """A cheap hash of what lies outside of the run (the images)."""
     places: tuple[str, ...] = ()
     """Files and folders of the run, beside the stage's own, that it writes."""
     together: bool = False
@@ -124,7 +124,7 @@ def run_chain(
 ) -> None:
     """Run the stages that need it, in order.
 
-    `start` runs that stage and all behind it anew, `only` just that one anew, `until` ends the chain with that one.
+    `start` runs that stage and all behind it rerun, `only` just that one rerun, `until` ends the chain with that one.
     Of several processes the main one decides, writes the records and holds the folder; the others do not return.
     Raises `StageError` if another run holds the folder or an earlier stage is missing for `only`.
     """
@@ -134,11 +134,11 @@ def run_chain(
     context.root.mkdir(parents=True, exist_ok=True)
     with _lock(context.root):
         write_bytes(context.root / "recipe.json", msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
-        anew = False
+        rerun = False
         for stage in stages:
-            anew = anew or stage.name == start or stage.name == only
+            rerun = rerun or stage.name == start or stage.name == only
             if only is None or stage.name == only:
-                _run_stage(stage, context, anew=anew)
+                _run_stage(stage, context, rerun=rerun)
             if stage.name in (only, until):
                 break
     distributed.from_main("")
@@ -165,8 +165,8 @@ def up_to_date(stage: Stage, context: Context) -> bool:
     return all(_size(context.root / path) == size for path, size in record.sizes.items())
 
 
-def _run_stage(stage: Stage, context: Context, *, anew: bool) -> None:
-    if not anew and up_to_date(stage, context):
+def _run_stage(stage: Stage, context: Context, *, rerun: bool) -> None:
+    if not rerun and up_to_date(stage, context):
         record = context.record(stage.name)
         say(f"[dim]{stage.name:8} unchanged    {record.summary if record else ''}[/dim]")
         return
@@ -175,7 +175,7 @@ def _run_stage(stage: Stage, context: Context, *, anew: bool) -> None:
         raise StageError(f"{context.root}: stage {stage.name!r} needs {', '.join(missing)} first; run without --only")
     folder = context.folder(stage.name)
     fingerprint = _fingerprint(stage, context)
-    spent = _spent(folder, fingerprint, anew=anew)
+    spent = _spent(folder, fingerprint, rerun=rerun)
     started = time.monotonic()
     _begin_peak()
     if stage.together:
@@ -215,13 +215,13 @@ def _outputs(stage: Stage, context: Context) -> Iterator[Path]:
         yield from (path for path in found if path.name not in (RECORD, _RUNNING))
 
 
-def _spent(folder: Path, fingerprint: str, *, anew: bool) -> float:
+def _spent(folder: Path, fingerprint: str, *, rerun: bool) -> float:
     """Seconds that an interrupted try of the same work took; anything else in the folder is cleared away."""
     try:
         running = msgspec.json.decode((folder / _RUNNING).read_bytes(), type=_Running)
     except (OSError, msgspec.DecodeError):
         running = None
-    if anew or running is None or running.fingerprint != fingerprint:
+    if rerun or running is None or running.fingerprint != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
         running = _Running(fingerprint)
         write_bytes(folder / _RUNNING, msgspec.json.encode(running))

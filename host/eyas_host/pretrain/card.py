@@ -17,14 +17,14 @@ class Record(msgspec.Struct, frozen=True):
     result: WarmResult
     machine: str
     """The processor that finished it."""
-    pictures: dict[str, str]
-    """sha256 of each picture that was learned from -> its package."""
+    images: dict[str, str]
+    """sha256 of each image that was learned from -> its package."""
 
 
 def warm_card(record: Record) -> str:
     """The card in Markdown."""
     settings, result = record.settings, record.result
-    counts = Counter(record.pictures.values())
+    counts = Counter(record.images.values())
     rows = "\n".join(
         f"| {source.package} | {counts[source.package]} | {source.licence} |"
         for source in SOURCES
@@ -50,18 +50,18 @@ Distilled from {", ".join(settings.teachers)} (Apache-2.0): KL of the 1,000 prob
 
 ## From what
 
-| package | pictures | their licence |
+| package | images | their licence |
 |---|---|---|
 {rows}
 
-`{settings.student}.json` lists the sha256 of each; those below {SHORTEST} pixels were left out. No picture is
-part of this file. The weights are given under Apache-2.0, as the teacher's are; whether the licence of a picture
-reaches weights that were trained on it is not settled everywhere: who must be sure trains again from pictures of
+`{settings.student}.json` lists the sha256 of each; those below {SHORTEST} pixels were left out. No image is
+part of this file. The weights are given under Apache-2.0, as the teacher's are; whether the licence of an image
+reaches weights that were trained on it is not settled everywhere: who must be sure trains again from images of
 their own choice.
 
 ## How good it is
 
-On {result.held_out} crops of pictures that were held out: the same of 1,000 classes as the teacher
+On {result.held_out} crops of images that were held out: the same of 1,000 classes as the teacher
 {result.agreement:.1%}, mean KL {result.divergence:.3f} nats.
 """
 

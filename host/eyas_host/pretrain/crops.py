@@ -1,4 +1,4 @@
-"""Strong crops of few pictures: any place, size, turn and colour. Crop number i is the same in every run."""
+"""Strong crops of few images: any place, size, turn and colour. Crop number i is the same in every run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from eyas_device.preprocess import Pixels
 
 SCALE = (0.02, 1.0)
-"""Area of a crop as a part of the picture's."""
+"""Area of a crop as a part of the image's."""
 _ASPECT = 4 / 3
 _DEGREES = 30.0
 _LIGHT = 0.4
@@ -22,11 +22,11 @@ _GREY = 0.1
 
 
 class Crops(Dataset[Pixels]):
-    """Crop number i of pictures (each at least two pixels high and wide), uint8 [size, size, 3]."""
+    """Crop number i of images (each at least two pixels high and wide), uint8 [size, size, 3]."""
 
-    def __init__(self, pictures: Sequence[Pixels], *, size: int, count: int, seed: int = 0) -> None:
-        self._levels = [_pyramid(picture, size) for picture in pictures]
-        # A large picture has more to see than a small one, though not in proportion to its area.
+    def __init__(self, images: Sequence[Pixels], *, size: int, count: int, seed: int = 0) -> None:
+        self._levels = [_pyramid(image, size) for image in images]
+        # A large image has more to see than a small one, though not in proportion to its area.
         weights = np.array([math.sqrt(math.prod(levels[0].shape[:2])) for levels in self._levels])
         self._until = np.cumsum(weights / weights.sum())
         self._size, self._count, self._seed = size, count, seed
@@ -42,9 +42,9 @@ class Crops(Dataset[Pixels]):
         return _colour(_geometry(self._levels[place], self._size, rng), rng)
 
 
-def _pyramid(picture: Pixels, size: int) -> list[Pixels]:
-    """The picture and its halves, down to the size of a crop: a large crop is read from a small one."""
-    levels = [picture]
+def _pyramid(image: Pixels, size: int) -> list[Pixels]:
+    """The image and its halves, down to the size of a crop: a large crop is read from a small one."""
+    levels = [image]
     while min(levels[-1].shape[:2]) >= 2 * size:
         height, width = levels[-1].shape[:2]
         levels.append(np.asarray(cv2.resize(levels[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)))
@@ -52,7 +52,7 @@ def _pyramid(picture: Pixels, size: int) -> list[Pixels]:
 
 
 def _geometry(levels: Sequence[Pixels], size: int, rng: np.random.Generator) -> Pixels:
-    """A turned, perhaps mirrored rectangle of the picture as a square."""
+    """A turned, perhaps mirrored rectangle of the image as a square."""
     height, width = levels[0].shape[:2]
     area = rng.uniform(*np.log(SCALE))
     stretch = rng.uniform(-math.log(_ASPECT), math.log(_ASPECT)) / 2
@@ -65,7 +65,7 @@ def _geometry(levels: Sequence[Pixels], size: int, rng: np.random.Generator) -> 
     angle = math.radians(rng.uniform(-_DEGREES, _DEGREES))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     step_x, step_y = wide * shrunk / size, high * shrunk / size
-    # From the crop's pixels to the picture's: scale, mirror and turn about the middle.
+    # From the crop's pixels to the image's: scale, mirror and turn about the middle.
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     linear = turn @ np.diag([mirror * step_x, step_y])
     middle = np.array([(left + wide / 2) * shrunk, (top + high / 2) * shrunk])

@@ -1,4 +1,4 @@
-"""The free pictures of a warm start: what installed packages ship, found where it lies and never copied."""
+"""The free images of a warm start: what installed packages ship, found where it lies and never copied."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from eyas_host.support.errors import WeightsError
 from eyas_host.support.progress import say, track
 
 LONGEST = 1024
-"""Pictures are kept with at most this longest side, pixels; no crop needs more."""
+"""Images are kept with at most this longest side, pixels; no crop needs more."""
 SHORTEST = 64
-"""Pictures with a shorter side below this are left out, pixels."""
+"""Images with a shorter side below this are left out, pixels."""
 _ENOUGH = 20
-"""Fewer pictures are not worth hours of training."""
+"""Fewer images are not worth hours of training."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff"}
 _HELD_OUT = 16
-"""One picture in so many is held out, to measure by."""
+"""One image in so many is held out, to measure by."""
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A package whose pictures may be learned from."""
+    """A package whose images may be learned from."""
 
     package: str
     pattern: str
     """Below the root for a package of Debian's, below the module's folder for one of the registry's."""
     licence: str
-    """Of the pictures, as the package states it."""
+    """Of the images, as the package states it."""
     module: str = ""
     """Import name, where the package comes from the registry."""
     leave_out: tuple[str, ...] = ()
@@ -52,19 +52,19 @@ SOURCES = (
     Source("scikit-image", "data/*", "CC0, CC-BY and public domain", module="skimage"),
 )
 APT = "apt-get install " + " ".join(source.package for source in SOURCES if not source.module)
-"""What brings the pictures of Debian's packages."""
+"""What brings the images of Debian's packages."""
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A picture file."""
+    """An image file."""
 
     path: str
     package: str
     sha256: str
 
 
-def find_pictures(root: Path = Path("/")) -> list[Found]:
-    """The pictures of all sources that are installed, in a fixed order; of one picture in many sizes the largest file.
+def find_images(root: Path = Path("/")) -> list[Found]:
+    """The images of all sources that are installed, in a fixed order; of one image in many sizes the largest file.
 
     `root` is where Debian's packages are unpacked. Raises `WeightsError` that names what to install if there are too
     few.
@@ -77,28 +77,28 @@ def find_pictures(root: Path = Path("/")) -> list[Found]:
     ]
     unique = {one.sha256: one for one in found}
     if len(unique) < _ENOUGH:
-        raise WeightsError(f"{len(unique)} pictures to learn from are installed, {_ENOUGH} are needed; {APT}")
+        raise WeightsError(f"{len(unique)} images to learn from are installed, {_ENOUGH} are needed; {APT}")
     return sorted(unique.values(), key=lambda one: one.sha256)
 
 
 def missing_packages(found: Sequence[Found]) -> list[str]:
-    """The sources that no picture came from, as their packages are called."""
+    """The sources that no image came from, as their packages are called."""
     there = {one.package for one in found}
     return [source.package for source in SOURCES if source.package not in there]
 
 
 def held_out(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
-    """The pictures to learn from and those to measure by, one at least, told apart by their hashes."""
+    """The images to learn from and those to measure by, one at least, told apart by their hashes."""
     out = {one.sha256 for one in found if int(one.sha256, 16) % _HELD_OUT == 0} or {found[0].sha256}
     return [one for one in found if one.sha256 not in out], [one for one in found if one.sha256 in out]
 
 
-def read_pictures(found: Sequence[Found], title: str) -> list[Pixels]:
+def read_images(found: Sequence[Found], title: str) -> list[Pixels]:
     """Their pixels, blue-green-red; what cannot be read or is too small is left out."""
-    pictures = [picture for one in track(found, title) if (picture := _read(Path(one.path))) is not None]
-    if len(pictures) < len(found):
-        say(f"  {len(found) - len(pictures)} of {len(found)} pictures cannot be read or are too small: left out")
-    return pictures
+    images = [image for one in track(found, title) if (image := _read(Path(one.path))) is not None]
+    if len(images) < len(found):
+        say(f"  {len(found) - len(images)} of {len(found)} images cannot be read or are too small: left out")
+    return images
 
 
 def _base(source: Source, root: Path) -> Path | None:
@@ -119,7 +119,7 @@ def _files(base: Path, source: Source) -> list[Path]:
 
 
 def _largest(paths: Iterable[Path]) -> list[Path]:
-    """One file of each picture: names that differ in a resolution alone are the same one."""
+    """One file of each image: names that differ in a resolution alone are the same one."""
     best: dict[str, Path] = {}
     for path in paths:
         name = re.sub(r"[_-]?\d{3,5}x\d{3,5}", "", str(path.with_suffix("")))
@@ -129,36 +129,36 @@ def _largest(paths: Iterable[Path]) -> list[Path]:
 
 
 def _read(path: Path) -> Pixels | None:
-    picture: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if picture is not None:
-        picture = _trimmed(picture)
-    if picture is None or min(picture.shape[:2]) < SHORTEST:
+    image: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is not None:
+        image = _trimmed(image)
+    if image is None or min(image.shape[:2]) < SHORTEST:
         return None
-    if picture.dtype != np.uint8:
-        picture = cv2.convertScaleAbs(picture, alpha=255 / max(1, int(picture.max())))
-    height, width = picture.shape[:2]
+    if image.dtype != np.uint8:
+        image = cv2.convertScaleAbs(image, alpha=255 / max(1, int(image.max())))
+    height, width = image.shape[:2]
     if max(height, width) > LONGEST:
         share = LONGEST / max(height, width)
         size = (max(1, round(width * share)), max(1, round(height * share)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return _opaque(picture)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return _opaque(image)
 
 
-def _trimmed(picture: Any) -> Any:
+def _trimmed(image: Any) -> Any:
     """Without the margin in which nothing is drawn."""
-    if picture.ndim < 3 or picture.shape[2] != 4:
-        return picture
-    left, top, width, height = cv2.boundingRect((picture[:, :, 3] > 0).astype(np.uint8))
-    return picture[top : top + height, left : left + width]
+    if image.ndim < 3 or image.shape[2] != 4:
+        return image
+    left, top, width, height = cv2.boundingRect((image[:, :, 3] > 0).astype(np.uint8))
+    return image[top : top + height, left : left + width]
 
 
-def _opaque(picture: Pixels) -> Pixels:
+def _opaque(image: Pixels) -> Pixels:
     """Three channels; what is transparent lies on grey."""
-    if picture.ndim == 2:
-        return np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))
-    if picture.shape[2] == 3:
-        return picture
-    if picture.shape[2] != 4:
-        return np.ascontiguousarray(np.repeat(picture[:, :, :1], 3, axis=2))
-    alpha = picture[:, :, 3:].astype(np.float32) / 255
-    return np.rint(picture[:, :, :3] * alpha + 128 * (1 - alpha)).astype(np.uint8)
+    if image.ndim == 2:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+    if image.shape[2] == 3:
+        return image
+    if image.shape[2] != 4:
+        return np.ascontiguousarray(np.repeat(image[:, :, :1], 3, axis=2))
+    alpha = image[:, :, 3:].astype(np.float32) / 255
+    return np.rint(image[:, :, :3] * alpha + 128 * (1 - alpha)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""`eyas warm-start`: find the pictures, train, and write the card beside the weights."""
+"""`eyas warm-start`: find the images, train, and write the card beside the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from eyas_host.evaluate.inference import pick_device
 from eyas_host.pipeline.distributed import SINGLE_THREAD_SIZE
 from eyas_host.pretrain.card import Record, warm_card
-from eyas_host.pretrain.images import APT, find_pictures, held_out, missing_packages, read_pictures
+from eyas_host.pretrain.images import APT, find_images, held_out, missing_packages, read_images
 from eyas_host.pretrain.train import WarmSettings, begin, fingerprint, warm_start
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import machine
@@ -28,26 +28,24 @@ def make_warm_start(
     minutes: float | None,
     device: Literal["auto", "cuda", "cpu"],
 ) -> str:
-    """Train in `folder` from the pictures that packages under `root` ship; returns a line that says how far it came.
+    """Train in `folder` from the images that packages under `root` ship; returns a line that says how far it came.
 
-    Raises `WeightsError` for too few pictures, `StageError` for a full disk, and as `begin` does.
+    Raises `WeightsError` for too few images, `StageError` for a full disk, and as `begin` does.
     """
     gpu = pick_device(device).type == "cuda"
     cores = os.cpu_count() or 1
     torch.set_num_threads(1 if settings.size <= SINGLE_THREAD_SIZE else cores)
     cv2.setNumThreads(1)
-    found = find_pictures(root)
+    found = find_images(root)
     if missing := missing_packages(found):
-        warn(
-            f"{len(found)} pictures to learn from; none of {', '.join(missing)}: few pictures make a poor start; {APT}"
-        )
+        warn(f"{len(found)} images to learn from; none of {', '.join(missing)}: few images make a poor start; {APT}")
     learned, out = held_out(found)
-    settings = msgspec.structs.replace(settings, pictures=fingerprint([one.sha256 for one in learned]))
-    begin(settings, folder)  # mistakes show before the pictures are read
+    settings = msgspec.structs.replace(settings, images=fingerprint([one.sha256 for one in learned]))
+    begin(settings, folder)  # mistakes show before the images are read
     result = warm_start(
         settings,
-        read_pictures(learned, "pictures"),
-        read_pictures(out, "pictures held out"),
+        read_images(learned, "images"),
+        read_images(out, "images held out"),
         folder,
         minutes=minutes,
         device=device,

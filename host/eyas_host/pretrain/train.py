@@ -1,4 +1,4 @@
-"""A student's warm start: ImageNet teachers, asked about crops of free pictures.
+"""A student's warm start: ImageNet teachers, asked about crops of free images.
 
 The student follows the teachers' 1,000 probabilities on strong crops, the same view for both, on a long schedule.
 Sources: Asano & Saeed, "Extrapolating from a single image to a thousand classes using distillation", 2021; Beyer et
@@ -33,11 +33,11 @@ from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.schedule import Epoch, Schedule
 
 _EPOCH = 6_400
-"""Crops between two looks at the held-out pictures; a training pauses there."""
+"""Crops between two looks at the held-out images; a training pauses there."""
 _LOOKS = 10
 """It is looked at so often at least."""
 _LOOK = 512
-"""Crops of held-out pictures by which it is judged."""
+"""Crops of held-out images by which it is judged."""
 _SETTINGS = "settings.json"
 
 
@@ -62,8 +62,8 @@ class WarmSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the batches in which a patch of each crop comes from another one."""
     ema: float = 0.999
     seed: int = 0
-    pictures: str = ""
-    """Fingerprint of the pictures that are learned from."""
+    images: str = ""
+    """Fingerprint of the images that are learned from."""
 
 
 def usual_last_size(size: int) -> int:
@@ -93,7 +93,7 @@ class _PauseError(Exception):
 
 def warm_start(
     settings: WarmSettings,
-    pictures: Sequence[Pixels],
+    images: Sequence[Pixels],
     held_out: Sequence[Pixels],
     folder: Path,
     *,
@@ -103,8 +103,8 @@ def warm_start(
 ) -> WarmResult:
     """Train, or go on training, in `folder` for at most so many minutes; `NETWORK.safetensors` is where it stands.
 
-    The last weights are kept, not those that answer best on the held-out pictures: a start is as good as its rate has
-    fallen, and so few pictures cannot tell one epoch from the next.
+    The last weights are kept, not those that answer best on the held-out images: a start is as good as its rate has
+    fallen, and so few images cannot tell one epoch from the next.
 
     Raises as `begin` does.
     """
@@ -123,7 +123,7 @@ def warm_start(
     epochs = max(1, round(settings.crops / (steps_an_epoch * settings.batch)))
     an_epoch = steps_an_epoch * settings.batch
     small, large = (
-        Crops(pictures, size=size, count=epochs * an_epoch, seed=settings.seed)
+        Crops(images, size=size, count=epochs * an_epoch, seed=settings.seed)
         for size in (settings.size, settings.last_size)
     )
     until = None if minutes is None else time.monotonic() + 60 * minutes
@@ -227,5 +227,5 @@ def _write(state: dict[str, Tensor], path: Path) -> None:
 
 
 def fingerprint(hashes: Sequence[str]) -> str:
-    """One hash of the pictures' hashes."""
+    """One hash of the images' hashes."""
     return hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:16]

@@ -2,7 +2,7 @@
 
 A camera hands over BGR bytes and a convolution is linear, so the channel swap, the division by the standard deviation
 and every batch normalisation disappear into convolution weights. Only ``x - mean`` stays: folding it as well would
-change the picture's border, because the convolution pads with zeros *after* normalisation.
+change the image's border, because the convolution pads with zeros *after* normalisation.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _find_convolutions(backbone: nn.Module, probe: Tensor) -> tuple[nn.Conv2d, l
             backbone(probe)
     except (AssertionError, RuntimeError) as error:
         size = f"{_PROBE_SIZE} x {_PROBE_SIZE}"
-        raise CompressError(f"the network takes no pictures of {size} pixels, which folding tries: {error}") from None
+        raise CompressError(f"the network takes no images of {size} pixels, which folding tries: {error}") from None
     finally:
         for handle in handles:
             handle.remove()

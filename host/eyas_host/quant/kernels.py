@@ -49,7 +49,7 @@ def compiled() -> list[str]:
 
 
 def _take_own_folder() -> None:
-    """Shared with another environment they would be compiled anew at each change from one to the other."""
+    """Shared with another environment they would be compiled again at each change from one to the other."""
     own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(get_default_build_root()) / f"eyas-{own}"))
 

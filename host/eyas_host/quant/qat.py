@@ -35,8 +35,8 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.quiet import quiet_tools
 
 _STATE, _CONFIG = "qat.pt", "qat.json"
-FEWEST_PICTURES = 2
-"""A range from one picture is that picture's."""
+FEWEST_IMAGES = 2
+"""A range from one image is that image's."""
 
 _UNREADABLE = (
     *(OSError, ValueError, RuntimeError, LookupError, EOFError, TypeError),
@@ -61,9 +61,9 @@ def prepare_qat(
     `pixels - mean` follows from the mean alone. With `preset="symmetric"` every zero point is 0, as TensorRT wants it.
     `keep_float` are names of layers (see `layers.layers`) whose weight is not quantized; `weight_bits=7` uses half of
     the weights' grid. Raises `CompressError` where a
-    network cannot be placed completely, a layer does not exist, or the pictures cannot set ranges.
+    network cannot be placed completely, a layer does not exist, or the images cannot set ranges.
     """
-    _check_pictures(calibration, input_size)
+    _check_images(calibration, input_size)
     load_kernels()
     example = torch.zeros(1, 3, input_size, input_size)
     model = copy.deepcopy(deploy).cpu().eval()
@@ -124,21 +124,19 @@ def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
     return model.eval()
 
 
-def _check_pictures(calibration: Sequence[Tensor], size: int) -> None:
-    """Raise `CompressError` unless ranges can be learned from the pictures."""
+def _check_images(calibration: Sequence[Tensor], size: int) -> None:
+    """Raise `CompressError` unless ranges can be learned from the images."""
     allowed = f"float32 pixels [n, 3, {size}, {size}], 0..255, are needed"
     for place, batch in enumerate(calibration):
         if batch.ndim != 4 or batch.shape[1:] != (3, size, size) or batch.dtype != torch.float32:
-            raise CompressError(f"calibration picture {place} is {batch.dtype} {list(batch.shape)}; {allowed}")
+            raise CompressError(f"calibration image {place} is {batch.dtype} {list(batch.shape)}; {allowed}")
         if not (torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 255):
             raise CompressError(
-                f"calibration picture {place} has values {float(batch.min()):g}..{float(batch.max()):g}; {allowed}"
+                f"calibration image {place} has values {float(batch.min()):g}..{float(batch.max()):g}; {allowed}"
             )
     count = sum(len(batch) for batch in calibration)
-    if count < FEWEST_PICTURES:
-        raise CompressError(
-            f"{count} calibration pictures; at least {FEWEST_PICTURES} are needed, some hundred are better"
-        )
+    if count < FEWEST_IMAGES:
+        raise CompressError(f"{count} calibration images; at least {FEWEST_IMAGES} are needed, some hundred are better")
 
 
 def _restore_biases(model: nn.Module, deploy: DeployModel, names: Collection[str]) -> None:

@@ -95,7 +95,7 @@ def complete_placement(
     for name, observer in observers.items():
         low, high = observer.range()
         if not (low < float("inf") and high > low):
-            raise CompressError(f"{name!r} has no usable range on the calibration pictures: {low}..{high}")
+            raise CompressError(f"{name!r} has no usable range on the calibration images: {low}..{high}")
         if all(reader in found and found[reader].kind == "hardswish" for reader in found[name].readers):
             low = max(low, HARD_ZERO)
         quantizer = _symmetric_quantizer(low, high) if symmetric else _asymmetric_quantizer(low, high)

@@ -13,7 +13,7 @@ from eyas_host.recipe.compress import PruneSection, QuantizeSection
 from eyas_host.recipe.cost import CostSection
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.export import CompileSection, GateSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.pack import PackSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
@@ -25,7 +25,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     run: RunSection
     data: DataSection = DataSection()
-    picture: PictureSection = PictureSection()
+    image: ImageSection = ImageSection()
     augment: AugmentSection = AugmentSection()
     teacher: TeacherSection = TeacherSection()
     student: StudentSection = StudentSection()

@@ -1,4 +1,4 @@
-"""`[augment]`: random changes to training pictures."""
+"""`[augment]`: random changes to training images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Augmentation = Literal[
 
 
 class AugmentSection(Section, frozen=True):
-    """`[augment]`: how training pictures may be varied; only what the real camera could see."""
+    """`[augment]`: how training images may be varied; only what the real camera could see."""
 
     forbid: tuple[Augmentation, ...] = ()
     """What the domain rules out, e.g. ["horizontal_flip"] for text and chest X-rays: never drawn, whatever else is
@@ -45,7 +45,7 @@ class AugmentSection(Section, frozen=True):
     """Rotations by 90, 180 and 270 degrees."""
     rotate_degrees: Annotated[float, Meta(ge=0.0, le=180.0)] = 5.0
     crop_scale: Rate = 0.7
-    """Smallest part of the picture's area that a random crop keeps."""
+    """Smallest part of the image's area that a random crop keeps."""
     brightness: Fraction = 0.2
     contrast: Fraction = 0.2
     randaugment: Annotated[int, Meta(ge=0, le=8)] = 0
@@ -53,8 +53,8 @@ class AugmentSection(Section, frozen=True):
     magnitude: Annotated[int, Meta(ge=0, le=30)] = 9
     """Strength of those steps, 0 to 30."""
     cutmix: Fraction = 0.0
-    """Part of the distillation views in which a patch of another picture is pasted; the teacher answers for the mix."""
+    """Part of the distillation views in which a patch of another image is pasted; the teacher answers for the mix."""
     mixup: Fraction = 0.0
-    """Part of the distillation views that are blended with another picture; the teacher answers for the mix."""
+    """Part of the distillation views that are blended with another image; the teacher answers for the mix."""
     warm_up: Count = 0
     """Teacher epochs over which rotation, crop, light and RandAugment rise to full strength (0: full at once)."""

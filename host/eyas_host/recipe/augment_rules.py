@@ -26,7 +26,7 @@ OFF: dict[str, bool | int | float] = {
     "cutmix": 0.0,
     "mixup": 0.0,
 }
-"""Setting of `[augment]` -> the value that leaves pictures as they are."""
+"""Setting of `[augment]` -> the value that leaves images as they are."""
 
 
 def allowed(augment: AugmentSection) -> AugmentSection:

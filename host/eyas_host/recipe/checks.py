@@ -22,7 +22,7 @@ def impossible(recipe: Recipe) -> Iterable[str]:
     if data.source == "csv" and not data.path:
         yield "[data] path: missing; source = 'csv' needs the table path,label[,group,time]"
     if data.source == "elpv" and data.path:
-        yield "[data] path: source = 'elpv' takes its pictures from the extra `demo`, not from a path"
+        yield "[data] path: source = 'elpv' takes its images from the extra `demo`, not from a path"
     if data.by in ("group", "time") and (data.source == "elpv" or any(one.source != "csv" for one in data.sources)):
         yield f"[data] by = '{data.by}': source = 'csv' is needed, a table with the columns path,label,{data.by}"
     if data.by != "time" and data.gap_days:
@@ -54,6 +54,6 @@ def impossible(recipe: Recipe) -> Iterable[str]:
         yield f"[run] trackers = {list(recipe.run.trackers)}: each once"
     if recipe.run.amp == "fp16" and recipe.run.device == "cpu":
         yield "[run] amp = 'fp16' needs a GPU, and device = 'cpu' takes none; 'bf16' runs there"
-    if recipe.picture.size % 32:
-        yield f"[picture] size = {recipe.picture.size}: must be a multiple of 32 (the networks halve it five times)"
+    if recipe.image.size % 32:
+        yield f"[image] size = {recipe.image.size}: must be a multiple of 32 (the networks halve it five times)"
     yield from training_faults(recipe.teacher, recipe.student)

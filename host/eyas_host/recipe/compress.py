@@ -43,7 +43,7 @@ class QuantizeSection(Section, frozen=True):
 
     method: Literal["qat", "ptq"] = "qat"
     """`qat`: fine-tuning with the int8 grid in the graph until it answers as the float student; `ptq`: ranges from the
-    calibration pictures alone."""
+    calibration images alone."""
     preset: Literal["mixed", "symmetric"] = "mixed"
     """`symmetric`: all zero points 0, as TensorRT wants them; `mixed` uses the whole grid."""
     weight_bits: Literal[7, 8] = 7
@@ -51,10 +51,10 @@ class QuantizeSection(Section, frozen=True):
     epochs: Count = 4
     rate: Rate = 1e-4
     calibration: Annotated[int, Meta(ge=2)] = 128
-    """Training pictures that set the first ranges."""
+    """Training images that set the first ranges."""
     choose: Literal["coverage", "random"] = "coverage"
     """`coverage`: as many of each class, far apart in the student's features; `random`."""
     keep_float: tuple[str, ...] = ()
     """Layers that stay float; `eyas sensitivity` names them."""
     fallback: Count = 0
-    """Where int8 loses more than `gate.max_drop` on validation: at most so many layers are kept float to mend it."""
+    """Where int8 loses more than `gate.max_drop` on validation: at most so many layers are kept float to fix it."""

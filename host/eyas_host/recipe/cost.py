@@ -16,7 +16,7 @@ class CostSection(Section, frozen=True):
     """`[cost]`: what a wrong answer costs; with a table the answer is the one that is expected to cost least."""
 
     table: dict[str, dict[str, Price]] = msgspec.field(default_factory=dict)
-    """True label -> answer -> cost of a picture: { defective = { ok = 50000 }, ok = { defective = 5000 } }. A right
+    """True label -> answer -> cost of an image: { defective = { ok = 50000 }, ok = { defective = 5000 } }. A right
     answer costs 0 unless it is named; empty: the likeliest label is the answer."""
     other: Price | None = None
     """Cost of every mistake that the table does not name; without it the table must name them all."""

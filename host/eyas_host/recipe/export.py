@@ -23,7 +23,7 @@ class GateSection(Section, frozen=True):
     """`[gate]`: bounds on validation below which an artefact is not packed."""
 
     min_agreement: Fraction = 0.95
-    """Part of the pictures on which an artefact's answer equals its reference model's."""
+    """Part of the images on which an artefact's answer equals its reference model's."""
     max_dp: Positive = 0.02
     """Largest allowed mean difference of a probability."""
     max_drop: Fraction = 0.03

@@ -1,4 +1,4 @@
-"""`[picture]`: size and preprocessing."""
+"""`[image]`: size and preprocessing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from eyas_host.recipe.tune import TuneSection as TuneSection
 from eyas_host.recipe.types import Rate
 
 
-class PictureSection(Section, frozen=True):
-    """`[picture]`: what the model sees; becomes the bundle's preprocessing."""
+class ImageSection(Section, frozen=True):
+    """`[image]`: what the model sees; becomes the bundle's preprocessing."""
 
     size: Annotated[int, Meta(ge=32, le=1024)] = 128
     """Side of the square input, pixels."""

@@ -19,8 +19,8 @@ class PackSection(Section, frozen=True):
 
     version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"
     golden: Annotated[int, Meta(ge=1, le=64)] = 12
-    """Validation pictures that every device must answer as the workstation did."""
+    """Validation images that every device must answer as the workstation did."""
     threshold: Fraction = 0.6
     """Answers below this calibrated confidence are reported as unsure."""
-    pictures: Literal["allowed", "never"] = "allowed"
-    """`never`: no device sends a picture, whatever its configuration says; part of the bundle."""
+    images: Literal["allowed", "never"] = "allowed"
+    """`never`: no device sends an image, whatever its configuration says; part of the bundle."""

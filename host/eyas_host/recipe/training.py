@@ -54,7 +54,7 @@ class TeacherSection(Section, frozen=True):
     batch: AtLeastOne = 32
     weight_decay: Fraction = 0.02
     loss: LossName = "cross_entropy"
-    """`bce`: each class against the rest; `focal`: pictures that are answered well count little."""
+    """`bce`: each class against the rest; `focal`: images that are answered well count little."""
     focal_gamma: Gamma = 2.0
     """focal: how little; 0 is cross-entropy."""
     label_smoothing: Fraction = 0.05
@@ -92,7 +92,7 @@ class StudentSection(Section, frozen=True):
     """A trained student from elsewhere, relative to the recipe: a .safetensors or torch file of its weights under
     timm's names. No teacher is trained then; it is quantized by calibration."""
     views: AtLeastOne = 6
-    """Augmented views a picture, made once with the teacher's answers and used again every epoch."""
+    """Augmented views an image, made once with the teacher's answers and used again every epoch."""
     cache_gb: Annotated[float, Meta(ge=0.0, le=1e6)] = 20.0
     """Largest size of those views on the disk, GB; more is refused before any is made (0: what the disk holds)."""
     epochs: AtLeastOne = 30
@@ -102,7 +102,7 @@ class StudentSection(Section, frozen=True):
     kd_ratio: Fraction = 0.9
     """Part of the loss that follows the teacher; the rest follows the labels."""
     kd: Literal["kl", "dist"] = "kl"
-    """`kl`: the teacher's probabilities; `dist`: only how they rank, over classes and over pictures."""
+    """`kl`: the teacher's probabilities; `dist`: only how they rank, over classes and over images."""
     temperature: Positive = 2.0
     hint: Annotated[float, Meta(ge=0.0, le=1000.0)] = 1.0
     """Weight of the pooled-feature hint (0: none)."""

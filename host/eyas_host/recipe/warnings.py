@@ -1,6 +1,6 @@
 """Settings that are allowed and seldom wise: each in one line with what, why, and what instead.
 
-They never stop a run. What the pictures' counts and labels are to be feared for is said by `data.balance`.
+They never stop a run. What the images' counts and labels are to be feared for is said by `data.balance`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONGEST_PATIENCE = 10
 TEMPERATURES = (1.0, 10.0)
 MOST_SMOOTHING = 0.1
 DIST_BATCH = 16
-"""Pictures in a batch below which a correlation over them is mostly chance."""
+"""Images in a batch below which a correlation over them is mostly chance."""
 
 _LATERAL = {"left", "right", "clockwise", "counterclockwise", "anticlockwise", "mirrored", "flipped"}
 _UPRIGHT = {"up", "down", "top", "bottom", "upright", "upsidedown", "inverted"}
@@ -26,7 +26,7 @@ _WRITTEN = {"text", "letter", "letters", "digit", "digits", "number", "sign", "s
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
-    """All that can be said before the pictures are looked at."""
+    """All that can be said before the images are looked at."""
     return teacher_warnings(recipe) + student_warnings(recipe)
 
 
@@ -71,7 +71,7 @@ def _of_teacher(teacher: TeacherSection) -> Iterator[str]:
         )
     if unfrozen and teacher.layer_decay == 1.0 and teacher.unfreeze != "0":
         yield (
-            "[teacher] layer_decay = 1.0, one rate for all blocks: the lowest ones hold what any picture needs and are "
+            "[teacher] layer_decay = 1.0, one rate for all blocks: the lowest ones hold what any image needs and are "
             "torn up as fast as the head learns; take 0.65 to 0.9, or freeze them (unfreeze)"
         )
     if teacher.patience > LONGEST_PATIENCE:
@@ -81,7 +81,7 @@ def _of_teacher(teacher: TeacherSection) -> Iterator[str]:
         )
     if teacher.batch * teacher.accumulate < SMALLEST_BATCH:
         yield (
-            f"[teacher] batch = {teacher.batch}: a gradient of fewer than {SMALLEST_BATCH} pictures is mostly noise; "
+            f"[teacher] batch = {teacher.batch}: a gradient of fewer than {SMALLEST_BATCH} images is mostly noise; "
             "take 16 or more, or accumulate = 4 where memory is short"
         )
     if teacher.label_smoothing > MOST_SMOOTHING:
@@ -98,12 +98,12 @@ def _of_student(student: StudentSection, classes: int | None) -> Iterator[str]:
         yield f"[student] temperature = {student.temperature:g} {effect}; take {low:g} to {high:g} (2 to 4 is usual)"
     if student.batch < SMALLEST_BATCH:
         yield (
-            f"[student] batch = {student.batch}: BatchNorm's statistics of fewer than {SMALLEST_BATCH} pictures are "
+            f"[student] batch = {student.batch}: BatchNorm's statistics of fewer than {SMALLEST_BATCH} images are "
             "mostly noise; take 16 or more"
         )
     elif student.kd == "dist" and student.batch < DIST_BATCH:
         yield (
-            f"[student] kd = 'dist' with batch = {student.batch}: it correlates over the pictures of a batch, and of "
+            f"[student] kd = 'dist' with batch = {student.batch}: it correlates over the images of a batch, and of "
             f"fewer than {DIST_BATCH} that is mostly chance; take 32 or more, or kd = 'kl'"
         )
     if student.rate > 10 * FASTEST:

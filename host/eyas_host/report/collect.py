@@ -9,15 +9,15 @@ import numpy as np
 from eyas_host.data.split import Split
 from eyas_host.evaluate.predictions import Answers
 from eyas_host.evaluate.verdict import Verdict
-from eyas_host.report.model import Mistake, Rung
+from eyas_host.report.model import Mistake, Variant
 
 _MISTAKES = 12
 
 
-def rungs_of(answers: Answers, agreement: Mapping[str, float], verdict: Verdict, part: str) -> tuple[Rung, ...]:
+def variants_of(answers: Answers, agreement: Mapping[str, float], verdict: Verdict, part: str) -> tuple[Variant, ...]:
     """The row of each variant on one split, in the order of the comparison."""
     return tuple(
-        Rung(
+        Variant(
             name=name,
             runtime=name.split("-")[0] if name in verdict.parity else "torch",
             precision="int8" if name.endswith("int8") or name == "qat" else "fp32",
@@ -53,11 +53,11 @@ def mistakes_of(test: Answers, shipped: str, split: Split) -> tuple[Mistake, ...
     price = costs[targets, answers] if costs is not None else np.zeros(len(targets))
     wrong = np.flatnonzero(answers != targets)
     worst = wrong[np.lexsort((-confidence[wrong], -price[wrong]))][:_MISTAKES]
-    pictures = split.manifest.test
+    images = split.manifest.test
     return tuple(
         Mistake(
-            pictures[row].path,
-            pictures[row].label,
+            images[row].path,
+            images[row].label,
             split.labels[answers[row]],
             float(confidence[row]),
             float(price[row]) if costs is not None else None,

@@ -22,10 +22,10 @@ Values = npt.NDArray[np.float64]
 
 
 class Curve(msgspec.Struct, frozen=True, kw_only=True):
-    """One curve of a rung on the test part."""
+    """One curve of a variant on the test part."""
 
     kind: Kind
-    rung: str
+    variant: str
     label: str
     """The label that is looked for against all others; empty: the mean over all labels."""
     area: float
@@ -36,7 +36,7 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def curves_of(
-    rung: str,
+    variant: str,
     labels: tuple[str, ...],
     probabilities: Floats,
     targets: Ints,
@@ -47,7 +47,7 @@ def curves_of(
     """ROC and precision-recall curve for probabilities [n, classes] and labels [n].
 
     For two labels those of `positive`; for more the mean over the labels (at 101 places), then with `each` one for
-    every label if there are not too many for a plot. Labels without pictures are left out.
+    every label if there are not too many for a plot. Labels without images are left out.
     """
     wanted = [labels.index(positive)] if len(labels) == 2 else range(len(labels))
     shown = [place for place in wanted if 0 < (targets == place).sum() < len(targets)]
@@ -55,9 +55,9 @@ def curves_of(
     for kind in ("roc", "pr"):
         own = [_points(kind, targets == place, probabilities[:, place]) for place in shown]
         if len(labels) > 2 and own:
-            found.append(_mean(kind, rung, own))
+            found.append(_mean(kind, variant, own))
         if len(labels) == 2 or (each and len(labels) <= _MOST_LABELS):
-            found += [_curve(kind, rung, labels[place], x, y) for place, (x, y) in zip(shown, own, strict=True)]
+            found += [_curve(kind, variant, labels[place], x, y) for place, (x, y) in zip(shown, own, strict=True)]
     return found
 
 
@@ -70,7 +70,7 @@ def _points(kind: str, own: npt.NDArray[np.bool_], scores: Floats) -> tuple[Valu
     return recall[::-1], precision[::-1]
 
 
-def _mean(kind: Kind, rung: str, curves: list[tuple[Values, Values]]) -> Curve:
+def _mean(kind: Kind, variant: str, curves: list[tuple[Values, Values]]) -> Curve:
     """The mean height over the labels; precision is a step that holds down to the next lower recall."""
     if kind == "roc":
         heights = [np.interp(_GRID, x, y) for x, y in curves]
@@ -79,7 +79,7 @@ def _mean(kind: Kind, rung: str, curves: list[tuple[Values, Values]]) -> Curve:
     areas = [_area(kind, x, y) for x, y in curves]
     return Curve(
         kind=kind,
-        rung=rung,
+        variant=variant,
         label="",
         area=float(np.mean(areas)),
         x=tuple(_GRID.tolist()),
@@ -87,10 +87,15 @@ def _mean(kind: Kind, rung: str, curves: list[tuple[Values, Values]]) -> Curve:
     )
 
 
-def _curve(kind: Kind, rung: str, label: str, x: Values, y: Values) -> Curve:
+def _curve(kind: Kind, variant: str, label: str, x: Values, y: Values) -> Curve:
     kept = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).astype(int))
     return Curve(
-        kind=kind, rung=rung, label=label, area=_area(kind, x, y), x=tuple(x[kept].tolist()), y=tuple(y[kept].tolist())
+        kind=kind,
+        variant=variant,
+        label=label,
+        area=_area(kind, x, y),
+        x=tuple(x[kept].tolist()),
+        y=tuple(y[kept].tolist()),
     )
 
 

@@ -1,6 +1,6 @@
 """How the report's plots are drawn: inline SVG that follows the page's light or dark colours.
 
-Matplotlib draws with stand-in colours; each becomes a CSS variable of the page, so one picture serves both themes. Text
+Matplotlib draws with stand-in colours; each becomes a CSS variable of the page, so one image serves both themes. Text
 stays text, and no pyplot state is touched.
 """
 

@@ -1,4 +1,4 @@
-"""Where a network looked: Grad-CAM at its last convolution that still has a place in the picture.
+"""Where a network looked: Grad-CAM at its last convolution that still has a place in the image.
 
 Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", 2017.
 """
@@ -15,15 +15,15 @@ from eyas_host.data.transforms import Batch
 from eyas_host.evaluate.inference import to_tensor
 
 Heat = npt.NDArray[np.float32]
-"""float32 [pictures, side, side], 0..1."""
+"""float32 [images, side, side], 0..1."""
 
 _STRENGTH = 0.55
 
 
 def grad_cam(network: nn.Module, pixels: Batch, classes: list[int]) -> Heat:
-    """What speaks for `classes` [n] in prepared pixels uint8 [n, side, side, 3]; each picture's largest value is 1.
+    """What speaks for `classes` [n] in prepared pixels uint8 [n, side, side, 3]; each image's largest value is 1.
 
-    relu(sum_k a_k A_k) with a_k the mean over all places of d logit / d A_k. A picture in which nothing speaks for its
+    relu(sum_k a_k A_k) with a_k the mean over all places of d logit / d A_k. An image in which nothing speaks for its
     class is all 0. Raises `ValueError` for a network without a convolution whose output has places.
     """
     network.eval()
@@ -67,8 +67,8 @@ def last_convolution(network: nn.Module, pixels: Batch) -> nn.Conv2d:
     return found[-1]
 
 
-def overlay(picture: npt.NDArray[np.uint8], heat: Heat) -> npt.NDArray[np.uint8]:
-    """Heat [side, side] in colours over a picture uint8 [side, side, 3] BGR; what is cold stays as it is."""
+def overlay(image: npt.NDArray[np.uint8], heat: Heat) -> npt.NDArray[np.uint8]:
+    """Heat [side, side] in colours over an image uint8 [side, side, 3] BGR; what is cold stays as it is."""
     colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
     share = (_STRENGTH * heat)[..., None]
-    return np.asarray((1 - share) * picture + share * colours, dtype=np.uint8)
+    return np.asarray((1 - share) * image + share * colours, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML file: no scripts, no links, pictures and plots inside.
+"""The report as one self-contained HTML file: no scripts, no links, images and plots inside.
 
 All text from data is escaped by the template engine; only the SVG of `plots` goes in as it is.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from eyas_device.errors import PictureError
-from eyas_device.preprocess import Pixels, read_picture
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Pixels, read_image
 from eyas_host.evaluate.metrics import Bin
 from eyas_host.report import plots, score_plots
-from eyas_host.report.model import Mistake, Report, Rung
+from eyas_host.report.model import Mistake, Report, Variant
 from eyas_host.report.signals import operating_point
 
 NOT_MEASURED = "not measured"
@@ -39,7 +39,7 @@ _JPEG_QUALITY = 82
 
 
 def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -> str:
-    """The whole report as HTML. Pictures that cannot be read any more are replaced by a note, never an error.
+    """The whole report as HTML. Images that cannot be read any more are replaced by a note, never an error.
 
     `looked_at` has what is shown beside a mistake: path -> uint8 [side, side, 3] BGR.
     """
@@ -51,7 +51,7 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
         if decided and looked_for and len(report.labels) == 2
         else {}
     )
-    shipped, teacher = _rung(report, report.shipped), _rung(report, "teacher")
+    shipped, teacher = _variant(report, report.shipped), _variant(report, "teacher")
     curves = plots.learning_curves(report.histories, report.recipe.get("run", {}).get("metric", "objective"))
     return (
         _environment()
@@ -59,8 +59,8 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
         .render(
             report=report,
             verdict=verdict(report),
-            ratios={r.name: ratios(r, teacher) for r in report.rungs} if teacher else {},
-            validation={r.name: r for r in report.validation_rungs},
+            ratios={r.name: ratios(r, teacher) for r in report.variants} if teacher else {},
+            validation={r.name: r for r in report.validation_variants},
             shipped=shipped,
             references={p.reference for p in report.parity.values()},
             decided=decided,
@@ -71,9 +71,9 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
             pr=score_plots.score_curves(report.curves, "pr", report.shipped, points.get("pr")),
             areas={kind: _areas(report, kind) for kind in ("roc", "pr")},
             cost=score_plots.cost(report.cost) if report.cost else None,
-            axis=_axis(report.rungs),
-            unmeasured=[r.name for r in report.rungs if r.latency_ms is None],
-            scatter=plots.scatter(report.rungs, report.shipped),
+            axis=_axis(report.variants),
+            unmeasured=[r.name for r in report.variants if r.latency_ms is None],
+            scatter=plots.scatter(report.variants, report.shipped),
             curves=[(_TRAININGS.get(name, name), plot) for name, plot in curves.items()],
             reliability=[
                 (f"{when} temperature scaling", plots.reliability(bins, f"{when} temperature scaling"), _ece(bins))
@@ -102,15 +102,15 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
 
 
 def verdict(report: Report) -> str:
-    """One plain sentence: how good, fast and small the shipped rung is, and what that is beside the teacher."""
-    own, teacher = _rung(report, report.shipped), _rung(report, "teacher")
+    """One plain sentence: how good, fast and small the shipped variant is, and what that is beside the teacher."""
+    own, teacher = _variant(report, report.shipped), _variant(report, "teacher")
     if own is None:
         return f"The shipped model {report.shipped} was not measured on the sealed test part."
-    latency = f"in {number(own.latency_ms.p50, 3)} ms a picture" if own.latency_ms else "its latency not measured"
+    latency = f"in {number(own.latency_ms.p50, 3)} ms an image" if own.latency_ms else "its latency not measured"
     size = f"in {megabytes(own.size_bytes)}" if own.size_bytes is not None else "its size not measured"
     sentence = (
         f"The shipped model {own.name} answers right on {percent(own.balanced_accuracy)} (balanced) of unseen "
-        f"pictures, {latency}, {size}"
+        f"images, {latency}, {size}"
     )
     if teacher is None or teacher is own:
         return sentence + "."
@@ -119,33 +119,33 @@ def verdict(report: Report) -> str:
     return f"{sentence}: {share} of the teacher's balanced accuracy{beside}."
 
 
-def ratios(rung: Rung, teacher: Rung) -> list[str]:
-    """What a rung is beside the teacher: share of its balanced accuracy, then size and latency where both are known."""
-    share = rung.balanced_accuracy / teacher.balanced_accuracy if teacher.balanced_accuracy else math.nan
+def ratios(variant: Variant, teacher: Variant) -> list[str]:
+    """A variant beside the teacher: its fraction of the balanced accuracy, of size and latency where both are known."""
+    share = variant.balanced_accuracy / teacher.balanced_accuracy if teacher.balanced_accuracy else math.nan
     words = [percent(share, 0)]
-    if rung.size_bytes and teacher.size_bytes:
-        words.append(_times(teacher.size_bytes / rung.size_bytes, "smaller", "larger"))
-    if rung.latency_ms and teacher.latency_ms and rung.latency_ms.p50 > 0 and teacher.latency_ms.p50 > 0:
-        words.append(_times(teacher.latency_ms.p50 / rung.latency_ms.p50, "faster", "slower"))
+    if variant.size_bytes and teacher.size_bytes:
+        words.append(_times(teacher.size_bytes / variant.size_bytes, "smaller", "larger"))
+    if variant.latency_ms and teacher.latency_ms and variant.latency_ms.p50 > 0 and teacher.latency_ms.p50 > 0:
+        words.append(_times(teacher.latency_ms.p50 / variant.latency_ms.p50, "faster", "slower"))
     return words
 
 
 def thumbnail(mistake: Mistake) -> str | None:
-    """The picture as a JPEG data URI with its longer side at 128 pixels; None if it cannot be read."""
+    """The image as a JPEG data URI with its longer side at 128 pixels; None if it cannot be read."""
     try:
-        picture = read_picture(Path(mistake.path))
-    except (PictureError, ValueError):  # ValueError: a path with a null byte
+        image = read_image(Path(mistake.path))
+    except (ImageError, ValueError):  # ValueError: a path with a null byte
         return None
-    return _jpeg(picture)
+    return _jpeg(image)
 
 
-def _jpeg(picture: Pixels) -> str:
-    """A picture as a JPEG data URI with its longer side at 128 pixels."""
-    height, width = picture.shape[:2]
+def _jpeg(image: Pixels) -> str:
+    """An image as a JPEG data URI with its longer side at 128 pixels."""
+    height, width = image.shape[:2]
     scale = _THUMBNAIL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small = cv2.resize(picture, size, interpolation=method)
+    small = cv2.resize(image, size, interpolation=method)
     _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
 
@@ -237,8 +237,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _rung(report: Report, name: str) -> Rung | None:
-    return next((r for r in report.rungs if r.name == name), None)
+def _variant(report: Report, name: str) -> Variant | None:
+    return next((r for r in report.variants if r.name == name), None)
 
 
 def _times(ratio: float, more: str, less: str) -> str:
@@ -248,20 +248,20 @@ def _times(ratio: float, more: str, less: str) -> str:
     return f"{factor:.{0 if factor >= 9.95 else 1}f}× {word}"  # noqa: RUF001 - the multiplication sign is meant
 
 
-def _axis(rungs: Sequence[Rung]) -> tuple[float, float]:
+def _axis(variants: Sequence[Variant]) -> tuple[float, float]:
     """Common scale of the interval bars: just around all intervals."""
-    low = min((r.balanced_accuracy_ci[0] for r in rungs), default=0.0)
-    high = max((r.balanced_accuracy_ci[1] for r in rungs), default=1.0)
+    low = min((r.balanced_accuracy_ci[0] for r in variants), default=0.0)
+    high = max((r.balanced_accuracy_ci[1] for r in variants), default=1.0)
     margin = max(0.005, 0.04 * (high - low))
     return low - margin, high + margin
 
 
 def _areas(report: Report, kind: str) -> list[tuple[str, float]]:
-    """Rung -> area under its curve, or under the mean of its labels' curves."""
+    """Variant -> area under its curve, or under the mean of its labels' curves."""
     areas: dict[str, float] = {}
     for curve in report.curves:
         if curve.kind == kind:
-            areas.setdefault(curve.rung, curve.area)
+            areas.setdefault(curve.variant, curve.area)
     return list(areas.items())
 
 
@@ -270,7 +270,7 @@ def _ece(bins: Sequence[Bin]) -> float:
 
 
 def _confusion(matrix: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
-    """Each cell's pictures and their share of the row."""
+    """Each cell's images and their share of the row."""
     return [[(cell, cell / (sum(row) or 1)) for cell in row] for row in matrix]
 
 

@@ -15,8 +15,8 @@ from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.report.curves import Curve
 
 
-class Rung(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of the ladder from the teacher to an artefact; null means not measured, and `notes` says why."""
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of the comparison from the teacher to an artefact; null means not measured, and `notes` says why."""
 
     name: str
     runtime: str
@@ -29,7 +29,7 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
     auc: float
     pr_auc: float | None = None
     cost: float | None = None
-    """Mean cost of a picture, as the bundle decides; null without a cost table."""
+    """Mean cost of an image, as the bundle decides; null without a cost table."""
     agreement: float | None = None
     """With the network it was made from."""
     size_bytes: int | None = None
@@ -40,7 +40,7 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mistake(msgspec.Struct, frozen=True):
-    """A picture that the shipped artefact got wrong, and how sure it was."""
+    """An image that the shipped artefact got wrong, and how sure it was."""
 
     path: str
     label: str
@@ -75,18 +75,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     machine: dict[str, str]
     versions: dict[str, str]
-    rungs: tuple[Rung, ...]
+    variants: tuple[Variant, ...]
     """On the sealed test part."""
-    validation_rungs: tuple[Rung, ...]
+    validation_variants: tuple[Variant, ...]
     """The same on validation, where all choices were made."""
     shipped: str
-    """The rung that the first runtime of the bundle runs."""
+    """The variant that the first runtime of the bundle runs."""
     scores: dict[str, Scores]
-    """Rung -> all figures on test of its likeliest labels, confusion matrix included."""
+    """Variant -> all figures on test of its likeliest labels, confusion matrix included."""
     decided: Scores | None = None
-    """The shipped rung's figures on test for the answers that the bundle gives, where those weigh costs."""
+    """The shipped variant's figures on test for the answers that the bundle gives, where those weigh costs."""
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
-    """Shipped rung and teacher -> figure -> 95 % bootstrap interval on test; the shipped one's for what it answers."""
+    """Shipped variant and teacher -> figure -> 95 % bootstrap interval on test; the shipped one's as it decides."""
     cost: CostFigures | None = None
     curves: tuple[Curve, ...] = ()
     signals: tuple[Signal, ...] = ()
@@ -96,14 +96,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     hashes: dict[str, str] = {}
     """What was made of what: sha256 of data, split, recipe, bundle and its parent."""
     strategy: str = ""
-    """How the pictures were divided, in words."""
+    """How the images were divided, in words."""
     divided_by: str = ""
     """stratified, group or time."""
     parity: dict[str, Parity]
     reliability: dict[str, tuple[Bin, ...]]
-    """`before` and `after` temperature scaling, of the shipped rung on test."""
+    """`before` and `after` temperature scaling, of the shipped variant on test."""
     mistakes: tuple[Mistake, ...]
-    """Of the shipped rung on test, the dearest first, then the surest."""
+    """Of the shipped variant on test, the dearest first, then the surest."""
     histories: dict[str, list[dict[str, Any]]]
     """Training -> epochs: `epoch`, `loss`, `seconds`, `metrics` (objective, balanced_accuracy, auc, loss), `stage`."""
     stages: tuple[StageLine, ...]

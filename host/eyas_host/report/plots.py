@@ -1,4 +1,4 @@
-"""Plots of the report about the ladder, training, calibration and layers."""
+"""Plots of the report about the comparison, training, calibration and layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from eyas_host.evaluate.metrics import Bin
 from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALIDATION, svg
-from eyas_host.report.model import Rung
+from eyas_host.report.model import Variant
 
 if TYPE_CHECKING:
     from eyas_host.compress.quantize.sensitivity import Sensitivity
@@ -22,12 +22,12 @@ _NAMED = 6
 """Layers that are named beside their marks."""
 
 
-def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
+def scatter(variants: Sequence[Variant], shipped: str) -> Markup:
     """Balanced accuracy (with its interval) against latency, the disc's area by the size in bytes.
 
-    Rungs without a latency are left out; the answer is empty if none is left.
+    Variants without a latency are left out; the answer is empty if none is left.
     """
-    shown = [r for r in rungs if r.latency_ms is not None and r.latency_ms.p50 > 0]
+    shown = [r for r in variants if r.latency_ms is not None and r.latency_ms.p50 > 0]
     if not shown:
         return Markup("")
     with matplotlib.rc_context(STYLE):
@@ -35,15 +35,15 @@ def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
         axes = figure.add_subplot()
         largest = max(r.size_bytes or 0 for r in shown) or 1
         places = [(r.latency_ms.p50, r.balanced_accuracy) for r in shown if r.latency_ms]
-        for rung, (x, y) in zip(shown, places, strict=True):
-            colour = RUNTIMES.get(rung.runtime, MUTED)
-            low, high = rung.balanced_accuracy_ci
+        for variant, (x, y) in zip(shown, places, strict=True):
+            colour = RUNTIMES.get(variant.runtime, MUTED)
+            low, high = variant.balanced_accuracy_ci
             axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.4)
             axes.scatter(
                 [x],
                 [y],
-                s=30 + 900 * (rung.size_bytes or 0) / largest,
-                facecolor=colour if rung.precision == "int8" else PAPER,
+                s=30 + 900 * (variant.size_bytes or 0) / largest,
+                facecolor=colour if variant.precision == "int8" else PAPER,
                 edgecolor=colour,
                 linewidth=1.6,
                 alpha=0.85,
@@ -61,24 +61,26 @@ def scatter(rungs: Sequence[Rung], shipped: str) -> Markup:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel("median latency of one picture, ms (log scale)")
+        axes.set_xlabel("median latency of one image, ms (log scale)")
         axes.set_title("balanced accuracy on the sealed test part")
         heights = _spread([(y - low) / (high - low) for _, y in places], gap=0.075)
-        for rung, (x, y), height in zip(shown, places, heights, strict=True):
-            size = "" if rung.size_bytes is None else f"  {rung.size_bytes / 1e6:.2f} MB"
+        for variant, (x, y), height in zip(shown, places, heights, strict=True):
+            size = "" if variant.size_bytes is None else f"  {variant.size_bytes / 1e6:.2f} MB"
             axes.annotate(
-                f"{rung.name}{size}",
+                f"{variant.name}{size}",
                 xy=(x, y),
                 xytext=(1.03, height),
                 textcoords="axes fraction",
                 va="center",
                 fontsize=9,
-                fontweight="bold" if rung.name == shipped else "normal",
-                color=RUNTIMES.get(rung.runtime, MUTED),
+                fontweight="bold" if variant.name == shipped else "normal",
+                color=RUNTIMES.get(variant.runtime, MUTED),
                 arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
             )
         names = ", ".join(r.name for r in shown)
-        return svg(figure, f"Scatter plot of balanced accuracy against latency for {names}; figures are in the ladder")
+        return svg(
+            figure, f"Scatter plot of balanced accuracy against latency for {names}; figures are in the comparison"
+        )
 
 
 def front(points: Sequence[Mapping[str, Any]]) -> Markup:
@@ -107,7 +109,7 @@ def front(points: Sequence[Mapping[str, Any]]) -> Markup:
             axes.annotate(words, (x, y), (7, -13), textcoords="offset points", color=MUTED)
         axes.margins(x=0.08, y=0.2)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
-        axes.set_xlabel("latency of one picture in int8 at one thread, ms")
+        axes.set_xlabel("latency of one image in int8 at one thread, ms")
         axes.set_title("balanced accuracy on validation after recovery (beside it: part of the dense latency)")
         ends = f"{ms[0]:.2f} ms at {accuracy[0]:.3f} to {ms[-1]:.2f} ms at {accuracy[-1]:.3f}"
         return svg(figure, f"Accuracy-latency front of pruning in {len(shown)} networks, from {ends}")
@@ -190,7 +192,7 @@ def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[floa
 
 
 def reliability(bins: Sequence[Bin], title: str) -> Markup:
-    """Accuracy against confidence, each disc a bin, its area the share of the pictures; empty without bins."""
+    """Accuracy against confidence, each disc a bin, its area the share of the images; empty without bins."""
     if not bins:
         return Markup("")
     with matplotlib.rc_context(STYLE):
@@ -215,7 +217,7 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("confidence")
-        axes.set_title("pictures answered right")
+        axes.set_title("images answered right")
         return svg(figure, f"Reliability diagram {title}: confidence against accuracy in {len(bins)} bins")
 
 

@@ -18,21 +18,21 @@ _BELOW = {"roc": "reported, of those that are not (false positive rate)", "pr": 
 
 
 def score_curves(curves: Sequence[Curve], kind: Kind, shipped: str, point: tuple[float, float] | None = None) -> Markup:
-    """The curves of one kind: the shipped rung in colour, the teacher dashed, single labels thin; empty without any.
+    """The curves of one kind: the shipped variant in colour, the teacher dashed, single labels thin; empty without any.
 
-    `point` marks where the shipped rung's answers lie.
+    `point` marks where the shipped variant's answers lie.
     """
     shown = [curve for curve in curves if curve.kind == kind]
     if not shown:
         return Markup("")
-    means = {curve.rung for curve in shown if not curve.label}
+    means = {curve.variant for curve in shown if not curve.label}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.6, 3.5), layout="constrained")
         axes = figure.add_subplot()
         if kind == "roc":
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
         for curve in shown:
-            own, single = curve.rung == shipped, bool(curve.label) and curve.rung in means
+            own, single = curve.variant == shipped, bool(curve.label) and curve.variant in means
             if single and not own:
                 continue
             axes.plot(
@@ -53,12 +53,12 @@ def score_curves(curves: Sequence[Curve], kind: Kind, shipped: str, point: tuple
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_title(_TITLES[kind])
         axes.set_xlabel(_BELOW[kind])
-        areas = ", ".join(f"{c.rung} {c.area:.3f}" for c in shown if not c.label or c.rung not in means)
+        areas = ", ".join(f"{c.variant} {c.area:.3f}" for c in shown if not c.label or c.variant not in means)
         return svg(figure, f"{'ROC' if kind == 'roc' else 'Precision-recall'} curves; areas: {areas}")
 
 
 def cost(figures: CostFigures) -> Markup:
-    """Mean cost of a picture against the threshold, on validation and test, the chosen one marked; empty without."""
+    """Mean cost of an image against the threshold, on validation and test, the chosen one marked; empty without."""
     parts = [part for part in figures.parts if part.curve]
     threshold = figures.decision.threshold
     if not parts or threshold is None:
@@ -82,6 +82,6 @@ def cost(figures: CostFigures) -> Markup:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
         axes.set_xlabel(f"threshold on the probability of {figures.decision.label}")
-        axes.set_title(f"mean cost of a picture{', ' * bool(figures.decision.currency)}{figures.decision.currency}")
+        axes.set_title(f"mean cost of an image{', ' * bool(figures.decision.currency)}{figures.decision.currency}")
         chosen = ", ".join(f"{part.part} {part.decided:.4g}" for part in parts)
         return svg(figure, f"Cost against the threshold; at the chosen {threshold:.3f}: {chosen}")

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 from eyas_host.evaluate.cost import CostFigures
-from eyas_host.report.model import Report, Rung, Signal
+from eyas_host.report.model import Report, Signal, Variant
 
-_FEW_TEST_PICTURES = 30
+_FEW_TEST_IMAGES = 30
 """Of a class: its recall is then known to about +-0.18 at best (95 %, binomial)."""
 _WIDE = 0.05
 """Half of an interval from which one should say so."""
@@ -26,7 +26,7 @@ _GRAVITY = {"red": 0, "yellow": 1, "green": 2}
 
 def judge(report: Report) -> tuple[Signal, ...]:
     """All reasons, the gravest first."""
-    own = next((rung for rung in report.rungs if rung.name == report.shipped), None)
+    own = next((variant for variant in report.variants if variant.name == report.shipped), None)
     if own is None:
         return (Signal("red", f"{report.shipped} was not measured on the sealed test part"),)
     found = itertools.chain(
@@ -41,17 +41,17 @@ def judge(report: Report) -> tuple[Signal, ...]:
     return tuple(sorted(found, key=lambda signal: _GRAVITY[signal.level]))
 
 
-def _accuracy(report: Report, own: Rung) -> Iterable[Signal]:
+def _accuracy(report: Report, own: Variant) -> Iterable[Signal]:
     low, high = own.balanced_accuracy_ci
     words = f"balanced accuracy {_percent(own.balanced_accuracy)}, 95 % interval {_percent(low)} to {_percent(high)}"
     chance = 1 / len(report.labels)
     if low <= chance:
         yield Signal("red", f"{words}: no better than chance ({_percent(chance)})")
     elif (high - low) / 2 > _WIDE:
-        yield Signal("yellow", f"{words}: too few test pictures to be sure of it")
+        yield Signal("yellow", f"{words}: too few test images to be sure of it")
     else:
         yield Signal("green", words)
-    validation = next((rung for rung in report.validation_rungs if rung.name == own.name), None)
+    validation = next((variant for variant in report.validation_variants if variant.name == own.name), None)
     if validation is not None and high < validation.balanced_accuracy:
         yield Signal("yellow", f"validation promised {_percent(validation.balanced_accuracy)}, above that interval")
 
@@ -61,7 +61,7 @@ def _cost(figures: CostFigures) -> Iterable[Signal]:
     if test is None:
         return
     unit = f" {figures.decision.currency}".rstrip()
-    words = f"a picture costs {test.decided:,.4g}{unit}"
+    words = f"an image costs {test.decided:,.4g}{unit}"
     always = f"answering {figures.constant_label!r} without looking costs {test.constant:,.4g}"
     high = test.interval[1] if test.interval else test.decided
     if test.decided >= test.constant:
@@ -81,14 +81,14 @@ def _cost(figures: CostFigures) -> Iterable[Signal]:
 def _classes(report: Report) -> Iterable[Signal]:
     scores = report.decided or report.scores.get(report.shipped)
     for label, found in zip(report.labels, scores.classes if scores else (), strict=False):
-        if found.support < _FEW_TEST_PICTURES:
-            yield Signal("yellow", f"{label}: only {found.support} test pictures, its figures are mostly chance")
+        if found.support < _FEW_TEST_IMAGES:
+            yield Signal("yellow", f"{label}: only {found.support} test images, its figures are mostly chance")
         elif found.recall < _LEAST_RECALL:
-            yield Signal("yellow", f"{label}: only {_percent(found.recall)} of its pictures are found")
+            yield Signal("yellow", f"{label}: only {_percent(found.recall)} of its images are found")
 
 
-def _beside_the_teacher(report: Report, own: Rung) -> Iterable[Signal]:
-    teacher = next((rung for rung in report.rungs if rung.name == "teacher"), None)
+def _beside_the_teacher(report: Report, own: Variant) -> Iterable[Signal]:
+    teacher = next((variant for variant in report.variants if variant.name == "teacher"), None)
     if teacher is None or not teacher.balanced_accuracy:
         return
     share = own.balanced_accuracy / teacher.balanced_accuracy
@@ -110,12 +110,12 @@ def _data(report: Report) -> Iterable[Signal]:
             "yellow", f"the sealed test part was opened {report.test_openings} times: its figures grow too kind"
         )
     if report.divided_by == "stratified":
-        yield Signal("yellow", "the pictures were divided at random: other cameras, days or objects may give less")
+        yield Signal("yellow", "the images were divided at random: other cameras, days or objects may give less")
     elif report.divided_by:
-        yield Signal("green", f"the pictures were divided by {report.divided_by}")
+        yield Signal("green", f"the images were divided by {report.divided_by}")
     yield from (Signal("yellow", warning) for warning in report.warnings)
     if report.notices:
-        yield Signal("yellow", "what may be done with the pictures and the model: see the notices below")
+        yield Signal("yellow", "what may be done with the images and the model: see the notices below")
 
 
 def _artefacts(report: Report) -> Iterable[Signal]:

@@ -1,7 +1,7 @@
 """`eyas baseline`: what transfer learning buys, against the same architecture trained from scratch.
 
 The baseline has the teacher's architecture with random weights. All its layers learn, on the same split, augmentation,
-picture size, loss and batch, for as many seconds as the teacher took, or for a number of epochs. Both sides are judged
+image size, loss and batch, for as many seconds as the teacher took, or for a number of epochs. Both sides are judged
 by their best epoch on validation; the sealed test part is not read.
 """
 
@@ -47,12 +47,12 @@ class Side(msgspec.Struct, frozen=True):
     weights: str
     """Where its first weights came from: hub, packaged, local or random."""
     epochs: int
-    """Passes over the training pictures; those of a frozen backbone's features are not counted."""
+    """Passes over the training images; those of a frozen backbone's features are not counted."""
     seconds: float
-    """All of its training, with pictures read and views drawn."""
+    """All of its training, with images read and views drawn."""
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
-    """95 % percentile bootstrap over pictures."""
+    """95 % percentile bootstrap over images."""
     f1: float
     auc: float
     curve: tuple[tuple[float, float], ...]
@@ -65,12 +65,12 @@ class Baseline(msgspec.Struct, frozen=True):
     model: str
     budget: str
     """In words: what the baseline was given."""
-    training_pictures: int
-    validation_pictures: int
+    training_images: int
+    validation_images: int
     transfer: Side
     scratch: Side
     lost: PairedLoss
-    """Balanced accuracy that training from scratch loses against transfer, on the same validation pictures."""
+    """Balanced accuracy that training from scratch loses against transfer, on the same validation images."""
     matched_s: float | None
     """Seconds after which transfer was as good as the baseline's best epoch; None: never."""
 
@@ -89,7 +89,7 @@ def baseline(context: Context, epochs: int | None, json: Path | None) -> None:
     budget = f"{epochs} epochs" if epochs else "teacher's seconds"
     stage = Stage(
         _STAGE,
-        ("teacher", "augment", "picture", "run"),
+        ("teacher", "augment", "image", "run"),
         ("split", "teach"),
         lambda context: _train(context, epochs),
         lambda recipe: budget,
@@ -115,7 +115,7 @@ def load_baseline(root: Path) -> Baseline | None:
 
 def sides_table(found: Baseline) -> Table:
     """Both sides, a row each."""
-    title = f"{found.model}: transfer against scratch, {found.validation_pictures} validation pictures"
+    title = f"{found.model}: transfer against scratch, {found.validation_images} validation images"
     table = Table(title=title, title_justify="left")
     table.add_column("training")
     for column in ("weights", "epochs", "seconds", "balanced accuracy", "95 % interval", "F1", "AUC"):
@@ -135,7 +135,7 @@ def _train(context: Context, epochs: int | None) -> Outcome:
     if taught is None:
         raise StageError(f"{context.root}: the teacher is not trained")
     torch.set_num_threads(training_threads(recipe))
-    split = Split.load(context.root, recipe.picture.preprocessing())
+    split = Split.load(context.root, recipe.image.preprocessing())
     started = time.monotonic()
     lesson = Labelled(recipe, split)
     torch.manual_seed(recipe.run.seed)
@@ -154,8 +154,8 @@ def _train(context: Context, epochs: int | None) -> Outcome:
     found = Baseline(
         model=recipe.teacher.model,
         budget=f"{epochs} epochs" if epochs else f"the teacher's {taught.seconds:.0f} s",
-        training_pictures=len(split.train),
-        validation_pictures=len(targets),
+        training_images=len(split.train),
+        validation_images=len(targets),
         transfer=transfer,
         scratch=scratch,
         lost=paired_loss(before, after, targets, seed=recipe.run.seed),
@@ -207,7 +207,7 @@ def _planned(lesson: Labelled, model: nn.Module, seconds: float, plan: Path) -> 
 
 
 def _epochs(taught: Record) -> tuple[list[Epoch], int]:
-    """The teacher's epochs in the order in which they were trained, and how many of them read pictures."""
+    """The teacher's epochs in the order in which they were trained, and how many of them read images."""
     histories: dict[str, list[Any]] = taught.facts["histories"]
     epochs = [msgspec.convert(epoch, Epoch) for history in histories.values() for epoch in history]
     return epochs, len(epochs) - len(histories.get(_HEAD, ()))

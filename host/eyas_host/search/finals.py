@@ -37,7 +37,7 @@ class Final(msgspec.Struct, frozen=True):
     """The recipe's metric on validation, the larger the better."""
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
-    """95 % percentile bootstrap over pictures."""
+    """95 % percentile bootstrap over images."""
     f1: float
     auc: float
 
@@ -75,7 +75,7 @@ def train_final(
             return msgspec.json.decode(path.read_bytes(), type=Final)
         folder.mkdir(parents=True, exist_ok=True)
         model, history = train(recipe, folder)
-        pixels = prepared(split.validation.pixels, recipe.picture.preprocessing())
+        pixels = prepared(split.validation.pixels, recipe.image.preprocessing())
         probabilities = softmax(logits_of(model, pixels, pick_device(recipe.run.device)))
         scores = score(probabilities, split.validation.targets)
         best = history[best_epoch(history, recipe.run.metric)]

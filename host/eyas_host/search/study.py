@@ -97,7 +97,7 @@ def _connected(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) ->
 def identity(recipe: Recipe, manifest: SplitManifest, what: What, method: Method, epochs: int) -> dict[str, Any]:
     """All that a trial's figure depends on beside the trial's own settings, as plain values."""
     tried = space(recipe.tune, what)
-    sections = ("picture", "augment", "teacher") if what == "teacher" else ("picture", "augment", "teacher", "student")
+    sections = ("image", "augment", "teacher") if what == "teacher" else ("image", "augment", "teacher", "student")
     plain: dict[str, Any] = {
         f"{name}.{key}": value
         for name in sections
@@ -105,15 +105,15 @@ def identity(recipe: Recipe, manifest: SplitManifest, what: What, method: Method
         if f"{name}.{key}" not in tried and f"{name}.{key}" != f"{what}.epochs"
     }
     plain |= {f"run.{key}": getattr(recipe.run, key) for key in ("seed", "metric", "amp")}
-    plain |= {"pictures": pictures_hash(manifest), "search": what, "method": method, "epochs of a trial": epochs}
+    plain |= {"images": images_hash(manifest), "search": what, "method": method, "epochs of a trial": epochs}
     plain |= {f"values of {key}": values for key, values in tried.items()}
     return dict(msgspec.json.decode(msgspec.json.encode(plain)))
 
 
-def pictures_hash(manifest: SplitManifest) -> str:
-    """Which pictures train and validate, with which labels."""
+def images_hash(manifest: SplitManifest) -> str:
+    """Which images train and validate, with which labels."""
     parts = (manifest.train, manifest.validation)
-    return digest([[(picture.sha256, picture.label) for picture in part] for part in parts])
+    return digest([[(image.sha256, image.label) for image in part] for part in parts])
 
 
 def digest(*values: object) -> str:
@@ -182,7 +182,7 @@ def worker() -> str:
 
 
 def put_back_dead(study: Study) -> int:
-    """Mark trials of dead processes of this machine as failed and queue their settings anew; returns how many.
+    """Mark trials of dead processes of this machine as failed and queue their settings again; returns how many.
 
     Trials of other machines are put back by Optuna once their heartbeat has stopped for two minutes.
     """

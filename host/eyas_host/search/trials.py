@@ -96,7 +96,7 @@ class StudentTrials:
         self._cache = cache
 
     def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, judge: Judge) -> object:
-        """Distil it anew."""
+        """Distil it again."""
         lesson = _JudgedLesson(recipe, self._split, self._cache)
         lesson.judge = judge
         torch.manual_seed(recipe.run.seed)

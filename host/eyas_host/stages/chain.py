@@ -2,7 +2,7 @@
 
 `split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates read validation; the sealed
 test part is read once, by `report`, after the bundle is packed. A stage's module, and the frameworks that it imports,
-is loaded when the stage runs, so that a mistake in the recipe or the pictures shows at once.
+is loaded when the stage runs, so that a mistake in the recipe or the images shows at once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def _stage(name: str) -> Callable[[Context], Outcome]:
 
 
 _JUDGED = ("run.amp", "run.metric")
-_LESSON = ("teacher", "student", "augment", "picture", *_JUDGED)
+_LESSON = ("teacher", "student", "augment", "image", *_JUDGED)
 
 STAGES = (
     Stage("split", ("data",), (), _stage("split"), images_fingerprint),
     Stage(
         "teach",
-        ("teacher", "augment", "picture", *_JUDGED, "student.ready"),
+        ("teacher", "augment", "image", *_JUDGED, "student.ready"),
         ("split",),
         _stage("teach"),
         teacher_weights,
@@ -40,14 +40,14 @@ STAGES = (
     Stage("distill", _LESSON, ("split", "teach"), _stage("distill"), student_weights, together=True),
     Stage("prune", (*_LESSON, "prune"), ("split", "distill"), _stage("prune"), latency_source),
     Stage("qat", (*_LESSON, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), _stage("qat")),
-    Stage("compile", ("compile", "student", "picture"), ("split", "prune", "qat"), _stage("compile")),
+    Stage("compile", ("compile", "student", "image"), ("split", "prune", "qat"), _stage("compile")),
     Stage(
         "verify",
-        ("gate", "picture", "pack", "cost"),
+        ("gate", "image", "pack", "cost"),
         ("split", "teach", "distill", "prune", "qat", "compile"),
         _stage("verify"),
     ),
-    Stage("pack", ("run.name", "pack", "picture"), ("split", "compile", "verify"), _stage("pack"), places=("bundle",)),
+    Stage("pack", ("run.name", "pack", "image"), ("split", "compile", "verify"), _stage("pack"), places=("bundle",)),
     Stage(
         "report",
         ("run",),

@@ -18,7 +18,7 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of, pick_device
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import load_ready
-from eyas_host.models.weights import fit_to_pictures
+from eyas_host.models.weights import fit_to_images
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import Context, Outcome
@@ -43,7 +43,7 @@ def run(context: Context) -> Outcome:
     """Cache views and the teacher's answers, then train the student with and without them, side by side."""
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(training_threads(recipe))
-    data = Split.load(context.root, context.recipe.picture.preprocessing())
+    data = Split.load(context.root, context.recipe.image.preprocessing())
     if recipe.student.ready:
         return _take_ready(context, data) if distributed.is_main() else Outcome("")
     warned = student_warnings(recipe, len(data.labels))
@@ -53,7 +53,7 @@ def run(context: Context) -> Outcome:
         with distributed.alone():
             teacher = checkpoints.load_teacher(context, len(data.labels))
             student = checkpoints.blank_student(context, len(data.labels))
-            check_hints(recipe.student.hints, teacher, student, recipe.picture.size)
+            check_hints(recipe.student.hints, teacher, student, recipe.image.size)
             cache = ViewCache.make(folder, recipe, data, teacher)
             if recipe.student.hints:
                 BlockCache.make(cache, recipe, teacher)
@@ -76,7 +76,7 @@ def run(context: Context) -> Outcome:
             "weights": origin,
             "warnings": [
                 *warned,
-                *fit_to_pictures(model.backbone, recipe.student.model, origin, recipe.picture).warnings,
+                *fit_to_images(model.backbone, recipe.student.model, origin, recipe.image).warnings,
             ],
             "histories": msgspec.to_builtins(histories),
         },
@@ -88,7 +88,7 @@ def _take_ready(context: Context, split: Split) -> Outcome:
     settings = context.recipe.student
     model = load_ready(settings.model, len(split.labels), Path(settings.ready), activation=settings.activation)
     save_tensors(context.root / checkpoints.STUDENT, model.state_dict())
-    pixels = prepared(split.validation.pixels, context.recipe.picture.preprocessing())
+    pixels = prepared(split.validation.pixels, context.recipe.image.preprocessing())
     figures = validation_figures(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
     return Outcome(f"{settings.model} as it came: {figures_line(figures)} on validation", {"weights": "ready"})
 
@@ -119,7 +119,7 @@ def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     distributed.leave()
     torch.set_num_threads(training_threads(recipe))
     folder = root / "distill"
-    data = Split.load(root, recipe.picture.preprocessing())
+    data = Split.load(root, recipe.image.preprocessing())
     model, _, history = train_student(
         recipe, data, ViewCache(folder), folder, teacher=False, curves=Curves(recipe, root)
     )

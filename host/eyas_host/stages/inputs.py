@@ -12,7 +12,7 @@ from eyas_host.recipe.training import StudentSection, TeacherSection
 
 
 def images_fingerprint(recipe: Recipe) -> str:
-    """Names, sizes and times of the pictures: cheap, and enough to notice a change."""
+    """Names, sizes and times of the images: cheap, and enough to notice a change."""
     return fingerprint(recipe.data)
 
 

@@ -36,7 +36,7 @@ from eyas_host.train.view_cache import ViewCache
 
 BLOCKS = "blocks.json"
 """The dense student's block times, below the stage's folder."""
-_PICTURES = 4
+_IMAGES = 4
 _BUSY = 1.2
 
 
@@ -44,7 +44,7 @@ def run(context: Context) -> Outcome:
     """Prune as the recipe says, and write `prune/`: the plan, the weights."""
     torch.set_num_threads(training_threads(context.recipe))
     settings = context.recipe.prune
-    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    split = Split.load(context.root, context.recipe.image.preprocessing())
     student = checkpoints.load_student(context, len(split.labels))
     facts: dict[str, Any] = {}
     history: list[Epoch] = []
@@ -80,7 +80,7 @@ def run(context: Context) -> Outcome:
 
 
 def _cut(context: Context, student: PixelClassifier) -> tuple[PixelClassifier, PrunePlan]:
-    settings, size = context.recipe.prune, context.recipe.picture.size
+    settings, size = context.recipe.prune, context.recipe.image.size
     if settings.method == "nncf":
         return prune_weights(student, sparsity=settings.sparsity, size=size)
     if settings.target == "ratio":
@@ -110,7 +110,7 @@ def _to_latency(
     context: Context, student: PixelClassifier, lesson: Lesson
 ) -> tuple[PixelClassifier, PrunePlan, list[Epoch], dict[str, Any]]:
     """Network, plan, history and facts of pruning to a latency, measured here unless the recipe has a table."""
-    settings, size = context.recipe.prune, context.recipe.picture.size
+    settings, size = context.recipe.prune, context.recipe.image.size
     dense = layers_of(student, size=size)
     with _stopwatch(context) as watch:
         if settings.table:
@@ -191,14 +191,14 @@ def _speed(context: Context, dense: PixelClassifier, sparse: PixelClassifier) ->
 
 def _stopwatch(context: Context) -> Stopwatch:
     """For what the device will run: the recipe's first runtime."""
-    rows = np.arange(_PICTURES) % len(Split.load(context.root).train)
-    pictures = ViewCache(context.folder("distill")).pixels(np.zeros_like(rows), rows)
-    return Stopwatch(context.recipe.compile.runtimes[0], context.recipe.picture.preprocessing(), pictures)
+    rows = np.arange(_IMAGES) % len(Split.load(context.root).train)
+    images = ViewCache(context.folder("distill")).pixels(np.zeros_like(rows), rows)
+    return Stopwatch(context.recipe.compile.runtimes[0], context.recipe.image.preprocessing(), images)
 
 
 def _figures(context: Context, split: Split, model: PixelClassifier) -> dict[str, float]:
     device = pick_device(context.recipe.run.device)
-    validation = prepared(split.validation.pixels, context.recipe.picture.preprocessing())
+    validation = prepared(split.validation.pixels, context.recipe.image.preprocessing())
     return validation_figures(logits_of(move(model, device), validation, device), split.validation.targets)
 
 

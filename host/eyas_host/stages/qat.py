@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.compress.prune.magnitude import ZeroKeeper
-from eyas_host.compress.quantize.calibration import covering_pictures, random_pictures, record
+from eyas_host.compress.quantize.calibration import covering_images, random_images, record
 from eyas_host.compress.quantize.fallback import fallback_layers
 from eyas_host.compress.quantize.mixed import drop_layers
 from eyas_host.data.split import Part, Split
@@ -44,14 +44,14 @@ def run(context: Context) -> Outcome:
     """Quantize what `prune` left, and write `qat/`: the model, where its quantizers sit, what calibrated it."""
     torch.set_num_threads(training_threads(context.recipe))
     recipe, settings, folder = context.recipe, context.recipe.quantize, context.folder("qat")
-    split = Split.load(context.root, recipe.picture.preprocessing())
+    split = Split.load(context.root, recipe.image.preprocessing())
     deploy = load_deploy(context, len(split.labels))
     rows, why = _calibration_rows(context, split)
     batches = calibration_batches(split.train, rows)
     model = prepare_qat(
         deploy,
         batches,
-        input_size=recipe.picture.size,
+        input_size=recipe.image.size,
         preset=settings.preset,
         keep_float=settings.keep_float,
         weight_bits=settings.weight_bits,
@@ -64,7 +64,7 @@ def run(context: Context) -> Outcome:
     floats: tuple[str, ...] = ()
     if settings.fallback:
         floats = fallback_layers(model, deploy, validation, split.validation.targets, recipe).layers
-        model = drop_layers(model, floats, input_size=recipe.picture.size)
+        model = drop_layers(model, floats, input_size=recipe.image.size)
     save_qat(model, folder)
     calibration = msgspec.json.encode(record(split.train, rows, model, why))
     write_bytes(folder / "calibration.json", msgspec.json.format(calibration, indent=1))
@@ -85,7 +85,7 @@ def run(context: Context) -> Outcome:
 
 
 def calibration_batches(part: Part, rows: Sequence[int]) -> list[Tensor]:
-    """Pictures of a part as the device prepares them: float pixels [1, 3, size, size], 0..255, one a batch."""
+    """Images of a part as the device prepares them: float pixels [1, 3, size, size], 0..255, one a batch."""
     pixels = _prepared(part, rows)
     return [to_tensor(pixels[i : i + 1], torch.device("cpu")).float() for i in range(len(pixels))]
 
@@ -94,15 +94,15 @@ def _calibration_rows(context: Context, split: Split) -> tuple[list[int], str]:
     """Rows of the training part, and why those."""
     settings = context.recipe.quantize
     if settings.choose == "random":
-        return random_pictures(len(split.train), settings.calibration, context.recipe.run.seed), _RANDOM
+        return random_images(len(split.train), settings.calibration, context.recipe.run.seed), _RANDOM
     student = checkpoints.load_pruned(context, len(split.labels))
     features = _features(student, split.train, pick_device(context.recipe.run.device))
-    return covering_pictures(features, split.train.targets, settings.calibration), _COVERAGE
+    return covering_images(features, split.train.targets, settings.calibration), _COVERAGE
 
 
 @torch.inference_mode()
 def _features(model: PixelClassifier, part: Part, device: torch.device) -> npt.NDArray[np.float32]:
-    """Pooled features float32 [pictures, channels], batch by batch: pictures are not held."""
+    """Pooled features float32 [images, channels], batch by batch: images are not held."""
     model = move(model, device)
     parts = []
     for start in range(0, len(part), _BATCH):
@@ -112,7 +112,7 @@ def _features(model: PixelClassifier, part: Part, device: torch.device) -> npt.N
 
 
 def _prepared(part: Part, rows: Iterable[int]) -> Batch:
-    """Pictures of a part as the device prepares them."""
+    """Images of a part as the device prepares them."""
     if part.spec is None:
         raise CompressError("the split was opened without the model's preprocessing")
     return prepared((part.pixels[row] for row in rows), part.spec)

@@ -13,8 +13,8 @@ import torch
 from rich.markup import escape
 
 from eyas_device.bundle import MANIFEST, Bundle, read_manifest, sha256
-from eyas_device.errors import PictureError
-from eyas_device.preprocess import Pixels, prepare, read_picture
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Pixels, prepare, read_image
 from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
 from eyas_host.evaluate.metrics import reliability, score, softmax
@@ -24,13 +24,13 @@ from eyas_host.evaluate.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, TO_THE_BUNDLE, Context, Outcome
-from eyas_host.report.collect import mistakes_of, rungs_of
+from eyas_host.report.collect import mistakes_of, variants_of
 from eyas_host.report.curves import curves_of
 from eyas_host.report.gradcam import grad_cam, overlay
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Report, StageLine
 from eyas_host.report.signals import with_signals
-from eyas_host.report.table import ladder_table
+from eyas_host.report.table import comparison_table
 from eyas_host.support.files import whole, write_bytes
 from eyas_host.support.machine import machine, versions
 from eyas_host.support.progress import say, show
@@ -39,10 +39,10 @@ _SEALED = Path("sealed") / "test-logits.npz"
 
 
 def run(context: Context) -> Outcome:
-    """Write `report.json` and `report.html`, and print the ladder."""
+    """Write `report.json` and `report.html`, and print the comparison."""
     torch.set_num_threads(1)
     verdict = load_verdict(context)
-    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    split = Split.load(context.root, context.recipe.image.preprocessing())
     logits = sealed_logits(context, split)
     test = Answers.of(logits, targets_of(split, "test"), split.labels, verdict)
     validation = Answers.of(validation_logits(context), targets_of(split, "validation"), split.labels, verdict)
@@ -62,8 +62,8 @@ def run(context: Context) -> Outcome:
         labels=split.labels,
         machine=machine(),
         versions=versions(),
-        rungs=rungs_of(test, agreement, verdict, "test"),
-        validation_rungs=rungs_of(
+        variants=variants_of(test, agreement, verdict, "test"),
+        validation_variants=variants_of(
             validation, {n: p.agreement for n, p in verdict.parity.items()}, verdict, "validation"
         ),
         shipped=shipped,
@@ -121,7 +121,7 @@ def run(context: Context) -> Outcome:
     report = with_signals(report)
     write_bytes(context.root / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1))
     write_bytes(context.root / "report.html", render_html(report, _looked_at(context, report)).encode())
-    show(ladder_table(report))
+    show(comparison_table(report))
     own = test.scores[shipped].balanced_accuracy
     share = f", {own / test.scores['teacher'].balanced_accuracy:.0%} of the teacher's" if "teacher" in logits else ""
     return Outcome(
@@ -138,27 +138,27 @@ def _hashes(context: Context) -> dict[str, str]:
 
 
 def _looked_at(context: Context, report: Report) -> dict[str, Pixels]:
-    """Path -> the picture as the model sees it, with where it looked for its wrong answer; without unreadable ones."""
-    spec = context.recipe.picture.preprocessing()
-    pictures: dict[str, Pixels] = {}
+    """Path -> the image as the model sees it, with where it looked for its wrong answer; without unreadable ones."""
+    spec = context.recipe.image.preprocessing()
+    images: dict[str, Pixels] = {}
     for mistake in report.mistakes:
-        with contextlib.suppress(PictureError, ValueError):  # ValueError: a path with a null byte
-            pictures[mistake.path] = prepare(read_picture(Path(mistake.path), spec=spec), spec)
-    if not pictures:
+        with contextlib.suppress(ImageError, ValueError):  # ValueError: a path with a null byte
+            images[mistake.path] = prepare(read_image(Path(mistake.path), spec=spec), spec)
+    if not images:
         return {}
     answers = {mistake.path: report.labels.index(mistake.answer) for mistake in report.mistakes}
-    wanted = [answers[path] for path in pictures]
+    wanted = [answers[path] for path in images]
     network = shipped_network(context, len(report.labels), report.shipped)
     try:
-        heat = grad_cam(network, np.stack(list(pictures.values())), wanted)
+        heat = grad_cam(network, np.stack(list(images.values())), wanted)
     except ValueError as error:
         say(f"  [yellow]no Grad-CAM: {escape(str(error))}[/yellow]")
         return {}
-    return {path: overlay(picture, one) for (path, picture), one in zip(pictures.items(), heat, strict=True)}
+    return {path: overlay(image, one) for (path, image), one in zip(images.items(), heat, strict=True)}
 
 
 def sealed_logits(context: Context, split: Split) -> dict[str, Logits]:
-    """Every rung's logits on the test part: read once for a set of models, then from what was kept."""
+    """Every variant's logits on the test part: read once for a set of models, then from what was kept."""
     path = context.root / _SEALED
     bundle = candidate(context)
     key = _models_key(context, bundle)

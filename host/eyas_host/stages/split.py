@@ -13,7 +13,7 @@ from eyas_host.support.progress import say, warn
 
 
 def run(context: Context) -> Outcome:
-    """Index the pictures and divide them."""
+    """Index the images and divide them."""
     data = context.recipe.data
     index = build_index(data)
     if context.recipe.cost.table:
@@ -39,6 +39,6 @@ def run(context: Context) -> Outcome:
             "left_out": len(index.unreadable),
             "copies": manifest.copies,
             "near_duplicates": sum(map(len, manifest.clusters)),
-            "set_aside": {why: len(pictures) for why, pictures in manifest.set_aside.items()},
+            "set_aside": {why: len(images) for why, images in manifest.set_aside.items()},
         },
     )

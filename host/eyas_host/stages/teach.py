@@ -30,7 +30,7 @@ def run(context: Context) -> Outcome:
     if context.recipe.student.ready:
         return Outcome("not trained: the student is ready", {"weights": "none"})
     torch.set_num_threads(training_threads(context.recipe))
-    data = Split.load(context.root, context.recipe.picture.preprocessing())
+    data = Split.load(context.root, context.recipe.image.preprocessing())
     warned = _warned(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
     views = context.folder("distill")  # what does not fit is told now, not after the training
     check_room(views, context.recipe, len(data.train), made=len(list(views.glob("view-*.u8"))))
@@ -50,7 +50,7 @@ def run(context: Context) -> Outcome:
 
 
 def _warned(recipe: Recipe, labels: Sequence[str], fits: Sequence[Fit]) -> list[str]:
-    """Say how the weights of teacher and student suit the pictures; returns what there is to fear for the teacher.
+    """Say how the weights of teacher and student suit the images; returns what there is to fear for the teacher.
 
     What the recipe alone tells was said before the run.
     """

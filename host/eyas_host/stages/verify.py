@@ -24,14 +24,14 @@ from eyas_host.support.progress import say
 
 
 def run(context: Context) -> Outcome:
-    """Measure all rungs, apply the gates, choose what each runtime runs.
+    """Measure all variants, apply the gates, choose what each runtime runs.
 
     Raises `GateError` if a runtime is left without any artefact.
     """
     from eyas_host.export.manifest import write_candidate
 
     torch.set_num_threads(1)
-    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    split = Split.load(context.root, context.recipe.image.preprocessing())
     bundle = write_candidate(context, split.labels)
     networks = load_networks(context, len(split.labels))
     logits = all_logits(networks, bundle, split.validation)
@@ -54,8 +54,8 @@ def run(context: Context) -> Outcome:
     verdict = Verdict(temperature, scores, parity, latency, sizes, refused, use, reasons, decision)
     confidence = CalibratedConfidence(
         temperature=temperature,
-        pictures=len(targets),
-        rung="qat",
+        images=len(targets),
+        variant="qat",
         ece_before=expected_calibration_error(softmax(logits["qat"]), targets),
         ece_after=scores["qat"].ece,
         threshold=context.recipe.pack.threshold,

@@ -1,7 +1,7 @@
 """What can go wrong on the workstation; the root is the device's `EyasError`.
 
 - `RecipeError`: a recipe has unknown keys, wrong types or an impossible combination.
-- `DataError`: pictures or labels cannot be used.
+- `DataError`: images or labels cannot be used.
 - `WeightsError`: weights cannot be had or do not fit the model.
 - `TrainError`: training went wrong (not a number, no steps).
 - `CompressError`: a model cannot be folded, pruned or quantized.
@@ -20,7 +20,7 @@ class RecipeError(EyasError, ValueError):
 
 
 class DataError(EyasError, ValueError):
-    """Pictures or labels cannot be used."""
+    """Images or labels cannot be used."""
 
 
 class WeightsError(EyasError, RuntimeError):

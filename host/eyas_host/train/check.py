@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher
-from eyas_host.models.weights import Fit, fit_to_pictures
+from eyas_host.models.weights import Fit, fit_to_images
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.feature_distillation import check_hints
 
 
 def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
-    """Build teacher and student; returns how the weights of each suit the pictures, the teacher's first.
+    """Build teacher and student; returns how the weights of each suit the images, the teacher's first.
 
-    Raises as `build` does, and `RecipeError` for a network that does not take pictures of this size and for hints
+    Raises as `build` does, and `RecipeError` for a network that does not take images of this size and for hints
     between blocks that there are not.
     """
-    picture = recipe.picture
+    image = recipe.image
     teacher, student = build_teacher(recipe.teacher, classes), build_student(recipe.student, classes)
     fits = []
     for (model, origin), name in ((teacher, recipe.teacher.model), (student, recipe.student.model)):
-        _try(model, name, picture.size)
-        fits.append(fit_to_pictures(model.backbone, name, origin, picture))
-    check_hints(recipe.student.hints, teacher[0], student[0], picture.size)
+        _try(model, name, image.size)
+        fits.append(fit_to_images(model.backbone, name, origin, image))
+    check_hints(recipe.student.hints, teacher[0], student[0], image.size)
     return fits
 
 
@@ -33,5 +33,5 @@ def _try(model: PixelClassifier, name: str, size: int) -> None:
             model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise RecipeError(
-            f"model {name!r} does not take [picture] size = {size} ({' '.join(str(error).split())[:200]})"
+            f"model {name!r} does not take [image] size = {size} ({' '.join(str(error).split())[:200]})"
         ) from None

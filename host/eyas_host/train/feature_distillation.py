@@ -111,7 +111,7 @@ def maps_of(model: PixelClassifier, names: Sequence[str]) -> Iterator[list[Tenso
 
 
 def block_shapes(model: PixelClassifier, size: int = 64) -> dict[str, Shape]:
-    """Blocks of a network by timm's names, from the input on, with the shape of their maps at a picture's size.
+    """Blocks of a network by timm's names, from the input on, with the shape of their maps at an image's size.
 
     A block is a part with two or more layers that have weights, on the two upper levels of names.
     """
@@ -173,7 +173,7 @@ class BlockCache:
             ) from None
 
     def maps(self, views: Rows, rows: Rows) -> list[Tensor]:
-        """For each hint the teacher's maps of picture `rows[i]` in view `views[i]`, float32 [batch, channels, g, g]."""
+        """For each hint the teacher's maps of image `rows[i]` in view `views[i]`, float32 [batch, channels, g, g]."""
         pieces = [
             os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
             for view, row in zip(views, rows, strict=True)
@@ -191,7 +191,7 @@ class BlockCache:
         names = [hint.teacher for hint in recipe.student.hints]
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
-        found = block_shapes(teacher, recipe.picture.size)
+        found = block_shapes(teacher, recipe.image.size)
         shapes = [(c, min(h, _GRID), min(w, _GRID)) for c, h, w in (found[name] for name in names)]
         count = cache.logits.shape[1]
         paths = [cache.root / f"blocks-{number}.f16" for number in range(len(cache))]
@@ -219,7 +219,7 @@ def _flat(
     shapes: Sequence[Shape],
     device: torch.device,
 ) -> bytes:
-    """The teacher's maps of some pictures as they are stored."""
+    """The teacher's maps of some images as they are stored."""
     with maps_of(teacher, names) as maps:
         teacher(to_tensor(cache.pixels(np.full_like(rows, view), rows), device))
     pooled = [F.adaptive_avg_pool2d(m.float(), shape[1:]).flatten(1) for m, shape in zip(maps, shapes, strict=True)]
@@ -230,7 +230,7 @@ def _room(cache: ViewCache, needed: int, one: int, gigabytes: float) -> None:
     """Say what will be written; raises `StageError` if the disk or `cache_gb` have no room for it."""
     if not needed:
         return
-    say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of a picture, {needed / 1e6:,.1f} MB in {cache.root}")
+    say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of an image, {needed / 1e6:,.1f} MB in {cache.root}")
     free = shutil.disk_usage(cache.root).free
     used = sum(path.stat().st_size for path in cache.root.glob("*-*.*"))
     less = "take hints of blocks with fewer channels, or fewer [student] views"

@@ -28,7 +28,7 @@ class _WeightedLoss(nn.Module):
         self.register_buffer("class_weights", class_weights)
 
     def _targets(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Smoothed targets [n, classes] and the weight [n] of each picture: the mean weight of its classes."""
+        """Smoothed targets [n, classes] and the weight [n] of each image: the mean weight of its classes."""
         classes = logits.shape[1]
         targets = labels if labels.is_floating_point() else F.one_hot(labels, classes)
         targets = targets.to(logits.dtype)
@@ -83,7 +83,7 @@ def label_loss(
 
 
 def teacher_loss(recipe: Recipe, labels: Tensor, classes: int) -> nn.Module:
-    """The teacher's loss; `labels`, int64 [n], are those of all training pictures. It lives on their device."""
+    """The teacher's loss; `labels`, int64 [n], are those of all training images. It lives on their device."""
     return _label_loss(recipe.teacher, labels, classes)
 
 
@@ -141,7 +141,7 @@ class DistillationLoss(nn.Module):
 
 
 def dist_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the correlation of probabilities [n, classes], over classes and over pictures, added.
+    """One minus the correlation of probabilities [n, classes], over classes and over images, added.
 
     Only relations are learnt, so that a much stronger teacher can be followed. With two classes the first part is no
     more than which of them is the likelier. Source: Huang et al., "Knowledge Distillation from A Stronger Teacher",
@@ -178,6 +178,6 @@ def divergence_of(logits: Tensor, wanted: Tensor) -> float:
 
 
 def balanced_class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Weights inverse to the classes' counts, mean 1 over the pictures: float32 [classes]."""
+    """Weights inverse to the classes' counts, mean 1 over the images: float32 [classes]."""
     counts = torch.bincount(labels, minlength=classes).clamp(min=1).float()
     return labels.numel() / (classes * counts)

@@ -1,4 +1,4 @@
-"""In which order an epoch sees the training pictures."""
+"""In which order an epoch sees the training images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Rows = npt.NDArray[np.int64]
 def epoch_order(labels: npt.ArrayLike, sampler: SamplerName, rng: np.random.Generator) -> Rows:
     """Rows of one epoch, as many as there are labels [n].
 
-    `shuffled`: each once. `balanced`: drawn with replacement so that every class that has pictures is as likely; large
-    classes leave pictures out in an epoch, small ones repeat theirs.
+    `shuffled`: each once. `balanced`: drawn with replacement so that every class that has images is as likely; large
+    classes leave images out in an epoch, small ones repeat theirs.
     """
     labels = np.asarray(labels)
     if sampler == "shuffled":

@@ -44,7 +44,7 @@ class Lesson:
         self.device = pick_device(recipe.run.device)
         self.cache = cache
         self.labels = torch.from_numpy(split.train.targets)
-        self.validation = prepared(split.validation.pixels, recipe.picture.preprocessing())
+        self.validation = prepared(split.validation.pixels, recipe.image.preprocessing())
         self.validation_targets = split.validation.targets
         settings = recipe.student
         labels = self.labels.to(self.device)
@@ -54,12 +54,12 @@ class Lesson:
 
     @property
     def steps_an_epoch(self) -> int:
-        """Batches a pass over the training pictures; a last one too small for BatchNorm is left out."""
+        """Batches a pass over the training images; a last one too small for BatchNorm is left out."""
         count, batch = len(self.labels), self.recipe.student.batch
         return max(1, count // batch)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each picture.
+        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each image.
 
         They begin at the epoch's batch number `first`.
         """
@@ -103,7 +103,7 @@ class Lesson:
         """
         if self.recipe.student.batch < 2 * distributed.count():
             raise TrainError(
-                f"[student] batch = {self.recipe.student.batch}: BatchNorm needs at least 2 pictures for each of the "
+                f"[student] batch = {self.recipe.student.batch}: BatchNorm needs at least 2 images for each of the "
                 f"{distributed.count()} processes"
             )
         hints = self._hints(model)

@@ -24,7 +24,7 @@ VIEWS, ORDER = 3, 4
 
 
 class Labelled:
-    """Augmented training pictures with their labels in batches, and the validation part to judge by.
+    """Augmented training images with their labels in batches, and the validation part to judge by.
 
     Loss, sampler, augmentation and their seeds are those of the recipe's teacher.
     """
@@ -79,5 +79,5 @@ class Labelled:
         return validation_figures(logits_of(model, self.validation, self.device), self.split.validation.targets)
 
     def probabilities(self, model: nn.Module) -> Floats:
-        """Probabilities [n, classes] of the validation pictures, not temperature-scaled."""
+        """Probabilities [n, classes] of the validation images, not temperature-scaled."""
         return softmax(logits_of(model, self.validation, self.device))

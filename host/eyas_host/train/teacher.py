@@ -25,7 +25,7 @@ from eyas_host.train.trackers import Curves
 from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
 
 _HEAD_ROUNDS = 3
-"""Views a picture whose features stage 1 caches."""
+"""Views an image whose features stage 1 caches."""
 
 
 def train_teacher(
@@ -58,8 +58,8 @@ class _Teaching:
         lesson, turns = self.lesson, in_turn(len(self.lesson.targets))
         features = [_features(self.model, turns, self._views(turns, 1, number, 0)) for number in range(_HEAD_ROUNDS)]
         turns = in_turn(len(lesson.validation))
-        pictures = (to_tensor(lesson.validation[share(rows)], lesson.device) for rows in turns)
-        held_out = _features(self.model, turns, pictures)
+        images = (to_tensor(lesson.validation[share(rows)], lesson.device) for rows in turns)
+        held_out = _features(self.model, turns, images)
 
         def steps(epoch: int) -> Iterator[Tensor]:
             for rows in self._batches(2, epoch):
@@ -138,8 +138,8 @@ class _Teaching:
 
 
 @torch.inference_mode()
-def _features(model: PixelClassifier, batches: Sequence[Rows], pictures: Iterable[Tensor]) -> Tensor:
-    """Pooled features of all rows, of whose batches `pictures` are this process's share."""
+def _features(model: PixelClassifier, batches: Sequence[Rows], images: Iterable[Tensor]) -> Tensor:
+    """Pooled features of all rows, of whose batches `images` are this process's share."""
     model.eval()
-    parts = [whole(model.pooled(pixels), len(rows)) for rows, pixels in zip(batches, pictures, strict=True)]
+    parts = [whole(model.pooled(pixels), len(rows)) for rows, pixels in zip(batches, images, strict=True)]
     return torch.cat(parts).clone()

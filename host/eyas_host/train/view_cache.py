@@ -1,4 +1,4 @@
-"""The view cache: augmented views of the training pictures with the teacher's answers, made once, read every epoch.
+"""The view cache: augmented views of the training images with the teacher's answers, made once, read every epoch.
 
 Neither views nor features are ever held in memory: they go from batch to file and from file to batch, and a cache may
 be larger than the machine's memory. How large it will be on the disk is said, and checked, before it is written.
@@ -57,11 +57,11 @@ class ViewCache:
             ) from None
 
     def __len__(self) -> int:
-        """Number of views of each picture."""
+        """Number of views of each image."""
         return len(self._files)
 
     def pixels(self, views: Rows, rows: Rows) -> Batch:
-        """Pixels uint8 [batch, s, s, 3] of picture `rows[i]` in view `views[i]`."""
+        """Pixels uint8 [batch, s, s, 3] of image `rows[i]` in view `views[i]`."""
         pieces = (
             os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
             for view, row in zip(views, rows, strict=True)
@@ -82,7 +82,7 @@ class ViewCache:
         if missing:
             answers = 2 * (len(split.labels) + teacher.pooled_channels)
             needed = check_room(root, recipe, count, answers=answers, made=len(paths) - len(missing))
-            say(f"  cached views: {len(missing)} x {count:,} pictures, {_gb(needed)} in {root}")
+            say(f"  cached views: {len(missing)} x {count:,} images, {_gb(needed)} in {root}")
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
         stream, turns = Stream(recipe, split.train), in_turn(count)
@@ -119,17 +119,17 @@ class Stacked:
 
 
 def check_room(root: Path, recipe: Recipe, count: int, *, answers: int = 0, made: int = 0) -> int:
-    """Bytes that the views of `count` pictures still need below `root`, of which `made` views are there.
+    """Bytes that the views of `count` images still need below `root`, of which `made` views are there.
 
-    `answers` are the teacher's bytes a view of a picture. Raises `StageError` if all views together are larger than
+    `answers` are the teacher's bytes a view of an image. Raises `StageError` if all views together are larger than
     `[student] cache_gb`, or the missing ones larger than the free disk.
     """
-    student, size = recipe.student, recipe.picture.size
+    student, size = recipe.student, recipe.image.size
     one = count * (3 * size**2 + answers)
     whole_size, needed = student.views * one, (student.views - made) * one
     at = next(place for place in (root, *root.absolute().parents) if place.exists())
     free = shutil.disk_usage(at).free
-    what = f"[student] views = {student.views} of {count:,} pictures at {size} px"
+    what = f"[student] views = {student.views} of {count:,} images at {size} px"
     bound = student.cache_gb * 1e9
     if bound and whole_size > bound:
         raise StageError(
@@ -146,7 +146,7 @@ def check_room(root: Path, recipe: Recipe, count: int, *, answers: int = 0, made
 
 def _lower(room: float, one: int, made: int = 0) -> str:
     views = made + int(room // one)
-    return f"take views = {views}" if views else "even one view is too large: take a smaller [picture] size"
+    return f"take views = {views}" if views else "even one view is too large: take a smaller [image] size"
 
 
 def _gb(size: float) -> str:

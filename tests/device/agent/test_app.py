@@ -88,7 +88,7 @@ def config(state: Path, tmp_path: Path) -> Path:
 
 
 def versioned(source: Path, target: Path, version: str, *, wrong: bool = False) -> Path:
-    """A copy of a bundle with another version; a `wrong` one does not answer its golden pictures as recorded."""
+    """A copy of a bundle with another version; a `wrong` one does not answer its golden images as recorded."""
     shutil.copytree(source, target)
     manifest = msgspec.json.decode((target / MANIFEST).read_bytes())
     if wrong:

@@ -67,10 +67,10 @@ def test_pause_and_resume_are_told_at_once(do: Callable[..., Mapping[str, Any]],
 
 
 def test_a_threshold_counts_from_the_next_answer(do: Callable[..., Mapping[str, Any]], loop: Loop) -> None:
-    picture = tiny.draw_shape("disc", 1)
-    assert not loop.classifier.predict(picture).unsure
+    image = tiny.draw_shape("disc", 1)
+    assert not loop.classifier.predict(image).unsure
     assert do("set-thresholds", threshold=1.0) == {"before": 0.9, "threshold": 1.0}
-    assert loop.classifier.predict(picture).unsure
+    assert loop.classifier.predict(image).unsure
 
 
 @pytest.mark.parametrize(

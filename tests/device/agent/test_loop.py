@@ -21,7 +21,7 @@ from eyas_device.agent.latest import Ended, Latest
 from eyas_device.agent.loop import Answer, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
 from eyas_device.camera import Frame
-from eyas_device.errors import CameraError, CameraLost, PictureError
+from eyas_device.errors import CameraError, CameraLost, ImageError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 from tests.support import tiny
@@ -73,7 +73,7 @@ class Diary(Listener):
         self.answers.append(answer)
         time.sleep(self._loop_s)
 
-    def unreadable(self, reason: PictureError) -> None:
+    def unreadable(self, reason: ImageError) -> None:
         self.reasons.append(str(reason))
 
     def swapped(self, classifier: Classifier) -> None:
@@ -147,7 +147,7 @@ def test_errors_of_a_live_camera_reach_the_loop(classifier: Classifier) -> None:
     diary = Diary()
     frame = Frame(image=JPEG, time=0.0, source="x")
     with pytest.raises(CameraError, match="unplugged"):
-        Loop(classifier, LiveCamera(iter([frame, PictureError("torn"), CameraError("unplugged")]), 0.05), [diary]).run()
+        Loop(classifier, LiveCamera(iter([frame, ImageError("torn"), CameraError("unplugged")]), 0.05), [diary]).run()
     assert diary.reasons == ["torn"]
     assert len(diary.answers) == 1
 
@@ -222,9 +222,9 @@ def test_a_signal_before_there_is_a_loop_is_not_lost(classifier: Classifier) -> 
     assert diary.answers == []
 
 
-def test_no_memory_is_gathered_or_taken_anew(classifier: Classifier) -> None:
-    """Beside OpenCV's decoding, a frame in steady state takes no picture-sized memory, and keeps none at all."""
-    picture = tiny.draw_shape("disc", 1, width=640, height=480)
+def test_no_memory_is_gathered_or_taken_again(classifier: Classifier) -> None:
+    """Beside OpenCV's decoding, a frame in steady state takes no image-sized memory, and keeps none at all."""
+    image = tiny.draw_shape("disc", 1, width=640, height=480)
     marks: list[tuple[int, int]] = []
 
     class Meter(Listener):
@@ -234,7 +234,7 @@ def test_no_memory_is_gathered_or_taken_anew(classifier: Classifier) -> None:
                 marks.append(tracemalloc.get_traced_memory())
                 tracemalloc.reset_peak()
 
-    frames = (Frame(image=picture, time=0.0, source="x") for _ in range(251))
+    frames = (Frame(image=image, time=0.0, source="x") for _ in range(251))
     tracemalloc.start()
     try:
         loop = Loop(classifier, _Replay(frames), [Meter()])
@@ -243,7 +243,7 @@ def test_no_memory_is_gathered_or_taken_anew(classifier: Classifier) -> None:
         tracemalloc.stop()
     (before, _), (after, peak) = marks
     assert after - before < 2_000, "memory grows with the frames"
-    assert peak - before < 30_000, "a frame takes new memory for pictures"
+    assert peak - before < 30_000, "a frame takes new memory for images"
 
 
 class _Replay(Closing):
@@ -271,7 +271,7 @@ def test_the_slot_holds_the_newest_and_counts_the_rest(steps: list[str]) -> None
             continue
         item = {
             "frame": Frame(image=b"", time=0.0, source=str(number)),
-            "error": PictureError(str(number)),
+            "error": ImageError(str(number)),
             "end": Ended(),
         }[step]
         if not isinstance(held, Ended):

@@ -15,14 +15,14 @@ from eyas_device.agent.ood import Familiarity, beyond, describe, distance
 from eyas_device.agent.snapshot import Snapshot, SnapshotError, take
 from eyas_device.bundle import REFERENCE, Bundle, Reference
 from eyas_device.camera import Frame
-from eyas_device.errors import BundleError, PictureError
+from eyas_device.errors import BundleError, ImageError
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 from tests.support import tiny
 from tests.support.bundles import entry
 
 SIZE = 64
-"""Of the pictures that are described here."""
+"""Of the images that are described here."""
 
 
 def shapes(count: int, seed: int) -> list[Pixels]:
@@ -34,11 +34,11 @@ def reference() -> Reference:
     return tiny.reference_of(shapes(90, 1000), shapes(60, 5000))
 
 
-def middle(pictures: list[Pixels], reference: Reference) -> float:
-    return beyond(float(np.median([distance(describe(p), reference) for p in pictures])), reference)
+def middle(images: list[Pixels], reference: Reference) -> float:
+    return beyond(float(np.median([distance(describe(p), reference) for p in images])), reference)
 
 
-def test_pictures_like_the_training_pictures_are_familiar(reference: Reference) -> None:
+def test_images_like_the_training_images_are_familiar(reference: Reference) -> None:
     assert 0.1 < middle(shapes(30, 9000), reference) < 0.9
 
 
@@ -57,18 +57,18 @@ def test_pictures_like_the_training_pictures_are_familiar(reference: Reference) 
 def test_a_camera_that_sees_something_else_is_unfamiliar(
     change: Callable[[Pixels], Pixels], reference: Reference
 ) -> None:
-    assert middle([change(picture) for picture in shapes(30, 9000)], reference) > 0.95
+    assert middle([change(image) for image in shapes(30, 9000)], reference) > 0.95
 
 
 def test_the_distance_is_mahalanobis_inside_and_the_residual_outside(reference: Reference) -> None:
     """Second formulation: the covariance matrix that the reference stands for, inverted whole."""
-    picture = describe(shapes(1, 77)[0]).astype(np.float64)
-    centred = (picture - reference.mean) / reference.scale
+    image = describe(shapes(1, 77)[0]).astype(np.float64)
+    centred = (image - reference.mean) / reference.scale
     basis = reference.components.astype(np.float64)
     inside = basis.T @ np.diag(1 / reference.spread.astype(np.float64) ** 2) @ basis
     outside = (np.eye(len(centred)) - basis.T @ basis) / reference.residual
     wanted = np.sqrt(centred @ (inside + outside) @ centred / (len(basis) + 1))
-    assert distance(picture.astype(np.float32), reference) == pytest.approx(wanted, rel=1e-3)
+    assert distance(image.astype(np.float32), reference) == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (16, 16, 3), (224, 224, 3), (2048, 2048, 3)])
@@ -104,14 +104,14 @@ def test_the_loop_judges_a_frame_a_second(
         familiarity.answered(answer(number, tiny.draw_shape("disc", 300 + number)))
         now[0] += 0.25
     judged = familiarity.judgement()
-    assert judged is not None and judged.pictures == 15, "one a second"
+    assert judged is not None and judged.images == 15, "one a second"
     assert not judged.unfamiliar
     assert str(judged).startswith("familiar")
     for number in range(40):
         familiarity.answered(answer(number, np.full((48, 64, 3), 230, np.uint8)))
         now[0] += 1.0
     judged = familiarity.judgement()
-    assert judged is not None and judged.unfamiliar and judged.pictures == 30
+    assert judged is not None and judged.unfamiliar and judged.images == 30
     assert "does not see what the model was trained on" in str(judged)
 
 
@@ -149,8 +149,8 @@ def test_a_malformed_reference_is_refused(
 def test_a_snapshot_holds_the_frame_the_input_and_the_answer(
     encoded: str | None, bundle_root: Path, edit_manifest: Callable[..., None], tmp_path: Path
 ) -> None:
-    picture = tiny.draw_shape("stripes", 4)
-    image = picture if encoded is None else cv2.imencode(encoded, picture)[1].tobytes()
+    image = tiny.draw_shape("stripes", 4)
+    image = image if encoded is None else cv2.imencode(encoded, image)[1].tobytes()
     frame = Frame(image=image, time=1_700_000_000.25, source="here")
     with Classifier.open(with_reference(bundle_root, edit_manifest)) as classifier:
         snapshot = take(frame, classifier, tmp_path / "out")
@@ -158,7 +158,7 @@ def test_a_snapshot_holds_the_frame_the_input_and_the_answer(
         prediction = classifier.predict(frame.pixels())
     assert np.array_equal(cv2.imread(str(tmp_path / "out" / snapshot.input)), wanted)
     written = (tmp_path / "out" / snapshot.frame).read_bytes()
-    assert written == image if encoded else np.array_equal(cv2.imdecode(np.frombuffer(written, np.uint8), 1), picture)
+    assert written == image if encoded else np.array_equal(cv2.imdecode(np.frombuffer(written, np.uint8), 1), image)
     told = msgspec.json.decode((tmp_path / "out" / "20231114T221320.250000Z.json").read_bytes(), type=Snapshot)
     assert told == snapshot
     assert (told.label, told.confidence) == (prediction.label, pytest.approx(prediction.confidence, abs=1e-4))
@@ -171,6 +171,6 @@ def test_a_snapshot_that_cannot_be_written_or_decoded(pristine_bundle: Path, tmp
     with Classifier.open(pristine_bundle) as classifier:
         with pytest.raises(SnapshotError, match="cannot be written"):
             take(Frame(image=tiny.draw_shape("disc", 1), time=0.0, source="x"), classifier, tmp_path / "file" / "x")
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             take(Frame(image=b"junk", time=0.0, source="x"), classifier, tmp_path / "out")
     assert not (tmp_path / "out").exists()

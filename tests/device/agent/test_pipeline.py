@@ -22,9 +22,9 @@ from eyas_device.agent.stats import Accuracy, Tally
 from eyas_device.bundle import GOLDEN, Bundle
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
-from eyas_device.errors import BundleError, CameraError, PictureError, RuntimeUnavailable
+from eyas_device.errors import BundleError, CameraError, ImageError, RuntimeUnavailable
 from eyas_device.predict import Classifier, softmax
-from eyas_device.preprocess import prepare, read_picture
+from eyas_device.preprocess import prepare, read_image
 from eyas_device.support.histogram import Latencies
 from eyas_device.updates.golden import check, prove
 from tests.support import tiny
@@ -41,7 +41,7 @@ class Recorder(Listener):
     def answered(self, answer: Answer) -> None:
         self.answers.append(answer)
 
-    def unreadable(self, reason: PictureError) -> None:
+    def unreadable(self, reason: ImageError) -> None:
         self.reasons.append(str(reason))
 
 
@@ -50,12 +50,12 @@ def frames_of(camera: Camera) -> list[Frame]:
         return list(iter(camera.capture, None))
 
 
-def test_a_folder_delivers_every_picture_in_order(picture_folder: Path) -> None:
-    frames = frames_of(open_camera(f"folder:{picture_folder}"))
-    assert [frame.source for frame in frames] == sorted(str(p) for p in picture_folder.rglob("*.*"))
+def test_a_folder_delivers_every_image_in_order(image_folder: Path) -> None:
+    frames = frames_of(open_camera(f"folder:{image_folder}"))
+    assert [frame.source for frame in frames] == sorted(str(p) for p in image_folder.rglob("*.*"))
     assert len(frames) == 12
     assert all(isinstance(frame.image, bytes) for frame in frames), "decoded before anybody looked"
-    assert np.array_equal(frames[0].pixels(), read_picture(Path(frames[0].source)))
+    assert np.array_equal(frames[0].pixels(), read_image(Path(frames[0].source)))
 
 
 def test_a_video_delivers_every_frame(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_fake_is_the_same_for_the_same_seed() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("pictures", "allowed are v4l2:"),
+        ("images", "allowed are v4l2:"),
         ("usb:0", "allowed are v4l2:"),
         ("folder:", "write folder:PATH"),
         ("folder:/nowhere", "no such folder"),
@@ -97,9 +97,9 @@ def test_sources_that_cannot_be_opened(spec: str, words: str) -> None:
         open_camera(spec)
 
 
-def test_folders_and_videos_without_pictures(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(CameraError, match=r"no pictures in it; looked for \.bmp"):
+def test_folders_and_videos_without_images(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(CameraError, match=r"no images in it; looked for \.bmp"):
         open_camera(f"folder:{tmp_path}")
     with pytest.raises(CameraError, match="not a video"):
         open_camera(f"video:{tmp_path / 'notes.txt'}")
@@ -144,7 +144,7 @@ def test_softmax_is_a_distribution(logits: list[float], temperature: float) -> N
     assert answer[int(np.argmax(logits))] == answer.max()
 
 
-def test_golden_pictures_agree(pristine_bundle: Path) -> None:
+def test_golden_images_agree(pristine_bundle: Path) -> None:
     results = check(Bundle.open(pristine_bundle))
     assert [r.artefact for r in results] == ["litert-fp32", "litert-int8", "openvino-fp32", "onnx-fp32"]
     for result in results:
@@ -162,7 +162,7 @@ def rewrite_golden(root: Path, edit: Callable[..., None], change: Callable[[dict
     edit(golden=msgspec.to_builtins(entry(root / GOLDEN)))
 
 
-def test_golden_pictures_that_differ(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+def test_golden_images_that_differ(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     def change(arrays: dict[str, np.ndarray]) -> None:
         arrays["p.onnx-fp32"][0] = 1 / 3
         arrays["p.litert-fp32"][0, 0] = np.nan
@@ -209,10 +209,10 @@ def test_no_artefact_to_check(bundle_root: Path, edit_manifest: Callable[..., No
         check(Bundle.open(bundle_root), runtime="onnx")
 
 
-def test_every_frame_is_answered_in_order(pristine_bundle: Path, picture_folder: Path) -> None:
+def test_every_frame_is_answered_in_order(pristine_bundle: Path, image_folder: Path) -> None:
     recorder = Recorder()
     accuracy = Accuracy(tiny.LABELS)
-    with Classifier.open(pristine_bundle) as classifier, open_camera(f"folder:{picture_folder}") as camera:
+    with Classifier.open(pristine_bundle) as classifier, open_camera(f"folder:{image_folder}") as camera:
         Loop(classifier, camera, [recorder]).run()
     for answer in recorder.answers:
         accuracy.add(answer.source, answer.prediction.index)
@@ -220,10 +220,10 @@ def test_every_frame_is_answered_in_order(pristine_bundle: Path, picture_folder:
     assert [Path(a.source).parent.name for a in recorder.answers] == [a.prediction.label for a in recorder.answers]
     assert all(a.latency_ms >= a.prediction.latency_ms > 0 for a in recorder.answers)
     score = accuracy.score()
-    assert score is not None and (score.pictures, score.accuracy, score.balanced_accuracy) == (12, 1.0, 1.0)
+    assert score is not None and (score.images, score.accuracy, score.balanced_accuracy) == (12, 1.0, 1.0)
 
 
-def test_unreadable_pictures_are_counted_and_skipped(pristine_bundle: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_counted_and_skipped(pristine_bundle: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), tiny.draw_shape("disc", 1))
     (tmp_path / "b.jpg").write_bytes(b"junk")
     (tmp_path / "c.png").touch()
@@ -279,7 +279,7 @@ def test_a_signal_ends_the_loop_after_its_frame(pristine_bundle: Path) -> None:
 
 def test_a_scripted_camera(pristine_bundle: Path) -> None:
     frame = Frame(image=tiny.draw_shape("stripes", 2), time=1.5, source="here")
-    camera = FakeCamera([frame, PictureError("torn"), frame])
+    camera = FakeCamera([frame, ImageError("torn"), frame])
     recorder = Recorder()
     with Classifier.open(pristine_bundle) as classifier, camera:
         Loop(classifier, camera, [recorder]).run()
@@ -294,7 +294,7 @@ def test_balanced_accuracy_is_the_mean_recall() -> None:
         accuracy.add(path, answered)
     score = accuracy.score()
     assert score is not None
-    assert (score.pictures, score.accuracy, score.balanced_accuracy) == (4, 0.5, pytest.approx((2 / 3 + 0) / 2))
+    assert (score.images, score.accuracy, score.balanced_accuracy) == (4, 0.5, pytest.approx((2 / 3 + 0) / 2))
     assert accuracy.unlabelled == 1
     nested = Accuracy(("a", "b"))
     nested.add("a/b/1.png", 1)
@@ -334,7 +334,7 @@ def test_costs_move_the_answer_but_not_the_probabilities(bundle_root: Path, edit
     edit_manifest(decision={"costs": [[0, dear * 2, dear * 2], [1, 0, 1], [1, 1, 0]], "from_a_newer_host": 1})
     with Classifier.open(bundle_root) as classifier:
         after = classifier.predict(frame)
-        assert prove(classifier).status == "ok", "golden pictures compare probabilities"
+        assert prove(classifier).status == "ok", "golden images compare probabilities"
     assert (before.label, after.label) == ("disc", "cross")
     assert np.array_equal(before.probabilities, after.probabilities)
     assert after.confidence == pytest.approx(float(after.probabilities[tiny.LABELS.index("cross")])) and after.unsure

@@ -385,8 +385,8 @@ def test_a_message_that_is_too_long_is_given_up_and_counted(make_broker: Callabl
     broker = make_broker(options="allow_anonymous true\nmax_packet_size 20000").start()
     with collecting(broker.port) as collector, Spool(tmp_path, device="cam-7") as spool:
         with uplinked(broker.port, spool):
-            long = spool.append(Event(picture="x" * 30_000))
-            short = spool.append(Event(picture="x" * 3000))
+            long = spool.append(Event(image="x" * 30_000))
+            short = spool.append(Event(image="x" * 3000))
             wait_until(lambda: not spool.pending("event"))
             spool.append(Window())
             wait_until(lambda: not spool.pending("window"))
@@ -431,7 +431,7 @@ def test_commands_are_obeyed_once_and_answered_by_way_of_the_spool(broker: Broke
 
 
 def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: Path) -> None:
-    privacy = PrivacySection(pictures=True, sample_rate=1.0, every_s=0.0, per_day=2, max_side=32, blur="whole")
+    privacy = PrivacySection(images=True, sample_rate=1.0, every_s=0.0, per_day=2, max_side=32, blur="whole")
     with inbox(broker.port) as box, linked(pristine_bundle, broker.port, privacy=privacy) as (classifier, link):
         wait_until(lambda: link.state == "connected")
         with open_camera("fake:?frames=6") as camera:
@@ -439,10 +439,10 @@ def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: 
                 Loop(classifier, camera, [link]).run(frames=1)
                 wait_until(lambda: link._events.empty())
         events = [box.next("event")[2] for _ in range(3)]
-    assert [bool(event.picture) for event in events] == [True, True, False]
-    assert events[0].picture_policy["width"] == 32
-    assert events[0].picture_policy["blur"] == "whole"
-    assert events[2].picture_policy == {"picture": "none: 2 a day are allowed"}
+    assert [bool(event.image) for event in events] == [True, True, False]
+    assert events[0].image_policy["width"] == 32
+    assert events[0].image_policy["blur"] == "whole"
+    assert events[2].image_policy == {"image": "none: 2 a day are allowed"}
     assert events[0].why == "sampled"
     assert sum(events[0].top.values()) == pytest.approx(1.0, abs=0.01)
     assert events[0].label == max(events[0].top, key=lambda label: events[0].top[label])

@@ -102,9 +102,9 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             return 1.0
 
     stubs: list[Any] = [Stub("a"), Stub("b")]
-    picture: Any = np.zeros((4, 4, 3), dtype=np.uint8)
+    image: Any = np.zeros((4, 4, 3), dtype=np.uint8)
     told: list[float] = []
-    measure.burst(stubs, picture, [picture], seconds=3.0, progress=told.append)
+    measure.burst(stubs, image, [image], seconds=3.0, progress=told.append)
     turns = [calls[0]] + [call for before, call in pairwise(calls) if call[:2] != before[:2]]
     assert len(turns) >= 8
     expected = [("a", "model"), ("a", "loop"), ("b", "model"), ("b", "loop")]
@@ -289,7 +289,7 @@ def test_compare_says_what_is_not_the_same(all_of_it: Bench) -> None:
         results=(replace(all_of_it.results[0], precision_hint="bf16"),),
     )
     told = compare.differences(all_of_it, other)
-    for words in ("the bundle: tiny-shapes", "threads: 1 and 4", "the board:", "numpy:", "golden pictures and fake:"):
+    for words in ("the bundle: tiny-shapes", "threads: 1 and 4", "the board:", "numpy:", "golden images and fake:"):
         assert any(line.startswith(words) or words in line for line in told), words
     assert any("tflite-runtime: not installed and 9.9" in line for line in told)
     assert any("precision hint" in line for line in told)

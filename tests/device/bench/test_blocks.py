@@ -69,9 +69,9 @@ def write_residual(path: Path, *, blocks: int = 2) -> bytes:
         inputs = [source, weights(into, kernel, kernel, channels), weights(into)]
         return operator("CONV_2D", inputs, (1, side // stride, side // stride, into), options)
 
-    picture = tensor((1, size, size, 3))
+    image = tensor((1, size, size, 3))
     mean = tensor((1, 1, 1, 3), np.full((1, 1, 1, 3), 0.5, dtype=np.float32))
-    centred = operator("SUB", [picture, mean], (1, size, size, 3), schema.SubOptionsT())
+    centred = operator("SUB", [image, mean], (1, size, size, 3), schema.SubOptionsT())
     flow, side = convolution(centred, 3, 16, side=size, stride=2), size // 2
     for _ in range(blocks):
         wide = convolution(flow, 16, 32, side=side)
@@ -80,7 +80,7 @@ def write_residual(path: Path, *, blocks: int = 2) -> bytes:
     dense, head = schema.FullyConnectedOptionsT(), weights(classes, 16)
     logits = operator("FULLY_CONNECTED", [pooled, head, weights(classes)], (1, classes), dense)
     model, graph = schema.ModelT(), schema.SubGraphT()
-    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [picture], [logits], operators
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = tensors, [image], [logits], operators
     model.version, model.subgraphs, model.buffers, model.operatorCodes = 3, [graph], buffers, []
     for kind in codes:
         code = schema.OperatorCodeT()
@@ -114,11 +114,11 @@ def test_prefixes_compute_what_the_whole_does(tmp_path: Path) -> None:
     path = tmp_path / "residual.tflite"
     head = write_residual(path)
     graph = Graph(path)
-    picture = np.random.default_rng(1).random((1, 16, 16, 3)).astype(np.float32)
+    image = np.random.default_rng(1).random((1, 16, 16, 3)).astype(np.float32)
 
     def answer(interpreter: Any, output: int | None = None) -> npt.NDArray[np.float32]:
         interpreter.allocate_tensors()
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], picture)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
         index = interpreter.get_output_details()[0]["index"] if output is None else output
         return np.asarray(interpreter.get_tensor(index))

@@ -20,10 +20,10 @@ from eyas_device.camera import gstreamer as gst
 from eyas_device.camera import open_camera
 from eyas_device.camera import v4l2 as v4l
 from eyas_device.camera.opencv import Settings, jpeg
-from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from tests.support.camera_readers import pixels
 from tests.support.servers import PLENTY_S, RtspServer, taken
-from tests.support.streams import picture
+from tests.support.streams import jpeg_image
 
 # --- RTSP, against a real server
 
@@ -36,7 +36,7 @@ def rtsp() -> Iterator[RtspServer]:
     server.kill()
 
 
-def test_rtsp_delivers_moving_pictures(rtsp: RtspServer) -> None:
+def test_rtsp_delivers_moving_images(rtsp: RtspServer) -> None:
     with open_camera(rtsp.url, timeout_s=15) as camera:
         assert camera.live
         frames = [taken(camera) for _ in range(5)]
@@ -193,18 +193,18 @@ def row(data: bytes) -> Any:
 
 
 def test_v4l2_keeps_jpeg_undecoded_and_cut_to_its_end(reader: Callable[..., v4l.V4L2Reader]) -> None:
-    made = reader(images=(row(picture(1) + b"\x00" * 99), row(picture(2) + picture(3)[400:])))
+    made = reader(images=(row(jpeg_image(1) + b"\x00" * 99), row(jpeg_image(2) + jpeg_image(3)[400:])))
     assert made.video.get(cv2.CAP_PROP_CONVERT_RGB) == 0
     assert made.video.get(cv2.CAP_PROP_FOURCC) == cv2.VideoWriter.fourcc(*"MJPG")
-    assert made.grab() and made.retrieve(ROOM) == picture(1)
-    assert made.grab() and made.retrieve(ROOM) == picture(2)
+    assert made.grab() and made.retrieve(ROOM) == jpeg_image(1)
+    assert made.grab() and made.retrieve(ROOM) == jpeg_image(2)
     assert not made.grab()
 
 
 def test_v4l2_takes_pixels_where_the_promised_jpeg_is_none(reader: Callable[..., v4l.V4L2Reader]) -> None:
     made = reader(images=(*[row(b"\x10\x80" * 64)] * 3, pixels(0), pixels(1)))
     for _ in range(3):
-        with pytest.raises(PictureError, match="not a JPEG"):
+        with pytest.raises(ImageError, match="not a JPEG"):
             made.retrieve(ROOM)
     assert made.video.values[cv2.CAP_PROP_CONVERT_RGB] == 1
     for number in range(2):
@@ -214,12 +214,12 @@ def test_v4l2_takes_pixels_where_the_promised_jpeg_is_none(reader: Callable[...,
 
 def test_v4l2_one_torn_frame_is_only_that(reader: Callable[..., v4l.V4L2Reader]) -> None:
     torn = row(b"\x00" * 50)
-    made = reader(images=(row(picture(0)), torn, torn, torn, torn, row(picture(5))))
-    assert made.retrieve(ROOM) == picture(0)
+    made = reader(images=(row(jpeg_image(0)), torn, torn, torn, torn, row(jpeg_image(5))))
+    assert made.retrieve(ROOM) == jpeg_image(0)
     for _ in range(4):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             made.retrieve(ROOM)
-    assert made.retrieve(ROOM) == picture(5)
+    assert made.retrieve(ROOM) == jpeg_image(5)
 
 
 def test_v4l2_asks_for_format_size_and_rate(reader: Callable[..., v4l.V4L2Reader]) -> None:
@@ -237,7 +237,7 @@ def test_v4l2_asks_for_format_size_and_rate(reader: Callable[..., v4l.V4L2Reader
 
 
 def test_the_end_of_a_jpeg_is_not_its_thumbnails() -> None:
-    plain = picture(0)
+    plain = jpeg_image(0)
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(plain)) + plain
     whole = plain[:2] + thumbnail + plain[2:]
     assert jpeg(whole + b"\x00\x00") == whole

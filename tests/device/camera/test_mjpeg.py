@@ -20,11 +20,11 @@ from eyas_device.camera import Camera, Frame, is_live, open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.multipart import Multipart
 from eyas_device.camera.spec import hidden
-from eyas_device.errors import CameraError, CameraSpecError, PictureError
-from eyas_device.preprocess import picture_size
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from eyas_device.preprocess import image_size
 from eyas_device.support.clock import FakeClock
 from tests.support.servers import PLENTY_S, StreamServer
-from tests.support.streams import part, picture
+from tests.support.streams import jpeg_image, part
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def taken(camera: Camera) -> Frame:
 
 @pytest.mark.parametrize("mode", ["normal", "nolength", "dashes", "chunked", "moved", "flood"])
 def test_streams_of_all_habits(streams: StreamServer, mode: str) -> None:
-    known = {picture(number): number for number in range(48)}
+    known = {jpeg_image(number): number for number in range(48)}
     with open_camera(streams.spec(mode), timeout_s=10) as camera:
         assert camera.live
         frames = [taken(camera) for _ in range(6)]
@@ -61,7 +61,7 @@ def test_streams_of_all_habits(streams: StreamServer, mode: str) -> None:
     if mode != "flood":
         numbers = [known[bytes(frame.image)] for frame in frames]
         assert numbers == sorted(set(numbers))
-    assert picture_size(bytes(frames[0].image)) == (64, 48)
+    assert image_size(bytes(frames[0].image)) == (64, 48)
     assert frames[5].source == f"{streams.spec(mode)}#5"
 
 
@@ -70,7 +70,7 @@ def test_a_slow_reader_gets_the_newest_frame(streams: StreamServer) -> None:
         first = taken(camera)
         time.sleep(0.6)  # some 30 frames, which the socket holds
         second = taken(camera)
-    numbers = {picture(number): number for number in range(48)}
+    numbers = {jpeg_image(number): number for number in range(48)}
     first_number, second_number = (numbers[bytes(frame.image).rstrip(b"\0")] for frame in (first, second))
     assert (second_number - first_number) % 48 > 3
 
@@ -87,7 +87,7 @@ def test_a_password_is_sent_and_not_shown(streams: StreamServer) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind", "message"),
     [
-        ("single", CameraSpecError, "answers with a single picture"),
+        ("single", CameraSpecError, "answers with a single image"),
         ("gone", CameraError, "answers 404"),
         ("page", CameraError, "answers with 'text/html'"),
         ("lost", CameraError, "redirects more than once"),
@@ -136,7 +136,7 @@ def test_a_part_that_is_no_jpeg_is_left_out(streams: StreamServer) -> None:
         while not (good and bad):
             try:
                 good += taken(camera).image != b""
-            except PictureError as error:
+            except ImageError as error:
                 assert "not a JPEG (begins with 6e 6f 74" in str(error)
                 bad += 1
 
@@ -144,7 +144,7 @@ def test_a_part_that_is_no_jpeg_is_left_out(streams: StreamServer) -> None:
 def test_a_stream_that_ends_in_order_has_ended(streams: StreamServer) -> None:
     with open_camera(streams.spec("ends"), timeout_s=10) as camera:
         frames = list(iter(camera.capture, None))
-    assert 1 <= len(frames) <= 2 and frames[-1].image == picture(1)
+    assert 1 <= len(frames) <= 2 and frames[-1].image == jpeg_image(1)
 
 
 def test_a_killed_server_and_none_at_all(mortal: StreamServer) -> None:
@@ -378,7 +378,7 @@ def test_fake_faults() -> None:
     camera = FakeCamera.open(rest, timeout_s=7, clock=clock)
     assert camera.live
     frames = [taken(camera) for _ in range(11)]
-    sizes = [picture_size(bytes(frame.image)) for frame in frames]
+    sizes = [image_size(bytes(frame.image)) for frame in frames]
     assert sizes == [(64, 48)] * 9 + [(32, 24)] * 2
     dark = [frame.pixels().max() < 5 for frame in frames]
     assert dark == [number in (2, 3) for number in range(11)]

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera, Hang
 from eyas_device.camera.reconnecting import Backoff, CameraState, SteadyCamera
-from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.support.clock import FakeClock
 from eyas_device.support.closing import Closing
 from tests.support.servers import PLENTY_S, RtspServer, StreamServer
-from tests.support.streams import picture
+from tests.support.streams import jpeg_image
 
 LOST = CameraError("camera x: pulled out")
 Item = tuple[float, Any]
@@ -136,7 +136,7 @@ def test_good_delivery_for_long_enough_resets_the_backoff(good_s: float, waits: 
 @pytest.mark.parametrize(
     ("end", "reason"), [(LOST, "pulled out"), (None, "the stream ended"), (OSError(5, "I/O"), "I/O")]
 )
-def test_a_lost_source_is_opened_anew(end: Any, reason: str) -> None:
+def test_a_lost_source_is_opened_again(end: Any, reason: str) -> None:
     plan = Plan([(0.0, shown(0)), (0.0, end)], [(0.0, shown(1))])
     plan.take()
     plan.take()
@@ -144,19 +144,19 @@ def test_a_lost_source_is_opened_anew(end: Any, reason: str) -> None:
     assert plan.camera.state.losses == 1 and [source.closed for source in plan.opened] == [1, 0]
 
 
-@pytest.mark.parametrize("image", [shown(3, width=64, height=48), picture(3)])
-def test_a_frozen_picture_is_opened_anew_until_it_moves(image: Any) -> None:
+@pytest.mark.parametrize("image", [shown(3, width=64, height=48), jpeg_image(3)])
+def test_a_frozen_image_is_opened_again_until_it_moves(image: Any) -> None:
     first, later = (shown(n, width=64, height=48) for n in (1, 2))
     still = [(10.0, image)] * 9
     plan = Plan([(0.0, first), *still], still, LOST, still, [(0.0, later)], frozen_s=30.0)
     assert sum(plan.take().image is image for _ in range(4)) == 3  # at 0, 10 and 20 s; at 30 s it is frozen
     plan.take()
     assert plan.conditions == ["delivering", "frozen", "lost", "frozen", "delivering"]
-    assert "the same picture for 30 s" in plan.states[1].reason
+    assert "the same image for 30 s" in plan.states[1].reason
     assert plan.camera.state.losses == 3 and plan.camera.state.frames == 5
 
 
-def test_a_still_picture_is_not_frozen_before_its_time() -> None:
+def test_a_still_image_is_not_frozen_before_its_time() -> None:
     plan = Plan([(20.0, shown(0))] * 2 + [(0.0, LOST)], [(20.0, shown(0))] * 2 + [(0.0, LOST)], frozen_s=30.0)
     for _ in range(4):
         plan.take()
@@ -173,17 +173,17 @@ def test_a_still_picture_is_not_frozen_before_its_time() -> None:
 
 
 @pytest.mark.parametrize("black", [BLACK, cv2.imencode(".jpg", BLACK)[1].tobytes(), BLACK + 4])
-def test_black_pictures_are_refused_until_there_is_light(black: Any) -> None:
+def test_black_images_are_refused_until_there_is_light(black: Any) -> None:
     plan = Plan([(1.0, shown(0)), *[(1.0, black)] * 2, (0.1, black), (0.1, shown(1)), (0.5, black), (0.6, black)])
     plan.take()
     for _ in range(3):
-        with pytest.raises(PictureError, match="black"):
+        with pytest.raises(ImageError, match="black"):
             plan.camera.capture()
     assert plan.camera.state.condition == "black" and plan.camera.state.unusable == 3
     plan.take()
     assert plan.camera.state.condition == "delivering" and plan.camera.state.frames == 2
     plan.take()  # looked at once a second only
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         plan.camera.capture()
     assert plan.conditions == ["delivering", "black", "delivering", "black"] and plan.camera.state.losses == 0
 
@@ -199,17 +199,17 @@ def test_what_counts_as_black() -> None:
     ):
         plan = Plan([(0.0, image)], black_level=level)
         if dark:
-            with pytest.raises(PictureError):
+            with pytest.raises(ImageError):
                 plan.camera.capture()
         else:
             plan.take()
     Plan([(0.0, spot)]).take()
 
 
-def test_a_sensor_stuck_in_black_is_opened_anew() -> None:
+def test_a_sensor_stuck_in_black_is_opened_again() -> None:
     plan = Plan([(10.0, BLACK)] * 9, [(0.0, BLACK)], [(0.0, shown(0))], frozen_s=30.0)
     for _ in range(3):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             plan.camera.capture()
     plan.take()
     assert (
@@ -218,7 +218,7 @@ def test_a_sensor_stuck_in_black_is_opened_anew() -> None:
     assert plan.camera.state.losses == 2
 
 
-def test_another_size_is_opened_anew_once_and_then_taken() -> None:
+def test_another_size_is_opened_again_once_and_then_taken() -> None:
     def small(n: int) -> Any:
         return shown(n, width=16, height=12)
 
@@ -256,7 +256,7 @@ ODD = [
     np.zeros((24, 32, 3), dtype=np.float32),
     b"",
     b"\xff\xd8\xff\xc0\x00\x11\x08\x00\x00\x00\x00\x03" + bytes(30),
-    picture(0)[:300],
+    jpeg_image(0)[:300],
     b"\xff\xd8",
 ]
 
@@ -264,7 +264,7 @@ ODD = [
 @pytest.mark.parametrize("image", ODD)
 def test_odd_frames_are_refused_and_counted(image: Any) -> None:
     plan = Plan([(0.0, image), (5.0, shown(0))])
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         plan.camera.capture()
     assert plan.camera.state.unusable == 1 and plan.camera.state.condition == "opening"
     plan.take()
@@ -272,16 +272,15 @@ def test_odd_frames_are_refused_and_counted(image: Any) -> None:
 
 
 def test_nothing_but_unusable_frames_is_a_loss() -> None:
-    torn = PictureError("torn")
+    torn = ImageError("torn")
     plan = Plan([(0.0, shown(0)), *[(10.0, torn)] * 9], [(0.0, shown(1))], frozen_s=30.0)
     plan.take()
     for _ in range(3):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             plan.camera.capture()
     plan.take()
     assert (
-        plan.conditions == ["delivering", "lost", "delivering"]
-        and "no usable picture for 30 s" in plan.states[1].reason
+        plan.conditions == ["delivering", "lost", "delivering"] and "no usable image for 30 s" in plan.states[1].reason
     )
 
 
@@ -292,7 +291,7 @@ images = st.one_of(
     st.integers(0, 3).map(lambda n: shown(n, width=16)),
     st.just(shown(0, height=8)),
     st.binary(max_size=20),
-    st.sampled_from([LOST, None, PictureError("torn"), OSError("odd")]),
+    st.sampled_from([LOST, None, ImageError("torn"), OSError("odd")]),
 )
 scripts = st.lists(st.tuples(st.sampled_from([0.0, 0.3, 5.0, 40.0]), images), max_size=12)
 
@@ -308,7 +307,7 @@ def test_whatever_a_source_does(openings: list[Any]) -> None:
     while True:
         try:
             frame = plan.camera.capture()
-        except PictureError:
+        except ImageError:
             bad += 1
             continue
         if frame is None:
@@ -426,7 +425,7 @@ def test_an_mjpeg_server_that_is_killed_and_comes_back(streams: StreamServer) ->
     assert held()[0] <= before[0] + 1 and held()[1] <= before[1]  # the server's own pipe
 
 
-def test_a_stream_that_stalls_is_opened_anew(streams: StreamServer) -> None:
+def test_a_stream_that_stalls_is_opened_again(streams: StreamServer) -> None:
     with SteadyCamera(lambda: open_camera(streams.spec("stall"), timeout_s=0.5), backoff=QUICK) as camera:
         state = frames_until(camera, lambda state: state.losses >= 2)
     assert state.condition == "delivering"

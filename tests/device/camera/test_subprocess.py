@@ -16,11 +16,11 @@ import pytest
 
 from eyas_device.camera import Frame
 from eyas_device.camera.subprocess import IsolatedCamera
-from eyas_device.errors import CameraError, CameraSpecError, PictureError
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from tests.support.camera_readers import Told, pixels
 from tests.support.paths import ROOT
 from tests.support.servers import PLENTY_S, gone, taken
-from tests.support.streams import picture
+from tests.support.streams import jpeg_image
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +49,11 @@ def test_pixels_arrive_as_they_are_and_stay() -> None:
 
 
 @pytest.mark.parametrize("how", ["in place", "encoded", "grey"])
-def test_kinds_of_picture(how: str) -> None:
+def test_kinds_of_image(how: str) -> None:
     with isolated(how) as camera:
         image = taken(camera).image
     if how == "encoded":
-        assert isinstance(image, bytes) and image in [picture(n) for n in range(250)]
+        assert isinstance(image, bytes) and image in [jpeg_image(n) for n in range(250)]
     elif how == "grey":
         assert isinstance(image, np.ndarray) and image.shape == (24, 32, 3) and np.ptp(image, axis=2).max() == 0
     else:
@@ -70,9 +70,9 @@ def test_kinds_of_picture(how: str) -> None:
         ("huge", "at most"),
     ],
 )
-def test_a_frame_that_is_no_picture_is_told_and_the_next_one_comes(how: str, message: str) -> None:
+def test_a_frame_that_is_no_image_is_told_and_the_next_one_comes(how: str, message: str) -> None:
     with isolated(how) as camera:
-        with pytest.raises(PictureError, match=message):
+        with pytest.raises(ImageError, match=message):
             camera.capture()
         assert isinstance(taken(camera).image, np.ndarray)
 

@@ -84,24 +84,24 @@ def test_info(pristine_bundle: Path) -> None:
     assert "litert: faster" in done.stdout and "Drawn for a test." in done.stdout
 
 
-def test_run_tells_accuracy(pristine_bundle: Path, picture_folder: Path) -> None:
-    done = eyas_device("run", "--bundle", pristine_bundle, "--camera", f"folder:{picture_folder}", "--accuracy")
+def test_run_tells_accuracy(pristine_bundle: Path, image_folder: Path) -> None:
+    done = eyas_device("run", "--bundle", pristine_bundle, "--camera", f"folder:{image_folder}", "--accuracy")
     assert done.returncode == 0, done.stderr
-    assert "accuracy 1.0000, balanced accuracy 1.0000 (12 labelled pictures)" in done.stdout
+    assert "accuracy 1.0000, balanced accuracy 1.0000 (12 labelled images)" in done.stdout
     assert re.search(r"^12 frames in .* fps; latency p50 \d", done.stdout, re.MULTILINE)
     assert "litert-int8 on litert" in done.stdout
     assert told(done) == []
 
 
-def test_run_as_json(pristine_bundle: Path, picture_folder: Path) -> None:
-    (spoilt := picture_folder / "spoilt.jpg").write_bytes(b"junk")
+def test_run_as_json(pristine_bundle: Path, image_folder: Path) -> None:
+    (spoilt := image_folder / "spoilt.jpg").write_bytes(b"junk")
     try:
         done = eyas_device(
-            *("run", "--bundle", pristine_bundle, "--camera", f"folder:{picture_folder}", "--json"),
+            *("run", "--bundle", pristine_bundle, "--camera", f"folder:{image_folder}", "--json"),
             *("--runtime", "openvino", "--frames", 5, "--threads", 1),
         )
         rows = [json.loads(line) for line in done.stdout.splitlines()]
-        whole = eyas_device("run", "--bundle", pristine_bundle, "--camera", f"folder:{picture_folder}", "--json")
+        whole = eyas_device("run", "--bundle", pristine_bundle, "--camera", f"folder:{image_folder}", "--json")
     finally:
         spoilt.unlink()
     assert done.returncode == 0
@@ -109,7 +109,7 @@ def test_run_as_json(pristine_bundle: Path, picture_folder: Path) -> None:
     assert [row["label"] for row in rows] == ["cross"] * 4 + ["disc"]
     assert all(sum(row["probabilities"]) == pytest.approx(1, abs=1e-3) for row in rows)
     assert len(whole.stdout.splitlines()) == 12
-    assert any("spoilt.jpg: not a picture" in line for line in told(whole))
+    assert any("spoilt.jpg: not an image" in line for line in told(whole))
     assert any("1 could not be decoded" in line for line in told(whole))
 
 

@@ -127,7 +127,7 @@ def test_the_verb_with_everything_real(
     assert list(rows) == [title(check) for check in CHECKS]
     for name in ("configuration", "libraries", "litert", "openvino", "onnx", "golden", "camera", "broker", "disk"):
         assert rows[name]["status"] == "green", rows[name]
-    assert "litert-int8" in rows["litert"]["finding"] and "ms a picture" in rows["litert"]["finding"]
+    assert "litert-int8" in rows["litert"]["finding"] and "ms an image" in rows["litert"]["finding"]
     assert "9 frames of 640 x 480" in rows["camera"]["finding"]
     assert "tiny-shapes 1.2.3" in rows["golden"]["finding"]
     reds = [row for row in rows.values() if row["status"] == "red"]
@@ -143,11 +143,11 @@ def test_the_table_and_the_exit_code(
     monkeypatch.setattr(doctor, "examine", lambda context: examine(context, (system.memory, software.configuration)))
     file(tmp_path / "bad.toml", "[loop]\nduty = 2\n[camra]\n")
     assert run_verb("--config", tmp_path / "bad.toml") == 1
-    memory, configuration, mend, summary = capsys.readouterr().out.splitlines()
+    memory, configuration, fix, summary = capsys.readouterr().out.splitlines()
     assert memory.startswith("green   memory  ")
     assert configuration.startswith("red     configuration  ")
     assert "[loop] duty = 2" in configuration and "[camra]: unknown section" in configuration, "all faults in one line"
-    assert mend.index("-> ") == configuration.index(str(tmp_path)), "the mend stands below the finding"
+    assert fix.index("-> ") == configuration.index(str(tmp_path)), "the fix stands below the finding"
     assert summary == "1 green, 0 yellow, 1 red, 0 not checked"
     assert "\x1b" not in memory, "no colours outside of a terminal"
 
@@ -197,7 +197,7 @@ def is_job_of_ours(process: Path) -> bool:
 
 def test_what_a_library_prints_does_not_spoil_the_result() -> None:
     code = (
-        "import os; from eyas_device.doctor import work\n"
+        "import os; from eyas_device.doctor import jobs\n"
         "def noisy(): print('a banner'); os.write(1, b'{}'); return 7\n"
         "work.JOBS['noisy'] = noisy; work.main(['noisy', '30'])"
     )
@@ -295,15 +295,15 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], statu
 def test_conflicts(installed: dict[str, str], status: str, words: str) -> None:
     found = software.conflicts(context(version=versions(**installed)))
     assert (found.status, words in found.text) == (status, True), found
-    assert bool(found.mend) == (status != "green")
+    assert bool(found.fix) == (status != "green")
 
 
 @pytest.mark.parametrize(("machine", "status"), [("aarch64", "yellow"), ("x86_64", "green")])
 def test_opencv_5_is_another_one_on_aarch64(machine: str, status: str) -> None:
     installed = versions(numpy="2.4.6", opencv_python_headless="5.0.0.93")
-    found = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=system)))
+    found = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=machine)))
     assert found.status == status, found
-    assert ("shrinks pictures" in found.text) == (system == "aarch64")
+    assert ("shrinks images" in found.text) == (machine == "aarch64")
 
 
 def test_the_worst_of_several_conflicts_counts_and_all_are_told() -> None:
@@ -371,11 +371,11 @@ def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) ->
         ("fake:?live=1&fps=20&frames=12", "green", " fps"),
         ("fake:?frames=6&junk=1,2", "yellow", "2 unreadable"),
         ("fake:?frames=6&junk=0", "yellow", "1 unreadable"),
-        ("fake:?frames=2&junk=0,1", "red", "delivered no picture (2 unreadable)"),
+        ("fake:?frames=2&junk=0,1", "red", "delivered no image (2 unreadable)"),
         ("fake:?frames=6&black=0-5", "yellow", "black"),
         ("fake:?frames=6&black=1-5", "green", "6 frames"),
         ("fake:?live=1&frames=6&fps=50&frozen=0-5", "red", "frozen"),
-        ("fake:?frames=0", "red", "delivered no picture"),
+        ("fake:?frames=0", "red", "delivered no image"),
         ("fake:?lost=0", "red", "lost at frame 0"),
         ("fake:?hang=0&live=1", "red", "camera fake"),
         ("nonsense", "red", "no such kind"),
@@ -389,12 +389,12 @@ def test_camera(spec: str, status: str, words: str) -> None:
 
 def test_a_mistaken_specification_is_not_blamed_on_the_service() -> None:
     found = probes.camera(context(camera="nonsense", run=lambda command, timeout_s: ""))
-    assert found.status == "red" and "run --help" in found.mend
+    assert found.status == "red" and "run --help" in found.fix
 
 
 def test_a_camera_that_the_running_service_may_hold_is_yellow() -> None:
     found = probes.camera(context(camera="fake:?lost=0", run=lambda command, timeout_s: ""))
-    assert found.status == "yellow" and "stop eyas-device" in found.mend
+    assert found.status == "yellow" and "stop eyas-device" in found.fix
 
 
 # --- the broker ------------------------------------------------------------------------------------------------------
@@ -559,7 +559,7 @@ def test_temperature(tmp_path: Path, zones: list[str], bits: str | None, status:
         file(tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled", bits)
     found = system.temperature(context(root=tmp_path))
     assert (found.status, words in found.text) == (status, True), found
-    assert "power supply" in found.mend or "under-voltage" not in found.text
+    assert "power supply" in found.fix or "under-voltage" not in found.text
 
 
 @pytest.mark.parametrize(
@@ -641,13 +641,13 @@ def test_json_rows_can_be_read_back() -> None:
 
 
 def test_view_says_whether_the_camera_sees_what_the_model_was_trained_on(
-    pristine_bundle: Path, picture_folder: Path, tmp_path: Path
+    pristine_bundle: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    familiar = probes.view(context(bundle=pristine_bundle, camera=f"folder:{picture_folder}"))
+    familiar = probes.view(context(bundle=pristine_bundle, camera=f"folder:{image_folder}"))
     assert (familiar.status, familiar.text[:8]) == ("green", "familiar")
     strange = probes.view(context(bundle=pristine_bundle, camera="fake:?frames=20"))
     assert strange.status == "yellow" and "does not see what the model was trained on" in strange.text
-    assert "snapshot" in strange.mend
+    assert "snapshot" in strange.fix
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eyas_device.bundle import Bundle
-from eyas_device.errors import BundleError, PictureError, RuntimeUnavailable
+from eyas_device.errors import BundleError, ImageError, RuntimeUnavailable
 from eyas_device.preprocess import prepare
 from eyas_device.runtimes import RUNTIMES, load, open_runtime
 from tests.support import tiny
@@ -33,7 +33,7 @@ def test_contract(artefact: str, pristine_bundle: Path, weights: tuple[tiny.Floa
             assert logits.dtype == np.float32
             assert np.abs(logits - tiny.reference_logits(pixels, *weights)).max() < tolerance
             assert tiny.LABELS[int(logits.argmax())] == label
-            assert np.array_equal(pixels, before), "the caller's picture was changed"
+            assert np.array_equal(pixels, before), "the caller's image was changed"
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
@@ -51,7 +51,7 @@ def test_every_pixel_value_arrives(
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
-def test_a_picture_written_in_place_answers_as_a_picture_given(artefact: str, pristine_bundle: Path) -> None:
+def test_a_image_written_in_place_answers_as_a_image_given(artefact: str, pristine_bundle: Path) -> None:
     frame = tiny.draw_shape("disc", 11)
     pixels = prepare(frame, tiny.SPEC)
     with open_runtime(Bundle.open(pristine_bundle), artefact=artefact) as runtime:
@@ -68,10 +68,10 @@ def test_a_picture_written_in_place_answers_as_a_picture_given(artefact: str, pr
     [np.zeros((1, 1, 3), np.uint8), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.float32)],
     ids=["1x1", "grey", "float"],
 )
-def test_wrong_pictures_are_refused(artefact: str, pixels: np.ndarray, pristine_bundle: Path) -> None:
+def test_wrong_images_are_refused(artefact: str, pixels: np.ndarray, pristine_bundle: Path) -> None:
     with (
         open_runtime(Bundle.open(pristine_bundle), artefact=artefact) as runtime,
-        pytest.raises(PictureError, match="uint8 \\(16, 16, 3\\) is needed"),
+        pytest.raises(ImageError, match="uint8 \\(16, 16, 3\\) is needed"),
     ):
         runtime.infer(pixels)
 

@@ -117,7 +117,7 @@ def test_quantiles_of_merged_windows_are_those_of_all_durations(a: list[float], 
     assert found["max"] == pytest.approx(everything[-1], abs=0.001)
 
 
-def test_merged_sketches_are_those_of_all_pictures() -> None:
+def test_merged_sketches_are_those_of_all_images() -> None:
     points = np.random.default_rng(1).normal(3, 2, (50, 4)).astype(np.float32)
     parts = []
     for part in (points[:7], points[7:30], points[30:]):
@@ -180,7 +180,7 @@ def test_a_window_of_ten_classes_takes_two_kilobytes_at_any_frame_rate(frames: i
     assert len(encode(busy(10, frames))) <= 2048
 
 
-def test_an_event_without_its_picture_takes_a_kilobyte() -> None:
+def test_an_event_without_its_image_takes_a_kilobyte() -> None:
     event = Event(
         device="d" * 64,
         spool="0" * 36,
@@ -196,7 +196,7 @@ def test_an_event_without_its_picture_takes_a_kilobyte() -> None:
         top={f"label-number-{n:02d}": 0.1234 for n in range(5)},
         why="unfamiliar",
         source="s" * 200,
-        picture_policy={"picture": "none: privacy.pictures is off"},
+        image_policy={"image": "none: privacy.images is off"},
     )
     assert len(encode(event)) <= 1024
 

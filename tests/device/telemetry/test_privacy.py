@@ -1,4 +1,4 @@
-"""Pictures that may leave a device: which, how many, and what is left of them."""
+"""Images that may leave a device: which, how many, and what is left of them."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ def answer(confidence: float) -> Prediction:
     return Prediction("a", 0, confidence, False, np.array([confidence, 1 - confidence], np.float32), 1.0)
 
 
-def picture(width: int = 320, height: int = 240) -> Pixels:
+def image(width: int = 320, height: int = 240) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def manifest(pictures: str) -> Manifest:
-    return cast(Manifest, SimpleNamespace(governance=SimpleNamespace(pictures=pictures)))
+def manifest(images: str) -> Manifest:
+    return cast(Manifest, SimpleNamespace(governance=SimpleNamespace(images=images)))
 
 
 def read(text: str) -> Pixels:
     return cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_COLOR)
 
 
-def test_by_default_nothing_is_chosen_and_no_picture_leaves(spool: Spool) -> None:
+def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
     policy = Policy(PrivacySection(), chance=lambda: 0.0)
     assert [policy.choose(answer(c / 10)) for c in range(11)] == [None] * 11
-    assert policy.picture(picture(), spool) == ("", {"picture": "none: privacy.pictures is off"})
+    assert policy.image(image(), spool) == ("", {"image": "none: privacy.images is off"})
     policy.ask()
     assert policy.choose(answer(0.5)) == "command"
     assert policy.choose(answer(0.5)) is None
 
 
-def test_the_band_chance_and_unfamiliar_pictures() -> None:
+def test_the_band_chance_and_unfamiliar_images() -> None:
     clock, chances = Clock(), iter([0.05, 0.5])
     rules = PrivacySection(events=True, band=(0.4, 0.6), sample_rate=0.1, every_s=0.0, unfamiliar=True)
     policy = Policy(rules, clock=clock, chance=lambda: next(chances))
@@ -78,9 +78,9 @@ def test_not_more_often_than_asked() -> None:
     assert policy.choose(answer(0.9)) == "sampled"
 
 
-def test_a_picture_is_prepared_and_its_policy_told(spool: Spool) -> None:
-    policy = Policy(PrivacySection(pictures=True, max_side=100, crop=(0.5, 0.0, 0.5, 1.0), retention_days=7))
-    text, told = policy.picture(picture(), spool)
+def test_a_image_is_prepared_and_its_policy_told(spool: Spool) -> None:
+    policy = Policy(PrivacySection(images=True, max_side=100, crop=(0.5, 0.0, 0.5, 1.0), retention_days=7))
+    text, told = policy.image(image(), spool)
     assert read(text).shape == (100, 67, 3)
     assert told == {
         "width": 67,
@@ -92,25 +92,25 @@ def test_a_picture_is_prepared_and_its_policy_told(spool: Spool) -> None:
     }
 
 
-def test_a_model_may_forbid_pictures_and_the_next_may_not(spool: Spool) -> None:
-    policy = Policy(PrivacySection(pictures=True))
+def test_a_model_may_forbid_images_and_the_next_may_not(spool: Spool) -> None:
+    policy = Policy(PrivacySection(images=True))
     policy.swapped(manifest("never"))
-    assert policy.picture(picture(), spool)[0] == ""
-    assert "governance" in policy.picture(picture(), spool)[1]["picture"]
+    assert policy.image(image(), spool)[0] == ""
+    assert "governance" in policy.image(image(), spool)[1]["image"]
     policy.swapped(manifest("allowed"))
-    assert policy.picture(picture(), spool)[0]
+    assert policy.image(image(), spool)[0]
 
 
 def test_the_days_quota(spool: Spool) -> None:
-    policy = Policy(PrivacySection(pictures=True, per_day=3))
-    assert [bool(policy.picture(picture(8, 8), spool)[0]) for _ in range(5)] == [True] * 3 + [False] * 2
-    assert not Policy(PrivacySection(pictures=True, per_day=0)).picture(picture(), spool)[0]
+    policy = Policy(PrivacySection(images=True, per_day=3))
+    assert [bool(policy.image(image(8, 8), spool)[0]) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert not Policy(PrivacySection(images=True, per_day=0)).image(image(), spool)[0]
 
 
 def test_a_frame_that_cannot_be_decoded_uses_up_nothing(spool: Spool) -> None:
-    policy = Policy(PrivacySection(pictures=True, per_day=1))
-    assert policy.picture(None, spool)[0] == ""
-    assert policy.picture(picture(), spool)[0]
+    policy = Policy(PrivacySection(images=True, per_day=1))
+    assert policy.image(None, spool)[0] == ""
+    assert policy.image(image(), spool)[0]
 
 
 def test_what_is_cropped_away_is_not_there() -> None:
@@ -121,21 +121,21 @@ def test_what_is_cropped_away_is_not_there() -> None:
     assert left.max() == 0
 
 
-def test_a_blurred_picture_has_sixteen_blocks_at_most() -> None:
-    blurred = shown(picture(640, 480), crop=(), max_side=320, blur="whole")
+def test_a_blurred_image_has_sixteen_blocks_at_most() -> None:
+    blurred = shown(image(640, 480), crop=(), max_side=320, blur="whole")
     assert blurred.shape == (240, 320, 3)
     assert len({tuple(row) for row in blurred.reshape(-1, 3).tolist()}) <= 16 * 12
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (7, 3)])
 @pytest.mark.parametrize("crop", [(), (0.999, 0.999, 0.001, 0.001), (0.0, 0.0, 1.0, 1.0)])
-def test_tiny_and_thin_pictures(size: tuple[int, int], crop: Any) -> None:
-    left = shown(picture(*size), crop=crop, max_side=16, blur="whole")
+def test_tiny_and_thin_images(size: tuple[int, int], crop: Any) -> None:
+    left = shown(image(*size), crop=crop, max_side=16, blur="whole")
     assert left.size and max(left.shape) <= 16
     assert encoded(left)[0]
 
 
 def test_noise_is_encoded_more_coarsely_or_not_at_all() -> None:
-    data, quality = encoded(picture(640, 480))
+    data, quality = encoded(image(640, 480))
     assert len(data) <= MOST_JPEG and quality < 85
-    assert encoded(picture(4000, 3000)) == (b"", 0)
+    assert encoded(image(4000, 3000)) == (b"", 0)

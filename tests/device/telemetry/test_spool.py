@@ -61,8 +61,8 @@ def window(number: int = 0, **fields: Any) -> Window:
     )
 
 
-def event(number: int = 0, picture: int = 2000) -> Event:
-    return Event(label=str(number), picture=os.urandom(picture // 2).hex())
+def event(number: int = 0, image: int = 2000) -> Event:
+    return Event(label=str(number), image=os.urandom(image // 2).hex())
 
 
 def all_of(spool: Spool, kind: str) -> list[Held]:
@@ -263,7 +263,7 @@ def test_memory_is_bounded_while_the_disk_fails(tmp_path: Path) -> None:
     with Spool(tmp_path, device="d") as spool:
         spool._rows._db.execute(f"PRAGMA max_page_count = {spool.used() // 4096}")
         for number in range(60):
-            spool.append(event(number, picture=200_000))
+            spool.append(event(number, image=200_000))
         spool.append(window())
         newest = all_of(spool, "event")
         assert 10 < len(newest) < 60
@@ -340,21 +340,21 @@ def test_windows_of_different_models_stay_apart(tmp_path: Path) -> None:
             assert sum(each.frames for each in kept if each.model == f"m {model}") == 1000
 
 
-def test_then_pictures_then_events_go(tmp_path: Path) -> None:
+def test_then_images_then_events_go(tmp_path: Path) -> None:
     with Spool(tmp_path, device="d", most_bytes=4 << 20) as spool:
         for number in range(600):
-            spool.append(event(number, picture=20_000))
+            spool.append(event(number, image=20_000))
         events = [decode(held.payload, Event) for held in all_of(spool, "event")]
-        assert len(events) == 600, "without their pictures all of them fit"
-        bare = [not each.picture for each in events]
+        assert len(events) == 600, "without their images all of them fit"
+        bare = [not each.image for each in events]
         assert not any(bare[:IN_FLIGHT]) and not any(bare[-20:]) and all(bare[IN_FLIGHT : IN_FLIGHT + 100])
-        assert events[IN_FLIGHT].picture_policy["picture"] == "given up: the spool was full"
+        assert events[IN_FLIGHT].image_policy["image"] == "given up: the spool was full"
         for number in range(7000):
-            spool.append(event(number, picture=0))
+            spool.append(event(number, image=0))
             spool.append(Profile(versions={"a": "b" * 200}))
         assert spool.used() <= 4 << 20
         gone = lost(spool)
-        assert gone["pictures"] > 100
+        assert gone["images"] > 100
         assert gone["event"] > 100
         assert len(all_of(spool, "profile")) + gone.get("profile", 0) == 7000
 

@@ -262,7 +262,7 @@ def test_the_marker_is_gone_and_the_link_is_there_all_the_time(
     monkeypatch.setattr(slots_module, "_step", look)
     slots.install(bundles["2.0.0"], prove=accept)
     slots.roll_back()
-    slots.install(bundles["2.0.0"], prove=accept)  # what the slot holds already is not good until it is proven anew
+    slots.install(bundles["2.0.0"], prove=accept)  # what the slot holds already is not good until it is proven again
     assert len(steps) > 20
 
 
@@ -439,7 +439,7 @@ def test_the_golden_check_of_a_real_bundle(
     assert version_of(slots) == "1.2.3"
     edit_manifest(version="1.2.5", golden=None)
     (bundle_root / GOLDEN).unlink()
-    with pytest.raises(BundleError, match="no golden pictures"):
+    with pytest.raises(BundleError, match="no golden images"):
         slots.install(bundle_root)
     assert version_of(slots) == "1.2.3"
 

@@ -1,4 +1,4 @@
-"""What the training pictures look like: the host's fit against a second formulation, and through the file."""
+"""What the training images look like: the host's fit against a second formulation, and through the file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SPEC = Preprocessing(size=48)
 
 def scenes(count: int, seed: int, *, bright: int = 60) -> list[Pixels]:
     """A bright bar on a dark ground, where a camera would see it: a little to the left or right, in some noise."""
-    pictures = []
+    images = []
     for number in range(count):
         rng = np.random.default_rng((seed, number))
-        picture = np.full((60, 80, 3), bright, np.uint8)
+        image = np.full((60, 80, 3), bright, np.uint8)
         left = 30 + int(rng.integers(-6, 7))
-        picture[10:50, left : left + 12] = 200
-        pictures.append(np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8))
-    return pictures
+        image[10:50, left : left + 12] = 200
+        images.append(np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8))
+    return images
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def test_directions_are_those_of_the_covariance(reference: Reference) -> None:
 
 
 def test_validation_is_familiar_and_another_scene_is_not(reference: Reference) -> None:
-    def middle(pictures: list[Pixels]) -> float:
-        return beyond(float(np.median([distance(describe(prepare(p, SPEC)), reference) for p in pictures])), reference)
+    def middle(images: list[Pixels]) -> float:
+        return beyond(float(np.median([distance(describe(prepare(p, SPEC)), reference) for p in images])), reference)
 
     assert 0.2 < middle(scenes(30, 3)) < 0.8
     assert middle(scenes(30, 3, bright=190)) > 0.95
@@ -55,7 +55,7 @@ def test_validation_is_familiar_and_another_scene_is_not(reference: Reference) -
     assert list(reference.distances) == sorted(reference.distances)
 
 
-def test_few_pictures_give_a_reference_too() -> None:
+def test_few_images_give_a_reference_too() -> None:
     tiny = fit_reference(scenes(3, 1), scenes(2, 2), SPEC)
     assert len(tiny.components) == 1
     assert np.isfinite(distance(describe(prepare(scenes(1, 9)[0], SPEC)), tiny))

@@ -17,7 +17,7 @@ from tests.support.small_disk import mounted
 
 def recipe(place: Path, text: str = "") -> Path:
     path = place / "recipe.toml"
-    path.write_text(f'[run]\nname = "mistake"\n[data]\npath = "pictures"\n{text}')
+    path.write_text(f'[run]\nname = "mistake"\n[data]\npath = "images"\n{text}')
     return path
 
 
@@ -42,32 +42,32 @@ def no_folder(place: Path) -> None:
 
 
 def one_class(place: Path) -> None:
-    draw_folder(place / "pictures", labels=SHAPES[:1])
+    draw_folder(place / "images", labels=SHAPES[:1])
 
 
 def empty_class(place: Path) -> None:
-    draw_folder(place / "pictures", labels=SHAPES[:2])
-    (place / "pictures/zebra").mkdir()
+    draw_folder(place / "images", labels=SHAPES[:2])
+    (place / "images/zebra").mkdir()
 
 
 def zero_bytes(place: Path) -> None:
-    draw_folder(place / "pictures", labels=SHAPES[:2])
-    (place / "pictures/circle/empty.png").touch()
+    draw_folder(place / "images", labels=SHAPES[:2])
+    (place / "images/circle/empty.png").touch()
 
 
-def not_a_picture(place: Path) -> None:
-    draw_folder(place / "pictures", labels=SHAPES[:2])
-    (place / "pictures/circle/notes.jpg").write_bytes(b"not a picture" * 100)
+def not_a_image(place: Path) -> None:
+    draw_folder(place / "images", labels=SHAPES[:2])
+    (place / "images/circle/notes.jpg").write_bytes(b"not an image" * 100)
 
 
 def two_labels(place: Path) -> None:
-    draw_folder(place / "pictures", labels=SHAPES[:2])
-    same = place / "pictures/circle/000.png"
-    (place / "pictures/cross/copy.png").write_bytes(same.read_bytes())
+    draw_folder(place / "images", labels=SHAPES[:2])
+    same = place / "images/circle/000.png"
+    (place / "images/cross/copy.png").write_bytes(same.read_bytes())
 
 
 def too_few(place: Path) -> None:
-    draw_folder(place / "pictures", labels=SHAPES[:2], count=2)
+    draw_folder(place / "images", labels=SHAPES[:2], count=2)
 
 
 @pytest.mark.parametrize(
@@ -77,33 +77,33 @@ def too_few(place: Path) -> None:
         (one_class, "two or more class folders"),
         (empty_class, "zebra"),
         (zero_bytes, "empty.png"),
-        (not_a_picture, "notes.jpg"),
+        (not_a_image, "notes.jpg"),
         (two_labels, "two labels"),
-        (too_few, "too few pictures"),
+        (too_few, "too few images"),
     ],
 )
-def test_bad_pictures(tmp_path: Path, make: Callable[[Path], None], word: str) -> None:
+def test_bad_images(tmp_path: Path, make: Callable[[Path], None], word: str) -> None:
     make(tmp_path)
     refused(eyas(tmp_path, "distill", recipe(tmp_path)), word)
     nothing_finished(tmp_path)
 
 
-def test_unreadable_pictures_may_be_left_out(tmp_path: Path) -> None:
+def test_unreadable_images_may_be_left_out(tmp_path: Path) -> None:
     zero_bytes(tmp_path)
     done = eyas(tmp_path, "split", recipe(tmp_path, "skip_unreadable = true"))
     assert done.code == 0
     assert "left out" in done.err and "empty.png" in done.err
 
 
-def test_odd_but_good_pictures_are_taken(tmp_path: Path) -> None:
-    pictures = draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    grey = cv2.imread(str(pictures / "circle/000.png"), cv2.IMREAD_GRAYSCALE)
-    assert cv2.imwrite(str(pictures / "circle/grey.png"), grey)
-    assert cv2.imwrite(str(pictures / "circle/deep.png"), grey.astype(np.uint16) * 257 + 1)
-    assert cv2.imwrite(str(pictures / "circle/alpha.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA) // 2)
+def test_odd_but_good_images_are_taken(tmp_path: Path) -> None:
+    images = draw_folder(tmp_path / "images", labels=SHAPES[:2])
+    grey = cv2.imread(str(images / "circle/000.png"), cv2.IMREAD_GRAYSCALE)
+    assert cv2.imwrite(str(images / "circle/grey.png"), grey)
+    assert cv2.imwrite(str(images / "circle/deep.png"), grey.astype(np.uint16) * 257 + 1)
+    assert cv2.imwrite(str(images / "circle/alpha.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGRA) // 2)
     done = eyas(tmp_path, "split", recipe(tmp_path))
     assert done.code == 0, done.err
-    assert "27 pictures" in done.err
+    assert "27 images" in done.err
 
 
 def test_every_fault_of_a_recipe_at_once(tmp_path: Path) -> None:
@@ -113,14 +113,14 @@ def test_every_fault_of_a_recipe_at_once(tmp_path: Path) -> None:
 
 
 def test_unknown_model_before_any_training(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    draw_folder(tmp_path / "images", labels=SHAPES[:2])
     done = eyas(tmp_path, "distill", recipe(tmp_path, '[student]\nmodel = "mobilenetv3_smal_100"\n'))
     refused(done, "mobilenetv3_smal_100", "mobilenetv3_small_100")
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_no_weights_and_no_network(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    draw_folder(tmp_path / "images", labels=SHAPES[:2])
     done = eyas(tmp_path, "distill", recipe(tmp_path, '[teacher]\nmodel = "resnet18"\n'))
     refused(done, "no weights for resnet18", "hub", "packaged")
 
@@ -139,14 +139,14 @@ def test_unknown_stage(tmp_path: Path) -> None:
 
 
 def test_only_a_stage_whose_inputs_are_missing(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    draw_folder(tmp_path / "images", labels=SHAPES[:2])
     refused(eyas(tmp_path, "distill", recipe(tmp_path), "--only", "qat"), "needs split")
 
 
 def test_new_refuses_to_overwrite(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    assert eyas(tmp_path, "new", "pictures").code == 0
-    refused(eyas(tmp_path, "new", "pictures"), "exists already")
+    draw_folder(tmp_path / "images", labels=SHAPES[:2])
+    assert eyas(tmp_path, "new", "images").code == 0
+    refused(eyas(tmp_path, "new", "images"), "exists already")
 
 
 @pytest.fixture
@@ -157,8 +157,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
-    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
-    text = "[picture]\nsize = 64\n[teacher]\nhead_epochs = 1\nepochs = 1\n[student]\nviews = 1\n"
+    draw_folder(tmp_path / "images", labels=SHAPES[:2])
+    text = "[image]\nsize = 64\n[teacher]\nhead_epochs = 1\nepochs = 1\n[student]\nviews = 1\n"
     done = eyas(tmp_path, "distill", recipe(tmp_path, text), "--runs", small_disk)
     refused(done, "No space left on device")
     assert (small_disk / "mistake/split/stage.json").exists()  # what was finished stays
@@ -167,9 +167,9 @@ def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
 
 
 def test_new_copes_with_odd_names(tmp_path: Path) -> None:
-    pictures = draw_folder(tmp_path / 'odd "name"\n[run]', labels=SHAPES[:2])
-    (pictures / "cross").rename(pictures / 'cross\nseed = 7 "')
-    assert eyas(tmp_path, "new", pictures, "--name", "odd").code == 0
+    images = draw_folder(tmp_path / 'odd "name"\n[run]', labels=SHAPES[:2])
+    (images / "cross").rename(images / 'cross\nseed = 7 "')
+    assert eyas(tmp_path, "new", images, "--name", "odd").code == 0
     done = eyas(tmp_path, "split", "models/odd/recipe.toml")
     assert done.code == 0, done.err
-    assert "24 pictures, 2 classes" in done.err
+    assert "24 images, 2 classes" in done.err

@@ -18,12 +18,12 @@ from tests.support.shapes import SHAPES, draw_folder, draw_shape
 LABELS = SHAPES[:3]
 
 
-def eyas(verb: str, place: Path, *settings: str, data: str = 'path = "pictures"') -> inside.Done:
+def eyas(verb: str, place: Path, *settings: str, data: str = 'path = "images"') -> inside.Done:
     (place / "recipe.toml").write_text(f'[run]\nname = "toy"\n[data]\n{data}\n')
     return inside.eyas(place, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting)))
 
 
-def divided(place: Path, *settings: str, data: str = 'path = "pictures"') -> tuple[SplitManifest, str]:
+def divided(place: Path, *settings: str, data: str = 'path = "images"') -> tuple[SplitManifest, str]:
     done = eyas("split", place, *settings, data=data)
     assert done.code == 0, done.err
     path = place / "runs/toy/split/manifest.json"
@@ -31,7 +31,7 @@ def divided(place: Path, *settings: str, data: str = 'path = "pictures"') -> tup
 
 
 def sides(manifest: SplitManifest) -> dict[str, str]:
-    """Path below the pictures -> part."""
+    """Path below the images -> part."""
     return {
         "/".join(Path(p.path).parts[-2:]): part
         for part in ("train", "validation", "test")
@@ -41,17 +41,17 @@ def sides(manifest: SplitManifest) -> dict[str, str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    draw_folder(tmp_path / "pictures", count=30, width=120, height=100, labels=LABELS)
+    draw_folder(tmp_path / "images", count=30, width=120, height=100, labels=LABELS)
     return tmp_path
 
 
 # Planted leaks
 
 
-def test_the_same_picture_twice_is_dropped(place: Path) -> None:
+def test_the_same_image_twice_is_dropped(place: Path) -> None:
     for number in range(0, 30, 3):
         for suffix in ("png", "jpg"):
-            source = place / f"pictures/ring/{number:03d}.{suffix}"
+            source = place / f"images/ring/{number:03d}.{suffix}"
             if source.exists():
                 shutil.copy(source, source.with_name(f"zz-copy-{number}.{suffix}"))
     manifest, told = divided(place)
@@ -62,9 +62,9 @@ def test_the_same_picture_twice_is_dropped(place: Path) -> None:
     assert len(parts) == 100 and sum(part.startswith("copy of ") for part in parts) == 10
 
 
-def spoilt(picture: Path, name: str, how: Callable[[Path], tuple[object, Sequence[int]]]) -> str:
-    pixels, options = how(picture)
-    made = picture.with_name(name)
+def spoilt(image: Path, name: str, how: Callable[[Path], tuple[object, Sequence[int]]]) -> str:
+    pixels, options = how(image)
+    made = image.with_name(name)
     assert cv2.imwrite(str(made), pixels, options)
     return f"{made.parent.name}/{made.name}"
 
@@ -79,13 +79,13 @@ def spoilt(picture: Path, name: str, how: Callable[[Path], tuple[object, Sequenc
     ],
     ids=["jpeg", "webp", "smaller", "darker"],
 )
-def test_a_changed_copy_stays_with_its_picture(
+def test_a_changed_copy_stays_with_its_image(
     place: Path, suffix: str, how: Callable[[Path], tuple[object, Sequence[int]]]
 ) -> None:
     twins = {}
     for label in LABELS:
-        for picture in sorted((place / "pictures" / label).iterdir())[::2]:
-            twins[f"{label}/{picture.name}"] = spoilt(picture, f"{picture.stem}-again.{suffix}", how)
+        for image in sorted((place / "images" / label).iterdir())[::2]:
+            twins[f"{label}/{image.name}"] = spoilt(image, f"{image.stem}-again.{suffix}", how)
     manifest, told = divided(place)
     side = sides(manifest)
     assert len(side) == 90 + len(twins) and len(twins) == 45
@@ -103,9 +103,9 @@ def test_the_same_group_twice_stays_on_one_side(place: Path) -> None:
             rows = csv.writer(stream)
             rows.writerow(["path", "label", "group"])
             for label in LABELS:
-                pictures = sorted((place / "pictures" / label).iterdir())[number::2]
+                images = sorted((place / "images" / label).iterdir())[number::2]
                 rows.writerows(
-                    (p.relative_to(place), label, f"patient {place_of % 13}") for place_of, p in enumerate(pictures)
+                    (p.relative_to(place), label, f"patient {place_of % 13}") for place_of, p in enumerate(images)
                 )
     data = 'source = "csv"\npath = "north.csv"\nmore = [{ source = "csv", path = "south.csv" }]'
     manifest, told = divided(place, data=data)
@@ -122,10 +122,10 @@ def test_time_order_with_a_gap(place: Path) -> None:
     with (place / "table.csv").open("w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["path", "label", "time"])
-        pictures = sorted((place / "pictures").rglob("*.*g"), key=lambda p: p.name)
+        images = sorted((place / "images").rglob("*.*g"), key=lambda p: p.name)
         rows.writerows(
             (p.relative_to(place), p.parent.name, f"2026-{1 + n // 28:02}-{1 + n % 28:02}")
-            for n, p in enumerate(pictures)
+            for n, p in enumerate(images)
         )
     manifest, told = divided(place, "data.by=time", "data.gap_days=2", data='source = "csv"\npath = "table.csv"')
     times = [[p.time for p in getattr(manifest, part)] for part in ("train", "validation", "test")]
@@ -139,27 +139,27 @@ def test_time_order_with_a_gap(place: Path) -> None:
 def rows(place: Path, header: str, cells: Callable[[int, str], str]) -> None:
     lines = [
         f"{path.relative_to(place)},{path.parent.name}{cells(number, path.parent.name)}"
-        for number, path in enumerate(sorted((place / "pictures").rglob("*.*g")))
+        for number, path in enumerate(sorted((place / "images").rglob("*.*g")))
     ]
     (place / "table.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
 def one_class(place: Path) -> None:
-    shutil.rmtree(place / "pictures/ring")
-    shutil.rmtree(place / "pictures/circle")
+    shutil.rmtree(place / "images/ring")
+    shutil.rmtree(place / "images/circle")
 
 
-def two_pictures(place: Path) -> None:
-    for path in sorted((place / "pictures/ring").iterdir())[2:]:
+def two_images(place: Path) -> None:
+    for path in sorted((place / "images/ring").iterdir())[2:]:
         path.unlink()
 
 
 def two_labels(place: Path) -> None:
-    shutil.copy(place / "pictures/ring/000.png", place / "pictures/cross/000-too.png")
+    shutil.copy(place / "images/ring/000.png", place / "images/cross/000-too.png")
 
 
 def zero_bytes(place: Path) -> None:
-    (place / "pictures/ring/000.png").write_bytes(b"")
+    (place / "images/ring/000.png").write_bytes(b"")
 
 
 def large_group(place: Path) -> None:
@@ -184,7 +184,7 @@ def no_columns(place: Path) -> None:
 
 def wrong_paths(place: Path) -> None:
     rows(place, "path,label", lambda n, _: "")
-    (place / "pictures").rename(place / "moved")
+    (place / "images").rename(place / "moved")
 
 
 TABLE = 'source = "csv"\npath = "table.csv"'
@@ -193,21 +193,21 @@ TABLE = 'source = "csv"\npath = "table.csv"'
 @pytest.mark.parametrize(
     ("make", "data", "words"),
     [
-        (one_class, 'path = "pictures"', ["two or more class folders are needed, found 1 (cross)"]),
-        (two_pictures, 'path = "pictures"', ["would have none of ring", "add pictures"]),
-        (two_labels, 'path = "pictures"', ["the same picture has two labels", "(cross)", "(ring)"]),
-        (zero_bytes, 'path = "pictures"', ["1 unreadable picture;", "skip_unreadable", "0 bytes"]),
+        (one_class, 'path = "images"', ["two or more class folders are needed, found 1 (cross)"]),
+        (two_images, 'path = "images"', ["would have none of ring", "add images"]),
+        (two_labels, 'path = "images"', ["the same image has two labels", "(cross)", "(ring)"]),
+        (zero_bytes, 'path = "images"', ["1 unreadable image;", "skip_unreadable", "0 bytes"]),
         (large_group, TABLE, ["group 'all' holds 81 of 90", "change [data] split"]),
         (one_group_a_class, TABLE, ["'ring' comes in 2 groups (r0, r1)", "add groups"]),
         (german_times, TABLE + '\nby = "time"', ["90 x time is neither ISO 8601", "first in line 2"]),
         (short_times, TABLE + '\nby = "time"\ngap_days = 9', ["span 27 days", "take less than gap_days = 9"]),
         (short_times, TABLE + '\nby = "time"\nfold = [0, 5]', ["by = 'time' has no folds"]),
-        (short_times, TABLE + '\nby = "group"', ["90 of 90 pictures have no group"]),
+        (short_times, TABLE + '\nby = "group"', ["90 of 90 images have no group"]),
         (short_times, TABLE + "\ngap_days = 2", ["gap_days belongs to by = 'time'"]),
         (no_columns, TABLE, ["the columns are file, class", "path,label[,group,time]"]),
         (wrong_paths, TABLE, ["90 x no such file", "relative to"]),
-        (one_class, 'path = "pictures"\nby = "time"', ["source = 'csv' is needed"]),
-        (one_class, 'path = "pictures"\nmore = [{ file = "x" }]', ["[data] more", "file"]),
+        (one_class, 'path = "images"\nby = "time"', ["source = 'csv' is needed"]),
+        (one_class, 'path = "images"\nmore = [{ file = "x" }]', ["[data] more", "file"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )
@@ -222,7 +222,7 @@ def test_mistakes_are_told_in_a_line(place: Path, make: Callable[[Path], None], 
     assert not [p for pattern in ("manifest.json", "index.csv", "stage.json", "*.part") for p in place.rglob(pattern)]
 
 
-def test_unreadable_pictures_are_listed_where_they_are_allowed(place: Path) -> None:
+def test_unreadable_images_are_listed_where_they_are_allowed(place: Path) -> None:
     zero_bytes(place)
     manifest, told = divided(place, "data.skip_unreadable=true")
     assert len(manifest.unreadable) == 1 and "1 unreadable left out" in told and "left out: " in told
@@ -243,7 +243,7 @@ def test_help_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_preview_prints_where_the_sheet_is(place: Path) -> None:
-    cv2.imwrite(str(place / "pictures/ring/wide.png"), draw_shape("ring", 99, 300, 60))
+    cv2.imwrite(str(place / "images/ring/wide.png"), draw_shape("ring", 99, 300, 60))
     done = eyas("preview", place, "augment.randaugment=1", "augment.mixup=0.2")
     assert done.code == 0, done.err
     path = place / done.out.strip()

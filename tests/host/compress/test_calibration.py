@@ -1,4 +1,4 @@
-"""Which pictures calibrate: covering choice against random choice and against a second formulation."""
+"""Which images calibrate: covering choice against random choice and against a second formulation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eyas_host.compress.quantize.calibration import covering_pictures, random_pictures
+from eyas_host.compress.quantize.calibration import covering_images, random_images
 
 
 def features_of(clusters: int, seed: int = 0) -> np.ndarray:
@@ -19,22 +19,22 @@ def features_of(clusters: int, seed: int = 0) -> np.ndarray:
 
 
 def radius(points: np.ndarray, chosen: list[int]) -> float:
-    """How far the least covered picture is from the nearest chosen one."""
+    """How far the least covered image is from the nearest chosen one."""
     gaps = np.linalg.norm(points[:, None] - points[chosen][None], axis=2)
     return float(gaps.min(axis=1).max())
 
 
-def test_rare_pictures_are_covered_where_a_random_choice_misses_them() -> None:
+def test_rare_images_are_covered_where_a_random_choice_misses_them() -> None:
     points = features_of(12)
     one_class = np.zeros(len(points), dtype=np.int64)
-    covering = radius(points, covering_pictures(points, one_class, 12))
-    random = [radius(points, random_pictures(len(points), 12, seed)) for seed in range(20)]
+    covering = radius(points, covering_images(points, one_class, 12))
+    random = [radius(points, random_images(len(points), 12, seed)) for seed in range(20)]
     assert covering < 2.0 < min(random)
 
 
-def test_each_picture_is_the_farthest_from_those_before_it() -> None:
+def test_each_image_is_the_farthest_from_those_before_it() -> None:
     points = features_of(5, seed=3)
-    chosen = covering_pictures(points, np.zeros(len(points), dtype=np.int64), 9)
+    chosen = covering_images(points, np.zeros(len(points), dtype=np.int64), 9)
     first = np.linalg.norm(points - points.mean(axis=0), axis=1)
     assert chosen[0] == int(first.argmin())
     for place in range(1, len(chosen)):
@@ -45,7 +45,7 @@ def test_each_picture_is_the_farthest_from_those_before_it() -> None:
 def test_classes_take_turns_and_a_small_one_leaves_its_places() -> None:
     points = np.random.default_rng(0).normal(size=(40, 3))
     targets = np.array([0] * 30 + [1] * 8 + [2] * 2)
-    chosen = covering_pictures(points, targets, 20)
+    chosen = covering_images(points, targets, 20)
     assert [int(targets[row]) for row in chosen[:6]] == [0, 1, 2, 0, 1, 2]
     assert [int((targets[chosen] == label).sum()) for label in range(3)] == [10, 8, 2]
 
@@ -56,17 +56,17 @@ def test_classes_take_turns_and_a_small_one_leaves_its_places() -> None:
     count=st.integers(1, 60),
     same=st.booleans(),
 )
-def test_no_picture_twice_and_never_too_many(counts: list[int], count: int, same: bool) -> None:
+def test_no_image_twice_and_never_too_many(counts: list[int], count: int, same: bool) -> None:
     targets = np.repeat(np.arange(len(counts)), counts)
     points = np.zeros((len(targets), 2)) if same else np.random.default_rng(1).normal(size=(len(targets), 2))
-    chosen = covering_pictures(points, targets, count)
+    chosen = covering_images(points, targets, count)
     assert len(chosen) == len(set(chosen)) == min(count, len(targets))
     have = np.bincount(targets[chosen], minlength=len(counts))
     full = have == np.array(counts)
-    if not full.all():  # a class that has pictures left is at most one behind any other
+    if not full.all():  # a class that has images left is at most one behind any other
         assert have[~full].max() - have[~full].min() <= 1 and have.max() <= have[~full].min() + 1
 
 
 def test_a_random_choice_is_seeded() -> None:
-    assert random_pictures(50, 10, 1) == random_pictures(50, 10, 1) != random_pictures(50, 10, 2)
-    assert sorted(random_pictures(5, 10, 0)) == [0, 1, 2, 3, 4]
+    assert random_images(50, 10, 1) == random_images(50, 10, 1) != random_images(50, 10, 2)
+    assert sorted(random_images(5, 10, 0)) == [0, 1, 2, 3, 4]

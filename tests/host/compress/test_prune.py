@@ -254,7 +254,7 @@ def test_blocks_without_layers_count_with_their_neighbours(network: PixelClassif
         ("mobilenetv3_large_100", SIZE, "another network"),
         ("resnet18", SIZE, "another network"),
         ("mobilenetv3_small_050", SIZE, "block-01 puts out 1x16x16x72"),
-        ("mobilenetv3_small_100", 96, "another network or picture size"),
+        ("mobilenetv3_small_100", 96, "another network or image size"),
     ],
 )
 def test_a_table_of_another_network(network: PixelClassifier, name: str, size: int, words: str) -> None:

@@ -29,7 +29,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.compress import PruneSection
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.export import CompileSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection
@@ -85,19 +85,19 @@ def times(layers: Layers) -> BlockTimes:
 
 
 @pytest.fixture(scope="module")
-def distilled(shape_pictures: Path, network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> Context:
+def distilled(shape_images: Path, network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> Context:
     """A run whose student is ready to be pruned. Not to be changed by a test."""
     recipe = Recipe(
         run=RunSection(name="toy", device="cpu"),
-        data=DataSection(path=str(shape_pictures), split=(0.6, 0.2, 0.2)),
-        picture=PictureSection(size=SIZE),
+        data=DataSection(path=str(shape_images), split=(0.6, 0.2, 0.2)),
+        image=ImageSection(size=SIZE),
         student=StudentSection(weights="random", views=1, batch=16),
         compile=CompileSection(runtimes=("litert",)),
         prune=SETTINGS,
     )
     context = Context(recipe, tmp_path_factory.mktemp("run"))
     split_stage.run(context)
-    data = Split.load(context.root, recipe.picture.preprocessing())
+    data = Split.load(context.root, recipe.image.preprocessing())
     (context.root / "distill").mkdir()
     ViewCache.make(context.folder("distill"), recipe, data, copy.deepcopy(network))
     save_tensors(context.root / checkpoints.STUDENT, network.state_dict())

@@ -1,4 +1,4 @@
-"""Sensitivity: the layer that int8 harms is found, kept float, and the harm is mended; interrupted work goes on."""
+"""Sensitivity: the layer that int8 harms is found, kept float, and the harm is fixed; interrupted work goes on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from eyas_host.compress.quantize import sensitivity
 from eyas_host.compress.quantize.fallback import Fallback, balanced_rows, choose_fallback, fallback_layers
 from eyas_host.compress.quantize.mixed import FINEST_DB, Harm, MixedPrecision, drop_layers, harm, signal_to_noise
 from eyas_host.compress.quantize.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
-from eyas_host.data.index import Picture
+from eyas_host.data.index import LabelledImage
 from eyas_host.data.split import SplitManifest, save_split
 from eyas_host.evaluate.inference import logits_of
 from eyas_host.models import checkpoints
@@ -171,7 +171,7 @@ def test_too_few_layers_are_told() -> None:
     drops = {(): 0.3, ("a",): 0.1, ("a", "b"): 0.2}
     found = choose_fallback("abc", lambda names: drops[names], max_drop=0.05, most=2)
     assert not found.enough and found.layers == ("a",)
-    assert "even 2 float layers do not mend it: the best is 0.100 with quantize.keep_float = ['a']" in str(found)
+    assert "even 2 float layers do not fix it: the best is 0.100 with quantize.keep_float = ['a']" in str(found)
     assert "none makes it better" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, most=2))
     assert "no layer may stay float" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, most=0))
 
@@ -180,7 +180,7 @@ def test_too_few_layers_are_told() -> None:
 
 
 @pytest.mark.parametrize("factor", GRID, ids=["narrow", "wide"])
-def test_a_damaged_layer_is_the_worst_and_is_mended(few: nn.Module, shape_frames: Pixels, factor: float) -> None:
+def test_a_damaged_layer_is_the_worst_and_is_fixed(few: nn.Module, shape_frames: Pixels, factor: float) -> None:
     mixed, sound = judged(damaged(few, factor=factor), shape_frames), judged(few, shape_frames)
     assert tuple(mixed.layers) == FEW
     alone = {name: mixed.alone(name) for name in FEW}
@@ -204,10 +204,8 @@ def test_the_fallback_keeps_exactly_the_damaged_layer(
     found = fallback_layers(bad, deploy, shape_frames, TARGETS, settings(0.15, 3))
     assert found.layers == (LAYER,) and found.enough and len(found.drops) == 2
     assert LAYER in capsys.readouterr().err
-    mended = drop_layers(bad, found.layers, input_size=64)
-    answers = {
-        name: logits_of(net, shape_frames, CPU).argmax(1) for name, net in (("deploy", deploy), ("int8", mended))
-    }
+    fixed = drop_layers(bad, found.layers, input_size=64)
+    answers = {name: logits_of(net, shape_frames, CPU).argmax(1) for name, net in (("deploy", deploy), ("int8", fixed))}
     lost = [balanced_accuracy_score(TARGETS, answers[name]) for name in ("deploy", "int8")]
     assert lost[0] - lost[1] == pytest.approx(found.drop)
     assert fallback_layers(few, deploy, shape_frames, TARGETS, settings(0.3, 3)).layers == ()
@@ -278,18 +276,18 @@ def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn
 @pytest.fixture
 def run(tmp_path: Path, network: PixelClassifier, few: nn.Module, shape_frames: Pixels) -> Context:
     """A run whose split, prune and qat are finished; the validation part are the twenty frames."""
-    pictures = []
+    images = []
     for row, frame in enumerate(shape_frames):
         path = tmp_path / f"{row}.png"
         assert cv2.imwrite(str(path), frame)
-        pictures.append(Picture(str(path), SHAPES[TARGETS[row]], sha256(path)))
+        images.append(LabelledImage(str(path), SHAPES[TARGETS[row]], sha256(path)))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
-        '[run]\nname = "run"\ndevice = "cpu"\n[data]\npath = "."\n[picture]\nsize = 64\n'
+        '[run]\nname = "run"\ndevice = "cpu"\n[data]\npath = "."\n[image]\nsize = 64\n'
         '[prune]\nmethod = "none"\n[gate]\nmax_drop = 0.15\n'
     )
     context = Context(load_recipe(recipe), tmp_path / "runs/run")
-    save_split(SplitManifest("", 0, (0.7, 0.15, 0.15), SHAPES, (), tuple(pictures), (), {}), context.root)
+    save_split(SplitManifest("", 0, (0.7, 0.15, 0.15), SHAPES, (), tuple(images), (), {}), context.root)
     save_tensors(context.root / checkpoints.PRUNED, network.state_dict())
     (context.root / checkpoints.PLAN).write_bytes(msgspec.json.encode(PrunePlan("none")))
     finish_qat(context, damaged(few))
@@ -341,23 +339,23 @@ def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: Context, monk
     assert measure_sensitivity(run) == found and len(Counted.measured) == 6
 
 
-def test_a_changed_model_or_other_pictures_start_afresh(
+def test_a_changed_model_or_other_images_start_afresh(
     run: Context, few: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Counted.measured = []
     monkeypatch.setattr(sensitivity, "MixedPrecision", Counted)
     first = measure_sensitivity(run)
     assert len(Counted.measured) == 4 and load_sensitivity(run) == first
-    assert measure_sensitivity(run, pictures=10).count == 10
+    assert measure_sensitivity(run, images=10).count == 10
     assert len(Counted.measured) == 8
     finish_qat(run, few)
     assert load_sensitivity(run) is None
-    second = measure_sensitivity(run, pictures=10)
+    second = measure_sensitivity(run, images=10)
     assert len(Counted.measured) == 12
     assert second.advice is not None and second.advice.layers == ()
     (run.root / sensitivity.RESULT).write_text('{"model": 1')
     assert load_sensitivity(run) is None
-    assert measure_sensitivity(run, pictures=10) == second
+    assert measure_sensitivity(run, images=10) == second
 
 
 def test_the_verb_shows_a_table_and_ends_with_the_advice(
@@ -366,7 +364,7 @@ def test_the_verb_shows_a_table_and_ends_with_the_advice(
     monkeypatch.setattr("eyas_host.stages.chain.STAGES", ())
     figures = run.root / "figures.json"
     recipe = run.root.parents[1] / "recipe.toml"
-    words = [str(recipe), "--runs", str(run.root.parent), "--pictures", "10", "--json", str(figures)]
+    words = [str(recipe), "--runs", str(run.root.parent), "--images", "10", "--json", str(figures)]
     monkeypatch.setattr(sys, "argv", ["eyas", "sensitivity", *words, "--set", "quantize.fallback=2"])
     with pytest.raises(SystemExit) as ended:
         app.main()
@@ -395,7 +393,7 @@ def test_damaged_files_are_told(run: Context) -> None:
 
 
 def test_a_run_that_cannot_get_as_far_ends_with_one_error(tmp_path: Path) -> None:
-    (tmp_path / "recipe.toml").write_text('[run]\nname = "none"\n[data]\npath = "pictures"\n')
+    (tmp_path / "recipe.toml").write_text('[run]\nname = "none"\n[data]\npath = "images"\n')
     done = eyas(tmp_path, "sensitivity", "recipe.toml")
     assert done.code == 2 and "no such folder" in done.err and "Traceback" not in done.err
     assert not list(tmp_path.rglob("sensitivity.json"))

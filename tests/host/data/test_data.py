@@ -1,4 +1,4 @@
-"""Pictures: the index, the split and the views."""
+"""Images: the index, the split and the views."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eyas_device.preprocess import Preprocessing, prepare, read_picture
+from eyas_device.preprocess import Preprocessing, prepare, read_image
 from eyas_host.data.index import Index, build_index
-from eyas_host.data.sources import ELPV_NOTICE, Picture
+from eyas_host.data.sources import ELPV_NOTICE, LabelledImage
 from eyas_host.data.split import PARTS, Part, Split, SplitManifest, data_hash, save_split, split_index
 from eyas_host.data.transforms import Augmenter, prepared
 from eyas_host.recipe.augment import AugmentSection
@@ -32,8 +32,8 @@ SPEC = Preprocessing(size=32)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of three pictures, to be spoilt."""
-    return draw_folder(tmp_path / "pictures", count=3, width=40, height=36, labels=("ring", "square"))
+    """Two classes of three images, to be spoilt."""
+    return draw_folder(tmp_path / "images", count=3, width=40, height=36, labels=("ring", "square"))
 
 
 def index(folder: Path, **settings: object) -> Index:
@@ -43,21 +43,21 @@ def index(folder: Path, **settings: object) -> Index:
 # The index
 
 
-def test_index_lists_every_picture_with_its_hash(shape_pictures: Path) -> None:
-    found = index(shape_pictures)
+def test_index_lists_every_image_with_its_hash(shape_images: Path) -> None:
+    found = index(shape_images)
     assert found.labels == ("circle", "cross", "ring", "square", "triangle")
     assert set(found.counts().values()) == {12}
-    assert {p.path for p in found.pictures} == {str(p) for p in shape_pictures.rglob("*.*g")}
-    for picture in found.pictures[::7]:
-        assert picture.sha256 == hashlib.sha256(Path(picture.path).read_bytes()).hexdigest()
-        assert Path(picture.path).parent.name == picture.label
+    assert {p.path for p in found.images} == {str(p) for p in shape_images.rglob("*.*g")}
+    for image in found.images[::7]:
+        assert image.sha256 == hashlib.sha256(Path(image.path).read_bytes()).hexdigest()
+        assert Path(image.path).parent.name == image.label
 
 
 def test_folders_that_cannot_be_used(folder: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         index(folder / "absent")
     (folder / "triangle").mkdir()
-    with pytest.raises(DataError, match="class without pictures: triangle"):
+    with pytest.raises(DataError, match="class without images: triangle"):
         index(folder)
     (folder / "triangle").rmdir()
     shutil.rmtree(folder / "ring")
@@ -65,20 +65,20 @@ def test_folders_that_cannot_be_used(folder: Path) -> None:
         index(folder)
 
 
-def test_hidden_folders_and_other_files_are_no_pictures(folder: Path) -> None:
+def test_hidden_folders_and_other_files_are_no_images(folder: Path) -> None:
     (folder / ".thumbs").mkdir()
-    (folder / "ring" / "notes.txt").write_text("not a picture")
+    (folder / "ring" / "notes.txt").write_text("not an image")
     (folder / "README").write_text("nor this")
     (folder / "ring" / "deeper").mkdir()
     (folder / "ring" / "000.png").rename(folder / "ring" / "deeper" / "UPPER.PNG")
     assert index(folder).counts() == {"ring": 3, "square": 3}
 
 
-def test_every_unreadable_picture_is_listed(folder: Path) -> None:
+def test_every_unreadable_image_is_listed(folder: Path) -> None:
     empty, junk = folder / "ring" / "empty.png", folder / "square" / "junk.jpg"
     empty.touch()
     junk.write_bytes(b"\x89PNG not really")
-    with pytest.raises(DataError, match="2 unreadable pictures") as caught:
+    with pytest.raises(DataError, match="2 unreadable images") as caught:
         index(folder)
     assert str(empty) in str(caught.value) and str(junk) in str(caught.value)
     assert "skip_unreadable" in str(caught.value)
@@ -87,7 +87,7 @@ def test_every_unreadable_picture_is_listed(folder: Path) -> None:
     assert [str(path) in line for path, line in zip((empty, junk), found.unreadable, strict=True)] == [True, True]
 
 
-def test_long_lists_of_unreadable_pictures_end(folder: Path) -> None:
+def test_long_lists_of_unreadable_images_end(folder: Path) -> None:
     for number in range(13):
         (folder / "ring" / f"bad{number}.png").touch()
     with pytest.raises(DataError, match="and 3 more"):
@@ -97,11 +97,11 @@ def test_long_lists_of_unreadable_pictures_end(folder: Path) -> None:
 def test_class_with_nothing_readable(folder: Path) -> None:
     for path in (folder / "ring").iterdir():
         path.write_bytes(b"gone")
-    with pytest.raises(DataError, match="class 'ring' has no readable picture"):
+    with pytest.raises(DataError, match="class 'ring' has no readable image"):
         index(folder, skip_unreadable=True)
 
 
-def test_same_picture_under_two_labels(folder: Path) -> None:
+def test_same_image_under_two_labels(folder: Path) -> None:
     shutil.copy(folder / "ring" / "000.png", folder / "square" / "again.png")
     with pytest.raises(DataError, match="two labels") as caught:
         index(folder)
@@ -122,7 +122,7 @@ def test_limit_keeps_the_classes_shares(tmp_path: Path) -> None:
 
 
 def gradient(mode: str) -> Image.Image:
-    """A picture that is dark on the left and bright on the right."""
+    """An image that is dark on the left and bright on the right."""
     ramp = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
     if mode == "I;16":
         return Image.fromarray(ramp.astype(np.uint16) * 257)
@@ -132,11 +132,11 @@ def gradient(mode: str) -> Image.Image:
 @pytest.mark.parametrize(
     ("mode", "suffix"), [("L", "png"), ("LA", "png"), ("RGBA", "png"), ("I;16", "png"), ("CMYK", "jpg"), ("L", "tif")]
 )
-def test_pictures_of_other_kinds_are_read(folder: Path, mode: str, suffix: str) -> None:
+def test_images_of_other_kinds_are_read(folder: Path, mode: str, suffix: str) -> None:
     path = folder / "ring" / f"other.{suffix}"
     gradient(mode).save(path)
     assert index(folder).counts()["ring"] == 4
-    pixels = read_picture(path)
+    pixels = read_image(path)
     assert pixels.shape == (40, 60, 3) and pixels.dtype == np.uint8
     grey = pixels.astype(float).mean(axis=(0, 2))
     assert np.abs(grey - np.linspace(0, 255, 60)).max() < 12
@@ -148,7 +148,7 @@ def test_exif_rotation_is_applied(folder: Path) -> None:
     path = folder / "ring" / "turned.jpg"
     gradient("RGB").save(path, exif=exif, quality=95)
     assert index(folder).counts()["ring"] == 4
-    pixels = read_picture(path)
+    pixels = read_image(path)
     assert pixels.shape == (60, 40, 3)
     assert pixels[:5].mean() < 30 and pixels[-5:].mean() > 225
 
@@ -156,11 +156,11 @@ def test_exif_rotation_is_applied(folder: Path) -> None:
 def test_elpv_has_its_published_counts() -> None:
     pytest.importorskip("elpv_dataset", reason="the extra `demo` is not installed")
     found = build_index(DataSection(source="elpv"))
-    severities = [p.severity for p in found.pictures]
-    assert len(found.pictures) == len({p.sha256 for p in found.pictures}) == 2624
+    severities = [p.severity for p in found.images]
+    assert len(found.images) == len({p.sha256 for p in found.images}) == 2624
     assert found.counts()["defective"] == 821
-    assert {p.stratum for p in found.pictures} == {"mono", "poly"}
-    assert all((p.label == "defective") == (p.severity is not None and p.severity >= 0.5) for p in found.pictures)
+    assert {p.stratum for p in found.images} == {"mono", "poly"}
+    assert all((p.label == "defective") == (p.severity is not None and p.severity >= 0.5) for p in found.images)
     assert {round(s, 2) for s in severities if s is not None} == {0.0, 0.33, 0.67, 1.0}
     assert ELPV_NOTICE in found.notices and any("optimistic" in notice for notice in found.notices)
 
@@ -169,17 +169,17 @@ def test_elpv_has_its_published_counts() -> None:
 
 
 def made_up(counts: dict[tuple[str, str], int]) -> Index:
-    pictures = [
-        Picture(path=f"/p/{label}/{n}", label=label, sha256=f"{n:04d}{label}{stratum}", stratum=stratum)
+    images = [
+        LabelledImage(path=f"/p/{label}/{n}", label=label, sha256=f"{n:04d}{label}{stratum}", stratum=stratum)
         for (label, stratum), count in counts.items()
         for n in range(count)
     ]
-    return Index(pictures=tuple(pictures), labels=tuple(sorted({label for label, _ in counts})))
+    return Index(images=tuple(images), labels=tuple(sorted({label for label, _ in counts})))
 
 
-def part_of(manifest: SplitManifest, part: str) -> tuple[Picture, ...]:
-    pictures: tuple[Picture, ...] = getattr(manifest, part)
-    return pictures
+def part_of(manifest: SplitManifest, part: str) -> tuple[LabelledImage, ...]:
+    images: tuple[LabelledImage, ...] = getattr(manifest, part)
+    return images
 
 
 _COUNTS = st.dictionaries(
@@ -202,21 +202,21 @@ def test_split_is_whole_fair_and_repeatable(
     except DataError as error:
         smallest = min(sum(n for (label, _), n in counts.items() if label == own) for own in whole.labels)
         strata = max(sum(1 for label, _ in counts if label == own) for own in whole.labels)
-        assert smallest * min(parts) < strata, error  # a class with a whole picture for each part is never refused
+        assert smallest * min(parts) < strata, error  # a class with a whole image for each part is never refused
         return
     chosen = [{p.sha256 for p in part_of(manifest, part)} for part in PARTS]
-    assert sum(map(len, chosen)) == len(whole.pictures)
-    assert set().union(*chosen) == {p.sha256 for p in whole.pictures}
+    assert sum(map(len, chosen)) == len(whole.images)
+    assert set().union(*chosen) == {p.sha256 for p in whole.images}
     for part, share in zip(PARTS, parts, strict=True):
-        pictures = part_of(manifest, part)
-        got = Counter((p.label, p.stratum) for p in pictures)
+        images = part_of(manifest, part)
+        got = Counter((p.label, p.stratum) for p in images)
         for key, total in counts.items():
             assert abs(got[key] - share * total) < 1 + 1e-9
-        assert manifest.counts[part] == Counter(p.label for p in pictures)
-    shuffled = list(whole.pictures)
+        assert manifest.counts[part] == Counter(p.label for p in images)
+    shuffled = list(whole.images)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     moved = [msgspec.structs.replace(p, path=f"/elsewhere/{n}") for n, p in enumerate(shuffled)]
-    again = split_index(msgspec.structs.replace(whole, pictures=tuple(moved)), DataSection(split=parts), seed)
+    again = split_index(msgspec.structs.replace(whole, images=tuple(moved)), DataSection(split=parts), seed)
     for part in PARTS:
         assert [p.sha256 for p in part_of(again, part)] == [p.sha256 for p in part_of(manifest, part)]
     assert data_hash(again) == data_hash(manifest)
@@ -231,8 +231,8 @@ def test_seeds_differ_and_the_data_hash_does_not() -> None:
     assert data_hash(relabelled) != data_hash(one)
 
 
-def test_too_few_pictures(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"too few pictures: the validation part would have none of .*ring"):
+def test_too_few_images(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"too few images: the validation part would have none of .*ring"):
         split_index(index(folder), DataSection(split=(0.9, 0.05, 0.05)), 0)
 
 
@@ -245,7 +245,7 @@ def split(folder: Path, tmp_path: Path) -> Split:
 def test_the_ledger_counts_openings_and_outlives_the_split(split: Split, tmp_path: Path) -> None:
     assert split.openings() == []
     assert len(split.train) == len(split.validation) == 2 and split.openings() == []
-    assert [p.label for p in split.open_test("a look", early=True).pictures] == ["ring", "square"]
+    assert [p.label for p in split.open_test("a look", early=True).images] == ["ring", "square"]
     split.open_test("another", early=True)
     shutil.rmtree(tmp_path / "run" / "split")
     save_split(split.manifest, tmp_path / "run")
@@ -257,7 +257,7 @@ def test_the_ledger_counts_openings_and_outlives_the_split(split: Split, tmp_pat
 
 def test_targets_follow_the_labels(split: Split) -> None:
     part = Part(split.manifest.train, ("square", "ring"))
-    assert part.targets.tolist() == [("square", "ring").index(p.label) for p in part.pictures]
+    assert part.targets.tolist() == [("square", "ring").index(p.label) for p in part.images]
     assert [p.shape for p in part.pixels] == [(36, 40, 3)] * 2
 
 
@@ -323,12 +323,12 @@ def test_the_same_seed_draws_the_same_views(frames: list[np.ndarray]) -> None:
         ({"quarter_turns": True}, lambda p: [np.rot90(p, k) for k in range(4)]),
     ],
 )
-def test_flips_and_turns_give_just_those_pictures(
+def test_flips_and_turns_give_just_those_images(
     change: dict[str, bool], variants: Callable[..., list[np.ndarray]]
 ) -> None:
-    picture = draw_shape("triangle", 1, 32, 32)
-    views = Augmenter(msgspec.structs.replace(STILL, **change), SPEC).views([picture] * 40, (0,))
-    expected = [v.tobytes() for v in map(np.ascontiguousarray, variants(picture))]
+    image = draw_shape("triangle", 1, 32, 32)
+    views = Augmenter(msgspec.structs.replace(STILL, **change), SPEC).views([image] * 40, (0,))
+    expected = [v.tobytes() for v in map(np.ascontiguousarray, variants(image))]
     seen = {view.tobytes() for view in views}
     assert seen == set(expected) and len(seen) == len(expected)
 
@@ -349,7 +349,7 @@ def test_crops_keep_at_least_the_smallest_part() -> None:
     assert width.min() > 0.48 and width.min() < 0.65 and width.max() > 0.9
 
 
-def test_cutmix_pastes_patches_of_other_pictures_into_some() -> None:
+def test_cutmix_pastes_patches_of_other_images_into_some() -> None:
     plain = [np.full((32, 32, 3), 20 * n, dtype=np.uint8) for n in range(12)]
     views = Augmenter(msgspec.structs.replace(STILL, cutmix=0.5), SPEC).views(plain, (1,))
     mixed = [len(np.unique(view)) > 1 or view[0, 0, 0] != 20 * n for n, view in enumerate(views)]
@@ -366,6 +366,6 @@ def test_jpeg_bytes_survive_the_round_through_the_index(folder: Path) -> None:
     buffer = io.BytesIO()
     gradient("RGB").save(buffer, "JPEG", quality=100)
     (folder / "ring" / "exact.jpeg").write_bytes(buffer.getvalue())
-    found = {Path(p.path).name: p for p in index(folder).pictures}
+    found = {Path(p.path).name: p for p in index(folder).images}
     part = Part([found["exact.jpeg"]], ("ring", "square"))
     assert np.abs(part.pixels[0].astype(int)[..., 0].mean(axis=0) - np.linspace(0, 255, 60)).max() < 4

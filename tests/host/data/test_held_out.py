@@ -25,13 +25,13 @@ NAMES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack
 def opens(context: Context) -> Outcome:
     """What the report does."""
     dataset = Split.load(context.root).open_test("the report")
-    return Outcome(f"{len(dataset)} pictures")
+    return Outcome(f"{len(dataset)} images")
 
 
 def writes(name: str, text: str) -> Stage:
     def run(context: Context) -> Outcome:
         if name == "split":
-            data = DataSection(path=str(context.root.parent / "pictures"), split=(0.5, 0.25, 0.25))
+            data = DataSection(path=str(context.root.parent / "images"), split=(0.5, 0.25, 0.25))
             index = build_index(data)
             save_split(split_index(index, data, 0), context.root, index)
         else:
@@ -49,7 +49,7 @@ def chain(text: str = "one") -> list[Stage]:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    draw_folder(tmp_path / "pictures", count=8, width=40, height=36, labels=("ring", "square"))
+    draw_folder(tmp_path / "images", count=8, width=40, height=36, labels=("ring", "square"))
     return Context(Recipe(run=RunSection(name="sealed")), tmp_path / "run")
 
 
@@ -76,7 +76,7 @@ def test_the_report_opens_and_the_ledger_says_so(context: Context) -> None:
     assert len(again) == 2 and again[1].models == opening.models
 
 
-def test_a_stage_that_ran_anew_closes_it_again(context: Context) -> None:
+def test_a_stage_that_ran_again_closes_it_again(context: Context) -> None:
     run_chain(chain(), context)
     before = Split.load(context.root).openings()[0].models
     run_chain(chain("two"), context, only="distill")
@@ -115,15 +115,15 @@ def test_ledgers_of_earlier_versions_are_read(context: Context) -> None:
     assert opening.reason == "long ago" and opening.models == ""
 
 
-# Pictures are decoded when they are asked for
+# Images are decoded when they are asked for
 
 
-def test_pictures_stay_as_far_as_there_is_room(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stay_as_far_as_there_is_room(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     run_chain(chain(), context, until="split")
     train = Split.load(context.root).train
     each = 40 * 36 * 3
     monkeypatch.setattr(dataset, "KEPT_BYTES", 3 * each)
-    some = Decoded(train.pictures, None)
+    some = Decoded(train.images, None)
     first = [some[number] for number in range(len(some))]
     second, again = list(some), list(some)
     same = [np.shares_memory(one, two) for one, two in zip(second, again, strict=True)]

@@ -24,7 +24,7 @@ from eyas_host.data.transforms import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import TeacherSection
@@ -35,25 +35,25 @@ MIXED = AugmentSection(vertical_flip=True, rotate_degrees=20.0, brightness=0.4, 
 SEED = (3, 1, 4)
 
 
-def recipe_of(pictures: Path, workers: int = 0) -> Recipe:
+def recipe_of(images: Path, workers: int = 0) -> Recipe:
     return Recipe(
         run=RunSection(name="a", device="cpu", workers=workers),
-        data=DataSection(path=str(pictures)),
-        picture=PictureSection(size=32),
+        data=DataSection(path=str(images)),
+        image=ImageSection(size=32),
         augment=MIXED,
     )
 
 
 @pytest.fixture
-def part(shape_pictures: Path) -> Part:
-    index = build_index(recipe_of(shape_pictures).data)
-    return Part(index.pictures[:23], index.labels)
+def part(shape_images: Path) -> Part:
+    index = build_index(recipe_of(shape_images).data)
+    return Part(index.images[:23], index.labels)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(part: Part, shape_pictures: Path, workers: int) -> None:
-    recipe = recipe_of(shape_pictures, workers)
-    whole = Augmenter(MIXED, recipe.picture.preprocessing()).views(part.pixels, SEED)
+def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(part: Part, shape_images: Path, workers: int) -> None:
+    recipe = recipe_of(shape_images, workers)
+    whole = Augmenter(MIXED, recipe.image.preprocessing()).views(part.pixels, SEED)
     order = np.random.default_rng(0).permutation(23)
     for batches in (in_turn(23, 5), [order[:9], order[9:]], [order]):
         drawn = list(Stream(recipe, part).views(batches, SEED))
@@ -64,16 +64,16 @@ def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(part: Part, shape
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pictures_without_augmentation(part: Part, shape_pictures: Path, workers: int) -> None:
-    recipe = recipe_of(shape_pictures, workers)
+def test_images_without_augmentation(part: Part, shape_images: Path, workers: int) -> None:
+    recipe = recipe_of(shape_images, workers)
     drawn = np.concatenate(list(Stream(recipe, part).prepared(in_turn(23, 6))))
-    assert np.array_equal(drawn, prepared(part.pixels, recipe.picture.preprocessing()))
+    assert np.array_equal(drawn, prepared(part.pixels, recipe.image.preprocessing()))
 
 
-def test_many_prepared_pictures_lie_in_a_file(
-    part: Part, shape_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_many_prepared_images_lie_in_a_file(
+    part: Part, shape_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = recipe_of(shape_pictures).picture.preprocessing()
+    spec = recipe_of(shape_images).image.preprocessing()
     small = prepared(part.pixels, spec)
     monkeypatch.setattr(views_module, "IN_MEMORY", small.nbytes - 1)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -88,23 +88,23 @@ def test_many_prepared_pictures_lie_in_a_file(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_keeps_its_random_state(part: Part, shape_pictures: Path, workers: int) -> None:
+def test_training_keeps_its_random_state(part: Part, shape_images: Path, workers: int) -> None:
     """Dropout between two batches is what it would be without any drawing."""
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
-    seen = [torch.rand(1) for _ in Stream(recipe_of(shape_pictures, workers), part).views(in_turn(23, 6), SEED)]
+    seen = [torch.rand(1) for _ in Stream(recipe_of(shape_images, workers), part).views(in_turn(23, 6), SEED)]
     assert torch.equal(torch.cat(seen), expected)
 
 
-def test_a_teacher_is_the_same_with_and_without_workers(shape_pictures: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_the_same_with_and_without_workers(shape_images: Path, tmp_path: Path) -> None:
     """Both stages, to the bit."""
-    data = DataSection(path=str(shape_pictures), limit=30, split=(0.6, 0.2, 0.2))
+    data = DataSection(path=str(shape_images), limit=30, split=(0.6, 0.2, 0.2))
     split = Split(split_index(build_index(data), data, 0), tmp_path / "ledger")
     teacher = TeacherSection(model="mobilenetv3_small_050", weights="random", head_epochs=1, epochs=1, batch=8)
     states = []
     for workers in (0, 2):
-        recipe = msgspec.structs.replace(recipe_of(shape_pictures, workers), teacher=teacher)
+        recipe = msgspec.structs.replace(recipe_of(shape_images, workers), teacher=teacher)
         states.append(train_teacher(recipe, split, tmp_path / str(workers))[0].state_dict())
     assert all(torch.equal(one, two) for one, two in zip(*(state.values() for state in states), strict=True))
 
@@ -120,18 +120,18 @@ def test_workers_share_what_was_decoded(tmp_path: Path, monkeypatch: pytest.Monk
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for number in range(4):
-            picture = rng.integers(0, 256, (40, 32 + 8 * number, 3), dtype=np.uint8)
-            assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), picture)
+            image = rng.integers(0, 256, (40, 32 + 8 * number, 3), dtype=np.uint8)
+            assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), image)
     index = build_index(DataSection(path=str(tmp_path)))
     sizes = [40 * (32 + 8 * (number % 4)) * 3 for number in range(8)]
     monkeypatch.setattr(part_module, "KEPT_BYTES", sum(sizes[:5]))
-    part = Part(index.pictures, index.labels)
-    before = [pixels.copy() for pixels in Part(index.pictures, index.labels).pixels]
+    part = Part(index.images, index.labels)
+    before = [pixels.copy() for pixels in Part(index.images, index.labels).pixels]
     list(Stream(recipe_of(tmp_path, 1), part).prepared(in_turn(8, 1)))
-    for picture in part.pictures[:5]:
-        Path(picture.path).unlink()
+    for image in part.images[:5]:
+        Path(image.path).unlink()
     assert all(np.array_equal(part.pixels[n], before[n]) for n in range(8))
-    Path(part.pictures[6].path).unlink()
+    Path(part.images[6].path).unlink()
     with pytest.raises(DataError, match="missing or changed"):
         _ = part.pixels[6]
 
@@ -141,15 +141,15 @@ def test_a_file_that_changed_stops_training_with_one_line(tmp_path: Path, worker
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         for number in range(4):
-            picture = np.full((40, 40, 3), 10 * number + (label == "b"), dtype=np.uint8)
-            assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), picture)
+            image = np.full((40, 40, 3), 10 * number + (label == "b"), dtype=np.uint8)
+            assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), image)
     index = build_index(DataSection(path=str(tmp_path)))
-    part = Part(index.pictures, index.labels)
-    Path(part.pictures[5].path).write_bytes(b"other bytes")
+    part = Part(index.images, index.labels)
+    Path(part.images[5].path).write_bytes(b"other bytes")
     seen = []
     with pytest.raises(DataError) as caught:
         seen.extend(Stream(recipe_of(tmp_path, workers), part).prepared(in_turn(8, 2)))
-    assert str(caught.value).startswith(part.pictures[5].path) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(part.images[5].path) and "\n" not in str(caught.value)
     assert len(seen) == 2  # the two batches before it, in order
 
 
@@ -206,7 +206,7 @@ def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_setting_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text('[run]\nname = "a"\nworkers = 2\n[data]\npath = "pictures"\n')
+    path.write_text('[run]\nname = "a"\nworkers = 2\n[data]\npath = "images"\n')
     assert load_recipe(path).run.workers == 2
     assert load_recipe(path, ["run.workers=auto"]).run.workers == "auto"
     for wrong in ("-1", "1000", "many"):
@@ -214,8 +214,8 @@ def test_the_setting_is_checked(tmp_path: Path) -> None:
             load_recipe(path, [f"run.workers={wrong}"])
 
 
-def test_memory_does_not_grow_with_the_pictures(tmp_path: Path) -> None:
-    """Peak memory of an epoch over 150 pictures, then over 700 in the same process, whose views are 83 MB more."""
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """Peak memory of an epoch over 150 images, then over 700 in the same process, whose views are 83 MB more."""
     rng = np.random.default_rng(0)
     tile = cv2.resize(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8), (48, 48))
     for number in range(700):
@@ -229,13 +229,13 @@ from pathlib import Path
 from eyas_host.data import part
 from eyas_host.data.index import build_index
 from eyas_host.data.loader import Stream, in_turn
-from eyas_host.recipe import DataSection, PictureSection, Recipe, RunSection
+from eyas_host.recipe import DataSection, ImageSection, Recipe, RunSection
 torch.set_num_threads(1)
 part.KEPT_BYTES = 1 << 20
-recipe = Recipe(run=RunSection(name="a", device="cpu", workers=0), picture=PictureSection(size=224))
+recipe = Recipe(run=RunSection(name="a", device="cpu", workers=0), image=ImageSection(size=224))
 index = build_index(DataSection(path={str(tmp_path)!r}, near_duplicates=0))
 for count in (150, 700):
-    some = part.Part(index.pictures[:count], index.labels)
+    some = part.Part(index.images[:count], index.labels)
     seen = sum(len(batch) for batch in Stream(recipe, some).views(in_turn(count, 16), (0, 2)))
     peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
     print(seen, int(peak) / 1024)

@@ -1,4 +1,4 @@
-"""Where pictures come from: tables and their mistakes, several sources joined, and what the index says of a file."""
+"""Where images come from: tables and their mistakes, several sources joined, and what the index says of a file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.shapes import draw_folder, draw_shape
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Two classes of three pictures, to be named by tables."""
-    draw_folder(tmp_path / "pictures", count=3, width=40, height=36, labels=("ring", "square"))
+    """Two classes of three images, to be named by tables."""
+    draw_folder(tmp_path / "images", count=3, width=40, height=36, labels=("ring", "square"))
     return tmp_path
 
 
@@ -32,7 +32,7 @@ def table(place: Path, text: str, name: str = "table.csv") -> DataSection:
     return DataSection(source="csv", path=str(place / name))
 
 
-ROWS = "pictures/ring/000.png,ring\npictures/ring/001.jpg,ring\npictures/square/000.png,square\n"
+ROWS = "images/ring/000.png,ring\nimages/ring/001.jpg,ring\nimages/square/000.png,square\n"
 
 
 def complaint(data: DataSection) -> str:
@@ -42,26 +42,26 @@ def complaint(data: DataSection) -> str:
     return str(caught.value)
 
 
-def test_table_names_pictures_beside_it(place: Path) -> None:
+def test_table_names_images_beside_it(place: Path) -> None:
     index = build_index(table(place, "path,label\n" + ROWS))
     assert index.counts() == {"ring": 2, "square": 1}
-    assert {p.path for p in index.pictures} >= {str(place / "pictures/ring/000.png")}
-    assert all(p.group == "" and p.time is None and len(p.sha256) == 64 for p in index.pictures)
+    assert {p.path for p in index.images} >= {str(place / "images/ring/000.png")}
+    assert all(p.group == "" and p.time is None and len(p.sha256) == 64 for p in index.images)
 
 
 def test_table_with_groups_times_quotes_and_a_byte_order_mark(place: Path) -> None:
-    odd = place / "pictures" / "ring" / 'a, "b".png'
-    (place / "pictures/ring/000.png").rename(odd)
+    odd = place / "images" / "ring" / 'a, "b".png'
+    (place / "images/ring/000.png").rename(odd)
     with (place / "odd.csv").open("w", encoding="utf-8-sig", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["Label ", "time", "path", "group"])
         rows.writerow(["ring", "2026-11-30T14:05:00+01:00", odd.relative_to(place), "line, 1"])
-        rows.writerow([" square ", "1700000000.5", place / "pictures/square/000.png", "line 2"])
-        rows.writerow(["square", "", "pictures/../pictures/square/001.jpg", "Ω"])
-    found = build_index(DataSection(source="csv", path=str(place / "odd.csv"), by="stratified")).pictures
+        rows.writerow([" square ", "1700000000.5", place / "images/square/000.png", "line 2"])
+        rows.writerow(["square", "", "images/../images/square/001.jpg", "Ω"])
+    found = build_index(DataSection(source="csv", path=str(place / "odd.csv"), by="stratified")).images
     assert [(p.label, p.group) for p in found] == [("ring", "line, 1"), ("square", "line 2"), ("square", "Ω")]
     assert [p.time for p in found] == [1796043900.0, 1700000000.5, None]
-    assert found[2].path == str(place / "pictures/square/001.jpg")
+    assert found[2].path == str(place / "images/square/001.jpg")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_table_with_groups_times_quotes_and_a_byte_order_mark(place: Path) -> No
         ("path,label\na, b.png,ring\n", ["line 2 has 3 cells where the header has 2", "quotes"]),
         ('path,label\n"a.png,ring\n', ["cannot be read as UTF-8 CSV"]),
         ("path,label\n" + ROWS + "gone.png,ring\nlost.png,square\n", ["2 x no such file", "first in line 5"]),
-        ("path,label\n" + ROWS + "pictures/square/001.jpg,\n,ring\n", ["1 x no label", "line 5", "1 x no path"]),
+        ("path,label\n" + ROWS + "images/square/001.jpg,\n,ring\n", ["1 x no label", "line 5", "1 x no path"]),
         ("path,label\n" + ROWS.replace(",square", ",ring"), ["two or more classes are needed, found 1 (ring)"]),
-        ("path,label\n" + ROWS + "pictures/ring/000.png,square\n", ["the same picture has two labels"]),
+        ("path,label\n" + ROWS + "images/ring/000.png,square\n", ["the same image has two labels"]),
     ],
 )
 def test_mistakes_in_a_table(place: Path, text: str, words: list[str]) -> None:
@@ -88,7 +88,7 @@ def test_mistakes_in_a_table(place: Path, text: str, words: list[str]) -> None:
 
 
 def test_tables_that_are_none(place: Path) -> None:
-    assert "is a folder" in complaint(DataSection(source="csv", path=str(place / "pictures")))
+    assert "is a folder" in complaint(DataSection(source="csv", path=str(place / "images")))
     assert "no such file" in complaint(DataSection(source="csv", path=str(place / "none.csv")))
     assert "source = 'csv'" in complaint(DataSection(path=table(place, "path,label\n").path))
     (place / "latin.csv").write_bytes("path,label\nä.png,ring\n".encode("latin-1"))
@@ -99,9 +99,9 @@ def test_groups_and_times_that_are_asked_for(place: Path) -> None:
     path = table(place, "path,label,group,time\n" + ROWS.replace("\n", ",,\n")).path
     for by in ("group", "time"):
         told = complaint(DataSection(source="csv", path=path, by=by))  # type: ignore[arg-type]
-        assert f"3 of 3 pictures have no {by}" in told and "by = 'stratified'" in told
+        assert f"3 of 3 images have no {by}" in told and "by = 'stratified'" in told
     some = "path,label,group\n" + ROWS.replace("\n", ",\n").replace("000.png,ring,", "000.png,ring,one")
-    assert "2 of 3 pictures have no group" in complaint(table(place, some))
+    assert "2 of 3 images have no group" in complaint(table(place, some))
     wrong = "path,label,time\n" + ROWS.replace("\n", ",31.12.2026\n")
     told = complaint(DataSection(source="csv", path=table(place, wrong).path, by="time"))
     assert "3 x time is neither ISO 8601" in told and "first in line 2" in told
@@ -134,10 +134,10 @@ def test_sources_are_joined_by_label(place: Path) -> None:
     draw_folder(place / "more", count=5, width=40, height=36, labels=("square",))
     (place / "table.csv").write_text("path,label\nmore/square/003.jpg,triangle\n")
     data = DataSection(
-        path=str(place / "pictures"),
+        path=str(place / "images"),
         more=(Source(path=str(place / "more")), Source(source="csv", path=str(place / "table.csv"))),
     )
-    with pytest.raises(DataError, match="the same picture has two labels"):
+    with pytest.raises(DataError, match="the same image has two labels"):
         build_index(data)
     cv2.imwrite(str(place / "another.png"), draw_shape("triangle", 9, 40, 36))
     (place / "table.csv").write_text("path,label\nanother.png,triangle\n")
@@ -153,10 +153,10 @@ def test_fingerprint_follows_every_file(place: Path) -> None:
     draw_folder(place / "x", count=1, width=40, height=36, labels=("ring",))
     seen = {fingerprint(data)}
     for change in (
-        lambda: (place / "pictures/ring/000.png").write_bytes(b"1"),
+        lambda: (place / "images/ring/000.png").write_bytes(b"1"),
         lambda: (place / "x/ring/000.png").write_bytes(b"2"),
-        lambda: (place / "table.csv").write_text("path,label\n" + ROWS + "pictures/square/001.jpg,square\n"),
-        lambda: (place / "pictures/square/001.jpg").unlink(),
+        lambda: (place / "table.csv").write_text("path,label\n" + ROWS + "images/square/001.jpg,square\n"),
+        lambda: (place / "images/square/001.jpg").unlink(),
     ):
         change()
         assert fingerprint(data) not in seen
@@ -184,17 +184,17 @@ def test_fingerprint_follows_every_file(place: Path) -> None:
 )
 def test_index_tells_size_and_mode(place: Path, mode: str, suffix: str, wanted: tuple[str, int]) -> None:
     ramp = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
-    picture = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
-    picture.save(place / "pictures/ring" / f"made.{suffix}")
-    index = build_index(DataSection(path=str(place / "pictures")))
-    made = next(p for p in index.pictures if "made" in p.path)
+    image = Image.fromarray(ramp.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(ramp).convert(mode)
+    image.save(place / "images/ring" / f"made.{suffix}")
+    index = build_index(DataSection(path=str(place / "images")))
+    made = next(p for p in index.images if "made" in p.path)
     look = index.looks[made.sha256]
     assert (look.mode, look.bits) == wanted
     assert (look.width, look.height) == (60, 40)
 
 
 def test_no_pixels_are_kept(tmp_path: Path) -> None:
-    """Sixty pictures of 3 MB each, decoded: the index stays far below that."""
+    """Sixty images of 3 MB each, decoded: the index stays far below that."""
     for label, level in (("dark", 40), ("light", 200)):
         (tmp_path / label).mkdir()
         for number in range(30):
@@ -205,5 +205,5 @@ def test_no_pixels_are_kept(tmp_path: Path) -> None:
     index: Index = build_index(DataSection(path=str(tmp_path)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(index.pictures) == 60
+    assert len(index.images) == 60
     assert peak < 40e6

@@ -1,4 +1,4 @@
-"""How pictures are divided: groups and near-duplicates whole, time in order, and why a split is refused."""
+"""How images are divided: groups and near-duplicates whole, time in order, and why a split is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from eyas_host.data.assign import DAY, divide, divide_by_time
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.duplicates import BITS, cluster_hashes, perceptual_hash
 from eyas_host.data.index import Index, Look
-from eyas_host.data.sources import Picture
+from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import PARTS, SplitManifest, split_index
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
@@ -29,22 +29,22 @@ THIRDS = (0.7, 0.15, 0.15)
 
 
 def made_up(rows: Sequence[tuple[str, str, float | None]], hashes: Sequence[bytes] = ()) -> Index:
-    """An index of pictures (label, group, time) that no file holds."""
-    pictures = tuple(
-        Picture(path=f"/p/{number}.png", label=label, sha256=f"{number:06d}", group=group, time=moment)
+    """An index of images (label, group, time) that no file holds."""
+    images = tuple(
+        LabelledImage(path=f"/p/{number}.png", label=label, sha256=f"{number:06d}", group=group, time=moment)
         for number, (label, group, moment) in enumerate(rows)
     )
-    looks = {p.sha256: Look(8, 8, "grey", 8, value) for p, value in zip(pictures, hashes, strict=False)}
-    return Index(pictures=pictures, labels=tuple(sorted({p.label for p in pictures})), looks=looks)
+    looks = {p.sha256: Look(8, 8, "grey", 8, value) for p, value in zip(images, hashes, strict=False)}
+    return Index(images=images, labels=tuple(sorted({p.label for p in images})), looks=looks)
 
 
-def parts_of(manifest: SplitManifest) -> dict[str, tuple[Picture, ...]]:
+def parts_of(manifest: SplitManifest) -> dict[str, tuple[LabelledImage, ...]]:
     return {"train": manifest.train, "validation": manifest.validation, "test": manifest.test}
 
 
 def sides(manifest: SplitManifest) -> dict[str, str]:
     """sha256 -> part."""
-    return {p.sha256: part for part, pictures in parts_of(manifest).items() for p in pictures}
+    return {p.sha256: part for part, images in parts_of(manifest).items() for p in images}
 
 
 # Units: groups and clusters
@@ -55,14 +55,14 @@ _UNITS = st.lists(st.tuples(st.integers(1, 12), st.integers(0, 2)), min_size=12,
 _FOLD = st.one_of(st.just((0, 0)), st.integers(2, 6).flatmap(lambda n: st.tuples(st.integers(0, n - 1), st.just(n))))
 
 
-def grouped(units: Sequence[tuple[int, int]], mixed: np.random.Generator) -> list[Picture]:
-    pictures = []
+def grouped(units: Sequence[tuple[int, int]], mixed: np.random.Generator) -> list[LabelledImage]:
+    images = []
     for number, (size, label) in enumerate(units):
         for _ in range(size):
             own = label if mixed.random() < 0.8 else int(mixed.integers(3))
-            sha = f"{len(pictures):06d}"
-            pictures.append(Picture(path=sha, label="abc"[own], sha256=sha, group=f"g{number}"))
-    return pictures
+            sha = f"{len(images):06d}"
+            images.append(LabelledImage(path=sha, label="abc"[own], sha256=sha, group=f"g{number}"))
+    return images
 
 
 @settings(max_examples=150, deadline=None)
@@ -70,20 +70,20 @@ def grouped(units: Sequence[tuple[int, int]], mixed: np.random.Generator) -> lis
 def test_units_are_never_divided_and_shares_are_near(
     units: list[tuple[int, int]], fold: tuple[int, int], seed: int
 ) -> None:
-    pictures = grouped(units, np.random.default_rng(seed))
+    images = grouped(units, np.random.default_rng(seed))
     places: dict[str, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        places.setdefault(picture.group, []).append(place)
+    for place, image in enumerate(images):
+        places.setdefault(image.group, []).append(place)
     bound = [group for group in places.values() if len(group) > 1]
-    chosen = divide(pictures, bound, THIRDS, seed, fold)
-    assert sorted(place for part in chosen for place in part) == list(range(len(pictures)))
+    chosen = divide(images, bound, THIRDS, seed, fold)
+    assert sorted(place for part in chosen for place in part) == list(range(len(images)))
     side = {place: number for number, part in enumerate(chosen) for place in part}
     assert all(len({side[place] for place in unit}) == 1 for unit in bound)
-    assert chosen == divide(pictures, bound, THIRDS, seed, fold)
+    assert chosen == divide(images, bound, THIRDS, seed, fold)
     test = 1 / fold[1] if fold[1] else THIRDS[2]
     largest = max(map(len, bound), default=1)
     for part, share in zip(chosen, (0.7 * (1 - test) / 0.85, 0.15 * (1 - test) / 0.85, test), strict=True):
-        assert abs(len(part) - share * len(pictures)) <= 2 * largest + 3
+        assert abs(len(part) - share * len(images)) <= 2 * largest + 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,13 +91,13 @@ def test_units_are_never_divided_and_shares_are_near(
 def test_folds_of_whole_groups_are_disjoint_and_cover_everything(
     units: list[tuple[int, int]], folds: int, seed: int
 ) -> None:
-    pictures = grouped(units, np.random.default_rng(seed))
+    images = grouped(units, np.random.default_rng(seed))
     places: dict[str, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        places.setdefault(picture.group, []).append(place)
+    for place, image in enumerate(images):
+        places.setdefault(image.group, []).append(place)
     bound = [group for group in places.values() if len(group) > 1]
-    tests = [divide(pictures, bound, THIRDS, seed, (fold, folds))[2] for fold in range(folds)]
-    assert sorted(place for test in tests for place in test) == list(range(len(pictures)))
+    tests = [divide(images, bound, THIRDS, seed, (fold, folds))[2] for fold in range(folds)]
+    assert sorted(place for test in tests for place in test) == list(range(len(images)))
 
 
 def test_many_small_groups_give_the_shares_of_every_class() -> None:
@@ -119,8 +119,8 @@ def test_automatic_strategy_follows_the_groups_and_can_be_overruled() -> None:
     assert split_index(made_up([("ab"[n % 2], "", None) for n in range(50)]), DataSection(), 0).by == "stratified"
 
 
-def test_groups_that_share_a_picture_stay_together() -> None:
-    """Two copies of a picture in two groups, and two near-duplicates in two others, tie those groups."""
+def test_groups_that_share_a_image_stay_together() -> None:
+    """Two copies of an image in two groups, and two near-duplicates in two others, tie those groups."""
     flat, other = bytes(32), bytes([255] * 32)
     rng = np.random.default_rng(0)
     rows = [("ab"[n % 2], f"g{n // 4}", None) for n in range(120)]
@@ -128,11 +128,11 @@ def test_groups_that_share_a_picture_stay_together() -> None:
     hashes[0] = hashes[9] = flat  # g0 and g2
     hashes[40], hashes[81] = other, bytes([254, *other[1:]])  # g10 and g20
     index = made_up(rows, hashes)
-    dropped = Picture(path="/p/copy.png", label="a", sha256=index.pictures[16].sha256, group="g29")  # of g4
-    index = msgspec.structs.replace(index, copies=((dropped, index.pictures[16]),))
+    dropped = LabelledImage(path="/p/copy.png", label="a", sha256=index.images[16].sha256, group="g29")  # of g4
+    index = msgspec.structs.replace(index, copies=((dropped, index.images[16]),))
     for seed in range(8):
         manifest = split_index(index, DataSection(), seed)
-        side = {p.group: part for part, pictures in parts_of(manifest).items() for p in pictures}
+        side = {p.group: part for part, images in parts_of(manifest).items() for p in images}
         assert side["g0"] == side["g2"] and side["g10"] == side["g20"] and side["g4"] == side["g29"]
         assert manifest.copies == 1 and sorted(map(len, manifest.clusters)) == [2, 2]
 
@@ -165,7 +165,7 @@ def test_without_near_duplicates_nothing_changes() -> None:
         assert (one.train, one.validation, one.test) == (two.train, two.validation, two.test)
 
 
-def test_a_few_near_duplicates_move_few_pictures() -> None:
+def test_a_few_near_duplicates_move_few_images() -> None:
     rng = np.random.default_rng(2)
     rows = [("ab"[n % 3 == 0], "", None) for n in range(1000)]
     hashes = [rng.bytes(32) for _ in rows]
@@ -204,9 +204,9 @@ def test_class_in_too_few_groups() -> None:
     assert "none of b ('b' comes in 2 groups (h0, h1))" in told
 
 
-def test_class_with_two_pictures() -> None:
+def test_class_with_two_images() -> None:
     rows = [("a", "", None)] * 40 + [("b", "", None)] * 2
-    assert "too few pictures: the validation part would have none of b" in refused(made_up(rows), DataSection())
+    assert "too few images: the validation part would have none of b" in refused(made_up(rows), DataSection())
 
 
 def test_scarce_classes_reach_every_part_where_they_can() -> None:
@@ -234,11 +234,11 @@ def along(days: Sequence[float], label: str = "ab") -> Index:
 def test_training_comes_before_validation_before_test(days: list[int], gap: float, clusters: list[list[int]]) -> None:
     taken: set[int] = set()
     disjoint = [kept for one in clusters if len(kept := [p for p in one if not (p in taken or taken.add(p))]) > 1]  # type: ignore[func-returns-value]
-    pictures = along(days).pictures
-    chosen, aside = divide_by_time(pictures, disjoint, THIRDS, gap)
+    images = along(days).images
+    chosen, aside = divide_by_time(images, disjoint, THIRDS, gap)
     everything = [place for part in (*chosen, *aside.values()) for place in part]
     assert sorted(everything) == list(range(len(days)))
-    times = [[pictures[place].time or 0.0 for place in part] for part in chosen]
+    times = [[images[place].time or 0.0 for place in part] for part in chosen]
     for early, late in ((0, 1), (1, 2), (0, 2)):
         if times[early] and times[late]:
             assert max(times[early]) < min(times[late])
@@ -249,8 +249,8 @@ def test_training_comes_before_validation_before_test(days: list[int], gap: floa
 
 def test_time_split_has_its_shares_and_says_what_was_set_aside() -> None:
     manifest = split_index(along(range(200)), DataSection(by="time", gap_days=5.0), 0)
-    assert [len(pictures) for pictures in parts_of(manifest).values()] == [140, 25, 25]
-    assert {why: len(pictures) for why, pictures in manifest.set_aside.items()} == {"gap": 10}
+    assert [len(images) for images in parts_of(manifest).values()] == [140, 25, 25]
+    assert {why: len(images) for why, images in manifest.set_aside.items()} == {"gap": 10}
     assert manifest.strategy.startswith("by time, 5 days apart") and "10 set aside (gap)" in summary(manifest)
     assert len(sides(manifest)) == 190 and manifest.data == split_index(along(range(200)), DataSection(), 0).data
 
@@ -305,22 +305,22 @@ def distance(one: np.ndarray, two: np.ndarray) -> int:
     return int(np.unpackbits(first ^ second).sum())
 
 
-def test_hash_survives_encoding_size_and_light_and_tells_pictures_apart() -> None:
-    pictures = [draw_shape(label, seed, 200, 160) for label in SHAPES for seed in range(6)]
-    for picture in pictures:
-        encoded = cv2.imdecode(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 70])[1], cv2.IMREAD_COLOR)
-        smaller = cv2.resize(picture, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
-        lighter = np.clip(picture * 1.1 + 5, 0, 255).astype(np.uint8)
-        assert max(distance(picture, changed) for changed in (encoded, smaller, lighter)) <= 16
-    apart = [distance(a, b) for n, a in enumerate(pictures) for b in pictures[:n]]
+def test_hash_survives_encoding_size_and_light_and_tells_images_apart() -> None:
+    images = [draw_shape(label, seed, 200, 160) for label in SHAPES for seed in range(6)]
+    for image in images:
+        encoded = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 70])[1], cv2.IMREAD_COLOR)
+        smaller = cv2.resize(image, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+        lighter = np.clip(image * 1.1 + 5, 0, 255).astype(np.uint8)
+        assert max(distance(image, changed) for changed in (encoded, smaller, lighter)) <= 16
+    apart = [distance(a, b) for n, a in enumerate(images) for b in images[:n]]
     assert min(apart) > 2 * 16 and 110 < np.mean(apart) < 146
 
 
-def test_flat_pictures_are_alike() -> None:
+def test_flat_images_are_alike() -> None:
     assert distance(np.full((40, 50, 3), 7, np.uint8), np.full((90, 30, 3), 250, np.uint8)) == 0
 
 
-def test_a_hundred_thousand_pictures_are_divided_in_little_memory() -> None:
+def test_a_hundred_thousand_images_are_divided_in_little_memory() -> None:
     """100,000 rows and hashes, a tenth of them near-duplicates: seconds, and far less memory than the pixels."""
     count = 100_000
     rng = np.random.default_rng(0)
@@ -348,8 +348,8 @@ def test_balance_counts_and_warns() -> None:
     assert found["rare"] == {"train": 14, "validation": 3, "test": 3, "all": 20, "share": 20 / 420}
     assert ratio(manifest) == 20.0
     few, uneven = warnings(manifest)
-    assert "'rare' has 14 training pictures" in few and "at least 20" in few
-    assert "20 training pictures of 'common' for each of 'rare'" in uneven and "class_weights" in uneven
+    assert "'rare' has 14 training images" in few and "at least 20" in few
+    assert "20 training images of 'common' for each of 'rare'" in uneven and "class_weights" in uneven
     even = split_index(made_up([("ab"[n % 2], "", None) for n in range(100)]), DataSection(), 0)
     assert not warnings(even) and "(1.0 : 1)" in summary(even)
 

@@ -22,7 +22,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.augment_rules import OFF
 from eyas_host.recipe.data import DataSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import DataError, RecipeError
@@ -43,44 +43,44 @@ def frames() -> list[np.ndarray]:
 # The same views as ever
 
 
-def as_ever(settings: AugmentSection, pictures: Sequence[np.ndarray], seed: tuple[int, ...]) -> np.ndarray:
-    """The views written down a second time: which number is drawn when, for what, by a generator of each picture."""
+def as_ever(settings: AugmentSection, images: Sequence[np.ndarray], seed: tuple[int, ...]) -> np.ndarray:
+    """The views written down a second time: which number is drawn when, for what, by a generator of each image."""
     views = []
-    for row in range(len(pictures)):
-        view, rng = as_ever_alone(settings, pictures, seed, row)
+    for row in range(len(images)):
+        view, rng = as_ever_alone(settings, images, seed, row)
         if rng.random() < settings.cutmix:
             side = max(1, round(SPEC.size * np.sqrt(rng.uniform())))
             top, left = rng.integers(SPEC.size - side + 1), rng.integers(SPEC.size - side + 1)
             box = np.s_[top : top + side, left : left + side]
-            view[box] = as_ever_alone(settings, pictures, seed, rng.integers(len(pictures)))[0][box]
+            view[box] = as_ever_alone(settings, images, seed, rng.integers(len(images)))[0][box]
         if rng.random() < settings.mixup:
             share = rng.uniform()
-            other = as_ever_alone(settings, pictures, seed, rng.integers(len(pictures)))[0]
+            other = as_ever_alone(settings, images, seed, rng.integers(len(images)))[0]
             view = np.rint(share * view.astype(np.float32) + (1 - share) * other.astype(np.float32)).astype(np.uint8)
         views.append(view)
     return np.stack(views)
 
 
 def as_ever_alone(
-    settings: AugmentSection, pictures: Sequence[np.ndarray], seed: tuple[int, ...], row: int
+    settings: AugmentSection, images: Sequence[np.ndarray], seed: tuple[int, ...], row: int
 ) -> tuple[np.ndarray, np.random.Generator]:
-    rng, picture = np.random.default_rng((*seed, row)), pictures[row]
+    rng, image = np.random.default_rng((*seed, row)), images[row]
     if settings.quarter_turns:
-        picture = np.rot90(picture, rng.integers(4))
+        image = np.rot90(image, rng.integers(4))
     if settings.horizontal_flip and rng.random() < 0.5:
-        picture = np.fliplr(picture)
+        image = np.fliplr(image)
     if settings.vertical_flip and rng.random() < 0.5:
-        picture = np.flipud(picture)
-    height, width = picture.shape[:2]
+        image = np.flipud(image)
+    height, width = image.shape[:2]
     if settings.rotate_degrees:
         angle = rng.uniform(-1, 1) * settings.rotate_degrees
         turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-        picture = np.ascontiguousarray(picture)
-        picture = cv2.warpAffine(picture, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+        image = np.ascontiguousarray(image)
+        image = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
     scale = np.sqrt(rng.uniform(settings.crop_scale, 1.0))
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-    seen = prepare(np.ascontiguousarray(picture[top : top + rows, left : left + columns]), SPEC)
+    seen = prepare(np.ascontiguousarray(image[top : top + rows, left : left + columns]), SPEC)
     torch.manual_seed(int(rng.integers(2**31)))
     light = v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast)
     return np.ascontiguousarray(light(torch.from_numpy(seen).permute(2, 0, 1)).permute(1, 2, 0).numpy()), rng
@@ -107,7 +107,7 @@ def test_old_settings_draw_the_views_they_always_drew(settings: AugmentSection, 
 
 def loaded(folder: Path, augment: str) -> AugmentSection:
     path = folder / "recipe.toml"
-    path.write_text(f'[run]\nname = "a"\n[data]\npath = "pictures"\n[augment]\n{augment}')
+    path.write_text(f'[run]\nname = "a"\n[data]\npath = "images"\n[augment]\n{augment}')
     return load_recipe(path).augment
 
 
@@ -169,21 +169,21 @@ def test_randaugment_has_no_geometry_and_no_forbidden_step() -> None:
 
 
 def test_randaugment_leaves_every_edge_where_it_is() -> None:
-    """A picture of two levels keeps its shape: whatever light does, the border between them does not move."""
-    picture = np.full((32, 32, 3), 60, dtype=np.uint8)
-    picture[8:20, 12:29] = 190
+    """An image of two levels keeps its shape: whatever light does, the border between them does not move."""
+    image = np.full((32, 32, 3), 60, dtype=np.uint8)
+    image[8:20, 12:29] = 190
     settings = msgspec.structs.replace(STILL, randaugment=2, magnitude=12, forbid=("sharpness",))
-    views = Augmenter(settings, SPEC).views([picture] * 60, (4,))
-    inside = picture[..., 0] == 190
+    views = Augmenter(settings, SPEC).views([image] * 60, (4,))
+    inside = image[..., 0] == 190
     for view in views:
         assert len(np.unique(view[inside].reshape(-1, 3), axis=0)) == 1
         assert len(np.unique(view[~inside].reshape(-1, 3), axis=0)) == 1
     assert len(np.unique(views[:, 0, 0, 0])) > 5
-    assert np.array_equal(views, Augmenter(settings, SPEC).views([picture] * 60, (4,)))
+    assert np.array_equal(views, Augmenter(settings, SPEC).views([image] * 60, (4,)))
 
 
 def test_saturation_knows_red_from_blue() -> None:
-    """The only step left weighs the channels as a red-green-blue picture's: pure blue is dark, pure red less so."""
+    """The only step left weighs the channels as a red-green-blue image's: pure blue is dark, pure red less so."""
     others = tuple(name for name in LIGHT_STEPS if name != "saturation")
     blue = np.zeros((32, 32, 3), dtype=np.uint8)
     blue[..., 0] = 200
@@ -220,7 +220,7 @@ def test_strength_rises_to_one() -> None:
     assert Augmenter(AugmentSection(), SPEC).strength(0) == 1.0
 
 
-def test_weak_views_are_nearer_to_the_picture(frames: list[np.ndarray]) -> None:
+def test_weak_views_are_nearer_to_the_image(frames: list[np.ndarray]) -> None:
     settings = AugmentSection(
         horizontal_flip=False, rotate_degrees=30.0, crop_scale=0.4, brightness=0.5, contrast=0.5, randaugment=1
     )
@@ -239,16 +239,14 @@ def test_weak_views_are_nearer_to_the_picture(frames: list[np.ndarray]) -> None:
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    data = DataSection(path=str(draw_folder(tmp_path / "pictures", count=8, width=64, height=40, labels=SHAPES[:2])))
-    recipe = Recipe(
-        run=RunSection(name="seen"), data=data, picture=PictureSection(size=64, fit="pad"), augment=EVERYTHING
-    )
+    data = DataSection(path=str(draw_folder(tmp_path / "images", count=8, width=64, height=40, labels=SHAPES[:2])))
+    recipe = Recipe(run=RunSection(name="seen"), data=data, image=ImageSection(size=64, fit="pad"), augment=EVERYTHING)
     save_split(split_index(build_index(data), data, 0), tmp_path / "run")
     return Context(recipe, tmp_path / "run")
 
 
-def test_sheet_shows_pictures_before_and_after(context: Context) -> None:
-    path = write_preview(context, pictures=2, views=3)
+def test_sheet_shows_images_before_and_after(context: Context) -> None:
+    path = write_preview(context, images=2, views=3)
     sheet = cv2.imread(str(path))
     assert path == context.root / "preview/sheet.png"
     side, gap, names = 112, 8, 168
@@ -260,11 +258,11 @@ def test_sheet_shows_pictures_before_and_after(context: Context) -> None:
     likely = [
         np.abs(cell.astype(int) - cv2.resize(shown, (side, side), interpolation=cv2.INTER_CUBIC)).mean()
         for p in Split.load(context.root).manifest.train
-        for shown in [prepare(cv2.imread(p.path), context.recipe.picture.preprocessing())]
+        for shown in [prepare(cv2.imread(p.path), context.recipe.image.preprocessing())]
     ]
-    assert min(likely) < 1.0  # one of the training pictures, as the device prepares it
+    assert min(likely) < 1.0  # one of the training images, as the device prepares it
     before = path.read_bytes()
-    assert write_preview(context, pictures=2, views=3).read_bytes() == before
+    assert write_preview(context, images=2, views=3).read_bytes() == before
 
 
 def test_sheet_needs_a_split(tmp_path: Path) -> None:

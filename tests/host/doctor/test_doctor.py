@@ -75,7 +75,7 @@ def test_torch_against_driver_and_gpu(
 ) -> None:
     found = gpu.torch_build(context(job=BUILT | built, smi=smi, environment=environment))
     assert (found.status, words in found.text) == (status, True), found
-    assert bool(found.mend) == (status != "green")
+    assert bool(found.fix) == (status != "green")
 
 
 def test_driver(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_broken_library_is_a_finding_and_one_that_crashes_hides_no_other(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(software, "LIBRARIES", ("json", "broken_one", "crashing_one", "msgspec", "absent_one"))
     found = software.libraries(Context())
-    assert found.status == "red" and "make install" in found.mend
+    assert found.status == "red" and "make install" in found.fix
     assert "broken_one: ImportError: libfoo.so.1" in found.text and "crashing_one: the process was ended" in found.text
     assert "absent_one: ModuleNotFoundError" in found.text and "json" not in found.text
     monkeypatch.setattr(software, "LIBRARIES", ("json", "msgspec"))
@@ -177,10 +177,10 @@ def test_which_weights_would_be_used(known: dict[str, Any], teacher: dict[str, A
 def test_int8_kernels_and_programs() -> None:
     assert software.int8_kernels(context(job=["cpu"])).status == "green"
     found = software.int8_kernels(context(job=[]))
-    assert found.status == "yellow" and "apt install g++" in found.mend
+    assert found.status == "yellow" and "apt install g++" in found.fix
     assert software.int8_kernels(context(job=[], which=lambda name: f"/usr/bin/{name}")).status == "green"
     found = software.programs(context(which=lambda name: None if name.endswith("rsync") else f"/usr/bin/{name}"))
-    assert found.status == "yellow" and "rsync (for eyas flash)" in found.text and found.mend == "apt install rsync"
+    assert found.status == "yellow" and "rsync (for eyas flash)" in found.text and found.fix == "apt install rsync"
 
 
 # The machine
@@ -215,9 +215,9 @@ def test_cores(tmp_path: Path) -> None:
 
 
 def test_room_for_the_views(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", count=10, labels=SHAPES[:2])
+    draw_folder(tmp_path / "images", count=10, labels=SHAPES[:2])
     path = tmp_path / "recipe.toml"
-    path.write_text('[run]\nname = "toy"\n[data]\npath = "pictures"\n[student]\nviews = 100000\ncache_gb = 0.0\n')
+    path.write_text('[run]\nname = "toy"\n[data]\npath = "images"\n[student]\nviews = 100000\ncache_gb = 0.0\n')
     from eyas_host.recipe.load import load_recipe
 
     settings = {"recipe": load_recipe(path), "recipe_path": path, "runs": tmp_path / "runs"}
@@ -227,7 +227,7 @@ def test_room_for_the_views(tmp_path: Path) -> None:
         assert found.status == status and f"{need / 1e9:.2f} GB" in found.text
     bounded = settings | {"recipe": load_recipe(path, ["student.cache_gb=20.0"])}
     assert "cache_gb" in machine.disk(context(**bounded)).text
-    assert machine.recipe(context(**settings)).text.endswith("20 pictures")
+    assert machine.recipe(context(**settings)).text.endswith("20 images")
     assert machine.shared_memory(context(root=tmp_path, **settings)).status == "yellow"
 
 

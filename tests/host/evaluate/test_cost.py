@@ -35,7 +35,7 @@ def costs_of(table: dict[str, dict[str, float]], labels: tuple[str, ...] = LABEL
     return matrix
 
 
-def pictures(classes: int = 2, n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def images(classes: int = 2, n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities that are true, and labels drawn from them."""
     rng = np.random.default_rng(seed)
     p = softmax(1.5 * rng.normal(size=(n, classes)))
@@ -78,7 +78,7 @@ def test_the_recipe_takes_a_table_and_refuses_negative_costs(tmp_path: Path) -> 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("table", [TABLE, {"defective": {"ok": 2.0, "defective": 1.0}, "ok": {"defective": 30.0}}])
 def test_no_threshold_is_cheaper_than_the_chosen_one(table: dict[str, dict[str, float]], seed: int) -> None:
-    p, targets = pictures(seed=seed)
+    p, targets = images(seed=seed)
     costs = costs_of(table)
     decision = choose_decision(costs, LABELS, p, targets, currency="EUR")
     assert decision is not None and decision.threshold is not None and decision.label is not None
@@ -115,14 +115,14 @@ def test_among_equally_cheap_thresholds_the_one_nearest_to_theory_is_taken() -> 
 
 
 def test_true_probabilities_lead_to_the_theoretical_threshold() -> None:
-    p, targets = pictures(n=60_000, seed=9)
+    p, targets = images(n=60_000, seed=9)
     decision = choose_decision(costs_of(TABLE), LABELS, p, targets)
     assert decision is not None and decision.threshold == pytest.approx(5 / 55, abs=0.02)
 
 
 def test_more_labels_get_the_bayes_decision() -> None:
     labels = ("a", "b", "c")
-    p, targets = pictures(classes=3, n=5_000)
+    p, targets = images(classes=3, n=5_000)
     costs = np.array([[0.0, 20.0, 4.0], [1.0, 0.0, 1.0], [2.0, 6.0, 0.5]])
     decision = choose_decision(costs, labels, p, targets)
     assert decision is not None and decision.threshold is None
@@ -136,7 +136,7 @@ def test_more_labels_get_the_bayes_decision() -> None:
 
 
 def test_two_labels_with_a_theoretical_threshold_decide_as_the_bayes_rule() -> None:
-    p, targets = pictures(n=500)
+    p, targets = images(n=500)
     costs = costs_of(TABLE)
     rows = tuple(map(tuple, costs.tolist()))
     by_cost = decide(p, LABELS, Decision(costs=rows))
@@ -146,7 +146,7 @@ def test_two_labels_with_a_theoretical_threshold_decide_as_the_bayes_rule() -> N
 
 
 def test_a_part_beside_cheaper_and_dearer_ways_to_answer() -> None:
-    p, targets = pictures(n=400)
+    p, targets = images(n=400)
     costs = costs_of(TABLE)
     decision = choose_decision(costs, LABELS, p, targets)
     assert decision is not None
@@ -173,8 +173,8 @@ def test_a_decision_travels_as_json_and_faults_are_found() -> None:
 
 
 def test_a_mistake_in_the_table_stops_the_run_before_it_trains(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", count=10, labels=SHAPES[:2])
-    (tmp_path / "recipe.toml").write_text('[run]\nname = "toy"\n[data]\npath = "pictures"\n')
+    draw_folder(tmp_path / "images", count=10, labels=SHAPES[:2])
+    (tmp_path / "recipe.toml").write_text('[run]\nname = "toy"\n[data]\npath = "images"\n')
     table = "cost.table={ circle = { square = 1 }, cross = { circle = 1 } }"
     done = eyas(tmp_path, "split", "recipe.toml", "--set", table)
     assert done.code == 2 and "Traceback" not in done.err

@@ -12,7 +12,7 @@ from eyas_host.compress.prune.latency_model import LatencyModel, layers_of
 from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.evaluate.latency import Stopwatch
 from eyas_host.models.factory import PixelClassifier
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_smaller_network_is_faster_here(network: PixelClassifier, shape_frames: np.ndarray) -> None:
-    spec = PictureSection(size=64).preprocessing()
+    spec = ImageSection(size=64).preprocessing()
     smaller, _ = prune_evenly(network, keep=0.4, size=64)
     with Stopwatch("litert", spec, shape_frames[:4]) as watch:
         dense, pruned = watch.build(network), watch.build(smaller)
@@ -40,7 +40,7 @@ def test_a_smaller_network_is_faster_here(network: PixelClassifier, shape_frames
 def test_the_tables_of_other_runtimes_are_understood(
     network: PixelClassifier, shape_frames: np.ndarray, runtime: Any
 ) -> None:
-    with Stopwatch(runtime, PictureSection(size=64).preprocessing(), shape_frames[:4]) as watch:
+    with Stopwatch(runtime, ImageSection(size=64).preprocessing(), shape_frames[:4]) as watch:
         measured = watch.blocks(watch.build(network, "fp32"))
     latency = LatencyModel(measured, layers_of(network, size=64))
     smaller, _ = prune_evenly(network, keep=0.5, size=64)

@@ -100,7 +100,7 @@ def test_intervals_are_those_of_a_plain_bootstrap(classes: int) -> None:
         assert (low, high) == pytest.approx(tuple(spread), abs=0.2 * (spread[1] - spread[0])), name
 
 
-def test_an_interval_narrows_with_the_root_of_the_pictures() -> None:
+def test_an_interval_narrows_with_the_root_of_the_images() -> None:
     p, targets = answers_of(2, n=200)
     few = intervals(p, p.argmax(1), targets)
     many = intervals(np.tile(p, (9, 1)), np.tile(p.argmax(1), 9), np.tile(targets, 9))

@@ -62,7 +62,7 @@ def test_parity_is_counted_against_the_right_network() -> None:
     assert (own.reference, own.agreement, own.drop) == ("pruned", 1.0, 0.0)
 
 
-def test_a_label_without_pictures_has_no_parity_of_its_own() -> None:
+def test_a_label_without_images_has_no_parity_of_its_own() -> None:
     logits = np.log([[0.9, 0.1], [0.8, 0.2]])
     parity = compare({"pruned": logits, "onnx-fp32": logits}, "onnx-fp32", np.array([0, 0]), temperature=1.0)
     assert (parity.class_agreement, parity.class_drop) == ((1.0, None), (0.0, None))
@@ -98,7 +98,7 @@ def test_a_refused_artefact_is_not_run() -> None:
         chosen({"fp32": "this", "int8": "that"}, fp32=2.0, int8=1.0)
 
 
-def test_golden_pictures_go_from_unsure_to_sure_without_the_closest_calls() -> None:
+def test_golden_images_go_from_unsure_to_sure_without_the_closest_calls() -> None:
     sure = np.linspace(0.5, 1.0, 40)
     probabilities = np.stack([sure, 1 - sure], axis=1)[np.random.default_rng(0).permutation(40)]
     rows = golden_rows(probabilities, 6)

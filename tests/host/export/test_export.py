@@ -58,7 +58,7 @@ def run(runtime: str, path: Path, frames: np.ndarray) -> np.ndarray:
 def check_int8(got: np.ndarray, reference: np.ndarray) -> None:
     expected = softmax(reference)
     assert expected.max(axis=1).mean() > 0.4, "the network's answers are too flat to compare"
-    assert expected.std(axis=0).max() > 0.1, "the network answers the same to every picture"
+    assert expected.std(axis=0).max() > 0.1, "the network answers the same to every image"
     assert float(np.abs(softmax(got) - expected).mean()) < INT8_MEAN_DP
     assert float((got.argmax(1) == reference.argmax(1)).mean()) >= INT8_AGREEMENT
 
@@ -351,7 +351,7 @@ def test_openvino_refuses_a_network_of_the_other_precision(
 
 
 class Moody(nn.Module):
-    """Takes another way for dark pictures, which no export can follow."""
+    """Takes another way for dark images, which no export can follow."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3)) if float(x.mean()) > 10 else x.amax(dim=(2, 3))

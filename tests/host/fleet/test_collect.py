@@ -273,7 +273,7 @@ def hostile(rng: random.Random, kind: str) -> bytes:
 
 
 def proper(verdict: Checked) -> None:
-    """What the rest of Eyas relies on, read anew from what is stored."""
+    """What the rest of Eyas relies on, read again from what is stored."""
     message: Any = decode(verdict.payload.encode(), KINDS[verdict.kind])
     assert message == msgspec.convert(msgspec.to_builtins(verdict.message), KINDS[verdict.kind], str_keys=False)
     assert message.device == verdict.address.device == "d"

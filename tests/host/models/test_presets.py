@@ -24,11 +24,9 @@ LABELS = torch.tensor([0, 1, 2, 3])
 WITHOUT_BATCH_NORM = {"vit_small", "convnext_tiny"}
 
 
-def ready(pictures: Path, models: Path, **names: str) -> Recipe:
+def ready(images: Path, models: Path, **names: str) -> Recipe:
     """The recipe that `eyas new` writes, with random weights, for there may be no hub."""
-    return load_recipe(
-        new_recipe(pictures, "toy", models, **names), ("teacher.weights=random", "student.weights=random")
-    )
+    return load_recipe(new_recipe(images, "toy", models, **names), ("teacher.weights=random", "student.weights=random"))
 
 
 def pixels(count: int = 4, size: int = 64) -> torch.Tensor:
@@ -45,8 +43,8 @@ def test_the_table_has_what_was_promised() -> None:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_a_teacher_takes_a_step(name: str, shape_pictures: Path, tmp_path: Path) -> None:
-    recipe = ready(shape_pictures, tmp_path, teacher=name)
+def test_a_teacher_takes_a_step(name: str, shape_images: Path, tmp_path: Path) -> None:
+    recipe = ready(shape_images, tmp_path, teacher=name)
     assert recipe_warnings(recipe) == []
     settings = recipe.teacher
     assert settings.model == TEACHERS[name].model
@@ -91,8 +89,8 @@ def halves_fit(model: PixelClassifier) -> None:
 
 
 @pytest.mark.parametrize("name", STUDENTS)
-def test_a_student_takes_a_step(name: str, shape_pictures: Path, tmp_path: Path) -> None:
-    recipe = ready(shape_pictures, tmp_path, student=name)
+def test_a_student_takes_a_step(name: str, shape_images: Path, tmp_path: Path) -> None:
+    recipe = ready(shape_images, tmp_path, student=name)
     assert recipe_warnings(recipe) == [] and recipe.student.model == STUDENTS[name].model
     model, _ = build_student(recipe.student, 4)
     halves_fit(model)
@@ -111,9 +109,9 @@ def test_a_student_takes_a_step(name: str, shape_pictures: Path, tmp_path: Path)
     ("side", "teacher", "size"),
     [(256, "vit_small", 224), (256, "efficientnet_b3", 160), (256, "resnet50", 128), (150, "vit_small", 128)],
 )
-def test_pictures_as_large_as_the_teacher_wants_them(side: int, teacher: str, size: int, tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", count=2, width=side, height=side + 10, labels=SHAPES[:2])
-    assert ready(tmp_path / "pictures", tmp_path, teacher=teacher).picture.size == size
+def test_images_as_large_as_the_teacher_wants_them(side: int, teacher: str, size: int, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "images", count=2, width=side, height=side + 10, labels=SHAPES[:2])
+    assert ready(tmp_path / "images", tmp_path, teacher=teacher).image.size == size
 
 
 def test_a_network_by_short_name_or_by_timms() -> None:
@@ -124,9 +122,9 @@ def test_a_network_by_short_name_or_by_timms() -> None:
         pick(STUDENTS, "zzz")
 
 
-def test_through_the_command_line(shape_pictures: Path, tmp_path: Path) -> None:
+def test_through_the_command_line(shape_images: Path, tmp_path: Path) -> None:
     def new(*more: str) -> Done:
-        return eyas(tmp_path, "new", shape_pictures, "--name", "toy", *more)
+        return eyas(tmp_path, "new", shape_images, "--name", "toy", *more)
 
     wrong = new("--teacher", "resnet5")
     assert wrong.code == 2 and wrong.err.startswith("eyas: 'resnet5': no ready settings")

@@ -12,11 +12,11 @@ import torch
 
 from eyas_host.models import pretrained
 from eyas_host.models.factory import build
-from eyas_host.models.weights import fit_to_pictures
+from eyas_host.models.weights import fit_to_images
 from eyas_host.pretrain.card import Record, warm_card
 from eyas_host.pretrain.images import SOURCES
 from eyas_host.recipe import Recipe
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.stages.chain import STAGES
@@ -50,8 +50,8 @@ def test_it_is_small_and_fits_timms_network_tensor_by_tensor(name: str) -> None:
 def test_its_card_and_record_say_how_it_was_made(name: str) -> None:
     record = msgspec.json.decode(pretrained.record_file(name).read_bytes(), type=Record)
     assert record.settings.student == name and record.result.finished
-    assert set(record.pictures.values()) <= {source.package for source in SOURCES}
-    assert all(re.fullmatch(r"[0-9a-f]{64}", sha) for sha in record.pictures)
+    assert set(record.images.values()) <= {source.package for source in SOURCES}
+    assert all(re.fullmatch(r"[0-9a-f]{64}", sha) for sha in record.images)
     assert pretrained.card_file(name).read_text() == warm_card(record)
 
 
@@ -68,7 +68,7 @@ def test_who_takes_it() -> None:
 
 def test_what_is_said_of_it_is_what_it_was_trained_on() -> None:
     model, origin = build("mobilenetv3_small_100", 5, "warm")
-    said = fit_to_pictures(model.backbone, "mobilenetv3_small_100", origin, PictureSection(size=96))
+    said = fit_to_images(model.backbone, "mobilenetv3_small_100", origin, ImageSection(size=96))
     assert "warm weights, trained at 128 px (bilinear), here 96 px" in said.note and said.warnings == ()
     assert "mean 0.502, 0.502, 0.502" in said.note
 

@@ -1,4 +1,4 @@
-"""Where first weights come from, and whether they suit the pictures."""
+"""Where first weights come from, and whether they suit the images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from eyas_host.models.factory import PixelClassifier, build
-from eyas_host.models.weights import fit_to_pictures
+from eyas_host.models.weights import fit_to_images
 from eyas_host.recipe import Recipe
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.stages.chain import STAGES
@@ -119,7 +119,7 @@ def other_classes(path: Path, state: State) -> None:
         (other_things, "no weights can be read from it"),
         (another_network, f"weights of another network than {NAME}: "),
         (another_width, "1 of 206 tensors do not fit, e.g. conv_stem.weight is (8, 3, 3, 3) instead of (16, 3, 3, 3)"),
-        (other_classes, "trained for 3 classes, the pictures have 5; to start from the rest, leave its head out"),
+        (other_classes, "trained for 3 classes, the images have 5; to start from the rest, leave its head out"),
     ],
 )
 def test_files_that_do_not_fit(
@@ -167,10 +167,10 @@ def test_hints_that_came_after_the_teacher(tmp_path: Path) -> None:
 
 
 def write_recipe(place: Path) -> None:
-    """Two classes of pictures and a recipe of small networks."""
-    draw_folder(place / "pictures", labels=SHAPES[:2])
+    """Two classes of images and a recipe of small networks."""
+    draw_folder(place / "images", labels=SHAPES[:2])
     (place / "recipe.toml").write_text(
-        f'''[run]\nname = "toy"\n[data]\npath = "pictures"\n[picture]\nsize = 32
+        f'''[run]\nname = "toy"\n[data]\npath = "images"\n[image]\nsize = 32
         [teacher]\nmodel = "{NAME}"\nweights = "random"\n[student]\nmodel = "{NAME}"\nweights = "random"\n'''
     )
 
@@ -201,11 +201,11 @@ def test_a_changed_file_is_another_beginning(tmp_path: Path) -> None:
     assert len(before) == 2 and all(a != b for a, b in zip(before, after, strict=True))
 
 
-# Do they suit the pictures?
+# Do they suit the images?
 
 
-def fit(network: PixelClassifier, name: str, origin: str = "hub", **picture: object) -> tuple[str, str]:
-    found = fit_to_pictures(network.backbone, name, origin, msgspec.convert(picture, PictureSection))
+def fit(network: PixelClassifier, name: str, origin: str = "hub", **image: object) -> tuple[str, str]:
+    found = fit_to_images(network.backbone, name, origin, msgspec.convert(image, ImageSection))
     return found.note, " | ".join(found.warnings)
 
 
@@ -217,7 +217,7 @@ def test_what_weights_were_trained_on_is_said(network: PixelClassifier) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         ({"size": 32}, "size = 32: net halves it five times"),
         ({"size": 96}, "size = 96: net was trained at 224 px"),
@@ -225,21 +225,21 @@ def test_what_weights_were_trained_on_is_said(network: PixelClassifier) -> None:
         ({"size": 224, "interpolation": "linear"}, "'linear' leaves pixels out where it shrinks; net was trained with"),
     ],
 )
-def test_pictures_that_do_not_suit(network: PixelClassifier, picture: dict[str, object], words: str) -> None:
-    warning = fit(network, "net", **picture)[1]
+def test_images_that_do_not_suit(network: PixelClassifier, image: dict[str, object], words: str) -> None:
+    warning = fit(network, "net", **image)[1]
     assert words in warning and "|" not in warning
-    random = fit(network, "net", "random", **picture)
-    assert random == ("net: no weights, it starts from random ones", warning if picture["size"] == 32 else "")
+    random = fit(network, "net", "random", **image)
+    assert random == ("net: no weights, it starts from random ones", warning if image["size"] == 32 else "")
 
 
 def test_both_networks_are_tried_at_the_recipes_size() -> None:
     recipe = Recipe(
         run=RunSection(name="toy"),
-        picture=PictureSection(size=64),
+        image=ImageSection(size=64),
         teacher=TeacherSection(model="mixer_s32_224", weights="random"),
         student=StudentSection(model="mobilenetv3_small_050", weights="random"),
     )
-    with pytest.raises(RecipeError, match=r"'mixer_s32_224' does not take \[picture\] size = 64"):
+    with pytest.raises(RecipeError, match=r"'mixer_s32_224' does not take \[image\] size = 64"):
         check_networks(recipe, 3)
     flexible = msgspec.structs.replace(recipe, teacher=TeacherSection(model="vit_tiny_patch16_224", weights="random"))
     assert [one.note.partition(":")[0] for one in check_networks(flexible, 3)] == [

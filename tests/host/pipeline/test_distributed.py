@@ -24,8 +24,8 @@ name = "toy"
 device = "cpu"
 workers = 0
 [data]
-path = "pictures"
-[picture]
+path = "images"
+[image]
 size = 32
 [augment]
 horizontal_flip = false
@@ -55,10 +55,10 @@ method = "none"
 
 
 @pytest.fixture
-def place(tmp_path: Path, shape_pictures: Path) -> Path:
-    """A folder with a recipe whose last batch has one picture, and with fewer pictures of one class."""
-    pictures = shutil.copytree(shape_pictures, tmp_path / "pictures")
-    for path in sorted((pictures / "circle").iterdir())[:5]:
+def place(tmp_path: Path, shape_images: Path) -> Path:
+    """A folder with a recipe whose last batch has one image, and with fewer images of one class."""
+    images = shutil.copytree(shape_images, tmp_path / "images")
+    for path in sorted((images / "circle").iterdir())[:5]:
         path.unlink()
     (tmp_path / "recipe.toml").write_text(RECIPE.format(batch=12))
     return tmp_path
@@ -80,7 +80,7 @@ def test_two_processes_teach_as_one_and_distil_together(place: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # nothing is imported anew
+    context = multiprocessing.get_context("fork")  # nothing is imported again
     pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
     two = [
         context.Process(target=one_of_two, args=(rank, port, place, pipes[rank][1]), daemon=True) for rank in range(2)

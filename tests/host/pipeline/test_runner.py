@@ -21,7 +21,7 @@ from eyas_host.support.files import whole, write_bytes
 from eyas_host.train.checkpoint import save_tensors
 from tests.support.small_disk import mounted
 
-RECIPE = Recipe(run=RunSection(name="toy"), data=DataSection(path="pictures"))
+RECIPE = Recipe(run=RunSection(name="toy"), data=DataSection(path="images"))
 
 
 class Toy:
@@ -131,7 +131,7 @@ def test_from_runs_that_stage_and_all_behind_it(toy: Toy) -> None:
     assert toy.run(start="c") == ["a", "b", "c"]  # what is out of date before it runs too
 
 
-def test_only_runs_that_stage_anew_and_nothing_else(toy: Toy) -> None:
+def test_only_runs_that_stage_again_and_nothing_else(toy: Toy) -> None:
     with pytest.raises(StageError, match=r"'b' needs a first"):
         toy.run(only="b")
     toy.run()

@@ -1,4 +1,4 @@
-"""`eyas warm-start`: pictures of packages, crops that repeat themselves, a training that pauses and goes on."""
+"""`eyas warm-start`: images of packages, crops that repeat themselves, a training that pauses and goes on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from eyas_host.models.factory import build
 from eyas_host.pretrain import make, train
 from eyas_host.pretrain.card import Record, warm_card
 from eyas_host.pretrain.crops import Crops
-from eyas_host.pretrain.images import SOURCES, Found, find_pictures, held_out, read_pictures
+from eyas_host.pretrain.images import SOURCES, Found, find_images, held_out, read_images
 from eyas_host.pretrain.teachers import Teachers, answers_of, imagenet_teacher
 from eyas_host.pretrain.train import WarmResult, WarmSettings, warm_start
 from eyas_host.support.errors import StageError, WeightsError
@@ -50,45 +50,45 @@ def root(tmp_path: Path, drawn: list[Pixels]) -> Path:
     folder = tmp_path / "root/usr/share/tuxpaint/stamps/animals"
     (folder.parent / "symbols").mkdir(parents=True)
     folder.mkdir()
-    for number, picture in enumerate(drawn):
-        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    for number, image in enumerate(drawn):
+        cv2.imwrite(str(folder / f"{number}.png"), image)
     cv2.imwrite(str(folder.parent / "symbols/a.png"), drawn[0][::-1])
     stamp = np.zeros((200, 300, 4), dtype=np.uint8)
     stamp[20:120, 30:110] = (10, 20, 30, 255)
     cv2.imwrite(str(folder / "stamp.png"), stamp)
-    (folder / "broken.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("no picture either")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
     return tmp_path / "root"
 
 
-def test_pictures_are_those_of_the_packages(root: Path) -> None:
-    found = [one for one in find_pictures(root) if one.package == "tuxpaint-stamps-default"]
+def test_images_are_those_of_the_packages(root: Path) -> None:
+    found = [one for one in find_images(root) if one.package == "tuxpaint-stamps-default"]
     assert {Path(one.path).stem for one in found} == {*map(str, range(20)), "stamp", "broken"}
     learned, out = held_out(found)
     assert {one.path for one in learned}.isdisjoint(one.path for one in out)
-    pictures = read_pictures(found, "pictures")
-    assert len(pictures) == 21
-    assert any(picture.shape == (100, 80, 3) and (picture == (10, 20, 30)).all() for picture in pictures)
+    images = read_images(found, "images")
+    assert len(images) == 21
+    assert any(image.shape == (100, 80, 3) and (image == (10, 20, 30)).all() for image in images)
 
 
-def test_one_picture_at_least_is_held_out() -> None:
+def test_one_image_at_least_is_held_out() -> None:
     found = [Found(f"{number}.png", "one", f"{number:064x}") for number in range(1, 16)]
     learned, out = held_out(found)
     assert len(out) == 1 and len(learned) == 14
 
 
-def test_without_pictures_the_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_images_the_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eyas_host.pretrain.images.SOURCES", tuple(s for s in SOURCES if not s.module))
-    with pytest.raises(WeightsError, match=r"0 pictures .* apt-get install tuxpaint-stamps-default mate-backgrounds"):
-        find_pictures(tmp_path)
+    with pytest.raises(WeightsError, match=r"0 images .* apt-get install tuxpaint-stamps-default mate-backgrounds"):
+        find_images(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)
 @given(number=st.integers(0, 10**9), height=st.integers(2, 700), width=st.integers(2, 700), size=st.integers(8, 64))
 def test_every_crop_is_a_view_and_repeats_itself(number: int, height: int, width: int, size: int) -> None:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
-    one, other = (Crops([picture], size=size, count=number + 1)[number] for _ in range(2))
+    image = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    one, other = (Crops([image], size=size, count=number + 1)[number] for _ in range(2))
     assert one.shape == (size, size, 3) and one.dtype == np.uint8
     np.testing.assert_array_equal(one, other)
 
@@ -99,9 +99,9 @@ def test_crops_do_not_depend_on_those_drawn_before(drawn: list[Pixels]) -> None:
     assert len({crop.tobytes() for crop in whole}) == 12
 
 
-def test_a_crop_of_a_plain_picture_stays_plain() -> None:
-    picture = np.full((300, 200, 3), (90, 90, 90), dtype=np.uint8)
-    for crop in every(Crops([picture], size=32, count=20)):
+def test_a_crop_of_a_plain_image_stays_plain() -> None:
+    image = np.full((300, 200, 3), (90, 90, 90), dtype=np.uint8)
+    for crop in every(Crops([image], size=32, count=20)):
         assert np.ptp(crop) == 0
 
 
@@ -176,7 +176,7 @@ def test_teachers_answer_together_and_the_same_in_openvino(
     ],
 )
 def test_mistakes_are_told_in_a_line(root: Path, tmp_path: Path, words: tuple[str, str], told: str) -> None:
-    done = eyas(tmp_path, "warm-start", "--pictures", root, *words)
+    done = eyas(tmp_path, "warm-start", "--images", root, *words)
     assert done.code == 2 and told in done.err and "Traceback" not in done.err
     assert not (tmp_path / "runs").exists()
 
@@ -207,7 +207,7 @@ def test_the_cards_command_makes_it_again(
 
 
 def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path) -> None:
-    command = [BIN / "eyas", "warm-start", "--pictures", root, "--runs", tmp_path, "--crops", "1280", "--size", "32"]
+    command = [BIN / "eyas", "warm-start", "--images", root, "--runs", tmp_path, "--crops", "1280", "--size", "32"]
     folder = tmp_path / "warm-start/mobilenetv3_small_100"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -227,7 +227,7 @@ def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path
     card = (folder / "mobilenetv3_small_100.md").read_text()
     assert "| tuxpaint-stamps-default |" in card and "128 crops (paused" in card
     record = json.loads((folder / "mobilenetv3_small_100.json").read_bytes())
-    assert "tuxpaint-stamps-default" in record["pictures"].values() and record["result"]["crops"] == 128
+    assert "tuxpaint-stamps-default" in record["images"].values() and record["result"]["crops"] == 128
     shutil.rmtree(root)
     refused = eyas(tmp_path, *command[1:], "--seed", "1")
     assert refused.code == 2 and "Traceback" not in refused.err

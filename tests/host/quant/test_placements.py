@@ -53,7 +53,7 @@ NETWORKS = [
 
 @pytest.fixture(scope="module")
 def frames(shape_frames: Pixels) -> Pixels:
-    """Two pictures of each class."""
+    """Two images of each class."""
     return shape_frames[::2]
 
 
@@ -63,7 +63,7 @@ def pixels(frames: Pixels) -> Tensor:
 
 
 def drawn(name: str, activation: Literal["default", "relu"], pixels: Tensor) -> DeployModel:
-    """A folded network that was trained for some steps, so that its answers differ from picture to picture."""
+    """A folded network that was trained for some steps, so that its answers differ from image to image."""
     torch.manual_seed(0)
     model, _ = build(name, CLASSES, "random", activation=activation)
     take_steps(model, pixels, steps=5, rate=2e-3)
@@ -111,7 +111,7 @@ def test_a_network_is_placed_completely_and_answers_as_its_qat_model(
     assert (len(placement.activations), len(placement.weights)) == (network.activations, network.weights)
     assert (len(activation_quantizers(model)), len(weight_quantizers(model))) == (network.activations, network.weights)
     expected = answers(model, pixels)
-    assert expected.std(axis=0).max() > 0.1, "the network answers the same to every picture"
+    assert expected.std(axis=0).max() > 0.1, "the network answers the same to every image"
     floor = float(np.abs(answers(exact_int8(model, input_size=SIZE), pixels) - expected).mean())
     for runtime in network.runtimes:
         path = compile_int8(runtime, model, tmp_path)
@@ -151,5 +151,5 @@ def test_a_network_that_cannot_be_placed_is_refused_by_its_operation(name: str, 
 
 
 def test_a_network_of_one_size_alone_is_refused() -> None:
-    with pytest.raises(CompressError, match="takes no pictures of 64 x 64 pixels"):
+    with pytest.raises(CompressError, match="takes no images of 64 x 64 pixels"):
         fold_for_deployment(build("mixer_s32_224", CLASSES, "random")[0].eval())

@@ -433,27 +433,27 @@ def test_int16_is_the_network_of_rounded_weights_with_clamps(
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
-        ([], "0 calibration pictures; at least 2"),
-        ([torch.zeros(1, 3, 64, 64)], "1 calibration pictures; at least 2"),
+        ([], "0 calibration images; at least 2"),
+        ([torch.zeros(1, 3, 64, 64)], "1 calibration images; at least 2"),
         (
             [torch.zeros(1, 3, 32, 32)] * 4,
-            r"picture 0 is torch.float32 \[1, 3, 32, 32\]; float32 pixels \[n, 3, 64, 64\]",
+            r"image 0 is torch.float32 \[1, 3, 32, 32\]; float32 pixels \[n, 3, 64, 64\]",
         ),
-        ([torch.zeros(1, 3, 64, 64), torch.zeros(3, 64, 64)], r"picture 1 is torch.float32 \[3, 64, 64\]"),
-        ([torch.zeros(1, 3, 64, 64, dtype=torch.uint8)] * 4, "picture 0 is torch.uint8"),
-        ([torch.zeros(1, 3, 64, 64), torch.full((1, 3, 64, 64), float("nan"))], "picture 1 has values nan"),
+        ([torch.zeros(1, 3, 64, 64), torch.zeros(3, 64, 64)], r"image 1 is torch.float32 \[3, 64, 64\]"),
+        ([torch.zeros(1, 3, 64, 64, dtype=torch.uint8)] * 4, "image 0 is torch.uint8"),
+        ([torch.zeros(1, 3, 64, 64), torch.full((1, 3, 64, 64), float("nan"))], "image 1 has values nan"),
         ([torch.full((2, 3, 64, 64), -1.0)], r"values -1..-1; float32 pixels .*0..255, are needed"),
         ([torch.full((2, 3, 64, 64), 256.0)], r"values 256..256"),
     ],
 )
-def test_pictures_that_cannot_set_ranges(deploy: DeployModel, pictures: list[Tensor], message: str) -> None:
+def test_images_that_cannot_set_ranges(deploy: DeployModel, images: list[Tensor], message: str) -> None:
     with pytest.raises(CompressError, match=message):
-        prepare_qat(deploy, pictures, input_size=SIZE)
+        prepare_qat(deploy, images, input_size=SIZE)
 
 
-def test_two_pictures_in_one_batch_are_enough(deploy: DeployModel, pixels: Tensor) -> None:
+def test_two_images_in_one_batch_are_enough(deploy: DeployModel, pixels: Tensor) -> None:
     check_placement(prepare_qat(deploy, [pixels[:2]], input_size=SIZE), EXAMPLE)
 
 

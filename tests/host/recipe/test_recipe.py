@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 MODELS = ROOT / "models"
 SHIPPED = sorted(MODELS.glob("*/recipe.toml"))
-MINIMAL = '[run]\nname = "toy"\n[data]\npath = "pictures"\n'
+MINIMAL = '[run]\nname = "toy"\n[data]\npath = "images"\n'
 FIELDS = {
     section.name: {field.name: field for field in msgspec.structs.fields(section.type)}
     for section in msgspec.structs.fields(Recipe)
@@ -50,7 +50,7 @@ def faults(folder: Path, text: str, *overrides: str) -> list[str]:
 
 def test_minimal_recipe_takes_every_default_and_a_path_beside_the_file(tmp_path: Path) -> None:
     recipe = load(tmp_path, MINIMAL)
-    assert recipe.data.path == str(tmp_path / "pictures")
+    assert recipe.data.path == str(tmp_path / "images")
     assert recipe.run.name == "toy"
     for section, fields in FIELDS.items():
         for name, field in fields.items():
@@ -71,7 +71,7 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         colour = "red"
         [data]
         split = [0.5, 0.5, 0.5]
-        [picture]
+        [image]
         size = 100
         fit = "zoom"
         [augment]
@@ -91,8 +91,8 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         "[run] colour: unknown key; allowed: name, seed, device, threads",
         "[pruning]: unknown section; allowed: run, data,",
         "[run] name = 'no/slash'",
-        "[picture] fit = 'zoom'",
-        "[picture] size = 100: must be a multiple of 32",
+        "[image] fit = 'zoom'",
+        "[image] size = 100: must be a multiple of 32",
         "[augment] horizontal_flip = 1",
         "[student] epochs = 0",
         "[student] kd_ratio = 1.5",
@@ -117,8 +117,8 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         ("data.split", "[0.7, 0.3]"),
         ("data.split", "[1.0, 0.0, 0.0]"),
         ("data.skip_unreadable", '"yes"'),
-        ("picture.size", "16"),
-        ("picture.crop_fraction", "0.0"),
+        ("image.size", "16"),
+        ("image.crop_fraction", "0.0"),
         ("augment.rotate_degrees", "181"),
         ("student.kd_ratio", "true"),
         ("student.kd_ratio", "nan"),
@@ -240,18 +240,18 @@ def test_the_solar_recipe_departs_from_the_defaults_only_where_it_says_so() -> N
     assert recipe.augment.vertical_flip and recipe.augment.quarter_turns
 
 
-def test_new_writes_a_recipe_that_loads(tmp_path: Path, shape_pictures: Path) -> None:
-    path = new_recipe(shape_pictures, "shapes", tmp_path)
+def test_new_writes_a_recipe_that_loads(tmp_path: Path, shape_images: Path) -> None:
+    path = new_recipe(shape_images, "shapes", tmp_path)
     recipe = load_recipe(path)
-    assert (recipe.run.name, recipe.data.path) == ("shapes", str(shape_pictures))
-    assert (recipe.picture.size, recipe.picture.fit, recipe.student.epochs) == (64, "crop", 60)
+    assert (recipe.run.name, recipe.data.path) == ("shapes", str(shape_images))
+    assert (recipe.image.size, recipe.image.fit, recipe.student.epochs) == (64, "crop", 60)
     assert recipe.augment.horizontal_flip
     with pytest.raises(RecipeError, match="exists already"):
-        new_recipe(shape_pictures, "shapes", tmp_path)
+        new_recipe(shape_images, "shapes", tmp_path)
     with pytest.raises(RecipeError, match="--name"):
-        new_recipe(shape_pictures, "..", tmp_path)
+        new_recipe(shape_images, "..", tmp_path)
     with pytest.raises(DataError, match="no such folder"):
-        new_recipe(shape_pictures / "absent", None, tmp_path)
+        new_recipe(shape_images / "absent", None, tmp_path)
 
 
 _KEYS = st.sampled_from([f"{s}.{k}" for s, keys in FIELDS.items() for k in keys]) | st.text(max_size=6)

@@ -20,7 +20,7 @@ MODELS = ROOT / "models"
 
 def recipe(folder: Path, *settings: str) -> Recipe:
     path = folder / "recipe.toml"
-    path.write_text('[run]\nname = "toy"\n[data]\npath = "pictures"\n')
+    path.write_text('[run]\nname = "toy"\n[data]\npath = "images"\n')
     return load_recipe(path, settings)
 
 
@@ -106,7 +106,7 @@ def test_dist_needs_more_than_two_classes(tmp_path: Path) -> None:
 
 
 def test_they_are_said_before_the_run_and_stop_nothing(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "pictures", labels=SHAPES[:2])
+    draw_folder(tmp_path / "images", labels=SHAPES[:2])
     recipe(tmp_path)
     done = eyas(tmp_path, "split", "recipe.toml", "--set", "teacher.patience=30", "--set", "student.batch=2")
     assert done.code == 0, done.err

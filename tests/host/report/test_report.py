@@ -44,16 +44,16 @@ def make_manifest() -> Manifest:
                 "latency_ms_p90": None,
             }
         },
-        notices=(NOTICE, "pictures by <someone>"),
+        notices=(NOTICE, "images by <someone>"),
     )
 
 
 @pytest.fixture
 def mistakes(tmp_path: Path) -> tuple[Mistake, ...]:
-    picture = tmp_path / "cell <b>1.png"
-    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8))
+    image = tmp_path / "cell <b>1.png"
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (300, 600, 3), dtype=np.uint8))
     return (
-        Mistake(str(picture), "ok", "defective", 0.973),
+        Mistake(str(image), "ok", "defective", 0.973),
         Mistake(str(tmp_path / "gone" / f"{HOSTILE.replace('/', '')}.png"), "defective", "ok", 0.91),
         Mistake("null\0byte.png", "defective", "ok", 0.9),
     )
@@ -125,8 +125,8 @@ def test_page_is_self_contained_and_small(mistakes: tuple[Mistake, ...]) -> None
 def test_hostile_text_stays_text(labels: tuple[str, ...], mistakes: tuple[Mistake, ...]) -> None:
     mistakes += (Mistake('"><script>x.png', labels[1], labels[-1], 0.8),)
     report = make_report(labels, mistakes, name=HOSTILE, notices=(HOSTILE,), shipped="litert-int8")
-    hostile = msgspec.structs.replace(report.rungs[0], name=HOSTILE, notes=HOSTILE)
-    text = render_html(msgspec.structs.replace(report, rungs=(*report.rungs, hostile)))
+    hostile = msgspec.structs.replace(report.variants[0], name=HOSTILE, notes=HOSTILE)
+    text = render_html(msgspec.structs.replace(report, variants=(*report.variants, hostile)))
     page = Page(text)
     assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "link")]
     assert "<b>co" not in text
@@ -137,22 +137,24 @@ def test_hostile_text_stays_text(labels: tuple[str, ...], mistakes: tuple[Mistak
     assert len(next(cells for first, cells in page.rows.items() if first.startswith("true"))) == len(labels) + 1
 
 
-def test_missing_picture_is_said_and_present_one_is_shrunk(mistakes: tuple[Mistake, ...]) -> None:
+def test_missing_image_is_said_and_present_one_is_shrunk(mistakes: tuple[Mistake, ...]) -> None:
     page = Page(render_html(make_report(("defective", "ok"), mistakes)))
-    assert page.text.count("picture not found") == 2
+    assert page.text.count("image not found") == 2
     (image,) = [attrs for tag, attrs in page.tags if tag == "img"]
     data = base64.b64decode((image["src"] or "").partition(",")[2])
     assert decode(data).shape == (64, 128, 3)
-    assert image["alt"] == "Picture labelled ok, answered defective"
+    assert image["alt"] == "Image labelled ok, answered defective"
 
 
 def test_report_with_almost_nothing_still_renders() -> None:
     report = make_report(("a", "b"))
-    bare = tuple(msgspec.structs.replace(r, latency_ms=None, size_bytes=None, threads=None) for r in report.rungs[1:])
+    bare = tuple(
+        msgspec.structs.replace(r, latency_ms=None, size_bytes=None, threads=None) for r in report.variants[1:]
+    )
     report = msgspec.structs.replace(
         report,
-        rungs=bare,
-        validation_rungs=(),
+        variants=bare,
+        validation_variants=(),
         scores={},
         parity={},
         reliability={},
@@ -175,7 +177,7 @@ def test_report_with_almost_nothing_still_renders() -> None:
 
 def test_verdict_is_one_plain_sentence() -> None:
     assert verdict(make_report(("a", "b"))) == (
-        "The shipped model litert-int8 answers right on 80.1 % (balanced) of unseen pictures, in 1.20 ms a picture, "
+        "The shipped model litert-int8 answers right on 80.1 % (balanced) of unseen images, in 1.20 ms an image, "
         "in 1.1 MB: 95 % of the teacher's balanced accuracy, 24× smaller and 40× faster than the teacher in torch."  # noqa: RUF001
     )
 
@@ -197,7 +199,7 @@ def test_card_has_labels_notices_and_evidence() -> None:
         "# solar-cells 1.0.0",
         "- defective\n- ok\n",
         f"**{NOTICE}**",
-        "pictures by &lt;someone&gt;",
+        "images by &lt;someone&gt;",
         "- Teacher: tf\\_efficientnet\\_lite0 from the hub.",
         "| litert-int8 | litert | int8 | 1.10 MB | validation | 0.812 | 0.968 | 0.0123 | 1.20 ms | not measured |",
         "| onnx-int8 | onnx | int8 | 1.50 MB | " + " | ".join(["not measured"] * 6) + " |",

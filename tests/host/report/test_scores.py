@@ -52,7 +52,9 @@ def scored(labels: tuple[str, ...], costs: np.ndarray | None = None, **changes: 
         decided=score(p, targets, answers=said) if decision else None,
         intervals={"litert-int8": found},
         cost=cost,
-        rungs=tuple(msgspec.structs.replace(r, pr_auc=0.8, cost=1234.5 if decision else None) for r in report.rungs),
+        variants=tuple(
+            msgspec.structs.replace(r, pr_auc=0.8, cost=1234.5 if decision else None) for r in report.variants
+        ),
         curves=tuple(
             c for name in ("litert-int8", "teacher") for c in curves_of(name, labels, p, targets, positive=labels[0])
         ),
@@ -82,7 +84,7 @@ def test_the_page_shows_costs_only_where_there_is_a_table() -> None:
     assert money(test.decided) in text and money(test.likeliest) in text and money(test.constant) in text
     assert str(report.cost.decision) in text and "50,000" in text
     without = Page(render_html(scored(("defective", "ok"))))
-    assert "What mistakes cost" not in without.text and "cost of a picture" not in without.text
+    assert "What mistakes cost" not in without.text and "cost of an image" not in without.text
 
 
 @pytest.mark.parametrize("labels", [("a", "b"), ("a", "b", HOSTILE)])
@@ -103,7 +105,7 @@ def test_every_plot_is_drawn_and_described(labels: tuple[str, ...]) -> None:
         ({"test_openings": 3}, "yellow", "opened 3 times"),
         ({"divided_by": "stratified"}, "yellow", "at random"),
         ({"divided_by": "group"}, "green", "divided by group"),
-        ({"warnings": ("class 'a' has 3 training pictures",)}, "yellow", "3 training pictures"),
+        ({"warnings": ("class 'a' has 3 training images",)}, "yellow", "3 training images"),
         ({"refused": {"onnx-int8": "why"}}, "yellow", "not packed: onnx-int8"),
         ({}, "green", "balanced accuracy 80.1 %"),
         ({}, "green", "95% of the teacher's"),
@@ -114,25 +116,25 @@ def test_what_speaks_for_and_against_shipping(change: dict[str, Any], level: str
     assert [s.level for s in judge(report) if words in s.text] == [level]
 
 
-def rung_of(balanced: float, half: float) -> Report:
+def variant_of(balanced: float, half: float) -> Report:
     report = make_report(("a", "b"))
-    rungs = tuple(
+    variants = tuple(
         msgspec.structs.replace(r, balanced_accuracy=balanced, balanced_accuracy_ci=(balanced - half, balanced + half))
         if r.name == "litert-int8"
         else r
-        for r in report.rungs
+        for r in report.variants
     )
-    return msgspec.structs.replace(report, rungs=rungs)
+    return msgspec.structs.replace(report, variants=variants)
 
 
 def test_a_model_that_guesses_is_not_shipped_and_the_page_says_so_on_top() -> None:
-    report = with_signals(rung_of(0.52, 0.03))
+    report = with_signals(variant_of(0.52, 0.03))
     assert report.signals[0].level == "red" and "no better than chance" in report.signals[0].text
     text = Page(render_html(report)).text
-    assert text.index("Do not ship") < text.index("The ladder")
-    wide = judge(rung_of(0.7, 0.1))
-    assert [s.level for s in wide if "too few test pictures" in s.text] == ["yellow"]
-    kind = judge(rung_of(0.7, 0.03))
+    assert text.index("Do not ship") < text.index("The comparison")
+    wide = judge(variant_of(0.7, 0.1))
+    assert [s.level for s in wide if "too few test images" in s.text] == ["yellow"]
+    kind = judge(variant_of(0.7, 0.03))
     assert any("validation promised" in s.text for s in kind)
 
 
@@ -144,7 +146,7 @@ def test_costs_are_judged_beside_answering_without_looking() -> None:
     def levels(**change: Any) -> list[str]:
         cost = msgspec.structs.replace(report.cost, parts=(msgspec.structs.replace(test, **change),))
         signals = judge(msgspec.structs.replace(report, cost=cost))
-        return [s.level for s in signals if "a picture costs" in s.text]
+        return [s.level for s in signals if "an image costs" in s.text]
 
     assert levels(constant=2 * test.decided, interval=(0.0, 1.5 * test.decided)) == ["green"]
     assert levels(constant=1.2 * test.decided, interval=(0.0, 1.5 * test.decided)) == ["yellow"]
@@ -259,7 +261,7 @@ def test_a_network_without_places_has_no_grad_cam(shape_frames: Pixels) -> None:
         grad_cam(flat, shape_frames[:1], [0])
 
 
-def test_mistakes_show_the_picture_and_where_it_looked(tmp_path: Path) -> None:
+def test_mistakes_show_the_image_and_where_it_looked(tmp_path: Path) -> None:
     path = tmp_path / "cell.png"
     cv2.imwrite(str(path), np.full((60, 90, 3), 200, np.uint8))
     report = make_report(("a", "b"), (Mistake(str(path), "a", "b", 0.9, 50_000.0), Mistake("gone.png", "a", "b", 0.8)))
@@ -269,8 +271,8 @@ def test_mistakes_show_the_picture_and_where_it_looked(tmp_path: Path) -> None:
     assert (seen[32:] == 200).all() and (seen[:32] != 200).any()
     page = Page(render_html(report, {str(path): seen}))
     images = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
-    assert images == ["Picture labelled a, answered b", "Where the model looked for b"]
-    assert "cost 50,000" in page.text and "picture not found" in page.text
+    assert images == ["Image labelled a, answered b", "Where the model looked for b"]
+    assert "cost 50,000" in page.text and "image not found" in page.text
 
 
 def test_money() -> None:

@@ -27,8 +27,8 @@ name = "toy"
 threads = 1
 device = "cpu"
 [data]
-path = "pictures"
-[picture]
+path = "images"
+[image]
 size = 32
 [teacher]
 model = "mobilenetv3_small_050"
@@ -43,7 +43,7 @@ batch = 16
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe whose baseline of two epochs is trained."""
     place = tmp_path_factory.mktemp("baseline")
-    draw_folder(place / "pictures", count=16, labels=SHAPES[:3])
+    draw_folder(place / "images", count=16, labels=SHAPES[:3])
     (place / "recipe.toml").write_text(RECIPE)
     done = eyas(place, "baseline", "recipe.toml", "--epochs", 2, "--json", "figures.json")
     assert done.code == 0, done.err
@@ -76,7 +76,7 @@ def test_both_sides_stand_beside_each_other(place: Path, context: Context) -> No
 
 
 def test_transfer_is_the_teacher_as_it_lies_there_and_the_test_part_stays_sealed(place: Path, context: Context) -> None:
-    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    split = Split.load(context.root, context.recipe.image.preprocessing())
     probabilities = Labelled(context.recipe, split).probabilities(checkpoints.load_teacher(context, 3))
     answers = np.asarray(probabilities).argmax(axis=1)
     expected = balanced_accuracy_score(split.validation.targets, answers)
@@ -99,7 +99,7 @@ def test_a_second_run_trains_nothing_and_another_budget_does(place: Path) -> Non
 def test_an_interrupted_baseline_goes_on_to_the_same_end(
     place: Path, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    split = Split.load(context.root, context.recipe.image.preprocessing())
     torch.manual_seed(0)
     model, _ = build("mobilenetv3_small_050", 3, "random")
     whole = train_scratch(model, Labelled(context.recipe, split), 4, tmp_path / "whole.ckpt")
@@ -122,7 +122,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
 
 
 def test_scratch_trains_every_layer_and_its_batch_norm(context: Context, tmp_path: Path) -> None:
-    split = Split.load(context.root, context.recipe.picture.preprocessing())
+    split = Split.load(context.root, context.recipe.image.preprocessing())
     torch.manual_seed(0)
     model, _ = build("mobilenetv3_small_050", 3, "random")
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -37,8 +37,8 @@ device = "cpu"
 workers = 0
 trackers = []
 [data]
-path = "pictures"
-[picture]
+path = "images"
+[image]
 size = 32
 [teacher]
 model = "mobilenetv3_small_050"
@@ -73,7 +73,7 @@ def result(place: Path, study: str = "toy-teacher-grid") -> TuneResult:
 
 
 def make_place(place: Path) -> Path:
-    draw_folder(place / "pictures", count=16, labels=SHAPES[:3])
+    draw_folder(place / "images", count=16, labels=SHAPES[:3])
     (place / "recipe.toml").write_text(RECIPE)
     return place
 
@@ -130,7 +130,7 @@ def test_a_trial_is_the_teacher_s_own_training(searched: tuple[Path, Done], tmp_
     line = next(line for line in result(place).trials if line.settings["teacher.unfreeze"] == "2")
     words = [f"teacher.rate={line.settings['teacher.rate']}", 'teacher.unfreeze="2"']
     recipe = load_recipe(place / "recipe.toml", words)
-    split = Split.load(place / "runs/toy", recipe.picture.preprocessing())
+    split = Split.load(place / "runs/toy", recipe.image.preprocessing())
     _, _, histories = train_teacher(recipe, split, tmp_path)
     reached = max(epoch.metrics["objective"] for epoch in histories["blocks"])
     assert len(split.train) % recipe.teacher.batch == 0 and line.value == pytest.approx(reached, abs=1e-6)
@@ -148,7 +148,7 @@ def test_a_second_search_trains_nothing(place: Path, monkeypatch: pytest.MonkeyP
     assert result(place) == before
 
 
-def test_a_killed_search_goes_on_and_tries_its_last_trial_anew(tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_and_tries_its_last_trial_again(tmp_path: Path) -> None:
     place = make_place(tmp_path)
     words = ("--epochs", "6", "--finals", "0", "--set", 'tune.unfreeze=["all"]')
     process = subprocess.Popen([EYAS, "tune", "recipe.toml", *words], cwd=place, stderr=subprocess.DEVNULL)
@@ -249,7 +249,7 @@ def test_the_student_is_tuned_on_cached_views(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--set", "picture.size=64"), ("of another recipe", "picture.size: 32 there, 64 here", "--name")),
+        (("--set", "image.size=64"), ("of another recipe", "image.size: 32 there, 64 here", "--name")),
         (("--set", "run.seed=1"), ("of another recipe", "run.seed")),
         (("--epochs", "1"), ("of another recipe", "epochs of a trial: 2 there, 1 here")),
         (("--set", "tune.rates=[1e-3]"), ("of another recipe", "values of teacher.rate")),
@@ -257,7 +257,7 @@ def test_the_student_is_tuned_on_cached_views(place: Path) -> None:
         (("--epochs", "0"), ("--epochs",)),
         (("--method", "random"), ("--method", "grid", "tpe")),
         (("--storage", "sqlite:////nowhere/at/all.db"), ("cannot be opened", "sqlite:////nowhere/at/all.db")),
-        (("--storage", "sqlite:///pictures/circle/000.png"), ("cannot be opened", "not a database")),
+        (("--storage", "sqlite:///images/circle/000.png"), ("cannot be opened", "not a database")),
         (("--storage", "no address"), ("cannot be opened",)),
         (("--storage", "mysql+nodriver://me:secret@db/eyas"), ("mysql",)),
         (("--set", "tune.rates=[]"), ("[tune] rates",)),

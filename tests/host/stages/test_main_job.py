@@ -19,7 +19,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from eyas_device.predict import Classifier
-from eyas_device.preprocess import read_picture
+from eyas_device.preprocess import read_image
 from eyas_host.models.checkpoints import LABELS_ONLY, PRUNED, STUDENT, TEACHER, load_state
 from tests.support import inside
 from tests.support.paths import ROOT
@@ -27,7 +27,7 @@ from tests.support.shapes import SHAPES, draw_folder
 
 BIN = Path(sys.executable).parent
 TINY = {
-    "picture.size": "64",
+    "image.size": "64",
     "teacher.head_epochs": "4",
     "teacher.epochs": "1",
     "teacher.batch": "16",
@@ -38,8 +38,8 @@ TINY = {
     "quantize.epochs": "1",
     "quantize.calibration": "16",
     "pack.golden": "4",
-    "pack.pictures": "never",
-    "picture.decode": "reduced",
+    "pack.images": "never",
+    "image.decode": "reduced",
     "gate.min_agreement": "0.5",
     "gate.max_dp": "0.2",
     "gate.max_drop": "0.5",
@@ -87,20 +87,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_report_has_every_rung_with_its_figures(place: Path) -> None:
+def test_report_has_every_variant_with_its_figures(place: Path) -> None:
     report = report_of(place / "runs/shapes")
-    rungs = {rung["name"]: rung for rung in report["rungs"]}
+    variants = {variant["name"]: variant for variant in report["variants"]}
     backends = {
         f"{runtime}-{precision}" for runtime in ("litert", "openvino", "onnx") for precision in ("fp32", "int8")
     }
-    assert set(rungs) == {"teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8"} | backends
+    assert set(variants) == {"teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8"} | backends
     for name in backends:
-        assert rungs[name]["split"] == "test"
-        assert rungs[name]["size_bytes"] > 10_000
-        assert 0 < rungs[name]["latency_ms"]["p50"] <= rungs[name]["latency_ms"]["p90"]
+        assert variants[name]["split"] == "test"
+        assert variants[name]["size_bytes"] > 10_000
+        assert 0 < variants[name]["latency_ms"]["p50"] <= variants[name]["latency_ms"]["p90"]
     for runtime in ("litert", "openvino", "onnx"):
         assert report["parity"][f"{runtime}-fp32"]["max_dp"] < 1e-3
-    assert rungs["litert-int8"]["size_bytes"] <= rungs["litert-fp32"]["size_bytes"] / 4 + 400_000
+    assert variants["litert-int8"]["size_bytes"] <= variants["litert-fp32"]["size_bytes"] / 4 + 400_000
     assert report["test_openings"] == 1
     assert report["weights"]["teacher"] in ("packaged", "hub")
     assert report["pruning"]["macs_after"] <= 0.6 * report["pruning"]["macs_before"]
@@ -115,7 +115,7 @@ def test_bundle_answers_on_the_device(place: Path) -> None:
     assert tuple(manifest["labels"]) == SHAPES
     assert set(manifest["use"]) == {"litert", "openvino", "onnx"}
     assert all(manifest["lineage"][key] for key in ("data", "split", "recipe"))
-    assert manifest["governance"] == {"pictures": "never"}
+    assert manifest["governance"] == {"images": "never"}
     assert manifest["preprocessing"]["decode"] == "reduced"
     assert manifest["reference"]["path"] == "reference.npz" and (bundle / "reference.npz").is_file()
     done = subprocess.run([BIN / "eyas-device", "check", bundle, "--json"], capture_output=True, text=True, check=False)
@@ -126,8 +126,8 @@ def test_bundle_answers_on_the_device(place: Path) -> None:
 def test_calibration_is_recorded(place: Path) -> None:
     kept = json.loads((place / "runs/shapes/qat/calibration.json").read_bytes())
     split = json.loads((place / "runs/shapes/split/manifest.json").read_bytes())
-    assert len(kept["pictures"]) == len(set(kept["pictures"])) == int(TINY["quantize.calibration"])
-    assert set(kept["pictures"]) <= {picture["sha256"] for picture in split["train"]}
+    assert len(kept["images"]) == len(set(kept["images"])) == int(TINY["quantize.calibration"])
+    assert set(kept["images"]) <= {image["sha256"] for image in split["train"]}
     assert len(kept["ranges"]) == 97
     assert all(low <= 0 < high for low, high in kept["ranges"].values())
 
@@ -141,8 +141,8 @@ def test_the_int8_student_is_the_one_that_answers_closest_to_the_float_student(p
     assert divergence == pytest.approx(best, rel=1e-2) or divergence < best  # below it where calibration alone is kept
 
 
-def test_a_report_anew_has_the_sensitivity_and_does_not_open_the_sealed_part_again(place: Path) -> None:
-    done = eyas(place, "sensitivity", "models/shapes/recipe.toml", "--pictures", "10", *settings())
+def test_a_report_again_has_the_sensitivity_and_does_not_open_the_sealed_part_again(place: Path) -> None:
+    done = eyas(place, "sensitivity", "models/shapes/recipe.toml", "--images", "10", *settings())
     assert "backbone.blocks.0.0.conv_dw" in done.out + done.err
     eyas(place, "distill", "models/shapes/recipe.toml", "--only", "report", *settings())
     report = report_of(place / "runs/shapes")
@@ -214,9 +214,9 @@ def test_costs_travel_in_the_bundle_and_the_device_answers_as_the_report_says(pl
     assert report["test_openings"] == 1, "the same models: what they answered was kept"
     answered = np.zeros((len(SHAPES), len(SHAPES)), dtype=int)
     with Classifier.open(run / "bundle", artefact=report["shipped"]) as classifier:
-        for picture in json.loads((run / "split/manifest.json").read_bytes())["test"]:
-            answer = classifier.predict(read_picture(Path(picture["path"]), classifier.spec))
-            answered[SHAPES.index(picture["label"]), answer.index] += 1
+        for image in json.loads((run / "split/manifest.json").read_bytes())["test"]:
+            answer = classifier.predict(read_image(Path(image["path"]), classifier.spec))
+            answered[SHAPES.index(image["label"]), answer.index] += 1
     assert answered.tolist() == report["decided"]["confusion"]
     test = next(part for part in report["cost"]["parts"] if part["part"] == "test")
     assert test["decided"] == pytest.approx((answered * decision["costs"]).sum() / answered.sum())

@@ -24,7 +24,7 @@ RECIPE = f"""
 name = "ready"
 [data]
 path = "shapes"
-[picture]
+[image]
 size = 64
 [student]
 model = "{MODEL}"
@@ -57,7 +57,7 @@ def network(shape_frames: Pixels) -> PixelClassifier:
 
 @pytest.fixture(scope="module")
 def place(network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, weights, a recipe, and the finished run."""
+    """A folder with images, weights, a recipe, and the finished run."""
     place = tmp_path_factory.mktemp("ready")
     draw_folder(place / "shapes", count=16)
     safetensors.torch.save_file(network.backbone.state_dict(), place / "student.safetensors")
@@ -74,7 +74,7 @@ def report_of(place: Path) -> dict[str, Any]:
 
 def test_there_is_a_bundle_and_no_teacher(place: Path) -> None:
     report = report_of(place)
-    names = {rung["name"] for rung in report["rungs"]}
+    names = {variant["name"] for variant in report["variants"]}
     artefacts = {"litert-fp32", "litert-int8", "litert-int16", "onnx-fp32", "onnx-int8"}
     assert names == {"student", "pruned", "qat", "exact-int8"} | artefacts
     assert report["weights"] == {"teacher": "none", "student": "ready"}
@@ -105,14 +105,14 @@ def test_each_artefact_is_compared_with_what_it_was_made_from(place: Path) -> No
 def test_calibration_covers_every_class(place: Path) -> None:
     kept = json.loads((place / "runs/ready/qat/calibration.json").read_bytes())
     split = json.loads((place / "runs/ready/split/manifest.json").read_bytes())
-    label = {picture["sha256"]: picture["label"] for picture in split["train"]}
-    assert [label[sha256] for sha256 in kept["pictures"][:5]] == list(SHAPES)
-    assert len(kept["pictures"]) == 20 and "far apart" in kept["why"]
+    label = {image["sha256"]: image["label"] for image in split["train"]}
+    assert [label[sha256] for sha256 in kept["images"][:5]] == list(SHAPES)
+    assert len(kept["images"]) == 20 and "far apart" in kept["why"]
 
 
 def test_where_the_bytes_are(place: Path, network: PixelClassifier) -> None:
     report = report_of(place)
-    sizes = {rung["name"]: rung["size_bytes"] for rung in report["rungs"]}
+    sizes = {variant["name"]: variant["size_bytes"] for variant in report["variants"]}
     for name, part in report["artefact_parts"].items():
         assert part["constants"] + part["graph"] == sizes[name]
         assert 0 < part["graph"] < 400_000 and part["constants"] > 0

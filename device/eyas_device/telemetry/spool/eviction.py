@@ -27,7 +27,7 @@ class Room:
         self._level, self._after, self._steps = 0, -1, 0
         """The level whose windows after a sequence are merged next, and how often until levels are counted."""
         self._stripped = -1
-        """Events up to this sequence have lost their pictures."""
+        """Events up to this sequence have lost their images."""
 
     def make(self, rows: Rows, most_bytes: int) -> None:
         """Give up what is needed for the messages to take `most_bytes` at most."""
@@ -79,19 +79,19 @@ class Room:
         return merged
 
     def _strip(self, rows: Rows) -> bool:
-        """Take the pictures out of the oldest events; False if none has one."""
+        """Take the images out of the oldest events; False if none has one."""
         guard = rows.nth("event", IN_FLIGHT - 1)
         while guard is not None:
             found = rows.of("event", after=max(self._stripped, guard), limit=16)
             if not found:
                 break
             self._stripped = found[-1].sequence
-            with_pictures = [held for held in found if held.level]
-            if with_pictures:
+            with_images = [held for held in found if held.level]
+            if with_images:
                 with rows.transaction():
-                    for held in with_pictures:
+                    for held in with_images:
                         rows.put(_stripped(held))
-                    self._count("pictures", len(with_pictures))
+                    self._count("images", len(with_images))
                 return True
         return False
 
@@ -127,6 +127,6 @@ def _stripped(held: Held) -> Held:
         event = decode(held.payload, Event)
     except msgspec.DecodeError:
         return msgspec.structs.replace(held, level=0)
-    policy: dict[str, Any] = {**event.picture_policy, "picture": "given up: the spool was full"}
-    payload = encode(msgspec.structs.replace(event, picture="", picture_policy=policy))
+    policy: dict[str, Any] = {**event.image_policy, "image": "given up: the spool was full"}
+    payload = encode(msgspec.structs.replace(event, image="", image_policy=policy))
     return msgspec.structs.replace(held, level=0, payload=payload)

@@ -38,7 +38,7 @@ class Held(msgspec.Struct, frozen=True):
     sequence: int
     kind: str
     level: int
-    """Of a window, the bits of how many it stands for; of an event, 1 while it has its picture, else 0."""
+    """Of a window, the bits of how many it stands for; of an event, 1 while it has its image, else 0."""
     payload: bytes
     """JSON."""
     at: float = 0.0
@@ -191,7 +191,7 @@ class Rows(Closing):
             return 0
 
     def fold(self) -> None:
-        """Write the log back into the file, so that it starts anew: three syncs."""
+        """Write the log back into the file, so that it starts again: three syncs."""
         self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def sync(self) -> None:

@@ -4,7 +4,7 @@ What survives: everything that `append` returned for outlives a killed process; 
 within the last `sync_s` seconds, because that is how often the disk is synced (an SD card wears out by syncs).
 
 What is given up when the spool is full, each of it counted in the next window: the oldest windows are merged pairwise,
-then the oldest events lose their pictures, then the oldest events go, then whatever is oldest. Of each kind, the
+then the oldest events lose their images, then the oldest events go, then whatever is oldest. Of each kind, the
 oldest `IN_FLIGHT` messages are not changed: they may have been sent, and merging them would count them twice.
 """
 
@@ -229,7 +229,7 @@ class Spool(Closing):
                 self._set_order(self._spare_rows(), number, expires, result, now)
 
     def take_quota(self, day: str, most: int) -> bool:
-        """Use up one of the `most` pictures of a UTC day (`2026-01-31`); False if all were used.
+        """Use up one of the `most` images of a UTC day (`2026-01-31`); False if all were used.
 
         False also if the disk does not take it: a quota that is forgotten is none.
         """
@@ -335,7 +335,9 @@ class Spool(Closing):
                 (self._folder / f"{FILE}{ending}").unlink(missing_ok=True)
             return self._settled(Rows(self._folder / FILE))
         except (OSError, sqlite3.DatabaseError) as error:
-            self.fault = f"{self._folder}: the spool is damaged and cannot be begun anew ({error}); kept in memory only"
+            self.fault = (
+                f"{self._folder}: the spool is damaged and cannot be begun again ({error}); kept in memory only"
+            )
             self._most_bytes = min(self._most_bytes, _MEMORY_BYTES)
             return self._settled(Rows(None))
 
@@ -452,7 +454,7 @@ class _Lost(msgspec.Struct):
 
 def _level(message: Header) -> int:
     if isinstance(message, Event):
-        return int(bool(message.picture))
+        return int(bool(message.image))
     return message.merged.bit_length() if isinstance(message, Window) else 1
 
 

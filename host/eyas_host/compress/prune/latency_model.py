@@ -62,7 +62,7 @@ class Layers:
 
     @property
     def macs(self) -> Floats:
-        """Multiply-accumulates a picture."""
+        """Multiply-accumulates an image."""
         return self.positions * self.taps * self.outputs * np.where(self.depthwise, 1.0, self.inputs)
 
     @property
@@ -179,6 +179,6 @@ def _check_output(block: Block, layers: Layers, last: int, where: str) -> None:
     if prod(block.outputs[0]) not in (channels * positions, channels):
         raise CompressError(
             f"{where}: {block.name} puts out {'x'.join(map(str, block.outputs[0]))}, the student's "
-            f"{layers.names[last]} {channels} channels at {positions} places: another network or picture size; "
+            f"{layers.names[last]} {channels} channels at {positions} places: another network or image size; "
             f"{_MEASURE}"
         )

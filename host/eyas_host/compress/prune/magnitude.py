@@ -122,7 +122,7 @@ class ZeroKeeper:
 
 
 def count_costs(model: PixelClassifier, example: Tensor) -> tuple[float, int]:
-    """Multiply-accumulates of the picture `example` [1, 3, size, size], and weights that are not zero."""
+    """Multiply-accumulates of the image `example` [1, 3, size, size], and weights that are not zero."""
     device = next(model.backbone.parameters()).device
     macs, _ = torch_pruning.utils.count_ops_and_params(model.backbone, example.to(device))
     return float(macs), sum(int((p != 0).sum()) for p in model.backbone.parameters())

@@ -52,7 +52,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     part: float
     """Of the dense milliseconds, measured where that was done."""
     macs: float
-    """Multiply-accumulates a picture."""
+    """Multiply-accumulates an image."""
     balanced_accuracy: float | None = None
     """On validation, after recovery."""
     auc: float | None = None
@@ -111,7 +111,7 @@ class Rounds:
     ) -> None:
         self.student, self.lesson, self.latency, self.part = student, lesson, latency, part
         self.settings, self.folder, self.measure = settings, folder, measure
-        self.size = lesson.recipe.picture.size
+        self.size = lesson.recipe.image.size
         self.dense = layers_of(student, size=self.size)
 
     def run(self) -> Pruned:
@@ -276,7 +276,7 @@ def _below_the_floor(part: float, floor: float, dense_ms: float) -> str:
     return (
         f"[prune] target = 'latency': {part * dense_ms:.3f} ms ({part:.2f} of the dense student's {dense_ms:.3f}) is "
         f"below what pruning reaches: {floor * dense_ms:.3f} ms ({floor:.2f}) with {MAX_PRUNED:.0%} of every layer's "
-        "channels gone; ask for more or take a smaller [student] model or [picture] size"
+        "channels gone; ask for more or take a smaller [student] model or [image] size"
     )
 
 

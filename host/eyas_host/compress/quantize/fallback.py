@@ -18,7 +18,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.progress import say, track
 
 SAMPLE = 256
-"""Pictures that layers are ranked by; a likelihood needs fewer of them than an accuracy."""
+"""Images that layers are ranked by; a likelihood needs fewer of them than an accuracy."""
 
 
 class Fallback(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class Fallback(msgspec.Struct, frozen=True):
         if len(self.drops) == 1:
             return f"{lost}, and no layer may stay float"
         best = f"the best is {kept}" if self.layers else "none makes it better"
-        return f"{lost}, and even {len(self.drops) - 1} float layers do not mend it: {best}"
+        return f"{lost}, and even {len(self.drops) - 1} float layers do not fix it: {best}"
 
 
 def choose_fallback(
@@ -69,8 +69,8 @@ def choose_fallback(
     if lost <= max_drop:
         for name in chosen[-2::-1]:  # without the last one the bound was missed
             fewer = tuple(other for other in chosen if other != name)
-            if (mended := drop(fewer)) <= max_drop:
-                lost, chosen = mended, fewer
+            if (fixed := drop(fewer)) <= max_drop:
+                lost, chosen = fixed, fewer
     return Fallback(chosen, lost, drops, max_drop)
 
 

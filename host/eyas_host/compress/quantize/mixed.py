@@ -27,12 +27,12 @@ FINEST_DB = 144.0
 
 
 class Harm(msgspec.Struct, frozen=True):
-    """What rounding costs against the same network in float, on the same pictures."""
+    """What rounding costs against the same network in float, on the same images."""
 
     drop: float
     """Balanced accuracy lost (negative: gained)."""
     likelihood: float
-    """Mean log likelihood of the labels lost, nats a picture, at the temperature that fits the float network best:
+    """Mean log likelihood of the labels lost, nats an image, at the temperature that fits the float network best:
     without it, logits that merely shrink would count as a gain of a network that is too sure."""
     snr_db: float
     """Output signal-to-noise ratio, 10 log10(sum |float logits|^2 / sum |difference|^2), at most `FINEST_DB`."""
@@ -57,7 +57,7 @@ def signal_to_noise(reference: Floats, logits: Floats) -> float:
 
 
 class MixedPrecision:
-    """A copy of a QAT model whose layers are switched between int8 and float, and the pictures it is judged on.
+    """A copy of a QAT model whose layers are switched between int8 and float, and the images it is judged on.
 
     Attributes:
         layers: its int8 layers by name, in order of execution.

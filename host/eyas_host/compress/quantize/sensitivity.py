@@ -1,7 +1,7 @@
-"""Sensitivity: what int8 costs, layer by layer, on validation pictures prepared as the device prepares them.
+"""Sensitivity: what int8 costs, layer by layer, on validation images prepared as the device prepares them.
 
-The results are written after each layer, under fingerprints of the model and of the pictures: an interrupted
-measurement goes on, that of another model or of other pictures starts afresh.
+The results are written after each layer, under fingerprints of the model and of the images: an interrupted
+measurement goes on, that of another model or of other images starts afresh.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Sensitivity(msgspec.Struct, frozen=True):
 
     model: str
     """Fingerprint of the QAT model."""
-    pictures: str
-    """Fingerprint of the pictures and of how they were prepared."""
+    images: str
+    """Fingerprint of the images and of how they were prepared."""
     count: int
-    """Validation pictures."""
+    """Validation images."""
     whole: Harm
     """All layers in int8."""
     layers: tuple[LayerHarm, ...] = ()
     """Those measured so far, in order of execution."""
     advice: Fallback | None = None
-    """What to keep float, measured on the same pictures; None while layers are missing."""
+    """What to keep float, measured on the same images; None while layers are missing."""
 
     @property
     def ranked(self) -> list[LayerHarm]:
@@ -62,30 +62,30 @@ class Sensitivity(msgspec.Struct, frozen=True):
         return [by_name[name] for name in most_harmful({name: entry.alone for name, entry in by_name.items()})]
 
 
-def measure_sensitivity(context: Context, *, pictures: int = SAMPLE) -> Sensitivity:
-    """Measure each layer of a run's QAT model on at most `pictures` validation pictures, as many of each class.
+def measure_sensitivity(context: Context, *, images: int = SAMPLE) -> Sensitivity:
+    """Measure each layer of a run's QAT model on at most `images` validation images, as many of each class.
 
     Raises `StageError` if the stage `qat` is not finished, `CompressError` if what it left is damaged, and `DataError`
-    if a picture changed.
+    if an image changed.
     """
-    recipe, spec = context.recipe, context.recipe.picture.preprocessing()
+    recipe, spec = context.recipe, context.recipe.image.preprocessing()
     model = _model(context)
     if model is None:
         raise StageError(
             f"{context.folder('qat')}: not finished, so there is no int8 model to look into; run that stage"
         )
     split = Split.load(context.root, spec)
-    rows = balanced_rows(split.validation.targets, pictures, recipe.run.seed)
-    sample = Part([split.validation.pictures[row] for row in rows], split.labels, spec)
+    rows = balanced_rows(split.validation.targets, images, recipe.run.seed)
+    sample = Part([split.validation.images[row] for row in rows], split.labels, spec)
     mixed = MixedPrecision(
         load_quantized(context, len(split.labels)),
         prepared(sample.pixels, spec),
         sample.targets,
         device=pick_device(recipe.run.device),
     )
-    shown = _digest([msgspec.to_builtins(spec), [picture.sha256 for picture in sample.pictures]])
+    shown = _digest([msgspec.to_builtins(spec), [image.sha256 for image in sample.images]])
     found = _load(context)
-    if found is None or (found.model, found.pictures) != (model, shown):
+    if found is None or (found.model, found.images) != (model, shown):
         found = Sensitivity(model, shown, len(sample), mixed.without(()))
     done = {entry.layer for entry in found.layers}
     with meter("layer by layer", len(mixed.layers), done=len(done)) as bar:

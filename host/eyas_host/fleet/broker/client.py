@@ -67,7 +67,7 @@ def make_client(access: Access, name: str, *, mqtt5: bool = True, manual_ack: bo
 
 
 def why(error: BaseException) -> str:
-    """Why a connection failed, with the mend where one is known."""
+    """Why a connection failed, with the fix where one is known."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the broker's certificate is not trusted: {error.verify_message}; see --ca and the broker's name"
     if isinstance(error, ssl.SSLError):

@@ -56,7 +56,7 @@ class Kit(msgspec.Struct, frozen=True):
 def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, names: Sequence[str] = ()) -> Kit:
     """Make what is missing in `folder`: authority, certificates, access list, configuration.
 
-    What is there is used again; the broker's certificate is made anew when it is about to expire or was made for other
+    What is there is used again; the broker's certificate is made again when it is about to expire or was made for other
     names. `names` are further names or addresses under which devices reach it. Raises `LinkError` for an address that
     is none, `CredentialError` if something cannot be written.
     """

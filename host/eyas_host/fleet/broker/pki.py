@@ -57,7 +57,7 @@ class Authority:
                 raise ValueError("no elliptic-curve key")
             self._key, self._self = loaded, x509.load_pem_x509_certificate(self.cert.read_bytes())
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise CredentialError(f"{folder}: no certificate authority ({error}); remove it to begin anew") from None
+            raise CredentialError(f"{folder}: no certificate authority ({error}); remove it to begin again") from None
 
     def issue(
         self, folder: Path, name: str, *, hosts: Iterable[str] = (), days: float | None = None, stem: str = "client"

@@ -208,7 +208,7 @@ class Collector(Closing):
         self._up = False
         self._owed.clear()
         self._hand_over()
-        # A client that is made anew holds no half-read packet and no acknowledgement of the connection that is gone.
+        # A client that is made again holds no half-read packet and no acknowledgement of the connection that is gone.
         self._client = self._make_client()
         self._short = 0 if time.monotonic() - self._since > _STABLE_S else self._short + 1
         if self._was_up and self._short > _SHORT:

@@ -173,7 +173,7 @@ def look(remote: Remote, layout: Layout, python: str | None = None) -> Facts:
 
 
 def faults(facts: Facts, layout: Layout, *, bundle_bytes: int, environment: bool, service: bool) -> list[str]:
-    """Everything that has to be mended first. `environment`: one has to be made; `service`: the unit is installed."""
+    """Everything that has to be fixed first. `environment`: one has to be made; `service`: the unit is installed."""
     found = []
     if facts.system != "Linux":
         found.append(f"it runs {facts.system or 'an unknown system'}; Linux is needed")

@@ -24,7 +24,7 @@ _NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
 _TARGET = rf"(?:(?P<user>{_NAME})@)?(?P<host>{_NAME}|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{{1,5}}))?"
 _REFUSED = 255
 """The exit code of ssh itself when it cannot connect or lost the connection."""
-_MENDS = {
+_FIXES = {
     "host key verification failed": "log in once by hand to learn its key, or compare it if it changed",
     "permission denied": "see that a key of yours is allowed there (ssh-copy-id), or give --identity",
     "connection refused": "see that its ssh server runs and that the port is right",
@@ -208,9 +208,9 @@ class Remote(Closing):
 
     def _refusal(self, said: str) -> FleetError:
         lines = [line.strip() for line in said.splitlines() if line.strip()]
-        known = [(line, mend) for line in lines for words, mend in _MENDS.items() if words in line.lower()]
-        line, mend = known[-1] if known else (lines[-1] if lines else "ssh said nothing", "try ssh by hand")
-        return FleetError(f"{self.target}: cannot be reached ({line}): {mend}")
+        known = [(line, fix) for line in lines for words, fix in _FIXES.items() if words in line.lower()]
+        line, fix = known[-1] if known else (lines[-1] if lines else "ssh said nothing", "try ssh by hand")
+        return FleetError(f"{self.target}: cannot be reached ({line}): {fix}")
 
 
 def _flags(target: Target, access: Access) -> list[str]:

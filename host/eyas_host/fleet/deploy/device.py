@@ -164,10 +164,8 @@ class Device:
         with self.step(f"environment {self._environment} made"):
             answer = self._script(_MAKE, *words, timeout_s=_PIP_S)
             if answer.code:
-                mend = (
-                    "" if self.plan.offline else "; --offline fetches the wheels here, for a device without a network"
-                )
-                raise FleetError(f"{self.remote.target}: the environment cannot be made ({answer.last}){mend}")
+                fix = "" if self.plan.offline else "; --offline fetches the wheels here, for a device without a network"
+                raise FleetError(f"{self.remote.target}: the environment cannot be made ({answer.last}){fix}")
 
     def install(self, *, prove: bool) -> bool:
         """Put the bundle into the inactive slot, prove it there and switch to it; with `prove` also one that is there.
@@ -298,7 +296,7 @@ class Device:
         except msgspec.DecodeError:
             slots = []
         if not slots:
-            raise FleetError(f"{self.remote.target}: its slots are not told as expected; flash the agent anew")
+            raise FleetError(f"{self.remote.target}: its slots are not told as expected; flash the agent again")
         return slots
 
     def _agent(self, *words: str, timeout_s: float = 120) -> Answer:

@@ -113,7 +113,7 @@ def flash(
 
 
 def _fit(remote: Remote, plan: Plan, say: Callable[[str], None]) -> Facts:
-    """Look at the device. Raises `FleetError` with everything that has to be mended there first."""
+    """Look at the device. Raises `FleetError` with everything that has to be fixed there first."""
     facts = look(remote, plan.layout, plan.python)
     made = bool(facts.python) and plan.environment(facts) not in (*facts.environments, "")
     found = faults(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=made, service=plan.serves(facts))

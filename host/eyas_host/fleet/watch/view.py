@@ -209,8 +209,8 @@ def _cells(line: Line, now: float) -> tuple[str, ...]:
 
 def _sample(sample: Event) -> str:
     best = joined(f"{label} {share:.2f}" for label, share in list(sample.top.items())[:3])
-    picture = ", with picture" if sample.picture else ""
-    return f"{plain(sample.device, 24)}: {sample.why}: {best or plain(sample.label)}{picture}"
+    image = ", with image" if sample.image else ""
+    return f"{plain(sample.device, 24)}: {sample.why}: {best or plain(sample.label)}{image}"
 
 
 def _number(value: float | None, form: str) -> str:
