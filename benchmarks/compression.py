@@ -19,7 +19,7 @@ import torch
 
 import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.support.machine import cpu_pressure
 from sides.compressed import accuracy, peers, read_fold
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     before, rounds = cpu_pressure(), 15 if arguments.quick else 60
     torch.set_num_threads(1)
-    contexts = [Context(load_recipe(RECIPE, _settings(fold)), RUNS / _name(fold)) for fold in range(arguments.folds)]
+    contexts = [RunContext(load_recipe(RECIPE, _settings(fold)), RUNS / _name(fold)) for fold in range(arguments.folds)]
     if not arguments.quick:
         for fold in range(arguments.folds):
             _distill(fold)

@@ -32,7 +32,7 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of
 from eyas_host.evaluate.metrics import Scores, paired_loss, score, softmax
 from eyas_host.models import checkpoints
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report.model import Report
 from eyas_host.support.machine import cpu_pressure
@@ -71,8 +71,8 @@ def _settings(seed: int) -> list[str]:
     return [] if seed == 0 else [f"run.seed={seed}", f"run.name={_name(seed)}"]
 
 
-def _context(seed: int) -> Context:
-    return Context(load_recipe(RECIPE, _settings(seed)), RUNS / _name(seed))
+def _context(seed: int) -> RunContext:
+    return RunContext(load_recipe(RECIPE, _settings(seed)), RUNS / _name(seed))
 
 
 def _distill(seed: int, *, whole: bool) -> float:
@@ -89,7 +89,7 @@ def _distill(seed: int, *, whole: bool) -> float:
     return time.monotonic() - started
 
 
-def _run_figures(context: Context) -> dict[str, Figure]:
+def _run_figures(context: RunContext) -> dict[str, Figure]:
     """Time of the finished run and of a second one, memory, agreement of the artefacts."""
     report = msgspec.json.decode((context.root / "report.json").read_bytes(), type=Report)
     stages = sum(stage.seconds for stage in report.stages)
@@ -118,7 +118,7 @@ def _run_figures(context: Context) -> dict[str, Figure]:
     }
 
 
-def _scores(context: Context) -> dict[str, Scores]:
+def _scores(context: RunContext) -> dict[str, Scores]:
     """Teacher and both students on this seed's sealed test part (the opening is logged)."""
     split = Split.load(context.root)
     part = split.open_test("benchmarks/main_job.py", early=True)
@@ -152,7 +152,7 @@ def _accuracy_figures(scores: list[dict[str, Scores]]) -> dict[str, Figure]:
     }
 
 
-def _int8_figures(context: Context) -> dict[str, Figure]:
+def _int8_figures(context: RunContext) -> dict[str, Figure]:
     """What int8 costs on each backend, on validation and test together, and how it agrees with the QAT model."""
     split = Split.load(context.root)
     with (
@@ -198,7 +198,7 @@ def _int8_figures(context: Context) -> dict[str, Figure]:
     return figures
 
 
-def _speed_figures(context: Context, *, rounds: int) -> dict[str, Figure]:
+def _speed_figures(context: RunContext, *, rounds: int) -> dict[str, Figure]:
     """Speeds at one thread, both sides of each ratio taking turns."""
     torch.set_num_threads(1)
     size = context.recipe.image.size
@@ -243,7 +243,7 @@ def _large_figures(work: Path, rounds: int) -> dict[str, Figure]:
     return {"v3_large_224_int8_speedup": ratio(times["fp32"], times["int8"], bound=1.4, note="LiteRT, not pruned")}
 
 
-def bundle_used(context: Context) -> str:
+def bundle_used(context: RunContext) -> str:
     """What the first runtime of the packed bundle runs."""
     return next(iter(Bundle.open(context.root / "bundle").manifest.use.values()))
 

@@ -32,16 +32,16 @@ import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish, mean
 from eyas_device.bundle import sha256
 from eyas_device.preprocess import Pixels
-from eyas_host.data.dataset import Part
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch, prepared
 from eyas_host.evaluate.inference import logits_of, to_tensor
 from eyas_host.evaluate.metrics import Floats, Scores, score, softmax
 from eyas_host.models import checkpoints, pretrained
 from eyas_host.models.factory import PixelClassifier, build
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
-from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.machine import cpu_pressure
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.schedule import Epoch
@@ -156,10 +156,10 @@ def _name(name: str, seed: int) -> str:
     return name if seed == 0 else f"{name}-seed{seed}"
 
 
-def _context(name: str, recipe: Path, seed: int, *more: str) -> Context:
+def _context(name: str, recipe: Path, seed: int, *more: str) -> RunContext:
     """The run that holds split and teacher."""
     settings = [f"run.seed={seed}", f"run.name={_name(name, seed)}", *more]
-    return Context(load_recipe(recipe, settings), RUNS / _name(name, seed))
+    return RunContext(load_recipe(recipe, settings), RUNS / _name(name, seed))
 
 
 def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Student:
@@ -193,7 +193,7 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
     )
 
 
-def _score(context: Context, model: PixelClassifier, part: Part) -> Scores:
+def _score(context: RunContext, model: PixelClassifier, part: ImageDataset) -> Scores:
     pixels = prepared(part.pixels, context.recipe.image.preprocessing())
     return score(softmax(logits_of(model, pixels, CPU)), part.targets)
 
@@ -205,7 +205,7 @@ def _epochs_to_reach(history: Sequence[Epoch], other: Sequence[Epoch]) -> float:
     return next(reached, len(history) + 1) / len(other)
 
 
-def _probes(context: Context) -> dict[str, Figure]:
+def _probes(context: RunContext) -> dict[str, Figure]:
     """Balanced accuracy of a linear layer on the pooled features of networks that never saw these images."""
     split, recipe = Split.load(context.root), context.recipe
     classes = len(split.labels)
@@ -246,7 +246,7 @@ def _fashion(source: Path, folder: Path) -> Path | None:
             (folder / "images" / name).mkdir(parents=True, exist_ok=True)
             for number in np.flatnonzero(labels == label)[:_FASHION_EACH]:
                 cv2.imwrite(str(folder / "images" / name / f"{number}.png"), images[number])
-        with whole(recipe) as temporary:  # last: it says that the images are there
+        with atomic_write(recipe) as temporary:  # last: it says that the images are there
             temporary.write_text(_FASHION_RECIPE)
     return recipe
 

@@ -16,7 +16,7 @@ from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.metrics import Ints, paired_loss, softmax
 from eyas_host.export.build import artefact_files
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.report.model import Report
 from eyas_host.support.progress import meter, show
 from sides.peers import PEERS, Batch, open_litert, open_onnx, open_openvino
@@ -28,7 +28,7 @@ Logits = npt.NDArray[np.float32]
 class Fold(msgspec.Struct, frozen=True):
     """A finished run: what each of its variants said of its sealed test part."""
 
-    context: Context
+    context: RunContext
     report: Report
     logits: dict[str, Logits]
     targets: Ints
@@ -38,7 +38,7 @@ class Fold(msgspec.Struct, frozen=True):
         return self.logits[variant].argmax(axis=1)
 
 
-def read_fold(context: Context) -> Fold:
+def read_fold(context: RunContext) -> Fold:
     """A run whose report is written."""
     report = msgspec.json.decode((context.root / "report.json").read_bytes(), type=Report)
     split = Split.load(context.root)

@@ -10,11 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from eyas_device.agent.loop import Answer, Listener, Loop
-from eyas_device.agent.ood import Familiarity
+from eyas_device.agent.loop import FramePrediction, Listener, Loop
+from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.output import StatusLine
-from eyas_device.agent.reporter import Link
-from eyas_device.agent.stats import Tally
+from eyas_device.agent.reporter import Reporter
+from eyas_device.agent.stats import LoopStats
 from eyas_device.camera import Frame
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
@@ -39,7 +39,7 @@ class Labels(Listener):
     def __init__(self) -> None:
         self.labels: list[int] = []
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """Keep one."""
         self.labels.append(answer.prediction.index)
 
@@ -57,10 +57,10 @@ def main() -> None:
 
     with (
         Classifier.open(bundle, runtime) as classifier,
-        Link("127.0.0.1", 9, site="bench", device="bench", classifier=classifier) as link,  # nobody listens there
+        Reporter("127.0.0.1", 9, site="bench", device="bench", classifier=classifier) as link,  # nobody listens there
     ):
         labels = Labels()
-        told = [labels, StatusLine(io.StringIO(), Tally(), link), Familiarity(classifier.bundle), link]
+        told = [labels, StatusLine(io.StringIO(), LoopStats(), link), OodDetector(classifier.bundle), link]
         loop = Loop(classifier, Replay(for_ever()), told)
         loop.run(frames=20)
         print("ready", flush=True)

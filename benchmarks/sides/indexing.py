@@ -42,7 +42,7 @@ def main(folder: Path, count: int) -> None:
     started = time.perf_counter()
     manifest = split_index(index, recipe.data, 0)
     told |= {"split_s": time.perf_counter() - started, "split_mb": _peak_mb()}
-    train = dataset.Part(manifest.train, manifest.labels, recipe.image.preprocessing())
+    train = dataset.ImageDataset(manifest.train, manifest.labels, recipe.image.preprocessing())
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2)
     )

@@ -21,7 +21,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.progress import meter
 from eyas_host.train.feature_distillation import Hints
 from eyas_host.train.losses import teacher_loss
-from eyas_host.train.student import Lesson
+from eyas_host.train.student import DistillationTask
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 from eyas_host.train.view_cache import ViewCache
 
@@ -41,7 +41,7 @@ class Turn(msgspec.Struct, frozen=True):
 Side = Callable[[], Turn]
 
 
-class OnlineLesson(Lesson):
+class OnlineLesson(DistillationTask):
     """The plain loop: fresh views at every step, and the teacher asked about each of them."""
 
     def __init__(self, recipe: Recipe, split: Split, cache: ViewCache, teacher: PixelClassifier) -> None:
@@ -50,7 +50,7 @@ class OnlineLesson(Lesson):
         self.asked = move(teacher, self.device).eval()
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """As `Lesson.batches`, nothing of it cached."""
+        """As `DistillationTask.batches`, nothing of it cached."""
         rows = [rows for _, rows in self._drawn(epoch, first)]
         for some, views in zip(rows, self.stream.views(rows, (self.recipe.run.seed, 9, epoch)), strict=True):
             pixels = to_tensor(views, self.device)
@@ -79,7 +79,7 @@ class Bench:
         Without a teacher that is `asked` at every step, views and answers are the cached ones; `workers` other than
         the stream's own draw the views then.
         """
-        lesson, channels = Lesson(self.recipe, self.split, self.cache), self.cache.features.shape[-1]
+        lesson, channels = DistillationTask(self.recipe, self.split, self.cache), self.cache.features.shape[-1]
         if asked is not None:
             lesson, channels = OnlineLesson(self.recipe, self.split, self.cache, asked), asked.pooled_channels
             lesson.stream.workers = lesson.stream.workers if workers is None else workers

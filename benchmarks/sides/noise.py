@@ -16,7 +16,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.files import write_bytes
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.engine import validation_figures
-from eyas_host.train.student import Lesson
+from eyas_host.train.student import DistillationTask
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.view_cache import ViewCache
 from sides.lessons import OnlineLesson, make_split
@@ -35,7 +35,7 @@ def gap(recipe: Recipe, root: Path, *, seeds: int, teacher_epochs: int = 3, epoc
         for name, values in reached.items():
             place = root / f"{name}-{seed}"
             if not (place / "reached.json").exists():
-                lesson = Lesson(seeded, split, cache)
+                lesson = DistillationTask(seeded, split, cache)
                 if name == "plain":
                     lesson = OnlineLesson(seeded, split, cache, teacher)
                 _write(place, _trained(lesson, split, place, epochs))
@@ -67,7 +67,7 @@ def _teacher(recipe: Recipe, split: Split, place: Path) -> PixelClassifier:
     return model.eval()
 
 
-def _trained(lesson: Lesson, split: Split, place: Path, epochs: int) -> float:
+def _trained(lesson: DistillationTask, split: Split, place: Path, epochs: int) -> float:
     """Balanced accuracy on validation of a student that learnt from `lesson`."""
     settings = lesson.recipe.student
     torch.manual_seed(lesson.recipe.run.seed)

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from eyas_device.agent.loop import Answer, Listener, Loop
+from eyas_device.agent.loop import FramePrediction, Listener, Loop
 from eyas_device.camera import Frame
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
@@ -54,7 +54,7 @@ class Ages(Listener):
     def __init__(self) -> None:
         self.ages: list[float] = []
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """Keep one."""
         self.ages.append(answer.age_ms)
 

@@ -12,8 +12,8 @@ import torch
 
 from eyas_device.bundle import MANIFEST, Bundle
 from eyas_host.quant.fold import DeployModel
-from tests.device.conftest import pristine_bundle, weights  # noqa: F401 - fixtures
-from tests.host.conftest import calibration, deploy, network, quantized, shape_frames  # noqa: F401 - fixtures
+from tests.support.device_fixtures import pristine_bundle, weights  # noqa: F401 - fixtures
+from tests.support.host_fixtures import calibration, deploy, network, quantized, shape_frames  # noqa: F401 - fixtures
 from tests.support.proofs import tell, teller, unless_named
 
 from .boards import ROOT

@@ -3,102 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
-import msgspec
-import numpy as np
 import pytest
 
-from eyas_device.bundle import (
-    GOLDEN,
-    MANIFEST,
-    REFERENCE,
-    SCHEMA,
-    Artefact,
-    Confidence,
-    Manifest,
-    RuntimeName,
-)
-from eyas_device.preprocess import prepare
 from tests.support import tiny
 from tests.support.brokers import MOSQUITTO, Broker
-from tests.support.bundles import TEMPERATURE, entry
-
-
-@pytest.fixture(scope="session")
-def weights() -> tuple[tiny.Floats, tiny.Floats]:
-    """Weights and bias of the tiny classifier."""
-    return tiny.fit()
-
-
-@pytest.fixture(scope="session")
-def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tiny.Floats, tiny.Floats]) -> Path:
-    """A bundle for every runtime; the golden answers come from plain numpy, not from a runtime."""
-    root = tmp_path_factory.mktemp("pristine") / "bundle"
-    root.mkdir()
-    tiny.write_tflite(root / "litert-fp32.tflite", *weights)
-    tiny.write_tflite(root / "litert-int8.tflite", *weights, kind="int8")
-    tiny.write_openvino(root / "openvino-fp32.xml", *weights)
-    tiny.write_onnx(root / "onnx-fp32.onnx", *weights)
-    artefacts = []
-    kinds: tuple[tuple[RuntimeName, str, tuple[str, ...]], ...] = (
-        ("litert", "fp32", (".tflite",)),
-        ("litert", "int8", (".tflite",)),
-        ("openvino", "fp32", (".xml", ".bin")),
-        ("onnx", "fp32", (".onnx",)),
-    )
-    for runtime, precision, suffixes in kinds:
-        name = f"{runtime}-{precision}"
-        files = tuple(entry(root / f"{name}{suffix}") for suffix in suffixes)
-        artefacts.append(Artefact(name, runtime, "int8" if precision == "int8" else "fp32", files))
-    frames = [tiny.draw_shape(label, seed) for label in tiny.LABELS for seed in range(2)]
-    logits = np.stack([tiny.reference_logits(prepare(f, tiny.SPEC), *weights) for f in frames]) / TEMPERATURE
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    answers = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    arrays = {f"frame_{n:02d}": f for n, f in enumerate(frames)} | {f"p.{a.name}": answers for a in artefacts}
-    with (root / GOLDEN).open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
-    seen = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
-    with (root / REFERENCE).open("wb") as stream:
-        np.savez(stream, **msgspec.structs.asdict(tiny.reference_of(seen[:60], seen[60:])))
-    manifest = Manifest(
-        schema=SCHEMA,
-        name="tiny-shapes",
-        version="1.2.3",
-        labels=tiny.LABELS,
-        preprocessing=tiny.SPEC,
-        artefacts=tuple(artefacts),
-        use={"litert": "litert-int8", "openvino": "openvino-fp32", "onnx": "onnx-fp32"},
-        reasons={"litert": "faster: int8 1.00 ms, fp32 2.00 ms"},
-        confidence=Confidence(temperature=TEMPERATURE, threshold=0.9),
-        golden=entry(root / GOLDEN),
-        reference=entry(root / REFERENCE),
-        notices=("Drawn for a test.",),
-        evidence={"litert-int8": {"balanced_accuracy": 0.98765, "latency_ms_p50": None}},
-    )
-    (root / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-    return root
-
-
-@pytest.fixture
-def bundle_root(pristine_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle of the test's own, to be spoilt."""
-    return Path(shutil.copytree(pristine_bundle, tmp_path / "bundle"))
-
-
-@pytest.fixture
-def edit_manifest(bundle_root: Path) -> Callable[..., None]:
-    """Overwrite top-level fields of the manifest; a field set to `...` is removed."""
-
-    def edit(**fields: object) -> None:
-        path = bundle_root / MANIFEST
-        content = {**msgspec.json.decode(path.read_bytes()), **fields}
-        path.write_bytes(msgspec.json.encode({k: v for k, v in content.items() if v is not ...}))
-
-    return edit
+from tests.support.device_fixtures import bundle_root, edit_manifest, pristine_bundle, weights  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

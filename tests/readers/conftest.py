@@ -21,9 +21,9 @@ from eyas_device.bundle import MANIFEST, Precision
 from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.quant.qat import prepare_qat
 from tests.arm.drawn import Variant, write_bundle
-from tests.device.conftest import weights  # noqa: F401 - a fixture
-from tests.host.conftest import calibration, shape_frames  # noqa: F401 - fixtures
 from tests.support import tiny
+from tests.support.device_fixtures import weights  # noqa: F401 - a fixture
+from tests.support.host_fixtures import calibration, shape_frames  # noqa: F401 - fixtures
 from tests.support.networks import briefly_trained
 from tests.support.proofs import tell, teller, unless_named
 from tests.support.shapes import SHAPES, draw_shape

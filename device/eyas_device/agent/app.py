@@ -13,23 +13,23 @@ from msgspec.structs import replace
 
 from eyas_device.agent.handlers import handlers
 from eyas_device.agent.loop import Listener, Loop, Pace
-from eyas_device.agent.ood import Familiarity
+from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.output import StatusLine
-from eyas_device.agent.reporter import Link
+from eyas_device.agent.reporter import Reporter
 from eyas_device.agent.signals import Signals
-from eyas_device.agent.stats import Tally
+from eyas_device.agent.stats import LoopStats
 from eyas_device.agent.systemd import Notifier
 from eyas_device.board import read_vitals
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Camera, is_live, open_camera
-from eyas_device.camera.reconnecting import CameraState, SteadyCamera
+from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
 from eyas_device.config import STATE, CameraSection, Config, LoopSection, ModelSection, read_config
 from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
 from eyas_device.predict import Classifier
-from eyas_device.runtimes.selection import read_choice
+from eyas_device.runtimes.selection import read_selection
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import broker
-from eyas_device.telemetry.messages import Vitals
+from eyas_device.telemetry.messages import Health
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.telemetry.tls import Security
 from eyas_device.updates.golden import prove
@@ -82,7 +82,7 @@ def open_source(camera: CameraSection, *, loop: bool = False) -> Camera:
 
     if not is_live(camera.source):
         return opened()
-    return SteadyCamera(opened, frozen_s=camera.frozen_s, black_level=camera.black_level)
+    return ReconnectingCamera(opened, frozen_s=camera.frozen_s, black_level=camera.black_level)
 
 
 def open_model(config: Config) -> Classifier:
@@ -129,12 +129,12 @@ class Agent(Closing):
             classifier = open_model(config)
             self.loop = Loop(classifier, self._camera, pace=_pace(config.loop, config.camera))
             stack.callback(self._free_model)
-            self._familiarity = Familiarity(classifier.bundle)
+            self._familiarity = OodDetector(classifier.bundle)
             self.link = self._open_link(classifier)
             if self.link is not None:
                 stack.enter_context(self.link)
                 self._familiarity.told.append(self.link.look)
-            self.status = StatusLine(people, Tally(), self.link)
+            self.status = StatusLine(people, LoopStats(), self.link)
             if self.link is not None and self._spool_folder() is None:
                 self.status.say(f"{config.device.state} is not there: messages wait in memory only (see device.state)")
             self.loop.listeners += [*listeners(classifier), self.status, self._familiarity]
@@ -152,12 +152,12 @@ class Agent(Closing):
         """Say farewell, free camera and model, and let go of the signals."""
         self._stack.close()
 
-    def vitals(self) -> Vitals:
+    def vitals(self) -> Health:
         """How camera, loop and board feel now."""
         state: CameraState | None = getattr(self._camera, "state", None)
         judged = self._familiarity.judgement()
         board = read_vitals()
-        return Vitals(
+        return Health(
             camera=state.condition if state else "",
             reason=state.reason if state else "",
             losses=state.losses if state else 0,
@@ -169,12 +169,12 @@ class Agent(Closing):
             throttled=board.throttled,
         )
 
-    def _open_link(self, classifier: Classifier) -> Link | None:
+    def _open_link(self, classifier: Classifier) -> Reporter | None:
         telemetry, device = self._config.telemetry, self._config.device
         if not telemetry.broker:
             return None
         host, port = broker(telemetry.broker)
-        return Link(
+        return Reporter(
             host,
             port,
             site=device.site,
@@ -201,7 +201,7 @@ class Agent(Closing):
         state = Path(self._config.device.state)
         return None if str(state) == STATE and not state.is_dir() else state / "spool"
 
-    def _the_link(self) -> Link:
+    def _the_link(self) -> Reporter:
         assert self.link is not None, "commands come only over the link"
         return self.link
 
@@ -235,7 +235,7 @@ def _open_proven(root: Path, config: Config) -> Classifier:
     model, bundle = config.model, Bundle.open(root)
     runtime, artefact = model.runtime or None, model.artefact or None
     if runtime is None and artefact is None:
-        choice = read_choice(Path(config.device.state), bundle)
+        choice = read_selection(Path(config.device.state), bundle)
         if choice is not None:
             runtime, artefact = choice.runtime, choice.artefact
     classifier = Classifier.load(bundle, runtime, artefact, threads=model.threads)

@@ -16,7 +16,7 @@ from eyas_device.telemetry.messages import Profile
 from eyas_device.telemetry.remote import Arguments, Handler
 
 if TYPE_CHECKING:
-    from eyas_device.agent.reporter import Link
+    from eyas_device.agent.reporter import Reporter
 
 _BENCH_S = 5
 _BENCH_MOST_S = 180
@@ -26,7 +26,7 @@ class Refused(EyasError):  # noqa: N818 - reads as the answer it is
     """A command cannot be obeyed here; the message says why."""
 
 
-def handlers(config: Config, loop: Loop, link: Callable[[], Link]) -> Mapping[str, Handler]:
+def handlers(config: Config, loop: Loop, link: Callable[[], Reporter]) -> Mapping[str, Handler]:
     """Command -> what it does. `link` gives the link, which exists only after its handlers."""
     return {
         "pause": lambda _: _told(loop.pause, link),
@@ -39,7 +39,7 @@ def handlers(config: Config, loop: Loop, link: Callable[[], Link]) -> Mapping[st
     }
 
 
-def _told(change: Callable[[], None], link: Callable[[], Link]) -> dict[str, Any]:
+def _told(change: Callable[[], None], link: Callable[[], Reporter]) -> dict[str, Any]:
     change()
     link().tell_status()
     return {}
@@ -56,13 +56,13 @@ def _set_thresholds(loop: Loop, arguments: Arguments) -> dict[str, Any]:
     return {"before": before, "threshold": float(wanted)}
 
 
-def _snapshot(link: Callable[[], Link]) -> dict[str, Any]:
+def _snapshot(link: Callable[[], Reporter]) -> dict[str, Any]:
     """The next answer becomes an event, with its image if the privacy rules allow that."""
     link().ask_event()
     return {}
 
 
-def _bench(loop: Loop, link: Callable[[], Link]) -> dict[str, Any]:
+def _bench(loop: Loop, link: Callable[[], Reporter]) -> dict[str, Any]:
     """A short measurement in a process of its own, beside the running loop; the figures go out as a profile."""
     words = ["bench", "--bundle", str(loop.classifier.bundle.root), "--runtime", loop.classifier.runtime.name]
     words += ["--seconds", str(_BENCH_S), "--json", "-"]

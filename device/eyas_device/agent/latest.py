@@ -14,7 +14,7 @@ class Ended:
 Item = Frame | Exception | Ended
 
 
-class Latest:
+class LatestFrame:
     """Holds the newest item, a frame still encoded. One that nobody took is replaced; only the end stays."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import msgspec
 
-from eyas_device.agent.latest import Ended, Latest
+from eyas_device.agent.latest import Ended, LatestFrame
 from eyas_device.camera import Camera, Frame
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import CameraError, CameraLost, ImageError
@@ -25,7 +25,7 @@ _NAP_S = 0.05
 _JOIN_S = 10.0
 
 
-class Answer(msgspec.Struct, frozen=True):
+class FramePrediction(msgspec.Struct, frozen=True):
     """One frame's answer, as listeners get it."""
 
     number: int
@@ -46,7 +46,7 @@ class Answer(msgspec.Struct, frozen=True):
 class Listener:
     """Somebody who is told what happens, between two frames: it must not wait for anything. Says nothing by default."""
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """A frame was answered."""
 
     def unreadable(self, reason: ImageError) -> None:
@@ -185,7 +185,7 @@ class Loop:
         except ImageError as error:
             self._tell_unreadable(error)
             return False
-        answer = Answer(
+        answer = FramePrediction(
             number=number,
             source=frame.source,
             time=frame.time,
@@ -255,7 +255,7 @@ class _Live:
 
     def __init__(self, camera: Camera) -> None:
         self._camera = camera
-        self._slot: Latest = Latest()
+        self._slot: LatestFrame = LatestFrame()
         self._leaving = False
         self._thread = threading.Thread(target=self._capture, name="capture", daemon=True)
 

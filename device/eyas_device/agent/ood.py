@@ -20,7 +20,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from eyas_device.agent.loop import Answer, Listener
+from eyas_device.agent.loop import FramePrediction, Listener
 from eyas_device.bundle import Bundle, Floats, Reference
 from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
@@ -92,7 +92,7 @@ class Judgement(msgspec.Struct, frozen=True):
         return "unfamiliar: this camera does not see what the model was trained on (check view, light and focus)"
 
 
-class Familiarity(Listener):
+class OodDetector(Listener):
     """Looks at one answered frame a second and judges the last thirty."""
 
     def __init__(self, bundle: Bundle) -> None:
@@ -105,7 +105,7 @@ class Familiarity(Listener):
         """Judge by the new model's reference."""
         self._settle(classifier.bundle)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """Measure the frame if a second has passed."""
         if self._reference is None or (now := monotonic()) < self._due:
             return

@@ -8,9 +8,9 @@ from typing import TextIO
 
 import msgspec
 
-from eyas_device.agent.loop import Answer, Listener
-from eyas_device.agent.reporter import Link
-from eyas_device.agent.stats import Accuracy, Tally
+from eyas_device.agent.loop import FramePrediction, Listener
+from eyas_device.agent.reporter import Reporter
+from eyas_device.agent.stats import Accuracy, LoopStats
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
@@ -21,7 +21,7 @@ _PERIOD_S = 1.0
 class StatusLine(Listener):
     """One line a second and a summary at the end; rewritten in place on a terminal, a line each elsewhere."""
 
-    def __init__(self, stream: TextIO, tally: Tally, link: Link | None = None) -> None:
+    def __init__(self, stream: TextIO, tally: LoopStats, link: Reporter | None = None) -> None:
         self._stream = stream
         self._tally = tally
         self._link = link
@@ -30,7 +30,7 @@ class StatusLine(Listener):
         self._shown_frames = 0
         self._skipped, self._skipped_at = "", 0.0
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """Count the answer; once a second, show the figures and this answer."""
         self._tally.add(answer.prediction, answer.latency_ms, answer.age_ms)
         now = time.monotonic()
@@ -102,7 +102,7 @@ class StatusLine(Listener):
 class JsonLines(Listener):
     """One JSON object per answer on standard output, flushed at once, for pipes."""
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """Write the answer."""
         prediction = answer.prediction
         row = {
@@ -125,7 +125,7 @@ class Scorer(Listener):
     def __init__(self, accuracy: Accuracy) -> None:
         self._accuracy = accuracy
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """Count the answer as right or wrong."""
         self._accuracy.add(answer.source, answer.prediction.index)
 

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from eyas_device import __version__
-from eyas_device.agent.loop import Answer, Listener
+from eyas_device.agent.loop import FramePrediction, Listener
 from eyas_device.bundle import Floats, Reference
 from eyas_device.camera import Frame
 from eyas_device.camera.reconnecting import CameraState
@@ -28,11 +28,11 @@ from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import NAME
-from eyas_device.telemetry.aggregate import Counting, doubt, place
-from eyas_device.telemetry.messages import Event, Profile, Status, Vitals
+from eyas_device.telemetry.aggregate import WindowAggregator, place, uncertainty
+from eyas_device.telemetry.messages import Event, Health, Profile, Status
 from eyas_device.telemetry.mqtt import Delivery, Uplink
 from eyas_device.telemetry.privacy import Policy, Why
-from eyas_device.telemetry.remote import Handler, Orders
+from eyas_device.telemetry.remote import CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.telemetry.tls import Security
 
@@ -41,7 +41,7 @@ _WAITING_EVENTS = 2
 _LONGEST_SOURCE = 200
 
 
-class Link(Closing, Listener):
+class Reporter(Closing, Listener):
     """Sends one `Status` for each connection and change, one `Window` every few seconds whatever the frame rate, an
     `Event` for each image that the privacy rules choose, and the `Result` of each command.
 
@@ -57,7 +57,7 @@ class Link(Closing, Listener):
         device: str,
         classifier: Classifier,
         window_s: float = 10.0,
-        vitals: Callable[[], Vitals] = Vitals,
+        vitals: Callable[[], Health] = Health,
         spool: Spool | None = None,
         delivery: Delivery = "collector",
         security: Security | None = None,
@@ -74,9 +74,9 @@ class Link(Closing, Listener):
         """
         _check(host, port, site, device, window_s)
         self._lock = threading.Lock()
-        self._counting = Counting()
+        self._counting = WindowAggregator()
         self._model = self._artefact = ""
-        self._finished: deque[tuple[Counting, str, str]] = deque()
+        self._finished: deque[tuple[WindowAggregator, str, str]] = deque()
         """What other models answered since the last window, each with model and artefact."""
         self._closed, self._wake = threading.Event(), threading.Event()
         self._vitals, self._window_s, self._arm = vitals, window_s, arm
@@ -88,7 +88,7 @@ class Link(Closing, Listener):
         self._news = False
         """Whether the status changed since it was told."""
         self.spool = spool or Spool(None, device=device)
-        self._orders = Orders(handlers or {}, allowed=commands, spool=self.spool)
+        self._orders = CommandExecutor(handlers or {}, allowed=commands, spool=self.spool)
         will = Status(device=device, state="lost", agent=__version__, model=self._model, artefact=self._artefact)
         try:
             self._uplink = Uplink(
@@ -121,7 +121,7 @@ class Link(Closing, Listener):
         """Messages that the broker refused; they are sent again."""
         return self._uplink.refused
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """Count an answer in the current window, and choose whether it becomes an event."""
         with self._lock:
             self._counting.add(answer.prediction, answer.latency_ms, answer.age_ms)
@@ -155,7 +155,7 @@ class Link(Closing, Listener):
         with self._lock:
             if self._counting.frames and (model, artefact) != (self._model, self._artefact):
                 self._finished.append((self._counting, self._model, self._artefact))
-                self._counting = Counting()
+                self._counting = WindowAggregator()
             self._model, self._artefact = model, artefact
         self._labels = manifest.labels
         self._reference = classifier.bundle.reference()
@@ -220,16 +220,16 @@ class Link(Closing, Listener):
         with self._lock:
             told = [*self._finished, (self._counting, self._model, self._artefact)]
             self._finished.clear()
-            self._counting = Counting()
+            self._counting = WindowAggregator()
         dropped, self._dropped = vitals.dropped - self._dropped, vitals.dropped
         for counting, model, artefact in told:
             self.spool.append(counting.window(model, artefact, arm=self._arm, dropped=dropped, vitals=vitals))
             dropped = 0
 
-    def _event(self, answer: Answer, why: Why) -> Event:
+    def _event(self, answer: FramePrediction, why: Why) -> Event:
         """An event that has no image yet."""
         prediction = answer.prediction
-        margin, entropy = doubt(prediction.probabilities)
+        margin, entropy = uncertainty(prediction.probabilities)
         best = np.argsort(prediction.probabilities)[::-1][:_TOP]
         return Event(
             model=self._model,

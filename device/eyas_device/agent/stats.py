@@ -14,7 +14,7 @@ from eyas_device.predict import Prediction
 from eyas_device.support.histogram import Latencies
 
 
-class Tally:
+class LoopStats:
     """What was answered since it was made."""
 
     def __init__(self) -> None:

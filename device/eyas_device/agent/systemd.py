@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from eyas_device.agent.loop import Answer, Listener
+from eyas_device.agent.loop import FramePrediction, Listener
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
@@ -46,7 +46,7 @@ class Notifier(Closing, Listener):
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._socket = None if self._address is None else _open()
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         """After the first answer: the service is ready."""
         if not self.ready:
             self._tell_ready()

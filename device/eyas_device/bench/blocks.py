@@ -28,7 +28,7 @@ from eyas_device.bench.tflite_cut import Graph, Part
 from eyas_device.board import Board, read_board, read_pressure
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import Choice, Runtime, load, open_runtime, runs
+from eyas_device.runtimes import Runtime, Selection, load, open_runtime, runs
 
 _CALLS = 5
 _LEAST_ROUNDS = 5
@@ -77,7 +77,7 @@ class BlockTimes(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-def block_times(bundle: Bundle, chosen: Choice, *, threads: int, seconds: float, progress: Progress) -> BlockTimes:
+def block_times(bundle: Bundle, chosen: Selection, *, threads: int, seconds: float, progress: Progress) -> BlockTimes:
     """Measure for about `seconds`. Raises `BenchError` if the model cannot be cut or profiled."""
     pixels = prepared_image(bundle)
     methods = {"litert": _prefixes, "openvino": _openvino, "onnx": _onnx}

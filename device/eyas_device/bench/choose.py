@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from eyas_device.bench.result import Bench
 from eyas_device.errors import CheckFailed
-from eyas_device.runtimes.selection import Choice, Measured
+from eyas_device.runtimes.selection import Measured, SavedSelection
 
 
-def fastest(bench: Bench) -> Choice:
+def fastest(bench: Bench) -> SavedSelection:
     """The result with the smallest median of a whole frame among those that passed the golden check.
 
     Raises `CheckFailed` if none passed.
@@ -22,7 +22,7 @@ def fastest(bench: Bench) -> Choice:
     if not good:
         raise CheckFailed(f"{settings.bundle} {settings.bundle_version}: no artefact answers here as on the host")
     best = min(good, key=lambda candidate: candidate.latency_ms)
-    return Choice(
+    return SavedSelection(
         name=settings.bundle,
         version=settings.bundle_version,
         manifest_sha256=settings.manifest_sha256,

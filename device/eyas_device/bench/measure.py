@@ -22,7 +22,7 @@ from eyas_device.camera import Frame, open_camera
 from eyas_device.errors import EyasError, ImageError, RuntimeUnavailable
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
-from eyas_device.runtimes import RUNTIMES, Choice, Logits, Runtime, choose, load, open_runtime, runs
+from eyas_device.runtimes import RUNTIMES, Logits, Runtime, Selection, choose, load, open_runtime, runs
 from eyas_device.support.closing import Closing
 from eyas_device.updates.golden import compare
 
@@ -63,7 +63,7 @@ class Timed(Closing):
 class Candidate(Closing):
     """One artefact on one runtime, loaded, and what was measured of it."""
 
-    def __init__(self, bundle: Bundle, chosen: Choice, *, threads: int) -> None:
+    def __init__(self, bundle: Bundle, chosen: Selection, *, threads: int) -> None:
         self.chosen = chosen
         runtime = open_runtime(bundle, chosen.runtime, chosen.artefact.name, threads=threads)
         self.hint: str = getattr(runtime, "precision_hint", "")
@@ -117,7 +117,7 @@ class Candidate(Closing):
 
 def candidates(
     bundle: Bundle, runtime: str | None, artefact: str | None, *, everything: bool
-) -> tuple[list[Choice], list[str]]:
+) -> tuple[list[Selection], list[str]]:
     """What to measure, and what was left out and why.
 
     Without `everything`, the one that `eyas_device.runtimes.choose` takes. With it, all artefacts on all runtimes that
@@ -125,7 +125,7 @@ def candidates(
     """
     if not everything:
         return [choose(bundle, runtime, artefact)], []
-    wanted: list[Choice] = []
+    wanted: list[Selection] = []
     missing: list[str] = []
     for name in RUNTIMES if runtime is None else (runtime,):
         artefacts = [a for a in bundle.manifest.artefacts if a.runtime == runs(name)]
@@ -135,7 +135,7 @@ def candidates(
         except RuntimeUnavailable as error:
             missing.append(str(error))
             continue
-        wanted += [Choice(name, a) for a in artefacts]
+        wanted += [Selection(name, a) for a in artefacts]
     if not wanted:
         reason = "; ".join(missing) or f"no artefact for runtime {runtime}"
         raise RuntimeUnavailable(f"{bundle.root}: nothing can be measured: {reason}")
@@ -144,7 +144,7 @@ def candidates(
 
 @contextmanager
 def loaded(
-    bundle: Bundle, wanted: Sequence[Choice], *, threads: int
+    bundle: Bundle, wanted: Sequence[Selection], *, threads: int
 ) -> Iterator[tuple[list[Candidate], dict[tuple[str, str], Result]]]:
     """Candidates that are loaded and have answered the golden images, and a result for each of `wanted`.
 

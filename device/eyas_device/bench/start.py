@@ -16,7 +16,7 @@ from eyas_device.support.processes import command
 if TYPE_CHECKING:
     from eyas_device.bench.result import Start
     from eyas_device.bundle import Bundle
-    from eyas_device.runtimes import Choice
+    from eyas_device.runtimes import Selection
 
 _TIMEOUT_S = 180.0
 _ANSWERS = 20
@@ -24,7 +24,7 @@ _FIELDS = ("import_ms", "load_ms", "first_ms", "to_first_ms", "rss_mb", "peak_rs
 
 
 def starts(
-    bundle: Bundle, wanted: Sequence[Choice], *, threads: int, rounds: int, progress: Callable[[float], None]
+    bundle: Bundle, wanted: Sequence[Selection], *, threads: int, rounds: int, progress: Callable[[float], None]
 ) -> dict[tuple[str, str], Start]:
     """Medians over `rounds` fresh processes of each of `wanted`, taking turns; one that fails has no entry."""
     from statistics import median

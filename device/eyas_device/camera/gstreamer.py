@@ -6,13 +6,13 @@ import cv2
 
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.opencv import OpenCVReader, Settings
-from eyas_device.camera.subprocess import IsolatedCamera
+from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
 _EXAMPLE = "gst:v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink"
 
 
-class GStreamerCamera(IsolatedCamera):
+class GStreamerCamera(SubprocessCamera):
     """A pipeline that ends in an appsink, run in a process of its own."""
 
     @classmethod

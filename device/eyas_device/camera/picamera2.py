@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.spec import RATE, SIZE, options, rate, sides
-from eyas_device.camera.subprocess import IsolatedCamera
+from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
 _USAGE = "picamera2:[NUMBER]?size=WIDTHxHEIGHT&fps=N"
@@ -31,7 +31,7 @@ class Settings(msgspec.Struct, frozen=True):
     fps: float | None = None
 
 
-class Picamera2Camera(IsolatedCamera):
+class Picamera2Camera(SubprocessCamera):
     """A camera on the CSI connector, read in a process of its own."""
 
     @classmethod

@@ -67,7 +67,7 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.most_s, self.first_s * 2.0 ** min(attempt, 60))
 
 
-class SteadyCamera(Closing):
+class ReconnectingCamera(Closing):
     """A live camera over any source. After construction it never raises `CameraError`.
 
     One thread captures; `state` and `close` are for any thread.

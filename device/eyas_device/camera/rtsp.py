@@ -12,7 +12,7 @@ import cv2
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.opencv import OpenCVReader, Settings
 from eyas_device.camera.spec import address, hidden
-from eyas_device.camera.subprocess import IsolatedCamera
+from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError
 
 _PORT = 554
@@ -21,7 +21,7 @@ _REACH_S = 1.0
 _FFMPEG = "rtsp_transport;tcp|protocol_whitelist;tcp,udp,rtp,rtsp"
 
 
-class RtspCamera(IsolatedCamera):
+class RtspCamera(SubprocessCamera):
     """An RTSP stream, read in a process of its own."""
 
     @classmethod

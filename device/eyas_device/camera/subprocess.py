@@ -124,7 +124,7 @@ _Kind = TypeVar("_Kind", _Ready, _Opened)
 _ANSWERS = msgspec.json.Decoder(_Answer)
 
 
-class IsolatedCamera(Closing):
+class SubprocessCamera(Closing):
     """The parent's side: a live camera that returns or raises in time, whatever its library does."""
 
     live = True

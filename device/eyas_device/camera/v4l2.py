@@ -16,7 +16,7 @@ import cv2
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.opencv import OpenCVReader, Settings
 from eyas_device.camera.spec import RATE, SIZE, options, rate, sides
-from eyas_device.camera.subprocess import IsolatedCamera
+from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
 _USAGE = "v4l2:NUMBER or v4l2:/dev/PATH, with ?size=WIDTHxHEIGHT&fps=N&format=mjpg|yuyv"
@@ -29,7 +29,7 @@ _HAS_DEVICE_CAPS = 0x80000000
 _MMAP = 1
 
 
-class V4L2Camera(IsolatedCamera):
+class V4L2Camera(SubprocessCamera):
     """A V4L2 device, read in a process of its own; JPEG stays undecoded where the driver delivers it."""
 
     @classmethod

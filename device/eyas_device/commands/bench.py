@@ -105,10 +105,10 @@ def _measure(given: argparse.Namespace, seconds: float) -> int:
 
 def _choose(result: Bench, state: Path, people: TextIO) -> None:
     from eyas_device.bench.choose import fastest
-    from eyas_device.runtimes.selection import write_choice
+    from eyas_device.runtimes.selection import write_selection
 
     choice = fastest(result)
-    path = write_choice(state, choice)
+    path = write_selection(state, choice)
     print(f"chosen: {choice.artefact} on {choice.runtime}, {choice.latency_ms:.3f} ms a frame; {path}", file=people)
 
 

@@ -28,7 +28,7 @@ def main(given: argparse.Namespace) -> int:
     import time
 
     from eyas_device.agent.app import configured, open_model, settle
-    from eyas_device.agent.ood import Familiarity
+    from eyas_device.agent.ood import OodDetector
     from eyas_device.agent.snapshot import take
     from eyas_device.camera import open_camera
     from eyas_device.errors import CameraError, ImageError
@@ -40,7 +40,7 @@ def main(given: argparse.Namespace) -> int:
         open_model(config) as classifier,
         open_camera(config.camera.source, timeout_s=config.camera.timeout_s) as camera,
     ):
-        familiarity = Familiarity(classifier.bundle)
+        familiarity = OodDetector(classifier.bundle)
         due = time.monotonic()
         while written < given.frames:
             frame = camera.capture()

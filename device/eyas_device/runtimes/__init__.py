@@ -73,7 +73,7 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
-class ImageIn(Closing):
+class ImageRuntime(Closing):
     """What every runtime shares: it takes one image of one shape."""
 
     precision_hint: str = ""
@@ -96,7 +96,7 @@ class ImageIn(Closing):
         raise NotImplementedError
 
 
-class Choice(NamedTuple):
+class Selection(NamedTuple):
     """What answers: a runtime and the artefact that it runs."""
 
     runtime: str
@@ -126,10 +126,10 @@ def runs(runtime: str) -> str:
     return _RUNS.get(runtime, runtime)
 
 
-def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = None) -> Choice:
+def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = None) -> Selection:
     """What `open_runtime` loads for the same arguments; raises the same errors."""
     if runtime is not None:
-        return Choice(runtime, bundle.artefact(runs(runtime), artefact))
+        return Selection(runtime, bundle.artefact(runs(runtime), artefact))
     wanted = {a.name: a for a in bundle.manifest.artefacts}
     if artefact is not None and artefact not in wanted:
         raise BundleError(f"{bundle.root}: no artefact {artefact!r}; the bundle has: {', '.join(wanted)}")
@@ -144,15 +144,15 @@ def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = No
         except RuntimeUnavailable as error:
             reasons.append(str(error))
         else:
-            return Choice(name, bundle.artefact(runs(name), artefact))
+            return Selection(name, bundle.artefact(runs(name), artefact))
     raise RuntimeUnavailable(f"{bundle.root}: no runtime for this bundle: {'; '.join(reasons)}")
 
 
-def load(name: str) -> type[ImageIn]:
+def load(name: str) -> type[ImageRuntime]:
     """Import the class of a known runtime. Raises `RuntimeUnavailable` with its install line if it cannot work here."""
     module, attribute = RUNTIMES[name].split(":")
     try:
-        loaded = cast(type[ImageIn], getattr(importlib.import_module(module), attribute))
+        loaded = cast(type[ImageRuntime], getattr(importlib.import_module(module), attribute))
     except ImportError as error:
         raise RuntimeUnavailable(f"runtime {name} cannot be used ({error}); {_INSTALL[name]}") from None
     if lacking := loaded.lacks():

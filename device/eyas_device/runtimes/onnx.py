@@ -14,12 +14,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: its defau
 import onnxruntime
 
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import ImageIn, Logits, broken, misfit
+from eyas_device.runtimes import ImageRuntime, Logits, broken, misfit
 
 _FATAL_ONLY = 4
 
 
-class OnnxRuntime(ImageIn):
+class OnnxRuntime(ImageRuntime):
     """An `.onnx` with a uint8 NHWC image called `pixels` in and float32 logits out."""
 
     name = "onnx"

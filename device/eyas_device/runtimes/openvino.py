@@ -10,10 +10,10 @@ import numpy as np
 import openvino
 
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import ImageIn, Logits, broken, misfit
+from eyas_device.runtimes import ImageRuntime, Logits, broken, misfit
 
 
-class OpenVINO(ImageIn):
+class OpenVINO(ImageRuntime):
     """An IR (`.xml` beside its `.bin`) with a uint8 NHWC image in and float32 logits out.
 
     The precision hint is f32: by default the CPU plugin computes in bf16 where it can, and answers then differ from

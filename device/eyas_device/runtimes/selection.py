@@ -14,7 +14,7 @@ from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.errors import EyasError, RuntimeUnavailable
 from eyas_device.runtimes import RUNTIMES, load, runs
 
-CHOICE = "choice.json"
+SELECTION_FILE = "choice.json"
 _MOST_BYTES = 1 << 20
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -31,7 +31,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it passed the golden check; only such a one is chosen."""
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
+class SavedSelection(msgspec.Struct, frozen=True, kw_only=True):
     """What answers for one bundle on this device, and why."""
 
     name: str
@@ -50,16 +50,16 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """When it was made, seconds since 1970."""
 
 
-def write_choice(state: Path, choice: Choice) -> Path:
+def write_selection(state: Path, choice: SavedSelection) -> Path:
     """Remember `choice` in the folder `state`; returns the file.
 
     It is replaced as a whole: whoever reads, also after a power cut, finds the old choice or the new one. Raises
     `EyasError` if the folder cannot be written.
     """
-    path = state / CHOICE
+    path = state / SELECTION_FILE
     try:
         state.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{CHOICE}.", dir=state)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{SELECTION_FILE}.", dir=state)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(msgspec.json.format(msgspec.json.encode(choice)) + b"\n")
@@ -81,13 +81,13 @@ def write_choice(state: Path, choice: Choice) -> Path:
     return path
 
 
-def read_choice(state: Path, bundle: Bundle) -> Choice | None:
+def read_selection(state: Path, bundle: Bundle) -> SavedSelection | None:
     """What was chosen for `bundle` on this device.
 
     None if nothing was, if it was for another bundle or another manifest, if the artefact is not there or the runtime
     does not work here any more, or if the file is damaged: then the bundle's own preference holds.
     """
-    path = state / CHOICE
+    path = state / SELECTION_FILE
     try:
         if not path.is_file():  # a pipe would block
             return None
@@ -95,7 +95,7 @@ def read_choice(state: Path, bundle: Bundle) -> Choice | None:
             data = stream.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             return None
-        choice = msgspec.json.decode(data, type=Choice)
+        choice = msgspec.json.decode(data, type=SavedSelection)
         recorded = manifest_sha256(bundle)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

@@ -10,10 +10,10 @@ import numpy as np
 
 from eyas_device.errors import RuntimeUnavailable
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import ImageIn, Logits, broken, misfit
+from eyas_device.runtimes import ImageRuntime, Logits, broken, misfit
 
 
-class TfliteModel(ImageIn):
+class TfliteModel(ImageRuntime):
     """A `.tflite` with one NHWC image in and one row of logits out.
 
     The input is int8 (scale 1, zero point -128), uint8 (scale 1, zero point 0) or float32 (0..255): the pixels

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from eyas_device.bundle import Floats, Reference
 from eyas_device.predict import Prediction, Probabilities
-from eyas_device.telemetry.messages import TENTHS, Sketch, Vitals, Window, duration_bin, durations
+from eyas_device.telemetry.messages import TENTHS, Health, Sketch, Window, duration_bin, durations
 
 MOST_BINS = 18
 """Of a histogram of durations; the rarest ones are counted with their neighbour, so that a window keeps its size."""
 MOST_DIRECTIONS = 8
 
 
-class Counting:
+class WindowAggregator:
     """What was answered since it was made."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Counting:
         self.frames += 1
         self._unsure += prediction.unsure
         self._counts[prediction.label] += 1
-        margin, entropy = doubt(prediction.probabilities)
+        margin, entropy = uncertainty(prediction.probabilities)
         tenths = self._confidence.get(prediction.label)
         if tenths is None:
             tenths = self._confidence[prediction.label] = [0] * TENTHS
@@ -60,7 +60,7 @@ class Counting:
         self._mean += off / self._seen
         self._m2 += off * (place - self._mean)
 
-    def window(self, model: str, artefact: str, *, arm: str, dropped: int, vitals: Vitals) -> Window:
+    def window(self, model: str, artefact: str, *, arm: str, dropped: int, vitals: Health) -> Window:
         """All of it."""
         return Window(
             seconds=round(time.monotonic() - self._started, 3),
@@ -88,7 +88,7 @@ class Counting:
         )
 
 
-def doubt(probabilities: Probabilities) -> tuple[float, float]:
+def uncertainty(probabilities: Probabilities) -> tuple[float, float]:
     """The best probability minus the second best, and the entropy divided by log(classes); both 0..1."""
     values = sorted(probabilities.tolist(), reverse=True)
     if len(values) < 2:

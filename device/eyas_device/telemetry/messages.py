@@ -191,7 +191,7 @@ class Result(Header, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
-class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How the loop, its camera and its board feel at a moment: what status and window say beside the answers."""
 
     camera: str = ""

@@ -38,7 +38,7 @@ _LONGEST_DETAIL = 500
 _INTERRUPTED = "it was begun, and the agent ended before it was done"
 
 
-class Orders(Closing):
+class CommandExecutor(Closing):
     """Takes commands as they come from the network and appends their results to the spool."""
 
     def __init__(

@@ -26,11 +26,11 @@ from eyas_host.evaluate.metrics import softmax
 from eyas_host.evaluate.verdict import load_verdict, validation_logits
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
-from eyas_host.pipeline.runner import BUNDLE, Context, Outcome
+from eyas_host.pipeline.runner import BUNDLE, RunContext, StageResult
 from eyas_host.support.files import write_bytes
 
 
-def pack_bundle(context: Context) -> Outcome:
+def pack_bundle(context: RunContext) -> StageResult:
     """Write the bundle to a neighbouring folder, open it as a device would, and put it in place."""
     verdict = load_verdict(context)
     spec = context.recipe.image.preprocessing()
@@ -88,10 +88,10 @@ def pack_bundle(context: Context) -> Outcome:
     fresh.rename(final)
     size = sum(file.size_bytes for artefact in packed for file in artefact.files)
     used = ", ".join(f"{runtime} runs {name}" for runtime, name in verdict.use.items())
-    return Outcome(f"{len(packed)} artefacts, {size / 1e6:.1f} MB; {used}", {"size_bytes": size})
+    return StageResult(f"{len(packed)} artefacts, {size / 1e6:.1f} MB; {used}", {"size_bytes": size})
 
 
-def _training(context: Context) -> dict[str, str]:
+def _training(context: RunContext) -> dict[str, str]:
     """What each stage said of itself, for the card."""
     titles = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
     records = {title: context.record(stage) for stage, title in titles.items()}

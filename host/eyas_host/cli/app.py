@@ -150,11 +150,11 @@ def sensitivity(
     """Show which layers int8 harms most, and which to keep float. Earlier stages run first where they have to."""
     _run(recipe, runs, overrides, until="qat")
     from eyas_host.cli.sensitivity import sensitivity as measure
-    from eyas_host.pipeline.runner import Context
+    from eyas_host.pipeline.runner import RunContext
     from eyas_host.recipe.load import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    measure(Context(settings, runs / settings.run.name), images, json)
+    measure(RunContext(settings, runs / settings.run.name), images, json)
 
 
 @app.command(
@@ -171,11 +171,11 @@ def preview(
     """Draw what the model will see: stored images, the same as the device prepares them, augmented views."""
     _run(recipe, runs, overrides, until="split")
     from eyas_host.data.preview import write_preview
-    from eyas_host.pipeline.runner import Context
+    from eyas_host.pipeline.runner import RunContext
     from eyas_host.recipe.load import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    typer.echo(write_preview(Context(settings, runs / settings.run.name), images=images, views=views))
+    typer.echo(write_preview(RunContext(settings, runs / settings.run.name), images=images, views=views))
 
 
 @app.command(epilog=presets.TEACHES)
@@ -208,23 +208,23 @@ def _run(
     from eyas_host.recipe.load import load_recipe
 
     recipe = load_recipe(recipe_path, overrides or ())
-    from eyas_host.pipeline.runner import Context, run_chain
+    from eyas_host.pipeline.runner import RunContext, run_chain
     from eyas_host.recipe.warnings import recipe_warnings
     from eyas_host.stages.chain import STAGES as CHAIN
     from eyas_host.support.progress import warn
 
     for line in recipe_warnings(recipe):
         warn(line)
-    run_chain(CHAIN, Context(recipe, runs / recipe.run.name), start=start, only=only, until=until)
+    run_chain(CHAIN, RunContext(recipe, runs / recipe.run.name), start=start, only=only, until=until)
 
 
 def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> None:
     from eyas_host.cli.demonstrate import demonstrate
-    from eyas_host.pipeline.runner import Context
+    from eyas_host.pipeline.runner import RunContext
     from eyas_host.recipe.load import load_recipe
 
     recipe = load_recipe(recipe_path, overrides or ())
-    code = demonstrate(Context(recipe, runs / recipe.run.name))
+    code = demonstrate(RunContext(recipe, runs / recipe.run.name))
     if code:
         raise typer.Exit(code)
 

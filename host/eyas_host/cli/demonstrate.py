@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 from eyas_host.data.split import Split
-from eyas_host.pipeline.runner import BUNDLE, Context
+from eyas_host.pipeline.runner import BUNDLE, RunContext
 
 
-def demonstrate(context: Context) -> int:
+def demonstrate(context: RunContext) -> int:
     """Run `eyas-device run --accuracy` on the validation images and return its exit code."""
     command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(context.root / BUNDLE)]
     command += ["--camera", f"folder:{link_validation(context)}", "--accuracy"]
     return subprocess.run(command, check=False).returncode
 
 
-def link_validation(context: Context) -> Path:
+def link_validation(context: RunContext) -> Path:
     """A folder of class folders with links to the validation images: frames to try the bundle on."""
     folder = context.root / "validation"
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,12 +11,12 @@ from rich.table import Table
 from eyas_host.compress.quantize.mixed import Harm
 from eyas_host.compress.quantize.sensitivity import RESULT, Sensitivity, measure_sensitivity
 from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say, show
 
 
-def sensitivity(context: Context, images: int, json: Path | None) -> None:
+def sensitivity(context: RunContext, images: int, json: Path | None) -> None:
     """Measure, show the table and the advice, and write the figures to `json` too if it is given."""
     torch.set_num_threads(training_threads(context.recipe))
     found = measure_sensitivity(context, images=images)

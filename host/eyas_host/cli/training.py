@@ -10,7 +10,7 @@ import typer
 from eyas_host.cli.options import JsonOption, Overrides, RecipeArgument, RunsOption
 
 if TYPE_CHECKING:
-    from eyas_host.pipeline.runner import Context
+    from eyas_host.pipeline.runner import RunContext
 
 TEACHES = {
     "warm_start": """**What it is for**: where no hub can be reached, a student starts from random weights. A warm start
@@ -157,15 +157,15 @@ def doctor(
         raise typer.Exit(code)
 
 
-def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) -> Context:
+def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) -> RunContext:
     """The run of a recipe whose stages up to that one are finished, run now where they have to be."""
     from eyas_host.recipe.load import load_recipe
 
     settings = load_recipe(recipe, overrides or ())
-    from eyas_host.pipeline.runner import Context, run_chain
+    from eyas_host.pipeline.runner import RunContext, run_chain
     from eyas_host.stages.chain import STAGES
 
-    context = Context(settings, runs / settings.run.name)
+    context = RunContext(settings, runs / settings.run.name)
     run_chain(STAGES, context, until=stage)
     return context
 

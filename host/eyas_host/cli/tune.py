@@ -11,7 +11,7 @@ import torch
 from eyas_host.data.split import Split
 from eyas_host.evaluate.inference import pick_device
 from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.search.finals import Final, Full, student_in_full, teacher_in_full, train_final
 from eyas_host.search.result import PAGE, RESULT, finals_table, make_result, shown_trials, write_result
 from eyas_host.search.space import What, applied, present, size, space
@@ -26,7 +26,7 @@ DATABASE = "study.db"
 
 
 def tune(
-    context: Context,
+    context: RunContext,
     *,
     what: What,
     method: Method,
@@ -92,7 +92,7 @@ def tune(
 
 
 def _trainings(
-    context: Context, what: What, split: Split, own: dict[str, object], work: Path, *, trials: bool
+    context: RunContext, what: What, split: Split, own: dict[str, object], work: Path, *, trials: bool
 ) -> tuple[Training | None, Full]:
     """How a trial and how a final are trained; no trial if none is wanted."""
     recipe = context.recipe

@@ -58,7 +58,7 @@ class Decoded(Sequence[Pixels]):
         return self._shelf
 
 
-class Part:
+class ImageDataset:
     """The images of one part, in a fixed order."""
 
     def __init__(

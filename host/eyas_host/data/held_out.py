@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_host.pipeline.runner import TO_THE_BUNDLE, Record, read_record
+from eyas_host.pipeline.runner import BUNDLE_STAGES, StageRecord, read_stage_record
 from eyas_host.support.errors import DataError
 
 LEDGER = Path("sealed") / "ledger.jsonl"
 """Below the run's folder; it outlives the split."""
 
 
-class Opening(msgspec.Struct, frozen=True):
+class TestAccess(msgspec.Struct, frozen=True):
     """A line of the ledger."""
 
     time: float
@@ -26,9 +26,9 @@ class Opening(msgspec.Struct, frozen=True):
     """Opened on purpose before the bundle was packed: nothing may be chosen by it."""
 
 
-def open_seal(root: Path, reason: str, *, early: bool) -> None:
+def open_test_set(root: Path, reason: str, *, early: bool) -> None:
     """Write an opening of the run at `root` into its ledger. Raises `DataError` if it comes `early` and must not."""
-    records = {stage: record for stage in TO_THE_BUNDLE if (record := read_record(root / stage)) is not None}
+    records = {stage: record for stage in BUNDLE_STAGES if (record := read_stage_record(root / stage)) is not None}
     why = _too_early(records)
     if why and not early:
         raise DataError(
@@ -38,23 +38,23 @@ def open_seal(root: Path, reason: str, *, early: bool) -> None:
     digest = hashlib.sha256()
     for record in records.values():
         digest.update(msgspec.json.encode(record.outputs, order="deterministic"))
-    line = Opening(time=time.time(), reason=reason, models=digest.hexdigest(), early=bool(why))
+    line = TestAccess(time=time.time(), reason=reason, models=digest.hexdigest(), early=bool(why))
     ledger = root / LEDGER
     ledger.parent.mkdir(parents=True, exist_ok=True)
     with ledger.open("ab") as stream:
         stream.write(msgspec.json.encode(line) + b"\n")
 
 
-def openings(root: Path) -> list[Opening]:
+def test_accesses(root: Path) -> list[TestAccess]:
     """The ledger of the run at `root` so far."""
     path = root / LEDGER
     lines = path.read_bytes().splitlines() if path.exists() else []
-    return [msgspec.json.decode(line, type=Opening) for line in lines]
+    return [msgspec.json.decode(line, type=TestAccess) for line in lines]
 
 
-def _too_early(records: dict[str, Record]) -> str:
+def _too_early(records: dict[str, StageRecord]) -> str:
     """Why the bundle is not packed from what is there now; empty if it is."""
-    for stage in TO_THE_BUNDLE:
+    for stage in BUNDLE_STAGES:
         if stage not in records:
             return f"stage {stage!r} has not finished"
     now = {name: digest for record in records.values() for name, digest in record.outputs.items()}

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from eyas_device.errors import EyasError
-from eyas_host.data.dataset import Part
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.transforms import Augmenter, Batch, prepared
 from eyas_host.pipeline.distributed import on_this_machine
 from eyas_host.recipe import Recipe
@@ -46,7 +46,7 @@ class Stream:
     The batches of an epoch are the caller's: several processes may each ask for a share of them.
     """
 
-    def __init__(self, recipe: Recipe, part: Part) -> None:
+    def __init__(self, recipe: Recipe, part: ImageDataset) -> None:
         self.augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
         self.workers = worker_count(recipe.run)
         self._pixels = part.pixels

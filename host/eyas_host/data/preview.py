@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Augmenter, prepared
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe import Recipe
-from eyas_host.support.files import whole
+from eyas_host.support.files import atomic_write
 
 SHEET = Path("preview") / "sheet.png"
 """Below the run's folder."""
@@ -31,7 +31,7 @@ _INK, _MUTED, _PAPER, _PLATE = "#1b1f24", "#6a737d", "#ffffff", 0xF0
 _DPI = 100
 
 
-def write_preview(context: Context, *, images: int = 3, views: int = 6) -> Path:
+def write_preview(context: RunContext, *, images: int = 3, views: int = 6) -> Path:
     """Write the sheet of the run's split: some training images of each class, before and after, and return its path.
 
     Raises `DataError` if the run has no split or an image changed since.
@@ -58,7 +58,7 @@ def write_preview(context: Context, *, images: int = 3, views: int = 6) -> Path:
     if left_out > 0:
         head[0] += f" ({left_out} more classes are not shown)"
     path = context.root / SHEET
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         _draw(cells, words, titles, head, side).savefig(temporary, format="png", dpi=_DPI)
     return path
 

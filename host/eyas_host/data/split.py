@@ -18,14 +18,14 @@ import numpy as np
 
 from eyas_device.preprocess import Preprocessing
 from eyas_host.data.assign import DAY, Places, divide, divide_by_time
-from eyas_host.data.dataset import Part as Part
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.duplicates import BITS, cluster_hashes, components
-from eyas_host.data.held_out import Opening, open_seal, openings
+from eyas_host.data.held_out import TestAccess, open_test_set, test_accesses
 from eyas_host.data.index import Index
 from eyas_host.data.sources import LabelledImage
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
-from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.files import atomic_write, write_bytes
 
 PARTS = ("train", "validation", "test")
 MANIFEST = Path("split") / "manifest.json"
@@ -80,8 +80,8 @@ class Split:
         self.root = root
         self.labels = manifest.labels
         self.spec = spec
-        self.train = Part(manifest.train, manifest.labels, spec)
-        self.validation = Part(manifest.validation, manifest.labels, spec)
+        self.train = ImageDataset(manifest.train, manifest.labels, spec)
+        self.validation = ImageDataset(manifest.validation, manifest.labels, spec)
 
     @classmethod
     def load(cls, root: Path, spec: Preprocessing | None = None) -> Split:
@@ -95,18 +95,18 @@ class Split:
         except (OSError, msgspec.DecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error}); run again with --from split") from None
 
-    def open_test(self, reason: str, *, early: bool = False) -> Part:
+    def open_test(self, reason: str, *, early: bool = False) -> ImageDataset:
         """Open the sealed test part and write the opening into the ledger.
 
         Raises `DataError` unless the bundle is packed from what is there now; `early` allows that too, for a benchmark
         of networks from which no release follows, and the ledger says so.
         """
-        open_seal(self.root, reason, early=early)
-        return Part(self.manifest.test, self.labels, self.spec)
+        open_test_set(self.root, reason, early=early)
+        return ImageDataset(self.manifest.test, self.labels, self.spec)
 
-    def openings(self) -> list[Opening]:
+    def test_accesses(self) -> list[TestAccess]:
         """The ledger so far."""
-        return openings(self.root)
+        return test_accesses(self.root)
 
 
 def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
@@ -263,7 +263,7 @@ def save_split(manifest: SplitManifest, root: Path, index: Index | None = None) 
 
 def _save_table(manifest: SplitManifest, index: Index, path: Path) -> None:
     cluster = {sha: number for number, one in enumerate(manifest.clusters, 1) for sha in one}
-    with whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(_COLUMNS)
         for image, where in _everywhere(manifest, index):

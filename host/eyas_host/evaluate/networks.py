@@ -12,13 +12,13 @@ import torch
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import prepare
 from eyas_device.runtimes import open_runtime
-from eyas_host.data.split import Part
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.transforms import Batch, prepared
 from eyas_host.evaluate.inference import logits_of
 from eyas_host.evaluate.parity import reference_of
 from eyas_host.evaluate.verdict import Latency, Logits
 from eyas_host.models import checkpoints
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.quant.qdq import exact_int8
 from eyas_host.support.progress import meter
@@ -29,7 +29,7 @@ _ROUNDS = 30
 _FRAMES_A_ROUND = 5
 
 
-def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
+def load_networks(context: RunContext, classes: int) -> dict[str, torch.nn.Module]:
     """The torch variants of the comparison, by name, those that exist."""
     networks: dict[str, torch.nn.Module] = {}
     if (context.root / checkpoints.TEACHER).exists():
@@ -43,14 +43,14 @@ def load_networks(context: Context, classes: int) -> dict[str, torch.nn.Module]:
     return {name: net.eval() for name, net in networks.items()}
 
 
-def shipped_network(context: Context, classes: int, artefact: str) -> torch.nn.Module:
+def shipped_network(context: RunContext, classes: int, artefact: str) -> torch.nn.Module:
     """The torch network that an artefact was made from."""
     if reference_of(artefact) == "pruned":
         return checkpoints.load_pruned(context, classes)
     return load_quantized(context, classes)
 
 
-def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Logits]:
+def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: ImageDataset) -> dict[str, Logits]:
     """Logits of every variant for the images of a part, prepared as the device prepares them."""
     spec = bundle.manifest.preprocessing
     pixels = prepared(part.pixels, spec)
@@ -67,7 +67,7 @@ def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Pa
     return logits
 
 
-def measure_latency(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: Part) -> dict[str, Latency]:
+def measure_latency(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: ImageDataset) -> dict[str, Latency]:
     """One image at a time at one thread; all variants take turns, so that a busy machine hits all alike."""
     spec = bundle.manifest.preprocessing
     pixels = prepared(part.pixels[:_FRAMES_A_ROUND], spec)

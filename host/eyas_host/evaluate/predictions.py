@@ -15,7 +15,7 @@ from eyas_host.evaluate.metrics import Floats, Ints, Scores, score, softmax
 from eyas_host.evaluate.verdict import Logits, Verdict
 
 
-class Answers(msgspec.Struct, frozen=True):
+class Predictions(msgspec.Struct, frozen=True):
     """What every variant answered on one part."""
 
     labels: tuple[str, ...]
@@ -26,7 +26,7 @@ class Answers(msgspec.Struct, frozen=True):
     scores: dict[str, Scores]
 
     @classmethod
-    def of(cls, logits: Mapping[str, Logits], targets: Ints, labels: tuple[str, ...], verdict: Verdict) -> Answers:
+    def of(cls, logits: Mapping[str, Logits], targets: Ints, labels: tuple[str, ...], verdict: Verdict) -> Predictions:
         """From the logits [n, classes] of every variant."""
         probabilities: dict[str, Floats] = {
             name: softmax(values / verdict.temperature) for name, values in logits.items()
@@ -65,7 +65,7 @@ def targets_of(split: Split, part: str) -> Ints:
 
 
 def cost_figures(
-    validation: Answers, test: Answers, shipped: str, interval: tuple[float, float] | None
+    validation: Predictions, test: Predictions, shipped: str, interval: tuple[float, float] | None
 ) -> CostFigures | None:
     """What the shipped variant's answers cost; None without a table."""
     if validation.decision is None or validation.costs is None:

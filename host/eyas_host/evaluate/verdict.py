@@ -12,7 +12,7 @@ from eyas_device.bundle import Artefact
 from eyas_device.decision import Decision
 from eyas_host.evaluate.metrics import Scores
 from eyas_host.evaluate.parity import Parity
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.support.errors import GateError, StageError
 
 _LOGITS = "logits.npz"
@@ -82,7 +82,7 @@ class CalibratedConfidence(msgspec.Struct, frozen=True, kw_only=True):
     decision: Decision | None
 
 
-def load_verdict(context: Context) -> Verdict:
+def load_verdict(context: RunContext) -> Verdict:
     """The finished stage's verdict. Raises `StageError` if it is missing."""
     try:
         return msgspec.json.decode((context.folder("verify") / _VERDICT).read_bytes(), type=Verdict)
@@ -90,7 +90,7 @@ def load_verdict(context: Context) -> Verdict:
         raise StageError(f"{context.folder('verify')}: cannot be read ({error}); run with --from verify") from None
 
 
-def validation_logits(context: Context) -> dict[str, Logits]:
+def validation_logits(context: RunContext) -> dict[str, Logits]:
     """Variant -> logits float32 [images, classes] on validation."""
     with np.load(context.folder("verify") / _LOGITS) as data:
         return {name: data[name] for name in data.files}

@@ -16,7 +16,7 @@ from eyas_host.export.onnx import compile_onnx
 from eyas_host.export.openvino import compile_openvino
 from eyas_host.export.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
 from eyas_host.export.tensorrt import check_tensorrt
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_deploy, load_quantized
 from eyas_host.quant.quantizers import float_layers
 from eyas_host.recipe.export import CompileSection
@@ -58,7 +58,7 @@ def artefact_files(folder: Path, runtime: RuntimeName, precision: Precision) -> 
     return [main, main.with_suffix(".bin")] if runtime == "openvino" else [main]
 
 
-def build_artefacts(context: Context) -> Built:
+def build_artefacts(context: RunContext) -> Built:
     """Compile the folded student (fp32) and the QAT model (int8) into `compile/`. Raises `CompileError`."""
     folder = context.folder("compile")
     size = context.recipe.image.size

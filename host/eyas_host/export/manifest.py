@@ -20,7 +20,7 @@ from eyas_device.bundle import (
     sha256,
 )
 from eyas_host.export.build import artefact_files, artefact_name, requested_artefacts
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.support.files import write_bytes
 
 
@@ -42,7 +42,7 @@ def file_entry(path: Path, root: Path) -> File:
     return File(path=path.relative_to(root).as_posix(), sha256=sha256(path), size_bytes=path.stat().st_size)
 
 
-def write_candidate(context: Context, labels: Sequence[str]) -> Bundle:
+def write_candidate(context: RunContext, labels: Sequence[str]) -> Bundle:
     """A bundle around everything that was compiled, so that it can be measured as a device would run it."""
     folder = context.folder("compile")
     manifest = Manifest(
@@ -66,6 +66,6 @@ def write_manifest(manifest: Manifest, root: Path) -> None:
     write_bytes(root / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
-def candidate(context: Context) -> Bundle:
+def candidate(context: RunContext) -> Bundle:
     """The bundle that was measured, with every artefact in it."""
     return Bundle.open(context.folder("verify") / "candidate")

@@ -15,7 +15,7 @@ from eyas_device.bundle import Precision
 from eyas_host.export.artefact import Compiled
 from eyas_host.quant.qdq import to_qdq
 from eyas_host.support.errors import CompileError
-from eyas_host.support.files import whole
+from eyas_host.support.files import atomic_write
 from eyas_host.support.quiet import quiet_tools
 
 OPSET = 18
@@ -66,7 +66,7 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
         onnx.checker.check_model(graph, full_check=True)
     except onnx.checker.ValidationError as error:
         raise CompileError(f"{path.name}: not valid ONNX: {error}") from None
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         onnx.save(graph, str(temporary))
     return Compiled(path, path.stat().st_size, f"{stored} weights stored as int8" if stored else "")
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.pruned import PrunePlan, rebuild_channels
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.support.errors import StageError
 
 TEACHER = Path("teach") / "teacher.pt"
@@ -33,17 +33,17 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_teacher(context: Context, classes: int) -> PixelClassifier:
+def load_teacher(context: RunContext, classes: int) -> PixelClassifier:
     """The trained teacher."""
     return _loaded(build(context.recipe.teacher.model, classes, "random")[0], context.root / TEACHER)
 
 
-def load_student(context: Context, classes: int, path: Path = STUDENT) -> PixelClassifier:
+def load_student(context: RunContext, classes: int, path: Path = STUDENT) -> PixelClassifier:
     """The distilled student, or with `LABELS_ONLY` the one that had no teacher."""
     return _loaded(blank_student(context, classes), context.root / path)
 
 
-def load_pruned(context: Context, classes: int) -> PixelClassifier:
+def load_pruned(context: RunContext, classes: int) -> PixelClassifier:
     """The pruned student: the plan's cuts, then its weights."""
     plan = msgspec.json.decode((context.root / PLAN).read_bytes(), type=PrunePlan)
     model = blank_student(context, classes)
@@ -52,7 +52,7 @@ def load_pruned(context: Context, classes: int) -> PixelClassifier:
     return _loaded(model, context.root / PRUNED)
 
 
-def blank_student(context: Context, classes: int) -> PixelClassifier:
+def blank_student(context: RunContext, classes: int) -> PixelClassifier:
     """An untrained student."""
     student = context.recipe.student
     return build(student.model, classes, "random", activation=student.activation)[0]

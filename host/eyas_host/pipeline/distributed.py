@@ -131,7 +131,7 @@ def _bounds(rows: int) -> list[tuple[int, int]]:
     return list(pairwise(firsts))
 
 
-def whole(part: Tensor, rows: int) -> Tensor:
+def all_gather(part: Tensor, rows: int) -> Tensor:
     """The batch float32 [rows, ...] of which `part` is this process's share; only its own part has a gradient.
 
     A loss of the whole batch is then the same in every process, however it weighs its rows, and the sum of the

@@ -33,14 +33,14 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
 
 RECORD = "stage.json"
-TO_THE_BUNDLE = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
+BUNDLE_STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
 """The stages that lead to a packed bundle, in order; the report follows."""
 BUNDLE = "bundle"
 """Where the bundle lies, below the run's folder."""
 _RUNNING = "running.json"
 
 
-class Record(msgspec.Struct, frozen=True):
+class StageRecord(msgspec.Struct, frozen=True):
     """`stage.json`."""
 
     stage: str
@@ -66,15 +66,15 @@ class _Running(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-def read_record(folder: Path) -> Record | None:
+def read_stage_record(folder: Path) -> StageRecord | None:
     """`stage.json` of the finished stage in `folder`, or None."""
     try:
-        return msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=StageRecord)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-class Context:
+class RunContext:
     """A run: its recipe, its folder, and the records of finished stages."""
 
     def __init__(self, recipe: Recipe, root: Path) -> None:
@@ -85,12 +85,12 @@ class Context:
         """The folder of a stage."""
         return self.root / stage
 
-    def record(self, stage: str) -> Record | None:
+    def record(self, stage: str) -> StageRecord | None:
         """`stage.json` of a finished stage, or None."""
-        return read_record(self.folder(stage))
+        return read_stage_record(self.folder(stage))
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class StageResult(msgspec.Struct, frozen=True):
     """What a stage hands back: one line for the user, and facts for later stages."""
 
     summary: str
@@ -105,7 +105,7 @@ class Stage(msgspec.Struct, frozen=True):
     """Sections of the recipe, or single settings (`gate.max_drop`), that change its result."""
     needs: tuple[str, ...]
     """Stages whose outputs it reads."""
-    run: Callable[[Context], Outcome]
+    run: Callable[[RunContext], StageResult]
     source: Callable[[Recipe], str] | None = None
     """A cheap hash of what lies outside of the run (the images)."""
     places: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 def run_chain(
     stages: Sequence[Stage],
-    context: Context,
+    context: RunContext,
     *,
     start: str | None = None,
     only: str | None = None,
@@ -145,7 +145,7 @@ def run_chain(
     distributed.leave()
 
 
-def _follow(stages: Sequence[Stage], context: Context) -> NoReturn:
+def _follow(stages: Sequence[Stage], context: RunContext) -> NoReturn:
     """Work on the stages that the main process calls out, then end: what follows the chain is the main one's alone.
 
     If the main process fails, the launcher ends this one.
@@ -157,7 +157,7 @@ def _follow(stages: Sequence[Stage], context: Context) -> NoReturn:
     sys.exit(0)
 
 
-def up_to_date(stage: Stage, context: Context) -> bool:
+def up_to_date(stage: Stage, context: RunContext) -> bool:
     """Whether the stage's record fits the recipe, its inputs and the files on disk."""
     record = context.record(stage.name)
     if record is None or record.fingerprint != _fingerprint(stage, context):
@@ -165,7 +165,7 @@ def up_to_date(stage: Stage, context: Context) -> bool:
     return all(_size(context.root / path) == size for path, size in record.sizes.items())
 
 
-def _run_stage(stage: Stage, context: Context, *, rerun: bool) -> None:
+def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
     if not rerun and up_to_date(stage, context):
         record = context.record(stage.name)
         say(f"[dim]{stage.name:8} unchanged    {record.summary if record else ''}[/dim]")
@@ -188,7 +188,7 @@ def _run_stage(stage: Stage, context: Context, *, rerun: bool) -> None:
         if folder.exists():
             write_bytes(folder / _RUNNING, msgspec.json.encode(_Running(fingerprint, seconds)))
     names = {str(path.relative_to(context.root)): path for path in _outputs(stage, context)}
-    record = Record(
+    record = StageRecord(
         stage=stage.name,
         fingerprint=fingerprint,
         inputs=_inputs(stage, context),
@@ -208,7 +208,7 @@ def _run_stage(stage: Stage, context: Context, *, rerun: bool) -> None:
     say(f"[bold]{stage.name:8}[/bold] {_duration(seconds):>10}   {outcome.summary}")
 
 
-def _outputs(stage: Stage, context: Context) -> Iterator[Path]:
+def _outputs(stage: Stage, context: RunContext) -> Iterator[Path]:
     """What the stage left: its folder's files and its other places."""
     for place in (context.folder(stage.name), *(context.root / name for name in stage.places)):
         found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
@@ -228,7 +228,7 @@ def _spent(folder: Path, fingerprint: str, *, rerun: bool) -> float:
     return running.seconds
 
 
-def _fingerprint(stage: Stage, context: Context) -> str:
+def _fingerprint(stage: Stage, context: RunContext) -> str:
     whole = {
         "stage": stage.name,
         "code": __version__,
@@ -241,7 +241,7 @@ def _fingerprint(stage: Stage, context: Context) -> str:
     return hashlib.sha256(msgspec.json.encode(whole, order="deterministic")).hexdigest()
 
 
-def _inputs(stage: Stage, context: Context) -> dict[str, str]:
+def _inputs(stage: Stage, context: RunContext) -> dict[str, str]:
     records = [record for name in stage.needs if (record := context.record(name)) is not None]
     return {path: digest for record in records for path, digest in record.outputs.items()}
 

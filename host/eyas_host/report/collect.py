@@ -7,14 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from eyas_host.data.split import Split
-from eyas_host.evaluate.predictions import Answers
+from eyas_host.evaluate.predictions import Predictions
 from eyas_host.evaluate.verdict import Verdict
 from eyas_host.report.model import Mistake, Variant
 
 _MISTAKES = 12
 
 
-def variants_of(answers: Answers, agreement: Mapping[str, float], verdict: Verdict, part: str) -> tuple[Variant, ...]:
+def variants_of(
+    answers: Predictions, agreement: Mapping[str, float], verdict: Verdict, part: str
+) -> tuple[Variant, ...]:
     """The row of each variant on one split, in the order of the comparison."""
     return tuple(
         Variant(
@@ -46,7 +48,7 @@ _NOTES = {
 }
 
 
-def mistakes_of(test: Answers, shipped: str, split: Split) -> tuple[Mistake, ...]:
+def mistakes_of(test: Predictions, shipped: str, split: Split) -> tuple[Mistake, ...]:
     """The costliest, then most confident, wrong predictions of `shipped` on the test split."""
     answers, targets, costs = test.answers(shipped), test.targets, test.costs
     confidence = test.probabilities[shipped][np.arange(len(targets)), answers]

@@ -24,13 +24,13 @@ from eyas_host.evaluate.metrics import Floats, Ints, PairedLoss, paired_loss, sc
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build, move
 from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain
+from eyas_host.pipeline.runner import RunContext, Stage, StageRecord, StageResult, run_chain
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import show
 from eyas_host.train.engine import fit
 from eyas_host.train.schedule import Epoch
-from eyas_host.train.supervised import Labelled
+from eyas_host.train.supervised import SupervisedTask
 
 RESULT = "baseline.json"
 """Below the run's folder; see `Baseline`."""
@@ -79,7 +79,7 @@ class _Plan(msgspec.Struct, frozen=True):
     epochs: int
 
 
-def baseline(context: Context, epochs: int | None, json: Path | None) -> None:
+def baseline(context: RunContext, epochs: int | None, json: Path | None) -> None:
     """Train the baseline where that is not done yet, show both sides, and write the result to `json` too.
 
     `epochs` replaces the teacher's seconds as the budget. Raises `StageError` if the run has no teacher.
@@ -129,7 +129,7 @@ def sides_table(found: Baseline) -> Table:
     return table
 
 
-def _train(context: Context, epochs: int | None) -> Outcome:
+def _train(context: RunContext, epochs: int | None) -> StageResult:
     recipe, folder = context.recipe, context.folder(_STAGE)
     taught = context.record("teach")
     if taught is None:
@@ -137,7 +137,7 @@ def _train(context: Context, epochs: int | None) -> Outcome:
     torch.set_num_threads(training_threads(recipe))
     split = Split.load(context.root, recipe.image.preprocessing())
     started = time.monotonic()
-    lesson = Labelled(recipe, split)
+    lesson = SupervisedTask(recipe, split)
     torch.manual_seed(recipe.run.seed)
     model, origin = build(recipe.teacher.model, len(split.labels), "random")
     model = move(model, lesson.device)
@@ -164,14 +164,14 @@ def _train(context: Context, epochs: int | None) -> Outcome:
     write_bytes(context.root / RESULT, msgspec.json.format(msgspec.json.encode(found), indent=1))
     gained = 100 * found.lost.loss
     low, high = (100 * bound for bound in found.lost.interval)
-    return Outcome(
+    return StageResult(
         f"from scratch {scratch.balanced_accuracy:.3f} in {scratch.seconds:.0f} s, transfer "
         f"{transfer.balanced_accuracy:.3f} in {transfer.seconds:.0f} s: {gained:+.1f} points by transfer "
         f"(95 % interval {low:+.1f} to {high:+.1f})"
     )
 
 
-def train_scratch(model: PixelClassifier, lesson: Labelled, epochs: int, checkpoint: Path) -> list[Epoch]:
+def train_scratch(model: PixelClassifier, lesson: SupervisedTask, epochs: int, checkpoint: Path) -> list[Epoch]:
     """Train all layers of an untrained network at one rate; BatchNorm learns its statistics."""
     settings = lesson.recipe.teacher
     return fit(
@@ -186,7 +186,7 @@ def train_scratch(model: PixelClassifier, lesson: Labelled, epochs: int, checkpo
     )
 
 
-def _planned(lesson: Labelled, model: nn.Module, seconds: float, plan: Path) -> int:
+def _planned(lesson: SupervisedTask, model: nn.Module, seconds: float, plan: Path) -> int:
     """Epochs that fit into the seconds, by the pace of some batches on a copy; a run that goes on keeps its plan."""
     if plan.exists():
         return msgspec.json.decode(plan.read_bytes(), type=_Plan).epochs
@@ -206,7 +206,7 @@ def _planned(lesson: Labelled, model: nn.Module, seconds: float, plan: Path) -> 
     return epochs
 
 
-def _epochs(taught: Record) -> tuple[list[Epoch], int]:
+def _epochs(taught: StageRecord) -> tuple[list[Epoch], int]:
     """The teacher's epochs in the order in which they were trained, and how many of them read images."""
     histories: dict[str, list[Any]] = taught.facts["histories"]
     epochs = [msgspec.convert(epoch, Epoch) for history in histories.values() for epoch in history]

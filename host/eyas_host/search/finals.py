@@ -15,7 +15,7 @@ from eyas_host.evaluate.metrics import score, softmax
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe import Recipe
 from eyas_host.search.space import Value
-from eyas_host.support.files import alone, write_bytes
+from eyas_host.support.files import exclusive_lock, write_bytes
 from eyas_host.train.schedule import Epoch, best_epoch, judged
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
@@ -70,7 +70,7 @@ def train_final(
     Workers that share the folder do so one after the other.
     """
     path = folder / "final.json"
-    with alone(folder.with_name(".finals.lock")):
+    with exclusive_lock(folder.with_name(".finals.lock")):
         with contextlib.suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(path.read_bytes(), type=Final)
         folder.mkdir(parents=True, exist_ok=True)

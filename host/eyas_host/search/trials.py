@@ -23,13 +23,13 @@ from eyas_host.recipe import Recipe
 from eyas_host.search.space import Value, applied, draw
 from eyas_host.search.study import WORKER, Method, put_back_dead, worker
 from eyas_host.support.errors import TrainError
-from eyas_host.support.files import alone
+from eyas_host.support.files import exclusive_lock
 from eyas_host.support.progress import meter
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.engine import fit
 from eyas_host.train.schedule import judged
-from eyas_host.train.student import Lesson
-from eyas_host.train.supervised import Labelled
+from eyas_host.train.student import DistillationTask
+from eyas_host.train.supervised import SupervisedTask
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 from eyas_host.train.view_cache import ViewCache
@@ -57,8 +57,8 @@ class TeacherTrials:
     """
 
     def __init__(self, recipe: Recipe, split: Split, head: Path, work: Path) -> None:
-        self._lesson = Labelled(recipe, split)
-        with alone(head.with_suffix(".lock")):
+        self._lesson = SupervisedTask(recipe, split)
+        with exclusive_lock(head.with_suffix(".lock")):
             if not head.exists():
                 only_head = applied(recipe, {"teacher.epochs": 0})
                 trained, _, _ = train_teacher(only_head, split, work)
@@ -111,7 +111,7 @@ class StudentTrials:
         )
 
 
-class _JudgedLesson(Lesson):
+class _JudgedLesson(DistillationTask):
     """A lesson whose epochs are judged by somebody else too."""
 
     judge: Judge

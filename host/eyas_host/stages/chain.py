@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from eyas_host.pipeline.runner import Context, Outcome, Stage
+from eyas_host.pipeline.runner import RunContext, Stage, StageResult
 from eyas_host.stages.inputs import images_fingerprint, latency_source, student_weights, teacher_weights
 
 
-def _stage(name: str) -> Callable[[Context], Outcome]:
+def _stage(name: str) -> Callable[[RunContext], StageResult]:
     """Run `eyas_host.stages.<name>`, loaded at the first call."""
 
-    def run(context: Context) -> Outcome:
-        outcome: Outcome = import_module(f"eyas_host.stages.{name}").run(context)
+    def run(context: RunContext) -> StageResult:
+        outcome: StageResult = import_module(f"eyas_host.stages.{name}").run(context)
         return outcome
 
     return run

@@ -8,12 +8,12 @@ import msgspec
 import torch
 
 from eyas_host.export.build import build_artefacts
-from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.pipeline.runner import RunContext, StageResult
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Build fp32 and int8 for each runtime."""
     torch.set_num_threads(os.cpu_count() or 1)
     built = build_artefacts(context)
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in built.sizes.items())
-    return Outcome(sizes, msgspec.to_builtins(built))
+    return StageResult(sizes, msgspec.to_builtins(built))

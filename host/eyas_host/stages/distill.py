@@ -21,7 +21,7 @@ from eyas_host.models.factory import load_ready
 from eyas_host.models.weights import fit_to_images
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.warnings import student_warnings
 from eyas_host.stages.summary import best_figures, figures_line
@@ -39,13 +39,13 @@ from eyas_host.train.view_cache import ViewCache
 _Result = TypeVar("_Result")
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Cache views and the teacher's answers, then train the student with and without them, side by side."""
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(training_threads(recipe))
     data = Split.load(context.root, context.recipe.image.preprocessing())
     if recipe.student.ready:
-        return _take_ready(context, data) if distributed.is_main() else Outcome("")
+        return _take_ready(context, data) if distributed.is_main() else StageResult("")
     warned = student_warnings(recipe, len(data.labels))
     for line in warned[len(student_warnings(recipe)) :]:
         warn(line)
@@ -64,13 +64,13 @@ def run(context: Context) -> Outcome:
         curves = Curves(recipe, context.root)
         model, origin, history = train_student(recipe, data, ViewCache(folder), folder, curves=curves)
         if not distributed.is_main():
-            return Outcome("")
+            return StageResult("")
         save_tensors(context.root / checkpoints.STUDENT, model.cpu().state_dict())
         histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
     reached = figures_line(best_figures(history, recipe.run.metric))
-    return Outcome(
+    return StageResult(
         f"{recipe.student.model} ({origin} weights): {reached} on validation",
         {
             "weights": origin,
@@ -83,14 +83,14 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _take_ready(context: Context, split: Split) -> Outcome:
+def _take_ready(context: RunContext, split: Split) -> StageResult:
     """Take the student from its file instead of training one."""
     settings = context.recipe.student
     model = load_ready(settings.model, len(split.labels), Path(settings.ready), activation=settings.activation)
     save_tensors(context.root / checkpoints.STUDENT, model.state_dict())
     pixels = prepared(split.validation.pixels, context.recipe.image.preprocessing())
     figures = validation_figures(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
-    return Outcome(f"{settings.model} as it came: {figures_line(figures)} on validation", {"weights": "ready"})
+    return StageResult(f"{settings.model} as it came: {figures_line(figures)} on validation", {"weights": "ready"})
 
 
 @contextmanager

@@ -23,14 +23,14 @@ from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import PrunePlan
 from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.engine import validation_figures
 from eyas_host.train.schedule import Epoch
-from eyas_host.train.student import Lesson
+from eyas_host.train.student import DistillationTask
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
 
@@ -40,7 +40,7 @@ _IMAGES = 4
 _BUSY = 1.2
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Prune as the recipe says, and write `prune/`: the plan, the weights."""
     torch.set_num_threads(training_threads(context.recipe))
     settings = context.recipe.prune
@@ -52,7 +52,7 @@ def run(context: Context) -> Outcome:
         model, plan = student, PrunePlan("none")
     else:
         curves = Curves(context.recipe, context.root)
-        lesson = Lesson(context.recipe, split, ViewCache(context.folder("distill")), curves=curves)
+        lesson = DistillationTask(context.recipe, split, ViewCache(context.folder("distill")), curves=curves)
         if settings.method == "channel" and settings.target == "latency":
             model, plan, history, facts = _to_latency(context, student, lesson)
         else:
@@ -76,10 +76,10 @@ def run(context: Context) -> Outcome:
         **facts,
     }
     words = f"balanced accuracy {figures['balanced_accuracy']:.3f}, AUC {figures['auc']:.3f} on validation"
-    return Outcome(f"{_summary(plan, facts)}: {words}", facts)
+    return StageResult(f"{_summary(plan, facts)}: {words}", facts)
 
 
-def _cut(context: Context, student: PixelClassifier) -> tuple[PixelClassifier, PrunePlan]:
+def _cut(context: RunContext, student: PixelClassifier) -> tuple[PixelClassifier, PrunePlan]:
     settings, size = context.recipe.prune, context.recipe.image.size
     if settings.method == "nncf":
         return prune_weights(student, sparsity=settings.sparsity, size=size)
@@ -88,7 +88,7 @@ def _cut(context: Context, student: PixelClassifier) -> tuple[PixelClassifier, P
     return prune_channels(student, mac_ratio=settings.keep, size=size)
 
 
-def _recover(context: Context, model: PixelClassifier, lesson: Lesson) -> list[Epoch]:
+def _recover(context: RunContext, model: PixelClassifier, lesson: DistillationTask) -> list[Epoch]:
     """Train `model` in place with the teacher's answers; zeros stay."""
     settings = context.recipe.prune
     if not settings.epochs:
@@ -107,7 +107,7 @@ def _recover(context: Context, model: PixelClassifier, lesson: Lesson) -> list[E
 
 
 def _to_latency(
-    context: Context, student: PixelClassifier, lesson: Lesson
+    context: RunContext, student: PixelClassifier, lesson: DistillationTask
 ) -> tuple[PixelClassifier, PrunePlan, list[Epoch], dict[str, Any]]:
     """Network, plan, history and facts of pruning to a latency, measured here unless the recipe has a table."""
     settings, size = context.recipe.prune, context.recipe.image.size
@@ -143,7 +143,7 @@ def _to_latency(
     return pruned.model, plan, list(pruned.history), facts
 
 
-def _measured_here(context: Context, student: PixelClassifier, watch: Stopwatch) -> tuple[BlockTimes, Measure]:
+def _measured_here(context: RunContext, student: PixelClassifier, watch: Stopwatch) -> tuple[BlockTimes, Measure]:
     """The dense student's block times (kept for a resumed run), and how to compare another network with it."""
     path = context.folder("prune") / BLOCKS
 
@@ -178,7 +178,7 @@ def _part(ms: float, keep: float, dense_ms: float) -> float:
     return ms / dense_ms if ms else keep
 
 
-def _speed(context: Context, dense: PixelClassifier, sparse: PixelClassifier) -> dict[str, float]:
+def _speed(context: RunContext, dense: PixelClassifier, sparse: PixelClassifier) -> dict[str, float]:
     """Precision -> how many times as fast the network with zeros is, measured here in turns."""
     found: dict[str, float] = {}
     precisions: tuple[Precision, ...] = ("fp32", "int8")
@@ -189,14 +189,14 @@ def _speed(context: Context, dense: PixelClassifier, sparse: PixelClassifier) ->
     return found
 
 
-def _stopwatch(context: Context) -> Stopwatch:
+def _stopwatch(context: RunContext) -> Stopwatch:
     """For what the device will run: the recipe's first runtime."""
     rows = np.arange(_IMAGES) % len(Split.load(context.root).train)
     images = ViewCache(context.folder("distill")).pixels(np.zeros_like(rows), rows)
     return Stopwatch(context.recipe.compile.runtimes[0], context.recipe.image.preprocessing(), images)
 
 
-def _figures(context: Context, split: Split, model: PixelClassifier) -> dict[str, float]:
+def _figures(context: RunContext, split: Split, model: PixelClassifier) -> dict[str, float]:
     device = pick_device(context.recipe.run.device)
     validation = prepared(split.validation.pixels, context.recipe.image.preprocessing())
     return validation_figures(logits_of(move(model, device), validation, device), split.validation.targets)

@@ -15,13 +15,14 @@ from eyas_host.compress.prune.magnitude import ZeroKeeper
 from eyas_host.compress.quantize.calibration import covering_images, random_images, record
 from eyas_host.compress.quantize.fallback import fallback_layers
 from eyas_host.compress.quantize.mixed import drop_layers
-from eyas_host.data.split import Part, Split
+from eyas_host.data.dataset import ImageDataset
+from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch, prepared
 from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.quant.checkpoints import load_deploy
 from eyas_host.quant.fold import DeployModel
 from eyas_host.quant.qat import prepare_qat, save_qat
@@ -31,7 +32,7 @@ from eyas_host.support.progress import say
 from eyas_host.train.engine import fit, validation_figures
 from eyas_host.train.losses import DistillationLoss, divergence_of
 from eyas_host.train.schedule import Epoch, Schedule
-from eyas_host.train.student import Lesson
+from eyas_host.train.student import DistillationTask
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
 
@@ -40,7 +41,7 @@ _RANDOM = "drawn at random"
 _BATCH = 64
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Quantize what `prune` left, and write `qat/`: the model, where its quantizers sit, what calibrated it."""
     torch.set_num_threads(training_threads(context.recipe))
     recipe, settings, folder = context.recipe, context.recipe.quantize, context.folder("qat")
@@ -72,7 +73,7 @@ def run(context: Context) -> Outcome:
     figures = validation_figures(logits_of(model.to(device), validation, device), split.validation.targets)
     floats = (*settings.keep_float, *floats)
     how = "by calibration alone" if settings.method == "ptq" else f"after {settings.epochs} epochs"
-    return Outcome(
+    return StageResult(
         f"{how}{f', {len(floats)} layers float' if floats else ''}: balanced accuracy "
         f"{figures['balanced_accuracy']:.3f}, AUC {figures['auc']:.3f} on validation",
         {
@@ -84,13 +85,13 @@ def run(context: Context) -> Outcome:
     )
 
 
-def calibration_batches(part: Part, rows: Sequence[int]) -> list[Tensor]:
+def calibration_batches(part: ImageDataset, rows: Sequence[int]) -> list[Tensor]:
     """Images of a part as the device prepares them: float pixels [1, 3, size, size], 0..255, one a batch."""
     pixels = _prepared(part, rows)
     return [to_tensor(pixels[i : i + 1], torch.device("cpu")).float() for i in range(len(pixels))]
 
 
-def _calibration_rows(context: Context, split: Split) -> tuple[list[int], str]:
+def _calibration_rows(context: RunContext, split: Split) -> tuple[list[int], str]:
     """Rows of the training part, and why those."""
     settings = context.recipe.quantize
     if settings.choose == "random":
@@ -101,7 +102,7 @@ def _calibration_rows(context: Context, split: Split) -> tuple[list[int], str]:
 
 
 @torch.inference_mode()
-def _features(model: PixelClassifier, part: Part, device: torch.device) -> npt.NDArray[np.float32]:
+def _features(model: PixelClassifier, part: ImageDataset, device: torch.device) -> npt.NDArray[np.float32]:
     """Pooled features float32 [images, channels], batch by batch: images are not held."""
     model = move(model, device)
     parts = []
@@ -111,14 +112,14 @@ def _features(model: PixelClassifier, part: Part, device: torch.device) -> npt.N
     return np.asarray(torch.cat(parts).numpy())
 
 
-def _prepared(part: Part, rows: Iterable[int]) -> Batch:
+def _prepared(part: ImageDataset, rows: Iterable[int]) -> Batch:
     """Images of a part as the device prepares them."""
     if part.spec is None:
         raise CompressError("the split was opened without the model's preprocessing")
     return prepared((part.pixels[row] for row in rows), part.spec)
 
 
-def _train(context: Context, split: Split, model: nn.Module, deploy: DeployModel) -> list[Epoch]:
+def _train(context: RunContext, split: Split, model: nn.Module, deploy: DeployModel) -> list[Epoch]:
     """Fine-tune `model` in place until it answers as the float student `deploy`; zeros of magnitude pruning stay.
 
     The float student is the teacher here: the distillation teacher and the labels would pull the answers away from
@@ -126,7 +127,7 @@ def _train(context: Context, split: Split, model: nn.Module, deploy: DeployModel
     (calibration alone) among them.
     """
     settings = context.recipe.quantize
-    lesson = Lesson(context.recipe, split, ViewCache(context.folder("distill")))
+    lesson = DistillationTask(context.recipe, split, ViewCache(context.folder("distill")))
     follow = DistillationLoss(kd_ratio=1.0, temperature=context.recipe.student.temperature)
     checkpoint = context.folder("qat") / "qat.ckpt"
     model, deploy = model.to(lesson.device), deploy.to(lesson.device).eval()

@@ -19,11 +19,11 @@ from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
 from eyas_host.evaluate.metrics import reliability, score, softmax
 from eyas_host.evaluate.networks import all_logits, load_networks, shipped_network
-from eyas_host.evaluate.predictions import Answers, cost_figures, positive_label, targets_of
+from eyas_host.evaluate.predictions import Predictions, cost_figures, positive_label, targets_of
 from eyas_host.evaluate.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
-from eyas_host.pipeline.runner import BUNDLE, TO_THE_BUNDLE, Context, Outcome
+from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, RunContext, StageResult
 from eyas_host.report.collect import mistakes_of, variants_of
 from eyas_host.report.curves import curves_of
 from eyas_host.report.gradcam import grad_cam, overlay
@@ -31,28 +31,28 @@ from eyas_host.report.html import render_html
 from eyas_host.report.model import Report, StageLine
 from eyas_host.report.signals import with_signals
 from eyas_host.report.table import comparison_table
-from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.machine import machine, versions
 from eyas_host.support.progress import say, show
 
 _SEALED = Path("sealed") / "test-logits.npz"
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Write `report.json` and `report.html`, and print the comparison."""
     torch.set_num_threads(1)
     verdict = load_verdict(context)
     split = Split.load(context.root, context.recipe.image.preprocessing())
     logits = sealed_logits(context, split)
-    test = Answers.of(logits, targets_of(split, "test"), split.labels, verdict)
-    validation = Answers.of(validation_logits(context), targets_of(split, "validation"), split.labels, verdict)
+    test = Predictions.of(logits, targets_of(split, "test"), split.labels, verdict)
+    validation = Predictions.of(validation_logits(context), targets_of(split, "validation"), split.labels, verdict)
     shipped = verdict.shipped
     agreement = {
         name: float((p.argmax(1) == test.probabilities[verdict.parity[name].reference].argmax(1)).mean())
         for name, p in test.probabilities.items()
         if name in verdict.parity
     }
-    facts = {name: record.facts for name in TO_THE_BUNDLE if (record := context.record(name)) is not None}
+    facts = {name: record.facts for name in BUNDLE_STAGES if (record := context.record(name)) is not None}
     intervals = {name: test.intervals(name) for name in dict.fromkeys((shipped, "teacher")) if name in logits}
     positive = positive_label(split.labels, verdict.decision, split.manifest.counts)
     report = Report(
@@ -95,7 +95,7 @@ def run(context: Context) -> Outcome:
         },
         stages=tuple(
             StageLine(name, record.seconds, record.peak_rss_mb, record.summary)
-            for name in TO_THE_BUNDLE
+            for name in BUNDLE_STAGES
             if (record := context.record(name)) is not None
         ),
         use=verdict.use,
@@ -109,7 +109,7 @@ def run(context: Context) -> Outcome:
         artefact_parts=msgspec.convert(facts["compile"]["parts"], dict[str, ArtefactSize]),
         quantization={k: v for k, v in facts["qat"].items() if k != "histories"},
         sensitivity=load_sensitivity(context),
-        test_openings=len(split.openings()),
+        test_openings=len(split.test_accesses()),
         counts=split.manifest.counts,
         strategy=split.manifest.strategy,
         divided_by=split.manifest.by,
@@ -124,12 +124,12 @@ def run(context: Context) -> Outcome:
     show(comparison_table(report))
     own = test.scores[shipped].balanced_accuracy
     share = f", {own / test.scores['teacher'].balanced_accuracy:.0%} of the teacher's" if "teacher" in logits else ""
-    return Outcome(
+    return StageResult(
         f"{shipped}: balanced accuracy {own:.3f} on the sealed test part{share}; {context.root / 'report.html'}"
     )
 
 
-def _hashes(context: Context) -> dict[str, str]:
+def _hashes(context: RunContext) -> dict[str, str]:
     """sha256 of what the bundle was made from, and of the bundle."""
     lineage = read_manifest(context.root / BUNDLE).lineage
     made = {name: getattr(lineage, name) or "" for name in ("data", "split", "recipe", "parent")}
@@ -137,7 +137,7 @@ def _hashes(context: Context) -> dict[str, str]:
     return {name: digest for name, digest in made.items() if digest}
 
 
-def _looked_at(context: Context, report: Report) -> dict[str, Pixels]:
+def _looked_at(context: RunContext, report: Report) -> dict[str, Pixels]:
     """Path -> the image as the model sees it, with where it looked for its wrong answer; without unreadable ones."""
     spec = context.recipe.image.preprocessing()
     images: dict[str, Pixels] = {}
@@ -157,7 +157,7 @@ def _looked_at(context: Context, report: Report) -> dict[str, Pixels]:
     return {path: overlay(image, one) for (path, image), one in zip(images.items(), heat, strict=True)}
 
 
-def sealed_logits(context: Context, split: Split) -> dict[str, Logits]:
+def sealed_logits(context: RunContext, split: Split) -> dict[str, Logits]:
     """Every variant's logits on the test part: read once for a set of models, then from what was kept."""
     path = context.root / _SEALED
     bundle = candidate(context)
@@ -168,12 +168,12 @@ def sealed_logits(context: Context, split: Split) -> dict[str, Logits]:
                 return {name: data[name] for name in data.files if name != "key"}
     part = split.open_test(f"report of {context.recipe.run.name} {context.recipe.pack.version}")
     logits = all_logits(load_networks(context, len(split.labels)), bundle, part)
-    with whole(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, key=np.array(key), **logits)  # type: ignore[arg-type]
     return logits
 
 
-def _models_key(context: Context, bundle: Bundle) -> str:
+def _models_key(context: RunContext, bundle: Bundle) -> str:
     """A hash of everything that answers: the artefacts and the networks."""
     digest = hashlib.sha256()
     for artefact in bundle.manifest.artefacts:

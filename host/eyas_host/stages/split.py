@@ -8,11 +8,11 @@ from rich.markup import escape
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.split import save_split, split_index
-from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.support.progress import say, warn
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Index the images and divide them."""
     data = context.recipe.data
     index = build_index(data)
@@ -27,7 +27,7 @@ def run(context: Context) -> Outcome:
         warn(line)
     for line in index.unreadable:
         say(f"  left out: {escape(line)}")
-    return Outcome(
+    return StageResult(
         summary(manifest),
         {
             "strategy": manifest.strategy,

@@ -13,7 +13,7 @@ from eyas_host.models import checkpoints
 from eyas_host.models.weights import Fit
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import Context, Outcome
+from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.warnings import label_warnings, teacher_warnings
 from eyas_host.stages.summary import best_figures, figures_line
@@ -25,10 +25,10 @@ from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import check_room
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Transfer-learn the teacher."""
     if context.recipe.student.ready:
-        return Outcome("not trained: the student is ready", {"weights": "none"})
+        return StageResult("not trained: the student is ready", {"weights": "none"})
     torch.set_num_threads(training_threads(context.recipe))
     data = Split.load(context.root, context.recipe.image.preprocessing())
     warned = _warned(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
@@ -38,12 +38,12 @@ def run(context: Context) -> Outcome:
     curves = Curves(context.recipe, context.root)
     model, origin, histories = train_teacher(context.recipe, data, folder, curves=curves)
     if not distributed.is_main():
-        return Outcome("")
+        return StageResult("")
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
     best = best_figures(histories["blocks"] or histories["head"], context.recipe.run.metric)
-    return Outcome(
+    return StageResult(
         f"{context.recipe.teacher.model} ({origin} weights): {figures_line(best)} on validation",
         {"weights": origin, "warnings": warned, "histories": msgspec.to_builtins(histories)},
     )

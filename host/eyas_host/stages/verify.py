@@ -18,12 +18,12 @@ from eyas_host.evaluate.networks import all_logits, load_networks, measure_laten
 from eyas_host.evaluate.parity import compare, refusal
 from eyas_host.evaluate.verdict import _CONFIDENCE, _LOGITS, _VERDICT, CalibratedConfidence, Verdict, choose
 from eyas_host.models import checkpoints
-from eyas_host.pipeline.runner import Context, Outcome
-from eyas_host.support.files import whole, write_bytes
+from eyas_host.pipeline.runner import RunContext, StageResult
+from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.progress import say
 
 
-def run(context: Context) -> Outcome:
+def run(context: RunContext) -> StageResult:
     """Measure all variants, apply the gates, choose what each runtime runs.
 
     Raises `GateError` if a runtime is left without any artefact.
@@ -35,7 +35,7 @@ def run(context: Context) -> Outcome:
     bundle = write_candidate(context, split.labels)
     networks = load_networks(context, len(split.labels))
     logits = all_logits(networks, bundle, split.validation)
-    with whole(context.folder("verify") / _LOGITS) as path, path.open("wb") as stream:
+    with atomic_write(context.folder("verify") / _LOGITS) as path, path.open("wb") as stream:
         np.savez(stream, **logits)  # type: ignore[arg-type]
     targets = split.validation.targets
     temperature = fit_temperature(logits["qat"], targets)
@@ -72,4 +72,4 @@ def run(context: Context) -> Outcome:
     least = min(parity[name].agreement for name in artefacts)
     floor = (probabilities["exact-int8"].argmax(1) == probabilities["qat"].argmax(1)).mean()
     summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; least agreement {least:.3f}"
-    return Outcome(f"{summary} (exact int8 arithmetic: {floor:.3f})", {"exact_int8_agreement": float(floor)})
+    return StageResult(f"{summary} (exact int8 arithmetic: {floor:.3f})", {"exact_int8_agreement": float(floor)})

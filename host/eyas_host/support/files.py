@@ -13,7 +13,7 @@ from eyas_host.support.errors import StageError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Write to a temporary neighbour that becomes `path` at the end, or vanishes if anything fails.
 
     Raises `StageError` for a full disk or a folder that cannot be written.
@@ -33,12 +33,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Do what others must not do meanwhile: waits for those that hold `path`; a killed process holds it no longer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as stream:

@@ -28,7 +28,7 @@ from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import Hint, StudentSection
 from eyas_host.support.errors import RecipeError, StageError
-from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.progress import meter, say
 from eyas_host.train.losses import FeatureHint
 from eyas_host.train.view_cache import ViewCache
@@ -202,7 +202,7 @@ class BlockCache:
         turns = in_turn(count)
         with meter("the teacher's blocks", len(missing) * len(turns)) as bar:
             for path in missing:
-                with whole(path) as temporary, temporary.open("wb") as stream:
+                with atomic_write(path) as temporary, temporary.open("wb") as stream:
                     for rows in turns:
                         stream.write(_flat(teacher, cache, paths.index(path), rows, names, shapes, device))
                         bar.advance()

@@ -18,7 +18,7 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
 from eyas_host.models.factory import Origin, PixelClassifier, build_student, move
 from eyas_host.pipeline import distributed
-from eyas_host.pipeline.distributed import whole
+from eyas_host.pipeline.distributed import all_gather
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
 from eyas_host.train.engine import Groups, fit, validation_figures
@@ -30,7 +30,7 @@ from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
 
 
-class Lesson:
+class DistillationTask:
     """What a student learns from: cached views, the teacher's answers and the labels, in batches.
 
     With `teacher=False` the same views and order are learnt from the labels alone.
@@ -116,14 +116,14 @@ class Lesson:
             for places, (pixels, teacher, features, labels) in drawn:
                 rows, pixels = len(pixels), distributed.share(pixels)
                 if hints is None or not isinstance(model, PixelClassifier):
-                    yield self.loss(whole(model(pixels.float()), rows), teacher, labels)
+                    yield self.loss(all_gather(model(pixels.float()), rows), teacher, labels)
                 else:
                     with maps_of(model, hints.names) as maps:
                         pooled = model.pooled(pixels)
                     logits = model.classify(pooled)
-                    loss = self.loss(whole(logits, rows), teacher, labels)
+                    loss = self.loss(all_gather(logits, rows), teacher, labels)
                     wanted = self._wanted(*places)
-                    yield loss + hints(whole(pooled, rows), features, [whole(m, rows) for m in maps], wanted)
+                    yield loss + hints(all_gather(pooled, rows), features, [all_gather(m, rows) for m in maps], wanted)
 
         return fit(
             model,
@@ -170,7 +170,7 @@ def train_student(
     curves: Curves | None = None,
 ) -> tuple[PixelClassifier, Origin, list[Epoch]]:
     """Distil the student, or with `teacher=False` train the same network from the labels alone."""
-    lesson = Lesson(recipe, split, cache, teacher=teacher, curves=curves)
+    lesson = DistillationTask(recipe, split, cache, teacher=teacher, curves=curves)
     torch.manual_seed(recipe.run.seed)
     model, origin = build_student(recipe.student, len(split.labels))
     model = move(model, lesson.device)

@@ -23,7 +23,7 @@ VIEWS, ORDER = 3, 4
 """Purposes of an epoch's seeds: what is drawn, and in which order."""
 
 
-class Labelled:
+class SupervisedTask:
     """Augmented training images with their labels in batches, and the validation part to judge by.
 
     Loss, sampler, augmentation and their seeds are those of the recipe's teacher.

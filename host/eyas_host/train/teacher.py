@@ -16,11 +16,11 @@ from eyas_host.data.loader import Rows, in_turn
 from eyas_host.data.split import Split
 from eyas_host.evaluate.inference import to_tensor
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
-from eyas_host.pipeline.distributed import share, whole
+from eyas_host.pipeline.distributed import all_gather, share
 from eyas_host.recipe import Recipe
 from eyas_host.train.engine import fit, validation_figures
 from eyas_host.train.schedule import Epoch, Schedule
-from eyas_host.train.supervised import ORDER, VIEWS, Labelled
+from eyas_host.train.supervised import ORDER, VIEWS, SupervisedTask
 from eyas_host.train.trackers import Curves
 from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
 
@@ -46,7 +46,7 @@ class _Teaching:
 
     def __init__(self, recipe: Recipe, split: Split, model: PixelClassifier, work: Path, curves: Curves | None) -> None:
         self.recipe = recipe
-        self.lesson = Labelled(recipe, split)
+        self.lesson = SupervisedTask(recipe, split)
         self.model = move(model, self.lesson.device)
         self.work = work
         self.curves = curves
@@ -64,7 +64,7 @@ class _Teaching:
         def steps(epoch: int) -> Iterator[Tensor]:
             for rows in self._batches(2, epoch):
                 logits = classifier(features[epoch % _HEAD_ROUNDS][share(rows)])
-                yield lesson.loss(whole(logits, len(rows)), lesson.targets[rows])
+                yield lesson.loss(all_gather(logits, len(rows)), lesson.targets[rows])
 
         def evaluate(candidate: nn.Module) -> dict[str, float]:
             with torch.inference_mode():
@@ -97,7 +97,7 @@ class _Teaching:
         def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
             batches = self._batches(ORDER, epoch)[first:]
             for rows, pixels in zip(batches, self._views(batches, VIEWS, epoch, epoch), strict=True):
-                yield lesson.loss(whole(self.model(pixels), len(rows)), lesson.targets[rows])
+                yield lesson.loss(all_gather(self.model(pixels), len(rows)), lesson.targets[rows])
 
         return fit(
             self.model,
@@ -141,5 +141,5 @@ class _Teaching:
 def _features(model: PixelClassifier, batches: Sequence[Rows], images: Iterable[Tensor]) -> Tensor:
     """Pooled features of all rows, of whose batches `images` are this process's share."""
     model.eval()
-    parts = [whole(model.pooled(pixels), len(rows)) for rows, pixels in zip(batches, images, strict=True)]
+    parts = [all_gather(model.pooled(pixels), len(rows)) for rows, pixels in zip(batches, images, strict=True)]
     return torch.cat(parts).clone()

@@ -25,7 +25,7 @@ from eyas_host.evaluate.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
-from eyas_host.support.files import whole
+from eyas_host.support.files import atomic_write
 from eyas_host.support.progress import meter, say
 
 Half = npt.NDArray[np.float16]
@@ -90,8 +90,8 @@ class ViewCache:
             for path in missing:
                 logits = []
                 with ExitStack() as files:
-                    pixels = files.enter_context(files.enter_context(whole(_pixels_of(path))).open("wb"))
-                    features = files.enter_context(files.enter_context(whole(_features_of(path))).open("wb"))
+                    pixels = files.enter_context(files.enter_context(atomic_write(_pixels_of(path))).open("wb"))
+                    features = files.enter_context(files.enter_context(atomic_write(_features_of(path))).open("wb"))
                     _write_header(features, (count, teacher.pooled_channels))
                     for views in stream.views(turns, (recipe.run.seed, 5, _number(path))):
                         answered, pooled = _answers(teacher, views, device)
@@ -99,7 +99,7 @@ class ViewCache:
                         features.write(pooled.tobytes())
                         logits.append(answered)
                         bar.advance()
-                with whole(path) as temporary, temporary.open("wb") as stream_of_logits:
+                with atomic_write(path) as temporary, temporary.open("wb") as stream_of_logits:
                     np.save(stream_of_logits, np.concatenate(logits))
         return cls(root)
 

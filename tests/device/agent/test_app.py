@@ -19,7 +19,7 @@ import pytest
 
 from eyas_device.bundle import GOLDEN, MANIFEST, sha256
 from eyas_device.config import STATE
-from eyas_device.runtimes.selection import Choice, write_choice
+from eyas_device.runtimes.selection import SavedSelection, write_selection
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.updates.slots import Slots
 from tests.support.brokers import free_port
@@ -161,7 +161,7 @@ def test_no_good_slot_yet(serve: Callable[..., Service], config: Path) -> None:
 def test_the_remembered_choice_is_used_and_can_be_overruled(
     serve: Callable[..., Service], config: Path, state: Path, pristine_bundle: Path
 ) -> None:
-    choice = Choice(
+    choice = SavedSelection(
         name="tiny-shapes",
         version="1.2.3",
         manifest_sha256=sha256(pristine_bundle / MANIFEST),
@@ -170,7 +170,7 @@ def test_the_remembered_choice_is_used_and_can_be_overruled(
         threads=1,
         latency_ms=0.1,
     )
-    write_choice(state, choice)
+    write_selection(state, choice)
     service = serve("--config", config, "--bundle", pristine_bundle, "--frames", "3")
     assert service.process.wait(30) == 0
     service.wait_for("onnx-fp32 on onnx")

@@ -12,7 +12,7 @@ import pytest
 
 from eyas_device.agent.handlers import Refused, handlers
 from eyas_device.agent.loop import Loop
-from eyas_device.agent.reporter import Link
+from eyas_device.agent.reporter import Reporter
 from eyas_device.camera import Frame
 from eyas_device.config import Config
 from eyas_device.predict import Classifier
@@ -54,7 +54,7 @@ def loop(pristine_bundle: Path) -> Iterator[Loop]:
 
 @pytest.fixture
 def do(loop: Loop, told: Told) -> Callable[..., Mapping[str, Any]]:
-    table: Mapping[str, Handler] = handlers(Config(), loop, lambda: cast(Link, told))
+    table: Mapping[str, Handler] = handlers(Config(), loop, lambda: cast(Reporter, told))
     assert set(table) == set(COMMANDS), "every command of the contract has a handler"
     return lambda name, **arguments: table[name](arguments)
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eyas_device.agent.latest import Ended, Latest
-from eyas_device.agent.loop import Answer, Listener, Loop, Pace
+from eyas_device.agent.latest import Ended, LatestFrame
+from eyas_device.agent.loop import FramePrediction, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
 from eyas_device.camera import Frame
 from eyas_device.errors import CameraError, CameraLost, ImageError
@@ -63,13 +63,13 @@ class Diary(Listener):
     """Writes everything down; can take its time over an answer, and call something after one."""
 
     def __init__(self, loop_s: float = 0.0) -> None:
-        self.answers: list[Answer] = []
+        self.answers: list[FramePrediction] = []
         self.reasons: list[str] = []
         self.models: list[str] = []
         self.turns = 0
         self._loop_s = loop_s
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         self.answers.append(answer)
         time.sleep(self._loop_s)
 
@@ -228,7 +228,7 @@ def test_no_memory_is_gathered_or_taken_again(classifier: Classifier) -> None:
     marks: list[tuple[int, int]] = []
 
     class Meter(Listener):
-        def answered(self, answer: Answer) -> None:
+        def answered(self, answer: FramePrediction) -> None:
             if answer.number in (50, 250):
                 gc.collect()
                 marks.append(tracemalloc.get_traced_memory())
@@ -261,7 +261,7 @@ _STEPS = st.lists(st.sampled_from(["frame", "error", "end", "take"]), max_size=4
 
 @given(_STEPS)
 def test_the_slot_holds_the_newest_and_counts_the_rest(steps: list[str]) -> None:
-    slot = Latest()
+    slot = LatestFrame()
     held: object = None
     replaced = 0
     for number, step in enumerate(steps):

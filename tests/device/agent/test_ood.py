@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_device.agent.loop import Answer
-from eyas_device.agent.ood import Familiarity, beyond, describe, distance
+from eyas_device.agent.loop import FramePrediction
+from eyas_device.agent.ood import OodDetector, beyond, describe, distance
 from eyas_device.agent.snapshot import Snapshot, SnapshotError, take
 from eyas_device.bundle import REFERENCE, Bundle, Reference
 from eyas_device.camera import Frame
@@ -88,9 +88,9 @@ def with_reference(root: Path, edit_manifest: Callable[..., None], **over: objec
     return root
 
 
-def answer(number: int, image: Pixels) -> Answer:
+def answer(number: int, image: Pixels) -> FramePrediction:
     frame = Frame(image=image, time=0.0, source=str(number))
-    return Answer(number, "", 0.0, None, 0.0, 0.0, 0.0, frame)  # type: ignore[arg-type]
+    return FramePrediction(number, "", 0.0, None, 0.0, 0.0, 0.0, frame)  # type: ignore[arg-type]
 
 
 def test_the_loop_judges_a_frame_a_second(
@@ -99,7 +99,7 @@ def test_the_loop_judges_a_frame_a_second(
     bundle = Bundle.open(with_reference(bundle_root, edit_manifest))
     now = [100.0]
     monkeypatch.setattr("eyas_device.agent.ood.monotonic", lambda: now[0])
-    familiarity = Familiarity(bundle)
+    familiarity = OodDetector(bundle)
     for number in range(60):
         familiarity.answered(answer(number, tiny.draw_shape("disc", 300 + number)))
         now[0] += 0.25
@@ -117,7 +117,7 @@ def test_the_loop_judges_a_frame_a_second(
 
 def test_a_bundle_without_a_reference_judges_nothing(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     edit_manifest(reference=None)
-    familiarity = Familiarity(Bundle.open(bundle_root))
+    familiarity = OodDetector(Bundle.open(bundle_root))
     familiarity.answered(answer(0, tiny.draw_shape("disc", 1)))
     assert familiarity.judgement() is None
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eyas_device.agent.loop import Answer, Listener, Loop, Pace
+from eyas_device.agent.loop import FramePrediction, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
-from eyas_device.agent.stats import Accuracy, Tally
+from eyas_device.agent.stats import Accuracy, LoopStats
 from eyas_device.bundle import GOLDEN, Bundle
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
@@ -35,10 +35,10 @@ class Recorder(Listener):
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.answers: list[Answer] = []
+        self.answers: list[FramePrediction] = []
         self.reasons: list[str] = []
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: FramePrediction) -> None:
         self.answers.append(answer)
 
     def unreadable(self, reason: ImageError) -> None:
@@ -260,7 +260,7 @@ def test_frames_and_fps_limit_the_loop(pristine_bundle: Path) -> None:
 
 def test_a_signal_ends_the_loop_after_its_frame(pristine_bundle: Path) -> None:
     class Kill(Recorder):
-        def answered(self, answer: Answer) -> None:
+        def answered(self, answer: FramePrediction) -> None:
             super().answered(answer)
             if answer.number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -314,7 +314,7 @@ def test_latency_quantiles_are_within_one_percent(times: list[float]) -> None:
 
 
 def test_a_tally_counts_by_label_and_tenth(pristine_bundle: Path) -> None:
-    tally = Tally()
+    tally = LoopStats()
     with Classifier.open(pristine_bundle) as classifier:
         for label in ("disc", "disc", "cross"):
             tally.add(classifier.predict(tiny.draw_shape(label, 1)), 2.0)

@@ -23,8 +23,8 @@ from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
 from eyas_device import __version__
 from eyas_device.agent.loop import Loop
-from eyas_device.agent.ood import Familiarity
-from eyas_device.agent.reporter import Link
+from eyas_device.agent.ood import OodDetector
+from eyas_device.agent.reporter import Reporter
 from eyas_device.camera import open_camera
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError
@@ -43,7 +43,7 @@ from eyas_device.telemetry.messages import (
     encode,
 )
 from eyas_device.telemetry.mqtt import Uplink
-from eyas_device.telemetry.remote import Orders
+from eyas_device.telemetry.remote import CommandExecutor
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool
 from eyas_device.telemetry.tls import Security
 from tests.device.telemetry.test_messages import FUZZED, hostile
@@ -84,10 +84,10 @@ def inbox(port: int) -> Iterator[Inbox]:
 
 
 @contextmanager
-def linked(bundle: Path, port: int, window_s: float = 30.0, **options: Any) -> Iterator[tuple[Classifier, Link]]:
+def linked(bundle: Path, port: int, window_s: float = 30.0, **options: Any) -> Iterator[tuple[Classifier, Reporter]]:
     with (
         Classifier.open(bundle) as classifier,
-        Link(
+        Reporter(
             "127.0.0.1",
             port,
             site="hall-2",
@@ -208,7 +208,7 @@ def test_birth_windows_and_farewell(broker: Broker, pristine_bundle: Path) -> No
             assert topic == "eyas/hall-2/cam-7/status"
             assert (birth.state, birth.agent, birth.device) == ("online", __version__, "cam-7")
             assert (birth.model, birth.artefact) == ("tiny-shapes 1.2.3", "litert-int8")
-            familiarity = Familiarity(classifier.bundle)
+            familiarity = OodDetector(classifier.bundle)
             familiarity.told.append(link.look)
             with open_camera("fake:?frames=12&junk=3") as camera:
                 Loop(classifier, camera, [familiarity, link]).run()
@@ -295,7 +295,7 @@ def test_impossible_settings(wrong: dict[str, Any], pristine_bundle: Path) -> No
     with Classifier.open(pristine_bundle) as classifier:
         facts = {"classifier": classifier}
         with pytest.raises(LinkError):
-            Link(**{"host": "127.0.0.1", "site": "s", "device": "d", **facts, **wrong})
+            Reporter(**{"host": "127.0.0.1", "site": "s", "device": "d", **facts, **wrong})
 
 
 def test_only_the_collectors_word_empties_the_spool(broker: Broker, tmp_path: Path) -> None:
@@ -545,7 +545,7 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
         obeyed: list[Any] = []
         handlers = {"pause": lambda arguments: obeyed.append(arguments) or {}}
         with (
-            Orders(handlers, allowed=["pause"], spool=spool) as orders,
+            CommandExecutor(handlers, allowed=["pause"], spool=spool) as orders,
             uplinked(9, spool, commanded=orders.take) as uplink,
         ):
             for number in range(FUZZED):

@@ -29,9 +29,16 @@ from eyas_device.board import NOT_MEASURED, Throttle
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.commands import bench as command
 from eyas_device.errors import BundleError, CheckFailed, EyasError, RuntimeUnavailable
-from eyas_device.runtimes import Choice as Pair
+from eyas_device.runtimes import SavedSelection as Pair
 from eyas_device.runtimes import choose, load
-from eyas_device.runtimes.selection import CHOICE, Choice, Measured, manifest_sha256, read_choice, write_choice
+from eyas_device.runtimes.selection import (
+    SELECTION_FILE,
+    Measured,
+    SavedSelection,
+    manifest_sha256,
+    read_selection,
+    write_selection,
+)
 from tests.support import tiny
 from tests.support.paths import BOARDS
 
@@ -316,9 +323,9 @@ def test_the_fastest_that_answers_rightly(all_of_it: Bench) -> None:
 
 
 @pytest.fixture
-def chosen(pristine_bundle: Path) -> Choice:
+def chosen(pristine_bundle: Path) -> SavedSelection:
     bundle = Bundle.open(pristine_bundle)
-    return Choice(
+    return SavedSelection(
         name="tiny-shapes",
         version="1.2.3",
         manifest_sha256=manifest_sha256(bundle),
@@ -331,13 +338,13 @@ def chosen(pristine_bundle: Path) -> Choice:
     )
 
 
-def test_a_choice_is_remembered(chosen: Choice, pristine_bundle: Path, tmp_path: Path) -> None:
+def test_a_choice_is_remembered(chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path) -> None:
     bundle, state = Bundle.open(pristine_bundle), tmp_path / "new" / "state"
-    assert read_choice(state, bundle) is None
-    write_choice(state, replace(chosen, latency_ms=9.0))
-    path = write_choice(state, chosen)
-    assert read_choice(state, bundle) == chosen
-    assert [entry.name for entry in state.iterdir()] == [CHOICE] and path == state / CHOICE
+    assert read_selection(state, bundle) is None
+    write_selection(state, replace(chosen, latency_ms=9.0))
+    path = write_selection(state, chosen)
+    assert read_selection(state, bundle) == chosen
+    assert [entry.name for entry in state.iterdir()] == [SELECTION_FILE] and path == state / SELECTION_FILE
     assert path.stat().st_mode & 0o777 == 0o644
 
 
@@ -352,51 +359,51 @@ def test_a_choice_is_remembered(chosen: Choice, pristine_bundle: Path, tmp_path:
     ],
 )
 def test_a_choice_for_something_else_is_none(
-    chosen: Choice, pristine_bundle: Path, tmp_path: Path, change: dict[str, str]
+    chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, change: dict[str, str]
 ) -> None:
     if change.get("runtime") == "onnx-cuda":
         with suppress(RuntimeUnavailable):
             load("onnx-cuda")
             pytest.skip("this machine has ONNX Runtime for CUDA")
-    write_choice(tmp_path, replace(chosen, **change))
-    assert read_choice(tmp_path, Bundle.open(pristine_bundle)) is None
+    write_selection(tmp_path, replace(chosen, **change))
+    assert read_selection(tmp_path, Bundle.open(pristine_bundle)) is None
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_choice_is_none_or_whole(
-    chosen: Choice, pristine_bundle: Path, tmp_path: Path, data: st.DataObject
+    chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
-    whole = write_choice(tmp_path, chosen).read_bytes()
+    whole = write_selection(tmp_path, chosen).read_bytes()
     cut = data.draw(st.integers(0, len(whole) - 3))
     bundle = Bundle.open(pristine_bundle)
-    (tmp_path / CHOICE).write_bytes(data.draw(st.sampled_from((whole[:cut], b"[" * 50_000, b"{}", b"null"))))
-    assert read_choice(tmp_path, bundle) is None
-    (tmp_path / CHOICE).write_bytes(whole[:cut] + data.draw(st.binary(min_size=1, max_size=3)) + whole[cut:])
-    found = read_choice(tmp_path, bundle)
+    (tmp_path / SELECTION_FILE).write_bytes(data.draw(st.sampled_from((whole[:cut], b"[" * 50_000, b"{}", b"null"))))
+    assert read_selection(tmp_path, bundle) is None
+    (tmp_path / SELECTION_FILE).write_bytes(whole[:cut] + data.draw(st.binary(min_size=1, max_size=3)) + whole[cut:])
+    found = read_selection(tmp_path, bundle)
     assert found is None or (found.runtime, found.artefact) == (chosen.runtime, chosen.artefact)
 
 
 def test_a_choice_that_is_no_file(pristine_bundle: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / CHOICE)
-    assert read_choice(tmp_path, Bundle.open(pristine_bundle)) is None
+    os.mkfifo(tmp_path / SELECTION_FILE)
+    assert read_selection(tmp_path, Bundle.open(pristine_bundle)) is None
 
 
 def test_a_failed_write_leaves_the_old_choice(
-    chosen: Choice, pristine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_choice(tmp_path, chosen)
+    write_selection(tmp_path, chosen)
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(EyasError, match="No space left"):
         patched.setattr(os, "fsync", full)
-        write_choice(tmp_path, replace(chosen, artefact="litert-int8"))
-    assert read_choice(tmp_path, Bundle.open(pristine_bundle)) == chosen
-    assert [entry.name for entry in tmp_path.iterdir()] == [CHOICE]
+        write_selection(tmp_path, replace(chosen, artefact="litert-int8"))
+    assert read_selection(tmp_path, Bundle.open(pristine_bundle)) == chosen
+    assert [entry.name for entry in tmp_path.iterdir()] == [SELECTION_FILE]
     with pytest.raises(EyasError, match="cannot be written"):
-        write_choice(tmp_path / CHOICE / "below", chosen)
+        write_selection(tmp_path / SELECTION_FILE / "below", chosen)
 
 
 # --- the verb
@@ -423,7 +430,7 @@ def test_choose_writes_what_run_reads(
 ) -> None:
     arguments = ("--bundle", pristine_bundle, "--choose", "--runtime", "litert", "--seconds", 0.1)
     assert run(*arguments, "--state", tmp_path) == 0
-    choice = read_choice(tmp_path, Bundle.open(pristine_bundle))
+    choice = read_selection(tmp_path, Bundle.open(pristine_bundle))
     assert choice is not None and choice.runtime == "litert" and len(choice.measured) == 2
     best = min(choice.measured, key=lambda candidate: candidate.latency_ms)
     assert (choice.artefact, choice.latency_ms) == (best.artefact, best.latency_ms)
@@ -439,7 +446,7 @@ def test_a_wrong_answer_is_code_1_and_never_chosen(
     assert "FAILED" in capsys.readouterr().out
     with pytest.raises(CheckFailed):
         run(*arguments, "--choose", "--state", tmp_path)
-    assert not (tmp_path / CHOICE).exists()
+    assert not (tmp_path / SELECTION_FILE).exists()
 
 
 def test_blocks_are_written(pristine_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

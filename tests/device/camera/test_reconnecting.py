@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera, Hang
-from eyas_device.camera.reconnecting import Backoff, CameraState, SteadyCamera
+from eyas_device.camera.reconnecting import Backoff, CameraState, ReconnectingCamera
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.support.clock import FakeClock
 from eyas_device.support.closing import Closing
@@ -61,7 +61,7 @@ class Plan:
         self.states: list[CameraState] = []
         self._openings = iter(openings)
         options = {"jitter": lambda: 1.0, "on_change": self.states.append, **options}
-        self.camera = SteadyCamera(self._open, clock=self.clock, **options)
+        self.camera = ReconnectingCamera(self._open, clock=self.clock, **options)
 
     def _open(self) -> Camera:
         items = next(self._openings, None)
@@ -106,7 +106,7 @@ def test_a_well_source_is_delivered() -> None:
 
 def test_a_mistake_is_raised_and_an_absent_camera_awaited() -> None:
     with pytest.raises(CameraSpecError, match="no such kind"):
-        SteadyCamera(lambda: open_camera("webcam:0"))
+        ReconnectingCamera(lambda: open_camera("webcam:0"))
     plan = Plan(CameraError("not there"), CameraSpecError("gone mad"), OSError("no descriptors"), [(0.0, shown(0))])
     assert plan.camera.state.condition == "lost" and plan.camera.state.reason == "not there"
     plan.take()
@@ -323,7 +323,7 @@ def test_whatever_a_source_does(openings: list[Any]) -> None:
 # --- Closing from another thread, on the real clock
 
 
-def waits_and_is_closed(camera: SteadyCamera) -> None:
+def waits_and_is_closed(camera: ReconnectingCamera) -> None:
     answers: list[Frame | None] = []
 
     def capture() -> None:
@@ -343,14 +343,14 @@ def waits_and_is_closed(camera: SteadyCamera) -> None:
 
 
 def test_closing_wakes_a_capture_that_hangs() -> None:
-    waits_and_is_closed(SteadyCamera(lambda: FakeCamera([Hang()], live=True, timeout_s=300)))
+    waits_and_is_closed(ReconnectingCamera(lambda: FakeCamera([Hang()], live=True, timeout_s=300)))
 
 
 def test_closing_wakes_a_capture_that_waits_to_open_again() -> None:
     def absent() -> Camera:
         raise LOST
 
-    waits_and_is_closed(SteadyCamera(absent, backoff=Backoff(first_s=300, most_s=300), jitter=lambda: 1.0))
+    waits_and_is_closed(ReconnectingCamera(absent, backoff=Backoff(first_s=300, most_s=300), jitter=lambda: 1.0))
 
 
 def test_closing_does_not_wait_for_an_opening_and_closes_what_it_gives() -> None:
@@ -362,7 +362,7 @@ def test_closing_does_not_wait_for_an_opening_and_closes_what_it_gives() -> None
         made.append(FakeCamera([LOST], live=True))
         return made[-1]
 
-    camera = SteadyCamera(opened, backoff=Backoff(first_s=0.01))
+    camera = ReconnectingCamera(opened, backoff=Backoff(first_s=0.01))
     slow.set()
     waits_and_is_closed(camera)
     assert [source.closed for source in made] == [True]
@@ -378,7 +378,7 @@ def test_closing_does_not_wait_for_an_opening_and_closes_what_it_gives() -> None
 QUICK = Backoff(first_s=0.1, most_s=0.5)
 
 
-def frames_until(camera: SteadyCamera, done: Callable[[CameraState], bool]) -> CameraState:
+def frames_until(camera: ReconnectingCamera, done: Callable[[CameraState], bool]) -> CameraState:
     """Capture until the state is as wanted."""
     deadline = time.monotonic() + 2 * PLENTY_S
     while time.monotonic() < deadline:
@@ -410,7 +410,7 @@ def test_an_mjpeg_server_that_is_killed_and_comes_back(streams: StreamServer) ->
 
     states: list[CameraState] = []
     before = held()
-    with SteadyCamera(
+    with ReconnectingCamera(
         lambda: open_camera(streams.spec("normal"), timeout_s=5), backoff=QUICK, on_change=states.append
     ) as camera:
         for turn in range(1, 4):
@@ -426,7 +426,7 @@ def test_an_mjpeg_server_that_is_killed_and_comes_back(streams: StreamServer) ->
 
 
 def test_a_stream_that_stalls_is_opened_again(streams: StreamServer) -> None:
-    with SteadyCamera(lambda: open_camera(streams.spec("stall"), timeout_s=0.5), backoff=QUICK) as camera:
+    with ReconnectingCamera(lambda: open_camera(streams.spec("stall"), timeout_s=0.5), backoff=QUICK) as camera:
         state = frames_until(camera, lambda state: state.losses >= 2)
     assert state.condition == "delivering"
 
@@ -438,7 +438,7 @@ def test_an_rtsp_server_and_the_process_that_reads_it_are_killed_and_come_back(r
         opened.append(open_camera(rtsp.url, timeout_s=15))
         return opened[-1]
 
-    with SteadyCamera(open_it, backoff=QUICK) as camera:
+    with ReconnectingCamera(open_it, backoff=QUICK) as camera:
         frames_until(camera, lambda state: state.frames >= 2)
         os.kill(opened[-1].pid, signal.SIGKILL)
         frames_until(camera, lambda state: state.losses == 1 and state.condition == "delivering")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from eyas_device.camera import Frame
-from eyas_device.camera.subprocess import IsolatedCamera
+from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from tests.support.camera_readers import Told, pixels
 from tests.support.paths import ROOT
@@ -29,8 +29,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
 
-def isolated(how: str = "raw", *, timeout_s: float = 10.0, **told: Any) -> IsolatedCamera:
-    return IsolatedCamera(
+def isolated(how: str = "raw", *, timeout_s: float = 10.0, **told: Any) -> SubprocessCamera:
+    return SubprocessCamera(
         "tests.support.camera_readers:Drawn", Told(how=how, **told), shown=f"test:{how}", timeout_s=timeout_s
     )
 
@@ -210,7 +210,7 @@ def test_the_child_ends_with_its_parent(stopped: bool) -> None:
 
 
 def test_the_child_does_not_end_with_the_thread_that_opened_it() -> None:
-    cameras: list[IsolatedCamera] = []
+    cameras: list[SubprocessCamera] = []
     thread = threading.Thread(target=lambda: cameras.append(isolated()))
     thread.start()
     thread.join(PLENTY_S)

@@ -199,7 +199,7 @@ def test_what_a_library_prints_does_not_spoil_the_result() -> None:
     code = (
         "import os; from eyas_device.doctor import jobs\n"
         "def noisy(): print('a banner'); os.write(1, b'{}'); return 7\n"
-        "work.JOBS['noisy'] = noisy; work.main(['noisy', '30'])"
+        "jobs.JOBS['noisy'] = noisy; jobs.main(['noisy', '30'])"
     )
     done = subprocess.run([sys.executable, "-c", code], input="{}", capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == {"result": 7}

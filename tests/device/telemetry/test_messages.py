@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 
 import eyas_device.telemetry.messages
 from eyas_device.predict import Prediction
-from eyas_device.telemetry.aggregate import MOST_BINS, Counting, doubt, fold
+from eyas_device.telemetry.aggregate import MOST_BINS, WindowAggregator, fold, uncertainty
 from eyas_device.telemetry.messages import (
     COMMANDS,
     KINDS,
     Ack,
     Command,
     Event,
+    Health,
     Sketch,
-    Vitals,
     Window,
     decode,
     duration_bin,
@@ -121,10 +121,10 @@ def test_merged_sketches_are_those_of_all_images() -> None:
     points = np.random.default_rng(1).normal(3, 2, (50, 4)).astype(np.float32)
     parts = []
     for part in (points[:7], points[7:30], points[30:]):
-        counting = Counting()
+        counting = WindowAggregator()
         for point in part:
             counting.look(point)
-        parts.append(counting.window("m", "a", arm="", dropped=0, vitals=Vitals()))
+        parts.append(counting.window("m", "a", arm="", dropped=0, vitals=Health()))
     sketch = merge(merge(parts[0], parts[1]), parts[2]).sketch
     assert sketch.n == 50
     np.testing.assert_allclose(sketch.mean, points.mean(axis=0), rtol=1e-3, atol=1e-3)
@@ -141,9 +141,9 @@ def test_windows_that_do_not_belong_together(other: dict[str, str]) -> None:
 
 
 def test_doubt() -> None:
-    assert doubt(np.array([0.25, 0.25, 0.25, 0.25], np.float32)) == pytest.approx((0.0, 1.0), abs=1e-6)
-    assert doubt(np.array([0.0, 1.0], np.float32)) == (1.0, 0.0)
-    assert doubt(np.array([0.7, 0.3], np.float32)) == pytest.approx((0.4, 0.8813), abs=1e-3)
+    assert uncertainty(np.array([0.25, 0.25, 0.25, 0.25], np.float32)) == pytest.approx((0.0, 1.0), abs=1e-6)
+    assert uncertainty(np.array([0.0, 1.0], np.float32)) == (1.0, 0.0)
+    assert uncertainty(np.array([0.7, 0.3], np.float32)) == pytest.approx((0.4, 0.8813), abs=1e-3)
 
 
 @given(st.dictionaries(st.integers(0, 450), st.integers(1, 1000), min_size=19, max_size=200))
@@ -157,7 +157,7 @@ def test_folded_histograms_keep_every_count_and_their_size(bins: dict[int, int])
 def busy(classes: int, frames: int, seed: int = 0) -> Window:
     """A window of a varied stream, as the link makes it."""
     rng = np.random.default_rng(seed)
-    counting = Counting()
+    counting = WindowAggregator()
     for _ in range(frames):
         p = rng.dirichlet(np.full(classes, 0.5)).astype(np.float32)
         best = int(p.argmax())
@@ -168,7 +168,7 @@ def busy(classes: int, frames: int, seed: int = 0) -> Window:
         )
     for _ in range(10):
         counting.look(rng.normal(0, 1, 8).astype(np.float32))
-    vitals = Vitals(camera="delivering", losses=3, beyond=0.123, temperature_c=61.25, throttled=("under-voltage",))
+    vitals = Health(camera="delivering", losses=3, beyond=0.123, temperature_c=61.25, throttled=("under-voltage",))
     window = counting.window("solar-cells 12.34.56", "litert-int8", arm="B", dropped=1234, vitals=vitals)
     return msgspec.structs.replace(
         window, device="camera-" + "x" * 20, spool="0" * 36, sequence=10**6, time=1.7e9, lost={"merged": 12}

@@ -13,7 +13,7 @@ import pytest
 
 from eyas_device.errors import BundleError
 from eyas_device.telemetry.messages import COMMANDS, Command, Result, decode, encode
-from eyas_device.telemetry.remote import MOST_AHEAD_S, Arguments, Handler, Orders
+from eyas_device.telemetry.remote import MOST_AHEAD_S, Arguments, CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import Spool
 
 NOW = 1.8e9
@@ -25,7 +25,7 @@ class Device:
     def __init__(self, folder: Path, handlers: dict[str, Handler], allowed: tuple[str, ...] = COMMANDS) -> None:
         self.now = NOW
         self.spool = Spool(folder, device="d")
-        self.orders = Orders(handlers, allowed=allowed, spool=self.spool, clock=lambda: self.now)
+        self.orders = CommandExecutor(handlers, allowed=allowed, spool=self.spool, clock=lambda: self.now)
         self._seen = -1
 
     def say(self, **fields: Any) -> str:

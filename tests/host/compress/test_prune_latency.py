@@ -24,7 +24,7 @@ from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.data.split import Split
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.compress import PruneSection
 from eyas_host.recipe.data import DataSection
@@ -85,7 +85,7 @@ def times(layers: Layers) -> BlockTimes:
 
 
 @pytest.fixture(scope="module")
-def distilled(shape_images: Path, network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> Context:
+def distilled(shape_images: Path, network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
     """A run whose student is ready to be pruned. Not to be changed by a test."""
     recipe = Recipe(
         run=RunSection(name="toy", device="cpu"),
@@ -95,7 +95,7 @@ def distilled(shape_images: Path, network: PixelClassifier, tmp_path_factory: py
         compile=CompileSection(runtimes=("litert",)),
         prune=SETTINGS,
     )
-    context = Context(recipe, tmp_path_factory.mktemp("run"))
+    context = RunContext(recipe, tmp_path_factory.mktemp("run"))
     split_stage.run(context)
     data = Split.load(context.root, recipe.image.preprocessing())
     (context.root / "distill").mkdir()
@@ -105,27 +105,27 @@ def distilled(shape_images: Path, network: PixelClassifier, tmp_path_factory: py
 
 
 @pytest.fixture
-def begun(distilled: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Context]:
+def begun(distilled: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunContext]:
     """Makes a run of one's own, with settings of [prune], and the clock in place of the stopwatch."""
     monkeypatch.setattr(prune_stage, "Stopwatch", Clock)
 
-    def begin(name: str = "run", **changes: Any) -> Context:
+    def begin(name: str = "run", **changes: Any) -> RunContext:
         root = Path(shutil.copytree(distilled.root, tmp_path / name))
         settings = msgspec.structs.replace(SETTINGS, **changes)
-        return Context(msgspec.structs.replace(distilled.recipe, prune=settings), root)
+        return RunContext(msgspec.structs.replace(distilled.recipe, prune=settings), root)
 
     return begin
 
 
-def dense_ms(context: Context) -> float:
+def dense_ms(context: RunContext) -> float:
     return sum(each(layers_of(checkpoints.load_student(context, 5), size=SIZE)))
 
 
-def pruned_ms(context: Context) -> float:
+def pruned_ms(context: RunContext) -> float:
     return sum(each(layers_of(checkpoints.load_pruned(context, 5), size=SIZE)))
 
 
-def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[..., Context]) -> None:
+def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[..., RunContext]) -> None:
     context = begun()
     outcome = prune_stage.run(context)
     part = pruned_ms(context) / dense_ms(context)
@@ -153,7 +153,7 @@ def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[
     assert all(group.channels % 8 == 0 for group in channel_groups(model, size=SIZE))
 
 
-def test_milliseconds_are_another_way_to_say_a_part(begun: Callable[..., Context]) -> None:
+def test_milliseconds_are_another_way_to_say_a_part(begun: Callable[..., RunContext]) -> None:
     context = begun(ms=0.7 * dense_ms(begun("other")), rounds=1, epochs=0)
     prune_stage.run(context)
     assert 0.7 * (1 - rounds.TOLERANCE) <= pruned_ms(context) / dense_ms(context) <= 0.7
@@ -184,7 +184,7 @@ def undisturbed() -> dict[str, Any]:
 
 @pytest.mark.parametrize("writes", [2, 3, 4, 6])
 def test_a_killed_run_ends_with_the_same_numbers(
-    begun: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any], writes: int
+    begun: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any], writes: int
 ) -> None:
     """Files in order: round 0; cut, one epoch, round 1; cut, two epochs, round 2; the pruned student."""
     if not undisturbed:
@@ -218,7 +218,7 @@ def test_a_killed_run_ends_with_the_same_numbers(
     ],
 )
 def test_a_target_out_of_reach_leaves_nothing_half_written(
-    begun: Callable[..., Context], changes: dict[str, float], words: str
+    begun: Callable[..., RunContext], changes: dict[str, float], words: str
 ) -> None:
     context = begun(**changes)
     with pytest.raises(CompressError, match=re.escape(words)) as caught:
@@ -228,7 +228,7 @@ def test_a_target_out_of_reach_leaves_nothing_half_written(
     assert not list(context.root.rglob("*.part"))
 
 
-def test_a_table_takes_the_place_of_measuring(begun: Callable[..., Context], tmp_path: Path) -> None:
+def test_a_table_takes_the_place_of_measuring(begun: Callable[..., RunContext], tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     context = begun(table=str(path), epochs=0, round_epochs=0)
     layers = layers_of(checkpoints.load_student(context, 5), size=SIZE)
@@ -245,20 +245,20 @@ def test_a_table_takes_the_place_of_measuring(begun: Callable[..., Context], tmp
     assert not (context.folder("prune") / prune_stage.BLOCKS).exists()
 
 
-def test_a_table_of_another_student_is_refused(begun: Callable[..., Context], tmp_path: Path) -> None:
+def test_a_table_of_another_student_is_refused(begun: Callable[..., RunContext], tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_bytes(msgspec.json.encode(times(layers_of(build("resnet18", 5, "random")[0].eval(), size=SIZE))))
     with pytest.raises(CompressError, match=r"table .*table\.json: 21 convolutions and linear layers"):
         prune_stage.run(begun(table=str(path)))
 
 
-def test_zeros_among_the_weights_say_how_fast_they_are(begun: Callable[..., Context]) -> None:
+def test_zeros_among_the_weights_say_how_fast_they_are(begun: Callable[..., RunContext]) -> None:
     outcome = prune_stage.run(begun(method="nncf", target="macs", sparsity=0.5, epochs=0))
     assert outcome.facts["measured_speed"] == {"fp32": pytest.approx(1.0), "int8": pytest.approx(1.0)}
     assert re.match(r"4\d% of the weights are zeros; measured speed fp32 1\.00 x, int8 1\.00 x: ", outcome.summary)
 
 
-def test_the_same_part_of_every_layer(begun: Callable[..., Context]) -> None:
+def test_the_same_part_of_every_layer(begun: Callable[..., RunContext]) -> None:
     context = begun(target="ratio", keep=0.5, epochs=0)
     outcome = prune_stage.run(context)
     assert outcome.facts["target"] == "ratio" and "front" not in outcome.facts

@@ -33,7 +33,7 @@ from eyas_host.evaluate.inference import logits_of
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import PrunePlan
-from eyas_host.pipeline.runner import Context, Outcome, Stage, run_chain
+from eyas_host.pipeline.runner import RunContext, Stage, StageResult, run_chain
 from eyas_host.quant.fold import DeployModel
 from eyas_host.quant.graph import layers
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
@@ -274,7 +274,7 @@ def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn
 
 
 @pytest.fixture
-def run(tmp_path: Path, network: PixelClassifier, few: nn.Module, shape_frames: Pixels) -> Context:
+def run(tmp_path: Path, network: PixelClassifier, few: nn.Module, shape_frames: Pixels) -> RunContext:
     """A run whose split, prune and qat are finished; the validation part are the twenty frames."""
     images = []
     for row, frame in enumerate(shape_frames):
@@ -286,7 +286,7 @@ def run(tmp_path: Path, network: PixelClassifier, few: nn.Module, shape_frames: 
         '[run]\nname = "run"\ndevice = "cpu"\n[data]\npath = "."\n[image]\nsize = 64\n'
         '[prune]\nmethod = "none"\n[gate]\nmax_drop = 0.15\n'
     )
-    context = Context(load_recipe(recipe), tmp_path / "runs/run")
+    context = RunContext(load_recipe(recipe), tmp_path / "runs/run")
     save_split(SplitManifest("", 0, (0.7, 0.15, 0.15), SHAPES, (), tuple(images), (), {}), context.root)
     save_tensors(context.root / checkpoints.PRUNED, network.state_dict())
     (context.root / checkpoints.PLAN).write_bytes(msgspec.json.encode(PrunePlan("none")))
@@ -294,10 +294,10 @@ def run(tmp_path: Path, network: PixelClassifier, few: nn.Module, shape_frames: 
     return context
 
 
-def finish_qat(context: Context, model: nn.Module) -> None:
-    def stage(context: Context) -> Outcome:
+def finish_qat(context: RunContext, model: nn.Module) -> None:
+    def stage(context: RunContext) -> StageResult:
         save_qat(model, context.folder("qat"))
-        return Outcome("done")
+        return StageResult("done")
 
     run_chain([Stage("qat", (), (), stage)], context, only="qat")
 
@@ -321,7 +321,7 @@ class Counted(MixedPrecision):
         return super().alone(name)
 
 
-def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_sensitivity(run) is None
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sensitivity, "MixedPrecision", Interrupted)
@@ -340,7 +340,7 @@ def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: Context, monk
 
 
 def test_a_changed_model_or_other_images_start_afresh(
-    run: Context, few: nn.Module, monkeypatch: pytest.MonkeyPatch
+    run: RunContext, few: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Counted.measured = []
     monkeypatch.setattr(sensitivity, "MixedPrecision", Counted)
@@ -359,7 +359,7 @@ def test_a_changed_model_or_other_images_start_afresh(
 
 
 def test_the_verb_shows_a_table_and_ends_with_the_advice(
-    run: Context, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("eyas_host.stages.chain.STAGES", ())
     figures = run.root / "figures.json"
@@ -384,7 +384,7 @@ def test_the_verb_shows_a_table_and_ends_with_the_advice(
     assert re.match("eyas: .*qat: not finished", capsys.readouterr().err)
 
 
-def test_damaged_files_are_told(run: Context) -> None:
+def test_damaged_files_are_told(run: RunContext) -> None:
     path = run.folder("qat") / "qat.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CompressError, match="--from qat"):

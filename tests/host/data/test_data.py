@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eyas_device.preprocess import Preprocessing, prepare, read_image
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import Index, build_index
 from eyas_host.data.sources import ELPV_NOTICE, LabelledImage
-from eyas_host.data.split import PARTS, Part, Split, SplitManifest, data_hash, save_split, split_index
+from eyas_host.data.split import PARTS, Split, SplitManifest, data_hash, save_split, split_index
 from eyas_host.data.transforms import Augmenter, prepared
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
@@ -243,20 +244,20 @@ def split(folder: Path, tmp_path: Path) -> Split:
 
 
 def test_the_ledger_counts_openings_and_outlives_the_split(split: Split, tmp_path: Path) -> None:
-    assert split.openings() == []
-    assert len(split.train) == len(split.validation) == 2 and split.openings() == []
+    assert split.test_accesses() == []
+    assert len(split.train) == len(split.validation) == 2 and split.test_accesses() == []
     assert [p.label for p in split.open_test("a look", early=True).images] == ["ring", "square"]
     split.open_test("another", early=True)
     shutil.rmtree(tmp_path / "run" / "split")
     save_split(split.manifest, tmp_path / "run")
-    openings = Split.load(tmp_path / "run").openings()
+    openings = Split.load(tmp_path / "run").test_accesses()
     assert [o.reason for o in openings] == ["a look", "another"]
     assert openings[0].time <= openings[1].time
     assert not hasattr(split, "test")
 
 
 def test_targets_follow_the_labels(split: Split) -> None:
-    part = Part(split.manifest.train, ("square", "ring"))
+    part = ImageDataset(split.manifest.train, ("square", "ring"))
     assert part.targets.tolist() == [("square", "ring").index(p.label) for p in part.images]
     assert [p.shape for p in part.pixels] == [(36, 40, 3)] * 2
 
@@ -367,5 +368,5 @@ def test_jpeg_bytes_survive_the_round_through_the_index(folder: Path) -> None:
     gradient("RGB").save(buffer, "JPEG", quality=100)
     (folder / "ring" / "exact.jpeg").write_bytes(buffer.getvalue())
     found = {Path(p.path).name: p for p in index(folder).images}
-    part = Part([found["exact.jpeg"]], ("ring", "square"))
+    part = ImageDataset([found["exact.jpeg"]], ("ring", "square"))
     assert np.abs(part.pixels[0].astype(int)[..., 0].mean(axis=0) - np.linspace(0, 255, 60)).max() < 4

@@ -12,7 +12,7 @@ from eyas_host.data import dataset
 from eyas_host.data.dataset import Decoded
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, save_split, split_index
-from eyas_host.pipeline.runner import Context, Outcome, Stage, run_chain
+from eyas_host.pipeline.runner import RunContext, Stage, StageResult, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.run import RunSection
@@ -22,14 +22,14 @@ from tests.support.shapes import draw_folder
 NAMES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
 
 
-def opens(context: Context) -> Outcome:
+def opens(context: RunContext) -> StageResult:
     """What the report does."""
     dataset = Split.load(context.root).open_test("the report")
-    return Outcome(f"{len(dataset)} images")
+    return StageResult(f"{len(dataset)} images")
 
 
 def writes(name: str, text: str) -> Stage:
-    def run(context: Context) -> Outcome:
+    def run(context: RunContext) -> StageResult:
         if name == "split":
             data = DataSection(path=str(context.root.parent / "images"), split=(0.5, 0.25, 0.25))
             index = build_index(data)
@@ -37,7 +37,7 @@ def writes(name: str, text: str) -> Stage:
         else:
             context.folder(name).mkdir(parents=True, exist_ok=True)
             (context.folder(name) / "made").write_text(text)
-        return Outcome(text)
+        return StageResult(text)
 
     needs = {"split": (), "report": ("split", "pack")}.get(name, ("split", NAMES[NAMES.index(name) - 1]))
     return Stage(name, ("run",), tuple(dict.fromkeys(needs)), opens if name == "report" else run)
@@ -48,77 +48,77 @@ def chain(text: str = "one") -> list[Stage]:
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
+def context(tmp_path: Path) -> RunContext:
     draw_folder(tmp_path / "images", count=8, width=40, height=36, labels=("ring", "square"))
-    return Context(Recipe(run=RunSection(name="sealed")), tmp_path / "run")
+    return RunContext(Recipe(run=RunSection(name="sealed")), tmp_path / "run")
 
 
 @pytest.mark.parametrize("stage", NAMES[:-2])
-def test_nobody_opens_before_the_bundle_is_packed(context: Context, stage: str) -> None:
+def test_nobody_opens_before_the_bundle_is_packed(context: RunContext, stage: str) -> None:
     run_chain(chain(), context, until=stage)
     with pytest.raises(DataError, match="sealed until the bundle is packed") as caught:
         Split.load(context.root).open_test("a look")
     assert f"stage {NAMES[NAMES.index(stage) + 1]!r} has not finished" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert Split.load(context.root).openings() == []
+    assert Split.load(context.root).test_accesses() == []
     assert not (context.root / "sealed").exists()
 
 
-def test_the_report_opens_and_the_ledger_says_so(context: Context) -> None:
+def test_the_report_opens_and_the_ledger_says_so(context: RunContext) -> None:
     run_chain(chain(), context)
-    (opening,) = Split.load(context.root).openings()
+    (opening,) = Split.load(context.root).test_accesses()
     assert opening.reason == "the report" and not opening.early
     assert len(opening.models) == 64
     run_chain(chain(), context)
-    assert len(Split.load(context.root).openings()) == 1
+    assert len(Split.load(context.root).test_accesses()) == 1
     run_chain(chain(), context, start="report")
-    again = Split.load(context.root).openings()
+    again = Split.load(context.root).test_accesses()
     assert len(again) == 2 and again[1].models == opening.models
 
 
-def test_a_stage_that_ran_again_closes_it_again(context: Context) -> None:
+def test_a_stage_that_ran_again_closes_it_again(context: RunContext) -> None:
     run_chain(chain(), context)
-    before = Split.load(context.root).openings()[0].models
+    before = Split.load(context.root).test_accesses()[0].models
     run_chain(chain("two"), context, only="distill")
     with pytest.raises(DataError, match="stage 'prune' has not run on what is there now"):
         Split.load(context.root).open_test("another look")
     with pytest.raises(DataError, match="sealed"):
         run_chain(chain("two"), context, only="report")
     run_chain(chain("two"), context, start="distill")
-    openings = Split.load(context.root).openings()
+    openings = Split.load(context.root).test_accesses()
     assert len(openings) == 2 and openings[1].models != before
 
 
-def test_the_same_work_done_again_leaves_it_open(context: Context) -> None:
+def test_the_same_work_done_again_leaves_it_open(context: RunContext) -> None:
     run_chain(chain(), context)
     run_chain(chain(), context, only="teach")
     assert len(Split.load(context.root).open_test("the same models")) == 4
 
 
-def test_an_early_opening_is_called_early(context: Context) -> None:
+def test_an_early_opening_is_called_early(context: RunContext) -> None:
     run_chain(chain(), context, until="distill")
     assert len(Split.load(context.root).open_test("a benchmark of networks", early=True)) == 4
     run_chain(chain(), context)
     Split.load(context.root).open_test("and after", early=True)
-    assert [(o.reason, o.early) for o in Split.load(context.root).openings()] == [
+    assert [(o.reason, o.early) for o in Split.load(context.root).test_accesses()] == [
         ("a benchmark of networks", True),
         ("the report", False),
         ("and after", False),
     ]
 
 
-def test_ledgers_of_earlier_versions_are_read(context: Context) -> None:
+def test_ledgers_of_earlier_versions_are_read(context: RunContext) -> None:
     run_chain(chain(), context, until="split")
     (context.root / "sealed").mkdir()
     (context.root / "sealed/ledger.jsonl").write_text('{"time":1.0,"reason":"long ago"}\n')
-    (opening,) = Split.load(context.root).openings()
+    (opening,) = Split.load(context.root).test_accesses()
     assert opening.reason == "long ago" and opening.models == ""
 
 
 # Images are decoded when they are asked for
 
 
-def test_images_stay_as_far_as_there_is_room(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stay_as_far_as_there_is_room(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     run_chain(chain(), context, until="split")
     train = Split.load(context.root).train
     each = 40 * 36 * 3
@@ -134,7 +134,7 @@ def test_images_stay_as_far_as_there_is_room(context: Context, monkeypatch: pyte
         _ = some[len(some)]
 
 
-def test_manifests_of_earlier_versions_are_read(context: Context) -> None:
+def test_manifests_of_earlier_versions_are_read(context: RunContext) -> None:
     run_chain(chain(), context, until="split")
     path = context.root / "split/manifest.json"
     old = {"strategy", "seed", "parts", "labels", "train", "validation", "test", "counts"}

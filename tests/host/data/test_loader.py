@@ -16,7 +16,7 @@ import torch
 
 from eyas_host.data import dataset as part_module
 from eyas_host.data import transforms as views_module
-from eyas_host.data.dataset import Part
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import build_index
 from eyas_host.data.loader import Rows, Stream, draw_ahead, in_turn, worker_count
 from eyas_host.data.split import Split, split_index
@@ -45,13 +45,15 @@ def recipe_of(images: Path, workers: int = 0) -> Recipe:
 
 
 @pytest.fixture
-def part(shape_images: Path) -> Part:
+def part(shape_images: Path) -> ImageDataset:
     index = build_index(recipe_of(shape_images).data)
-    return Part(index.images[:23], index.labels)
+    return ImageDataset(index.images[:23], index.labels)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(part: Part, shape_images: Path, workers: int) -> None:
+def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(
+    part: ImageDataset, shape_images: Path, workers: int
+) -> None:
     recipe = recipe_of(shape_images, workers)
     whole = Augmenter(MIXED, recipe.image.preprocessing()).views(part.pixels, SEED)
     order = np.random.default_rng(0).permutation(23)
@@ -64,14 +66,14 @@ def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(part: Part, shape
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_images_without_augmentation(part: Part, shape_images: Path, workers: int) -> None:
+def test_images_without_augmentation(part: ImageDataset, shape_images: Path, workers: int) -> None:
     recipe = recipe_of(shape_images, workers)
     drawn = np.concatenate(list(Stream(recipe, part).prepared(in_turn(23, 6))))
     assert np.array_equal(drawn, prepared(part.pixels, recipe.image.preprocessing()))
 
 
 def test_many_prepared_images_lie_in_a_file(
-    part: Part, shape_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: ImageDataset, shape_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = recipe_of(shape_images).image.preprocessing()
     small = prepared(part.pixels, spec)
@@ -88,7 +90,7 @@ def test_many_prepared_images_lie_in_a_file(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_keeps_its_random_state(part: Part, shape_images: Path, workers: int) -> None:
+def test_training_keeps_its_random_state(part: ImageDataset, shape_images: Path, workers: int) -> None:
     """Dropout between two batches is what it would be without any drawing."""
     torch.manual_seed(5)
     expected = torch.rand(4)
@@ -125,8 +127,8 @@ def test_workers_share_what_was_decoded(tmp_path: Path, monkeypatch: pytest.Monk
     index = build_index(DataSection(path=str(tmp_path)))
     sizes = [40 * (32 + 8 * (number % 4)) * 3 for number in range(8)]
     monkeypatch.setattr(part_module, "KEPT_BYTES", sum(sizes[:5]))
-    part = Part(index.images, index.labels)
-    before = [pixels.copy() for pixels in Part(index.images, index.labels).pixels]
+    part = ImageDataset(index.images, index.labels)
+    before = [pixels.copy() for pixels in ImageDataset(index.images, index.labels).pixels]
     list(Stream(recipe_of(tmp_path, 1), part).prepared(in_turn(8, 1)))
     for image in part.images[:5]:
         Path(image.path).unlink()
@@ -144,7 +146,7 @@ def test_a_file_that_changed_stops_training_with_one_line(tmp_path: Path, worker
             image = np.full((40, 40, 3), 10 * number + (label == "b"), dtype=np.uint8)
             assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), image)
     index = build_index(DataSection(path=str(tmp_path)))
-    part = Part(index.images, index.labels)
+    part = ImageDataset(index.images, index.labels)
     Path(part.images[5].path).write_bytes(b"other bytes")
     seen = []
     with pytest.raises(DataError) as caught:

@@ -17,7 +17,7 @@ from eyas_host.data.index import build_index
 from eyas_host.data.preview import write_preview
 from eyas_host.data.split import Split, save_split, split_index
 from eyas_host.data.transforms import LIGHT_STEPS, Augmenter, light_steps, prepared
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.augment_rules import OFF
@@ -238,14 +238,14 @@ def test_weak_views_are_nearer_to_the_image(frames: list[np.ndarray]) -> None:
 
 
 @pytest.fixture
-def context(tmp_path: Path) -> Context:
+def context(tmp_path: Path) -> RunContext:
     data = DataSection(path=str(draw_folder(tmp_path / "images", count=8, width=64, height=40, labels=SHAPES[:2])))
     recipe = Recipe(run=RunSection(name="seen"), data=data, image=ImageSection(size=64, fit="pad"), augment=EVERYTHING)
     save_split(split_index(build_index(data), data, 0), tmp_path / "run")
-    return Context(recipe, tmp_path / "run")
+    return RunContext(recipe, tmp_path / "run")
 
 
-def test_sheet_shows_images_before_and_after(context: Context) -> None:
+def test_sheet_shows_images_before_and_after(context: RunContext) -> None:
     path = write_preview(context, images=2, views=3)
     sheet = cv2.imread(str(path))
     assert path == context.root / "preview/sheet.png"
@@ -267,4 +267,4 @@ def test_sheet_shows_images_before_and_after(context: Context) -> None:
 
 def test_sheet_needs_a_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--from split"):
-        write_preview(Context(Recipe(run=RunSection(name="none")), tmp_path))
+        write_preview(RunContext(Recipe(run=RunSection(name="none")), tmp_path))

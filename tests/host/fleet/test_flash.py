@@ -28,10 +28,8 @@ from eyas_host.fleet.connect.preflight import Facts, Layout, become, faults, war
 from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
 from eyas_host.fleet.deploy.bench import bench, board_name
 from eyas_host.fleet.deploy.flash import Outcome, flash
-from tests.device import conftest as device
-
-weights, pristine_bundle = device.weights, device.pristine_bundle
-bundle_root, edit_manifest = device.bundle_root, device.edit_manifest
+from tests.support.brokers import free_port
+from tests.support.device_fixtures import bundle_root, edit_manifest, pristine_bundle, weights  # noqa: F401 - fixtures
 
 _SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 _FAKE_SYSTEMCTL = """#!/bin/sh
@@ -57,7 +55,7 @@ class Board:
         self.root = folder / "device root"  # with a space: everything has to be quoted
         self.state = self.root / "var/lib/eyas"
         self.tools = folder / "tools"
-        self.port = device.free_port()
+        self.port = free_port()
         self.name = f"{getpass.getuser()}@127.0.0.1:{self.port}"
         self.key = folder / "key"
         self._process: subprocess.Popen[bytes] | None = None
@@ -220,7 +218,7 @@ def test_a_dry_run_changes_nothing(board: Board, bundle_root: Path) -> None:
 
 
 def test_two_devices_of_which_one_is_dead(board: Board, bundle_root: Path) -> None:
-    dead = f"{getpass.getuser()}@127.0.0.1:{device.free_port()}"
+    dead = f"{getpass.getuser()}@127.0.0.1:{free_port()}"
     outcomes = board.flash(bundle_root, dead, board.name)
     assert [outcome.status for outcome in outcomes] == ["failed", "flashed"]
     assert "Connection refused" in outcomes[0].words
@@ -395,7 +393,7 @@ def test_the_verb(board: Board, bundle_root: Path) -> None:
     done = CliRunner().invoke(app, [board.name, *words])
     assert done.exit_code == 0, done.output
     assert f"{board.name}: flashed: tiny-shapes 1.2.3 in slot a" in done.output
-    dead = f"127.0.0.1:{device.free_port()}"
+    dead = f"127.0.0.1:{free_port()}"
     done = CliRunner().invoke(app, [dead, *words])
     assert done.exit_code == 1
     assert f"{dead}: failed: cannot be reached" in done.output

@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_host.pipeline.runner import Context, Outcome, Record, Stage, run_chain, up_to_date
+from eyas_host.pipeline.runner import RunContext, Stage, StageRecord, StageResult, run_chain, up_to_date
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import StageError
-from eyas_host.support.files import whole, write_bytes
+from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.train.checkpoint import save_tensors
 from tests.support.small_disk import mounted
 
@@ -40,8 +40,8 @@ class Toy:
         )
 
     @property
-    def context(self) -> Context:
-        return Context(self.recipe, self.root)
+    def context(self) -> RunContext:
+        return RunContext(self.recipe, self.root)
 
     def change(self, section: str, **values: object) -> None:
         part = msgspec.structs.replace(getattr(self.recipe, section), **values)
@@ -52,12 +52,12 @@ class Toy:
         run_chain(self.stages, self.context, **options)
         return list(self.ran)
 
-    def _a(self, context: Context) -> Outcome:
+    def _a(self, context: RunContext) -> StageResult:
         self.ran.append("a")
         write_bytes(context.folder("a") / "out.txt", str(context.recipe.run.seed).encode())
-        return Outcome("a is done", {"number": context.recipe.run.seed})
+        return StageResult("a is done", {"number": context.recipe.run.seed})
 
-    def _b(self, context: Context) -> Outcome:
+    def _b(self, context: RunContext) -> StageResult:
         self.ran.append("b")
         kept = context.folder("b") / "checkpoint"
         self.found_checkpoint = kept.exists()
@@ -67,14 +67,14 @@ class Toy:
         number = int((context.folder("a") / "out.txt").read_text()) + context.recipe.student.epochs
         write_bytes(context.folder("b") / "deep" / "out.txt", str(number).encode())
         kept.unlink()
-        return Outcome("b is done")
+        return StageResult("b is done")
 
-    def _c(self, context: Context) -> Outcome:
+    def _c(self, context: RunContext) -> StageResult:
         self.ran.append("c")
         numbers = [int((context.folder(f) / "out.txt").read_text()) for f in ("a", "b/deep")]
         write_bytes(context.root / "sum.txt", str(sum(numbers)).encode())
         write_bytes(context.root / "extra" / "one.txt", b"1")
-        return Outcome("c is done")
+        return StageResult("c is done")
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_a_damaged_record_is_no_record(toy: Toy) -> None:
 
 def test_the_record_says_what_was_read_and_written(toy: Toy) -> None:
     toy.run()
-    record = msgspec.json.decode((toy.root / "c" / "stage.json").read_bytes(), type=Record)
+    record = msgspec.json.decode((toy.root / "c" / "stage.json").read_bytes(), type=StageRecord)
     assert set(record.inputs) == {"a/out.txt", "b/deep/out.txt"}
     assert record.outputs == {
         "sum.txt": sha256(b"30").hexdigest(),
@@ -260,7 +260,7 @@ def test_another_process_holds_the_folder(toy: Toy) -> None:
 
 def test_whole_puts_the_file_there_only_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("one")
         assert not path.exists() and temporary.parent == path.parent
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
@@ -269,7 +269,7 @@ def test_whole_puts_the_file_there_only_at_the_end(tmp_path: Path) -> None:
 def test_whole_leaves_the_old_file_when_anything_fails(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     write_bytes(path, b"old")
-    with pytest.raises(ZeroDivisionError), whole(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_text("half a new o")
         raise ZeroDivisionError
     assert path.read_bytes() == b"old"
@@ -284,7 +284,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _write_array(path: Path) -> None:
-    with whole(path) as temporary, temporary.open("wb") as stream:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, pixels=np.zeros(1 << 20, dtype=np.uint8))
 
 

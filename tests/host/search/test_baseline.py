@@ -14,10 +14,10 @@ from torch import nn
 from eyas_host.data.split import Split
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import build
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.search.baseline import Baseline, load_baseline, train_scratch
-from eyas_host.train.supervised import Labelled
+from eyas_host.train.supervised import SupervisedTask
 from tests.support.inside import eyas
 from tests.support.shapes import SHAPES, draw_folder
 
@@ -52,8 +52,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def context(place: Path) -> Context:
-    return Context(load_recipe(place / "recipe.toml"), place / "runs/toy")
+def context(place: Path) -> RunContext:
+    return RunContext(load_recipe(place / "recipe.toml"), place / "runs/toy")
 
 
 def result(place: Path) -> Baseline:
@@ -62,7 +62,7 @@ def result(place: Path) -> Baseline:
     return found
 
 
-def test_both_sides_stand_beside_each_other(place: Path, context: Context) -> None:
+def test_both_sides_stand_beside_each_other(place: Path, context: RunContext) -> None:
     found, said = result(place), (place / "said.txt").read_text()
     assert found.scratch.epochs == 2 == len(found.scratch.curve) and found.scratch.weights == "random"
     assert found.transfer.epochs == 1 and len(found.transfer.curve) == 3  # two of the head, on cached features
@@ -75,13 +75,15 @@ def test_both_sides_stand_beside_each_other(place: Path, context: Context) -> No
     assert (place / "figures.json").read_bytes() == (place / "runs/toy/baseline.json").read_bytes()
 
 
-def test_transfer_is_the_teacher_as_it_lies_there_and_the_test_part_stays_sealed(place: Path, context: Context) -> None:
+def test_transfer_is_the_teacher_as_it_lies_there_and_the_test_part_stays_sealed(
+    place: Path, context: RunContext
+) -> None:
     split = Split.load(context.root, context.recipe.image.preprocessing())
-    probabilities = Labelled(context.recipe, split).probabilities(checkpoints.load_teacher(context, 3))
+    probabilities = SupervisedTask(context.recipe, split).probabilities(checkpoints.load_teacher(context, 3))
     answers = np.asarray(probabilities).argmax(axis=1)
     expected = balanced_accuracy_score(split.validation.targets, answers)
     assert result(place).transfer.balanced_accuracy == pytest.approx(expected)
-    assert split.openings() == []
+    assert split.test_accesses() == []
 
 
 def test_a_second_run_trains_nothing_and_another_budget_does(place: Path) -> None:
@@ -97,15 +99,15 @@ def test_a_second_run_trains_nothing_and_another_budget_does(place: Path) -> Non
 
 
 def test_an_interrupted_baseline_goes_on_to_the_same_end(
-    place: Path, context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = Split.load(context.root, context.recipe.image.preprocessing())
     torch.manual_seed(0)
     model, _ = build("mobilenetv3_small_050", 3, "random")
-    whole = train_scratch(model, Labelled(context.recipe, split), 4, tmp_path / "whole.ckpt")
+    whole = train_scratch(model, SupervisedTask(context.recipe, split), 4, tmp_path / "whole.ckpt")
     judged: list[int] = []
 
-    class Interrupted(Labelled):
+    class Interrupted(SupervisedTask):
         def evaluate(self, model: nn.Module) -> dict[str, float]:
             judged.append(1)
             if len(judged) == 3:
@@ -121,12 +123,12 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
     assert reached == pytest.approx([epoch.metrics["balanced_accuracy"] for epoch in whole])
 
 
-def test_scratch_trains_every_layer_and_its_batch_norm(context: Context, tmp_path: Path) -> None:
+def test_scratch_trains_every_layer_and_its_batch_norm(context: RunContext, tmp_path: Path) -> None:
     split = Split.load(context.root, context.recipe.image.preprocessing())
     torch.manual_seed(0)
     model, _ = build("mobilenetv3_small_050", 3, "random")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_scratch(model, Labelled(context.recipe, split), 1, tmp_path / "some.ckpt")
+    train_scratch(model, SupervisedTask(context.recipe, split), 1, tmp_path / "some.ckpt")
     still = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
     assert set(still) <= {"mean", "std"}
 

@@ -105,7 +105,7 @@ def test_the_grid_is_every_combination_and_the_best_are_trained_in_full(searched
     assert found.best == found.finals[0].settings
     assert done.err.splitlines()[-1].startswith("tune") and found.overrides in done.err.splitlines()[-1]
     assert "trained in full" in done.out
-    assert Split.load(place / "runs/toy").openings() == []
+    assert Split.load(place / "runs/toy").test_accesses() == []
     assert (place / "figures.json").read_bytes() == (place / "runs/toy/tune/toy-teacher-grid/result.json").read_bytes()
 
 

@@ -25,7 +25,7 @@ from eyas_host.recipe.training import Hint, StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.train.check import check_networks
 from eyas_host.train.feature_distillation import BlockCache, BlockHint, block_shapes, maps_of
-from eyas_host.train.student import Lesson, train_student
+from eyas_host.train.student import DistillationTask, train_student
 from eyas_host.train.view_cache import ViewCache
 
 CPU = torch.device("cpu")
@@ -224,7 +224,7 @@ def test_a_student_follows_its_hints(place: Place, cache: ViewCache, tmp_path: P
 
 
 def test_without_hints_no_blocks_are_looked_for(place: Place, cache: ViewCache) -> None:
-    Lesson(with_hints(place.recipe), place.split, cache)
-    Lesson(place.recipe, place.split, cache, teacher=False)
+    DistillationTask(with_hints(place.recipe), place.split, cache)
+    DistillationTask(place.recipe, place.split, cache, teacher=False)
     with pytest.raises(StageError, match="cached blocks cannot be read"):
-        Lesson(place.recipe, place.split, cache)
+        DistillationTask(place.recipe, place.split, cache)

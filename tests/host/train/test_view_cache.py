@@ -20,7 +20,7 @@ from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter
 from eyas_host.evaluate.inference import logits_of
 from eyas_host.models.factory import PixelClassifier
-from eyas_host.pipeline.runner import Context, run_chain
+from eyas_host.pipeline.runner import RunContext, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
@@ -29,7 +29,7 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import StageError
-from eyas_host.train.student import Lesson
+from eyas_host.train.student import DistillationTask
 from eyas_host.train.view_cache import ViewCache, check_room
 from tests.support.small_disk import mounted
 
@@ -84,7 +84,7 @@ def test_a_lesson_reads_each_image_once_with_its_own_answers(
 ) -> None:
     cache, count = ViewCache.make(tmp_path, recipe, split, copy.deepcopy(network)), len(split.train)
     views = [whole_view(cache, number, count) for number in range(len(cache))]
-    lesson = Lesson(recipe, split, cache)
+    lesson = DistillationTask(recipe, split, cache)
     batches = list(lesson.batches(0))
     assert len(batches) == lesson.steps_an_epoch == count // 8
     again = list(lesson.batches(0))
@@ -196,7 +196,7 @@ def test_a_cache_above_the_free_disk_is_refused(
 def test_the_bound_is_told_before_the_teacher_is_trained(recipe: Recipe, tmp_path: Path) -> None:
     small = with_student(recipe, views=500, cache_gb=0.001)
     with pytest.raises(StageError, match=r"\[student\] views = 500 of .* more than cache_gb = 0.001; take views = "):
-        run_chain(STAGES, Context(small, tmp_path), until="teach")
+        run_chain(STAGES, RunContext(small, tmp_path), until="teach")
     assert [path.parent.name for path in tmp_path.rglob("stage.json")] == ["split"]
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".ckpt", ".u8", ".pt")]
 

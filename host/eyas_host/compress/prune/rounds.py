@@ -27,7 +27,7 @@ from eyas_host.support.errors import CompressError
 from eyas_host.support.progress import say
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.schedule import Epoch
-from eyas_host.train.student import Lesson
+from eyas_host.train.student import DistillationTask
 
 TOLERANCE = 0.03
 """A network this part below the goal is near enough."""
@@ -101,7 +101,7 @@ class Rounds:
     def __init__(
         self,
         student: PixelClassifier,
-        lesson: Lesson,
+        lesson: DistillationTask,
         latency: LatencyModel,
         part: float,
         *,

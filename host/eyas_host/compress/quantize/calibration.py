@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from eyas_host.data.split import Part
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.quant.quantizers import activation_quantizers, affine
 
 Features = npt.NDArray[np.floating]
@@ -56,7 +56,7 @@ def _farthest_first(features: Features, rows: Ints, count: int) -> list[int]:
     return chosen
 
 
-def record(part: Part, rows: list[int], model: nn.Module, why: str) -> Calibration:
+def record(part: ImageDataset, rows: list[int], model: nn.Module, why: str) -> Calibration:
     """What was shown to `model`, a quantized model, why that, and the ranges it has now."""
     return Calibration(
         images=tuple(part.images[row].sha256 for row in rows),

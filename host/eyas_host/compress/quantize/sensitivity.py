@@ -13,10 +13,11 @@ import msgspec
 
 from eyas_host.compress.quantize.fallback import SAMPLE, Fallback, balanced_rows, choose_fallback, most_harmful
 from eyas_host.compress.quantize.mixed import Harm, MixedPrecision
-from eyas_host.data.split import Part, Split
+from eyas_host.data.dataset import ImageDataset
+from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import pick_device
-from eyas_host.pipeline.runner import Context
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
@@ -62,7 +63,7 @@ class Sensitivity(msgspec.Struct, frozen=True):
         return [by_name[name] for name in most_harmful({name: entry.alone for name, entry in by_name.items()})]
 
 
-def measure_sensitivity(context: Context, *, images: int = SAMPLE) -> Sensitivity:
+def measure_sensitivity(context: RunContext, *, images: int = SAMPLE) -> Sensitivity:
     """Measure each layer of a run's QAT model on at most `images` validation images, as many of each class.
 
     Raises `StageError` if the stage `qat` is not finished, `CompressError` if what it left is damaged, and `DataError`
@@ -76,7 +77,7 @@ def measure_sensitivity(context: Context, *, images: int = SAMPLE) -> Sensitivit
         )
     split = Split.load(context.root, spec)
     rows = balanced_rows(split.validation.targets, images, recipe.run.seed)
-    sample = Part([split.validation.images[row] for row in rows], split.labels, spec)
+    sample = ImageDataset([split.validation.images[row] for row in rows], split.labels, spec)
     mixed = MixedPrecision(
         load_quantized(context, len(split.labels)),
         prepared(sample.pixels, spec),
@@ -106,24 +107,24 @@ def measure_sensitivity(context: Context, *, images: int = SAMPLE) -> Sensitivit
     return found
 
 
-def load_sensitivity(context: Context) -> Sensitivity | None:
+def load_sensitivity(context: RunContext) -> Sensitivity | None:
     """What was measured; None if that is missing, unfinished, or of another QAT model than the run has now."""
     found = _load(context)
     return found if found is not None and found.advice is not None and found.model == _model(context) else None
 
 
-def _load(context: Context) -> Sensitivity | None:
+def _load(context: RunContext) -> Sensitivity | None:
     try:
         return msgspec.json.decode((context.root / RESULT).read_bytes(), type=Sensitivity)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def _save(context: Context, found: Sensitivity) -> None:
+def _save(context: RunContext, found: Sensitivity) -> None:
     write_bytes(context.root / RESULT, msgspec.json.format(msgspec.json.encode(found), indent=1))
 
 
-def _model(context: Context) -> str | None:
+def _model(context: RunContext) -> str | None:
     """Fingerprint of the files of the finished stage `qat`."""
     record = context.record("qat")
     return None if record is None else _digest(record.outputs)
