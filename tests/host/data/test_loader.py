@@ -228,16 +228,16 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     code = f"""
 import torch
 from pathlib import Path
-from eyas_host.data import part
+from eyas_host.data import dataset
 from eyas_host.data.index import build_index
 from eyas_host.data.loader import Stream, in_turn
 from eyas_host.recipe import DataSection, ImageSection, Recipe, RunSection
 torch.set_num_threads(1)
-part.KEPT_BYTES = 1 << 20
+dataset.KEPT_BYTES = 1 << 20
 recipe = Recipe(run=RunSection(name="a", device="cpu", workers=0), image=ImageSection(size=224))
 index = build_index(DataSection(path={str(tmp_path)!r}, near_duplicates=0))
 for count in (150, 700):
-    some = part.Part(index.images[:count], index.labels)
+    some = dataset.ImageDataset(index.images[:count], index.labels)
     seen = sum(len(batch) for batch in Stream(recipe, some).views(in_turn(count, 16), (0, 2)))
     peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
     print(seen, int(peak) / 1024)

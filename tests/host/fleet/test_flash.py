@@ -29,7 +29,6 @@ from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
 from eyas_host.fleet.deploy.bench import bench, board_name
 from eyas_host.fleet.deploy.flash import Outcome, flash
 from tests.support.brokers import free_port
-from tests.support.device_fixtures import bundle_root, edit_manifest, pristine_bundle, weights  # noqa: F401 - fixtures
 
 _SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 _FAKE_SYSTEMCTL = """#!/bin/sh
