@@ -12,7 +12,7 @@ READERS := tflite tensorflow
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format flash bench broker collect watch test-arm soak system-deps clean \
+.PHONY: help install distill test check format figures docs flash bench broker collect watch test-arm soak system-deps clean \
 	test-readers bench-here bench-main-job bench-training bench-compression bench-warm-start bench-frame-loop bench-telemetry
 
 help: ## show this
@@ -62,6 +62,9 @@ bench-warm-start: install ## what a warm start buys a student: two sets of image
 
 bench-compression: install ## what int8 and pruning cost and save, five folds, beside other tools (hours; resumable)
 	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json
+
+figures: install ## docs/figures.md from benchmarks/results/*.json
+	$(BIN)/python benchmarks/figures.py
 
 flash: install ## bring BUNDLE to a camera: make flash DEVICE=user@host BUNDLE=DIR [CONFIG=FILE]
 	$(BIN)/eyas flash $(DEVICE) --bundle $(BUNDLE) $(if $(CONFIG),--config $(CONFIG)) $(FLASH_FLAGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,19 @@ def mean(values: Sequence[float], **more: Any) -> Figure:
     return Figure(value=float(np.mean(values)), unit="", spread=spread, **more)
 
 
+_EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
+
+
+def isa() -> str:
+    """The architecture and those of its extensions that int8 and float kernels use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+    return ", ".join((platform.machine(), *(name for name in _EXTENSIONS if name in flags)))
+
+
 def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> None:
     """Print the table, write the JSON, and end with how many bounds are met."""
     table = Table(title="figures", title_justify="left")
@@ -77,7 +91,7 @@ def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> Non
     show(table)
     if path is not None:
         tree = {
-            "machine": machine(),
+            "machine": machine() | {"isa": isa()},
             "versions": versions(),
             "pressure": {"before": before, "after": cpu_pressure()},
             "figures": {k: msgspec.to_builtins(f) | {"ok": f.ok} for k, f in figures.items()},

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import msgspec
 
+from common import isa
 from eyas_device.telemetry.messages import Window
 from eyas_host.support.machine import machine, versions
 
@@ -214,7 +215,11 @@ def main() -> None:
             f"{'' if o.finished else '  NOT FINISHED'}"
         )
     if given.json:
-        tree = {"machine": machine(), "versions": versions(), "outcomes": msgspec.to_builtins(outcomes)}
+        tree = {
+            "machine": machine() | {"isa": isa()},
+            "versions": versions(),
+            "outcomes": msgspec.to_builtins(outcomes),
+        }
         given.json.write_text(json.dumps(tree, indent=1) + "\n")
 
 
