@@ -37,7 +37,8 @@ $(STAMP): pyproject.toml constraints/host.txt
 distill: install ## the main job: images -> teacher -> student -> int8 -> verified bundle and report
 	$(BIN)/eyas distill $(RECIPE)
 
-test: install ## all tests, on two cores
+test: install ## all tests, on two cores; first says which system parts are missing, and installs them where it may
+	@$(BIN)/python -m tests.support.system_parts --install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 check: install ## ruff, mypy strict, layering

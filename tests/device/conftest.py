@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +9,9 @@ import cv2
 import pytest
 
 from tests.support import tiny
-from tests.support.brokers import MOSQUITTO, Broker
+from tests.support.brokers import Broker
 from tests.support.device_fixtures import bundle_root, edit_manifest, pristine_bundle, weights  # noqa: F401 - fixtures
+from tests.support.system_parts import require
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +29,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
     """Make brokers that end with the test. Skips without mosquitto, but fails on continuous integration."""
-    if MOSQUITTO is None:
-        why = "mosquitto is not installed (apt-get install mosquitto)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
+    require("mosquitto")
     made: list[Broker] = []
 
     def make(**options: str) -> Broker:

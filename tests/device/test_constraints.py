@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.support.paths import ROOT
+from tests.support.system_parts import unavailable
 
 _BESIDE = Path(sys.executable).with_name("uv")
 UV = str(_BESIDE) if _BESIDE.is_file() else shutil.which("uv")
@@ -32,7 +32,7 @@ PROFILES = [
 def resolve(*words: str, python: str, platform: str) -> dict[str, str]:
     """Package -> version that `eyas` and these requirements need on that machine, wheels only."""
     if UV is None:
-        _missing("uv is not installed (pip install uv)")
+        unavailable("uv is not installed (pip install uv)")
     command = [str(UV), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:"]
     command += ["--python-version", python, "--python-platform", platform, *words, "pyproject.toml"]
     # what uv has seen before is enough, and takes no time; the registry is asked for the rest
@@ -41,7 +41,7 @@ def resolve(*words: str, python: str, platform: str) -> dict[str, str]:
         if done.returncode == 0:
             break
     if done.returncode and any(word in done.stderr.lower() for word in ("error sending request", "failed to fetch")):
-        _missing(f"the package registry cannot be reached: {done.stderr.strip()}")
+        unavailable(f"the package registry cannot be reached: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     found = [Requirement(line) for line in done.stdout.splitlines()]
     return {requirement.name: str(requirement.specifier).removeprefix("==") for requirement in found}
@@ -55,12 +55,6 @@ def pins(profile: str, *, python: str, machine: str) -> dict[str, str]:
     kept = [pin for pin in parsed if pin.marker is None or pin.marker.evaluate(there)]
     assert len({pin.name for pin in kept}) == len(kept) > 10
     return {pin.name: str(pin.specifier).removeprefix("==") for pin in kept}
-
-
-def _missing(why: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 @pytest.mark.parametrize(("profile", "python", "platform", "numpy", "extras"), PROFILES)

@@ -27,6 +27,7 @@ from tests.support.host_fixtures import calibration, shape_frames  # noqa: F401 
 from tests.support.networks import briefly_trained
 from tests.support.proofs import tell, teller, unless_named
 from tests.support.shapes import SHAPES, draw_shape
+from tests.support.system_parts import unavailable
 
 from .answers import Found, Job, find
 
@@ -175,10 +176,7 @@ def reader(request: pytest.FixtureRequest) -> Reader:
     """One after the other. Skips where it is not installed, but fails on continuous integration."""
     wanted: Reader = request.param
     if not (VENVS / wanted.extra / ".installed").exists():
-        why = f"{wanted.library} is not installed in {VENVS / wanted.extra}; `make test-readers` says why"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
+        unavailable(f"{wanted.library} is not installed in {VENVS / wanted.extra}; `make test-readers` says why")
     return wanted
 
 

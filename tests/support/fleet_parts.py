@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,29 +14,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
 from eyas_device.telemetry.messages import Ack, Event, Window, decode, encode, topic
+from tests.support.system_parts import require
 
-MOSQUITTO = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 OPEN = "allow_anonymous true"
 
 
 def needs_mosquitto() -> str:
-    """The broker's path; skips for a user who has none, fails on continuous integration."""
-    if MOSQUITTO is None:
-        why = "mosquitto is not installed (apt-get install mosquitto)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
-    return MOSQUITTO
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """The broker's path; without one the test is skipped, or fails in continuous integration."""
+    return require("mosquitto")[0]
 
 
 def wait_until(true: Callable[[], object], timeout: float = 30, what: str = "it") -> None:

@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from eyas_device.camera import Frame
 from tests.support.brokers import free_port
+from tests.support.system_parts import unavailable
 
 PLENTY_S = 20.0
 """Far beyond what anything takes on a busy machine, and far below the waits that would be wrong."""
@@ -55,7 +54,7 @@ class RtspServer:
         """Skips the test where the server cannot be had, but fails it on continuous integration."""
         why = "GStreamer's RTSP server is not installed (make system-deps)"
         if not Path(_SYSTEM_PYTHON).exists():
-            _without(why)
+            unavailable(why)
         self.process = subprocess.Popen(
             [_SYSTEM_PYTHON, str(Path(__file__).with_name("rtsp_server.py")), str(self.port)],
             stdout=subprocess.PIPE,
@@ -66,7 +65,7 @@ class RtspServer:
         assert self.process.stdout is not None
         if not self.process.stdout.readline():
             assert self.process.wait(PLENTY_S) == 77, "the RTSP server did not start"
-            _without(why)
+            unavailable(why)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -76,12 +75,6 @@ class RtspServer:
     @property
     def url(self) -> str:
         return f"rtsp://127.0.0.1:{self.port}/ball"
-
-
-def _without(why: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 def taken(camera: Any) -> Frame:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +46,7 @@ from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool
 from eyas_device.telemetry.tls import Security
 from tests.device.telemetry.test_messages import FUZZED, hostile
 from tests.support.brokers import Broker, free_port
+from tests.support.system_parts import require
 
 
 class Inbox:
@@ -489,11 +488,7 @@ def test_tls_with_certificates(make_broker: Callable[..., Broker], tmp_path: Pat
 
 def certificates(folder: Path) -> dict[str, str]:
     """Name -> PEM file: an authority, a server of 127.0.0.1, two clients (one expired), another authority."""
-    tool = shutil.which("openssl")
-    if tool is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("openssl is not installed")
-        pytest.skip("openssl is not installed")
+    (tool,) = require("openssl")
 
     def run(*words: str) -> None:
         subprocess.run([tool, *words], check=True, capture_output=True, cwd=folder, timeout=60)

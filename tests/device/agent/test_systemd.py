@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -26,6 +25,7 @@ from eyas_device.camera.reconnecting import CameraState
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
 from tests.support.paths import ROOT
+from tests.support.system_parts import require
 
 UNIT = ROOT / "device" / "eyas-device.service"
 MOST_EXPOSURE = 2.0
@@ -362,12 +362,7 @@ def test_the_real_service_is_ready_beats_reloads_and_stops(manager: Manager, pri
 @pytest.fixture(scope="session")
 def systemd_analyze() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs systemd's tool, which needs no running systemd. Skips without it, but fails on continuous integration."""
-    tool = shutil.which("systemd-analyze")
-    if tool is None:
-        why = "systemd-analyze is not installed (apt-get install systemd)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(why)
-        pytest.skip(why)
+    (tool,) = require("systemd-analyze")
 
     def analyze(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [tool, *map(str, arguments)]

@@ -29,7 +29,7 @@ from eyas_device.board import NOT_MEASURED, Throttle
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.commands import bench as command
 from eyas_device.errors import BundleError, CheckFailed, EyasError, RuntimeUnavailable
-from eyas_device.runtimes import SavedSelection as Pair
+from eyas_device.runtimes import Selection as Pair
 from eyas_device.runtimes import choose, load
 from eyas_device.runtimes.selection import (
     SELECTION_FILE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -25,6 +24,7 @@ from eyas_device.preprocess import image_size
 from eyas_device.support.clock import FakeClock
 from tests.support.servers import PLENTY_S, StreamServer
 from tests.support.streams import jpeg_image, part
+from tests.support.system_parts import require
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +201,7 @@ def test_nothing_is_left_after_many_reopenings(streams: StreamServer) -> None:
 def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if shutil.which("openssl") is None and os.environ.get("CI") != "true":
-        pytest.skip("openssl is not installed")
+    require("openssl")
     key, certificate, both = (tmp_path / name for name in ("key.pem", "certificate.pem", "both.pem"))
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=camera -addext subjectAltName=IP:127.0.0.1"
     subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)

@@ -33,6 +33,7 @@ from eyas_device.telemetry.messages import (
 )
 from eyas_device.telemetry.spool.rows import Rows
 from eyas_device.telemetry.spool.spool import FILE, IN_FLIGHT, Held, Spool, SpoolError
+from tests.support.system_parts import require
 
 
 class Clock:
@@ -443,14 +444,14 @@ print("end", flush=True)
 """
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_ten_minutes_of_windows_take_sixty_syncs_at_most(tmp_path: Path) -> None:
+    require("strace")
     log = tmp_path / "strace"
     trace = ["strace", "-f", "-o", str(log), "-e", "trace=fsync,fdatasync,sync_file_range,write"]
     command = [*trace, sys.executable, "-c", _SYNCS, str(tmp_path / "spool")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     if "ptrace" in done.stderr.lower() or not log.exists():
-        pytest.skip("strace may not trace here")
+        pytest.skip("strace may not trace in this container")
     assert done.returncode == 0, done.stderr
     between = log.read_text().partition('"begin')[2].partition('"end')[0]
     syncs = len(re.findall(r"\b(?:fsync|fdatasync|sync_file_range)\(", between))

@@ -155,7 +155,6 @@ def test_exif_rotation_is_applied(folder: Path) -> None:
 
 
 def test_elpv_has_its_published_counts() -> None:
-    pytest.importorskip("elpv_dataset", reason="the extra `demo` is not installed")
     found = build_index(DataSection(source="elpv"))
     severities = [p.severity for p in found.images]
     assert len(found.images) == len({p.sha256 for p in found.images}) == 2624

@@ -28,7 +28,8 @@ from eyas_host.fleet.broker.pki import Authority, CredentialError, Credentials, 
 from eyas_host.fleet.collect.collector import Collector
 from eyas_host.fleet.store.store import Store
 from eyas_host.fleet.watch.view import Tap
-from tests.support.fleet_parts import Processes, free_port, listens, needs_mosquitto, wait_until, window
+from tests.support.brokers import free_port
+from tests.support.fleet_parts import Processes, listens, needs_mosquitto, wait_until, window
 
 
 @pytest.fixture(scope="module")

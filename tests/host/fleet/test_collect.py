@@ -26,7 +26,8 @@ from eyas_host.fleet.collect.checked import Checked, Poison, check
 from eyas_host.fleet.collect.collector import Collector
 from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
 from eyas_host.fleet.store.store import Batch, Store
-from tests.support.fleet_parts import Processes, Sender, event, free_port, wait_until, window
+from tests.support.brokers import free_port
+from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
 SPOOL = str(uuid.UUID(int=7))
 HOSTILE_CASES = int(os.environ.get("EYAS_HOSTILE_CASES", "4000"))

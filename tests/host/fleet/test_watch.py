@@ -19,7 +19,8 @@ from eyas_host.fleet.broker.client import Access
 from eyas_host.fleet.collect.checked import Checked, check
 from eyas_host.fleet.watch.seen import MOST_DEVICES, Seen, plain
 from eyas_host.fleet.watch.view import Tap, stream, view, watch
-from tests.support.fleet_parts import Processes, Sender, event, free_port, wait_until, window
+from tests.support.brokers import free_port
+from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
 SPOOL = str(uuid.UUID(int=7))
 

