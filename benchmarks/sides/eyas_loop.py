@@ -1,4 +1,4 @@
-"""The device's own loop, with everything it does for a frame (status line, familiarity, telemetry window)."""
+"""The device's own loop, with everything it does for a frame (status line, OOD detector, telemetry window)."""
 
 import io
 import json

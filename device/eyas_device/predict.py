@@ -2,7 +2,7 @@
 
 >>> with Classifier.open("runs/solar-cells/bundle") as classifier:
 ...     prediction = classifier.predict(read_image(Path("cell.png")))
->>> prediction.label, round(prediction.confidence, 2), prediction.unsure
+>>> prediction.label, round(prediction.confidence, 2), prediction.uncertain
 ('defective', 0.93, False)
 """
 
@@ -33,7 +33,7 @@ class Prediction(msgspec.Struct, frozen=True):
     """Of the label in the manifest's labels."""
     confidence: float
     """Calibrated probability of the label, 0..1; where the bundle weighs costs, not always the largest one."""
-    unsure: bool
+    uncertain: bool
     """Whether the confidence is below the bundle's threshold."""
     probabilities: Probabilities
     latency_ms: float
@@ -56,7 +56,7 @@ class Classifier(Closing):
         self._temperature = manifest.confidence.temperature
         self._decision = manifest.decision
         self.threshold = manifest.confidence.threshold
-        """Below this confidence an answer is unsure; the bundle's, unless somebody sets another."""
+        """Below this confidence an answer is uncertain; the bundle's, unless somebody sets another."""
 
     @classmethod
     def open(
@@ -102,7 +102,7 @@ class Classifier(Closing):
             label=self._labels[index],
             index=index,
             confidence=confidence,
-            unsure=confidence < self.threshold,
+            uncertain=confidence < self.threshold,
             probabilities=probabilities,
             latency_ms=1000 * (perf_counter() - started),
             prepare_ms=1000 * (prepared - started),

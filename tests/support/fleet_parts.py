@@ -48,7 +48,12 @@ def window(device: str, spool: str, sequence: int, **more: Any) -> Window:
 
 
 def event(device: str, spool: str, sequence: int, **more: Any) -> Event:
-    facts: dict[str, Any] = {"time": 1_700_000_000.0 + sequence, "label": "crack", "confidence": 0.5, "why": "unsure"}
+    facts: dict[str, Any] = {
+        "time": 1_700_000_000.0 + sequence,
+        "label": "crack",
+        "confidence": 0.5,
+        "why": "uncertain",
+    }
     return Event(device=device, spool=spool, sequence=sequence, **{**facts, **more})
 
 

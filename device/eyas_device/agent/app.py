@@ -129,15 +129,15 @@ class Agent(Closing):
             classifier = open_model(config)
             self.loop = Loop(classifier, self._camera, pace=_pace(config.loop, config.camera))
             stack.callback(self._free_model)
-            self._familiarity = OodDetector(classifier.bundle)
+            self._ood = OodDetector(classifier.bundle)
             self.link = self._open_link(classifier)
             if self.link is not None:
                 stack.enter_context(self.link)
-                self._familiarity.told.append(self.link.look)
+                self._ood.on_descriptor.append(self.link.look)
             self.status = StatusLine(people, LoopStats(), self.link)
             if self.link is not None and self._spool_folder() is None:
                 self.status.say(f"{config.device.state} is not there: messages wait in memory only (see device.state)")
-            self.loop.listeners += [*listeners(classifier), self.status, self._familiarity]
+            self.loop.listeners += [*listeners(classifier), self.status, self._ood]
             self.loop.listeners += [self.link] if self.link is not None else []
             self._notifier = stack.enter_context(Notifier())
             self.loop.listeners.append(self._notifier)
@@ -155,7 +155,7 @@ class Agent(Closing):
     def vitals(self) -> Health:
         """How camera, loop and board feel now."""
         state: CameraState | None = getattr(self._camera, "state", None)
-        judged = self._familiarity.judgement()
+        judged = self._ood.judgement()
         board = read_vitals()
         return Health(
             camera=state.condition if state else "",
@@ -163,8 +163,8 @@ class Agent(Closing):
             losses=state.losses if state else 0,
             paused=self.loop.paused,
             dropped=self.loop.dropped,
-            beyond=round(judged.beyond, 3) if judged and judged.images else None,
-            unfamiliar=judged.unfamiliar if judged and judged.enough else None,
+            ood_quantile=round(judged.ood_quantile, 3) if judged and judged.images else None,
+            ood=judged.ood if judged and judged.enough else None,
             temperature_c=board.temperature_c,
             throttled=board.throttled,
         )

@@ -46,7 +46,7 @@ def _told(change: Callable[[], None], link: Callable[[], Reporter]) -> dict[str,
 
 
 def _set_thresholds(loop: Loop, arguments: Arguments) -> dict[str, Any]:
-    """`threshold`, 0..1: below it an answer is unsure, until the model is exchanged or the agent starts again."""
+    """`threshold`, 0..1: below it an answer is uncertain, until the model is exchanged or the agent starts again."""
     wanted = arguments.get("threshold")
     if set(arguments) != {"threshold"} or isinstance(wanted, bool | str) or wanted is None:
         raise Refused("set-thresholds takes one argument: threshold, a number from 0 to 1")

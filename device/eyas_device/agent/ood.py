@@ -1,8 +1,8 @@
-"""Does the camera see what the model was trained on? A distance from the training images, calibrated on validation.
+"""Out-of-distribution (OOD) detection: distance from the training images, calibrated on the validation images.
 
-A classifier answers any image, also one of a wall. Each bundle carries a reference: the mean and the principal
-directions of a descriptor of the prepared training images, and how far the validation images lie from it. The
-descriptor is made of the pixels alone (layout, edges, sharpness), so it is the same for every runtime and precision and
+A classifier labels any image, also one of a wall. Each bundle therefore carries a reference: the mean and the principal
+directions of a descriptor of the prepared training images, and the distances of the validation images from it. The
+descriptor depends on the pixels alone (layout, edges, sharpness), so it is the same for every runtime and precision. It
 costs well under a millisecond, once a second.
 
 Source: the distance is Mahalanobis' within the principal subspace plus the residual outside of it, as in Moghaddam &
@@ -26,18 +26,18 @@ from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 
-_EVERY_S = 1.0
-_REMEMBERED = 30
-_ENOUGH = 5
-BEYOND = 0.95
-"""A camera is unfamiliar if the median of its last images lies farther away than this part of validation: hardly ever
-by chance where the scene changes, once in twenty where it never does."""
+_INTERVAL_S = 1.0
+_HISTORY = 30
+_MIN_IMAGES = 5
+OOD_THRESHOLD = 0.95
+"""A camera is out of distribution if the median of its last images is farther away than this fraction of the validation
+images. False alarms: hardly ever where the scene changes, one camera in twenty where it never does."""
 
 
 def describe(image: Pixels) -> Floats:
     """The descriptor of a prepared image, uint8 [size, size, 3]: float32 [324].
 
-    A thumbnail of 8 x 8 colours, edge directions (8) in 4 x 4 fields, and brightness, contrast and sharpness.
+    A thumbnail of 8 x 8 colours, 8 edge directions in 4 x 4 cells, and brightness, contrast and sharpness.
     """
     thumbnail = cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32).ravel() / 255.0
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
@@ -45,16 +45,16 @@ def describe(image: Pixels) -> Floats:
     across, down = cv2.Sobel(light, cv2.CV_32F, 1, 0), cv2.Sobel(light, cv2.CV_32F, 0, 1)
     strength = np.hypot(across, down)
     direction = np.minimum((np.arctan2(down, across) % math.pi) * (8 / math.pi), 7.999).astype(np.int64)
-    field = np.arange(64) // 16
-    place = (field[:, None] * 4 + field[None, :]) * 8 + direction
-    edges = np.bincount(place.ravel(), weights=strength.ravel(), minlength=128) / 256.0
+    cell = np.arange(64) // 16
+    bins = (cell[:, None] * 4 + cell[None, :]) * 8 + direction
+    edges = np.bincount(bins.ravel(), weights=strength.ravel(), minlength=128) / 256.0
     fine = cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.CV_32F)
-    whole = [light.mean(), light.std(), math.log(1e-3 + strength.mean()), math.log(1.0 + np.abs(fine).mean())]
-    return np.concatenate([thumbnail, np.sqrt(edges), whole]).astype(np.float32)
+    overall = [light.mean(), light.std(), math.log(1e-3 + strength.mean()), math.log(1.0 + np.abs(fine).mean())]
+    return np.concatenate([thumbnail, np.sqrt(edges), overall]).astype(np.float32)
 
 
 def distance(descriptor: Floats, reference: Reference) -> float:
-    """How far an image lies from the training images, in units of their own spread; 0 is the middle."""
+    """Distance of an image from the mean of the training images, in units of their own spread."""
     centred = (descriptor - reference.mean) / reference.scale
     along = reference.components @ centred
     outside = centred - reference.components.T @ along
@@ -62,77 +62,79 @@ def distance(descriptor: Floats, reference: Reference) -> float:
     return math.sqrt((inside + float(np.square(outside).sum()) / reference.residual) / (len(reference.spread) + 1))
 
 
-def beyond(value: float, reference: Reference) -> float:
-    """Part of the validation images that lie nearer than `value`, 0..1."""
+def ood_quantile(value: float, reference: Reference) -> float:
+    """Fraction of the validation images that are nearer to the training images than `value`, 0..1."""
     return float(np.searchsorted(reference.distances, value, side="left") / len(reference.distances))
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What the last images of a camera said."""
+    """Verdict on the last images of a camera."""
 
     images: int
-    beyond: float
-    """Part of the validation images that lie nearer to the training images than this camera's median, 0..1."""
+    ood_quantile: float
+    """Fraction of the validation images that are nearer to the training images than this camera's median, 0..1."""
 
     @property
     def enough(self) -> bool:
-        """Whether there were enough images to judge."""
-        return self.images >= _ENOUGH
+        """Whether there were enough images for a verdict."""
+        return self.images >= _MIN_IMAGES
 
     @property
-    def unfamiliar(self) -> bool:
-        """Whether this camera does not see what the model was trained on."""
-        return self.enough and self.beyond > BEYOND
+    def ood(self) -> bool:
+        """Whether the camera is out of distribution: it does not see what the model was trained on."""
+        return self.enough and self.ood_quantile > OOD_THRESHOLD
 
     def __str__(self) -> str:
         if not self.enough:
-            return f"not judged yet: {self.images} of {_ENOUGH} images"
-        if not self.unfamiliar:
-            return f"familiar: farther away than {self.beyond:.0%} of the validation images"
-        return "unfamiliar: this camera does not see what the model was trained on (check view, light and focus)"
+            return f"not judged yet: {self.images} of {_MIN_IMAGES} images"
+        if not self.ood:
+            return f"in distribution: farther away than {self.ood_quantile:.0%} of the validation images"
+        return (
+            "out of distribution: this camera does not see what the model was trained on (check view, light and focus)"
+        )
 
 
 class OodDetector(Listener):
-    """Looks at one answered frame a second and judges the last thirty."""
+    """Loop listener that measures one frame a second and judges the last thirty."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.told: list[Callable[[Floats], None]] = []
-        """Each is called with the descriptor of a frame that was measured."""
-        self._settle(bundle)
+        self.on_descriptor: list[Callable[[Floats], None]] = []
+        """Called with the descriptor of each frame that was measured."""
+        self._use_reference(bundle)
         self._due = 0.0
 
     def swapped(self, classifier: Classifier) -> None:
-        """Judge by the new model's reference."""
-        self._settle(classifier.bundle)
+        """Compare with the new model's reference."""
+        self._use_reference(classifier.bundle)
 
     def answered(self, answer: FramePrediction) -> None:
         """Measure the frame if a second has passed."""
         if self._reference is None or (now := monotonic()) < self._due:
             return
-        self._due = now + _EVERY_S
+        self._due = now + _INTERVAL_S
         try:
-            self.look(answer.frame.pixels(self._spec))
+            self.measure(answer.frame.pixels(self._spec))
         except ImageError:
-            return  # it was answered, so this cannot be; and it is no reason to stop
+            return  # the loop decoded it, so this cannot happen; and it is no reason to stop
 
-    def look(self, frame: Pixels) -> None:
+    def measure(self, frame: Pixels) -> None:
         """Measure one frame, uint8 [h, w, 3] BGR."""
         if self._reference is None:
             return
         described = describe(prepare(frame, self._spec))
         self._distances.append(distance(described, self._reference))
-        for tell in self.told:
-            tell(described)
+        for callback in self.on_descriptor:
+            callback(described)
 
     def judgement(self) -> Judgement | None:
-        """What the last images say; None if the bundle has no reference."""
+        """Verdict on the last images; None if the bundle has no reference."""
         if self._reference is None:
             return None
         measured = list(self._distances)
-        middle = beyond(float(np.median(measured)), self._reference) if measured else 0.0
-        return Judgement(images=len(measured), beyond=middle)
+        quantile = ood_quantile(float(np.median(measured)), self._reference) if measured else 0.0
+        return Judgement(images=len(measured), ood_quantile=quantile)
 
-    def _settle(self, bundle: Bundle) -> None:
+    def _use_reference(self, bundle: Bundle) -> None:
         self._reference = bundle.reference()
         self._spec = bundle.manifest.preprocessing
-        self._distances: deque[float] = deque(maxlen=_REMEMBERED)
+        self._distances: deque[float] = deque(maxlen=_HISTORY)

@@ -42,8 +42,8 @@ class StatusLine(Listener):
             f"frames {self._tally.frames}",
             f"{fps:.1f} fps",
             f"latency p50 {self._tally.latencies.quantile(0.5):.1f} ms",
-            f"{answer.prediction.label} {answer.prediction.confidence:.2f}{'?' * answer.prediction.unsure}",
-            f"unsure {self._tally.unsure}",
+            f"{answer.prediction.label} {answer.prediction.confidence:.2f}{'?' * answer.prediction.uncertain}",
+            f"uncertain {self._tally.uncertain}",
         ]
         if self._tally.unreadable:
             parts.append(f"unreadable {self._tally.unreadable}")
@@ -80,7 +80,7 @@ class StatusLine(Listener):
                 f"; latency p50 {latency['p50']:.2f} ms, p90 {latency['p90']:.2f} ms, max {latency['max']:.2f} ms"
             )
             lines.append(", ".join(f"{label} {count}" for label, count in tally.counts.most_common()))
-            lines[-1] += f"; unsure {tally.unsure}"
+            lines[-1] += f"; uncertain {tally.uncertain}"
         if tally.unreadable:
             lines.append(f"{tally.unreadable} could not be decoded and were skipped")
         if accuracy is not None:
@@ -111,7 +111,7 @@ class JsonLines(Listener):
             "time": answer.time,
             "label": prediction.label,
             "confidence": round(prediction.confidence, 4),
-            "unsure": prediction.unsure,
+            "uncertain": prediction.uncertain,
             "probabilities": [round(float(p), 4) for p in prediction.probabilities],
             "latency_ms": round(answer.latency_ms, 3),
         }

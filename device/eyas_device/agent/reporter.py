@@ -197,7 +197,7 @@ class Reporter(Closing, Listener):
             camera=vitals.camera,
             reason=vitals.reason,
             paused=vitals.paused,
-            unfamiliar=vitals.unfamiliar,
+            ood=vitals.ood,
         )
 
     def _tell_all(self) -> None:
@@ -216,7 +216,7 @@ class Reporter(Closing, Listener):
 
     def _tell_window(self) -> None:
         vitals = self._vitals()
-        self._policy.unfamiliar = bool(vitals.unfamiliar)
+        self._policy.ood = bool(vitals.ood)
         with self._lock:
             told = [*self._finished, (self._counting, self._model, self._artefact)]
             self._finished.clear()

@@ -16,7 +16,7 @@ import cv2
 import msgspec
 import numpy as np
 
-from eyas_device.agent.ood import beyond, describe, distance
+from eyas_device.agent.ood import describe, distance, ood_quantile
 from eyas_device.camera import Frame
 from eyas_device.errors import EyasError
 from eyas_device.predict import Classifier
@@ -45,9 +45,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     """Name, version, artefact and runtime."""
     label: str
     confidence: float
-    unsure: bool
+    uncertain: bool
     probabilities: dict[str, float]
-    beyond: float | None
+    ood_quantile: float | None
     """Part of the validation images that are nearer to the training images than this one, 0..1."""
 
 
@@ -72,11 +72,13 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
         model=str(classifier),
         label=prediction.label,
         confidence=round(prediction.confidence, 4),
-        unsure=prediction.unsure,
+        uncertain=prediction.uncertain,
         probabilities={
             label: round(float(p), 4) for label, p in zip(manifest.labels, prediction.probabilities, strict=True)
         },
-        beyond=None if reference is None else round(beyond(distance(describe(model_input), reference), reference), 3),
+        ood_quantile=None
+        if reference is None
+        else round(ood_quantile(distance(describe(model_input), reference), reference), 3),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ class LoopStats:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.frames = 0
-        self.unsure = 0
+        self.uncertain = 0
         self.unreadable = 0
         """Images that could not be decoded."""
         self.counts: Counter[str] = Counter()
@@ -33,7 +33,7 @@ class LoopStats:
     def add(self, prediction: Prediction, latency_ms: float, age_ms: float = 0.0) -> None:
         """Count one answer, what it took, decoding included, and how old its frame then was."""
         self.frames += 1
-        self.unsure += prediction.unsure
+        self.uncertain += prediction.uncertain
         self.counts[prediction.label] += 1
         tenths = self.confidence.setdefault(prediction.label, [0] * 10)
         tenths[min(int(prediction.confidence * 10), 9)] += 1

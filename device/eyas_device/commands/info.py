@@ -21,7 +21,7 @@ def main(given: argparse.Namespace) -> int:
     size = manifest.preprocessing.size
     print(f"{manifest.name} {manifest.version}: {', '.join(manifest.labels)}; {size} x {size} px")
     confidence = manifest.confidence
-    print(f"  confidence: temperature {confidence.temperature:.3f}, unsure below {confidence.threshold}")
+    print(f"  confidence: temperature {confidence.temperature:.3f}, uncertain below {confidence.threshold}")
     if manifest.decision is not None:
         print(f"  answer: {manifest.decision}")
     for artefact in manifest.artefacts:

@@ -40,7 +40,7 @@ def main(given: argparse.Namespace) -> int:
         open_model(config) as classifier,
         open_camera(config.camera.source, timeout_s=config.camera.timeout_s) as camera,
     ):
-        familiarity = OodDetector(classifier.bundle)
+        detector = OodDetector(classifier.bundle)
         due = time.monotonic()
         while written < given.frames:
             frame = camera.capture()
@@ -54,13 +54,13 @@ def main(given: argparse.Namespace) -> int:
             except ImageError as error:
                 print(f"skipped: {error}")
                 continue
-            familiarity.look(frame.pixels(classifier.spec))
+            detector.measure(frame.pixels(classifier.spec))
             written += 1
-            mark = "?" * snapshot.unsure
+            mark = "?" * snapshot.uncertain
             print(f"{given.out / snapshot.frame}  {snapshot.label} {snapshot.confidence:.2f}{mark}", flush=True)
         if written == 0:
             raise CameraError(f"camera {config.camera.source}: it delivered nothing that could be written")
-        judged = familiarity.judgement()
+        judged = detector.judgement()
         if judged is not None:
             print(judged)
     return 0

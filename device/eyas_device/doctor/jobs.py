@@ -112,7 +112,7 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
 def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float) -> dict[str, Any]:
     """Whether the camera sees what the model was trained on.
 
-    Returns `judged` (in words; "" if the bundle or the camera cannot say) and `unfamiliar`.
+    Returns `judged` (in words; "" if the bundle or the camera cannot say) and `ood`.
     """
     from eyas_device.agent.ood import OodDetector
     from eyas_device.camera import open_camera
@@ -120,8 +120,8 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
 
     opened = _bundle(bundle, state)
     if opened is None or opened.manifest.reference is None:
-        return {"judged": "", "unfamiliar": False}
-    familiarity = OodDetector(opened)
+        return {"judged": "", "ood": False}
+    detector = OodDetector(opened)
     with open_camera(spec, timeout_s=timeout_s) as source:
         pause = seconds / _VIEWS if source.live else 0.0
         deadline = due = time.monotonic()
@@ -133,15 +133,15 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
                     break
                 if time.monotonic() < due:
                     continue  # a live camera is emptied, so that the next look is at another moment
-                familiarity.look(frame.pixels(opened.manifest.preprocessing))
+                detector.measure(frame.pixels(opened.manifest.preprocessing))
             except ImageError:
                 continue
             looked += 1
             due = time.monotonic() + pause
-    judged = familiarity.judgement()
+    judged = detector.judgement()
     if judged is None or not judged.enough:
-        return {"judged": "", "unfamiliar": False}
-    return {"judged": str(judged), "unfamiliar": judged.unfamiliar}
+        return {"judged": "", "ood": False}
+    return {"judged": str(judged), "ood": judged.ood}
 
 
 def _bundle(bundle: str, state: str) -> Bundle | None:

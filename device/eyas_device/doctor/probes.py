@@ -120,7 +120,7 @@ def view(context: Context) -> Finding:
         return grey(f"not judged: {error}", "see the checks `camera` and `golden`")
     if not seen["judged"]:
         return grey("not judged: no bundle with a reference, or too few images")
-    if seen["unfamiliar"]:
+    if seen["ood"]:
         return yellow(seen["judged"], "eyas-device snapshot shows what the camera and the model see")
     return green(seen["judged"])
 

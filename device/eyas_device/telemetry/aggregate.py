@@ -24,7 +24,7 @@ class WindowAggregator:
     def __init__(self) -> None:
         self.unreadable = 0
         self._started = time.monotonic()
-        self.frames = self._unsure = 0
+        self.frames = self._uncertain = 0
         self._counts: Counter[str] = Counter()
         self._confidence: dict[str, list[int]] = {}
         self._margin, self._entropy = [0] * TENTHS, [0] * TENTHS
@@ -38,7 +38,7 @@ class WindowAggregator:
     def add(self, prediction: Prediction, latency_ms: float, age_ms: float) -> None:
         """Count one answer."""
         self.frames += 1
-        self._unsure += prediction.unsure
+        self._uncertain += prediction.uncertain
         self._counts[prediction.label] += 1
         margin, entropy = uncertainty(prediction.probabilities)
         tenths = self._confidence.get(prediction.label)
@@ -70,7 +70,7 @@ class WindowAggregator:
             frames=self.frames,
             dropped=dropped,
             unreadable=self.unreadable,
-            unsure=self._unsure,
+            uncertain=self._uncertain,
             counts=dict(self._counts),
             confidence={label: tuple(tenths) for label, tenths in self._confidence.items()},
             margin=tuple(self._margin),
@@ -82,7 +82,7 @@ class WindowAggregator:
             age_bins=fold(self._age),
             camera=vitals.camera,
             losses=vitals.losses,
-            beyond=vitals.beyond,
+            ood_quantile=vitals.ood_quantile,
             temperature_c=vitals.temperature_c,
             throttled=vitals.throttled,
         )

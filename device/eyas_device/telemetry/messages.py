@@ -51,7 +51,7 @@ class Status(Header, frozen=True, kw_only=True):
     reason: str = ""
     """Of the camera's state, in words."""
     paused: bool = False
-    unfamiliar: bool | None = None
+    ood: bool | None = None
     """Whether the camera does not see what the model was trained on; None if that cannot be told (yet)."""
 
 
@@ -84,7 +84,7 @@ class Window(Header, frozen=True, kw_only=True):
     """Frames replaced by a newer one, or too old, before they were looked at."""
     unreadable: int = 0
     """Frames that could not be decoded, or showed nothing."""
-    unsure: int = 0
+    uncertain: int = 0
     """Answers below the bundle's confidence threshold."""
     counts: dict[str, int] = {}
     """Label -> answers."""
@@ -106,7 +106,7 @@ class Window(Header, frozen=True, kw_only=True):
     """As in the status."""
     losses: int = 0
     """How often the camera was lost since the start."""
-    beyond: float | None = None
+    ood_quantile: float | None = None
     """Part of the validation images that are nearer to the training images than what this camera sees, 0..1."""
     temperature_c: float | None = None
     """Of the processor; None where there is no sensor."""
@@ -131,7 +131,7 @@ class Event(Header, frozen=True, kw_only=True):
     """Of the probabilities, divided by log(classes), 0..1."""
     top: dict[str, float] = {}
     """The best labels, at most five -> probability."""
-    why: Literal["unsure", "sampled", "unfamiliar", "command"] = "sampled"
+    why: Literal["uncertain", "sampled", "ood", "command"] = "sampled"
     source: str = ""
     """Where the frame is from, without passwords."""
     image: str = ""
@@ -200,8 +200,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool = False
     dropped: int = 0
     """Since the start."""
-    beyond: float | None = None
-    unfamiliar: bool | None = None
+    ood_quantile: float | None = None
+    ood: bool | None = None
     temperature_c: float | None = None
     throttled: tuple[str, ...] = ()
 
@@ -274,11 +274,11 @@ def durations(bins: Mapping[int, int], longest: float) -> dict[str, float]:
 
 
 def merge(a: Window, b: Window) -> Window:
-    """One window that stands for both: what was counted is added up, so merging in any order gives the same.
+    """Merge two windows into one: counts are added, so the order of merging does not matter.
 
-    It has the identity, the time and the momentary state (camera, losses, beyond) of the one with the higher sequence;
-    temperature is the higher one, and throttled everything that was. Raises `ValueError` for windows of different
-    devices, models, artefacts or arms.
+    Identity, time and momentary state (camera, losses, OOD quantile) come from the window with the higher sequence;
+    the temperature is the maximum, `throttled` the union. Raises `ValueError` for windows of different devices,
+    models, artefacts or arms.
     """
     for name in ("device", "model", "artefact", "arm"):
         if getattr(a, name) != getattr(b, name):
@@ -293,7 +293,7 @@ def merge(a: Window, b: Window) -> Window:
         frames=a.frames + b.frames,
         dropped=a.dropped + b.dropped,
         unreadable=a.unreadable + b.unreadable,
-        unsure=a.unsure + b.unsure,
+        uncertain=a.uncertain + b.uncertain,
         counts=_sum(a.counts, b.counts),
         confidence={
             label: _add(a.confidence.get(label, ()), b.confidence.get(label, ()))

@@ -22,7 +22,7 @@ from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
 from eyas_device.telemetry.spool.spool import Spool
 
-Why = Literal["unsure", "sampled", "unfamiliar", "command"]
+Why = Literal["uncertain", "sampled", "ood", "command"]
 MOST_JPEG = 150_000
 """Bytes: an image is encoded more coarsely until it takes no more."""
 _BLOCKS = 16
@@ -47,7 +47,7 @@ class Policy:
         self._next = 0.0
         self._forbidden = False
         self._asked = False
-        self.unfamiliar = False
+        self.ood = False
         """Whether the camera sees what the model was not trained on: a reason for an image."""
 
     def swapped(self, manifest: Manifest) -> None:
@@ -69,9 +69,9 @@ class Policy:
         low, high = rules.band
         why: Why | None = None
         if low <= prediction.confidence < high:
-            why = "unsure"
-        elif rules.unfamiliar and self.unfamiliar:
-            why = "unfamiliar"
+            why = "uncertain"
+        elif rules.unfamiliar and self.ood:
+            why = "ood"
         elif rules.sample_rate > 0 and self._chance() < rules.sample_rate:
             why = "sampled"
         if why is not None:

@@ -52,7 +52,7 @@ answer, with a confidence. It is meant for images like those it was trained on, 
   pixels, uint8, blue-green-red; normalisation is inside the model.
 - Logits are divided by a temperature of {confidence.temperature:.3g}, fitted on validation.
 - {_plain(_answer(manifest.decision))}
-- Answers below a confidence of {confidence.threshold:.2f} are reported as unsure.
+- Answers below a confidence of {confidence.threshold:.2f} are reported as uncertain.
 
 ## Evidence
 

@@ -78,7 +78,7 @@ class CalibratedConfidence(msgspec.Struct, frozen=True, kw_only=True):
     """Expected calibration error, 15 bins, at temperature 1."""
     ece_after: float
     threshold: float
-    """Below this confidence an answer is unsure (`[pack] threshold`)."""
+    """Below this confidence an answer is uncertain (`[pack] threshold`)."""
     decision: Decision | None
 
 

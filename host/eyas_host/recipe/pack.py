@@ -21,6 +21,6 @@ class PackSection(Section, frozen=True):
     golden: Annotated[int, Meta(ge=1, le=64)] = 12
     """Validation images that every device must answer as the workstation did."""
     threshold: Fraction = 0.6
-    """Answers below this calibrated confidence are reported as unsure."""
+    """Answers below this calibrated confidence are reported as uncertain."""
     images: Literal["allowed", "never"] = "allowed"
     """`never`: no device sends an image, whatever its configuration says; part of the bundle."""

@@ -68,9 +68,9 @@ def test_pause_and_resume_are_told_at_once(do: Callable[..., Mapping[str, Any]],
 
 def test_a_threshold_counts_from_the_next_answer(do: Callable[..., Mapping[str, Any]], loop: Loop) -> None:
     image = tiny.draw_shape("disc", 1)
-    assert not loop.classifier.predict(image).unsure
+    assert not loop.classifier.predict(image).uncertain
     assert do("set-thresholds", threshold=1.0) == {"before": 0.9, "threshold": 1.0}
-    assert loop.classifier.predict(image).unsure
+    assert loop.classifier.predict(image).uncertain
 
 
 @pytest.mark.parametrize(

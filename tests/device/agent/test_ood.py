@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eyas_device.agent.loop import FramePrediction
-from eyas_device.agent.ood import OodDetector, beyond, describe, distance
+from eyas_device.agent.ood import OodDetector, describe, distance, ood_quantile
 from eyas_device.agent.snapshot import Snapshot, SnapshotError, take
 from eyas_device.bundle import REFERENCE, Bundle, Reference
 from eyas_device.camera import Frame
@@ -35,10 +35,10 @@ def reference() -> Reference:
 
 
 def middle(images: list[Pixels], reference: Reference) -> float:
-    return beyond(float(np.median([distance(describe(p), reference) for p in images])), reference)
+    return ood_quantile(float(np.median([distance(describe(p), reference) for p in images])), reference)
 
 
-def test_images_like_the_training_images_are_familiar(reference: Reference) -> None:
+def test_images_like_the_training_images_are_in_distribution(reference: Reference) -> None:
     assert 0.1 < middle(shapes(30, 9000), reference) < 0.9
 
 
@@ -54,7 +54,7 @@ def test_images_like_the_training_images_are_familiar(reference: Reference) -> N
     ],
     ids=["wall", "turned", "dark", "unsharp", "noise", "shifted"],
 )
-def test_a_camera_that_sees_something_else_is_unfamiliar(
+def test_a_camera_that_sees_something_else_is_out_of_distribution(
     change: Callable[[Pixels], Pixels], reference: Reference
 ) -> None:
     assert middle([change(image) for image in shapes(30, 9000)], reference) > 0.95
@@ -99,27 +99,27 @@ def test_the_loop_judges_a_frame_a_second(
     bundle = Bundle.open(with_reference(bundle_root, edit_manifest))
     now = [100.0]
     monkeypatch.setattr("eyas_device.agent.ood.monotonic", lambda: now[0])
-    familiarity = OodDetector(bundle)
+    detector = OodDetector(bundle)
     for number in range(60):
-        familiarity.answered(answer(number, tiny.draw_shape("disc", 300 + number)))
+        detector.answered(answer(number, tiny.draw_shape("disc", 300 + number)))
         now[0] += 0.25
-    judged = familiarity.judgement()
+    judged = detector.judgement()
     assert judged is not None and judged.images == 15, "one a second"
-    assert not judged.unfamiliar
-    assert str(judged).startswith("familiar")
+    assert not judged.ood
+    assert str(judged).startswith("in distribution")
     for number in range(40):
-        familiarity.answered(answer(number, np.full((48, 64, 3), 230, np.uint8)))
+        detector.answered(answer(number, np.full((48, 64, 3), 230, np.uint8)))
         now[0] += 1.0
-    judged = familiarity.judgement()
-    assert judged is not None and judged.unfamiliar and judged.images == 30
+    judged = detector.judgement()
+    assert judged is not None and judged.ood and judged.images == 30
     assert "does not see what the model was trained on" in str(judged)
 
 
 def test_a_bundle_without_a_reference_judges_nothing(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     edit_manifest(reference=None)
-    familiarity = OodDetector(Bundle.open(bundle_root))
-    familiarity.answered(answer(0, tiny.draw_shape("disc", 1)))
-    assert familiarity.judgement() is None
+    detector = OodDetector(Bundle.open(bundle_root))
+    detector.answered(answer(0, tiny.draw_shape("disc", 1)))
+    assert detector.judgement() is None
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_snapshot_holds_the_frame_the_input_and_the_answer(
     told = msgspec.json.decode((tmp_path / "out" / "20231114T221320.250000Z.json").read_bytes(), type=Snapshot)
     assert told == snapshot
     assert (told.label, told.confidence) == (prediction.label, pytest.approx(prediction.confidence, abs=1e-4))
-    assert told.beyond is not None and 0 <= told.beyond <= 1
+    assert told.ood_quantile is not None and 0 <= told.ood_quantile <= 1
     assert len(list((tmp_path / "out").iterdir())) == 3, "a temporary file was left"
 
 

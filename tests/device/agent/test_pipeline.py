@@ -121,10 +121,10 @@ def test_the_shortest_program(runtime: str, pristine_bundle: Path) -> None:
             assert prediction.label == label == tiny.LABELS[prediction.index]
             assert prediction.confidence == pytest.approx(float(prediction.probabilities.max()))
             assert prediction.probabilities.sum() == pytest.approx(1.0)
-            assert not prediction.unsure
+            assert not prediction.uncertain
             assert prediction.latency_ms > 0
         blank = classifier.predict(np.full((48, 64), 90, np.uint8))
-        assert blank.unsure
+        assert blank.uncertain
         assert blank.confidence < 0.9
 
 
@@ -319,9 +319,10 @@ def test_a_tally_counts_by_label_and_tenth(pristine_bundle: Path) -> None:
         for label in ("disc", "disc", "cross"):
             tally.add(classifier.predict(tiny.draw_shape(label, 1)), 2.0)
         tally.add(
-            msgspec.structs.replace(classifier.predict(tiny.draw_shape("disc", 1)), confidence=0.42, unsure=True), 8.0
+            msgspec.structs.replace(classifier.predict(tiny.draw_shape("disc", 1)), confidence=0.42, uncertain=True),
+            8.0,
         )
-    assert (tally.frames, tally.unsure, dict(tally.counts)) == (4, 1, {"disc": 3, "cross": 1})
+    assert (tally.frames, tally.uncertain, dict(tally.counts)) == (4, 1, {"disc": 3, "cross": 1})
     assert tally.confidence["disc"] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 2]
     assert tally.latencies.summary() == {"p50": pytest.approx(2.0, rel=0.01), "p90": 8.0, "p99": 8.0, "max": 8.0}
 
@@ -337,4 +338,4 @@ def test_costs_move_the_answer_but_not_the_probabilities(bundle_root: Path, edit
         assert prove(classifier).status == "ok", "golden images compare probabilities"
     assert (before.label, after.label) == ("disc", "cross")
     assert np.array_equal(before.probabilities, after.probabilities)
-    assert after.confidence == pytest.approx(float(after.probabilities[tiny.LABELS.index("cross")])) and after.unsure
+    assert after.confidence == pytest.approx(float(after.probabilities[tiny.LABELS.index("cross")])) and after.uncertain

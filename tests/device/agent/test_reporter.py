@@ -207,10 +207,10 @@ def test_birth_windows_and_farewell(broker: Broker, pristine_bundle: Path) -> No
             assert topic == "eyas/hall-2/cam-7/status"
             assert (birth.state, birth.agent, birth.device) == ("online", __version__, "cam-7")
             assert (birth.model, birth.artefact) == ("tiny-shapes 1.2.3", "litert-int8")
-            familiarity = OodDetector(classifier.bundle)
-            familiarity.told.append(link.look)
+            detector = OodDetector(classifier.bundle)
+            detector.on_descriptor.append(link.look)
             with open_camera("fake:?frames=12&junk=3") as camera:
-                Loop(classifier, camera, [familiarity, link]).run()
+                Loop(classifier, camera, [detector, link]).run()
         topic, retained, window = box.next("window")
         assert window.sketch.n >= 1 and 0 < len(window.sketch.mean) <= 8
         assert (topic, retained) == ("eyas/hall-2/cam-7/window", False)

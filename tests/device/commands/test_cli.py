@@ -118,7 +118,7 @@ def test_a_status_line_a_second(pristine_bundle: Path) -> None:
     done = eyas_device("run", "--bundle", pristine_bundle, *camera, "--fps", 10)
     lines = [line for line in done.stdout.splitlines() if line.startswith("frames ")]
     assert len(lines) == 2
-    assert re.fullmatch(r"frames \d+  [\d.]+ fps  latency p50 [\d.]+ ms  \w+ [01]\.\d\d\??  unsure \d+", lines[0])
+    assert re.fullmatch(r"frames \d+  [\d.]+ fps  latency p50 [\d.]+ ms  \w+ [01]\.\d\d\??  uncertain \d+", lines[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

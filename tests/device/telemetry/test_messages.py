@@ -168,7 +168,9 @@ def busy(classes: int, frames: int, seed: int = 0) -> Window:
         )
     for _ in range(10):
         counting.look(rng.normal(0, 1, 8).astype(np.float32))
-    vitals = Health(camera="delivering", losses=3, beyond=0.123, temperature_c=61.25, throttled=("under-voltage",))
+    vitals = Health(
+        camera="delivering", losses=3, ood_quantile=0.123, temperature_c=61.25, throttled=("under-voltage",)
+    )
     window = counting.window("solar-cells 12.34.56", "litert-int8", arm="B", dropped=1234, vitals=vitals)
     return msgspec.structs.replace(
         window, device="camera-" + "x" * 20, spool="0" * 36, sequence=10**6, time=1.7e9, lost={"merged": 12}
@@ -194,7 +196,7 @@ def test_an_event_without_its_image_takes_a_kilobyte() -> None:
         margin=0.1234,
         entropy=0.1234,
         top={f"label-number-{n:02d}": 0.1234 for n in range(5)},
-        why="unfamiliar",
+        why="ood",
         source="s" * 200,
         image_policy={"image": "none: privacy.images is off"},
     )

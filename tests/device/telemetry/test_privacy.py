@@ -61,11 +61,11 @@ def test_the_band_chance_and_unfamiliar_images() -> None:
     clock, chances = Clock(), iter([0.05, 0.5])
     rules = PrivacySection(events=True, band=(0.4, 0.6), sample_rate=0.1, every_s=0.0, unfamiliar=True)
     policy = Policy(rules, clock=clock, chance=lambda: next(chances))
-    assert policy.choose(answer(0.4)) == "unsure"
+    assert policy.choose(answer(0.4)) == "uncertain"
     assert policy.choose(answer(0.6)) == "sampled"
     assert policy.choose(answer(0.6)) is None
-    policy.unfamiliar = True
-    assert policy.choose(answer(0.9)) == "unfamiliar"
+    policy.ood = True
+    assert policy.choose(answer(0.9)) == "ood"
 
 
 def test_not_more_often_than_asked() -> None:

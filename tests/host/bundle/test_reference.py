@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_device.agent.ood import beyond, describe, distance
+from eyas_device.agent.ood import describe, distance, ood_quantile
 from eyas_device.bundle import Bundle, Reference
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_host.bundle.reference import fit_reference, write_reference
@@ -45,9 +45,11 @@ def test_directions_are_those_of_the_covariance(reference: Reference) -> None:
     assert reference.residual == pytest.approx(values[::-1][k:].sum(), rel=0.02)
 
 
-def test_validation_is_familiar_and_another_scene_is_not(reference: Reference) -> None:
+def test_validation_images_are_in_distribution_and_another_scene_is_not(reference: Reference) -> None:
     def middle(images: list[Pixels]) -> float:
-        return beyond(float(np.median([distance(describe(prepare(p, SPEC)), reference) for p in images])), reference)
+        return ood_quantile(
+            float(np.median([distance(describe(prepare(p, SPEC)), reference) for p in images])), reference
+        )
 
     assert 0.2 < middle(scenes(30, 3)) < 0.8
     assert middle(scenes(30, 3, bright=190)) > 0.95
@@ -64,7 +66,7 @@ def test_few_images_give_a_reference_too() -> None:
 def test_many_distances_are_thinned_evenly() -> None:
     reference = fit_reference(scenes(40, 1), scenes(700, 2), SPEC)
     assert len(reference.distances) == 512
-    assert beyond(float(np.median(reference.distances)), reference) == pytest.approx(0.5, abs=0.01)
+    assert ood_quantile(float(np.median(reference.distances)), reference) == pytest.approx(0.5, abs=0.01)
 
 
 def test_through_the_file(reference: Reference, tmp_path: Path) -> None:

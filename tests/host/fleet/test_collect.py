@@ -286,7 +286,7 @@ def proper(verdict: Checked) -> None:
     assert str(uuid.UUID(message.spool)) == message.spool
     assert 0 <= message.sequence < 2**63
     if verdict.kind == "window":
-        assert min([message.frames, message.dropped, message.unsure, *message.counts.values()]) >= 0
+        assert min([message.frames, message.dropped, message.uncertain, *message.counts.values()]) >= 0
         assert all(len(tenths) == 10 and min(tenths) >= 0 for tenths in message.confidence.values())
         assert all(0 <= value < 1e16 for value in message.latency_ms.values())
     if verdict.kind == "event":

@@ -44,7 +44,7 @@ def shown(seen: Seen, now: float = 100.0) -> str:
 def test_trouble_comes_first() -> None:
     seen = Seen()
     for device in ("a-fine", "b-lost", "c-dark", "d-strange", "e-gone", "f-silent"):
-        take(seen, online(device, unfamiliar=device == "d-strange"), "status", 5.0 if device == "f-silent" else 100.0)
+        take(seen, online(device, ood=device == "d-strange"), "status", 5.0 if device == "f-silent" else 100.0)
     take(seen, Status(device="b-lost", state="lost"), "status")
     take(seen, window("c-dark", SPOOL, 1, camera="lost"))
     take(seen, Status(device="e-gone", spool=SPOOL, sequence=9, state="offline"), "status")
@@ -54,7 +54,7 @@ def test_trouble_comes_first() -> None:
         ("f-silent", "silent"),
         ("c-dark", "camera"),
         ("e-gone", "offline"),
-        ("d-strange", "unfamiliar"),
+        ("d-strange", "ood"),
         ("a-fine", "online"),
     ]
     assert seen.summary(100.0)["lost"] == 1
@@ -63,7 +63,13 @@ def test_trouble_comes_first() -> None:
 def test_what_a_line_says() -> None:
     seen = Seen()
     tenths = (0,) * 9 + (6,)
-    facts: dict[str, Any] = {"seconds": 10.0, "unsure": 3, "dropped": 4, "temperature_c": 61.4, "throttled": ("hot",)}
+    facts: dict[str, Any] = {
+        "seconds": 10.0,
+        "uncertain": 3,
+        "dropped": 4,
+        "temperature_c": 61.4,
+        "throttled": ("hot",),
+    }
     facts |= {"latency_ms": {"p50": 12.34, "p99": 45.6}, "confidence": {"a": tenths, "b": (6,) + (0,) * 9}}
     take(seen, window("cam", SPOOL, 6, frames=12, **facts))
     take(seen, window("cam", SPOOL, 5, frames=999))

@@ -77,7 +77,7 @@ class _Window(Window, frozen=True, kw_only=True):
     frames: _Count = 0
     dropped: _Count = 0
     unreadable: _Count = 0
-    unsure: _Count = 0
+    uncertain: _Count = 0
     counts: _Counts = msgspec.field(default_factory=dict)
     confidence: _Histograms = msgspec.field(default_factory=dict)
     margin: _Tenths = (0,) * TENTHS
@@ -89,7 +89,7 @@ class _Window(Window, frozen=True, kw_only=True):
     age_bins: _Bins = msgspec.field(default_factory=dict)
     camera: _Label = ""
     losses: _Count = 0
-    beyond: _Part | None = None
+    ood_quantile: _Part | None = None
     temperature_c: _Celsius | None = None
     throttled: _Labels = ()
     lost: _Counts = msgspec.field(default_factory=dict)

@@ -17,7 +17,7 @@ _SAMPLES = 8
 _STALE_WINDOWS = 3.0
 _STALE_S = 30.0
 
-TROUBLE = ("lost", "silent", "camera", "offline", "unfamiliar", "paused", "online")
+TROUBLE = ("lost", "silent", "camera", "offline", "ood", "paused", "online")
 """Conditions of a device, the most troubling first."""
 
 
@@ -40,8 +40,8 @@ class Line(msgspec.Struct, kw_only=True):
         camera = self.camera
         if camera not in ("", "delivering"):
             return "camera"
-        if self.status is not None and self.status.unfamiliar:
-            return "unfamiliar"
+        if self.status is not None and self.status.ood:
+            return "ood"
         return "paused" if self.status is not None and self.status.paused else "online"
 
     @property
@@ -76,9 +76,9 @@ class Line(msgspec.Struct, kw_only=True):
         return sum((n + 0.5) / TENTHS * count for n, count in enumerate(tenths)) / total if total else None
 
     @property
-    def unsure(self) -> float | None:
+    def uncertain(self) -> float | None:
         """Part of the answers of the last window that were below the threshold."""
-        return self.window.unsure / self.window.frames if self.window and self.window.frames else None
+        return self.window.uncertain / self.window.frames if self.window and self.window.frames else None
 
 
 class Seen:
@@ -139,7 +139,7 @@ def as_row(line: Line, now: float) -> dict[str, Any]:
         "fps": line.fps,
         "latency_ms": window.latency_ms if window else {},
         "confidence": line.confidence,
-        "unsure": line.unsure,
+        "uncertain": line.uncertain,
         "dropped": window.dropped if window else None,
         "temperature_c": window.temperature_c if window else None,
     }

@@ -32,7 +32,7 @@ _RECONNECT_S = (1, 15)
 _WAITING = 20_000
 """Messages that wait to be shown at most; more are counted and passed over: a view loses nothing that matters."""
 _REFRESH_S = 0.5
-_COLOURS = {"lost": "bold red", "silent": "red", "camera": "red", "offline": "yellow", "unfamiliar": "yellow"}
+_COLOURS = {"lost": "bold red", "silent": "red", "camera": "red", "offline": "yellow", "ood": "yellow"}
 
 
 class Arrived(msgspec.Struct, frozen=True):
@@ -165,7 +165,19 @@ def view(seen: Seen, now: float, state: str, *, height: int = 200) -> Group:
     rest = f"   {seen.poison} unreadable messages" if seen.poison else ""
     head = Text(f"{plain(state, 100)}   {counted}{rest}", "bold")
     table = Table(expand=True)
-    names = ("device", "state", "model", "camera", "fps", "p50 ms", "p99 ms", "confidence", "unsure", "dropped", "°C")
+    names = (
+        "device",
+        "state",
+        "model",
+        "camera",
+        "fps",
+        "p50 ms",
+        "p99 ms",
+        "confidence",
+        "uncertain",
+        "dropped",
+        "°C",
+    )
     for name in (*names, "heard"):
         table.add_column(name, justify="left" if name in names[:4] else "right", no_wrap=True)
     lines = seen.lines(now)
@@ -200,7 +212,7 @@ def _cells(line: Line, now: float) -> tuple[str, ...]:
         _number(window.latency_ms.get("p50"), ".1f"),
         _number(window.latency_ms.get("p99"), ".1f"),
         _number(line.confidence, ".2f"),
-        _number(line.unsure, ".0%"),
+        _number(line.uncertain, ".0%"),
         str(window.dropped) if line.window else "",
         warm + ("!" if window.throttled else ""),
         f"{now - line.heard:.0f} s" if line.heard else "",
