@@ -41,12 +41,13 @@ test: install ## all tests, on two cores; first says which system parts are miss
 	@$(BIN)/python -m tests.support.system_parts --install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
-check: install ## ruff, mypy strict, layering
+check: install ## ruff, mypy strict, layering, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --quiet tests/device/test_layering.py
+	$(MAKE) --no-print-directory docs
 
 format: install ## let ruff format the code
 	$(BIN)/ruff check --fix .
@@ -63,6 +64,9 @@ bench-warm-start: install ## what a warm start buys a student: two sets of image
 
 bench-compression: install ## what int8 and pruning cost and save, five folds, beside other tools (hours; resumable)
 	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json
+
+docs: install ## the documentation as a site: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 figures: install ## docs/figures.md from benchmarks/results/*.json
 	$(BIN)/python benchmarks/figures.py

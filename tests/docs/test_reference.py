@@ -1,0 +1,70 @@
+"""The reference pages have every key, message and verb of the code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eyas_device.config import Config
+from eyas_device.telemetry.messages import KINDS, Ack, Command
+from eyas_host.recipe import Recipe
+
+_EXTENSIONS = Path(__file__).parents[2] / "docs" / "_ext"
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    sys.path.insert(0, str(_EXTENSIONS))
+    try:
+        return importlib.import_module("reference").pages()
+    finally:
+        sys.path.remove(str(_EXTENSIONS))
+
+
+@pytest.mark.parametrize(("page", "kind"), [("recipe", Recipe), ("device-toml", Config)])
+def test_every_key_of_every_section(pages: dict[str, str], page: str, kind: type[msgspec.Struct]) -> None:
+    sections = dict(zip(*[iter(_split(pages[page], "## `["))] * 2, strict=True))
+    for section in msgspec.structs.fields(kind):
+        for field in msgspec.structs.fields(section.type):
+            assert f"| `{field.name}` |" in sections[section.name], f"[{section.name}] {field.name}"
+
+
+def test_every_field_of_every_message(pages: dict[str, str]) -> None:
+    messages = dict(zip(*[iter(_split(pages["messages"], "## ", "\n"))] * 2, strict=True))
+    for kind in (*KINDS.values(), Ack, Command):
+        for field in msgspec.structs.fields(kind):
+            assert f"| `{field.name}` |" in messages[kind.__name__], f"{kind.__name__}.{field.name}"
+
+
+def test_a_row_has_type_range_default_and_docstring(pages: dict[str, str]) -> None:
+    assert "| `seed` | integer, 0 to 2,147,483,647 | `0` | Split, " in pages["recipe"]
+    assert "| `name` | text matching `^[A-Za-z0-9][A-Za-z0-9._-]*$` | required | Results go" in pages["recipe"]
+    assert "| `duty` | number, above 0 to 1 | `1.0` | " in pages["device-toml"]
+    assert "| the host's name |" in pages["device-toml"]
+
+
+def test_every_verb(pages: dict[str, str]) -> None:
+    from eyas_device.cli import VERBS
+    from eyas_host.cli.app import app
+
+    assert len(VERBS) > 5
+    assert [verb for verb in VERBS if f"## eyas-device {verb}\n" not in pages["eyas-device"]] == []
+    names = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}  # type: ignore[union-attr]
+    assert len(names) > 15
+    assert [name for name in names if f"### eyas {name}\n" not in pages["eyas"]] == []
+    assert "| `--set SECTION.KEY=VALUE` |" in pages["eyas"]
+
+
+def test_every_public_name(pages: dict[str, str]) -> None:
+    for package in ("eyas_device", "eyas_host"):
+        for name in getattr(importlib.import_module(package), "__all__", ()):
+            assert f":: {package}.{name}\n" in pages["api"], name
+
+
+def _split(page: str, mark: str, end: str = "]") -> list[str]:
+    """Title, text, title, text ... of the headings that begin with `mark`."""
+    return [piece for block in page.split(f"\n{mark}")[1:] for piece in block.split(end, 1)]
