@@ -27,11 +27,11 @@ help: ## show this
 install: $(STAMP) ## the virtual environment with everything in it; quick when nothing changed
 
 # uv is installed by pip and installs the rest: pip may pick a torch wheel that torchvision does not fit.
-$(STAMP): pyproject.toml constraints/host.txt
+$(STAMP): pyproject.toml device/pyproject.toml constraints/host.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/host.txt \
-		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable '.[host,fleet,demo,dev]'
+		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable ./device --editable '.[train,fleet,demo,dev]'
 	@touch $@
 
 distill: install ## the main job: images -> teacher -> student -> int8 -> verified bundle and report
@@ -88,9 +88,9 @@ test-readers: install $(READERS:%=.readers/%/.installed) ## .tflite files in oth
 .readers/tensorflow/.installed: PINS := constraints/tensorflow.txt
 
 # tflite-runtime has no wheels for a newer Python. Tests skip a reader that is not installed, and fail with CI=true.
-.readers/%/.installed: pyproject.toml constraints/device-numpy1.txt constraints/tensorflow.txt | install
+.readers/%/.installed: device/pyproject.toml constraints/device-numpy1.txt constraints/tensorflow.txt | install
 	@$(BIN)/uv venv --quiet --clear --no-python-downloads --python 3.11 .readers/$* && \
-		$(BIN)/uv pip install --quiet --python .readers/$* --constraint $(PINS) --editable '.[$*]' && touch $@ || \
+		$(BIN)/uv pip install --quiet --python .readers/$* --constraint $(PINS) --editable './device[$*]' && touch $@ || \
 		echo "test-readers: $* is not installed; its tests are left out" >&2
 
 broker: install ## an MQTT broker with certificates (BIND=0.0.0.0 lets devices reach it)

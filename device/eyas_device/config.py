@@ -1,6 +1,6 @@
 """The device's configuration: one TOML file (`/etc/eyas/device.toml`), every key optional.
 
-`device/device.example.toml` explains each key. The command line overrides single values.
+`device.example.toml`, beside this file, explains each key. The command line overrides single values.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from eyas_device.support.names import NAME, broker, host_name
 from eyas_device.support.toml import Section, convert, parse, told
 
 CONFIG = Path("/etc/eyas/device.toml")
+EXAMPLE = Path(__file__).with_name("device.example.toml")
+"""Every key with its default, explained."""
 """Where the service looks."""
 STATE = "/var/lib/eyas"
 """Where the service keeps its things."""

@@ -82,15 +82,15 @@ emulator() {
     finish "$place" "$what"
 }
 
-# wheels PROFILE PYTHON GLIBC PACKAGES: what `pip install -c constraints/PROFILE.txt eyas PACKAGES` brings to a board.
+# wheels PROFILE PYTHON GLIBC PACKAGES: what `pip install -c constraints/PROFILE.txt eyas-device PACKAGES` brings to a board.
 wheels() {
     local profile=$1 python=$2 glibc=$3 place=$arm/wheels-$1 what
     shift 3
-    what=$(cat pyproject.toml "constraints/$profile.txt" <(echo "$python $glibc $*") | sha256sum)
+    what=$(cat device/pyproject.toml "constraints/$profile.txt" <(echo "$python $glibc $*") | sha256sum)
     made "$place" "$what" && return
     begin "$place" "wheels of $profile for Python $python"
     fetch "$place.part" "$python" "$glibc" \
-        --constraint "constraints/$profile.txt" --requirement pyproject.toml "$@"
+        --constraint "constraints/$profile.txt" --requirement device/pyproject.toml "$@"
     finish "$place" "$what"
 }
 

@@ -13,13 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eyas_device.config import Config, read_config
+from eyas_device.config import EXAMPLE, Config, read_config
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import host_name
 from eyas_device.telemetry.messages import COMMANDS
-from tests.support.paths import ROOT
 
-EXAMPLE = ROOT / "device" / "device.example.toml"
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
 _EXAMPLE_NAME = "camera-1"
 

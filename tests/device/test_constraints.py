@@ -30,11 +30,11 @@ PROFILES = [
 
 
 def resolve(*words: str, python: str, platform: str) -> dict[str, str]:
-    """Package -> version that `eyas` and these requirements need on that machine, wheels only."""
+    """Package -> version that `eyas-device` and these requirements need on that machine, wheels only."""
     if UV is None:
         unavailable("uv is not installed (pip install uv)")
     command = [str(UV), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:"]
-    command += ["--python-version", python, "--python-platform", platform, *words, "pyproject.toml"]
+    command += ["--python-version", python, "--python-platform", platform, *words, "device/pyproject.toml"]
     # what uv has seen before is enough, and takes no time; the registry is asked for the rest
     for more in (["--offline"], []):
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)

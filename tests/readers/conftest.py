@@ -65,7 +65,7 @@ class Reader:
     """A library that reads `.tflite` files, in a virtual environment of its own."""
 
     extra: str
-    """Of eyas, and the environment's name below `.readers/`."""
+    """Of eyas-device, and the environment's name below `.readers/`."""
     library: str
     constraints: str
 

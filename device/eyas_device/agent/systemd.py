@@ -12,6 +12,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from eyas_device.agent.loop import FramePrediction, Listener
 from eyas_device.camera.reconnecting import CameraState
@@ -19,6 +20,8 @@ from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 
+UNIT = Path(__file__).parents[1] / "eyas-device.service"
+"""The hardened unit file for a camera."""
 START_S = 60.0
 """Before the first answer each beat asks systemd for so much more time to start: a camera may come later."""
 _RETRY_S = 1.0

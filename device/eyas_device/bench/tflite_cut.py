@@ -58,7 +58,7 @@ class Graph:
             from ai_edge_litert import schema_py_generated as schema
         except ImportError as error:
             raise BenchError(
-                f"{path.name}: the blocks of a .tflite need LiteRT's schema ({error}): pip install eyas"
+                f"{path.name}: the blocks of a .tflite need LiteRT's schema ({error}): pip install eyas-device"
             ) from None
         kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
         try:

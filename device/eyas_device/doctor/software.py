@@ -8,6 +8,7 @@ import struct
 import sys
 from collections.abc import Iterator
 
+from eyas_device.config import CONFIG, EXAMPLE
 from eyas_device.doctor.child import JobError
 from eyas_device.doctor.finding import Context, Finding, Status, green, grey, numbers, red, yellow
 
@@ -25,9 +26,9 @@ def configuration(context: Context) -> Finding:
     """Whether the configuration file is right."""
     if context.config_fault:
         lines = [line.strip() for line in context.config_fault.splitlines()]
-        return red(f"{lines[0]} {'; '.join(lines[1:])}".strip(), "correct it; device.example.toml explains every key")
+        return red(f"{lines[0]} {'; '.join(lines[1:])}".strip(), f"correct it; {EXAMPLE} explains every key")
     if context.config_path is None:
-        return grey("no configuration file: the defaults", "copy device.example.toml to /etc/eyas/device.toml")
+        return grey("no configuration file: the defaults", f"copy {EXAMPLE} to {CONFIG}")
     return green(str(context.config_path))
 
 

@@ -33,10 +33,10 @@ _RUNS: dict[str, RuntimeName] = {"tflite": "litert", "onnx-cuda": "onnx", "onnx-
 """Runtime -> whose artefacts it runs, where that is not its own name."""
 
 _INSTALL = {
-    "litert": "pip install eyas",
-    "tflite": "pip install 'eyas[tflite]' (numpy 1, Python 3.11 or older) or 'eyas[tensorflow]'",
-    "openvino": "pip install 'eyas[openvino]'",
-    "onnx": "pip install 'eyas[onnx]'",
+    "litert": "pip install eyas-device",
+    "tflite": "pip install 'eyas-device[tflite]' (numpy 1, Python 3.11 or older) or 'eyas-device[tensorflow]'",
+    "openvino": "pip install 'eyas-device[openvino]'",
+    "onnx": "pip install 'eyas-device[onnx]'",
     "onnx-cuda": "install onnxruntime-gpu in place of onnxruntime",
     "onnx-tensorrt": "install JetPack's onnxruntime-gpu with TensorRT",
 }

@@ -83,14 +83,14 @@ def bundle_readme(manifest: Manifest) -> str:
 An Eyas bundle: an image classifier ({labels}) with what proves it. `CARD.md` is its model card.
 
 ```sh
-pip install eyas
+pip install eyas-device
 eyas-device check .                               # does this device answer as the workstation did?
 eyas-device run --bundle . --camera folder:PATH   # answer the images in PATH
 ```
 
 ```python
 import cv2
-from eyas_device.predict import Classifier
+from eyas_device import Classifier
 
 with Classifier.open(".") as classifier:
     print(classifier.predict(cv2.imread("image.jpg")))  # the pixels: uint8, blue-green-red

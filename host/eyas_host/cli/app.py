@@ -7,10 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
-try:
-    import typer
-except ImportError:
-    sys.exit("eyas: the workstation's part is not installed: pip install 'eyas[host]'")
+import typer
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
@@ -249,6 +246,20 @@ def _version(
         raise typer.Exit
 
 
+_FLEET = ("amqtt", "cryptography", "sqlalchemy")
+_TRAIN = (
+    *("accelerate", "ai_edge_quantizer", "jinja2", "litert_torch", "matplotlib", "nncf", "onnx", "onnxruntime"),
+    *("openvino", "optuna", "PIL", "safetensors", "scipy", "sklearn", "timm", "torch", "torch_pruning", "torchvision"),
+)
+"""Modules that an extra brings."""
+
+
+def _extra(error: ModuleNotFoundError) -> str | None:
+    """The extra whose package is not installed, or None if the missing module belongs to no extra."""
+    module = (error.name or "").partition(".")[0]
+    return "train" if module in _TRAIN else "fleet" if module in _FLEET else None
+
+
 def main() -> None:
     """Entry point: a mistake of the user ends with one message and exit code 2."""
     quiet_libraries()
@@ -256,6 +267,11 @@ def main() -> None:
         app()
     except EyasError as error:
         print(f"eyas: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except ModuleNotFoundError as error:
+        if (extra := _extra(error)) is None:
+            raise
+        print(f"eyas: {error.name} is not installed: pip install 'eyas[{extra}]'", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("eyas: interrupted; run the same command again to go on", file=sys.stderr)

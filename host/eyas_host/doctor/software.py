@@ -26,13 +26,13 @@ LIBRARIES = (
 _PYTHON = ((3, 11), (3, 13))
 """Oldest and newest that is tested."""
 _EXTRAS: Mapping[str, tuple[Status, str]] = {
-    "host": ("red", "training and compiling"),
+    "train": ("red", "training and compiling"),
     "fleet": ("yellow", "broker kit, collector and live view"),
 }
 _PROGRAMS = {"ssh": "eyas flash", "rsync": "eyas flash", "mosquitto": "make broker"}
 _IMPORTS_S, _ONE_IMPORT_S, _WEIGHTS_S, _HUB_S = 240.0, 60.0, 90.0, 3.0
 _SHOWN = 6
-_INSTALL = "make install, or pip install -c constraints/host.txt 'eyas[host,fleet]'"
+_INSTALL = "make install, or pip install -c constraints/host.txt 'eyas[train,fleet]'"
 
 
 def python(context: Context) -> Finding:

@@ -41,12 +41,12 @@ class Student(Struct, frozen=True):
 
 
 TEACHERS: Mapping[str, Teacher] = {
-    "efficientnet_lite0": Teacher("tf_efficientnet_lite0", "the default: weights come with eyas[host], no hub needed"),
+    "efficientnet_lite0": Teacher("tf_efficientnet_lite0", "the default: weights come with eyas[train], no hub needed"),
     "efficientnet_lite1": Teacher(
-        "tf_efficientnet_lite1", "a little stronger, weights come with eyas[host]", layer_decay=0.85
+        "tf_efficientnet_lite1", "a little stronger, weights come with eyas[train]", layer_decay=0.85
     ),
     "efficientnet_lite2": Teacher(
-        "tf_efficientnet_lite2", "stronger still, weights come with eyas[host]", layer_decay=0.85
+        "tf_efficientnet_lite2", "stronger still, weights come with eyas[train]", layer_decay=0.85
     ),
     "efficientnet_b3": Teacher("efficientnet_b3", "strong on fine textures", rate=5e-4, layer_decay=0.9, size=160),
     "resnet50": Teacher("resnet50", "the plain reference, quick on GPUs", rate=3e-4, layer_decay=0.85),

@@ -21,7 +21,7 @@ class TeacherSection(Section, frozen=True):
     model: str = "tf_efficientnet_lite0"
     """Any timm model."""
     weights: Weights = "auto"
-    """`auto`: hub, then packaged with eyas[host], then `weights_file`, then an error."""
+    """`auto`: hub, then packaged with eyas[train], then `weights_file`, then an error."""
     weights_file: str = ""
     """Weights to start from, relative to the recipe: .safetensors or a torch file under timm's names, or a teacher.pt
     of another run."""

@@ -194,7 +194,7 @@ def test_what_cannot_be_checked(pristine_bundle: Path, monkeypatch: pytest.Monke
     results = {result.artefact: result for result in check(bundle)}
     assert results["onnx-fp32"].status == "ok"
     assert results["litert-int8"].status == "not checked"
-    assert "pip install eyas" in results["litert-int8"].note
+    assert "pip install eyas-device" in results["litert-int8"].note
     with pytest.raises(RuntimeUnavailable, match="eyas\\[openvino\\]"):
         check(bundle, runtime="openvino")
 

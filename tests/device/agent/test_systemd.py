@@ -18,16 +18,14 @@ from pathlib import Path
 import pytest
 
 from eyas_device.agent.loop import Loop
-from eyas_device.agent.systemd import START_S, Notifier
+from eyas_device.agent.systemd import START_S, UNIT, Notifier
 from eyas_device.camera import open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
-from tests.support.paths import ROOT
 from tests.support.system_parts import require
 
-UNIT = ROOT / "device" / "eyas-device.service"
 MOST_EXPOSURE = 2.0
 
 
@@ -436,7 +434,6 @@ try:
 except PermissionError:
     refused = True
 
-from tests.support.paths import ROOT
 from eyas_device.predict import Classifier
 
 answers = {}

@@ -122,10 +122,10 @@ def test_without_a_name_the_first_installed_runtime_is_taken(
 @pytest.mark.parametrize(
     ("name", "module", "line"),
     [
-        ("litert", "ai_edge_litert.interpreter", "pip install eyas"),
-        ("openvino", "openvino", "pip install 'eyas[openvino]'"),
-        ("onnx", "onnxruntime", "pip install 'eyas[onnx]'"),
-        ("tflite", "tflite_runtime.interpreter", "pip install 'eyas[tflite]'"),
+        ("litert", "ai_edge_litert.interpreter", "pip install eyas-device"),
+        ("openvino", "openvino", "pip install 'eyas-device[openvino]'"),
+        ("onnx", "onnxruntime", "pip install 'eyas-device[onnx]'"),
+        ("tflite", "tflite_runtime.interpreter", "pip install 'eyas-device[tflite]'"),
     ],
 )
 def test_a_missing_runtime_names_its_install_line(

@@ -214,7 +214,7 @@ def test_card_has_labels_notices_and_evidence() -> None:
 
 def test_readme_says_how_to_run_and_its_program_is_python() -> None:
     readme = bundle_readme(make_manifest())
-    for words in ("pip install eyas", "eyas-device check .", "eyas-device run --bundle . --camera folder:PATH"):
+    for words in ("pip install eyas-device", "eyas-device check .", "eyas-device run --bundle . --camera folder:PATH"):
         assert words in readme
     program = readme.partition("```python\n")[2].partition("```")[0]
     compile(program, "README.md", "exec")

@@ -1,4 +1,4 @@
-"""What is installed on a device: the wheel of this very tree, and for an off-line device all that it needs."""
+"""What a device installs: eyas-device built from this source tree, and for an offline device its dependencies."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def project_root() -> Path:
 
 
 def build_wheel(folder: Path, wheel_dir: Path | None = None) -> Path:
-    """The wheel of eyas in `wheel_dir`, else one built from the source tree into `folder`."""
-    ready = sorted(wheel_dir.glob("eyas-*.whl")) if wheel_dir is not None else []
+    """The wheel of eyas-device in `wheel_dir`, or one built from the source tree into `folder`."""
+    ready = sorted(wheel_dir.glob("eyas_device-*.whl")) if wheel_dir is not None else []
     if len(ready) > 1:
-        raise FleetError(f"{wheel_dir}: {len(ready)} wheels of eyas; keep the one that is meant")
+        raise FleetError(f"{wheel_dir}: {len(ready)} wheels of eyas-device; keep the one that is meant")
     if ready:
         return ready[0]
     uv = _uv()
-    tail = ["--out-dir", str(folder), str(project_root())]
+    tail = ["--out-dir", str(folder), str(project_root() / "device")]
     # hatchling's wheels are the same byte for byte as long as the sources are: their hash names the environment
     if uv is not None:
-        _run([uv, "build", "--wheel", "--quiet", *tail], _BUILD_S, "the wheel of eyas cannot be built")
+        _run([uv, "build", "--wheel", "--quiet", *tail], _BUILD_S, "the wheel of eyas-device cannot be built")
     else:
         pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", *tail[1:]]
-        _run(pip, _BUILD_S, "the wheel of eyas cannot be built")
-    return next(folder.glob("eyas-*.whl"))
+        _run(pip, _BUILD_S, "the wheel of eyas-device cannot be built")
+    return next(folder.glob("eyas_device-*.whl"))
 
 
 def constraints(facts: Facts) -> Path:
@@ -60,7 +60,7 @@ def fetch(folder: Path, wheel: Path, facts: Facts) -> None:
     if (uv := _uv()) is not None:
         # pip judges `python_version < "3.11"` by the Python that runs it, uv by the one that is named
         pinned = folder / "pinned.txt"
-        (folder / "wanted.txt").write_text(f"eyas @ {wheel.resolve().as_uri()}\n", encoding="utf-8")
+        (folder / "wanted.txt").write_text(f"eyas-device @ {wheel.resolve().as_uri()}\n", encoding="utf-8")
         command = [
             uv,
             "pip",
@@ -74,7 +74,9 @@ def fetch(folder: Path, wheel: Path, facts: Facts) -> None:
         command += ["--python-platform", f"{facts.machine}-manylinux_2_28", "--constraint", str(constraints(facts))]
         command += ["--output-file", str(pinned), str(folder / "wanted.txt")]
         _run(command, _FETCH_S, "the wheels for the device cannot be resolved")
-        names = [line for line in pinned.read_text(encoding="utf-8").splitlines() if not line.startswith("eyas ")]
+        names = [
+            line for line in pinned.read_text(encoding="utf-8").splitlines() if not line.startswith("eyas-device ")
+        ]
         pinned.write_text("\n".join(names) + "\n", encoding="utf-8")
         wanted = ["--no-deps", "--requirement", str(pinned)]
     newest = int(re.sub(r"\D", "", facts.glibc.rpartition(".")[2]) or 28)

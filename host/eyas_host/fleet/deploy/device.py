@@ -31,7 +31,7 @@ env=$1; python=$2; files=$3; site=$4; shift 4
 rm -rf "$env"
 "$python" -m venv $site "$env"
 "$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-  --constraint "$files/constraints.txt" --find-links "$files/wheels" "$@" "$files"/wheels/eyas-*.whl
+  --constraint "$files/constraints.txt" --find-links "$files/wheels" "$@" "$files"/wheels/eyas_device-*.whl
 "$env/bin/eyas-device" --version >/dev/null
 : > "$env/eyas.stamp"
 """

@@ -15,12 +15,13 @@ from typing import Literal
 
 import msgspec
 
+from eyas_device.agent.systemd import UNIT
 from eyas_device.bundle import MANIFEST, Bundle, sha256
-from eyas_device.config import read_config
+from eyas_device.config import EXAMPLE, read_config
 from eyas_device.errors import ConfigError, EyasError
 from eyas_host.fleet.connect.preflight import Facts, Layout, faults, look, warnings
 from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
-from eyas_host.fleet.connect.wheels import build_wheel, project_root
+from eyas_host.fleet.connect.wheels import build_wheel
 from eyas_host.fleet.deploy.device import Device, Plan
 from eyas_host.support.progress import say as say_here
 
@@ -78,7 +79,7 @@ def flash(
     if config is not None and read_config(config).device.state != layout.state and root == "/":
         raise ConfigError(f"{config}: [device] state must be {layout.state}, where the service may write")
     if unit is None and service is not False and (service or root == "/"):
-        unit = project_root() / "device" / "eyas-device.service"
+        unit = UNIT
     if unit is not None and not unit.is_file():
         raise FleetError(f"{unit}: there is no such unit file")
     with tempfile.TemporaryDirectory(prefix="eyas-flash-") as folder:
@@ -118,7 +119,7 @@ def _fit(remote: Remote, plan: Plan, say: Callable[[str], None]) -> Facts:
     made = bool(facts.python) and plan.environment(facts) not in (*facts.environments, "")
     found = faults(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=made, service=plan.serves(facts))
     if plan.serves(facts) and plan.config is None and facts.config != "yes":
-        found.append(f"{plan.layout.config}: not there yet; --config FILE brings one (device/device.example.toml)")
+        found.append(f"{plan.layout.config}: not there yet; --config FILE brings one ({EXAMPLE} explains the keys)")
     if found:
         raise FleetError(f"{remote.target}: {'; '.join(found)}")
     for warning in warnings(facts):
