@@ -3,7 +3,8 @@
 - LiteRT and tflite: the model is cut after each block and the prefixes take turns; a block's time is the difference of
   the medians of two neighbouring prefixes. Nothing inside of the runtime has to help, and operators of one block are
   still fused.
-- OpenVINO and ONNX Runtime: what their own profilers say of each operator that was executed.
+- OpenVINO and ONNX Runtime: the times of each executed operator, from their own profilers. Shapes are those of the
+  model's own graph, not of the layouts that a runtime chose for this processor.
 
 The sum of the blocks is compared with the time of the whole, measured in the same turns without any of this.
 """
@@ -22,6 +23,7 @@ import msgspec
 import numpy as np
 
 from eyas_device.bench.measure import Progress, prepared_image
+from eyas_device.bench.onnx_graph import OnnxGraph, Ports, Shapes, read_nodes
 from eyas_device.bench.result import SCHEMA, BenchError, Quantiles, Waited, quantiles
 from eyas_device.bench.show import table
 from eyas_device.bench.tflite_cut import Graph, Part
@@ -29,6 +31,7 @@ from eyas_device.board import Board, read_board, read_pressure
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import Runtime, Selection, load, open_runtime, runs
+from eyas_device.support.closing import Closing
 
 _CALLS = 5
 _LEAST_ROUNDS = 5
@@ -36,8 +39,6 @@ _PROFILED = 200
 """Most profiled runs: their records are kept until the end."""
 _CLOSE = 0.1
 _COMMONEST = 6
-
-Shapes = tuple[tuple[int, ...], ...]
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,34 +282,58 @@ def _openvino_shape(port: Any) -> tuple[int, ...]:
 def _onnx(
     path: Path, runtime: Runtime, pixels: Pixels, threads: int, rounds: _Rounds
 ) -> tuple[str, list[Block], Quantiles]:
-    from eyas_device.runtimes.onnx import open_session
-
     kind: Any = load(runtime.name)
-    with tempfile.TemporaryDirectory(prefix="eyas-profile-") as folder:
-        session = open_session(path, kind.providers, threads=threads, profile=str(Path(folder) / "profile"))
-        feed = {"pixels": pixels[np.newaxis].copy()}
+    feed = {"pixels": pixels[np.newaxis].copy()}
+    with _OnnxProfile(path, kind.providers, threads) as profile:
 
         def turn() -> None:
             for _ in range(2):
-                session.run(None, feed)
+                profile.session.run(None, feed)
 
         whole = rounds(lambda: runtime.infer(pixels), turn, most=_PROFILED)
-        events = msgspec.json.decode(Path(session.end_profiling()).read_bytes(), type=list[dict[str, Any]])
-    found: dict[str, list[dict[str, Any]]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and str(event.get("name")).endswith("_kernel_time"):
-            found.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(event)
+        events = profile.events()
+    with _OnnxProfile(path, ("CPUExecutionProvider",), threads, optimise=False) as profile:
+        profile.session.run(None, feed)
+        graph = OnnxGraph(read_nodes(path), {name: _onnx_ports(ran[0]) for name, ran in profile.events().items()})
     rows = []
-    for name, runs_of_it in found.items():
-        facts = runs_of_it[0]["args"]
-        sides = [_onnx_shapes(facts.get(key, [])) for key in ("input_type_shape", "output_type_shape")]
-        warm = [event["dur"] / 1000 for event in runs_of_it[1::2]]
-        rows.append(_profiled(name, str(facts.get("op_name", "")), sides[0], sides[1], warm))
+    for name, ran in events.items():
+        operator = str(ran[0]["args"].get("op_name", ""))
+        ports = graph.ports(name, operator, _onnx_ports(ran[0]))
+        rows.append(_profiled(name, operator, *ports, [event["dur"] / 1000 for event in ran[1::2]]))
     return "ONNX Runtime's profile of each operator that was executed (whole microseconds)", rows, whole
 
 
-def _onnx_shapes(ports: Sequence[dict[str, list[int]]]) -> list[tuple[int, ...]]:
-    return [tuple(shape) for port in ports for shape in port.values()]
+class _OnnxProfile(Closing):
+    """A session that records each operator that it executes."""
+
+    def __init__(self, path: Path, providers: Sequence[str], threads: int, *, optimise: bool = True) -> None:
+        from eyas_device.runtimes.onnx import open_session
+
+        self._folder = tempfile.TemporaryDirectory(prefix="eyas-profile-")
+        profile = str(Path(self._folder.name) / "profile")
+        self.session = open_session(path, providers, threads=threads, profile=profile, optimise=optimise)
+
+    def events(self) -> dict[str, list[dict[str, Any]]]:
+        """What was executed by operator name, in order; the session records nothing from here on."""
+        ran: dict[str, list[dict[str, Any]]] = {}
+        for event in msgspec.json.decode(Path(self.session.end_profiling()).read_bytes(), type=list[dict[str, Any]]):
+            if event.get("cat") == "Node" and str(event.get("name")).endswith("_kernel_time"):
+                ran.setdefault(str(event["name"]).removesuffix("_kernel_time"), []).append(event)
+        return ran
+
+    def close(self) -> None:
+        """Free the session and remove what it wrote."""
+        self.session = None
+        self._folder.cleanup()
+
+
+def _onnx_ports(event: dict[str, Any]) -> Ports:
+    return Ports(
+        *(
+            tuple(tuple(shape) for port in event["args"].get(key, ()) for shape in port.values())
+            for key in ("input_type_shape", "output_type_shape")
+        )
+    )
 
 
 def _profiled(

@@ -51,24 +51,30 @@ class OnnxRuntime(ImageRuntime):
         self._session = None
 
 
-def open_session(path: Path, providers: Sequence[str], *, threads: int, profile: str = "") -> Any:
+def open_session(
+    path: Path, providers: Sequence[str], *, threads: int, profile: str = "", optimise: bool = True
+) -> Any:
     """An ONNX Runtime session as devices run it; with `profile` it records where its time goes into such files.
+
+    Without `optimise` it executes the operators of the file one by one.
 
     x86 CPUs without VNNI add int8 products up in 16 bits and saturate, so exact, slower kernels are asked for. They do
     not take a file in which weights share a zero point, as files packed by 0.1.0 and before: such a one runs as it did,
     and the golden images tell whether it answers rightly here. Raises `BundleError` if the model cannot be loaded.
     """
     try:
-        return _session(path, providers, threads, profile, exact=True)
+        return _session(path, providers, threads, profile, optimise, exact=True)
     except Exception:  # its exceptions have no other base
         try:
-            return _session(path, providers, threads, profile, exact=False)
+            return _session(path, providers, threads, profile, optimise, exact=False)
         except Exception as error:
             raise broken(path, error) from None
 
 
-def _session(path: Path, providers: Sequence[str], threads: int, profile: str, *, exact: bool) -> Any:
+def _session(path: Path, providers: Sequence[str], threads: int, profile: str, optimise: bool, *, exact: bool) -> Any:
     options = onnxruntime.SessionOptions()
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY  # what matters is raised

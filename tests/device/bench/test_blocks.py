@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eyas_device.bench.blocks import block_times
+from eyas_device.bench.onnx_graph import Node, OnnxGraph, Ports, read_nodes
 from eyas_device.bench.result import BenchError
 from eyas_device.bench.tflite_cut import MOST_BLOCKS, Graph
 from eyas_device.bundle import Bundle
@@ -176,3 +177,106 @@ def test_block_times_by_a_profile(pristine_bundle: Path, runtime: str) -> None:
     assert times.blocks and all(block.ms >= 0 and block.operators[0] for block in times.blocks)
     assert any(block.outputs == ((1, tiny.CLASSES),) for block in times.blocks)
     assert "profile" in times.method
+
+
+CHANNELS = (16, 12, 8, 20)
+"""Not all a multiple of 8 (blocked layout of AVX2) or of 16 (AVX-512)."""
+
+
+def write_convolutions(path: Path) -> list[Node]:
+    """An `.onnx` of convolutions with activations and a linear head; returns its operators."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    constants: list[Any] = []
+
+    def constant(name: str, data: npt.NDArray[Any]) -> str:
+        constants.append(numpy_helper.from_array(data, name))
+        return name
+
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], "node_floats", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["flow"], "node_flow", perm=[0, 3, 1, 2]),
+    ]
+    source, width = "flow", 3
+    for number, channels in enumerate(CHANNELS):
+        kernel = constant(f"kernel_{number}", rng.standard_normal((channels, width, 3, 3)).astype(np.float32))
+        kind = "HardSigmoid" if number % 2 else "Relu"
+        nodes.append(
+            helper.make_node("Conv", [source, kernel], [f"conv_{number}"], f"node_conv_{number}", pads=[1, 1, 1, 1])
+        )
+        nodes.append(helper.make_node(kind, [f"conv_{number}"], [f"active_{number}"], f"node_active_{number}"))
+        source, width = f"active_{number}", channels
+    nodes += [
+        helper.make_node("GlobalAveragePool", [source], ["mean"], "node_mean"),
+        helper.make_node("Flatten", ["mean"], ["flat"], "node_flat"),
+        helper.make_node(
+            "Gemm",
+            ["flat", constant("weights", rng.standard_normal((width, tiny.CLASSES)).astype(np.float32))],
+            ["logits"],
+            "node_logits",
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "convolutions",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, tiny.SPEC.size, tiny.SPEC.size, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, tiny.CLASSES])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+    return [Node(node.name, node.op_type, tuple(node.input), tuple(node.output)) for node in nodes]
+
+
+@pytest.mark.parametrize("disabled", [[], ["NchwcTransformer"]], ids=["layout of this processor", "plain layout"])
+def test_onnx_shapes_are_those_of_the_file_on_every_processor(
+    bundle_root: Path,
+    edit_manifest: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    disabled: list[str],
+) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession
+
+    def limited(*arguments: Any, **options: Any) -> Any:
+        return session(*arguments, **options, disabled_optimizers=disabled)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", limited)
+    write_convolutions(tmp_path / "convolutions.onnx")
+    spoil(bundle_root, edit_manifest, "onnx-fp32.onnx", (tmp_path / "convolutions.onnx").read_bytes())
+    bundle = Bundle.open(bundle_root)
+    times = block_times(bundle, choose(bundle, "onnx"), threads=1, seconds=0.3, progress=lambda done: None)
+    convolutions = [block for block in times.blocks if "Conv" in block.operators[0]]
+    side = tiny.SPEC.size
+    assert [block.outputs for block in convolutions] == [((1, channels, side, side),) for channels in CHANNELS]
+    widths = (3, *CHANNELS)
+    assert [block.inputs[:2] for block in convolutions] == [
+        ((1, before, side, side), (channels, before, 3, 3)) for before, channels in zip(widths, CHANNELS, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("block", [8, 16])
+def test_recorded_profiles_of_both_blocked_layouts(tmp_path: Path, block: int) -> None:
+    nodes = write_convolutions(tmp_path / "convolutions.onnx")
+    shape = (1, 12, 16, 16)
+    ports = {f"node_{name}_1": Ports((shape,), (shape,)) for name in ("conv", "active")}
+    graph = OnnxGraph(nodes, ports)
+    padded = (1, -(-12 // block) * block, 16, 16)
+    profiled = Ports((padded,), (padded,))
+    for name, kind in (("active_1_nchwc", "Conv"), ("conv_1_nchwc_token_7", "Conv"), ("node_active_1", "HardSigmoid")):
+        assert graph.ports(name, kind, profiled) == Ports((shape,), (shape,))
+    assert graph.ports("ReorderOutput_token_183", "ReorderOutput", profiled) == profiled
+
+
+def test_operators_are_read_as_the_onnx_package_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "convolutions.onnx"
+    nodes = write_convolutions(path)
+    assert read_nodes(path) == nodes
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(BenchError, match="cut off"):
+        read_nodes(path)
