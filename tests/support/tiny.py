@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.agent.ood import describe, distance
 from eyas_device.bundle import Reference
+from eyas_device.ood import describe, distance
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 
 LABELS = ("cross", "disc", "stripes")

@@ -133,7 +133,7 @@ class Reporter(Closing, Listener):
             self._wake.set()
 
     def look(self, described: Floats) -> None:
-        """Count where a frame's descriptor (`eyas_device.agent.ood.describe`) lies, for the window's sketch."""
+        """Count where a frame's descriptor (`eyas_device.ood.describe`) lies, for the window's sketch."""
         if self._reference is not None:
             with self._lock:
                 self._counting.look(place(described, self._reference))

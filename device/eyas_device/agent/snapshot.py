@@ -16,9 +16,9 @@ import cv2
 import msgspec
 import numpy as np
 
-from eyas_device.agent.ood import describe, distance, ood_quantile
 from eyas_device.camera import Frame
 from eyas_device.errors import EyasError
+from eyas_device.ood import describe, distance, ood_quantile
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 

@@ -114,14 +114,14 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
 
     Returns `judged` (in words; "" if the bundle or the camera cannot say) and `ood`.
     """
-    from eyas_device.agent.ood import OodDetector
     from eyas_device.camera import open_camera
     from eyas_device.errors import ImageError
+    from eyas_device.ood import OodJudge
 
     opened = _bundle(bundle, state)
     if opened is None or opened.manifest.reference is None:
         return {"judged": "", "ood": False}
-    detector = OodDetector(opened)
+    detector = OodJudge(opened)
     with open_camera(spec, timeout_s=timeout_s) as source:
         pause = seconds / _VIEWS if source.live else 0.0
         deadline = due = time.monotonic()

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from eyas_device.agent.ood import describe, distance
 from eyas_device.bundle import Floats, Reference
+from eyas_device.ood import describe, distance
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 
 _DIRECTIONS = 32

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from eyas_device.agent.loop import FramePrediction
-from eyas_device.agent.ood import OodDetector, describe, distance, ood_quantile
+from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.snapshot import Snapshot, SnapshotError, take
 from eyas_device.bundle import REFERENCE, Bundle, Reference
 from eyas_device.camera import Frame
 from eyas_device.errors import BundleError, ImageError
+from eyas_device.ood import describe, distance, ood_quantile
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 from tests.support import tiny

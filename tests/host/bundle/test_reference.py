@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_device.agent.ood import describe, distance, ood_quantile
 from eyas_device.bundle import Bundle, Reference
+from eyas_device.ood import describe, distance, ood_quantile
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_host.bundle.reference import fit_reference, write_reference
 

@@ -22,9 +22,9 @@ from sqlalchemy.exc import OperationalError
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
 from eyas_host.fleet.broker.client import Access
-from eyas_host.fleet.collect.checked import Checked, Poison, check
 from eyas_host.fleet.collect.collector import Collector
 from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
+from eyas_host.fleet.store.checked import Checked, Poison, check
 from eyas_host.fleet.store.store import Batch, Store
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, event, wait_until, window

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from eyas_device.telemetry.messages import Status, Window, encode
-from eyas_host.fleet.collect.checked import Checked, check
+from eyas_host.fleet.store.checked import Checked, check
 from eyas_host.fleet.store.ranges import as_ranges, union
 from eyas_host.fleet.store.retention import Keep, prune
 from eyas_host.fleet.store.store import Batch, Quarantined, Store, StoreError

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from eyas_device.telemetry.messages import Header, Status, encode, topic
 from eyas_host.fleet.broker.client import Access
-from eyas_host.fleet.collect.checked import Checked, check
+from eyas_host.fleet.store.checked import Checked, check
 from eyas_host.fleet.watch.seen import MOST_DEVICES, Seen, plain
 from eyas_host.fleet.watch.view import Tap, stream, view, watch
 from tests.support.brokers import free_port

@@ -27,8 +27,8 @@ from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_host.fleet.broker.client import TAKEN_OVER, Access, is_old, make_client, why
-from eyas_host.fleet.collect.checked import Address
 from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
+from eyas_host.fleet.store.checked import Address
 from eyas_host.fleet.store.ranges import as_ranges
 from eyas_host.fleet.store.store import Store
 

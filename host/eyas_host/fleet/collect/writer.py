@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError, SQLAlchemyError
 
 from eyas_device.support.closing import Closing
-from eyas_host.fleet.collect.checked import Address, Checked, Poison, check
+from eyas_host.fleet.store.checked import Address, Checked, Poison, check
 from eyas_host.fleet.store.store import Batch, Quarantined, Store
 from eyas_host.fleet.store.tables import first_line
 

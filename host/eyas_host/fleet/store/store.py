@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import Event, Header, Status, Window
-from eyas_host.fleet.collect.checked import Checked
+from eyas_host.fleet.store.checked import Checked
 from eyas_host.fleet.store.tables import (
     READING,
     VERSION,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from eyas_device.telemetry.messages import TENTHS, Event, Status, Window
-from eyas_host.fleet.collect.checked import Checked
+from eyas_host.fleet.store.checked import Checked
 
 MOST_DEVICES = 20_000
 """Devices that are remembered: whoever invents names does not fill the memory."""

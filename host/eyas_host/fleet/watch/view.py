@@ -23,7 +23,7 @@ from rich.text import Text
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Event, Window
 from eyas_host.fleet.broker.client import Access, is_old, make_client, why
-from eyas_host.fleet.collect.checked import Poison, check
+from eyas_host.fleet.store.checked import Poison, check
 from eyas_host.fleet.watch.seen import Line, Seen, joined, plain
 
 _KEEPALIVE_S = 30
