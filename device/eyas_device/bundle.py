@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from eyas_device import __version__, decision
 from eyas_device.decision import Decision
 from eyas_device.errors import BundleError
 from eyas_device.preprocess import Pixels, Preprocessing
+from eyas_device.support.versions import version_numbers
 
 SCHEMA = 1
 _MOST_BYTES = 256 << 20
@@ -272,7 +272,7 @@ def read_manifest(root: Path) -> Manifest:
 
 def _validate(manifest: Manifest, path: Path) -> None:
     """Raise `BundleError` for what types alone do not say."""
-    if _numbers(manifest.min_agent_version) > _numbers(__version__):
+    if version_numbers(manifest.min_agent_version) > version_numbers(__version__):
         raise BundleError(
             f"{path}: needs eyas {manifest.min_agent_version} or newer; this is {__version__}: update the agent"
         )
@@ -318,12 +318,6 @@ def _fits(arrays: Mapping[str, Floats]) -> bool:
     if n == 0 or d == 0 or k == 0 or any(arrays[name].shape != shape for name, shape in shapes.items()):
         return False
     return bool(min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: '1.2.0rc1' -> (1, 2, 0)."""
-    match = re.match(r"\d{1,9}(\.\d{1,9})*", version, re.ASCII)
-    return tuple(int(part) for part in match.group().split(".")) if match else (0,)
 
 
 def sha256(path: Path) -> str:

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from eyas_device.errors import ConfigError
-from eyas_device.support.names import NAME, broker, host_name
+from eyas_device.support.names import check_name, host_name, parse_broker
 from eyas_device.support.toml import Section, convert, parse, told
 
 CONFIG = Path("/etc/eyas/device.toml")
@@ -84,6 +83,8 @@ class LoopSection(Section, frozen=True):
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 CommandName = Literal["pause", "resume", "set-thresholds", "snapshot", "bench", "doctor", "check-update"]
+COMMANDS: tuple[str, ...] = get_args(CommandName)
+"""Commands that a host may send."""
 
 
 class TelemetrySection(Section, frozen=True):
@@ -186,13 +187,15 @@ def _impossible(config: Config) -> Iterable[str]:
             if isinstance(value, str) and not value.isprintable():
                 yield f"[{section}] {field.name} = {value!r}: control characters are not allowed"
     for key, name in (("site", config.device.site), ("name", config.device.name)):
-        if not re.fullmatch(NAME, name):
-            yield f"[device] {key} = {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
+        try:
+            check_name(name)
+        except ValueError as error:
+            yield f"[device] {key} = {error}"
     if not Path(config.device.state).is_absolute():
         yield f"[device] state = {config.device.state!r}: an absolute path is needed"
     if config.telemetry.broker:
         try:
-            broker(config.telemetry.broker)
+            parse_broker(config.telemetry.broker)
         except ValueError as error:
             yield f"[telemetry] broker = {error}"
     if bool(config.telemetry.certificate) != bool(config.telemetry.key):

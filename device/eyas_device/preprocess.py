@@ -19,7 +19,8 @@ from eyas_device.errors import ImageError
 Pixels = npt.NDArray[np.uint8]
 """An image: uint8 [height, width, 3], blue-green-red."""
 
-_MAX_SIDE = 16_384
+MAX_SIDE = 16_384
+"""Largest side of an image that is taken, pixels."""
 _MOST_SCRATCH = 8
 
 Scratch = dict[tuple[int, int], Pixels]
@@ -71,8 +72,8 @@ def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where
         raise ImageError(f"{where}: not an image that can be decoded ({error.err})") from None
     if pixels is None:
         raise ImageError(f"{where}: not an image that can be decoded; allowed are JPEG, PNG, BMP, WebP and TIFF")
-    if max(pixels.shape[:2]) > _MAX_SIDE:
-        raise ImageError(f"{where}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at most {_MAX_SIDE} a side are allowed")
+    if max(pixels.shape[:2]) > MAX_SIDE:
+        raise ImageError(f"{where}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at most {MAX_SIDE} a side are allowed")
     return np.asarray(pixels, dtype=np.uint8)
 
 

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eyas_device.config import EXAMPLE, Config, read_config
+from eyas_device.config import COMMANDS, EXAMPLE, Config, read_config
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import host_name
-from eyas_device.telemetry.messages import COMMANDS
 
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
 _EXAMPLE_NAME = "camera-1"
@@ -158,7 +157,7 @@ def test_what_cannot_be_together(tmp_path: Path, text: str, fault: str) -> None:
     assert fault in faults(path)[0]
 
 
-_hosts = st.from_regex(r"\A[a-z0-9.-]{1,30}\Z")
+_hosts = st.from_regex(r"\A[a-z0-9-]{1,10}(\.[a-z0-9-]{1,10}){0,2}\Z")
 _names = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=40)
 

@@ -28,7 +28,8 @@ from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasEr
 from eyas_device.predict import Classifier
 from eyas_device.runtimes.selection import read_selection
 from eyas_device.support.closing import Closing
-from eyas_device.support.names import broker
+from eyas_device.support.names import parse_broker
+from eyas_device.support.opencv import silence_opencv
 from eyas_device.telemetry.messages import Health
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.telemetry.tls import Security
@@ -64,8 +65,7 @@ def settle(model: ModelSection) -> None:
             raise ConfigError(
                 f"model.affinity {list(model.affinity)}: {error.strerror}; this process may use {there}"
             ) from None
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # read at import; the function for it differs between 4 and 5
+    silence_opencv()
     import cv2
 
     cv2.setNumThreads(model.threads)
@@ -173,7 +173,7 @@ class Agent(Closing):
         telemetry, device = self._config.telemetry, self._config.device
         if not telemetry.broker:
             return None
-        host, port = broker(telemetry.broker)
+        host, port = parse_broker(telemetry.broker)
         return Reporter(
             host,
             port,

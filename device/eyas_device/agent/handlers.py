@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from eyas_device.agent.loop import Loop
 from eyas_device.config import Config
 from eyas_device.errors import EyasError
-from eyas_device.support.processes import command
+from eyas_device.support.processes import module_command
 from eyas_device.telemetry.messages import Profile
 from eyas_device.telemetry.remote import Arguments, Handler
 
@@ -68,7 +68,11 @@ def _bench(loop: Loop, link: Callable[[], Reporter]) -> dict[str, Any]:
     words += ["--seconds", str(_BENCH_S), "--json", "-"]
     try:
         done = subprocess.run(
-            command("eyas_device.cli", *words), capture_output=True, text=True, timeout=_BENCH_MOST_S, check=False
+            module_command("eyas_device.cli", *words),
+            capture_output=True,
+            text=True,
+            timeout=_BENCH_MOST_S,
+            check=False,
         )
         measured = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError) as error:

@@ -27,7 +27,7 @@ from eyas_device.config import PrivacySection
 from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
-from eyas_device.support.names import NAME
+from eyas_device.support.names import check_address, check_name
 from eyas_device.telemetry.aggregate import WindowAggregator, place, uncertainty
 from eyas_device.telemetry.messages import Event, Health, Profile, Status
 from eyas_device.telemetry.mqtt import Delivery, Uplink
@@ -255,13 +255,10 @@ class Reporter(Closing, Listener):
 
 def _check(host: str, port: int, site: str, device: str, window_s: float) -> None:
     try:
-        host.encode("idna")
-    except UnicodeError:
-        host = ""
-    if not host or not 1 <= port <= 65535:
-        raise LinkError(f"mqtt {host!r}:{port}: a host name or address and a port of 1 to 65535 are needed")
-    for what, name in (("site", site), ("device", device)):
-        if not re.fullmatch(NAME, name):
-            raise LinkError(f"{what} {name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed in a topic")
+        check_address(host, port)
+        check_name(site)
+        check_name(device)
+    except ValueError as error:
+        raise LinkError(f"telemetry: {error}") from None
     if not (window_s >= 0.1 and math.isfinite(window_s)):
         raise LinkError(f"window of {window_s} s; 0.1 s or more is allowed")

@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from eyas_device.errors import EyasError
 from eyas_device.ood import describe, distance, ood_quantile
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
+from eyas_device.support.files import atomic_write
 
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
 
@@ -82,9 +81,9 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / snapshot.frame, encoded)
-        _write(folder / snapshot.input, _png(model_input))
-        _write(folder / f"{stem}.json", msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n")
+        atomic_write(folder / snapshot.frame, encoded)
+        atomic_write(folder / snapshot.input, _png(model_input))
+        atomic_write(folder / f"{stem}.json", msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n")
     except OSError as error:
         raise SnapshotError(f"{folder}: a snapshot cannot be written ({error.strerror}); make room or rights") from None
     return snapshot
@@ -92,15 +91,3 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
 
 def _png(pixels: Pixels) -> bytes:
     return bytes(np.asarray(cv2.imencode(".png", pixels)[1]).tobytes())
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -11,6 +11,7 @@ import numpy as np
 
 from eyas_device.board import Board, Power, Pressure, System, Vitals
 from eyas_device.errors import EyasError
+from eyas_device.support.files import atomic_write
 
 SCHEMA = 1
 _MOST_BYTES = 16 << 20
@@ -169,7 +170,10 @@ def write(path: Path, tree: msgspec.Struct) -> None:
     """Write a result. Raises `BenchError` if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(tree))
+        if path.exists() and (path.is_symlink() or not path.is_file()):  # such as /dev/stdout
+            path.write_bytes(encode(tree))
+        else:
+            atomic_write(path, encode(tree))
     except OSError as error:
         raise BenchError(f"{path}: cannot be written ({error.strerror})") from None
 

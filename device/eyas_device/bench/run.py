@@ -34,11 +34,11 @@ from eyas_device.board import (
     read_pressure,
     read_system,
     read_vitals,
-    run_command,
 )
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Frame
 from eyas_device.runtimes.selection import manifest_sha256
+from eyas_device.support.processes import run_command
 
 STARTS = 3
 _PACKAGES = (

@@ -5,13 +5,12 @@ The process calls `main` with bundle, runtime, artefact, threads and the time at
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from eyas_device.support.processes import command
+from eyas_device.support.opencv import silence_opencv
+from eyas_device.support.processes import module_command, run_command
 
 if TYPE_CHECKING:
     from eyas_device.bench.result import Start
@@ -51,27 +50,19 @@ def _spawn(*arguments: str) -> dict[str, float | None] | None:
     """What one process said of itself; None if it failed or took longer than three minutes."""
     import msgspec
 
-    words = command(__name__, *arguments, repr(monotonic()))
+    output = run_command(module_command(__name__, *arguments, repr(monotonic())), _TIMEOUT_S)
     try:
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-        row = msgspec.json.decode(done.stdout, type=dict[str, float | None])
-    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError, UnicodeDecodeError):
+        row = msgspec.json.decode(output or "", type=dict[str, float | None])
+    except msgspec.DecodeError:
         return None
-    return row if done.returncode == 0 and set(row) == set(_FIELDS) else None
+    return row if set(row) == set(_FIELDS) else None
 
 
 def main(arguments: list[str]) -> None:
     """Import, load, answer; print the figures."""
     began = monotonic()
     root, runtime, artefact, threads, spawned = arguments
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    silence_opencv()
     import cv2
     import msgspec
     import numpy as np

@@ -8,7 +8,7 @@ not measured. Nothing here raises for what it finds on a machine.
 from eyas_device.board.machine import Board, System, read_board, read_system
 from eyas_device.board.power import Power, read_power
 from eyas_device.board.process import Memory, Pressure, read_memory, read_pressure
-from eyas_device.board.reading import NOT_MEASURED, ROOT, Runner, run_command
+from eyas_device.board.reading import NOT_MEASURED, ROOT, Runner
 from eyas_device.board.sensors import Throttle, Vitals, decode_throttled, read_vitals
 
 __all__ = [
@@ -29,5 +29,4 @@ __all__ = [
     "read_pressure",
     "read_system",
     "read_vitals",
-    "run_command",
 ]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.board.reading import COMMAND_S, ROOT, Runner, folders, number, run_command, text
+from eyas_device.board.reading import COMMAND_S, ROOT, Runner, folders, number, text
+from eyas_device.support.processes import run_command
 
 _MOST_MV, _MOST_MA, _MOST_UW = 60_000.0, 100_000.0, 2e9
 _WHOLE = re.compile(r"VDD_IN|POM_5V_IN|VIN_SYS_5V0", re.IGNORECASE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,22 +15,6 @@ Runner = Callable[[Sequence[str], float], str | None]
 
 COMMAND_S = 2.0
 _MOST_BYTES = 1 << 20
-
-
-def run_command(command: Sequence[str], timeout_s: float) -> str | None:
-    """The standard output of a command of the system: the `Runner` of a real machine."""
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=timeout_s,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout[:_MOST_BYTES].decode(errors="replace") if done.returncode == 0 else None
 
 
 def text(path: Path) -> str | None:

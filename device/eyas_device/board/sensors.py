@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.board.reading import COMMAND_S, ROOT, Runner, fields, folders, number, run_command, text
+from eyas_device.board.reading import COMMAND_S, ROOT, Runner, fields, folders, number, text
+from eyas_device.support.processes import run_command
 
 _COLDEST_C, _HOTTEST_C = -60.0, 150.0
 _MOST_MHZ = 20_000.0

@@ -14,12 +14,11 @@ import numpy as np
 
 from eyas_device.camera import Camera, Frame
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
-from eyas_device.preprocess import Pixels, image_size
+from eyas_device.preprocess import MAX_SIDE, Pixels, image_size
 from eyas_device.support.clock import SYSTEM, Clock
 from eyas_device.support.closing import Closing
 
 Condition = Literal["opening", "delivering", "lost", "frozen", "black", "resized", "closed"]
-_MAX_SIDE = 16_384
 _BLACK_EVERY_S = 1.0
 _LONG_S = 60.0
 _ROWS = 16
@@ -345,8 +344,8 @@ def _size(frame: Frame) -> tuple[int, int] | None:
         size = image_size(image)
         if size is None and (not image or image.startswith(b"\xff\xd8")):
             raise ImageError(f"{frame.source}: a damaged JPEG of {len(image)} bytes, without a size")
-        if size is not None and max(size) > _MAX_SIDE:
-            raise ImageError(f"{frame.source}: {size[0]}x{size[1]} pixels; at most {_MAX_SIDE} a side are allowed")
+        if size is not None and max(size) > MAX_SIDE:
+            raise ImageError(f"{frame.source}: {size[0]}x{size[1]} pixels; at most {MAX_SIDE} a side are allowed")
         return size
     plain = image.dtype == np.uint8 and image.ndim in (2, 3) and 0 not in image.shape
     if not plain or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):

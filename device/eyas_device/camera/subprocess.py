@@ -33,9 +33,10 @@ import numpy.typing as npt
 
 from eyas_device.camera import Frame
 from eyas_device.errors import CameraError, CameraSpecError, EyasError, ImageError
-from eyas_device.preprocess import as_bgr
+from eyas_device.preprocess import MAX_SIDE, as_bgr
 from eyas_device.support.closing import Closing
-from eyas_device.support.processes import command
+from eyas_device.support.opencv import QUIET
+from eyas_device.support.processes import module_command
 
 ROOM = 64 << 20
 """Bytes for an image; only what is written takes memory."""
@@ -45,12 +46,10 @@ _OPEN_MARGIN_S = 2.0
 """What the child gets on top of its own timeout to tell why a source did not open."""
 _GRACE_S = 0.5
 _MESSAGE = 1 << 16
-_MAX_SIDE = 16_384
 _REASON = 500
 """Characters that are kept of a reason."""
 _ENVIRONMENT = {
-    "OPENCV_LOG_LEVEL": "SILENT",
-    "OPENCV_FFMPEG_LOGLEVEL": "-8",  # AV_LOG_QUIET
+    **QUIET,
     "LIBCAMERA_LOG_LEVELS": "*:ERROR",
     "OPENBLAS_NUM_THREADS": "1",  # each thread of it would cost memory
 }
@@ -200,7 +199,7 @@ class SubprocessCamera(Closing):
         if isinstance(answer, _Encoded) and 0 < answer.length <= ROOM:
             image = self._child.memory[: answer.length]
             return Frame(image=image, time=answer.time, source=source, captured=answer.captured)
-        if isinstance(answer, _Raw) and 0 < answer.width <= _MAX_SIDE and 0 < answer.height <= _MAX_SIDE:
+        if isinstance(answer, _Raw) and 0 < answer.width <= MAX_SIDE and 0 < answer.height <= MAX_SIDE:
             count = answer.width * answer.height * 3
             if count <= ROOM:
                 flat = np.frombuffer(self._child.memory, dtype=np.uint8, count=count)
@@ -245,7 +244,7 @@ class _Child:
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(theirs.close)
             self._process = subprocess.Popen(
-                command(__name__, str(theirs.fileno()), str(shared)),
+                module_command(__name__, str(theirs.fileno()), str(shared)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), shared),

@@ -8,7 +8,6 @@ fastest and answers rightly is remembered, and `eyas-device run` uses it.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from eyas_device.commands import values
 from eyas_device.commands.slots import STATE_HELP, state_folder
 from eyas_device.errors import EXIT_CHECK_FAILED
+from eyas_device.support.opencv import silence_opencv
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -52,8 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> int:
     """Measure, print and write; code 1 if an artefact that was measured does not answer as on the workstation."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # read at import
+    silence_opencv()
     from eyas_device.bench.result import BenchError
 
     if given.compare:

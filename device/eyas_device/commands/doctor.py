@@ -61,6 +61,7 @@ def _context(given: argparse.Namespace) -> Context:
 
     from eyas_device.config import CONFIG, Config, read_config
     from eyas_device.doctor import Context
+    from eyas_device.telemetry.tls import Security
 
     path = given.config or (CONFIG if CONFIG.exists() else None)
     config, fault = Config(), ""
@@ -80,18 +81,8 @@ def _context(given: argparse.Namespace) -> Context:
         config_path=path,
         config_fault=fault,
         username=given.mqtt_user,
-        password=_password(given.mqtt_password_file),
+        password=Security(password_file=str(given.mqtt_password_file or "")).password() or "",
     )
-
-
-def _password(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the password cannot be read ({error})") from None
-    return lines[0] if lines else ""
 
 
 def _show(row: Row, width: int) -> None:

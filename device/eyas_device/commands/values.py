@@ -44,9 +44,10 @@ def window(text: str) -> float:
 
 def name(text: str) -> str:
     """One level of a topic."""
-    if not re.fullmatch(names.NAME, text):
-        raise argparse.ArgumentTypeError(f"{text!r}: letters, digits, '.', '_' and '-' are allowed, 64 at most")
-    return text
+    try:
+        return names.check_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def cores(text: str) -> tuple[int, ...]:
@@ -63,6 +64,6 @@ def cores(text: str) -> tuple[int, ...]:
 def broker(text: str) -> tuple[str, int]:
     """HOST or HOST:PORT."""
     try:
-        return names.broker(text)
+        return names.parse_broker(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None

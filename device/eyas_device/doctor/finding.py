@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
-from eyas_device.board.reading import Runner, run_command, text
+from eyas_device.board.reading import Runner, text
 from eyas_device.config import Config
-from eyas_device.doctor.child import in_child
+from eyas_device.support.processes import run_command, run_job
 
 Status = Literal["green", "yellow", "red", "grey"]
 """green: well; yellow: works, but look at it; red: does not work; grey: not checked."""
@@ -57,6 +57,9 @@ def installed(package: str) -> str | None:
         return None
 
 
+_run_job = partial(run_job, "eyas_device.doctor.jobs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What is examined, and through which eyes."""
@@ -79,7 +82,7 @@ class Context:
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
     run: Runner = run_command
     """Runs a command of the system."""
-    job: Callable[[str, Mapping[str, object], float], Any] = in_child
+    job: Callable[[str, Mapping[str, object], float], Any] = _run_job
     """Runs one of `eyas_device.doctor.jobs.JOBS` where it may hang and crash."""
 
     @property
@@ -90,9 +93,3 @@ class Context:
     def read(self, path: str) -> str | None:
         """The text of a small file below `root`, None if it cannot be read."""
         return text(self.root / path)
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version: '2.14.0rc1' -> (2, 14, 0)."""
-    match = re.match(r"\d{1,9}(\.\d{1,9})*", version, re.ASCII)
-    return tuple(int(part) for part in match.group().split(".")) if match else (0,)

@@ -1,6 +1,6 @@
 """The doctor's jobs that import libraries, run models and open cameras; each runs in a process of its own.
 
-`child.py` starts `main`, which reads a job's arguments as JSON from standard input and writes `{"result": ...}` or
+`run_job` starts `main`, which reads a job's arguments as JSON from standard input and writes `{"result": ...}` or
 `{"error": ..., "kind": ...}` to standard output. Arguments and results are plain JSON.
 """
 

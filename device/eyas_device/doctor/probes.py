@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from eyas_device.doctor.child import JobError
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.doctor.system import service_is_active
-from eyas_device.support.names import broker as read_broker
+from eyas_device.support.names import parse_broker
+from eyas_device.support.processes import JobError
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "litert": ("ai-edge-litert",),
@@ -129,11 +129,11 @@ def broker(context: Context) -> Finding:
     """Whether the broker can be reached and lets this device in."""
     if not context.config.telemetry.broker:
         return grey("no broker is configured", "give --mqtt, or set telemetry.broker")
-    host, port = read_broker(context.config.telemetry.broker)
+    host, port = parse_broker(context.config.telemetry.broker)
     where = f"{host}:{port}"
     try:
         socket.create_connection((host, port), timeout=_TCP_S).close()
-    except (socket.gaierror, UnicodeError) as error:
+    except socket.gaierror as error:
         return red(f"{where}: the name is not known ({error})", "look at the name and at the device's DNS")
     except ConnectionRefusedError:
         return red(f"{where}: nothing listens there", "start the broker; look at its port and listener address")

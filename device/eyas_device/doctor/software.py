@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator
 
 from eyas_device.config import CONFIG, EXAMPLE
-from eyas_device.doctor.child import JobError
-from eyas_device.doctor.finding import Context, Finding, Status, green, grey, numbers, red, yellow
+from eyas_device.doctor.finding import Context, Finding, Status, green, grey, red, yellow
+from eyas_device.support.processes import JobError
+from eyas_device.support.versions import version_numbers
 
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 ONNX = ("onnxruntime", "onnxruntime-gpu")
@@ -73,7 +74,9 @@ def c_library(context: Context) -> Finding:
         found = ""
     if not found.startswith("glibc "):
         return red(f"not glibc ({found or 'unknown'})", f"{needed} is needed; musl is not served")
-    return green(found) if numbers(found[6:]) >= _GLIBC else red(found, f"{needed} is needed: update the system")
+    return (
+        green(found) if version_numbers(found[6:]) >= _GLIBC else red(found, f"{needed} is needed: update the system")
+    )
 
 
 def libraries(context: Context) -> Finding:
@@ -99,7 +102,7 @@ def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
     """Status, what conflicts, and the fix."""
 
     def version(package: str) -> tuple[int, ...]:
-        return numbers(context.version(package) or "")
+        return version_numbers(context.version(package) or "")
 
     def has(package: str) -> bool:
         return context.version(package) is not None

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +10,7 @@ import msgspec
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.errors import EyasError, RuntimeUnavailable
 from eyas_device.runtimes import RUNTIMES, load, runs
+from eyas_device.support.files import atomic_write
 
 SELECTION_FILE = "choice.json"
 _MOST_BYTES = 1 << 20
@@ -59,23 +57,7 @@ def write_selection(state: Path, choice: SavedSelection) -> Path:
     path = state / SELECTION_FILE
     try:
         state.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{SELECTION_FILE}.", dir=state)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(msgspec.json.format(msgspec.json.encode(choice)) + b"\n")
-                stream.flush()
-                os.fchmod(stream.fileno(), 0o644)  # the service may run as another user
-                os.fsync(stream.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(temporary).unlink()
-            raise
-        folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        atomic_write(path, msgspec.json.format(msgspec.json.encode(choice)) + b"\n")  # the service may be another user
     except OSError as error:
         raise EyasError(f"{path}: cannot be written ({error.strerror}); give a --state folder that can be") from None
     return path

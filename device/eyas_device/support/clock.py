@@ -1,4 +1,4 @@
-"""What time it is and how to wait: a real clock, and one for tests in which waiting takes no time."""
+"""The clock as an interface, so that tests need not wait."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import time
 from threading import Event
 from typing import Protocol
 
+RELEASED = 1_767_225_600.0
+"""1 January 2026, seconds since 1970: a wall clock before this version was written is wrong."""
+_MAX_YEARS_S = 30 * 365 * 86400.0
+
 
 class Clock(Protocol):
-    """Tells the time and waits."""
+    """Reads the time and waits."""
 
     def monotonic(self) -> float:
         """Seconds on a clock that never jumps."""
@@ -17,7 +21,7 @@ class Clock(Protocol):
         """Seconds since 1970."""
 
     def wait(self, event: Event, seconds: float) -> bool:
-        """Wait until `event` is set or `seconds` have passed; whether it is set."""
+        """Wait until `event` is set or `seconds` have passed; True if it is set."""
 
 
 class SystemClock:
@@ -32,36 +36,13 @@ class SystemClock:
         return time.time()
 
     def wait(self, event: Event, seconds: float) -> bool:
-        """Wait for real; at once for no time or less."""
+        """Wait in real time; 0 or less returns at once."""
         return event.wait(max(0.0, seconds))
 
 
-class FakeClock:
-    """A clock that moves only when somebody waits on it or moves it."""
-
-    def __init__(self, start: float = 1000.0) -> None:
-        self._now = start
-        self.waits: list[float] = []
-        """How long each wait was asked to be, seconds."""
-
-    def monotonic(self) -> float:
-        """The moved time."""
-        return self._now
-
-    def time(self) -> float:
-        """The moved time, as if it had begun in 2024."""
-        return 1_704_067_200.0 + self._now
-
-    def wait(self, event: Event, seconds: float) -> bool:
-        """Move by `seconds` at once, unless `event` is set already."""
-        self.waits.append(seconds)
-        if not event.is_set():
-            self.move(seconds)
-        return event.is_set()
-
-    def move(self, seconds: float) -> None:
-        """Let `seconds` pass."""
-        self._now += max(0.0, seconds)
+def is_plausible(now: float) -> bool:
+    """Whether a wall clock that reads `now` (seconds since 1970) can be right: at most 30 years after `RELEASED`."""
+    return RELEASED <= now < RELEASED + _MAX_YEARS_S
 
 
 SYSTEM = SystemClock()

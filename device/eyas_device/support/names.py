@@ -1,4 +1,4 @@
-"""Names of sites, devices and brokers."""
+"""Names of sites and devices, and addresses of brokers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,38 @@ import re
 import socket
 
 NAME = r"[A-Za-z0-9._-]{1,64}"
-"""What a site or a device may be called."""
+"""Pattern of a site's or device's name: one level of a topic."""
+MQTT_PORT = 1883
 
 
 def host_name() -> str:
-    """The host's name, with what is not allowed in a name replaced by `-`."""
+    """The host's name, with characters that are not allowed in a name replaced by `-`."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "device"
 
 
-def broker(text: str) -> tuple[str, int]:
-    """Host and port of `HOST` or `HOST:PORT` (1883 without one). Raises `ValueError` for anything else."""
+def check_name(name: str) -> str:
+    """Return `name` if a site or device may be called so. Raises `ValueError` otherwise."""
+    if not re.fullmatch(NAME, name):
+        raise ValueError(f"{name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed")
+    return name
+
+
+def parse_broker(text: str) -> tuple[str, int]:
+    """Host and port of `HOST` or `HOST:PORT` (1883 by default). Raises `ValueError` for anything else."""
     host, colon, port = text.rpartition(":")
     if not colon:
-        host, port = text, "1883"
-    if not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or not 0 < int(port) < 65536:
+        host, port = text, str(MQTT_PORT)
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII):
         raise ValueError(f"{text!r}: HOST or HOST:PORT is needed")
-    return host, int(port)
+    return check_address(host, int(port))
+
+
+def check_address(host: str, port: int) -> tuple[str, int]:
+    """Return host and port if both are possible. Raises `ValueError` otherwise."""
+    try:
+        possible = bool(host.encode("idna")) and 1 <= port <= 65535
+    except UnicodeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{f'{host}:{port}'!r}: HOST or HOST:PORT is needed, the port from 1 to 65535")
+    return host, port

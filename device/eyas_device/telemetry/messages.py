@@ -160,7 +160,6 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     """First and last sequence of each, both included."""
 
 
-COMMANDS = ("pause", "resume", "set-thresholds", "snapshot", "bench", "doctor", "check-update")
 """What a device may be told to do; its configuration says which of them it obeys."""
 
 
@@ -171,7 +170,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
     """UUID; the result carries it, and a device obeys each only once."""
     name: str = ""
-    """One of `COMMANDS`."""
+    """One of `eyas_device.config.COMMANDS`."""
     arguments: dict[str, str | float | bool] = {}
     expires: float = 0.0
     """Seconds since 1970: afterwards it is refused."""

@@ -18,17 +18,17 @@ from typing import Any
 
 import msgspec
 
+from eyas_device.config import COMMANDS
 from eyas_device.errors import EyasError
+from eyas_device.support.clock import is_plausible
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry.messages import COMMANDS, Command, Result, decode, encode
+from eyas_device.telemetry.messages import Command, Result, decode, encode
 from eyas_device.telemetry.spool.spool import Spool
 
 Arguments = Mapping[str, str | float | bool]
 Handler = Callable[[Arguments], Mapping[str, Any]]
 """Does what a command says and returns what the result's `data` holds; an `EyasError` or a `ValueError` refuses it."""
 
-SANE_AFTER = 1_735_689_600.0
-"""1 January 2025: a clock before it is wrong."""
 MOST_AHEAD_S = 86_400.0
 """A command that expires later than this is refused: ids are remembered until then."""
 _MOST_BYTES = 16 << 10
@@ -100,7 +100,7 @@ class CommandExecutor(Closing):
         if command.name not in self._handlers:
             return f"{command.name!r} is not known to this agent"
         now = self._clock()
-        if now < SANE_AFTER:
+        if not is_plausible(now):
             return "the device's clock is wrong, so it cannot tell whether the command has expired"
         if not math.isfinite(command.expires) or command.expires <= now:
             return "expired"

@@ -20,7 +20,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +28,7 @@ import msgspec
 
 from eyas_device.bundle import MANIFEST, Bundle, Manifest, read_manifest, sha256
 from eyas_device.errors import BundleError, CheckFailed, EyasError
+from eyas_device.support.files import sync_folder, write_new
 from eyas_device.updates.golden import check
 
 NAMES = ("a", "b")
@@ -355,26 +356,14 @@ def _pieces(path: Path, most: int) -> Iterator[bytes]:
             yield piece
 
 
-def _write(path: Path, pieces: Iterator[bytes] | list[bytes]) -> None:
-    """Write a new file and wait until it is on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    with os.fdopen(descriptor, "wb") as stream:
-        os.fchmod(descriptor, 0o644)
-        for piece in pieces:
-            stream.write(piece)
-        stream.flush()
-        _step(f"sync {path.name}")
-        os.fsync(descriptor)
+def _write(path: Path, chunks: Iterable[bytes]) -> None:
+    write_new(path, chunks)
+    _step(f"synced {path.name}")
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
     _step(f"sync {folder.name}")
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)
 
 
 def _discard(path: Path) -> None:

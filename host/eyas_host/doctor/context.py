@@ -6,20 +6,18 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eyas_device.board.reading import Runner, run_command, text
-from eyas_device.doctor.child import in_child
+from eyas_device.board.reading import Runner, text
 from eyas_device.doctor.finding import installed
+from eyas_device.support.processes import run_command, run_job
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 
 Job = Callable[[str, Mapping[str, object], float], Any]
-
-
-def _in_child(job: str, arguments: Mapping[str, object], timeout_s: float) -> Any:
-    return in_child(job, arguments, timeout_s, module="eyas_host.doctor.work")
+_run_job = partial(run_job, "eyas_host.doctor.work")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Context:
     """Cores that this process may use."""
     run: Runner = run_command
     """Runs a command of the system."""
-    job: Job = _in_child
+    job: Job = _run_job
     """Runs one of `eyas_host.doctor.work.JOBS` where it may hang and crash."""
 
     def read(self, path: str) -> str | None:

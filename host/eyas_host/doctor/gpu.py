@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from eyas_device.doctor.child import JobError
-from eyas_device.doctor.finding import Finding, green, grey, numbers, red, yellow
+from eyas_device.doctor.finding import Finding, green, grey, red, yellow
+from eyas_device.support.processes import JobError
+from eyas_device.support.versions import version_numbers
 from eyas_host.doctor.context import Context
 
 LEAST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
@@ -57,8 +58,8 @@ def torch_build(context: Context) -> Finding:
     text = f"torch {built['version']}, built for CUDA {built['cuda']}"
     if not gpus and not built["available"]:
         return green(f"{text}; there is no GPU")
-    least = LEAST_DRIVER.get(numbers(built["cuda"])[0])
-    if gpus and least is not None and numbers(gpus[0][1]) < least:
+    least = LEAST_DRIVER.get(version_numbers(built["cuda"])[0])
+    if gpus and least is not None and version_numbers(gpus[0][1]) < least:
         needed = ".".join(map(str, least))
         fix = f"update the driver to {needed} or newer, or install a torch for an older CUDA (its cu12x index)"
         return red(f"{text}, but driver {gpus[0][1]} is too old for it", fix)

@@ -10,9 +10,9 @@ from typing import Any
 import eyas_host
 from eyas_device.config import Config
 from eyas_device.doctor import software
-from eyas_device.doctor.child import JobError
 from eyas_device.doctor.finding import Context as DeviceContext
 from eyas_device.doctor.finding import Finding, Status, green, grey, red, yellow
+from eyas_device.support.processes import JobError
 from eyas_host.doctor.context import Context
 from eyas_host.models import pretrained
 from eyas_host.recipe.training import StudentSection, TeacherSection

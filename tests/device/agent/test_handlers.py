@@ -14,9 +14,9 @@ from eyas_device.agent.handlers import Refused, handlers
 from eyas_device.agent.loop import Loop
 from eyas_device.agent.reporter import Reporter
 from eyas_device.camera import Frame
-from eyas_device.config import Config
+from eyas_device.config import COMMANDS, Config
 from eyas_device.predict import Classifier
-from eyas_device.telemetry.messages import COMMANDS, Profile
+from eyas_device.telemetry.messages import Profile
 from eyas_device.telemetry.remote import Handler
 from tests.device.agent.test_loop import LiveCamera
 from tests.support import tiny

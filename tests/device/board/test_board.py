@@ -24,9 +24,9 @@ from eyas_device.board import (
     read_pressure,
     read_system,
     read_vitals,
-    run_command,
 )
 from eyas_device.board.power import decode_pmic
+from eyas_device.support.processes import run_command
 from tests.support.paths import BOARDS
 
 NAMES = ("pi4", "pi5", "orin-nano", "x86")

@@ -21,7 +21,7 @@ from eyas_device.camera.multipart import Multipart
 from eyas_device.camera.spec import hidden
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.preprocess import image_size
-from eyas_device.support.clock import FakeClock
+from tests.support.clocks import FakeClock
 from tests.support.servers import PLENTY_S, StreamServer
 from tests.support.streams import jpeg_image, part
 from tests.support.system_parts import require

@@ -20,8 +20,8 @@ from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera, Hang
 from eyas_device.camera.reconnecting import Backoff, CameraState, ReconnectingCamera
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
-from eyas_device.support.clock import FakeClock
 from eyas_device.support.closing import Closing
+from tests.support.clocks import FakeClock
 from tests.support.servers import PLENTY_S, RtspServer, StreamServer
 from tests.support.streams import jpeg_image
 

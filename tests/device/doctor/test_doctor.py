@@ -26,10 +26,10 @@ from eyas_device.cli import main as eyas_device
 from eyas_device.commands import doctor as verb
 from eyas_device.config import Config
 from eyas_device.doctor import CHECKS, Context, Finding, Row, examine, probes, software, system, title
-from eyas_device.doctor.child import JobError, in_child
 from eyas_device.doctor.finding import green
-from eyas_device.errors import BundleError, ConfigError
+from eyas_device.errors import BundleError, LinkError
 from eyas_device.runtimes import RUNTIMES
+from eyas_device.support.processes import JobError, run_job
 from eyas_device.updates.slots import Slots
 from tests.support.brokers import Broker
 
@@ -164,7 +164,7 @@ def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_a_password_file_that_cannot_be_read_is_the_users_mistake(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none: the password cannot be read"):
+    with pytest.raises(LinkError, match=r"none: the password cannot be read"):
         run_verb("--mqtt-password-file", tmp_path / "none")
 
 
@@ -181,7 +181,7 @@ def test_a_job_that_hangs_is_ended(bundle_root: Path) -> None:
     os.mkfifo(bundle_root / "manifest.json")  # reading it waits for ever
     started = time.monotonic()
     with pytest.raises(JobError, match="no result within 2 s") as caught:
-        in_child("golden", {"bundle": str(bundle_root), "state": "", "threads": 1}, 2.0)
+        run_job("eyas_device.doctor.jobs", "golden", {"bundle": str(bundle_root), "state": "", "threads": 1}, 2.0)
     assert caught.value.kind == "timeout"
     assert time.monotonic() - started < 20
     assert not [path for path in Path("/proc").glob("[0-9]*") if is_job_of_ours(path)]
@@ -211,7 +211,7 @@ def test_what_a_library_prints_does_not_spoil_the_result() -> None:
     [
         ("kill -ILL $$", "killed", "SIGILL"),
         ("echo dreadful >&2; exit 7", "crash", "code 7: dreadful"),
-        ("exit 0", "crash", "it said nothing"),
+        ("exit 0", "crash", "no error output"),
     ],
 )
 def test_a_job_that_crashes(
@@ -221,7 +221,7 @@ def test_a_job_that_crashes(
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(JobError, match=words) as caught:
-        in_child("libraries", {}, 20.0)
+        run_job("eyas_device.doctor.jobs", "libraries", {}, 20.0)
     assert caught.value.kind == kind
 
 
@@ -230,7 +230,7 @@ def test_a_job_imports_what_the_doctor_imports_not_what_lies_around(
 ) -> None:
     file(tmp_path / "numpy.py", "raise SystemError('taken from the current folder')")
     monkeypatch.chdir(tmp_path)
-    assert in_child("libraries", {}, 60.0)["numpy"][0].isdigit()
+    assert run_job("eyas_device.doctor.jobs", "libraries", {}, 60.0)["numpy"][0].isdigit()
 
 
 # --- software --------------------------------------------------------------------------------------------------------
@@ -475,9 +475,8 @@ def test_a_broker_that_knows_only_the_older_protocol(monkeypatch: pytest.MonkeyP
     assert found.status == "yellow" and "3.1.1 only" in found.text
 
 
-@pytest.mark.parametrize("host", ["a..b", "no-such-host.invalid"])
-def test_a_name_that_is_not_known(host: str) -> None:
-    found = probes.broker(context(broker=f"{host}:1883"))
+def test_an_unknown_host_name() -> None:
+    found = probes.broker(context(broker="no-such-host.invalid:1883"))
     assert found.status == "red", found
 
 

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eyas_device.telemetry.messages
+from eyas_device.config import COMMANDS
 from eyas_device.predict import Prediction
 from eyas_device.telemetry.aggregate import MOST_BINS, WindowAggregator, fold, uncertainty
 from eyas_device.telemetry.messages import (
-    COMMANDS,
     KINDS,
     Ack,
     Command,

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from eyas_device.config import COMMANDS
 from eyas_device.errors import BundleError
-from eyas_device.telemetry.messages import COMMANDS, Command, Result, decode, encode
+from eyas_device.telemetry.messages import Command, Result, decode, encode
 from eyas_device.telemetry.remote import MOST_AHEAD_S, Arguments, CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import Spool
 

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from eyas_device.doctor import rows
-from eyas_device.doctor.child import JobError
 from eyas_device.doctor.finding import Finding
+from eyas_device.support.processes import JobError
 from eyas_host.doctor import CHECKS, gpu, machine, software
 from eyas_host.doctor.context import Context
 from eyas_host.doctor.gpu import fits
@@ -119,7 +119,7 @@ def test_a_broken_library_is_a_finding_and_one_that_crashes_hides_no_other(
     monkeypatch.setattr(software, "LIBRARIES", ("json", "broken_one", "crashing_one", "msgspec", "absent_one"))
     found = software.libraries(Context())
     assert found.status == "red" and "make install" in found.fix
-    assert "broken_one: ImportError: libfoo.so.1" in found.text and "crashing_one: the process was ended" in found.text
+    assert "broken_one: ImportError: libfoo.so.1" in found.text and "crashing_one: the process was killed" in found.text
     assert "absent_one: ModuleNotFoundError" in found.text and "json" not in found.text
     monkeypatch.setattr(software, "LIBRARIES", ("json", "msgspec"))
     assert software.libraries(Context()) == Finding("green", f"json 2.0.9, msgspec {msgspec.__version__}")
@@ -234,7 +234,7 @@ def test_room_for_the_views(tmp_path: Path) -> None:
 
 
 def test_no_check_raises_when_nothing_works() -> None:
-    dead = context(job=JobError("the process was ended by SIGSEGV", "killed"), version=lambda name: None)
+    dead = context(job=JobError("the process was killed by SIGSEGV", "killed"), version=lambda name: None)
     found = list(rows(dead, CHECKS))
     assert len(found) == len(CHECKS) == len({row.check for row in found})
     assert not [row for row in found if "the check failed" in row.finding], found

@@ -11,7 +11,7 @@ import msgspec
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
 from eyas_device.errors import LinkError
-from eyas_device.support.names import broker
+from eyas_device.support.names import parse_broker
 
 PORT, TLS_PORT = 1883, 8883
 PASSWORD = "EYAS_MQTT_PASSWORD"
@@ -39,7 +39,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     def address(self) -> tuple[str, int]:
         """Host and port; without a port, that of TLS or of plain MQTT. Raises `LinkError` for a mistaken one."""
         try:
-            host, port = broker(self.broker)
+            host, port = parse_broker(self.broker)
         except ValueError as error:
             raise LinkError(f"--broker {error}") from None
         return host, TLS_PORT if self.ca and ":" not in self.broker else port

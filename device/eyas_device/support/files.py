@@ -1,0 +1,46 @@
+"""Durable files: replaced atomically, synced before they count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+
+def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace the content of `path`: a reader, also after a power cut, finds the old content or the new one.
+
+    `mode` holds whatever the umask is. Raises `OSError`; nothing has changed then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with suppress(FileNotFoundError):  # of a process that was killed
+        temporary.unlink()
+    try:
+        write_new(temporary, [data], mode=mode)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_new(path: Path, chunks: Iterable[bytes], *, mode: int = 0o644) -> None:
+    """Write a file that does not exist yet and wait until its content is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        os.fchmod(descriptor, mode)
+        for chunk in chunks:
+            stream.write(chunk)
+        stream.flush()
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

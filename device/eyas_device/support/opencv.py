@@ -1,0 +1,14 @@
+"""Settings of OpenCV that have to be in the environment before it is imported."""
+
+from __future__ import annotations
+
+import os
+
+QUIET = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}  # AV_LOG_QUIET
+"""Environment variables that silence OpenCV and its FFmpeg; the function for it differs between OpenCV 4 and 5."""
+
+
+def silence_opencv() -> None:
+    """Keep OpenCV and its FFmpeg from writing to standard error. Call it before `import cv2`."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
