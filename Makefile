@@ -12,7 +12,7 @@ READERS := tflite tensorflow
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format figures docs flash bench broker collect watch test-arm soak system-deps clean \
+.PHONY: help install distill test check format figures docs flash bench broker collect watch test-arm soak system-deps clean clean-runs \
 	test-readers bench-here bench-main-job bench-training bench-compression bench-warm-start bench-frame-loop bench-telemetry
 
 help: ## show this
@@ -123,5 +123,13 @@ system-deps: ## what tests need from the system (apt): MQTT broker, ssh and RTSP
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_DEPS); \
 	fi
 
-clean: ## remove the virtual environment, runs and caches
-	rm -rf $(VENV) .arm .readers runs dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove the virtual environment and caches; runs/ stays
+	rm -rf $(VENV) .arm .readers dist docs/_build docs/reference .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+clean-runs: ## remove runs/ with its models and test-set access logs, after a typed yes (YES=1 does not ask)
+	@if [ -d runs ] && [ "$(YES)" != 1 ]; then \
+		[ -t 0 ] || { echo "clean-runs: no terminal to ask on; YES=1 removes runs/ without asking" >&2; exit 1; }; \
+		du -sh runs; printf 'Remove runs/, its models and the test-set access logs? Type yes: '; read -r answer; \
+		[ "$$answer" = yes ] || { echo "clean-runs: runs/ is kept" >&2; exit 1; }; \
+	fi
+	rm -rf runs
