@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill test check format figures docs flash bench broker collect watch test-arm soak system-deps clean clean-runs \
-	test-readers bench-here bench-main-job bench-training bench-compression bench-warm-start bench-frame-loop bench-telemetry
+	test-readers bench-here bench-main-job bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -59,8 +59,8 @@ bench-main-job: install ## time and score the main job over three seeds (about a
 bench-training: install ## caches, the input pipeline and memory beside their plain counterparts (about an hour)
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 
-bench-warm-start: install ## what a warm start buys a student: two sets of images, three seeds (an hour or two; resumable)
-	$(BIN)/python benchmarks/warm_start.py --json benchmarks/results/warm-start.json
+bench-pretrained: install ## what pretrained student weights gain: two data sets of images, three seeds (an hour or two; resumable)
+	$(BIN)/python benchmarks/pretrained.py --json benchmarks/results/pretrained.json
 
 bench-compression: install ## what int8 and pruning cost and save, five folds, beside other tools (hours; resumable)
 	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json

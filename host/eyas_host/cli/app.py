@@ -227,7 +227,7 @@ def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> 
 
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Training, compared": (training.baseline, training.tune, training.warm_start),
+    "Training, compared": (training.baseline, training.tune, training.pretrain),
     "This workstation": (training.doctor,),
     "Devices": (fleet.flash, fleet.bench),
     "The fleet": (telemetry.broker, telemetry.enroll, telemetry.collect, telemetry.watch, telemetry.expire),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from eyas_host.pipeline.runner import RunContext
 
 TEACHES = {
-    "warm_start": """**What it is for**: where no hub can be reached, a student starts from random weights. A warm start
+    "pretrain": """**What it is for**: where no hub can be reached, a student starts from random weights. A warm start
 is made once, without any download: ImageNet teachers from the registry's packages answer for strong crops of the free
 images that packages ship, and the student follows their 1,000 probabilities.
 
@@ -23,13 +23,13 @@ and scikit-image; the card lists each licence. No image is copied.
 **How long**: `--crops` says how long the whole training is (the rate falls to zero at its end), `--minutes` how much of
 it to do now: the same command goes on. About 130 crops a second on one core: half a million take an hour.
 
-**What it leaves**: in `runs/warm-start/STUDENT` the weights (`STUDENT.safetensors`, fp16), their card (`.md`), and
+**What it leaves**: in `runs/pretrain/STUDENT` the weights (`STUDENT.safetensors`, fp16), their card (`.md`), and
 settings, figures and the images' hashes (`.json`).
 
-**Ready ones** ship with Eyas and are taken where no hub can be reached; `[student] weights = "warm"` asks for them.
+**Shipped weights** are used where no hub can be reached; `[student] weights = "pretrained"` asks for them.
 
-**Examples**: `eyas warm-start --minutes 5`, then in a recipe `[student] weights = "file"` and
-`weights_file = "../../runs/warm-start/mobilenetv3_small_100/mobilenetv3_small_100.safetensors"`.""",
+**Examples**: `eyas pretrain --minutes 5`, then in a recipe `[student] weights = "file"` and
+`weights_file = "../../runs/pretrain/mobilenetv3_small_100/mobilenetv3_small_100.safetensors"`.""",
     "tune": """**What is tried**: the settings that `[tune]` of the recipe lists, for the teacher `rates`, `batches`,
 `unfreeze` (and `layer_decays`, `weight_decays`), for the student `student_rates`, `kd_ratios`, `temperatures`.
 `--method grid` trains every combination; `--method tpe` looks for the best between the least and the most value, and
@@ -170,7 +170,7 @@ def _up_to(stage: str, recipe: Path, runs: Path, overrides: list[str] | None) ->
     return context
 
 
-def warm_start(
+def pretrain(
     student: Annotated[str, typer.Option(help="A network of timm's.")] = "mobilenetv3_small_100",
     teacher: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -193,16 +193,16 @@ def warm_start(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Give a student something to start from without a download: what ImageNet teachers say of free images."""
-    from eyas_host.pretrain.make import make_warm_start
-    from eyas_host.pretrain.train import WarmSettings, usual_last_size
+    from eyas_host.pretrain.make import make_pretrained
+    from eyas_host.pretrain.train import PretrainSettings, usual_last_size
 
-    settings = WarmSettings(
+    settings = PretrainSettings(
         student=student,
-        teachers=tuple(teacher or WarmSettings().teachers),
+        teachers=tuple(teacher or PretrainSettings().teachers),
         crops=crops,
         size=size,
         last_size=last_size or usual_last_size(size),
         batch=batch,
         seed=seed,
     )
-    typer.echo(make_warm_start(settings, images, runs / "warm-start" / student, minutes=minutes, device=device))
+    typer.echo(make_pretrained(settings, images, runs / "pretrain" / student, minutes=minutes, device=device))

@@ -79,7 +79,9 @@ def tune(
         entrant = applied(recipe, settings | ({f"{what}.epochs": number} if number else {}))
         folder = work / f"final-{trial.number}-{digest(own, getattr(entrant, what))}"
         found.append(train_final(full, entrant, split, trial.number, settings, folder))
-    result = make_result(study, what=what, method=method, metric=recipe.run.metric, storage=shown(url), finals=found)
+    result = make_result(
+        study, what=what, method=method, metric=recipe.run.selection_metric, storage=shown(url), finals=found
+    )
     write_result(result, study, work)
     if json is not None:
         write_bytes(json, (work / RESULT).read_bytes())
@@ -87,7 +89,7 @@ def tune(
     if found:
         show(finals_table(result))
     say(f"  {work / PAGE}")
-    top = f"validation {recipe.run.metric} {max(f.value for f in found) if found else best[0].value:.3f}"
+    top = f"validation {recipe.run.selection_metric} {max(f.value for f in found) if found else best[0].value:.3f}"
     say(f"[bold]tune[/bold]     {len(result.trials)} trials, {top}: {result.overrides}")
 
 

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_host.recipe.augment import AugmentSection
-from eyas_host.recipe.augment_rules import allowed
+from eyas_host.recipe.augment_rules import without_forbidden
 from eyas_host.support.errors import DataError
 
 Batch = npt.NDArray[np.uint8]
@@ -75,7 +75,7 @@ class Augmenter:
     """Draws views of images; the same seed draws the same views."""
 
     def __init__(self, settings: AugmentSection, spec: Preprocessing) -> None:
-        self.settings = allowed(settings)
+        self.settings = without_forbidden(settings)
         self.spec = spec
 
     def strength(self, epoch: int) -> float:

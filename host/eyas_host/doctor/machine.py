@@ -99,7 +99,7 @@ def disk(context: Context) -> Finding:
     text = f"{context.runs}: {free / _GB:.1f} GB free"
     count, _ = _images(context)
     student, size = context.recipe.student, context.recipe.image.size
-    views = 0 if student.ready else count * student.views * 3 * size**2
+    views = 0 if student.checkpoint else count * student.views * 3 * size**2
     if views:
         text += f"; {student.views} views of {count:,} images at {size} px need up to {views / _GB:.2f} GB"
     if student.cache_gb and views > student.cache_gb * _GB:

@@ -104,8 +104,8 @@ def conflicts(context: Context) -> Finding:
 def weights(context: Context) -> Finding:
     """Whether the hub can be reached, and which first weights teacher and student get."""
     recipe = context.recipe
-    if recipe.student.ready:
-        return green("none are needed: the student is ready")
+    if recipe.student.checkpoint:
+        return green("none needed: the student comes from a checkpoint")
     wanted = [recipe.teacher.model, recipe.student.model]
     try:
         known = context.job("weights", {"models": wanted, "timeout_s": _HUB_S}, _WEIGHTS_S)

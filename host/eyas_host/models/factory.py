@@ -21,7 +21,7 @@ from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import Weights
 from eyas_host.support.errors import RecipeError, WeightsError
 
-Origin = Literal["hub", "packaged", "file", "warm", "random"]
+Origin = Literal["hub", "packaged", "file", "pretrained", "random"]
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
@@ -128,9 +128,9 @@ def build(
         return _from_file(Path(weights_file), name, classes, activation), "file"
     start = pretrained.chosen(name, weights, trained=trained)
     if start is not None:
-        return _from_file(start, name, classes, activation), "warm"
-    if weights == "warm":
-        tried.append(f"warm: none for {name} (there are: {', '.join(pretrained.networks())})")
+        return _from_file(start, name, classes, activation), "pretrained"
+    if weights == "pretrained":
+        tried.append(f"pretrained: none for {name} (there are: {', '.join(pretrained.networks())})")
     if weights == "random" or (weights == "auto" and not trained):
         return PixelClassifier(_create(name, classes, activation), _CENTRE, _CENTRE), "random"
     raise WeightsError(f"no weights for {name}: {'; '.join(tried)}; weights_file takes some from a file")
@@ -168,7 +168,7 @@ def _create(name: str, classes: int, activation: str, *, pretrained: bool = Fals
     raise RecipeError(f"model {name!r}: its activations cannot be chosen; take activation = 'default'")
 
 
-def load_ready(name: str, classes: int, path: Path, *, activation: Literal["default", "relu"]) -> PixelClassifier:
+def load_checkpoint(name: str, classes: int, path: Path, *, activation: Literal["default", "relu"]) -> PixelClassifier:
     """A network that was trained elsewhere, with the normalisation that timm records for it.
 
     `path` is a .safetensors or a torch file with its weights under timm's names. Raises `WeightsError` if it cannot be

@@ -1,4 +1,4 @@
-"""First weights for students that ship with Eyas: made by `eyas warm-start`, no download needed.
+"""First weights for students that ship with Eyas: made by `eyas pretrain`, no download needed.
 
 Beside each `NETWORK.safetensors` (fp16, timm's names, with `mean` and `std`) lie its card `NETWORK.md` and the
 settings and figures of its training, `NETWORK.json`.
@@ -31,7 +31,7 @@ def chosen(network: str, weights: str, *, trained: bool) -> Path | None:
 
     `trained`: `auto` may not fall back on it, as for a teacher.
     """
-    return start_file(network) if weights == "warm" or (weights == "auto" and not trained) else None
+    return start_file(network) if weights == "pretrained" or (weights == "auto" and not trained) else None
 
 
 def card_file(network: str) -> Path:

@@ -128,7 +128,7 @@ def fit_to_images(backbone: nn.Module, name: str, origin: str, image: ImageSecti
         )
     if origin == "random":
         return Fit(f"{name}: no weights, it starts from random ones", tuple(warnings))
-    config = resolve_model_data_config(backbone) | (_WARM if origin == "warm" else {})
+    config = resolve_model_data_config(backbone) | (_WARM if origin == "pretrained" else {})
     trained, interpolation = config["input_size"][-1], config["interpolation"]
     if _SMALL <= image.size < trained / 2 or image.size > 2 * trained:
         warnings.append(

@@ -7,21 +7,21 @@ from collections import Counter
 import msgspec
 
 from eyas_host.pretrain.images import SHORTEST, SOURCES
-from eyas_host.pretrain.train import WarmResult, WarmSettings, usual_last_size
+from eyas_host.pretrain.train import PretrainResult, PretrainSettings, usual_last_size
 
 
 class Record(msgspec.Struct, frozen=True):
     """`NETWORK.json`, beside the weights."""
 
-    settings: WarmSettings
-    result: WarmResult
+    settings: PretrainSettings
+    result: PretrainResult
     machine: str
     """The processor that finished it."""
     images: dict[str, str]
     """sha256 of each image that was learned from -> its package."""
 
 
-def warm_card(record: Record) -> str:
+def weights_card(record: Record) -> str:
     """The card in Markdown."""
     settings, result = record.settings, record.result
     counts = Counter(record.images.values())
@@ -32,10 +32,10 @@ def warm_card(record: Record) -> str:
     )
     hours = result.seconds / 3600
     state = "finished" if result.finished else f"paused, {settings.crops:,} crops were planned"
-    return f"""# Warm start of {settings.student}
+    return f"""# Pretrained weights of {settings.student}
 
 Weights for a student to start from, fp16 under timm's names (behind `backbone.`), with `mean` and `std`, the
-normalisation that they were trained behind. Use: `[student] weights = "warm"` for what ships with Eyas, else
+normalisation that they were trained behind. Use: `[student] weights = "pretrained"` for what ships with Eyas, else
 `weights = "file"` and `weights_file`. It is no classifier for the field: its 1,000-class head is replaced.
 
 ## How it was made
@@ -66,10 +66,10 @@ On {result.held_out} crops of images that were held out: the same of 1,000 class
 """
 
 
-def _command(settings: WarmSettings) -> str:
+def _command(settings: PretrainSettings) -> str:
     """What makes it again."""
-    words = ["eyas warm-start", f"--student {settings.student}", f"--crops {settings.crops}"]
-    usual = WarmSettings(last_size=usual_last_size(settings.size))
+    words = ["eyas pretrain", f"--student {settings.student}", f"--crops {settings.crops}"]
+    usual = PretrainSettings(last_size=usual_last_size(settings.size))
     for name in ("size", "last_size", "batch", "seed"):
         if getattr(settings, name) != getattr(usual, name):
             words.append(f"--{name.replace('_', '-')} {getattr(settings, name)}")

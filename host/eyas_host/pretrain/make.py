@@ -1,4 +1,4 @@
-"""`eyas warm-start`: find the images, train, and write the card beside the weights."""
+"""`eyas pretrain`: find the images, train, and write the card beside the weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 
 from eyas_host.evaluate.inference import pick_device
 from eyas_host.pipeline.distributed import SINGLE_THREAD_SIZE
-from eyas_host.pretrain.card import Record, warm_card
+from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.images import APT, find_images, held_out, missing_packages, read_images
-from eyas_host.pretrain.train import WarmSettings, begin, fingerprint, warm_start
+from eyas_host.pretrain.train import PretrainSettings, begin, fingerprint, pretrain
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import machine
 from eyas_host.support.progress import warn
 
 
-def make_warm_start(
-    settings: WarmSettings,
+def make_pretrained(
+    settings: PretrainSettings,
     root: Path,
     folder: Path,
     *,
@@ -42,7 +42,7 @@ def make_warm_start(
     learned, out = held_out(found)
     settings = msgspec.structs.replace(settings, images=fingerprint([one.sha256 for one in learned]))
     begin(settings, folder)  # mistakes show before the images are read
-    result = warm_start(
+    result = pretrain(
         settings,
         read_images(learned, "images"),
         read_images(out, "images held out"),
@@ -54,6 +54,6 @@ def make_warm_start(
     record = Record(settings, result, machine()["processor"], {one.sha256: one.package for one in learned})
     path = folder / f"{settings.student}.safetensors"
     write_bytes(path.with_suffix(".json"), msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-    write_bytes(path.with_suffix(".md"), warm_card(record).encode())
+    write_bytes(path.with_suffix(".md"), weights_card(record).encode())
     how = "finished" if result.finished else f"{result.crops / settings.crops:.0%} done, run again to go on"
     return f"{path}: agrees with the teacher on {result.agreement:.1%} of held-out crops; {how}"

@@ -41,7 +41,7 @@ _LOOK = 512
 _SETTINGS = "settings.json"
 
 
-class WarmSettings(msgspec.Struct, frozen=True, kw_only=True):
+class PretrainSettings(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides what a warm start becomes."""
 
     student: str = "mobilenetv3_small_100"
@@ -71,7 +71,7 @@ def usual_last_size(size: int) -> int:
     return size * 4 // 3
 
 
-class WarmResult(msgspec.Struct, frozen=True):
+class PretrainResult(msgspec.Struct, frozen=True):
     """How far a warm start has come."""
 
     crops: int
@@ -91,8 +91,8 @@ class _PauseError(Exception):
     """The time that was given is used up."""
 
 
-def warm_start(
-    settings: WarmSettings,
+def pretrain(
+    settings: PretrainSettings,
     images: Sequence[Pixels],
     held_out: Sequence[Pixels],
     folder: Path,
@@ -100,7 +100,7 @@ def warm_start(
     minutes: float | None = None,
     device: str = "auto",
     workers: int = 0,
-) -> WarmResult:
+) -> PretrainResult:
     """Train, or go on training, in `folder` for at most so many minutes; `NETWORK.safetensors` is where it stands.
 
     The last weights are kept, not those that answer best on the held-out images: a start is as good as its rate has
@@ -139,7 +139,7 @@ def warm_start(
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         logits = torch.from_numpy(logits_of(candidate, look, where))
         agreement = float((logits.argmax(1) == wanted.argmax(1)).double().mean())
-        return {"objective": -divergence_of(logits, wanted), "agreement": agreement}
+        return {"combined": -divergence_of(logits, wanted), "agreement": agreement}
 
     def pause(history: Sequence[Epoch]) -> str:
         if until is not None and history and time.monotonic() > until:
@@ -169,11 +169,11 @@ def warm_start(
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     history = [msgspec.json.decode(line, type=Epoch) for line in saved["history"]]
     _write(saved["ema"] if settings.ema else saved["model"], folder / f"{settings.student}.safetensors")
-    result = WarmResult(
+    result = PretrainResult(
         crops=len(history) * an_epoch,
         seconds=sum(epoch.seconds for epoch in history),
         agreement=history[-1].metrics["agreement"],
-        divergence=-history[-1].metrics["objective"],
+        divergence=-history[-1].metrics["combined"],
         held_out=len(look),
         finished=len(history) == epochs,
     )
@@ -182,7 +182,7 @@ def warm_start(
     return result
 
 
-def _cut_and_mix(pixels: Tensor, settings: WarmSettings, step: int) -> Tensor:
+def _cut_and_mix(pixels: Tensor, settings: PretrainSettings, step: int) -> Tensor:
     """In some batches, a patch of each crop from its neighbour (Yun et al., "CutMix", 2019)."""
     rng = np.random.default_rng((settings.seed, 1, step))
     if rng.random() >= settings.cutmix:
@@ -194,7 +194,7 @@ def _cut_and_mix(pixels: Tensor, settings: WarmSettings, step: int) -> Tensor:
     return mixed
 
 
-def begin(settings: WarmSettings, folder: Path) -> None:
+def begin(settings: PretrainSettings, folder: Path) -> None:
     """Note the settings in the folder, or compare them with those that are there.
 
     Raises `RecipeError` for a student that timm does not have, `WeightsError` for a teacher without packaged weights
@@ -210,10 +210,10 @@ def begin(settings: WarmSettings, folder: Path) -> None:
         write_bytes(path, msgspec.json.format(msgspec.json.encode(settings), indent=1))
         return
     try:
-        before = msgspec.json.decode(path.read_bytes(), type=WarmSettings)
+        before = msgspec.json.decode(path.read_bytes(), type=PretrainSettings)
     except msgspec.DecodeError as error:
         raise WeightsError(f"{path}: cannot be read ({error}); take another folder") from None
-    other = [key for key in WarmSettings.__struct_fields__ if getattr(before, key) != getattr(settings, key)]
+    other = [key for key in PretrainSettings.__struct_fields__ if getattr(before, key) != getattr(settings, key)]
     if other:
         told = ", ".join(f"{key} = {getattr(before, key)!r}" for key in other)
         raise WeightsError(f"{folder}: a warm start with {told} is there; take the same, or another folder")

@@ -1,4 +1,4 @@
-"""The recipe: one TOML file that says what to make, one file a section; `load` reads and checks it.
+"""The recipe: the TOML file that configures a run, one module per section; `load` reads and checks it.
 
 Every section is a frozen struct with one sentence a field. Unknown keys, wrong types and impossible combinations are
 all reported together, each with its section and what is allowed.
@@ -21,7 +21,7 @@ from eyas_host.recipe.tune import TuneSection
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole recipe."""
+    """All settings of a run, a field per section."""
 
     run: RunSection
     data: DataSection = DataSection()

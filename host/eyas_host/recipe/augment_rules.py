@@ -1,7 +1,7 @@
-"""What a domain rules out: a chest X-ray is never mirrored, text is never turned.
+"""Rules of `[augment] forbid`: a chest X-ray is never mirrored, text is never rotated.
 
-`forbid` wins over every default; what a recipe itself switches on although it forbids it is a contradiction, and so are
-two allowed augmentations that together make the forbidden one (half a turn and a flip are the other flip).
+`forbid` overrides every default. A recipe that enables what it forbids is an error, and so are two allowed
+augmentations that compose to the forbidden one (a half turn and one flip make the other flip).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ OFF: dict[str, bool | int | float] = {
     "cutmix": 0.0,
     "mixup": 0.0,
 }
-"""Setting of `[augment]` -> the value that leaves images as they are."""
+"""Setting of `[augment]` -> the value that disables it."""
 
 
-def allowed(augment: AugmentSection) -> AugmentSection:
-    """The same section with everything switched off that `forbid` names."""
+def without_forbidden(augment: AugmentSection) -> AugmentSection:
+    """Disable every augmentation that `forbid` names."""
     return msgspec.structs.replace(augment, **{name: OFF[name] for name in augment.forbid if name in OFF})
 
 
-def forbidden(augment: AugmentSection, given: object) -> Iterable[str]:
-    """Faults of a section of which the recipe file wrote the keys of `given`; a forbidden default is just off."""
-    written = set(given) if isinstance(given, dict) else set()
-    silent = {name: OFF[name] for name in augment.forbid if name in OFF and name not in written}
-    for contradiction in _contradictions(msgspec.structs.replace(augment, **silent)):
-        yield f"[augment] {contradiction}: ruled out by forbid = {list(augment.forbid)}; take one of them back"
+def augment_errors(augment: AugmentSection, section: object) -> Iterable[str]:
+    """Contradictions between `forbid` and the keys in the file's `section`; a forbidden default is just disabled."""
+    explicit = set(section) if isinstance(section, dict) else set()
+    defaults = {name: OFF[name] for name in augment.forbid if name in OFF and name not in explicit}
+    for contradiction in _contradictions(msgspec.structs.replace(augment, **defaults)):
+        yield f"[augment] {contradiction}: ruled out by forbid = {list(augment.forbid)}; remove one of them"
 
 
 def _contradictions(augment: AugmentSection) -> Iterable[str]:
@@ -49,8 +49,8 @@ def _contradictions(augment: AugmentSection) -> Iterable[str]:
     half_turn = "quarter_turns" if augment.quarter_turns else "rotate_degrees" if augment.rotate_degrees > 135 else ""
     for flip, other in (("horizontal_flip", "vertical_flip"), ("vertical_flip", "horizontal_flip")):
         if flip in augment.forbid and getattr(augment, other) and half_turn:
-            yield f"{other} and {half_turn} (one flip and half a turn make the other flip)"
+            yield f"{other} and {half_turn} (one flip and a half turn make the other flip)"
     if "quarter_turns" in augment.forbid and augment.horizontal_flip and augment.vertical_flip:
-        yield "horizontal_flip and vertical_flip (together they are half a turn)"
+        yield "horizontal_flip and vertical_flip (together they make a half turn)"
     if "quarter_turns" in augment.forbid and augment.rotate_degrees > 45:
-        yield f"rotate_degrees = {augment.rotate_degrees} (comes near a quarter turn)"
+        yield f"rotate_degrees = {augment.rotate_degrees} (comes close to a quarter turn)"

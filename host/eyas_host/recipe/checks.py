@@ -1,22 +1,18 @@
-"""Combinations of settings that no type forbids."""
+"""Combinations of settings that the types allow and that cannot work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from eyas_host.recipe import Recipe
-from eyas_host.recipe.cost import CostSection as CostSection
-from eyas_host.recipe.training import StudentSection as StudentSection
-from eyas_host.recipe.training import TeacherSection as TeacherSection
-from eyas_host.recipe.training import training_faults
-from eyas_host.recipe.tune import TuneSection as TuneSection
+from eyas_host.recipe.training import training_errors
 
 
-def impossible(recipe: Recipe) -> Iterable[str]:
-    """Combinations that no type forbids."""
+def combination_errors(recipe: Recipe) -> Iterable[str]:
+    """Combinations of settings that cannot work, a line each."""
     data = recipe.data
     if abs(sum(data.split) - 1.0) > 1e-6 or min(data.split) <= 0:
-        yield f"[data] split = {list(data.split)}: three parts above 0 that add up to 1 are needed"
+        yield f"[data] split = {list(data.split)}: three fractions above 0 that add up to 1 are needed"
     if data.source == "folder" and not data.path:
         yield "[data] path: missing; source = 'folder' needs the folder of class folders"
     if data.source == "csv" and not data.path:
@@ -28,7 +24,7 @@ def impossible(recipe: Recipe) -> Iterable[str]:
     if data.by != "time" and data.gap_days:
         yield f"[data] gap_days belongs to by = 'time', not to {data.by!r}"
     if data.by == "time" and data.fold[1]:
-        yield "[data] fold: by = 'time' has no folds, they would train on what comes after the test; leave one out"
+        yield "[data] fold: by = 'time' has no folds, training would see what comes after the test; leave one out"
     if not recipe.compile.runtimes or len(set(recipe.compile.runtimes)) != len(recipe.compile.runtimes):
         yield "[compile] runtimes: name at least one of litert, openvino, onnx, each once"
     fold, folds = data.fold
@@ -36,24 +32,24 @@ def impossible(recipe: Recipe) -> Iterable[str]:
         yield f"[data] fold = {list(data.fold)}: [k, n] with n of at least 2 folds and k from 0 to n - 1 is needed"
     prune = recipe.prune
     if prune.method == "channel" and prune.keep >= 1.0 and not (prune.target == "latency" and prune.ms):
-        yield "[prune] keep = 1.0 prunes nothing: take method = 'none' or a part below 1"
+        yield "[prune] keep = 1.0 prunes nothing: take method = 'none' or a fraction below 1"
     if prune.target != "latency" and (prune.ms or prune.table):
         yield f"[prune] ms and table belong to target = 'latency', not to {prune.target!r}"
-    if recipe.prune.method == "nncf" and recipe.prune.sparsity == 0.0:
+    if prune.method == "nncf" and prune.sparsity == 0.0:
         yield "[prune] sparsity = 0 prunes nothing: take method = 'none' or a sparsity above 0"
     precisions = recipe.compile.precisions
     if not {"fp32", "int8"} <= set(precisions) or len(set(precisions)) != len(precisions):
-        yield "[compile] precisions: fp32 and int8 are needed, int16 may stand beside them, each once"
+        yield "[compile] precisions: fp32 and int8 are needed, int16 is optional, each once"
     if "int16" in precisions and "litert" not in recipe.compile.runtimes:
-        yield "[compile] precisions: int16 is built for litert, which [compile] runtimes leaves out"
-    if recipe.student.ready and (recipe.prune.method != "none" or recipe.quantize.method != "ptq"):
-        yield "[student] ready: then nothing is trained: [prune] method = 'none' and [quantize] method = 'ptq', please"
+        yield "[compile] precisions: int16 needs litert in [compile] runtimes"
+    if recipe.student.checkpoint and (recipe.prune.method != "none" or recipe.quantize.method != "ptq"):
+        yield "[student] checkpoint trains nothing: set [prune] method = 'none' and [quantize] method = 'ptq'"
     if recipe.quantize.method == "qat" and not recipe.quantize.epochs:
-        yield "[quantize] epochs = 0: training for no epochs is method = 'ptq'"
+        yield "[quantize] epochs = 0: take method = 'ptq' to skip training"
     if len(set(recipe.run.trackers)) != len(recipe.run.trackers):
         yield f"[run] trackers = {list(recipe.run.trackers)}: each once"
     if recipe.run.amp == "fp16" and recipe.run.device == "cpu":
-        yield "[run] amp = 'fp16' needs a GPU, and device = 'cpu' takes none; 'bf16' runs there"
+        yield "[run] amp = 'fp16' needs a GPU, but device = 'cpu'; 'bf16' works there"
     if recipe.image.size % 32:
-        yield f"[image] size = {recipe.image.size}: must be a multiple of 32 (the networks halve it five times)"
-    yield from training_faults(recipe.teacher, recipe.student)
+        yield f"[image] size = {recipe.image.size}: must be a multiple of 32 (the networks downsample by 32)"
+    yield from training_errors(recipe.teacher, recipe.student)

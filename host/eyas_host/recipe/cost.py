@@ -1,4 +1,4 @@
-"""The recipe's section about what wrong answers cost."""
+"""`[cost]`: the cost of misclassifications."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Price = Annotated[float, Meta(ge=0.0, le=1e12)]
 
 
 class CostSection(Section, frozen=True):
-    """`[cost]`: what a wrong answer costs; with a table the answer is the one that is expected to cost least."""
+    """`[cost]`: misclassification costs; with a table the prediction is the label of least expected cost."""
 
     table: dict[str, dict[str, Price]] = msgspec.field(default_factory=dict)
-    """True label -> answer -> cost of an image: { defective = { ok = 50000 }, ok = { defective = 5000 } }. A right
-    answer costs 0 unless it is named; empty: the likeliest label is the answer."""
+    """True label -> prediction -> cost of an image: { defective = { ok = 50000 }, ok = { defective = 5000 } }. A
+    correct prediction costs 0 unless it is listed; empty: the most likely label is predicted."""
     other: Price | None = None
-    """Cost of every mistake that the table does not name; without it the table must name them all."""
+    """Cost of every mistake missing from the table; without it the table must list them all."""
     currency: str = ""
-    """For the report: "EUR"."""
+    """Unit of the costs in the report, e.g. "EUR"."""

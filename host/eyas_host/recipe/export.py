@@ -1,13 +1,9 @@
-"""`[compile]` and `[gate]`: what is built, and what it must reach to be packed."""
+"""`[compile]` and `[gate]`: which artefacts are built, and the bounds they must meet to be packed."""
 
 from __future__ import annotations
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.support.toml import Section
-from eyas_host.recipe.cost import CostSection as CostSection
-from eyas_host.recipe.training import StudentSection as StudentSection
-from eyas_host.recipe.training import TeacherSection as TeacherSection
-from eyas_host.recipe.tune import TuneSection as TuneSection
 from eyas_host.recipe.types import Fraction, Positive
 
 
@@ -16,15 +12,15 @@ class CompileSection(Section, frozen=True):
 
     runtimes: tuple[RuntimeName, ...] = ("litert", "openvino", "onnx")
     precisions: tuple[Precision, ...] = ("fp32", "int8")
-    """fp32 and int8; int16 besides builds a LiteRT artefact with int16 activations: more exact, slow."""
+    """fp32 and int8; int16 adds a LiteRT artefact with int16 activations: more exact, slow."""
 
 
 class GateSection(Section, frozen=True):
-    """`[gate]`: bounds on validation below which an artefact is not packed."""
+    """`[gate]`: bounds on validation that an artefact must meet to be packed."""
 
     min_agreement: Fraction = 0.95
-    """Part of the images on which an artefact's answer equals its reference model's."""
+    """Minimum fraction of images on which an artefact and its reference model predict the same label."""
     max_dp: Positive = 0.02
-    """Largest allowed mean difference of a probability."""
+    """Maximum mean absolute difference of the probabilities."""
     max_drop: Fraction = 0.03
-    """Largest allowed loss of balanced accuracy of int8 against the float model it was made from."""
+    """Maximum drop of int8's balanced accuracy against the float model it was made from."""

@@ -8,15 +8,11 @@ from msgspec import Meta
 
 from eyas_device.preprocess import Preprocessing
 from eyas_device.support.toml import Section
-from eyas_host.recipe.cost import CostSection as CostSection
-from eyas_host.recipe.training import StudentSection as StudentSection
-from eyas_host.recipe.training import TeacherSection as TeacherSection
-from eyas_host.recipe.tune import TuneSection as TuneSection
 from eyas_host.recipe.types import Rate
 
 
 class ImageSection(Section, frozen=True):
-    """`[image]`: what the model sees; becomes the bundle's preprocessing."""
+    """`[image]`: the model's input; becomes the bundle's preprocessing."""
 
     size: Annotated[int, Meta(ge=32, le=1024)] = 128
     """Side of the square input, pixels."""
@@ -24,10 +20,10 @@ class ImageSection(Section, frozen=True):
     interpolation: Literal["area", "linear"] = "area"
     crop_fraction: Rate = 1.0
     decode: Literal["full", "reduced"] = "full"
-    """`reduced` decodes JPEGs at 1/2, 1/4 or 1/8 of their scale where that covers the size, here and on the device."""
+    """`reduced`: decode JPEGs at 1/2, 1/4 or 1/8 scale where that still covers `size`, on the host and the device."""
 
     def preprocessing(self) -> Preprocessing:
-        """The same settings as the device's contract."""
+        """The device's `Preprocessing` with these settings."""
         return Preprocessing(
             size=self.size,
             fit=self.fit,

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from eyas_device.support.toml import convert, parse, told
 from eyas_host.recipe import Recipe
-from eyas_host.recipe.augment_rules import allowed, forbidden
-from eyas_host.recipe.checks import impossible
-from eyas_host.recipe.cost import CostSection as CostSection
-from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.augment_rules import augment_errors, without_forbidden
+from eyas_host.recipe.checks import combination_errors
 from eyas_host.recipe.run import RunSection
-from eyas_host.recipe.training import StudentSection as StudentSection
-from eyas_host.recipe.training import TeacherSection as TeacherSection
-from eyas_host.recipe.training import with_weights_beside
-from eyas_host.recipe.tune import TuneSection as TuneSection
+from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError
+
+RENAMED = {
+    "[picture]": "[image]",
+    "[run] metric": "[run] selection_metric",
+    '[run] selection_metric = "objective"': '[run] selection_metric = "combined"',
+    '[teacher] weights = "warm"': '[teacher] weights = "pretrained"',
+    '[student] weights = "warm"': '[student] weights = "pretrained"',
+    "[student] ready": "[student] checkpoint",
+    "[student] hint": "[student] feature_loss",
+    "[student] hints": "[student] feature_layers",
+    "[pack] pictures": "[pack] images",
+}
+"""Sections, keys and values of earlier versions -> what they are called now."""
+
+_Training = TypeVar("_Training", TeacherSection, StudentSection)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and `section.key=value` overrides (values as in TOML, bare words are strings).
 
-    Raises `RecipeError` that lists every fault: file, section, key and what would be allowed.
+    Relative paths are resolved against the recipe's folder. Raises `RecipeError` that lists every error with file,
+    section, key and what would be allowed.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -36,33 +47,20 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         tree = parse(text)
     except ValueError as error:
         raise RecipeError(f"{path}: {error}") from None
-    faults = [fault for override in overrides for fault in _override(tree, override)]
-    sections, more = convert(tree, Recipe)
-    faults += more
+    errors = [error for override in overrides for error in _override(tree, override)]
+    sections, more = convert(tree, Recipe, RENAMED)
     recipe = Recipe(**({"run": RunSection(name="unnamed")} | sections))
-    base = path.resolve().parent
-    recipe = msgspec.structs.replace(recipe, data=_beside(recipe.data, base))
-    faults += forbidden(recipe.augment, tree.get("augment"))
-    recipe = msgspec.structs.replace(recipe, augment=allowed(recipe.augment))
-    if recipe.prune.table:
-        table = msgspec.structs.replace(recipe.prune, table=str(base / recipe.prune.table))
-        recipe = msgspec.structs.replace(recipe, prune=table)
-    if recipe.student.ready:
-        student = msgspec.structs.replace(recipe.student, ready=str(base / recipe.student.ready))
-        recipe = msgspec.structs.replace(recipe, student=student)
-    recipe = msgspec.structs.replace(
-        recipe,
-        teacher=with_weights_beside(recipe.teacher, base),
-        student=with_weights_beside(recipe.student, base),
-    )
-    faults += impossible(recipe)
-    if faults:
-        raise RecipeError(told(path, faults))
+    errors += [*more, *augment_errors(recipe.augment, tree.get("augment"))]
+    recipe = _resolve_paths(recipe, path.resolve().parent)
+    recipe = msgspec.structs.replace(recipe, augment=without_forbidden(recipe.augment))
+    errors += combination_errors(recipe)
+    if errors:
+        raise RecipeError(told(path, errors))
     return recipe
 
 
 def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
-    """Put one `section.key=value` into the tree; yields a fault if it has another form."""
+    """Put one `section.key=value` into the tree; yields an error if it has another form."""
     target, equals, value = override.partition("=")
     section, dot, key = target.strip().partition(".")
     if not (equals and dot and section and key):
@@ -77,8 +75,27 @@ def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
         branch[key] = parsed
 
 
-def _beside(data: DataSection, base: Path) -> DataSection:
-    """The same with every path beside the recipe."""
-    more = tuple(msgspec.structs.replace(one, path=str(base / one.path)) for one in data.more)
-    path = str(base / data.path) if data.path and data.source != "elpv" else data.path
-    return msgspec.structs.replace(data, path=path, more=more)
+def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Resolve every relative path against `base`."""
+    data = recipe.data
+    return msgspec.structs.replace(
+        recipe,
+        data=msgspec.structs.replace(
+            data,
+            path=data.path if data.source == "elpv" else _resolve(base, data.path),
+            more=tuple(msgspec.structs.replace(source, path=str(base / source.path)) for source in data.more),
+        ),
+        teacher=_resolve_weights(recipe.teacher, base),
+        student=_resolve_weights(
+            msgspec.structs.replace(recipe.student, checkpoint=_resolve(base, recipe.student.checkpoint)), base
+        ),
+        prune=msgspec.structs.replace(recipe.prune, table=_resolve(base, recipe.prune.table)),
+    )
+
+
+def _resolve_weights(section: _Training, base: Path) -> _Training:
+    return msgspec.structs.replace(section, weights_file=_resolve(base, section.weights_file))
+
+
+def _resolve(base: Path, path: str) -> str:
+    return str(base / path) if path else ""

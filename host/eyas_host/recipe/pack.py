@@ -1,4 +1,4 @@
-"""`[pack]`: the bundle."""
+"""`[pack]`: contents of the bundle."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from eyas_device.support.toml import Section
-from eyas_host.recipe.cost import CostSection as CostSection
-from eyas_host.recipe.training import StudentSection as StudentSection
-from eyas_host.recipe.training import TeacherSection as TeacherSection
-from eyas_host.recipe.tune import TuneSection as TuneSection
 from eyas_host.recipe.types import Fraction
 
 
 class PackSection(Section, frozen=True):
-    """`[pack]`: the bundle."""
+    """`[pack]`: contents of the bundle."""
 
     version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"
     golden: Annotated[int, Meta(ge=1, le=64)] = 12
-    """Validation images that every device must answer as the workstation did."""
+    """Validation images on which every device must reproduce the workstation's predictions."""
     threshold: Fraction = 0.6
-    """Answers below this calibrated confidence are reported as uncertain."""
+    """Predictions below this calibrated confidence are reported as uncertain."""
     images: Literal["allowed", "never"] = "allowed"
     """`never`: no device sends an image, whatever its configuration says; part of the bundle."""

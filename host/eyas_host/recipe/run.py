@@ -7,10 +7,6 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from eyas_device.support.toml import Section
-from eyas_host.recipe.cost import CostSection as CostSection
-from eyas_host.recipe.training import StudentSection as StudentSection
-from eyas_host.recipe.training import TeacherSection as TeacherSection
-from eyas_host.recipe.tune import TuneSection as TuneSection
 from eyas_host.recipe.types import Count
 
 
@@ -20,20 +16,20 @@ class RunSection(Section, frozen=True):
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Results go to runs/<name>."""
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
-    """Split, first weights, order and augmentation follow from it."""
+    """Seeds the split, initial weights, data order and augmentation."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to train; `auto` takes a GPU when there is one."""
+    """Where to train; `auto` uses a GPU if there is one."""
     threads: Count = 0
-    """Torch threads a training process; 0 chooses (1 a process up to 160 px, else all cores)."""
+    """Torch threads per training process; 0: automatic (1 up to 160 px, else all cores)."""
     amp: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of all trainings but int8's; fp16 needs a GPU, bf16 runs on processors too."""
-    metric: Literal["objective", "balanced_accuracy", "accuracy", "f1", "auc", "loss"] = "objective"
-    """The validation figure that chooses the best epoch, ends a training early and opens blocks; `objective` is
-    balanced accuracy + AUC / 2."""
+    """Mixed precision of all trainings except QAT; fp16 needs a GPU, bf16 works on CPUs too."""
+    selection_metric: Literal["combined", "balanced_accuracy", "accuracy", "f1", "auc", "loss"] = "combined"
+    """Validation metric that selects the best epoch, stops training early and unfreezes blocks; `combined` is balanced
+    accuracy + AUC / 2."""
     checkpoint_minutes: Annotated[float, Meta(ge=0.0, le=1440.0)] = 5.0
-    """How often training is saved inside an epoch, beside its end (0: after every step)."""
+    """Minutes between checkpoints inside an epoch, besides the one at its end (0: after every step)."""
     trackers: tuple[Literal["auto", "tensorboard", "wandb", "mlflow"], ...] = ("auto",)
-    """Who draws live curves; `auto`: TensorBoard where it is installed, in runs/<name>/curves. `wandb` sends figures to
-    a server."""
+    """Where live curves are logged; `auto`: TensorBoard if it is installed, in runs/<name>/curves. `wandb` sends
+    metrics to a server."""
     workers: Annotated[int, Meta(ge=0, le=64)] | Literal["auto"] = "auto"
-    """Processes that draw views ahead of a training process; 0: it draws them itself. `auto` goes by the cores."""
+    """Loader processes per training process; 0: load in the training process. `auto` depends on the cores."""

@@ -1,4 +1,4 @@
-"""Bounded numbers and names that several sections share."""
+"""Bounded numbers and enumerations shared by several sections."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
 Gamma = Annotated[float, Meta(ge=0.0, le=10.0)]
 
-Weights = Literal["auto", "hub", "packaged", "file", "warm", "random"]
+Weights = Literal["auto", "hub", "packaged", "file", "pretrained", "random"]
 LossName = Literal["cross_entropy", "bce", "focal"]
 SamplerName = Literal["shuffled", "balanced"]

@@ -52,7 +52,7 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
         else {}
     )
     shipped, teacher = _variant(report, report.shipped), _variant(report, "teacher")
-    curves = plots.learning_curves(report.histories, report.recipe.get("run", {}).get("metric", "objective"))
+    curves = plots.learning_curves(report.histories, report.recipe.get("run", {}).get("selection_metric", "combined"))
     return (
         _environment()
         .get_template("report.html.j2")

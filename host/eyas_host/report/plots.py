@@ -116,7 +116,7 @@ def front(points: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def learning_curves(
-    histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "objective"
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "combined"
 ) -> dict[str, Markup]:
     """Training -> its loss and balanced accuracy over the epochs; all share the accuracy's scale.
 

@@ -84,8 +84,8 @@ def baseline(context: RunContext, epochs: int | None, json: Path | None) -> None
 
     `epochs` replaces the teacher's seconds as the budget. Raises `StageError` if the run has no teacher.
     """
-    if context.recipe.student.ready:
-        raise StageError("[student] ready: this run trains no teacher, so there is nothing to compare with")
+    if context.recipe.student.checkpoint:
+        raise StageError("[student] checkpoint: this run trains no teacher, so there is nothing to compare with")
     budget = f"{epochs} epochs" if epochs else "teacher's seconds"
     stage = Stage(
         _STAGE,

@@ -78,13 +78,13 @@ def train_final(
         pixels = prepared(split.validation.pixels, recipe.image.preprocessing())
         probabilities = softmax(logits_of(model, pixels, pick_device(recipe.run.device)))
         scores = score(probabilities, split.validation.targets)
-        best = history[best_epoch(history, recipe.run.metric)]
+        best = history[best_epoch(history, recipe.run.selection_metric)]
         final = Final(
             trial=trial,
             settings=settings,
             epochs=len(history),
             seconds=round(sum(epoch.seconds for epoch in history), 3),
-            value=judged(best.metrics, recipe.run.metric),
+            value=judged(best.metrics, recipe.run.selection_metric),
             balanced_accuracy=scores.balanced_accuracy,
             balanced_accuracy_ci=scores.balanced_accuracy_ci,
             f1=scores.f1,

@@ -104,7 +104,7 @@ def identity(recipe: Recipe, manifest: SplitManifest, what: What, method: Method
         for key, value in msgspec.to_builtins(getattr(recipe, name)).items()
         if f"{name}.{key}" not in tried and f"{name}.{key}" != f"{what}.epochs"
     }
-    plain |= {f"run.{key}": getattr(recipe.run, key) for key in ("seed", "metric", "amp")}
+    plain |= {f"run.{key}": getattr(recipe.run, key) for key in ("seed", "selection_metric", "amp")}
     plain |= {"images": images_hash(manifest), "search": what, "method": method, "epochs of a trial": epochs}
     plain |= {f"values of {key}": values for key, values in tried.items()}
     return dict(msgspec.json.decode(msgspec.json.encode(plain)))

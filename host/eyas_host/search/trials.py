@@ -148,7 +148,7 @@ def search(
         def judge(figures: dict[str, float]) -> None:
             nonlocal best, told
             told += 1
-            value = judged(figures, recipe.run.metric)
+            value = judged(figures, recipe.run.selection_metric)
             if value > best:
                 best = value
                 for name in FIGURES:

@@ -24,14 +24,14 @@ def _stage(name: str) -> Callable[[RunContext], StageResult]:
     return run
 
 
-_JUDGED = ("run.amp", "run.metric")
+_JUDGED = ("run.amp", "run.selection_metric")
 _LESSON = ("teacher", "student", "augment", "image", *_JUDGED)
 
 STAGES = (
     Stage("split", ("data",), (), _stage("split"), images_fingerprint),
     Stage(
         "teach",
-        ("teacher", "augment", "image", *_JUDGED, "student.ready"),
+        ("teacher", "augment", "image", *_JUDGED, "student.checkpoint"),
         ("split",),
         _stage("teach"),
         teacher_weights,

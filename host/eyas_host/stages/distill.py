@@ -17,7 +17,7 @@ from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of, pick_device
 from eyas_host.models import checkpoints
-from eyas_host.models.factory import load_ready
+from eyas_host.models.factory import load_checkpoint
 from eyas_host.models.weights import fit_to_images
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import training_threads
@@ -30,7 +30,7 @@ from eyas_host.support.progress import warn
 from eyas_host.support.quiet import quiet_libraries
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.engine import end_with_parent, validation_figures
-from eyas_host.train.feature_distillation import BlockCache, check_hints
+from eyas_host.train.feature_distillation import BlockCache, check_feature_layers
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.student import train_student
 from eyas_host.train.trackers import Curves
@@ -44,8 +44,8 @@ def run(context: RunContext) -> StageResult:
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(training_threads(recipe))
     data = Split.load(context.root, context.recipe.image.preprocessing())
-    if recipe.student.ready:
-        return _take_ready(context, data) if distributed.is_main() else StageResult("")
+    if recipe.student.checkpoint:
+        return _take_checkpoint(context, data) if distributed.is_main() else StageResult("")
     warned = student_warnings(recipe, len(data.labels))
     for line in warned[len(student_warnings(recipe)) :]:
         warn(line)
@@ -53,9 +53,9 @@ def run(context: RunContext) -> StageResult:
         with distributed.alone():
             teacher = checkpoints.load_teacher(context, len(data.labels))
             student = checkpoints.blank_student(context, len(data.labels))
-            check_hints(recipe.student.hints, teacher, student, recipe.image.size)
+            check_feature_layers(recipe.student.feature_layers, teacher, student, recipe.image.size)
             cache = ViewCache.make(folder, recipe, data, teacher)
-            if recipe.student.hints:
+            if recipe.student.feature_layers:
                 BlockCache.make(cache, recipe, teacher)
     distributed.from_main("the cache is there")
     data.train.forget()
@@ -69,7 +69,7 @@ def run(context: RunContext) -> StageResult:
         histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
-    reached = figures_line(best_figures(history, recipe.run.metric))
+    reached = figures_line(best_figures(history, recipe.run.selection_metric))
     return StageResult(
         f"{recipe.student.model} ({origin} weights): {reached} on validation",
         {
@@ -83,14 +83,16 @@ def run(context: RunContext) -> StageResult:
     )
 
 
-def _take_ready(context: RunContext, split: Split) -> StageResult:
+def _take_checkpoint(context: RunContext, split: Split) -> StageResult:
     """Take the student from its file instead of training one."""
     settings = context.recipe.student
-    model = load_ready(settings.model, len(split.labels), Path(settings.ready), activation=settings.activation)
+    model = load_checkpoint(
+        settings.model, len(split.labels), Path(settings.checkpoint), activation=settings.activation
+    )
     save_tensors(context.root / checkpoints.STUDENT, model.state_dict())
     pixels = prepared(split.validation.pixels, context.recipe.image.preprocessing())
     figures = validation_figures(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
-    return StageResult(f"{settings.model} as it came: {figures_line(figures)} on validation", {"weights": "ready"})
+    return StageResult(f"{settings.model} as it came: {figures_line(figures)} on validation", {"weights": "checkpoint"})
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def teacher_weights(recipe: Recipe) -> str:
 
 def student_weights(recipe: Recipe) -> str:
     """The file that the student starts from, or is."""
-    return _sha256(recipe.student.ready or _start(recipe.student, trained=False))
+    return _sha256(recipe.student.checkpoint or _start(recipe.student, trained=False))
 
 
 def latency_source(recipe: Recipe) -> str:

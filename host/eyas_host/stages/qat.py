@@ -143,7 +143,7 @@ def _train(context: RunContext, split: Split, model: nn.Module, deploy: DeployMo
         logits = logits_of(candidate, lesson.validation, lesson.device)
         divergence = divergence_of(torch.from_numpy(logits), wanted)
         figures = validation_figures(logits, lesson.validation_targets)
-        return figures | {"divergence": divergence, "objective": -divergence}
+        return figures | {"divergence": divergence, "combined": -divergence}
 
     start, at_start = evaluate(model), copy.deepcopy(model.state_dict())
     history = fit(
@@ -158,7 +158,7 @@ def _train(context: RunContext, split: Split, model: nn.Module, deploy: DeployMo
         curves=Curves(context.recipe, context.root),
         after_step=ZeroKeeper(model) if context.recipe.prune.method == "nncf" else None,
     )
-    if start["objective"] >= max(epoch.metrics["objective"] for epoch in history):
+    if start["combined"] >= max(epoch.metrics["combined"] for epoch in history):
         say("  no epoch answers closer to the float student than calibration alone: that is kept")
         model.load_state_dict(at_start)
     checkpoint.unlink()

@@ -27,8 +27,8 @@ from eyas_host.train.view_cache import check_room
 
 def run(context: RunContext) -> StageResult:
     """Transfer-learn the teacher."""
-    if context.recipe.student.ready:
-        return StageResult("not trained: the student is ready", {"weights": "none"})
+    if context.recipe.student.checkpoint:
+        return StageResult("not trained: the student comes from a checkpoint", {"weights": "none"})
     torch.set_num_threads(training_threads(context.recipe))
     data = Split.load(context.root, context.recipe.image.preprocessing())
     warned = _warned(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
@@ -42,7 +42,7 @@ def run(context: RunContext) -> StageResult:
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
-    best = best_figures(histories["blocks"] or histories["head"], context.recipe.run.metric)
+    best = best_figures(histories["blocks"] or histories["head"], context.recipe.run.selection_metric)
     return StageResult(
         f"{context.recipe.teacher.model} ({origin} weights): {figures_line(best)} on validation",
         {"weights": origin, "warnings": warned, "histories": msgspec.to_builtins(histories)},

@@ -8,7 +8,7 @@ from eyas_host.models.factory import PixelClassifier, build_student, build_teach
 from eyas_host.models.weights import Fit, fit_to_images
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import RecipeError
-from eyas_host.train.feature_distillation import check_hints
+from eyas_host.train.feature_distillation import check_feature_layers
 
 
 def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
@@ -23,7 +23,7 @@ def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
     for (model, origin), name in ((teacher, recipe.teacher.model), (student, recipe.student.model)):
         _try(model, name, image.size)
         fits.append(fit_to_images(model.backbone, name, origin, image))
-    check_hints(recipe.student.hints, teacher[0], student[0], image.size)
+    check_feature_layers(recipe.student.feature_layers, teacher[0], student[0], image.size)
     return fits
 
 

@@ -255,14 +255,14 @@ def _words(history: Sequence[Epoch]) -> str:
 
 
 def validation_figures(logits: Floats, targets: Ints) -> dict[str, float]:
-    """What an epoch may be judged by; `objective`: balanced accuracy, with the AUC deciding between near-equals."""
+    """What an epoch may be judged by; `combined`: balanced accuracy, with the AUC deciding between near-equals."""
     p = softmax(logits)
     answers = p.argmax(axis=1)
     balanced = float(np.mean([(answers[targets == c] == c).mean() for c in np.unique(targets)]))
     area = auc(p, targets)
     loss = float(-np.log(np.maximum(p[np.arange(len(targets)), targets], 1e-12)).mean())
     return {
-        "objective": balanced + (0.5 * area if math.isfinite(area) else 0.0),
+        "combined": balanced + (0.5 * area if math.isfinite(area) else 0.0),
         "balanced_accuracy": balanced,
         "accuracy": float((answers == targets).mean()),
         "f1": float(f1_score(targets, answers, average="macro", zero_division=0)),

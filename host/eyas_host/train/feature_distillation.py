@@ -26,7 +26,7 @@ from eyas_host.data.loader import Rows, in_turn
 from eyas_host.evaluate.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
-from eyas_host.recipe.training import Hint, StudentSection
+from eyas_host.recipe.training import FeatureLayer, StudentSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.progress import meter, say
@@ -67,9 +67,9 @@ class Hints(nn.Module):
         self, model: PixelClassifier, settings: StudentSection, features: int, blocks: BlockCache | None
     ) -> None:
         super().__init__()
-        self.pooled_weight = settings.hint
-        self.pooled = FeatureHint(model.pooled_channels, features) if settings.hint else None
-        hints = settings.hints if blocks is not None else ()
+        self.pooled_weight = settings.feature_loss
+        self.pooled = FeatureHint(model.pooled_channels, features) if settings.feature_loss else None
+        hints = settings.feature_layers if blocks is not None else ()
         shapes = block_shapes(model) if hints else {}
         self.names = [hint.student for hint in hints]
         self.weights = [hint.weight for hint in hints]
@@ -143,7 +143,9 @@ def block_shapes(model: PixelClassifier, size: int = 64) -> dict[str, Shape]:
     return found
 
 
-def check_hints(hints: Sequence[Hint], teacher: PixelClassifier, student: PixelClassifier, size: int) -> None:
+def check_feature_layers(
+    hints: Sequence[FeatureLayer], teacher: PixelClassifier, student: PixelClassifier, size: int
+) -> None:
     """Raises `RecipeError` for a block that student or teacher do not have, with those that they have."""
     if not hints:
         return
@@ -152,7 +154,9 @@ def check_hints(hints: Sequence[Hint], teacher: PixelClassifier, student: PixelC
         for hint in hints:
             name = getattr(hint, role)
             if name not in allowed:
-                raise RecipeError(f"[student] hints: the {role} has no block {name!r}; allowed: {', '.join(allowed)}")
+                raise RecipeError(
+                    f"[student] feature_layers: the {role} has no block {name!r}; allowed: {', '.join(allowed)}"
+                )
 
 
 class BlockCache:
@@ -188,7 +192,7 @@ class BlockCache:
 
         Raises `StageError` before anything is written if the disk or `[student] cache_gb` have no room for it.
         """
-        names = [hint.teacher for hint in recipe.student.hints]
+        names = [hint.teacher for hint in recipe.student.feature_layers]
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
         found = block_shapes(teacher, recipe.image.size)
@@ -236,12 +240,12 @@ def _room(cache: ViewCache, needed: int, one: int, gigabytes: float) -> None:
     less = "take hints of blocks with fewer channels, or fewer [student] views"
     if gigabytes and used + needed > gigabytes * 1e9:
         raise StageError(
-            f"[student] hints need {needed / 1e9:.2f} GB beside {used / 1e9:.2f} GB of views, together more than "
-            f"cache_gb = {gigabytes:g}; {less}, or raise cache_gb"
+            f"[student] feature_layers need {needed / 1e9:.2f} GB beside {used / 1e9:.2f} GB of views, together more "
+            f"than cache_gb = {gigabytes:g}; {less}, or raise cache_gb"
         )
     if needed > free:
         raise StageError(
-            f"{cache.root}: [student] hints need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; {less}"
+            f"{cache.root}: [student] feature_layers need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; {less}"
         )
 
 

@@ -29,7 +29,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Epochs without a better validation that make a plateau."""
     patience: int | None = None
     """Stop after this many epochs without a better validation."""
-    metric: str = "objective"
+    metric: str = "combined"
     """The validation figure that is meant by better."""
     ema: float = 0.0
     """Decay of the moving average of the weights that is evaluated and kept (0: none)."""

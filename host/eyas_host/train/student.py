@@ -50,7 +50,7 @@ class DistillationTask:
         labels = self.labels.to(self.device)
         self.loss = student_loss(recipe, labels, len(split.labels), teacher=teacher)
         self.teacher = teacher
-        self.blocks = BlockCache(cache.root) if settings.hints and teacher else None
+        self.blocks = BlockCache(cache.root) if settings.feature_layers and teacher else None
 
     @property
     def steps_an_epoch(self) -> int:
@@ -134,7 +134,7 @@ class DistillationTask:
                 epochs=epochs,
                 rate=rate,
                 weight_decay=self.recipe.student.weight_decay if weight_decay is None else weight_decay,
-                metric=self.recipe.run.metric,
+                metric=self.recipe.run.selection_metric,
                 ema=ema,
                 amp=self.recipe.run.amp,
                 save_minutes=self.recipe.run.checkpoint_minutes,
@@ -150,7 +150,11 @@ class DistillationTask:
 
     def _hints(self, model: nn.Module) -> Hints | None:
         settings = self.recipe.student
-        if not self.teacher or not (settings.hint or settings.hints) or not isinstance(model, PixelClassifier):
+        if (
+            not self.teacher
+            or not (settings.feature_loss or settings.feature_layers)
+            or not isinstance(model, PixelClassifier)
+        ):
             return None
         torch.manual_seed(self.recipe.run.seed + 1)
         return Hints(model, settings, self.cache.features.shape[-1], self.blocks).to(self.device)

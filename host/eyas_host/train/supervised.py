@@ -49,7 +49,7 @@ class SupervisedTask:
             epochs=epochs,
             rate=settings.rate,
             weight_decay=settings.weight_decay,
-            metric=run.metric,
+            metric=run.selection_metric,
             clip=settings.clip,
             accumulate=settings.accumulate,
             amp=run.amp,

@@ -79,7 +79,7 @@ class _Teaching:
                 epochs=settings.head_epochs,
                 rate=settings.head_rate,
                 weight_decay=settings.weight_decay,
-                metric=self.recipe.run.metric,
+                metric=self.recipe.run.selection_metric,
                 seed=self.recipe.run.seed,
             ),
             steps_an_epoch=self.steps_an_epoch,
@@ -91,7 +91,7 @@ class _Teaching:
 
     def blocks(self) -> list[Epoch]:
         """Stage 2: the last blocks too, together or one after the other."""
-        settings, metric, lesson = self.recipe.teacher, self.recipe.run.metric, self.lesson
+        settings, metric, lesson = self.recipe.teacher, self.recipe.run.selection_metric, self.lesson
         groups, by_plateau = unfreeze(self.model, settings), Unfreezing(self.model, settings, metric)
 
         def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:

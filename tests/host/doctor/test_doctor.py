@@ -163,7 +163,7 @@ def hub(*, unreachable: str = "", teacher: Sequence[str] = (), student: Sequence
         (hub(unreachable="no route", teacher=["cache"], student=["cache"]), {}, "green", "from the hub's cache here"),
         (hub(unreachable="no route", teacher=["packaged"]), {"weights": "hub"}, "red", "teacher t: none to be had"),
         (hub(), {"weights": "random"}, "green", "random, as the recipe says"),
-        (hub(unreachable="no route"), {"weights": "warm"}, "red", "teacher t: none to be had"),
+        (hub(unreachable="no route"), {"weights": "pretrained"}, "red", "teacher t: none to be had"),
         (hub(), {"weights": "file", "weights_file": "/nowhere.pt"}, "red", "/nowhere.pt is missing"),
     ],
 )

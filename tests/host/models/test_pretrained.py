@@ -13,7 +13,7 @@ import torch
 from eyas_host.models import pretrained
 from eyas_host.models.factory import build
 from eyas_host.models.weights import fit_to_images
-from eyas_host.pretrain.card import Record, warm_card
+from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.images import SOURCES
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.image import ImageSection
@@ -36,12 +36,12 @@ def test_it_is_small_and_fits_timms_network_tensor_by_tensor(name: str) -> None:
     assert path is not None and path.stat().st_size < 12e6
     shipped = safetensors.torch.load_file(path)
     assert {value.dtype for key, value in shipped.items() if key.startswith("backbone.conv")} == {torch.float16}
-    whole, origin = build(name, 1000, "warm")
-    assert origin == "warm" and whole.state_dict().keys() == shipped.keys()
+    whole, origin = build(name, 1000, "pretrained")
+    assert origin == "pretrained" and whole.state_dict().keys() == shipped.keys()
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(value.half(), shipped[key].half(), rtol=0, atol=0)
     assert whole.mean.flatten().tolist() == [128.0] * 3
-    few = build(name, 5, "warm", activation="relu")[0].backbone.state_dict()
+    few = build(name, 5, "pretrained", activation="relu")[0].backbone.state_dict()
     other = {key for key, value in few.items() if not torch.equal(value.half(), shipped[f"backbone.{key}"].half())}
     assert other == {"classifier.weight", "classifier.bias"}
 
@@ -52,24 +52,24 @@ def test_its_card_and_record_say_how_it_was_made(name: str) -> None:
     assert record.settings.student == name and record.result.finished
     assert set(record.images.values()) <= {source.package for source in SOURCES}
     assert all(re.fullmatch(r"[0-9a-f]{64}", sha) for sha in record.images)
-    assert pretrained.card_file(name).read_text() == warm_card(record)
+    assert pretrained.card_file(name).read_text() == weights_card(record)
 
 
 def test_who_takes_it() -> None:
-    assert build("mobilenetv3_small_100", 5, "auto")[1] == "warm"
+    assert build("mobilenetv3_small_100", 5, "auto")[1] == "pretrained"
     with pytest.raises(WeightsError, match=r"no weights for mobilenetv3_small_100: hub: .*packaged: none"):
         build("mobilenetv3_small_100", 5, "auto", trained=True)
-    assert build("mobilenetv3_small_100", 5, "warm", trained=True)[1] == "warm"
+    assert build("mobilenetv3_small_100", 5, "pretrained", trained=True)[1] == "pretrained"
     with pytest.raises(
-        WeightsError, match=r"warm: none for mobilenetv3_small_075 \(there are: .*mobilenetv3_small_100"
+        WeightsError, match=r"pretrained: none for mobilenetv3_small_075 \(there are: .*mobilenetv3_small_100"
     ):
-        build("mobilenetv3_small_075", 5, "warm")
+        build("mobilenetv3_small_075", 5, "pretrained")
 
 
 def test_what_is_said_of_it_is_what_it_was_trained_on() -> None:
-    model, origin = build("mobilenetv3_small_100", 5, "warm")
+    model, origin = build("mobilenetv3_small_100", 5, "pretrained")
     said = fit_to_images(model.backbone, "mobilenetv3_small_100", origin, ImageSection(size=96))
-    assert "warm weights, trained at 128 px (bilinear), here 96 px" in said.note and said.warnings == ()
+    assert "pretrained weights, trained at 128 px (bilinear), here 96 px" in said.note and said.warnings == ()
     assert "mean 0.502, 0.502, 0.502" in said.note
 
 
@@ -82,11 +82,11 @@ def test_another_start_runs_the_students_stage_again(tmp_path: Path, monkeypatch
         )
         return {stage.name: stage.source(recipe) for stage in STAGES if stage.name in ("teach", "distill")}
 
-    before = {weights: inputs(weights) for weights in ("auto", "warm", "random")}
+    before = {weights: inputs(weights) for weights in ("auto", "pretrained", "random")}
     (tmp_path / "mobilenetv3_small_100.safetensors").write_bytes(b"others")
     monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
     changed = {
         weights: {stage for stage, value in inputs(weights).items() if value != before[weights][stage]}
         for weights in before
     }
-    assert changed == {"auto": {"distill"}, "warm": {"teach", "distill"}, "random": set()}
+    assert changed == {"auto": {"distill"}, "pretrained": {"teach", "distill"}, "random": set()}

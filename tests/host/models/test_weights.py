@@ -161,7 +161,7 @@ def test_hints_that_came_after_the_teacher(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     quick = ("teacher.head_epochs=1", "teacher.epochs=0")
     assert eyas(tmp_path, "teach", *quick).code == 0
-    wrong = 'student.hints=[{ student = "layer1", teacher = "blocks.2" }]'
+    wrong = 'student.feature_layers=[{ student = "layer1", teacher = "blocks.2" }]'
     refused(tmp_path, "distill", (*quick, wrong), "the student has no block 'layer1'; allowed: blocks.0, ")
     assert not list((tmp_path / "runs/toy/distill").glob("view-*"))
 

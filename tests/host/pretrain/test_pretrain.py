@@ -1,4 +1,4 @@
-"""`eyas warm-start`: images of packages, crops that repeat themselves, a training that pauses and goes on."""
+"""`eyas pretrain`: images of packages, crops that repeat themselves, a training that pauses and goes on."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 
 from eyas_host.models.factory import build
 from eyas_host.pretrain import make, train
-from eyas_host.pretrain.card import Record, warm_card
+from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.crops import Crops
 from eyas_host.pretrain.images import SOURCES, Found, find_images, held_out, read_images
 from eyas_host.pretrain.teachers import Teachers, answers_of, imagenet_teacher
-from eyas_host.pretrain.train import WarmResult, WarmSettings, warm_start
+from eyas_host.pretrain.train import PretrainResult, PretrainSettings, pretrain
 from eyas_host.support.errors import StageError, WeightsError
 from tests.support.inside import eyas
 from tests.support.shapes import SHAPES, Pixels, draw_shape
 from tests.support.small_disk import mounted
 
 BIN = Path(sys.executable).parent
-SHORT = WarmSettings(crops=96, size=32, last_size=40, last=0.5, batch=16, ema=0.9)
+SHORT = PretrainSettings(crops=96, size=32, last_size=40, last=0.5, batch=16, ema=0.9)
 
 
 def every(crops: Crops) -> list[Pixels]:
@@ -109,17 +109,17 @@ def test_a_paused_training_ends_as_one_that_was_not(
     drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "_LOOK", 16)
-    whole = warm_start(SHORT, drawn, drawn[:5], tmp_path / "whole", device="cpu")
-    paused = warm_start(SHORT, drawn, drawn[:5], tmp_path / "paused", minutes=0.0, device="cpu")
+    whole = pretrain(SHORT, drawn, drawn[:5], tmp_path / "whole", device="cpu")
+    paused = pretrain(SHORT, drawn, drawn[:5], tmp_path / "paused", minutes=0.0, device="cpu")
     assert paused.crops == 16 and not paused.finished and whole.finished and whole.crops == 96
-    resumed = warm_start(SHORT, drawn, drawn[:5], tmp_path / "paused", device="cpu")
+    resumed = pretrain(SHORT, drawn, drawn[:5], tmp_path / "paused", device="cpu")
     weights = tmp_path / "whole/mobilenetv3_small_100.safetensors"
     one, other = (safetensors.torch.load_file(path) for path in (weights, tmp_path / "paused" / weights.name))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert (resumed.agreement, resumed.divergence) == (whole.agreement, whole.divergence)
     with pytest.raises(WeightsError, match=r"rate = 0.003 is there; take the same, or another folder"):
-        warm_start(msgspec.structs.replace(SHORT, rate=1e-3), drawn, drawn, tmp_path / "whole")
+        pretrain(msgspec.structs.replace(SHORT, rate=1e-3), drawn, drawn, tmp_path / "whole")
     model, origin = build("mobilenetv3_small_100", 5, "file", weights_file=str(weights))
     stem = model.backbone.state_dict()["conv_stem.weight"]
     assert origin == "file" and torch.equal(stem.half(), one["backbone.conv_stem.weight"])
@@ -134,7 +134,7 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(
     monkeypatch.setattr(train, "_LOOK", 16)
     with mounted(tmp_path / "small", "size=20m") as disk:
         with pytest.raises(StageError, match="No space left on device"):
-            warm_start(SHORT, drawn, drawn[:5], disk / "start", device="cpu")
+            pretrain(SHORT, drawn, drawn[:5], disk / "start", device="cpu")
         assert [path.name for path in (disk / "start").iterdir()] == ["settings.json"]
 
 
@@ -142,10 +142,10 @@ def test_a_student_learns_what_the_teacher_says(
     drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "_LOOK", 32)
-    plan = WarmSettings(crops=768, size=64, last_size=64, batch=16, ema=0.0)
-    result = warm_start(plan, drawn, drawn[:5], tmp_path, device="cpu")
+    plan = PretrainSettings(crops=768, size=64, last_size=64, batch=16, ema=0.0)
+    result = pretrain(plan, drawn, drawn[:5], tmp_path, device="cpu")
     looks = torch.load(tmp_path / "warm.ckpt", weights_only=True)["history"]
-    first = -json.loads(looks[0])["metrics"]["objective"]
+    first = -json.loads(looks[0])["metrics"]["combined"]
     assert result.divergence < 0.9 * first
 
 
@@ -176,7 +176,7 @@ def test_teachers_answer_together_and_the_same_in_openvino(
     ],
 )
 def test_mistakes_are_told_in_a_line(root: Path, tmp_path: Path, words: tuple[str, str], told: str) -> None:
-    done = eyas(tmp_path, "warm-start", "--images", root, *words)
+    done = eyas(tmp_path, "pretrain", "--images", root, *words)
     assert done.code == 2 and told in done.err and "Traceback" not in done.err
     assert not (tmp_path / "runs").exists()
 
@@ -184,9 +184,9 @@ def test_mistakes_are_told_in_a_line(root: Path, tmp_path: Path, words: tuple[st
 @pytest.mark.parametrize(
     "settings",
     [
-        WarmSettings(crops=1000),
-        WarmSettings(size=64, last_size=128, batch=32, seed=3),
-        WarmSettings(
+        PretrainSettings(crops=1000),
+        PretrainSettings(size=64, last_size=128, batch=32, seed=3),
+        PretrainSettings(
             student="mobilenetv3_large_100",
             teachers=("tf_efficientnet_lite1", "tf_efficientnet_lite2"),
             size=48,
@@ -195,20 +195,20 @@ def test_mistakes_are_told_in_a_line(root: Path, tmp_path: Path, words: tuple[st
     ],
 )
 def test_the_cards_command_makes_it_again(
-    settings: WarmSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: PretrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[WarmSettings] = []
-    monkeypatch.setattr(make, "make_warm_start", lambda told, *_, **__: asked.append(told) or "made")
-    result = WarmResult(crops=1000, seconds=1.0, agreement=0.5, divergence=1.0, held_out=512, finished=True)
-    card = warm_card(Record(settings, result, "a machine", {}))
-    [line] = [line.strip() for line in card.splitlines() if line.startswith("    eyas warm-start")]
+    asked: list[PretrainSettings] = []
+    monkeypatch.setattr(make, "make_pretrained", lambda told, *_, **__: asked.append(told) or "made")
+    result = PretrainResult(crops=1000, seconds=1.0, agreement=0.5, divergence=1.0, held_out=512, finished=True)
+    card = weights_card(Record(settings, result, "a machine", {}))
+    [line] = [line.strip() for line in card.splitlines() if line.startswith("    eyas pretrain")]
     done = eyas(tmp_path, *line.split()[1:])
     assert done.code == 0 and asked == [settings]
 
 
 def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path) -> None:
-    command = [BIN / "eyas", "warm-start", "--images", root, "--runs", tmp_path, "--crops", "1280", "--size", "32"]
-    folder = tmp_path / "warm-start/mobilenetv3_small_100"
+    command = [BIN / "eyas", "pretrain", "--images", root, "--runs", tmp_path, "--crops", "1280", "--size", "32"]
+    folder = tmp_path / "pretrain/mobilenetv3_small_100"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 240

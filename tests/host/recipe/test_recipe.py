@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from eyas_host.cli.new import new_recipe
 from eyas_host.recipe import Recipe
-from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.load import RENAMED, load_recipe
 from eyas_host.support.errors import DataError, RecipeError
 from tests.support.paths import ROOT
 
@@ -124,7 +124,7 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
         ("student.kd_ratio", "nan"),
         ("student.temperature", "0"),
         ("student.temperature", "inf"),
-        ("student.hint", "inf"),
+        ("student.feature_loss", "inf"),
         ("student.ema", "1.0"),
         ("student.rate", "1" + 400 * "0"),
         ("teacher.unfreeze", '"some"'),
@@ -154,13 +154,13 @@ def test_values_out_of_range_are_named(tmp_path: Path, setting: str, value: str)
         (("student.sampler=balanced",), "[student] sampler = 'balanced' with class_weights = true"),
         (("student.weights=file",), "[student] weights = 'file': weights_file is missing"),
         (("teacher.weights=hub", "teacher.weights_file=w.pth"), "[teacher] weights_file belongs to weights = 'file'"),
-        (("student.hints=[{student='a', teacher='b', weight=0}]",), "[student] hints"),
+        (("student.feature_layers=[{student='a', teacher='b', weight=0}]",), "[student] feature_layers"),
         (("run.amp=fp16", "run.device=cpu"), "[run] amp = 'fp16' needs a GPU"),
         (("run.trackers=['wandb', 'wandb']",), "[run] trackers = ['wandb', 'wandb']: each once"),
-        (("teacher.schedule=plateau", "teacher.plateau_epochs=3"), "[teacher] patience = 3 ends the training before"),
+        (("teacher.schedule=plateau", "teacher.plateau_epochs=3"), "[teacher] patience = 3 stops the training before"),
         (
             ("teacher.unfreeze_by=plateau", "teacher.plateau_epochs=4"),
-            "[teacher] patience = 3 ends the training before",
+            "[teacher] patience = 3 stops the training before",
         ),
     ],
 )
@@ -197,6 +197,30 @@ def test_overrides_win_and_are_read_as_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize("override", ["epochs=3", "student.=3", ".epochs=3", "student.epochs", "="])
 def test_malformed_overrides(tmp_path: Path, override: str) -> None:
     assert faults(tmp_path, MINIMAL, override) == [f"--set {override}: the form is section.key=value"]
+
+
+OLD_NAMES = [
+    ("picture.size=64", "[picture] is now [image]"),
+    ("run.metric=auc", "[run] metric is now [run] selection_metric"),
+    (
+        "run.selection_metric=objective",
+        '[run] selection_metric = "objective" is now [run] selection_metric = "combined"',
+    ),
+    ("teacher.weights=warm", '[teacher] weights = "warm" is now [teacher] weights = "pretrained"'),
+    ("student.weights=warm", '[student] weights = "warm" is now [student] weights = "pretrained"'),
+    ("student.ready=student.pt", "[student] ready is now [student] checkpoint"),
+    ("student.hint=0.5", "[student] hint is now [student] feature_loss"),
+    ("student.hints=[]", "[student] hints is now [student] feature_layers"),
+    ("pack.pictures=never", "[pack] pictures is now [pack] images"),
+]
+
+
+def test_old_names_are_answered_with_the_new_ones(tmp_path: Path) -> None:
+    assert {line.partition(" is now ")[0] for _, line in OLD_NAMES} == set(RENAMED)
+    for override, line in OLD_NAMES:
+        assert faults(tmp_path, MINIMAL, override) == [line]
+    together = faults(tmp_path, MINIMAL, *(override for override, _ in OLD_NAMES), "student.epochs=0")
+    assert set(together) > {line for _, line in OLD_NAMES} and len(together) == len(OLD_NAMES) + 1
 
 
 def test_a_section_that_is_no_section(tmp_path: Path) -> None:
@@ -302,7 +326,9 @@ def test_any_settings_give_a_recipe_or_a_recipe_error(
         assert "fault" in str(error) or "not TOML" in str(error)
     else:
         assert math.isclose(sum(recipe.data.split), 1.0, abs_tol=1e-6)
-        assert all(math.isfinite(v) for v in (recipe.student.rate, recipe.student.hint, recipe.student.temperature))
+        assert all(
+            math.isfinite(v) for v in (recipe.student.rate, recipe.student.feature_loss, recipe.student.temperature)
+        )
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -186,7 +186,7 @@ def test_the_disc_lies_on_the_curve() -> None:
 
 
 def epochs(count: int, stage: str = "") -> list[dict[str, Any]]:
-    metrics = {"objective": 0.5, "balanced_accuracy": 0.5, "auc": 0.6, "loss": 1.0}
+    metrics = {"combined": 0.5, "balanced_accuracy": 0.5, "auc": 0.6, "loss": 1.0}
     return [{"epoch": n + 1, "loss": 1.0, "seconds": 1.0, "metrics": metrics, "stage": stage} for n in range(count)]
 
 

@@ -138,7 +138,10 @@ def test_scratch_trains_every_layer_and_its_batch_norm(context: RunContext, tmp_
     [
         (("--epochs", "0"), "--epochs"),
         (("--set", "run.device=cuda"), "torch sees no GPU"),
-        (("--set", "student.ready=x.pt", "--set", "prune.method=none", "--set", "quantize.method=ptq"), "no teacher"),
+        (
+            ("--set", "student.checkpoint=x.pt", "--set", "prune.method=none", "--set", "quantize.method=ptq"),
+            "no teacher",
+        ),
     ],
 )
 def test_mistakes(place: Path, words: tuple[str, ...], told: str) -> None:

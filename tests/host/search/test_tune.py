@@ -132,7 +132,7 @@ def test_a_trial_is_the_teacher_s_own_training(searched: tuple[Path, Done], tmp_
     recipe = load_recipe(place / "recipe.toml", words)
     split = Split.load(place / "runs/toy", recipe.image.preprocessing())
     _, _, histories = train_teacher(recipe, split, tmp_path)
-    reached = max(epoch.metrics["objective"] for epoch in histories["blocks"])
+    reached = max(epoch.metrics["combined"] for epoch in histories["blocks"])
     assert len(split.train) % recipe.teacher.batch == 0 and line.value == pytest.approx(reached, abs=1e-6)
 
 
@@ -189,7 +189,7 @@ def test_tpe_begins_with_the_recipe_s_settings_and_ends_trials_early(
     reached = iter(range(1000, 0, -1))  # each epoch worse than all before
     monkeypatch.setattr(
         "eyas_host.train.supervised.validation_figures",
-        lambda *_: {"objective": float(next(reached)), "balanced_accuracy": 0.5, "auc": 0.5, "loss": 1.0},
+        lambda *_: {"combined": float(next(reached)), "balanced_accuracy": 0.5, "auc": 0.5, "loss": 1.0},
     )
     done = tune(place, "--method", "tpe", "--trials", 7, "--finals", 0)
     assert done.code == 0, done.err
@@ -211,7 +211,7 @@ def test_tpe_proposes_the_same_when_it_is_interrupted(place: Path, monkeypatch: 
     assert [line.settings for line in whole] == [line.settings for line in pieces]
 
 
-FLAT = {"objective": 1.0, "balanced_accuracy": 0.5, "auc": 0.5, "loss": 1.0}
+FLAT = {"combined": 1.0, "balanced_accuracy": 0.5, "auc": 0.5, "loss": 1.0}
 
 
 def test_a_trial_without_numbers_is_told_and_stops_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

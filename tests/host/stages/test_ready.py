@@ -28,7 +28,7 @@ path = "shapes"
 size = 64
 [student]
 model = "{MODEL}"
-ready = "student.safetensors"
+checkpoint = "student.safetensors"
 [prune]
 method = "none"
 [quantize]
@@ -77,7 +77,7 @@ def test_there_is_a_bundle_and_no_teacher(place: Path) -> None:
     names = {variant["name"] for variant in report["variants"]}
     artefacts = {"litert-fp32", "litert-int8", "litert-int16", "onnx-fp32", "onnx-int8"}
     assert names == {"student", "pruned", "qat", "exact-int8"} | artefacts
-    assert report["weights"] == {"teacher": "none", "student": "ready"}
+    assert report["weights"] == {"teacher": "none", "student": "checkpoint"}
     assert report["quantization"]["method"] == "ptq"
     compiled = json.loads((place / "runs/ready/compile/stage.json").read_bytes())
     assert "fit for TensorRT" in compiled["facts"]["notes"]["onnx-int8"]
@@ -148,16 +148,16 @@ def test_weights_of_something_else(weights: str | bytes | None, words: str, plac
         other.write_bytes(weights)
     elif weights is not None:
         safetensors.torch.save_file(build(weights, 5, "random")[0].backbone.state_dict(), other)
-    done = distill(place, f"run.name={tmp_path.name}", f"student.ready={other}")
+    done = distill(place, f"run.name={tmp_path.name}", f"student.checkpoint={other}")
     assert done.code == 2 and words in done.err and "Traceback" not in done.err
     assert str(other) in done.err
 
 
 def test_training_without_a_teacher_is_refused(place: Path) -> None:
     done = distill(place, "quantize.method=qat", "prune.method=channel")
-    assert done.code == 2 and "[student] ready: then nothing is trained" in done.err
+    assert done.code == 2 and "[student] checkpoint trains nothing" in done.err
 
 
 def test_the_recipe_is_in_the_report(place: Path) -> None:
     recipe = msgspec.json.decode((place / "runs/ready/recipe.json").read_bytes())
-    assert recipe["quantize"]["method"] == "ptq" and recipe["student"]["ready"].endswith("student.safetensors")
+    assert recipe["quantize"]["method"] == "ptq" and recipe["student"]["checkpoint"].endswith("student.safetensors")

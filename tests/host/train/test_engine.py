@@ -65,7 +65,7 @@ def test_training_learns_and_keeps_the_best_weights(tmp_path: Path) -> None:
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert not model.training
         seen.append(model[0].weight.detach().clone())  # type: ignore[index, operator]
-        return {"objective": next(scores), "balanced_accuracy": 0.0, "auc": 0.0}
+        return {"combined": next(scores), "balanced_accuracy": 0.0, "auc": 0.0}
 
     history = toy.fit(evaluate=evaluate)
     assert history[-1].loss < history[0].loss
@@ -77,7 +77,7 @@ def test_training_learns_and_keeps_the_best_weights(tmp_path: Path) -> None:
 def test_patience_ends_training(tmp_path: Path) -> None:
     toy = Toy(tmp_path / "a.ckpt", epochs=20, patience=2)
     scores = iter([0.1, 0.4, 0.3, 0.4, 0.9])
-    history = toy.fit(evaluate=lambda _: {"objective": next(scores), "balanced_accuracy": 0.0, "auc": 0.0})
+    history = toy.fit(evaluate=lambda _: {"combined": next(scores), "balanced_accuracy": 0.0, "auc": 0.0})
     assert len(history) == 4
 
 
@@ -217,7 +217,7 @@ def test_the_metric_chooses_the_epoch(tmp_path: Path) -> None:
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         seen.append(model[0].weight.detach().clone())  # type: ignore[index, operator]
-        return {"objective": float(len(seen)), "balanced_accuracy": 0.0, "auc": math.nan, "loss": next(losses)}
+        return {"combined": float(len(seen)), "balanced_accuracy": 0.0, "auc": math.nan, "loss": next(losses)}
 
     toy.fit(evaluate=evaluate)
     assert torch.equal(toy.model[0].weight, seen[1])
@@ -230,7 +230,7 @@ def epochs(*values: float, stages: str = "") -> list[Epoch]:
     """A history of these figures; a letter of `stages` an epoch."""
     names = stages or "a" * len(values)
     return [
-        Epoch(n + 1, 1.0, 1.0, {"objective": value}, stage)
+        Epoch(n + 1, 1.0, 1.0, {"combined": value}, stage)
         for n, (value, stage) in enumerate(zip(values, names, strict=True))
     ]
 
@@ -238,7 +238,7 @@ def epochs(*values: float, stages: str = "") -> list[Epoch]:
 def plain_factor(history: list[Epoch], patience: int, following: str) -> float:
     factor, bad, best = 1.0, 0, -math.inf
     for epoch, after in zip(history, [*(e.stage for e in history[1:]), following], strict=True):
-        value = epoch.metrics["objective"]
+        value = epoch.metrics["combined"]
         bad = 0 if value > best else bad + 1
         best = max(best, value)
         if after != epoch.stage:
@@ -266,13 +266,13 @@ def test_the_rate_falls_at_plateaus() -> None:
 def test_a_plateau_lowers_the_rate_of_a_training(tmp_path: Path) -> None:
     toy = Toy(tmp_path / "a.ckpt", epochs=5, rate=0.04, shape="plateau", plateau_epochs=2, warmup=0.3)
     scores = iter([0.4, 0.5, 0.5, 0.1, 0.9])
-    history = toy.fit(evaluate=lambda _: {"objective": next(scores), "balanced_accuracy": 0.0, "auc": 0.0})
+    history = toy.fit(evaluate=lambda _: {"combined": next(scores), "balanced_accuracy": 0.0, "auc": 0.0})
     assert [e.rate for e in history] == pytest.approx([0.04 * 4 / 6, 0.04, 0.04, 0.04, 0.004])
 
 
 def test_epochs_without_better_are_of_the_last_stage() -> None:
-    assert epochs_without_better([], "objective") == 0
-    assert epochs_without_better(epochs(0.5, 0.5, 0.4), "objective") == 2
-    assert epochs_without_better(epochs(0.5, 0.4, 0.4, stages="aab"), "objective") == 1
-    assert epochs_without_better(epochs(0.5, 0.4, 0.6, stages="aab"), "objective") == 0
-    assert best_epoch(epochs(0.2, 0.5, 0.5), "objective") == 1
+    assert epochs_without_better([], "combined") == 0
+    assert epochs_without_better(epochs(0.5, 0.5, 0.4), "combined") == 2
+    assert epochs_without_better(epochs(0.5, 0.4, 0.4, stages="aab"), "combined") == 1
+    assert epochs_without_better(epochs(0.5, 0.4, 0.6, stages="aab"), "combined") == 0
+    assert best_epoch(epochs(0.2, 0.5, 0.5), "combined") == 1

@@ -21,7 +21,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
-from eyas_host.recipe.training import Hint, StudentSection, TeacherSection
+from eyas_host.recipe.training import FeatureLayer, StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.train.check import check_networks
 from eyas_host.train.feature_distillation import BlockCache, BlockHint, block_shapes, maps_of
@@ -30,8 +30,8 @@ from eyas_host.train.view_cache import ViewCache
 
 CPU = torch.device("cpu")
 HINTS = (
-    Hint(student="blocks.2", teacher="blocks.4", weight=0.5),
-    Hint(student="blocks.4", teacher="blocks.0", weight=2.0, loss="mse"),
+    FeatureLayer(student="blocks.2", teacher="blocks.4", weight=0.5),
+    FeatureLayer(student="blocks.4", teacher="blocks.0", weight=2.0, loss="mse"),
 )
 
 
@@ -110,8 +110,8 @@ def test_tokens_become_the_map_of_their_patches() -> None:
     assert changed.shape == (4, 4) and int(changed.argmax()) == 1 * 4 + 3
 
 
-def with_hints(recipe: Recipe, *hints: Hint) -> Recipe:
-    return msgspec.structs.replace(recipe, student=msgspec.structs.replace(recipe.student, hints=hints))
+def with_hints(recipe: Recipe, *hints: FeatureLayer) -> Recipe:
+    return msgspec.structs.replace(recipe, student=msgspec.structs.replace(recipe.student, feature_layers=hints))
 
 
 class Place(NamedTuple):
@@ -128,7 +128,14 @@ def place(shape_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Place
         image=ImageSection(size=64),
         teacher=TeacherSection(model="mobilenetv3_small_050", weights="random"),
         student=StudentSection(
-            model="mobilenetv3_small_050", weights="random", views=2, epochs=1, batch=8, hint=0.0, ema=0.0, hints=HINTS
+            model="mobilenetv3_small_050",
+            weights="random",
+            views=2,
+            epochs=1,
+            batch=8,
+            feature_loss=0.0,
+            ema=0.0,
+            feature_layers=HINTS,
         ),
     )
     data = msgspec.structs.replace(recipe.data, split=(0.6, 0.2, 0.2))
@@ -145,11 +152,11 @@ def cache(place: Place, tmp_path: Path) -> ViewCache:
 
 def test_a_wrong_name_is_answered_with_the_right_ones(place: Place) -> None:
     assert len(check_networks(place.recipe, 5)) == 2
-    wrong = Hint(student="blocks.2", teacher="block.9")
+    wrong = FeatureLayer(student="blocks.2", teacher="block.9")
     with pytest.raises(RecipeError, match=r"the teacher has no block 'block.9'; allowed: .*blocks.0.*blocks.5"):
         check_networks(with_hints(place.recipe, wrong), 5)
     with pytest.raises(RecipeError, match=r"the student has no block 'layer1'; allowed: .*blocks.0"):
-        check_networks(with_hints(place.recipe, Hint(student="layer1", teacher="blocks.2")), 5)
+        check_networks(with_hints(place.recipe, FeatureLayer(student="layer1", teacher="blocks.2")), 5)
 
 
 # The cache
@@ -211,8 +218,8 @@ def test_what_a_killed_run_left_is_kept_and_damage_is_told(place: Place, cache: 
 def test_a_student_follows_its_hints(place: Place, cache: ViewCache, tmp_path: Path) -> None:
     BlockCache.make(cache, place.recipe, copy.deepcopy(place.teacher))
     settings = msgspec.structs.replace(place.recipe.student, kd_ratio=1.0, temperature=1.0, epochs=10, rate=0.01)
-    hints = tuple(msgspec.structs.replace(hint, weight=5.0) for hint in settings.hints)
-    heard = msgspec.structs.replace(place.recipe, student=msgspec.structs.replace(settings, hints=hints))
+    hints = tuple(msgspec.structs.replace(hint, weight=5.0) for hint in settings.feature_layers)
+    heard = msgspec.structs.replace(place.recipe, student=msgspec.structs.replace(settings, feature_layers=hints))
     _, _, history = train_student(heard, place.split, cache, tmp_path / "heard")
     assert history[-1].loss < 0.75 * history[0].loss
     states = []

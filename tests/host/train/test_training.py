@@ -70,7 +70,7 @@ def test_scores_against_plain_loops(answers: tuple[np.ndarray, np.ndarray]) -> N
     assert low < scores.balanced_accuracy < high and 0.05 < high - low < 0.35
     figures = validation_figures(logits, targets)
     assert figures["balanced_accuracy"] == pytest.approx(np.mean(recalls))
-    assert figures["objective"] == pytest.approx(np.mean(recalls) + 0.5 * np.mean(areas))
+    assert figures["combined"] == pytest.approx(np.mean(recalls) + 0.5 * np.mean(areas))
     assert figures["loss"] == pytest.approx(np.mean([-math.log(row[t]) for row, t in zip(p, targets, strict=True)]))
 
 
@@ -97,7 +97,7 @@ def test_auc_of_two_classes_and_of_a_missing_one() -> None:
     p = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
     assert metrics.auc(p, np.array([0, 0, 1, 1])) == pytest.approx(0.75)
     assert math.isnan(metrics.auc(p, np.array([0, 0, 0, 0])))
-    assert validation_figures(p, np.array([0, 0, 0, 0]))["objective"] == 0.5
+    assert validation_figures(p, np.array([0, 0, 0, 0]))["combined"] == 0.5
 
 
 def test_paired_loss() -> None:
@@ -176,7 +176,7 @@ def test_without_a_hub_weights_fail_quickly() -> None:
     with pytest.raises(WeightsError, match="no weights for mobilenetv3_small_100: hub: "):
         build("mobilenetv3_small_100", 3, "hub")
     assert time.monotonic() - started < 15
-    assert build("mobilenetv3_small_100", 3, "auto")[1] == "warm"
+    assert build("mobilenetv3_small_100", 3, "auto")[1] == "pretrained"
     assert build("mobilenetv3_small_050", 3, "auto")[1] == "random"
 
 

@@ -73,7 +73,7 @@ def scripted(scores: list[float], seen: list[dict[str, Tensor]]) -> Callable[[nn
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return {"objective": scores[len(seen) - 1], "balanced_accuracy": 0.0, "auc": 0.0}
+        return {"combined": scores[len(seen) - 1], "balanced_accuracy": 0.0, "auc": 0.0}
 
     return evaluate
 
@@ -101,7 +101,7 @@ def test_blocks_open_from_the_top_where_validation_gets_no_better(
         tmp_path / "a.ckpt",
         schedule=Schedule(epochs=20, rate=1e-3, weight_decay=0.5, patience=3),
         evaluate=scripted(scores, seen),
-        stages=Unfreezing(model, STAGED, "objective"),
+        stages=Unfreezing(model, STAGED, "combined"),
     )
     # better in epochs 2 and 5; the third stage ends the training three epochs after it began
     stages = 4 * ["2 of 5 blocks"] + 3 * ["4 of 5 blocks"] + 3 * ["5 of 5 blocks"]
@@ -134,7 +134,7 @@ def test_a_resumed_training_has_the_same_blocks_open(
                 checkpoint,
                 schedule=Schedule(epochs=epochs, rate=1e-3, patience=3, shape="plateau", warmup=0.0),
                 evaluate=scripted([0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.2, 0.3, 0.2, 0.2], seen),
-                stages=Unfreezing(model, STAGED, "objective"),
+                stages=Unfreezing(model, STAGED, "combined"),
             )
         ends.append((len(seen), model.state_dict()))
     (one, state), (other, resumed) = ends

@@ -1,4 +1,4 @@
-"""What a warm start buys a student: `python benchmarks/warm_start.py [--quick] [--json FILE] [--root FOLDER]`.
+"""What a warm start buys a student: `python benchmarks/pretrained.py [--quick] [--json FILE] [--root FOLDER]`.
 
 The same student is distilled twice from the same teacher, views and schedule, from random weights and from those that
 ship with Eyas: on the demonstration, and on a thousand images of Fashion-MNIST (`apt-get install
@@ -51,8 +51,8 @@ from eyas_host.train.view_cache import ViewCache
 RUNS = Path("runs")
 DEMONSTRATION = Path("models/solar-cells/recipe.toml")
 CPU = torch.device("cpu")
-Start = Literal["random", "warm"]
-STARTS: tuple[Start, ...] = ("random", "warm")
+Start = Literal["random", "pretrained"]
+STARTS: tuple[Start, ...] = ("random", "pretrained")
 FASHION = Path("usr/share/datasets/fashion-mnist")
 _FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 _FASHION_EACH = 400
@@ -140,11 +140,11 @@ def _student_figures(name: str, recipe: Path, seeds: int, *other: str) -> dict[s
         figures[f"{key}_{start}_balanced_accuracy"] = mean([one.scores.balanced_accuracy for one in some])
         figures[f"{key}_{start}_auc"] = mean([one.scores.auc for one in some])
         kept = [one.scores.balanced_accuracy / one.teacher.balanced_accuracy for one in some]
-        figures[f"{key}_{start}_share_of_teacher"] = mean(kept, bound=0.97 if own and start == "warm" else None)
+        figures[f"{key}_{start}_share_of_teacher"] = mean(kept, bound=0.97 if own and start == "pretrained" else None)
     figures[f"{key}_teacher_balanced_accuracy"] = mean([s.teacher.balanced_accuracy for s in students["random"]])
     parts = [
         _epochs_to_reach(warm.history, random.history)
-        for random, warm in zip(students["random"], students["warm"], strict=True)
+        for random, warm in zip(students["random"], students["pretrained"], strict=True)
     ]
     figures[f"{key}_epochs_to_random's_score"] = mean(
         parts, bound=1 / 3 if own else None, better="lower", note="part of the random start's epochs; validation"
@@ -173,8 +173,8 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
     network = recipe.student.model
     split = Split.load(context.root, recipe.image.preprocessing())
     teacher = checkpoints.load_teacher(context, len(split.labels))
-    views = RUNS / "benchmark" / "warm" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
-    file = pretrained.start_file(network) if start == "warm" else None
+    views = RUNS / "benchmark" / "pretrained" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
+    file = pretrained.start_file(network) if start == "pretrained" else None
     weights = start if file is None else f"{start}-{sha256(file)[:12]}"
     folder = views / f"{network}-{recipe.student.epochs}-epochs-{weights}"
     if not (folder / "history.json").exists():
@@ -185,7 +185,7 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
         write_bytes(folder / "history.json", msgspec.json.encode(history))
     student = checkpoints.blank_student(context, len(split.labels))
     student.load_state_dict(checkpoints.load_state(folder / "student.pt"))
-    test = split.open_test("benchmarks/warm_start.py", early=True)
+    test = split.open_test("benchmarks/pretrained.py", early=True)
     return Student(
         scores=_score(context, student.eval(), test),
         teacher=_score(context, teacher, test),
@@ -209,11 +209,11 @@ def _probes(context: RunContext) -> dict[str, Figure]:
     """Balanced accuracy of a linear layer on the pooled features of networks that never saw these images."""
     split, recipe = Split.load(context.root), context.recipe
     classes = len(split.labels)
-    test = split.open_test("benchmarks/warm_start.py", early=True)
+    test = split.open_test("benchmarks/pretrained.py", early=True)
     spec = recipe.image.preprocessing()
     train, unseen = (prepared(part.pixels, spec) for part in (split.train, test))
 
-    def balanced(model: str, weights: Literal["random", "warm", "packaged"], seed: int = 0) -> float:
+    def balanced(model: str, weights: Literal["random", "pretrained", "packaged"], seed: int = 0) -> float:
         torch.manual_seed(seed)
         network = build(model, classes, weights)[0].eval()
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced"))
@@ -224,7 +224,7 @@ def _probes(context: RunContext) -> dict[str, Figure]:
     student, teacher = recipe.student.model, recipe.teacher.model
     return {
         "random": mean([balanced(student, "random", seed) for seed in range(3)], note=f"{note}; three networks"),
-        "warm": mean([balanced(student, "warm")], note=note),
+        "pretrained": mean([balanced(student, "pretrained")], note=note),
         "teacher's_weights": mean([balanced(teacher, "packaged")], note=note),
     }
 
