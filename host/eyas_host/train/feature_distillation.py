@@ -237,7 +237,7 @@ def _room(cache: ViewCache, needed: int, one: int, gigabytes: float) -> None:
     say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of an image, {needed / 1e6:,.1f} MB in {cache.root}")
     free = shutil.disk_usage(cache.root).free
     used = sum(path.stat().st_size for path in cache.root.glob("*-*.*"))
-    less = "take hints of blocks with fewer channels, or fewer [student] views"
+    less = "take blocks with fewer channels, or fewer [student] views"
     if gigabytes and used + needed > gigabytes * 1e9:
         raise StageError(
             f"[student] feature_layers need {needed / 1e9:.2f} GB beside {used / 1e9:.2f} GB of views, together more "

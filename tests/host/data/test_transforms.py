@@ -123,17 +123,17 @@ def test_forbidden_defaults_are_off(tmp_path: Path) -> None:
         ('forbid = ["horizontal_flip"]\nhorizontal_flip = true', ["horizontal_flip = true"]),
         ('forbid = ["cutmix", "mixup"]\ncutmix = 0.2', ["cutmix = 0.2"]),
         ('forbid = ["rotate_degrees"]\nrotate_degrees = 3.0', ["rotate_degrees = 3.0"]),
-        ('forbid = ["horizontal_flip"]\nvertical_flip = true\nquarter_turns = true', ["one flip and half a turn"]),
+        ('forbid = ["horizontal_flip"]\nvertical_flip = true\nquarter_turns = true', ["one flip and a half turn"]),
         ('forbid = ["horizontal_flip"]\nvertical_flip = true\nrotate_degrees = 180', ["and rotate_degrees (one flip"]),
         (
             'forbid = ["vertical_flip"]\nquarter_turns = true\nhorizontal_flip = true',
             ["horizontal_flip and quarter_turns"],
         ),
         ('forbid = ["quarter_turns"]\nvertical_flip = true', ["horizontal_flip and vertical_flip (together"]),
-        ('forbid = ["quarter_turns"]\nrotate_degrees = 90', ["rotate_degrees = 90.0 (comes near a quarter turn)"]),
+        ('forbid = ["quarter_turns"]\nrotate_degrees = 90', ["rotate_degrees = 90.0 (comes close to a quarter turn)"]),
     ],
 )
-def test_what_is_forbidden_and_switched_on(tmp_path: Path, augment: str, words: list[str]) -> None:
+def test_enabling_what_is_forbidden_is_an_error(tmp_path: Path, augment: str, words: list[str]) -> None:
     with pytest.raises(RecipeError) as caught:
         loaded(tmp_path, augment)
     _, *lines = str(caught.value).splitlines()

@@ -188,7 +188,7 @@ def test_without_room_nothing_is_written(place: Place, cache: ViewCache, monkeyp
         free: int = 1000
 
     monkeypatch.setattr("eyas_host.train.feature_distillation.shutil.disk_usage", lambda _: Full())
-    with pytest.raises(StageError, match=r"hints need 0.00 GB and 0.00 GB are free; take hints of blocks with fewer"):
+    with pytest.raises(StageError, match=r"feature_layers need 0.00 GB, 0.00 GB are free; take blocks with fewer"):
         BlockCache.make(cache, place.recipe, place.teacher)
     small = msgspec.structs.replace(place.recipe.student, cache_gb=1e-6)
     with pytest.raises(StageError, match="together more than cache_gb = 1e-06"):
