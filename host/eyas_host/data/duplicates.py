@@ -65,6 +65,20 @@ def cluster_hashes(hashes: Hashes, most: int) -> Ints:
     return forest.settled()[back.ravel()]
 
 
+def nearest_hashes(hashes: Hashes, others: Hashes) -> tuple[Ints, Ints]:
+    """Index [n] of the nearest of `others` to each hash, and the bits [n] in which the two differ.
+
+    Without `others` every distance is `BITS`.
+    """
+    nearest, distances = np.zeros(len(hashes), dtype=np.int64), np.full(len(hashes), BITS, dtype=np.int64)
+    words = np.ascontiguousarray(others).view(np.uint64)
+    for row, own in enumerate(np.ascontiguousarray(hashes).view(np.uint64) if len(others) else ()):
+        bits = np.bitwise_count(words ^ own).sum(axis=1)
+        nearest[row] = bits.argmin()
+        distances[row] = bits[nearest[row]]
+    return nearest, distances
+
+
 def components(count: int, one: Ints, two: Ints) -> Ints:
     """Number of the connected component of each of `count` things, of which `one[i]` and `two[i]` are linked."""
     from scipy.sparse import coo_matrix  # half a second that a verb's help need not wait for

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
 from eyas_host.data.sources import LabelledImage, list_images, thin
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
+from eyas_host.support.machine import usable_cores
 from eyas_host.support.progress import meter
 
 _A_TURN = 256
@@ -108,7 +108,7 @@ def build_index(data: DataSection) -> Index:
 
 def _read_all(images: Sequence[LabelledImage]) -> Iterator[tuple[LabelledImage, Look] | str]:
     """Each image with its hash and look, or why it cannot be read, in order; decoded on all cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for start in range(0, len(images), _A_TURN):
             yield from pool.map(_read, images[start : start + _A_TURN])
 

@@ -7,7 +7,6 @@ forked: they share what was decoded before (`data.part`), touch no GPU, and die 
 from __future__ import annotations
 
 import ctypes
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from eyas_host.pipeline.distributed import on_this_machine
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import TrainError
+from eyas_host.support.machine import usable_cores
 
 Rows = npt.NDArray[np.int64]
 """Places of images in their part, int64 [n]."""
@@ -77,7 +77,7 @@ def worker_count(run: RunSection) -> int:
     if run.workers != "auto":
         return run.workers
     beside_gpu = run.device != "cpu" and torch.cuda.is_available()
-    cores = len(os.sched_getaffinity(0)) // on_this_machine()
+    cores = usable_cores() // on_this_machine()
     return max(0, min(_MOST_BESIDE_GPU if beside_gpu else _MOST_BESIDE_CPU, cores - 1))
 
 

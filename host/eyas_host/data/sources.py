@@ -71,6 +71,16 @@ def list_images(data: DataSection) -> tuple[list[LabelledImage], tuple[str, ...]
     return images, (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
 
 
+def list_source(path: Path) -> list[LabelledImage]:
+    """Images of a folder of class folders, or of a table path,label[,group,time]; not yet read (sha256 is empty).
+
+    Raises `DataError` for a source that cannot be used or has no images.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such folder or table; class folders or a CSV table path,label[,group] are needed")
+    return list(_table(path, times=False) if path.is_file() else _folder(path, fewest=1))
+
+
 def fingerprint(data: DataSection) -> str:
     """Names, sizes and times of all files that `data` names: cheap, and enough to notice a change."""
     if not data.sources:
@@ -102,7 +112,8 @@ def list_class_folders(root: Path, *, fewest: int = 2) -> dict[str, list[Path]]:
     classes = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
     if len(classes) < fewest:
         have = classes[0].name if classes else "none"
-        raise DataError(f"{root}: two or more class folders are needed, found {len(classes)} ({have})")
+        needed = "two or more class folders are" if fewest > 1 else "a folder for each class is"
+        raise DataError(f"{root}: {needed} needed, found {len(classes)} ({have})")
     files = {folder.name: _images(folder) for folder in classes}
     empty = [label for label, found in files.items() if not found]
     if empty:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
+from eyas_host.support.machine import usable_cores
 from eyas_host.support.progress import console
 
 if TYPE_CHECKING:
@@ -185,5 +186,5 @@ def training_threads(recipe: Recipe) -> int:
     """Torch threads of a training process."""
     if recipe.run.threads:
         return recipe.run.threads
-    cores = (os.cpu_count() or 1) // on_this_machine()
+    cores = usable_cores() // on_this_machine()
     return 1 if recipe.image.size <= SINGLE_THREAD_SIZE else max(1, cores)

@@ -13,10 +13,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 
 from eyas_host.evaluate.metrics import Bin
 from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALIDATION, svg
-from eyas_host.report.model import Variant
 
 if TYPE_CHECKING:
     from eyas_host.compress.quantize.sensitivity import Sensitivity
+    from eyas_host.report.model import Variant
 
 _NAMED = 6
 """Layers that are named beside their marks."""

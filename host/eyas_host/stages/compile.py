@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 import torch
 
 from eyas_host.export.build import build_artefacts
 from eyas_host.pipeline.runner import RunContext, StageResult
+from eyas_host.support.machine import usable_cores
 
 
 def run(context: RunContext) -> StageResult:
     """Build fp32 and int8 for each runtime."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     built = build_artefacts(context)
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in built.sizes.items())
     return StageResult(sizes, msgspec.to_builtins(built))

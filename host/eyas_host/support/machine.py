@@ -33,6 +33,11 @@ def machine() -> dict[str, str]:
     }
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on: fewer than the machine has under taskset, cpuset or a scheduler."""
+    return len(os.sched_getaffinity(0))
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that figures depend on."""
     found = {}

@@ -16,8 +16,9 @@ from eyas_device.bundle import Artefact, File, Manifest
 from eyas_device.decision import Decision
 from eyas_device.preprocess import Preprocessing, decode
 from eyas_host.bundle.card import bundle_readme, model_card
-from eyas_host.report.html import duration, megabytes, number, percent, render_html, small, verdict
+from eyas_host.report.html import render_html, verdict
 from eyas_host.report.model import Mistake
+from eyas_host.report.page import duration, megabytes, number, percent, small
 from tests.support.report_parts import HOSTILE, NOTICE, Page, make_report
 
 

@@ -19,8 +19,9 @@ from eyas_host.evaluate.metrics import score, softmax
 from eyas_host.report import plots
 from eyas_host.report.curves import curves_of
 from eyas_host.report.gradcam import grad_cam, last_convolution, overlay
-from eyas_host.report.html import money, render_html
+from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report
+from eyas_host.report.page import money
 from eyas_host.report.signals import judge, operating_point, with_signals
 from tests.support.report_parts import HOSTILE, Page, make_report
 from tests.support.shapes import Pixels

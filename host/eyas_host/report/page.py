@@ -1,0 +1,137 @@
+"""What the HTML pages share: self-contained templates, figures as text, thumbnails as data URIs.
+
+All text from data is escaped by the template engine. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Pixels, read_image
+
+NOT_MEASURED = "not measured"
+
+_THUMBNAIL = 128
+_JPEG_QUALITY = 82
+
+
+@functools.cache
+def environment() -> Environment:
+    """Jinja environment of the pages: text is escaped, figures are formatted by the filters of this module."""
+    made = Environment(
+        loader=PackageLoader("eyas_host.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "percent": percent,
+        "number": number,
+        "fixed": fixed,
+        "small": small,
+        "megabytes": megabytes,
+        "kilobytes": kilobytes,
+        "money": money,
+        "duration": duration,
+        "setting": setting,
+        "file_name": lambda path: Path(path).name,
+    }
+    return made
+
+
+def thumbnail(path: str) -> str | None:
+    """The image as a JPEG data URI with its longer side at 128 pixels; None if it cannot be read."""
+    try:
+        image = read_image(Path(path))
+    except (ImageError, ValueError):  # ValueError: a path with a null byte
+        return None
+    return jpeg(image)
+
+
+def jpeg(image: Pixels) -> str:
+    """An image as a JPEG data URI with its longer side at 128 pixels."""
+    height, width = image.shape[:2]
+    scale = _THUMBNAIL / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    small = cv2.resize(image, size, interpolation=method)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def confusion_cells(matrix: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
+    """Each cell's images and their share of the row."""
+    return [[(cell, cell / (sum(row) or 1)) for cell in row] for row in matrix]
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """`80.1 %`."""
+    return NOT_MEASURED if value is None or not math.isfinite(value) else f"{100 * value:.{decimals}f} %"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure with so many significant digits, without an exponent."""
+    if value is None or not math.isfinite(value):
+        return NOT_MEASURED
+    places = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
+    return f"{value:,.{max(0, places)}f}"
+
+
+def fixed(value: float | None, decimals: int = 3) -> str:
+    """A figure with so many decimals."""
+    return NOT_MEASURED if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
+
+
+def small(value: float | None) -> str:
+    """A difference with four decimals; one that would round to nothing is `< 0.0001`."""
+    return "< 0.0001" if value is not None and 0 < abs(value) < 5e-5 else fixed(value, 4)
+
+
+def megabytes(size: int | None) -> str:
+    """`1.1 MB`, or kilobytes below a tenth of that."""
+    if size is None:
+        return NOT_MEASURED
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
+def kilobytes(size: int) -> str:
+    """`1,348.1 kB`."""
+    return f"{size / 1e3:,.1f} kB"
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s` or `2 h 05 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def money(value: float | None) -> str:
+    """A cost with as many decimals as it needs: `1,234` or `0.52`."""
+    if value is None or not math.isfinite(value):
+        return NOT_MEASURED
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else number(value)
+
+
+def setting(value: Any) -> str:
+    """A recipe's value as one would write it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value)
+    return "–" if value is None or value == "" else str(value)  # noqa: RUF001 - a dash for nothing
