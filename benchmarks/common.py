@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,19 +33,6 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         if self.bound is None or self.value is None:
             return None
         return self.value >= self.bound if self.better == "higher" else self.value <= self.bound
-
-
-def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int, calls_a_turn: int = 5) -> dict[str, list[float]]:
-    """Milliseconds of each call; all take turns in every round, the first round warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            for _ in range(calls_a_turn):
-                started = time.perf_counter()
-                call()
-                if number:
-                    times[name].append(1000 * (time.perf_counter() - started))
-    return times
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float], *, bound: float | None = None, note: str = "") -> Figure:

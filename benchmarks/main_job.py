@@ -21,7 +21,7 @@ import timm
 import torch
 
 import quiet_first  # noqa: F401 - before the heavy imports
-from common import Figure, finish, mean, ratio, take_turns
+from common import Figure, finish, mean, ratio
 from compiled import network
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
@@ -30,11 +30,13 @@ from eyas_device.runtimes.litert import LiteRT
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of
+from eyas_host.evaluate.latency import take_turns
 from eyas_host.evaluate.metrics import Scores, paired_loss, score, softmax
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report.model import Report
+from eyas_host.stages.report import TEST_LOGITS
 from eyas_host.support.machine import cpu_pressure
 
 RECIPE = Path("models/solar-cells/recipe.toml")
@@ -156,7 +158,7 @@ def _int8_figures(context: RunContext) -> dict[str, Figure]:
     """What int8 costs on each backend, on validation and test together, and how it agrees with the QAT model."""
     split = Split.load(context.root)
     with (
-        np.load(context.root / "sealed" / "test-logits.npz") as sealed,
+        np.load(context.root / TEST_LOGITS) as sealed,
         np.load(context.folder("verify") / "logits.npz") as validation,
     ):
         p = {name: softmax(np.concatenate([validation[name], sealed[name]])) for name in validation.files}

@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from common import Figure, take_turns
+from common import Figure
 from eyas_host.compress.quantize.calibration import Calibration
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.metrics import Ints, paired_loss, softmax
+from eyas_host.evaluate.bootstrap import Ints
+from eyas_host.evaluate.latency import take_turns
+from eyas_host.evaluate.metrics import paired_loss, softmax
 from eyas_host.export.build import artefact_files
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.report.model import Report
+from eyas_host.stages.report import TEST_LOGITS
 from eyas_host.support.progress import meter, show
 from sides.peers import PEERS, Batch, open_litert, open_onnx, open_openvino
 
@@ -42,7 +45,7 @@ def read_fold(context: RunContext) -> Fold:
     """A run whose report is written."""
     report = msgspec.json.decode((context.root / "report.json").read_bytes(), type=Report)
     split = Split.load(context.root)
-    with np.load(context.root / "sealed" / "test-logits.npz") as data:
+    with np.load(context.root / TEST_LOGITS) as data:
         logits = {name: data[name] for name in data.files if name != "key"}
     targets = np.array([split.labels.index(p.label) for p in split.manifest.test], dtype=np.int64)
     return Fold(context, report, logits, targets)
@@ -84,7 +87,7 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
             value=float(np.concatenate(scaled).mean()), unit="", bound=0.02, better="lower"
         )
     lost = paired_loss(pooled(folds, "student"), pooled(folds, "pruned"), targets)
-    kept = [100 * f.report.pruning["latency"]["part"] for f in folds]
+    kept = [100 * f.report.pruning["latency"]["fraction"] for f in folds]
     figures["pruned_to_half_loss"] = Figure(
         value=100 * lost.loss,
         unit="points",

@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from common import Figure, ratio, take_turns
+from common import Figure, ratio
 from compiled import network
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes.litert import LiteRT
 from eyas_device.runtimes.openvino import OpenVINO
+from eyas_host.evaluate.latency import take_turns
 from eyas_host.support.progress import meter, show
 
 SIZE = 224

@@ -1,4 +1,4 @@
-"""A report to render, and what a browser would see of a page."""
+"""A report to render, and a parser for the rendered page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import msgspec
 from eyas_host.evaluate.metrics import Bin, Scores
 from eyas_host.evaluate.parity import Parity
 from eyas_host.evaluate.verdict import Latency
-from eyas_host.report.model import Mistake, Report, StageLine, Variant
+from eyas_host.report.model import Mistake, Report, StageSummary, Variant
 
 HOSTILE = '<script>alert("1")</script> $x_1$'
 NOTICE = "CC-BY-NC-SA-4.0: non-commercial use only"
 
 
 class Page(HTMLParser):
-    """What a browser would see: rows of tables, tags, texts and addresses."""
+    """A parsed page: table rows, tags and text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
         "litert-int8": _parity("qat", 0.968, 0.0123, 0.012),
     }
 
-    def variants(part: str, less: float) -> tuple[Variant, ...]:
+    def variants(split: str, less: float) -> tuple[Variant, ...]:
         return tuple(
             Variant(
                 name=name,
@@ -102,7 +102,7 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
                 size_bytes=sizes.get(name),
                 latency_ms=Latency(latency[name], 1.2 * latency[name]) if name in latency else None,
                 threads=1 if name in latency else None,
-                split=part,
+                split=split,
                 notes="int8 is only simulated in torch" if name == "qat" else "",
             )
             for name, value in comparison.items()
@@ -142,7 +142,7 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
         },
         mistakes=mistakes,
         histories={"head": history(6), "student": history(8), HOSTILE: history(1)},
-        stages=(StageLine("split", 1.5, 200.0, "two parts"), StageLine("teach", 245.0, 2100.0, HOSTILE)),
+        stages=(StageSummary("split", 1.5, 200.0, "three splits"), StageSummary("teach", 245.0, 2100.0, HOSTILE)),
         use={"litert": "litert-int8"},
         reasons={"litert": "faster: int8 1.20 ms, fp32 3.00 ms"},
         refused={"openvino-int8": "mean |dp| 0.0300 > 0.02"},
@@ -150,9 +150,9 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
         weights={"teacher": "hub", "student": "packaged"},
         pruning={"method": "channel", "macs_before": 5e7, "macs_after": 3e7, "parameters_before": None},
         exact_int8_agreement=0.973,
-        test_openings=1,
+        test_accesses=1,
         counts={
-            part: dict.fromkeys(labels, count) for part, count in (("train", 70), ("validation", 15), ("test", 16))
+            split: dict.fromkeys(labels, count) for split, count in (("train", 70), ("validation", 15), ("test", 16))
         },
         recipe={
             "run": {"name": "solar-cells", "seed": 0},

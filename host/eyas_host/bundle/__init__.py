@@ -1,1 +1,1 @@
-"""The bundle that goes to devices: packing, golden images, reference embeddings, the card."""
+"""The bundle that goes to devices: packing, golden images, OOD reference, model card."""

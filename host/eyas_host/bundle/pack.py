@@ -1,15 +1,17 @@
-"""Pack what passed into the bundle that goes to devices."""
+"""Write the bundle that goes to devices: the accepted artefacts with golden images, reference, manifest and card."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from pathlib import Path
 
 from eyas_device import __version__
 from eyas_device.bundle import (
     GOLDEN,
     REFERENCE,
     SCHEMA,
+    Artefact,
     Bundle,
     Confidence,
     Governance,
@@ -23,76 +25,90 @@ from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
 from eyas_host.evaluate.metrics import softmax
-from eyas_host.evaluate.verdict import load_verdict, validation_logits
+from eyas_host.evaluate.verdict import Verdict, load_verdict, validation_logits
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
-from eyas_host.pipeline.runner import BUNDLE, RunContext, StageResult
+from eyas_host.pipeline.runner import BUNDLE, RunContext
 from eyas_host.support.files import write_bytes
 
+_TITLES = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
 
-def pack_bundle(context: RunContext) -> StageResult:
-    """Write the bundle to a neighbouring folder, open it as a device would, and put it in place."""
+
+def write_bundle(context: RunContext) -> Manifest:
+    """Write the bundle to a temporary folder, open it as a device would, and move it into place."""
     verdict = load_verdict(context)
-    spec = context.recipe.image.preprocessing()
-    split = Split.load(context.root, spec)
+    split = Split.load(context.root, context.recipe.image.preprocessing())
     final = context.root / BUNDLE
-    fresh = context.root / f".{BUNDLE}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    packed = []
-    for artefact in artefacts_of(context.folder("compile"), requested_artefacts(context.recipe.compile)):
-        if verdict.packed(artefact.name):
-            packed.append(artefact)
-            for file in artefact.files:
-                shutil.copyfile(context.folder("compile") / file.path, fresh / file.path)
-    probabilities = {name: softmax(v / verdict.temperature) for name, v in validation_logits(context).items()}
+    folder = context.root / f".{BUNDLE}.new"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    artefacts = _copy_artefacts(context, verdict, folder)
+    _write_golden(context, verdict, split, artefacts, folder)
+    reference = fit_reference(split.train.pixels, split.validation.pixels, context.recipe.image.preprocessing())
+    write_reference(reference, folder / REFERENCE)
+    manifest = _manifest(context, verdict, split, artefacts, folder)
+    write_manifest(manifest, folder)
+    card = model_card(manifest, training=_training_summaries(context), strategy=split.manifest.strategy)
+    write_bytes(folder / "CARD.md", card.encode())
+    write_bytes(folder / "README.md", bundle_readme(manifest).encode())
+    if manifest.notices:
+        write_bytes(folder / "NOTICE", "\n".join(manifest.notices).encode() + b"\n")
+    bundle = Bundle.open(folder)
+    bundle.golden()
+    bundle.reference()
+    shutil.rmtree(final, ignore_errors=True)
+    folder.rename(final)
+    return manifest
+
+
+def _copy_artefacts(context: RunContext, verdict: Verdict, folder: Path) -> list[Artefact]:
+    """Copy the artefacts that passed the gates."""
+    compiled = context.folder("compile")
+    artefacts = artefacts_of(compiled, requested_artefacts(context.recipe.compile))
+    packed = [artefact for artefact in artefacts if verdict.packed(artefact.name)]
+    for artefact in packed:
+        for file in artefact.files:
+            shutil.copyfile(compiled / file.path, folder / file.path)
+    return packed
+
+
+def _write_golden(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> None:
+    """Write validation images as golden images, with the probabilities of every artefact."""
+    probabilities = {name: softmax(logits / verdict.temperature) for name, logits in validation_logits(context).items()}
     rows = golden_rows(probabilities["qat"], context.recipe.pack.golden)
     frames = [split.validation.pixels[row] for row in rows]
-    answers = {a.name: probabilities[a.name][rows] for a in packed}
-    write_golden(fresh / GOLDEN, frames, answers)
-    write_reference(fit_reference(split.train.pixels, split.validation.pixels, spec), fresh / REFERENCE)
-    manifest = Manifest(
+    write_golden(folder / GOLDEN, frames, {a.name: probabilities[a.name][rows] for a in artefacts})
+
+
+def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> Manifest:
+    recipe = context.recipe
+    return Manifest(
         schema=SCHEMA,
-        name=context.recipe.run.name,
-        version=context.recipe.pack.version,
+        name=recipe.run.name,
+        version=recipe.pack.version,
         labels=split.labels,
-        preprocessing=spec,
-        artefacts=tuple(packed),
+        preprocessing=recipe.image.preprocessing(),
+        artefacts=tuple(artefacts),
         use=verdict.use,
         reasons=verdict.reasons,
-        confidence=Confidence(temperature=verdict.temperature, threshold=context.recipe.pack.threshold),
+        confidence=Confidence(temperature=verdict.temperature, threshold=recipe.pack.threshold),
         decision=verdict.decision,
         lineage=Lineage(
             data=data_hash(split.manifest),
             split=sha256(context.root / SPLIT_MANIFEST),
             recipe=sha256(context.root / "recipe.json"),
         ),
-        evidence={name: verdict.evidence(name) for name in (a.name for a in packed)},
-        golden=file_entry(fresh / GOLDEN, fresh),
-        reference=file_entry(fresh / REFERENCE, fresh),
-        governance=Governance(images=context.recipe.pack.images),
+        evidence={artefact.name: verdict.evidence(artefact.name) for artefact in artefacts},
+        golden=file_entry(folder / GOLDEN, folder),
+        reference=file_entry(folder / REFERENCE, folder),
+        governance=Governance(images=recipe.pack.images),
         notices=split.manifest.notices,
         min_agent_version=__version__,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    write_manifest(manifest, fresh)
-    card = model_card(manifest, training=_training(context), strategy=split.manifest.strategy)
-    write_bytes(fresh / "CARD.md", card.encode())
-    write_bytes(fresh / "README.md", bundle_readme(manifest).encode())
-    if manifest.notices:
-        write_bytes(fresh / "NOTICE", "\n".join(manifest.notices).encode() + b"\n")
-    packed_bundle = Bundle.open(fresh)
-    packed_bundle.golden()
-    packed_bundle.reference()
-    shutil.rmtree(final, ignore_errors=True)
-    fresh.rename(final)
-    size = sum(file.size_bytes for artefact in packed for file in artefact.files)
-    used = ", ".join(f"{runtime} runs {name}" for runtime, name in verdict.use.items())
-    return StageResult(f"{len(packed)} artefacts, {size / 1e6:.1f} MB; {used}", {"size_bytes": size})
 
 
-def _training(context: RunContext) -> dict[str, str]:
-    """What each stage said of itself, for the card."""
-    titles = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
-    records = {title: context.record(stage) for stage, title in titles.items()}
+def _training_summaries(context: RunContext) -> dict[str, str]:
+    """Title -> one-line summary of each stage that made the model, for the card."""
+    records = {title: context.record(stage) for stage, title in _TITLES.items()}
     return {title: record.summary for title, record in records.items() if record is not None}

@@ -8,7 +8,7 @@ import msgspec
 import torch
 from rich.table import Table
 
-from eyas_host.compress.quantize.mixed import Harm
+from eyas_host.compress.quantize.mixed import Degradation
 from eyas_host.compress.quantize.sensitivity import RESULT, Sensitivity, measure_sensitivity
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext
@@ -22,30 +22,30 @@ def sensitivity(context: RunContext, images: int, json: Path | None) -> None:
     found = measure_sensitivity(context, images=images)
     if json is not None:
         write_bytes(json, msgspec.json.format(msgspec.json.encode(found), indent=1))
-    show(harm_table(found))
+    show(sensitivity_table(found))
     say(f"  figures: {context.root / RESULT}")
     say(f"[bold]sensitivity[/bold]   {found.advice}")
 
 
-def harm_table(found: Sensitivity) -> Table:
-    """A row a layer, the most harmful first, and one for the whole network."""
-    title = f"int8 against float, layer by layer, on {found.count} validation images"
+def sensitivity_table(measured: Sensitivity) -> Table:
+    """A row per layer, the most sensitive first, and one for all layers in int8."""
+    title = f"int8 against float, layer by layer, on {measured.images} validation images"
     table = Table(title=title, title_justify="left")
     table.add_column("layer", no_wrap=True)
-    for side in ("alone", "without"):
-        for figure in ("accuracy", "log lik.", "SNR dB"):
+    for side in ("only int8", "only float"):
+        for figure in ("accuracy", "NLL", "SNR dB"):
             table.add_column(f"{side}: {figure}", justify="right")
-    for entry in found.ranked:
-        table.add_row(entry.layer, *_cells(entry.alone), *_cells(entry.without))
+    for entry in measured.ranked:
+        table.add_row(entry.layer, *_cells(entry.only_int8), *_cells(entry.only_float))
     table.add_section()
-    table.add_row("all layers in int8", *[""] * 3, *_cells(found.whole), style="bold")
+    table.add_row("all layers in int8", *[""] * 3, *_cells(measured.all_int8), style="bold")
     table.caption = (
-        "alone: only this layer in int8; without: all but this; accuracy: balanced accuracy lost, points;\n"
-        "log lik.: mean log likelihood lost, millinats an image; SNR: of the logits, higher is better"
+        "only int8: only this layer in int8; only float: only this layer in float; accuracy: balanced accuracy lost,\n"
+        "points; NLL: increase of the mean negative log likelihood, millinats per image; SNR: of the logits"
     )
     table.caption_justify = "left"
     return table
 
 
-def _cells(harm: Harm) -> tuple[str, str, str]:
-    return f"{100 * harm.drop:.1f}", f"{1000 * harm.likelihood:.2f}", f"{harm.snr_db:.1f}"
+def _cells(entry: Degradation) -> tuple[str, str, str]:
+    return f"{100 * entry.drop:.1f}", f"{1000 * entry.nll_increase:.2f}", f"{entry.snr_db:.1f}"

@@ -1,1 +1,1 @@
-"""Make a trained network smaller: pruning and quantization."""
+"""Make a trained network smaller and faster: pruning and quantization."""

@@ -1,1 +1,1 @@
-"""What a network is worth: metrics, intervals, calibration, cost, parity, latency, the verdict."""
+"""Evaluation: metrics, confidence intervals, calibration, cost, parity, latency, and the verdict."""

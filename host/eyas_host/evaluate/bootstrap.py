@@ -1,7 +1,7 @@
-"""95 % bootstrap intervals of a model's headline figures.
+"""Bootstrap confidence intervals, stratified by class.
 
-Images are drawn again within each class, so that the classes keep their sizes; a draw is a count for each image, and
-all figures are computed from the counts for many draws at once.
+Images are resampled within each class, so that the classes keep their sizes. A draw is stored as a count for each
+image, and all figures are computed from the counts of many draws at once.
 """
 
 from __future__ import annotations
@@ -11,92 +11,104 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from eyas_host.evaluate.metrics import Floats, Ints
-
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.float64]
 """float64 [draws, images]: how often each image was drawn."""
 
 _DRAWS = 2000
-_FEWEST_DRAWS = 200
-_WORK = 40_000_000
-"""Images times draws times classes from which on fewer draws are taken: seconds, not minutes."""
-_AT_ONCE = 2_000_000
+_MIN_DRAWS = 200
+_MAX_WORK = 40_000_000
+"""Images times draws times classes above which fewer draws are taken: seconds, not minutes."""
+_BLOCK = 2_000_000
 """Counts in memory at a time."""
 
 
 def intervals(
     probabilities: Floats,
-    answers: Ints,
+    predicted: Ints,
     targets: Ints,
     *,
     costs: npt.NDArray[np.float64] | None = None,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Figure -> 95 % percentile interval, for probabilities [n, classes], answers and labels [n].
+    """Figure -> 95 % percentile interval, for probabilities [n, classes], predicted and true labels [n].
 
-    accuracy, balanced_accuracy, f1 and weighted_f1 of the answers; auc and pr_auc (means over the classes) of the
-    probabilities, if each class has images; with costs [true label, answer] the mean cost of an image.
+    accuracy, balanced_accuracy, f1 and weighted_f1 of the predicted labels; auc and pr_auc (means over the classes) of
+    the probabilities, if each class has images; with costs [true label, prediction] the mean cost per image.
     """
     classes = probabilities.shape[1]
     draws: dict[str, list[npt.NDArray[np.float64]]] = {}
-    for counts in _resamples(targets, classes, seed):
-        found = _answered(counts, answers, targets, classes)
+    for counts in resamples(targets, classes, seed):
+        figures = _label_metrics(counts, predicted, targets, classes)
         if len(np.unique(targets)) == classes:
-            areas = [ranked(counts, probabilities[:, label], targets == label) for label in range(classes)]
-            found["auc"], found["pr_auc"] = np.mean(areas, axis=0)
+            areas = [weighted_areas(counts, probabilities[:, label], targets == label) for label in range(classes)]
+            figures["auc"], figures["pr_auc"] = np.mean(areas, axis=0)
         if costs is not None:
-            found["cost"] = counts @ costs[targets, answers] / len(targets)
-        for name, values in found.items():
+            figures["cost"] = counts @ costs[targets, predicted] / len(targets)
+        for name, values in figures.items():
             draws.setdefault(name, []).append(values)
-    return {
-        name: (float(np.quantile(values, 0.025)), float(np.quantile(values, 0.975)))
-        for name, values in ((name, np.concatenate(parts)) for name, parts in draws.items())
-    }
+    return {name: percentile_interval(np.concatenate(values)) for name, values in draws.items()}
 
 
-def ranked(counts: Counts, scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Counts, Counts]:
-    """ROC-AUC and average precision of each draw, both [draws]: scores [n] of images that are positive or not.
+def balanced_mean_draws(
+    values: npt.NDArray[np.generic], targets: Ints, classes: int, *, seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Bootstrap draws of the class-balanced mean of `values` [n]: balanced accuracy, where they are hits."""
+    present = [targets == label for label in np.unique(targets)]
+    weights = np.mean([own / own.sum() for own in present], axis=0) * values.astype(np.float64)
+    return np.concatenate([counts @ weights for counts in resamples(targets, classes, seed)])
 
-    The same as scikit-learn's `roc_auc_score` and `average_precision_score` with the counts as weights.
+
+def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % percentile interval of bootstrap draws."""
+    return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
+
+
+def weighted_areas(counts: Counts, scores: Floats, positive: npt.NDArray[np.bool_]) -> tuple[Counts, Counts]:
+    """ROC-AUC and average precision of each draw, both [draws], for scores [n] of positive and negative images.
+
+    The same as scikit-learn's `roc_auc_score` and `average_precision_score` with the counts as sample weights.
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) != 0]))  # equal scores go together
     drawn = counts[:, order]
     hits = np.add.reduceat(np.where(positive[order], drawn, 0.0), starts, axis=1)
     alarms = np.add.reduceat(np.where(positive[order], 0.0, drawn), starts, axis=1)
-    found, wrong = np.cumsum(hits, axis=1), np.cumsum(alarms, axis=1)
-    every, others = found[:, -1], wrong[:, -1]
-    area = (alarms * (found - hits / 2)).sum(axis=1) / (every * others)
-    precision = np.divide(found, found + wrong, out=np.zeros_like(found), where=found + wrong > 0)
-    return area, (hits * precision).sum(axis=1) / every
+    true_positives, false_positives = np.cumsum(hits, axis=1), np.cumsum(alarms, axis=1)
+    positives, negatives = true_positives[:, -1], false_positives[:, -1]
+    area = (alarms * (true_positives - hits / 2)).sum(axis=1) / (positives * negatives)
+    reported = true_positives + false_positives
+    precision = np.divide(true_positives, reported, out=np.zeros_like(reported), where=reported > 0)
+    return area, (hits * precision).sum(axis=1) / positives
 
 
-def _answered(counts: Counts, answers: Ints, targets: Ints, classes: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Figures of the answers in each draw, [draws]."""
+def resamples(targets: Ints, classes: int, seed: int) -> Iterator[Counts]:
+    """Blocks of bootstrap draws of all images, class by class with replacement."""
+    rng = np.random.default_rng(seed)
+    rows_by_class = [rows for label in range(classes) if len(rows := np.flatnonzero(targets == label))]
+    left = int(np.clip(_MAX_WORK // (len(targets) * classes), _MIN_DRAWS, _DRAWS))
+    while left > 0:
+        block = min(left, max(1, _BLOCK // len(targets)))
+        counts = np.zeros((block, len(targets)))
+        for rows in rows_by_class:
+            drawn = rng.integers(len(rows), size=(block, len(rows))) + len(rows) * np.arange(block)[:, None]
+            counts[:, rows] = np.bincount(drawn.ravel(), minlength=block * len(rows)).reshape(block, -1)
+        yield counts
+        left -= block
+
+
+def _label_metrics(counts: Counts, predicted: Ints, targets: Ints, classes: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Metrics of the predicted labels in each draw, [draws]."""
     support = np.bincount(targets, minlength=classes)
-    given = np.stack([counts @ (answers == label) for label in range(classes)], axis=1)
-    right = np.stack([counts @ ((answers == label) & (targets == label)) for label in range(classes)], axis=1)
+    reported = np.stack([counts @ (predicted == label) for label in range(classes)], axis=1)
+    hits = np.stack([counts @ ((predicted == label) & (targets == label)) for label in range(classes)], axis=1)
     present = support > 0
-    scored = present | (np.bincount(answers, minlength=classes) > 0)
-    f1 = 2 * right / np.maximum(given + support, 1)
+    scored = present | (np.bincount(predicted, minlength=classes) > 0)
+    f1 = 2 * hits / np.maximum(reported + support, 1)
     return {
-        "accuracy": right.sum(axis=1) / len(targets),
-        "balanced_accuracy": (right[:, present] / support[present]).mean(axis=1),
+        "accuracy": hits.sum(axis=1) / len(targets),
+        "balanced_accuracy": (hits[:, present] / support[present]).mean(axis=1),
         "f1": f1[:, scored].mean(axis=1),
         "weighted_f1": f1 @ support / len(targets),
     }
-
-
-def _resamples(targets: Ints, classes: int, seed: int) -> Iterator[Counts]:
-    """Draws of all images, class by class with replacement, a block at a time."""
-    rng = np.random.default_rng(seed)
-    places = [np.flatnonzero(targets == label) for label in range(classes)]
-    left = int(np.clip(_WORK // (len(targets) * classes), _FEWEST_DRAWS, _DRAWS))
-    while left > 0:
-        block = min(left, max(1, _AT_ONCE // len(targets)))
-        counts = np.zeros((block, len(targets)))
-        for own in places:
-            if len(own):
-                counts[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=block)
-        yield counts
-        left -= block

@@ -1,4 +1,4 @@
-"""Logits of torch networks for prepared images."""
+"""Inference with torch networks on prepared images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def logits_of(
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Logits float32 [n, classes] of prepared pixels uint8 [n, s, s, 3]; the model is put into evaluation mode."""
     model.eval()
-    parts = [model(to_tensor(pixels[i : i + batch], device).float()) for i in range(0, len(pixels), batch)]
-    return np.asarray(torch.cat(parts).float().cpu().numpy())
+    batches = [model(to_tensor(pixels[i : i + batch], device).float()) for i in range(0, len(pixels), batch)]
+    return np.asarray(torch.cat(batches).float().cpu().numpy())
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cuda` or `cpu` as a torch device. Raises `TrainError` where no GPU is to be had."""
+    """Resolve `auto`, `cuda` or `cpu` to a torch device. Raises `TrainError` for `cuda` without a GPU."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise TrainError("[run] device = 'cuda', but torch sees no GPU here; take 'auto' or 'cpu'")
+        raise TrainError("[run] device = 'cuda', but torch finds no GPU here; use 'auto' or 'cpu'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -1,12 +1,13 @@
-"""How long networks really take here: built as the device runs them, one thread, artefacts that take turns."""
+"""Latency on this machine: networks built as the device runs them, timed in turns at one thread."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -31,27 +32,65 @@ from eyas_host.quant.qat import prepare_qat
 
 _BLOCK_SECONDS = 8.0
 _SECONDS = 2.0
-"""Of calls for each network."""
-_LEAST_CALLS = 50
-_TURN = 5
+"""Timed seconds for each network."""
+_MIN_ROUNDS = 10
+
+
+def take_turns(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    seconds: float = 0.0,
+    calls_per_turn: int = 5,
+    warm_up: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+    progress: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of each call; all take turns in every round, so that a busy machine slows all alike.
+
+    Args:
+        calls: what to time, by name.
+        rounds: least number of timed rounds; an untimed one comes first.
+        seconds: least time for all rounds together.
+        calls_per_turn: timed calls in one turn.
+        warm_up: untimed calls before each turn, which fill the caches.
+        clock: seconds, wall-clock or processor time.
+        progress: called after each timed round.
+
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    ends, number = time.perf_counter() + seconds, 0
+    while number <= rounds or time.perf_counter() < ends:
+        for name, call in calls.items():
+            for _ in range(warm_up):
+                call()
+            for _ in range(calls_per_turn):
+                started = clock()
+                call()
+                if number:
+                    times[name].append(1000 * (clock() - started))
+        if number:
+            progress()
+        number += 1
+    return times
 
 
 class Stopwatch(Closing):
-    """Builds networks for one runtime in a temporary folder, and times them.
+    """Compiles networks for one runtime in a temporary folder, and times them.
 
-    `images` uint8 [n, size, size, 3] set the ranges of int8; speed does not depend on them.
+    `images` uint8 [n, size, size, 3] set the int8 ranges; speed does not depend on them.
     """
 
     def __init__(self, runtime: RuntimeName, spec: Preprocessing, images: Batch) -> None:
         self._runtime, self._spec, self._images = runtime, spec, images
         self._folder = tempfile.TemporaryDirectory(prefix="eyas-stopwatch-")
-        self._made = 0
+        self._built = 0
 
     def build(self, model: PixelClassifier, precision: Precision = "int8") -> Bundle:
-        """A bundle of this one artefact. Raises `CompressError` or `CompileError` where it cannot be built."""
-        folder = Path(self._folder.name) / str(self._made)
+        """Compile a network into a bundle of one artefact. Raises `CompressError` or `CompileError` if it cannot be."""
+        folder = Path(self._folder.name) / str(self._built)
         folder.mkdir()
-        self._made += 1
+        self._built += 1
         model = copy.deepcopy(model).cpu().eval()
         deploy = fold_for_deployment(model)
         pixels = to_tensor(self._images, torch.device("cpu")).float()
@@ -61,14 +100,14 @@ class Stopwatch(Closing):
         main = artefact_files(folder, self._runtime, precision)[0]
         compile_artefact(self._runtime, precision, network, main, self._spec.size)
         with torch.inference_mode():
-            answer = model(pixels[:1]).softmax(1).numpy()
+            probabilities = model(pixels[:1]).softmax(1).numpy()
         name = artefact_name(self._runtime, precision)
-        np.savez(folder / GOLDEN, **{"frame_00": self._images[0], f"p.{name}": answer})
+        np.savez(folder / GOLDEN, **{"frame_00": self._images[0], f"p.{name}": probabilities})
         manifest = Manifest(
             schema=SCHEMA,
             name="stopwatch",
             version="0.0.0",
-            labels=tuple(map(str, range(answer.shape[1]))),
+            labels=tuple(map(str, range(probabilities.shape[1]))),
             preprocessing=self._spec,
             artefacts=tuple(artefacts_of(folder, [(self._runtime, precision)])),
             use={self._runtime: name},
@@ -78,39 +117,34 @@ class Stopwatch(Closing):
         return Bundle.open(folder)
 
     def blocks(self, bundle: Bundle) -> BlockTimes:
-        """The latency table of what `build` made, its whole in processor time.
+        """Block times of a built bundle; the full network is timed in processor time.
 
         Raises `BenchError` if the model cannot be cut or profiled.
         """
         chosen = choose(bundle, self._runtime)
         times = block_times(bundle, chosen, threads=1, seconds=_BLOCK_SECONDS, progress=lambda done: None)
-        whole = quantiles(self._calls([bundle])[0])
+        whole = quantiles(self._processor_times([bundle])[0])
         assert whole is not None
-        return msgspec.structs.replace(times, whole=whole, notes=(*times.notes, "the whole: processor time of a call"))
+        return msgspec.structs.replace(
+            times, whole=whole, notes=(*times.notes, "full network: processor time per call")
+        )
 
     def medians(self, bundles: Sequence[Bundle]) -> list[float]:
-        """Milliseconds of one image for each: medians of calls in short turns."""
-        return [median(calls) for calls in self._calls(bundles)]
+        """Median milliseconds per image for each bundle, timed in short turns."""
+        return [median(times) for times in self._processor_times(bundles)]
 
-    def _calls(self, bundles: Sequence[Bundle]) -> list[list[float]]:
-        """Processor milliseconds of many calls for each.
+    def _processor_times(self, bundles: Sequence[Bundle]) -> list[list[float]]:
+        """Milliseconds of processor time of many calls for each bundle.
 
-        At one thread that is the latency, except that the time of other processes is left out: on a busy machine calls
-        of some milliseconds are interrupted and shorter ones are not, and their ratio would mean nothing.
+        At one thread that is the latency without the time of other processes: on a busy machine calls of some
+        milliseconds are interrupted and shorter ones are not, which would distort their ratio.
         """
-        times: list[list[float]] = [[] for _ in bundles]
         with ExitStack() as stack:
             runtimes = [stack.enter_context(open_runtime(bundle, self._runtime, threads=1)) for bundle in bundles]
-            ends = time.perf_counter() + _SECONDS * len(runtimes)
-            while time.perf_counter() < ends or len(times[0]) < _LEAST_CALLS:
-                for runtime, own in zip(runtimes, times, strict=True):
-                    runtime.infer(self._images[0])  # warms the caches
-                    for _ in range(_TURN):
-                        started = time.process_time()
-                        runtime.infer(self._images[0])
-                        own.append(1000 * (time.process_time() - started))
-        return times
+            calls = {str(i): partial(runtime.infer, self._images[0]) for i, runtime in enumerate(runtimes)}
+            times = take_turns(calls, _MIN_ROUNDS, seconds=_SECONDS * len(runtimes), warm_up=1, clock=time.process_time)
+        return list(times.values())
 
     def close(self) -> None:
-        """Remove what was built."""
+        """Remove the built bundles."""
         self._folder.cleanup()

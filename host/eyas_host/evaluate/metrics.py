@@ -1,10 +1,13 @@
-"""How good answers are: balanced accuracy, F1, AUC, calibration, and how sure we can be of each."""
+"""Classification metrics: balanced accuracy, F1, AUC, calibration error, and the paired loss of accuracy."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import (
     average_precision_score,
     confusion_matrix,
@@ -13,83 +16,81 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.int64]
-
-_RESAMPLES = 2000
+from eyas_host.evaluate.bootstrap import Floats, Ints, balanced_mean_draws, percentile_interval
 
 
 class ClassScores(msgspec.Struct, frozen=True):
-    """Figures of one label, against all others; null where the part has no image of it (or no other)."""
+    """Metrics of one label against all others; null where the split has no image of it (or no other)."""
 
     precision: float
     recall: float
     f1: float
     support: int
-    """Images of the label."""
+    """Number of images with this label."""
     auc: float | None = None
     average_precision: float | None = None
-    """Area under its precision-recall curve, as the sum of precision times the step in recall."""
+    """Area under the precision-recall curve: the sum of precision times the step in recall."""
 
 
 class Scores(msgspec.Struct, frozen=True):
-    """Figures of one model on one part of the data."""
+    """Metrics of one model on one split."""
 
     accuracy: float
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
-    """95 % percentile bootstrap over images."""
+    """95 % percentile bootstrap interval over images."""
     f1: float
-    """Mean of the classes' F1."""
+    """Macro F1: mean over the classes."""
     auc: float
     """Area under the ROC curve; one-versus-rest mean for more than two classes."""
     ece: float
     """Expected calibration error, 15 bins (Guo et al. 2017)."""
     confusion: tuple[tuple[int, ...], ...]
-    """[true label][answer], images."""
+    """[true label][predicted label], images."""
     weighted_f1: float | None = None
-    """Mean of the classes' F1, weighted by their images."""
+    """F1 averaged over the classes with their images as weights."""
     pr_auc: float | None = None
-    """Area under the precision-recall curve (average precision): mean of the classes'."""
+    """Average precision, averaged over the classes."""
     brier: float | None = None
-    """Mean squared difference between probabilities and labels, summed over the classes: 0 to 2 (Brier 1950)."""
+    """Mean squared error of the probabilities, summed over the classes: 0 to 2 (Brier 1950)."""
     nll: float | None = None
     """Mean negative log likelihood of the labels, nats."""
     classes: tuple[ClassScores, ...] = ()
-    """In the labels' order."""
+    """One entry per label, in the labels' order."""
 
 
 def softmax(logits: Floats) -> npt.NDArray[np.float64]:
-    """Probabilities of logits [n, classes]."""
+    """Softmax of logits [n, classes] in float64."""
     shifted = np.asarray(logits, dtype=np.float64)
     shifted = np.exp(shifted - shifted.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def score(probabilities: Floats, targets: Ints, *, answers: Ints | None = None, seed: int = 0) -> Scores:
-    """All figures for probabilities [n, classes] and labels [n].
+def score(probabilities: Floats, targets: Ints, *, predicted: Ints | None = None, seed: int = 0) -> Scores:
+    """All metrics for probabilities [n, classes] and true labels [n].
 
-    `answers` [n] are what the model says where that is not the likeliest label; confidence is judged by the likeliest.
+    `predicted` [n] are the predicted labels, by default the most probable ones; the calibration error always refers to
+    the most probable label.
     """
-    if answers is None:
-        answers = probabilities.argmax(axis=1)
+    if predicted is None:
+        predicted = probabilities.argmax(axis=1)
     classes = probabilities.shape[1]
     each = range(classes)
-    draws = _bootstrap_balanced(answers == targets, targets, seed)
-    figures = precision_recall_fscore_support(targets, answers, labels=list(each), zero_division=0)
+    draws = balanced_mean_draws(predicted == targets, targets, classes, seed=seed)
+    figures = precision_recall_fscore_support(targets, predicted, labels=list(each), zero_division=0)
     areas = [_areas(probabilities[:, label], targets == label) for label in each]
     precisions = [area for _, area in areas if area is not None]
     truth = np.eye(classes)[targets]
     likelihood = np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)
     return Scores(
-        accuracy=float((answers == targets).mean()),
+        accuracy=float((predicted == targets).mean()),
         balanced_accuracy=float(np.mean(figures[1][figures[3] > 0])),
-        balanced_accuracy_ci=(float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))),
-        f1=float(f1_score(targets, answers, average="macro", zero_division=0)),
+        balanced_accuracy_ci=percentile_interval(draws),
+        f1=float(f1_score(targets, predicted, average="macro", zero_division=0)),
         auc=auc(probabilities, targets),
         ece=expected_calibration_error(probabilities, targets),
-        confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(targets, answers, labels=list(each))),
-        weighted_f1=float(f1_score(targets, answers, average="weighted", zero_division=0)),
+        confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(targets, predicted, labels=list(each))),
+        weighted_f1=float(f1_score(targets, predicted, average="weighted", zero_division=0)),
         pr_auc=float(np.mean(precisions)) if len(precisions) == classes else None,
         brier=float(np.square(probabilities - truth).sum(axis=1).mean()),
         nll=float(-np.log(likelihood).mean()),
@@ -108,7 +109,7 @@ def score(probabilities: Floats, targets: Ints, *, answers: Ints | None = None, 
 
 
 def _areas(probabilities: Floats, own: npt.NDArray[np.bool_]) -> tuple[float | None, float | None]:
-    """ROC-AUC and average precision of one label; None where there is nothing to tell apart."""
+    """ROC-AUC and average precision of one label; None where only one of both classes has images."""
     if own.all() or not own.any():
         return None, None
     return float(roc_auc_score(own, probabilities)), float(average_precision_score(own, probabilities))
@@ -124,72 +125,64 @@ def auc(probabilities: Floats, targets: Ints) -> float:
 
 
 def expected_calibration_error(probabilities: Floats, targets: Ints, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their images."""
-    return float(sum(abs(b.confidence - b.accuracy) * b.share for b in reliability(probabilities, targets, bins)))
+    """Expected calibration error over equal-width bins of confidence (Guo et al. 2017)."""
+    return calibration_error(reliability(probabilities, targets, bins))
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Mean gap between confidence and accuracy, weighted by the bins' images."""
+    return float(sum(abs(b.confidence - b.accuracy) * b.fraction for b in bins))
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """One bar of a reliability diagram."""
+    """One bin of a reliability diagram."""
 
     confidence: float
     accuracy: float
-    share: float
+    fraction: float
+    """Of the images."""
 
 
 def reliability(probabilities: Floats, targets: Ints, bins: int = 15) -> list[Bin]:
-    """Mean confidence and accuracy in each filled bin of confidence."""
+    """Mean confidence and accuracy in each nonempty bin of confidence."""
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == targets
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    correct = probabilities.argmax(axis=1) == targets
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
     return [
-        Bin(float(confidence[place == b].mean()), float(right[place == b].mean()), float((place == b).mean()))
-        for b in np.unique(place)
+        Bin(float(confidence[index == b].mean()), float(correct[index == b].mean()), float((index == b).mean()))
+        for b in np.unique(index)
     ]
 
 
 class PairedLoss(msgspec.Struct, frozen=True):
-    """How much balanced accuracy was lost on the same images (negative: gained), and how sure that is."""
+    """Balanced accuracy lost on the same images (negative: gained), with its uncertainty."""
 
     loss: float
     interval: tuple[float, float]
     """95 % percentile interval of a paired bootstrap over images."""
     bound: float
-    """One-sided 95 % bound from above."""
+    """One-sided 95 % upper bound."""
 
 
 def paired_loss(before: Floats, after: Floats, targets: Ints, *, seed: int = 0) -> PairedLoss:
-    """What `after` lost against `before`: scores [n, classes] for the same images, which are drawn for both alike."""
+    """Balanced accuracy that `after` lost against `before`: logits [n, classes] of the same images, drawn in pairs."""
     right_before = before.argmax(axis=1) == targets
     right_after = after.argmax(axis=1) == targets
     gap = right_before.astype(np.float64) - right_after
     loss = float(np.mean([gap[targets == c].mean() for c in np.unique(targets)]))
-    draws = _bootstrap_balanced(gap, targets, seed)
-    low, bound, high = (float(q) for q in np.quantile(draws, (0.025, 0.95, 0.975)))
-    return PairedLoss(loss, (low, high), bound)
-
-
-def _bootstrap_balanced(values: npt.NDArray[np.generic], targets: Ints, seed: int) -> npt.NDArray[np.float64]:
-    """Bootstrap draws of the class-balanced mean of `values`; classes keep their sizes."""
-    rng = np.random.default_rng(seed)
-    means = []
-    for label in np.unique(targets):
-        own = np.asarray(values[targets == label], dtype=np.float64)
-        means.append(own[rng.integers(len(own), size=(_RESAMPLES, len(own)))].mean(axis=1))
-    return np.asarray(np.mean(means, axis=0))
+    draws = balanced_mean_draws(gap, targets, before.shape[1], seed=seed)
+    return PairedLoss(loss, percentile_interval(draws), float(np.quantile(draws, 0.95)))
 
 
 def fit_temperature(logits: Floats, targets: Ints) -> float:
     """The temperature that minimises the negative log likelihood on these images (Guo et al. 2017).
 
-    A bounded search (Brent) over log T in [-3, 3], T from 1/20 to 20; the loss is unimodal in it.
+    Bounded search (Brent) over log T in [-3, 3], that is T from 1/20 to 20; the loss is unimodal in log T.
     """
-    from scipy.optimize import minimize_scalar
-
     rows = np.arange(len(targets))
 
     def loss(log_t: float) -> float:
         p = softmax(logits / np.exp(log_t))
         return float(-np.log(np.maximum(p[rows, targets], 1e-12)).mean())
 
-    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    return float(np.exp(found.x))
+    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))

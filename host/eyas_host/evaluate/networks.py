@@ -1,9 +1,11 @@
-"""Load every variant of a run, and measure their logits and latency on the same images."""
+"""Load all variants of a run, and measure their logits and latency on the same images."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ from eyas_device.bundle import Bundle
 from eyas_device.preprocess import prepare
 from eyas_device.runtimes import open_runtime
 from eyas_host.data.dataset import ImageDataset
-from eyas_host.data.transforms import Batch, prepared
+from eyas_host.data.transforms import prepared
 from eyas_host.evaluate.inference import logits_of
+from eyas_host.evaluate.latency import take_turns
 from eyas_host.evaluate.parity import reference_of
 from eyas_host.evaluate.verdict import Latency, Logits
 from eyas_host.models import checkpoints
@@ -26,11 +29,11 @@ from eyas_host.support.progress import meter
 NETWORKS = ("teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8")
 """Variants that are torch networks, in the order of the comparison."""
 _ROUNDS = 30
-_FRAMES_A_ROUND = 5
+_CALLS_PER_TURN = 5
 
 
 def load_networks(context: RunContext, classes: int) -> dict[str, torch.nn.Module]:
-    """The torch variants of the comparison, by name, those that exist."""
+    """Name -> network of those torch variants that the run has."""
     networks: dict[str, torch.nn.Module] = {}
     if (context.root / checkpoints.TEACHER).exists():
         networks["teacher"] = checkpoints.load_teacher(context, classes)
@@ -43,63 +46,48 @@ def load_networks(context: RunContext, classes: int) -> dict[str, torch.nn.Modul
     return {name: net.eval() for name, net in networks.items()}
 
 
-def shipped_network(context: RunContext, classes: int, artefact: str) -> torch.nn.Module:
+def reference_network(context: RunContext, classes: int, artefact: str) -> torch.nn.Module:
     """The torch network that an artefact was made from."""
     if reference_of(artefact) == "pruned":
         return checkpoints.load_pruned(context, classes)
     return load_quantized(context, classes)
 
 
-def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: ImageDataset) -> dict[str, Logits]:
-    """Logits of every variant for the images of a part, prepared as the device prepares them."""
+def all_logits(networks: Mapping[str, torch.nn.Module], bundle: Bundle, images: ImageDataset) -> dict[str, Logits]:
+    """Variant -> logits float32 [n, classes] of the images, prepared as on the device."""
     spec = bundle.manifest.preprocessing
-    pixels = prepared(part.pixels, spec)
+    pixels = prepared(images.pixels, spec)
     logits: dict[str, Logits] = {}
-    with meter("answers of every variant", len(networks) + len(bundle.manifest.artefacts)) as bar:
+    with meter("predictions of every variant", len(networks) + len(bundle.manifest.artefacts)) as bar:
         for name, network in networks.items():
             logits[name] = logits_of(network, pixels, torch.device("cpu"), batch=1 if name == "exact-int8" else 32)
             bar.advance(name)
         for artefact in bundle.manifest.artefacts:
             with open_runtime(bundle, artefact.runtime, artefact.name, threads=1) as runtime:
-                answers = [runtime.infer(prepare(frame, spec)).copy() for frame in part.pixels]
-            logits[artefact.name] = np.stack(answers)
+                rows = [runtime.infer(prepare(frame, spec)).copy() for frame in images.pixels]
+            logits[artefact.name] = np.stack(rows)
             bar.advance(artefact.name)
     return logits
 
 
-def measure_latency(networks: Mapping[str, torch.nn.Module], bundle: Bundle, part: ImageDataset) -> dict[str, Latency]:
-    """One image at a time at one thread; all variants take turns, so that a busy machine hits all alike."""
-    spec = bundle.manifest.preprocessing
-    pixels = prepared(part.pixels[:_FRAMES_A_ROUND], spec)
-    calls: dict[str, Callable[[int], object]] = {}
+def measure_latency(
+    networks: Mapping[str, torch.nn.Module], bundle: Bundle, images: ImageDataset
+) -> dict[str, Latency]:
+    """Variant -> latency of one image at one thread, all variants measured in turns."""
+    pixels = prepared(images.pixels[:_CALLS_PER_TURN], bundle.manifest.preprocessing)
+    tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    calls: dict[str, Callable[[], object]] = {}
     for name in ("teacher", "student", "pruned"):
         if name in networks:
-            calls[name] = _torch_call(networks[name], pixels)
-    runtimes = [open_runtime(bundle, a.runtime, a.name, threads=1) for a in bundle.manifest.artefacts]
-    for artefact, runtime in zip(bundle.manifest.artefacts, runtimes, strict=True):
-        calls[artefact.name] = lambda row, runtime=runtime: runtime.infer(pixels[row])  # type: ignore[misc]
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    with meter("latency", _ROUNDS) as bar:
-        for number in range(_ROUNDS + 1):
-            for name, call in calls.items():
-                for row in range(len(pixels)):
-                    started = time.perf_counter()
-                    call(row)
-                    if number:  # the first round warms up
-                        times[name].append(1000 * (time.perf_counter() - started))
-            if number:
-                bar.advance()
-    for runtime in runtimes:
-        runtime.close()
+            calls[name] = partial(_infer_next, networks[name], cycle([tensor[None] for tensor in tensors]))
+    with ExitStack() as stack, meter("latency", _ROUNDS) as bar:
+        for artefact in bundle.manifest.artefacts:
+            runtime = stack.enter_context(open_runtime(bundle, artefact.runtime, artefact.name, threads=1))
+            calls[artefact.name] = partial(_infer_next, runtime.infer, cycle(pixels))
+        with torch.inference_mode():
+            times = take_turns(calls, _ROUNDS, calls_per_turn=len(pixels), progress=bar.advance)
     return {name: Latency(*(float(q) for q in np.quantile(values, (0.5, 0.9)))) for name, values in times.items()}
 
 
-def _torch_call(network: torch.nn.Module, pixels: Batch) -> Callable[[int], Any]:
-    tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-
-    def call(row: int) -> torch.Tensor:
-        with torch.inference_mode():
-            answer: torch.Tensor = network(tensors[row : row + 1])
-        return answer
-
-    return call
+def _infer_next(infer: Callable[[Any], object], images: Iterator[Any]) -> object:
+    return infer(next(images))

@@ -1,7 +1,7 @@
-"""Parity: an artefact beside the network it was made from, and the gate that follows from it.
+"""Parity of an artefact with the network it was made from, and the gates on it.
 
 The images are camera-like uint8 ones that go through the device's own preprocessing and runtime. int8 and int16 are
-compared with the QAT model, fp32 with the pruned student; what is lost is always counted against the pruned student.
+compared with the QAT model, fp32 with the pruned student; accuracy drops always refer to the pruned student.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from eyas_host.evaluate.metrics import Floats, Ints, paired_loss, softmax
+from eyas_host.evaluate.bootstrap import Floats, Ints
+from eyas_host.evaluate.metrics import paired_loss, softmax
 from eyas_host.recipe.export import GateSection
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """An artefact beside the network it was made from, on validation."""
+    """An artefact compared with the network it was made from, on validation."""
 
     reference: str
+    """The network it was made from."""
     agreement: float
-    """Part of the images with the same answer."""
+    """Fraction of the images with the same prediction."""
     class_agreement: tuple[float | None, ...]
-    """The same for the images of each label, in the labels' order; None for a label without images."""
+    """Agreement on the images of each label, in the labels' order; None for a label without images."""
     mean_dp: float
     """Mean absolute difference of a probability."""
     max_dp: float
@@ -36,7 +38,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     drop_bound: float
     """Its one-sided 95 % paired-bootstrap bound."""
     class_drop: tuple[float | None, ...]
-    """Recall lost of each label, in the labels' order; None for a label without images."""
+    """Recall lost per label, in the labels' order; None for a label without images."""
 
 
 def reference_of(artefact: str) -> str:
@@ -45,9 +47,9 @@ def reference_of(artefact: str) -> str:
 
 
 def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, temperature: float) -> Parity:
-    """Parity of the artefact `name`, from the logits [n, classes] of all variants and the labels [n].
+    """Parity of the artefact `name`, from the logits [n, classes] of all variants and the true labels [n].
 
-    Probabilities are of the logits divided by `temperature`, as the device reports them.
+    Probabilities are those the device reports: softmax of the logits divided by `temperature`.
     """
     reference = reference_of(name)
     own, theirs, before = (np.asarray(logits[variant], dtype=np.float64) for variant in (name, reference, "pruned"))
@@ -72,14 +74,14 @@ def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, temperatu
 
 
 def refusal(name: str, parity: Parity, gate: GateSection) -> str:
-    """Why an artefact is below the recipe's bounds; empty if it is not."""
+    """Why an artefact fails the recipe's gates; empty if it passes."""
     within = {
         f"agreement with {parity.reference} {parity.agreement:.3f} < {gate.min_agreement}": parity.agreement
         >= gate.min_agreement,
         f"mean |dp| {parity.mean_dp:.4f} > {gate.max_dp}": parity.mean_dp <= gate.max_dp,
         f"balanced accuracy drop {parity.drop:.3f} > {gate.max_drop}": parity.drop <= gate.max_drop,
     }
-    return "; ".join(fault for fault, kept in within.items() if not kept)
+    return "; ".join(reason for reason, passed in within.items() if not passed)
 
 
 def _mean(values: Floats) -> float | None:

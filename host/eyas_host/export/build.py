@@ -1,4 +1,4 @@
-"""Build every artefact that the recipe names: fp32 and int8 for each runtime."""
+"""Compile every artefact of a recipe: each precision for each runtime."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_host.data.split import Split
-from eyas_host.export.artefact import Compiled
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.export.onnx import compile_onnx
 from eyas_host.export.openvino import compile_openvino
@@ -26,14 +25,15 @@ _SUFFIX = {"litert": ".tflite", "openvino": ".xml", "onnx": ".onnx"}
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What the compile stage made."""
+    """Result of the compile stage."""
 
     sizes: dict[str, int]
     """Artefact -> bytes of all its files."""
     notes: dict[str, str]
+    """Artefact -> a note on the file."""
     layers: tuple[LayerSize, ...]
     """Bytes of each layer in fp32 and in int8."""
-    parts: dict[str, ArtefactSize]
+    artefact_sizes: dict[str, ArtefactSize]
     """Artefact -> bytes of its constants and of the rest."""
 
 
@@ -43,7 +43,7 @@ def artefact_name(runtime: RuntimeName, precision: Precision) -> str:
 
 
 def requested_artefacts(settings: CompileSection) -> list[tuple[RuntimeName, Precision]]:
-    """What is built for a recipe: every precision for every runtime, int16 for LiteRT alone."""
+    """The (runtime, precision) pairs to build: every precision for every runtime, int16 for LiteRT only."""
     return [
         (runtime, precision)
         for runtime in settings.runtimes
@@ -53,7 +53,7 @@ def requested_artefacts(settings: CompileSection) -> list[tuple[RuntimeName, Pre
 
 
 def artefact_files(folder: Path, runtime: RuntimeName, precision: Precision) -> list[Path]:
-    """The files of an artefact, the one to load first."""
+    """The files of an artefact; the first is the one to load."""
     main = folder / f"{artefact_name(runtime, precision)}{_SUFFIX[runtime]}"
     return [main, main.with_suffix(".bin")] if runtime == "openvino" else [main]
 
@@ -68,31 +68,33 @@ def build_artefacts(context: RunContext) -> Built:
     wanted = requested_artefacts(context.recipe.compile)
     sizes: dict[str, int] = {}
     notes: dict[str, str] = {}
-    parts: dict[str, ArtefactSize] = {}
+    artefact_sizes: dict[str, ArtefactSize] = {}
     with meter("compiling", len(wanted)) as bar:
         for runtime, precision in wanted:
             files = artefact_files(folder, runtime, precision)
             model = deploy if precision == "fp32" else quantized
-            info = compile_artefact(runtime, precision, model, files[0], size)
             name = artefact_name(runtime, precision)
+            notes[name] = compile_artefact(runtime, precision, model, files[0], size)
             sizes[name] = sum(file.stat().st_size for file in files)
-            notes[name] = info.notes
             if (runtime, precision, context.recipe.quantize.preset) == ("onnx", "int8", "symmetric"):
-                notes[name] += f"; {_tensorrt(files[0], quantized, size)}"
-            parts[name] = artefact_size(runtime, files)
+                notes[name] += f"; {_tensorrt_note(files[0], quantized, size)}"
+            artefact_sizes[name] = artefact_size(runtime, files)
             bar.advance(name)
-    return Built(sizes, notes, layer_sizes(quantized), parts)
+    return Built(sizes, notes, layer_sizes(quantized), artefact_sizes)
 
 
-def _tensorrt(path: Path, quantized: nn.Module, size: int) -> str:
-    """What a symmetric Q/DQ file has for TensorRT. Raises `CompileError` if it would not be taken."""
+def _tensorrt_note(path: Path, quantized: nn.Module, size: int) -> str:
+    """A note on how a symmetric Q/DQ file suits TensorRT. Raises `CompileError` if TensorRT would refuse it."""
     floats = float_layers(quantized, torch.zeros(1, 3, size, size))
     fit = check_tensorrt(path, float_convolutions=len(floats))
-    return f"by its structure fit for TensorRT: opset {fit.opset}, {fit.activations} roundings; not measured there"
+    return f"structure fit for TensorRT: opset {fit.opset}, {fit.activations} quantizers; not run there"
 
 
-def compile_artefact(runtime: RuntimeName, precision: Precision, model: nn.Module, path: Path, size: int) -> Compiled:
-    """Build one artefact from a folded network (fp32) or a QAT model. Raises `CompileError`."""
+def compile_artefact(runtime: RuntimeName, precision: Precision, model: nn.Module, path: Path, size: int) -> str:
+    """Compile one artefact from a folded network (fp32) or a QAT model (int8, int16).
+
+    Returns a note for the report, or an empty string. Raises `CompileError` if the conversion fails.
+    """
     if runtime == "openvino":
         return compile_openvino(model, path, input_size=size, precision=precision)
     if runtime == "onnx":

@@ -23,7 +23,6 @@ from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from torch import Tensor, nn
 
-from eyas_host.export.artefact import Compiled
 from eyas_host.export.litert_ranges import (
     Array,
     Bounds,
@@ -75,17 +74,16 @@ class _ZeroPaddedPool(nn.Module):
         return pooled
 
 
-def compile_litert_fp32(deploy: nn.Module, path: Path, *, input_size: int) -> Compiled:
+def compile_litert_fp32(deploy: nn.Module, path: Path, *, input_size: int) -> str:
     """Write a float .tflite: float32 [1, size, size, 3] BGR pixels 0..255 in, float32 logits [1, classes] out.
 
     Raises `CompileError` if the conversion fails.
     """
-    content = _convert(deploy, input_size)
-    write_bytes(path, content)
-    return Compiled(path, len(content))
+    write_bytes(path, _convert(deploy, input_size))
+    return ""
 
 
-def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) -> Compiled:
+def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) -> str:
     """Write an int8 .tflite: int8 [1, size, size, 3] pixels minus 128 in, float32 logits [1, classes] out.
 
     Layers that the QAT model leaves float stay so. Raises `CompileError` if the conversion fails or a tensor has no
@@ -94,7 +92,7 @@ def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) ->
     return _compile_integer(qat_model, path, input_size, 8)
 
 
-def compile_litert_int16(qat_model: nn.Module, path: Path, *, input_size: int) -> Compiled:
+def compile_litert_int16(qat_model: nn.Module, path: Path, *, input_size: int) -> str:
     """Write a .tflite with the int8 weights of `compile_litert_int8` and int16 activations.
 
     float32 [1, size, size, 3] BGR pixels 0..255 in, float32 logits [1, classes] out. An activation's range is the
@@ -103,7 +101,7 @@ def compile_litert_int16(qat_model: nn.Module, path: Path, *, input_size: int) -
     return _compile_integer(qat_model, path, input_size, 16)
 
 
-def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Literal[8, 16]) -> Compiled:
+def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Literal[8, 16]) -> str:
     image = probe(input_size)
     baked = bake_weights(qat_model)
     network = copy.deepcopy(baked)
@@ -135,7 +133,7 @@ def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Li
     content = _with_weights(content, weights)
     write_bytes(path, content)
     stored = sum(weight is not None for weight in weights)
-    return Compiled(path, len(content), f"{len(recorders)} activation and {stored} weight ranges from QAT")
+    return f"{len(recorders)} activation and {stored} weight ranges from QAT"
 
 
 def _float_outputs(

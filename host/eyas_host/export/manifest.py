@@ -1,4 +1,4 @@
-"""Manifest entries of compiled files, and the candidate bundle that `verify` measures."""
+"""Manifest entries for compiled files, and the candidate bundle that `verify` measures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def file_entry(path: Path, root: Path) -> File:
 
 
 def write_candidate(context: RunContext, labels: Sequence[str]) -> Bundle:
-    """A bundle around everything that was compiled, so that it can be measured as a device would run it."""
+    """Bundle all compiled artefacts, so that they can be measured as a device would run them."""
     folder = context.folder("compile")
     manifest = Manifest(
         schema=SCHEMA,
@@ -62,10 +62,10 @@ def write_candidate(context: RunContext, labels: Sequence[str]) -> Bundle:
 
 
 def write_manifest(manifest: Manifest, root: Path) -> None:
-    """Write `manifest.json`, indented and atomic."""
+    """Write `manifest.json` atomically, indented."""
     write_bytes(root / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
-def candidate(context: RunContext) -> Bundle:
-    """The bundle that was measured, with every artefact in it."""
+def load_candidate(context: RunContext) -> Bundle:
+    """Open the candidate bundle, which holds every compiled artefact."""
     return Bundle.open(context.folder("verify") / "candidate")

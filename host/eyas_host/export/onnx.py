@@ -12,7 +12,6 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.bundle import Precision
-from eyas_host.export.artefact import Compiled
 from eyas_host.quant.qdq import to_qdq
 from eyas_host.support.errors import CompileError
 from eyas_host.support.files import atomic_write
@@ -35,7 +34,7 @@ class _FromPixels(nn.Module):
         return logits
 
 
-def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> Compiled:
+def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> str:
     """Write a checked .onnx: uint8 `pixels` [1, size, size, 3] BGR in, float32 `logits` [1, classes] out.
 
     `model` is the folded network (fp32) or the QAT model (int8: its weights are stored as int8). Raises `CompileError`
@@ -68,7 +67,7 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
         raise CompileError(f"{path.name}: not valid ONNX: {error}") from None
     with atomic_write(path) as temporary:
         onnx.save(graph, str(temporary))
-    return Compiled(path, path.stat().st_size, f"{stored} weights stored as int8" if stored else "")
+    return f"{stored} weights stored as int8" if stored else ""
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -13,12 +13,11 @@ from openvino.preprocess import PrePostProcessor
 from torch import nn
 
 from eyas_device.bundle import Precision
-from eyas_host.export.artefact import Compiled
 from eyas_host.support.errors import CompileError
 from eyas_host.support.quiet import quiet_tools
 
 
-def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> Compiled:
+def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> str:
     """Write `path` (.xml) and its .bin: uint8 [1, size, size, 3] BGR pixels in, float32 logits [1, classes] out.
 
     `model` is the folded network (fp32) or the QAT model (int8). Raises `CompileError` if the conversion fails, or an
@@ -46,5 +45,4 @@ def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision
         ov.save_model(converted, written, compress_to_fp16=False)
         for suffix in (".bin", ".xml"):
             written.with_suffix(suffix).replace(path.with_suffix(suffix))
-    size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
-    return Compiled(path, size, f"{quantizers} quantizers" if quantizers else "")
+    return f"{quantizers} quantizers" if quantizers else ""

@@ -77,7 +77,7 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Layer:
+class WeightedLayer:
     """An operation whose weight can be quantized, and the activation quantizers around it.
 
     Attributes:
@@ -94,7 +94,7 @@ class Layer:
     writes: str
 
 
-def layers(model: nn.Module, example: Tensor) -> list[Layer]:
+def weighted_layers(model: nn.Module, example: Tensor) -> list[WeightedLayer]:
     """Return the layers of a folded network in order of execution, quantized already or not.
 
     `reads` and `writes` are those of the complete int8 network: where layers were left float, some of these quantizers
@@ -111,7 +111,7 @@ def layers(model: nn.Module, example: Tensor) -> list[Layer]:
     placed = set(required_placement(model, example).activations)
     found = operations(model, example)
     return [
-        Layer(
+        WeightedLayer(
             name=layer_name(operation.name),
             operation=operation.name,
             reads=rounded_source(found, operation, placed),

@@ -2,7 +2,7 @@
 
 `nncf.quantize` leaves squeeze-and-excite blocks in float and puts nothing between a convolution and a hard-swish. An
 int8 LiteRT model rounds there all the same, and every rounding that training never saw costs agreement. So the
-placement is completed here to the one that `layers.required_placement` asks for.
+placement is completed here to the one that `weighted_layers.required_placement` asks for.
 
 NNCF's quantizers stay in charge of rounding and of the gradients of learned ranges; this module only adds points.
 """
@@ -19,7 +19,7 @@ from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, PTQuantizerSpec, SymmetricQuantizer
 from torch import Tensor, nn
 
-from eyas_host.quant.graph import Placement, layer_name, layers, operations, required_placement, rounded_source
+from eyas_host.quant.graph import Placement, layer_name, operations, required_placement, rounded_source, weighted_layers
 from eyas_host.support.errors import CompressError
 
 HARD_ZERO = -3.0
@@ -106,7 +106,7 @@ def complete_placement(
 def float_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Return the names of the layers of a QAT model whose weight is not quantized, in order of execution."""
     quantized = weight_quantizers(model)
-    return tuple(layer.name for layer in layers(model, example) if layer.operation not in quantized)
+    return tuple(layer.name for layer in weighted_layers(model, example) if layer.operation not in quantized)
 
 
 def leave_float(model: nn.Module, example: Tensor, names: Collection[str]) -> Placement:
@@ -118,7 +118,7 @@ def leave_float(model: nn.Module, example: Tensor, names: Collection[str]) -> Pl
     Args:
         model: QAT model.
         example: float pixels ``[1, 3, H, W]``.
-        names: names of layers, as `layers` lists them.
+        names: names of layers, as `weighted_layers` lists them.
 
     Raises:
         CompressError: there is no layer of such a name; the message lists close ones.

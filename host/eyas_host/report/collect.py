@@ -1,44 +1,29 @@
-"""Collect the rows of the comparison and the worst mistakes from predictions and verdict."""
+"""Collect a run's report from its predictions, its verdict and the records of its stages."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 import numpy as np
 
+from eyas_device.bundle import MANIFEST, read_manifest, sha256
+from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
-from eyas_host.evaluate.predictions import Predictions
+from eyas_host.evaluate.metrics import reliability, score, softmax
+from eyas_host.evaluate.predictions import Predictions, cost_figures, positive_label
 from eyas_host.evaluate.verdict import Verdict
-from eyas_host.report.model import Mistake, Variant
+from eyas_host.export.manifest import load_candidate
+from eyas_host.export.sizes import ArtefactSize, LayerSize
+from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, RunContext
+from eyas_host.report.curves import ScoreCurve, score_curves
+from eyas_host.report.model import Mistake, Report, StageSummary, Variant
+from eyas_host.report.signals import with_signals
+from eyas_host.support.machine import machine, versions
 
-_MISTAKES = 12
-
-
-def variants_of(
-    answers: Predictions, agreement: Mapping[str, float], verdict: Verdict, part: str
-) -> tuple[Variant, ...]:
-    """The row of each variant on one split, in the order of the comparison."""
-    return tuple(
-        Variant(
-            name=name,
-            runtime=name.split("-")[0] if name in verdict.parity else "torch",
-            precision="int8" if name.endswith("int8") or name == "qat" else "fp32",
-            balanced_accuracy=found.balanced_accuracy,
-            balanced_accuracy_ci=found.balanced_accuracy_ci,
-            f1=found.f1,
-            auc=found.auc,
-            pr_auc=found.pr_auc,
-            cost=answers.cost(name),
-            agreement=agreement.get(name),
-            size_bytes=verdict.sizes.get(name),
-            latency_ms=verdict.latency_ms.get(name),
-            threads=1 if name in verdict.latency_ms else None,
-            split=part,
-            notes=_NOTES.get(name, ""),
-        )
-        for name, found in answers.scores.items()
-    )
-
+_MAX_MISTAKES = 12
 
 _SIMULATED = "size and latency not measured: int8 is only simulated in torch"
 _NOTES = {
@@ -48,21 +33,157 @@ _NOTES = {
 }
 
 
+def collect_report(
+    context: RunContext, split: Split, verdict: Verdict, validation: Predictions, test: Predictions
+) -> Report:
+    """Everything that `report.json` and the page show, signals included."""
+    shipped, recipe = verdict.shipped, context.recipe
+    facts = {name: record.facts for name in BUNDLE_STAGES if (record := context.record(name)) is not None}
+    precisions = {artefact.name: artefact.precision for artefact in load_candidate(context).manifest.artefacts}
+    detailed = [name for name in dict.fromkeys((shipped, "teacher")) if name in test.probabilities]
+    intervals = {name: test.intervals(name) for name in detailed}
+    before, after = softmax(test.logits[shipped]), test.probabilities[shipped]
+    parity = {name: parity.agreement for name, parity in verdict.parity.items()}
+    decided = score(after, test.targets, predicted=test.predicted(shipped)) if verdict.decision else None
+    report = Report(
+        name=recipe.run.name,
+        version=recipe.pack.version,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        labels=split.labels,
+        machine=machine(),
+        versions=versions(),
+        variants=variants_of(test, _agreement(test, verdict), verdict, precisions, "test"),
+        validation_variants=variants_of(validation, parity, verdict, precisions, "validation"),
+        shipped=shipped,
+        scores=test.scores,
+        decided=decided,
+        intervals=intervals,
+        cost=cost_figures(validation, test, shipped, intervals[shipped].get("cost")),
+        curves=_curves(split, verdict, test, detailed),
+        parity=verdict.parity,
+        reliability={
+            "before": tuple(reliability(before, test.targets)),
+            "after": tuple(reliability(after, test.targets)),
+        },
+        mistakes=mistakes_of(test, shipped, split),
+        histories=_histories(facts),
+        stages=_stages(context),
+        use=verdict.use,
+        reasons=verdict.reasons,
+        refused=verdict.refused,
+        temperature=verdict.temperature,
+        weights={"teacher": facts["teach"]["weights"], "student": facts["distill"]["weights"]},
+        pruning=_without_histories(facts["prune"]),
+        exact_int8_agreement=facts["verify"]["exact_int8_agreement"],
+        layers=msgspec.convert(facts["compile"]["layers"], tuple[LayerSize, ...]),
+        artefact_sizes=msgspec.convert(facts["compile"]["artefact_sizes"], dict[str, ArtefactSize]),
+        quantization=_without_histories(facts["qat"]),
+        sensitivity=load_sensitivity(context),
+        test_accesses=len(split.test_accesses()),
+        counts=split.manifest.counts,
+        strategy=split.manifest.strategy,
+        split_by=split.manifest.by,
+        warnings=tuple(dict.fromkeys(line for stage in facts.values() for line in stage.get("warnings", ()))),
+        hashes=_hashes(context),
+        recipe=msgspec.to_builtins(recipe),
+        notices=split.manifest.notices,
+    )
+    return with_signals(report)
+
+
+def variants_of(
+    predictions: Predictions,
+    agreement: Mapping[str, float],
+    verdict: Verdict,
+    precisions: Mapping[str, str],
+    split: str,
+) -> tuple[Variant, ...]:
+    """Figures of every variant on one split, in the order of the comparison.
+
+    `precisions` maps each artefact to its precision; torch networks are fp32 but for the QAT model.
+    """
+    return tuple(
+        Variant(
+            name=name,
+            runtime=name.split("-")[0] if name in verdict.parity else "torch",
+            precision=precisions.get(name, "int8" if name in ("qat", "exact-int8") else "fp32"),
+            balanced_accuracy=scores.balanced_accuracy,
+            balanced_accuracy_ci=scores.balanced_accuracy_ci,
+            f1=scores.f1,
+            auc=scores.auc,
+            pr_auc=scores.pr_auc,
+            cost=predictions.cost(name),
+            agreement=agreement.get(name),
+            size_bytes=verdict.sizes.get(name),
+            latency_ms=verdict.latency_ms.get(name),
+            threads=1 if name in verdict.latency_ms else None,
+            split=split,
+            notes=_NOTES.get(name, ""),
+        )
+        for name, scores in predictions.scores.items()
+    )
+
+
 def mistakes_of(test: Predictions, shipped: str, split: Split) -> tuple[Mistake, ...]:
     """The costliest, then most confident, wrong predictions of `shipped` on the test split."""
-    answers, targets, costs = test.answers(shipped), test.targets, test.costs
-    confidence = test.probabilities[shipped][np.arange(len(targets)), answers]
-    price = costs[targets, answers] if costs is not None else np.zeros(len(targets))
-    wrong = np.flatnonzero(answers != targets)
-    worst = wrong[np.lexsort((-confidence[wrong], -price[wrong]))][:_MISTAKES]
+    predicted, targets, costs = test.predicted(shipped), test.targets, test.costs
+    confidence = test.probabilities[shipped][np.arange(len(targets)), predicted]
+    price = costs[targets, predicted] if costs is not None else np.zeros(len(targets))
+    wrong = np.flatnonzero(predicted != targets)
+    worst = wrong[np.lexsort((-confidence[wrong], -price[wrong]))][:_MAX_MISTAKES]
     images = split.manifest.test
     return tuple(
         Mistake(
             images[row].path,
             images[row].label,
-            split.labels[answers[row]],
+            split.labels[predicted[row]],
             float(confidence[row]),
             float(price[row]) if costs is not None else None,
         )
         for row in worst
     )
+
+
+def _agreement(test: Predictions, verdict: Verdict) -> dict[str, float]:
+    """Artefact -> fraction of test images on which it predicts the same label as its reference network."""
+    labels = {name: p.argmax(axis=1) for name, p in test.probabilities.items()}
+    return {name: float((labels[name] == labels[p.reference]).mean()) for name, p in verdict.parity.items()}
+
+
+def _curves(split: Split, verdict: Verdict, test: Predictions, names: list[str]) -> tuple[ScoreCurve, ...]:
+    """ROC and precision-recall curves of these variants; those of single labels for the shipped one only."""
+    positive = positive_label(split.labels, verdict.decision, split.manifest.counts)
+    return tuple(
+        curve
+        for name in names
+        for curve in score_curves(
+            name,
+            split.labels,
+            test.probabilities[name],
+            test.targets,
+            positive=positive,
+            per_label=name == verdict.shipped,
+        )
+    )
+
+
+def _histories(facts: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    histories = (item for stage in facts.values() for item in stage.get("histories", {}).items())
+    return {title: history for title, history in histories if history}
+
+
+def _stages(context: RunContext) -> tuple[StageSummary, ...]:
+    records = ((name, context.record(name)) for name in BUNDLE_STAGES)
+    return tuple(StageSummary(name, r.seconds, r.peak_rss_mb, r.summary) for name, r in records if r is not None)
+
+
+def _without_histories(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != "histories"}
+
+
+def _hashes(context: RunContext) -> dict[str, str]:
+    """sha256 of the bundle's manifest and of what the bundle was made from."""
+    lineage = read_manifest(context.root / BUNDLE).lineage
+    hashes = {name: getattr(lineage, name) or "" for name in ("data", "split", "recipe", "parent")}
+    hashes["bundle manifest"] = sha256(context.root / BUNDLE / MANIFEST)
+    return {name: digest for name, digest in hashes.items() if digest}

@@ -1,7 +1,7 @@
-"""How the report's plots are drawn: inline SVG that follows the page's light or dark colours.
+"""Plot style and SVG output: inline SVG that follows the page's light or dark colours.
 
-Matplotlib draws with stand-in colours; each becomes a CSS variable of the page, so one image serves both themes. Text
-stays text, and no pyplot state is touched.
+Matplotlib draws with placeholder colours; each is replaced by a CSS variable of the page, so one plot serves both
+themes. Text stays text, and no pyplot state is touched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _VARIABLES = {
     RUNTIMES["openvino"]: "openvino",
     RUNTIMES["onnx"]: "onnx",
 }
-"""Stand-in colour -> CSS variable of the page."""
+"""Placeholder colour -> CSS variable of the page."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -54,7 +54,7 @@ STYLE: dict[str, Any] = {
 
 
 def svg(figure: Figure, alt: str) -> Markup:
-    """The figure as inline SVG without prologue, metadata and fixed size; its colours are the page's variables."""
+    """The figure as inline SVG without prologue, metadata and fixed size, in the page's CSS variables."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": alt}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

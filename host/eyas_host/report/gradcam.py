@@ -1,74 +1,105 @@
-"""Where a network looked: Grad-CAM at its last convolution that still has a place in the image.
+"""Grad-CAM at a network's last convolution with a spatial output.
 
 Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", 2017.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Pixels, Preprocessing, prepare, read_image
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluate.inference import to_tensor
+from eyas_host.report.model import Mistake
+from eyas_host.support.progress import say
 
 Heat = npt.NDArray[np.float32]
-"""float32 [images, side, side], 0..1."""
+"""float32 [n, side, side], 0..1."""
 
 _STRENGTH = 0.55
 
 
-def grad_cam(network: nn.Module, pixels: Batch, classes: list[int]) -> Heat:
-    """What speaks for `classes` [n] in prepared pixels uint8 [n, side, side, 3]; each image's largest value is 1.
+def explain_mistakes(
+    network: nn.Module, mistakes: Sequence[Mistake], labels: Sequence[str], spec: Preprocessing
+) -> dict[str, Pixels]:
+    """Path -> the image as the model sees it with the evidence for its wrong prediction, uint8 [side, side, 3] BGR.
 
-    relu(sum_k a_k A_k) with a_k the mean over all places of d logit / d A_k. An image in which nothing speaks for its
-    class is all 0. Raises `ValueError` for a network without a convolution whose output has places.
+    Unreadable images are left out; the result is empty for a network that Grad-CAM cannot explain.
+    """
+    images: dict[str, Pixels] = {}
+    for mistake in mistakes:
+        with contextlib.suppress(ImageError, ValueError):  # ValueError: a path with a null byte
+            images[mistake.path] = prepare(read_image(Path(mistake.path), spec=spec), spec)
+    if not images:
+        return {}
+    predictions = {mistake.path: labels.index(mistake.prediction) for mistake in mistakes}
+    try:
+        heat = grad_cam(network, np.stack(list(images.values())), [predictions[path] for path in images])
+    except ValueError as error:
+        say(f"  [yellow]no Grad-CAM: {escape(str(error))}[/yellow]")
+        return {}
+    return {path: overlay(image, own) for (path, image), own in zip(images.items(), heat, strict=True)}
+
+
+def grad_cam(network: nn.Module, pixels: Batch, classes: list[int]) -> Heat:
+    """Evidence for `classes` [n] in prepared pixels uint8 [n, side, side, 3]; the maximum of each image is 1.
+
+    relu(sum_k a_k A_k) with a_k the mean over all positions of d logit / d A_k. An image without evidence for its class
+    is all 0. Raises `ValueError` for a network without a convolution with a spatial output.
     """
     network.eval()
     layer = last_convolution(network, pixels[:1])
-    kept: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _given, output: kept.append(output))
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         with torch.enable_grad():
             logits = network(to_tensor(pixels, torch.device("cpu")).float().requires_grad_())
             chosen = logits[torch.arange(len(classes)), torch.tensor(classes)].sum()
-            (slope,) = torch.autograd.grad(chosen, kept[-1])
+            (gradient,) = torch.autograd.grad(chosen, outputs[-1])
     finally:
         handle.remove()
-    maps = (slope.mean(dim=(2, 3), keepdim=True) * kept[-1]).sum(dim=1).relu().detach().numpy()
-    top = maps.max(axis=(1, 2), keepdims=True)
-    maps = np.divide(maps, top, out=np.zeros_like(maps), where=top > 0)
+    maps = (gradient.mean(dim=(2, 3), keepdim=True) * outputs[-1]).sum(dim=1).relu().detach().numpy()
+    maximum = maps.max(axis=(1, 2), keepdims=True)
+    maps = np.divide(maps, maximum, out=np.zeros_like(maps), where=maximum > 0)
     side = pixels.shape[1]
-    return np.stack([cv2.resize(one, (side, side), interpolation=cv2.INTER_LINEAR) for one in maps])
+    return np.stack([cv2.resize(own, (side, side), interpolation=cv2.INTER_LINEAR) for own in maps])
 
 
 def last_convolution(network: nn.Module, pixels: Batch) -> nn.Conv2d:
-    """The convolution that runs last among those with more than one place in their output.
+    """The convolution that runs last among those with more than one position in their output.
 
     Raises `ValueError` if there is none.
     """
-    found: list[nn.Conv2d] = []
+    spatial: list[nn.Conv2d] = []
 
-    def ran(module: nn.Module, _given: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.Conv2d) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-            found.append(module)
+            spatial.append(module)
 
-    handles = [module.register_forward_hook(ran) for module in network.modules() if isinstance(module, nn.Conv2d)]
+    handles = [module.register_forward_hook(record) for module in network.modules() if isinstance(module, nn.Conv2d)]
     try:
         with torch.no_grad():
             network(to_tensor(pixels, torch.device("cpu")).float())
     finally:
         for handle in handles:
             handle.remove()
-    if not found:
-        raise ValueError("no convolution of this network has places in its output; Grad-CAM needs one")
-    return found[-1]
+    if not spatial:
+        raise ValueError("no convolution of this network has a spatial output, which Grad-CAM needs")
+    return spatial[-1]
 
 
 def overlay(image: npt.NDArray[np.uint8], heat: Heat) -> npt.NDArray[np.uint8]:
-    """Heat [side, side] in colours over an image uint8 [side, side, 3] BGR; what is cold stays as it is."""
+    """Blend heat [side, side] as colours over an image uint8 [side, side, 3] BGR; where it is 0 the image stays."""
     colours = cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
-    share = (_STRENGTH * heat)[..., None]
-    return np.asarray((1 - share) * image + share * colours, dtype=np.uint8)
+    opacity = (_STRENGTH * heat)[..., None]
+    return np.asarray((1 - opacity) * image + opacity * colours, dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""The report as one self-contained HTML file: no scripts, no links, images and plots inside.
+"""The report as one self-contained HTML file: no scripts, no links, images and plots inline.
 
-All text from data is escaped by the template engine; only the SVG of `plots` goes in as it is.
+The template engine escapes all text from data; only the SVG of `plots` is inserted as it is.
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eyas_device.preprocess import Pixels
-from eyas_host.evaluate.metrics import Bin
+from eyas_host.evaluate.metrics import calibration_error
 from eyas_host.report import plots, score_plots
 from eyas_host.report.model import Report, Variant
 from eyas_host.report.page import confusion_cells, environment, jpeg, megabytes, number, percent, thumbnail
 from eyas_host.report.signals import operating_point
 
 _TRAININGS = {
-    "teacher": "teacher: the head alone, then blocks",
-    "head": "teacher: the head alone",
-    "blocks": "teacher: the last blocks",
-    "student": "student, taught by the teacher",
-    "labels-only": "the same student, from labels only",
+    "teacher": "teacher: head, then last blocks",
+    "head": "teacher: head",
+    "blocks": "teacher: last blocks",
+    "student": "student, by distillation",
+    "labels-only": "student, from labels only",
     "pruned": "pruned student, recovery",
-    "qat": "int8 student, quantization-aware",
+    "qat": "int8 student, quantization-aware training",
 }
 _MAX_THUMBNAILS = 24
 
 
-def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -> str:
-    """The whole report as HTML. Images that cannot be read any more are replaced by a note, never an error.
+def render_html(report: Report, explanations: Mapping[str, Pixels] | None = None) -> str:
+    """Render the report as HTML; images that can no longer be read are replaced by a note.
 
-    `looked_at` has what is shown beside a mistake: path -> uint8 [side, side, 3] BGR.
+    `explanations` maps the path of a mistake to the overlay shown beside it: uint8 [side, side, 3] BGR.
     """
-    looked_at = looked_at or {}
+    explanations = explanations or {}
     decided = report.decided or report.scores.get(report.shipped)
-    looked_for = next((curve.label for curve in report.curves if curve.label), "")
+    positive = next((curve.label for curve in report.curves if curve.label), "")
     points = (
-        operating_point(decided.confusion, report.labels.index(looked_for))
-        if decided and looked_for and len(report.labels) == 2
+        operating_point(decided.confusion, report.labels.index(positive))
+        if decided and positive and len(report.labels) == 2
         else {}
     )
     shipped, teacher = _variant(report, report.shipped), _variant(report, "teacher")
@@ -56,19 +56,19 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
             decided=decided,
             per_class=list(zip(report.labels, decided.classes, strict=False)) if decided else [],
             own_intervals=report.intervals.get(report.shipped, {}),
-            looked_for=looked_for,
-            roc=score_plots.score_curves(report.curves, "roc", report.shipped, points.get("roc")),
-            pr=score_plots.score_curves(report.curves, "pr", report.shipped, points.get("pr")),
+            positive=positive,
+            roc=score_plots.draw_curves(report.curves, "roc", report.shipped, points.get("roc")),
+            pr=score_plots.draw_curves(report.curves, "pr", report.shipped, points.get("pr")),
             areas={kind: _areas(report, kind) for kind in ("roc", "pr")},
-            cost=score_plots.cost(report.cost) if report.cost else None,
+            cost=score_plots.draw_costs(report.cost) if report.cost else None,
             axis=_axis(report.variants),
             unmeasured=[r.name for r in report.variants if r.latency_ms is None],
             scatter=plots.scatter(report.variants, report.shipped),
             curves=[(_TRAININGS.get(name, name), plot) for name, plot in curves.items()],
             reliability=[
-                (f"{when} temperature scaling", plots.reliability(bins, f"{when} temperature scaling"), _ece(bins))
-                for when, bins in ((w, report.reliability.get(w, ())) for w in ("before", "after"))
-                if bins
+                (title, plots.reliability(bins, title), calibration_error(bins))
+                for when in ("before", "after")
+                if (bins := report.reliability.get(when, ())) and (title := f"{when} temperature scaling")
             ],
             confusions=[
                 (name, confusion_cells(scores.confusion))
@@ -76,15 +76,15 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
                 if scores and (name, scores) != ("teacher", decided)
             ],
             mistakes=[
-                (m, thumbnail(m.path), jpeg(looked_at[m.path]) if m.path in looked_at else None)
+                (m, thumbnail(m.path), jpeg(explanations[m.path]) if m.path in explanations else None)
                 for m in report.mistakes[:_MAX_THUMBNAILS]
             ],
             total_seconds=sum(s.seconds for s in report.stages),
-            longest=max((s.seconds for s in report.stages), default=0.0) or 1.0,
-            heaviest=max((s.peak_rss_mb for s in report.stages), default=0.0) or 1.0,
+            max_seconds=max((s.seconds for s in report.stages), default=0.0) or 1.0,
+            max_rss_mb=max((s.peak_rss_mb for s in report.stages), default=0.0) or 1.0,
             front=plots.front(report.pruning.get("front", ())),
             sensitivity=plots.sensitivity(report.sensitivity) if report.sensitivity else None,
-            widest=max((layer.fp32_bytes for layer in report.layers), default=0) or 1,
+            max_bytes=max((layer.fp32_bytes for layer in report.layers), default=0) or 1,
             gate=report.recipe.get("gate", {}),
             sections=_sections(report.recipe),
         )
@@ -92,32 +92,32 @@ def render_html(report: Report, looked_at: Mapping[str, Pixels] | None = None) -
 
 
 def verdict(report: Report) -> str:
-    """One plain sentence: how good, fast and small the shipped variant is, and what that is beside the teacher."""
+    """One sentence: accuracy, latency and size of the shipped variant, and how they compare with the teacher's."""
     own, teacher = _variant(report, report.shipped), _variant(report, "teacher")
     if own is None:
-        return f"The shipped model {report.shipped} was not measured on the sealed test part."
-    latency = f"in {number(own.latency_ms.p50, 3)} ms an image" if own.latency_ms else "its latency not measured"
-    size = f"in {megabytes(own.size_bytes)}" if own.size_bytes is not None else "its size not measured"
+        return f"The shipped model {report.shipped} was not measured on the held-out test set."
+    latency = f"in {number(own.latency_ms.p50, 3)} ms per image" if own.latency_ms else "latency not measured"
+    size = f"in {megabytes(own.size_bytes)}" if own.size_bytes is not None else "size not measured"
     sentence = (
-        f"The shipped model {own.name} answers right on {percent(own.balanced_accuracy)} (balanced) of unseen "
+        f"The shipped model {own.name} reaches {percent(own.balanced_accuracy)} balanced accuracy on unseen "
         f"images, {latency}, {size}"
     )
     if teacher is None or teacher is own:
         return sentence + "."
-    share, *others = ratios(own, teacher)
-    beside = f", {' and '.join(others)} than the teacher in torch" if others else ""
-    return f"{sentence}: {share} of the teacher's balanced accuracy{beside}."
+    accuracy, *others = ratios(own, teacher)
+    comparison = f", {' and '.join(others)} than the teacher in torch" if others else ""
+    return f"{sentence}: {accuracy} of the teacher's balanced accuracy{comparison}."
 
 
 def ratios(variant: Variant, teacher: Variant) -> list[str]:
-    """A variant beside the teacher: its fraction of the balanced accuracy, of size and latency where both are known."""
-    share = variant.balanced_accuracy / teacher.balanced_accuracy if teacher.balanced_accuracy else math.nan
-    words = [percent(share, 0)]
+    """A variant against the teacher: ratio of balanced accuracy, then of size and latency where both are known."""
+    accuracy = variant.balanced_accuracy / teacher.balanced_accuracy if teacher.balanced_accuracy else math.nan
+    texts = [percent(accuracy, 0)]
     if variant.size_bytes and teacher.size_bytes:
-        words.append(_times(teacher.size_bytes / variant.size_bytes, "smaller", "larger"))
+        texts.append(_times(teacher.size_bytes / variant.size_bytes, "smaller", "larger"))
     if variant.latency_ms and teacher.latency_ms and variant.latency_ms.p50 > 0 and teacher.latency_ms.p50 > 0:
-        words.append(_times(teacher.latency_ms.p50 / variant.latency_ms.p50, "faster", "slower"))
-    return words
+        texts.append(_times(teacher.latency_ms.p50 / variant.latency_ms.p50, "faster", "slower"))
+    return texts
 
 
 def _variant(report: Report, name: str) -> Variant | None:
@@ -132,7 +132,7 @@ def _times(ratio: float, more: str, less: str) -> str:
 
 
 def _axis(variants: Sequence[Variant]) -> tuple[float, float]:
-    """Common scale of the interval bars: just around all intervals."""
+    """Common range of the interval bars, just around all intervals."""
     low = min((r.balanced_accuracy_ci[0] for r in variants), default=0.0)
     high = max((r.balanced_accuracy_ci[1] for r in variants), default=1.0)
     margin = max(0.005, 0.04 * (high - low))
@@ -140,7 +140,7 @@ def _axis(variants: Sequence[Variant]) -> tuple[float, float]:
 
 
 def _areas(report: Report, kind: str) -> list[tuple[str, float]]:
-    """Variant -> area under its curve, or under the mean of its labels' curves."""
+    """(variant, area under its curve or under the mean of its labels' curves)."""
     areas: dict[str, float] = {}
     for curve in report.curves:
         if curve.kind == kind:
@@ -148,12 +148,8 @@ def _areas(report: Report, kind: str) -> list[tuple[str, float]]:
     return list(areas.items())
 
 
-def _ece(bins: Sequence[Bin]) -> float:
-    return sum(abs(b.confidence - b.accuracy) * b.share for b in bins)
-
-
 def _sections(recipe: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
-    """Sections of the recipe with their settings; a bare value becomes a section of its own."""
+    """The recipe's sections with their settings; a top-level value becomes its own section."""
     return [
         (name, list(values.items()) if isinstance(values, Mapping) else [(name, values)])
         for name, values in recipe.items()

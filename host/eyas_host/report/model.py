@@ -1,4 +1,4 @@
-"""The shape of `report.json`."""
+"""Schema of `report.json`."""
 
 from __future__ import annotations
 
@@ -12,39 +12,41 @@ from eyas_host.evaluate.metrics import Bin, Scores
 from eyas_host.evaluate.parity import Parity
 from eyas_host.evaluate.verdict import Latency
 from eyas_host.export.sizes import ArtefactSize, LayerSize
-from eyas_host.report.curves import Curve
+from eyas_host.report.curves import ScoreCurve
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
-    """One step of the comparison from the teacher to an artefact; null means not measured, and `notes` says why."""
+    """One row of the comparison from the teacher to an artefact; null is not measured, the reason is in `notes`."""
 
     name: str
     runtime: str
     """`torch`, `litert`, `openvino` or `onnx`."""
     precision: str
-    """`fp32` or `int8`."""
+    """`fp32`, `int8` or `int16`."""
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
     f1: float
     auc: float
     pr_auc: float | None = None
     cost: float | None = None
-    """Mean cost of an image, as the bundle decides; null without a cost table."""
+    """Mean cost per image under the bundle's decision rule; null without a cost table."""
     agreement: float | None = None
-    """With the network it was made from."""
+    """Fraction of the images with the same prediction as the network it was made from."""
     size_bytes: int | None = None
     latency_ms: Latency | None = None
     threads: int | None = None
     split: str
+    """`validation` or `test`."""
     notes: str = ""
 
 
 class Mistake(msgspec.Struct, frozen=True):
-    """An image that the shipped artefact got wrong, and how sure it was."""
+    """An image that the shipped artefact got wrong, and its confidence."""
 
     path: str
     label: str
-    answer: str
+    """The true label."""
+    prediction: str
     confidence: float
     cost: float | None = None
 
@@ -57,8 +59,8 @@ class Signal(msgspec.Struct, frozen=True):
     text: str
 
 
-class StageLine(msgspec.Struct, frozen=True):
-    """What a stage cost and said."""
+class StageSummary(msgspec.Struct, frozen=True):
+    """Time, memory and result of a stage."""
 
     name: str
     seconds: float
@@ -76,57 +78,62 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: dict[str, str]
     versions: dict[str, str]
     variants: tuple[Variant, ...]
-    """On the sealed test part."""
+    """On the held-out test set."""
     validation_variants: tuple[Variant, ...]
-    """The same on validation, where all choices were made."""
+    """The same on validation, on which all choices were made."""
     shipped: str
     """The variant that the first runtime of the bundle runs."""
     scores: dict[str, Scores]
-    """Variant -> all figures on test of its likeliest labels, confusion matrix included."""
+    """Variant -> all metrics on test of its most probable labels, confusion matrix included."""
     decided: Scores | None = None
-    """The shipped variant's figures on test for the answers that the bundle gives, where those weigh costs."""
+    """The shipped variant's metrics on test under the bundle's decision rule; null without a cost table."""
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
-    """Shipped variant and teacher -> figure -> 95 % bootstrap interval on test; the shipped one's as it decides."""
+    """Shipped variant and teacher -> figure -> 95 % bootstrap interval on test, under the bundle's decision rule."""
     cost: CostFigures | None = None
-    curves: tuple[Curve, ...] = ()
+    curves: tuple[ScoreCurve, ...] = ()
     signals: tuple[Signal, ...] = ()
-    """Why to ship or not, the gravest first."""
+    """Reasons for and against shipping, the most serious first."""
     warnings: tuple[str, ...] = ()
-    """Of the split and of the recipe."""
+    """Warnings about the data and the recipe."""
     hashes: dict[str, str] = {}
-    """What was made of what: sha256 of data, split, recipe, bundle and its parent."""
+    """Lineage: sha256 of data, split, recipe, bundle and its parent."""
     strategy: str = ""
-    """How the images were divided, in words."""
-    divided_by: str = ""
+    """How the images were split, as a sentence."""
+    split_by: str = ""
     """stratified, group or time."""
     parity: dict[str, Parity]
     reliability: dict[str, tuple[Bin, ...]]
     """`before` and `after` temperature scaling, of the shipped variant on test."""
     mistakes: tuple[Mistake, ...]
-    """Of the shipped variant on test, the dearest first, then the surest."""
+    """Of the shipped variant on test, by cost, then by confidence."""
     histories: dict[str, list[dict[str, Any]]]
-    """Training -> epochs: `epoch`, `loss`, `seconds`, `metrics` (objective, balanced_accuracy, auc, loss), `stage`."""
-    stages: tuple[StageLine, ...]
+    """Training -> epochs: `epoch`, `loss`, `seconds`, `metrics` (combined, balanced_accuracy, auc, loss), `stage`."""
+    stages: tuple[StageSummary, ...]
     use: dict[str, str]
+    """Runtime -> artefact that it runs."""
     reasons: dict[str, str]
+    """Runtime -> why it runs that artefact."""
     refused: dict[str, str]
+    """Artefact -> why it is not in the bundle."""
     temperature: float
     weights: dict[str, str]
-    """Network -> where its first weights came from: hub, packaged or random."""
+    """Network -> origin of its initial weights."""
     pruning: dict[str, Any]
     """method, macs_before, macs_after, parameters_before, parameters_after; `front` and latencies where it was pruned
     to a latency."""
     exact_int8_agreement: float
-    """Agreement of exact int8 arithmetic with the QAT model on validation: what no backend can be asked to exceed."""
+    """Agreement of exact int8 arithmetic with the QAT model on validation: the upper limit for any backend."""
     layers: tuple[LayerSize, ...] = ()
     """Bytes of each layer in fp32 and in int8."""
-    artefact_parts: dict[str, ArtefactSize] = {}
+    artefact_sizes: dict[str, ArtefactSize] = {}
     """Artefact -> bytes of its constants and of the rest."""
     quantization: dict[str, Any] = {}
-    """method, preset, layers that were kept float."""
+    """method, preset, float_layers."""
     sensitivity: Sensitivity | None = None
-    """What int8 costs layer by layer, if `eyas sensitivity` measured it for this model."""
-    test_openings: int
+    """Sensitivity of each layer to int8, if `eyas sensitivity` measured it for this model."""
+    test_accesses: int
+    """How often the test set was read, this report included."""
     counts: dict[str, dict[str, int]]
+    """Split -> label -> images."""
     recipe: dict[str, Any]
     notices: tuple[str, ...]

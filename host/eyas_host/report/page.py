@@ -1,6 +1,6 @@
-"""What the HTML pages share: self-contained templates, figures as text, thumbnails as data URIs.
+"""Shared parts of the HTML pages: template environment, number formats, thumbnails as data URIs.
 
-All text from data is escaped by the template engine. Needs no torch.
+The template engine escapes all text from data. Imports no torch.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _JPEG_QUALITY = 82
 
 @functools.cache
 def environment() -> Environment:
-    """Jinja environment of the pages: text is escaped, figures are formatted by the filters of this module."""
-    made = Environment(
+    """Jinja environment of the pages, with this module's number formats as filters."""
+    pages = Environment(
         loader=PackageLoader("eyas_host.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    pages.filters |= {
         "percent": percent,
         "number": number,
         "fixed": fixed,
@@ -46,7 +46,7 @@ def environment() -> Environment:
         "setting": setting,
         "file_name": lambda path: Path(path).name,
     }
-    return made
+    return pages
 
 
 def thumbnail(path: str) -> str | None:
@@ -70,7 +70,7 @@ def jpeg(image: Pixels) -> str:
 
 
 def confusion_cells(matrix: Sequence[Sequence[int]]) -> list[list[tuple[int, float]]]:
-    """Each cell's images and their share of the row."""
+    """(images, fraction of the row) of each cell."""
     return [[(cell, cell / (sum(row) or 1)) for cell in row] for row in matrix]
 
 
@@ -80,7 +80,7 @@ def percent(value: float | None, decimals: int = 1) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure with so many significant digits, without an exponent."""
+    """A number with `digits` significant digits and no exponent."""
     if value is None or not math.isfinite(value):
         return NOT_MEASURED
     places = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
@@ -88,12 +88,12 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, decimals: int = 3) -> str:
-    """A figure with so many decimals."""
+    """A number with a fixed count of decimals."""
     return NOT_MEASURED if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
 
 
 def small(value: float | None) -> str:
-    """A difference with four decimals; one that would round to nothing is `< 0.0001`."""
+    """A difference with four decimals; `< 0.0001` if it would round to zero."""
     return "< 0.0001" if value is not None and 0 < abs(value) < 5e-5 else fixed(value, 4)
 
 
@@ -113,12 +113,12 @@ def duration(seconds: float) -> str:
     """`42 s`, `3 min 20 s` or `2 h 05 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
 def money(value: float | None) -> str:
@@ -129,9 +129,9 @@ def money(value: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """A recipe's value as one would write it."""
+    """A recipe's value as it is written in TOML, without quotes."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value)
-    return "–" if value is None or value == "" else str(value)  # noqa: RUF001 - a dash for nothing
+    return "–" if value is None or value == "" else str(value)  # noqa: RUF001 - a dash for no value

@@ -1,4 +1,4 @@
-"""Plots of the report about the comparison, training, calibration and layers."""
+"""Plots of the comparison, pruning, training, calibration and layer sensitivity."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from eyas_host.evaluate.metrics import Bin
 from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALIDATION, svg
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # without torch for the pages that need no training
     from eyas_host.compress.quantize.sensitivity import Sensitivity
     from eyas_host.report.model import Variant
 
 _NAMED = 6
-"""Layers that are named beside their marks."""
+"""Layers that are labelled in the plot."""
 
 
 def scatter(variants: Sequence[Variant], shipped: str) -> Markup:
-    """Balanced accuracy (with its interval) against latency, the disc's area by the size in bytes.
+    """Plot balanced accuracy with its interval against latency; the disc's area grows with the size in bytes.
 
-    Variants without a latency are left out; the answer is empty if none is left.
+    Variants without a latency are left out; the result is empty if none is left.
     """
     shown = [r for r in variants if r.latency_ms is not None and r.latency_ms.p50 > 0]
     if not shown:
@@ -62,7 +62,7 @@ def scatter(variants: Sequence[Variant], shipped: str) -> Markup:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("median latency of one image, ms (log scale)")
-        axes.set_title("balanced accuracy on the sealed test part")
+        axes.set_title("balanced accuracy on the held-out test set")
         heights = _spread([(y - low) / (high - low) for _, y in places], gap=0.075)
         for variant, (x, y), height in zip(shown, places, heights, strict=True):
             size = "" if variant.size_bytes is None else f"  {variant.size_bytes / 1e6:.2f} MB"
@@ -84,10 +84,10 @@ def scatter(variants: Sequence[Variant], shipped: str) -> Markup:
 
 
 def front(points: Sequence[Mapping[str, Any]]) -> Markup:
-    """Balanced accuracy after recovery against latency, from the dense student through the rounds of pruning.
+    """Plot balanced accuracy after recovery against latency, from the dense student through all pruning rounds.
 
-    `points` are those of `eyas_host.compress.prune.rounds.Point`; a disc is filled where the latency was measured,
-    open where a table predicted it. Empty without points.
+    `points` are `eyas_host.compress.prune.rounds.FrontPoint` as dictionaries; a disc is filled where the latency was
+    measured, hollow where a table predicted it. Empty without points.
     """
     shown = [point for point in points if point.get("balanced_accuracy") is not None]
     if not shown:
@@ -105,12 +105,12 @@ def front(points: Sequence[Mapping[str, Any]]) -> Markup:
         colours = [VALIDATION if known else PAPER for known in measured]
         axes.scatter(ms, accuracy, s=60, facecolor=colours, edgecolor=VALIDATION, linewidth=1.6, zorder=3)
         for point, x, y in zip(shown, ms, accuracy, strict=True):
-            words = f"{point['part']:.0%}" if point["round"] else "dense"
-            axes.annotate(words, (x, y), (7, -13), textcoords="offset points", color=MUTED)
+            label = f"{point['fraction']:.0%}" if point["round"] else "dense"
+            axes.annotate(label, (x, y), (7, -13), textcoords="offset points", color=MUTED)
         axes.margins(x=0.08, y=0.2)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
         axes.set_xlabel("latency of one image in int8 at one thread, ms")
-        axes.set_title("balanced accuracy on validation after recovery (beside it: part of the dense latency)")
+        axes.set_title("balanced accuracy on validation after recovery (labels: fraction of the dense latency)")
         ends = f"{ms[0]:.2f} ms at {accuracy[0]:.3f} to {ms[-1]:.2f} ms at {accuracy[-1]:.3f}"
         return svg(figure, f"Accuracy-latency front of pruning in {len(shown)} networks, from {ends}")
 
@@ -118,10 +118,10 @@ def front(points: Sequence[Mapping[str, Any]]) -> Markup:
 def learning_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "combined"
 ) -> dict[str, Markup]:
-    """Training -> its loss and balanced accuracy over the epochs; all share the accuracy's scale.
+    """Training -> plot of loss and balanced accuracy over the epochs; all plots share the accuracy axis.
 
-    The teacher's head and blocks are one training; where an epoch's `stage` is another than before, a line marks it.
-    The dot is the epoch that is best by `metric`, or diverges least where that was measured (the int8 student).
+    The teacher's head and blocks form one training; a line marks where the epochs' `stage` changes. The dot marks the
+    best epoch by `metric`, or the one with the lowest divergence where that was measured (the int8 student).
     """
     accuracies = [_metric(e, "balanced_accuracy") for history in histories.values() for e in history]
     finite = [value for value in accuracies if math.isfinite(value)]
@@ -130,7 +130,7 @@ def learning_curves(
 
 
 def _joined(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The histories with `head` and `blocks`, where there are both, as `teacher`, its epochs counted through."""
+    """Join the histories `head` and `blocks`, if both exist, to `teacher` with continuous epoch numbers."""
     joined: dict[str, list[Mapping[str, Any]]] = {title: list(history) for title, history in histories.items()}
     head, blocks = joined.get("head"), joined.get("blocks")
     if not head or not blocks:
@@ -186,13 +186,13 @@ def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[floa
         accuracy.set_title("balanced accuracy, validation")
         accuracy.set_xlabel("epoch")
         accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        kept_words = "" if kept is None else f"; epoch {epochs[kept]} kept, balanced accuracy {values[kept]:.3f}"
+        kept_text = "" if kept is None else f"; epoch {epochs[kept]} kept, balanced accuracy {values[kept]:.3f}"
         marks = "".join(f"; {stages[row]} from epoch {epochs[row]}" for row in begins)
-        return svg(figure, f"Learning curves of {title}: {len(epochs)} epochs{kept_words}{marks}")
+        return svg(figure, f"Learning curves of {title}: {len(epochs)} epochs{kept_text}{marks}")
 
 
 def reliability(bins: Sequence[Bin], title: str) -> Markup:
-    """Accuracy against confidence, each disc a bin, its area the share of the images; empty without bins."""
+    """Plot accuracy against confidence; a disc's area is the bin's fraction of the images. Empty without bins."""
     if not bins:
         return Markup("")
     with matplotlib.rc_context(STYLE):
@@ -205,7 +205,7 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
         axes.scatter(
             [b.confidence for b in bins],
             [b.accuracy for b in bins],
-            s=[15 + 420 * b.share for b in bins],
+            s=[15 + 420 * b.fraction for b in bins],
             color=VALIDATION,
             alpha=0.8,
             linewidth=0,
@@ -217,27 +217,27 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("confidence")
-        axes.set_title("images answered right")
+        axes.set_title("accuracy")
         return svg(figure, f"Reliability diagram {title}: confidence against accuracy in {len(bins)} bins")
 
 
-def sensitivity(found: Sensitivity) -> Markup:
-    """Output SNR with only one layer in int8, a disc a layer in order of execution; the most harmful are named.
+def sensitivity(measured: Sensitivity) -> Markup:
+    """Plot the SNR of the logits with only one layer in int8, in order of execution; the most sensitive are named.
 
-    Layers that the advice keeps float are filled discs; the line is the SNR with all layers in int8.
+    Layers that the advice keeps in float are filled discs; the line is the SNR with all layers in int8.
     """
-    if not found.layers:
+    if not measured.layers:
         return Markup("")
-    snr = {entry.layer: entry.alone.snr_db for entry in found.layers}
-    place = {layer: row for row, layer in enumerate(snr)}
-    worst = [entry.layer for entry in found.ranked][:_NAMED]
-    kept = found.advice.layers if found.advice else ()
+    snr = {entry.layer: entry.only_int8.snr_db for entry in measured.layers}
+    position = {layer: row for row, layer in enumerate(snr)}
+    worst = [entry.layer for entry in measured.ranked][:_NAMED]
+    kept = measured.advice.layers if measured.advice else ()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        axes.axhline(found.whole.snr_db, color=MUTED, linewidth=1, linestyle=":")
+        axes.axhline(measured.all_int8.snr_db, color=MUTED, linewidth=1, linestyle=":")
         axes.scatter(
-            list(place.values()),
+            list(position.values()),
             list(snr.values()),
             s=34,
             facecolor=[VALIDATION if layer in kept else PAPER for layer in snr],
@@ -254,7 +254,7 @@ def sensitivity(found: Sensitivity) -> Markup:
         for layer, height in zip(worst, heights, strict=True):
             axes.annotate(
                 layer.removeprefix("backbone."),
-                xy=(place[layer], snr[layer]),
+                xy=(position[layer], snr[layer]),
                 xytext=(1.03, height),
                 textcoords="axes fraction",
                 va="center",
@@ -262,11 +262,11 @@ def sensitivity(found: Sensitivity) -> Markup:
                 fontweight="bold" if layer in kept else "normal",
                 arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)},
             )
-        return svg(figure, f"Sensitivity of {len(snr)} layers to int8; the most harmful: {', '.join(worst)}")
+        return svg(figure, f"Sensitivity of {len(snr)} layers to int8; the most sensitive: {', '.join(worst)}")
 
 
 def _metric(entry: Mapping[str, Any], name: str) -> float:
-    """A figure of an epoch; NaN where it is missing or null."""
+    """A metric of an epoch; NaN where it is missing or null."""
     value = entry.get("metrics", {}).get(name)
     return math.nan if value is None else float(value)
 
@@ -278,7 +278,7 @@ def _round_steps(low: float, high: float) -> list[float]:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights 0..1 moved apart to at least `gap`, in the same order, around where they were."""
+    """Move label heights 0..1 apart to at least `gap`, in the same order, as little as possible."""
     order = sorted(range(len(heights)), key=lambda row: heights[row])
     places = [heights[row] for row in order]
     for n in range(1, len(places)):

@@ -1,4 +1,4 @@
-"""Plots of the report about the sealed test part's figures: ROC, precision-recall and cost."""
+"""Plots of the test metrics: ROC, precision-recall and cost curves."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from eyas_host.evaluate.cost import CostFigures
-from eyas_host.report.curves import Curve, Kind
+from eyas_host.report.curves import Kind, ScoreCurve
 from eyas_host.report.drawing import INK, MUTED, RUNTIMES, STYLE, VALIDATION, svg
 
-_TITLES = {"roc": "found, of those that are", "pr": "right, of those that are reported (precision)"}
-_BELOW = {"roc": "reported, of those that are not (false positive rate)", "pr": "found, of those that are (recall)"}
+_Y_LABELS = {"roc": "true positive rate (recall)", "pr": "precision"}
+_X_LABELS = {"roc": "false positive rate", "pr": "recall"}
 
 
-def score_curves(curves: Sequence[Curve], kind: Kind, shipped: str, point: tuple[float, float] | None = None) -> Markup:
-    """The curves of one kind: the shipped variant in colour, the teacher dashed, single labels thin; empty without any.
+def draw_curves(
+    curves: Sequence[ScoreCurve], kind: Kind, shipped: str, point: tuple[float, float] | None = None
+) -> Markup:
+    """Plot the curves of one kind: shipped variant in colour, teacher dashed, single labels thin; empty without any.
 
-    `point` marks where the shipped variant's answers lie.
+    `point` marks the shipped variant's operating point.
     """
     shown = [curve for curve in curves if curve.kind == kind]
     if not shown:
@@ -51,29 +53,27 @@ def score_curves(curves: Sequence[Curve], kind: Kind, shipped: str, point: tuple
         axes.set_aspect("equal")
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_title(_TITLES[kind])
-        axes.set_xlabel(_BELOW[kind])
+        axes.set_title(_Y_LABELS[kind])
+        axes.set_xlabel(_X_LABELS[kind])
         areas = ", ".join(f"{c.variant} {c.area:.3f}" for c in shown if not c.label or c.variant not in means)
         return svg(figure, f"{'ROC' if kind == 'roc' else 'Precision-recall'} curves; areas: {areas}")
 
 
-def cost(figures: CostFigures) -> Markup:
-    """Mean cost of an image against the threshold, on validation and test, the chosen one marked; empty without."""
-    parts = [part for part in figures.parts if part.curve]
+def draw_costs(figures: CostFigures) -> Markup:
+    """Plot the mean cost per image against the threshold on validation and test; empty without curves."""
+    splits = [own for own in figures.splits if own.curve]
     threshold = figures.decision.threshold
-    if not parts or threshold is None:
+    if not splits or threshold is None:
         return Markup("")
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
-        for part in parts:
-            validation = part.part == "validation"
+        for own in splits:
+            validation = own.split == "validation"
             colour = VALIDATION if validation else RUNTIMES["openvino"]
-            places, prices = [p.threshold for p in part.curve], [p.cost for p in part.curve]
-            axes.plot(places, prices, color=colour, linestyle="--" if validation else "-")
-            axes.plot(
-                [threshold], [part.decided], marker="o", markersize=8, color=colour, markeredgecolor=INK, zorder=4
-            )
+            thresholds, costs = [p.threshold for p in own.curve], [p.cost for p in own.curve]
+            axes.plot(thresholds, costs, color=colour, linestyle="--" if validation else "-")
+            axes.plot([threshold], [own.decided], marker="o", markersize=8, color=colour, markeredgecolor=INK, zorder=4)
         axes.axvline(threshold, color=INK, linewidth=1)
         if figures.bayes_threshold is not None:
             axes.axvline(figures.bayes_threshold, color=MUTED, linewidth=1, linestyle=":")
@@ -82,6 +82,6 @@ def cost(figures: CostFigures) -> Markup:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
         axes.set_xlabel(f"threshold on the probability of {figures.decision.label}")
-        axes.set_title(f"mean cost of an image{', ' * bool(figures.decision.currency)}{figures.decision.currency}")
-        chosen = ", ".join(f"{part.part} {part.decided:.4g}" for part in parts)
+        axes.set_title(f"mean cost per image{', ' * bool(figures.decision.currency)}{figures.decision.currency}")
+        chosen = ", ".join(f"{own.split} {own.decided:.4g}" for own in splits)
         return svg(figure, f"Cost against the threshold; at the chosen {threshold:.3f}: {chosen}")

@@ -1,4 +1,4 @@
-"""Whether to ship: what the report found, as green, yellow and red reasons."""
+"""Whether to ship: the report's findings as green, yellow and red signals."""
 
 from __future__ import annotations
 
@@ -13,109 +13,109 @@ from eyas_host.evaluate.cost import CostFigures
 from eyas_host.report.model import Report, Signal, Variant
 
 _FEW_TEST_IMAGES = 30
-"""Of a class: its recall is then known to about +-0.18 at best (95 %, binomial)."""
+"""Images of a class below which its recall is known to about +-0.18 at best (95 %, binomial)."""
 _WIDE = 0.05
-"""Half of an interval from which one should say so."""
-_LEAST_SHARE = 0.9
-"""Of the teacher's balanced accuracy."""
-_LEAST_RECALL = 0.5
-_MOST_ECE = 0.05
+"""Half-width of an interval above which it is reported."""
+_MIN_RATIO = 0.9
+"""Balanced accuracy over the teacher's."""
+_MIN_RECALL = 0.5
+_MAX_ECE = 0.05
 
-_GRAVITY = {"red": 0, "yellow": 1, "green": 2}
+_SEVERITY = {"red": 0, "yellow": 1, "green": 2}
 
 
 def judge(report: Report) -> tuple[Signal, ...]:
-    """All reasons, the gravest first."""
+    """All signals, the most serious first."""
     own = next((variant for variant in report.variants if variant.name == report.shipped), None)
     if own is None:
-        return (Signal("red", f"{report.shipped} was not measured on the sealed test part"),)
-    found = itertools.chain(
+        return (Signal("red", f"{report.shipped} was not measured on the held-out test set"),)
+    signals = itertools.chain(
         _accuracy(report, own),
         _cost(report.cost) if report.cost is not None else (),
         _classes(report),
-        _beside_the_teacher(report, own),
+        _against_teacher(report, own),
         _calibration(report),
         _data(report),
         _artefacts(report),
     )
-    return tuple(sorted(found, key=lambda signal: _GRAVITY[signal.level]))
+    return tuple(sorted(signals, key=lambda signal: _SEVERITY[signal.level]))
 
 
 def _accuracy(report: Report, own: Variant) -> Iterable[Signal]:
     low, high = own.balanced_accuracy_ci
-    words = f"balanced accuracy {_percent(own.balanced_accuracy)}, 95 % interval {_percent(low)} to {_percent(high)}"
+    text = f"balanced accuracy {_percent(own.balanced_accuracy)}, 95 % interval {_percent(low)} to {_percent(high)}"
     chance = 1 / len(report.labels)
     if low <= chance:
-        yield Signal("red", f"{words}: no better than chance ({_percent(chance)})")
+        yield Signal("red", f"{text}: no better than chance ({_percent(chance)})")
     elif (high - low) / 2 > _WIDE:
-        yield Signal("yellow", f"{words}: too few test images to be sure of it")
+        yield Signal("yellow", f"{text}: too few test images for a firm figure")
     else:
-        yield Signal("green", words)
+        yield Signal("green", text)
     validation = next((variant for variant in report.validation_variants if variant.name == own.name), None)
     if validation is not None and high < validation.balanced_accuracy:
-        yield Signal("yellow", f"validation promised {_percent(validation.balanced_accuracy)}, above that interval")
+        yield Signal("yellow", f"on validation it was {_percent(validation.balanced_accuracy)}, above that interval")
 
 
 def _cost(figures: CostFigures) -> Iterable[Signal]:
-    test = next((part for part in figures.parts if part.part == "test"), None)
+    test = next((own for own in figures.splits if own.split == "test"), None)
     if test is None:
         return
     unit = f" {figures.decision.currency}".rstrip()
-    words = f"an image costs {test.decided:,.4g}{unit}"
-    always = f"answering {figures.constant_label!r} without looking costs {test.constant:,.4g}"
+    text = f"the mean cost per image is {test.decided:,.4g}{unit}"
+    always = f"always predicting {figures.constant_label!r} costs {test.constant:,.4g}"
     high = test.interval[1] if test.interval else test.decided
     if test.decided >= test.constant:
-        yield Signal("red", f"{words}, and {always}: the model saves nothing")
+        yield Signal("red", f"{text}, and {always}: the model saves nothing")
     elif high >= test.constant:
         yield Signal(
-            "yellow", f"{words} (up to {high:,.4g}), and {always}: the test part is too small to tell them apart"
+            "yellow", f"{text} (up to {high:,.4g}), and {always}: the test set is too small to tell them apart"
         )
     else:
-        yield Signal("green", f"{words}; {always}")
+        yield Signal("green", f"{text}; {always}")
     if test.decided > test.likeliest:
         yield Signal(
-            "yellow", f"the likeliest label would have cost less on the test part: {test.likeliest:,.4g}{unit}"
+            "yellow", f"the most probable label would have cost less on the test set: {test.likeliest:,.4g}{unit}"
         )
 
 
 def _classes(report: Report) -> Iterable[Signal]:
     scores = report.decided or report.scores.get(report.shipped)
-    for label, found in zip(report.labels, scores.classes if scores else (), strict=False):
-        if found.support < _FEW_TEST_IMAGES:
-            yield Signal("yellow", f"{label}: only {found.support} test images, its figures are mostly chance")
-        elif found.recall < _LEAST_RECALL:
-            yield Signal("yellow", f"{label}: only {_percent(found.recall)} of its images are found")
+    for label, own in zip(report.labels, scores.classes if scores else (), strict=False):
+        if own.support < _FEW_TEST_IMAGES:
+            yield Signal("yellow", f"{label}: only {own.support} test images, so its figures are very uncertain")
+        elif own.recall < _MIN_RECALL:
+            yield Signal("yellow", f"{label}: recall is only {_percent(own.recall)}")
 
 
-def _beside_the_teacher(report: Report, own: Variant) -> Iterable[Signal]:
+def _against_teacher(report: Report, own: Variant) -> Iterable[Signal]:
     teacher = next((variant for variant in report.variants if variant.name == "teacher"), None)
     if teacher is None or not teacher.balanced_accuracy:
         return
-    share = own.balanced_accuracy / teacher.balanced_accuracy
-    level, word = ("green", "") if share >= _LEAST_SHARE else ("yellow", "only ")
-    yield Signal(level, f"{word}{share:.0%} of the teacher's balanced accuracy")  # type: ignore[arg-type]
+    ratio = own.balanced_accuracy / teacher.balanced_accuracy
+    level, only = ("green", "") if ratio >= _MIN_RATIO else ("yellow", "only ")
+    yield Signal(level, f"{only}{ratio:.0%} of the teacher's balanced accuracy")  # type: ignore[arg-type]
 
 
 def _calibration(report: Report) -> Iterable[Signal]:
     scores = report.scores.get(report.shipped)
     if scores is None or not math.isfinite(scores.ece):
         return
-    words = f"confidence is off by {_percent(scores.ece)} on average"
-    yield Signal("green", words) if scores.ece <= _MOST_ECE else Signal("yellow", words)
+    text = f"confidence is off by {_percent(scores.ece)} on average"
+    yield Signal("green" if scores.ece <= _MAX_ECE else "yellow", text)
 
 
 def _data(report: Report) -> Iterable[Signal]:
-    if report.test_openings > 1:
+    if report.test_accesses > 1:
         yield Signal(
-            "yellow", f"the sealed test part was opened {report.test_openings} times: its figures grow too kind"
+            "yellow", f"the held-out test set was read {report.test_accesses} times: its figures become optimistic"
         )
-    if report.divided_by == "stratified":
-        yield Signal("yellow", "the images were divided at random: other cameras, days or objects may give less")
-    elif report.divided_by:
-        yield Signal("green", f"the images were divided by {report.divided_by}")
+    if report.split_by == "stratified":
+        yield Signal("yellow", "the images were split at random: other cameras, days or objects may do worse")
+    elif report.split_by:
+        yield Signal("green", f"the images were split by {report.split_by}")
     yield from (Signal("yellow", warning) for warning in report.warnings)
     if report.notices:
-        yield Signal("yellow", "what may be done with the images and the model: see the notices below")
+        yield Signal("yellow", "the use of the images and the model is restricted: see the notices")
 
 
 def _artefacts(report: Report) -> Iterable[Signal]:
@@ -123,12 +123,12 @@ def _artefacts(report: Report) -> Iterable[Signal]:
         yield Signal("yellow", f"not packed: {', '.join(report.refused)}")
     parity = report.parity.get(report.shipped)
     if parity is not None:
-        words = f"{_percent(parity.agreement)} of its answers are those of the network it was made from"
-        yield Signal("green", f"{report.shipped}: {words}")
+        agreement = f"agrees with the network it was made from on {_percent(parity.agreement)} of the images"
+        yield Signal("green", f"{report.shipped} {agreement}")
 
 
 def operating_point(confusion: tuple[tuple[int, ...], ...], positive: int) -> dict[str, tuple[float, float]]:
-    """Where the answers of two labels lie: `roc` (false, true positive rate) and `pr` (recall, precision)."""
+    """Operating point for two labels: `roc` (false, true positive rate) and `pr` (recall, precision)."""
     table = np.asarray(confusion, dtype=float)
     hit, miss = table[positive, positive], table[positive, 1 - positive]
     alarm, quiet = table[1 - positive, positive], table[1 - positive, 1 - positive]
@@ -140,7 +140,7 @@ def operating_point(confusion: tuple[tuple[int, ...], ...], positive: int) -> di
 
 
 def with_signals(report: Report) -> Report:
-    """The same report, judged."""
+    """The report with its signals."""
     return msgspec.structs.replace(report, signals=judge(report))
 
 

@@ -1,1 +1,1 @@
-"""The stages of the main job, one file each; `chain` is the table of them."""
+"""The stages of the main job, one file each; `chain` is their table."""

@@ -1,8 +1,8 @@
-"""The nine stages of the main job: what each reads, and which file runs it.
+"""The nine stages of the main job: what each one reads, and which module runs it.
 
-`split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates read validation; the sealed
-test part is read once, by `report`, after the bundle is packed. A stage's module, and the frameworks that it imports,
-is loaded when the stage runs, so that a mistake in the recipe or the images shows at once.
+`split, teach, distill, prune, qat, compile, verify, pack, report`. All choices and gates use validation; the held-out
+test set is read once, by `report`, after the bundle is packed. A stage's module, and the frameworks it imports, is
+loaded only when the stage runs, so that a mistake in the recipe or the images shows at once.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from eyas_host.stages.inputs import images_fingerprint, latency_source, student_
 
 
 def _stage(name: str) -> Callable[[RunContext], StageResult]:
-    """Run `eyas_host.stages.<name>`, loaded at the first call."""
+    """The `run` of `eyas_host.stages.<name>`, imported when it is called."""
 
     def run(context: RunContext) -> StageResult:
-        outcome: StageResult = import_module(f"eyas_host.stages.{name}").run(context)
-        return outcome
+        result: StageResult = import_module(f"eyas_host.stages.{name}").run(context)
+        return result
 
     return run
 
 
-_JUDGED = ("run.amp", "run.selection_metric")
-_LESSON = ("teacher", "student", "augment", "image", *_JUDGED)
+_SELECTION = ("run.amp", "run.selection_metric")
+_DISTILLATION = ("teacher", "student", "augment", "image", *_SELECTION)
 
 STAGES = (
     Stage("split", ("data",), (), _stage("split"), images_fingerprint),
     Stage(
         "teach",
-        ("teacher", "augment", "image", *_JUDGED, "student.checkpoint"),
+        ("teacher", "augment", "image", *_SELECTION, "student.checkpoint"),
         ("split",),
         _stage("teach"),
         teacher_weights,
         together=True,
     ),
-    Stage("distill", _LESSON, ("split", "teach"), _stage("distill"), student_weights, together=True),
-    Stage("prune", (*_LESSON, "prune"), ("split", "distill"), _stage("prune"), latency_source),
-    Stage("qat", (*_LESSON, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), _stage("qat")),
+    Stage("distill", _DISTILLATION, ("split", "teach"), _stage("distill"), student_weights, together=True),
+    Stage("prune", (*_DISTILLATION, "prune"), ("split", "distill"), _stage("prune"), latency_source),
+    Stage("qat", (*_DISTILLATION, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), _stage("qat")),
     Stage("compile", ("compile", "student", "image"), ("split", "prune", "qat"), _stage("compile")),
     Stage(
         "verify",
@@ -56,4 +56,4 @@ STAGES = (
         places=("report.json", "report.html"),
     ),
 )
-"""The chain, in order."""
+"""All stages, in order."""

@@ -1,4 +1,4 @@
-"""The `compile` stage: fp32 and int8 for each runtime."""
+"""The `compile` stage: build the artefacts for each runtime."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from eyas_host.support.machine import usable_cores
 
 
 def run(context: RunContext) -> StageResult:
-    """Build fp32 and int8 for each runtime."""
+    """Compile every precision for every runtime that the recipe names into `compile/`."""
     torch.set_num_threads(usable_cores())
     built = build_artefacts(context)
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in built.sizes.items())

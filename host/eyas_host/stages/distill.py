@@ -1,4 +1,4 @@
-"""The `distill` stage: cache views and the teacher's logits, then train the student with and without them."""
+"""The `distill` stage: cache augmented views with the teacher's logits, then train the student."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.warnings import student_warnings
-from eyas_host.stages.summary import best_figures, figures_line
+from eyas_host.stages.summary import best_metrics, format_metrics
 from eyas_host.support.errors import StageError
 from eyas_host.support.progress import warn
 from eyas_host.support.quiet import quiet_libraries
@@ -40,14 +40,14 @@ _Result = TypeVar("_Result")
 
 
 def run(context: RunContext) -> StageResult:
-    """Cache views and the teacher's answers, then train the student with and without them, side by side."""
+    """Train the student by distillation and, in a parallel process, the same network from labels only."""
     recipe, folder = context.recipe, context.folder("distill")
     torch.set_num_threads(training_threads(recipe))
     data = Split.load(context.root, context.recipe.image.preprocessing())
     if recipe.student.checkpoint:
         return _take_checkpoint(context, data) if distributed.is_main() else StageResult("")
-    warned = student_warnings(recipe, len(data.labels))
-    for line in warned[len(student_warnings(recipe)) :]:
+    warnings = student_warnings(recipe, len(data.labels))
+    for line in warnings[len(student_warnings(recipe)) :]:  # the others were shown before the run
         warn(line)
     if distributed.is_main():
         with distributed.alone():
@@ -57,10 +57,10 @@ def run(context: RunContext) -> StageResult:
             cache = ViewCache.make(folder, recipe, data, teacher)
             if recipe.student.feature_layers:
                 BlockCache.make(cache, recipe, teacher)
-    distributed.from_main("the cache is there")
+    distributed.from_main("view cache ready")
     data.train.forget()
-    beside = recipe.student.labels_only and distributed.is_main()
-    with _beside(_labels_only, recipe, context.root) if beside else nullcontext() as other:
+    labels_only = recipe.student.labels_only and distributed.is_main()
+    with _in_parallel(_train_labels_only, recipe, context.root) if labels_only else nullcontext() as other:
         curves = Curves(recipe, context.root)
         model, origin, history = train_student(recipe, data, ViewCache(folder), folder, curves=curves)
         if not distributed.is_main():
@@ -69,13 +69,13 @@ def run(context: RunContext) -> StageResult:
         histories = {"student": history} | ({"labels-only": other.result()} if other is not None else {})
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
-    reached = figures_line(best_figures(history, recipe.run.selection_metric))
+    metrics = format_metrics(best_metrics(history, recipe.run.selection_metric))
     return StageResult(
-        f"{recipe.student.model} ({origin} weights): {reached} on validation",
+        f"{recipe.student.model} ({origin} weights): {metrics} on validation",
         {
             "weights": origin,
             "warnings": [
-                *warned,
+                *warnings,
                 *fit_to_images(model.backbone, recipe.student.model, origin, recipe.image).warnings,
             ],
             "histories": msgspec.to_builtins(histories),
@@ -84,7 +84,7 @@ def run(context: RunContext) -> StageResult:
 
 
 def _take_checkpoint(context: RunContext, split: Split) -> StageResult:
-    """Take the student from its file instead of training one."""
+    """Use the recipe's checkpoint as the student instead of training one."""
     settings = context.recipe.student
     model = load_checkpoint(
         settings.model, len(split.labels), Path(settings.checkpoint), activation=settings.activation
@@ -92,21 +92,21 @@ def _take_checkpoint(context: RunContext, split: Split) -> StageResult:
     save_tensors(context.root / checkpoints.STUDENT, model.state_dict())
     pixels = prepared(split.validation.pixels, context.recipe.image.preprocessing())
     figures = validation_figures(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
-    return StageResult(f"{settings.model} as it came: {figures_line(figures)} on validation", {"weights": "checkpoint"})
+    return StageResult(f"{settings.model} as given: {format_metrics(figures)} on validation", {"weights": "checkpoint"})
 
 
 @contextmanager
-def _beside(work: Callable[..., _Result], *arguments: object) -> Iterator[Future[_Result]]:
-    """Do `work` in a process of its own meanwhile; it is ended if what happens here fails.
+def _in_parallel(work: Callable[..., _Result], *arguments: object) -> Iterator[Future[_Result]]:
+    """Run `work` in a child process while the block runs; it is terminated if the block fails.
 
-    Raises `StageError` if that process is killed.
+    Raises `StageError` if the child process is killed.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             yield pool.submit(work, *arguments)
         except BrokenProcessPool:
             raise StageError(
-                "the process beside this one was killed (too little memory?); run again to go on"
+                "the process that trains from labels only was killed (out of memory?); run again to resume"
             ) from None
         except BaseException:
             for child in multiprocessing.active_children():
@@ -114,8 +114,8 @@ def _beside(work: Callable[..., _Result], *arguments: object) -> Iterator[Future
             raise
 
 
-def _labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
-    """Train the student without a teacher; runs in a process of its own and ends with its parent."""
+def _train_labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
+    """Train the student without a teacher; runs in a child process that ends with its parent."""
     quiet_libraries()
     end_with_parent()
     distributed.leave()

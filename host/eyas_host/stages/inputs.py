@@ -1,4 +1,4 @@
-"""Cheap hashes of what a stage reads beside the recipe and other stages: images, weight files, a latency table."""
+"""Cheap hashes of a stage's other inputs: images, weight files, a latency table."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from eyas_host.recipe.training import StudentSection, TeacherSection
 
 
 def images_fingerprint(recipe: Recipe) -> str:
-    """Names, sizes and times of the images: cheap, and enough to notice a change."""
+    """Hash of the images' names, sizes and times: cheap, and enough to notice a change."""
     return fingerprint(recipe.data)
 
 
 def teacher_weights(recipe: Recipe) -> str:
-    """The file that the teacher starts from."""
-    return _sha256(_start(recipe.teacher, trained=True))
+    """Hash of the weights file that the teacher starts from."""
+    return _sha256(_weights_file(recipe.teacher, trained=True))
 
 
 def student_weights(recipe: Recipe) -> str:
-    """The file that the student starts from, or is."""
-    return _sha256(recipe.student.checkpoint or _start(recipe.student, trained=False))
+    """Hash of the weights file that the student starts from, or of its checkpoint."""
+    return _sha256(recipe.student.checkpoint or _weights_file(recipe.student, trained=False))
 
 
 def latency_source(recipe: Recipe) -> str:
-    """What a latency is measured of: the table, else the runtime; nothing where none is asked for."""
+    """Where the latency for pruning comes from: the table's hash, else the runtime; empty if pruning needs none."""
     settings = recipe.prune
     if settings.method != "nncf" and (settings.method, settings.target) != ("channel", "latency"):
         return ""
@@ -35,8 +35,8 @@ def latency_source(recipe: Recipe) -> str:
     return sha256(table) if settings.table and table.is_file() else recipe.compile.runtimes[0]
 
 
-def _start(section: TeacherSection | StudentSection, *, trained: bool) -> str:
-    """The file of first weights: the recipe's, or Eyas's own."""
+def _weights_file(section: TeacherSection | StudentSection, *, trained: bool) -> str:
+    """Path of the initial weights: the recipe's file, or pretrained weights that ship with Eyas."""
     return section.weights_file or str(pretrained.chosen(section.model, section.weights, trained=trained) or "")
 
 

@@ -1,4 +1,4 @@
-"""The `split` stage: index the images and split them."""
+"""The `split` stage: index the images and split them into train, validation and test."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from rich.markup import escape
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.split import save_split, split_index
+from eyas_host.evaluate.cost import cost_matrix
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.support.progress import say, warn
 
 
 def run(context: RunContext) -> StageResult:
-    """Index the images and divide them."""
+    """Index the images, split them, and report the class balance."""
     data = context.recipe.data
     index = build_index(data)
     if context.recipe.cost.table:
-        from eyas_host.evaluate.cost import cost_matrix
-
-        cost_matrix(context.recipe.cost, index.labels)  # a mistake in it shows now, not after the training
+        cost_matrix(context.recipe.cost, index.labels)  # a mistake shows now, not after the training
     manifest = split_index(index, data, context.recipe.run.seed)
     manifest = msgspec.structs.replace(manifest, warnings=tuple(warnings(manifest)))
     save_split(manifest, context.root, index)

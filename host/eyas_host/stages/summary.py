@@ -1,4 +1,4 @@
-"""How a training stage says in one line what it reached."""
+"""One-line summaries of a training stage's validation metrics."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from eyas_host.train.schedule import Epoch, best_epoch
 
 
-def best_figures(history: Sequence[Epoch], metric: str) -> dict[str, float]:
-    """Validation figures of the best epoch by the selection metric."""
+def best_metrics(history: Sequence[Epoch], metric: str) -> dict[str, float]:
+    """Validation metrics of the best epoch by the selection metric."""
     return history[best_epoch(history, metric)].metrics
 
 
-def figures_line(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """`balanced accuracy 0.832, AUC 0.902`."""
     return f"balanced accuracy {metrics['balanced_accuracy']:.3f}, AUC {metrics['auc']:.3f}"

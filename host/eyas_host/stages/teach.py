@@ -1,4 +1,4 @@
-"""The `teach` stage: transfer-learn the teacher."""
+"""The `teach` stage: train the teacher by transfer learning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.warnings import label_warnings, teacher_warnings
-from eyas_host.stages.summary import best_figures, figures_line
+from eyas_host.stages.summary import best_metrics, format_metrics
 from eyas_host.support.progress import say, warn
 from eyas_host.train.check import check_networks
 from eyas_host.train.checkpoint import save_tensors
@@ -26,13 +26,13 @@ from eyas_host.train.view_cache import check_room
 
 
 def run(context: RunContext) -> StageResult:
-    """Transfer-learn the teacher."""
+    """Train the teacher's head, then its last blocks."""
     if context.recipe.student.checkpoint:
         return StageResult("not trained: the student comes from a checkpoint", {"weights": "none"})
     torch.set_num_threads(training_threads(context.recipe))
     data = Split.load(context.root, context.recipe.image.preprocessing())
-    warned = _warned(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
-    views = context.folder("distill")  # what does not fit is told now, not after the training
+    warnings = _show_warnings(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
+    views = context.folder("distill")  # too little disk space shows now, not after the training
     check_room(views, context.recipe, len(data.train), made=len(list(views.glob("view-*.u8"))))
     folder = context.folder("teach")
     curves = Curves(context.recipe, context.root)
@@ -42,21 +42,21 @@ def run(context: RunContext) -> StageResult:
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
-    best = best_figures(histories["blocks"] or histories["head"], context.recipe.run.selection_metric)
+    best = best_metrics(histories["blocks"] or histories["head"], context.recipe.run.selection_metric)
     return StageResult(
-        f"{context.recipe.teacher.model} ({origin} weights): {figures_line(best)} on validation",
-        {"weights": origin, "warnings": warned, "histories": msgspec.to_builtins(histories)},
+        f"{context.recipe.teacher.model} ({origin} weights): {format_metrics(best)} on validation",
+        {"weights": origin, "warnings": warnings, "histories": msgspec.to_builtins(histories)},
     )
 
 
-def _warned(recipe: Recipe, labels: Sequence[str], fits: Sequence[Fit]) -> list[str]:
-    """Say how the weights of teacher and student suit the images; returns what there is to fear for the teacher.
+def _show_warnings(recipe: Recipe, labels: Sequence[str], fits: Sequence[Fit]) -> list[str]:
+    """Show how well the weights of teacher and student suit the images; returns the warnings about the teacher.
 
-    What the recipe alone tells was said before the run.
+    Warnings that follow from the recipe alone were shown before the run.
     """
     for role, fit in zip(("teacher", "student"), fits, strict=True):
         say(f"  {role} {escape(fit.note)}")
-    turned = label_warnings(recipe, labels)
-    for line in dict.fromkeys([*(line for fit in fits for line in fit.warnings), *turned]):
+    about_labels = label_warnings(recipe, labels)
+    for line in dict.fromkeys([*(line for fit in fits for line in fit.warnings), *about_labels]):
         warn(line)
-    return [*teacher_warnings(recipe), *fits[0].warnings, *turned]
+    return [*teacher_warnings(recipe), *fits[0].warnings, *about_labels]

@@ -1,7 +1,7 @@
-"""Verify: every artefact through the device's own preprocessing and runtimes, on validation.
+"""The `verify` stage: run every artefact with the device's own preprocessing and runtimes on validation.
 
-Each artefact is compared with the network it was made from (`evaluate.parity`); each runtime is given the fastest that
-passed. How far two right int8 implementations may lie apart is measured too: `exact-int8` is integers in torch.
+Each artefact is compared with the network it was made from (`evaluate.parity`); each runtime gets the fastest one that
+passes. `exact-int8`, integer arithmetic in torch, shows how far two correct int8 implementations may differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from eyas_host.evaluate.cost import choose_decision, cost_matrix
 from eyas_host.evaluate.metrics import expected_calibration_error, fit_temperature, score, softmax
 from eyas_host.evaluate.networks import all_logits, load_networks, measure_latency
 from eyas_host.evaluate.parity import compare, refusal
-from eyas_host.evaluate.verdict import _CONFIDENCE, _LOGITS, _VERDICT, CalibratedConfidence, Verdict, choose
+from eyas_host.evaluate.verdict import CONFIDENCE, LOGITS, VERDICT, CalibratedConfidence, Verdict, choose
+from eyas_host.export.manifest import write_candidate
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.support.files import atomic_write, write_bytes
@@ -24,18 +25,16 @@ from eyas_host.support.progress import say
 
 
 def run(context: RunContext) -> StageResult:
-    """Measure all variants, apply the gates, choose what each runtime runs.
+    """Measure all variants, apply the gates, and choose the artefact for each runtime.
 
     Raises `GateError` if a runtime is left without any artefact.
     """
-    from eyas_host.export.manifest import write_candidate
-
     torch.set_num_threads(1)
     split = Split.load(context.root, context.recipe.image.preprocessing())
     bundle = write_candidate(context, split.labels)
     networks = load_networks(context, len(split.labels))
     logits = all_logits(networks, bundle, split.validation)
-    with atomic_write(context.folder("verify") / _LOGITS) as path, path.open("wb") as stream:
+    with atomic_write(context.folder("verify") / LOGITS) as path, path.open("wb") as stream:
         np.savez(stream, **logits)  # type: ignore[arg-type]
     targets = split.validation.targets
     temperature = fit_temperature(logits["qat"], targets)
@@ -61,15 +60,15 @@ def run(context: RunContext) -> StageResult:
         threshold=context.recipe.pack.threshold,
         decision=decision,
     )
-    for name, found in ((_VERDICT, verdict), (_CONFIDENCE, confidence)):
-        write_bytes(context.folder("verify") / name, msgspec.json.format(msgspec.json.encode(found), indent=1))
+    for name, result in ((VERDICT, verdict), (CONFIDENCE, confidence)):
+        write_bytes(context.folder("verify") / name, msgspec.json.format(msgspec.json.encode(result), indent=1))
     for name, why in refused.items():
         say(f"  [red]{name} is not packed:[/red] {why}")
     for runtime, why in reasons.items():
         say(f"  {runtime} runs {use[runtime]}: {why}")
     if decision is not None:
-        say(f"  answer: {escape(str(decision))}")
-    least = min(parity[name].agreement for name in artefacts)
-    floor = (probabilities["exact-int8"].argmax(1) == probabilities["qat"].argmax(1)).mean()
-    summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; least agreement {least:.3f}"
-    return StageResult(f"{summary} (exact int8 arithmetic: {floor:.3f})", {"exact_int8_agreement": float(floor)})
+        say(f"  decision rule: {escape(str(decision))}")
+    lowest = min(parity[name].agreement for name in artefacts)
+    exact = (probabilities["exact-int8"].argmax(1) == probabilities["qat"].argmax(1)).mean()
+    summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; lowest agreement {lowest:.3f}"
+    return StageResult(f"{summary} (exact int8 arithmetic: {exact:.3f})", {"exact_int8_agreement": float(exact)})

@@ -1,4 +1,4 @@
-"""What the training images look like: the host's fit against a second formulation, and through the file."""
+"""The OOD reference of the training images: against a second formulation, and through the file."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def reference() -> Reference:
     return fit_reference(scenes(120, 1), scenes(80, 2), SPEC)
 
 
-def test_directions_are_those_of_the_covariance(reference: Reference) -> None:
-    described = np.stack([describe(prepare(p, SPEC)) for p in scenes(120, 1)]).astype(np.float64)
-    standard = (described - described.mean(axis=0)) / reference.scale
-    values, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
+def test_components_are_eigenvectors_of_the_covariance(reference: Reference) -> None:
+    features = np.stack([describe(prepare(p, SPEC)) for p in scenes(120, 1)]).astype(np.float64)
+    standardized = (features - features.mean(axis=0)) / reference.scale
+    values, vectors = np.linalg.eigh(standardized.T @ standardized / len(standardized))
     k = len(reference.components)
     assert k == 120 // 8
     assert np.allclose(np.square(reference.spread), values[::-1][:k], rtol=0.02, atol=0.01)
@@ -45,15 +45,14 @@ def test_directions_are_those_of_the_covariance(reference: Reference) -> None:
     assert reference.residual == pytest.approx(values[::-1][k:].sum(), rel=0.02)
 
 
-def test_validation_images_are_in_distribution_and_another_scene_is_not(reference: Reference) -> None:
-    def middle(images: list[Pixels]) -> float:
-        return ood_quantile(
-            float(np.median([distance(describe(prepare(p, SPEC)), reference) for p in images])), reference
-        )
+def test_validation_is_in_distribution_and_another_scene_is_not(reference: Reference) -> None:
+    def median_quantile(images: list[Pixels]) -> float:
+        distances = [distance(describe(prepare(p, SPEC)), reference) for p in images]
+        return ood_quantile(float(np.median(distances)), reference)
 
-    assert 0.2 < middle(scenes(30, 3)) < 0.8
-    assert middle(scenes(30, 3, bright=190)) > 0.95
-    assert middle([np.rot90(p).copy() for p in scenes(30, 3)]) > 0.95
+    assert 0.2 < median_quantile(scenes(30, 3)) < 0.8
+    assert median_quantile(scenes(30, 3, bright=190)) > 0.95
+    assert median_quantile([np.rot90(p).copy() for p in scenes(30, 3)]) > 0.95
     assert list(reference.distances) == sorted(reference.distances)
 
 

@@ -1,4 +1,4 @@
-"""Which images calibrate: covering choice against random choice and against a second formulation."""
+"""Calibration images: farthest-point sampling against random sampling and a second formulation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def features_of(clusters: int, seed: int = 0) -> np.ndarray:
 
 
 def radius(points: np.ndarray, chosen: list[int]) -> float:
-    """How far the least covered image is from the nearest chosen one."""
+    """Largest distance of any image from its nearest chosen one."""
     gaps = np.linalg.norm(points[:, None] - points[chosen][None], axis=2)
     return float(gaps.min(axis=1).max())
 
@@ -37,12 +37,12 @@ def test_each_image_is_the_farthest_from_those_before_it() -> None:
     chosen = covering_images(points, np.zeros(len(points), dtype=np.int64), 9)
     first = np.linalg.norm(points - points.mean(axis=0), axis=1)
     assert chosen[0] == int(first.argmin())
-    for place in range(1, len(chosen)):
-        apart = [min(np.linalg.norm(p - points[row]) for row in chosen[:place]) for p in points]
-        assert apart[chosen[place]] == pytest.approx(max(apart))
+    for index in range(1, len(chosen)):
+        apart = [min(np.linalg.norm(p - points[row]) for row in chosen[:index]) for p in points]
+        assert apart[chosen[index]] == pytest.approx(max(apart))
 
 
-def test_classes_take_turns_and_a_small_one_leaves_its_places() -> None:
+def test_classes_take_turns_and_larger_ones_fill_up_for_smaller_ones() -> None:
     points = np.random.default_rng(0).normal(size=(40, 3))
     targets = np.array([0] * 30 + [1] * 8 + [2] * 2)
     chosen = covering_images(points, targets, 20)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_host.compress.prune.channels import channel_groups, least_important, magnitudes
-from eyas_host.compress.prune.importance import Step, channel_losses, cheapest_cuts
-from eyas_host.compress.prune.latency_model import LatencyModel, layers_of, read_table
+from eyas_host.compress.prune.channels import channel_groups, least_important_cuts, magnitude_importance
+from eyas_host.compress.prune.importance import Step, cheapest_cuts, taylor_importance
+from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes, read_table
 from eyas_host.compress.prune.magnitude import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
-from eyas_host.compress.prune.rounds import TOLERANCE, Point, reach
+from eyas_host.compress.prune.rounds import TOLERANCE, Point, search_step
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.pruned import PrunePlan, cut_channels, rebuild_channels
 from eyas_host.quant.fold import fold_for_deployment
@@ -132,10 +132,10 @@ def test_a_ratio_that_cannot_be_reached(network: PixelClassifier) -> None:
 def test_other_networks_are_cut(name: str) -> None:
     model = build(name, 3, "random")[0].eval()
     groups = channel_groups(model, size=SIZE)
-    halves = [max(group.least, group.below(group.channels // 2 + 1)) for group in groups]
-    smaller = cut_channels(model, least_important(groups, magnitudes(model, groups), halves), size=SIZE)
+    halves = [max(group.min_kept, group.below(group.channels // 2 + 1)) for group in groups]
+    smaller = cut_channels(model, least_important_cuts(groups, magnitude_importance(model, groups), halves), size=SIZE)
     assert answers(smaller, EXAMPLE).shape == (1, 3)
-    assert layers_of(smaller, size=SIZE).macs.sum() < 0.9 * layers_of(model, size=SIZE).macs.sum()
+    assert layer_shapes(smaller, size=SIZE).macs.sum() < 0.9 * layer_shapes(model, size=SIZE).macs.sum()
 
 
 # Zeros among the weights
@@ -182,7 +182,7 @@ def test_zeros_among_the_weights_stay_through_training(network: PixelClassifier,
 def table(model: PixelClassifier, split: tuple[int, ...] = (), seed: int = 0) -> BlockTimes:
     """Block times of a network as a board might write them: `split` says how many layers each block has."""
     rng = np.random.default_rng(seed)
-    layers = layers_of(model, size=SIZE)
+    layers = layer_shapes(model, size=SIZE)
     sizes = split or (1,) * len(layers.names)
     assert sum(sizes) == len(layers.names)
     blocks, end = [], 0
@@ -226,14 +226,14 @@ def test_the_cost_model_agrees_with_a_plain_one(
     network: PixelClassifier, pruned: tuple[PixelClassifier, PrunePlan]
 ) -> None:
     times = table(network, SPLIT)
-    dense = layers_of(network, size=SIZE)
+    dense = layer_shapes(network, size=SIZE)
     assert [name for name, _, _ in costs(network)] == list(dense.names)
     assert dense.macs.sum() == multiply_accumulates(network)
     model = LatencyModel(times, dense)
     assert model.ms(dense) == pytest.approx(times.whole.p50)
     for smaller in (pruned[0], prune_evenly(network, keep=0.3, size=SIZE)[0]):
         expected = plain_cost(times, network, smaller, SPLIT)
-        assert model.ms(layers_of(smaller, size=SIZE)) == pytest.approx(expected, rel=1e-9)
+        assert model.ms(layer_shapes(smaller, size=SIZE)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_blocks_without_layers_count_with_their_neighbours(network: PixelClassifier) -> None:
@@ -242,8 +242,8 @@ def test_blocks_without_layers_count_with_their_neighbours(network: PixelClassif
     first, second, *others = times.blocks
     padded = msgspec.structs.replace(times, blocks=(quiet, first, quiet, second, *others))
     joined = [msgspec.structs.replace(first, ms=first.ms + 0.1), second, *others]
-    dense = layers_of(network, size=SIZE)
-    smaller = layers_of(prune_evenly(network, keep=0.5, size=SIZE)[0], size=SIZE)
+    dense = layer_shapes(network, size=SIZE)
+    smaller = layer_shapes(prune_evenly(network, keep=0.5, size=SIZE)[0], size=SIZE)
     one, other = (LatencyModel(t, dense) for t in (padded, msgspec.structs.replace(times, blocks=tuple(joined))))
     assert one.ms(smaller) == pytest.approx(other.ms(smaller))
 
@@ -258,7 +258,7 @@ def test_blocks_without_layers_count_with_their_neighbours(network: PixelClassif
     ],
 )
 def test_a_table_of_another_network(network: PixelClassifier, name: str, size: int, words: str) -> None:
-    other = layers_of(build(name, 5, "random")[0].eval(), size=size)
+    other = layer_shapes(build(name, 5, "random")[0].eval(), size=size)
     with pytest.raises(CompressError, match=re.escape(words)):
         LatencyModel(table(network, SPLIT), other)
 
@@ -285,7 +285,7 @@ def damaged(change: Callable[[dict[str, object]], object]) -> Callable[[bytes], 
         (damaged(lambda t: t.update(runtime="abacus")), "runs none of"),
         (damaged(lambda t: t.update(precision="fp32")), "litert-int8 is fp32: int8 is what the device is to run"),
         (damaged(lambda t: t.update(threads=4)), "4 threads: latency targets mean one"),
-        (damaged(lambda t: t["whole"].update(p50=0.0)), "times that are none"),
+        (damaged(lambda t: t["whole"].update(p50=0.0)), "not positive finite"),
     ],
 )
 def test_a_table_that_cannot_be_used(
@@ -312,9 +312,9 @@ def found(network: PixelClassifier, pixels: Tensor) -> tuple[list[np.ndarray], l
     groups = channel_groups(model, size=SIZE)
     targets = torch.arange(5).repeat_interleave(4)
     batches = (nn.functional.cross_entropy(model(pixels[row::2]), targets[row::2]) for row in range(2))
-    losses = channel_losses(model, groups, batches)
-    latency = LatencyModel(table(network, SPLIT), layers_of(network, size=SIZE))
-    return losses, list(cheapest_cuts(groups, losses, layers_of(network, size=SIZE), latency))
+    losses = taylor_importance(model, groups, batches)
+    latency = LatencyModel(table(network, SPLIT), layer_shapes(network, size=SIZE))
+    return losses, list(cheapest_cuts(groups, losses, layer_shapes(network, size=SIZE), latency))
 
 
 def test_steps_only_ever_save_time_and_leave_whole_eights(
@@ -322,12 +322,12 @@ def test_steps_only_ever_save_time_and_leave_whole_eights(
 ) -> None:
     groups, (_, steps) = channel_groups(network, size=SIZE), found
     assert steps[0].kept == tuple(group.channels for group in groups)
-    assert steps[-1].kept == tuple(group.least for group in groups)
+    assert steps[-1].kept == tuple(group.min_kept for group in groups)
     for before, after in pairwise(steps):
         changed = [(a, b) for a, b in zip(before.kept, after.kept, strict=True) if a != b]
         assert len(changed) == 1 and 0 < changed[0][0] - changed[0][1] <= 8 and changed[0][1] % 8 == 0
         assert after.ms < before.ms and after.loss >= before.loss
-    assert all(group.least >= group.channels / 4 for group in groups)
+    assert all(group.min_kept >= group.channels / 4 for group in groups)
 
 
 def test_a_step_is_predicted_as_the_network_that_it_makes(
@@ -336,7 +336,7 @@ def test_a_step_is_predicted_as_the_network_that_it_makes(
     groups, (losses, steps) = channel_groups(network, size=SIZE), found
     times = table(network, SPLIT)
     for step in (steps[7], steps[len(steps) // 2], steps[-1]):
-        cuts = least_important(groups, losses, step.kept)
+        cuts = least_important_cuts(groups, losses, step.kept)
         smaller = cut_channels(network, cuts, size=SIZE)
         assert step.ms == pytest.approx(plain_cost(times, network, smaller, SPLIT))
         plan = channel_plan(network, smaller, cuts, size=SIZE)
@@ -352,9 +352,9 @@ def test_the_first_step_costs_least_for_a_millisecond(
     groups, (losses, steps) = channel_groups(network, size=SIZE), found
     times, price = table(network, SPLIT), {}
     for number, group in enumerate(groups):
-        if group.channels > group.least:
+        if group.channels > group.min_kept:
             kept = [g.channels - 8 * (g is group) for g in groups]
-            smaller = cut_channels(network, least_important(groups, losses, kept), size=SIZE)
+            smaller = cut_channels(network, least_important_cuts(groups, losses, kept), size=SIZE)
             saved = times.whole.p50 - plain_cost(times, network, smaller, SPLIT)
             price[number] = np.sort(losses[number])[:8].sum() / saved
     cheapest = min(price, key=lambda number: price[number])
@@ -365,7 +365,7 @@ def test_the_loss_of_a_channel_is_the_slope_of_fading_it_out(network: PixelClass
     model = copy.deepcopy(network)
     groups = channel_groups(model, size=SIZE)
     targets = torch.arange(5).repeat_interleave(4)
-    losses = channel_losses(model, groups, iter([nn.functional.cross_entropy(model(pixels), targets)]))
+    losses = taylor_importance(model, groups, iter([nn.functional.cross_entropy(model(pixels), targets)]))
     exact = copy.deepcopy(model).backbone.double()
     normalised = model.normalise(pixels).double()
     before = float(nn.functional.cross_entropy(answers(exact, normalised), targets))
@@ -407,9 +407,9 @@ def test_what_is_measured_is_at_the_goal_or_just_below(
 
     if true[-1] > goal:
         with pytest.raises(CompressError, match="below what pruning reaches"):
-            reach(steps, goal, 2.0, measure=measure)
+            search_step(steps, goal, 2.0, measure=measure)
         return
-    reached = reach(steps, goal, 2.0, measure=measure)
+    reached = search_step(steps, goal, 2.0, measure=measure)
     place = reached.step.kept[0]
     assert reached.measured == true[place] <= goal
     near = true[place] >= goal * (1 - TOLERANCE)
@@ -420,17 +420,17 @@ def test_what_is_measured_is_at_the_goal_or_just_below(
 
 def test_a_round_between_is_measured_once() -> None:
     steps = falling([1.0, 0.9, 0.8, 0.7, 0.6])
-    reached = reach(steps, 0.8, 2.0, measure=lambda step: 0.9, exact=False)
+    reached = search_step(steps, 0.8, 2.0, measure=lambda step: 0.9, exact=False)
     assert (reached.step, reached.measured) == (steps[2], 0.9)
     assert reached.correction == pytest.approx(0.9 / 0.8)
 
 
 def test_without_a_measurement_the_prediction_decides() -> None:
     steps = falling([1.0, 0.9, 0.8, 0.7, 0.6])
-    reached = reach(steps, 0.75, 2.0)
+    reached = search_step(steps, 0.75, 2.0)
     assert (reached.step, reached.predicted, reached.measured) == (steps[3], pytest.approx(0.7), None)
     with pytest.raises(CompressError, match=r"0\.800 ms \(0\.40 of the dense student's 2\.000\)") as caught:
-        reach(steps, 0.4, 2.0)
+        search_step(steps, 0.4, 2.0)
     assert "1.200 ms (0.60)" in str(caught.value) and "smaller [student] model" in str(caught.value)
 
 

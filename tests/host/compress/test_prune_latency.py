@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
 from eyas_host.cli import app
-from eyas_host.compress.prune import rounds
+from eyas_host.compress.prune import rounds, to_latency
 from eyas_host.compress.prune.channels import channel_groups
-from eyas_host.compress.prune.latency_model import LatencyModel, Layers, layers_of
+from eyas_host.compress.prune.latency_model import LatencyModel, LayerShapes, layer_shapes
 from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.data.split import Split
 from eyas_host.models import checkpoints
@@ -59,23 +59,23 @@ class Clock:
     def __exit__(self, *arguments: object) -> None:
         pass
 
-    def build(self, model: PixelClassifier, precision: str = "int8") -> Layers:
+    def build(self, model: PixelClassifier, precision: str = "int8") -> LayerShapes:
         Clock.built += 1
-        return layers_of(model, size=SIZE)
+        return layer_shapes(model, size=SIZE)
 
-    def blocks(self, layers: Layers) -> BlockTimes:
+    def blocks(self, layers: LayerShapes) -> BlockTimes:
         return times(layers)
 
-    def medians(self, built: Sequence[Layers]) -> list[float]:
+    def medians(self, built: Sequence[LayerShapes]) -> list[float]:
         return [sum(each(layers)) for layers in built]
 
 
-def each(layers: Layers) -> list[float]:
+def each(layers: LayerShapes) -> list[float]:
     """Milliseconds of each layer: calls, and work that costs more in narrow layers than the cost model thinks."""
     return [float(ms) for ms in 0.002 + 1e-6 * layers.work**0.85]
 
 
-def times(layers: Layers) -> BlockTimes:
+def times(layers: LayerShapes) -> BlockTimes:
     blocks = tuple(
         Block(name=name, operators=("CONV_2D",), inputs=(), outputs=(), ms=ms, p10=ms, p90=ms)
         for name, ms in zip(layers.names, each(layers), strict=True)
@@ -107,7 +107,7 @@ def distilled(shape_images: Path, network: PixelClassifier, tmp_path_factory: py
 @pytest.fixture
 def begun(distilled: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunContext]:
     """Makes a run of one's own, with settings of [prune], and the clock in place of the stopwatch."""
-    monkeypatch.setattr(prune_stage, "Stopwatch", Clock)
+    monkeypatch.setattr(to_latency, "Stopwatch", Clock)
 
     def begin(name: str = "run", **changes: Any) -> RunContext:
         root = Path(shutil.copytree(distilled.root, tmp_path / name))
@@ -118,11 +118,11 @@ def begun(distilled: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def dense_ms(context: RunContext) -> float:
-    return sum(each(layers_of(checkpoints.load_student(context, 5), size=SIZE)))
+    return sum(each(layer_shapes(checkpoints.load_student(context, 5), size=SIZE)))
 
 
 def pruned_ms(context: RunContext) -> float:
-    return sum(each(layers_of(checkpoints.load_pruned(context, 5), size=SIZE)))
+    return sum(each(layer_shapes(checkpoints.load_pruned(context, 5), size=SIZE)))
 
 
 def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[..., RunContext]) -> None:
@@ -132,17 +132,17 @@ def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[
     assert 0.6 * (1 - rounds.TOLERANCE) <= part <= 0.6
     front = outcome.facts["front"]
     assert [point["round"] for point in front] == [0, 1, 2]
-    assert front[0]["part"] == 1.0 and front[1]["part"] == pytest.approx(0.6**0.5, rel=0.15)
-    assert front[2]["part"] == pytest.approx(part)
+    assert front[0]["fraction"] == 1.0 and front[1]["fraction"] == pytest.approx(0.6**0.5, rel=0.15)
+    assert front[2]["fraction"] == pytest.approx(part)
     assert front[2]["measured_ms"] == pytest.approx(part * dense_ms(context))
     assert front[2]["predicted_ms"] != pytest.approx(front[2]["measured_ms"], rel=0.01)  # the loop had to be closed
     assert all(0 <= point["balanced_accuracy"] <= 1 for point in front)
     assert front[0]["macs"] > front[1]["macs"] > front[2]["macs"]
-    assert outcome.facts["latency"] | {"dense_ms": 0.0, "part": 0.0} == {
+    assert outcome.facts["latency"] | {"dense_ms": 0.0, "fraction": 0.0} == {
         "runtime": "litert",
         "board": "a board",
         "dense_ms": 0.0,
-        "part": 0.0,
+        "fraction": 0.0,
         "measured": True,
     }
     assert outcome.facts["macs_after"] < outcome.facts["macs_before"]
@@ -231,23 +231,23 @@ def test_a_target_out_of_reach_leaves_nothing_half_written(
 def test_a_table_takes_the_place_of_measuring(begun: Callable[..., RunContext], tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     context = begun(table=str(path), epochs=0, round_epochs=0)
-    layers = layers_of(checkpoints.load_student(context, 5), size=SIZE)
+    layers = layer_shapes(checkpoints.load_student(context, 5), size=SIZE)
     path.write_bytes(msgspec.json.encode(times(layers)))
     Clock.built = 0
     outcome = prune_stage.run(context)
     assert Clock.built == 0
-    smaller = layers_of(checkpoints.load_pruned(context, 5), size=SIZE)
+    smaller = layer_shapes(checkpoints.load_pruned(context, 5), size=SIZE)
     latency = LatencyModel(times(layers), layers)
     assert 0.55 < latency.ms(smaller) / latency.dense_ms <= 0.6
     last = outcome.facts["front"][-1]
     assert last["measured_ms"] is None and last["predicted_ms"] == pytest.approx(latency.ms(smaller))
     assert not outcome.facts["latency"]["measured"] and "predicted from the table" in outcome.summary
-    assert not (context.folder("prune") / prune_stage.BLOCKS).exists()
+    assert not (context.folder("prune") / to_latency.BLOCKS).exists()
 
 
 def test_a_table_of_another_student_is_refused(begun: Callable[..., RunContext], tmp_path: Path) -> None:
     path = tmp_path / "table.json"
-    path.write_bytes(msgspec.json.encode(times(layers_of(build("resnet18", 5, "random")[0].eval(), size=SIZE))))
+    path.write_bytes(msgspec.json.encode(times(layer_shapes(build("resnet18", 5, "random")[0].eval(), size=SIZE))))
     with pytest.raises(CompressError, match=r"table .*table\.json: 21 convolutions and linear layers"):
         prune_stage.run(begun(table=str(path)))
 

@@ -25,8 +25,15 @@ from eyas_device.bundle import sha256
 from eyas_host.cli import app
 from eyas_host.compress.quantize import sensitivity
 from eyas_host.compress.quantize.fallback import Fallback, balanced_rows, choose_fallback, fallback_layers
-from eyas_host.compress.quantize.mixed import FINEST_DB, Harm, MixedPrecision, drop_layers, harm, signal_to_noise
-from eyas_host.compress.quantize.sensitivity import LayerHarm, Sensitivity, load_sensitivity, measure_sensitivity
+from eyas_host.compress.quantize.mixed import (
+    MAX_SNR_DB,
+    Degradation,
+    MixedPrecision,
+    degradation,
+    drop_layers,
+    signal_to_noise,
+)
+from eyas_host.compress.quantize.sensitivity import LayerSensitivity, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import LabelledImage
 from eyas_host.data.split import SplitManifest, save_split
 from eyas_host.evaluate.inference import logits_of
@@ -35,7 +42,7 @@ from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import PrunePlan
 from eyas_host.pipeline.runner import RunContext, Stage, StageResult, run_chain
 from eyas_host.quant.fold import DeployModel
-from eyas_host.quant.graph import layers
+from eyas_host.quant.graph import weighted_layers
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
 from eyas_host.quant.quantizers import (
     activation_quantizers,
@@ -66,7 +73,7 @@ GRID = (0.02, 400.0)
 @pytest.fixture(scope="module")
 def few(quantized: nn.Module) -> nn.Module:
     """The int8 network with all layers float but `FEW`."""
-    names = [layer.name for layer in layers(quantized, EXAMPLE)]
+    names = [layer.name for layer in weighted_layers(quantized, EXAMPLE)]
     assert len(names) == 53
     return drop_layers(quantized, set(names) - set(FEW), input_size=64)
 
@@ -92,8 +99,8 @@ def test_signal_to_noise_is_the_ratio_of_the_norms(seed: int, size: float) -> No
     reference = rng.normal(size=(7, 3)).astype(np.float32)
     logits = (reference + size * rng.normal(size=(7, 3))).astype(np.float32)
     noise = np.linalg.norm(reference.astype(float) - logits)
-    expected = 20 * np.log10(np.linalg.norm(reference.astype(float)) / noise) if noise else FINEST_DB
-    assert signal_to_noise(reference, logits) == pytest.approx(min(expected, FINEST_DB), abs=1e-6)
+    expected = 20 * np.log10(np.linalg.norm(reference.astype(float)) / noise) if noise else MAX_SNR_DB
+    assert signal_to_noise(reference, logits) == pytest.approx(min(expected, MAX_SNR_DB), abs=1e-6)
 
 
 def test_harm_is_what_was_lost() -> None:
@@ -101,7 +108,7 @@ def test_harm_is_what_was_lost() -> None:
     targets = np.array([0] * 20 + [1] * 6 + [2] * 4)
     reference = rng.normal(size=(30, 3)) + 3 * np.eye(3)[targets]
     logits = reference + rng.normal(size=(30, 3))
-    found = harm(reference, logits, targets, 1.7)
+    found = degradation(reference, logits, targets, 1.7)
 
     def accuracy(values: npt.NDArray[np.float64]) -> float:
         return float(balanced_accuracy_score(targets, values.argmax(1)))
@@ -110,8 +117,8 @@ def test_harm_is_what_was_lost() -> None:
         return float(log_softmax(values / 1.7, axis=1)[np.arange(30), targets].mean())
 
     assert found.drop == pytest.approx(accuracy(reference) - accuracy(logits)) and found.drop != 0
-    assert found.likelihood == pytest.approx(likelihood(reference) - likelihood(logits)) and found.likelihood != 0
-    assert harm(reference, reference, targets, 1.7) == Harm(0.0, 0.0, FINEST_DB)
+    assert found.nll_increase == pytest.approx(likelihood(reference) - likelihood(logits)) and found.nll_increase != 0
+    assert degradation(reference, reference, targets, 1.7) == Degradation(0.0, 0.0, MAX_SNR_DB)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 5))
@@ -134,7 +141,7 @@ def never() -> Iterator[str]:
 
 
 def test_nothing_is_kept_float_within_the_bound() -> None:
-    found = choose_fallback(never(), lambda names: 0.02, max_drop=0.02, most=5)
+    found = choose_fallback(never(), lambda names: 0.02, max_drop=0.02, max_layers=5)
     assert found == Fallback((), 0.02, (0.02,), 0.02) and found.enough
     assert str(found) == "int8 loses 0.020 of balanced accuracy (bound 0.02): no layer needs to stay float"
 
@@ -148,7 +155,7 @@ def test_the_fewest_layers_of_the_ranking(harms: list[float], bound: float, most
         return sum(lost for number, lost in enumerate(harms) if str(number) not in names)
 
     ranked = [str(number) for number in order if number < len(harms)]
-    found = choose_fallback(ranked, drop, max_drop=bound, most=most)
+    found = choose_fallback(ranked, drop, max_drop=bound, max_layers=most)
     assert found.layers in asked and found.drop == drop(found.layers)
     assert len(found.layers) <= most and found.layers == tuple(n for n in ranked if n in found.layers)
     assert list(found.drops) == [drop(tuple(ranked[:count])) for count in range(len(found.drops))]
@@ -162,18 +169,18 @@ def test_the_fewest_layers_of_the_ranking(harms: list[float], bound: float, most
 
 def test_a_layer_that_is_harmful_alone_but_not_here_is_taken_out_again() -> None:
     drops = {("a",): 0.2, ("a", "b"): 0.1, ("a", "b", "c"): 0.01, ("b", "c"): 0.02, ("a", "c"): 0.2}
-    found = choose_fallback("abcd", lambda names: drops.get(names, 0.3), max_drop=0.02, most=4)
+    found = choose_fallback("abcd", lambda names: drops.get(names, 0.3), max_drop=0.02, max_layers=4)
     assert found == Fallback(("b", "c"), 0.02, (0.3, 0.2, 0.1, 0.01), 0.02)
     assert "loses 0.300" in str(found) and "0.020 with quantize.keep_float = ['b', 'c']" in str(found)
 
 
 def test_too_few_layers_are_told() -> None:
     drops = {(): 0.3, ("a",): 0.1, ("a", "b"): 0.2}
-    found = choose_fallback("abc", lambda names: drops[names], max_drop=0.05, most=2)
+    found = choose_fallback("abc", lambda names: drops[names], max_drop=0.05, max_layers=2)
     assert not found.enough and found.layers == ("a",)
     assert "even 2 float layers do not fix it: the best is 0.100 with quantize.keep_float = ['a']" in str(found)
-    assert "none makes it better" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, most=2))
-    assert "no layer may stay float" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, most=0))
+    assert "none improves it" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, max_layers=2))
+    assert "no layer may stay in float" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, max_layers=0))
 
 
 # Layers in int8 and in float
@@ -183,12 +190,12 @@ def test_too_few_layers_are_told() -> None:
 def test_a_damaged_layer_is_the_worst_and_is_fixed(few: nn.Module, shape_frames: Pixels, factor: float) -> None:
     mixed, sound = judged(damaged(few, factor=factor), shape_frames), judged(few, shape_frames)
     assert tuple(mixed.layers) == FEW
-    alone = {name: mixed.alone(name) for name in FEW}
-    assert max(alone, key=lambda name: alone[name].likelihood) == LAYER
+    alone = {name: mixed.only_int8(name) for name in FEW}
+    assert max(alone, key=lambda name: alone[name].nll_increase) == LAYER
     assert min(alone, key=lambda name: alone[name].snr_db) == LAYER
-    assert mixed.without((LAYER,)) == sound.without((LAYER,))
-    assert mixed.without(()).snr_db < 6 < sound.without(()).snr_db
-    assert mixed.without(()).drop > 0.3 > 0.1 > mixed.without((LAYER,)).drop
+    assert mixed.all_but((LAYER,)) == sound.all_but((LAYER,))
+    assert mixed.all_but(()).snr_db < 6 < sound.all_but(()).snr_db
+    assert mixed.all_but(()).drop > 0.3 > 0.1 > mixed.all_but((LAYER,)).drop
 
 
 def test_the_fallback_keeps_exactly_the_damaged_layer(
@@ -232,11 +239,11 @@ def test_dropped_layers_are_those_that_were_never_quantized(
 
     answers = logits_of(mixed, shape_frames, CPU)
     both = judged(quantized, shape_frames)
-    assert both.without(names) == harm(both.reference, answers, TARGETS, both._temperature)
+    assert both.all_but(names) == degradation(both.reference, answers, TARGETS, both._temperature)
     again = judged(mixed, shape_frames)
-    assert again.without(()) == both.without(names) and set(both.layers) - set(again.layers) == set(names)
+    assert again.all_but(()) == both.all_but(names) and set(both.layers) - set(again.layers) == set(names)
     beside = ("backbone.blocks.0.0.se.conv_reduce",)
-    assert again.without(beside) == both.without((*names, *beside))
+    assert again.all_but(beside) == both.all_but((*names, *beside))
     save_qat(mixed, tmp_path)
     np.testing.assert_array_equal(logits_of(load_qat(deploy, tmp_path), shape_frames, CPU), answers)
 
@@ -245,7 +252,7 @@ def test_a_layer_that_does_not_exist_is_named(few: nn.Module, shape_frames: Pixe
     with pytest.raises(CompressError, match=r"blocks\.3\.0\.conv_pwx.*conv_pwl"):
         drop_layers(few, ["backbone.blocks.3.0.conv_pwx"], input_size=64)
     with pytest.raises(CompressError, match="conv_pwx"):
-        judged(few, shape_frames).without(["backbone.blocks.3.0.conv_pwx"])
+        judged(few, shape_frames).all_but(["backbone.blocks.3.0.conv_pwx"])
 
 
 def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn.Module, shape_frames: Pixels) -> None:
@@ -266,8 +273,8 @@ def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn
 
     np.testing.assert_array_equal(mixed.reference, only(set(), set()))
     alone = only({layer.reads, layer.writes}, {operation})
-    assert mixed.alone(layer.name) == harm(mixed.reference, alone, TARGETS, mixed._temperature)
-    assert 0 < mixed.alone(layer.name).snr_db < FINEST_DB
+    assert mixed.only_int8(layer.name) == degradation(mixed.reference, alone, TARGETS, mixed._temperature)
+    assert 0 < mixed.only_int8(layer.name).snr_db < MAX_SNR_DB
 
 
 # A run
@@ -305,10 +312,10 @@ def finish_qat(context: RunContext, model: nn.Module) -> None:
 class Interrupted(MixedPrecision):
     """Is interrupted at the third layer."""
 
-    def alone(self, name: str) -> Harm:
+    def only_int8(self, name: str) -> Degradation:
         if name == FEW[2]:
             raise KeyboardInterrupt
-        return super().alone(name)
+        return super().only_int8(name)
 
 
 class Counted(MixedPrecision):
@@ -316,9 +323,9 @@ class Counted(MixedPrecision):
 
     measured: list[str]
 
-    def alone(self, name: str) -> Harm:
+    def only_int8(self, name: str) -> Degradation:
         self.measured.append(name)
-        return super().alone(name)
+        return super().only_int8(name)
 
 
 def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,7 +339,7 @@ def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: RunContext, m
     found = measure_sensitivity(run)
     assert tuple(entry.layer for entry in found.layers) == FEW and Counted.measured == list(FEW[2:])
     assert load_sensitivity(run) == found
-    assert found.ranked[0].layer == LAYER and found.count == 20
+    assert found.ranked[0].layer == LAYER and found.images == 20
     assert found.advice is not None and found.advice.layers == (LAYER,)
     assert measure_sensitivity(run) == found and len(Counted.measured) == 2
     (run.root / sensitivity.RESULT).unlink()
@@ -346,7 +353,7 @@ def test_a_changed_model_or_other_images_start_afresh(
     monkeypatch.setattr(sensitivity, "MixedPrecision", Counted)
     first = measure_sensitivity(run)
     assert len(Counted.measured) == 4 and load_sensitivity(run) == first
-    assert measure_sensitivity(run, images=10).count == 10
+    assert measure_sensitivity(run, images=10).images == 10
     assert len(Counted.measured) == 8
     finish_qat(run, few)
     assert load_sensitivity(run) is None
@@ -404,11 +411,13 @@ def test_a_run_that_cannot_get_as_far_ends_with_one_error(tmp_path: Path) -> Non
 
 def test_the_plot_has_a_mark_a_layer() -> None:
     entries = tuple(
-        LayerHarm(f"backbone.blocks.{n}.conv", Harm(0.0, 0.01 * (n % 7), 40.0 - n), Harm(0.0, 0.0, 30.0))
+        LayerSensitivity(
+            f"backbone.blocks.{n}.conv", Degradation(0.0, 0.01 * (n % 7), 40.0 - n), Degradation(0.0, 0.0, 30.0)
+        )
         for n in range(23)
     )
     found = Sensitivity(
-        "m", "p", 64, Harm(0.01, 0.02, 21.0), entries, Fallback((entries[6].layer,), 0.0, (0.1, 0.0), 0.03)
+        "m", "p", 64, Degradation(0.01, 0.02, 21.0), entries, Fallback((entries[6].layer,), 0.0, (0.1, 0.0), 0.03)
     )
     svg = str(plots.sensitivity(found))
     assert svg.startswith("<svg") and svg.endswith("</svg>\n") and "#0a0b" not in svg

@@ -1,4 +1,4 @@
-"""Expected cost: the recipe's table, and the chosen decision beside a brute-force search."""
+"""Expected cost: the recipe's table, and the chosen decision rule against a brute-force search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eyas_host.evaluate.cost import (
     choose_decision,
     cost_matrix,
     mean_cost,
-    part_cost,
+    split_cost,
     threshold_costs,
 )
 from eyas_host.evaluate.metrics import softmax
@@ -36,7 +36,7 @@ def costs_of(table: dict[str, dict[str, float]], labels: tuple[str, ...] = LABEL
 
 
 def images(classes: int = 2, n: int = 120, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities that are true, and labels drawn from them."""
+    """Exact probabilities, and labels drawn from them."""
     rng = np.random.default_rng(seed)
     p = softmax(1.5 * rng.normal(size=(n, classes)))
     return p, np.array([rng.choice(classes, p=row) for row in p])
@@ -50,17 +50,20 @@ def test_the_table_becomes_a_matrix() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "words"),
+    ("table", "message"),
     [
         ({"defect": {"ok": 1.0}}, "no label 'defect' in the data; allowed: defective, ok"),
         ({"ok": {"broken": 1.0}}, "no label 'broken'"),
-        ({"defective": {"ok": 1.0}}, "'ok' answered as 'defective' has no cost; name it, or set"),
-        ({"defective": {"ok": 1.0, "defective": 2.0}, "ok": {"defective": 1.0}}, "costs less than the right one"),
-        ({"defective": {"ok": 1.0}, "ok": {"defective": 0.0}}, "no wrong answer for 'ok' costs more"),
+        ({"defective": {"ok": 1.0}}, "'ok' predicted as 'defective' has no cost; add it, or set"),
+        (
+            {"defective": {"ok": 1.0, "defective": 2.0}, "ok": {"defective": 1.0}},
+            "less than the correct prediction",
+        ),
+        ({"defective": {"ok": 1.0}, "ok": {"defective": 0.0}}, "no mistake on 'ok' costs more"),
     ],
 )
-def test_tables_that_are_refused(table: dict[str, dict[str, float]], words: str) -> None:
-    with pytest.raises(RecipeError, match=words):
+def test_tables_that_are_refused(table: dict[str, dict[str, float]], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         costs_of(table)
 
 
@@ -88,8 +91,8 @@ def test_no_threshold_is_cheaper_than_the_chosen_one(table: dict[str, dict[str, 
     def brute(threshold: float) -> float:
         paid = 0.0
         for row, target in zip(p, targets, strict=True):
-            answer = column if row[column] >= threshold else 1 - column
-            paid += costs[target, answer]
+            predicted = column if row[column] >= threshold else 1 - column
+            paid += costs[target, predicted]
         return paid / len(targets)
 
     own = mean_cost(decide(p, LABELS, decision), targets, costs)
@@ -99,7 +102,7 @@ def test_no_threshold_is_cheaper_than_the_chosen_one(table: dict[str, dict[str, 
     assert threshold_costs(p[:, column], targets, costs, grid) == pytest.approx([brute(t) for t in grid])
 
 
-def test_among_equally_cheap_thresholds_the_one_nearest_to_theory_is_taken() -> None:
+def test_of_equally_cheap_thresholds_the_one_nearest_to_theory_is_chosen() -> None:
     costs = costs_of(TABLE)
     assert bayes_threshold(costs) == pytest.approx(5 / 55)
     p = np.array([[0.9, 0.1], [0.8, 0.2], [0.03, 0.97], [0.01, 0.99]])
@@ -114,7 +117,7 @@ def test_among_equally_cheap_thresholds_the_one_nearest_to_theory_is_taken() -> 
     assert decision is not None and decision.threshold == pytest.approx((0.3 + 0.8) / 2)
 
 
-def test_true_probabilities_lead_to_the_theoretical_threshold() -> None:
+def test_exact_probabilities_lead_to_the_theoretical_threshold() -> None:
     p, targets = images(n=60_000, seed=9)
     decision = choose_decision(costs_of(TABLE), LABELS, p, targets)
     assert decision is not None and decision.threshold == pytest.approx(5 / 55, abs=0.02)
@@ -126,11 +129,11 @@ def test_more_labels_get_the_bayes_decision() -> None:
     costs = np.array([[0.0, 20.0, 4.0], [1.0, 0.0, 1.0], [2.0, 6.0, 0.5]])
     decision = choose_decision(costs, labels, p, targets)
     assert decision is not None and decision.threshold is None
-    answers = decide(p, labels, decision)
-    for row, answer in zip(p[:200], answers, strict=False):
+    predicted = decide(p, labels, decision)
+    for row, label in zip(p[:200], predicted, strict=False):
         expected = [sum(row[t] * costs[t, a] for t in range(3)) for a in range(3)]
-        assert expected[answer] == min(expected)
-    own = mean_cost(answers, targets, costs)
+        assert expected[label] == min(expected)
+    own = mean_cost(predicted, targets, costs)
     assert own < mean_cost(p.argmax(axis=1), targets, costs)
     assert own < min(mean_cost(np.full(len(targets), a), targets, costs) for a in range(3))
 
@@ -145,13 +148,13 @@ def test_two_labels_with_a_theoretical_threshold_decide_as_the_bayes_rule() -> N
     assert (decide(p, LABELS) == p.argmax(axis=1)).all() and len(targets)
 
 
-def test_a_part_beside_cheaper_and_dearer_ways_to_answer() -> None:
+def test_the_cost_on_a_split_against_simpler_rules() -> None:
     p, targets = images(n=400)
     costs = costs_of(TABLE)
     decision = choose_decision(costs, LABELS, p, targets)
     assert decision is not None
     constant = cheapest_constant(costs, targets)
-    found = part_cost("validation", decision, LABELS, p, targets, constant=constant)
+    found = split_cost("validation", decision, LABELS, p, targets, constant=constant)
     assert found.decided < found.likeliest and found.decided < found.constant
     assert found.constant == pytest.approx(min(mean_cost(np.full(400, a), targets, costs) for a in range(2)))
     assert (found.curve[0].threshold, found.curve[-1].threshold) == (0.0, 1.0)
@@ -159,7 +162,7 @@ def test_a_part_beside_cheaper_and_dearer_ways_to_answer() -> None:
     assert found.decided <= min(point.cost for point in found.curve) + 1e-9
 
 
-def test_a_decision_travels_as_json_and_faults_are_found() -> None:
+def test_a_decision_survives_json_and_errors_are_found() -> None:
     decision = Decision(costs=((0.0, 5.0), (1.0, 0.0)), label="ok", threshold=0.25)
     assert msgspec.json.decode(msgspec.json.encode(decision), type=Decision) == decision
     assert fault(decision, LABELS) == ""

@@ -1,4 +1,4 @@
-"""Gates and choices: what is refused, what each runtime runs, and how parity is counted."""
+"""Parity, gates, and the choice of the artefact that each runtime runs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def artefact(name: str) -> Artefact:
 
 
 def chosen(refused: dict[str, str], **latency: float) -> tuple[dict[str, str], dict[str, str]]:
-    """What LiteRT runs, for these latencies."""
+    """The artefact that LiteRT runs at these latencies, and why."""
     times = {f"litert-{precision}": Latency(ms, ms) for precision, ms in latency.items()}
     return choose([artefact(name) for name in times], {f"litert-{p}": why for p, why in refused.items()}, times)
 
 
-def test_parity_is_counted_against_the_right_network() -> None:
+def test_parity_compares_with_the_right_network() -> None:
     targets = np.array([0, 0, 1, 1])
     pruned = np.log([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
     qat = np.log([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.4, 0.6]])
@@ -94,13 +94,13 @@ def test_a_refused_artefact_is_not_run() -> None:
     assert use == {"litert": "litert-fp32"} and "refused: int8" in reasons["litert"]
     assert chosen({"fp32": "why"}, int8=2.0, fp32=1.0)[0] == {"litert": "litert-int8"}
     assert chosen({"int8": "why"}, int8=1.0, fp32=4.0, int16=3.0)[0] == {"litert": "litert-int16"}
-    with pytest.raises(GateError, match="nothing may be packed: fp32: this; int8: that"):
+    with pytest.raises(GateError, match="no artefact passes the gates: fp32: this; int8: that"):
         chosen({"fp32": "this", "int8": "that"}, fp32=2.0, int8=1.0)
 
 
-def test_golden_images_go_from_unsure_to_sure_without_the_closest_calls() -> None:
-    sure = np.linspace(0.5, 1.0, 40)
-    probabilities = np.stack([sure, 1 - sure], axis=1)[np.random.default_rng(0).permutation(40)]
+def test_golden_images_go_from_low_to_high_confidence_without_the_lowest() -> None:
+    confidence = np.linspace(0.5, 1.0, 40)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)[np.random.default_rng(0).permutation(40)]
     rows = golden_rows(probabilities, 6)
     confidence = probabilities.max(axis=1)[rows]
     assert len(set(rows)) == 6

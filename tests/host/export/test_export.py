@@ -17,7 +17,6 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.export.artefact import Compiled
 from eyas_host.export.build import artefact_files
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8
 from eyas_host.export.onnx import compile_onnx
@@ -74,33 +73,45 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def litert_fp32(deploy: DeployModel, folder: Path) -> Compiled:
-    return compile_litert_fp32(deploy, folder / "litert-fp32.tflite", input_size=SIZE)
+def litert_fp32(deploy: DeployModel, folder: Path) -> Path:
+    path = folder / "litert-fp32.tflite"
+    compile_litert_fp32(deploy, path, input_size=SIZE)
+    return path
 
 
 @pytest.fixture(scope="module")
-def litert_int8(quantized: nn.Module, folder: Path) -> Compiled:
-    return compile_litert_int8(quantized, folder / "litert-int8.tflite", input_size=SIZE)
+def litert_int8(quantized: nn.Module, folder: Path) -> Path:
+    path = folder / "litert-int8.tflite"
+    compile_litert_int8(quantized, path, input_size=SIZE)
+    return path
 
 
 @pytest.fixture(scope="module")
-def openvino_fp32(deploy: DeployModel, folder: Path) -> Compiled:
-    return compile_openvino(deploy, folder / "openvino-fp32.xml", input_size=SIZE, precision="fp32")
+def openvino_fp32(deploy: DeployModel, folder: Path) -> Path:
+    path = folder / "openvino-fp32.xml"
+    compile_openvino(deploy, path, input_size=SIZE, precision="fp32")
+    return path
 
 
 @pytest.fixture(scope="module")
-def openvino_int8(quantized: nn.Module, folder: Path) -> Compiled:
-    return compile_openvino(quantized, folder / "openvino-int8.xml", input_size=SIZE, precision="int8")
+def openvino_int8(quantized: nn.Module, folder: Path) -> Path:
+    path = folder / "openvino-int8.xml"
+    compile_openvino(quantized, path, input_size=SIZE, precision="int8")
+    return path
 
 
 @pytest.fixture(scope="module")
-def onnx_fp32(deploy: DeployModel, folder: Path) -> Compiled:
-    return compile_onnx(deploy, folder / "onnx-fp32.onnx", input_size=SIZE, precision="fp32")
+def onnx_fp32(deploy: DeployModel, folder: Path) -> Path:
+    path = folder / "onnx-fp32.onnx"
+    compile_onnx(deploy, path, input_size=SIZE, precision="fp32")
+    return path
 
 
 @pytest.fixture(scope="module")
-def onnx_int8(quantized: nn.Module, folder: Path) -> Compiled:
-    return compile_onnx(quantized, folder / "onnx-int8.onnx", input_size=SIZE, precision="int8")
+def onnx_int8(quantized: nn.Module, folder: Path) -> Path:
+    path = folder / "onnx-int8.onnx"
+    compile_onnx(quantized, path, input_size=SIZE, precision="int8")
+    return path
 
 
 # Quantize-dequantize pairs, and exact integers
@@ -173,20 +184,18 @@ def test_exact_int8_is_integers_throughout(quantized: nn.Module, pixels: Tensor)
 def test_float_artefacts_answer_as_the_folded_network(
     runtime: str, deploy: DeployModel, pixels: Tensor, shape_frames: np.ndarray, request: pytest.FixtureRequest
 ) -> None:
-    compiled: Compiled = request.getfixturevalue(f"{runtime}_fp32")
-    check_fp32(run(runtime, compiled.path, shape_frames), answers(deploy, pixels))
-    files = artefact_files(compiled.path.parent, runtime, "fp32")  # type: ignore[arg-type]
-    assert files[0] == compiled.path
-    assert compiled.size_bytes == sum(file.stat().st_size for file in files)
+    compiled: Path = request.getfixturevalue(f"{runtime}_fp32")
+    check_fp32(run(runtime, compiled, shape_frames), answers(deploy, pixels))
+    files = artefact_files(compiled.parent, runtime, "fp32")  # type: ignore[arg-type]
+    assert files[0] == compiled and all(file.stat().st_size for file in files)
 
 
 @pytest.mark.parametrize("runtime", ["litert", "openvino", "onnx"])
 def test_int8_artefacts_answer_as_the_int8_network(
     runtime: str, quantized: nn.Module, pixels: Tensor, shape_frames: np.ndarray, request: pytest.FixtureRequest
 ) -> None:
-    compiled: Compiled = request.getfixturevalue(f"{runtime}_int8")
-    check_int8(run(runtime, compiled.path, shape_frames), answers(quantized, pixels))
-    assert compiled.notes
+    compiled: Path = request.getfixturevalue(f"{runtime}_int8")
+    check_int8(run(runtime, compiled, shape_frames), answers(quantized, pixels))
 
 
 # What is inside the files
@@ -211,8 +220,8 @@ class Graph:
         return self.graph.tensors[place]
 
 
-def test_litert_int8_takes_pixels_minus_128(litert_int8: Compiled) -> None:
-    graph = Graph(litert_int8.path)
+def test_litert_int8_takes_pixels_minus_128(litert_int8: Path) -> None:
+    graph = Graph(litert_int8)
     (place,) = graph.graph.inputs
     pixels = graph.tensor(place)
     assert pixels.type == schema.TensorType.INT8 and list(pixels.shape) == [1, SIZE, SIZE, 3]
@@ -222,8 +231,8 @@ def test_litert_int8_takes_pixels_minus_128(litert_int8: Compiled) -> None:
     assert graph.tensor(graph.graph.outputs[0]).type == schema.TensorType.FLOAT32
 
 
-def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Compiled) -> None:
-    graph = Graph(litert_int8.path)
+def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Path) -> None:
+    graph = Graph(litert_int8)
     convolutions = [op for op in graph.operators if op[0] in ("CONV_2D", "DEPTHWISE_CONV_2D")]
     assert len(convolutions) == 53
     for kind, kinds, op in convolutions:
@@ -235,8 +244,8 @@ def test_litert_int8_convolves_in_int8_and_swishes_in_float(litert_int8: Compile
     assert schema.TensorType.INT8 not in head
 
 
-def test_xnnpack_computes_the_whole_int8_graph_in_one_piece(litert_int8: Compiled) -> None:
-    assert partitions(litert_int8.path) == 1
+def test_xnnpack_computes_the_whole_int8_graph_in_one_piece(litert_int8: Path) -> None:
+    assert partitions(litert_int8) == 1
 
 
 def stored_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -256,8 +265,8 @@ def stored_weights(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def test_litert_int8_weights_are_the_trained_ones(litert_int8: Compiled, quantized: nn.Module) -> None:
-    stored = stored_weights(litert_int8.path)
+def test_litert_int8_weights_are_the_trained_ones(litert_int8: Path, quantized: nn.Module) -> None:
+    stored = stored_weights(litert_int8)
     for name, quantizer in weight_quantizers(quantized).items():
         step = affine(quantizer).scale.numpy().reshape(-1, 1, 1, 1)
         with torch.inference_mode():
@@ -266,32 +275,31 @@ def test_litert_int8_weights_are_the_trained_ones(litert_int8: Compiled, quantiz
         assert any(np.abs((r - wanted) / step).max() < 1.02 for r in restored), name
 
 
-def test_litert_int8_weights_keep_the_trained_scales(litert_int8: Compiled, quantized: nn.Module) -> None:
-    stored = stored_weights(litert_int8.path)
+def test_litert_int8_weights_keep_the_trained_scales(litert_int8: Path, quantized: nn.Module) -> None:
+    stored = stored_weights(litert_int8)
     for name, quantizer in weight_quantizers(quantized).items():
         wanted = affine(quantizer).scale.numpy()
         assert any(len(s) == len(wanted) and np.allclose(s, wanted, rtol=1e-5) for _, s in stored), name
 
 
-def test_litert_int8_is_a_quarter(litert_int8: Compiled, litert_fp32: Compiled) -> None:
-    assert litert_int8.size_bytes == litert_int8.path.stat().st_size
-    assert litert_int8.size_bytes < litert_fp32.size_bytes / 4 + 400_000
+def test_litert_int8_is_a_quarter(litert_int8: Path, litert_fp32: Path) -> None:
+    assert litert_int8.stat().st_size < litert_fp32.stat().st_size / 4 + 400_000
 
 
-def test_litert_int8_writes_equal_vectors_once(litert_int8: Compiled, shape_frames: np.ndarray, tmp_path: Path) -> None:
+def test_litert_int8_writes_equal_vectors_once(litert_int8: Path, shape_frames: np.ndarray, tmp_path: Path) -> None:
     builder = flatbuffers.Builder()
-    builder.Finish(tfl_flatbuffer_utils.read_model(litert_int8.path.read_bytes()).Pack(builder), b"TFL3")
+    builder.Finish(tfl_flatbuffer_utils.read_model(litert_int8.read_bytes()).Pack(builder), b"TFL3")
     (tmp_path / "plain.tflite").write_bytes(builder.Output())
-    assert litert_int8.size_bytes < len(builder.Output()) - 100_000  # two of three 8-byte zero points a channel
-    plain, written = (run("litert", path, shape_frames) for path in (tmp_path / "plain.tflite", litert_int8.path))
+    assert litert_int8.stat().st_size < len(builder.Output()) - 100_000  # two of three 8-byte zero points a channel
+    plain, written = (run("litert", path, shape_frames) for path in (tmp_path / "plain.tflite", litert_int8))
     np.testing.assert_array_equal(plain, written)
 
 
 def test_an_onnx_file_whose_weights_share_zero_points_still_runs(
-    onnx_int8: Compiled, quantized: nn.Module, pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path
+    onnx_int8: Path, quantized: nn.Module, pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path
 ) -> None:
     """Bundles that were packed before: a newer agent must not refuse them."""
-    model = onnx.load(onnx_int8.path)
+    model = onnx.load(onnx_int8)
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     shared: dict[tuple[int, ...], str] = {}
     for node in model.graph.node:
@@ -302,8 +310,8 @@ def test_an_onnx_file_whose_weights_share_zero_points_still_runs(
     check_int8(run("onnx", tmp_path / "a.onnx", shape_frames), answers(quantized, pixels))
 
 
-def test_onnx_int8_stores_integers(onnx_int8: Compiled, onnx_fp32: Compiled, quantized: nn.Module) -> None:
-    model = onnx.load(onnx_int8.path)
+def test_onnx_int8_stores_integers(onnx_int8: Path, onnx_fp32: Path, quantized: nn.Module) -> None:
+    model = onnx.load(onnx_int8)
     onnx.checker.check_model(model, full_check=True)
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     assert not any(n.op_type == "Clip" and n.input[0] in constants for n in model.graph.node)
@@ -320,23 +328,23 @@ def test_onnx_int8_stores_integers(onnx_int8: Compiled, onnx_fp32: Compiled, qua
         close = [r for r in restored if r.shape == wanted.shape and np.abs(r - wanted).max() < 1.01 * step]
         # the largest weight of each of the stem's 16 channels lies just between two steps: the last bit decides
         assert any(np.mean(np.abs(r - wanted) < 0.01 * step) > 0.96 for r in close), name
-    assert onnx_int8.size_bytes < onnx_fp32.size_bytes / 2
+    assert onnx_int8.stat().st_size < onnx_fp32.stat().st_size / 2
 
 
-def test_onnx_files_do_not_tell_of_the_workstation(onnx_int8: Compiled, onnx_fp32: Compiled) -> None:
+def test_onnx_files_do_not_tell_of_the_workstation(onnx_int8: Path, onnx_fp32: Path) -> None:
     for compiled in (onnx_int8, onnx_fp32):
-        content = compiled.path.read_bytes()
+        content = compiled.read_bytes()
         assert str(Path(torch.__file__).parent).encode() not in content
         assert b"stack_trace" not in content
 
 
-def test_openvino_keeps_its_quantizers(openvino_int8: Compiled, openvino_fp32: Compiled) -> None:
+def test_openvino_keeps_its_quantizers(openvino_int8: Path, openvino_fp32: Path) -> None:
     def quantizers(path: Path) -> int:
         return sum(op.get_type_name() == "FakeQuantize" for op in openvino.Core().read_model(path).get_ops())
 
-    assert quantizers(openvino_int8.path) >= 97
-    assert quantizers(openvino_fp32.path) == 0
-    assert sorted(p.suffix for p in openvino_int8.path.parent.glob("openvino-int8*")) == [".bin", ".xml"]
+    assert quantizers(openvino_int8) >= 97
+    assert quantizers(openvino_fp32) == 0
+    assert sorted(p.suffix for p in openvino_int8.parent.glob("openvino-int8*")) == [".bin", ".xml"]
 
 
 # What cannot be compiled

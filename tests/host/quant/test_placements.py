@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.export.litert import compile_litert_int8
-from eyas_host.export.onnx import compile_onnx
-from eyas_host.export.openvino import compile_openvino
+from eyas_host.export.build import artefact_files, compile_artefact
 from eyas_host.models.factory import build
 from eyas_host.quant.fold import DeployModel, fold_for_deployment
-from eyas_host.quant.graph import layers, required_placement
+from eyas_host.quant.graph import required_placement, weighted_layers
 from eyas_host.quant.qat import prepare_qat
 from eyas_host.quant.qdq import exact_int8
 from eyas_host.quant.quantizers import activation_quantizers, check_placement, weight_quantizers
@@ -94,11 +92,9 @@ def run(runtime: str, path: Path, frames: Pixels) -> np.ndarray:
 
 
 def compile_int8(runtime: str, model: nn.Module, folder: Path) -> Path:
-    if runtime == "litert":
-        return compile_litert_int8(model, folder / "a.tflite", input_size=SIZE).path
-    if runtime == "onnx":
-        return compile_onnx(model, folder / "a.onnx", input_size=SIZE, precision="int8").path
-    return compile_openvino(model, folder / "a.xml", input_size=SIZE, precision="int8").path
+    path = artefact_files(folder, runtime, "int8")[0]  # type: ignore[arg-type]
+    compile_artefact(runtime, "int8", model, path, SIZE)  # type: ignore[arg-type]
+    return path
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: f"{n.name}-{n.activation}")
@@ -124,7 +120,7 @@ def test_a_network_is_placed_completely_and_answers_as_its_qat_model(
 def test_layers_are_named_in_order_with_the_quantizers_around_them(pixels: Tensor) -> None:
     model, _ = build("resnet18", CLASSES, "random")
     deploy = fold_for_deployment(model.eval())
-    found = layers(deploy, EXAMPLE)
+    found = weighted_layers(deploy, EXAMPLE)
     assert [layer.name for layer in found[:4]] == [
         "backbone.conv1",
         "backbone.layer1.0.conv1",

@@ -23,7 +23,7 @@ from eyas_host.export.openvino import compile_openvino
 from eyas_host.export.tensorrt import TensorRtFit, check_tensorrt
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.quant.fold import DeployModel, fold_for_deployment
-from eyas_host.quant.graph import layers
+from eyas_host.quant.graph import weighted_layers
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
 from eyas_host.quant.qdq import bake_weights, exact_int8, replace_activations
 from eyas_host.quant.quantizers import (
@@ -318,7 +318,7 @@ def test_a_float_layer_takes_its_quantizers_with_it(
     name: str, mixed: nn.Module, deploy: DeployModel, calibration: list[Tensor]
 ) -> None:
     model = prepare_qat(deploy, calibration, input_size=SIZE, keep_float=[name])
-    (layer,) = [layer for layer in layers(mixed, EXAMPLE) if layer.name == name]
+    (layer,) = [layer for layer in weighted_layers(mixed, EXAMPLE) if layer.name == name]
     assert set(weight_quantizers(mixed)) - set(weight_quantizers(model)) == {layer.operation}
     assert set(activation_quantizers(mixed)) - set(activation_quantizers(model)) == GONE[name]
     assert float_layers(model, EXAMPLE) == (name,)

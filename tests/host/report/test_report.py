@@ -37,7 +37,7 @@ def make_manifest() -> Manifest:
         reasons={"litert": "faster: int8 1.20 ms, fp32 3.00 ms"},
         evidence={
             "litert-int8": {
-                "part": "validation",
+                "split": "validation",
                 "balanced_accuracy": 0.8123,
                 "agreement": 0.968,
                 "mean_dp": 0.0123,
@@ -60,7 +60,7 @@ def mistakes(tmp_path: Path) -> tuple[Mistake, ...]:
     )
 
 
-def test_ladder_rows_hold_test_and_validation_and_say_what_was_not_measured(mistakes: tuple[Mistake, ...]) -> None:
+def test_comparison_shows_test_and_validation_and_marks_what_was_not_measured(mistakes: tuple[Mistake, ...]) -> None:
     page = Page(render_html(make_report(("defective", "ok"), mistakes)))
     shipped = page.row("litert-int8 shipped")
     assert "80.1 %" in shipped[1] and "validation 81.2 %" in shipped[1]
@@ -69,18 +69,18 @@ def test_ladder_rows_hold_test_and_validation_and_say_what_was_not_measured(mist
     assert "24× smaller" in shipped[8] and "40× faster" in shipped[8]  # noqa: RUF001
     qat = page.row("qat")
     assert [cell.strip() for cell in qat[6:8]] == ["not measured"] * 2
-    assert qat[3].startswith("not measured"), "an AUC of NaN is no figure"
+    assert qat[3].startswith("not measured"), "an AUC of NaN is not a number to show"
     assert "only simulated" in qat[0]
-    assert page.row("teacher")[8].strip() == "is the teacher"
+    assert page.row("teacher")[8].strip() == "teacher"
 
 
 def test_every_section_has_its_content(mistakes: tuple[Mistake, ...]) -> None:
     report = make_report(("defective", "ok"), mistakes)
     page = Page(render_html(report))
     assert verdict(report) in page.text
-    for words in (
+    for text in (
         NOTICE,
-        "opened once",
+        "read once",
         "mean |dp| 0.0300 > 0.02",
         "faster: int8 1.20 ms, fp32 3.00 ms",
         "97.3 %",
@@ -92,10 +92,10 @@ def test_every_section_has_its_content(mistakes: tuple[Mistake, ...]) -> None:
         "2,100 MB",
         "not installed",
         "0.7, 0.15, 0.15",
-        "teacher: the head alone",
-        "97 % sure",
+        "teacher: head",
+        "confidence 97 %",
     ):
-        assert words in page.text, words
+        assert text in page.text, text
     assert page.row("litert-fp32")  # the first table that has it
     assert [" ".join(c.split()) for c in page.row("test")] == ["test", "16 50 %", "16 50 %", "32"]
     assert page.row("exact int8 arithmetic")[2].strip() == "97.3 %"
@@ -138,16 +138,16 @@ def test_hostile_text_stays_text(labels: tuple[str, ...], mistakes: tuple[Mistak
     assert len(next(cells for first, cells in page.rows.items() if first.startswith("true"))) == len(labels) + 1
 
 
-def test_missing_image_is_said_and_present_one_is_shrunk(mistakes: tuple[Mistake, ...]) -> None:
+def test_missing_image_is_reported_and_present_one_is_shrunk(mistakes: tuple[Mistake, ...]) -> None:
     page = Page(render_html(make_report(("defective", "ok"), mistakes)))
     assert page.text.count("image not found") == 2
     (image,) = [attrs for tag, attrs in page.tags if tag == "img"]
     data = base64.b64decode((image["src"] or "").partition(",")[2])
     assert decode(data).shape == (64, 128, 3)
-    assert image["alt"] == "Image labelled ok, answered defective"
+    assert image["alt"] == "Image labelled ok, predicted defective"
 
 
-def test_report_with_almost_nothing_still_renders() -> None:
+def test_report_with_almost_no_content_still_renders() -> None:
     report = make_report(("a", "b"))
     bare = tuple(
         msgspec.structs.replace(r, latency_ms=None, size_bytes=None, threads=None) for r in report.variants[1:]
@@ -166,24 +166,24 @@ def test_report_with_almost_nothing_still_renders() -> None:
         pruning={},
         recipe={},
         notices=(),
-        test_openings=2,
+        test_accesses=2,
     )
     page = Page(render_html(report))
     assert "No latency was measured." in page.text
-    assert "every artefact stayed within" in page.text
-    assert "opened 2 times" in page.text
-    assert "its latency not measured, its size not measured." in verdict(report)
+    assert "every artefact passed" in page.text
+    assert "read 2 times" in page.text
+    assert "latency not measured, size not measured." in verdict(report)
     assert "was not measured" in verdict(msgspec.structs.replace(report, shipped="none"))
 
 
-def test_verdict_is_one_plain_sentence() -> None:
+def test_verdict_is_one_sentence() -> None:
     assert verdict(make_report(("a", "b"))) == (
-        "The shipped model litert-int8 answers right on 80.1 % (balanced) of unseen images, in 1.20 ms an image, "
+        "The shipped model litert-int8 reaches 80.1 % balanced accuracy on unseen images, in 1.20 ms per image, "
         "in 1.1 MB: 95 % of the teacher's balanced accuracy, 24× smaller and 40× faster than the teacher in torch."  # noqa: RUF001
     )
 
 
-def test_figures_in_words() -> None:
+def test_number_formats() -> None:
     assert [number(v) for v in (1.2, 0.01234, 1234.5, 0.0, None)] == ["1.20", "0.0123", "1,234", "0.00", "not measured"]
     assert [duration(s) for s in (1.52, 59.7, 200, 7500)] == ["1.5 s", "1 min 00 s", "3 min 20 s", "2 h 05 min"]
     assert [megabytes(s) for s in (1_130_000, 45_000, None)] == ["1.1 MB", "45.0 kB", "not measured"]
@@ -195,8 +195,8 @@ def test_card_has_labels_notices_and_evidence() -> None:
     costs = ((0.0, 9.0, 9.0), (1.0, 0.0, 1.0), (1.0, 1.0, 0.0))
     manifest = msgspec.structs.replace(make_manifest(), decision=Decision(costs=costs))
     training = {"Teacher": "tf_efficientnet_lite0 from the hub."}
-    card = model_card(manifest, training=training, strategy="by group, near-duplicates on one side")
-    for words in (
+    card = model_card(manifest, training=training, strategy="by group, near-duplicates in one split")
+    for text in (
         "# solar-cells 1.0.0",
         "- defective\n- ok\n",
         f"**{NOTICE}**",
@@ -205,18 +205,24 @@ def test_card_has_labels_notices_and_evidence() -> None:
         "| litert-int8 | litert | int8 | 1.10 MB | validation | 0.812 | 0.968 | 0.0123 | 1.20 ms | not measured |",
         "| onnx-int8 | onnx | int8 | 1.50 MB | " + " | ".join(["not measured"] * 6) + " |",
         "- litert runs litert-int8: faster: int8 1.20 ms, fp32 3.00 ms",
-        "Training, validation and test: by group, near-duplicates on one side",
-        "weighs what mistakes cost: the label with the least expected cost.",
+        "Training, validation and test: by group, near-duplicates in one split",
+        "takes the cost of mistakes into account: the label with the least expected cost.",
     ):
-        assert words in card, words
+        assert text in card, text
     assert "<script" not in card
-    assert "The answer is the likeliest label." in model_card(make_manifest(), training={}, strategy="stratified")
+    assert "The prediction is the most probable label." in model_card(
+        make_manifest(), training={}, strategy="stratified"
+    )
 
 
-def test_readme_says_how_to_run_and_its_program_is_python() -> None:
+def test_readme_shows_how_to_run_and_its_program_is_valid_python() -> None:
     readme = bundle_readme(make_manifest())
-    for words in ("pip install eyas-device", "eyas-device check .", "eyas-device run --bundle . --camera folder:PATH"):
-        assert words in readme
+    for command in (
+        "pip install eyas-device",
+        "eyas-device check .",
+        "eyas-device run --bundle . --camera folder:PATH",
+    ):
+        assert command in readme
     program = readme.partition("```python\n")[2].partition("```")[0]
     compile(program, "README.md", "exec")
     assert 'Classifier.open(".")' in program and ".predict(" in program

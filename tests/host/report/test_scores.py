@@ -1,4 +1,4 @@
-"""The report's verdict, figures of each label, curves, costs, stage marks and Grad-CAM."""
+"""The report's signals, metrics per label, curves, costs, stage marks and Grad-CAM."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sklearn import metrics as sk
 
 from eyas_device.decision import Decision, decide
 from eyas_host.evaluate.bootstrap import intervals
-from eyas_host.evaluate.cost import CostFigures, choose_decision, part_cost
+from eyas_host.evaluate.cost import CostFigures, choose_decision, split_cost
 from eyas_host.evaluate.metrics import score, softmax
 from eyas_host.report import plots
-from eyas_host.report.curves import curves_of
+from eyas_host.report.curves import score_curves
 from eyas_host.report.gradcam import grad_cam, last_convolution, overlay
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Mistake, Report
@@ -29,41 +29,41 @@ from tests.support.shapes import Pixels
 COSTS = np.array([[0.0, 50_000.0], [5_000.0, 0.0]])
 
 
-def answers(classes: int, n: int = 400, seed: int = 0, separate: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+def predictions(classes: int, n: int = 400, seed: int = 0, separate: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     targets = rng.integers(classes, size=n)
     return softmax(rng.normal(size=(n, classes)) + separate * np.eye(classes)[targets]), targets
 
 
 def scored(labels: tuple[str, ...], costs: np.ndarray | None = None, **changes: Any) -> Report:
-    """A report whose figures on test are all of one set of answers."""
-    p, targets = answers(len(labels))
+    """A report whose test metrics all come from one set of predictions."""
+    p, targets = predictions(len(labels))
     decision = choose_decision(costs, labels, p, targets, currency="EUR")
-    said = decide(p, labels, decision)
+    predicted = decide(p, labels, decision)
     report = make_report(labels)
-    found = intervals(p, said, targets, costs=costs)
+    found = intervals(p, predicted, targets, costs=costs)
     cost = None
     if decision is not None:
-        part = part_cost("test", decision, labels, p, targets, constant=0, interval=found["cost"])
-        both = (msgspec.structs.replace(part, part="validation", interval=None), part)
-        cost = CostFigures(decision=decision, bayes_threshold=0.0909, constant_label=labels[0], parts=both)
+        test = split_cost("test", decision, labels, p, targets, constant=0, interval=found["cost"])
+        both = (msgspec.structs.replace(test, split="validation", interval=None), test)
+        cost = CostFigures(decision=decision, bayes_threshold=0.0909, constant_label=labels[0], splits=both)
     return msgspec.structs.replace(
         report,
         scores={"teacher": score(p, targets), "litert-int8": score(p, targets)},
-        decided=score(p, targets, answers=said) if decision else None,
+        decided=score(p, targets, predicted=predicted) if decision else None,
         intervals={"litert-int8": found},
         cost=cost,
         variants=tuple(
             msgspec.structs.replace(r, pr_auc=0.8, cost=1234.5 if decision else None) for r in report.variants
         ),
         curves=tuple(
-            c for name in ("litert-int8", "teacher") for c in curves_of(name, labels, p, targets, positive=labels[0])
+            c for name in ("litert-int8", "teacher") for c in score_curves(name, labels, p, targets, positive=labels[0])
         ),
         **changes,
     )
 
 
-def test_figures_of_each_label_are_those_of_what_is_answered() -> None:
+def test_metrics_per_label_follow_the_decision_rule() -> None:
     report = scored(("defective", "ok"), COSTS)
     assert report.decided is not None
     page = Page(render_html(report))
@@ -71,7 +71,7 @@ def test_figures_of_each_label_are_those_of_what_is_answered() -> None:
     own = report.decided.classes[0]
     assert cells[1:4] == [f"{100 * own.precision:.1f} %", f"{100 * own.recall:.1f} %", f"{own.f1:.3f}"]
     assert cells[6] == str(own.support)
-    assert own.recall > report.scores["litert-int8"].classes[0].recall, "the dear label is found more often"
+    assert own.recall > report.scores["litert-int8"].classes[0].recall, "the positive class has a higher recall"
     low, high = report.intervals["litert-int8"]["pr_auc"]
     assert f"95 % interval {low:.3f} to {high:.3f}" in page.text
 
@@ -80,12 +80,12 @@ def test_the_page_shows_costs_only_where_there_is_a_table() -> None:
     report = scored(("defective", "ok"), COSTS)
     assert report.cost is not None
     text = Page(render_html(report)).text
-    test = report.cost.parts[1]
-    assert "What mistakes cost" in text and "The table" in text
+    test = report.cost.splits[1]
+    assert "Cost of mistakes" in text and "Cost table" in text
     assert money(test.decided) in text and money(test.likeliest) in text and money(test.constant) in text
     assert str(report.cost.decision) in text and "50,000" in text
     without = Page(render_html(scored(("defective", "ok"))))
-    assert "What mistakes cost" not in without.text and "cost of an image" not in without.text
+    assert "Cost of mistakes" not in without.text and "cost per image" not in without.text
 
 
 @pytest.mark.parametrize("labels", [("a", "b"), ("a", "b", HOSTILE)])
@@ -93,28 +93,28 @@ def test_every_plot_is_drawn_and_described(labels: tuple[str, ...]) -> None:
     costs = 1.0 - np.eye(len(labels))
     page = Page(render_html(scored(labels, 10 * costs)))
     described = [str(attrs["aria-label"]) for tag, attrs in page.tags if tag == "svg" and "aria-label" in attrs]
-    assert any(words.startswith("ROC curves; areas: litert-int8 0.") for words in described)
-    assert any(words.startswith("Precision-recall curves") for words in described)
-    assert any(words.startswith("Cost against the threshold") for words in described) == (len(labels) == 2)
+    assert any(label.startswith("ROC curves; areas: litert-int8 0.") for label in described)
+    assert any(label.startswith("Precision-recall curves") for label in described)
+    assert any(label.startswith("Cost against the threshold") for label in described) == (len(labels) == 2)
     assert not [tag for tag, _ in page.tags if tag == "script"]
 
 
 @pytest.mark.parametrize(
-    ("change", "level", "words"),
+    ("change", "level", "text"),
     [
         ({"shipped": "onnx-int8"}, "red", "was not measured"),
-        ({"test_openings": 3}, "yellow", "opened 3 times"),
-        ({"divided_by": "stratified"}, "yellow", "at random"),
-        ({"divided_by": "group"}, "green", "divided by group"),
+        ({"test_accesses": 3}, "yellow", "read 3 times"),
+        ({"split_by": "stratified"}, "yellow", "at random"),
+        ({"split_by": "group"}, "green", "split by group"),
         ({"warnings": ("class 'a' has 3 training images",)}, "yellow", "3 training images"),
         ({"refused": {"onnx-int8": "why"}}, "yellow", "not packed: onnx-int8"),
         ({}, "green", "balanced accuracy 80.1 %"),
         ({}, "green", "95% of the teacher's"),
     ],
 )
-def test_what_speaks_for_and_against_shipping(change: dict[str, Any], level: str, words: str) -> None:
+def test_signals_for_and_against_shipping(change: dict[str, Any], level: str, text: str) -> None:
     report = msgspec.structs.replace(make_report(("a", "b")), **change)
-    assert [s.level for s in judge(report) if words in s.text] == [level]
+    assert [s.level for s in judge(report) if text in s.text] == [level]
 
 
 def variant_of(balanced: float, half: float) -> Report:
@@ -128,26 +128,26 @@ def variant_of(balanced: float, half: float) -> Report:
     return msgspec.structs.replace(report, variants=variants)
 
 
-def test_a_model_that_guesses_is_not_shipped_and_the_page_says_so_on_top() -> None:
+def test_a_model_at_chance_level_is_not_shipped_and_the_page_says_so_first() -> None:
     report = with_signals(variant_of(0.52, 0.03))
     assert report.signals[0].level == "red" and "no better than chance" in report.signals[0].text
     text = Page(render_html(report)).text
     assert text.index("Do not ship") < text.index("The comparison")
     wide = judge(variant_of(0.7, 0.1))
     assert [s.level for s in wide if "too few test images" in s.text] == ["yellow"]
-    kind = judge(variant_of(0.7, 0.03))
-    assert any("validation promised" in s.text for s in kind)
+    narrow = judge(variant_of(0.7, 0.03))
+    assert any("on validation it was" in s.text for s in narrow)
 
 
-def test_costs_are_judged_beside_answering_without_looking() -> None:
+def test_costs_are_compared_with_a_constant_prediction() -> None:
     report = scored(("defective", "ok"), COSTS)
     assert report.cost is not None
-    test = report.cost.parts[1]
+    test = report.cost.splits[1]
 
     def levels(**change: Any) -> list[str]:
-        cost = msgspec.structs.replace(report.cost, parts=(msgspec.structs.replace(test, **change),))
+        cost = msgspec.structs.replace(report.cost, splits=(msgspec.structs.replace(test, **change),))
         signals = judge(msgspec.structs.replace(report, cost=cost))
-        return [s.level for s in signals if "an image costs" in s.text]
+        return [s.level for s in signals if "mean cost per image" in s.text]
 
     assert levels(constant=2 * test.decided, interval=(0.0, 1.5 * test.decided)) == ["green"]
     assert levels(constant=1.2 * test.decided, interval=(0.0, 1.5 * test.decided)) == ["yellow"]
@@ -156,9 +156,9 @@ def test_costs_are_judged_beside_answering_without_looking() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_curves_have_scikit_learns_areas(classes: int) -> None:
-    p, targets = answers(classes)
+    p, targets = predictions(classes)
     labels = ("a", "b", "c")[:classes]
-    curves = curves_of("student", labels, p, targets, positive="b")
+    curves = score_curves("student", labels, p, targets, positive="b")
     assert [c.label for c in curves] == (["b", "b"] if classes == 2 else ["", "a", "b", "c"] * 2)
     for curve in curves:
         wanted = [labels.index(curve.label)] if curve.label else range(classes)
@@ -166,24 +166,24 @@ def test_curves_have_scikit_learns_areas(classes: int) -> None:
         assert curve.area == pytest.approx(np.mean([area(targets == c, p[:, c]) for c in wanted]))
         assert (np.diff(curve.x) >= 0).all() and len(curve.x) <= 200
         steps = sk.auc(curve.x, curve.y) if curve.kind == "roc" else np.sum(np.diff(curve.x) * np.array(curve.y)[1:])
-        assert steps == pytest.approx(curve.area, abs=0.02), "what is drawn is what is said"
+        assert steps == pytest.approx(curve.area, abs=0.02), "the points reproduce the area"
 
 
-def test_a_crowd_of_labels_has_only_the_mean_curve() -> None:
-    p, targets = answers(13, n=600)
+def test_many_labels_have_only_the_mean_curve() -> None:
+    p, targets = predictions(13, n=600)
     labels = tuple(f"label {n}" for n in range(13))
-    assert [c.label for c in curves_of("student", labels, p, targets, positive=labels[0])] == ["", ""]
-    p, targets = answers(3)
-    assert len(curves_of("teacher", ("a", "b", "c"), p, targets, positive="a", each=False)) == 2
+    assert [c.label for c in score_curves("student", labels, p, targets, positive=labels[0])] == ["", ""]
+    p, targets = predictions(3)
+    assert len(score_curves("teacher", ("a", "b", "c"), p, targets, positive="a", per_label=False)) == 2
 
 
-def test_the_disc_lies_on_the_curve() -> None:
-    p, targets = answers(2)
+def test_the_operating_point_matches_scikit_learn() -> None:
+    p, targets = predictions(2)
     confusion = score(p, targets).confusion
     point = operating_point(confusion, 1)
-    said = p.argmax(axis=1)
-    assert point["roc"] == pytest.approx((said[targets == 0].mean(), said[targets == 1].mean()))
-    assert point["pr"] == pytest.approx((sk.recall_score(targets, said), sk.precision_score(targets, said)))
+    predicted = p.argmax(axis=1)
+    assert point["roc"] == pytest.approx((predicted[targets == 0].mean(), predicted[targets == 1].mean()))
+    assert point["pr"] == pytest.approx((sk.recall_score(targets, predicted), sk.precision_score(targets, predicted)))
 
 
 def epochs(count: int, stage: str = "") -> list[dict[str, Any]]:
@@ -201,7 +201,7 @@ def test_stages_of_a_training_are_marked() -> None:
     assert list(plots.learning_curves({"head": epochs(2)})) == ["head"]
 
 
-def test_the_dot_is_the_epoch_that_is_best_by_the_recipes_metric() -> None:
+def test_the_dot_marks_the_best_epoch_by_the_selection_metric() -> None:
     history = epochs(3)
     for row, loss in enumerate((0.9, 0.4, 0.6)):
         history[row]["metrics"] = history[row]["metrics"] | {"loss": loss, "auc": 0.6 + 0.1 * row}
@@ -210,7 +210,7 @@ def test_the_dot_is_the_epoch_that_is_best_by_the_recipes_metric() -> None:
 
 
 class Linear(torch.nn.Module):
-    """A convolution, and a weight for each channel and place, or with `pooled` for each channel alone."""
+    """A convolution, then a weight per channel and position, or with `pooled` one per channel."""
 
     def __init__(self, *, pooled: bool) -> None:
         super().__init__()
@@ -226,8 +226,8 @@ class Linear(torch.nn.Module):
         return torch.einsum("lkhw,nkhw->nl", self.weights, self.features(pixels))
 
 
-@pytest.mark.parametrize("pooled", [True, False], ids=["class activation map", "weights that differ by place"])
-def test_grad_cam_weighs_channels_by_their_mean_slope(pooled: bool, shape_frames: Pixels) -> None:
+@pytest.mark.parametrize("pooled", [True, False], ids=["class activation map", "weights that differ by position"])
+def test_grad_cam_weights_channels_by_their_mean_gradient(pooled: bool, shape_frames: Pixels) -> None:
     network, classes = Linear(pooled=pooled), [2, 0, 3]
     heat = grad_cam(network, shape_frames[:3], classes)
     assert heat.shape == (3, 64, 64)
@@ -240,7 +240,7 @@ def test_grad_cam_weighs_channels_by_their_mean_slope(pooled: bool, shape_frames
         seen += own.any()
         expected = cv2.resize(own / (own.max() or 1), (64, 64), interpolation=cv2.INTER_LINEAR)
         assert np.abs(heat[row] - expected).max() < 1e-4
-    assert seen, "something speaks for one of the classes"
+    assert seen, "at least one image has evidence for its class"
 
 
 def test_grad_cam_of_float_and_int8_students(
@@ -256,23 +256,23 @@ def test_grad_cam_of_float_and_int8_students(
     assert layer.out_channels == 576, "the last one before the pooling of a mobilenetv3_small_100"
 
 
-def test_a_network_without_places_has_no_grad_cam(shape_frames: Pixels) -> None:
+def test_a_network_without_spatial_outputs_has_no_grad_cam(shape_frames: Pixels) -> None:
     flat = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten())
     with pytest.raises(ValueError, match="no convolution"):
         grad_cam(flat, shape_frames[:1], [0])
 
 
-def test_mistakes_show_the_image_and_where_it_looked(tmp_path: Path) -> None:
+def test_mistakes_show_the_image_and_the_evidence(tmp_path: Path) -> None:
     path = tmp_path / "cell.png"
     cv2.imwrite(str(path), np.full((60, 90, 3), 200, np.uint8))
     report = make_report(("a", "b"), (Mistake(str(path), "a", "b", 0.9, 50_000.0), Mistake("gone.png", "a", "b", 0.8)))
     heat = np.zeros((64, 64), dtype=np.float32)
     heat[:32] = 1.0
-    seen = overlay(np.full((64, 64, 3), 200, np.uint8), heat)
-    assert (seen[32:] == 200).all() and (seen[:32] != 200).any()
-    page = Page(render_html(report, {str(path): seen}))
+    explained = overlay(np.full((64, 64, 3), 200, np.uint8), heat)
+    assert (explained[32:] == 200).all() and (explained[:32] != 200).any()
+    page = Page(render_html(report, {str(path): explained}))
     images = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
-    assert images == ["Image labelled a, answered b", "Where the model looked for b"]
+    assert images == ["Image labelled a, predicted b", "Evidence for b"]
     assert "cost 50,000" in page.text and "image not found" in page.text
 
 
@@ -286,7 +286,7 @@ def test_money() -> None:
     ]
 
 
-def test_a_decision_in_words() -> None:
+def test_a_decision_as_text() -> None:
     rows = ((0.0, 1.0), (1.0, 0.0))
     assert str(Decision(costs=rows, label="defective", threshold=0.1818)) == "defective from a probability of 18.2 % on"
     assert "least expected cost" in str(Decision(costs=rows))

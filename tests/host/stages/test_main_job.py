@@ -101,7 +101,7 @@ def test_report_has_every_variant_with_its_figures(place: Path) -> None:
     for runtime in ("litert", "openvino", "onnx"):
         assert report["parity"][f"{runtime}-fp32"]["max_dp"] < 1e-3
     assert variants["litert-int8"]["size_bytes"] <= variants["litert-fp32"]["size_bytes"] / 4 + 400_000
-    assert report["test_openings"] == 1
+    assert report["test_accesses"] == 1
     assert report["weights"]["teacher"] in ("packaged", "hub")
     assert report["pruning"]["macs_after"] <= 0.6 * report["pruning"]["macs_before"]
     assert [stage["name"] for stage in report["stages"]][-1] == "pack"
@@ -148,7 +148,7 @@ def test_a_report_again_has_the_sensitivity_and_does_not_open_the_sealed_part_ag
     report = report_of(place / "runs/shapes")
     assert len(report["sensitivity"]["layers"]) > 50
     assert "Sensitivity plot" in (place / "runs/shapes/report.html").read_text()
-    assert report["test_openings"] == 1
+    assert report["test_accesses"] == 1
     assert len((place / "runs/shapes/sealed/ledger.jsonl").read_text().splitlines()) == 1
 
 
@@ -211,7 +211,7 @@ def test_costs_travel_in_the_bundle_and_the_device_answers_as_the_report_says(pl
     assert decision["costs"][circle][ring] == 100 and decision["costs"][ring][circle] == 1
     assert json.loads((run / "verify/confidence.json").read_bytes())["decision"] == decision
     report = report_of(run)
-    assert report["test_openings"] == 1, "the same models: what they answered was kept"
+    assert report["test_accesses"] == 1, "the same models: what they answered was kept"
     answered = np.zeros((len(SHAPES), len(SHAPES)), dtype=int)
     with Classifier.open(run / "bundle", artefact=report["shipped"]) as classifier:
         for image in json.loads((run / "split/manifest.json").read_bytes())["test"]:

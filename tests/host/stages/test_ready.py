@@ -113,7 +113,7 @@ def test_calibration_covers_every_class(place: Path) -> None:
 def test_where_the_bytes_are(place: Path, network: PixelClassifier) -> None:
     report = report_of(place)
     sizes = {variant["name"]: variant["size_bytes"] for variant in report["variants"]}
-    for name, part in report["artefact_parts"].items():
+    for name, part in report["artefact_sizes"].items():
         assert part["constants"] + part["graph"] == sizes[name]
         assert 0 < part["graph"] < 400_000 and part["constants"] > 0
     layers = {layer["name"]: layer for layer in report["layers"]}
@@ -122,7 +122,7 @@ def test_where_the_bytes_are(place: Path, network: PixelClassifier) -> None:
     assert stem["parameters"] == 16 * 27 + 16
     assert (stem["fp32_bytes"], stem["int8_bytes"]) == (4 * (16 * 27 + 16), 16 * 27 + 4 * 16 + 4 * 16)
     assert head["int8_bytes"] == head["fp32_bytes"] == 4 * (1024 * 5 + 5)
-    constants = report["artefact_parts"]["litert-fp32"]["constants"]
+    constants = report["artefact_sizes"]["litert-fp32"]["constants"]
     assert constants == pytest.approx(sum(layer["fp32_bytes"] for layer in layers.values()), rel=0.01)
 
 

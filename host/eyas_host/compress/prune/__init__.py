@@ -1,1 +1,1 @@
-"""Channel pruning: to a fraction of the MACs, to a measured latency, or by magnitude."""
+"""Pruning: channels to a fraction of the MACs or to a measured latency, or single weights by magnitude."""

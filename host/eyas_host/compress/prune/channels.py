@@ -1,8 +1,8 @@
-"""Groups of channels that can only be cut together, and the cutting itself.
+"""Groups of channels that can only be pruned together.
 
-A residual stream, or what an expansion, its depthwise convolution, its gate and its projection share, is one group
-(Fang et al., "DepGraph: Towards Any Structural Pruning", 2023; torch-pruning finds them). A cut is written down as
-(layer, whether its outputs were cut, their numbers), which is enough to make it again in the unpruned network.
+The channels of a residual stream form one group, and so do those shared by an expansion, its depthwise convolution, its
+gate and its projection (Fang et al., "DepGraph: Towards Any Structural Pruning", 2023; torch-pruning finds them). A cut
+is recorded as (layer, whether its outputs were cut, channel indices), enough to repeat it in the unpruned network.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import Cut, dependency_graph
 
 ROUND_TO = 8
-"""Channel counts stay multiples of this: what the int8 kernels want."""
+"""Channel counts stay multiples of this, as int8 kernels prefer."""
 MAX_PRUNED = 0.75
-"""No layer loses more than this part of its channels."""
+"""No layer loses more than this fraction of its channels."""
 
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer that reads the channels of a group: its input `rows[i]` is channel `channels[i]`."""
+    """A layer that reads a group's channels: its input `rows[i]` is channel `channels[i]` of the group."""
 
     layer: str
     rows: Rows
@@ -38,27 +38,27 @@ class Reader:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels 0..`channels` - 1 that exist in several layers at once."""
+    """Channels 0..`channels` - 1 that several layers share."""
 
     root: str
-    """The layer whose outputs are named in a cut."""
+    """The layer that a cut names."""
     channels: int
-    least: int
-    """Never fewer than these are kept."""
+    min_kept: int
+    """Channels that are always kept."""
     writers: tuple[str, ...]
-    """Layers that have one output for each channel."""
+    """Layers with one output per channel."""
     readers: tuple[Reader, ...]
 
     def below(self, kept: int) -> int:
-        """The next smaller count of channels after `kept`: a multiple of `ROUND_TO`, or `kept` at the end."""
-        return max(self.least, (kept - 1) // ROUND_TO * ROUND_TO)
+        """The next smaller channel count after `kept`: a multiple of `ROUND_TO`, or `kept` once nothing may go."""
+        return max(self.min_kept, (kept - 1) // ROUND_TO * ROUND_TO)
 
 
 def channel_groups(model: PixelClassifier, *, size: int, dense: Mapping[str, int] | None = None) -> list[ChannelGroup]:
-    """The groups of a network at `size` x `size` pixels, without the classifier's outputs.
+    """Find a network's channel groups at `size` x `size` pixels, the classifier's outputs excluded.
 
-    `dense` says how many outputs each layer had before anything was cut (default: as many as now); it sets how far a
-    group may shrink. Groups that touch a grouped convolution which is not depthwise are left out: they stay whole.
+    `dense` maps each layer to its outputs before any pruning (default: its outputs now) and limits how far a group may
+    shrink. Groups that touch a grouped convolution other than a depthwise one are left out and stay as they are.
     """
     backbone: Any = model.backbone
     graph = dependency_graph(model, size)
@@ -76,25 +76,27 @@ def channel_groups(model: PixelClassifier, *, size: int, dense: Mapping[str, int
                 writers.append(names[layer])
             else:
                 readers.append(Reader(names[layer], np.asarray(item.idxs), np.asarray(item.root_idxs)))
-        whole = channels if dense is None else dense[root]
-        least = -(-int(np.ceil(whole * (1 - MAX_PRUNED))) // ROUND_TO) * ROUND_TO
-        groups.append(ChannelGroup(root, channels, min(channels, least), tuple(dict.fromkeys(writers)), tuple(readers)))
+        original = channels if dense is None else dense[root]
+        minimum = min(channels, -(-int(np.ceil(original * (1 - MAX_PRUNED))) // ROUND_TO) * ROUND_TO)
+        groups.append(ChannelGroup(root, channels, minimum, tuple(dict.fromkeys(writers)), tuple(readers)))
     return groups
 
 
-def least_important(groups: Sequence[ChannelGroup], losses: Sequence[Floats], kept: Sequence[int]) -> list[Cut]:
-    """Cuts that leave `kept[i]` channels of `groups[i]`, those whose loss costs most."""
+def least_important_cuts(
+    groups: Sequence[ChannelGroup], importance: Sequence[Floats], kept: Sequence[int]
+) -> list[Cut]:
+    """Prune the lowest-importance channels down to `kept[i]` in `groups[i]`."""
     cuts = []
-    for group, loss, count in zip(groups, losses, kept, strict=True):
-        rows = np.argsort(loss, kind="stable")[: group.channels - count]
+    for group, values, count in zip(groups, importance, kept, strict=True):
+        rows = np.argsort(values, kind="stable")[: group.channels - count]
         if len(rows):
             cuts.append((group.root, True, tuple(int(row) for row in np.sort(rows))))
     return cuts
 
 
-def magnitudes(model: PixelClassifier, groups: Sequence[ChannelGroup]) -> list[Floats]:
-    """Sum of the squared weights that write or read each channel: float64 [channels] for each group."""
-    found = []
+def magnitude_importance(model: PixelClassifier, groups: Sequence[ChannelGroup]) -> list[Floats]:
+    """Sum of the squared weights that write or read each channel: float64 [channels] per group."""
+    importance = []
     for group in groups:
         total = np.zeros(group.channels)
         for name in group.writers:
@@ -104,11 +106,11 @@ def magnitudes(model: PixelClassifier, groups: Sequence[ChannelGroup]) -> list[F
             weight = model.backbone.get_submodule(reader.layer).weight
             read = weight.detach().double().square().transpose(0, 1).flatten(1).sum(1).cpu().numpy()
             np.add.at(total, reader.channels, read[reader.rows])
-        found.append(total)
-    return found
+        importance.append(total)
+    return importance
 
 
 def _grouped(layer: nn.Module) -> bool:
-    """Whether channels of a convolution belong to blocks that must stay of one size."""
+    """Whether a convolution is grouped but not depthwise: its groups must keep equal sizes."""
     groups: int = getattr(layer, "groups", 1)
     return 1 < groups < getattr(layer, "out_channels", 1)

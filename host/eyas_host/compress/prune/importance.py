@@ -1,8 +1,8 @@
-"""Where a millisecond costs least accuracy: which channels to cut next.
+"""Channel importance and the order of pruning: which channels cost the least accuracy per millisecond saved.
 
-The loss of a channel is estimated by the first-order Taylor expansion at the weights that read it (Molchanov et al.,
-"Importance Estimation for Neural Network Pruning", 2019): without the channel those weights might as well be zero,
-which changes the loss by about -sum(w * dL/dw).
+Importance is estimated by the first-order Taylor expansion at the weights that read a channel (Molchanov et al.,
+"Importance Estimation for Neural Network Pruning", 2019): removing the channel sets those weights to zero, which
+changes the loss by about -sum(w * dL/dw).
 """
 
 from __future__ import annotations
@@ -15,37 +15,36 @@ import numpy as np
 from torch import Tensor
 
 from eyas_host.compress.prune.channels import ChannelGroup, Floats
-from eyas_host.compress.prune.latency_model import LatencyModel, Layers
+from eyas_host.compress.prune.latency_model import LatencyModel, LayerShapes
 from eyas_host.models.factory import PixelClassifier
 
-_LEAST_SAVING = 1e-9
+_MIN_SAVING = 1e-9
 """Milliseconds."""
 
 
 class Step(NamedTuple):
-    """One more cut of up to eight channels."""
+    """The network after one more cut of up to eight channels."""
 
     kept: tuple[int, ...]
     """Channels left in each group."""
     ms: float
-    """Predicted."""
+    """Predicted latency."""
     loss: float
-    """Estimated, of all cuts so far."""
+    """Estimated increase of the loss by all cuts so far."""
 
 
-def channel_losses(model: PixelClassifier, groups: Sequence[ChannelGroup], losses: Iterable[Tensor]) -> list[Floats]:
-    """Estimated change of the loss without each channel: float64 [channels] for each group.
+def taylor_importance(model: PixelClassifier, groups: Sequence[ChannelGroup], losses: Iterable[Tensor]) -> list[Floats]:
+    """Estimated change of the loss when each channel is removed: float64 [channels] per group.
 
-    `losses` yields the scalar loss of one batch after the other; the estimate of a batch is taken without its sign,
-    and the mean of the batches is returned.
+    `losses` yields the scalar loss of one batch after the other; the result is the mean absolute estimate over batches.
     """
-    found = [np.zeros(group.channels) for group in groups]
+    importance = [np.zeros(group.channels) for group in groups]
     batches = 0
     for loss in losses:
         model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         batches += 1
-        for group, total in zip(groups, found, strict=True):
+        for group, total in zip(groups, importance, strict=True):
             change = np.zeros(group.channels)
             for reader in group.readers:
                 weight: Any = model.backbone.get_submodule(reader.layer).weight
@@ -53,20 +52,20 @@ def channel_losses(model: PixelClassifier, groups: Sequence[ChannelGroup], losse
                 np.add.at(change, reader.channels, read[reader.rows])
             total += np.abs(change)
     model.zero_grad(set_to_none=True)
-    return [total / max(1, batches) for total in found]
+    return [total / max(1, batches) for total in importance]
 
 
 def cheapest_cuts(
-    groups: Sequence[ChannelGroup], losses: Sequence[Floats], layers: Layers, latency: LatencyModel
+    groups: Sequence[ChannelGroup], importance: Sequence[Floats], layers: LayerShapes, latency: LatencyModel
 ) -> Iterator[Step]:
-    """The network as it is, then one step after the other until every group is at its least.
+    """Yield the network as it is, then one greedy step after the other until every group is at its minimum.
 
-    Each step takes, in one group, the channels of least loss down to the next multiple of eight: in the group where the
-    loss per millisecond saved is least. Predicted milliseconds never rise from step to step.
+    Each step prunes the least important channels of one group down to the next multiple of eight: in the group with the
+    lowest loss per millisecond saved. Predicted milliseconds never rise from step to step.
     """
     kept = [group.channels for group in groups]
-    lost = [_lost_with(group, layers) for group in groups]
-    cost = [np.concatenate(([0.0], np.cumsum(np.sort(loss)))) for loss in losses]
+    removed = [_channel_footprint(group, layers) for group in groups]
+    cost = [np.concatenate(([0.0], np.cumsum(np.sort(values)))) for values in importance]
     ms, total = latency.ms(layers), 0.0
     yield Step(tuple(kept), ms, total)
     while True:
@@ -74,29 +73,30 @@ def cheapest_cuts(
         for number, group in enumerate(groups):
             after = group.below(kept[number])
             if after < kept[number]:
-                smaller = _without(layers, lost[number], kept[number] - after)
+                smaller = _without(layers, removed[number], kept[number] - after)
                 loss = float(cost[number][group.channels - after] - cost[number][group.channels - kept[number]])
                 left = latency.ms(smaller)
-                choices.append((loss / max(ms - left, _LEAST_SAVING), number, after, left, loss))
+                choices.append((loss / max(ms - left, _MIN_SAVING), number, after, left, loss))
         if not choices:
             return
         _, number, after, ms, loss = min(choices)
-        layers = _without(layers, lost[number], kept[number] - after)
+        layers = _without(layers, removed[number], kept[number] - after)
         kept[number] = after
         total += loss
         yield Step(tuple(kept), ms, total)
 
 
-def _lost_with(group: ChannelGroup, layers: Layers) -> tuple[Floats, Floats]:
-    """Inputs and outputs that each layer loses with one channel of a group: float64 [layers] each."""
+def _channel_footprint(group: ChannelGroup, layers: LayerShapes) -> tuple[Floats, Floats]:
+    """Inputs and outputs that each layer loses with one channel of the group: float64 [layers] each."""
     inputs, outputs = np.zeros(len(layers.names)), np.zeros(len(layers.names))
     reads = {reader.layer: len(reader.rows) / group.channels for reader in group.readers}
-    for place, name in enumerate(layers.names):
-        outputs[place] = name in group.writers
-        inputs[place] = outputs[place] if layers.depthwise[place] else reads.get(name, 0.0)
+    for index, name in enumerate(layers.names):
+        outputs[index] = name in group.writers
+        inputs[index] = outputs[index] if layers.depthwise[index] else reads.get(name, 0.0)
     return inputs, outputs
 
 
-def _without(layers: Layers, lost: tuple[Floats, Floats], channels: int) -> Layers:
-    """The layers without so many channels of the group that `lost` is of."""
-    return replace(layers, inputs=layers.inputs - channels * lost[0], outputs=layers.outputs - channels * lost[1])
+def _without(layers: LayerShapes, footprint: tuple[Floats, Floats], channels: int) -> LayerShapes:
+    """Layer shapes after removing `channels` channels of the group with this footprint."""
+    inputs, outputs = footprint
+    return replace(layers, inputs=layers.inputs - channels * inputs, outputs=layers.outputs - channels * outputs)

@@ -1,8 +1,8 @@
-"""Pruning: fewer channels (really faster), or zeros among the weights (no faster, kept as an option).
+"""Magnitude pruning in one step: whole channels (faster), or single weights (no faster, kept as an option).
 
-Channels are cut until the multiply-accumulates fall to the wanted part, or in every layer alike; `rounds.py` cuts to a
-measured latency. Magnitude pruning of single weights is NNCF's (`nncf.prune`). What was cut is recorded as a plan in
-JSON that rebuilds the same network from the unpruned one.
+Channels are removed until the multiply-accumulates fall to a fraction, or from every layer alike; `to_latency` prunes
+to a measured latency. Pruning of single weights is NNCF's (`nncf.prune`). Cuts are recorded as a plan in JSON that
+rebuilds the same network from the unpruned one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from eyas_host.compress.prune.channels import MAX_PRUNED, ROUND_TO, channel_groups, least_important, magnitudes
+from eyas_host.compress.prune.channels import (
+    MAX_PRUNED,
+    ROUND_TO,
+    channel_groups,
+    least_important_cuts,
+    magnitude_importance,
+)
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import Cut, PrunePlan, cut_channels
 from eyas_host.support.errors import CompressError
@@ -54,29 +60,31 @@ def prune_channels(model: PixelClassifier, *, mac_ratio: float, size: int) -> tu
         macs, _ = count_costs(pruned, example)
     else:
         raise CompressError(
-            f"[prune] keep = {mac_ratio}: only {macs / macs_before:.2f} of the multiply-accumulates was reached "
-            f"when every layer had lost {MAX_PRUNED:.0%} of its channels; take a larger part or a smaller model"
+            f"[prune] keep = {mac_ratio}: only {macs / macs_before:.2f} of the multiply-accumulates is reached "
+            f"once every layer has lost {MAX_PRUNED:.0%} of its channels; keep more or take a smaller model"
         )
     cuts = tuple((str(name), bool(out), tuple(int(i) for i in rows)) for name, out, rows in pruner.pruning_history())
     return pruned, channel_plan(model, pruned, cuts, size=size)
 
 
 def prune_evenly(model: PixelClassifier, *, keep: float, size: int) -> tuple[PixelClassifier, PrunePlan]:
-    """A copy of `model` in which every layer keeps that part of its channels, rounded to 8 and 8 at least.
+    """A copy of `model` in which every layer keeps this fraction of its channels, a multiple of 8 and at least 8.
 
-    The channels of least squared weight in a group go. Raises `CompressError` if rounding leaves all of them.
+    The channels of smallest squared weight in a group go. Raises `CompressError` if rounding leaves all of them.
     """
     groups = channel_groups(model, size=size)
     kept = [min(group.channels, max(1, round(group.channels * keep / ROUND_TO)) * ROUND_TO) for group in groups]
-    cuts = tuple(least_important(groups, magnitudes(model, groups), kept))
+    cuts = tuple(least_important_cuts(groups, magnitude_importance(model, groups), kept))
     if not cuts:
-        raise CompressError(f"[prune] keep = {keep}: rounded to {ROUND_TO} every layer keeps all channels; take less")
+        raise CompressError(
+            f"[prune] keep = {keep}: rounded to multiples of {ROUND_TO}, every layer keeps all its channels; keep less"
+        )
     pruned = cut_channels(model, cuts, size=size)
     return pruned, channel_plan(model, pruned, cuts, size=size)
 
 
 def channel_plan(model: PixelClassifier, pruned: PixelClassifier, cuts: Sequence[Cut], *, size: int) -> PrunePlan:
-    """The plan whose cuts made `pruned` of `model`."""
+    """The plan whose cuts turn `model` into `pruned`."""
     example = torch.zeros(1, 3, size, size)
     (macs_before, parameters_before), (macs_after, parameters_after) = (
         count_costs(model, example),
@@ -86,7 +94,7 @@ def channel_plan(model: PixelClassifier, pruned: PixelClassifier, cuts: Sequence
 
 
 def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tuple[PixelClassifier, PrunePlan]:
-    """A copy of `model` in which NNCF made the smallest weights of each layer zero; the classifier stays dense."""
+    """A copy of `model` in which NNCF set the smallest weights of each layer to zero; the classifier stays dense."""
     dense = copy.deepcopy(model).cpu().eval()
     example = torch.zeros(1, 3, size, size)
     macs, parameters_before = count_costs(dense, example)
@@ -108,7 +116,7 @@ def prune_weights(model: PixelClassifier, *, sparsity: float, size: int) -> tupl
 
 
 class ZeroKeeper:
-    """Keeps the zeros of pruned weights at zero while the rest is trained: call it after each step."""
+    """Keeps pruned weights at zero while the rest is trained: call it after each optimizer step."""
 
     def __init__(self, model: nn.Module) -> None:
         self._masks: list[tuple[Tensor, Tensor]] = [
@@ -116,13 +124,13 @@ class ZeroKeeper:
         ]
 
     def __call__(self) -> None:
-        """Put the zeros back."""
+        """Set the pruned weights to zero again."""
         for weights, mask in self._masks:
             weights.mul_(mask)
 
 
 def count_costs(model: PixelClassifier, example: Tensor) -> tuple[float, int]:
-    """Multiply-accumulates of the image `example` [1, 3, size, size], and weights that are not zero."""
+    """Multiply-accumulates for the image `example` [1, 3, size, size], and the number of nonzero weights."""
     device = next(model.backbone.parameters()).device
     macs, _ = torch_pruning.utils.count_ops_and_params(model.backbone, example.to(device))
     return float(macs), sum(int((p != 0).sum()) for p in model.backbone.parameters())

@@ -1,8 +1,8 @@
-"""Channels cut in rounds to a latency, each round followed by recovery with the teacher's answers.
+"""Iterative channel pruning to a latency target, each round followed by recovery through distillation.
 
-The goals of the rounds are a geometric series from the dense network's time to the target: each round saves the same
-part of what is left. The plan so far and the weights are kept in the stage's folder after each cut and each recovery,
-so that a killed run goes on from there and ends with the same numbers.
+The goals of the rounds are a geometric series from the dense latency to the target: each round saves the same fraction
+of what is left. The plan so far and the weights are saved after every cut and every recovery, so that a killed run
+resumes there and ends with the same numbers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from eyas_host.compress.prune.channels import MAX_PRUNED, channel_groups, least_important
-from eyas_host.compress.prune.importance import Step, channel_losses, cheapest_cuts
-from eyas_host.compress.prune.latency_model import LatencyModel, layers_of
+from eyas_host.compress.prune.channels import MAX_PRUNED, channel_groups, least_important_cuts
+from eyas_host.compress.prune.importance import Step, cheapest_cuts, taylor_importance
+from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes
 from eyas_host.compress.prune.magnitude import count_costs
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import Cut, cut_channels
@@ -30,60 +30,60 @@ from eyas_host.train.schedule import Epoch
 from eyas_host.train.student import DistillationTask
 
 TOLERANCE = 0.03
-"""A network this part below the goal is near enough."""
+"""A network at most this fraction below the goal is accepted."""
 _AIM = 0.01
-"""How far below the goal a corrected prediction is aimed."""
+"""Fraction below the goal that a corrected prediction aims at."""
 _TRIES = 6
 _VIEWS = 320
-"""Training views that the loss of a channel is estimated on."""
+"""Training views that channel importance is estimated on."""
 
-Measure = Callable[[PixelClassifier], float]
-"""Milliseconds of a network, as a part of the dense one's in the same minute."""
+MeasureFraction = Callable[[PixelClassifier], float]
+"""Latency of a network as a fraction of the dense one's, both measured in the same minute."""
 
 
-class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """One network of the accuracy-latency front."""
+class FrontPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One network on the accuracy-latency front."""
 
     round: int
     """0: the dense student."""
     predicted_ms: float
     measured_ms: float | None
-    """None: only predicted, from a table that was measured elsewhere."""
-    part: float
-    """Of the dense milliseconds, measured where that was done."""
+    """None: only predicted, from a table measured elsewhere."""
+    fraction: float
+    """Of the dense latency: measured if it was, else predicted."""
     macs: float
-    """Multiply-accumulates an image."""
+    """Multiply-accumulates per image."""
     balanced_accuracy: float | None = None
     """On validation, after recovery."""
     auc: float | None = None
 
 
 class _State(msgspec.Struct, frozen=True):
-    """What is known of a round beside its weights."""
+    """State of a round besides its weights."""
 
     cuts: tuple[Cut, ...] = ()
-    """All so far, in the dense network."""
+    """All cuts so far, in terms of the dense network."""
     correction: float = 1.0
-    """Of the prediction: measured part / predicted part."""
-    front: tuple[Point, ...] = ()
+    """Measured / predicted latency fraction."""
+    front: tuple[FrontPoint, ...] = ()
     history: tuple[Epoch, ...] = ()
-    """The round's recovery."""
+    """Epochs of the round's recovery."""
 
 
 @dataclass(frozen=True)
-class Pruned:
-    """A network at its target."""
+class PruningResult:
+    """A network that meets its target."""
 
     model: PixelClassifier
     cuts: tuple[Cut, ...]
-    front: tuple[Point, ...]
+    front: tuple[FrontPoint, ...]
     history: tuple[Epoch, ...]
-    """The last recovery."""
+    """Epochs of the last recovery."""
 
 
 @dataclass(frozen=True)
-class Reached:
-    """The step that was taken towards a goal; parts are of the dense milliseconds."""
+class SearchResult:
+    """The step chosen for a goal; latencies are fractions of the dense one."""
 
     step: Step
     predicted: float
@@ -91,41 +91,41 @@ class Reached:
     correction: float
 
 
-class Rounds:
-    """Cuts `student` until it takes at most `part` of its dense milliseconds, and lets it recover.
+class IterativePruner:
+    """Prunes `student` to at most `fraction` of its dense latency, with recovery after each round.
 
-    Without `measure` the prediction decides. The last round recovers for `settings.epochs`. `*.ckpt` in `folder` may be
-    removed once the result is stored.
+    Without `measure` the predicted latency decides. The last round recovers for `settings.epochs`. `*.ckpt` in
+    `folder` may be removed once the result is stored.
     """
 
     def __init__(
         self,
         student: PixelClassifier,
-        lesson: DistillationTask,
+        task: DistillationTask,
         latency: LatencyModel,
-        part: float,
+        fraction: float,
         *,
         settings: PruneSection,
         folder: Path,
-        measure: Measure | None,
+        measure: MeasureFraction | None,
     ) -> None:
-        self.student, self.lesson, self.latency, self.part = student, lesson, latency, part
+        self.student, self.task, self.latency, self.fraction = student, task, latency, fraction
         self.settings, self.folder, self.measure = settings, folder, measure
-        self.size = lesson.recipe.image.size
-        self.dense = layers_of(student, size=self.size)
+        self.size = task.recipe.image.size
+        self.dense = layer_shapes(student, size=self.size)
 
-    def run(self) -> Pruned:
-        """All rounds, those of a killed run left out. Raises `CompressError` if the target cannot be reached."""
+    def run(self) -> PruningResult:
+        """Run all rounds that are not finished yet. Raises `CompressError` if the target cannot be reached."""
         dense_ms = self.latency.dense_ms
         if not self._file(0).exists():
-            point = Point(
+            point = FrontPoint(
                 round=0,
                 predicted_ms=dense_ms,
                 measured_ms=None if self.measure is None else dense_ms,
-                part=1.0,
+                fraction=1.0,
                 macs=self._macs(self.student),
             )
-            self._save(self._file(0), self.student, _State(front=(self._judged(point, self.student),)))
+            self._save(self._file(0), self.student, _State(front=(self._evaluated(point, self.student),)))
         rounds = self.settings.rounds
         for number in range(1, rounds + 1):
             cut, done = self._file(number, "-cut"), self._file(number)
@@ -133,95 +133,95 @@ class Rounds:
                 if not cut.exists():
                     self._cut(number, cut)
                 self._recover(number, cut, done)
-            say(f"  pruning, round {number} of {rounds}: {_words(self._load(done)[1].front[-1])}")
+            say(f"  pruning, round {number} of {rounds}: {_summary(self._load(done)[1].front[-1])}")
         model, state = self._load(self._file(rounds))
-        return Pruned(model, state.cuts, state.front, state.history)
+        return PruningResult(model, state.cuts, state.front, state.history)
 
     def _cut(self, number: int, path: Path) -> None:
-        """Cut the network of the round before to this round's goal."""
+        """Cut the previous round's network down to this round's goal."""
         model, state = self._load(self._file(number - 1))
         last, dense_ms = number == self.settings.rounds, self.latency.dense_ms
         widths = {name: int(count) for name, count in zip(self.dense.names, self.dense.outputs, strict=True)}
         groups = channel_groups(model, size=self.size, dense=widths)
-        losses = channel_losses(model, groups, self._losses(model, number))
+        importance = taylor_importance(model, groups, self._batch_losses(model, number))
         model = model.cpu()
-        steps = list(cheapest_cuts(groups, losses, layers_of(model, size=self.size), self.latency))
-        check_floor(steps, self.part, dense_ms, correction=state.correction, exact=self.measure is None)
+        steps = list(cheapest_cuts(groups, importance, layer_shapes(model, size=self.size), self.latency))
+        check_floor(steps, self.fraction, dense_ms, correction=state.correction, exact=self.measure is None)
 
         def cuts_of(step: Step) -> list[Cut]:
-            return least_important(groups, losses, step.kept)
+            return least_important_cuts(groups, importance, step.kept)
 
         def measured(step: Step) -> float:
             assert self.measure is not None
             return self.measure(cut_channels(model, cuts_of(step), size=self.size))
 
-        reached = reach(
+        reached = search_step(
             steps,
-            self.part ** (number / self.settings.rounds),
+            self.fraction ** (number / self.settings.rounds),
             dense_ms,
             correction=state.correction,
             measure=None if self.measure is None else measured,
             exact=last,
         )
         smaller = cut_channels(model, cuts_of(reached.step), size=self.size)
-        point = Point(
+        point = FrontPoint(
             round=number,
             predicted_ms=reached.predicted * dense_ms,
             measured_ms=None if reached.measured is None else reached.measured * dense_ms,
-            part=reached.predicted if reached.measured is None else reached.measured,
+            fraction=reached.predicted if reached.measured is None else reached.measured,
             macs=self._macs(smaller),
         )
         cuts = (*state.cuts, *cuts_of(reached.step))
         self._save(path, smaller, _State(cuts, reached.correction, (*state.front, point)))
 
     def _recover(self, number: int, cut: Path, done: Path) -> None:
-        """Train what was cut with the teacher's answers."""
+        """Fine-tune the pruned network by distillation."""
         model, state = self._load(cut)
         rounds, settings = self.settings.rounds, self.settings
         epochs = settings.epochs if number == rounds else settings.round_epochs
         history: list[Epoch] = []
         if epochs:
-            history = self.lesson.train(
+            history = self.task.train(
                 model,
                 epochs=epochs,
                 rate=settings.rate,
-                ema=self.lesson.recipe.student.ema,
+                ema=self.task.recipe.student.ema,
                 checkpoint=self._file(number, "-recovery"),
                 title=f"pruned student, round {number} of {rounds}",
             )
-        front = (*state.front[:-1], self._judged(state.front[-1], model))
+        front = (*state.front[:-1], self._evaluated(state.front[-1], model))
         self._save(done, model, msgspec.structs.replace(state, front=front, history=tuple(history)))
 
-    def _losses(self, model: PixelClassifier, number: int) -> Iterator[Tensor]:
-        """The lesson's loss, batch by batch, over some of its views."""
-        batches = self.lesson.batches(number)
-        for pixels, teacher, _, labels in islice(batches, -(-_VIEWS // self.lesson.recipe.student.batch)):
-            yield self.lesson.loss(model(pixels.float()), teacher, labels)
+    def _batch_losses(self, model: PixelClassifier, number: int) -> Iterator[Tensor]:
+        """The distillation loss of one batch after the other, on about `_VIEWS` training views."""
+        batches = self.task.batches(number)
+        for pixels, teacher, _, labels in islice(batches, -(-_VIEWS // self.task.recipe.student.batch)):
+            yield self.task.loss(model(pixels.float()), teacher, labels)
 
-    def _judged(self, point: Point, model: PixelClassifier) -> Point:
-        """The point with its accuracy."""
-        figures = self.lesson.evaluate(move(model, self.lesson.device))
+    def _evaluated(self, point: FrontPoint, model: PixelClassifier) -> FrontPoint:
+        """The point with the accuracy on validation."""
+        figures = self.task.evaluate(move(model, self.task.device))
         return msgspec.structs.replace(point, balanced_accuracy=figures["balanced_accuracy"], auc=figures["auc"])
 
     def _macs(self, model: PixelClassifier) -> float:
         return count_costs(model, torch.zeros(1, 3, self.size, self.size))[0]
 
-    def _file(self, number: int, part: str = "") -> Path:
-        return self.folder / f"round-{number}{part}.ckpt"
+    def _file(self, number: int, suffix: str = "") -> Path:
+        return self.folder / f"round-{number}{suffix}.ckpt"
 
     def _save(self, path: Path, model: PixelClassifier, state: _State) -> None:
         save_tensors(path, {"model": model.state_dict(), "state": msgspec.json.encode(state)})
 
     def _load(self, path: Path) -> tuple[PixelClassifier, _State]:
-        """The network on the lesson's device, in evaluation mode, and what is known of it."""
+        """The network on the training device, in evaluation mode, and the state of its round."""
         saved = torch.load(path, map_location="cpu", weights_only=True)
         state = msgspec.json.decode(saved["state"], type=_State)
         model = cut_channels(self.student, state.cuts, size=self.size)
         model.load_state_dict(saved["model"])
-        return move(model, self.lesson.device), state
+        return move(model, self.task.device), state
 
 
-def reach(
+def search_step(
     steps: Sequence[Step],
     goal: float,
     dense_ms: float,
@@ -229,58 +229,62 @@ def reach(
     correction: float = 1.0,
     measure: Callable[[Step], float] | None = None,
     exact: bool = True,
-) -> Reached:
-    """The first of `steps` (milliseconds falling) that takes at most `goal` of the dense time.
+) -> SearchResult:
+    """The first of `steps` (in order of falling latency) that takes at most `goal`, a fraction of the dense latency.
 
-    With `measure` the loop is closed: what was measured corrects the prediction, and the search goes on or steps back
-    until a network at most `TOLERANCE` below the goal is found, or the next larger one would miss it. Unless `exact`,
-    the first try is taken as it is. Raises `CompressError` if no step reaches the goal.
+    With `measure` the loop is closed: each measurement corrects the prediction, and the search moves on or back until
+    a network is at most `TOLERANCE` below the goal, or the next larger one would miss it. Unless `exact`, the first
+    try is accepted as it is. Raises `CompressError` if no step reaches the goal.
     """
     predicted = [step.ms / dense_ms for step in steps]
     above, below = -1, len(steps)
-    found: dict[int, float] = {}
+    measured: dict[int, float] = {}
     wanted = goal / correction
-    while below - above > 1 and len(found) < _TRIES:
-        first = next((place for place, part in enumerate(predicted) if part <= wanted), len(steps) - 1)
-        place = min(max(first, above + 1), below - 1)
+    while below - above > 1 and len(measured) < _TRIES:
+        first = next((index for index, fraction in enumerate(predicted) if fraction <= wanted), len(steps) - 1)
+        index = min(max(first, above + 1), below - 1)
         if measure is None:
             check_floor(steps, goal, dense_ms, correction=correction, exact=True)
-            return Reached(steps[place], predicted[place], None, correction)
-        found[place] = measure(steps[place])
-        correction = found[place] / predicted[place]
-        if not exact or goal * (1 - TOLERANCE) <= found[place] <= goal:
-            return Reached(steps[place], predicted[place], found[place], correction)
-        above, below = (place, below) if found[place] > goal else (above, place)
+            return SearchResult(steps[index], predicted[index], None, correction)
+        measured[index] = measure(steps[index])
+        correction = measured[index] / predicted[index]
+        if not exact or goal * (1 - TOLERANCE) <= measured[index] <= goal:
+            return SearchResult(steps[index], predicted[index], measured[index], correction)
+        above, below = (index, below) if measured[index] > goal else (above, index)
         wanted = goal * (1 - _AIM) / correction
     if above == len(steps) - 1:
-        raise CompressError(_below_the_floor(goal, found[above], dense_ms))
+        raise CompressError(_below_floor(goal, measured[above], dense_ms))
     if below == len(steps):
         raise CompressError(
-            f"[prune] target = 'latency': not reached in {_TRIES} measured tries, the last one took "
-            f"{found[above]:.2f} of the dense time for {goal:.2f}; measure on a quieter machine"
+            f"[prune] target = 'latency': not reached in {_TRIES} measured attempts; the last one took "
+            f"{measured[above]:.2f} of the dense latency, {goal:.2f} was asked for; measure on a quieter machine"
         )
-    return Reached(steps[below], predicted[below], found[below], found[below] / predicted[below])
+    return SearchResult(steps[below], predicted[below], measured[below], measured[below] / predicted[below])
 
 
-def check_floor(steps: Sequence[Step], part: float, dense_ms: float, *, correction: float, exact: bool) -> None:
-    """Raise `CompressError` if all steps together do not reach `part` of the dense time.
+def check_floor(steps: Sequence[Step], fraction: float, dense_ms: float, *, correction: float, exact: bool) -> None:
+    """Raise `CompressError` if even the last step does not reach `fraction` of the dense latency.
 
-    A prediction that will be measured (not `exact`) has to be missed clearly.
+    A prediction that is yet to be measured (not `exact`) must miss it by a clear margin.
     """
     floor = correction * steps[-1].ms / dense_ms
-    if floor * (1.0 if exact else 1 - 2 * TOLERANCE) > part:
-        raise CompressError(_below_the_floor(part, floor, dense_ms))
+    if floor * (1.0 if exact else 1 - 2 * TOLERANCE) > fraction:
+        raise CompressError(_below_floor(fraction, floor, dense_ms))
 
 
-def _below_the_floor(part: float, floor: float, dense_ms: float) -> str:
+def _below_floor(fraction: float, floor: float, dense_ms: float) -> str:
     return (
-        f"[prune] target = 'latency': {part * dense_ms:.3f} ms ({part:.2f} of the dense student's {dense_ms:.3f}) is "
-        f"below what pruning reaches: {floor * dense_ms:.3f} ms ({floor:.2f}) with {MAX_PRUNED:.0%} of every layer's "
-        "channels gone; ask for more or take a smaller [student] model or [image] size"
+        f"[prune] target = 'latency': {fraction * dense_ms:.3f} ms ({fraction:.2f} of the dense student's "
+        f"{dense_ms:.3f}) is out of reach: {floor * dense_ms:.3f} ms ({floor:.2f}) is left with {MAX_PRUNED:.0%} of "
+        "every layer's channels removed; allow more time, or take a smaller [student] model or [image] size"
     )
 
 
-def _words(point: Point) -> str:
-    """`0.43 ms measured, 0.50 of the dense time, balanced accuracy 0.871`."""
-    took = f"{point.predicted_ms:.3f} ms predicted" if point.measured_ms is None else f"{point.measured_ms:.3f} ms here"
-    return f"{took}, {point.part:.2f} of the dense time, balanced accuracy {point.balanced_accuracy:.3f}"
+def _summary(point: FrontPoint) -> str:
+    """`0.43 ms measured, 0.50 of the dense latency, balanced accuracy 0.871`."""
+    latency = (
+        f"{point.predicted_ms:.3f} ms predicted"
+        if point.measured_ms is None
+        else f"{point.measured_ms:.3f} ms measured"
+    )
+    return f"{latency}, {point.fraction:.2f} of the dense latency, balanced accuracy {point.balanced_accuracy:.3f}"

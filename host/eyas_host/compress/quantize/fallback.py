@@ -1,4 +1,4 @@
-"""Mixed fallback: the fewest layers kept float so that int8 stays within the bound on balanced accuracy."""
+"""Float fallback: the fewest layers to keep in float so that int8 stays within the bound on balanced accuracy."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import msgspec
 import numpy as np
 from torch import nn
 
-from eyas_host.compress.quantize.mixed import Harm, MixedPrecision
+from eyas_host.compress.quantize.mixed import Degradation, MixedPrecision
 from eyas_host.data.transforms import Batch
+from eyas_host.evaluate.bootstrap import Ints
 from eyas_host.evaluate.inference import logits_of, pick_device
-from eyas_host.evaluate.metrics import Ints
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import say, track
 
 SAMPLE = 256
-"""Images that layers are ranked by; a likelihood needs fewer of them than an accuracy."""
+"""Images that layers are ranked on; a likelihood needs fewer of them than an accuracy."""
 
 
 class Fallback(msgspec.Struct, frozen=True):
-    """Which layers to keep float, and what was measured to find them."""
+    """Layers to keep in float, with the measurements behind the choice."""
 
     layers: tuple[str, ...]
-    """Kept float, the most harmful first; the best that was found if no set is within the bound."""
+    """Layers kept in float, the most sensitive first; the best set tried if none is within the bound."""
     drop: float
-    """Balanced accuracy lost with these float."""
+    """Balanced accuracy lost with these in float."""
     drops: tuple[float, ...]
-    """Balanced accuracy lost with the 0, 1, 2, ... most harmful layers float."""
+    """Balanced accuracy lost with the 0, 1, 2, ... most sensitive layers in float."""
     max_drop: float
-    """The bound."""
+    """The bound on `drop`."""
 
     @property
     def enough(self) -> bool:
@@ -39,46 +39,46 @@ class Fallback(msgspec.Struct, frozen=True):
         return self.drop <= self.max_drop
 
     def __str__(self) -> str:
-        lost = f"int8 loses {self.drops[0]:.3f} of balanced accuracy (bound {self.max_drop:g})"
+        lost = f"int8 loses {self.drops[0]:.3f} balanced accuracy (bound {self.max_drop:g})"
         kept = f"{self.drop:.3f} with quantize.keep_float = {list(self.layers)}"
         if self.enough:
-            return f"{lost}; {kept}" if self.layers else f"{lost}: no layer needs to stay float"
+            return f"{lost}; {kept}" if self.layers else f"{lost}: no layer needs to stay in float"
         if len(self.drops) == 1:
-            return f"{lost}, and no layer may stay float"
-        best = f"the best is {kept}" if self.layers else "none makes it better"
-        return f"{lost}, and even {len(self.drops) - 1} float layers do not fix it: {best}"
+            return f"{lost}, and no layer may stay in float"
+        best = f"the best is {kept}" if self.layers else "none improves it"
+        return f"{lost}, and even {len(self.drops) - 1} float layers are not enough: {best}"
 
 
 def choose_fallback(
-    ranked: Iterable[str], drop: Callable[[tuple[str, ...]], float], *, max_drop: float, most: int
+    ranked: Iterable[str], drop: Callable[[tuple[str, ...]], float], *, max_drop: float, max_layers: int
 ) -> Fallback:
-    """The fewest layers, the most harmful first, that bring the loss of balanced accuracy within `max_drop`.
+    """The fewest layers, the most sensitive first, that bring the loss of balanced accuracy within `max_drop`.
 
-    Layers are added in the order of `ranked` (read only as far as needed, at most `most`) until `drop(layers)`, with
-    all of them float, is within the bound; then those that turn out not to be needed are taken out again, the least
-    harmful first. If no set is within the bound, the best one tried is returned.
+    Layers are added in the order of `ranked` (read lazily, at most `max_layers`) until `drop(layers)`, with all of them
+    in float, is within the bound; then layers that turn out unnecessary are removed, the least sensitive first. If no
+    set is within the bound, the best one tried is returned.
     """
     chosen: tuple[str, ...] = ()
     tried = [(drop(chosen), chosen)]
-    candidates = islice(ranked, most)
+    candidates = islice(ranked, max_layers)
     while tried[-1][0] > max_drop and (name := next(candidates, None)) is not None:
         chosen = (*chosen, name)
         tried.append((drop(chosen), chosen))
     drops = tuple(lost for lost, _ in tried)
     lost, chosen = min(tried, key=lambda trial: (trial[0] > max_drop, trial[0], len(trial[1])))
     if lost <= max_drop:
-        for name in chosen[-2::-1]:  # without the last one the bound was missed
+        for name in chosen[-2::-1]:  # without the last one the bound is missed
             fewer = tuple(other for other in chosen if other != name)
-            if (fixed := drop(fewer)) <= max_drop:
-                lost, chosen = fixed, fewer
+            if (reduced := drop(fewer)) <= max_drop:
+                lost, chosen = reduced, fewer
     return Fallback(chosen, lost, drops, max_drop)
 
 
 def fallback_layers(model: nn.Module, deploy: nn.Module, pixels: Batch, targets: Ints, recipe: Recipe) -> Fallback:
-    """The layers of a trained QAT model to keep float, so that it loses at most `gate.max_drop` against `deploy`.
+    """The layers of a trained QAT model to keep in float, so that it loses at most `gate.max_drop` against `deploy`.
 
     Measured on prepared validation pixels uint8 [n, size, size, 3] with labels [n]; at most `quantize.fallback` layers
-    are kept float, none if the model is within the bound. What was found is told to the user.
+    are kept in float, none if the model is within the bound. Prints the result.
     """
     device = pick_device(recipe.run.device)
     student = logits_of(copy.deepcopy(deploy).to(device), pixels, device)
@@ -87,25 +87,27 @@ def fallback_layers(model: nn.Module, deploy: nn.Module, pixels: Batch, targets:
     def ranked() -> Iterator[str]:
         rows = balanced_rows(targets, SAMPLE, recipe.run.seed)
         sample = MixedPrecision(model, pixels[rows], targets[rows], device=device)
-        yield from most_harmful({name: sample.alone(name) for name in track(list(sample.layers), "layer by layer")})
+        yield from most_sensitive(
+            {name: sample.only_int8(name) for name in track(list(sample.layers), "layer by layer")}
+        )
 
-    found = choose_fallback(
+    fallback = choose_fallback(
         ranked(),
-        lambda names: mixed.without(names).drop,
+        lambda names: mixed.all_but(names).drop,
         max_drop=recipe.gate.max_drop,
-        most=recipe.quantize.fallback,
+        max_layers=recipe.quantize.fallback,
     )
-    say(f"  {found}")
-    return found
+    say(f"  {fallback}")
+    return fallback
 
 
-def most_harmful(alone: dict[str, Harm]) -> list[str]:
-    """Layers in order of the likelihood that each loses when only it is quantized, the most harmful first."""
-    return sorted(alone, key=lambda name: -alone[name].likelihood)
+def most_sensitive(only_int8: dict[str, Degradation]) -> list[str]:
+    """Layers by the increase of the NLL when only that layer is quantized, the most sensitive first."""
+    return sorted(only_int8, key=lambda name: -only_int8[name].nll_increase)
 
 
 def balanced_rows(targets: Ints, count: int, seed: int) -> Ints:
-    """At most `count` rows of labels [n], drawn from the classes in turn; fewer are the beginning of more."""
+    """At most `count` rows of labels [n], drawn from the classes in turn; fewer rows are a prefix of more."""
     order = np.random.default_rng((seed, 11)).permutation(len(targets))
     turn = np.zeros(len(targets), dtype=np.int64)
     for label in np.unique(targets):
