@@ -30,8 +30,8 @@ PAGES: dict[str, tuple[str, str, str]] = {
     ),
     "warm-start": (
         "Pretrained student weights",
-        "make bench-warm-start",
-        "`random`, `warm`: the first weights.",
+        "make bench-pretrained",
+        "`random`, `pretrained`: the first weights.",
     ),
     "training": ("Training", "make bench-training", ""),
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),

@@ -53,6 +53,7 @@ def pages() -> dict[str, str]:
 def recipe_page() -> str:
     """Every section and key of a recipe."""
     from eyas_host.recipe import Recipe
+    from eyas_host.recipe.load import RENAMED
 
     return _join(
         "# Recipe",
@@ -60,6 +61,7 @@ def recipe_page() -> str:
         "overrides a key for one run. Unknown keys, wrong types and impossible combinations are all reported at once. "
         "`models/template/recipe.toml` in the repository shows the same keys as a file.",
         *_sections(Recipe, toml=True),
+        _renamed(RENAMED),
     )
 
 
@@ -71,7 +73,7 @@ def device_toml_page() -> str:
         "# device.toml",
         "The configuration of a camera, `/etc/eyas/device.toml` for the service. Every key is optional; options of "
         "`eyas-device run` override single keys. `eyas-device doctor --config FILE` checks a file, and "
-        "`device/device.example.toml` in the repository shows the same keys as a file.",
+        "`device.example.toml` beside the code shows the same keys as a file.",
         *_sections(Config, toml=True),
     )
 
@@ -164,6 +166,12 @@ def _nested(nested: Mapping[str, type], *, toml: bool) -> Iterator[str]:
         yield f"## {name}\n\n{_summary(kind)}"
         yield _fields(kind, inner, toml=toml)
         waiting |= {key: value for key, value in inner.items() if key not in done}
+
+
+def _renamed(names: Mapping[str, str]) -> str:
+    """What an old name of a section, key or value is answered with."""
+    rows = [(f"`{old}`", f"`{new}`") for old, new in names.items()]
+    return f"## Renamed\n\n{_table(('was', 'is'), rows)}" if rows else ""
 
 
 def _fields(kind: type[msgspec.Struct], nested: dict[str, type], *, toml: bool) -> str:

@@ -41,7 +41,7 @@ def test_every_field_of_every_message(pages: dict[str, str]) -> None:
 
 
 def test_a_row_has_type_range_default_and_docstring(pages: dict[str, str]) -> None:
-    assert "| `seed` | integer, 0 to 2,147,483,647 | `0` | Split, " in pages["recipe"]
+    assert "| `seed` | integer, 0 to 2,147,483,647 | `0` | " in pages["recipe"]
     assert "| `name` | text matching `^[A-Za-z0-9][A-Za-z0-9._-]*$` | required | Results go" in pages["recipe"]
     assert "| `duty` | number, above 0 to 1 | `1.0` | " in pages["device-toml"]
     assert "| the host's name |" in pages["device-toml"]
