@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common import Figure, finish
 from eyas_device.telemetry.messages import Status, encode
-from eyas_device.telemetry.mqtt import Uplink
+from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_host.support.machine import cpu_pressure
 from kill_matrix import CASES, SIDES, matrix
@@ -168,16 +168,14 @@ def device(bench: Bench, windows: int) -> dict[str, Figure]:
         _until(lambda: '"state":"connected"' in log.read_text())
         status = Status(state="online")
         uplink = Uplink(
-            "127.0.0.1",
-            bench.port,
-            site="s",
-            device="dev",
-            spool=spool,
+            UplinkSettings(host="127.0.0.1", port=bench.port, site="s", device="dev"),
+            spool,
             will=Status(device="dev"),
-            born=lambda: status,
-            commanded=lambda payload: None,
+            make_status=lambda: status,
+            on_command=lambda payload: None,
         )
         with uplink:
+            uplink.start()
             _until(lambda: uplink.connected)
             seconds = windows / 50
             started = time.process_time()

@@ -13,11 +13,12 @@ import numpy as np
 from eyas_device.agent.loop import FramePrediction, Listener, Loop
 from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.output import StatusLine
-from eyas_device.agent.reporter import Reporter
-from eyas_device.agent.stats import LoopStats
+from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.camera import Frame
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
+from eyas_device.telemetry.aggregate import LoopStats
+from eyas_device.telemetry.mqtt import UplinkSettings
 
 
 class Replay(Closing):
@@ -39,9 +40,9 @@ class Labels(Listener):
     def __init__(self) -> None:
         self.labels: list[int] = []
 
-    def answered(self, answer: FramePrediction) -> None:
+    def on_prediction(self, prediction: FramePrediction) -> None:
         """Keep one."""
-        self.labels.append(answer.prediction.index)
+        self.labels.append(prediction.prediction.index)
 
 
 def main() -> None:
@@ -55,13 +56,16 @@ def main() -> None:
         while True:
             yield from encoded
 
+    uplink = UplinkSettings(host="127.0.0.1", port=9, site="bench", device="bench")  # nothing listens there
     with (
         Classifier.open(bundle, runtime) as classifier,
-        Reporter("127.0.0.1", 9, site="bench", device="bench", classifier=classifier) as link,  # nobody listens there
+        Reporter(ReporterSettings(uplink=uplink), classifier) as reporter,
     ):
+        reporter.start()
         labels = Labels()
-        told = [labels, StatusLine(io.StringIO(), LoopStats(), link), OodDetector(classifier.bundle), link]
-        loop = Loop(classifier, Replay(for_ever()), told)
+        status = StatusLine(io.StringIO(), LoopStats(), reporter)
+        listeners = [labels, status, OodDetector(classifier.bundle), reporter]
+        loop = Loop(classifier, Replay(for_ever()), listeners)
         loop.run(frames=20)
         print("ready", flush=True)
         for line in sys.stdin:

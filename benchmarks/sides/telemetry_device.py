@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from eyas_device.telemetry.messages import Status, Window
-from eyas_device.telemetry.mqtt import Uplink
+from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool
 
 LABELS = tuple(f"label-{n}" for n in range(10))
@@ -53,15 +53,13 @@ def main() -> None:
     (folder / name).mkdir(exist_ok=True)
     spool = Spool(folder / name, device=name)
     uplink = Uplink(
-        "127.0.0.1",
-        port,
-        site="s",
-        device=name,
-        spool=spool,
+        UplinkSettings(host="127.0.0.1", port=port, site="s", device=name),
+        spool,
         will=Status(device=name),
-        born=lambda: Status(state="online"),
-        commanded=lambda payload: None,
+        make_status=lambda: Status(state="online"),
+        on_command=lambda payload: None,
     )
+    uplink.start()
     due = time.monotonic()
     for number in range(start, total):
         os.write(out[0], b"%d\n" % number)

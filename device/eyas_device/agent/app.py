@@ -1,4 +1,4 @@
-"""The device's agent: a configuration becomes a camera, a proven model, listeners and the loop between them."""
+"""The device agent: opens camera and model as configured and runs the frame loop with its listeners."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from eyas_device.agent.handlers import handlers
 from eyas_device.agent.loop import Listener, Loop, Pace
 from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.output import StatusLine
-from eyas_device.agent.reporter import Reporter
+from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.signals import Signals
-from eyas_device.agent.stats import LoopStats
 from eyas_device.agent.systemd import Notifier
 from eyas_device.board import read_vitals
 from eyas_device.bundle import Bundle
@@ -30,18 +29,20 @@ from eyas_device.runtimes.selection import read_selection
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import parse_broker
 from eyas_device.support.opencv import silence_opencv
+from eyas_device.telemetry.aggregate import LoopStats
 from eyas_device.telemetry.messages import Health
-from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.telemetry.mqtt import UplinkSettings
+from eyas_device.telemetry.spool.spool import Spool, SpoolLimits, SpoolState
 from eyas_device.telemetry.tls import Security
 from eyas_device.updates.golden import prove
 from eyas_device.updates.slots import Slots
 
 
 def configured(path: Path | None, **over: dict[str, Any]) -> Config:
-    """The configuration file's values, where there is one, under those of the command line: section -> key -> value.
+    """Read the configuration and override it with the command line's values: section -> key -> value.
 
-    Values of None are not given. Raises `ConfigError` for a faulty file, and `CameraSpecError` if nothing names a
-    camera.
+    Values of None override nothing. Raises `ConfigError` for a faulty file, and `CameraSpecError` if no camera is
+    configured.
     """
     config = read_config(path) if path else Config()
     for name, section in over.items():
@@ -53,17 +54,17 @@ def configured(path: Path | None, **over: dict[str, Any]) -> Config:
 
 
 def settle(model: ModelSection) -> None:
-    """Keep the process to the cores and threads that it was given. Raises `ConfigError` for cores that are not there.
+    """Limit the process to its configured cores and threads. Raises `ConfigError` for cores that do not exist.
 
-    To be called before a runtime or OpenCV starts threads of its own.
+    Call it before a runtime or OpenCV starts threads of its own.
     """
     if model.affinity:
         try:
             os.sched_setaffinity(0, model.affinity)
         except OSError as error:
-            there = sorted(os.sched_getaffinity(0))
+            cores = sorted(os.sched_getaffinity(0))
             raise ConfigError(
-                f"model.affinity {list(model.affinity)}: {error.strerror}; this process may use {there}"
+                f"model.affinity {list(model.affinity)}: {error.strerror}; this process may use {cores}"
             ) from None
     silence_opencv()
     import cv2
@@ -72,9 +73,9 @@ def settle(model: ModelSection) -> None:
 
 
 def open_source(camera: CameraSection, *, loop: bool = False) -> Camera:
-    """The camera that answers are wanted for: a live one is watched and opened again for ever, a finite one plays once.
+    """Open the camera: a live one reconnects for ever, a finite one plays once (or again and again with `loop`).
 
-    Raises `CameraSpecError` for a mistaken specification and `CameraError` for a finite source that does not open.
+    Raises `CameraSpecError` for a wrong specification and `CameraError` for a finite source that does not open.
     """
 
     def opened() -> Camera:
@@ -86,17 +87,19 @@ def open_source(camera: CameraSection, *, loop: bool = False) -> Camera:
 
 
 def open_model(config: Config) -> Classifier:
-    """A classifier that has passed its golden check here.
+    """Open a classifier that passes its golden check on this device.
 
-    From `model.bundle`, or from the slots: the current one or, should it not answer as it did on the host, the other.
-    Raises `BundleError` (`CheckFailed`) if none does, and `RuntimeUnavailable` without a runtime for it.
+    It comes from `model.bundle`, or else from the current slot, or from the other one if the current fails. Raises
+    `BundleError` (`CheckFailed`) if none passes, and `RuntimeUnavailable` without a runtime for it.
     """
     if config.model.bundle:
         return _open_proven(Path(config.model.bundle), config)
     slots = Slots(Path(config.device.state))
     good = [Path(state.path) for state in sorted(slots.states(), key=lambda s: not s.current) if state.good]
     if not good:
-        raise BundleError(f"{slots.folder}: no good slot yet; `eyas-device install BUNDLE` or `eyas flash` fills one")
+        raise BundleError(
+            f"{slots.folder}: no good slot yet; fill one with `eyas-device install BUNDLE` or `eyas flash`"
+        )
     for path in good[:-1]:
         try:
             return _open_proven(path, config)
@@ -106,21 +109,30 @@ def open_model(config: Config) -> Classifier:
 
 
 class Agent(Closing):
-    """A camera, a proven model, and the loop between them, made from a configuration.
+    """Camera, checked model and the loop between them, as configured.
 
-    Signals are heard until it is closed: see `eyas_device.agent.signals.Signals`. SIGHUP proves the model that the
-    configuration names now, in a thread beside the loop, and lets it answer from the next frame on; if it does not
-    pass, the present one stays.
+    It handles signals until it is closed: see `eyas_device.agent.signals.Signals`. SIGHUP opens and checks the model
+    that is configured now, in a thread beside the loop, and swaps it in before the next frame; if it fails, the present
+    model stays.
     """
 
     def __init__(
         self,
         config: Config,
-        people: TextIO,
+        stream: TextIO,
         *,
         listeners: Callable[[Classifier], Sequence[Listener]] = lambda _: (),
         loop: bool = False,
     ) -> None:
+        """Open everything; `run` starts the loop.
+
+        Args:
+            config: The device's configuration.
+            stream: Where the status line goes.
+            listeners: Returns further listeners for the first model.
+            loop: Start a finite source again when it ends.
+
+        """
         self._config = config
         with ExitStack() as stack:
             signals = stack.enter_context(Signals())
@@ -128,34 +140,37 @@ class Agent(Closing):
             self._camera = stack.enter_context(open_source(config.camera, loop=loop))
             classifier = open_model(config)
             self.loop = Loop(classifier, self._camera, pace=_pace(config.loop, config.camera))
-            stack.callback(self._free_model)
+            stack.callback(lambda: self.loop.classifier.close())  # the model may have been swapped
             self._ood = OodDetector(classifier.bundle)
-            self.link = self._open_link(classifier)
-            if self.link is not None:
-                stack.enter_context(self.link)
-                self._ood.on_descriptor.append(self.link.look)
-            self.status = StatusLine(people, LoopStats(), self.link)
-            if self.link is not None and self._spool_folder() is None:
-                self.status.say(f"{config.device.state} is not there: messages wait in memory only (see device.state)")
+            self._reporter = self._open_reporter(classifier)
+            if self._reporter is not None:
+                stack.enter_context(self._reporter)
+            self.status = StatusLine(stream, LoopStats(), self._reporter)
             self.loop.listeners += [*listeners(classifier), self.status, self._ood]
-            self.loop.listeners += [self.link] if self.link is not None else []
+            if self._reporter is not None:
+                self.loop.listeners.append(self._reporter)
+                self._ood.on_descriptor.append(self._reporter.add_descriptor)
+                self._reporter.start(handlers(config, self.loop, self._reporter))
+                if self._reporter.spool.state is SpoolState.IN_MEMORY:
+                    state = config.device.state
+                    self.status.say(f"{state} does not exist: messages wait in memory only (see device.state)")
             self._notifier = stack.enter_context(Notifier())
             self.loop.listeners.append(self._notifier)
             signals.guard(self.loop, reload=self._reload)
             self._stack = stack.pop_all()
 
     def run(self, *, frames: int | None = None) -> None:
-        """Answer until the source ends, `frames` were answered, or a signal came; raises what `Loop.run` raises."""
+        """Run until the source ends, `frames` were predicted, or a signal came; raises what `Loop.run` raises."""
         self.loop.run(frames=frames)
 
     def close(self) -> None:
-        """Say farewell, free camera and model, and let go of the signals."""
+        """Send the final telemetry, release camera and model, and restore the signal handlers."""
         self._stack.close()
 
-    def vitals(self) -> Health:
-        """How camera, loop and board feel now."""
+    def health(self) -> Health:
+        """Return the health of camera, loop and board."""
         state: CameraState | None = getattr(self._camera, "state", None)
-        judged = self._ood.judgement()
+        judgement = self._ood.judgement()
         board = read_vitals()
         return Health(
             camera=state.condition if state else "",
@@ -163,55 +178,40 @@ class Agent(Closing):
             losses=state.losses if state else 0,
             paused=self.loop.paused,
             dropped=self.loop.dropped,
-            ood_quantile=round(judged.ood_quantile, 3) if judged and judged.images else None,
-            ood=judged.ood if judged and judged.enough else None,
+            ood_quantile=round(judgement.ood_quantile, 3) if judgement and judgement.images else None,
+            ood=judgement.ood if judgement and judgement.enough else None,
             temperature_c=board.temperature_c,
             throttled=board.throttled,
         )
 
-    def _open_link(self, classifier: Classifier) -> Reporter | None:
+    def _open_reporter(self, classifier: Classifier) -> Reporter | None:
         telemetry, device = self._config.telemetry, self._config.device
         if not telemetry.broker:
             return None
         host, port = parse_broker(telemetry.broker)
-        return Reporter(
-            host,
-            port,
-            site=device.site,
-            device=device.name,
-            classifier=classifier,
-            window_s=telemetry.window_s,
-            vitals=self.vitals,
-            spool=Spool(
-                self._spool_folder(),
+        settings = ReporterSettings(
+            uplink=UplinkSettings(
+                host=host,
+                port=port,
+                site=device.site,
                 device=device.name,
-                most_bytes=int(telemetry.spool_mb * (1 << 20)),
-                most_days=telemetry.spool_days,
-                sync_s=telemetry.sync_s,
+                delivery=telemetry.delivery,
+                security=Security.configured(telemetry),
             ),
-            delivery=telemetry.delivery,
-            security=Security.configured(telemetry),
+            window_s=telemetry.window_s,
             privacy=self._config.privacy,
-            handlers=handlers(self._config, self.loop, self._the_link),
             commands=telemetry.commands,
         )
-
-    def _spool_folder(self) -> Path | None:
-        """Where messages wait; None where nobody set up the default folder: a first try leaves nothing behind."""
-        state = Path(self._config.device.state)
-        return None if str(state) == STATE and not state.is_dir() else state / "spool"
-
-    def _the_link(self) -> Reporter:
-        assert self.link is not None, "commands come only over the link"
-        return self.link
-
-    def _free_model(self) -> None:
-        self.loop.classifier.close()
+        limits = SpoolLimits(
+            max_bytes=int(telemetry.spool_mb * (1 << 20)), max_days=telemetry.spool_days, sync_s=telemetry.sync_s
+        )
+        spool = Spool(_spool_folder(Path(device.state)), device=device.name, limits=limits)
+        return Reporter(settings, classifier, health=self.health, spool=spool)
 
     def _reload(self) -> None:
-        threading.Thread(target=self._take_over, name="reload", daemon=True).start()
+        threading.Thread(target=self._swap_model, name="reload", daemon=True).start()
 
-    def _take_over(self) -> None:
+    def _swap_model(self) -> None:
         self._notifier.reloading()
         try:
             self.loop.swap(open_model(self._config))
@@ -220,6 +220,11 @@ class Agent(Closing):
             self.status.say(f"the model stays as it is: {error}")
             if not isinstance(error, EyasError):
                 raise
+
+
+def _spool_folder(state: Path) -> Path | None:
+    """The spool's folder; None without the default state folder, so that a first try leaves nothing behind."""
+    return None if str(state) == STATE and not state.is_dir() else state / "spool"
 
 
 def _pace(loop: LoopSection, camera: CameraSection) -> Pace:
@@ -235,9 +240,9 @@ def _open_proven(root: Path, config: Config) -> Classifier:
     model, bundle = config.model, Bundle.open(root)
     runtime, artefact = model.runtime or None, model.artefact or None
     if runtime is None and artefact is None:
-        choice = read_selection(Path(config.device.state), bundle)
-        if choice is not None:
-            runtime, artefact = choice.runtime, choice.artefact
+        saved = read_selection(Path(config.device.state), bundle)
+        if saved is not None:
+            runtime, artefact = saved.runtime, saved.artefact
     classifier = Classifier.load(bundle, runtime, artefact, threads=model.threads)
     try:
         prove(classifier, max_latency_ms=model.max_latency_ms or None)

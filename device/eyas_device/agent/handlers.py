@@ -1,4 +1,4 @@
-"""What a device does when the host tells it to: the handlers of the commands that `telemetry.commands` allows."""
+"""Handlers of the host's commands."""
 
 from __future__ import annotations
 
@@ -6,64 +6,57 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from eyas_device.agent.loop import Loop
+from eyas_device.agent.reporter import Reporter
 from eyas_device.config import Config
-from eyas_device.errors import EyasError
 from eyas_device.support.processes import module_command
 from eyas_device.telemetry.messages import Profile
-from eyas_device.telemetry.remote import Arguments, Handler
-
-if TYPE_CHECKING:
-    from eyas_device.agent.reporter import Reporter
+from eyas_device.telemetry.remote import Arguments, CommandRefused, Handler
 
 _BENCH_S = 5
-_BENCH_MOST_S = 180
+_BENCH_TIMEOUT_S = 180
 
 
-class Refused(EyasError):  # noqa: N818 - reads as the answer it is
-    """A command cannot be obeyed here; the message says why."""
-
-
-def handlers(config: Config, loop: Loop, link: Callable[[], Reporter]) -> Mapping[str, Handler]:
-    """Command -> what it does. `link` gives the link, which exists only after its handlers."""
+def handlers(config: Config, loop: Loop, reporter: Reporter) -> Mapping[str, Handler]:
+    """Return the handler of each command; `telemetry.commands` decides which of them are called."""
     return {
-        "pause": lambda _: _told(loop.pause, link),
-        "resume": lambda _: _told(loop.resume, link),
+        "pause": lambda _: _change(loop.pause, reporter),
+        "resume": lambda _: _change(loop.resume, reporter),
         "set-thresholds": lambda arguments: _set_thresholds(loop, arguments),
-        "snapshot": lambda _: _snapshot(link),
-        "bench": lambda _: _bench(loop, link),
+        "snapshot": lambda _: _snapshot(reporter),
+        "bench": lambda _: _bench(loop, reporter),
         "doctor": lambda _: _doctor(config),
         "check-update": lambda _: _check_update(),
     }
 
 
-def _told(change: Callable[[], None], link: Callable[[], Reporter]) -> dict[str, Any]:
+def _change(change: Callable[[], None], reporter: Reporter) -> dict[str, Any]:
     change()
-    link().tell_status()
+    reporter.report_status()
     return {}
 
 
 def _set_thresholds(loop: Loop, arguments: Arguments) -> dict[str, Any]:
-    """`threshold`, 0..1: below it an answer is uncertain, until the model is exchanged or the agent starts again."""
-    wanted = arguments.get("threshold")
-    if set(arguments) != {"threshold"} or isinstance(wanted, bool | str) or wanted is None:
-        raise Refused("set-thresholds takes one argument: threshold, a number from 0 to 1")
-    if not (math.isfinite(wanted) and 0 <= wanted <= 1):
-        raise Refused(f"threshold {wanted}: 0 to 1 is allowed")
-    before, loop.classifier.threshold = loop.classifier.threshold, float(wanted)
-    return {"before": before, "threshold": float(wanted)}
+    """Set `threshold`, 0..1: predictions below it are uncertain, until the next model swap or restart of the agent."""
+    threshold = arguments.get("threshold")
+    if set(arguments) != {"threshold"} or isinstance(threshold, bool | str) or threshold is None:
+        raise CommandRefused("set-thresholds takes one argument: threshold, a number from 0 to 1")
+    if not (math.isfinite(threshold) and 0 <= threshold <= 1):
+        raise CommandRefused(f"threshold {threshold}: 0 to 1 is allowed")
+    before, loop.classifier.threshold = loop.classifier.threshold, float(threshold)
+    return {"before": before, "threshold": float(threshold)}
 
 
-def _snapshot(link: Callable[[], Reporter]) -> dict[str, Any]:
-    """The next answer becomes an event, with its image if the privacy rules allow that."""
-    link().ask_event()
+def _snapshot(reporter: Reporter) -> dict[str, Any]:
+    """Report the next prediction as an event, with its image if the privacy rules allow that."""
+    reporter.request_event()
     return {}
 
 
-def _bench(loop: Loop, link: Callable[[], Reporter]) -> dict[str, Any]:
-    """A short measurement in a process of its own, beside the running loop; the figures go out as a profile."""
+def _bench(loop: Loop, reporter: Reporter) -> dict[str, Any]:
+    """Run a short benchmark in a process of its own beside the loop, and report it as a profile."""
     words = ["bench", "--bundle", str(loop.classifier.bundle.root), "--runtime", loop.classifier.runtime.name]
     words += ["--seconds", str(_BENCH_S), "--json", "-"]
     try:
@@ -71,20 +64,22 @@ def _bench(loop: Loop, link: Callable[[], Reporter]) -> dict[str, Any]:
             module_command("eyas_device.cli", *words),
             capture_output=True,
             text=True,
-            timeout=_BENCH_MOST_S,
+            timeout=_BENCH_TIMEOUT_S,
             check=False,
         )
         measured = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError) as error:
-        raise Refused(f"the measurement failed ({type(error).__name__}); `eyas-device bench` there says more") from None
-    link().tell_profile(
+        raise CommandRefused(
+            f"the benchmark failed ({type(error).__name__}); run `eyas-device bench` on the device to see why"
+        ) from None
+    reporter.report_profile(
         Profile(**{name: measured[name] for name in ("board", "os", "versions", "pressure", "results")})
     )
     return {"results": len(measured["results"])}
 
 
 def _doctor(config: Config) -> dict[str, Any]:
-    """All checks but those that need the camera, which the loop holds, and the broker, which was just heard."""
+    """Run all checks but those of the camera, which the loop holds, and of the broker, which delivered the command."""
     from eyas_device.doctor import CHECKS, Context, examine, probes
 
     busy = (probes.camera, probes.view, probes.broker)
@@ -93,4 +88,4 @@ def _doctor(config: Config) -> dict[str, Any]:
 
 
 def _check_update() -> dict[str, Any]:
-    raise Refused("this agent has no updater yet; `eyas flash` brings a bundle")
+    raise CommandRefused("this agent has no updater yet; `eyas flash` installs a bundle")

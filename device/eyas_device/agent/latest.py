@@ -1,4 +1,4 @@
-"""A slot with one place: who puts never waits, who takes gets the newest."""
+"""Latest-frame buffer between the capture thread and the frame loop."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from eyas_device.camera import Frame
 
 
 class Ended:
-    """The source has no more frames."""
+    """Marks the end of the source."""
 
 
 Item = Frame | Exception | Ended
 
 
 class LatestFrame:
-    """Holds the newest item, a frame still encoded. One that nobody took is replaced; only the end stays."""
+    """Holds the newest item; a frame that was not taken yet is replaced, the end of the source stays."""
 
     def __init__(self) -> None:
         self.replaced = 0
-        """How many frames a newer item replaced."""
+        """Frames that were replaced by a newer item."""
         self._item: Item | None = None
         self._filled = threading.Condition()
 
     def put(self, item: Item) -> None:
-        """Put `item` in the place of an older one."""
+        """Replace the item. Never blocks."""
         with self._filled:
             if isinstance(self._item, Ended):
                 return
@@ -33,7 +33,7 @@ class LatestFrame:
             self._filled.notify()
 
     def take(self, timeout_s: float) -> Item | None:
-        """The newest item, waiting for one for at most `timeout_s`; None if none came."""
+        """Take the newest item, waiting at most `timeout_s` for one; None on timeout."""
         with self._filled:
             if self._item is None:
                 self._filled.wait(timeout_s)

@@ -1,8 +1,8 @@
-"""The frame loop: capture, decode, prepare, infer, tell.
+"""The frame loop: capture, decode, preprocess, infer, notify the listeners.
 
-A finite source (a folder, a video) is answered frame by frame, none left out. A live one is captured by a thread of its
-own into a slot with one place, where a newer frame replaces one that nobody looked at: the frame that is answered is
-never older than one inference, however fast the camera is, and what was replaced was not even decoded.
+A finite source (a folder, a video) is processed frame by frame. A live one is captured by a thread of its own into a
+latest-frame buffer, where a newer frame replaces one that was not taken yet: a processed frame is never older than one
+inference, however fast the camera is, and replaced frames are not even decoded.
 """
 
 from __future__ import annotations
@@ -21,64 +21,64 @@ from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import CameraError, CameraLost, ImageError
 from eyas_device.predict import Classifier, Prediction
 
-_NAP_S = 0.05
+_POLL_S = 0.05
 _JOIN_S = 10.0
 
 
 class FramePrediction(msgspec.Struct, frozen=True):
-    """One frame's answer, as listeners get it."""
+    """Prediction for one frame, with its timing, as listeners get it."""
 
     number: int
-    """Of the frame since the start, from 0; unreadable ones are not counted."""
+    """Number of the frame since the start, from 0; unreadable ones are not counted."""
     source: str
     time: float
-    """When the frame was captured, seconds since 1970."""
+    """Time of the capture, seconds since 1970."""
     prediction: Prediction
     latency_ms: float
     """Decoding, preprocessing and inference."""
     decode_ms: float
     age_ms: float
-    """From capture to answer."""
+    """From capture to prediction."""
     frame: Frame
-    """What was looked at; not to be kept."""
+    """The frame itself; valid only during the callback."""
 
 
 class Listener:
-    """Somebody who is told what happens, between two frames: it must not wait for anything. Says nothing by default."""
+    """Frame-loop callbacks, called synchronously between frames; they must not block. All default to no-ops."""
 
-    def answered(self, answer: FramePrediction) -> None:
-        """A frame was answered."""
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        """Called with each prediction."""
 
-    def unreadable(self, reason: ImageError) -> None:
-        """A frame could not be decoded or shows nothing; the loop goes on with the next one."""
+    def on_unreadable(self, error: ImageError) -> None:
+        """Called for a frame that cannot be decoded or is black; the loop goes on with the next one."""
 
-    def changed(self, camera: CameraState) -> None:
-        """The camera is in another state than before."""
+    def on_camera_state(self, state: CameraState) -> None:
+        """Called when the camera's condition changes."""
 
-    def swapped(self, classifier: Classifier) -> None:
-        """Another model answers from the next frame on; also told of the first one."""
+    def on_model(self, classifier: Classifier) -> None:
+        """Called with the first model and with each model that is swapped in."""
 
-    def turned(self) -> None:
-        """The loop went round, with or without a frame, at least every tenth of a second: it is alive."""
+    def on_tick(self) -> None:
+        """Called in each round of the loop, with or without a frame, at least every tenth of a second."""
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
-    """How often to look, and how old a frame may be."""
+    """Frame rate, duty cycle and maximum age of a frame."""
 
     fps: float | None = None
-    """At most so many frames a second; None: as many as it can."""
+    """Maximum frames a second; None: no limit."""
     duty: float = 1.0
-    """Largest part of the time spent working, above 0 to 1: after each frame the loop rests for the remainder."""
+    """Maximum fraction of the time spent working, above 0 to 1: the loop rests after each frame accordingly."""
     max_age_s: float | None = None
-    """A live frame older than this when its turn comes is dropped."""
+    """Maximum age of a live frame; older ones are dropped."""
     give_up_s: float | None = None
-    """Without any frame for so long, `CameraLost` is raised; None: never."""
+    """Time without any frame after which `CameraLost` is raised; None: never."""
 
 
 class Loop:
-    """Answers the frames of a camera until it ends or is told to stop.
+    """Runs the model on the frames of a camera until the source ends or `stop` is called.
 
-    `stop`, `pause`, `resume` and `swap` may be called from any thread and from signal handlers: they wait for nothing.
+    `stop`, `pause`, `resume` and `swap` never block; any thread and any signal handler may call them.
     """
 
     def __init__(
@@ -86,106 +86,108 @@ class Loop:
     ) -> None:
         self.classifier = classifier
         self.dropped = 0
-        """Live frames that were replaced or too old before they were looked at."""
+        """Live frames that were replaced by a newer one or too old."""
         self._camera = camera
         self.listeners = list(listeners)
-        """Told in this order; may be added to before `run`."""
+        """Called in this order; may be extended before `run`."""
         self._pace = pace or Pace()
         # Plain flags: setting a threading.Event in a signal handler can deadlock with a wait on it.
         self._stopping = False
-        self._pausing = False
+        self._paused = False
         self._next: deque[Classifier] = deque()
-        self._seen: CameraState | None = None
+        self._camera_state: CameraState | None = None
 
     def stop(self) -> None:
-        """Finish the frame in hand and return from `run`."""
+        """Finish the current frame and return from `run`."""
         self._stopping = True
 
     def pause(self) -> None:
-        """Answer nothing until `resume`; the camera stays open."""
-        self._pausing = True
+        """Process no frames until `resume`; the camera stays open."""
+        self._paused = True
 
     def resume(self) -> None:
-        """Go on after `pause`."""
-        self._pausing = False
+        """Continue after `pause`."""
+        self._paused = False
 
     @property
     def paused(self) -> bool:
-        """Whether it was told to pause."""
-        return self._pausing
+        """Whether the loop is paused."""
+        return self._paused
 
     def swap(self, classifier: Classifier) -> None:
-        """Let `classifier` answer from the next frame on; the loop closes the one before."""
+        """Use `classifier` from the next frame on; the loop closes the previous one."""
         self._next.append(classifier)
 
     def run(self, *, frames: int | None = None) -> None:
-        """Answer until the source ends, `frames` were answered, or `stop` was called.
+        """Run until the source ends, `frames` were predicted, or `stop` is called; unreadable frames are skipped.
 
-        Frames that cannot be decoded are told to the listeners and skipped. Raises `CameraError` if a finite source
-        stops delivering, and `CameraLost` if a live one gave nothing for `pace.give_up_s`.
+        Raises:
+            CameraError: A finite source stopped delivering.
+            CameraLost: A live source delivered nothing for `pace.give_up_s`.
+
         """
         for listener in self.listeners:
-            listener.swapped(self.classifier)
+            listener.on_model(self.classifier)
         source = _Live(self._camera) if self._camera.live else _Finite(self._camera)
         with source:
             try:
-                self._turn(source, frames)
+                self._run(source, frames)
             finally:
                 self.dropped += source.dropped
-                self._told_of_camera()
+                self._notify_camera_state()
                 while self._next:  # came too late
                     self._next.popleft().close()
 
-    def _turn(self, source: _Live | _Finite, frames: int | None) -> None:
+    def _run(self, source: _Live | _Finite, frames: int | None) -> None:
         number = 0
         due = last = time.monotonic()
         while not self._stopping and (frames is None or number < frames):
             self._between_frames()
-            if self._pausing:
-                time.sleep(_NAP_S)
+            if self._paused:
+                time.sleep(_POLL_S)
                 last = time.monotonic()
                 continue
             if (left := due - time.monotonic()) > 0:
-                time.sleep(min(left, _NAP_S))
+                time.sleep(min(left, _POLL_S))
                 continue
             try:
                 frame = source.take()
             except ImageError as error:
                 last = time.monotonic()
-                self._tell_unreadable(error)
+                self._notify_unreadable(error)
                 continue
             now = time.monotonic()
             if isinstance(frame, Ended):
                 return
             if frame is None:
-                self._give_up(now - last)
+                self._check_silence(now - last)
                 continue
             last = now
             if self._pace.max_age_s is not None and source.live and now - frame.captured > self._pace.max_age_s:
                 self.dropped += 1
                 continue
-            if self._answer(frame, number):
+            if self._predict(frame, number):
                 number += 1
             due = self._due(due, now)
 
     def _due(self, due: float, started: float) -> float:
-        """When the next frame may be taken: after the frame rate's interval, and after the duty cycle's rest."""
+        """Time at which the next frame may be taken, after the frame rate's interval and the duty cycle's rest."""
         now = time.monotonic()
         if self._pace.fps is not None:
-            due = max(due, started - _NAP_S) + 1.0 / self._pace.fps
+            due = max(due, started - _POLL_S) + 1.0 / self._pace.fps
         rest = (now - started) * (1.0 / self._pace.duty - 1.0)
         return max(due, now + rest) if rest > 0 else due
 
-    def _answer(self, frame: Frame, number: int) -> bool:
+    def _predict(self, frame: Frame, number: int) -> bool:
         started = time.perf_counter()
         try:
             pixels = frame.pixels(self.classifier.spec)
             decoded = time.perf_counter()
             prediction = self.classifier.predict(pixels)
         except ImageError as error:
-            self._tell_unreadable(error)
+            self._notify_unreadable(error)
             return False
-        answer = FramePrediction(
+        frame_prediction = FramePrediction(
             number=number,
             source=frame.source,
             time=frame.time,
@@ -196,31 +198,31 @@ class Loop:
             frame=frame,
         )
         for listener in self.listeners:
-            listener.answered(answer)
+            listener.on_prediction(frame_prediction)
         return True
 
     def _between_frames(self) -> None:
         while self._next:
-            before, self.classifier = self.classifier, self._next.popleft()
-            before.close()
+            previous, self.classifier = self.classifier, self._next.popleft()
+            previous.close()
             for listener in self.listeners:
-                listener.swapped(self.classifier)
-        self._told_of_camera()
+                listener.on_model(self.classifier)
+        self._notify_camera_state()
         for listener in self.listeners:
-            listener.turned()
+            listener.on_tick()
 
-    def _told_of_camera(self) -> None:
+    def _notify_camera_state(self) -> None:
         state: CameraState | None = getattr(self._camera, "state", None)
-        if state is not None and (self._seen is None or state.condition != self._seen.condition):
-            self._seen = state
+        if state is not None and (self._camera_state is None or state.condition != self._camera_state.condition):
+            self._camera_state = state
             for listener in self.listeners:
-                listener.changed(state)
+                listener.on_camera_state(state)
 
-    def _tell_unreadable(self, error: ImageError) -> None:
+    def _notify_unreadable(self, error: ImageError) -> None:
         for listener in self.listeners:
-            listener.unreadable(error)
+            listener.on_unreadable(error)
 
-    def _give_up(self, silence: float) -> None:
+    def _check_silence(self, silence: float) -> None:
         if self._pace.give_up_s is not None and silence > self._pace.give_up_s:
             state: CameraState | None = getattr(self._camera, "state", None)
             why = f": {state.reason}" if state is not None and state.reason else ""
@@ -228,7 +230,7 @@ class Loop:
 
 
 class _Finite:
-    """A source that waits for us: each frame is taken when its turn comes."""
+    """Source that waits: each frame is captured when the loop takes it."""
 
     live = False
     dropped = 0
@@ -243,26 +245,26 @@ class _Finite:
         pass
 
     def take(self) -> Frame | Ended | None:
-        """The next frame. Raises `ImageError` for one that is unusable and `CameraError` if the source fails."""
+        """Capture the next frame. Raises `ImageError` for an unusable one and `CameraError` if the source fails."""
         frame = self._camera.capture()
         return Ended() if frame is None else frame
 
 
 class _Live:
-    """A thread that captures into the slot; what it raises is raised where frames are taken."""
+    """Source with a capture thread and a latest-frame buffer; `take` raises what the thread raised."""
 
     live = True
 
     def __init__(self, camera: Camera) -> None:
         self._camera = camera
-        self._slot: LatestFrame = LatestFrame()
-        self._leaving = False
+        self._latest = LatestFrame()
+        self._stopping = False
         self._thread = threading.Thread(target=self._capture, name="capture", daemon=True)
 
     @property
     def dropped(self) -> int:
-        """Frames that a newer one replaced."""
-        return self._slot.replaced
+        """Frames that were replaced by a newer one."""
+        return self._latest.replaced
 
     def __enter__(self) -> _Live:
         self._thread.start()
@@ -271,31 +273,31 @@ class _Live:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._leaving = True
+        self._stopping = True
         self._camera.close()  # wakes a waiting capture
         self._thread.join(_JOIN_S)
 
     def take(self) -> Frame | Ended | None:
-        """The newest frame, None if there is none soon. Raises what `Camera.capture` raised."""
-        item = self._slot.take(_NAP_S)
+        """Take the newest frame, None if there is none soon. Raises what `Camera.capture` raised."""
+        item = self._latest.take(_POLL_S)
         if isinstance(item, Exception):
             raise item
         return item
 
     def _capture(self) -> None:
-        while not self._leaving:
+        while not self._stopping:
             try:
                 frame = self._camera.capture()
             except ImageError as error:
-                self._slot.put(error)
+                self._latest.put(error)
             except CameraError as error:
-                self._slot.put(error)
+                self._latest.put(error)
                 return
             except Exception as error:  # a defect must end the loop, not leave it waiting for frames for ever
-                self._slot.put(CameraError(f"camera: {type(error).__name__}: {error}"))
+                self._latest.put(CameraError(f"camera: {type(error).__name__}: {error}"))
                 raise
             else:
                 if frame is None:
-                    self._slot.put(Ended())
+                    self._latest.put(Ended())
                     return
-                self._slot.put(frame)
+                self._latest.put(frame)

@@ -20,16 +20,16 @@ class OodDetector(OodJudge, Listener):
         super().__init__(bundle)
         self._due = 0.0
 
-    def swapped(self, classifier: Classifier) -> None:
+    def on_model(self, classifier: Classifier) -> None:
         """Compare with the new model's reference."""
         self.use_reference(classifier.bundle)
 
-    def answered(self, answer: FramePrediction) -> None:
+    def on_prediction(self, prediction: FramePrediction) -> None:
         """Measure the frame if a second has passed."""
         if self._reference is None or (now := monotonic()) < self._due:
             return
         self._due = now + _INTERVAL_S
         try:
-            self.measure(answer.frame.pixels(self._spec))
+            self.measure(prediction.frame.pixels(self._spec))
         except ImageError:
             return  # the loop decoded it, so this cannot happen; and it is no reason to stop

@@ -1,4 +1,4 @@
-"""What a person, or the program behind a pipe, sees of a running loop."""
+"""Output of a running loop: a status line for people, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -8,134 +8,136 @@ from typing import TextIO
 
 import msgspec
 
+from eyas_device.agent.accuracy import Accuracy
 from eyas_device.agent.loop import FramePrediction, Listener
 from eyas_device.agent.reporter import Reporter
-from eyas_device.agent.stats import Accuracy, LoopStats
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
+from eyas_device.telemetry.aggregate import LoopStats
 
 _PERIOD_S = 1.0
 
 
 class StatusLine(Listener):
-    """One line a second and a summary at the end; rewritten in place on a terminal, a line each elsewhere."""
+    """Prints a status line once a second, in place on a terminal, and a summary at the end."""
 
-    def __init__(self, stream: TextIO, tally: LoopStats, link: Reporter | None = None) -> None:
+    def __init__(self, stream: TextIO, stats: LoopStats, reporter: Reporter | None = None) -> None:
         self._stream = stream
-        self._tally = tally
-        self._link = link
+        self._stats = stats
+        self._reporter = reporter
         self._live = stream.isatty()
         self._shown_at = time.monotonic()
         self._shown_frames = 0
         self._skipped, self._skipped_at = "", 0.0
 
-    def answered(self, answer: FramePrediction) -> None:
-        """Count the answer; once a second, show the figures and this answer."""
-        self._tally.add(answer.prediction, answer.latency_ms, answer.age_ms)
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        """Count the prediction; once a second, print the counts and this prediction."""
+        stats, found = self._stats, prediction.prediction
+        stats.add(found, prediction.latency_ms)
         now = time.monotonic()
         if now - self._shown_at < _PERIOD_S:
             return
-        fps = (self._tally.frames - self._shown_frames) / (now - self._shown_at)
-        self._shown_at, self._shown_frames = now, self._tally.frames
-        parts = [
-            f"frames {self._tally.frames}",
+        fps = (stats.frames - self._shown_frames) / (now - self._shown_at)
+        self._shown_at, self._shown_frames = now, stats.frames
+        fields = [
+            f"frames {stats.frames}",
             f"{fps:.1f} fps",
-            f"latency p50 {self._tally.latencies.quantile(0.5):.1f} ms",
-            f"{answer.prediction.label} {answer.prediction.confidence:.2f}{'?' * answer.prediction.uncertain}",
-            f"uncertain {self._tally.uncertain}",
+            f"latency p50 {stats.latency.quantile(0.5):.1f} ms",
+            f"{found.label} {found.confidence:.2f}{'?' * found.uncertain}",
+            f"uncertain {stats.uncertain}",
         ]
-        if self._tally.unreadable:
-            parts.append(f"unreadable {self._tally.unreadable}")
-        if self._link is not None:
-            parts.append(f"mqtt {self._link.state}")
-        line = "  ".join(parts)
+        if stats.unreadable:
+            fields.append(f"unreadable {stats.unreadable}")
+        if self._reporter is not None:
+            fields.append(f"mqtt {self._reporter.summary}")
+        line = "  ".join(fields)
         self._stream.write(f"\r{line}\x1b[K" if self._live else f"{line}\n")
         self._stream.flush()
 
-    def unreadable(self, reason: ImageError) -> None:
-        """Count the image and say why it was skipped; the same reason again only once a second."""
-        self._tally.unreadable += 1
+    def on_unreadable(self, error: ImageError) -> None:
+        """Count the frame and print why it was skipped; the same reason at most once a second."""
+        self._stats.unreadable += 1
         now = time.monotonic()
-        if str(reason) == self._skipped and now - self._skipped_at < _PERIOD_S:
+        if str(error) == self._skipped and now - self._skipped_at < _PERIOD_S:
             return
-        self._skipped, self._skipped_at = str(reason), now
-        self.say(f"skipped: {reason}")
+        self._skipped, self._skipped_at = str(error), now
+        self.say(f"skipped: {error}")
 
-    def changed(self, camera: CameraState) -> None:
-        """Say what the camera's state is now."""
-        self.say(str(camera))
+    def on_camera_state(self, state: CameraState) -> None:
+        """Print the camera's new state."""
+        self.say(str(state))
 
-    def swapped(self, classifier: Classifier) -> None:
-        """Say what answers."""
+    def on_model(self, classifier: Classifier) -> None:
+        """Print the active model."""
         self.say(str(classifier))
 
     def summary(self, accuracy: Accuracy | None = None) -> None:
-        """The figures of the whole run."""
-        tally, seconds = self._tally, self._tally.seconds()
-        latency = tally.latencies.summary()
-        lines = [f"{tally.frames} frames in {seconds:.1f} s, {tally.frames / max(seconds, 1e-9):.1f} fps"]
+        """Print the counts and latencies of the run."""
+        stats, seconds = self._stats, self._stats.seconds()
+        latency = stats.latency.summary()
+        lines = [f"{stats.frames} frames in {seconds:.1f} s, {stats.frames / max(seconds, 1e-9):.1f} fps"]
         if latency:
             lines[0] += (
                 f"; latency p50 {latency['p50']:.2f} ms, p90 {latency['p90']:.2f} ms, max {latency['max']:.2f} ms"
             )
-            lines.append(", ".join(f"{label} {count}" for label, count in tally.counts.most_common()))
-            lines[-1] += f"; uncertain {tally.uncertain}"
-        if tally.unreadable:
-            lines.append(f"{tally.unreadable} could not be decoded and were skipped")
+            lines.append(", ".join(f"{label} {count}" for label, count in stats.counts.most_common()))
+            lines[-1] += f"; uncertain {stats.uncertain}"
+        if stats.unreadable:
+            lines.append(f"{stats.unreadable} could not be decoded and were skipped")
         if accuracy is not None:
-            lines.append(_accuracy_line(accuracy))
-        if self._link is not None:
-            lines.append(f"mqtt: {self._link.state}")
-        self._stream.write(self._fresh_line() + "\n".join(lines) + "\n")
+            lines.append(_accuracy_summary(accuracy))
+        if self._reporter is not None:
+            lines.append(f"mqtt: {self._reporter.summary}")
+        self._stream.write(self._start_of_line() + "\n".join(lines) + "\n")
         self._stream.flush()
 
     def say(self, text: str) -> None:
-        """One line of its own."""
-        self._stream.write(f"{self._fresh_line()}{text}\n")
+        """Print a line of its own."""
+        self._stream.write(f"{self._start_of_line()}{text}\n")
         self._stream.flush()
 
-    def _fresh_line(self) -> str:
+    def _start_of_line(self) -> str:
         return "\r\x1b[K" if self._live else ""
 
 
 class JsonLines(Listener):
-    """One JSON object per answer on standard output, flushed at once, for pipes."""
+    """Prints one JSON object per prediction on standard output, flushed at once, for pipes."""
 
-    def answered(self, answer: FramePrediction) -> None:
-        """Write the answer."""
-        prediction = answer.prediction
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        """Print the prediction."""
+        found = prediction.prediction
         row = {
-            "number": answer.number,
-            "source": answer.source,
-            "time": answer.time,
-            "label": prediction.label,
-            "confidence": round(prediction.confidence, 4),
-            "uncertain": prediction.uncertain,
-            "probabilities": [round(float(p), 4) for p in prediction.probabilities],
-            "latency_ms": round(answer.latency_ms, 3),
+            "number": prediction.number,
+            "source": prediction.source,
+            "time": prediction.time,
+            "label": found.label,
+            "confidence": round(found.confidence, 4),
+            "uncertain": found.uncertain,
+            "probabilities": [round(float(p), 4) for p in found.probabilities],
+            "latency_ms": round(prediction.latency_ms, 3),
         }
         sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         sys.stdout.flush()
 
 
 class Scorer(Listener):
-    """Compares each answer with the class folder that its image lies in."""
+    """Compares each prediction with the class folder that its image lies in."""
 
     def __init__(self, accuracy: Accuracy) -> None:
         self._accuracy = accuracy
 
-    def answered(self, answer: FramePrediction) -> None:
-        """Count the answer as right or wrong."""
-        self._accuracy.add(answer.source, answer.prediction.index)
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        """Count the prediction as correct or wrong."""
+        self._accuracy.add(prediction.source, prediction.prediction.index)
 
 
-def _accuracy_line(accuracy: Accuracy) -> str:
+def _accuracy_summary(accuracy: Accuracy) -> str:
     score = accuracy.score()
     if score is None:
-        return "accuracy: not measured; no image lies in a folder that is named as a label"
+        return "accuracy: not measured; no image lies in a folder that is named like a label"
     line = (
         f"accuracy {score.accuracy:.4f}, balanced accuracy {score.balanced_accuracy:.4f} "
         f"({score.images} labelled images)"
     )
-    return line + (f"; {accuracy.unlabelled} lie in no folder named as a label" if accuracy.unlabelled else "")
+    return line + (f"; {accuracy.unlabelled} lie in no folder named like a label" if accuracy.unlabelled else "")

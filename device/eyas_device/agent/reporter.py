@@ -1,6 +1,6 @@
-"""The telemetry link: a listener that turns answers into windows and events, which reach the broker by way of a spool.
+"""Telemetry reporter: a loop listener that turns predictions into windows and events and spools them for the broker.
 
-It never makes the frame loop wait: the loop counts an answer, and what needs a disk or a network is done in threads.
+It never blocks the frame loop: the loop only counts a prediction; threads do the work that needs a disk or a network.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -28,223 +28,239 @@ from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import check_address, check_name
-from eyas_device.telemetry.aggregate import WindowAggregator, place, uncertainty
-from eyas_device.telemetry.messages import Event, Health, Profile, Status
-from eyas_device.telemetry.mqtt import Delivery, Uplink
-from eyas_device.telemetry.privacy import Policy, Why
+from eyas_device.telemetry.aggregate import WindowAggregator, project, uncertainty
+from eyas_device.telemetry.messages import Event, Health, Profile, Status, Why
+from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
+from eyas_device.telemetry.mqtt_client import LinkStatus
+from eyas_device.telemetry.privacy import Policy
 from eyas_device.telemetry.remote import CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import Spool
-from eyas_device.telemetry.tls import Security
 
 _TOP = 5
-_WAITING_EVENTS = 2
-_LONGEST_SOURCE = 200
+_MAX_WAITING_EVENTS = 2
+_MAX_SOURCE = 200
+
+
+class ReporterSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device reports, and to which broker."""
+
+    uplink: UplinkSettings
+    window_s: float = 10.0
+    """Length of a window."""
+    privacy: PrivacySection = PrivacySection()
+    commands: tuple[str, ...] = ()
+    """Commands that the device executes."""
+    arm: str = ""
+    """Arm of an A/B comparison."""
 
 
 class Reporter(Closing, Listener):
-    """Sends one `Status` for each connection and change, one `Window` every few seconds whatever the frame rate, an
+    """Reports one `Status` for each connection and change, one `Window` every few seconds whatever the frame rate, an
     `Event` for each image that the privacy rules choose, and the `Result` of each command.
 
-    The status is retained: `online` at each connection, `offline` when the link is closed, and, as the will, `lost`.
+    The status is retained: `online` at each connection, `offline` when the reporter is closed, `lost` as the last will.
     """
 
     def __init__(
         self,
-        host: str,
-        port: int = 1883,
-        *,
-        site: str,
-        device: str,
+        settings: ReporterSettings,
         classifier: Classifier,
-        window_s: float = 10.0,
-        vitals: Callable[[], Health] = Health,
+        *,
+        health: Callable[[], Health] = Health,
         spool: Spool | None = None,
-        delivery: Delivery = "collector",
-        security: Security | None = None,
-        privacy: PrivacySection | None = None,
-        handlers: Mapping[str, Handler] | None = None,
-        commands: Collection[str] = (),
-        arm: str = "",
     ) -> None:
-        """Start connecting, in a thread; `vitals` is asked for each message.
+        """Check the settings; `start` connects.
 
-        `spool` is closed with the link; without one, messages wait in memory. `handlers` are what commands do, of which
-        only those named by `commands` are obeyed. Raises `LinkError` for an impossible host, port, site, device or
-        window, and for credentials that cannot be read.
+        Args:
+            settings: What to report, and to which broker.
+            classifier: The active model.
+            health: Called for each status and window.
+            spool: Keeps the messages and is closed with the reporter; without one they wait in memory.
+
+        Raises:
+            LinkError: Impossible host, port, site, device or window, or unreadable credentials.
+
         """
-        _check(host, port, site, device, window_s)
+        _check(settings)
+        self._settings, self._health = settings, health
         self._lock = threading.Lock()
-        self._counting = WindowAggregator()
+        self._aggregator = WindowAggregator()
         self._model = self._artefact = ""
         self._finished: deque[tuple[WindowAggregator, str, str]] = deque()
-        """What other models answered since the last window, each with model and artefact."""
+        """Aggregators of previous models since the last window, each with model and artefact."""
         self._closed, self._wake = threading.Event(), threading.Event()
-        self._vitals, self._window_s, self._arm = vitals, window_s, arm
         self._dropped = 0
-        self._policy = Policy(privacy or PrivacySection())
+        self._policy = Policy(settings.privacy)
         self._reference: Reference | None = None
-        self.swapped(classifier)
-        self._events: queue.Queue[tuple[Event, Frame]] = queue.Queue(_WAITING_EVENTS)
-        self._news = False
-        """Whether the status changed since it was told."""
+        self.on_model(classifier)
+        self._events: queue.Queue[tuple[Event, Frame]] = queue.Queue(_MAX_WAITING_EVENTS)
+        self._status_changed = False
+        device = settings.uplink.device
         self.spool = spool or Spool(None, device=device)
-        self._orders = CommandExecutor(handlers or {}, allowed=commands, spool=self.spool)
-        will = Status(device=device, state="lost", agent=__version__, model=self._model, artefact=self._artefact)
+        self._commands = CommandExecutor(allowed=settings.commands, spool=self.spool)
         try:
             self._uplink = Uplink(
-                host,
-                port,
-                site=site,
-                device=device,
-                spool=self.spool,
-                will=will,
-                born=lambda: self._status("online"),
-                commanded=self._orders.take,
-                delivery=delivery,
-                security=security,
+                settings.uplink,
+                self.spool,
+                will=Status(device=device, state="lost", agent=__version__, model=self._model, artefact=self._artefact),
+                make_status=lambda: self._status("online"),
+                on_command=self._commands.take,
             )
         except LinkError:
-            self._orders.close()
+            self._commands.close()
             self.spool.close()
             raise
-        self._clock = threading.Thread(target=self._tell_all, name="telemetry-window", daemon=True)
-        self._clock.start()
+        self._thread = threading.Thread(target=self._run, name="telemetry-window", daemon=True)
+
+    def start(self, handlers: Mapping[str, Handler] | None = None) -> None:
+        """Connect and report, in threads, until `close`; `handlers` execute the allowed commands."""
+        self._commands.register(handlers or {})
+        self._uplink.start()
+        self._thread.start()
 
     @property
-    def state(self) -> str:
-        """For people: `connected`, or why not, and whether the disk takes the messages."""
-        fault = self.spool.fault if self.spool.fault.startswith("/") else ""
-        return f"{self._uplink.state}; {fault}" if fault else self._uplink.state
+    def link(self) -> LinkStatus:
+        """State of the connection to the broker."""
+        return self._uplink.status
+
+    @property
+    def summary(self) -> str:
+        """State of the connection and, if it fails, of the spool's disk, for people."""
+        return f"{self.link}; {self.spool.detail}" if self.spool.state.is_fault else str(self.link)
 
     @property
     def refused(self) -> int:
         """Messages that the broker refused; they are sent again."""
         return self._uplink.refused
 
-    def answered(self, answer: FramePrediction) -> None:
-        """Count an answer in the current window, and choose whether it becomes an event."""
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        """Count the prediction in the current window, and choose whether it becomes an event."""
         with self._lock:
-            self._counting.add(answer.prediction, answer.latency_ms, answer.age_ms)
-        why = self._policy.choose(answer.prediction)
+            self._aggregator.add(prediction.prediction, prediction.latency_ms, prediction.age_ms)
+        why = self._policy.choose(prediction.prediction)
         if why is not None and not self._events.full():
-            image = answer.frame.image
-            kept = image if isinstance(image, bytes) else np.array(image)  # a camera may use its memory again
-            self._events.put_nowait((self._event(answer, why), replace(answer.frame, image=kept)))
+            image = prediction.frame.image
+            copied = image if isinstance(image, bytes) else np.array(image)  # a camera may reuse its memory
+            self._events.put_nowait((self._event(prediction, why), replace(prediction.frame, image=copied)))
             self._wake.set()
 
-    def look(self, described: Floats) -> None:
-        """Count where a frame's descriptor (`eyas_device.ood.describe`) lies, for the window's sketch."""
+    def add_descriptor(self, descriptor: Floats) -> None:
+        """Add a frame's descriptor (`eyas_device.ood.describe`) to the window's sketch."""
         if self._reference is not None:
             with self._lock:
-                self._counting.look(place(described, self._reference))
+                self._aggregator.add_projection(project(descriptor, self._reference))
 
-    def unreadable(self, reason: ImageError) -> None:
-        """Count it in the current window."""
+    def on_unreadable(self, error: ImageError) -> None:
+        """Count the frame in the current window."""
         with self._lock:
-            self._counting.unreadable += 1
+            self._aggregator.stats.unreadable += 1
 
-    def changed(self, camera: CameraState) -> None:
-        """Let the telemetry's thread tell the camera's new state at once."""
-        self._news = True
-        self._wake.set()
+    def on_camera_state(self, state: CameraState) -> None:
+        """Report the camera's new state at once."""
+        self.report_status()
 
-    def swapped(self, classifier: Classifier) -> None:
-        """Name the new model from now on; what another one answered becomes a window of its own."""
+    def on_model(self, classifier: Classifier) -> None:
+        """Name the new model from now on; the predictions of the previous one become a window of their own."""
         manifest = classifier.bundle.manifest
         model, artefact = f"{manifest.name} {manifest.version}", classifier.artefact.name
         with self._lock:
-            if self._counting.frames and (model, artefact) != (self._model, self._artefact):
-                self._finished.append((self._counting, self._model, self._artefact))
-                self._counting = WindowAggregator()
+            if self._aggregator.stats.frames and (model, artefact) != (self._model, self._artefact):
+                self._finished.append((self._aggregator, self._model, self._artefact))
+                self._aggregator = WindowAggregator()
             self._model, self._artefact = model, artefact
         self._labels = manifest.labels
         self._reference = classifier.bundle.reference()
-        self._policy.swapped(manifest)
+        self._policy.use_model(manifest)
 
-    def ask_event(self) -> None:
-        """Send the next answer as an event, with its image if the privacy rules allow that; for commands."""
-        self._policy.ask()
+    def request_event(self) -> None:
+        """Report the next prediction as an event, with its image if the privacy rules allow that."""
+        self._policy.request_event()
 
-    def tell_status(self) -> None:
-        """Say soon how the device is: something changed."""
-        self._news = True
+    def report_status(self) -> None:
+        """Report the device's status soon."""
+        self._status_changed = True
         self._wake.set()
 
-    def tell_profile(self, profile: Profile) -> None:
-        """Send what a benchmark measured."""
+    def report_profile(self, profile: Profile) -> None:
+        """Report the result of a benchmark."""
         self.spool.append(profile)
 
     def close(self) -> None:
-        """Send the last window and the farewell, waiting for the broker at most a few seconds, and disconnect."""
+        """Send the final window and status, waiting for the broker at most a few seconds, and disconnect."""
         if self._closed.is_set():
             return
         self._closed.set()
         self._wake.set()
-        self._clock.join(10.0)
-        self._orders.close()
-        self._tell_window()
-        self.spool.append(self._status("offline"))
+        started = self._thread.ident is not None
+        if started:
+            self._thread.join(10.0)
+        self._commands.close()
+        if started:
+            self._append_window()
+            self.spool.append(self._status("offline"))
         self._uplink.close()
         self.spool.close()
 
-    def _status(self, state: Literal["online", "offline", "lost"]) -> Status:
-        vitals = self._vitals()
+    def _status(self, state: Literal["online", "offline"]) -> Status:
+        health = self._health()
         return Status(
             state=state,
             agent=__version__,
             model=self._model,
             artefact=self._artefact,
-            camera=vitals.camera,
-            reason=vitals.reason,
-            paused=vitals.paused,
-            ood=vitals.ood,
+            camera=health.camera,
+            reason=health.reason,
+            paused=health.paused,
+            ood=health.ood,
         )
 
-    def _tell_all(self) -> None:
-        due = time.monotonic() + self._window_s
+    def _run(self) -> None:
+        window_s = self._settings.window_s
+        due = time.monotonic() + window_s
         while not self._closed.is_set():
             self._wake.wait(max(0.0, due - time.monotonic()))
             self._wake.clear()
-            if self._news and self._uplink.connected and not self._closed.is_set():
-                self._news = False
+            if self._status_changed and self._uplink.connected and not self._closed.is_set():
+                self._status_changed = False
                 self.spool.append(self._status("online"))
             while not self._events.empty():
-                self._tell_event(*self._events.get_nowait())
+                self._append_event(*self._events.get_nowait())
             if time.monotonic() >= due and not self._closed.is_set():
-                due = max(due + self._window_s, time.monotonic() + 0.5 * self._window_s)
-                self._tell_window()
+                due = max(due + window_s, time.monotonic() + 0.5 * window_s)
+                self._append_window()
 
-    def _tell_window(self) -> None:
-        vitals = self._vitals()
-        self._policy.ood = bool(vitals.ood)
+    def _append_window(self) -> None:
+        health = self._health()
+        self._policy.ood = bool(health.ood)
         with self._lock:
-            told = [*self._finished, (self._counting, self._model, self._artefact)]
+            finished = [*self._finished, (self._aggregator, self._model, self._artefact)]
             self._finished.clear()
-            self._counting = WindowAggregator()
-        dropped, self._dropped = vitals.dropped - self._dropped, vitals.dropped
-        for counting, model, artefact in told:
-            self.spool.append(counting.window(model, artefact, arm=self._arm, dropped=dropped, vitals=vitals))
+            self._aggregator = WindowAggregator()
+        dropped, self._dropped = health.dropped - self._dropped, health.dropped
+        for aggregator, model, artefact in finished:
+            window = aggregator.window(model, artefact, arm=self._settings.arm, dropped=dropped, health=health)
+            self.spool.append(window)
             dropped = 0
 
-    def _event(self, answer: FramePrediction, why: Why) -> Event:
-        """An event that has no image yet."""
-        prediction = answer.prediction
-        margin, entropy = uncertainty(prediction.probabilities)
-        best = np.argsort(prediction.probabilities)[::-1][:_TOP]
+    def _event(self, prediction: FramePrediction, why: Why) -> Event:
+        """An event without its image."""
+        found = prediction.prediction
+        margin, entropy = uncertainty(found.probabilities)
+        best = np.argsort(found.probabilities)[::-1][:_TOP]
         return Event(
             model=self._model,
             artefact=self._artefact,
-            arm=self._arm,
-            label=prediction.label,
-            confidence=round(prediction.confidence, 4),
+            arm=self._settings.arm,
+            label=found.label,
+            confidence=round(found.confidence, 4),
             margin=round(margin, 4),
             entropy=round(entropy, 4),
-            top={self._labels[i]: round(float(prediction.probabilities[i]), 4) for i in best},
+            top={self._labels[i]: round(float(found.probabilities[i]), 4) for i in best},
             why=why,
-            source=re.sub(r"//[^/@\s]*@", "//***@", answer.source)[:_LONGEST_SOURCE],
+            source=re.sub(r"//[^/@\s]*@", "//***@", prediction.source)[:_MAX_SOURCE],
         )
 
-    def _tell_event(self, event: Event, frame: Frame) -> None:
+    def _append_event(self, event: Event, frame: Frame) -> None:
         try:
             pixels = frame.pixels()
         except ImageError:
@@ -253,12 +269,13 @@ class Reporter(Closing, Listener):
         self.spool.append(msgspec.structs.replace(event, image=image, image_policy=policy))
 
 
-def _check(host: str, port: int, site: str, device: str, window_s: float) -> None:
+def _check(settings: ReporterSettings) -> None:
+    uplink = settings.uplink
     try:
-        check_address(host, port)
-        check_name(site)
-        check_name(device)
+        check_address(uplink.host, uplink.port)
+        check_name(uplink.site)
+        check_name(uplink.device)
     except ValueError as error:
         raise LinkError(f"telemetry: {error}") from None
-    if not (window_s >= 0.1 and math.isfinite(window_s)):
-        raise LinkError(f"window of {window_s} s; 0.1 s or more is allowed")
+    if not (settings.window_s >= 0.1 and math.isfinite(settings.window_s)):
+        raise LinkError(f"window of {settings.window_s} s; 0.1 s or more is allowed")

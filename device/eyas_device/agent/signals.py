@@ -10,30 +10,30 @@ from eyas_device.agent.loop import Loop
 
 
 class Signals:
-    """Signals inside of its `with` block: SIGINT and SIGTERM stop the loop, SIGUSR1 pauses and SIGUSR2 resumes it, and
-    SIGHUP calls `reload`. A second SIGINT or SIGTERM acts as if this were not here. Main thread only.
+    """Signal handlers within a `with` block: SIGINT and SIGTERM stop the loop, SIGUSR1 pauses and SIGUSR2 resumes it,
+    SIGHUP calls `reload`. A second SIGINT or SIGTERM has its default effect. Main thread only.
     """
 
     def __init__(self, loop: Loop | None = None, *, reload: Callable[[], None] | None = None) -> None:
         self.loop = loop
         self.requested = False
-        """Whether a signal to stop arrived, also before there was a loop."""
+        """Whether SIGINT or SIGTERM arrived, perhaps before there was a loop."""
         self._reload = reload
-        self._before: dict[int, signal.Handlers | None] = {}
+        self._previous: dict[int, signal.Handlers | None] = {}
 
     def __enter__(self) -> Signals:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
+            self._previous[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def guard(self, loop: Loop, *, reload: Callable[[], None] | None = None) -> Loop:
-        """From now on signals are for `loop`; one that asked to stop before is passed on."""
+        """Direct signals to `loop`; stop it at once if SIGINT or SIGTERM arrived before."""
         self.loop, self._reload = loop, reload
         if self.requested:
             loop.stop()
@@ -42,7 +42,7 @@ class Signals:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number in (signal.SIGINT, signal.SIGTERM):
             self.requested = True
-            signal.signal(number, self._before[number])
+            signal.signal(number, self._previous[number])
         loop = self.loop
         if loop is None:
             return

@@ -1,8 +1,8 @@
-"""What the camera sees and what the model sees, side by side on disk: for the first hour on site, and for labelling.
+"""Snapshots on disk of what the camera and the model see, for the installation on site and for labelling.
 
-<time>-frame.jpg     the frame as the camera gave it (.png where it gave pixels)
+<time>-frame.jpg     the frame as the camera delivered it (.png if it delivered pixels)
 <time>-input.png     exactly the pixels that went into the model
-<time>.json          the answer, the model, and how familiar the image is
+<time>.json          the prediction, the model, and the image's OOD quantile
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SnapshotError(EyasError, OSError):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What was written, and what the model said to it."""
+    """A snapshot's files and the model's prediction."""
 
     frame: str
     """File name of the frame."""
@@ -37,9 +37,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     """File name of the model's input."""
     source: str
     time: float
-    """When it was captured, seconds since 1970."""
+    """Time of the capture, seconds since 1970."""
     size: tuple[int, int]
-    """Width and height of the frame as it was decoded, pixels."""
+    """Width and height of the decoded frame, pixels."""
     model: str
     """Name, version, artefact and runtime."""
     label: str
@@ -47,11 +47,11 @@ class Snapshot(msgspec.Struct, frozen=True):
     uncertain: bool
     probabilities: dict[str, float]
     ood_quantile: float | None
-    """Part of the validation images that are nearer to the training images than this one, 0..1."""
+    """Fraction of the validation images that are nearer to the training images than this one, 0..1."""
 
 
 def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
-    """Write one snapshot into `folder`, which is made if need be; each file appears whole or not at all.
+    """Write a snapshot into `folder`, which is created if missing; each file is written atomically.
 
     Raises `ImageError` for a frame that cannot be decoded and `SnapshotError` if a file cannot be written.
     """
@@ -85,7 +85,9 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
         atomic_write(folder / snapshot.input, _png(model_input))
         atomic_write(folder / f"{stem}.json", msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n")
     except OSError as error:
-        raise SnapshotError(f"{folder}: a snapshot cannot be written ({error.strerror}); make room or rights") from None
+        raise SnapshotError(
+            f"{folder}: a snapshot cannot be written ({error.strerror}); check free space and permissions"
+        ) from None
     return snapshot
 
 

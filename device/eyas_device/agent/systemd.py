@@ -1,4 +1,4 @@
-"""What systemd is told of a running loop: `READY=1`, what it is doing, and a beat for the watchdog.
+"""Service notifications to systemd: readiness, status text and watchdog beats.
 
 The protocol is sd_notify(3): datagrams to the socket that `$NOTIFY_SOCKET` names. Without that variable nothing
 happens, and a socket that fails never disturbs the loop.
@@ -23,57 +23,58 @@ from eyas_device.support.closing import Closing
 UNIT = Path(__file__).parents[1] / "eyas-device.service"
 """The hardened unit file for a camera."""
 START_S = 60.0
-"""Before the first answer each beat asks systemd for so much more time to start: a camera may come later."""
+"""Start-up time that each beat before the first prediction requests: a camera may come later."""
 _RETRY_S = 1.0
-_LONGEST_ADDRESS = 107
+_MAX_ADDRESS = 107
 """Bytes in `sockaddr_un.sun_path`, less the closing zero."""
-_LONGEST_STATUS = 200
+_MAX_STATUS = 200
 
 
 class Notifier(Closing, Listener):
-    """Listens to the loop and tells systemd: ready after the first answer, then a beat at most every third of the
-    watchdog's time. The loop beats itself, by `turned`: inference that hangs stops the beat, a lost camera does not.
+    """Loop listener that notifies systemd: ready after the first prediction, then watchdog beats.
+
+    The beats come from the loop itself: inference that hangs stops them, a lost camera does not.
     """
 
     def __init__(self, *, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
         self.watchdog_s = _watchdog(environ)
-        """How long systemd waits for a beat before it ends the process; None: it does not."""
+        """Watchdog timeout; None without a watchdog."""
         self.ready = False
-        """Whether systemd was told that the service is ready."""
+        """Whether systemd knows that the service is ready."""
         self.lost = 0
         """Messages that could not be sent."""
         self._clock = clock
         self._next_beat = -math.inf
-        self._told = self._model = self._camera = ""
+        self._status = self._model = self._camera = ""
         self._reloading = False
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._socket = None if self._address is None else _open()
 
-    def answered(self, answer: FramePrediction) -> None:
-        """After the first answer: the service is ready."""
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        """Report readiness after the first prediction."""
         if not self.ready:
-            self._tell_ready()
+            self._notify_ready()
 
-    def unreadable(self, reason: ImageError) -> None:
-        """Nothing: a frame without an answer makes nothing ready."""
+    def on_unreadable(self, error: ImageError) -> None:
+        """No-op: unreadable frames do not count towards readiness."""
 
-    def swapped(self, classifier: Classifier) -> None:
-        """Say which model answers; a new one ends a reload."""
+    def on_model(self, classifier: Classifier) -> None:
+        """Show the active model; a new one ends a reload."""
         self._model = str(classifier)
         self._describe()
         self.reloaded()
 
-    def changed(self, camera: CameraState) -> None:
-        """Say how the camera is."""
-        self._camera = str(camera)
+    def on_camera_state(self, state: CameraState) -> None:
+        """Show the camera's state."""
+        self._camera = str(state)
         self._describe()
 
-    def turned(self) -> None:
-        """The loop went round: beat."""
+    def on_tick(self) -> None:
+        """Send a watchdog beat if one is due."""
         self.beat()
 
     def beat(self) -> None:
-        """Tell systemd that the loop is alive. Cheap: sends at most every third of the watchdog's time."""
+        """Send a watchdog beat, at most every third of the watchdog's timeout; cheap."""
         if self._socket is None or (now := self._clock()) < self._next_beat:
             return
         if self.ready and self.watchdog_s is None:
@@ -82,39 +83,39 @@ class Notifier(Closing, Listener):
         lines = [] if self.watchdog_s is None else ["WATCHDOG=1"]
         if not self.ready:
             lines.append(f"EXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}")
-        every = (self.watchdog_s or START_S) / 3
-        self._next_beat = now + (every if self._send(*lines) else min(every, _RETRY_S))
+        interval = (self.watchdog_s or START_S) / 3
+        self._next_beat = now + (interval if self._send(*lines) else min(interval, _RETRY_S))
 
     def status(self, text: str) -> None:
-        """What `systemctl status` shows: one line, sent when it changes."""
-        plain = re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:_LONGEST_STATUS]  # a line break would start another field
-        if plain != self._told and self._send(f"STATUS={plain}"):
-            self._told = plain
+        """Set the line that `systemctl status` shows; sent when it changes."""
+        line = re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:_MAX_STATUS]  # a line break would start another field
+        if line != self._status and self._send(f"STATUS={line}"):
+            self._status = line
 
     def reloading(self) -> None:
-        """The configuration or the model is being read again; `reloaded` ends it. Before the first answer: nothing."""
+        """Report that a reload started, which `reloaded` ends; a no-op before the first prediction."""
         if self.ready and not self._reloading:
             self._reloading = True
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
-        """The reload is over, whether it succeeded or not."""
+        """Report that the reload ended, successful or not."""
         if self._reloading:
             self._reloading = False
-            self._tell_ready()
+            self._notify_ready()
 
     def close(self) -> None:
-        """Tell systemd that the service stops."""
+        """Report that the service stops."""
         if self._socket is not None:
             self._send("STOPPING=1")
             self._socket.close()
             self._socket = None
 
     def _describe(self) -> None:
-        self.status("; ".join(part for part in (self._model, self._camera) if part))
+        self.status("; ".join(text for text in (self._model, self._camera) if text))
 
-    def _tell_ready(self) -> None:
-        """`READY=1`; where that does not get through, the next answer tries again."""
+    def _notify_ready(self) -> None:
+        """Send `READY=1`; if that fails, the next prediction tries again."""
         self.ready = self._socket is None or self._send("READY=1")
         self._next_beat = -math.inf
 
@@ -139,15 +140,15 @@ def _open() -> socket.socket | None:
 
 
 def _address(text: str) -> bytes | None:
-    """The socket's address for the system: a path, or an abstract name that starts with a zero byte."""
+    """The socket's address: a path, or an abstract name that starts with a zero byte; None if it is invalid."""
     raw = os.fsencode(text)
-    if not 1 < len(raw) <= _LONGEST_ADDRESS or raw[:1] not in (b"/", b"@") or b"\x00" in raw:
+    if not 1 < len(raw) <= _MAX_ADDRESS or raw[:1] not in (b"/", b"@") or b"\x00" in raw:
         return None
     return b"\x00" + raw[1:] if raw[:1] == b"@" else raw
 
 
 def _watchdog(environ: Mapping[str, str]) -> float | None:
-    """Seconds of `$WATCHDOG_USEC`, if it is meant for this process."""
+    """Seconds of `$WATCHDOG_USEC` if it applies to this process."""
     usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", str(os.getpid()))
     if not re.fullmatch(r"\d{1,18}", usec, re.ASCII) or int(usec) == 0 or pid != str(os.getpid()):
         return None

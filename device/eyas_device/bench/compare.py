@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from eyas_device.bench.result import Bench, Quantiles, Result
-from eyas_device.bench.show import beyond, table
+from eyas_device.bench.show import beyond, is_apart, table
 from eyas_device.board import NOT_MEASURED
 
 _BUSY = 0.1
@@ -67,8 +67,8 @@ def _rows(a: Result, b: Result) -> Iterator[list[str]]:
 
 def _mark(a: Quantiles, b: Quantiles) -> str:
     """`slower` or `faster`, where the spans from p10 to p90 do not touch."""
-    told = beyond(a, b)
-    return ("slower, " if b.p50 > a.p50 else "faster, ") + told if told.startswith("beyond") else told
+    direction = ("slower, " if b.p50 > a.p50 else "faster, ") if is_apart(a, b) else ""
+    return direction + beyond(a, b)
 
 
 def _pair(a: float | None, b: float | None) -> list[str]:

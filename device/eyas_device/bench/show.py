@@ -124,9 +124,13 @@ def ratios(results: Sequence[Result]) -> Iterator[str]:
 
 
 def beyond(one: Quantiles, other: Quantiles) -> str:
-    """Whether two measurements differ by more than they scatter: their spans from p10 to p90 do not touch."""
-    apart = one.p90 < other.p10 or other.p90 < one.p10
-    return "beyond the spread" if apart else "within the spread"
+    """Whether two measurements differ by more than they scatter, in words."""
+    return "beyond the spread" if is_apart(one, other) else "within the spread"
+
+
+def is_apart(one: Quantiles, other: Quantiles) -> bool:
+    """Whether the spans of two measurements from p10 to p90 do not touch."""
+    return one.p90 < other.p10 or other.p90 < one.p10
 
 
 def _sustained(run: Sustained) -> Iterator[str]:

@@ -10,7 +10,7 @@ from eyas_device.bench.measure import Candidate, Progress
 from eyas_device.bench.result import Interval, Sustained
 from eyas_device.board import Power, Vitals
 from eyas_device.camera import Frame
-from eyas_device.support.histogram import Latencies
+from eyas_device.support.histogram import LogHistogram
 
 INTERVAL_S = 10.0
 
@@ -36,7 +36,7 @@ def sustain(
     while (left := started + seconds - perf_counter()) > 0.5 * min(interval_s, seconds) or not intervals:
         began = perf_counter()
         ends = began + min(interval_s, left)
-        latencies, count = Latencies(), 0
+        latencies, count = LogHistogram(), 0
         while (now := perf_counter()) < ends or not count:
             latencies.add(candidate.answer(next(source), keep=False))
             count += 1

@@ -17,8 +17,8 @@ from eyas_device.errors import CameraSpecError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from eyas_device.agent.accuracy import Accuracy
     from eyas_device.agent.loop import Listener
-    from eyas_device.agent.stats import Accuracy
     from eyas_device.config import Config
     from eyas_device.predict import Classifier
 
@@ -55,9 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(given: argparse.Namespace) -> int:
     """Run the loop until the source ends or a signal stops it; print the figures."""
+    from eyas_device.agent.accuracy import Accuracy
     from eyas_device.agent.app import Agent
     from eyas_device.agent.output import JsonLines, Scorer
-    from eyas_device.agent.stats import Accuracy
 
     config = _config(given)
     if given.accuracy and not config.camera.source.startswith("folder:"):

@@ -6,12 +6,18 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.doctor.system import service_is_active
 from eyas_device.support.names import parse_broker
 from eyas_device.support.processes import JobError
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from eyas_device.telemetry.mqtt_client import Connector
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "litert": ("ai-edge-litert",),
@@ -22,6 +28,8 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "onnx-tensorrt": ("onnxruntime-gpu",),
 }
 """Runtime -> the packages of which one has to be installed."""
+_CAMERA_ERRORS = ("CameraError", "CameraLost", "CameraSpecError")
+"""Names of errors whose message names the camera."""
 _MODEL_S = 50.0
 _FRAMES, _CAMERA_S, _OPEN_MOST_S = 30, 8.0, 15.0
 _SLOW_FPS = 1.0
@@ -87,7 +95,7 @@ def camera(context: Context) -> Finding:
     try:
         seen = context.job("camera", arguments, 2 * timeout_s + 2 * _CAMERA_S)
     except JobError as error:
-        text = str(error) if "camera" in str(error) else f"camera {wanted.source}: {error}"
+        text = str(error) if error.kind in _CAMERA_ERRORS else f"camera {wanted.source}: {error}"
         if error.kind == "CameraSpecError":
             return red(text, "name the camera as `eyas-device run --help` shows")
         if service_is_active(context):
@@ -145,22 +153,24 @@ def broker(context: Context) -> Finding:
 
 
 def _shake_hands(context: Context, host: str, port: int) -> Finding:
-    """MQTT 5, else 3.1.1, with a client of its own, so that the running service keeps its session."""
-    from paho.mqtt.client import MQTTProtocolVersion
+    """Connect with MQTT 5, else 3.1.1, as a client of its own, so that the running service keeps its session."""
+    from eyas_device.telemetry.mqtt_client import Connector, Session
 
     where = f"{host}:{port}"
     section = context.config.telemetry
     user = context.username or section.user or ("this certificate" if section.certificate else "anybody")
-    reason = _connect(context, host, port, MQTTProtocolVersion.MQTTv5)
-    if reason is not None and reason != _WELCOME and _is_old(reason):
-        reason = _connect(context, host, port, MQTTProtocolVersion.MQTTv311)
-        if reason == _WELCOME:
+    session = Session(client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", keepalive_s=int(_CONNACK_S))
+    connector = Connector((host, port), session)
+    reason = _connect(context, connector)
+    if reason is not None and reason.is_failure and connector.refused(reason):
+        reason = _connect(context, connector)
+        if reason is not None and not reason.is_failure:
             return yellow(f"{where}: lets {user} in with MQTT 3.1.1 only", "a broker with MQTT 5 tells why it refuses")
     if reason is None:
         return red(
             f"{where}: something listens but does not answer as an MQTT broker", "look at the port: TLS, HTTP, a proxy?"
         )
-    if reason != _WELCOME:
+    if reason.is_failure:
         return red(
             f"{where}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reason}",
             "look at user, password and the broker's access list",
@@ -168,45 +178,32 @@ def _shake_hands(context: Context, host: str, port: int) -> Finding:
     return green(f"{where}: lets {user} in; {_PROMISES[section.delivery]}")
 
 
-_WELCOME = "Success"
 _PROMISES = {
     "collector": "messages are kept here until a collector has stored them",
     "broker": "messages are kept here until the broker has them, which may then lose them (telemetry.delivery)",
 }
 
 
-def _is_old(reason: str) -> bool:
-    return "protocol version" in reason.lower()
-
-
-def _connect(context: Context, host: str, port: int, protocol: Any) -> str | None:
-    """The reason in the broker's answer, None if it gave none."""
-    from paho.mqtt.client import CallbackAPIVersion, Client
-
+def _connect(context: Context, connector: Connector) -> ReasonCode | None:
+    """The reason code of the broker's CONNACK, None without one."""
     from eyas_device.telemetry.tls import Security
 
-    client = Client(CallbackAPIVersion.VERSION2, client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", protocol=protocol)
+    client = connector.make_client()
     Security.configured(context.config.telemetry).apply(client)
     if context.username:
         client.username_pw_set(context.username, context.password or None)
-    answered = threading.Event()
-    reasons: list[str] = []
+    done = threading.Event()
+    reasons: list[ReasonCode] = []
 
-    def on_connect(client: Client, userdata: object, flags: object, reason: Any, properties: object) -> None:
-        reasons.append(str(reason) if reason.is_failure else _WELCOME)
-        answered.set()
+    def on_connect(client: Client, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
+        reasons.append(reason)
+        done.set()
 
-    def on_disconnect(client: Client, userdata: object, flags: object, reason: Any, properties: object) -> None:
-        answered.set()
-
-    client.on_connect, client.on_disconnect, client.on_connect_fail = (
-        on_connect,
-        on_disconnect,
-        lambda *_: answered.set(),
-    )
-    client.connect_async(host, port, keepalive=int(_CONNACK_S))
+    client.on_connect = on_connect
+    client.on_disconnect = client.on_connect_fail = lambda *_: done.set()
+    connector.connect_async(client)
     client.loop_start()
-    answered.wait(_CONNACK_S)
+    done.wait(_CONNACK_S)
     client.disconnect()
     client.loop_stop()
     return reasons[0] if reasons else None

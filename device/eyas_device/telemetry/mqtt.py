@@ -1,8 +1,8 @@
-"""The way to the broker: one thread that connects, sends what the spool holds, and forgets what has arrived.
+"""Uplink to the broker: one thread that connects, sends what the spool holds, and forgets what was acknowledged.
 
-With `delivery = "collector"` a message is forgotten when the collector says that it is in its store, on nothing else;
-until then it is sent again: at once after each connection, else after 30 s and then ever more seldom. With `"broker"`
-the broker's word is enough, which a broker may give before anything is on a disk.
+With `delivery = "collector"` a message is forgotten when the collector acknowledges that it is in its store, and on
+nothing else. Until then it is sent again: at once after each connection, else after 30 s and then at growing intervals.
+With `"broker"` the broker's acknowledgement is enough, which a broker may send before anything is on a disk.
 """
 
 from __future__ import annotations
@@ -14,351 +14,368 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
-from paho.mqtt.client import CallbackAPIVersion, Client, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.client import Client, MQTTErrorCode
 
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry.messages import MOST_BYTES, Ack, Header, decode, encode, topic
+from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, decode, encode, topic
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
 from eyas_device.telemetry.tls import Security
 
 Delivery = Literal["collector", "broker"]
 
-_LANES = {"cmd/result": IN_FLIGHT, "event": 4, "profile": 1, "window": IN_FLIGHT, "status": IN_FLIGHT}
-"""Kind -> how many may wait for the collector, in the order in which they are sent: a farewell comes last."""
-_KEEPALIVE_S = 30
+_MAX_IN_FLIGHT = {"cmd/result": IN_FLIGHT, "event": 4, "profile": 1, "window": IN_FLIGHT, "status": IN_FLIGHT}
+"""Kind -> messages that may wait for the collector, in sending order: the final status comes last."""
 _SESSION_S = 86400
-_MOST_RECEIVED = 64 << 10
-_MOST_RANGES = 1000
-_TURN_S = 0.1
+_MAX_RECEIVED = 64 << 10
+_MAX_RANGES = 1000
+_POLL_S = 0.1
 _CONNACK_S = 10.0
 _PUBACK_S = 30.0
-_AGAIN_S = (30.0, 600.0)
+_RESEND_S = (30.0, 600.0)
 _BACKOFF_S = (1.0, 60.0)
 _STABLE_S = 60.0
-_FAREWELL_S = 2.0
+_CLOSE_S = 2.0
 _ENVELOPE = 256
-"""Bytes of a packet beside the payload, at most, with a topic of allowed names."""
+"""Maximum bytes of a packet besides its payload, with a topic of allowed names."""
 
 
-class _Flight(msgspec.Struct):
-    """A message that was sent and not yet acknowledged by the collector."""
+class UplinkSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Which broker a device connects to, and as whom."""
+
+    host: str
+    port: int = 1883
+    site: str
+    device: str
+    delivery: Delivery = "collector"
+    """Whose acknowledgement lets the device forget a message."""
+    security: Security = Security()
+
+
+class _InFlight(msgspec.Struct):
+    """A message that was sent and that the collector has not acknowledged yet."""
 
     kind: str
     sent: float
     due: float
     tries: int = 1
     mid: int | None = None
-    """Until the broker has acknowledged it."""
+    """Packet number until the broker acknowledges it."""
 
 
 class Uplink(Closing):
-    """Sends a spool to a broker, and takes acknowledgements and commands from it.
+    """Sends a spool to a broker, and receives acknowledgements and commands from it.
 
     It never stops trying: with jittered pauses of 1 to 60 s that start again after a connection of a minute.
     """
 
     def __init__(
         self,
-        host: str,
-        port: int,
-        *,
-        site: str,
-        device: str,
+        settings: UplinkSettings,
         spool: Spool,
+        *,
         will: Header,
-        born: Callable[[], Header],
-        commanded: Callable[[bytes], None],
-        delivery: Delivery = "collector",
-        security: Security | None = None,
+        make_status: Callable[[], Header],
+        on_command: Callable[[bytes], None],
     ) -> None:
-        """Start connecting, in a thread; `born` makes the status of each new connection, `commanded` gets each command
-        as it came, in that thread: it must not wait. Raises `LinkError` for credentials that cannot be read.
+        """Check the credentials; `start` connects.
+
+        Args:
+            settings: Broker, identity and credentials.
+            spool: Messages to send.
+            will: Status that the broker publishes if the connection breaks.
+            make_status: Returns the status for each new connection.
+            on_command: Called with each command's payload in the uplink's thread; must not block.
+
+        Raises:
+            LinkError: Credentials cannot be read.
+
         """
-        self.state = "connecting"
-        """For people: `connected`, or why not."""
+        self.status = LinkStatus()
+        """State of the connection."""
         self.refused = 0
         """Messages that the broker refused."""
         self.ignored = 0
-        """Messages of the broker that were none for us."""
+        """Received messages ignored: wrong topic, device or spool, or malformed."""
         self.listening = False
-        """Whether the broker passes acknowledgements and commands on to us."""
+        """Whether the broker granted the subscriptions to acknowledgements and commands."""
         self.resent = 0
-        """How often a message was sent again."""
-        self._address, self._site, self._device = (host, port), site, device
-        self._spool, self._will, self._born, self._commanded = spool, will, born, commanded
-        self._delivery, self._security = delivery, security or Security()
-        self._security.context()
-        self._security.password()
-        self._client: Any = None
-        self._flights: dict[int, _Flight] = {}
+        """Messages that were sent again."""
+        self._settings, self._spool, self._will = settings, spool, will
+        self._make_status, self._on_command = make_status, on_command
+        settings.security.context()
+        settings.security.password()
+        session = Session(
+            client_id=f"eyas-{settings.site}-{settings.device}",
+            expiry_s=_SESSION_S,
+            receive_maximum=IN_FLIGHT,
+            max_packet_bytes=_MAX_RECEIVED,
+        )
+        self._connector = Connector((settings.host, settings.port), session)
+        self._client: Client | None = None
+        self._in_flight: dict[int, _InFlight] = {}
         self._sent: dict[str, int] = {}
         """Kind -> the highest sequence that was sent."""
-        self._arrived: set[int] = set()
+        self._acknowledged: set[int] = set()
         self._spool_id, self._seen = spool.id, -1
-        self._protocol = MQTTProtocolVersion.MQTTv5
-        self._slots, self._most_bytes = IN_FLIGHT, MOST_BYTES
-        self._welcome: bool | None = None
-        """Whether the broker let us in; None: it has not answered yet."""
-        self._up = 0.0
-        """When it did."""
+        self._receive_maximum, self._max_bytes = IN_FLIGHT, MAX_BYTES
+        self._accepted: bool | None = None
+        """Whether the broker accepted the connection; None: no CONNACK yet."""
+        self._connected_at = 0.0
+        """Time of the accepting CONNACK."""
         self._failures = 0
         self._maintained = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry-uplink", daemon=True)
+
+    def start(self) -> None:
+        """Connect and send in a thread until `close`."""
         self._thread.start()
 
     @property
     def connected(self) -> bool:
-        """Whether the broker let us in and is there."""
-        return self._client is not None and bool(self._welcome)
+        """Whether the broker accepted the connection and it stands."""
+        return self._client is not None and bool(self._accepted)
 
     def close(self) -> None:
-        """Send what can be sent within two seconds, if there is a connection, and leave."""
+        """Send what can be sent within two seconds, if there is a connection, and disconnect."""
         self._closing.set()
-        self._thread.join(_FAREWELL_S + 3.0)
+        if self._thread.ident is not None:
+            self._thread.join(_CLOSE_S + 3.0)
 
     # The connection
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._session()
+            self._serve_connection()
             if self._closing.is_set():
                 return
-            self._failures = 0 if self._up and time.monotonic() - self._up >= _STABLE_S else self._failures + 1
+            stable = self._connected_at and time.monotonic() - self._connected_at >= _STABLE_S
+            self._failures = 0 if stable else self._failures + 1
             pause = min(_BACKOFF_S[0] * 2.0 ** min(self._failures - 1, 10), _BACKOFF_S[1]) if self._failures else 0.5
             until = time.monotonic() + pause * random.uniform(0.5, 1.0)
             while (left := until - time.monotonic()) > 0 and not self._closing.is_set():
                 self._maintain()
                 self._closing.wait(min(left, 1.0))
 
-    def _session(self) -> None:
-        """From connecting to the loss of the connection."""
-        self._begin()
+    def _serve_connection(self) -> None:
+        """Connect, then send and receive until the connection ends."""
+        self._reset()
         try:
             client = self._connect()
+        except LinkError as error:
+            self._set_state(LinkState.DISCONNECTED, str(error))
+            return
         except (OSError, ValueError) as error:  # TLS's errors are OSErrors
-            self.state = (
-                str(error)
-                if isinstance(error, LinkError)
-                else f"not connected: the broker cannot be reached ({error}); trying again"
-            )
+            self._set_state(LinkState.DISCONNECTED, f"the broker cannot be reached ({error}); trying again")
             return
         self._client = client
         started = time.monotonic()
-        farewell: float | None = None
+        close_by: float | None = None
         try:
-            while client.loop(_TURN_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and self._welcome is not False:
+            while client.loop(_POLL_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and self._accepted is not False:
                 now = time.monotonic()
                 self._maintain()
-                if self._welcome is None:
+                if self._accepted is None:
                     if now - started > _CONNACK_S or self._closing.is_set():
-                        self.state = "not connected: something listens but does not answer as an MQTT broker"
+                        self._set_state(
+                            LinkState.DISCONNECTED, "something listens but does not answer as an MQTT broker"
+                        )
                         return
                     continue
-                if not self._send(now):
+                if not self._send(client, now):
                     return
                 if self._closing.is_set():
-                    farewell = farewell or now + _FAREWELL_S
-                    if now > farewell or self._all_sent():
+                    close_by = close_by or now + _CLOSE_S
+                    if now > close_by or self._all_sent():
                         client.disconnect()
                         return
         except (OSError, ValueError) as error:  # of a socket that closed in between
-            self.state = f"not connected: {error}"
+            self._set_state(LinkState.DISCONNECTED, str(error))
         finally:
-            self._leave(client)
+            self._drop(client)
 
-    def _begin(self) -> None:
-        self._welcome, self._up, self.listening = None, 0.0, False
+    def _reset(self) -> None:
+        self._accepted, self._connected_at, self.listening = None, 0.0, False
 
     def _connect(self) -> Client:
-        old = self._protocol != MQTTProtocolVersion.MQTTv5
-        client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=f"eyas-{self._site}-{self._device}",
-            protocol=self._protocol,
-            **({"clean_session": False} if old else {}),
-        )
+        settings = self._settings
+        client = self._connector.make_client()
         client.max_inflight_messages_set(IN_FLIGHT)
-        client.will_set(topic(self._site, self._device, "status"), encode(self._will), qos=1, retain=True)
-        self._security.apply(client)
+        client.will_set(topic(settings.site, settings.device, "status"), encode(self._will), qos=1, retain=True)
+        settings.security.apply(client)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_subscribe = self._on_publish, self._on_subscribe
         client.on_message = self._on_message
-        if old:
-            client.connect(*self._address, keepalive=_KEEPALIVE_S)
-            return client
-        wishes = Properties(PacketTypes.CONNECT)
-        wishes.SessionExpiryInterval, wishes.ReceiveMaximum = _SESSION_S, IN_FLIGHT
-        wishes.MaximumPacketSize = _MOST_RECEIVED
-        client.connect(*self._address, keepalive=_KEEPALIVE_S, clean_start=False, properties=wishes)
+        self._connector.connect(client)
         return client
 
-    def _leave(self, client: Client) -> None:
-        """Close the socket, whatever state it is in; a broker that was not told farewell publishes the will."""
+    def _drop(self, client: Client) -> None:
+        """Close the socket in whatever state it is; without a DISCONNECT before, the broker publishes the will."""
         self._client = None
         client.on_disconnect = None
         sock = client.socket()
         if sock is not None:
             sock.close()
-        if self._welcome is None and not self._closing.is_set():
-            # Some brokers of before MQTT 5 just hang up: the next try is the other version's.
-            other = {MQTTProtocolVersion.MQTTv5: MQTTProtocolVersion.MQTTv311}
-            self._protocol = other.get(self._protocol, MQTTProtocolVersion.MQTTv5)
-        if self.state.startswith("connect"):
-            self.state = "not connected: the connection was lost"
+        if self._accepted is None and not self._closing.is_set():
+            self._connector.unanswered()
+        if self.status.state not in (LinkState.REFUSED, LinkState.DISCONNECTED):
+            self._set_state(LinkState.DISCONNECTED, "the connection was lost")
 
-    # What the broker says, in the same thread
+    def _set_state(self, state: LinkState, detail: str = "") -> None:
+        self.status = LinkStatus(state, detail)
+
+    # Callbacks of paho, in the same thread
 
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self._welcome = False
-            self.state = f"refused by the broker: {reason}"
-            if "protocol version" in str(reason).lower():
-                new = self._protocol == MQTTProtocolVersion.MQTTv5
-                self._protocol = MQTTProtocolVersion.MQTTv311 if new else MQTTProtocolVersion.MQTTv5
+            self._accepted = False
+            self._set_state(LinkState.REFUSED, str(reason))
+            self._connector.refused(reason)
             return
-        self._welcome, self._up, self.state = True, time.monotonic(), "connected"
-        self._slots = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
-        self._most_bytes = min(MOST_BYTES, getattr(properties, "MaximumPacketSize", MOST_BYTES) - _ENVELOPE)
-        for flight in self._flights.values():
-            flight.mid, flight.due, flight.tries = None, self._up, 0
-        self._spool.append(self._born())
-        wanted = [(topic(self._site, self._device, "cmd"), 1)]
-        if self._delivery == "collector":
-            wanted.append((topic(self._site, self._device, "ack"), 1))
-        client.subscribe(wanted)
+        self._accepted, self._connected_at = True, time.monotonic()
+        self._set_state(LinkState.CONNECTED)
+        self._receive_maximum = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
+        self._max_bytes = min(MAX_BYTES, getattr(properties, "MaximumPacketSize", MAX_BYTES) - _ENVELOPE)
+        for message in self._in_flight.values():
+            message.mid, message.due, message.tries = None, self._connected_at, 0
+        self._spool.append(self._make_status())
+        kinds = ["cmd", "ack"] if self._settings.delivery == "collector" else ["cmd"]
+        client.subscribe([(topic(self._settings.site, self._settings.device, kind), 1) for kind in kinds])
 
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
-        if not self.state.startswith("refused"):
-            self.state = f"not connected: {reason}"
+        if self.status.state is not LinkState.REFUSED:
+            self._set_state(LinkState.DISCONNECTED, str(reason))
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         failed = [str(reason) for reason in reasons if reason.is_failure]
         self.listening = not failed
         if failed:
-            self.state = f"connected, but the broker refuses acknowledgements and commands: {', '.join(failed)}"
+            self._set_state(LinkState.SUBSCRIPTION_REFUSED, ", ".join(failed))
 
     def _on_publish(self, client: Client, userdata: object, mid: int, reason: Any, properties: Any) -> None:
-        for sequence, flight in self._flights.items():
-            if flight.mid == mid:
-                flight.mid = None
+        for sequence, message in self._in_flight.items():
+            if message.mid == mid:
+                message.mid = None
                 if reason.is_failure:
                     self.refused += 1
-                    self.state = f"connected, but a message was refused: {reason}"
-                elif self._delivery == "broker":
-                    self._arrived.add(sequence)
+                    self._set_state(LinkState.MESSAGE_REFUSED, str(reason))
+                elif self._settings.delivery == "broker":
+                    self._acknowledged.add(sequence)
                 return
 
     def _on_message(self, client: Client, userdata: object, message: Any) -> None:
+        site, device = self._settings.site, self._settings.device
         try:
-            if len(message.payload) > _MOST_RECEIVED:
+            if len(message.payload) > _MAX_RECEIVED:
                 self.ignored += 1
-            elif message.topic == topic(self._site, self._device, "ack"):
-                self._acknowledged(message.payload)
-            elif message.topic == topic(self._site, self._device, "cmd"):
-                self._commanded(message.payload)
+            elif message.topic == topic(site, device, "ack"):
+                self._on_ack(message.payload)
+            elif message.topic == topic(site, device, "cmd"):
+                self._on_command(message.payload)
             else:
                 self.ignored += 1
         except UnicodeDecodeError:  # paho decodes the topic when it is asked for
             self.ignored += 1
 
-    def _acknowledged(self, payload: bytes) -> None:
-        """Only what was sent can have arrived: a mistaken acknowledgement costs nothing that was not sent."""
+    def _on_ack(self, payload: bytes) -> None:
+        """Note the messages that the collector stored; an acknowledgement of what was not sent has no effect."""
         try:
             ack = decode(payload, Ack)
         except msgspec.DecodeError:
             self.ignored += 1
             return
-        if ack.device != self._device or ack.spool != self._spool_id or self._delivery != "collector":
+        settings = self._settings
+        if ack.device != settings.device or ack.spool != self._spool_id or settings.delivery != "collector":
             self.ignored += 1
             return
-        ranges = ack.ranges[:_MOST_RANGES]
-        self._arrived |= {s for s in self._flights if any(first <= s <= last for first, last in ranges)}
+        ranges = ack.ranges[:_MAX_RANGES]
+        self._acknowledged |= {s for s in self._in_flight if any(first <= s <= last for first, last in ranges)}
         now = time.monotonic()
-        for flight in self._flights.values():  # the collector is there: what it has not seen by now, it may not have
-            if now - flight.sent > _AGAIN_S[0]:
-                flight.due = now
+        for message in self._in_flight.values():  # the collector is there: what it has not seen by now may be lost
+            if now - message.sent > _RESEND_S[0]:
+                message.due = now
 
     # Sending
 
-    def _send(self, now: float) -> bool:
-        """Forget what arrived and send what may be sent. False if the connection is to be given up."""
+    def _send(self, client: Client, now: float) -> bool:
+        """Forget what was acknowledged and send what may be sent. False if the connection has to be dropped."""
         if self._spool.id != self._spool_id:
-            self._spool_id, self._flights, self._sent, self._arrived = self._spool.id, {}, {}, set()
+            self._spool_id, self._in_flight, self._sent, self._acknowledged = self._spool.id, {}, {}, set()
             self._seen = -1
-        if self._arrived:
-            for sequence in self._arrived:
-                self._flights.pop(sequence, None)
-            self._spool.forget(self._arrived)
-            self._arrived, self._seen = set(), -1
-            if self.state.startswith("connected, but no collector"):
-                self.state = "connected"
-        for sequence, flight in list(self._flights.items()):
-            if flight.mid is not None and now - flight.sent > _PUBACK_S:
-                self.state = f"not connected: the broker did not acknowledge a message within {_PUBACK_S:g} s"
+        if self._acknowledged:
+            for sequence in self._acknowledged:
+                self._in_flight.pop(sequence, None)
+            self._spool.forget(self._acknowledged)
+            self._acknowledged, self._seen = set(), -1
+            if self.status.state is LinkState.NO_COLLECTOR:
+                self._set_state(LinkState.CONNECTED)
+        for sequence, message in list(self._in_flight.items()):
+            if message.mid is not None and now - message.sent > _PUBACK_S:
+                detail = f"the broker did not acknowledge a message within {_PUBACK_S:g} s"
+                self._set_state(LinkState.DISCONNECTED, detail)
                 return False
-            if flight.mid is None and flight.due <= now and not self._repeat(sequence, flight, now):
+            if message.mid is None and message.due <= now and not self._resend(client, sequence, message, now):
                 break
         appended = self._spool.appended
-        if appended != self._seen and self._fill(now):
+        if appended != self._seen and self._send_new(client, now):
             self._seen = appended
         return True
 
-    def _fill(self, now: float) -> bool:
-        """Send new messages of every kind; False if there may be more for which there is no room now."""
+    def _send_new(self, client: Client, now: float) -> bool:
+        """Send new messages of every kind; False if there may be more that the broker cannot take now."""
         complete = True
-        for kind, most in _LANES.items():
-            free = most - sum(flight.kind == kind for flight in self._flights.values())
-            free = min(free, self._free() - (kind != "status" and self._slots > 1))  # one place is the status's
+        for kind, max_in_flight in _MAX_IN_FLIGHT.items():
+            free = max_in_flight - sum(message.kind == kind for message in self._in_flight.values())
+            reserved = kind != "status" and self._receive_maximum > 1  # one is kept for the status
+            free = min(free, self._free() - reserved)
             if free <= 0:
                 complete = False
                 continue
-            found = self._spool.pending(kind, after=self._sent.get(kind, -1), limit=free)
-            complete &= len(found) < free
-            for held in found:
+            pending = self._spool.pending(kind, after=self._sent.get(kind, -1), limit=free)
+            complete &= len(pending) < free
+            for held in pending:
                 self._sent[kind] = held.sequence
-                if kind == "status":  # the ones before are not wanted any more
-                    old = [s for s, f in self._flights.items() if f.kind == "status" and f.mid is None]
-                    self._flights = {s: f for s, f in self._flights.items() if s not in old}
-                mid = self._publish(held)
+                if kind == "status":  # it replaces the statuses before
+                    old = [s for s, m in self._in_flight.items() if m.kind == "status" and m.mid is None]
+                    self._in_flight = {s: m for s, m in self._in_flight.items() if s not in old}
+                mid = self._publish(client, held)
                 if mid is not None:
-                    self._flights[held.sequence] = _Flight(kind=kind, sent=now, due=now + _pause(1), mid=mid)
+                    due = now + _resend_pause(1)
+                    self._in_flight[held.sequence] = _InFlight(kind=kind, sent=now, due=due, mid=mid)
         return complete
 
-    def _repeat(self, sequence: int, flight: _Flight, now: float) -> bool:
-        """Send a message again; False if there is no room now."""
+    def _resend(self, client: Client, sequence: int, message: _InFlight, now: float) -> bool:
+        """Send a message again; False if the broker cannot take it now."""
         if self._free() <= 0:
             return False
         held = self._spool.get(sequence)
-        mid = None if held is None else self._publish(held)
+        mid = None if held is None else self._publish(client, held)
         if mid is None:
-            del self._flights[sequence]
+            del self._in_flight[sequence]
             return True
-        flight.mid, flight.sent, flight.tries = mid, now, flight.tries + 1
-        flight.due = now + _pause(flight.tries)
+        message.mid, message.sent, message.tries = mid, now, message.tries + 1
+        message.due = now + _resend_pause(message.tries)
         self.resent += 1
-        if flight.tries > 2 and self.state == "connected" and self._delivery == "collector":
-            self.state = "connected, but no collector acknowledges: messages wait"
+        if message.tries > 2 and self.status.state is LinkState.CONNECTED and self._settings.delivery == "collector":
+            self._set_state(LinkState.NO_COLLECTOR, "messages wait")
         return True
 
-    def _publish(self, held: Held) -> int | None:
-        """The number of the packet; None for a message that nobody would take, which is given up."""
-        if len(held.payload) > self._most_bytes or self._client is None:
+    def _publish(self, client: Client, held: Held) -> int | None:
+        """Send a message and return its packet number; None for one that the broker would not take: it is dropped."""
+        if len(held.payload) > self._max_bytes:
             self._spool.refuse(held)
             return None
-        where = topic(self._site, self._device, held.kind)
-        info = self._client.publish(where, held.payload, qos=1, retain=held.kind == "status")
-        return int(info.mid)
+        name = topic(self._settings.site, self._settings.device, held.kind)
+        return int(client.publish(name, held.payload, qos=1, retain=held.kind == "status").mid)
 
     def _free(self) -> int:
-        return self._slots - sum(flight.mid is not None for flight in self._flights.values())
+        return self._receive_maximum - sum(message.mid is not None for message in self._in_flight.values())
 
     def _all_sent(self) -> bool:
-        """Whether the broker has everything that may be sent now."""
-        return self._seen == self._spool.appended and all(flight.mid is None for flight in self._flights.values())
+        """Whether the broker acknowledged everything that may be sent now."""
+        return self._seen == self._spool.appended and all(m.mid is None for m in self._in_flight.values())
 
     def _maintain(self) -> None:
         now = time.monotonic()
@@ -367,6 +384,6 @@ class Uplink(Closing):
             self._spool.maintain()
 
 
-def _pause(tries: int) -> float:
+def _resend_pause(tries: int) -> float:
     """Seconds until a message is sent again."""
-    return min(_AGAIN_S[0] * 2.0 ** (max(tries, 1) - 1), _AGAIN_S[1]) * random.uniform(0.9, 1.1)
+    return min(_RESEND_S[0] * 2.0 ** (max(tries, 1) - 1), _RESEND_S[1]) * random.uniform(0.9, 1.1)

@@ -1,8 +1,8 @@
-"""Commands from the host: checked, obeyed once, answered always.
+"""Execution of the host's commands: checked, executed once, always answered.
 
-A command is refused if it is malformed, unknown, not on the device's list, or expired by the device's clock; one whose
-id was obeyed before gets the first result again, also after a restart. Handlers run one after the other in a thread of
-their own, so that a slow one stops neither frames nor telemetry.
+A command is refused if it is malformed, unknown, not allowed by the device's configuration, or expired by the device's
+clock. For the id of a command that was executed before, the first result is sent again, also after a restart. Handlers
+run one after the other in a thread of their own, so that a slow one stops neither frames nor telemetry.
 """
 
 from __future__ import annotations
@@ -27,99 +27,104 @@ from eyas_device.telemetry.spool.spool import Spool
 
 Arguments = Mapping[str, str | float | bool]
 Handler = Callable[[Arguments], Mapping[str, Any]]
-"""Does what a command says and returns what the result's `data` holds; an `EyasError` or a `ValueError` refuses it."""
+"""Executes a command and returns the `data` of its result; an `EyasError` or a `ValueError` refuses the command."""
 
-MOST_AHEAD_S = 86_400.0
-"""A command that expires later than this is refused: ids are remembered until then."""
-_MOST_BYTES = 16 << 10
-_MOST_DATA = 64 << 10
-_MOST_WAITING = 8
-_LONGEST_DETAIL = 500
-_INTERRUPTED = "it was begun, and the agent ended before it was done"
+MAX_AHEAD_S = 86_400.0
+"""Longest time to expiry; ids are remembered for that long."""
+_MAX_BYTES = 16 << 10
+_MAX_DATA = 64 << 10
+_MAX_WAITING = 8
+_MAX_DETAIL = 500
+_INTERRUPTED = "interrupted: the agent ended while it was executed"
+
+
+class CommandRefused(EyasError):  # noqa: N818 - reads as the outcome it is
+    """A command is not executed; the message gives the reason."""
 
 
 class CommandExecutor(Closing):
-    """Takes commands as they come from the network and appends their results to the spool."""
+    """Takes commands from the network, executes them and appends their results to the spool."""
 
-    def __init__(
-        self,
-        handlers: Mapping[str, Handler],
-        *,
-        allowed: Collection[str],
-        spool: Spool,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, *, allowed: Collection[str], spool: Spool, clock: Callable[[], float] = time.time) -> None:
         self.malformed = 0
-        """Commands that could not be answered, because they had no id."""
-        self._handlers, self._allowed, self._spool, self._clock = dict(handlers), frozenset(allowed), spool, clock
-        self._waiting: queue.Queue[Command | None] = queue.Queue(_MOST_WAITING)
-        self._taken: set[str] = set()
-        self._thread = threading.Thread(target=self._work, name="telemetry-orders", daemon=True)
+        """Commands without a readable id, which cannot be answered."""
+        self._handlers: dict[str, Handler] = {}
+        self._allowed, self._spool, self._clock = frozenset(allowed), spool, clock
+        self._queue: queue.Queue[Command | None] = queue.Queue(_MAX_WAITING)
+        self._accepted: set[str] = set()
+        """Ids that wait or run."""
+        self._thread = threading.Thread(target=self._work, name="telemetry-commands", daemon=True)
         self._thread.start()
 
+    def register(self, handlers: Mapping[str, Handler]) -> None:
+        """Add handlers: command -> function."""
+        self._handlers |= handlers
+
     def take(self, payload: bytes) -> None:
-        """A command as it came. Waits for nothing and never raises."""
+        """Take a received command. Never blocks and never raises."""
         try:
-            if len(payload) > _MOST_BYTES:
+            if len(payload) > _MAX_BYTES:
                 raise ValueError("too long")
             command = decode(payload, Command)
-            number = str(uuid.UUID(command.id))
+            command_id = str(uuid.UUID(command.id))
         except (ValueError, msgspec.DecodeError):
             self.malformed += 1
             return
-        command = msgspec.structs.replace(command, id=number, name=command.name[:64])
-        if number in self._taken:
+        command = msgspec.structs.replace(command, id=command_id, name=command.name[:64])
+        if command_id in self._accepted:
             return  # it waits or runs: its result will come
-        if (before := self._spool.order(number)) is not None:
-            self._again(before)
-        elif why := self._refusal(command):
-            self._answer(command, ok=False, detail=why)
-        else:
-            try:
-                self._taken.add(number)
-                self._waiting.put_nowait(command)
-            except queue.Full:
-                self._taken.discard(number)
-                self._answer(command, ok=False, detail=f"{_MOST_WAITING} other commands wait; say it again later")
+        if (result := self._spool.command_result(command_id)) is not None:
+            self._resend(result)
+            return
+        try:
+            self._check(command)
+            self._accepted.add(command_id)
+            self._queue.put_nowait(command)
+        except CommandRefused as error:
+            self._answer(command, ok=False, detail=str(error))
+        except queue.Full:
+            self._accepted.discard(command_id)
+            self._answer(command, ok=False, detail=f"{_MAX_WAITING} other commands wait; send it again later")
 
     def close(self) -> None:
-        """Begin no other command; one that runs is left behind."""
+        """Start no other command; one that runs is abandoned."""
         try:
-            self._waiting.put_nowait(None)
+            self._queue.put_nowait(None)
         except queue.Full:
             return  # the thread ends with the process
         self._thread.join(1.0)
 
-    def _refusal(self, command: Command) -> str:
-        """Why a command is not obeyed; empty if it is."""
+    def _check(self, command: Command) -> None:
+        """Raises `CommandRefused` for a command that must not be executed."""
         if command.name not in COMMANDS:
-            return f"{command.name!r} is no command; there are: {', '.join(COMMANDS)}"
+            raise CommandRefused(f"{command.name!r} is no command; there are: {', '.join(COMMANDS)}")
         if command.name not in self._allowed:
             allowed = ", ".join(sorted(self._allowed)) or "none"
-            return f"{command.name!r} is not allowed here; telemetry.commands allows: {allowed}"
+            raise CommandRefused(f"{command.name!r} is not allowed here; telemetry.commands allows: {allowed}")
         if command.name not in self._handlers:
-            return f"{command.name!r} is not known to this agent"
+            raise CommandRefused(f"{command.name!r} is not known to this agent")
         now = self._clock()
         if not is_plausible(now):
-            return "the device's clock is wrong, so it cannot tell whether the command has expired"
+            raise CommandRefused("the device's clock is wrong, so it is unknown whether the command has expired")
         if not math.isfinite(command.expires) or command.expires <= now:
-            return "expired"
-        if command.expires > now + MOST_AHEAD_S:
-            return f"it expires more than {MOST_AHEAD_S / 3600:g} hours ahead"
-        return ""
+            raise CommandRefused("expired")
+        if command.expires > now + MAX_AHEAD_S:
+            raise CommandRefused(f"it expires more than {MAX_AHEAD_S / 3600:g} hours ahead")
 
     def _work(self) -> None:
-        while (command := self._waiting.get()) is not None:
+        while (command := self._queue.get()) is not None:
             try:
-                self._obey(command)
+                self._execute(command)
             finally:
-                self._taken.discard(command.id)
+                self._accepted.discard(command.id)
 
-    def _obey(self, command: Command) -> None:
-        if why := self._refusal(command):  # it may have waited for long
-            self._answer(command, ok=False, detail=why)
+    def _execute(self, command: Command) -> None:
+        try:
+            self._check(command)  # again, because it may have waited for long
+        except CommandRefused as error:
+            self._answer(command, ok=False, detail=str(error))
             return
-        # Remembered before it is begun: a command that ends the process is not obeyed again and again.
+        # Remembered before it starts: a command that ends the process is not executed again and again.
         self._remember(command, Result(id=command.id, name=command.name, detail=_INTERRUPTED))
         try:
             data = dict(self._handlers[command.name](command.arguments))
@@ -129,22 +134,22 @@ class CommandExecutor(Closing):
         except Exception as error:  # a defect of one handler must not end the telemetry
             self._answer(command, ok=False, detail=f"failed: {type(error).__name__}: {error}")
         else:
-            if size > _MOST_DATA:
-                data = {"left_out": f"{size} bytes of data; {_MOST_DATA} are allowed"}
+            if size > _MAX_DATA:
+                data = {"left_out": f"{size} bytes of data; {_MAX_DATA} are allowed"}
             self._answer(command, ok=True, detail="done", data=data)
 
     def _answer(self, command: Command, *, ok: bool, detail: str, data: dict[str, Any] | None = None) -> None:
-        detail = re.sub(r"[^\x20-\x7e\xa0-\ud7ff]", "?", detail)[:_LONGEST_DETAIL]
+        detail = re.sub(r"[^\x20-\x7e\xa0-\ud7ff]", "?", detail)[:_MAX_DETAIL]
         result = Result(id=command.id, name=command.name, ok=ok, detail=detail, data=data or {})
-        if command.id in self._taken:
+        if command.id in self._accepted:
             self._remember(command, result)
         self._spool.append(result)
 
-    def _again(self, before: bytes) -> None:
+    def _resend(self, result: bytes) -> None:
         try:
-            self._spool.append(decode(before, Result))
+            self._spool.append(decode(result, Result))
         except msgspec.DecodeError:
             self.malformed += 1
 
     def _remember(self, command: Command, result: Result) -> None:
-        self._spool.set_order(command.id, command.expires, encode(result), now=self._clock())
+        self._spool.remember_result(command.id, command.expires, encode(result), now=self._clock())

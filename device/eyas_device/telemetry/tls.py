@@ -1,4 +1,4 @@
-"""How a device proves who it is, and how it knows its broker: TLS with certificates, or user and password."""
+"""Authentication between device and broker: TLS with certificates, user and password."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import msgspec
 from eyas_device.config import TelemetrySection
 from eyas_device.errors import LinkError
 
-_OTHERS = 0o027
-"""Mode bits that a password file must not have: written by the group, or touched by others."""
-_LONGEST_PASSWORD = 4096
+_FORBIDDEN_MODE = 0o027
+"""Mode bits that a password file must not have: writable by its group, or accessible to others."""
+_MAX_PASSWORD = 4096
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
-    """Empty texts: without it."""
+    """TLS and login settings of a connection; an empty string means unset."""
 
     tls: bool = False
-    """Encrypt, and believe the system's certificate authorities; `ca` does so with one's own."""
+    """Encrypt and trust the system's certificate authorities, if `ca` names no other."""
     ca: str = ""
     """File of the certificate authority that signed the broker's certificate."""
     certificate: str = ""
@@ -33,47 +33,49 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def configured(cls, section: TelemetrySection) -> Security:
-        """As the device's configuration says."""
+        """Read the settings from the `[telemetry]` section."""
         return cls(**{field.name: getattr(section, field.name) for field in msgspec.structs.fields(cls)})
 
     def context(self) -> ssl.SSLContext | None:
-        """TLS 1.2 or newer with the names and dates of certificates checked; None without TLS.
+        """Create the TLS context (1.2 or newer, certificates verified); None without TLS.
 
-        Raises `LinkError` for files that cannot be read or do not fit together.
+        Raises `LinkError` for files that are unreadable or do not belong together.
         """
         if not (self.tls or self.ca or self.certificate):
             return None
         if bool(self.certificate) != bool(self.key):
-            raise LinkError("telemetry: certificate and key are needed both, or none of them")
+            raise LinkError("telemetry: set both certificate and key, or none of them")
         try:
             context = ssl.create_default_context(cafile=self.ca or None)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate:
-                # An empty password keeps OpenSSL from asking on the terminal.
+                # With an empty password OpenSSL does not ask on the terminal.
                 context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ValueError) as error:
             files = ", ".join(name for name in (self.ca, self.certificate, self.key) if name)
-            raise LinkError(f"telemetry: {files or 'TLS'}: {error}; PEM files are needed that fit together") from None
+            raise LinkError(
+                f"telemetry: {files or 'TLS'}: {error}; PEM files that belong together are needed"
+            ) from None
         return context
 
     def password(self) -> str | None:
-        """The password, None without one. Raises `LinkError` for a file that cannot be read or that others may read."""
+        """Read the password, None without one. Raises `LinkError` for a file that is unreadable or open to others."""
         if not self.password_file:
             return None
         path = Path(self.password_file)
         try:
             mode = path.stat().st_mode
             with path.open(encoding="utf-8") as stream:
-                text = stream.readline(_LONGEST_PASSWORD)
+                text = stream.readline(_MAX_PASSWORD)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise LinkError(f"{path}: the password cannot be read ({reason})") from None
-        if mode & _OTHERS:
-            raise LinkError(f"{path}: others may read or change the password; chmod 600 {path}")
+        if mode & _FORBIDDEN_MODE:
+            raise LinkError(f"{path}: others can read or change the password; run chmod 600 {path}")
         return text.rstrip("\r\n")
 
     def apply(self, client: Any) -> None:
-        """Set up a paho client that has not connected yet. Raises `LinkError` as the methods above."""
+        """Set TLS and login of a paho client that has not connected yet. Raises `LinkError` like the methods above."""
         context = self.context()
         if context is not None:
             client.tls_set_context(context)

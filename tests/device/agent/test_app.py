@@ -155,7 +155,7 @@ def test_a_spoilt_current_slot_gives_way_to_the_other(
 def test_no_good_slot_yet(serve: Callable[..., Service], config: Path) -> None:
     service = serve("--config", config)
     assert service.process.wait(30) == 2
-    service.wait_for("no good slot yet; `eyas-device install BUNDLE`")
+    service.wait_for("no good slot yet; fill one with `eyas-device install BUNDLE`")
 
 
 def test_the_remembered_choice_is_used_and_can_be_overruled(

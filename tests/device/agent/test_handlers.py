@@ -10,39 +10,39 @@ from typing import Any, cast
 
 import pytest
 
-from eyas_device.agent.handlers import Refused, handlers
+from eyas_device.agent.handlers import handlers
 from eyas_device.agent.loop import Loop
 from eyas_device.agent.reporter import Reporter
 from eyas_device.camera import Frame
 from eyas_device.config import COMMANDS, Config
 from eyas_device.predict import Classifier
 from eyas_device.telemetry.messages import Profile
-from eyas_device.telemetry.remote import Handler
+from eyas_device.telemetry.remote import CommandRefused, Handler
 from tests.device.agent.test_loop import LiveCamera
 from tests.support import tiny
 
 
-class Told:
-    """Stands where the link is; keeps what it is told."""
+class FakeReporter:
+    """Counts and keeps what is reported."""
 
     def __init__(self) -> None:
         self.statuses = 0
         self.events = 0
         self.profiles: list[Profile] = []
 
-    def tell_status(self) -> None:
+    def report_status(self) -> None:
         self.statuses += 1
 
-    def ask_event(self) -> None:
+    def request_event(self) -> None:
         self.events += 1
 
-    def tell_profile(self, profile: Profile) -> None:
+    def report_profile(self, profile: Profile) -> None:
         self.profiles.append(profile)
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def reporter() -> FakeReporter:
+    return FakeReporter()
 
 
 @pytest.fixture
@@ -53,17 +53,19 @@ def loop(pristine_bundle: Path) -> Iterator[Loop]:
 
 
 @pytest.fixture
-def do(loop: Loop, told: Told) -> Callable[..., Mapping[str, Any]]:
-    table: Mapping[str, Handler] = handlers(Config(), loop, lambda: cast(Reporter, told))
+def do(loop: Loop, reporter: FakeReporter) -> Callable[..., Mapping[str, Any]]:
+    table: Mapping[str, Handler] = handlers(Config(), loop, cast(Reporter, reporter))
     assert set(table) == set(COMMANDS), "every command of the contract has a handler"
     return lambda name, **arguments: table[name](arguments)
 
 
-def test_pause_and_resume_are_told_at_once(do: Callable[..., Mapping[str, Any]], loop: Loop, told: Told) -> None:
+def test_pause_and_resume_are_reported(
+    do: Callable[..., Mapping[str, Any]], loop: Loop, reporter: FakeReporter
+) -> None:
     do("pause")
-    assert loop.paused and told.statuses == 1
+    assert loop.paused and reporter.statuses == 1
     do("resume")
-    assert not loop.paused and told.statuses == 2
+    assert not loop.paused and reporter.statuses == 2
 
 
 def test_a_threshold_counts_from_the_next_answer(do: Callable[..., Mapping[str, Any]], loop: Loop) -> None:
@@ -80,19 +82,19 @@ def test_a_threshold_counts_from_the_next_answer(do: Callable[..., Mapping[str, 
 def test_odd_thresholds_change_nothing(
     arguments: dict[str, Any], do: Callable[..., Mapping[str, Any]], loop: Loop
 ) -> None:
-    with pytest.raises(Refused, match="threshold"):
+    with pytest.raises(CommandRefused, match="threshold"):
         do("set-thresholds", **arguments)
     assert loop.classifier.threshold == 0.9
 
 
-def test_a_snapshot_asks_for_an_event(do: Callable[..., Mapping[str, Any]], told: Told) -> None:
+def test_a_snapshot_asks_for_an_event(do: Callable[..., Mapping[str, Any]], reporter: FakeReporter) -> None:
     do("snapshot")
-    assert told.events == 1
+    assert reporter.events == 1
 
 
-def test_a_measurement_goes_out_as_a_profile(do: Callable[..., Mapping[str, Any]], told: Told) -> None:
+def test_a_measurement_goes_out_as_a_profile(do: Callable[..., Mapping[str, Any]], reporter: FakeReporter) -> None:
     assert do("bench")["results"] == 1
-    (profile,) = told.profiles
+    (profile,) = reporter.profiles
     assert profile.results[0]["artefact"] == "litert-int8"
     assert "numpy" in profile.versions
 
@@ -104,5 +106,5 @@ def test_the_doctor_leaves_camera_and_broker_alone(do: Callable[..., Mapping[str
 
 
 def test_there_is_no_updater_yet(do: Callable[..., Mapping[str, Any]]) -> None:
-    with pytest.raises(Refused, match="eyas flash"):
+    with pytest.raises(CommandRefused, match="eyas flash"):
         do("check-update")

@@ -69,17 +69,17 @@ class Diary(Listener):
         self.turns = 0
         self._loop_s = loop_s
 
-    def answered(self, answer: FramePrediction) -> None:
-        self.answers.append(answer)
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        self.answers.append(prediction)
         time.sleep(self._loop_s)
 
-    def unreadable(self, reason: ImageError) -> None:
-        self.reasons.append(str(reason))
+    def on_unreadable(self, error: ImageError) -> None:
+        self.reasons.append(str(error))
 
-    def swapped(self, classifier: Classifier) -> None:
+    def on_model(self, classifier: Classifier) -> None:
         self.models.append(classifier.artefact.name)
 
-    def turned(self) -> None:
+    def on_tick(self) -> None:
         self.turns += 1
 
 
@@ -228,8 +228,8 @@ def test_no_memory_is_gathered_or_taken_again(classifier: Classifier) -> None:
     marks: list[tuple[int, int]] = []
 
     class Meter(Listener):
-        def answered(self, answer: FramePrediction) -> None:
-            if answer.number in (50, 250):
+        def on_prediction(self, prediction: FramePrediction) -> None:
+            if prediction.number in (50, 250):
                 gc.collect()
                 marks.append(tracemalloc.get_traced_memory())
                 tracemalloc.reset_peak()

@@ -102,14 +102,14 @@ def test_the_loop_judges_a_frame_a_second(
     monkeypatch.setattr("eyas_device.agent.ood.monotonic", lambda: now[0])
     detector = OodDetector(bundle)
     for number in range(60):
-        detector.answered(answer(number, tiny.draw_shape("disc", 300 + number)))
+        detector.on_prediction(answer(number, tiny.draw_shape("disc", 300 + number)))
         now[0] += 0.25
     judged = detector.judgement()
     assert judged is not None and judged.images == 15, "one a second"
     assert not judged.ood
     assert str(judged).startswith("in distribution")
     for number in range(40):
-        detector.answered(answer(number, np.full((48, 64, 3), 230, np.uint8)))
+        detector.on_prediction(answer(number, np.full((48, 64, 3), 230, np.uint8)))
         now[0] += 1.0
     judged = detector.judgement()
     assert judged is not None and judged.ood and judged.images == 30
@@ -119,7 +119,7 @@ def test_the_loop_judges_a_frame_a_second(
 def test_a_bundle_without_a_reference_judges_nothing(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     edit_manifest(reference=None)
     detector = OodDetector(Bundle.open(bundle_root))
-    detector.answered(answer(0, tiny.draw_shape("disc", 1)))
+    detector.on_prediction(answer(0, tiny.draw_shape("disc", 1)))
     assert detector.judgement() is None
 
 

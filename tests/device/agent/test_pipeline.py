@@ -16,16 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eyas_device.agent.accuracy import Accuracy
 from eyas_device.agent.loop import FramePrediction, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
-from eyas_device.agent.stats import Accuracy, LoopStats
 from eyas_device.bundle import GOLDEN, Bundle
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.errors import BundleError, CameraError, ImageError, RuntimeUnavailable
 from eyas_device.predict import Classifier, softmax
 from eyas_device.preprocess import prepare, read_image
-from eyas_device.support.histogram import Latencies
+from eyas_device.support.histogram import LogHistogram
+from eyas_device.telemetry.aggregate import LoopStats
 from eyas_device.updates.golden import check, prove
 from tests.support import tiny
 from tests.support.bundles import TEMPERATURE, entry
@@ -38,11 +39,11 @@ class Recorder(Listener):
         self.answers: list[FramePrediction] = []
         self.reasons: list[str] = []
 
-    def answered(self, answer: FramePrediction) -> None:
-        self.answers.append(answer)
+    def on_prediction(self, prediction: FramePrediction) -> None:
+        self.answers.append(prediction)
 
-    def unreadable(self, reason: ImageError) -> None:
-        self.reasons.append(str(reason))
+    def on_unreadable(self, error: ImageError) -> None:
+        self.reasons.append(str(error))
 
 
 def frames_of(camera: Camera) -> list[Frame]:
@@ -195,7 +196,7 @@ def test_what_cannot_be_checked(pristine_bundle: Path, monkeypatch: pytest.Monke
     assert results["onnx-fp32"].status == "ok"
     assert results["litert-int8"].status == "not checked"
     assert "pip install eyas-device" in results["litert-int8"].note
-    with pytest.raises(RuntimeUnavailable, match="eyas\\[openvino\\]"):
+    with pytest.raises(RuntimeUnavailable, match="eyas-device\\[openvino\\]"):
         check(bundle, runtime="openvino")
 
 
@@ -260,9 +261,9 @@ def test_frames_and_fps_limit_the_loop(pristine_bundle: Path) -> None:
 
 def test_a_signal_ends_the_loop_after_its_frame(pristine_bundle: Path) -> None:
     class Kill(Recorder):
-        def answered(self, answer: FramePrediction) -> None:
-            super().answered(answer)
-            if answer.number == 2:
+        def on_prediction(self, prediction: FramePrediction) -> None:
+            super().on_prediction(prediction)
+            if prediction.number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
@@ -304,7 +305,7 @@ def test_balanced_accuracy_is_the_mean_recall() -> None:
 
 @given(st.lists(st.floats(0.02, 1e4), min_size=1, max_size=60))
 def test_latency_quantiles_are_within_one_percent(times: list[float]) -> None:
-    latencies = Latencies()
+    latencies = LogHistogram()
     for value in times:
         latencies.add(value)
     for part in (0.5, 0.9, 0.99):
@@ -313,18 +314,17 @@ def test_latency_quantiles_are_within_one_percent(times: list[float]) -> None:
     assert latencies.summary()["max"] == pytest.approx(max(times), abs=1e-3)
 
 
-def test_a_tally_counts_by_label_and_tenth(pristine_bundle: Path) -> None:
-    tally = LoopStats()
+def test_loop_stats_count_by_label(pristine_bundle: Path) -> None:
+    stats = LoopStats()
     with Classifier.open(pristine_bundle) as classifier:
         for label in ("disc", "disc", "cross"):
-            tally.add(classifier.predict(tiny.draw_shape(label, 1)), 2.0)
-        tally.add(
+            stats.add(classifier.predict(tiny.draw_shape(label, 1)), 2.0)
+        stats.add(
             msgspec.structs.replace(classifier.predict(tiny.draw_shape("disc", 1)), confidence=0.42, uncertain=True),
             8.0,
         )
-    assert (tally.frames, tally.uncertain, dict(tally.counts)) == (4, 1, {"disc": 3, "cross": 1})
-    assert tally.confidence["disc"] == [0, 0, 0, 0, 1, 0, 0, 0, 0, 2]
-    assert tally.latencies.summary() == {"p50": pytest.approx(2.0, rel=0.01), "p90": 8.0, "p99": 8.0, "max": 8.0}
+    assert (stats.frames, stats.uncertain, dict(stats.counts)) == (4, 1, {"disc": 3, "cross": 1})
+    assert stats.latency.summary() == {"p50": pytest.approx(2.0, rel=0.01), "p90": 8.0, "p99": 8.0, "max": 8.0}
 
 
 def test_costs_move_the_answer_but_not_the_probabilities(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:

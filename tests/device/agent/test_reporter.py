@@ -22,7 +22,7 @@ from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 from eyas_device import __version__
 from eyas_device.agent.loop import Loop
 from eyas_device.agent.ood import OodDetector
-from eyas_device.agent.reporter import Reporter
+from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.camera import open_camera
 from eyas_device.config import PrivacySection
 from eyas_device.errors import LinkError
@@ -40,8 +40,9 @@ from eyas_device.telemetry.messages import (
     decode,
     encode,
 )
-from eyas_device.telemetry.mqtt import Uplink
-from eyas_device.telemetry.remote import CommandExecutor
+from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
+from eyas_device.telemetry.mqtt_client import LinkState
+from eyas_device.telemetry.remote import CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool
 from eyas_device.telemetry.tls import Security
 from tests.device.telemetry.test_messages import FUZZED, hostile
@@ -83,38 +84,38 @@ def inbox(port: int) -> Iterator[Inbox]:
 
 
 @contextmanager
-def linked(bundle: Path, port: int, window_s: float = 30.0, **options: Any) -> Iterator[tuple[Classifier, Reporter]]:
+def linked(
+    bundle: Path,
+    port: int,
+    *,
+    spool: Spool | None = None,
+    handlers: dict[str, Handler] | None = None,
+    **settings: Any,
+) -> Iterator[tuple[Classifier, Reporter]]:
+    uplink = UplinkSettings(host="127.0.0.1", port=port, site="hall-2", device="cam-7")
     with (
         Classifier.open(bundle) as classifier,
         Reporter(
-            "127.0.0.1",
-            port,
-            site="hall-2",
-            device="cam-7",
-            classifier=classifier,
-            window_s=window_s,
-            **options,
-        ) as link,
+            ReporterSettings(uplink=uplink, **{"window_s": 30.0, **settings}), classifier, spool=spool
+        ) as reporter,
     ):
-        yield classifier, link
+        reporter.start(handlers)
+        yield classifier, reporter
 
 
 @contextmanager
 def uplinked(
-    port: int, spool: Spool, *, commanded: Callable[[bytes], None] = print, **options: Any
+    port: int, spool: Spool, *, on_command: Callable[[bytes], None] = print, **settings: Any
 ) -> Iterator[Uplink]:
     """A spool on its way to a broker, without anything that fills it."""
     with Uplink(
-        "127.0.0.1",
-        port,
-        site="hall-2",
-        device="cam-7",
-        spool=spool,
+        UplinkSettings(host="127.0.0.1", port=port, site="hall-2", device="cam-7", **settings),
+        spool,
         will=Status(device="cam-7"),
-        born=lambda: Status(state="online"),
-        commanded=commanded,
-        **options,
+        make_status=lambda: Status(state="online"),
+        on_command=on_command,
     ) as uplink:
+        uplink.start()
         yield uplink
 
 
@@ -202,15 +203,15 @@ def wait_until(true: Callable[[], bool], timeout: float = 15) -> None:
 
 def test_birth_windows_and_farewell(broker: Broker, pristine_bundle: Path) -> None:
     with inbox(broker.port) as box:
-        with linked(pristine_bundle, broker.port) as (classifier, link):
+        with linked(pristine_bundle, broker.port) as (classifier, reporter):
             topic, _, birth = box.next("status")
             assert topic == "eyas/hall-2/cam-7/status"
             assert (birth.state, birth.agent, birth.device) == ("online", __version__, "cam-7")
             assert (birth.model, birth.artefact) == ("tiny-shapes 1.2.3", "litert-int8")
             detector = OodDetector(classifier.bundle)
-            detector.on_descriptor.append(link.look)
+            detector.on_descriptor.append(reporter.add_descriptor)
             with open_camera("fake:?frames=12&junk=3") as camera:
-                Loop(classifier, camera, [detector, link]).run()
+                Loop(classifier, camera, [detector, reporter]).run()
         topic, retained, window = box.next("window")
         assert window.sketch.n >= 1 and 0 < len(window.sketch.mean) <= 8
         assert (topic, retained) == ("eyas/hall-2/cam-7/window", False)
@@ -252,17 +253,17 @@ def test_a_killed_device_is_reported_lost(broker: Broker, pristine_bundle: Path)
 
 def test_a_broker_that_comes_late_and_comes_back(make_broker: Callable[..., Broker], pristine_bundle: Path) -> None:
     broker = make_broker()
-    with linked(pristine_bundle, broker.port, window_s=0.2) as (classifier, link):
-        wait_until(lambda: "cannot be reached" in link.state)
+    with linked(pristine_bundle, broker.port, window_s=0.2) as (classifier, reporter):
+        wait_until(lambda: "cannot be reached" in reporter.link.detail)
         broker.start()
         with inbox(broker.port) as box:
-            wait_until(lambda: link.state == "connected")
+            wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
             assert box.next("status")[2].state == "online"
         broker.stop()
-        wait_until(lambda: link.state.startswith("not connected"))
+        wait_until(lambda: reporter.link.state is LinkState.DISCONNECTED)
         with open_camera("fake:?frames=5") as camera:
             started = time.monotonic()
-            Loop(classifier, camera, [link]).run()
+            Loop(classifier, camera, [reporter]).run()
             assert time.monotonic() - started < 2, "the frame loop waited for the broker"
         broker.start()
         with inbox(broker.port) as box:
@@ -270,13 +271,13 @@ def test_a_broker_that_comes_late_and_comes_back(make_broker: Callable[..., Brok
             while frames < 5:
                 frames += box.next("window")[2].frames
             assert frames == 5
-            wait_until(lambda: link.state == "connected")
+            wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
 
 
 def test_a_refused_device_says_so(make_broker: Callable[..., Broker], pristine_bundle: Path) -> None:
     broker = make_broker(options="allow_anonymous false").start()
-    with linked(pristine_bundle, broker.port) as (_, link):
-        wait_until(lambda: "refused by the broker: Not authorized" in link.state)
+    with linked(pristine_bundle, broker.port) as (_, reporter):
+        wait_until(lambda: str(reporter.link) == "refused by the broker: Not authorized")
 
 
 def test_closing_without_a_broker_does_not_hang(pristine_bundle: Path) -> None:
@@ -292,9 +293,10 @@ def test_closing_without_a_broker_does_not_hang(pristine_bundle: Path) -> None:
 )
 def test_impossible_settings(wrong: dict[str, Any], pristine_bundle: Path) -> None:
     with Classifier.open(pristine_bundle) as classifier:
-        facts = {"classifier": classifier}
+        facts = {"host": "127.0.0.1", "site": "s", "device": "d", **wrong}
+        window_s = facts.pop("window_s", 10.0)
         with pytest.raises(LinkError):
-            Reporter(**{"host": "127.0.0.1", "site": "s", "device": "d", **facts, **wrong})
+            Reporter(ReporterSettings(uplink=UplinkSettings(**facts), window_s=window_s), classifier)
 
 
 def test_only_the_collectors_word_empties_the_spool(broker: Broker, tmp_path: Path) -> None:
@@ -305,7 +307,7 @@ def test_only_the_collectors_word_empties_the_spool(broker: Broker, tmp_path: Pa
             collector.acknowledges = False
             time.sleep(1.0)
             assert [held.sequence for held in spool.pending("window", limit=200)] == sequences
-            assert sum(flight.kind == "window" for flight in uplink._flights.values()) == IN_FLIGHT
+            assert sum(message.kind == "window" for message in uplink._in_flight.values()) == IN_FLIGHT
             collector.acknowledges = True
             client = collector.client
             wrong: tuple[bytes, ...] = (
@@ -323,14 +325,14 @@ def test_only_the_collectors_word_empties_the_spool(broker: Broker, tmp_path: Pa
             client.publish("eyas/hall-2/cam-7/ack", everything, qos=1)
             wait_until(lambda: not spool.pending("window"))
             assert len(collector.stored) >= 100 - IN_FLIGHT
-            assert uplink.state == "connected"
+            assert uplink.status.state is LinkState.CONNECTED
 
 
 def test_nothing_is_lost_though_broker_and_device_die(
     make_broker: Callable[..., Broker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker forgets everything when it dies, and the collector hears nothing while it is not connected."""
-    monkeypatch.setattr("eyas_device.telemetry.mqtt._AGAIN_S", (1.0, 5.0))
+    monkeypatch.setattr("eyas_device.telemetry.mqtt._RESEND_S", (1.0, 5.0))
     broker, names, told = make_broker().start(), set(), set()
     with collecting(broker.port) as collector:
         for part in range(3):
@@ -401,7 +403,7 @@ def test_a_topic_that_is_refused_is_kept_and_told(make_broker: Callable[..., Bro
         spool.append(Window())
         wait_until(lambda: not spool.pending("window"))
         wait_until(lambda: uplink.refused > 0)
-        assert "Not authorized" in uplink.state
+        assert "Not authorized" in uplink.status.detail
         assert len(spool.pending("event")) == 1
 
 
@@ -412,9 +414,9 @@ def test_commands_are_obeyed_once_and_answered_by_way_of_the_spool(broker: Broke
         obeyed.append(dict(arguments))
         return {"number": len(obeyed)}
 
-    options = {"handlers": {"snapshot": snapshot, "pause": snapshot}, "commands": ["snapshot"]}
-    with inbox(broker.port) as box, linked(pristine_bundle, broker.port, **options) as (_, link):
-        wait_until(lambda: link._uplink.listening)
+    options = {"handlers": {"snapshot": snapshot, "pause": snapshot}, "commands": ("snapshot",)}
+    with inbox(broker.port) as box, linked(pristine_bundle, broker.port, **options) as (_, reporter):
+        wait_until(lambda: reporter._uplink.listening)
         command = Command(id=str(uuid.uuid4()), name="snapshot", arguments={"a": 1.5}, expires=time.time() + 60)
         for _ in range(2):
             box.client.publish("eyas/hall-2/cam-7/cmd", encode(command), qos=1)
@@ -431,17 +433,17 @@ def test_commands_are_obeyed_once_and_answered_by_way_of_the_spool(broker: Broke
 
 def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: Path) -> None:
     privacy = PrivacySection(images=True, sample_rate=1.0, every_s=0.0, per_day=2, max_side=32, blur="whole")
-    with inbox(broker.port) as box, linked(pristine_bundle, broker.port, privacy=privacy) as (classifier, link):
-        wait_until(lambda: link.state == "connected")
+    with inbox(broker.port) as box, linked(pristine_bundle, broker.port, privacy=privacy) as (classifier, reporter):
+        wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
         with open_camera("fake:?frames=6") as camera:
             for _ in range(6):
-                Loop(classifier, camera, [link]).run(frames=1)
-                wait_until(lambda: link._events.empty())
+                Loop(classifier, camera, [reporter]).run(frames=1)
+                wait_until(lambda: reporter._events.empty())
         events = [box.next("event")[2] for _ in range(3)]
     assert [bool(event.image) for event in events] == [True, True, False]
     assert events[0].image_policy["width"] == 32
     assert events[0].image_policy["blur"] == "whole"
-    assert events[2].image_policy == {"image": "none: 2 a day are allowed"}
+    assert events[2].image_policy == {"image": "none: only 2 a day are allowed"}
     assert events[0].why == "sampled"
     assert sum(events[0].top.values()) == pytest.approx(1.0, abs=0.01)
     assert events[0].label == max(events[0].top, key=lambda label: events[0].top[label])
@@ -449,23 +451,23 @@ def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: 
 
 def test_a_swapped_model_begins_a_new_window(broker: Broker, pristine_bundle: Path) -> None:
     with inbox(broker.port) as box:
-        with linked(pristine_bundle, broker.port) as (classifier, link):
-            wait_until(lambda: link.state == "connected")
+        with linked(pristine_bundle, broker.port) as (classifier, reporter):
+            wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
             with open_camera("fake:?frames=3") as camera:
-                Loop(classifier, camera, [link]).run()
+                Loop(classifier, camera, [reporter]).run()
             with Classifier.open(pristine_bundle, "openvino") as other, open_camera("fake:?frames=2") as camera:
-                Loop(other, camera, [link]).run()
+                Loop(other, camera, [reporter]).run()
         first, second = box.next("window")[2], box.next("window")[2]
     assert [(w.artefact, w.frames) for w in (first, second)] == [("litert-int8", 3), ("openvino-fp32", 2)]
 
 
 def test_a_window_costs_little(pristine_bundle: Path, tmp_path: Path) -> None:
     spool = Spool(tmp_path, device="cam-7")
-    with linked(pristine_bundle, free_port(), spool=spool) as (_, link):
-        link._tell_window()
+    with linked(pristine_bundle, free_port(), spool=spool) as (_, reporter):
+        reporter._append_window()
         cpu = time.thread_time()
         for _ in range(500):
-            link._tell_window()
+            reporter._append_window()
         assert (time.thread_time() - cpu) / 500 < 0.003, "0.3 ms on a quiet machine"
 
 
@@ -480,9 +482,9 @@ def test_tls_with_certificates(make_broker: Callable[..., Broker], tmp_path: Pat
     )
     with Spool(None, device="cam-7") as spool, uplinked(broker.port, spool, security=security) as uplink:
         if tls == "right":
-            wait_until(lambda: uplink.state == "connected")
+            wait_until(lambda: uplink.status.state is LinkState.CONNECTED)
         else:
-            wait_until(lambda: uplink.state.startswith("not connected"))
+            wait_until(lambda: uplink.status.state is LinkState.DISCONNECTED)
             assert not uplink.connected
 
 
@@ -540,9 +542,10 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
         obeyed: list[Any] = []
         handlers = {"pause": lambda arguments: obeyed.append(arguments) or {}}
         with (
-            CommandExecutor(handlers, allowed=["pause"], spool=spool) as orders,
-            uplinked(9, spool, commanded=orders.take) as uplink,
+            CommandExecutor(allowed=["pause"], spool=spool) as commands,
+            uplinked(9, spool, on_command=commands.take) as uplink,
         ):
+            commands.register(handlers)
             for number in range(FUZZED):
                 topic = f"eyas/hall-2/{rng.choice(['cam-7', 'other'])}/{rng.choice(ends)}"
                 uplink._on_message(None, None, Message(topic, hostile(rng)))

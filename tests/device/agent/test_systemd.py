@@ -14,10 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from eyas_device.agent.loop import Loop
+from eyas_device.agent.loop import FramePrediction, Loop
 from eyas_device.agent.systemd import START_S, UNIT, Notifier
 from eyas_device.camera import open_camera
 from eyas_device.camera.fake import FakeCamera
@@ -90,14 +91,18 @@ def environ(manager: Manager, *, watchdog_s: float | None = 30.0) -> dict[str, s
     return {"NOTIFY_SOCKET": manager.name, **extra}
 
 
-# --- what is told ----------------------------------------------------------------------------------------------------
+PREDICTION = cast(FramePrediction, None)
+"""Its content does not matter to the notifier."""
+
+
+# --- notifications ----------------------------------------------------------------------------------------------------
 
 
 def test_a_loop_tells_its_whole_life(manager: Manager, pristine_bundle: Path) -> None:
     clock = Ticking()
     with Notifier(environ=environ(manager), clock=clock) as notifier, Classifier.open(pristine_bundle) as classifier:
         assert manager.messages() == []
-        notifier.turned()
+        notifier.on_tick()
         assert manager.messages() == [f"WATCHDOG=1\nEXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}"], (
             "starting may take longer"
         )
@@ -120,10 +125,10 @@ def test_unreadable_frames_make_nothing_ready(one_manager: Manager, pristine_bun
 def test_beats_are_sent_every_third_of_the_watchdogs_time(one_manager: Manager) -> None:
     clock = Ticking()
     with Notifier(environ=environ(one_manager, watchdog_s=30), clock=clock) as notifier:
-        notifier._tell_ready()
+        notifier.on_prediction(PREDICTION)
         sent = []
         for _ in range(900):  # 90 s in turns of a tenth
-            notifier.turned()
+            notifier.on_tick()
             sent += one_manager.messages()
             clock.now += 0.1
         assert sent == ["READY=1", *["WATCHDOG=1"] * 9]
@@ -135,12 +140,12 @@ def test_without_a_watchdog_there_are_no_beats_once_it_is_ready(one_manager: Man
     with Notifier(environ=environ(one_manager, watchdog_s=None), clock=clock) as notifier:
         assert notifier.watchdog_s is None
         for _ in range(1200):
-            notifier.turned()
+            notifier.on_tick()
             clock.now += 0.1
         assert one_manager.messages() == [f"EXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}"] * 6
-        notifier._tell_ready()
+        notifier.on_prediction(PREDICTION)
         for _ in range(1200):
-            notifier.turned()
+            notifier.on_tick()
             clock.now += 0.1
         assert one_manager.messages() == ["READY=1"]
 
@@ -172,7 +177,7 @@ def test_a_status_is_one_line_and_sent_when_it_changes(one_manager: Manager) -> 
         notifier.status("same")
         notifier.status("same")
         assert one_manager.messages() == ["STATUS=same"]
-        notifier.changed(CameraState(condition="lost", reason="camera mjpeg:x: connection refused"))
+        notifier.on_camera_state(CameraState(condition="lost", reason="camera mjpeg:x: connection refused"))
         assert one_manager.messages() == ["STATUS=camera lost: mjpeg:x: connection refused"]
         notifier.status("half a surrogate \ud800")
         assert one_manager.messages() == ["STATUS=half a surrogate ?"]
@@ -183,7 +188,7 @@ def test_a_reload_begins_and_ends(one_manager: Manager, pristine_bundle: Path) -
         notifier.reloading()
         notifier.reloaded()
         assert one_manager.messages() == [], "nothing is reloaded before the service is ready"
-        notifier._tell_ready()
+        notifier.on_prediction(PREDICTION)
         before = time.monotonic_ns() // 1000
         notifier.reloading()
         notifier.reloading()
@@ -191,7 +196,7 @@ def test_a_reload_begins_and_ends(one_manager: Manager, pristine_bundle: Path) -
         match = re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=(\d+)", reloading)
         assert ready == "READY=1" and match is not None
         assert before <= int(match[1]) <= time.monotonic_ns() // 1000
-        notifier.swapped(classifier)
+        notifier.on_model(classifier)
         status, ready = one_manager.messages()
         assert status.startswith("STATUS=tiny-shapes") and ready == "READY=1"
 
@@ -279,12 +284,12 @@ def beats(manager: Manager, wanted: int) -> bool:
 )
 def test_without_a_usable_socket_nothing_happens(name: str | None) -> None:
     with Notifier(environ={"WATCHDOG_USEC": "1000000"} | ({} if name is None else {"NOTIFY_SOCKET": name})) as notifier:
-        notifier.turned()
+        notifier.on_tick()
         notifier.status("x")
         notifier.reloading()
-        notifier._tell_ready()
+        notifier.on_prediction(PREDICTION)
         assert notifier.ready == (name != "/no/such/folder/socket")
-    notifier.turned()  # also when it is closed
+    notifier.on_tick()  # also when it is closed
     notifier.close()
 
 
@@ -297,15 +302,15 @@ def test_a_socket_that_is_full_or_gone_never_disturbs_and_ready_is_told_later(tm
         for number in range(5000):  # far more than a socket holds
             notifier.status(str(number))
         assert notifier.lost > 1000 and time.monotonic() - started < 20, "a full socket does not block"
-        notifier._tell_ready()
+        notifier.on_prediction(PREDICTION)
         assert not notifier.ready
         manager.messages()
         manager.close()
         Path(name).unlink()
-        notifier._tell_ready()
+        notifier.on_prediction(PREDICTION)
         assert not notifier.ready
         manager = Manager(name)
-        notifier._tell_ready()
+        notifier.on_prediction(PREDICTION)
         assert notifier.ready and manager.messages() == ["READY=1"]
     manager.close()
 
@@ -314,7 +319,7 @@ def test_a_beat_that_failed_is_tried_again_soon_but_not_at_every_turn(tmp_path: 
     clock = Ticking()
     with Notifier(environ={"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "30000000"}, clock=clock) as notifier:
         for _ in range(50):
-            notifier.turned()
+            notifier.on_tick()
             clock.now += 0.1
     assert 4 <= notifier.lost <= 7, "once a second, and the farewell"
 

@@ -6,7 +6,6 @@ import math
 import os
 import random
 import re
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from hypothesis import strategies as st
 import eyas_device.telemetry.messages
 from eyas_device.config import COMMANDS
 from eyas_device.predict import Prediction
-from eyas_device.telemetry.aggregate import MOST_BINS, WindowAggregator, fold, uncertainty
+from eyas_device.support.histogram import LogHistogram
+from eyas_device.telemetry.aggregate import MAX_BINS, WindowAggregator, uncertainty
 from eyas_device.telemetry.messages import (
+    GROWTH,
     KINDS,
     Ack,
     Command,
@@ -29,8 +30,6 @@ from eyas_device.telemetry.messages import (
     Sketch,
     Window,
     decode,
-    duration_bin,
-    durations,
     encode,
     json_schema,
     merge,
@@ -72,7 +71,7 @@ def windows(draw: st.DrawFn) -> Window:
         entropy=draw(_tenths),
         sketch=sketch,
         latency_bins=bins,
-        latency_ms=durations(bins, longest),
+        latency_ms=LogHistogram(GROWTH, bins=bins, max_ms=longest).summary(),
         temperature_c=draw(st.none() | st.floats(-20, 90)),
         throttled=draw(st.sampled_from([(), ("hot",), ("hot", "under-voltage")])),
         lost=draw(st.dictionaries(st.sampled_from(["merged", "event"]), _count)),
@@ -107,8 +106,10 @@ def test_windows_merge_in_any_order(a: Window, b: Window, c: Window) -> None:
 @given(st.lists(st.floats(0.02, 1e5), min_size=1, max_size=60), st.lists(st.floats(0.02, 1e5), min_size=1, max_size=60))
 def test_quantiles_of_merged_windows_are_those_of_all_durations(a: list[float], b: list[float]) -> None:
     def window(values: list[float]) -> Window:
-        bins = Counter(map(duration_bin, values))
-        return Window(latency_bins=dict(bins), latency_ms=durations(bins, max(values)))
+        histogram = LogHistogram(GROWTH)
+        for value in values:
+            histogram.add(value)
+        return Window(latency_bins=dict(histogram.bins), latency_ms=histogram.summary())
 
     found, everything = merge(window(a), window(b)).latency_ms, sorted(a + b)
     for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
@@ -121,10 +122,10 @@ def test_merged_sketches_are_those_of_all_images() -> None:
     points = np.random.default_rng(1).normal(3, 2, (50, 4)).astype(np.float32)
     parts = []
     for part in (points[:7], points[7:30], points[30:]):
-        counting = WindowAggregator()
+        aggregator = WindowAggregator()
         for point in part:
-            counting.look(point)
-        parts.append(counting.window("m", "a", arm="", dropped=0, vitals=Health()))
+            aggregator.add_projection(point)
+        parts.append(aggregator.window("m", "a", arm="", dropped=0, health=Health()))
     sketch = merge(merge(parts[0], parts[1]), parts[2]).sketch
     assert sketch.n == 50
     np.testing.assert_allclose(sketch.mean, points.mean(axis=0), rtol=1e-3, atol=1e-3)
@@ -140,7 +141,7 @@ def test_windows_that_do_not_belong_together(other: dict[str, str]) -> None:
         )
 
 
-def test_doubt() -> None:
+def test_uncertainty_is_margin_and_normalised_entropy() -> None:
     assert uncertainty(np.array([0.25, 0.25, 0.25, 0.25], np.float32)) == pytest.approx((0.0, 1.0), abs=1e-6)
     assert uncertainty(np.array([0.0, 1.0], np.float32)) == (1.0, 0.0)
     assert uncertainty(np.array([0.7, 0.3], np.float32)) == pytest.approx((0.4, 0.8813), abs=1e-3)
@@ -148,8 +149,8 @@ def test_doubt() -> None:
 
 @given(st.dictionaries(st.integers(0, 450), st.integers(1, 1000), min_size=19, max_size=200))
 def test_folded_histograms_keep_every_count_and_their_size(bins: dict[int, int]) -> None:
-    folded = fold(Counter(bins))
-    assert len(folded) == MOST_BINS
+    folded = LogHistogram(bins=bins).folded(MAX_BINS)
+    assert len(folded) == MAX_BINS
     assert sum(folded.values()) == sum(bins.values())
     assert set(folded) <= set(bins)
 
@@ -157,21 +158,21 @@ def test_folded_histograms_keep_every_count_and_their_size(bins: dict[int, int])
 def busy(classes: int, frames: int, seed: int = 0) -> Window:
     """A window of a varied stream, as the link makes it."""
     rng = np.random.default_rng(seed)
-    counting = WindowAggregator()
+    aggregator = WindowAggregator()
     for _ in range(frames):
         p = rng.dirichlet(np.full(classes, 0.5)).astype(np.float32)
         best = int(p.argmax())
-        counting.add(
+        aggregator.add(
             Prediction(f"label-number-{best:02d}", best, float(p[best]), True, p, 1.0),
             float(rng.lognormal(3, 1.5)),
             float(rng.lognormal(4, 1.5)),
         )
     for _ in range(10):
-        counting.look(rng.normal(0, 1, 8).astype(np.float32))
-    vitals = Health(
+        aggregator.add_projection(rng.normal(0, 1, 8).astype(np.float32))
+    health = Health(
         camera="delivering", losses=3, ood_quantile=0.123, temperature_c=61.25, throttled=("under-voltage",)
     )
-    window = counting.window("solar-cells 12.34.56", "litert-int8", arm="B", dropped=1234, vitals=vitals)
+    window = aggregator.window("solar-cells 12.34.56", "litert-int8", arm="B", dropped=1234, health=health)
     return msgspec.structs.replace(
         window, device="camera-" + "x" * 20, spool="0" * 36, sequence=10**6, time=1.7e9, lost={"merged": 12}
     )

@@ -15,7 +15,7 @@ from eyas_device.bundle import Manifest
 from eyas_device.config import PrivacySection
 from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
-from eyas_device.telemetry.privacy import MOST_JPEG, Policy, encoded, shown
+from eyas_device.telemetry.privacy import MAX_JPEG, Policy, encode_jpeg, process
 from eyas_device.telemetry.spool.spool import Spool
 
 
@@ -52,7 +52,7 @@ def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
     policy = Policy(PrivacySection(), chance=lambda: 0.0)
     assert [policy.choose(answer(c / 10)) for c in range(11)] == [None] * 11
     assert policy.image(image(), spool) == ("", {"image": "none: privacy.images is off"})
-    policy.ask()
+    policy.request_event()
     assert policy.choose(answer(0.5)) == "command"
     assert policy.choose(answer(0.5)) is None
 
@@ -94,10 +94,10 @@ def test_a_image_is_prepared_and_its_policy_told(spool: Spool) -> None:
 
 def test_a_model_may_forbid_images_and_the_next_may_not(spool: Spool) -> None:
     policy = Policy(PrivacySection(images=True))
-    policy.swapped(manifest("never"))
+    policy.use_model(manifest("never"))
     assert policy.image(image(), spool)[0] == ""
     assert "governance" in policy.image(image(), spool)[1]["image"]
-    policy.swapped(manifest("allowed"))
+    policy.use_model(manifest("allowed"))
     assert policy.image(image(), spool)[0]
 
 
@@ -116,13 +116,13 @@ def test_a_frame_that_cannot_be_decoded_uses_up_nothing(spool: Spool) -> None:
 def test_what_is_cropped_away_is_not_there() -> None:
     pixels = np.zeros((200, 300, 3), np.uint8)
     pixels[:, :150] = 255
-    left = shown(pixels, crop=(0.5, 0.0, 0.5, 1.0), max_side=1000, blur="none")
+    left = process(pixels, crop=(0.5, 0.0, 0.5, 1.0), max_side=1000, blur="none")
     assert left.shape == (200, 150, 3)
     assert left.max() == 0
 
 
 def test_a_blurred_image_has_sixteen_blocks_at_most() -> None:
-    blurred = shown(image(640, 480), crop=(), max_side=320, blur="whole")
+    blurred = process(image(640, 480), crop=(), max_side=320, blur="whole")
     assert blurred.shape == (240, 320, 3)
     assert len({tuple(row) for row in blurred.reshape(-1, 3).tolist()}) <= 16 * 12
 
@@ -130,12 +130,12 @@ def test_a_blurred_image_has_sixteen_blocks_at_most() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (7, 3)])
 @pytest.mark.parametrize("crop", [(), (0.999, 0.999, 0.001, 0.001), (0.0, 0.0, 1.0, 1.0)])
 def test_tiny_and_thin_images(size: tuple[int, int], crop: Any) -> None:
-    left = shown(image(*size), crop=crop, max_side=16, blur="whole")
+    left = process(image(*size), crop=crop, max_side=16, blur="whole")
     assert left.size and max(left.shape) <= 16
-    assert encoded(left)[0]
+    assert encode_jpeg(left)[0]
 
 
 def test_noise_is_encoded_more_coarsely_or_not_at_all() -> None:
-    data, quality = encoded(image(640, 480))
-    assert len(data) <= MOST_JPEG and quality < 85
-    assert encoded(image(4000, 3000)) == (b"", 0)
+    data, quality = encode_jpeg(image(640, 480))
+    assert len(data) <= MAX_JPEG and quality < 85
+    assert encode_jpeg(image(4000, 3000)) == (b"", 0)

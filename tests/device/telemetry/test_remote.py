@@ -14,7 +14,7 @@ import pytest
 from eyas_device.config import COMMANDS
 from eyas_device.errors import BundleError
 from eyas_device.telemetry.messages import Command, Result, decode, encode
-from eyas_device.telemetry.remote import MOST_AHEAD_S, Arguments, CommandExecutor, Handler
+from eyas_device.telemetry.remote import MAX_AHEAD_S, Arguments, CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import Spool
 
 NOW = 1.8e9
@@ -26,12 +26,13 @@ class Device:
     def __init__(self, folder: Path, handlers: dict[str, Handler], allowed: tuple[str, ...] = COMMANDS) -> None:
         self.now = NOW
         self.spool = Spool(folder, device="d")
-        self.orders = CommandExecutor(handlers, allowed=allowed, spool=self.spool, clock=lambda: self.now)
+        self.commands = CommandExecutor(allowed=allowed, spool=self.spool, clock=lambda: self.now)
+        self.commands.register(handlers)
         self._seen = -1
 
     def say(self, **fields: Any) -> str:
         command = Command(**{"id": str(uuid.uuid4()), "name": "pause", "expires": NOW + 60, **fields})
-        self.orders.take(encode(command))
+        self.commands.take(encode(command))
         return command.id
 
     def answer(self) -> Result:
@@ -43,7 +44,7 @@ class Device:
         return decode(found[0].payload, Result)
 
     def close(self) -> None:
-        self.orders.close()
+        self.commands.close()
         self.spool.close()
 
 
@@ -76,7 +77,7 @@ def test_obeyed_with_arguments_and_answered(make: Callable[..., Device]) -> None
         ({"name": "resume"}, "is not known"),
         ({"expires": NOW - 1}, "expired"),
         ({"expires": 0.0}, "expired"),
-        ({"expires": NOW + MOST_AHEAD_S + 60}, "24 hours ahead"),
+        ({"expires": NOW + MAX_AHEAD_S + 60}, "24 hours ahead"),
     ],
 )
 def test_refused(make: Callable[..., Device], fields: dict[str, Any], words: str) -> None:
@@ -118,7 +119,7 @@ def test_a_command_that_ends_the_process_is_not_obeyed_again(make: Callable[...,
     assert begun.wait(20)
     device.say(id=number)  # still running: no second answer
     assert device.spool.pending("cmd/result")[:0] == []
-    remembered = device.spool.order(number)
+    remembered = device.spool.command_result(number)
     assert remembered is not None
     assert not decode(remembered, Result).ok
     assert "the agent ended" in decode(remembered, Result).detail
@@ -175,6 +176,6 @@ def test_others_wait_and_too_many_are_refused(make: Callable[..., Device]) -> No
 @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"x" * 100_000, b'{"id": "x"}', b'{"id": 5}', b"\xff"])
 def test_what_has_no_id_cannot_be_answered(make: Callable[..., Device], payload: bytes) -> None:
     device = make({})
-    device.orders.take(payload)
-    assert device.orders.malformed == 1
+    device.commands.take(payload)
+    assert device.commands.malformed == 1
     assert not device.spool.pending("cmd/result")

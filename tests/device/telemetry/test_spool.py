@@ -1,4 +1,4 @@
-"""The spool: what survives a kill, a full and a failing disk, a damaged file; what is given up and counted."""
+"""The spool: what survives a kill, a full and a failing disk, a damaged file; what is evicted and counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
+from eyas_device.support.histogram import LogHistogram
 from eyas_device.telemetry.messages import (
+    GROWTH,
     KINDS,
     Event,
     Header,
@@ -28,11 +30,10 @@ from eyas_device.telemetry.messages import (
     Status,
     Window,
     decode,
-    durations,
     encode,
 )
 from eyas_device.telemetry.spool.rows import Rows
-from eyas_device.telemetry.spool.spool import FILE, IN_FLIGHT, Held, Spool, SpoolError
+from eyas_device.telemetry.spool.spool import FILE, IN_FLIGHT, Held, Spool, SpoolError, SpoolLimits, SpoolState
 from tests.support.system_parts import require
 
 
@@ -56,7 +57,7 @@ def window(number: int = 0, **fields: Any) -> Window:
             "frames": 1,
             "confidence": tenths,
             "latency_bins": bins,
-            "latency_ms": durations(bins, 50.0),
+            "latency_ms": LogHistogram(GROWTH, bins=bins, max_ms=50.0).summary(),
             **fields,
         }
     )
@@ -128,6 +129,7 @@ _KILLED = """
 import sys, time
 from pathlib import Path
 from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.support.histogram import LogHistogram
 from eyas_device.telemetry.messages import Window
 spool = Spool(Path(sys.argv[1]), device="d")
 print(spool.id, flush=True)
@@ -218,7 +220,7 @@ def test_a_damaged_file_is_moved_aside(tmp_path: Path, damage: str) -> None:
         spool.append(window())
         assert spool.id != first
         assert [decode(h.payload, Window).spool for h in spool.pending("window")] == [spool.id] * 2
-        assert not spool.fault
+        assert spool.state is SpoolState.ON_DISK
         assert lost(spool) == {"corrupt": 1}
     assert len(list(tmp_path.glob(f"{FILE}.corrupt-*"))) == 1
 
@@ -228,7 +230,7 @@ def test_damage_while_it_is_open(tmp_path: Path) -> None:
         for number in range(300):
             spool.append(window(number))
         first = spool.id
-        spool._rows.fold()
+        spool._rows.checkpoint()
         data = (tmp_path / FILE).read_bytes()
         with (tmp_path / FILE).open("r+b") as stream:
             stream.seek(4096)
@@ -248,14 +250,14 @@ def test_a_full_disk_lets_messages_wait_in_memory(tmp_path: Path) -> None:
         pages = spool.used() // 4096
         spool._rows._db.execute(f"PRAGMA max_page_count = {pages + 2}")
         sequences = [spool.append(window(number)) for number in range(40)]
-        assert "full" in spool.fault
+        assert spool.state is SpoolState.DISK_FAILED and "full" in spool.detail
         assert [held.sequence for held in all_of(spool, "window")] == [0, *sequences]
         spool.forget([0, sequences[0], sequences[-1]])
         assert [held.sequence for held in all_of(spool, "window")] == sequences[1:-1]
         spool._rows._db.execute("PRAGMA max_page_count = 100000")
         clock.now += 60
         spool.maintain()
-        assert not spool.fault
+        assert spool.state is SpoolState.ON_DISK
     with Spool(tmp_path, device="d") as spool:
         assert [held.sequence for held in all_of(spool, "window")] == sequences[1:-1]
 
@@ -275,7 +277,7 @@ def test_memory_is_bounded_while_the_disk_fails(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Spool(tmp_path / "file" / "spool", device="d") as spool:
-        assert "memory only" in spool.fault
+        assert spool.state is SpoolState.UNUSABLE
         assert spool.append(window()) == 0
         assert len(spool.pending("window")) == 1
         spool.maintain()
@@ -294,9 +296,9 @@ def test_a_closed_spool_keeps_quiet(tmp_path: Path) -> None:
     assert spool.append(window()) == -1
     assert spool.pending("window") == []
     assert spool.get(0) is None
-    assert spool.order("x") is None
+    assert spool.command_result("x") is None
     spool.forget([1])
-    spool.set_order("x", 1.0, b"", now=0.0)
+    spool.remember_result("x", 1.0, b"", now=0.0)
     spool.maintain()
     assert not list(tmp_path.glob("*.corrupt*"))
 
@@ -315,7 +317,7 @@ def test_seven_days_at_a_window_every_thirty_seconds_fit_whole(tmp_path: Path) -
 
 
 def test_windows_are_merged_before_anything_is_dropped(tmp_path: Path) -> None:
-    with Spool(tmp_path, device="d", most_bytes=1 << 20) as spool:
+    with Spool(tmp_path, device="d", limits=SpoolLimits(max_bytes=1 << 20)) as spool:
         total = 4000
         for number in range(total):
             spool.append(window(number % 50))
@@ -333,7 +335,7 @@ def test_windows_are_merged_before_anything_is_dropped(tmp_path: Path) -> None:
 
 
 def test_windows_of_different_models_stay_apart(tmp_path: Path) -> None:
-    with Spool(tmp_path, device="d", most_bytes=1 << 20) as spool:
+    with Spool(tmp_path, device="d", limits=SpoolLimits(max_bytes=1 << 20)) as spool:
         for number in range(3000):
             spool.append(window(number % 50, model=f"m {number // 1000}"))
         kept = windows(spool)
@@ -342,14 +344,14 @@ def test_windows_of_different_models_stay_apart(tmp_path: Path) -> None:
 
 
 def test_then_images_then_events_go(tmp_path: Path) -> None:
-    with Spool(tmp_path, device="d", most_bytes=4 << 20) as spool:
+    with Spool(tmp_path, device="d", limits=SpoolLimits(max_bytes=4 << 20)) as spool:
         for number in range(600):
             spool.append(event(number, image=20_000))
         events = [decode(held.payload, Event) for held in all_of(spool, "event")]
         assert len(events) == 600, "without their images all of them fit"
         bare = [not each.image for each in events]
         assert not any(bare[:IN_FLIGHT]) and not any(bare[-20:]) and all(bare[IN_FLIGHT : IN_FLIGHT + 100])
-        assert events[IN_FLIGHT].image_policy["image"] == "given up: the spool was full"
+        assert events[IN_FLIGHT].image_policy["image"] == "removed: the spool was full"
         for number in range(7000):
             spool.append(event(number, image=0))
             spool.append(Profile(versions={"a": "b" * 200}))
@@ -364,7 +366,7 @@ def test_what_is_too_old_is_given_up_by_a_clock_that_never_jumps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    with Spool(tmp_path, device="d", most_days=1.0, clock=clock, boot="a") as spool:
+    with Spool(tmp_path, device="d", limits=SpoolLimits(max_days=1.0), clock=clock, boot="a") as spool:
         monkeypatch.setattr("time.time", lambda: 0.0)  # 1970
         spool.append(window())
         clock.now += 60_000
@@ -373,7 +375,7 @@ def test_what_is_too_old_is_given_up_by_a_clock_that_never_jumps(
         spool.maintain()
         assert len(spool.pending("window")) == 2
     clock.now = 5.0  # the machine was restarted
-    with Spool(tmp_path, device="d", most_days=1.0, clock=clock, boot="b") as spool:
+    with Spool(tmp_path, device="d", limits=SpoolLimits(max_days=1.0), clock=clock, boot="b") as spool:
         clock.now += 30_000
         spool.maintain()
         assert len(spool.pending("window")) == 1
@@ -382,15 +384,15 @@ def test_what_is_too_old_is_given_up_by_a_clock_that_never_jumps(
 
 def test_orders_are_remembered_until_they_expire(tmp_path: Path) -> None:
     with Spool(tmp_path, device="d") as spool:
-        spool.set_order("a", 100.0, b"first", now=0.0)
-        assert spool.order("a") == b"first"
+        spool.remember_result("a", 100.0, b"first", now=0.0)
+        assert spool.command_result("a") == b"first"
     with Spool(tmp_path, device="d") as spool:
-        assert spool.order("a") == b"first"
-        spool.set_order("b", 300.0, b"second", now=200.0)
-        assert spool.order("a") is None
+        assert spool.command_result("a") == b"first"
+        spool.remember_result("b", 300.0, b"second", now=200.0)
+        assert spool.command_result("a") is None
         for number in range(1100):
-            spool.set_order(str(number), 1000.0 + number, b"", now=200.0)
-        assert spool.order("b") is None and spool.order("1099") == b""
+            spool.remember_result(str(number), 1000.0 + number, b"", now=200.0)
+        assert spool.command_result("b") is None and spool.command_result("1099") == b""
 
 
 def test_the_quota_is_kept_across_restarts_and_jumps_of_the_clock(tmp_path: Path) -> None:
@@ -423,7 +425,7 @@ def test_random_files_never_stop_it(tmp_path: Path) -> None:
             spool.maintain()
             all_of(spool, "window")
             all_of(spool, "event")
-            spool.order("x")
+            spool.command_result("x")
             assert spool.append(window()) in [held.sequence for held in all_of(spool, "window")]
 
 
@@ -431,6 +433,7 @@ _SYNCS = """
 import sys, time
 from pathlib import Path
 from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.support.histogram import LogHistogram
 from eyas_device.telemetry.messages import Window
 now = [0.0]
 spool = Spool(Path(sys.argv[1]), device="d", clock=lambda: now[0])

@@ -21,6 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from eyas_device.config import read_config
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import encode
+from eyas_device.telemetry.mqtt_client import LinkState
 from eyas_host.fleet.broker.client import Access
 from eyas_host.fleet.broker.enroll import enroll
 from eyas_host.fleet.broker.kit import Kit, prepare
@@ -170,7 +171,7 @@ def test_the_collector_gets_through_all_of_it(kit: Kit, people: Any, tmp_path: P
         thread = threading.Thread(target=collector.run)
         thread.start()
         try:
-            wait_until(lambda: collector.state == "connected", what="the connection")
+            wait_until(lambda: collector.status.state is LinkState.CONNECTED, what="the connection")
             spool = str(uuid.uuid4())
             device.publish("eyas/s/cam-4/window", encode(window("cam-4", spool, 0)))
             topic, ack = device.heard.get(timeout=15)
@@ -247,7 +248,9 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
         processes.collector(port, url)
         processes.connected()
         with Tap(Access(broker=f"127.0.0.1:{port}")) as tap:
-            wait_until(lambda: list(tap.take(0.1)) or tap.state == "connected", what="the watcher's connection")
+            wait_until(
+                lambda: list(tap.take(0.1)) or tap.status.state is LinkState.CONNECTED, what="the watcher's connection"
+            )
             client.connect("127.0.0.1", port)
             client.loop_start()
             spool = str(uuid.uuid4())

@@ -157,4 +157,4 @@ def test_a_refusal_is_said(processes: Processes) -> None:
     port = free_port()
     processes.broker(port, "allow_anonymous false")
     with Tap(Access(broker=f"127.0.0.1:{port}")) as tap:
-        wait_until(lambda: "refused by the broker: Not authorized" in tap.state)
+        wait_until(lambda: str(tap.status) == "refused by the broker: Not authorized")

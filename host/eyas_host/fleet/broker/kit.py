@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.telemetry.messages import MOST_BYTES
+from eyas_device.telemetry.messages import MAX_BYTES
 from eyas_host.fleet.broker.client import TLS_PORT
 from eyas_host.fleet.broker.pki import Authority, Credentials, days_left
 
@@ -147,7 +147,7 @@ persistence_location {folder / "data"}/
 autosave_interval 60
 max_inflight_messages 500
 max_queued_messages 100000
-max_packet_size {4 * MOST_BYTES}
+max_packet_size {4 * MAX_BYTES}
 persistent_client_expiration 7d
 log_type error
 log_type warning

@@ -20,19 +20,19 @@ from typing import Any
 
 import msgspec
 from paho.mqtt.client import Client
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
-from eyas_host.fleet.broker.client import TAKEN_OVER, Access, is_old, make_client, why
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
+from eyas_host.fleet.broker.client import Access, why
 from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
 from eyas_host.fleet.store.checked import Address
 from eyas_host.fleet.store.ranges import as_ranges
 from eyas_host.fleet.store.store import Store
 
-_KEEPALIVE_S = 30
+_TAKEN_OVER = 0x8E
+"""Reason code of a session that another client with the same name took over."""
 _SESSION_S = 600
 """How long the broker keeps messages for a collector that is away; devices repeat what it then forgets."""
 _CONNACK_S = 5.0
@@ -96,12 +96,12 @@ class Collector(Closing):
         many messages may be in hand uncommitted, `batch` how many are committed together at most: more is faster where
         a commit takes long. Raises `LinkError` for mistaken credentials.
         """
-        _ = access.address  # mistaken ones are told before anything starts
-        self.state = "connecting"
+        self.status = LinkStatus()
         self._access, self._name, self._group = access, f"eyas-collect-{group}-{name}", group
         self._most, self._part = receive_maximum, min(max(1, receive_maximum // 2), batch)
         self._tell, self._every_s = tell, every_s
-        self._mqtt5 = True
+        session = Session(client_id=self._name, expiry_s=_SESSION_S, receive_maximum=receive_maximum, manual_ack=True)
+        self._connector = Connector(access.address, session)
         self._client = self._make_client()
         self._stopping = False
         self._up = False
@@ -159,7 +159,7 @@ class Collector(Closing):
         self._reported = (now, stored)
         return Report(
             time=round(time.time(), 3),
-            state=self.state,
+            state=str(self.status),
             store=self._writer.state,
             messages=stored,
             duplicates=self._writer.duplicates,
@@ -170,7 +170,8 @@ class Collector(Closing):
         )
 
     def _make_client(self) -> Client:
-        client = make_client(self._access, self._name, mqtt5=self._mqtt5, manual_ack=True)
+        client = self._connector.make_client()
+        self._access.apply(client)
         client.max_inflight_messages_set(_CREDIT)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -184,22 +185,20 @@ class Collector(Closing):
     def _connect(self) -> None:
         self._epoch += 1
         self._was_up = False
-        more: dict[str, Any] = {}
-        if self._mqtt5:
-            properties = Properties(PacketTypes.CONNECT)
-            properties.SessionExpiryInterval = _SESSION_S
-            properties.ReceiveMaximum = self._most
-            more = {"clean_start": False, "properties": properties}
         try:
-            self._client.connect(*self._access.address, keepalive=_KEEPALIVE_S, **more)
+            self._connector.connect(self._client)
         except (OSError, ValueError) as error:
-            self.state = f"not connected: {why(error)}; trying again"
+            self._set_state(LinkState.DISCONNECTED, f"{why(error)}; trying again")
+
+    def _set_state(self, state: LinkState, detail: str = "") -> None:
+        self.status = LinkStatus(state, detail)
 
     def _expect_answer(self) -> None:
         """A broker of MQTT 3.1.1 may say nothing at all to a greeting in MQTT 5: try the other one in turn."""
         if not self._was_up and time.monotonic() - self._since > _CONNACK_S and (sock := self._client.socket()):
-            self._mqtt5 = not self._mqtt5
-            self.state = f"not connected: no answer; trying MQTT {'5' if self._mqtt5 else '3.1.1'}"
+            self._connector.unanswered()
+            version = "5" if self._connector.mqtt5 else "3.1.1"
+            self._set_state(LinkState.DISCONNECTED, f"no answer; trying MQTT {version}")
             sock.close()
             self._client = self._make_client()
 
@@ -212,7 +211,8 @@ class Collector(Closing):
         self._client = self._make_client()
         self._short = 0 if time.monotonic() - self._since > _STABLE_S else self._short + 1
         if self._was_up and self._short > _SHORT:
-            self.state = f"not connected: lost again and again; has another collector the name {self._name!r}? (--name)"
+            detail = f"lost again and again; does another collector have the name {self._name!r}? (--name)"
+            self._set_state(LinkState.DISCONNECTED, detail)
         low, high = _RETRY_S
         self._rest(min(low * 2 ** min(self._short, 10), high) * random.uniform(0.5, 1.0))
 
@@ -339,32 +339,35 @@ class Collector(Closing):
 
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            if self._mqtt5 and is_old(reason):
-                self._mqtt5 = False
-                self.state = "the broker does not speak MQTT 5; trying 3.1.1, without sharing"
-            else:
-                self.state = f"refused by the broker: {reason}"
+            detail = str(reason)
+            if self._connector.mqtt5 and self._connector.refused(reason):
+                detail = "it does not speak MQTT 5; trying 3.1.1, without shared subscriptions"
+            self._set_state(LinkState.REFUSED, detail)
             return
         self._up = self._was_up = True  # what waited for this session comes before the answer to the subscription
         self._unsettled, self._credit = 0, min(_CREDIT, getattr(properties, "ReceiveMaximum", _CREDIT))
-        share = f"$share/{self._group}/" if self._mqtt5 else ""
-        client.subscribe([(f"{share}eyas/+/+/{kind}", _options(self._mqtt5)) for kind in KINDS])
+        mqtt5 = self._connector.mqtt5
+        share = f"$share/{self._group}/" if mqtt5 else ""
+        client.subscribe([(f"{share}eyas/+/+/{kind}", _options(mqtt5)) for kind in KINDS])
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
-        self.state = f"connected, but may not subscribe: {refused[0]}" if refused else "connected"
+        if refused:
+            self._set_state(LinkState.SUBSCRIPTION_REFUSED, refused[0])
+        else:
+            self._set_state(LinkState.CONNECTED)
 
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         self._up = False
-        if getattr(reason, "value", 0) == TAKEN_OVER:
+        if getattr(reason, "value", 0) == _TAKEN_OVER:
             self._failure = LinkError(f"another collector took the name {self._name!r}; give each a --name of its own")
-        elif not self.state.startswith(("refused", "the broker")):
-            self.state = f"not connected: {reason}; trying again"
+        elif self.status.state is not LinkState.REFUSED:
+            self._set_state(LinkState.DISCONNECTED, f"{reason}; trying again")
 
     def _on_publish(self, client: Client, userdata: object, mid: int, reason: Any, properties: Any) -> None:
         self._unsettled -= 1
         if reason.is_failure:
-            self.state = f"connected, but acknowledgements are refused: {reason}"
+            self._set_state(LinkState.MESSAGE_REFUSED, str(reason))
 
     def _on_message(self, client: Client, userdata: object, message: Any) -> None:
         if message.qos == 0 and not self._has_room:

@@ -14,7 +14,7 @@ import msgspec
 from eyas_device.support.names import NAME
 from eyas_device.telemetry.messages import (
     KINDS,
-    MOST_BYTES,
+    MAX_BYTES,
     SCHEMA,
     TENTHS,
     Event,
@@ -26,7 +26,7 @@ from eyas_device.telemetry.messages import (
     Window,
 )
 
-_READABLE = 4 * MOST_BYTES
+_READABLE = 4 * MAX_BYTES
 """Bytes up to which a message that is too large is still searched for its identity."""
 _MOST = 2**53
 """Largest count: what every JSON reader takes as a whole number."""
@@ -172,8 +172,8 @@ def check(topic: str, payload: bytes) -> Verdict:
     if match is None:
         return Poison("a topic that no device sends on")
     site, device, kind = match.groups()
-    if len(payload) > MOST_BYTES:
-        return _poison(f"{len(payload)} bytes; at most {MOST_BYTES} are taken", site, device, payload)
+    if len(payload) > MAX_BYTES:
+        return _poison(f"{len(payload)} bytes; at most {MAX_BYTES} are taken", site, device, payload)
     try:
         text = payload.decode("utf-8")
         message: Header = _READERS[kind].decode(payload)

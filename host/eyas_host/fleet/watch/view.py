@@ -22,11 +22,11 @@ from rich.text import Text
 
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Event, Window
-from eyas_host.fleet.broker.client import Access, is_old, make_client, why
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
+from eyas_host.fleet.broker.client import Access, why
 from eyas_host.fleet.store.checked import Poison, check
 from eyas_host.fleet.watch.seen import Line, Seen, joined, plain
 
-_KEEPALIVE_S = 30
 _CONNACK_S = 5.0
 _RECONNECT_S = (1, 15)
 _WAITING = 20_000
@@ -45,28 +45,30 @@ class Arrived(msgspec.Struct, frozen=True):
 
 
 class Tap(Closing):
-    """Everything that a fleet says. Never stops trying to connect; `state` says how it is, in words.
+    """Everything that a fleet says. Never stops trying to connect; `status` is the state of the connection.
 
     Raises `LinkError` for mistaken credentials or addresses.
     """
 
     def __init__(self, access: Access) -> None:
-        self.state = "connecting"
+        self.status = LinkStatus()
         self.missed = 0
         self._access = access
         self._queue: queue.Queue[Arrived] = queue.Queue(_WAITING)
-        self._old = False
-        self._mqtt5 = True
-        self._client = self._start(mqtt5=True)
+        self._connector = Connector(access.address, Session(client_id=f"eyas-watch-{uuid4().hex[:12]}"))
+        self._restart = False
+        self._client = self._start()
 
     def take(self, timeout: float) -> Iterator[Arrived]:
         """What arrived, after waiting at most `timeout` seconds for the first."""
-        if self._old or (self.state == "connecting" and time.monotonic() - self._started > _CONNACK_S):
-            # Some brokers of MQTT 3.1.1 refuse a greeting in MQTT 5, others say nothing at all.
-            self._mqtt5 = not (self._old or self._mqtt5)
-            self._old, self.state = False, "connecting"
+        connecting = self.status.state is LinkState.CONNECTING
+        if connecting and time.monotonic() - self._started > _CONNACK_S:
+            self._connector.unanswered()
+            self._restart = True
+        if self._restart:
+            self._restart, self.status = False, LinkStatus()
             self._stop()
-            self._client = self._start(mqtt5=self._mqtt5)
+            self._client = self._start()
         with suppress(queue.Empty):
             yield self._queue.get(timeout=timeout)
             for _ in range(_WAITING):
@@ -76,16 +78,17 @@ class Tap(Closing):
         """Disconnect."""
         self._stop()
 
-    def _start(self, *, mqtt5: bool) -> Client:
+    def _start(self) -> Client:
         self._started = time.monotonic()
-        client = make_client(self._access, f"eyas-watch-{uuid4().hex[:12]}", mqtt5=mqtt5)
+        client = self._connector.make_client()
+        self._access.apply(client)
         client.reconnect_delay_set(*_RECONNECT_S)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
-        client.connect_async(*self._access.address, keepalive=_KEEPALIVE_S)
+        self._connector.connect_async(client)
         client.loop_start()
         return client
 
@@ -95,21 +98,24 @@ class Tap(Closing):
 
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self.state, self._old = f"refused by the broker: {reason}", is_old(reason)
+            self.status, self._restart = LinkStatus(LinkState.REFUSED, str(reason)), self._connector.refused(reason)
             return
         client.subscribe([(f"eyas/+/+/{kind}", 0) for kind in KINDS])
 
     def _on_connect_fail(self, client: Client, userdata: object) -> None:
         error = sys.exc_info()[1]
-        self.state = f"not connected: {why(error) if error else 'the broker cannot be reached'}; trying again"
+        reason = why(error) if error else "the broker cannot be reached"
+        self.status = LinkStatus(LinkState.DISCONNECTED, f"{reason}; trying again")
 
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
-        if not self.state.startswith("refused"):
-            self.state = f"not connected: {reason}; trying again"
+        if self.status.state is not LinkState.REFUSED:
+            self.status = LinkStatus(LinkState.DISCONNECTED, f"{reason}; trying again")
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
-        self.state = f"connected, but may not read: {refused[0]}" if refused else "connected"
+        self.status = (
+            LinkStatus(LinkState.SUBSCRIPTION_REFUSED, refused[0]) if refused else LinkStatus(LinkState.CONNECTED)
+        )
 
     def _on_message(self, client: Client, userdata: object, message: Any) -> None:
         try:
@@ -129,12 +135,12 @@ def watch(access: Access, *, seconds: float | None = None, console: Console | No
         if not console.is_terminal:
             while end is None or time.monotonic() < end:
                 _absorb(tap, seen)
-            console.print(view(seen, time.monotonic(), tap.state))
+            console.print(view(seen, time.monotonic(), str(tap.status)))
             return
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while (end is None or time.monotonic() < end) and not pressed():
                 _absorb(tap, seen)
-                live.update(view(seen, time.monotonic(), tap.state, height=console.height), refresh=True)
+                live.update(view(seen, time.monotonic(), str(tap.status), height=console.height), refresh=True)
 
 
 def stream(access: Access, out: TextIO, *, seconds: float | None = None, people: TextIO = sys.stderr) -> None:
@@ -143,7 +149,7 @@ def stream(access: Access, out: TextIO, *, seconds: float | None = None, people:
     Raises `LinkError`; a reader that goes away ends it with `BrokenPipeError`.
     """
     end = None if seconds is None else time.monotonic() + seconds
-    state = ""
+    status: LinkStatus | None = None
     with Tap(access) as tap, suppress(KeyboardInterrupt):
         while end is None or time.monotonic() < end:
             for arrived in tap.take(_REFRESH_S):
@@ -154,9 +160,9 @@ def stream(access: Access, out: TextIO, *, seconds: float | None = None, people:
                     # JSON text that was sent over several lines is still one line here.
                     out.write(msgspec.json.format(msgspec.json.encode(line), indent=-1).decode() + "\n")
             out.flush()
-            if tap.state != state:
-                state = tap.state
-                print(f"eyas watch: {state}", file=people)
+            if tap.status != status:
+                status = tap.status
+                print(f"eyas watch: {status}", file=people)
 
 
 def view(seen: Seen, now: float, state: str, *, height: int = 200) -> Group:

@@ -1,0 +1,110 @@
+"""MQTT clients of device and host: session options, the state of a connection, and the fallback to MQTT 3.1.1."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+_UNSUPPORTED_VERSION = (0x01, 0x84)
+"""CONNACK reason codes of MQTT 3.1.1 and 5 for a protocol version that the broker does not speak."""
+
+
+class LinkState(enum.Enum):
+    """State of a connection to a broker; each value is also its text for people."""
+
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    NO_COLLECTOR = "connected, but no collector acknowledges"
+    MESSAGE_REFUSED = "connected, but the broker refused a message"
+    SUBSCRIPTION_REFUSED = "connected, but the broker refused a subscription"
+    REFUSED = "refused by the broker"
+    DISCONNECTED = "not connected"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker accepted the connection."""
+        return self not in (LinkState.CONNECTING, LinkState.REFUSED, LinkState.DISCONNECTED)
+
+
+class LinkStatus(msgspec.Struct, frozen=True):
+    """State of a connection, with a detail for people."""
+
+    state: LinkState = LinkState.CONNECTING
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state.value}: {self.detail}" if self.detail else self.state.value
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks the broker for."""
+
+    client_id: str
+    keepalive_s: int = 30
+    expiry_s: int = 0
+    """How long the broker keeps the session of a client that is away; 0: a new session for each connection."""
+    receive_maximum: int | None = None
+    """Messages of QoS 1 that the broker may have in flight to this client (MQTT 5 only)."""
+    max_packet_bytes: int | None = None
+    """Largest packet that the broker may send (MQTT 5 only)."""
+    manual_ack: bool = False
+    """Whether the application acknowledges each message itself."""
+
+
+class Connector:
+    """Creates and connects clients of one broker and session: MQTT 5 first, 3.1.1 for brokers that know nothing newer.
+
+    The owner of a connection reports what the broker answered, by `refused` or `unanswered`; the next client then
+    speaks the other version.
+    """
+
+    def __init__(self, address: tuple[str, int], session: Session) -> None:
+        self.mqtt5 = True
+        """Whether the next client speaks MQTT 5."""
+        self._address, self._session = address, session
+
+    def make_client(self) -> Client:
+        """Create a client that is not connected yet and has no credentials."""
+        return Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._session.client_id,
+            protocol=MQTTProtocolVersion.MQTTv5 if self.mqtt5 else MQTTProtocolVersion.MQTTv311,
+            clean_session=None if self.mqtt5 else not self._session.expiry_s,
+            manual_ack=self._session.manual_ack,
+        )
+
+    def connect(self, client: Client) -> None:
+        """Open the connection and send CONNECT. Raises `OSError` or `ValueError` if that fails."""
+        client.connect(*self._address, keepalive=self._session.keepalive_s, **self._options())
+
+    def connect_async(self, client: Client) -> None:
+        """Let the client's own thread (`loop_start`) open the connection."""
+        client.connect_async(*self._address, keepalive=self._session.keepalive_s, **self._options())
+
+    def refused(self, reason: Any) -> bool:
+        """Return whether a CONNACK refuses the protocol version; if so, the next client speaks the other one."""
+        if int(getattr(reason, "value", reason)) not in _UNSUPPORTED_VERSION:
+            return False
+        self.unanswered()
+        return True
+
+    def unanswered(self) -> None:
+        """Take the other version next: some brokers of before MQTT 5 answer CONNECT with silence or just hang up."""
+        self.mqtt5 = not self.mqtt5
+
+    def _options(self) -> dict[str, Any]:
+        session = self._session
+        if not (self.mqtt5 and session.expiry_s):
+            return {}
+        properties = Properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = session.expiry_s
+        if session.receive_maximum is not None:
+            properties.ReceiveMaximum = session.receive_maximum
+        if session.max_packet_bytes is not None:
+            properties.MaximumPacketSize = session.max_packet_bytes
+        return {"clean_start": False, "properties": properties}
