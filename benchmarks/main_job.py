@@ -29,9 +29,9 @@ from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.runtimes.litert import LiteRT
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.inference import logits_of
-from eyas_host.evaluate.latency import take_turns
-from eyas_host.evaluate.metrics import Scores, paired_loss, score, softmax
+from eyas_host.evaluation.inference import logits_of
+from eyas_host.evaluation.latency import take_turns
+from eyas_host.evaluation.metrics import Scores, paired_loss, score, softmax
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe

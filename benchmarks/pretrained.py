@@ -35,9 +35,9 @@ from eyas_device.preprocess import Pixels
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch, prepared
-from eyas_host.evaluate.bootstrap import Floats
-from eyas_host.evaluate.inference import logits_of, to_tensor
-from eyas_host.evaluate.metrics import Scores, score, softmax
+from eyas_host.evaluation.bootstrap import Floats
+from eyas_host.evaluation.inference import logits_of, to_tensor
+from eyas_host.evaluation.metrics import Scores, score, softmax
 from eyas_host.models import checkpoints, pretrained
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import RunContext

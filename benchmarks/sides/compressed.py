@@ -14,9 +14,9 @@ from common import Figure
 from eyas_host.compress.quantize.calibration import Calibration
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.bootstrap import Ints
-from eyas_host.evaluate.latency import take_turns
-from eyas_host.evaluate.metrics import paired_loss, softmax
+from eyas_host.evaluation.bootstrap import Ints
+from eyas_host.evaluation.latency import take_turns
+from eyas_host.evaluation.metrics import paired_loss, softmax
 from eyas_host.export.build import artefact_files
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.report.model import Report

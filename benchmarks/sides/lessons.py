@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eyas_host.data.index import build_index
 from eyas_host.data.loader import Rows, Stream, in_turn
 from eyas_host.data.split import Split, split_index
-from eyas_host.evaluate.inference import pick_device, to_tensor
+from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import meter

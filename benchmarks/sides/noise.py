@@ -10,7 +10,7 @@ import torch
 
 from common import Figure
 from eyas_host.data.split import Split
-from eyas_host.evaluate.inference import logits_of
+from eyas_host.evaluation.inference import logits_of
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.files import write_bytes

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from eyas_host.evaluate.metrics import Bin, Scores
-from eyas_host.evaluate.parity import Parity
-from eyas_host.evaluate.verdict import Latency
+from eyas_host.evaluation.metrics import Bin, Scores
+from eyas_host.evaluation.parity import Parity
+from eyas_host.evaluation.verdict import Latency
 from eyas_host.report.model import Mistake, Report, StageSummary, Variant
 
 HOSTILE = '<script>alert("1")</script> $x_1$'

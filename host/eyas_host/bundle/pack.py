@@ -24,8 +24,8 @@ from eyas_host.bundle.golden import golden_rows, write_golden
 from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
-from eyas_host.evaluate.metrics import softmax
-from eyas_host.evaluate.verdict import Verdict, load_verdict, validation_logits
+from eyas_host.evaluation.metrics import softmax
+from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logits
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
 from eyas_host.pipeline.runner import BUNDLE, RunContext

@@ -9,7 +9,7 @@ import optuna
 import torch
 
 from eyas_host.data.split import Split
-from eyas_host.evaluate.inference import pick_device
+from eyas_host.evaluation.inference import pick_device
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.search.finals import Final, Full, student_in_full, teacher_in_full, train_final

@@ -10,7 +10,7 @@ import cv2
 import msgspec
 import torch
 
-from eyas_host.evaluate.inference import pick_device
+from eyas_host.evaluation.inference import pick_device
 from eyas_host.pipeline.distributed import SINGLE_THREAD_SIZE
 from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.images import APT, find_images, held_out, missing_packages, read_images

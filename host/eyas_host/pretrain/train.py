@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from eyas_device.preprocess import Pixels
-from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
+from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
 from eyas_host.models.factory import PACKAGED, build, known_model, move
 from eyas_host.pretrain.crops import Crops
 from eyas_host.pretrain.teachers import CLASSES, answers_of

@@ -12,9 +12,9 @@ import numpy as np
 from eyas_device.bundle import MANIFEST, read_manifest, sha256
 from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
-from eyas_host.evaluate.metrics import reliability, score, softmax
-from eyas_host.evaluate.predictions import Predictions, cost_figures, positive_label
-from eyas_host.evaluate.verdict import Verdict
+from eyas_host.evaluation.metrics import reliability, score, softmax
+from eyas_host.evaluation.predictions import Predictions, cost_figures, positive_label
+from eyas_host.evaluation.verdict import Verdict
 from eyas_host.export.manifest import load_candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, RunContext

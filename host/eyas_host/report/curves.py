@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import auc, precision_recall_curve, roc_curve
 
-from eyas_host.evaluate.bootstrap import Floats, Ints
+from eyas_host.evaluation.bootstrap import Floats, Ints
 
 Kind = Literal["roc", "pr"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import Pixels, Preprocessing, prepare, read_image
 from eyas_host.data.transforms import Batch
-from eyas_host.evaluate.inference import to_tensor
+from eyas_host.evaluation.inference import to_tensor
 from eyas_host.report.model import Mistake
 from eyas_host.support.progress import say
 

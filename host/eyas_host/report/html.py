@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eyas_device.preprocess import Pixels
-from eyas_host.evaluate.metrics import calibration_error
+from eyas_host.evaluation.metrics import calibration_error
 from eyas_host.report import plots, score_plots
 from eyas_host.report.model import Report, Variant
 from eyas_host.report.page import confusion_cells, environment, jpeg, megabytes, number, percent, thumbnail

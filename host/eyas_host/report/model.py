@@ -7,10 +7,10 @@ from typing import Any, Literal
 import msgspec
 
 from eyas_host.compress.quantize.sensitivity import Sensitivity
-from eyas_host.evaluate.cost import CostFigures
-from eyas_host.evaluate.metrics import Bin, Scores
-from eyas_host.evaluate.parity import Parity
-from eyas_host.evaluate.verdict import Latency
+from eyas_host.evaluation.cost import CostFigures
+from eyas_host.evaluation.metrics import Bin, Scores
+from eyas_host.evaluation.parity import Parity
+from eyas_host.evaluation.verdict import Latency
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.report.curves import ScoreCurve
 

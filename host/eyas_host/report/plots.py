@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from eyas_host.evaluate.metrics import Bin
+from eyas_host.evaluation.metrics import Bin
 from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALIDATION, svg
 
 if TYPE_CHECKING:  # without torch for the pages that need no training

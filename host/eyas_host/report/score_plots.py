@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from eyas_host.evaluate.cost import CostFigures
+from eyas_host.evaluation.cost import CostFigures
 from eyas_host.report.curves import Kind, ScoreCurve
 from eyas_host.report.drawing import INK, MUTED, RUNTIMES, STYLE, VALIDATION, svg
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from eyas_host.evaluate.cost import CostFigures
+from eyas_host.evaluation.cost import CostFigures
 from eyas_host.report.model import Report, Signal, Variant
 
 _FEW_TEST_IMAGES = 30

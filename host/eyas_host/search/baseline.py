@@ -20,8 +20,8 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from eyas_host.data.split import Split
-from eyas_host.evaluate.bootstrap import Floats, Ints
-from eyas_host.evaluate.metrics import PairedLoss, paired_loss, score
+from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.evaluation.metrics import PairedLoss, paired_loss, score
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build, move
 from eyas_host.pipeline.distributed import training_threads

@@ -10,8 +10,8 @@ import msgspec
 
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.inference import logits_of, pick_device
-from eyas_host.evaluate.metrics import score, softmax
+from eyas_host.evaluation.inference import logits_of, pick_device
+from eyas_host.evaluation.metrics import score, softmax
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe import Recipe
 from eyas_host.search.space import Value

@@ -15,7 +15,7 @@ import torch
 
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.evaluation.inference import logits_of, pick_device
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import load_checkpoint
 from eyas_host.models.weights import fit_to_images

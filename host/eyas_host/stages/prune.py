@@ -11,7 +11,7 @@ from eyas_host.compress.prune.magnitude import ZeroKeeper, prune_channels, prune
 from eyas_host.compress.prune.to_latency import measure_speedup, prune_to_latency
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.evaluation.inference import logits_of, pick_device
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import PrunePlan

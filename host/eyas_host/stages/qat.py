@@ -15,7 +15,7 @@ from eyas_host.compress.quantize.fallback import fallback_layers
 from eyas_host.compress.quantize.finetune import finetune_int8
 from eyas_host.compress.quantize.mixed import drop_layers
 from eyas_host.data.split import Split
-from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.evaluation.inference import logits_of, pick_device
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.quant.checkpoints import load_deploy

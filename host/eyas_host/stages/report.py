@@ -12,9 +12,9 @@ import torch
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
-from eyas_host.evaluate.networks import all_logits, load_networks, reference_network
-from eyas_host.evaluate.predictions import Predictions, targets_of
-from eyas_host.evaluate.verdict import Logits, load_verdict, validation_logits
+from eyas_host.evaluation.networks import all_logits, load_networks, reference_network
+from eyas_host.evaluation.predictions import Predictions, targets_of
+from eyas_host.evaluation.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import load_candidate
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.report.collect import collect_report

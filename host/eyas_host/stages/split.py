@@ -8,7 +8,7 @@ from rich.markup import escape
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.split import save_split, split_index
-from eyas_host.evaluate.cost import cost_matrix
+from eyas_host.evaluation.cost import cost_matrix
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.support.progress import say, warn
 

@@ -12,11 +12,11 @@ import torch
 from rich.markup import escape
 
 from eyas_host.data.split import Split
-from eyas_host.evaluate.cost import choose_decision, cost_matrix
-from eyas_host.evaluate.metrics import expected_calibration_error, fit_temperature, score, softmax
-from eyas_host.evaluate.networks import all_logits, load_networks, measure_latency
-from eyas_host.evaluate.parity import compare, refusal
-from eyas_host.evaluate.verdict import CONFIDENCE, LOGITS, VERDICT, CalibratedConfidence, Verdict, choose
+from eyas_host.evaluation.cost import choose_decision, cost_matrix
+from eyas_host.evaluation.metrics import expected_calibration_error, fit_temperature, score, softmax
+from eyas_host.evaluation.networks import all_logits, load_networks, measure_latency
+from eyas_host.evaluation.parity import compare, refusal
+from eyas_host.evaluation.verdict import CONFIDENCE, LOGITS, VERDICT, CalibratedConfidence, Verdict, choose
 from eyas_host.export.manifest import write_candidate
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import RunContext, StageResult

@@ -24,8 +24,8 @@ from sklearn.metrics import f1_score
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from eyas_host.evaluate.bootstrap import Floats, Ints
-from eyas_host.evaluate.metrics import auc, softmax
+from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.evaluation.metrics import auc, softmax
 from eyas_host.pipeline import distributed
 from eyas_host.support.errors import TrainError
 from eyas_host.support.progress import meter

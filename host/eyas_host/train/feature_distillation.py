@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eyas_host.data.loader import Rows, in_turn
-from eyas_host.evaluate.inference import pick_device, to_tensor
+from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import FeatureLayer, StudentSection

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
+from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
 from eyas_host.models.factory import Origin, PixelClassifier, build_student, move
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import all_gather

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from eyas_host.data.loader import Rows, Stream
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.bootstrap import Floats
-from eyas_host.evaluate.inference import logits_of, pick_device, to_tensor
-from eyas_host.evaluate.metrics import softmax
+from eyas_host.evaluation.bootstrap import Floats
+from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
+from eyas_host.evaluation.metrics import softmax
 from eyas_host.recipe import Recipe
 from eyas_host.train.engine import validation_figures
 from eyas_host.train.losses import teacher_loss

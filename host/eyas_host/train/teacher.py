@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eyas_host.data.loader import Rows, in_turn
 from eyas_host.data.split import Split
-from eyas_host.evaluate.inference import to_tensor
+from eyas_host.evaluation.inference import to_tensor
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
 from eyas_host.pipeline.distributed import all_gather, share
 from eyas_host.recipe import Recipe

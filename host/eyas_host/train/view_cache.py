@@ -21,7 +21,7 @@ import torch
 from eyas_host.data.loader import Rows, Stream, in_turn
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch
-from eyas_host.evaluate.inference import pick_device, to_tensor
+from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError

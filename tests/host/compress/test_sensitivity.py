@@ -36,7 +36,7 @@ from eyas_host.compress.quantize.mixed import (
 from eyas_host.compress.quantize.sensitivity import LayerSensitivity, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import LabelledImage
 from eyas_host.data.split import SplitManifest, save_split
-from eyas_host.evaluate.inference import logits_of
+from eyas_host.evaluation.inference import logits_of
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import PrunePlan

@@ -13,9 +13,9 @@ import torch
 from sklearn import metrics as sk
 
 from eyas_device.decision import Decision, decide
-from eyas_host.evaluate.bootstrap import intervals
-from eyas_host.evaluate.cost import CostFigures, choose_decision, split_cost
-from eyas_host.evaluate.metrics import score, softmax
+from eyas_host.evaluation.bootstrap import intervals
+from eyas_host.evaluation.cost import CostFigures, choose_decision, split_cost
+from eyas_host.evaluation.metrics import score, softmax
 from eyas_host.report import plots
 from eyas_host.report.curves import score_curves
 from eyas_host.report.gradcam import grad_cam, last_convolution, overlay

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eyas_host.evaluate.inference import pick_device
+from eyas_host.evaluation.inference import pick_device
 from eyas_host.support.errors import TrainError
 from eyas_host.train.schedule import Epoch, Schedule, best_epoch, epochs_without_better, plateau_factor, rate_factor
 from tests.support.toy_training import Toy

@@ -15,7 +15,7 @@ from torch import nn
 
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
-from eyas_host.evaluate.inference import to_tensor
+from eyas_host.evaluation.inference import to_tensor
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection

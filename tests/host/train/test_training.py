@@ -18,8 +18,8 @@ from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate import metrics
-from eyas_host.evaluate.inference import logits_of, to_tensor
+from eyas_host.evaluation import metrics
+from eyas_host.evaluation.inference import logits_of, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, packaged_state
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eyas_host.evaluate.inference import logits_of, to_tensor
+from eyas_host.evaluation.inference import logits_of, to_tensor
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.training import TeacherSection
 from eyas_host.train.engine import Groups, fit, validation_figures

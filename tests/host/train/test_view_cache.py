@@ -18,7 +18,7 @@ from torch import Tensor
 from eyas_host.data.index import build_index
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter
-from eyas_host.evaluate.inference import logits_of
+from eyas_host.evaluation.inference import logits_of
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.pipeline.runner import RunContext, run_chain
 from eyas_host.recipe import Recipe

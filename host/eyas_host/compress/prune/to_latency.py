@@ -15,7 +15,7 @@ from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes, r
 from eyas_host.compress.prune.magnitude import channel_plan
 from eyas_host.compress.prune.rounds import IterativePruner, MeasureFraction
 from eyas_host.data.split import Split
-from eyas_host.evaluate.latency import Stopwatch
+from eyas_host.evaluation.latency import Stopwatch
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import PrunePlan
 from eyas_host.pipeline.runner import RunContext

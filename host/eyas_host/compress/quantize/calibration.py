@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch, prepared
-from eyas_host.evaluate.bootstrap import Floats, Ints
-from eyas_host.evaluate.inference import pick_device, to_tensor
+from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import RunContext

@@ -12,8 +12,8 @@ from torch import nn
 
 from eyas_host.compress.quantize.mixed import Degradation, MixedPrecision
 from eyas_host.data.transforms import Batch
-from eyas_host.evaluate.bootstrap import Ints
-from eyas_host.evaluate.inference import logits_of, pick_device
+from eyas_host.evaluation.bootstrap import Ints
+from eyas_host.evaluation.inference import logits_of, pick_device
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import say, track
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from eyas_host.compress.prune.magnitude import ZeroKeeper
 from eyas_host.data.split import Split
-from eyas_host.evaluate.inference import logits_of
+from eyas_host.evaluation.inference import logits_of
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.fold import DeployModel
 from eyas_host.support.progress import say

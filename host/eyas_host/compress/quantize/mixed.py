@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from eyas_host.data.transforms import Batch
-from eyas_host.evaluate.bootstrap import Floats, Ints
-from eyas_host.evaluate.inference import logits_of
-from eyas_host.evaluate.metrics import fit_temperature
+from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.evaluation.inference import logits_of
+from eyas_host.evaluation.metrics import fit_temperature
 from eyas_host.quant.graph import WeightedLayer, required_placement, weighted_layers
 from eyas_host.quant.quantizers import activation_quantizers, float_layers, leave_float, weight_quantizers
 from eyas_host.train.engine import validation_figures

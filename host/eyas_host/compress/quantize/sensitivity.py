@@ -16,7 +16,7 @@ from eyas_host.compress.quantize.mixed import Degradation, MixedPrecision
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.inference import pick_device
+from eyas_host.evaluation.inference import pick_device
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.support.errors import StageError

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from eyas_device.bundle import Artefact
 from eyas_device.decision import Decision
-from eyas_host.evaluate.metrics import Scores
-from eyas_host.evaluate.parity import Parity
+from eyas_host.evaluation.metrics import Scores
+from eyas_host.evaluation.parity import Parity
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.support.errors import GateError, StageError
 

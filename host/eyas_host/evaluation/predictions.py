@@ -10,10 +10,10 @@ import numpy as np
 
 from eyas_device.decision import Decision, decide
 from eyas_host.data.split import Split
-from eyas_host.evaluate.bootstrap import Floats, Ints, intervals
-from eyas_host.evaluate.cost import CostFigures, Matrix, bayes_threshold, cheapest_constant, mean_cost, split_cost
-from eyas_host.evaluate.metrics import Scores, score, softmax
-from eyas_host.evaluate.verdict import Logits, Verdict
+from eyas_host.evaluation.bootstrap import Floats, Ints, intervals
+from eyas_host.evaluation.cost import CostFigures, Matrix, bayes_threshold, cheapest_constant, mean_cost, split_cost
+from eyas_host.evaluation.metrics import Scores, score, softmax
+from eyas_host.evaluation.verdict import Logits, Verdict
 
 
 class Predictions(msgspec.Struct, frozen=True):

@@ -10,15 +10,15 @@ import pytest
 
 from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes
 from eyas_host.compress.prune.magnitude import prune_evenly
-from eyas_host.evaluate.latency import Stopwatch, take_turns
+from eyas_host.evaluation.latency import Stopwatch, take_turns
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.image import ImageSection
 
 
 @pytest.fixture(autouse=True)
 def _short_timings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.evaluate.latency._BLOCK_SECONDS", 1.0)
-    monkeypatch.setattr("eyas_host.evaluate.latency._SECONDS", 0.3)
+    monkeypatch.setattr("eyas_host.evaluation.latency._BLOCK_SECONDS", 1.0)
+    monkeypatch.setattr("eyas_host.evaluation.latency._SECONDS", 0.3)
 
 
 def test_calls_take_turns_and_the_first_round_is_not_counted() -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from eyas_host.evaluate.bootstrap import Floats, Ints
-from eyas_host.evaluate.metrics import paired_loss, softmax
+from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.evaluation.metrics import paired_loss, softmax
 from eyas_host.recipe.export import GateSection
 
 

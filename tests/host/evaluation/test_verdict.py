@@ -9,8 +9,8 @@ import pytest
 from eyas_device.bundle import Artefact
 from eyas_host.bundle.golden import golden_rows
 from eyas_host.cli.app import STAGES
-from eyas_host.evaluate.parity import Parity, compare, refusal
-from eyas_host.evaluate.verdict import Latency, choose
+from eyas_host.evaluation.parity import Parity, compare, refusal
+from eyas_host.evaluation.verdict import Latency, choose
 from eyas_host.recipe.export import GateSection
 from eyas_host.support.errors import GateError
 

@@ -23,7 +23,7 @@ from eyas_device.preprocess import Preprocessing
 from eyas_device.runtimes import choose, open_runtime
 from eyas_device.support.closing import Closing
 from eyas_host.data.transforms import Batch
-from eyas_host.evaluate.inference import to_tensor
+from eyas_host.evaluation.inference import to_tensor
 from eyas_host.export.build import artefact_files, artefact_name, compile_artefact
 from eyas_host.export.manifest import artefacts_of, file_entry
 from eyas_host.models.factory import PixelClassifier

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from eyas_host.evaluate.bootstrap import intervals, weighted_areas
-from eyas_host.evaluate.metrics import score, softmax
+from eyas_host.evaluation.bootstrap import intervals, weighted_areas
+from eyas_host.evaluation.metrics import score, softmax
 
 
 def predictions_of(classes: int, n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -16,10 +16,10 @@ from eyas_device.preprocess import prepare
 from eyas_device.runtimes import open_runtime
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluate.inference import logits_of
-from eyas_host.evaluate.latency import take_turns
-from eyas_host.evaluate.parity import reference_of
-from eyas_host.evaluate.verdict import Latency, Logits
+from eyas_host.evaluation.inference import logits_of
+from eyas_host.evaluation.latency import take_turns
+from eyas_host.evaluation.parity import reference_of
+from eyas_host.evaluation.verdict import Latency, Logits
 from eyas_host.models import checkpoints
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_quantized

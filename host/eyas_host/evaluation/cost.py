@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.decision import Decision, decide
-from eyas_host.evaluate.bootstrap import Floats, Ints
+from eyas_host.evaluation.bootstrap import Floats, Ints
 from eyas_host.recipe.cost import CostSection
 from eyas_host.support.errors import RecipeError
 

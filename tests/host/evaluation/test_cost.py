@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eyas_device.decision import Decision, decide, fault
-from eyas_host.evaluate.cost import (
+from eyas_host.evaluation.cost import (
     bayes_threshold,
     cheapest_constant,
     choose_decision,
@@ -18,7 +18,7 @@ from eyas_host.evaluate.cost import (
     split_cost,
     threshold_costs,
 )
-from eyas_host.evaluate.metrics import softmax
+from eyas_host.evaluation.metrics import softmax
 from eyas_host.recipe.cost import CostSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.support.errors import RecipeError

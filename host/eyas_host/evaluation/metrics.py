@@ -16,7 +16,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from eyas_host.evaluate.bootstrap import Floats, Ints, balanced_mean_draws, percentile_interval
+from eyas_host.evaluation.bootstrap import Floats, Ints, balanced_mean_draws, percentile_interval
 
 
 class ClassScores(msgspec.Struct, frozen=True):
