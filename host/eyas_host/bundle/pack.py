@@ -28,7 +28,7 @@ from eyas_host.evaluation.metrics import softmax
 from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logits
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
-from eyas_host.pipeline.runner import BUNDLE, RunContext
+from eyas_host.pipeline.runner import BUNDLE, RECIPE, RunContext
 from eyas_host.support.files import write_bytes
 
 _TITLES = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
@@ -96,7 +96,7 @@ def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: li
         lineage=Lineage(
             data=data_hash(split.manifest),
             split=sha256(context.root / SPLIT_MANIFEST),
-            recipe=sha256(context.root / "recipe.json"),
+            recipe=sha256(context.root / RECIPE),
         ),
         evidence={artefact.name: verdict.evidence(artefact.name) for artefact in artefacts},
         golden=file_entry(folder / GOLDEN, folder),

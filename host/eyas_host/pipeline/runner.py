@@ -33,6 +33,10 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
 
 RECORD = "stage.json"
+RECIPE = "recipe.json"
+"""The recipe as it was loaded, below the run's folder."""
+REPORT = "report.json"
+"""What the report stage writes, below the run's folder."""
 BUNDLE_STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
 """The stages that lead to a packed bundle, in order; the report follows."""
 BUNDLE = "bundle"
@@ -133,7 +137,7 @@ def run_chain(
         _follow(stages, context)
     context.root.mkdir(parents=True, exist_ok=True)
     with _lock(context.root):
-        write_bytes(context.root / "recipe.json", msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
+        write_bytes(context.root / RECIPE, msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
         rerun = False
         for stage in stages:
             rerun = rerun or stage.name == start or stage.name == only

@@ -32,12 +32,22 @@ RENAMED = {
 _Training = TypeVar("_Training", TeacherSection, StudentSection)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and `section.key=value` overrides (values as in TOML, bare words are strings).
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
 
-    Relative paths are resolved against the recipe's folder. Raises `RecipeError` that lists every error with file,
-    section, key and what would be allowed.
+    Args:
+        path: A TOML file; relative paths in it are resolved against its folder.
+        overrides: `section.key=value`, values as in TOML; bare words are strings.
+
+    Raises:
+        RecipeError: Lists every error with file, section, key and what would be allowed.
+
+    >>> recipe = load_recipe("models/shapes/recipe.toml", ["run.seed=1", "teacher.epochs=2"])
+    >>> recipe.run.name, recipe.run.seed, recipe.teacher.epochs
+    ('shapes', 1, 2)
+
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-from eyas_host.pipeline.runner import RunContext, Stage, StageResult
+from eyas_host.pipeline.runner import REPORT, RunContext, Stage, StageResult
 from eyas_host.stages.inputs import images_fingerprint, latency_source, student_weights, teacher_weights
 
 
@@ -53,7 +53,7 @@ STAGES = (
         ("run",),
         ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack"),
         _stage("report"),
-        places=("report.json", "report.html"),
+        places=(REPORT, "report.html"),
     ),
 )
 """All stages, in order."""

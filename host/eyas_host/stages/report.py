@@ -16,7 +16,7 @@ from eyas_host.evaluation.networks import all_logits, load_networks, reference_n
 from eyas_host.evaluation.predictions import Predictions, targets_of
 from eyas_host.evaluation.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import load_candidate
-from eyas_host.pipeline.runner import RunContext, StageResult
+from eyas_host.pipeline.runner import REPORT, RunContext, StageResult
 from eyas_host.report.collect import collect_report
 from eyas_host.report.gradcam import explain_mistakes
 from eyas_host.report.html import render_html
@@ -37,7 +37,7 @@ def run(context: RunContext) -> StageResult:
     test = Predictions.of(test_logits(context, split), targets_of(split, "test"), split.labels, verdict)
     validation = Predictions.of(validation_logits(context), targets_of(split, "validation"), split.labels, verdict)
     report = collect_report(context, split, verdict, validation, test)
-    write_bytes(context.root / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=1))
+    write_bytes(context.root / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
     write_bytes(context.root / "report.html", render_html(report, _explanations(context, report)).encode())
     show(comparison_table(report))
     own = test.scores[report.shipped].balanced_accuracy

@@ -7,6 +7,7 @@
 - `CompressError`: a model cannot be folded, pruned or quantized.
 - `CompileError`: a model cannot be turned into an artefact.
 - `StageError`: a stage cannot run (its inputs are missing, its disk is full, another run holds it).
+- `RunError`: a folder is not a run that this version can read, or a stage has no such name.
 - `TuneError`: a search cannot run (its study is of another recipe or cannot be opened).
 - `GateError`: what was made is below the recipe's bounds and is not packed.
 - `MissingExtra`: an optional part is not installed; the message is the line that installs it.
@@ -41,6 +42,10 @@ class CompileError(EyasError, RuntimeError):
 
 class StageError(EyasError, RuntimeError):
     """A stage cannot run."""
+
+
+class RunError(EyasError, ValueError):
+    """A folder is not a run that this version can read, or a stage has no such name."""
 
 
 class GateError(EyasError, RuntimeError):
