@@ -1,1 +1,1 @@
-"""From a torch model to the files a device runs: one file a target."""
+"""Export a torch model to the files a device runs: one module per target."""

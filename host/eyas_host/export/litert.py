@@ -1,8 +1,8 @@
-"""LiteRT: torch -> .tflite, float, int8 with the ranges that QAT learned, or int8 weights with int16 activations.
+"""Export to LiteRT (.tflite): float, int8 with the ranges learned in QAT, or int8 weights with int16 activations.
 
-The integer route: weights on their grid -> float .tflite -> ai-edge-quantizer (static) with the learned ranges put in
-place of calibrated ones. Hard-swish and the classifier stay float: an int8 hard-swish breaks the graph into dozens of
-XNNPACK partitions and costs more than it saves.
+The integer route: weights rounded to their grid -> float .tflite -> ai-edge-quantizer (static) with the learned ranges
+instead of calibrated ones. Hard-swish and the classifier stay in float: an int8 hard-swish splits the graph into dozens
+of XNNPACK partitions and costs more than it saves.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _FromPixels(nn.Module):
 
 
 class _ZeroPaddedPool(nn.Module):
-    """Max-pooling of values that are not negative: zeros pad as well as minus infinity, which int8 lacks."""
+    """Max-pooling of nonnegative values: pads with zeros instead of minus infinity, which int8 lacks."""
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
@@ -68,7 +68,6 @@ class _ZeroPaddedPool(nn.Module):
         self.padding = pool.padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pooled values, as the pool with its own padding gives."""
         rows, columns = self.padding if isinstance(self.padding, tuple) else (self.padding, self.padding)
         pooled: Tensor = self.pool(nn.functional.pad(x, (columns, columns, rows, rows)))
         return pooled
@@ -77,7 +76,7 @@ class _ZeroPaddedPool(nn.Module):
 def compile_litert_fp32(deploy: nn.Module, path: Path, *, input_size: int) -> str:
     """Write a float .tflite: float32 [1, size, size, 3] BGR pixels 0..255 in, float32 logits [1, classes] out.
 
-    Raises `CompileError` if the conversion fails.
+    Returns an empty note. Raises `CompileError` if the conversion fails.
     """
     write_bytes(path, _convert(deploy, input_size))
     return ""
@@ -86,8 +85,8 @@ def compile_litert_fp32(deploy: nn.Module, path: Path, *, input_size: int) -> st
 def compile_litert_int8(qat_model: nn.Module, path: Path, *, input_size: int) -> str:
     """Write an int8 .tflite: int8 [1, size, size, 3] pixels minus 128 in, float32 logits [1, classes] out.
 
-    Layers that the QAT model leaves float stay so. Raises `CompileError` if the conversion fails or a tensor has no
-    learned range; nothing is guessed.
+    Layers that the QAT model keeps in float stay so. Returns a note on the file. Raises `CompileError` if the
+    conversion fails or a tensor has no learned range; nothing is guessed.
     """
     return _compile_integer(qat_model, path, input_size, 8)
 
@@ -96,7 +95,8 @@ def compile_litert_int16(qat_model: nn.Module, path: Path, *, input_size: int) -
     """Write a .tflite with the int8 weights of `compile_litert_int8` and int16 activations.
 
     float32 [1, size, size, 3] BGR pixels 0..255 in, float32 logits [1, classes] out. An activation's range is the
-    learned one made symmetric, as the kernels want it, in 256 times finer steps. Raises as `compile_litert_int8`.
+    learned one made symmetric, as the kernels require, in 256 times finer steps. Returns and raises as
+    `compile_litert_int8`.
     """
     return _compile_integer(qat_model, path, input_size, 16)
 
@@ -105,24 +105,22 @@ def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Li
     image = probe(input_size)
     baked = bake_weights(qat_model)
     network = copy.deepcopy(baked)
-    seen: list[Recorder] = []
-    recorders = replace_activations(network, lambda grid: Recorder(grid, seen))
+    order: list[Recorder] = []
+    recorders = replace_activations(network, lambda grid: Recorder(grid, order))
     _pad_pools_with_zeros(network, image)
-    seen.clear()
+    order.clear()
     with torch.no_grad():
         network(image)
-    recorded = list(seen)
+    recorded = list(order)
     content = _convert(network, input_size)
     model = tfl_flatbuffer_utils.read_model(content)
     pixels = np.ascontiguousarray(channels_last(image))
     ranges = activation_ranges(model, tensor_values(content, pixels), recorders, recorded)
     weights = _learned_weights(model, baked, qat_model, image)
     float_outputs = _float_outputs(model, ranges, weights, float_pixels=bits == 16)
-    missed = _unknown_ranges(model, ranges, float_outputs)
-    if missed:
-        raise CompileError(
-            f"{path.name}: no learned range for {len(missed)} tensors, the first ones {'; '.join(missed[:3])}"
-        )
+    missing = _tensors_without_range(model, ranges, float_outputs)
+    if missing:
+        raise CompileError(f"{path.name}: no learned range for {len(missing)} tensors, first {'; '.join(missing[:3])}")
     builder = quantizer.Quantizer(content, _recipe(bits, float_outputs))
     with quiet_tools():
         statistics: Any = builder.calibrate({_SIGNATURE: [{_ARGUMENT: pixels}]}, num_threads=1)
@@ -139,10 +137,10 @@ def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Li
 def _float_outputs(
     model: Any, ranges: Mapping[str, Bounds], weights: Sequence[_Weight | None], *, float_pixels: bool
 ) -> list[str]:
-    """Outputs of the operators that are computed in float beside those of `_FLOAT_KINDS`.
+    """Outputs of the operators computed in float, besides those of `_FLOAT_KINDS`.
 
-    They are convolutions without learned weights and what has no learned range. With float pixels the mean is taken
-    off in float as well: whole numbers minus the mean are exact there.
+    These are convolutions without learned weights and operators without a learned range. With float pixels the mean is
+    subtracted in float as well, which is exact for integer pixels.
     """
     learned = iter(weights)
     names = []
@@ -157,14 +155,14 @@ def _float_outputs(
     return names
 
 
-def _unknown_ranges(model: Any, ranges: Mapping[str, Bounds], float_outputs: Collection[str]) -> list[str]:
-    """What the integer operators read or write without a learned range."""
+def _tensors_without_range(model: Any, ranges: Mapping[str, Bounds], float_outputs: Collection[str]) -> list[str]:
+    """Tensors that integer operators read or write and that have no learned range."""
     graph = model.subgraphs[0]
     names: list[str] = []
     for operator in graph.operators:
         if kind_of(model, operator) in _FLOAT_KINDS or output_name(model, operator) in float_outputs:
             continue
-        for tensor in (graph.tensors[place] for place in (*operator.inputs, *operator.outputs) if place >= 0):
+        for tensor in (graph.tensors[index] for index in (*operator.inputs, *operator.outputs) if index >= 0):
             name = tensor.name.decode()
             if name not in (*ranges, *names) and model.buffers[tensor.buffer].data is None:
                 names.append(name)
@@ -172,7 +170,7 @@ def _unknown_ranges(model: Any, ranges: Mapping[str, Bounds], float_outputs: Col
 
 
 def _pad_pools_with_zeros(network: nn.Module, example: Tensor) -> None:
-    """Replace the padding of max-pooling behind a clamp, in place."""
+    """Pad max-pooling after a clamp with zeros, in place."""
     found = operations(network, example)
     for name, operation in found.items():
         source = found.get(operation.source)
@@ -194,7 +192,7 @@ def _convert(network: nn.Module, input_size: int) -> bytes:
 
 
 def _recipe(bits: Literal[8, 16], float_outputs: Collection[str]) -> Any:
-    """Static int8 or int16 for everything but the operations that stay float."""
+    """Quantization recipe: static int8 or int16 for everything but the operations that stay in float."""
     manager = recipe_manager.RecipeManager()
     names = qtyping.TFLOperationName
     skip = recipe_manager.AlgorithmName.NO_QUANTIZE
@@ -211,12 +209,12 @@ def _recipe(bits: Literal[8, 16], float_outputs: Collection[str]) -> Any:
 
 
 class _Weight(NamedTuple):
-    """What a convolution of the .tflite must hold."""
+    """The stored weight and bias of a convolution in the .tflite."""
 
     integers: npt.NDArray[np.int8]
-    """As LiteRT lays them out."""
+    """In LiteRT's layout."""
     scale: npt.NDArray[np.float64]
-    """One an output channel."""
+    """One per output channel."""
     bias: Array
 
 
@@ -226,46 +224,46 @@ def _convolutions(model: Any) -> list[Any]:
 
 
 def _learned_weights(model: Any, baked: nn.Module, qat_model: nn.Module, example: Tensor) -> list[_Weight | None]:
-    """The learned integers and scales for each convolution of the float .tflite, found by value; None stays float.
+    """Learned integers and scales of each convolution of the float .tflite, matched by value; None for one in float.
 
-    Raises `CompileError` if a convolution is none of the QAT model's.
+    Raises `CompileError` if a convolution matches none of the QAT model's.
     """
     scales = {operation: affine(q).scale.numpy() for operation, q in weight_quantizers(qat_model).items()}
     known = [(_filters(module_of(baked, operation)), scale) for operation, scale in scales.items()]
     known_float = [_filters(baked.get_submodule(name)) for name in float_layers(qat_model, example)]
     graph = model.subgraphs[0]
-    found: list[_Weight | None] = []
+    weights: list[_Weight | None] = []
     for operator in _convolutions(model):
-        weight, bias = (graph.tensors[place] for place in operator.inputs[1:3])
+        weight, bias = (graph.tensors[index] for index in operator.inputs[1:3])
         stored = _data(model, weight).reshape(weight.shape)
-        match = [(value, scale) for value, scale in known if np.array_equal(value, stored)]
-        if match:
-            value, scale = match[0]
+        matches = [(value, scale) for value, scale in known if np.array_equal(value, stored)]
+        if matches:
+            value, scale = matches[0]
             per_channel = scale if value.shape[0] == 1 and value.shape[-1] == len(scale) else scale.reshape(-1, 1, 1, 1)
             integers = np.rint(value.astype(np.float64) / per_channel).astype(np.int8)
-            found.append(_Weight(integers, scale, _data(model, bias)))
+            weights.append(_Weight(integers, scale, _data(model, bias)))
         elif any(np.array_equal(value, stored) for value in known_float):
-            found.append(None)
+            weights.append(None)
         else:
             raise CompileError(f"no learned scales for the weights of {weight.name.decode()}")
-    return found
+    return weights
 
 
 def _filters(module: Any) -> Array:
-    """A convolution's weight as LiteRT lays it out."""
+    """A convolution's weight in LiteRT's layout."""
     order = (1, 2, 3, 0) if module.groups > 1 else (0, 2, 3, 1)
     return np.asarray(module.weight.detach().permute(order).numpy())
 
 
 class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
-    """Writes equal vectors once: above all the zero points of weights, eight bytes a channel and all zero."""
+    """Writes equal vectors only once, above all the zero points of weights: eight zero bytes per channel."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
         self._written: dict[tuple[str, bytes], int] = {}
 
     def CreateNumpyVector(self, x: npt.NDArray[np.generic]) -> int:  # noqa: N802 - flatbuffers calls it
-        """The place of a vector with these values."""
+        """Offset of a vector with these values."""
         key = (x.dtype.str, x.tobytes())
         if key not in self._written:
             self._written[key] = super().CreateNumpyVector(x)
@@ -275,8 +273,8 @@ class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
 def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
     """Store the learned integers and scales in a quantized .tflite.
 
-    ai-edge-quantizer takes a channel's scale from its largest weight and rounds again; training may have learned
-    another.
+    ai-edge-quantizer derives a channel's scale from its largest weight and rounds again; training may have learned
+    another scale.
     """
     model = tfl_flatbuffer_utils.read_model(content)
     graph = model.subgraphs[0]
@@ -284,18 +282,18 @@ def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
     if len(operators) != len(weights):
         raise CompileError(f"{len(operators)} convolutions in the quantized model, {len(weights)} in the float one")
     for operator, weight in zip(operators, weights, strict=True):
-        source, filters, bias = (graph.tensors[place] for place in operator.inputs[:3])
+        source, filters, bias = (graph.tensors[index] for index in operator.inputs[:3])
         if weight is None:
             if filters.type != TensorType.FLOAT32:
-                raise CompileError(f"{filters.name.decode()} was to stay float")
+                raise CompileError(f"{filters.name.decode()} should have stayed in float")
             continue
         unit = weight.scale * float(source.quantization.scale[0])
         _store(model, filters, weight.integers, weight.scale)
-        width = np.int64 if bias.type == TensorType.INT64 else np.int32  # int16 activations add up in 64 bits
+        width = np.int64 if bias.type == TensorType.INT64 else np.int32  # int16 activations accumulate in 64 bits
         _store(model, bias, np.rint(weight.bias / unit).astype(width), unit)
-    read = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or ()}
-    for place, buffer in enumerate(model.buffers):
-        if place not in read:
+    used = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or ()}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
             buffer.data = None
     builder = _SharingBuilder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
@@ -303,7 +301,7 @@ def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
 
 
 def _store(model: Any, tensor: Any, values: npt.NDArray[np.generic], scale: npt.NDArray[np.float64]) -> None:
-    """Give a tensor a buffer of its own (others may share the old one) and its scales."""
+    """Store values and scales in a new buffer for this tensor; others may share the old one."""
     model.buffers.append(BufferT(data=np.frombuffer(values.tobytes(), dtype=np.uint8)))
     tensor.buffer = len(model.buffers) - 1
     tensor.quantization.scale = scale.astype(np.float32)
@@ -311,5 +309,5 @@ def _store(model: Any, tensor: Any, values: npt.NDArray[np.generic], scale: npt.
 
 
 def _data(model: Any, tensor: Any) -> Array:
-    """The stored float32 values of a tensor, flat."""
+    """The stored float32 values of a tensor, flattened."""
     return np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Which tensor of a float .tflite is which operation of the QAT model, found by comparing values on one image."""
+"""Match the tensors of a float .tflite to the operations of the QAT model by their values on one image."""
 
 from __future__ import annotations
 
@@ -21,51 +21,51 @@ Bounds = tuple[float, float]
 
 PIXELS: Bounds = (0.0, 255.0)
 _HARD_SIGMOID_TOP = 6.0
-"""A hard-sigmoid is compiled as relu6(x + 3) times one sixth: the inner tensor is six times the outer one."""
+"""A hard-sigmoid compiles to relu6(x + 3) / 6: the inner tensor is six times the outer one."""
 _SAME_AS_INPUT = frozenset({"PAD", "RESHAPE", "TRANSPOSE", "MAX_POOL_2D"})
 _WITHOUT_DELEGATES = {"experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 _KINDS = {code: name for name, code in vars(BuiltinOperator).items() if not name.startswith("_")}
 
 
 class Recorder(nn.Module):
-    """Passes a tensor on and keeps it, with the range it would be rounded in and its place among the others."""
+    """Passes a tensor through and records its value, its quantization range and the order of execution."""
 
-    def __init__(self, grid: Affine, seen: list[Recorder]) -> None:
+    def __init__(self, grid: Affine, order: list[Recorder]) -> None:
         super().__init__()
         self.bounds = grid.bounds
         self.value = torch.empty(0)
-        self._seen = seen
+        self._order = order
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same tensor."""
+        """Return `x` unchanged."""
         self.value = x.detach().clone()
-        self._seen.append(self)
+        self._order.append(self)
         return x
 
 
 def probe(size: int) -> Tensor:
-    """An image that tells tensors apart: float [1, 3, size, size], whole numbers 0..255."""
+    """Random probe image used to match tensors by value: float [1, 3, size, size], integers 0..255."""
     return torch.randint(0, 256, (1, 3, size, size), generator=torch.Generator().manual_seed(1)).float()
 
 
 def channels_last(value: Tensor) -> Array:
-    """A tensor as LiteRT lays it out."""
+    """A tensor in LiteRT's layout."""
     return np.asarray((value.permute(0, 2, 3, 1) if value.ndim == 4 else value).numpy())
 
 
 def kind_of(model: Any, operator: Any) -> str:
-    """`CONV_2D`."""
+    """Operator type: `CONV_2D`."""
     code = model.operatorCodes[operator.opcodeIndex]
     return str(_KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)])
 
 
 def output_name(model: Any, operator: Any) -> str:
-    """Name of the first tensor that an operator writes."""
+    """Name of an operator's first output tensor."""
     return str(model.subgraphs[0].tensors[operator.outputs[0]].name.decode())
 
 
 def tensor_values(content: bytes, pixels: Array) -> dict[str, Array]:
-    """Name -> value of every activation of the float model for one image."""
+    """Name -> value of every activation of the float model on one image."""
     interpreter: Any = Interpreter(
         model_content=content, experimental_preserve_all_tensors=True, num_threads=1, **_WITHOUT_DELEGATES
     )
@@ -76,19 +76,19 @@ def tensor_values(content: bytes, pixels: Array) -> dict[str, Array]:
 
 
 def activation_ranges(
-    model: Any, tensors: Mapping[str, Array], recorders: Mapping[str, Recorder], seen: list[Recorder]
+    model: Any, tensors: Mapping[str, Array], recorders: Mapping[str, Recorder], order: list[Recorder]
 ) -> dict[str, Bounds]:
-    """Name of each activation tensor that has a learned range -> that range.
+    """Map each activation tensor with a learned range to that range.
 
-    Both graphs run in the same order, so that of several equal values (all zeros behind a dead activation) the first
-    one that is not taken belongs to a tensor. `seen` are the recorders in order of execution.
+    Both graphs run in the same order, so among several equal values (all zeros after a dead activation) a tensor gets
+    the first one not taken yet. `order` lists the recorders in order of execution.
 
-    Raises `CompileError` for a learned range that belongs to no tensor.
+    Raises `CompileError` for a learned range that matches no tensor.
     """
     graph = model.subgraphs[0]
     names = [tensor.name.decode() for tensor in graph.tensors]
     operations = {id(recorder): operation for operation, recorder in recorders.items()}
-    candidates = [c for recorder in seen for c in _candidates(operations[id(recorder)], recorder)]
+    candidates = [c for recorder in order for c in _candidates(operations[id(recorder)], recorder)]
     taken: set[_Candidate] = set()
     matched = {names[graph.inputs[0]]: PIXELS}
     for operator in graph.operators:
@@ -103,8 +103,8 @@ def activation_ranges(
     lost = sorted(set(recorders) - {candidate.operation for candidate in taken})
     if lost:
         raise CompileError(
-            f"{len(lost)} of {len(recorders)} learned ranges belong to no tensor of the .tflite, "
-            f"the first ones {'; '.join(lost[:3])}"
+            f"{len(lost)} of {len(recorders)} learned ranges match no tensor of the .tflite, "
+            f"first {'; '.join(lost[:3])}"
         )
     return matched
 
@@ -116,7 +116,7 @@ class _Candidate:
     bounds: Bounds
 
     def has_value(self, other: Array) -> bool:
-        """Whether a tensor holds the same numbers, but for float rounding."""
+        """Whether a tensor has the same values up to float rounding."""
         if self.value.size != other.size:
             return False
         slack = 1e-4 * (1e-3 + np.abs(self.value).max())
@@ -124,7 +124,7 @@ class _Candidate:
 
 
 def _candidates(operation: str, recorder: Recorder) -> Iterator[_Candidate]:
-    """The tensors that an operation can be in the .tflite, in order of execution: both match a gate of zeros."""
+    """The tensors an operation may correspond to in the .tflite, in order of execution."""
     value = channels_last(recorder.value)
     if "hardsigmoid" in operation:
         low, high = recorder.bounds

@@ -1,4 +1,4 @@
-"""ONNX: torch -> float32 or quantize-dequantize ONNX, with uint8 pixels in front."""
+"""Export to ONNX: float32 or quantize-dequantize (Q/DQ), with uint8 pixels as input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from eyas_host.support.files import atomic_write
 from eyas_host.support.quiet import quiet_tools
 
 OPSET = 18
-_LOWEST = -127
-"""Int8 weights leave out -128, so that they are symmetric."""
+_MIN_WEIGHT = -127
+"""int8 weights exclude -128, so that they are symmetric."""
 
 
 class _FromPixels(nn.Module):
@@ -30,7 +30,7 @@ class _FromPixels(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixels.float().permute(0, 3, 1, 2))  # TensorRT moves no uint8
+        logits: Tensor = self.network(pixels.float().permute(0, 3, 1, 2))  # TensorRT transposes no uint8
         return logits
 
 
@@ -58,8 +58,8 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(_first_cause(error)).splitlines()[0]
         raise CompileError(f"{path.name}: torch cannot export the network: {reason}") from None
-    for part in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
-        del part.metadata_props[:]  # stack traces with this machine's paths, and a third of the file
+    for entry in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
+        del entry.metadata_props[:]  # stack traces with this machine's paths, and a third of the file
     stored = _store_int8_weights(graph) if precision == "int8" else 0
     try:
         onnx.checker.check_model(graph, full_check=True)
@@ -71,15 +71,15 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What went wrong underneath: the exporter's own message lists the steps that it took."""
+    """The original error: the exporter's own message only lists its steps."""
     return _first_cause(error.__cause__) if error.__cause__ else error
 
 
 def _store_int8_weights(model: Any) -> int:
-    """Replace the rounding of a constant (QuantizeLinear, Clip) by its int8 result; returns how many there were.
+    """Replace the quantization of constants (QuantizeLinear, Clip) by their int8 values; returns their number.
 
-    Each weight gets a zero point of its own: ONNX Runtime's exact mode for CPUs whose int8 instructions saturate
-    rewrites weights together with their zero points, and cannot where weights share one.
+    Each weight gets its own zero point: ONNX Runtime's exact mode for CPUs whose int8 instructions saturate rewrites
+    weights together with their zero points, which fails for shared ones.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -98,7 +98,7 @@ def _store_int8_weights(model: Any) -> int:
             name = clip.output[0]
             graph.node.remove(clip)
         stored += 1
-        values = np.clip(integers, _LOWEST, 127).astype(np.int8)
+        values = np.clip(integers, _MIN_WEIGHT, 127).astype(np.int8)
         graph.initializer.append(numpy_helper.from_array(values, name))
         graph.initializer.append(numpy_helper.from_array(zero, f"{name}_zero_point"))
         readers[name].input[2] = f"{name}_zero_point"

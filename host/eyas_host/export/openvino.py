@@ -1,4 +1,4 @@
-"""OpenVINO: torch -> IR, with uint8 pixels in front (PrePostProcessor)."""
+"""Export to OpenVINO IR, with uint8 pixels as input (PrePostProcessor)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from eyas_host.support.quiet import quiet_tools
 def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision: Precision) -> str:
     """Write `path` (.xml) and its .bin: uint8 [1, size, size, 3] BGR pixels in, float32 logits [1, classes] out.
 
-    `model` is the folded network (fp32) or the QAT model (int8). Raises `CompileError` if the conversion fails, or an
-    int8 model comes out without its quantizers.
+    `model` is the folded network (fp32) or the QAT model (int8). Returns a note on the file. Raises `CompileError` if
+    the conversion fails or an int8 model has lost its quantizers.
     """
     example = torch.zeros(1, 3, input_size, input_size)
     try:
-        with quiet_tools():  # the tracer distrusts the quantizers' levels, which are constants
+        with quiet_tools():  # the tracer warns about the quantizers' levels, which are constants
             converted: Any = ov.convert_model(model.eval(), example_input=example, input=[1, 3, input_size, input_size])
     except (RuntimeError, OpConversionFailure) as error:
-        reason = str(error).strip().splitlines()[-1]  # the operations; the place in its code comes first
+        reason = str(error).strip().splitlines()[-1]  # names the operations; source locations come first
         raise CompileError(f"{path.name}: OpenVINO cannot convert the network: {reason}") from None
     steps = PrePostProcessor(converted)
     steps.input(0).tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))

@@ -1,4 +1,4 @@
-"""Where the bytes are: layer by layer of the network, and constants beside the graph in each artefact."""
+"""Sizes of the network's layers, and of constants and graph in each artefact."""
 
 from __future__ import annotations
 
@@ -15,55 +15,55 @@ from eyas_device.bundle import RuntimeName
 from eyas_host.quant.quantizers import weight_quantizers
 
 _SCALE = _BIAS = 4
-"""Bytes of a scale and of a bias, whatever the precision of the weights."""
+"""Bytes per scale and per bias, at any precision of the weights."""
 
 
 class LayerSize(msgspec.Struct, frozen=True):
-    """A layer with weights."""
+    """Size of a layer with weights."""
 
     name: str
     shape: tuple[int, ...]
-    """Of the weights, output channels first."""
+    """Shape of the weights, output channels first."""
     parameters: int
     fp32_bytes: int
     int8_bytes: int
-    """Weights in one byte each, a scale for each output channel; as fp32 where the layer stays float."""
+    """One byte per weight and a scale per output channel; as fp32 for a layer in float."""
 
 
 class ArtefactSize(msgspec.Struct, frozen=True):
-    """A compiled model."""
+    """Size of a compiled model."""
 
     constants: int
     """Bytes of weights, biases and other constants."""
     graph: int
-    """All other bytes of its files: operators, names, scales, padding."""
+    """All other bytes: operators, names, scales, padding."""
 
 
 def layer_sizes(qat_model: nn.Module) -> tuple[LayerSize, ...]:
-    """The weighted layers of a quantized model, in order of definition."""
-    rounded = {".".join(operation.split("/")[:-2]) for operation in weight_quantizers(qat_model)}
+    """Sizes of the layers of a QAT model, in order of definition."""
+    quantized = {".".join(operation.split("/")[:-2]) for operation in weight_quantizers(qat_model)}
     layers = []
     for name, module in qat_model.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
         weights = module.weight.numel()
         biases = 0 if module.bias is None else module.bias.numel()
-        whole = 4 * weights + _BIAS * biases
-        small = weights + _SCALE * module.weight.shape[0] + _BIAS * biases if name in rounded else whole
-        layers.append(LayerSize(name, tuple(module.weight.shape), weights + biases, whole, small))
+        fp32 = 4 * weights + _BIAS * biases
+        int8 = weights + _SCALE * module.weight.shape[0] + _BIAS * biases if name in quantized else fp32
+        layers.append(LayerSize(name, tuple(module.weight.shape), weights + biases, fp32, int8))
     return tuple(layers)
 
 
 def artefact_size(runtime: RuntimeName, files: list[Path]) -> ArtefactSize:
-    """Bytes of constants and of the rest of an artefact's files, the first of which is the one to load."""
+    """Bytes of constants and of the rest of an artefact's files; the first file is the one to load."""
     constants = {"litert": _tflite, "openvino": _openvino, "onnx": _onnx}[runtime](files)
     return ArtefactSize(constants, sum(file.stat().st_size for file in files) - constants)
 
 
 def _tflite(files: list[Path]) -> int:
     model = tfl_flatbuffer_utils.read_model(files[0].read_bytes())
-    held = {tensor.buffer for tensor in model.subgraphs[0].tensors}
-    return sum(len(model.buffers[place].data) for place in held if model.buffers[place].data is not None)
+    used = {tensor.buffer for tensor in model.subgraphs[0].tensors}
+    return sum(len(model.buffers[index].data) for index in used if model.buffers[index].data is not None)
 
 
 def _openvino(files: list[Path]) -> int:

@@ -1,9 +1,9 @@
-"""Whether TensorRT would take a quantize-dequantize ONNX as it is, judged by the file alone.
+"""Check by its structure whether TensorRT would accept a quantize-dequantize (Q/DQ) ONNX file.
 
-*Not measured*: no TensorRT ran here. The rules are those of NVIDIA's documents for TensorRT 10: "Explicit Quantization"
-in the developer guide (zero points 0, int8, one scale an activation, one an output channel of a weight), the operator
-table of its ONNX parser (opsets 9 to 20 in 10.0; a quantization axis exists since 13), and `DataType` in the API (uint8
-only as a network's input, to be cast before anything else).
+*Not measured*: TensorRT was not run. The rules are from NVIDIA's documentation of TensorRT 10: "Explicit Quantization"
+in the developer guide (int8, zero point 0, one scale per activation, one per output channel of a weight), the operator
+table of its ONNX parser (opsets 9 to 20 in 10.0; the quantization axis exists since 13), and `DataType` in the API
+(uint8 only as a network's input, to be cast before anything else).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from onnx import TensorProto, numpy_helper
 from eyas_host.support.errors import CompileError
 
 FIRST_OPSET, LAST_OPSET = 13, 20
-_MOVES = frozenset({"MaxPool", "Reshape", "Transpose"})
-"""Operations that TensorRT moves quantization across: they choose or move values."""
+_TRANSPARENT = frozenset({"MaxPool", "Reshape", "Transpose"})
+"""Operations that TensorRT moves quantization across: they only select or move values."""
 
 Constants = Mapping[str, npt.NDArray[Any]]
-Makers = Mapping[str, Any]
+Producers = Mapping[str, Any]
 
 
 class TensorRtFit(msgspec.Struct, frozen=True):
-    """What was counted in a file that passed."""
+    """Counts of a file that passed."""
 
     opset: int
     activations: int
     """QuantizeLinear nodes."""
     weights: int
-    """Int8 weights with a scale for each output channel."""
+    """int8 weights with a scale per output channel."""
     float_convolutions: int
 
 
 def check_tensorrt(path: Path, *, float_convolutions: int = 0) -> TensorRtFit:
-    """Check the structure of an int8 .onnx, of which `float_convolutions` may have a float weight.
+    """Check the structure of an int8 .onnx file in which `float_convolutions` convolutions may have float weights.
 
-    Raises `CompileError` that lists every violation with the node it is at, or says why the file cannot be read.
+    Raises `CompileError` that lists every violation with its node, or why the file cannot be read.
     """
     try:
         model: Any = onnx.load(path)
@@ -50,31 +50,35 @@ def check_tensorrt(path: Path, *, float_convolutions: int = 0) -> TensorRtFit:
         raise CompileError(f"{path}: not an ONNX file ({str(error).splitlines()[0]})") from None
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    makers = {name: node for node in graph.node for name in node.output}
+    producers = {name: node for node in graph.node for name in node.output}
     opset = max((entry.version for entry in model.opset_import if not entry.domain), default=0)
-    faults = [] if FIRST_OPSET <= opset <= LAST_OPSET else [f"opset {opset}, {FIRST_OPSET} to {LAST_OPSET} is allowed"]
-    faults += _input_faults(graph)
+    problems = (
+        [] if FIRST_OPSET <= opset <= LAST_OPSET else [f"opset {opset}, {FIRST_OPSET} to {LAST_OPSET} is allowed"]
+    )
+    problems += _input_problems(graph)
     activations = weights = floats = 0
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             is_weight = node.input[0] in constants
             activations += node.op_type == "QuantizeLinear"
             weights += is_weight
-            faults += [f"{node.output[0]}: {fault}" for fault in _pair_faults(node, constants, makers, is_weight)]
+            problems += [
+                f"{node.output[0]}: {problem}" for problem in _pair_problems(node, constants, producers, is_weight)
+            ]
         elif node.op_type == "Conv":
             floats += node.input[1] in constants
             if node.input[1] not in constants:
-                faults += [f"{node.output[0]}: {fault}" for fault in _convolution_faults(node, makers)]
+                problems += [f"{node.output[0]}: {problem}" for problem in _convolution_problems(node, producers)]
     if floats > float_convolutions:
-        faults.append(f"{floats} convolutions have float weights, {float_convolutions} may")
+        problems.append(f"{floats} convolutions have float weights, {float_convolutions} may")
     if not weights:
-        faults.append("there is no int8 weight")
-    if faults:
-        raise CompileError(f"{path.name}: TensorRT would not take it as int8: {'; '.join(faults)}")
+        problems.append("there is no int8 weight")
+    if problems:
+        raise CompileError(f"{path.name}: TensorRT would refuse it as int8: {'; '.join(problems)}")
     return TensorRtFit(opset, activations, weights, floats)
 
 
-def _input_faults(graph: Any) -> Iterator[str]:
+def _input_problems(graph: Any) -> Iterator[str]:
     for entry in graph.input:
         if entry.type.tensor_type.elem_type != TensorProto.UINT8:
             continue
@@ -83,12 +87,12 @@ def _input_faults(graph: Any) -> Iterator[str]:
             yield f"input {entry.name} is uint8 and read by {', '.join(others)}; only Cast may"
 
 
-def _pair_faults(node: Any, constants: Constants, makers: Makers, is_weight: bool) -> Iterator[str]:
-    """What is wrong with a QuantizeLinear or DequantizeLinear."""
+def _pair_problems(node: Any, constants: Constants, producers: Producers, is_weight: bool) -> Iterator[str]:
+    """Problems of a QuantizeLinear or DequantizeLinear node."""
     if len(node.input) > 2 and node.input[2]:
         zero = constants.get(node.input[2])
         if zero is None:
-            yield "the zero point is no constant"
+            yield "the zero point is not a constant"
         elif zero.dtype != np.int8:
             yield f"quantized to {zero.dtype}, int8 is needed"
         elif zero.any():
@@ -97,33 +101,33 @@ def _pair_faults(node: Any, constants: Constants, makers: Makers, is_weight: boo
         yield "without a zero point it quantizes to uint8, int8 is needed"
     scale = constants.get(node.input[1])
     if scale is None:
-        yield "the scale is no constant"
+        yield "the scale is not a constant"
     elif not (np.isfinite(scale).all() and (scale > 0).all()):
         yield "scales must be above 0"
     elif is_weight:
-        yield from _weight_faults(node, constants[node.input[0]], scale)
+        yield from _weight_problems(node, constants[node.input[0]], scale)
     elif scale.size != 1:
         yield f"{scale.size} scales for an activation, 1 is needed"
     if node.op_type == "DequantizeLinear" and not is_weight:
-        maker = makers.get(node.input[0])
-        if maker is None or maker.op_type != "QuantizeLinear" or maker.input[1] != node.input[1]:
-            yield "reads no QuantizeLinear of the same scale"
+        producer = producers.get(node.input[0])
+        if producer is None or producer.op_type != "QuantizeLinear" or producer.input[1] != node.input[1]:
+            yield "does not read a QuantizeLinear of the same scale"
 
 
-def _weight_faults(node: Any, weight: npt.NDArray[Any], scale: npt.NDArray[Any]) -> Iterator[str]:
+def _weight_problems(node: Any, weight: npt.NDArray[Any], scale: npt.NDArray[Any]) -> Iterator[str]:
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     if weight.dtype != np.int8 or node.op_type != "DequantizeLinear":
-        yield f"a weight of {weight.dtype} before {node.op_type}, stored int8 is needed"
+        yield f"a weight of {weight.dtype} before {node.op_type}, int8 storage is needed"
     elif scale.ndim != 1 or axis != 0 or scale.size != weight.shape[0]:
-        yield f"{scale.size} scales along axis {axis} for a weight {list(weight.shape)}, one an output is needed"
+        yield f"{scale.size} scales along axis {axis} for a weight {list(weight.shape)}, one per output is needed"
 
 
-def _convolution_faults(node: Any, makers: Makers) -> Iterator[str]:
-    """What a convolution reads that is not behind a DequantizeLinear."""
-    maker: Callable[[str], Any] = makers.get
-    source = maker(node.input[0])
-    while source is not None and source.op_type in _MOVES:
-        source = maker(source.input[0])
-    for what, made_by in (("input", source), ("weight", maker(node.input[1]))):
-        if made_by is None or made_by.op_type != "DequantizeLinear":
-            yield f"its {what} is behind {'nothing' if made_by is None else made_by.op_type}, not DequantizeLinear"
+def _convolution_problems(node: Any, producers: Producers) -> Iterator[str]:
+    """Inputs of a convolution that do not come from a DequantizeLinear."""
+    producer: Callable[[str], Any] = producers.get
+    source = producer(node.input[0])
+    while source is not None and source.op_type in _TRANSPARENT:
+        source = producer(source.input[0])
+    for what, origin in (("input", source), ("weight", producer(node.input[1]))):
+        if origin is None or origin.op_type != "DequantizeLinear":
+            yield f"its {what} comes from {'nothing' if origin is None else origin.op_type}, not DequantizeLinear"

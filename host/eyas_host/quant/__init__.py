@@ -1,1 +1,1 @@
-"""The int8 grid: folding, the layer graph, quantizers, Q/DQ nodes, their checkpoints."""
+"""int8 quantization of a network: folding, operation graph, quantizers, Q/DQ conversion, checkpoints."""

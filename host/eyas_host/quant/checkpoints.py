@@ -1,4 +1,4 @@
-"""The folded and the quantized student as finished stages left them."""
+"""Load the folded and the quantized student of a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from eyas_host.quant.qat import load_qat
 
 
 def load_deploy(context: RunContext, classes: int) -> DeployModel:
-    """The pruned student, folded: what is quantized and compiled."""
+    """Load the pruned student and fold it for quantization and compilation."""
     return fold_for_deployment(load_pruned(context, classes))
 
 
 def load_quantized(context: RunContext, classes: int) -> nn.Module:
-    """The folded student with its int8 grid, as `qat` left it."""
+    """Load the QAT model that the stage `qat` saved."""
     return load_qat(load_deploy(context, classes), context.folder("qat"))

@@ -1,8 +1,8 @@
-"""Fold everything that can be folded before a model is quantized or compiled.
+"""Fold preprocessing and batch normalisation into the convolutions before a model is quantized or compiled.
 
-A camera hands over BGR bytes and a convolution is linear, so the channel swap, the division by the standard deviation
-and every batch normalisation disappear into convolution weights. Only ``x - mean`` stays: folding it as well would
-change the image's border, because the convolution pads with zeros *after* normalisation.
+A camera delivers BGR bytes and a convolution is linear, so the channel swap, the division by the standard deviation and
+every batch normalisation are folded into convolution weights. Only ``x - mean`` stays: folding it too would change the
+image's border, because the convolution pads with zeros *after* normalisation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TOLERANCE = 1e-3  # of the largest logit; float32 rounding through 60 layers st
 
 
 class DeployModel(nn.Module):
-    """A network as the devices run it: BGR bytes in, logits out, nothing left but convolutions and activations.
+    """A network as devices run it: BGR pixels in, logits out, only convolutions and activations inside.
 
     Args:
         backbone: network that takes ``pixels - mean`` in BGR order, without any batch normalisation.
@@ -80,7 +80,7 @@ def fold_for_deployment(model: nn.Module) -> DeployModel:
         if isinstance(module, _BatchNorm):
             raise CompressError(f"{name} ({type(module).__name__}) does not follow a convolution, cannot fold it")
         if getattr(module, "inplace", False):
-            module.inplace = False  # an in-place activation would overwrite the tensor a quantizer just produced
+            module.inplace = False  # an in-place activation would overwrite a quantizer's output
 
     with torch.no_grad():
         stem.weight.copy_((stem.weight / std_rgb.reshape(1, 3, 1, 1)).flip(1))
@@ -99,9 +99,9 @@ def _children(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 def _find_convolutions(backbone: nn.Module, probe: Tensor) -> tuple[nn.Conv2d, list[tuple[nn.Conv2d, nn.BatchNorm2d]]]:
-    """Return the stem and all (convolution, its batch normalisation) pairs, found by running the network once."""
-    made_by: dict[int, nn.Conv2d] = {}
-    kept: list[Tensor] = []  # holds the outputs, so that no id is used twice
+    """Return the stem and all (convolution, batch normalisation) pairs, found in one forward pass."""
+    producer: dict[int, nn.Conv2d] = {}
+    outputs: list[Tensor] = []  # keeps the outputs alive, so that no id is reused
     stems: list[nn.Conv2d] = []
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -109,13 +109,13 @@ def _find_convolutions(backbone: nn.Module, probe: Tensor) -> tuple[nn.Conv2d, l
         assert isinstance(conv, nn.Conv2d)
         if args[0] is probe:
             stems.append(conv)
-        made_by[id(output)] = conv
-        kept.append(output)
+        producer[id(output)] = conv
+        outputs.append(output)
 
     def before_norm(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, nn.BatchNorm2d)
-        if id(args[0]) in made_by:
-            pairs.append((made_by[id(args[0])], norm))
+        if id(args[0]) in producer:
+            pairs.append((producer[id(args[0])], norm))
 
     handles = [m.register_forward_hook(after_conv) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     handles += [m.register_forward_pre_hook(before_norm) for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -124,7 +124,7 @@ def _find_convolutions(backbone: nn.Module, probe: Tensor) -> tuple[nn.Conv2d, l
             backbone(probe)
     except (AssertionError, RuntimeError) as error:
         size = f"{_PROBE_SIZE} x {_PROBE_SIZE}"
-        raise CompressError(f"the network takes no images of {size} pixels, which folding tries: {error}") from None
+        raise CompressError(f"the network does not accept {size} pixels, which folding needs: {error}") from None
     finally:
         for handle in handles:
             handle.remove()
@@ -137,7 +137,7 @@ def _find_convolutions(backbone: nn.Module, probe: Tensor) -> tuple[nn.Conv2d, l
 
 
 def _check_same(model: nn.Module, deploy: DeployModel, device: torch.device) -> None:
-    """Raise unless both models agree on noise: a convolution output read twice would slip through the search."""
+    """Raise unless both models agree on noise: a convolution output with two readers would go unnoticed otherwise."""
     pixels = torch.randint(0, 256, (2, 3, _PROBE_SIZE, _PROBE_SIZE), generator=torch.Generator().manual_seed(0))
     training = model.training
     model.eval()

@@ -1,7 +1,7 @@
-"""The operations of a folded network in order of execution, and which of them an int8 runtime rounds.
+"""The operations of a folded network in order of execution, and where an int8 runtime quantizes.
 
-The rule comes from one table of operations; anything the table does not know is refused by name. A *layer* is an
-operation with a weight of its own, under the path of its module: `backbone.blocks.0.0.conv_dw`.
+The rule is one table of operations; an operation that is not in the table is refused by name. A *layer* is an operation
+with a weight, named by the path of its module: `backbone.blocks.0.0.conv_dw`.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from torch import Tensor, nn
 from eyas_host.support.errors import CompressError
 
 CLASSIFIER = "linear"
-"""The operation that makes the logits; it and what pools for it stay float."""
+"""The operation that computes the logits; it and its pooling stay in float."""
 
 WEIGHTED = frozenset({"conv2d"})
-"""Operations with a weight that is quantized per output channel, symmetric, -127..127."""
+"""Operations whose weight is quantized: per output channel, symmetric, -127..127."""
 
-ROUNDED = frozenset({"sub", "add", "mul", "mean", "adaptive_avg_pool2d", "relu", "relu6", "hardswish", "hardsigmoid"})
+QUANTIZED = frozenset({"sub", "add", "mul", "mean", "adaptive_avg_pool2d", "relu", "relu6", "hardswish", "hardsigmoid"})
 """Operations whose output is quantized per tensor."""
 
 CLAMPS = frozenset({"relu", "relu6"})
-"""Activations that int8 kernels fuse into the operation before them, so that only the clamped value is rounded."""
+"""Activations that int8 kernels fuse into the previous operation, so that only the clamped value is quantized."""
 
 TRANSPARENT = frozenset({"flatten", "dropout", "pad", "reshape", "view", "contiguous", "max_pool2d"})
-"""Operations that move or choose values without changing them: the range before is the range behind."""
+"""Operations that only move or select values: the output range equals the input range."""
 
 FLOAT = frozenset({"hardswish"})
-"""Operations that no runtime computes in integers: what they read need not be rounded for them."""
+"""Operations executed in float; their inputs need no activation quantizer."""
 
 OUTPUT = "output"
-"""Stands for the network's end among an operation's readers."""
+"""Marks the network's output among an operation's readers."""
 
 _ALIASES = {"__add__": "add", "__iadd__": "add", "add_": "add", "__mul__": "mul", "__sub__": "sub", "relu_": "relu"}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of a function in the network.
+    """One function call in the network.
 
     Attributes:
         name: path of its module, function and number: `backbone/conv_stem/conv2d/0`.
-        kind: the function under its usual name: `conv2d`, `add`.
-        source: the operation that made its first argument, or "" for the network's input.
-        readers: operations that read its output, seen through those that only move values; `OUTPUT` for the end.
+        kind: canonical name of the function: `conv2d`, `add`.
+        source: the operation that computed its first argument, or "" for the network's input.
+        readers: operations that read its output, transparent ones skipped; `OUTPUT` for the network's output.
 
     """
 
@@ -60,13 +60,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class Placement:
-    """The quantizers of one network.
+    """Positions of the quantizers in a network.
 
     Attributes:
         activations: operations whose output is quantized, in order of execution.
         weights: operations whose weight is quantized, in order of execution.
-        added_activations: how many of `activations` NNCF had left out.
-        added_weights: how many of `weights` NNCF had left out.
+        added_activations: how many of `activations` NNCF did not place.
+        added_weights: how many of `weights` NNCF did not place.
 
     """
 
@@ -82,9 +82,9 @@ class WeightedLayer:
 
     Attributes:
         name: path of its module, which is what `keep_float` takes.
-        operation: its name among the operations, the key of `weight_quantizers`.
-        reads: the operation whose quantizer rounds what the layer reads, a key of `activation_quantizers`.
-        writes: the operation whose quantizer rounds what the layer, with its fused activation, writes.
+        operation: name of its operation, a key of `weight_quantizers`.
+        reads: the operation whose quantizer applies to the layer's input, a key of `activation_quantizers`.
+        writes: the operation whose quantizer applies to the layer's output, fused activation included.
 
     """
 
@@ -95,17 +95,17 @@ class WeightedLayer:
 
 
 def weighted_layers(model: nn.Module, example: Tensor) -> list[WeightedLayer]:
-    """Return the layers of a folded network in order of execution, quantized already or not.
+    """Return the layers of a folded network in order of execution, quantized or not.
 
-    `reads` and `writes` are those of the complete int8 network: where layers were left float, some of these quantizers
-    are gone. The classifier is no layer: it is never quantized.
+    `reads` and `writes` refer to the complete int8 network: where layers are kept in float, some of these quantizers do
+    not exist. The classifier is excluded: it is never quantized.
 
     Args:
         model: folded network or QAT model.
         example: float pixels ``[1, 3, H, W]``.
 
     Raises:
-        CompressError: the network holds an operation that has no rule; the message names it.
+        CompressError: an operation of the network has no rule; the message names it.
 
     """
     placed = set(required_placement(model, example).activations)
@@ -114,7 +114,7 @@ def weighted_layers(model: nn.Module, example: Tensor) -> list[WeightedLayer]:
         WeightedLayer(
             name=layer_name(operation.name),
             operation=operation.name,
-            reads=rounded_source(found, operation, placed),
+            reads=quantized_source(found, operation, placed),
             writes=operation.name if operation.name in placed else operation.readers[0],
         )
         for operation in found.values()
@@ -128,21 +128,20 @@ def layer_name(operation: str) -> str:
 
 
 def required_placement(model: nn.Module, example: Tensor, keep_float: Collection[str] = ()) -> Placement:
-    """Return every point at which an int8 runtime rounds, whatever is quantized now.
+    """Return every point at which an int8 runtime quantizes, whatever is quantized now.
 
-    The rule: each layer's weight; what each layer writes, and what an integer operation reads. A clamp is fused into
-    the operation before it, so that only the clamped value is rounded; a hard-sigmoid likewise (int8 runtimes compute
-    it as ``relu6(x + 3)``). The classifier stays float with what pools for it: it is a few kilobytes, and rounded
-    logits would tie.
+    The rule: each layer's weight, each layer's output, and the inputs of integer operations. A clamp is fused into the
+    previous operation, so that only the clamped value is quantized; a hard-sigmoid likewise (int8 runtimes compute it
+    as ``relu6(x + 3)``). The classifier and its pooling stay in float: they are a few kilobytes, and quantized logits
+    would tie.
 
     Args:
-        model: folded network, quantized already or not.
+        model: folded network, quantized or not.
         example: float pixels ``[1, 3, H, W]``.
-        keep_float: names of layers whose weight is not quantized; then what only they read is not rounded either.
+        keep_float: names of layers to keep in float; tensors that only they read are not quantized either.
 
     Raises:
-        CompressError: the network holds an operation that has no rule, or no layer of such a name; the message says
-            which.
+        CompressError: an operation has no rule, or a layer does not exist; the message names it.
 
     """
     found = operations(model, example)
@@ -167,20 +166,20 @@ def required_placement(model: nn.Module, example: Tensor, keep_float: Collection
 
 
 def chosen_layers(found: Mapping[str, Operation], names: Collection[str]) -> list[Operation]:
-    """Return the operations of the layers ``names``. Raises `CompressError` for a name that no layer has."""
+    """Return the operations of the layers ``names``. Raises `CompressError` for an unknown layer."""
     known = [operation for operation in found.values() if operation.kind in WEIGHTED]
     paths = [layer_name(operation.name) for operation in known]
     for name in names:
         if name not in paths:
             close = get_close_matches(name, paths, n=4, cutoff=0.4)
             raise CompressError(
-                f"keep_float: {name!r} is no layer of this network; close ones: {', '.join(close or paths[:4])}"
+                f"keep_float: {name!r} is not a layer of this network; similar names: {', '.join(close or paths[:4])}"
             )
     return [operation for operation, path in zip(known, paths, strict=True) if path in set(names)]
 
 
-def rounded_source(found: Mapping[str, Operation], operation: Operation, placed: Collection[str]) -> str:
-    """The operation of ``placed`` that rounds what ``operation`` reads."""
+def quantized_source(found: Mapping[str, Operation], operation: Operation, placed: Collection[str]) -> str:
+    """The nearest operation in ``placed`` upstream of ``operation``: its quantizer applies to the input."""
     source = operation.source
     while source not in placed:
         source = found[source].source
@@ -188,7 +187,7 @@ def rounded_source(found: Mapping[str, Operation], operation: Operation, placed:
 
 
 def operations(model: nn.Module, example: Tensor) -> dict[str, Operation]:
-    """Return the operations of a network by name, in order of execution; quantizers are looked through.
+    """Return the operations of a network by name, in order of execution; quantizers are skipped.
 
     Args:
         model: folded network, quantized or not; it is run once.
@@ -212,20 +211,20 @@ def operations(model: nn.Module, example: Tensor) -> dict[str, Operation]:
 
 def _check_rules(found: Mapping[str, Operation]) -> None:
     for operation in found.values():
-        known = WEIGHTED | ROUNDED | TRANSPARENT | {CLASSIFIER}
+        known = WEIGHTED | QUANTIZED | TRANSPARENT | {CLASSIFIER}
         if operation.kind not in known:
             raise CompressError(
                 f"no quantization rule for operation {operation.kind!r} at {operation.name!r}; "
-                f"known are {', '.join(sorted(known))}"
+                f"allowed: {', '.join(sorted(known))}"
             )
         kinds = {found[reader].kind for reader in operation.readers if reader != OUTPUT}
-        alone = len(operation.readers) == 1 and operation.kind in WEIGHTED
-        if "hardsigmoid" in kinds and not alone:
-            raise CompressError(f"the hard-sigmoid behind {operation.name!r} has no convolution to be fused into")
+        fusible = len(operation.readers) == 1 and operation.kind in WEIGHTED
+        if "hardsigmoid" in kinds and not fusible:
+            raise CompressError(f"the hard-sigmoid after {operation.name!r} has no convolution to be fused into")
 
 
 def _fused_activation(operation: Operation, found: Mapping[str, Operation]) -> str:
-    """The activation that is computed together with an operation, or ""."""
+    """The activation fused into an operation, or ""."""
     (reader, *others) = operation.readers
     if others or reader == OUTPUT or operation.kind in CLAMPS:
         return ""
@@ -233,13 +232,13 @@ def _fused_activation(operation: Operation, found: Mapping[str, Operation]) -> s
 
 
 def _fused_into(activation: Operation, found: Mapping[str, Operation]) -> str:
-    """The operation that an activation is computed together with, or ""."""
+    """The operation that an activation is fused into, or ""."""
     source = found.get(activation.source)
     return source.name if source and _fused_activation(source, found) == activation.name else ""
 
 
 def _node_name(data: Mapping[str, Any]) -> str:
-    """The operation a graph's node stands for, `OUTPUT`, or "" for an input or a constant."""
+    """Name of a graph node's operation, `OUTPUT`, or "" for an input or a constant."""
     node_type = str(data["type"].value)
     return str(data["meta"].op_name) if node_type == "function_call" else node_type if node_type == OUTPUT else ""
 
@@ -258,7 +257,7 @@ def _is_hook(operation: str) -> bool:
 
 
 def _readers(graph: Any, node: int, names: Mapping[int, str], kinds: Mapping[int, str]) -> Iterator[str]:
-    """The operations that read a node's output, seen through hooks and operations that only move values."""
+    """The operations that read a node's output; hooks and transparent operations are skipped."""
     for reader in graph.successors(node):
         if _is_hook(names[reader]) or kinds[reader] in TRANSPARENT:
             yield from _readers(graph, reader, names, kinds)
@@ -267,6 +266,6 @@ def _readers(graph: Any, node: int, names: Mapping[int, str], kinds: Mapping[int
 
 
 def _source(graph: Any, node: int, names: Mapping[int, str]) -> str:
-    """The operation that a node's first argument comes from, seen through hooks; "" for the network's input."""
+    """The operation that computed a node's first argument, hooks skipped; "" for the network's input."""
     _, source = min((data["meta"].input_port, source) for source, _, data in graph.in_edges(node, data=True))
     return _source(graph, source, names) if _is_hook(names[source]) else names[source]

@@ -1,4 +1,4 @@
-"""Quantization-aware training: put the int8 grid into a folded network, save it, load it again.
+"""Models for quantization-aware training (QAT): insert quantizers into a folded network, save and load it.
 
 The training itself is the ordinary loop; ranges and scales are parameters like any other.
 """
@@ -35,15 +35,15 @@ from eyas_host.support.files import write_bytes
 from eyas_host.support.quiet import quiet_tools
 
 _STATE, _CONFIG = "qat.pt", "qat.json"
-FEWEST_IMAGES = 2
-"""A range from one image is that image's."""
+MIN_IMAGES = 2
+"""Fewest calibration images; a single one gives no usable range."""
 
 _UNREADABLE = (
     *(OSError, ValueError, RuntimeError, LookupError, EOFError, TypeError),
     *(pickle.UnpicklingError, struct.error),
 )
 _INPUT = "/sub/0"
-"""The operation `pixels - mean`; the pixels themselves are whole numbers and need no rounding."""
+"""The operation `pixels - mean`; the pixels themselves are integers and need no quantizer."""
 
 
 def prepare_qat(
@@ -55,13 +55,20 @@ def prepare_qat(
     keep_float: Collection[str] = (),
     weight_bits: Literal[7, 8] = 8,
 ) -> nn.Module:
-    """A copy of `deploy` with a quantizer at every point where an int8 runtime rounds.
+    """A copy of `deploy` with a quantizer at every point where an int8 runtime quantizes.
 
-    `calibration` are float pixels [n, 3, input_size, input_size], 0..255, that set the first ranges; the range behind
-    `pixels - mean` follows from the mean alone. With `preset="symmetric"` every zero point is 0, as TensorRT wants it.
-    `keep_float` are names of layers (see `layers.layers`) whose weight is not quantized; `weight_bits=7` uses half of
-    the weights' grid. Raises `CompressError` where a
-    network cannot be placed completely, a layer does not exist, or the images cannot set ranges.
+    Args:
+        deploy: folded network; it is not changed.
+        calibration: float pixels [n, 3, input_size, input_size], 0..255, that set the initial ranges; the range of
+            `pixels - mean` follows from the mean alone.
+        input_size: side of the input, pixels.
+        preset: with `symmetric` every zero point is 0, as TensorRT requires.
+        keep_float: layers (see `graph.weighted_layers`) whose weight is not quantized.
+        weight_bits: 7 uses half of the weights' grid (see `quantizers.halve_weight_grid`).
+
+    Raises:
+        CompressError: the placement cannot be completed, a layer does not exist, or the images cannot set ranges.
+
     """
     _check_images(calibration, input_size)
     load_kernels()
@@ -92,7 +99,7 @@ def prepare_qat(
 
 
 def save_qat(model: nn.Module, directory: Path) -> None:
-    """Write `qat.pt` (state) and `qat.json` (where the quantizers sit)."""
+    """Write `qat.pt` (state) and `qat.json` (placement of the quantizers)."""
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     write_bytes(directory / _STATE, buffer.getvalue())
@@ -100,7 +107,7 @@ def save_qat(model: nn.Module, directory: Path) -> None:
 
 
 def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
-    """Rebuild a saved QAT model around a folded network of the same shape.
+    """Load a saved QAT model for a folded network of the same architecture.
 
     Raises `CompressError` if the files are missing, damaged or of another network.
     """
@@ -110,37 +117,28 @@ def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
         state = torch.load(directory / _STATE, map_location="cpu", weights_only=True)
         model: nn.Module = load_from_config(copy.deepcopy(deploy).cpu().eval(), config)
         model.load_state_dict(state)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        LookupError,
-        EOFError,
-        TypeError,
-        pickle.UnpicklingError,
-        struct.error,
-    ) as error:
+    except _UNREADABLE as error:
         raise CompressError(f"{directory}: no QAT model of this network ({error}); run with --from qat") from None
     return model.eval()
 
 
 def _check_images(calibration: Sequence[Tensor], size: int) -> None:
-    """Raise `CompressError` unless ranges can be learned from the images."""
+    """Raise `CompressError` unless the images can set ranges."""
     allowed = f"float32 pixels [n, 3, {size}, {size}], 0..255, are needed"
-    for place, batch in enumerate(calibration):
+    for index, batch in enumerate(calibration):
         if batch.ndim != 4 or batch.shape[1:] != (3, size, size) or batch.dtype != torch.float32:
-            raise CompressError(f"calibration image {place} is {batch.dtype} {list(batch.shape)}; {allowed}")
+            raise CompressError(f"calibration batch {index} is {batch.dtype} {list(batch.shape)}; {allowed}")
         if not (torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 255):
             raise CompressError(
-                f"calibration image {place} has values {float(batch.min()):g}..{float(batch.max()):g}; {allowed}"
+                f"calibration batch {index} has values {float(batch.min()):g}..{float(batch.max()):g}; {allowed}"
             )
     count = sum(len(batch) for batch in calibration)
-    if count < FEWEST_IMAGES:
-        raise CompressError(f"{count} calibration images; at least {FEWEST_IMAGES} are needed, some hundred are better")
+    if count < MIN_IMAGES:
+        raise CompressError(f"{count} calibration images; at least {MIN_IMAGES} are needed, a few hundred are better")
 
 
 def _restore_biases(model: nn.Module, deploy: DeployModel, names: Collection[str]) -> None:
-    """Undo NNCF's correction for rounded weights where weights are not rounded."""
+    """Undo NNCF's bias correction for layers kept in float."""
     for name in names:
         bias: Any = model.get_submodule(name).bias
         if bias is not None:
@@ -148,9 +146,9 @@ def _restore_biases(model: nn.Module, deploy: DeployModel, names: Collection[str
 
 
 def _fix_input_range(model: nn.Module, deploy: DeployModel) -> None:
-    """The exact range of `pixels - mean` for pixels 0..255, and no training of it."""
+    """Set the exact range of `pixels - mean` for pixels 0..255, and freeze it."""
     quantizer = activation_quantizers(model).get(_INPUT)
     if quantizer is None:
-        raise CompressError(f"no quantizer behind {_INPUT}: the network does not begin with pixels - mean")
+        raise CompressError(f"no quantizer after {_INPUT}: the network does not start with pixels - mean")
     set_range(quantizer, -float(deploy.mean.max()), 255 - float(deploy.mean.min()))
     quantizer.disable_gradients()

@@ -1,7 +1,7 @@
-"""A QAT model as plain quantize-dequantize pairs, and as exact integer arithmetic.
+"""Convert a QAT model to quantize-dequantize (Q/DQ) pairs, or to exact integer arithmetic.
 
-NNCF's fake quantizers cannot be exported (their guards depend on data), so each is replaced by the pair that an int8
-backend understands: `real = scale * (integer - zero_point)`.
+NNCF's fake quantizers cannot be exported (their guards depend on data), so each is replaced by the pair that int8
+backends understand: `real = scale * (integer - zero_point)`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from eyas_host.quant.quantizers import (
     Affine,
     activation_quantizers,
     affine,
-    feeding_quantizers,
+    hook_owners,
+    input_quantizers,
     module_of,
-    quantizer_places,
     weight_quantizers,
 )
 
@@ -29,21 +29,21 @@ _OPS = torch.ops.quantized_decomposed
 
 
 class ActivationPair(nn.Module):
-    """Rounds an activation to int8 and back, one scale for the tensor."""
+    """Quantizes an activation to int8 and back, per tensor."""
 
     def __init__(self, grid: Affine) -> None:
         super().__init__()
         self.scale, self.zero_point = float(grid.scale), int(grid.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The nearest values on the int8 grid; same shape."""
+        """Quantize and dequantize; same shape."""
         integers = _OPS.quantize_per_tensor(x, self.scale, self.zero_point, -128, 127, torch.int8)
         values: Tensor = _OPS.dequantize_per_tensor(integers, self.scale, self.zero_point, -128, 127, torch.int8)
         return values
 
 
 class WeightPair(nn.Module):
-    """Rounds a weight to int8 and back, one scale an output channel, zero point 0."""
+    """Quantizes a weight to int8 and back, per output channel with zero point 0."""
 
     scale: Tensor
     zero_point: Tensor
@@ -54,42 +54,42 @@ class WeightPair(nn.Module):
         self.register_buffer("zero_point", grid.zero_point)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The nearest values on the int8 grid; same shape."""
+        """Quantize and dequantize; same shape."""
         integers = _OPS.quantize_per_channel(weight, self.scale, self.zero_point, 0, -127, 127, torch.int8)
         values: Tensor = _OPS.dequantize_per_channel(integers, self.scale, self.zero_point, 0, -127, 127, torch.int8)
         return values
 
 
 class ExactRound(nn.Module):
-    """Rounds half to even on the int8 grid in float64."""
+    """Quantizes to the int8 grid in float64, rounding half to even."""
 
     def __init__(self, grid: Affine) -> None:
         super().__init__()
         self.scale, self.zero_point = float(grid.scale), int(grid.zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The nearest values on the int8 grid; same shape."""
+        """Quantize and dequantize; same shape."""
         integers = torch.clamp(torch.round(x / self.scale) + self.zero_point, -128, 127)
         return (integers - self.zero_point) * self.scale
 
 
 class Float64(nn.Module):
-    """Runs a float64 network on float32 pixels and hands back float32 logits."""
+    """Runs a float64 network on float32 pixels and returns float32 logits."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Logits [n, classes] of float pixels [n, 3, h, w], 0..255."""
+        """Return logits [n, classes] for float pixels [n, 3, h, w], 0..255."""
         logits: Tensor = self.network(pixels.double())
         return logits.float()
 
 
 def to_qdq(qat_model: nn.Module) -> nn.Module:
-    """A copy of the QAT model with a quantize-dequantize pair for each quantizer: what is exported.
+    """A copy of the QAT model with a Q/DQ pair in place of each quantizer, ready for export.
 
-    Raises `CompressError` for a quantizer that int8 backends cannot follow.
+    Raises `CompressError` for a quantizer that int8 backends cannot represent.
     """
     model = copy.deepcopy(qat_model).cpu().eval()
     replace_activations(model, ActivationPair)
@@ -99,7 +99,7 @@ def to_qdq(qat_model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def bake_weights(qat_model: nn.Module) -> nn.Module:
-    """A copy of the QAT model whose convolution weights lie on their int8 grid and are no longer quantized."""
+    """A copy of the QAT model with convolution weights rounded to their int8 grid and without weight quantizers."""
     model = copy.deepcopy(qat_model).cpu().eval()
     quantizers = weight_quantizers(model)
     for operation, quantizer in quantizers.items():
@@ -111,18 +111,18 @@ def bake_weights(qat_model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def exact_int8(qat_model: nn.Module, *, input_size: int) -> nn.Module:
-    """The QAT model in exact integer arithmetic: the floor of what a comparison with an int8 backend can show.
+    """The QAT model in exact integer arithmetic: the noise floor of any comparison with an int8 backend.
 
-    Sums of products of integers below 2^53 are exact in float64; biases are rounded to the scale of the accumulator, as
-    int8 kernels hold them; activations between convolutions are rounded from float64.
+    Sums of products of integers below 2^53 are exact in float64; biases are rounded to the accumulator's scale, as in
+    int8 kernels; activations between convolutions are quantized from float64.
     """
-    feeds = feeding_quantizers(qat_model, torch.zeros(1, 3, input_size, input_size))
+    sources = input_quantizers(qat_model, torch.zeros(1, 3, input_size, input_size))
     scales = {operation: affine(q).scale for operation, q in activation_quantizers(qat_model).items()}
     model = bake_weights(qat_model).double()
     for operation, quantizer in weight_quantizers(qat_model).items():
         module: Any = module_of(model, operation)
         if module.bias is not None:
-            unit = affine(quantizer).scale * scales[feeds[operation]]
+            unit = affine(quantizer).scale * scales[sources[operation]]
             module.bias.copy_(torch.round(module.bias / unit) * unit)
     replace_activations(model, ExactRound)
     return Float64(model).eval()
@@ -132,17 +132,17 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def replace_activations(model: nn.Module, make: Callable[[Affine], _Module]) -> dict[str, _Module]:
-    """Put `make(grid)` in the place of each activation quantizer; returns operation -> what stands there now."""
+    """Replace each activation quantizer by `make(grid)`; returns operation -> the new module."""
     return _replace(model, activation_quantizers(model), make)
 
 
 def _replace(
     model: nn.Module, quantizers: Mapping[str, nn.Module], make: Callable[[Affine], _Module]
 ) -> dict[str, _Module]:
-    places = quantizer_places(get_hook_storage(model))
+    owners = hook_owners(get_hook_storage(model))
     replaced = {}
     for operation, quantizer in quantizers.items():
-        parent, name = places[id(quantizer)]
+        parent, name = owners[id(quantizer)]
         replaced[operation] = make(affine(quantizer))
         setattr(parent, name, replaced[operation])
     return replaced

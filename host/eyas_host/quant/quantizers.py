@@ -1,10 +1,10 @@
-"""The quantizers of a network: where they sit, with which ranges, and what int8 backends need to know of them.
+"""The quantizers of a network: their placement, their ranges, and their parameters for int8 backends.
 
-`nncf.quantize` leaves squeeze-and-excite blocks in float and puts nothing between a convolution and a hard-swish. An
-int8 LiteRT model rounds there all the same, and every rounding that training never saw costs agreement. So the
-placement is completed here to the one that `weighted_layers.required_placement` asks for.
+`nncf.quantize` leaves squeeze-and-excite blocks in float and places no quantizer between a convolution and a
+hard-swish. An int8 LiteRT model quantizes there all the same, and every quantization that training never saw costs
+agreement. This module therefore completes the placement to `graph.required_placement`.
 
-NNCF's quantizers stay in charge of rounding and of the gradients of learned ranges; this module only adds points.
+Rounding and the gradients of learned ranges remain NNCF's; this module only adds and removes quantizers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,23 @@ from nncf.torch.function_hook.hook_storage import decode_hook_name
 from nncf.torch.quantization.layers import AsymmetricQuantizer, BaseQuantizer, PTQuantizerSpec, SymmetricQuantizer
 from torch import Tensor, nn
 
-from eyas_host.quant.graph import Placement, layer_name, operations, required_placement, rounded_source, weighted_layers
+from eyas_host.quant.graph import (
+    Placement,
+    layer_name,
+    operations,
+    quantized_source,
+    required_placement,
+    weighted_layers,
+)
 from eyas_host.support.errors import CompressError
 
 HARD_ZERO = -3.0
-"""Hard-swish is zero at and below -3, so a range may be cut there without any loss (Howard et al., MobileNetV3)."""
+"""Hard-swish is 0 at and below -3, so a range may be clipped there without loss (Howard et al., MobileNetV3)."""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """What an int8 backend needs to know of a quantizer: ``real = scale * (integer - zero_point)``.
+    """Parameters of a quantizer for an int8 backend: ``real = scale * (integer - zero_point)``.
 
     Attributes:
         scale: float64, one value, or one per output channel.
@@ -45,13 +52,13 @@ class Affine:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest real value of a per-tensor quantizer."""
+        """Smallest and largest real value of a per-tensor quantizer."""
         scale, zero = float(self.scale), int(self.zero_point)
         return scale * (self.low - zero), scale * (127 - zero)
 
 
 def present_placement(model: nn.Module) -> Placement:
-    """Return the points at which NNCF quantizers sit now (in hook order)."""
+    """Return the present placement of NNCF quantizers, in hook order."""
     points = [_point(name) for name, hook in get_hook_storage(model).named_hooks() if isinstance(hook, BaseQuantizer)]
     return Placement(
         activations=tuple(op for op, is_weight in points if not is_weight),
@@ -62,14 +69,14 @@ def present_placement(model: nn.Module) -> Placement:
 def complete_placement(
     model: nn.Module, calibration: Iterable[Tensor], example: Tensor, *, symmetric: bool = False
 ) -> Placement:
-    """Make the placement the one that `required_placement` asks for: add what NNCF left out, drop what it has too much.
+    """Complete the placement to `required_placement`: add missing quantizers and remove surplus ones.
 
     Args:
         model: network that `nncf.quantize` has returned; changed in place.
-        calibration: batches of float pixels ``[N, 3, H, W]``, for the ranges of added quantizers.
+        calibration: batches of float pixels ``[N, 3, H, W]`` that set the ranges of added quantizers.
         example: float pixels ``[1, 3, H, W]``.
-        symmetric: give every activation quantizer zero point 0. NNCF's are symmetric, but unsigned where a range has
-            no negative part; signed ones use half of their grid there, which is the price of a zero point of 0.
+        symmetric: give every activation quantizer zero point 0. NNCF's symmetric quantizers are unsigned where a range
+            has no negative values; signed ones use only half of their grid there, the price of zero point 0.
 
     Raises:
         CompressError: an operation has no rule, or a range is not finite.
@@ -104,24 +111,23 @@ def complete_placement(
 
 
 def float_layers(model: nn.Module, example: Tensor) -> tuple[str, ...]:
-    """Return the names of the layers of a QAT model whose weight is not quantized, in order of execution."""
+    """Return the names of a QAT model's layers in float, in order of execution."""
     quantized = weight_quantizers(model)
     return tuple(layer.name for layer in weighted_layers(model, example) if layer.operation not in quantized)
 
 
 def leave_float(model: nn.Module, example: Tensor, names: Collection[str]) -> Placement:
-    """Take the quantizers of layers out of a QAT model, in place.
+    """Remove the quantizers of layers from a QAT model, in place.
 
-    With a layer's weight quantizer go the activation quantizers that round nothing for an integer operation any more.
-    Layers that are float already stay so.
+    Activation quantizers that no integer operation needs any more are removed too. Layers already in float stay so.
 
     Args:
         model: QAT model.
         example: float pixels ``[1, 3, H, W]``.
-        names: names of layers, as `weighted_layers` lists them.
+        names: names of layers (see `graph.weighted_layers`).
 
     Raises:
-        CompressError: there is no layer of such a name; the message lists close ones.
+        CompressError: a layer does not exist; the message lists similar names.
 
     """
     keep_float = {*float_layers(model, example), *names}
@@ -132,27 +138,27 @@ def leave_float(model: nn.Module, example: Tensor, names: Collection[str]) -> Pl
 def check_placement(
     model: nn.Module, example: Tensor, *, keep_float: Collection[str] = (), before: Placement | None = None
 ) -> Placement:
-    """Return the placement, having checked that it is exactly the required one.
+    """Check that the placement is exactly the required one, and return it.
 
     Args:
         model: QAT model.
         example: float pixels ``[1, 3, H, W]``.
-        keep_float: names of layers whose weight is not quantized.
-        before: the points that NNCF had placed, to count those that were added.
+        keep_float: names of layers in float.
+        before: NNCF's own placement, to count the quantizers that were added.
 
     Raises:
-        CompressError: a point is missing or there is one too many; the message names them.
+        CompressError: a quantizer is missing or surplus; the message names them.
 
     """
     required, present = required_placement(model, example, keep_float), present_placement(model)
-    for what, want, have in (
+    for what, wanted, have in (
         ("activation", required.activations, present.activations),
         ("weight", required.weights, present.weights),
     ):
-        if sorted(want) != sorted(have):
+        if sorted(wanted) != sorted(have):
             raise CompressError(
-                f"{what} quantizers do not match the network: missing {sorted(set(want) - set(have))}, "
-                f"unexpected {sorted(set(have) - set(want))}, {len(have)} of {len(want)}"
+                f"{what} quantizers do not match the network: missing {sorted(set(wanted) - set(have))}, "
+                f"unexpected {sorted(set(have) - set(wanted))}, {len(have)} of {len(wanted)}"
             )
     if before is None:
         return required
@@ -165,26 +171,26 @@ def check_placement(
 
 
 def activation_quantizers(model: nn.Module) -> dict[str, BaseQuantizer]:
-    """Return the activation quantizers by the name of the operation whose output they round."""
+    """Return the activation quantizers by the operation whose output they quantize."""
     hooks = ((_point(name), hook) for name, hook in get_hook_storage(model).named_hooks())
     return {op: hook for (op, is_weight), hook in hooks if not is_weight and isinstance(hook, BaseQuantizer)}
 
 
 def weight_quantizers(model: nn.Module) -> dict[str, SymmetricQuantizer]:
-    """Return the weight quantizers by the name of the operation whose weight they round."""
+    """Return the weight quantizers by the operation whose weight they quantize."""
     hooks = ((_point(name), hook) for name, hook in get_hook_storage(model).named_hooks())
     return {op: hook for (op, is_weight), hook in hooks if is_weight and isinstance(hook, SymmetricQuantizer)}
 
 
-def feeding_quantizers(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """Quantized weighted operation -> the operation whose quantizer rounds what it reads."""
-    found, rounded = operations(model, example), set(activation_quantizers(model))
-    return {name: rounded_source(found, found[name], rounded) for name in weight_quantizers(model)}
+def input_quantizers(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Map each quantized layer's operation to the operation whose quantizer applies to its input."""
+    found, placed = operations(model, example), set(activation_quantizers(model))
+    return {name: quantized_source(found, found[name], placed) for name in weight_quantizers(model)}
 
 
 @torch.no_grad()
 def halve_weight_grid(model: nn.Module) -> None:
-    """Let every weight use -63..63 of its grid, with scales that training leaves alone.
+    """Widen the weight scales so that weights use only -63..63 of their grid, and freeze them.
 
     x86 int8 kernels without VNNI add two products of a byte and a weight in 16 bits and saturate (`vpmaddubsw`);
     2 x 255 x 63 still fits.
@@ -209,7 +215,7 @@ def module_of(model: nn.Module, operation: str) -> nn.Module:
 
 
 def set_range(quantizer: BaseQuantizer, low: float, high: float) -> None:
-    """Set the range of an activation quantizer; a symmetric one takes the smallest that holds both ends."""
+    """Set the range of an activation quantizer; a symmetric one gets the smallest range that contains both ends."""
     with torch.no_grad():
         if isinstance(quantizer, SymmetricQuantizer):
             quantizer.scale.fill_(max(high, -low * 127 / 128))
@@ -220,10 +226,10 @@ def set_range(quantizer: BaseQuantizer, low: float, high: float) -> None:
 
 @torch.no_grad()
 def affine(quantizer: nn.Module) -> Affine:
-    """Return scale and zero point of an NNCF quantizer, after the tuning it applies in each forward pass.
+    """Return scale and zero point of an NNCF quantizer, with the adjustment it makes in each forward pass.
 
     Raises:
-        CompressError: the quantizer is not one that int8 backends can follow.
+        CompressError: int8 backends cannot represent the quantizer.
 
     """
     if isinstance(quantizer, SymmetricQuantizer) and quantizer.level_high == 127:
@@ -238,11 +244,11 @@ def affine(quantizer: nn.Module) -> Affine:
         scale = ((high.double() - low.double()) / 255).reshape(())
         zero = torch.round(-low.double().reshape(()) / scale).long() - 128
         return Affine(scale, zero, -128, False)
-    raise CompressError(f"cannot express this quantizer in int8: {quantizer}")
+    raise CompressError(f"int8 backends cannot represent this quantizer: {quantizer}")
 
 
 class _Observer(nn.Module):
-    """Means of the smallest and largest value of each batch, NNCF's own default estimate of an activation's range."""
+    """Mean minimum and maximum over batches, NNCF's default estimate of an activation's range."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,22 +266,22 @@ class _Observer(nn.Module):
 
 
 def _drop_surplus(model: nn.Module, required: Placement) -> None:
-    """Remove the quantizers that are at no required point."""
+    """Remove the quantizers that the required placement does not have."""
     storage = get_hook_storage(model)
-    places = quantizer_places(storage)
+    owners = hook_owners(storage)
     for name, hook in list(storage.named_hooks()):
         operation, is_weight = _point(name)
         if isinstance(hook, BaseQuantizer) and operation not in (
             required.weights if is_weight else required.activations
         ):
-            parent, attribute = places[id(hook)]
+            parent, attribute = owners[id(hook)]
             delattr(parent, attribute)
 
 
 def _point(hook_name: str) -> tuple[str, bool]:
-    """The operation a hook sits at, and whether it rounds the operation's weight.
+    """The operation a hook belongs to, and whether it quantizes the operation's weight.
 
-    A quantizer of one reader alone, at an argument of it, rounds no operation's output: it gets a name of its own.
+    A quantizer at an argument of a single reader does not quantize an operation's output; it gets a distinct name.
     """
     kind, operation, port = decode_hook_name(hook_name)
     is_weight = kind == "pre_hooks" and port == 1
@@ -303,7 +309,7 @@ def _weight_quantizer(weight: Tensor) -> SymmetricQuantizer:
 
 
 def _spec(mode: QuantizationScheme, shape: tuple[int, ...], *, narrow: bool) -> PTQuantizerSpec:
-    """Eight bits; symmetric ones are signed; `narrow` leaves out -128, as int8 weights do."""
+    """An 8-bit quantizer; symmetric ones are signed; `narrow` excludes -128, as for int8 weights."""
     return PTQuantizerSpec(
         num_bits=8,
         mode=mode,
@@ -315,6 +321,6 @@ def _spec(mode: QuantizationScheme, shape: tuple[int, ...], *, narrow: bool) -> 
     )
 
 
-def quantizer_places(storage: nn.Module) -> dict[int, tuple[nn.Module, str]]:
-    """Id of a hook -> the module that holds it and its name there."""
+def hook_owners(storage: nn.Module) -> dict[int, tuple[nn.Module, str]]:
+    """Map the id of a hook to the module that holds it and its attribute name there."""
     return {id(child): (parent, name) for parent in storage.modules() for name, child in parent.named_children()}

@@ -22,7 +22,7 @@ from eyas_host.compress.prune.channels import channel_groups, least_important_cu
 from eyas_host.compress.prune.importance import Step, cheapest_cuts, taylor_importance
 from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes, read_table
 from eyas_host.compress.prune.magnitude import ZeroKeeper, channel_plan, prune_channels, prune_evenly, prune_weights
-from eyas_host.compress.prune.rounds import TOLERANCE, Point, search_step
+from eyas_host.compress.prune.rounds import TOLERANCE, FrontPoint, search_step
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.pruned import PrunePlan, cut_channels, rebuild_channels
 from eyas_host.quant.fold import fold_for_deployment
@@ -101,7 +101,7 @@ def test_every_layer_keeps_the_same_part_of_its_channels(network: PixelClassifie
 
 
 def test_a_part_that_rounding_undoes(network: PixelClassifier) -> None:
-    with pytest.raises(CompressError, match=r"keep = 0.999: rounded to 8 every layer keeps all"):
+    with pytest.raises(CompressError, match=r"keep = 0.999: rounded to multiples of 8, every layer keeps all"):
         prune_evenly(network, keep=0.999, size=SIZE)
 
 
@@ -124,7 +124,7 @@ def test_a_pruned_network_folds(pruned: tuple[PixelClassifier, PrunePlan], pixel
 
 
 def test_a_ratio_that_cannot_be_reached(network: PixelClassifier) -> None:
-    with pytest.raises(CompressError, match=r"keep = 0.01: only 0\.\d\d of the multiply-accumulates was reached"):
+    with pytest.raises(CompressError, match=r"keep = 0.01: only 0\.\d\d of the multiply-accumulates is reached"):
         prune_channels(network, mac_ratio=0.01, size=SIZE)
 
 
@@ -275,7 +275,7 @@ def damaged(change: Callable[[dict[str, object]], object]) -> Callable[[bytes], 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: b"", "no such file of block times"),
+        (lambda data: b"", "no such file, or it is empty"),
         (lambda data: data[: len(data) // 2], "not a table of block times"),
         (lambda data: b"[1, 2]", "not a table of block times"),
         (lambda data: b'{"schema": 1, "results": []}', "not a table of block times"),
@@ -283,8 +283,8 @@ def damaged(change: Callable[[dict[str, object]], object]) -> Callable[[bytes], 
         (damaged(lambda t: t.pop("schema")), "schema null, not 1"),
         (damaged(lambda t: t.update(runtime="openvino")), "runs none of [compile] runtimes (litert)"),
         (damaged(lambda t: t.update(runtime="abacus")), "runs none of"),
-        (damaged(lambda t: t.update(precision="fp32")), "litert-int8 is fp32: int8 is what the device is to run"),
-        (damaged(lambda t: t.update(threads=4)), "4 threads: latency targets mean one"),
+        (damaged(lambda t: t.update(precision="fp32")), "litert-int8 is fp32, but the device will run int8"),
+        (damaged(lambda t: t.update(threads=4)), "4 threads, but latency targets are for one"),
         (damaged(lambda t: t["whole"].update(p50=0.0)), "not positive finite"),
     ],
 )
@@ -406,7 +406,7 @@ def test_what_is_measured_is_at_the_goal_or_just_below(
         return true[step.kept[0]]
 
     if true[-1] > goal:
-        with pytest.raises(CompressError, match="below what pruning reaches"):
+        with pytest.raises(CompressError, match="is out of reach"):
             search_step(steps, goal, 2.0, measure=measure)
         return
     reached = search_step(steps, goal, 2.0, measure=measure)
@@ -438,14 +438,16 @@ def test_without_a_measurement_the_prediction_decides() -> None:
 
 
 def test_the_front_is_drawn_with_what_was_measured_and_what_was_not() -> None:
-    first = Point(round=0, predicted_ms=1.0, measured_ms=1.0, part=1.0, macs=2e7, balanced_accuracy=0.83, auc=0.9)
-    second = replace_point(first, round=1, measured_ms=None, predicted_ms=0.7, part=0.7, balanced_accuracy=0.82)
-    third = replace_point(first, round=2, measured_ms=0.5, part=0.5, balanced_accuracy=0.8)
+    first = FrontPoint(
+        round=0, predicted_ms=1.0, measured_ms=1.0, fraction=1.0, macs=2e7, balanced_accuracy=0.83, auc=0.9
+    )
+    second = replace_point(first, round=1, measured_ms=None, predicted_ms=0.7, fraction=0.7, balanced_accuracy=0.82)
+    third = replace_point(first, round=2, measured_ms=0.5, fraction=0.5, balanced_accuracy=0.8)
     drawn = front(msgspec.to_builtins([first, second, third]))
     assert drawn.startswith("<svg") and "1.00 ms at 0.830 to 0.50 ms at 0.800" in drawn
     assert "dense" in drawn and "70%" in drawn and "50%" in drawn and "var(--litert)" in drawn
     assert front([]) == "" == front(msgspec.to_builtins([replace_point(first, balanced_accuracy=None)]))
 
 
-def replace_point(point: Point, **changes: object) -> Point:
+def replace_point(point: FrontPoint, **changes: object) -> FrontPoint:
     return msgspec.structs.replace(point, **changes)

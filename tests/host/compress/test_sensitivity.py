@@ -47,8 +47,8 @@ from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
 from eyas_host.quant.quantizers import (
     activation_quantizers,
     check_placement,
+    hook_owners,
     present_placement,
-    quantizer_places,
     weight_quantizers,
 )
 from eyas_host.recipe import Recipe
@@ -143,7 +143,7 @@ def never() -> Iterator[str]:
 def test_nothing_is_kept_float_within_the_bound() -> None:
     found = choose_fallback(never(), lambda names: 0.02, max_drop=0.02, max_layers=5)
     assert found == Fallback((), 0.02, (0.02,), 0.02) and found.enough
-    assert str(found) == "int8 loses 0.020 of balanced accuracy (bound 0.02): no layer needs to stay float"
+    assert str(found) == "int8 loses 0.020 balanced accuracy (bound 0.02): no layer needs to stay in float"
 
 
 @given(st.lists(st.floats(0, 0.1), max_size=8), st.floats(0, 0.3), st.integers(0, 8), st.permutations(range(8)))
@@ -178,7 +178,7 @@ def test_too_few_layers_are_told() -> None:
     drops = {(): 0.3, ("a",): 0.1, ("a", "b"): 0.2}
     found = choose_fallback("abc", lambda names: drops[names], max_drop=0.05, max_layers=2)
     assert not found.enough and found.layers == ("a",)
-    assert "even 2 float layers do not fix it: the best is 0.100 with quantize.keep_float = ['a']" in str(found)
+    assert "even 2 float layers are not enough: the best is 0.100 with quantize.keep_float = ['a']" in str(found)
     assert "none improves it" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, max_layers=2))
     assert "no layer may stay in float" in str(choose_fallback("ab", lambda names: 0.3, max_drop=0.05, max_layers=0))
 
@@ -264,7 +264,7 @@ def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn
 
     def only(activations: set[str], weights: set[str]) -> npt.NDArray[np.float32]:
         model = copy.deepcopy(quantized)
-        places = quantizer_places(get_hook_storage(model))
+        places = hook_owners(get_hook_storage(model))
         for quantizers, kept in ((activation_quantizers(model), activations), (weight_quantizers(model), weights)):
             for name in set(quantizers) - kept:
                 parent, attribute = places[id(quantizers[name])]

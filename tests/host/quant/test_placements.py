@@ -147,5 +147,5 @@ def test_a_network_that_cannot_be_placed_is_refused_by_its_operation(name: str, 
 
 
 def test_a_network_of_one_size_alone_is_refused() -> None:
-    with pytest.raises(CompressError, match="takes no images of 64 x 64 pixels"):
+    with pytest.raises(CompressError, match="does not accept 64 x 64 pixels"):
         fold_for_deployment(build("mixer_s32_224", CLASSES, "random")[0].eval())

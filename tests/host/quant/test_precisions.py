@@ -282,7 +282,7 @@ def damage(model: Any, what: str) -> None:
         ("uint8", "quantized to uint8, int8 is needed"),
         ("no zero point", "without a zero point it quantizes to uint8"),
         ("scales", "3 scales for an activation, 1 is needed"),
-        ("input", "its input is behind Sub, not DequantizeLinear"),
+        ("input", "its input comes from Sub, not DequantizeLinear"),
         ("weight", "1 convolutions have float weights, 0 may"),
     ],
 )
@@ -381,7 +381,7 @@ def test_float_layers_are_saved_and_known_to_the_tensorrt_check(
 
 
 def test_a_layer_that_does_not_exist(deploy: DeployModel, calibration: list[Tensor]) -> None:
-    with pytest.raises(CompressError, match=r"keep_float: 'backbone.sterm' is no layer .* close ones: backbone.stem"):
+    with pytest.raises(CompressError, match=r"'backbone.sterm' is not a layer .* similar names: backbone.stem"):
         prepare_qat(deploy, calibration, input_size=SIZE, keep_float=["backbone.sterm"])
 
 

@@ -21,8 +21,8 @@ from eyas_host.quant.quantizers import (
     activation_quantizers,
     affine,
     check_placement,
+    hook_owners,
     module_of,
-    quantizer_places,
     weight_quantizers,
 )
 from eyas_host.support.errors import CompressError, StageError
@@ -113,7 +113,7 @@ def test_every_rounding_point_of_the_network_has_a_quantizer(quantized: nn.Modul
 def test_a_missing_quantizer_is_found(quantized: nn.Module) -> None:
     model = copy.deepcopy(quantized)
     operation, quantizer = list(activation_quantizers(model).items())[5]
-    parent, name = quantizer_places(get_hook_storage(model))[id(quantizer)]
+    parent, name = hook_owners(get_hook_storage(model))[id(quantizer)]
     delattr(parent, name)
     with pytest.raises(CompressError, match="activation quantizers do not match") as caught:
         check_placement(model, EXAMPLE)
