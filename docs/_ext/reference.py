@@ -133,18 +133,28 @@ def api_page() -> str:
     ]
     for package in ("eyas_device", "eyas_host"):
         module = importlib.import_module(package)
-        names = getattr(module, "__all__", ())
-        blocks.append(f"## {package}\n\n{inspect.getdoc(module) or ''}")
-        blocks += [_documented(package, name, getattr(module, name)) for name in names]
+        blocks.append(f"## {package}\n\n```{{eval-rst}}\n.. automodule:: {package}\n```")
+        names = [name for name in getattr(module, "__all__", ()) if not name.startswith("__")]
+        errors = [name for name in names if _is_error(getattr(module, name))]
+        blocks += [_documented(package, name, getattr(module, name)) for name in names if name not in errors]
+        blocks += [f"### Errors of {package}"] if errors else []
+        blocks += [_documented(package, name, getattr(module, name), title=False) for name in errors]
     return _join(*blocks)
 
 
-def _documented(package: str, name: str, value: object) -> str:
-    kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
-    if inspect.isclass(value) and issubclass(value, BaseException):
-        kind = "exception"
-    options = "\n   :members:" if kind == "class" else ""
-    return f"### {name}\n\n```{{eval-rst}}\n.. auto{kind}:: {package}.{name}{options}\n```"
+def _is_error(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, BaseException)
+
+
+def _documented(package: str, name: str, value: object, *, title: bool = True) -> str:
+    home = getattr(value, "__module__", package).partition(".")[0]
+    if home != package:
+        text = f"`{package}.{name}` is `{home}.{name}`."
+    else:
+        kind = "exception" if _is_error(value) else "class" if inspect.isclass(value) else "function"
+        options = "\n   :members:" if kind == "class" else ""
+        text = f"```{{eval-rst}}\n.. auto{kind}:: {package}.{name}{options}\n```"
+    return _join(f"### {name}" if title else "", text)
 
 
 def _sections(kind: type[msgspec.Struct], *, toml: bool) -> Iterator[str]:
