@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -467,11 +468,23 @@ def test_something_that_is_no_broker(listener: Callable[[bytes], int]) -> None:
         assert found.status == "red" and "does not answer as an MQTT broker" in found.text, (answer, found)
 
 
-def test_a_broker_that_knows_only_the_older_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    replies = iter(["Unsupported protocol version", "Success"])
-    monkeypatch.setattr(probes, "_connect", lambda *_: next(replies))
+def test_a_broker_that_knows_only_the_older_protocol() -> None:
+    clients = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                clients.append(client)
+                if hello := client.recv(4096):
+                    is_mqtt5 = hello[hello.index(b"MQTT") + 4] == 5
+                    client.sendall(b"\x20\x03\x00\x84\x00" if is_mqtt5 else b"\x20\x02\x00\x00")
+
     with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
         found = at(server.getsockname()[1])
+    for client in clients:
+        client.close()
     assert found.status == "yellow" and "3.1.1 only" in found.text
 
 

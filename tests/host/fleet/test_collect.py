@@ -185,7 +185,7 @@ def test_two_of_one_name_say_so_and_lose_nothing(
     processes.collector(port, url)
     processes.connected()
     second = processes.collector(port, url)
-    wait_until(lambda: any("has another collector the name" in r["state"] for r in processes.reports()), 60)
+    wait_until(lambda: any("does another collector have the name" in r["state"] for r in processes.reports()), 60)
     second.terminate()
     assert second.wait(20) == 0
     one = sender()
