@@ -14,6 +14,7 @@ from eyas_device.errors import EXIT_USER_ERROR, EyasError
 from eyas_host.cli import devices as fleet
 from eyas_host.cli import fleet as telemetry
 from eyas_host.cli import training
+from eyas_host.cli.evaluate import evaluate
 from eyas_host.cli.options import JsonOption, Overrides, RecipeArgument, RunsOption
 from eyas_host.models import presets
 from eyas_host.support.quiet import quiet_libraries
@@ -228,6 +229,7 @@ def _demonstrate(recipe_path: Path, runs: Path, overrides: list[str] | None) -> 
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Training, compared": (training.baseline, training.tune, training.pretrain),
+    "A finished bundle": (evaluate,),
     "This workstation": (training.doctor,),
     "Devices": (fleet.flash, fleet.bench),
     "The fleet": (telemetry.broker, telemetry.enroll, telemetry.collect, telemetry.watch, telemetry.expire),

@@ -1,0 +1,575 @@
+"""Evaluate a finished bundle on a second labelled set, through the device's own runtimes.
+
+A second set shows what the held-out test set cannot: how the bundle does on images from another camera, site or season.
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binomtest
+
+from eyas_device.bundle import MANIFEST, Bundle, sha256
+from eyas_device.decision import decide
+from eyas_device.errors import ImageError, RuntimeUnavailable
+from eyas_device.predict import softmax
+from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
+from eyas_device.runtimes import Runtime, open_runtime
+from eyas_host.data.duplicates import BITS, Hashes, nearest_hashes, perceptual_hash
+from eyas_host.data.sources import LabelledImage, list_source
+from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
+from eyas_host.data.split import TABLE as SPLIT_TABLE
+from eyas_host.data.split import Split, SplitManifest
+from eyas_host.evaluation.bootstrap import Floats, Ints, intervals
+from eyas_host.evaluation.metrics import Bin, reliability, score
+from eyas_host.support.errors import DataError
+from eyas_host.support.machine import machine, usable_cores
+from eyas_host.support.progress import meter
+
+SCHEMA = 1
+_CHUNK = 64
+_MAX_LISTED = 10
+_MAX_MISTAKES = 48
+_FEW_IMAGES = 20
+"""Images of a label below which its figures say little."""
+
+Interval = tuple[float, float]
+
+
+class LabelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of one label against all others; null where the set has no image of it (or no other)."""
+
+    label: str
+    images: int
+    recall: float | None
+    recall_ci: Interval | None
+    """95 % Wilson score interval (Wilson 1927)."""
+    precision: float | None
+    """Null where the label was never predicted."""
+    f1: float | None
+    auc: float | None
+    average_precision: float | None
+
+
+class Unseen(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures over images that the run did not train or validate on."""
+
+    images: int
+    balanced_accuracy: float
+    balanced_accuracy_ci: Interval
+
+
+class ArtefactFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of one artefact on the set, for the labels that the bundle predicts: they weigh costs if it does.
+
+    Intervals are 95 % percentile bootstrap intervals over images.
+    """
+
+    name: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    accuracy: float
+    accuracy_ci: Interval
+    balanced_accuracy: float
+    """Mean recall of the labels that the set has."""
+    balanced_accuracy_ci: Interval
+    f1: float
+    """Mean of the labels' F1."""
+    f1_ci: Interval
+    auc: float | None
+    """Area under the ROC curve, one-versus-rest mean; null unless the set has every label."""
+    auc_ci: Interval | None
+    pr_auc: float | None
+    """Mean average precision of the labels; null unless the set has every label."""
+    pr_auc_ci: Interval | None
+    ece: float
+    """Expected calibration error of the most likely label, 15 bins (Guo et al. 2017)."""
+    brier: float
+    nll: float
+    uncertain: float
+    """Fraction of predictions whose confidence is below the bundle's threshold."""
+    cost: float | None = None
+    """Mean cost of an image; null without a cost table."""
+    cost_ci: Interval | None = None
+    confusion: tuple[tuple[int, ...], ...]
+    """[true label][predicted label], images."""
+    labels: tuple[LabelFigures, ...]
+    """In the bundle's order."""
+    reliability: tuple[Bin, ...]
+    unseen: Unseen | None = None
+    """The same without images that the run trained or validated on; null if there are none, or nothing else is left."""
+    packed_balanced_accuracy: float | None = None
+    """What the bundle's evidence says, on the run's validation split."""
+
+
+class Agreement(msgspec.Struct, frozen=True, kw_only=True):
+    """An artefact beside the main one, on the same images."""
+
+    artefact: str
+    reference: str
+    agreement: float
+    """Fraction of images with the same predicted label."""
+    mean_dp: float
+    """Mean absolute difference of a probability."""
+    max_dp: float
+
+
+class WrongPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that the main artefact got wrong."""
+
+    path: str
+    label: str
+    predicted: str
+    confidence: float
+    cost: float | None = None
+
+
+class SeenImage(msgspec.Struct, frozen=True, kw_only=True):
+    """An image of the set that the run of the bundle has seen."""
+
+    path: str
+    split: str
+    """Where the run has it: train, validation or test."""
+    match: Literal["exact", "near-duplicate"]
+    original: str
+    """Path of the run's image."""
+    bits: int = 0
+    """Of 256 by which the perceptual hashes differ."""
+
+
+class Overlap(msgspec.Struct, frozen=True, kw_only=True):
+    """Which images the run of the bundle has seen, as far as that could be checked."""
+
+    checked: bool
+    near_duplicates_checked: bool = False
+    notes: tuple[str, ...] = ()
+    """What could not be checked, and why."""
+    images: tuple[SeenImage, ...] = ()
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bundle does on a labelled set."""
+
+    schema: int = SCHEMA
+    created: str
+    bundle: str
+    bundle_version: str
+    bundle_sha256: str
+    """Of the manifest."""
+    source: str
+    labels: tuple[str, ...]
+    images: int
+    counts: dict[str, int]
+    """Images of each label that the set has."""
+    missing_labels: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    """What was skipped, and why."""
+    main: str
+    """The artefact that mistakes and parity refer to: what the first runtime runs on a device."""
+    artefacts: tuple[ArtefactFigures, ...]
+    unavailable: dict[str, str] = {}
+    """Artefact -> why it cannot run here."""
+    parity: tuple[Agreement, ...] = ()
+    mistakes: tuple[WrongPrediction, ...] = ()
+    """The costliest first, then the most confident; at most 48."""
+    mistake_count: int = 0
+    overlap: Overlap
+    warnings: tuple[str, ...] = ()
+    machine: dict[str, str] = {}
+
+
+class _Read(NamedTuple):
+    image: LabelledImage
+    pixels: Pixels
+    """Prepared for the model."""
+    hash: bytes
+
+
+class _Predicted(NamedTuple):
+    """Calibrated probabilities of one artefact."""
+
+    artefact: str
+    runtime: str
+    version: str
+    probabilities: Floats
+
+
+def evaluate_bundle(
+    bundle: Path,
+    source: Path,
+    *,
+    artefacts: Sequence[str] = (),
+    run: Path | None = None,
+    skip_unreadable: bool = False,
+) -> Evaluation:
+    """Run every artefact of `bundle` that works here on the labelled images of `source`.
+
+    Args:
+        bundle: The bundle's folder.
+        source: A folder that holds one folder a class, or a CSV table path,label[,group].
+        artefacts: Only these, and they must work here.
+        run: The run that the bundle was packed in, to look for images that it has seen; found by itself for
+            `runs/NAME/bundle`.
+        skip_unreadable: List images that cannot be read instead of refusing the set.
+
+    Raises:
+        BundleError: The bundle is damaged or has no such artefact.
+        DataError: The set cannot be used: no images, unreadable ones, or labels that the bundle does not know.
+        RuntimeUnavailable: No artefact, or not every one of `artefacts`, works here.
+
+    """
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    found = list_source(source)
+    _check_labels(found, manifest.labels, source)
+    seen = _SeenBefore.of(bundle, manifest.lineage.split, run)
+    with ExitStack() as stack:
+        runtimes, unavailable = _open_runtimes(opened, artefacts, stack)
+        images, hashes, predicted, unreadable = _predict(found, runtimes, opened)
+    if unreadable and not skip_unreadable:
+        shown = "".join(f"\n  {line}" for line in unreadable[:_MAX_LISTED])
+        more = f"\n  and {len(unreadable) - _MAX_LISTED} more" if len(unreadable) > _MAX_LISTED else ""
+        raise DataError(
+            f"{source}: {len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)}; fix or remove them, or give "
+            f"--skip-unreadable{shown}{more}"
+        )
+    if not images:
+        raise DataError(f"{source}: none of its {len(found)} images can be read")
+    targets = np.array([manifest.labels.index(image.label) for image in images], dtype=np.int64)
+    overlap = seen.compare(images, hashes)
+    known = {one.path for one in overlap.images if one.split in ("train", "validation")}
+    unseen = np.array([image.path not in known for image in images])
+    figures = tuple(_figures(one, targets, unseen, opened) for one in predicted)
+    main = _main(predicted, opened)
+    mistakes = _mistakes(main, images, targets, opened)
+    counts = Counter(image.label for image in images)
+    evaluation = Evaluation(
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        bundle=manifest.name,
+        bundle_version=manifest.version,
+        bundle_sha256=sha256(bundle / MANIFEST),
+        source=str(source),
+        labels=manifest.labels,
+        images=len(images),
+        counts={label: counts[label] for label in manifest.labels if counts[label]},
+        missing_labels=tuple(label for label in manifest.labels if not counts[label]),
+        unreadable=tuple(unreadable),
+        main=main.artefact,
+        artefacts=figures,
+        unavailable=unavailable,
+        parity=tuple(_agreement(one, main, opened) for one in predicted if one is not main),
+        mistakes=mistakes[:_MAX_MISTAKES],
+        mistake_count=len(mistakes),
+        overlap=overlap,
+        machine=machine(),
+    )
+    return msgspec.structs.replace(evaluation, warnings=tuple(_warnings(evaluation, images)))
+
+
+def run_of(bundle: Path) -> Path | None:
+    """The folder of the run that `bundle` lies in, if it does."""
+    root = bundle.resolve().parent
+    return root if (root / SPLIT_MANIFEST).is_file() else None
+
+
+def _check_labels(images: Sequence[LabelledImage], labels: Sequence[str], source: Path) -> None:
+    unknown = Counter(image.label for image in images if image.label not in labels)
+    if unknown:
+        listed = ", ".join(f"{label!r} ({count} images)" for label, count in sorted(unknown.items()))
+        raise DataError(f"{source}: labels that the bundle does not know: {listed}; it knows {', '.join(labels)}")
+
+
+def _open_runtimes(
+    bundle: Bundle, wanted: Sequence[str], stack: ExitStack
+) -> tuple[list[tuple[str, Runtime]], dict[str, str]]:
+    """Artefact name and opened runtime of what works here, and why the others do not."""
+    runtimes: list[tuple[str, Runtime]] = []
+    unavailable: dict[str, str] = {}
+    for name in dict.fromkeys(wanted or [artefact.name for artefact in bundle.manifest.artefacts]):
+        try:
+            runtimes.append((name, stack.enter_context(open_runtime(bundle, artefact=name))))
+        except RuntimeUnavailable as error:
+            if wanted:
+                raise
+            unavailable[name] = str(error)
+    if not runtimes:
+        raise RuntimeUnavailable(f"{bundle.root}: no artefact works here: {'; '.join(unavailable.values())}")
+    return runtimes, unavailable
+
+
+def _predict(
+    images: Sequence[LabelledImage], runtimes: Sequence[tuple[str, Runtime]], bundle: Bundle
+) -> tuple[list[LabelledImage], Hashes, list[_Predicted], list[str]]:
+    """The readable images, their perceptual hashes [n, 32], what each artefact predicts, and what is unreadable."""
+    readable, unreadable, hashes = [], [], []
+    logits: list[list[Floats]] = [[] for _ in runtimes]
+    with meter("evaluating images", len(images)) as bar:
+        for read in _read_all(images, bundle.manifest.preprocessing):
+            if isinstance(read, str):
+                unreadable.append(read)
+            else:
+                readable.append(read.image)
+                hashes.append(read.hash)
+                for (_, runtime), own in zip(runtimes, logits, strict=True):
+                    own.append(runtime.infer(read.pixels).copy())
+            bar.advance()
+    temperature = bundle.manifest.confidence.temperature
+    predicted = [
+        _Predicted(name, runtime.name, runtime.version, softmax(np.stack(own), temperature))
+        for (name, runtime), own in zip(runtimes, logits, strict=True)
+        if own
+    ]
+    return readable, _joined(hashes), predicted, unreadable
+
+
+def _read_all(images: Sequence[LabelledImage], spec: Preprocessing) -> Iterator[_Read | str]:
+    """Each image read and prepared, or why it cannot be read, in order."""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for start in range(0, len(images), _CHUNK):
+            yield from pool.map(lambda image: _read(image, spec), images[start : start + _CHUNK])
+
+
+def _read(image: LabelledImage, spec: Preprocessing) -> _Read | str:
+    try:
+        data = Path(image.path).read_bytes()
+        pixels = decode(data, where=image.path)
+        frame = pixels if spec.decode == "full" else decode(data, spec=spec, where=image.path)
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"{image.path}: cannot be read ({error.strerror})"
+    named = msgspec.structs.replace(image, sha256=hashlib.sha256(data).hexdigest())
+    return _Read(named, prepare(frame, spec), perceptual_hash(pixels))
+
+
+def _joined(hashes: Sequence[bytes]) -> Hashes:
+    return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(len(hashes), BITS // 8)
+
+
+def _decided(one: _Predicted, bundle: Bundle) -> Ints:
+    """Predicted labels [n], as the device decides."""
+    return np.asarray(decide(one.probabilities, bundle.manifest.labels, bundle.manifest.decision), dtype=np.int64)
+
+
+def _figures(one: _Predicted, targets: Ints, unseen: npt.NDArray[np.bool_], bundle: Bundle) -> ArtefactFigures:
+    manifest = bundle.manifest
+    probabilities = one.probabilities.astype(np.float64)
+    predicted = _decided(one, bundle)
+    scores = score(probabilities, targets, predicted=predicted)
+    decision = manifest.decision
+    costs = None if decision is None else np.asarray(decision.costs)
+    ranges = intervals(probabilities, predicted, targets, costs=costs)
+    confidence = one.probabilities[np.arange(len(targets)), predicted]
+    never = set(range(len(manifest.labels))) - set(predicted.tolist())
+    evidence = manifest.evidence.get(one.artefact, {}).get("balanced_accuracy")
+    return ArtefactFigures(
+        name=one.artefact,
+        runtime=one.runtime,
+        runtime_version=one.version,
+        precision=next(a.precision for a in manifest.artefacts if a.name == one.artefact),
+        accuracy=scores.accuracy,
+        accuracy_ci=ranges["accuracy"],
+        balanced_accuracy=scores.balanced_accuracy,
+        balanced_accuracy_ci=ranges["balanced_accuracy"],
+        f1=scores.f1,
+        f1_ci=ranges["f1"],
+        auc=scores.auc if math.isfinite(scores.auc) else None,
+        auc_ci=ranges.get("auc"),
+        pr_auc=scores.pr_auc,
+        pr_auc_ci=ranges.get("pr_auc"),
+        ece=scores.ece,
+        brier=float(scores.brier or 0.0),
+        nll=float(scores.nll or 0.0),
+        uncertain=float((confidence < manifest.confidence.threshold).mean()),
+        cost=None if costs is None else float(costs[targets, predicted].mean()),
+        cost_ci=ranges.get("cost"),
+        confusion=scores.confusion,
+        labels=tuple(
+            LabelFigures(
+                label=label,
+                images=own.support,
+                recall=own.recall if own.support else None,
+                recall_ci=_wilson(round(own.recall * own.support), own.support) if own.support else None,
+                precision=None if number in never else own.precision,
+                f1=own.f1 if own.support else None,
+                auc=own.auc,
+                average_precision=own.average_precision,
+            )
+            for number, (label, own) in enumerate(zip(manifest.labels, scores.classes, strict=True))
+        ),
+        reliability=tuple(reliability(probabilities, targets)),
+        unseen=_unseen(probabilities[unseen], predicted[unseen], targets[unseen])
+        if 0 < unseen.sum() < len(unseen)
+        else None,
+        packed_balanced_accuracy=float(evidence) if isinstance(evidence, int | float) else None,
+    )
+
+
+def _wilson(right: int, images: int) -> Interval:
+    interval = binomtest(right, images).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _unseen(probabilities: Floats, predicted: Ints, targets: Ints) -> Unseen:
+    return Unseen(
+        images=len(targets),
+        balanced_accuracy=float(np.mean([(predicted[targets == n] == n).mean() for n in np.unique(targets)])),
+        balanced_accuracy_ci=intervals(probabilities, predicted, targets)["balanced_accuracy"],
+    )
+
+
+def _main(predicted: Sequence[_Predicted], bundle: Bundle) -> _Predicted:
+    """What the first runtime of the bundle runs, or the first that works here."""
+    by_name = {one.artefact: one for one in predicted}
+    return next((by_name[name] for name in bundle.manifest.use.values() if name in by_name), predicted[0])
+
+
+def _agreement(one: _Predicted, main: _Predicted, bundle: Bundle) -> Agreement:
+    gap = np.abs(one.probabilities.astype(np.float64) - main.probabilities)
+    return Agreement(
+        artefact=one.artefact,
+        reference=main.artefact,
+        agreement=float((_decided(one, bundle) == _decided(main, bundle)).mean()),
+        mean_dp=float(gap.mean()),
+        max_dp=float(gap.max()),
+    )
+
+
+def _mistakes(
+    main: _Predicted, images: Sequence[LabelledImage], targets: Ints, bundle: Bundle
+) -> tuple[WrongPrediction, ...]:
+    labels, decision = bundle.manifest.labels, bundle.manifest.decision
+    predicted = _decided(main, bundle)
+    confidence = main.probabilities[np.arange(len(targets)), predicted]
+    price = np.zeros(len(targets)) if decision is None else np.asarray(decision.costs)[targets, predicted]
+    wrong = np.flatnonzero(predicted != targets)
+    return tuple(
+        WrongPrediction(
+            path=images[row].path,
+            label=labels[targets[row]],
+            predicted=labels[predicted[row]],
+            confidence=float(confidence[row]),
+            cost=None if decision is None else float(price[row]),
+        )
+        for row in wrong[np.lexsort((-confidence[wrong], -price[wrong]))]
+    )
+
+
+class _SeenBefore:
+    """The images of the run that a bundle was packed in."""
+
+    def __init__(self, manifest: SplitManifest | None, hashes: Mapping[str, bytes], notes: Sequence[str]) -> None:
+        self._manifest = manifest
+        self._hashes = hashes
+        self._notes = tuple(notes)
+
+    @classmethod
+    def of(cls, bundle: Path, split_sha256: str, run: Path | None) -> _SeenBefore:
+        """Of `run`, or of the run that `bundle` lies in. Raises `DataError` for a run without a split."""
+        root = run or run_of(bundle)
+        if root is None:
+            return cls(None, {}, ("the bundle does not lie in its run; give --run DIR",))
+        path = root / SPLIT_MANIFEST
+        manifest = Split.load(root).manifest
+        notes = []
+        if split_sha256 and sha256(path) != split_sha256:
+            notes.append(f"{path} is not the split that the bundle was made from: what it trained on may differ")
+        hashes = _table_hashes(root / SPLIT_TABLE)
+        if not manifest.near_duplicates:
+            notes.append("near-duplicates were not looked for: the run has [data] near_duplicates = 0")
+        elif not hashes:
+            notes.append(f"near-duplicates were not looked for: {root / SPLIT_TABLE} has no perceptual hashes")
+        return cls(manifest, hashes if manifest.near_duplicates else {}, notes)
+
+    def compare(self, images: Sequence[LabelledImage], hashes: Hashes) -> Overlap:
+        """What the run has seen of `images` with perceptual `hashes` [n, 32]."""
+        if self._manifest is None:
+            return Overlap(checked=False, notes=self._notes)
+        own = [(split, image) for split in ("train", "validation", "test") for image in getattr(self._manifest, split)]
+        exact = {image.sha256: (split, image) for split, image in reversed(own)}
+        hashed = [(split, image) for split, image in own if image.sha256 in self._hashes]
+        seen = []
+        nearest, distances = nearest_hashes(hashes, _joined([self._hashes[image.sha256] for _, image in hashed]))
+        for row, image in enumerate(images):
+            if image.sha256 in exact:
+                split, original = exact[image.sha256]
+                seen.append(SeenImage(path=image.path, split=split, match="exact", original=original.path))
+            elif hashed and distances[row] <= self._manifest.near_duplicates:
+                split, original = hashed[nearest[row]]
+                seen.append(
+                    SeenImage(
+                        path=image.path,
+                        split=split,
+                        match="near-duplicate",
+                        original=original.path,
+                        bits=int(distances[row]),
+                    )
+                )
+        return Overlap(checked=True, near_duplicates_checked=bool(hashed), notes=self._notes, images=tuple(seen))
+
+
+def _table_hashes(path: Path) -> dict[str, bytes]:
+    """sha256 -> perceptual hash, from the run's table of images; empty without one."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = [(row["sha256"], bytes.fromhex(row["perceptual_hash"])) for row in csv.DictReader(stream)]
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):
+        return {}
+    return {digest: value for digest, value in rows if len(value) == BITS // 8}
+
+
+def _warnings(evaluation: Evaluation, images: Sequence[LabelledImage]) -> Iterator[str]:
+    overlap = evaluation.overlap
+    if not overlap.checked:
+        yield f"whether images were in training could not be checked: {'; '.join(overlap.notes)}"
+    else:
+        yield from overlap.notes
+    for split, use in (("train", "trained on"), ("validation", "validated on"), ("test", "tested on")):
+        matches = [one.match for one in overlap.images if one.split == split]
+        if matches:
+            exact = matches.count("exact")
+            listed = f"{_counted(exact, 'exact copy', 'exact copies')}, "
+            listed += _counted(len(matches) - exact, "near-duplicate", "near-duplicates")
+            without = "; figures without them are given too" if split != "test" else ""
+            yield f"{len(matches)} of {len(images)} images were {use}: {listed}{without}"
+    copies = len(images) - len({image.sha256 for image in images})
+    if copies:
+        yield f"{_counted(copies, 'exact copy', 'exact copies')} within the set: the intervals are too narrow"
+    by_hash: dict[str, LabelledImage] = {}
+    for image in images:
+        first = by_hash.setdefault(image.sha256, image)
+        if first.label != image.label:
+            yield f"the same image has two labels: {first.path} ({first.label}) and {image.path} ({image.label})"
+    groups = len({image.group for image in images if image.group})
+    if groups:
+        yield f"images come in {groups} groups; the intervals treat images as independent and are too narrow"
+    if evaluation.missing_labels:
+        yield (
+            f"no images of {', '.join(evaluation.missing_labels)}: balanced accuracy and F1 are over the other labels, "
+            "AUC is not given"
+        )
+    few = [f"{label} ({count})" for label, count in evaluation.counts.items() if count < _FEW_IMAGES]
+    if few:
+        yield f"fewer than {_FEW_IMAGES} images of {', '.join(few)}: their figures are uncertain"
+    for name, reason in evaluation.unavailable.items():
+        yield f"{name} was not evaluated: {reason}"
+    if evaluation.unreadable:
+        yield f"{_counted(len(evaluation.unreadable), 'unreadable image', 'unreadable images')} skipped"
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
