@@ -1,8 +1,8 @@
 """The main job, timed and scored: `python benchmarks/main_job.py [--quick] [--json FILE]`.
 
-Runs the demonstration recipe (whole for the first seed, as far as the student for the others; what is up to date is
-not run again), then measures: the second run with nothing changed, accuracy over the seeds on each seed's sealed test
-part, int8 against fp32 on each backend, sizes, and speeds of both sides taking turns. `--quick` takes one seed.
+Runs the demonstration recipe (whole for the first seed, as far as the student for the others; what is up to date is not
+run again), then measures: the second run with nothing changed, accuracy over the seeds on each seed's held-out test
+set, int8 against fp32 on each backend, sizes, and speeds of both sides taking turns. `--quick` takes one seed.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _run_figures(context: RunContext) -> dict[str, Figure]:
 
 
 def _scores(context: RunContext) -> dict[str, Scores]:
-    """Teacher and both students on this seed's sealed test part (the opening is logged)."""
+    """Teacher and both students on this seed's held-out test set part (the access is logged)."""
     split = Split.load(context.root)
     part = split.open_test("benchmarks/main_job.py", early=True)
     pixels = prepared(part.pixels, context.recipe.image.preprocessing())
@@ -158,10 +158,10 @@ def _int8_figures(context: RunContext) -> dict[str, Figure]:
     """What int8 costs on each backend, on validation and test together, and how it agrees with the QAT model."""
     split = Split.load(context.root)
     with (
-        np.load(context.root / TEST_LOGITS) as sealed,
+        np.load(context.root / TEST_LOGITS) as test,
         np.load(context.folder("verify") / "logits.npz") as validation,
     ):
-        p = {name: softmax(np.concatenate([validation[name], sealed[name]])) for name in validation.files}
+        p = {name: softmax(np.concatenate([validation[name], test[name]])) for name in validation.files}
     images = split.manifest.validation + split.manifest.test
     targets = np.array([split.labels.index(image.label) for image in images], dtype=np.int64)
     answers = {name: values.argmax(1) for name, values in p.items()}

@@ -3,7 +3,7 @@
 The same student is distilled twice from the same teacher, views and schedule, from random weights and from those that
 ship with Eyas: on the demonstration, and on a thousand images of Fashion-MNIST (`apt-get install
 dataset-fashion-mnist`, or unpacked below `--root`), each over three seeds (split, teacher and order follow from the
-seed; scored on the seed's sealed test part). Beside it: the demonstration once more with each other network that has a
+seed; scored on the seed's held-out test set). Beside it: the demonstration once more with each other network that has a
 start, one seed, ten epochs; what a linear layer makes of either start's features, and what the starts' own training
 reached.
 Resumable: what is up to date is not run again. `--quick` takes one seed and the demonstration's own student.
@@ -221,7 +221,7 @@ def _probes(context: RunContext) -> dict[str, Figure]:
         probe.fit(_pooled(network, train), split.train.targets)
         return float(balanced_accuracy_score(test.targets, probe.predict(_pooled(network, unseen))))
 
-    note = f"logistic regression on {len(train):,} images, seed 0's sealed test"
+    note = f"logistic regression on {len(train):,} images, seed 0's held-out test set"
     student, teacher = recipe.student.model, recipe.teacher.model
     return {
         "random": mean([balanced(student, "random", seed) for seed in range(3)], note=f"{note}; three networks"),

@@ -1,4 +1,6 @@
-"""The folds of the compression benchmark: what their sealed parts say, and what other tools make of their students."""
+"""The folds of the compression benchmark: their figures on the held-out test sets, and those of other tools for the
+same students.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ Logits = npt.NDArray[np.float32]
 
 
 class Fold(msgspec.Struct, frozen=True):
-    """A finished run: what each of its variants said of its sealed test part."""
+    """A finished run with the predictions of each variant on its held-out test set."""
 
     context: RunContext
     report: Report
@@ -57,7 +59,7 @@ def pooled(folds: Sequence[Fold], variant: str) -> Logits:
 
 
 def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
-    """What int8 and pruning cost, over the sealed parts of all folds together."""
+    """What int8 and pruning cost, over the held-out test sets of all folds together."""
     targets = np.concatenate([fold.targets for fold in folds])
     note = f"{len(targets)} images, {len(folds)} folds"
     floor = _same(folds, "exact-int8", "qat")
@@ -124,7 +126,7 @@ def peers(folds: Sequence[Fold], work: Path, *, rounds: int) -> dict[str, Figure
 
 
 def _pixels(fold: Fold) -> tuple[Batch, Batch]:
-    """Prepared images: those that calibrated the fold's model, and its sealed test part."""
+    """Prepared images: those that calibrated the fold's model, and its held-out test set."""
     spec = fold.context.recipe.image.preprocessing()
     split = Split.load(fold.context.root, spec)
     listed = msgspec.json.decode((fold.context.folder("qat") / "calibration.json").read_bytes(), type=Calibration)

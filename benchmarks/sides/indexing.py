@@ -15,7 +15,7 @@ import torch
 
 from eyas_host.data import dataset
 from eyas_host.data.index import build_index
-from eyas_host.data.loader import Stream, in_turn
+from eyas_host.data.loader import BatchLoader, ordered_batches
 from eyas_host.data.split import split_index
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
@@ -29,7 +29,7 @@ def main(folder: Path, count: int) -> None:
     """Draw, index, divide, train; print."""
     table = draw(folder, count)
     torch.set_num_threads(1)
-    dataset.KEPT_BYTES = _KEPT
+    dataset.MAX_CACHED_BYTES = _KEPT
     recipe = Recipe(
         run=RunSection(name="memory", device="cpu", workers=0),
         data=DataSection(source="csv", path=str(table)),
@@ -47,9 +47,9 @@ def main(folder: Path, count: int) -> None:
         torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2)
     )
     targets = torch.from_numpy(train.targets)
-    batches = in_turn(len(train), 32)
+    batches = ordered_batches(len(train), 32)
     optimizer = None
-    for rows, views in zip(batches, Stream(recipe, train).views(batches, (0, 1)), strict=True):
+    for rows, views in zip(batches, BatchLoader(recipe, train).views(batches, (0, 1)), strict=True):
         loss = torch.nn.functional.cross_entropy(
             network(torch.from_numpy(views).permute(0, 3, 1, 2).float()), targets[rows]
         )

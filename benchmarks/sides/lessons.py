@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.data.index import build_index
-from eyas_host.data.loader import Rows, Stream, in_turn
+from eyas_host.data.loader import BatchLoader, Rows, ordered_batches
 from eyas_host.data.split import Split, split_index
 from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, build_student, build_teacher, move
@@ -46,7 +46,7 @@ class OnlineLesson(DistillationTask):
 
     def __init__(self, recipe: Recipe, split: Split, cache: ViewCache, teacher: PixelClassifier) -> None:
         super().__init__(recipe, split, cache)
-        self.stream = Stream(recipe, split.train)
+        self.stream = BatchLoader(recipe, split.train)
         self.asked = move(teacher, self.device).eval()
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -70,7 +70,7 @@ class Bench:
         torch.manual_seed(recipe.run.seed)
         self.teacher = move(build_teacher(recipe.teacher, len(self.split.labels))[0], self.device).eval()
         self.cache = ViewCache.make(root, recipe, self.split, self.teacher)
-        self.stream = Stream(recipe, self.split.train)
+        self.stream = BatchLoader(recipe, self.split.train)
         self.targets = torch.from_numpy(self.split.train.targets).to(self.device)
 
     def student(self, asked: PixelClassifier | None = None, workers: int | None = None) -> Side:
@@ -138,11 +138,11 @@ class Bench:
         """Half precision on a GPU."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def _views(self, stream: Stream | None) -> Iterator[tuple[Rows, Tensor | None]]:
+    def _views(self, stream: BatchLoader | None) -> Iterator[tuple[Rows, Tensor | None]]:
         """Full batches of rows, with their views from `stream`."""
         count, batch = len(self.targets), self.recipe.teacher.batch
         order = np.random.default_rng(0).permutation(count)
-        turns = [order[rows] for rows in in_turn(count, batch) if len(rows) == batch]
+        turns = [order[rows] for rows in ordered_batches(count, batch) if len(rows) == batch]
         batches = list(
             itertools.islice(itertools.cycle(turns), WARM + self.steps + 2)
         )  # a worker stays busy to the end

@@ -63,14 +63,14 @@ def _verb(stage: str) -> None:
 
 
 _WHAT = {
-    "split": "Index the images and divide them into training, validation and the sealed test part.",
+    "split": "Index the images and divide them into training, validation and held-out test set.",
     "teach": "Transfer-learn the teacher with staged unfreezing.",
     "prune": "Cut the distilled student down and let it recover.",
     "qat": "Fine-tune with the int8 grid in the graph.",
     "compile": "Build fp32 and int8 for LiteRT, OpenVINO and ONNX.",
     "verify": "Measure every artefact on validation and apply the gates.",
     "pack": "Write the bundle.",
-    "report": "Open the sealed test part once and write the report.",
+    "report": "Evaluate on the held-out test set and write the report.",
 }
 _TEACHES = {
     "split": """**Where images come from**: `[data] source = "folder"` (one folder a class) or `"csv"` (a table
@@ -82,7 +82,7 @@ With each of them, images whose hashes differ in at most `near_duplicates` of 25
 test look better than the field will be.
 
 **What it leaves**: `runs/NAME/split/manifest.json` (who is where, and why) and `split/index.csv` (one row an image, to
-sort and look at). The test part stays sealed until `eyas report`; every opening is written to `sealed/ledger.jsonl`.
+sort and look at). The test set is held out until `eyas report`; every access is logged in `test-set/access.jsonl`.
 
 **Examples**: `eyas split models/NAME/recipe.toml --set data.by=group`, then `eyas preview models/NAME/recipe.toml`.""",
     "prune": """**What it goes by**: `[prune]` of the recipe; each of the three options stands for

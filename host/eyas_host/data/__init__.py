@@ -1,1 +1,1 @@
-"""Labelled images: the index, the split, the augmented views."""
+"""Labelled images: index, split, loading and augmentation."""

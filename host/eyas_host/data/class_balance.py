@@ -1,72 +1,71 @@
-"""Class balance: how many images of each class there are, and what to do where they are few, uneven or in doubt."""
+"""Class balance: images per class, and warnings about small, unbalanced or contradictory classes."""
 
 from __future__ import annotations
 
-from eyas_host.data.split import PARTS, SplitManifest
+from eyas_host.data.split import SPLITS, SplitManifest
 
-FEW = 20
-"""Training images of a class below which its figures are mostly chance."""
-UNEVEN = 10.0
-"""Largest class over smallest from which training leans to the large one."""
+MIN_IMAGES = 20
+"""Training images of a class below which its metrics are mostly chance."""
+MAX_RATIO = 10.0
+"""Largest over smallest class from which training favours the large one."""
 
 
 def balance(manifest: SplitManifest) -> dict[str, dict[str, float]]:
-    """Label -> its images in each part, in all, and its share of all."""
-    whole = {label: sum(manifest.counts[part].get(label, 0) for part in PARTS) for label in manifest.labels}
-    total = sum(whole.values())
+    """Label -> number of images in each split and in total, and the fraction of all images."""
+    totals = {label: sum(manifest.counts[split].get(label, 0) for split in SPLITS) for label in manifest.labels}
     return {
-        label: {part: manifest.counts[part].get(label, 0) for part in PARTS}
-        | {"all": whole[label], "share": whole[label] / total}
+        label: {split: manifest.counts[split].get(label, 0) for split in SPLITS}
+        | {"all": totals[label], "share": totals[label] / sum(totals.values())}
         for label in manifest.labels
     }
 
 
 def ratio(manifest: SplitManifest) -> float:
-    """Training images of the largest class over those of the smallest."""
+    """Training images of the largest class divided by those of the smallest."""
     counts = manifest.counts["train"]
     return max(counts.values()) / min(counts.values())
 
 
 def summary(manifest: SplitManifest) -> str:
-    """One line: sizes of the parts, balance of the classes, what was kept together or left out."""
-    sizes = {part: sum(manifest.counts[part].values()) for part in PARTS}
-    words = [
+    """One line: sizes of the splits, class balance, and what was kept together or left out."""
+    sizes = {split: sum(manifest.counts[split].values()) for split in SPLITS}
+    facts = [
         f"{sum(sizes.values())} images, {len(manifest.labels)} classes ({ratio(manifest):.1f} : 1): "
-        + ", ".join(f"{count} {part}" for part, count in sizes.items())
+        + ", ".join(f"{count} {split}" for split, count in sizes.items())
     ]
     if manifest.groups:
-        words.append(f"{sum(manifest.groups.values())} groups")
+        facts.append(f"{sum(manifest.groups.values())} groups")
     if manifest.clusters:
-        words.append(
+        facts.append(
             f"{sum(map(len, manifest.clusters))} near-duplicates in {len(manifest.clusters)} clusters kept together"
         )
     if manifest.copies:
-        words.append(f"{manifest.copies} exact copies dropped")
-    words += [f"{len(images)} set aside ({why})" for why, images in manifest.set_aside.items()]
+        facts.append(f"{manifest.copies} exact copies dropped")
+    facts += [f"{len(images)} set aside ({why})" for why, images in manifest.set_aside.items()]
     if manifest.unreadable:
-        words.append(f"{len(manifest.unreadable)} unreadable left out")
-    return "; ".join(words)
+        facts.append(f"{len(manifest.unreadable)} unreadable left out")
+    return "; ".join(facts)
 
 
 def warnings(manifest: SplitManifest) -> list[str]:
-    """What there is to fear of the counts and labels, each with its remedy."""
+    """Warnings about class counts and labels, each with a remedy."""
     counts = manifest.counts["train"]
     found = [
-        f"class {label!r} has {count} training images: figures about it are mostly chance; collect at least {FEW}"
+        f"class {label!r} has {count} training images: its metrics are mostly chance; collect at least {MIN_IMAGES}"
         for label, count in counts.items()
-        if count < FEW
+        if count < MIN_IMAGES
     ]
-    if ratio(manifest) >= UNEVEN:
-        most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    if ratio(manifest) >= MAX_RATIO:
+        large, small = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         found.append(
-            f"{ratio(manifest):.0f} training images of {most!r} for each of {least!r}: collect more of {least!r}, "
+            f"{ratio(manifest):.0f} training images of {large!r} for each of {small!r}: collect more of {small!r}, "
             "keep [teacher] class_weights = true, judge by balanced accuracy"
         )
-    return found + _doubtful_labels(manifest)
+    return found + _label_conflicts(manifest)
 
 
-def _doubtful_labels(manifest: SplitManifest) -> list[str]:
-    images = {p.sha256: p for part in PARTS for p in getattr(manifest, part)}
+def _label_conflicts(manifest: SplitManifest) -> list[str]:
+    images = {p.sha256: p for split in SPLITS for p in getattr(manifest, split)}
     clusters = [[images[sha] for sha in cluster if sha in images] for cluster in manifest.clusters]
     mixed = [cluster for cluster in clusters if len({p.label for p in cluster}) > 1]
     if not mixed:
@@ -75,5 +74,5 @@ def _doubtful_labels(manifest: SplitManifest) -> list[str]:
     two = next(p for p in mixed[0] if p.label != one.label)
     return [
         f"{len(mixed)} cluster{'s' * (len(mixed) > 1)} of near-duplicates with more than one label, e.g. {one.path} "
-        f"({one.label}) and {two.path} ({two.label}): look at them in split/index.csv"
+        f"({one.label}) and {two.path} ({two.label}): check them in split/index.csv"
     ]

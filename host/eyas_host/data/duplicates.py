@@ -1,7 +1,7 @@
 """Near-duplicates: the same image stored twice, re-encoded, resized, or taken again a moment later.
 
-An image's perceptual hash is the signs of its 255 lowest cosine frequencies after the mean. Re-encoding, resizing and
-light change a few of them, other images about half (source of the idea: Zauner, "Implementation and benchmarking of
+The perceptual hash of an image is the signs of its 255 lowest DCT coefficients without the mean. Re-encoding, resizing
+and lighting flip a few of them, different images differ in about half (Zauner, "Implementation and benchmarking of
 perceptual image hash functions", 2010).
 """
 
@@ -20,13 +20,13 @@ Hashes = npt.NDArray[np.uint8]
 _SIDE = 64
 _LOW = 16
 BITS = _LOW * _LOW
-_PENDING = 1 << 20
+_MAX_PENDING = 1 << 20
 
 
 def perceptual_hash(pixels: Pixels) -> bytes:
-    """32 bytes: the signs of the 16 x 16 lowest frequencies (0 for the mean) of the image, grey, shrunk to 64 x 64.
+    """Perceptual hash, 32 bytes, of uint8 [h, w, 3] BGR `pixels`.
 
-    `pixels` are uint8 [h, w, 3] BGR.
+    The signs of the 16 x 16 lowest DCT coefficients (0 for the mean) of the image in grey at 64 x 64 pixels.
     """
     grey = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -35,20 +35,20 @@ def perceptual_hash(pixels: Pixels) -> bytes:
     return np.packbits(low > 1e-3 * _SIDE).tobytes()
 
 
-def cluster_hashes(hashes: Hashes, most: int) -> Ints:
-    """Cluster number [n] of each hash; two that differ in at most `most` bits, or a chain of such, share one.
+def cluster_hashes(hashes: Hashes, max_bits: int) -> Ints:
+    """Cluster index [n] of each hash; hashes within a Hamming distance of `max_bits` are linked transitively.
 
-    No pair is missed: of `most` + 1 bands of bits, two hashes that near are equal in at least one, so only images
-    that share a band are compared. Memory grows with n, not with the pairs.
+    No pair is missed: of `max_bits` + 1 bands of bits, two such hashes agree in at least one, so only hashes that share
+    a band are compared. Memory grows with n, not with the number of pairs.
     """
     if len(hashes) < 2:
         return np.arange(len(hashes))
     unique, back = np.unique(hashes, axis=0, return_inverse=True)
-    forest = _Forest(len(unique))
+    clusters = _Clusters(len(unique))
     words = np.ascontiguousarray(unique).view(np.uint64)
     bits = np.unpackbits(unique, axis=1)
-    for band in range(most + 1):
-        keys = np.unique(np.packbits(bits[:, band :: most + 1], axis=1), axis=0, return_inverse=True)[1].ravel()
+    for band in range(max_bits + 1):
+        keys = np.unique(np.packbits(bits[:, band :: max_bits + 1], axis=1), axis=0, return_inverse=True)[1].ravel()
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         left = np.arange(len(order))
@@ -56,13 +56,13 @@ def cluster_hashes(hashes: Hashes, most: int) -> Ints:
             left = left[left + offset < len(order)]
             left = left[keys[left] == keys[left + offset]]
             if offset & (offset - 1) == 0:
-                left = left[_undecided(keys, forest.settled()[order])[left]]
+                left = left[_undecided(keys, clusters.labels()[order])[left]]
             if not len(left):
                 break
             one, two = order[left], order[left + offset]
-            near = np.bitwise_count(words[one] ^ words[two]).sum(axis=1) <= most
-            forest.join(one[near], two[near])
-    return forest.settled()[back.ravel()]
+            near = np.bitwise_count(words[one] ^ words[two]).sum(axis=1) <= max_bits
+            clusters.merge(one[near], two[near])
+    return clusters.labels()[back.ravel()]
 
 
 def nearest_hashes(hashes: Hashes, others: Hashes) -> tuple[Ints, Ints]:
@@ -80,8 +80,8 @@ def nearest_hashes(hashes: Hashes, others: Hashes) -> tuple[Ints, Ints]:
 
 
 def components(count: int, one: Ints, two: Ints) -> Ints:
-    """Number of the connected component of each of `count` things, of which `one[i]` and `two[i]` are linked."""
-    from scipy.sparse import coo_matrix  # half a second that a verb's help need not wait for
+    """Connected component of each of `count` nodes, with an edge between `one[i]` and `two[i]`."""
+    from scipy.sparse import coo_matrix  # takes half a second to import
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_matrix((np.ones(len(one), dtype=bool), (one, two)), shape=(count, count))
@@ -89,31 +89,31 @@ def components(count: int, one: Ints, two: Ints) -> Ints:
 
 
 def _undecided(keys: Ints, clusters: Ints) -> npt.NDArray[np.bool_]:
-    """Which of the sorted `keys` stand for more than one cluster still; the others need no comparison."""
+    """Which of the sorted `keys` still cover more than one cluster; the others need no comparison."""
     starts = np.flatnonzero(np.diff(keys, prepend=-1))
     mixed = np.minimum.reduceat(clusters, starts) != np.maximum.reduceat(clusters, starts)
     return np.asarray(np.repeat(mixed, np.diff(starts, append=len(keys))))
 
 
-class _Forest:
-    """Clusters that grow by joined pairs."""
+class _Clusters:
+    """Union-find over `count` hashes that merges pairs in batches."""
 
     def __init__(self, count: int) -> None:
-        self.clusters = np.arange(count)
+        self._labels = np.arange(count)
         self._pairs: list[tuple[Ints, Ints]] = []
-        self._waiting = 0
+        self._pending = 0
 
-    def join(self, one: Ints, two: Ints) -> None:
-        """The clusters of `one[i]` and `two[i]` become one."""
+    def merge(self, one: Ints, two: Ints) -> None:
+        """Merge the clusters of `one[i]` and `two[i]`."""
         self._pairs.append((one, two))
-        self._waiting += len(one)
-        if self._waiting > _PENDING:
-            self.settled()
+        self._pending += len(one)
+        if self._pending > _MAX_PENDING:
+            self.labels()
 
-    def settled(self) -> Ints:
-        """Cluster number of each, all joins done."""
-        if self._waiting:
-            one, two = (self.clusters[np.concatenate(side)] for side in zip(*self._pairs, strict=True))
-            self.clusters = components(len(self.clusters), one, two)[self.clusters]
-        self._pairs, self._waiting = [], 0
-        return self.clusters
+    def labels(self) -> Ints:
+        """Cluster index of each hash, with all merges applied."""
+        if self._pending:
+            one, two = (self._labels[np.concatenate(side)] for side in zip(*self._pairs, strict=True))
+            self._labels = components(len(self._labels), one, two)[self._labels]
+        self._pairs, self._pending = [], 0
+        return self._labels

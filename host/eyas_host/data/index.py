@@ -1,4 +1,4 @@
-"""The index: every labelled image, read once: its hash, size and mode, and whether it can be read at all."""
+"""The index of a data set: hash, size and mode of every labelled image, and which files cannot be read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from PIL import Image
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import decode
 from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
-from eyas_host.data.sources import LabelledImage, list_images, thin
+from eyas_host.data.sources import LabelledImage, list_images, subsample
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.machine import usable_cores
 from eyas_host.support.progress import meter
 
-_A_TURN = 256
-"""Images that wait for a free thread at most."""
+_READ_AHEAD = 256
+"""Images submitted to the reading threads at a time."""
 _SHOWN = 10
 
 
-class Look(msgspec.Struct, frozen=True):
-    """What an image file holds, without its pixels."""
+class FileInfo(msgspec.Struct, frozen=True):
+    """Properties of an image file, without its pixels."""
 
     width: int
     """Pixels, as decoded (EXIF orientation applied)."""
@@ -36,52 +36,51 @@ class Look(msgspec.Struct, frozen=True):
     mode: str
     """grey or colour, with `+alpha` where there is an alpha channel."""
     bits: int
-    """A channel, in the file; models see 8."""
+    """Per channel, in the file; models see 8."""
     hash: bytes
     """Perceptual hash, 32 bytes."""
 
 
 class Index(msgspec.Struct, frozen=True):
-    """All images of a data set, and what was left out."""
+    """All images of a data set, and the files that were left out."""
 
     images: tuple[LabelledImage, ...]
     labels: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
-    looks: dict[str, Look] = {}
-    """sha256 -> what the file holds."""
+    files: dict[str, FileInfo] = {}
+    """sha256 -> properties of the file."""
     copies: tuple[tuple[LabelledImage, LabelledImage], ...] = ()
-    """Exact copies that were dropped, each with the image that stands for it."""
+    """Exact copies that were dropped, each with the image that replaces it."""
 
     def counts(self) -> Counter[str]:
-        """Images a label."""
+        """Images per label."""
         return Counter(p.label for p in self.images)
 
     def hashes(self, images: Sequence[LabelledImage]) -> Hashes:
-        """Perceptual hashes of some of its images, uint8 [n, 32]."""
-        joined = b"".join(self.looks[image.sha256].hash for image in images)
+        """Perceptual hashes of some of the images, uint8 [n, 32]."""
+        joined = b"".join(self.files[image.sha256].hash for image in images)
         return np.frombuffer(joined, dtype=np.uint8).reshape(len(images), BITS // 8)
 
 
 def build_index(data: DataSection) -> Index:
-    """List and read every image that `data` names; no pixels are kept.
+    """List and read every image of `data`; no pixels are kept.
 
-    Raises `DataError` for a source that cannot be used, fewer than two classes, an empty class, the same image under
-    two labels, or images that cannot be read (unless `skip_unreadable`); `MissingExtra` without the demonstration
-    set.
+    Raises `DataError` for an unusable source, fewer than two classes, an empty class, the same image under two labels,
+    or unreadable images (unless `skip_unreadable`); `MissingExtra` without the demonstration set.
     """
     candidates, notices = list_images(data)
     if data.limit:
-        candidates = thin(candidates, data.limit)
-    images, looks, unreadable = [], {}, []
+        candidates = subsample(candidates, data.limit)
+    images, files, unreadable = [], {}, []
     with meter("reading images", len(candidates)) as bar:
-        for found in _read_all(candidates):
-            if isinstance(found, str):
-                unreadable.append(found)
+        for result in _read_all(candidates):
+            if isinstance(result, str):
+                unreadable.append(result)
             else:
-                image, look = found
+                image, file = result
                 images.append(image)
-                looks[image.sha256] = look
+                files[image.sha256] = file
             bar.advance()
     if unreadable and not data.skip_unreadable:
         shown = "\n".join(f"  {line}" for line in unreadable[:_SHOWN])
@@ -96,7 +95,7 @@ def build_index(data: DataSection) -> Index:
         labels=tuple(sorted({p.label for p in candidates})),
         unreadable=tuple(unreadable),
         notices=notices,
-        looks=looks,
+        files=files,
         copies=copies,
     )
     counts = index.counts()
@@ -106,14 +105,14 @@ def build_index(data: DataSection) -> Index:
     return index
 
 
-def _read_all(images: Sequence[LabelledImage]) -> Iterator[tuple[LabelledImage, Look] | str]:
-    """Each image with its hash and look, or why it cannot be read, in order; decoded on all cores."""
+def _read_all(images: Sequence[LabelledImage]) -> Iterator[tuple[LabelledImage, FileInfo] | str]:
+    """Each image with its hash and file properties, or why it cannot be read, in order; decoded on all cores."""
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for start in range(0, len(images), _A_TURN):
-            yield from pool.map(_read, images[start : start + _A_TURN])
+        for start in range(0, len(images), _READ_AHEAD):
+            yield from pool.map(_read, images[start : start + _READ_AHEAD])
 
 
-def _read(image: LabelledImage) -> tuple[LabelledImage, Look] | str:
+def _read(image: LabelledImage) -> tuple[LabelledImage, FileInfo] | str:
     try:
         data = Path(image.path).read_bytes()
         pixels = decode(data, where=image.path)
@@ -122,12 +121,12 @@ def _read(image: LabelledImage) -> tuple[LabelledImage, Look] | str:
     except OSError as error:
         return f"{image.path}: cannot be read ({error.strerror})"
     mode, bits = _mode(data)
-    look = Look(pixels.shape[1], pixels.shape[0], mode, bits, perceptual_hash(pixels))
-    return msgspec.structs.replace(image, sha256=hashlib.sha256(data).hexdigest()), look
+    file = FileInfo(pixels.shape[1], pixels.shape[0], mode, bits, perceptual_hash(pixels))
+    return msgspec.structs.replace(image, sha256=hashlib.sha256(data).hexdigest()), file
 
 
 def _mode(data: bytes) -> tuple[str, int]:
-    """Mode and bits a channel from the file's header; `unknown` where only OpenCV knows the format."""
+    """Mode and bits per channel from the file's header; `unknown` if only OpenCV knows the format."""
     if data.startswith(b"\x89PNG"):  # the first chunk holds bit depth and colour type: ISO/IEC 15948, 11.2.2
         depth, kind = data[24], data[25]
         mode = "grey" if kind in (0, 4) else "colour"
@@ -145,9 +144,10 @@ def _mode(data: bytes) -> tuple[str, int]:
 def _unique(
     images: Sequence[LabelledImage],
 ) -> tuple[tuple[LabelledImage, ...], tuple[tuple[LabelledImage, LabelledImage], ...]]:
-    """One image for each hash, and its exact copies; the same bytes under two labels are a mistake in the labels.
+    """One image per hash, and the exact copies of each.
 
-    The one that stays was taken first, so that a split by time cannot put a copy of the past into the future.
+    The earliest copy is kept, so that a split by time cannot put a copy of the past into the future. Raises `DataError`
+    for the same bytes under two labels.
     """
     kept: dict[str, LabelledImage] = {}
     copies = []

@@ -1,7 +1,7 @@
-"""Images in batches, drawn ahead of the network by processes of their own: what is in memory is a few batches.
+"""Batches of images, loaded ahead of the network by worker processes; only a few batches are in memory.
 
-A view follows from (seed, row) alone, so the number of processes and the order of the rows change nothing. Workers are
-forked: they share what was decoded before (`data.part`), touch no GPU, and die with the process that reads from them.
+A view depends only on (seed, row), not on the number of workers or the order of the rows. Workers are forked: they
+share the decoded images (`data.dataset`), use no GPU, and die with the process that reads from them.
 """
 
 from __future__ import annotations
@@ -28,101 +28,101 @@ from eyas_host.support.errors import TrainError
 from eyas_host.support.machine import usable_cores
 
 Rows = npt.NDArray[np.int64]
-"""Places of images in their part, int64 [n]."""
+"""Indices of images in their data set, int64 [n]."""
 
-_AHEAD = 2
-"""Batches that each worker draws ahead."""
-_MOST_BESIDE_CPU, _MOST_BESIDE_GPU = 4, 16
-# No handler of torch's for SIGCHLD: it raises wherever the main process happens to be, long after the last batch too,
-# and a signal stack that a compiler's library left behind made it crash (SIGSEGV in `waitpid` of a later stage). That a
-# worker died shows all the same: torch looks every five seconds, and a batch is lost on its way.
+_PREFETCH = 2
+"""Batches that each worker loads ahead."""
+_MAX_WORKERS_CPU, _MAX_WORKERS_GPU = 4, 16
+# Disable torch's SIGCHLD handler: it raises at any point of the main process, even long after the last batch, and
+# crashed on a signal stack left behind by a compiler's library (SIGSEGV in `waitpid` of a later stage). A dead worker
+# is still detected: torch polls every five seconds while it waits for a batch.
 signal_handling._SIGCHLD_handler_set = True
 _PR_SET_PDEATHSIG = 1  # Linux, include/uapi/linux/prctl.h
 
 
-class Stream:
-    """The images of one part, as augmented views or as the device prepares them, batch by batch.
+class BatchLoader:
+    """Batches of a data set, as augmented views or as the device prepares them.
 
-    The batches of an epoch are the caller's: several processes may each ask for a share of them.
+    The caller chooses the batches: each of several processes may load its shard of them.
     """
 
-    def __init__(self, recipe: Recipe, part: ImageDataset) -> None:
+    def __init__(self, recipe: Recipe, images: ImageDataset) -> None:
         self.augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
         self.workers = worker_count(recipe.run)
-        self._pixels = part.pixels
-        self._pixels.share()
+        self._pixels = images.pixels
+        self._pixels.open_cache()
 
     def views(
         self, batches: Sequence[Rows], seed: tuple[int, ...], *, strength: float = 1.0, mixed: bool = True
     ) -> Iterator[Batch]:
-        """For each batch of rows one view a row, uint8 [rows, size, size, 3]; `Augmenter.views` says the rest."""
-        draw = partial(self.augmenter.views, self._pixels, seed, strength=strength, mixed=mixed)
-        return draw_ahead(draw, batches, self.workers)
+        """One view per row for each batch of rows, uint8 [rows, size, size, 3], as `Augmenter.views`."""
+        load = partial(self.augmenter.views, self._pixels, seed, strength=strength, mixed=mixed)
+        return prefetch(load, batches, self.workers)
 
     def prepared(self, batches: Sequence[Rows]) -> Iterator[Batch]:
-        """For each batch of rows the images as the device prepares them, uint8 [rows, size, size, 3]."""
-        return draw_ahead(self._prepared, batches, self.workers)
+        """Images as the device prepares them for each batch of rows, uint8 [rows, size, size, 3]."""
+        return prefetch(self._prepared, batches, self.workers)
 
     def _prepared(self, rows: Rows) -> Batch:
         return prepared((self._pixels[int(row)] for row in rows), self.augmenter.spec)
 
 
-def in_turn(count: int, batch: int = 64) -> list[Rows]:
-    """All rows in their order, in batches."""
+def ordered_batches(count: int, batch: int = 64) -> list[Rows]:
+    """All rows in order, in batches."""
     return [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
 def worker_count(run: RunSection) -> int:
-    """`[run] workers`, or for `auto` one a free core, as many as the training beside them can use."""
+    """`[run] workers`; for `auto` one per free core, up to the number that one training can use."""
     if run.workers != "auto":
         return run.workers
-    beside_gpu = run.device != "cpu" and torch.cuda.is_available()
+    on_gpu = run.device != "cpu" and torch.cuda.is_available()
     cores = usable_cores() // on_this_machine()
-    return max(0, min(_MOST_BESIDE_GPU if beside_gpu else _MOST_BESIDE_CPU, cores - 1))
+    return max(0, min(_MAX_WORKERS_GPU if on_gpu else _MAX_WORKERS_CPU, cores - 1))
 
 
-def draw_ahead(draw: Callable[[Rows], Batch], batches: Sequence[Rows], workers: int) -> Iterator[Batch]:
-    """What `draw` makes of each batch of rows, in order; drawn by `workers` processes, or here if there are none.
+def prefetch(load: Callable[[Rows], Batch], batches: Sequence[Rows], workers: int) -> Iterator[Batch]:
+    """Yield `load(rows)` for each batch of rows in order, computed by `workers` processes (0: in this one).
 
-    Raises what `draw` raises of `EyasError`, and `TrainError` if a worker is killed.
+    Raises any `EyasError` that `load` raises, and `TrainError` if a worker is killed.
     """
     loader = DataLoader(
-        _Drawn(draw),
+        _BatchDataset(load),
         batch_size=None,
         sampler=batches,
         num_workers=workers,
-        prefetch_factor=_AHEAD if workers else None,
+        prefetch_factor=_PREFETCH if workers else None,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_begin_worker if workers else None,
+        worker_init_fn=_init_worker if workers else None,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # the loader draws a seed for its workers: not from training's random state
+        generator=torch.Generator(),  # for the workers' seed, so that training's random state is not used
     )
     try:
-        for drawn in loader:
-            if isinstance(drawn, EyasError):
-                raise drawn
-            yield drawn.numpy()
+        for batch in loader:
+            if isinstance(batch, EyasError):
+                raise batch
+            yield batch.numpy()
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise TrainError(
-            "a process that draws views was killed (too little memory, or shared memory in a container?); set a "
+            "a loader process was killed (too little memory, or shared memory in a container?); set a "
             f"smaller [run] workers than {workers}, or 0"
         ) from None
 
 
-class _Drawn(Dataset[torch.Tensor | EyasError]):
-    def __init__(self, draw: Callable[[Rows], Batch]) -> None:
-        self._draw = draw
+class _BatchDataset(Dataset[torch.Tensor | EyasError]):
+    def __init__(self, load: Callable[[Rows], Batch]) -> None:
+        self._load = load
 
     def __getitem__(self, rows: Rows) -> torch.Tensor | EyasError:
         try:
-            return torch.from_numpy(self._draw(rows))
-        except EyasError as error:  # raised where it is read: a loader would wrap it into a traceback
+            return torch.from_numpy(self._load(rows))
+        except EyasError as error:  # re-raised by the reader: the DataLoader would wrap it into a traceback
             return error
 
 
-def _begin_worker(_: int) -> None:
-    """Die with the parent, whose lock on the run's folder a fork would keep; no threads inside."""
+def _init_worker(_: int) -> None:
+    """Die with the parent, whose lock on the run's folder a fork would keep; use one thread."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     cv2.setNumThreads(0)

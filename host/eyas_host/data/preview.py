@@ -1,7 +1,7 @@
-"""`eyas preview`: one sheet of what the model will see, from the stored image to the augmented views.
+"""`eyas preview`: a contact sheet of the model's input, from the stored image to the augmented views.
 
-The views come from the function that training uses, so the sheet shows what really happens: a cut-off defect or a
-mirrored letter is seen here before it costs a training.
+The views come from the augmentation that training uses, so that a cropped defect or a mirrored letter is noticed before
+it costs a training run.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from eyas_host.support.files import atomic_write
 
 SHEET = Path("preview") / "sheet.png"
 """Below the run's folder."""
-_MOST_CLASSES = 12
+_MAX_CLASSES = 12
 _GAP, _BREAK, _MARGIN, _NAMES, _LINE = 8, 16, 24, 168, 18
-"""Pixels: between cells, between blocks of them, around the sheet, for names on the left, a line of words."""
+"""Pixels: between cells, between classes, around the sheet, for names on the left, height of a text line."""
 _INK, _MUTED, _PAPER, _PLATE = "#1b1f24", "#6a737d", "#ffffff", 0xF0
 _DPI = 100
 
 
 def write_preview(context: RunContext, *, images: int = 3, views: int = 6) -> Path:
-    """Write the sheet of the run's split: some training images of each class, before and after, and return its path.
+    """Write the contact sheet of some training images of each class, and return its path.
 
     Raises `DataError` if the run has no split or an image changed since.
     """
@@ -40,45 +40,47 @@ def write_preview(context: RunContext, *, images: int = 3, views: int = 6) -> Pa
     spec = recipe.image.preprocessing()
     train = Split.load(context.root, spec).train
     rows = [
-        row for label in range(len(train.labels)) for row in _spread(np.flatnonzero(train.targets == label), images)
+        row
+        for label in range(len(train.labels))
+        for row in _evenly_spaced(np.flatnonzero(train.targets == label), images)
     ]
-    rows = [row for row in rows if train.targets[row] < _MOST_CLASSES]
+    rows = [row for row in rows if train.targets[row] < _MAX_CLASSES]
     frames = [train.pixels[row] for row in rows]
     augmenter = Augmenter(recipe.augment, spec)
     columns = [prepared(frames, spec), *(augmenter.views(frames, (recipe.run.seed, 8, n)) for n in range(views))]
     side = int(np.clip(spec.size, 112, 176))
-    cells = [[frame, *(column[place] for column in columns)] for place, frame in enumerate(frames)]
-    words = [
+    cells = [[frame, *(column[index] for column in columns)] for index, frame in enumerate(frames)]
+    captions = [
         (train.labels[train.targets[row]], Path(train.images[row].path).name, f"{f.shape[1]} x {f.shape[0]}")
         for row, f in zip(rows, frames, strict=True)
     ]
     titles = ["stored", "prepared", *(f"view {number + 1}" for number in range(views))]
-    left_out = len(train.labels) - _MOST_CLASSES
-    head = [f"{recipe.run.name}: what the model will see", *_settings(recipe)]
+    left_out = len(train.labels) - _MAX_CLASSES
+    head = [f"{recipe.run.name}: the model's input", *_describe(recipe)]
     if left_out > 0:
-        head[0] += f" ({left_out} more classes are not shown)"
+        head[0] += f" ({left_out} more classes not shown)"
     path = context.root / SHEET
     with atomic_write(path) as temporary:
-        _draw(cells, words, titles, head, side).savefig(temporary, format="png", dpi=_DPI)
+        _draw(cells, captions, titles, head, side).savefig(temporary, format="png", dpi=_DPI)
     return path
 
 
-def _spread(rows: npt.NDArray[np.int64], count: int) -> list[int]:
+def _evenly_spaced(rows: npt.NDArray[np.int64], count: int) -> list[int]:
     """At most `count` of `rows`, evenly spaced."""
     return [int(rows[i]) for i in np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
 
 
 def _draw(
     cells: Sequence[Sequence[Pixels]],
-    words: Sequence[tuple[str, str, str]],
+    captions: Sequence[tuple[str, str, str]],
     titles: Sequence[str],
     head: Sequence[str],
     side: int,
 ) -> Figure:
-    """The sheet: a row an image, `words` beside it; `titles` over the columns; `head` on top."""
+    """The sheet: one row per image with its caption, `titles` above the columns, `head` on top."""
     step = side + _GAP
     first = _MARGIN + 44 + _LINE * (len(head) + 1)
-    tops = [first + row * step + _BREAK * (_classes(words[: row + 1]) - 1) for row in range(len(words))]
+    tops = [first + row * step + _BREAK * (_class_count(captions[: row + 1]) - 1) for row in range(len(captions))]
     width = 2 * _MARGIN + _NAMES + len(titles) * step + _BREAK
     height = tops[-1] + side + _MARGIN
     sheet = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -93,30 +95,30 @@ def _draw(
         write(line, _MARGIN, _MARGIN + 32 + _LINE * number, colour=_MUTED)
     for column, title in enumerate(titles):
         write(title, _left(column, step), first - _LINE, colour=_MUTED, size=8.5)
-    for row, (label, name, stored) in enumerate(words):
-        top, begins = tops[row], not row or label != words[row - 1][0]
+    for row, (label, name, stored) in enumerate(captions):
+        top, first_of_class = tops[row], not row or label != captions[row - 1][0]
         for column, pixels in enumerate(cells[row]):
             left = _left(column, step)
-            sheet[top : top + side, left : left + side] = _fitted(pixels, side)
-        if begins:
-            write(_shortened(label, 18), _MARGIN, top, size=11, weight="bold")
-        write(_shortened(name, 24), _MARGIN, top + 22 * begins, size=8, colour=_MUTED)
-        write(stored, _MARGIN, top + 22 * begins + 15, size=8, colour=_MUTED)
+            sheet[top : top + side, left : left + side] = _letterbox(pixels, side)
+        if first_of_class:
+            write(_shorten(label, 18), _MARGIN, top, size=11, weight="bold")
+        write(_shorten(name, 24), _MARGIN, top + 22 * first_of_class, size=8, colour=_MUTED)
+        write(stored, _MARGIN, top + 22 * first_of_class + 15, size=8, colour=_MUTED)
     figure.figimage(sheet, zorder=-1)
     return figure
 
 
-def _classes(words: Sequence[tuple[str, str, str]]) -> int:
-    return len({label for label, _, _ in words})
+def _class_count(captions: Sequence[tuple[str, str, str]]) -> int:
+    return len({label for label, _, _ in captions})
 
 
 def _left(column: int, step: int) -> int:
-    """Pixels to the left edge of a column; a wider gap sets the stored and the prepared image apart."""
+    """X of a column's left edge, pixels; a wider gap follows the stored and the prepared image."""
     return _MARGIN + _NAMES + column * step + (_BREAK if column > 1 else 0)
 
 
-def _fitted(pixels: Pixels, side: int) -> Pixels:
-    """The whole image in a square of `side` on grey, uint8 [side, side, 3] red-green-blue."""
+def _letterbox(pixels: Pixels, side: int) -> Pixels:
+    """The image scaled to fit a grey square, uint8 [side, side, 3] RGB."""
     scale = side / max(pixels.shape[:2])
     width, height = (max(1, round(length * scale)) for length in (pixels.shape[1], pixels.shape[0]))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -127,12 +129,12 @@ def _fitted(pixels: Pixels, side: int) -> Pixels:
     return plate
 
 
-def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _settings(recipe: Recipe) -> Iterator[str]:
-    """The recipe's image and augmentation in words."""
+def _describe(recipe: Recipe) -> Iterator[str]:
+    """The recipe's preprocessing and augmentation as text, a line each."""
     image, augment = recipe.image, recipe.augment
     centre = "" if image.crop_fraction == 1.0 else f", centre {image.crop_fraction:.0%}"
     yield f"prepared as on the device: {image.size} x {image.size}, {image.fit}, {image.interpolation}{centre}"
@@ -147,8 +149,8 @@ def _settings(recipe: Recipe) -> Iterator[str]:
         geometry.append(f"crops down to {augment.crop_scale:.0%} of the area")
     light = [f"{name} ±{getattr(augment, name):.0%}" for name in ("brightness", "contrast") if getattr(augment, name)]
     if augment.randaugment:
-        light.append(f"{augment.randaugment} steps of RandAugment, magnitude {augment.magnitude}")
+        light.append(f"{augment.randaugment} RandAugment operations, magnitude {augment.magnitude}")
     mixes = [f"{name} in {getattr(augment, name):.0%}" for name in ("cutmix", "mixup") if getattr(augment, name)]
-    yield "augmented: " + (", ".join(geometry + light + mixes) or "not at all")
+    yield "augmented: " + (", ".join(geometry + light + mixes) or "nothing")
     if augment.forbid:
         yield "never: " + ", ".join(name.replace("_", " ") for name in augment.forbid)

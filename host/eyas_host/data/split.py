@@ -1,7 +1,7 @@
-"""The split: which images train, which validate, and which stay sealed until the end.
+"""The split of the images into training, validation and held-out test set.
 
-The manifest names every image by its sha256. Training and validation are open to all stages; `Split.open_test` is the
-one way to the sealed part, and every opening is written into a ledger that outlives the split.
+The manifest lists every image with its sha256. Training and validation are open to all stages; `Split.open_test` is the
+only access to the held-out test set, and every access is logged.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import msgspec
 import numpy as np
 
 from eyas_device.preprocess import Preprocessing
-from eyas_host.data.assign import DAY, Places, divide, divide_by_time
+from eyas_host.data.assign import DAY, Indices, assign_by_time, assign_stratified
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.duplicates import BITS, cluster_hashes, components
-from eyas_host.data.held_out import TestAccess, open_test_set, test_accesses
+from eyas_host.data.held_out import TestAccess, log_test_access, read_access_log
 from eyas_host.data.index import Index
 from eyas_host.data.sources import LabelledImage
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.files import atomic_write, write_bytes
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 MANIFEST = Path("split") / "manifest.json"
 """Below the run's folder."""
 TABLE = Path("split") / "index.csv"
-"""Below the run's folder: one row an image, for a look with other tools."""
+"""Below the run's folder: one row per image, for other tools."""
 _COLUMNS = (
     *("path", "label", "group", "time", "sha256", "width", "height", "mode", "bits"),
-    *("perceptual_hash", "near_duplicates", "part"),
+    *("perceptual_hash", "near_duplicates", "split"),
 )
 _SHOWN = 10
 
@@ -43,14 +43,16 @@ class SplitManifest(msgspec.Struct, frozen=True):
     """`split/manifest.json`."""
 
     strategy: str
-    """In words."""
+    """How the images were assigned, as a sentence."""
     seed: int
-    parts: tuple[float, float, float]
+    fractions: tuple[float, float, float]
+    """Requested fractions of training, validation and test."""
     labels: tuple[str, ...]
     train: tuple[LabelledImage, ...]
     validation: tuple[LabelledImage, ...]
     test: tuple[LabelledImage, ...]
     counts: dict[str, dict[str, int]]
+    """Split -> label -> images."""
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     by: str = "stratified"
@@ -58,22 +60,22 @@ class SplitManifest(msgspec.Struct, frozen=True):
     fold: tuple[int, int] = (0, 0)
     gap_days: float = 0.0
     near_duplicates: int = 0
-    """Bits of 256 in which perceptual hashes may differ to count as near-duplicates; 0: not looked for."""
+    """Maximum Hamming distance of the 256-bit perceptual hashes of near-duplicates; 0: no search."""
     clusters: tuple[tuple[str, ...], ...] = ()
-    """Near-duplicates, sha256 each: a cluster lies in one part."""
+    """Clusters of near-duplicates as sha256 hashes; each cluster is in one split."""
     groups: dict[str, int] = {}
-    """by group: number of groups in each part."""
+    """by group: number of groups in each split."""
     set_aside: dict[str, tuple[LabelledImage, ...]] = {}
-    """by time: images in no part, by reason."""
+    """by time: images in no split, by reason."""
     copies: int = 0
     """Exact copies that were dropped."""
     data: str = ""
-    """sha256 over all images and labels, however they are divided."""
+    """sha256 over all images and labels, independent of the split."""
     warnings: tuple[str, ...] = ()
 
 
 class Split:
-    """An opened split."""
+    """The images of a run's split, with logged access to the test set."""
 
     def __init__(self, manifest: SplitManifest, root: Path, spec: Preprocessing | None = None) -> None:
         self.manifest = manifest
@@ -85,7 +87,7 @@ class Split:
 
     @classmethod
     def load(cls, root: Path, spec: Preprocessing | None = None) -> Split:
-        """Read the split of the run at `root`, its images to be decoded for the model of `spec`.
+        """Read the split of the run at `root`; images are decoded as `spec` asks.
 
         Raises `DataError` if it is missing or malformed.
         """
@@ -96,45 +98,45 @@ class Split:
             raise DataError(f"{path}: cannot be read ({error}); run again with --from split") from None
 
     def open_test(self, reason: str, *, early: bool = False) -> ImageDataset:
-        """Open the sealed test part and write the opening into the ledger.
+        """Return the held-out test set and log the access.
 
-        Raises `DataError` unless the bundle is packed from what is there now; `early` allows that too, for a benchmark
-        of networks from which no release follows, and the ledger says so.
+        Raises `DataError` unless the bundle is packed from the current outputs. `early` skips that check, for
+        benchmarks from which no release follows; the log records it.
         """
-        open_test_set(self.root, reason, early=early)
+        log_test_access(self.root, reason, early=early)
         return ImageDataset(self.manifest.test, self.labels, self.spec)
 
     def test_accesses(self) -> list[TestAccess]:
-        """The ledger so far."""
-        return test_accesses(self.root)
+        """All logged accesses to the test set."""
+        return read_access_log(self.root)
 
 
 def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
-    """Divide the images as `data` says; near-duplicates, and by group all of a group, stay in one part.
+    """Assign the images to the splits as `data` asks; near-duplicates, and by group whole groups, stay together.
 
-    Raises `DataError` that says why, if a part would lack a class or come out far from its share.
+    Raises `DataError` with the reason if a split would lack a class or miss its requested size by far.
     """
-    images = sorted(index.images, key=lambda p: p.sha256)  # not by path: the same data anywhere splits alike
+    images = sorted(index.images, key=lambda p: p.sha256)  # not by path: the split does not depend on the folder
     by = _strategy(images, data)
     clusters = _clusters(index, images, data.near_duplicates)
-    aside: dict[str, Places] = {}
+    aside: dict[str, Indices] = {}
     if by == "time":
-        chosen, aside = divide_by_time(images, clusters, data.split, data.gap_days)
+        chosen, aside = assign_by_time(images, clusters, data.split, data.gap_days)
     else:
-        units = _bound(images, clusters, index.copies) if by == "group" else clusters
-        chosen = divide(images, units, data.split, seed, data.fold)
-        _check_shares(images, units, chosen, data)
-    parts = {part: tuple(images[i] for i in places) for part, places in zip(PARTS, chosen, strict=True)}
-    counts = {part: dict(sorted(Counter(p.label for p in parts[part]).items())) for part in PARTS}
-    _check_classes(index, parts, by, data)
+        units = _linked_units(images, clusters, index.copies) if by == "group" else clusters
+        chosen = assign_stratified(images, units, data.split, seed, data.fold)
+        _check_sizes(images, units, chosen, data)
+    splits = {name: tuple(images[i] for i in indices) for name, indices in zip(SPLITS, chosen, strict=True)}
+    counts = {name: dict(sorted(Counter(p.label for p in splits[name]).items())) for name in SPLITS}
+    _check_classes(index, splits, by, data)
     manifest = SplitManifest(
-        strategy=_words(by, data),
+        strategy=_strategy_text(by, data),
         seed=seed,
-        parts=data.split,
+        fractions=data.split,
         labels=index.labels,
-        train=parts["train"],
-        validation=parts["validation"],
-        test=parts["test"],
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
         counts=counts,
         unreadable=index.unreadable,
         notices=index.notices,
@@ -143,8 +145,8 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
         gap_days=data.gap_days,
         near_duplicates=data.near_duplicates,
         clusters=tuple(tuple(images[i].sha256 for i in cluster) for cluster in clusters),
-        groups={part: len({p.group for p in parts[part]}) for part in PARTS} if by == "group" else {},
-        set_aside={why: tuple(images[i] for i in places) for why, places in aside.items() if places},
+        groups={name: len({p.group for p in splits[name]}) for name in SPLITS} if by == "group" else {},
+        set_aside={why: tuple(images[i] for i in indices) for why, indices in aside.items() if indices},
         copies=len(index.copies),
     )
     return msgspec.structs.replace(manifest, data=data_hash(manifest))
@@ -156,94 +158,94 @@ def _strategy(images: Sequence[LabelledImage], data: DataSection) -> str:
     return data.by
 
 
-def _words(by: str, data: DataSection) -> str:
-    words = {
+def _strategy_text(by: str, data: DataSection) -> str:
+    text = {
         "stratified": "stratified by label x stratum",
         "group": "by group, stratified by label x stratum",
         "time": "by time" + (f", {data.gap_days:g} days apart" if data.gap_days else ""),
     }[by]
-    words += f", fold {data.fold[0]} of {data.fold[1]}" if data.fold[1] else ""
-    near = f", near-duplicates (at most {data.near_duplicates} of {BITS} bits differ) on one side"
-    return words + (near if data.near_duplicates else "")
+    text += f", fold {data.fold[0]} of {data.fold[1]}" if data.fold[1] else ""
+    near = f", near-duplicates (at most {data.near_duplicates} of {BITS} bits differ) kept together"
+    return text + (near if data.near_duplicates else "")
 
 
-def _clusters(index: Index, images: Sequence[LabelledImage], most: int) -> list[Places]:
-    """Near-duplicates: clusters of two or more."""
-    if not most or not index.looks:
+def _clusters(index: Index, images: Sequence[LabelledImage], max_bits: int) -> list[Indices]:
+    """Clusters of two or more near-duplicates."""
+    if not max_bits or not index.files:
         return []
-    return _gathered(cluster_hashes(index.hashes(images), most).tolist())
+    return _units_of(cluster_hashes(index.hashes(images), max_bits).tolist())
 
 
-def _bound(
-    images: Sequence[LabelledImage], clusters: Sequence[Places], copies: Sequence[tuple[LabelledImage, LabelledImage]]
-) -> list[Places]:
-    """Images that share a group or a cluster, or whose groups share an image, at any remove: two or more each."""
+def _linked_units(
+    images: Sequence[LabelledImage], clusters: Sequence[Indices], copies: Sequence[tuple[LabelledImage, LabelledImage]]
+) -> list[Indices]:
+    """Units of two or more images linked, transitively, by a group, a cluster, or an image in two groups."""
     groups: dict[str, int] = {}
     links: list[tuple[int, int]] = []
-    for place, image in enumerate(images):
-        links.append((place, len(images) + groups.setdefault(image.group, len(groups))))
+    for index, image in enumerate(images):
+        links.append((index, len(images) + groups.setdefault(image.group, len(groups))))
     for one, two in copies:
         ends = (groups.setdefault(image.group, len(groups)) for image in (one, two))
         links.append((len(images) + next(ends), len(images) + next(ends)))
     links += [(cluster[0], other) for cluster in clusters for other in cluster[1:]]
     one, two = np.array(links, dtype=np.int64).T
-    return _gathered(components(len(images) + len(groups), one, two)[: len(images)].tolist())
+    return _units_of(components(len(images) + len(groups), one, two)[: len(images)].tolist())
 
 
-def _gathered(numbers: Sequence[int]) -> list[Places]:
-    """Places with the same number, where there are two or more."""
-    found: dict[int, Places] = {}
-    for place, number in enumerate(numbers):
-        found.setdefault(number, []).append(place)
-    return [places for places in found.values() if len(places) > 1]
+def _units_of(numbers: Sequence[int]) -> list[Indices]:
+    """Indices with the same number, where there are two or more."""
+    units: dict[int, Indices] = {}
+    for index, number in enumerate(numbers):
+        units.setdefault(number, []).append(index)
+    return [unit for unit in units.values() if len(unit) > 1]
 
 
-def _check_shares(
-    images: Sequence[LabelledImage], units: Sequence[Places], chosen: Sequence[Places], data: DataSection
+def _check_sizes(
+    images: Sequence[LabelledImage], units: Sequence[Indices], chosen: Sequence[Indices], data: DataSection
 ) -> None:
-    """Raise `DataError` if a unit is so large that a part is less than half or more than twice of what it should be."""
+    """Raise `DataError` if a unit is so large that a split gets less than half or more than twice its fraction."""
     if not units:
         return
     test = 1 / data.fold[1] if data.fold[1] else data.split[2]
     rest = (1 - test) / (data.split[0] + data.split[1])
-    for part, places, share in zip(PARTS, chosen, (data.split[0] * rest, data.split[1] * rest, test), strict=True):
-        have = len(places) / len(images)
-        if not share / 2 - 1 / len(images) <= have <= 2 * share + 1 / len(images):
+    for name, indices, wanted in zip(SPLITS, chosen, (data.split[0] * rest, data.split[1] * rest, test), strict=True):
+        fraction = len(indices) / len(images)
+        if not wanted / 2 - 1 / len(images) <= fraction <= 2 * wanted + 1 / len(images):
             largest = max(units, key=len)
             names = sorted({images[i].group for i in largest} - {""})
             what = f"group {names[0]!r}" if len(names) == 1 else f"{len(names)} groups linked by near-duplicates"
             what = what if names and data.by != "stratified" else "a cluster of near-duplicates"
             raise DataError(
-                f"the {part} part would get {have:.0%} of the images instead of {share:.0%}: {what} holds "
-                f"{len(largest)} of {len(images)} (e.g. {images[largest[0]].path}) and stays on one side; "
-                "change [data] split or fold, or add other groups; a smaller near_duplicates binds fewer images"
+                f"the {name} split would get {fraction:.0%} of the images instead of {wanted:.0%}: {what} holds "
+                f"{len(largest)} of {len(images)} (e.g. {images[largest[0]].path}) and cannot be divided; "
+                "change [data] split or fold, or add other groups; a smaller near_duplicates links fewer images"
             )
 
 
-def _check_classes(index: Index, parts: dict[str, tuple[LabelledImage, ...]], by: str, data: DataSection) -> None:
-    """Raise `DataError` that says why, if a part has no image of a class."""
-    for part in PARTS:
-        missing = sorted(set(index.labels) - {p.label for p in parts[part]})
+def _check_classes(index: Index, splits: dict[str, tuple[LabelledImage, ...]], by: str, data: DataSection) -> None:
+    """Raise `DataError` with the reason if a split has no image of a class."""
+    for name in SPLITS:
+        missing = sorted(set(index.labels) - {p.label for p in splits[name]})
         if not missing:
             continue
         own = [p for p in index.images if p.label == missing[0]]
-        if by == "time" and not parts[part]:
+        if by == "time" and not splits[name]:
             times = {p.time for p in index.images if p.time is not None}
             why = f"the images span {(max(times) - min(times)) / DAY:.3g} days at {len(times)} different times"
             fix = f"take less than gap_days = {data.gap_days:g} or another [data] split"
         elif by == "time":
-            why = f"{missing[0]!r} was seen {_span(own)}, the part is {_span(parts[part])}"
+            why = f"{missing[0]!r} was taken {_span(own)}, the split is {_span(splits[name])}"
             fix = "change [data] split or gap_days, add images, or leave the class out"
         elif by == "group":
             groups = sorted({p.group for p in own})
             shown = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
             why = f"{missing[0]!r} comes in {len(groups)} group{'s' * (len(groups) > 1)} ({shown})"
-            fix = "each part needs a group with each class: add groups, or try another [data] split or [run] seed"
+            fix = "each split needs a group with each class: add groups, or try another [data] split or [run] seed"
         else:
             counts = index.counts()
-            why = f"images a class: { ({label: counts[label] for label in index.labels[:_SHOWN]}) }"
+            why = f"images per class: { ({label: counts[label] for label in index.labels[:_SHOWN]}) }"
             fix = "add images or change [data] split"
-        raise DataError(f"too few images: the {part} part would have none of {', '.join(missing)} ({why}); {fix}")
+        raise DataError(f"too few images: the {name} split would have none of {', '.join(missing)} ({why}); {fix}")
 
 
 def _span(images: Sequence[LabelledImage]) -> str:
@@ -253,7 +255,7 @@ def _span(images: Sequence[LabelledImage]) -> str:
 
 
 def save_split(manifest: SplitManifest, root: Path, index: Index | None = None) -> Path:
-    """Write the manifest of the run at `root`, and its `index` as a table beside it."""
+    """Write the manifest of the run at `root`, and `index` as a CSV table next to it; return the manifest's path."""
     path = root / MANIFEST
     if index is not None:
         _save_table(manifest, index, root / TABLE)
@@ -266,30 +268,30 @@ def _save_table(manifest: SplitManifest, index: Index, path: Path) -> None:
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(_COLUMNS)
-        for image, where in _everywhere(manifest, index):
-            look = index.looks.get(image.sha256)
-            seen = (look.width, look.height, look.mode, look.bits, look.hash.hex()) if look else ("",) * 5
+        for image, where in _assignments(manifest, index):
+            file = index.files.get(image.sha256)
+            columns = (file.width, file.height, file.mode, file.bits, file.hash.hex()) if file else ("",) * 5
             when = "" if image.time is None else image.time
             near = cluster.get(image.sha256, "")
-            table.writerow([image.path, image.label, image.group, when, image.sha256, *seen, near, where])
+            table.writerow([image.path, image.label, image.group, when, image.sha256, *columns, near, where])
         for line in index.unreadable:
             table.writerow([line.partition(": ")[0], *[""] * 10, "unreadable: " + line.partition(": ")[2]])
 
 
-def _everywhere(manifest: SplitManifest, index: Index) -> Iterator[tuple[LabelledImage, str]]:
-    """Every readable image and where it went."""
-    for part in PARTS:
-        yield from ((image, part) for image in getattr(manifest, part))
+def _assignments(manifest: SplitManifest, index: Index) -> Iterator[tuple[LabelledImage, str]]:
+    """Every readable image and where it was assigned."""
+    for name in SPLITS:
+        yield from ((image, name) for image in getattr(manifest, name))
     for why, images in manifest.set_aside.items():
         yield from ((image, f"set aside: {why}") for image in images)
     yield from ((copy, f"copy of {first.path}") for copy, first in index.copies)
 
 
 def data_hash(manifest: SplitManifest) -> str:
-    """One sha256 over all images and labels, whatever the split."""
+    """sha256 over all images and labels, independent of the split."""
     digest = hashlib.sha256()
-    everything = [*manifest.train, *manifest.validation, *manifest.test]
-    everything += [image for images in manifest.set_aside.values() for image in images]
-    for line in sorted(f"{p.sha256} {p.label}\n" for p in everything):
+    images = [*manifest.train, *manifest.validation, *manifest.test]
+    images += [image for some in manifest.set_aside.values() for image in some]
+    for line in sorted(f"{p.sha256} {p.label}\n" for p in images):
         digest.update(line.encode())
     return digest.hexdigest()

@@ -1,7 +1,7 @@
-"""Views: augmented images as the camera would deliver them, made once and used again.
+"""Augmented views of images, resampled as on the device.
 
-A view is geometry on the full image (flips, turns, rotation, crop), then the device's own `prepare`, then light
-(brightness, contrast, RandAugment): what the model trains on went through the same resampling as what it will see.
+A view is geometry on the full image (flips, quarter turns, rotation, crop), then the device's own `prepare`, then
+photometric changes (brightness, contrast, RandAugment): training and inference use the same resampling.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eyas_host.support.errors import DataError
 Batch = npt.NDArray[np.uint8]
 """Prepared images: uint8 [n, size, size, 3], blue-green-red."""
 
-LIGHT_STEPS = {
+PHOTOMETRIC_OPS = {
     "brightness": "Brightness",
     "contrast": "Contrast",
     "saturation": "Color",
@@ -35,51 +35,51 @@ LIGHT_STEPS = {
     "autocontrast": "AutoContrast",
     "equalize": "Equalize",
 }
-"""Our names of RandAugment's steps -> torchvision's."""
+"""Recipe's name of a photometric RandAugment operation -> torchvision's."""
 
 
-IN_MEMORY = 1 << 30
-"""Bytes of prepared images from which on they lie in a file, whose pages the system takes back when it must."""
+MAX_IN_MEMORY_BYTES = 1 << 30
+"""Size above which prepared images are memory-mapped from a file, so that the system can evict their pages."""
 
 
 def prepared(pixels: Iterable[Pixels], spec: Preprocessing) -> Batch:
-    """Images as the device prepares them, without augmentation; many of them in a file without a name (`TMPDIR`).
+    """Images as the device prepares them, without augmentation; many of them in an unnamed file in `TMPDIR`.
 
-    Raises `DataError` if there is no room for that file.
+    Raises `DataError` if there is no space for that file.
     """
     if not isinstance(pixels, Sequence):
         pixels = list(pixels)
-    batch = _room((len(pixels), spec.size, spec.size, 3))
-    for place, image in enumerate(pixels):
-        batch[place] = prepare(image, spec)
+    batch = _allocate((len(pixels), spec.size, spec.size, 3))
+    for index, image in enumerate(pixels):
+        batch[index] = prepare(image, spec)
     return batch
 
 
-def _room(shape: tuple[int, ...]) -> Batch:
+def _allocate(shape: tuple[int, ...]) -> Batch:
     size = math.prod(shape)
-    if size <= IN_MEMORY:
+    if size <= MAX_IN_MEMORY_BYTES:
         return np.empty(shape, dtype=np.uint8)
     folder = os.environ.get("TMPDIR", "/var/tmp")
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a hole that finds no room later would kill the process
+            os.posix_fallocate(file.fileno(), 0, size)  # a write to a sparse file on a full disk would kill the process
             return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
     except OSError as error:
         raise DataError(
             f"{folder}: {size / 1e9:,.3g} GB for prepared images cannot be written ({error.strerror}); free some "
-            "room or set TMPDIR to a folder that has it"
+            "space or set TMPDIR to a folder on another disk"
         ) from None
 
 
 class Augmenter:
-    """Draws views of images; the same seed draws the same views."""
+    """Draws random views of images; the same seed draws the same views."""
 
     def __init__(self, settings: AugmentSection, spec: Preprocessing) -> None:
         self.settings = without_forbidden(settings)
         self.spec = spec
 
     def strength(self, epoch: int) -> float:
-        """How strong epoch number `epoch` (from 0) is augmented, 0..1: it rises over the `warm_up` epochs."""
+        """Strength of the augmentation, 0..1, in epoch `epoch` (from 0); it ramps up over the `warm_up` epochs."""
         return min(1.0, (epoch + 1) / (self.settings.warm_up + 1))
 
     def view(self, image: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
@@ -92,15 +92,17 @@ class Augmenter:
         if settings.vertical_flip and rng.random() < 0.5:
             image = image[::-1]
         image = self._crop(self._rotate(np.ascontiguousarray(image), rng, strength), rng, strength)
-        seen = prepare(np.ascontiguousarray(image), self.spec)
-        tensor = torch.from_numpy(seen).permute(2, 0, 1)
-        with torch.random.fork_rng(devices=[]):  # torchvision knows no other random state than torch's own
+        resized = prepare(np.ascontiguousarray(image), self.spec)
+        tensor = torch.from_numpy(resized).permute(2, 0, 1)
+        with torch.random.fork_rng(devices=[]):  # torchvision only draws from torch's global generator
             torch.manual_seed(int(rng.integers(2**31)))
-            light = v2.ColorJitter(brightness=settings.brightness * strength, contrast=settings.contrast * strength)
-            tensor = light(tensor)
+            jitter = v2.ColorJitter(brightness=settings.brightness * strength, contrast=settings.contrast * strength)
+            tensor = jitter(tensor)
             if settings.randaugment:
-                steps = light_steps(settings.randaugment, round(settings.magnitude * strength), settings.forbid)
-                tensor = steps(tensor.flip(0)).flip(0)  # red-green-blue in between
+                augment = photometric_randaugment(
+                    settings.randaugment, round(settings.magnitude * strength), settings.forbid
+                )
+                tensor = augment(tensor.flip(0)).flip(0)  # RandAugment expects RGB
         return np.ascontiguousarray(tensor.permute(1, 2, 0).numpy())
 
     def views(
@@ -114,27 +116,26 @@ class Augmenter:
     ) -> Batch:
         """One view of each image, or of those at `rows`, uint8 [rows, size, size, 3].
 
-        A view follows from (`seed`, row) alone, whatever is drawn before or beside it. Some are mixed with the view of
-        another image (CutMix, then mixup) unless `mixed` is off, as it must be where nobody answers for the mix:
-        training on the labels of the images.
+        A view depends only on (`seed`, row). Some views are mixed with a view of another image (CutMix, then mixup)
+        unless `mixed` is off, which training on the images' own labels requires.
         """
         wanted = range(len(images)) if rows is None else [int(row) for row in rows]
         batch = np.empty((len(wanted), self.spec.size, self.spec.size, 3), dtype=np.uint8)
-        for place, row in enumerate(wanted):
-            batch[place] = self._drawn(images, seed, row, strength, mixed)
+        for index, row in enumerate(wanted):
+            batch[index] = self._draw(images, seed, row, strength, mixed)
         return batch
 
-    def _drawn(self, images: Sequence[Pixels], seed: Sequence[int], row: int, strength: float, mixed: bool) -> Pixels:
+    def _draw(self, images: Sequence[Pixels], seed: Sequence[int], row: int, strength: float, mixed: bool) -> Pixels:
         rng = np.random.default_rng((*seed, row))
         view = self.view(images[row], rng, strength)
         if mixed and rng.random() < self.settings.cutmix:
             top, left, height, width = _box(self.spec.size, rng)
-            other = self._drawn(images, seed, int(rng.integers(len(images))), strength, mixed=False)
+            other = self._draw(images, seed, int(rng.integers(len(images))), strength, mixed=False)
             view[top : top + height, left : left + width] = other[top : top + height, left : left + width]
         if mixed and rng.random() < self.settings.mixup:
-            share = float(rng.uniform())  # Beta(1, 1): Zhang et al., "mixup", 2018; the teacher answers for any
-            other = self._drawn(images, seed, int(rng.integers(len(images))), strength, mixed=False)
-            view = np.rint(share * view.astype(np.float32) + (1 - share) * other).astype(np.uint8)
+            weight = float(rng.uniform())  # Beta(1, 1): Zhang et al., "mixup", 2018
+            other = self._draw(images, seed, int(rng.integers(len(images))), strength, mixed=False)
+            view = np.rint(weight * view.astype(np.float32) + (1 - weight) * other).astype(np.uint8)
         return view
 
     def _rotate(self, image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
@@ -143,8 +144,8 @@ class Augmenter:
         height, width = image.shape[:2]
         angle = float(rng.uniform(-1, 1)) * self.settings.rotate_degrees * strength
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-        turned = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
-        return np.asarray(turned, dtype=np.uint8)
+        rotated = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+        return np.asarray(rotated, dtype=np.uint8)
 
     def _crop(self, image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
         smallest = self.settings.crop_scale + (1.0 - self.settings.crop_scale) * (1.0 - strength)
@@ -156,14 +157,14 @@ class Augmenter:
         return image[top : top + keep_h, left : left + keep_w]
 
 
-def light_steps(steps: int, magnitude: int, forbid: Sequence[str] = ()) -> v2.RandAugment:
-    """RandAugment (Cubuk et al., 2020) of light, colour and sharpness alone, without what is forbidden.
+def photometric_randaugment(operations: int, magnitude: int, forbid: Sequence[str] = ()) -> v2.RandAugment:
+    """RandAugment (Cubuk et al., 2020) with photometric operations only, without those in `forbid`.
 
-    Geometry is left to the settings that allow it by name: a shear or a shift is not what every camera could see.
+    Geometry is left to the explicit settings: not every camera could see a shear or a translation.
     """
-    names = {"Identity"} | {step for name, step in LIGHT_STEPS.items() if name not in forbid}
-    augment = v2.RandAugment(num_ops=steps, magnitude=magnitude)
-    augment._AUGMENTATION_SPACE = {name: how for name, how in augment._AUGMENTATION_SPACE.items() if name in names}
+    names = {"Identity"} | {op for name, op in PHOTOMETRIC_OPS.items() if name not in forbid}
+    augment = v2.RandAugment(num_ops=operations, magnitude=magnitude)
+    augment._AUGMENTATION_SPACE = {name: op for name, op in augment._AUGMENTATION_SPACE.items() if name in names}
     return augment
 
 

@@ -58,7 +58,7 @@ def run(context: RunContext) -> StageResult:
             if recipe.student.feature_layers:
                 BlockCache.make(cache, recipe, teacher)
     distributed.from_main("view cache ready")
-    data.train.forget()
+    data.train.release()
     labels_only = recipe.student.labels_only and distributed.is_main()
     with _in_parallel(_train_labels_only, recipe, context.root) if labels_only else nullcontext() as other:
         curves = Curves(recipe, context.root)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eyas_host.data.loader import Rows, in_turn
+from eyas_host.data.loader import Rows, ordered_batches
 from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
@@ -203,7 +203,7 @@ class BlockCache:
         missing = [path for path in paths if not path.exists()]
         _room(cache, one * count * len(missing), one, recipe.student.cache_gb)
         write_bytes(cache.root / "blocks.json", msgspec.json.encode(shapes))
-        turns = in_turn(count)
+        turns = ordered_batches(count)
         with meter("the teacher's blocks", len(missing) * len(turns)) as bar:
             for path in missing:
                 with atomic_write(path) as temporary, temporary.open("wb") as stream:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eyas_host.data.loader import Rows, Stream
+from eyas_host.data.loader import BatchLoader, Rows
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.bootstrap import Floats
@@ -34,7 +34,7 @@ class SupervisedTask:
         self.recipe = recipe
         self.split = split
         self.device = pick_device(recipe.run.device)
-        self.stream = Stream(recipe, split.train)
+        self.stream = BatchLoader(recipe, split.train)
         self.validation = prepared(split.validation.pixels, self.stream.augmenter.spec)
         self.targets = torch.from_numpy(split.train.targets).to(self.device)
         self.loss = teacher_loss(recipe, self.targets, len(split.labels))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from eyas_host.data.loader import Rows, in_turn
+from eyas_host.data.loader import Rows, ordered_batches
 from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import to_tensor
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
@@ -55,9 +55,9 @@ class _Teaching:
     def head(self) -> list[Epoch]:
         """Stage 1: the head on the frozen backbone's features."""
         settings, classifier = self.recipe.teacher, self.model.classifier
-        lesson, turns = self.lesson, in_turn(len(self.lesson.targets))
+        lesson, turns = self.lesson, ordered_batches(len(self.lesson.targets))
         features = [_features(self.model, turns, self._views(turns, 1, number, 0)) for number in range(_HEAD_ROUNDS)]
-        turns = in_turn(len(lesson.validation))
+        turns = ordered_batches(len(lesson.validation))
         images = (to_tensor(lesson.validation[share(rows)], lesson.device) for rows in turns)
         held_out = _features(self.model, turns, images)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from eyas_host.data.loader import Rows, Stream, in_turn
+from eyas_host.data.loader import BatchLoader, Rows, ordered_batches
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import pick_device, to_tensor
@@ -85,7 +85,7 @@ class ViewCache:
             say(f"  cached views: {len(missing)} x {count:,} images, {_gb(needed)} in {root}")
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
-        stream, turns = Stream(recipe, split.train), in_turn(count)
+        stream, turns = BatchLoader(recipe, split.train), ordered_batches(count)
         with meter("views and the teacher's answers", len(missing) * len(turns)) as bar:
             for path in missing:
                 logits = []

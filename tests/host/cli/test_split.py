@@ -58,7 +58,7 @@ def test_the_same_image_twice_is_dropped(place: Path) -> None:
     assert manifest.copies == 10 and "10 exact copies dropped" in told
     assert not any("copy" in path for path in sides(manifest))
     with (place / "runs/toy/split/index.csv").open(newline="") as stream:
-        parts = [row["part"] for row in csv.DictReader(stream)]
+        parts = [row["split"] for row in csv.DictReader(stream)]
     assert len(parts) == 100 and sum(part.startswith("copy of ") for part in parts) == 10
 
 
@@ -227,8 +227,8 @@ def test_unreadable_images_are_listed_where_they_are_allowed(place: Path) -> Non
     manifest, told = divided(place, "data.skip_unreadable=true")
     assert len(manifest.unreadable) == 1 and "1 unreadable left out" in told and "left out: " in told
     with (place / "runs/toy/split/index.csv").open(newline="") as stream:
-        (line,) = [row for row in csv.DictReader(stream) if row["part"].startswith("unreadable")]
-    assert line["path"].endswith("ring/000.png") and "0 bytes" in line["part"]
+        (line,) = [row for row in csv.DictReader(stream) if row["split"].startswith("unreadable")]
+    assert line["path"].endswith("ring/000.png") and "0 bytes" in line["split"]
 
 
 # The verbs
@@ -238,7 +238,7 @@ def test_help_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     done = inside.eyas(tmp_path, "split", "--help")
     assert done.code == 0
-    for word in ("path,label[,group,time]", 'by = "time"', "near_duplicates", "index.csv", "ledger.jsonl", "gap_days"):
+    for word in ("path,label[,group,time]", 'by = "time"', "near_duplicates", "index.csv", "access.jsonl", "gap_days"):
         assert word in done.out
 
 

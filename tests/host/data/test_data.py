@@ -20,7 +20,7 @@ from eyas_device.preprocess import Preprocessing, prepare, read_image
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import Index, build_index
 from eyas_host.data.sources import ELPV_NOTICE, LabelledImage
-from eyas_host.data.split import PARTS, Split, SplitManifest, data_hash, save_split, split_index
+from eyas_host.data.split import SPLITS, Split, SplitManifest, data_hash, save_split, split_index
 from eyas_host.data.transforms import Augmenter, prepared
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
@@ -204,10 +204,10 @@ def test_split_is_whole_fair_and_repeatable(
         strata = max(sum(1 for label, _ in counts if label == own) for own in whole.labels)
         assert smallest * min(parts) < strata, error  # a class with a whole image for each part is never refused
         return
-    chosen = [{p.sha256 for p in part_of(manifest, part)} for part in PARTS]
+    chosen = [{p.sha256 for p in part_of(manifest, part)} for part in SPLITS]
     assert sum(map(len, chosen)) == len(whole.images)
     assert set().union(*chosen) == {p.sha256 for p in whole.images}
-    for part, share in zip(PARTS, parts, strict=True):
+    for part, share in zip(SPLITS, parts, strict=True):
         images = part_of(manifest, part)
         got = Counter((p.label, p.stratum) for p in images)
         for key, total in counts.items():
@@ -217,7 +217,7 @@ def test_split_is_whole_fair_and_repeatable(
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     moved = [msgspec.structs.replace(p, path=f"/elsewhere/{n}") for n, p in enumerate(shuffled)]
     again = split_index(msgspec.structs.replace(whole, images=tuple(moved)), DataSection(split=parts), seed)
-    for part in PARTS:
+    for part in SPLITS:
         assert [p.sha256 for p in part_of(again, part)] == [p.sha256 for p in part_of(manifest, part)]
     assert data_hash(again) == data_hash(manifest)
 
@@ -232,7 +232,7 @@ def test_seeds_differ_and_the_data_hash_does_not() -> None:
 
 
 def test_too_few_images(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"too few images: the validation part would have none of .*ring"):
+    with pytest.raises(DataError, match=r"too few images: the validation split would have none of .*ring"):
         split_index(index(folder), DataSection(split=(0.9, 0.05, 0.05)), 0)
 
 
@@ -242,16 +242,16 @@ def split(folder: Path, tmp_path: Path) -> Split:
     return Split.load(tmp_path / "run")
 
 
-def test_the_ledger_counts_openings_and_outlives_the_split(split: Split, tmp_path: Path) -> None:
+def test_the_access_log_survives_a_new_split(split: Split, tmp_path: Path) -> None:
     assert split.test_accesses() == []
     assert len(split.train) == len(split.validation) == 2 and split.test_accesses() == []
-    assert [p.label for p in split.open_test("a look", early=True).images] == ["ring", "square"]
-    split.open_test("another", early=True)
+    assert [p.label for p in split.open_test("one", early=True).images] == ["ring", "square"]
+    split.open_test("two", early=True)
     shutil.rmtree(tmp_path / "run" / "split")
     save_split(split.manifest, tmp_path / "run")
-    openings = Split.load(tmp_path / "run").test_accesses()
-    assert [o.reason for o in openings] == ["a look", "another"]
-    assert openings[0].time <= openings[1].time
+    accesses = Split.load(tmp_path / "run").test_accesses()
+    assert [access.reason for access in accesses] == ["one", "two"]
+    assert accesses[0].time <= accesses[1].time
     assert not hasattr(split, "test")
 
 
@@ -277,7 +277,7 @@ def test_forgotten_pixels_are_read_and_checked_again(split: Split) -> None:
     before = split.train.pixels[0].copy()
     Path(split.manifest.train[0].path).write_bytes(b"")
     assert np.array_equal(split.train.pixels[0], before)
-    split.train.forget()
+    split.train.release()
     with pytest.raises(DataError):
         _ = split.train.pixels[0]
 

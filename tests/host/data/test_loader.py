@@ -18,7 +18,7 @@ from eyas_host.data import dataset as part_module
 from eyas_host.data import transforms as views_module
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import build_index
-from eyas_host.data.loader import Rows, Stream, draw_ahead, in_turn, worker_count
+from eyas_host.data.loader import BatchLoader, Rows, ordered_batches, prefetch, worker_count
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe
@@ -57,18 +57,18 @@ def test_a_view_is_the_same_whoever_draws_it_in_whatever_order(
     recipe = recipe_of(shape_images, workers)
     whole = Augmenter(MIXED, recipe.image.preprocessing()).views(part.pixels, SEED)
     order = np.random.default_rng(0).permutation(23)
-    for batches in (in_turn(23, 5), [order[:9], order[9:]], [order]):
-        drawn = list(Stream(recipe, part).views(batches, SEED))
+    for batches in (ordered_batches(23, 5), [order[:9], order[9:]], [order]):
+        drawn = list(BatchLoader(recipe, part).views(batches, SEED))
         assert [len(one) for one in drawn] == [len(rows) for rows in batches]
         assert all(np.array_equal(one, whole[rows]) for one, rows in zip(drawn, batches, strict=True))
-    weak = next(Stream(recipe, part).views([np.array([7])], SEED, strength=0.3, mixed=False))
+    weak = next(BatchLoader(recipe, part).views([np.array([7])], SEED, strength=0.3, mixed=False))
     assert weak.shape == (1, 32, 32, 3) and not np.array_equal(weak[0], whole[7])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_without_augmentation(part: ImageDataset, shape_images: Path, workers: int) -> None:
     recipe = recipe_of(shape_images, workers)
-    drawn = np.concatenate(list(Stream(recipe, part).prepared(in_turn(23, 6))))
+    drawn = np.concatenate(list(BatchLoader(recipe, part).prepared(ordered_batches(23, 6))))
     assert np.array_equal(drawn, prepared(part.pixels, recipe.image.preprocessing()))
 
 
@@ -77,7 +77,7 @@ def test_many_prepared_images_lie_in_a_file(
 ) -> None:
     spec = recipe_of(shape_images).image.preprocessing()
     small = prepared(part.pixels, spec)
-    monkeypatch.setattr(views_module, "IN_MEMORY", small.nbytes - 1)
+    monkeypatch.setattr(views_module, "MAX_IN_MEMORY_BYTES", small.nbytes - 1)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     large = prepared(part.pixels, spec)
     assert isinstance(large, np.memmap) and not isinstance(small, np.memmap)
@@ -95,14 +95,16 @@ def test_training_keeps_its_random_state(part: ImageDataset, shape_images: Path,
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
-    seen = [torch.rand(1) for _ in Stream(recipe_of(shape_images, workers), part).views(in_turn(23, 6), SEED)]
+    seen = [
+        torch.rand(1) for _ in BatchLoader(recipe_of(shape_images, workers), part).views(ordered_batches(23, 6), SEED)
+    ]
     assert torch.equal(torch.cat(seen), expected)
 
 
 def test_a_teacher_is_the_same_with_and_without_workers(shape_images: Path, tmp_path: Path) -> None:
     """Both stages, to the bit."""
     data = DataSection(path=str(shape_images), limit=30, split=(0.6, 0.2, 0.2))
-    split = Split(split_index(build_index(data), data, 0), tmp_path / "ledger")
+    split = Split(split_index(build_index(data), data, 0), tmp_path / "run")
     teacher = TeacherSection(model="mobilenetv3_small_050", weights="random", head_epochs=1, epochs=1, batch=8)
     states = []
     for workers in (0, 2):
@@ -111,9 +113,9 @@ def test_a_teacher_is_the_same_with_and_without_workers(shape_images: Path, tmp_
     assert all(torch.equal(one, two) for one, two in zip(*(state.values() for state in states), strict=True))
 
 
-def test_all_rows_in_turn() -> None:
-    assert [len(rows) for rows in in_turn(50, 8)] == [8] * 6 + [2]
-    assert np.array_equal(np.concatenate(in_turn(50, 8)), np.arange(50)) and in_turn(0) == []
+def test_all_rows_ordered_batches() -> None:
+    assert [len(rows) for rows in ordered_batches(50, 8)] == [8] * 6 + [2]
+    assert np.array_equal(np.concatenate(ordered_batches(50, 8)), np.arange(50)) and ordered_batches(0) == []
 
 
 def test_workers_share_what_was_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +128,10 @@ def test_workers_share_what_was_decoded(tmp_path: Path, monkeypatch: pytest.Monk
             assert cv2.imwrite(str(tmp_path / label / f"{number}.png"), image)
     index = build_index(DataSection(path=str(tmp_path)))
     sizes = [40 * (32 + 8 * (number % 4)) * 3 for number in range(8)]
-    monkeypatch.setattr(part_module, "KEPT_BYTES", sum(sizes[:5]))
+    monkeypatch.setattr(part_module, "MAX_CACHED_BYTES", sum(sizes[:5]))
     part = ImageDataset(index.images, index.labels)
     before = [pixels.copy() for pixels in ImageDataset(index.images, index.labels).pixels]
-    list(Stream(recipe_of(tmp_path, 1), part).prepared(in_turn(8, 1)))
+    list(BatchLoader(recipe_of(tmp_path, 1), part).prepared(ordered_batches(8, 1)))
     for image in part.images[:5]:
         Path(image.path).unlink()
     assert all(np.array_equal(part.pixels[n], before[n]) for n in range(8))
@@ -150,7 +152,7 @@ def test_a_file_that_changed_stops_training_with_one_line(tmp_path: Path, worker
     Path(part.images[5].path).write_bytes(b"other bytes")
     seen = []
     with pytest.raises(DataError) as caught:
-        seen.extend(Stream(recipe_of(tmp_path, workers), part).prepared(in_turn(8, 2)))
+        seen.extend(BatchLoader(recipe_of(tmp_path, workers), part).prepared(ordered_batches(8, 2)))
     assert str(caught.value).startswith(part.images[5].path) and "\n" not in str(caught.value)
     assert len(seen) == 2  # the two batches before it, in order
 
@@ -164,7 +166,7 @@ def test_a_killed_worker_is_said_with_what_to_do() -> None:
         return np.zeros((len(rows), 32, 32, 3), dtype=np.uint8)
 
     with pytest.raises(TrainError, match=r"killed.*smaller \[run\] workers than 1, or 0"):
-        list(draw_ahead(draw, in_turn(4, 1), 1))
+        list(prefetch(draw, ordered_batches(4, 1), 1))
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL  # torch's raises at any later place
 
 
@@ -174,20 +176,20 @@ def test_a_fault_of_ours_is_not_hidden() -> None:
 
     for workers in (0, 1):
         with pytest.raises(RuntimeError, match="a bug"):
-            list(draw_ahead(draw, in_turn(2), workers))
+            list(prefetch(draw, ordered_batches(2), workers))
 
 
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     """A run that is killed may be started again at once: no child holds its lock."""
     code = f"""
 import fcntl, os, signal, time, numpy as np
-from eyas_host.data.loader import draw_ahead, in_turn
+from eyas_host.data.loader import ordered_batches, prefetch
 lock = open({str(tmp_path / "lock")!r}, "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 def draw(rows):
     time.sleep(0 if rows[0] == 0 else 60)
     return np.zeros((1, 8, 8, 3), dtype=np.uint8)
-next(iter(draw_ahead(draw, in_turn(9, 1), 2)))
+next(iter(prefetch(draw, ordered_batches(9, 1), 2)))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
@@ -230,15 +232,15 @@ import torch
 from pathlib import Path
 from eyas_host.data import dataset
 from eyas_host.data.index import build_index
-from eyas_host.data.loader import Stream, in_turn
+from eyas_host.data.loader import BatchLoader, ordered_batches
 from eyas_host.recipe import DataSection, ImageSection, Recipe, RunSection
 torch.set_num_threads(1)
-dataset.KEPT_BYTES = 1 << 20
+dataset.MAX_CACHED_BYTES = 1 << 20
 recipe = Recipe(run=RunSection(name="a", device="cpu", workers=0), image=ImageSection(size=224))
 index = build_index(DataSection(path={str(tmp_path)!r}, near_duplicates=0))
 for count in (150, 700):
     some = dataset.ImageDataset(index.images[:count], index.labels)
-    seen = sum(len(batch) for batch in Stream(recipe, some).views(in_turn(count, 16), (0, 2)))
+    seen = sum(len(batch) for batch in BatchLoader(recipe, some).views(ordered_batches(count, 16), (0, 2)))
     peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
     print(seen, int(peak) / 1024)
 """

@@ -188,7 +188,7 @@ def test_index_tells_size_and_mode(place: Path, mode: str, suffix: str, wanted: 
     image.save(place / "images/ring" / f"made.{suffix}")
     index = build_index(DataSection(path=str(place / "images")))
     made = next(p for p in index.images if "made" in p.path)
-    look = index.looks[made.sha256]
+    look = index.files[made.sha256]
     assert (look.mode, look.bits) == wanted
     assert (look.width, look.height) == (60, 40)
 

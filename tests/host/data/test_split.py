@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
-from eyas_host.data.assign import DAY, divide, divide_by_time
+from eyas_host.data.assign import DAY, assign_by_time, assign_stratified
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.duplicates import BITS, cluster_hashes, perceptual_hash
-from eyas_host.data.index import Index, Look
+from eyas_host.data.index import FileInfo, Index
 from eyas_host.data.sources import LabelledImage
-from eyas_host.data.split import PARTS, SplitManifest, split_index
+from eyas_host.data.split import SPLITS, SplitManifest, split_index
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from tests.support.shapes import SHAPES, draw_shape
@@ -34,8 +34,8 @@ def made_up(rows: Sequence[tuple[str, str, float | None]], hashes: Sequence[byte
         LabelledImage(path=f"/p/{number}.png", label=label, sha256=f"{number:06d}", group=group, time=moment)
         for number, (label, group, moment) in enumerate(rows)
     )
-    looks = {p.sha256: Look(8, 8, "grey", 8, value) for p, value in zip(images, hashes, strict=False)}
-    return Index(images=images, labels=tuple(sorted({p.label for p in images})), looks=looks)
+    files = {p.sha256: FileInfo(8, 8, "grey", 8, value) for p, value in zip(images, hashes, strict=False)}
+    return Index(images=images, labels=tuple(sorted({p.label for p in images})), files=files)
 
 
 def parts_of(manifest: SplitManifest) -> dict[str, tuple[LabelledImage, ...]]:
@@ -75,11 +75,11 @@ def test_units_are_never_divided_and_shares_are_near(
     for place, image in enumerate(images):
         places.setdefault(image.group, []).append(place)
     bound = [group for group in places.values() if len(group) > 1]
-    chosen = divide(images, bound, THIRDS, seed, fold)
+    chosen = assign_stratified(images, bound, THIRDS, seed, fold)
     assert sorted(place for part in chosen for place in part) == list(range(len(images)))
     side = {place: number for number, part in enumerate(chosen) for place in part}
     assert all(len({side[place] for place in unit}) == 1 for unit in bound)
-    assert chosen == divide(images, bound, THIRDS, seed, fold)
+    assert chosen == assign_stratified(images, bound, THIRDS, seed, fold)
     test = 1 / fold[1] if fold[1] else THIRDS[2]
     largest = max(map(len, bound), default=1)
     for part, share in zip(chosen, (0.7 * (1 - test) / 0.85, 0.15 * (1 - test) / 0.85, test), strict=True):
@@ -96,7 +96,7 @@ def test_folds_of_whole_groups_are_disjoint_and_cover_everything(
     for place, image in enumerate(images):
         places.setdefault(image.group, []).append(place)
     bound = [group for group in places.values() if len(group) > 1]
-    tests = [divide(images, bound, THIRDS, seed, (fold, folds))[2] for fold in range(folds)]
+    tests = [assign_stratified(images, bound, THIRDS, seed, (fold, folds))[2] for fold in range(folds)]
     assert sorted(place for test in tests for place in test) == list(range(len(images)))
 
 
@@ -106,7 +106,7 @@ def test_many_small_groups_give_the_shares_of_every_class() -> None:
     manifest = split_index(made_up(rows), DataSection(), 3)
     assert manifest.by == "group" and "by group" in manifest.strategy
     assert sum(manifest.groups.values()) == 600
-    for part, share in zip(PARTS, THIRDS, strict=True):
+    for part, share in zip(SPLITS, THIRDS, strict=True):
         for label in "ab":
             wanted = share * sum(own == label for own, _, _ in rows)
             assert abs(manifest.counts[part][label] - wanted) < 0.03 * wanted + 3
@@ -206,7 +206,7 @@ def test_class_in_too_few_groups() -> None:
 
 def test_class_with_two_images() -> None:
     rows = [("a", "", None)] * 40 + [("b", "", None)] * 2
-    assert "too few images: the validation part would have none of b" in refused(made_up(rows), DataSection())
+    assert "too few images: the validation split would have none of b" in refused(made_up(rows), DataSection())
 
 
 def test_scarce_classes_reach_every_part_where_they_can() -> None:
@@ -215,7 +215,7 @@ def test_scarce_classes_reach_every_part_where_they_can() -> None:
     rows += [("b", f"g{10 * (n // 4)}", None) for n in range(12)]
     for seed in range(10):
         manifest = split_index(made_up(rows), DataSection(), seed)
-        assert all(manifest.counts[part]["b"] for part in PARTS)
+        assert all(manifest.counts[part]["b"] for part in SPLITS)
 
 
 # Time
@@ -235,7 +235,7 @@ def test_training_comes_before_validation_before_test(days: list[int], gap: floa
     taken: set[int] = set()
     disjoint = [kept for one in clusters if len(kept := [p for p in one if not (p in taken or taken.add(p))]) > 1]  # type: ignore[func-returns-value]
     images = along(days).images
-    chosen, aside = divide_by_time(images, disjoint, THIRDS, gap)
+    chosen, aside = assign_by_time(images, disjoint, THIRDS, gap)
     everything = [place for part in (*chosen, *aside.values()) for place in part]
     assert sorted(everything) == list(range(len(days)))
     times = [[images[place].time or 0.0 for place in part] for part in chosen]
@@ -261,7 +261,7 @@ def test_near_duplicates_of_the_past_are_set_aside() -> None:
     index = made_up([("ab"[n % 2], "", n * DAY) for n in range(100)], hashes)
     manifest = split_index(index, DataSection(by="time"), 0)
     (why, twins), *others = manifest.set_aside.items()
-    assert why == "near-duplicate of an earlier part" and [p.path for p in twins] == ["/p/90.png"] and not others
+    assert why == "near-duplicate of an earlier split" and [p.path for p in twins] == ["/p/90.png"] and not others
 
 
 def test_gap_that_swallows_a_part() -> None:
@@ -276,7 +276,7 @@ def test_one_moment_cannot_be_divided() -> None:
 def test_class_that_ended_before_the_test() -> None:
     rows = [("a", "", n * DAY) for n in range(100)] + [("b", "", n * DAY) for n in range(20)]
     told = refused(made_up(rows), DataSection(by="time"))
-    assert "none of b ('b' was seen from 1970-01-01 to 1970-01-20, the part is from" in told
+    assert "none of b ('b' was taken from 1970-01-01 to 1970-01-20, the split is from" in told
 
 
 # Near-duplicates

@@ -1,22 +1,19 @@
-"""Augmentation: what a domain forbids is never drawn, RandAugment, mixup, warm-up, and the sheet that shows it all."""
+"""Augmentation: geometry, light, mixing, RandAugment, forbidden augmentations, ramp-up, and the preview sheet."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import msgspec
 import numpy as np
 import pytest
-import torch
-from torchvision.transforms import v2
 
 from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
 from eyas_host.data.preview import write_preview
 from eyas_host.data.split import Split, save_split, split_index
-from eyas_host.data.transforms import LIGHT_STEPS, Augmenter, light_steps, prepared
+from eyas_host.data.transforms import PHOTOMETRIC_OPS, Augmenter, photometric_randaugment, prepared
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment import AugmentSection
@@ -40,66 +37,67 @@ def frames() -> list[np.ndarray]:
     return [draw_shape(label, seed, 60 + 4 * seed, 50) for label in SHAPES[:3] for seed in range(4)]
 
 
-# The same views as ever
+# Views
 
 
-def as_ever(settings: AugmentSection, images: Sequence[np.ndarray], seed: tuple[int, ...]) -> np.ndarray:
-    """The views written down a second time: which number is drawn when, for what, by a generator of each image."""
-    views = []
-    for row in range(len(images)):
-        view, rng = as_ever_alone(settings, images, seed, row)
-        if rng.random() < settings.cutmix:
-            side = max(1, round(SPEC.size * np.sqrt(rng.uniform())))
-            top, left = rng.integers(SPEC.size - side + 1), rng.integers(SPEC.size - side + 1)
-            box = np.s_[top : top + side, left : left + side]
-            view[box] = as_ever_alone(settings, images, seed, rng.integers(len(images)))[0][box]
-        if rng.random() < settings.mixup:
-            share = rng.uniform()
-            other = as_ever_alone(settings, images, seed, rng.integers(len(images)))[0]
-            view = np.rint(share * view.astype(np.float32) + (1 - share) * other.astype(np.float32)).astype(np.uint8)
-        views.append(view)
-    return np.stack(views)
+def test_without_augmentation_a_view_is_the_prepared_image(frames: list[np.ndarray]) -> None:
+    assert np.array_equal(Augmenter(STILL, SPEC).views(frames, (0, 1)), prepared(frames, SPEC))
 
 
-def as_ever_alone(
-    settings: AugmentSection, images: Sequence[np.ndarray], seed: tuple[int, ...], row: int
-) -> tuple[np.ndarray, np.random.Generator]:
-    rng, image = np.random.default_rng((*seed, row)), images[row]
-    if settings.quarter_turns:
-        image = np.rot90(image, rng.integers(4))
-    if settings.horizontal_flip and rng.random() < 0.5:
-        image = np.fliplr(image)
-    if settings.vertical_flip and rng.random() < 0.5:
-        image = np.flipud(image)
-    height, width = image.shape[:2]
-    if settings.rotate_degrees:
-        angle = rng.uniform(-1, 1) * settings.rotate_degrees
-        turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-        image = np.ascontiguousarray(image)
-        image = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT_101)
-    scale = np.sqrt(rng.uniform(settings.crop_scale, 1.0))
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-    seen = prepare(np.ascontiguousarray(image[top : top + rows, left : left + columns]), SPEC)
-    torch.manual_seed(int(rng.integers(2**31)))
-    light = v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast)
-    return np.ascontiguousarray(light(torch.from_numpy(seen).permute(2, 0, 1)).permute(1, 2, 0).numpy()), rng
+def test_flips_and_quarter_turns_give_exactly_the_eight_orientations() -> None:
+    square = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    settings = msgspec.structs.replace(STILL, horizontal_flip=True, vertical_flip=True, quarter_turns=True)
+    views = {view.tobytes() for n in range(80) for view in Augmenter(settings, SPEC).views([square], (n,))}
+    rotated = [np.rot90(square, turns) for turns in range(4)]
+    assert views == {np.ascontiguousarray(one).tobytes() for r in rotated for one in (r, r[:, ::-1])}
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        AugmentSection(),
-        STILL,
-        AugmentSection(vertical_flip=True, quarter_turns=True, cutmix=0.4),
-        EVERYTHING,
-        AugmentSection(horizontal_flip=False, rotate_degrees=40.0, crop_scale=0.1, brightness=0.5, contrast=0.0),
-    ],
-)
-def test_old_settings_draw_the_views_they_always_drew(settings: AugmentSection, frames: list[np.ndarray]) -> None:
-    """Cached views and trained models of a recipe stay what they were when a new setting is added."""
-    for seed in ((0, 5, 1), (3, 1)):
-        assert np.array_equal(Augmenter(settings, SPEC).views(frames, seed), as_ever(settings, frames, seed))
+def test_a_view_depends_on_seed_and_row_only(frames: list[np.ndarray]) -> None:
+    augmenter = Augmenter(EVERYTHING, SPEC)
+    views = augmenter.views(frames, (0, 5, 1))
+    assert np.array_equal(augmenter.views(frames, (0, 5, 1), rows=[7, 2]), views[[7, 2]])
+    assert not np.array_equal(augmenter.views(frames, (0, 5, 2)), views)
+
+
+def test_crops_enlarge_a_part_of_at_least_the_asked_area() -> None:
+    ramp = np.repeat(np.arange(0, 256, 2, dtype=np.uint8)[None, :, None], 128, 0).repeat(3, 2)
+    settings = msgspec.structs.replace(STILL, crop_scale=0.25)
+    views = np.concatenate([Augmenter(settings, SPEC).views([ramp], (n,)) for n in range(60)])
+    spans = views[:, 16, -1, 0].astype(int) - views[:, 16, 0, 0]
+    assert spans.min() >= 0.45 * 254 and spans.max() > 0.9 * 240 and len(set(spans.tolist())) > 20
+
+
+def test_rotation_stays_within_the_bound() -> None:
+    bar = np.zeros((65, 65, 3), np.uint8)
+    bar[30:35] = 255
+    settings = msgspec.structs.replace(STILL, rotate_degrees=20.0)
+    angles = []
+    for n in range(40):
+        rows, columns = np.nonzero(Augmenter(settings, Preprocessing(size=64)).views([bar], (n,))[0, :, 8:-8, 0] > 200)
+        angles.append(np.degrees(np.arctan(np.polyfit(columns, rows, 1)[0])))
+    assert max(map(abs, angles)) < 21 and max(angles) > 12 and min(angles) < -12
+
+
+def test_brightness_and_contrast_stay_within_their_bounds() -> None:
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    levels = [
+        int(Augmenter(msgspec.structs.replace(STILL, brightness=0.3), SPEC).views([grey], (n,))[0, 0, 0, 0])
+        for n in range(60)
+    ]
+    assert 69 <= min(levels) < 78 and 122 < max(levels) <= 131
+
+
+def test_cutmix_pastes_a_patch_of_another_view() -> None:
+    black, white = np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)
+    settings = msgspec.structs.replace(STILL, cutmix=1.0)
+    views = np.concatenate([Augmenter(settings, SPEC).views([black, white], (n,), rows=[0]) for n in range(60)])
+    assert set(np.unique(views).tolist()) == {0, 255}
+    pasted = (views[..., 0] == 255).mean(axis=(1, 2))
+    assert 0.25 < (pasted > 0).mean() < 0.75  # the other image is the image itself in half of the draws
+    for view in views[pasted > 0]:
+        rows, columns = np.nonzero(view[..., 0])
+        assert np.ptp(rows) == np.ptp(columns) and len(rows) == (np.ptp(rows) + 1) ** 2
+    assert not Augmenter(settings, SPEC).views([black, white], (0,), rows=[0], mixed=False).any()
 
 
 # Forbidden
@@ -152,7 +150,7 @@ def test_augmenter_never_draws_what_is_forbidden(name: str, frames: list[np.ndar
     rich = msgspec.structs.replace(EVERYTHING, randaugment=2)
     forbidden = Augmenter(msgspec.structs.replace(rich, forbid=(name,)), SPEC).views(frames, (1,))
     off = Augmenter(msgspec.structs.replace(rich, forbid=(), **{name: OFF[name]}), SPEC).views(frames, (1,))
-    if name in LIGHT_STEPS:  # RandAugment loses a step of that name too
+    if name in PHOTOMETRIC_OPS:  # RandAugment loses a step of that name too
         off = Augmenter(msgspec.structs.replace(rich, **{name: OFF[name]}, forbid=(name,)), SPEC).views(frames, (1,))
     assert np.array_equal(forbidden, off)
     assert not np.array_equal(forbidden, Augmenter(rich, SPEC).views(frames, (1,)))
@@ -162,10 +160,13 @@ def test_augmenter_never_draws_what_is_forbidden(name: str, frames: list[np.ndar
 
 
 def test_randaugment_has_no_geometry_and_no_forbidden_step() -> None:
-    names = set(light_steps(2, 9)._AUGMENTATION_SPACE)
-    assert names == {"Identity", *LIGHT_STEPS.values()}
-    assert set(light_steps(2, 9, ("solarize", "saturation"))._AUGMENTATION_SPACE) == names - {"Solarize", "Color"}
-    assert set(light_steps(1, 9, tuple(LIGHT_STEPS))._AUGMENTATION_SPACE) == {"Identity"}
+    names = set(photometric_randaugment(2, 9)._AUGMENTATION_SPACE)
+    assert names == {"Identity", *PHOTOMETRIC_OPS.values()}
+    assert set(photometric_randaugment(2, 9, ("solarize", "saturation"))._AUGMENTATION_SPACE) == names - {
+        "Solarize",
+        "Color",
+    }
+    assert set(photometric_randaugment(1, 9, tuple(PHOTOMETRIC_OPS))._AUGMENTATION_SPACE) == {"Identity"}
 
 
 def test_randaugment_leaves_every_edge_where_it_is() -> None:
@@ -184,7 +185,7 @@ def test_randaugment_leaves_every_edge_where_it_is() -> None:
 
 def test_saturation_knows_red_from_blue() -> None:
     """The only step left weighs the channels as a red-green-blue image's: pure blue is dark, pure red less so."""
-    others = tuple(name for name in LIGHT_STEPS if name != "saturation")
+    others = tuple(name for name in PHOTOMETRIC_OPS if name != "saturation")
     blue = np.zeros((32, 32, 3), dtype=np.uint8)
     blue[..., 0] = 200
     settings = msgspec.structs.replace(STILL, randaugment=1, magnitude=30, forbid=others)

@@ -75,9 +75,7 @@ def test_both_sides_stand_beside_each_other(place: Path, context: RunContext) ->
     assert (place / "figures.json").read_bytes() == (place / "runs/toy/baseline.json").read_bytes()
 
 
-def test_transfer_is_the_teacher_as_it_lies_there_and_the_test_part_stays_sealed(
-    place: Path, context: RunContext
-) -> None:
+def test_transfer_is_the_trained_teacher_and_the_test_set_stays_held_out(place: Path, context: RunContext) -> None:
     split = Split.load(context.root, context.recipe.image.preprocessing())
     probabilities = SupervisedTask(context.recipe, split).probabilities(checkpoints.load_teacher(context, 3))
     answers = np.asarray(probabilities).argmax(axis=1)

@@ -141,7 +141,7 @@ def test_the_int8_student_is_the_one_that_answers_closest_to_the_float_student(p
     assert divergence == pytest.approx(best, rel=1e-2) or divergence < best  # below it where calibration alone is kept
 
 
-def test_a_report_again_has_the_sensitivity_and_does_not_open_the_sealed_part_again(place: Path) -> None:
+def test_a_new_report_has_the_sensitivity_and_does_not_access_the_test_set_again(place: Path) -> None:
     done = eyas(place, "sensitivity", "models/shapes/recipe.toml", "--images", "10", *settings())
     assert "backbone.blocks.0.0.conv_dw" in done.out + done.err
     eyas(place, "distill", "models/shapes/recipe.toml", "--only", "report", *settings())
@@ -149,7 +149,7 @@ def test_a_report_again_has_the_sensitivity_and_does_not_open_the_sealed_part_ag
     assert len(report["sensitivity"]["layers"]) > 50
     assert "Sensitivity plot" in (place / "runs/shapes/report.html").read_text()
     assert report["test_accesses"] == 1
-    assert len((place / "runs/shapes/sealed/ledger.jsonl").read_text().splitlines()) == 1
+    assert len((place / "runs/shapes/test-set/access.jsonl").read_text().splitlines()) == 1
 
 
 def test_second_run_changes_nothing(place: Path) -> None:

@@ -142,7 +142,7 @@ def place(shape_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Place
     manifest = split_index(build_index(data), data, 0)
     torch.manual_seed(0)
     teacher = build("mobilenetv3_small_050", 5, "random")[0].eval()
-    return Place(recipe, Split(manifest, tmp_path_factory.mktemp("split") / "ledger"), teacher)
+    return Place(recipe, Split(manifest, tmp_path_factory.mktemp("run")), teacher)
 
 
 @pytest.fixture

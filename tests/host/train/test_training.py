@@ -203,7 +203,7 @@ def lesson_recipe(shape_images: Path) -> Recipe:
 def split(lesson_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Split:
     data = msgspec.structs.replace(lesson_recipe.data, split=(0.6, 0.2, 0.2))
     manifest = split_index(build_index(data), data, 0)
-    return Split(manifest, tmp_path_factory.mktemp("split") / "ledger")
+    return Split(manifest, tmp_path_factory.mktemp("run"))
 
 
 def test_teacher_and_student_train_from_images(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def recipe(shape_images: Path) -> Recipe:
 @pytest.fixture(scope="module")
 def split(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Split:
     manifest = split_index(build_index(recipe.data), recipe.data, 0)
-    return Split(manifest, tmp_path_factory.mktemp("split") / "ledger")
+    return Split(manifest, tmp_path_factory.mktemp("run"))
 
 
 def with_student(recipe: Recipe, **changes: object) -> Recipe:
