@@ -66,7 +66,7 @@ bench-compression: install ## what int8 and pruning cost and save, five folds, b
 	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json
 
 docs: install ## the documentation as a site: docs/_build/html/index.html
-	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 
 figures: install ## docs/figures.md from benchmarks/results/*.json
 	$(BIN)/python benchmarks/figures.py
