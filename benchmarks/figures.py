@@ -28,10 +28,10 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "make bench-compression",
         "Int8 is faster than fp32 where the processor has dot-product instructions (VNNI); this one has none.",
     ),
-    "warm-start": (
+    "pretrained": (
         "Pretrained student weights",
         "make bench-pretrained",
-        "`random`, `pretrained`: the first weights.",
+        "`random` and `pretrained` name the student's initial weights.",
     ),
     "training": ("Training", "make bench-training", ""),
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -38,6 +39,11 @@ def test_every_field_of_every_message(pages: dict[str, str]) -> None:
     for kind in (*KINDS.values(), Ack, Command):
         for field in msgspec.structs.fields(kind):
             assert f"| `{field.name}` |" in messages[kind.__name__], f"{kind.__name__}.{field.name}"
+
+
+def test_every_key_and_field_is_explained(pages: dict[str, str]) -> None:
+    for page in ("recipe", "device-toml", "messages"):
+        assert re.findall(r"^\| `(\w+)` \|.*\|  \|$", pages[page], re.MULTILINE) == [], page
 
 
 def test_a_row_has_type_range_default_and_docstring(pages: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 Every message of a device carries device id, spool id and sequence number: its identity for deduplication. The last will
 has none, because the broker publishes it after the device is gone. Every field has a default and unknown fields are
-ignored, so that an older reader understands a newer sender. `docs/telemetry.md` lists the same fields, with sizes.
+ignored, so that an older reader understands a newer sender. `docs/telemetry.md` has what is promised, with sizes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Fields that every message of a device starts with."""
 
     schema: int = SCHEMA
+    """Version of the message schema."""
     device: str = ""
+    """Name of the device."""
     spool: str = ""
     """UUID created with the spool; a device that lost its spool has a new one."""
     sequence: int = -1
@@ -46,15 +48,19 @@ class Status(Header, frozen=True, kw_only=True):
     """State of a device; retained. `online` at each connection, `offline` at a shutdown, `lost` as the last will."""
 
     state: Literal["online", "offline", "lost"] = "lost"
+    """`online`, `offline` (a regular shutdown) or `lost` (the last will, sent by the broker)."""
     agent: str = ""
+    """Version of the agent."""
     model: str = ""
     """`name version` of the active bundle."""
     artefact: str = ""
+    """Active artefact of the bundle."""
     camera: str = ""
     """State of the camera: `delivering`, `opening`, `lost`, `frozen`, `black` or `resized`."""
     reason: str = ""
     """Reason for the camera's state, for people."""
     paused: bool = False
+    """Whether the frame loop is paused."""
     ood: bool | None = None
     """Whether the camera is out of distribution; None if that is unknown (yet)."""
 
@@ -77,13 +83,17 @@ class Window(Header, frozen=True, kw_only=True):
     """Aggregate of the predictions of a few seconds; its size does not depend on the frame rate."""
 
     seconds: float = 0.0
+    """Duration, all merged windows together."""
     model: str = ""
+    """`name version` of the bundle that made the predictions."""
     artefact: str = ""
+    """Artefact of the bundle."""
     arm: str = ""
     """Arm of an A/B comparison; empty without one."""
     merged: int = 1
     """Number of windows that were merged into this one."""
     frames: int = 0
+    """Predictions."""
     dropped: int = 0
     """Frames that were skipped: replaced by a newer one, or too old."""
     unreadable: int = 0
@@ -99,6 +109,7 @@ class Window(Header, frozen=True, kw_only=True):
     entropy: tuple[int, ...] = _EMPTY
     """Predictions per tenth of the entropy, normalised by log(classes)."""
     sketch: Sketch = Sketch()
+    """Projections of the images, to detect drift."""
     latency_ms: dict[str, float] = {}
     """p50, p90, p99 and max of decode + preprocess + infer, milliseconds; from `latency_bins`, the maximum exact."""
     age_ms: dict[str, float] = {}
@@ -106,6 +117,7 @@ class Window(Header, frozen=True, kw_only=True):
     latency_bins: dict[int, int] = {}
     """Bin (see `LogHistogram`, growth 1.05) -> predictions."""
     age_bins: dict[int, int] = {}
+    """The same for the age."""
     camera: str = ""
     """State of the camera, as in `Status`."""
     losses: int = 0
@@ -125,10 +137,15 @@ class Event(Header, frozen=True, kw_only=True):
     """A single prediction worth a look, with its image if the privacy rules allow one."""
 
     model: str = ""
+    """`name version` of the bundle that made the prediction."""
     artefact: str = ""
+    """Artefact of the bundle."""
     arm: str = ""
+    """Arm of an A/B comparison; empty without one."""
     label: str = ""
+    """Predicted label."""
     confidence: float = 0.0
+    """Calibrated confidence, 0..1."""
     margin: float = 0.0
     """Best minus second-best probability."""
     entropy: float = 0.0
@@ -136,6 +153,7 @@ class Event(Header, frozen=True, kw_only=True):
     top: dict[str, float] = {}
     """Up to five best labels -> probability."""
     why: Why = "sampled"
+    """Reason for the event: confidence in the configured band, random sample, OOD camera, or a command."""
     source: str = ""
     """Source of the frame, without passwords."""
     image: str = ""
@@ -148,18 +166,26 @@ class Profile(Header, frozen=True, kw_only=True):
     """Result of a benchmark on the device, as `eyas-device bench --json` writes it."""
 
     board: dict[str, Any] = {}
+    """Machine: model, processor, cores, memory."""
     os: dict[str, Any] = {}
+    """Operating system."""
     versions: dict[str, str] = {}
+    """Package -> version."""
     pressure: dict[str, Any] = {}
+    """CPU pressure before and after."""
     results: list[dict[str, Any]] = []
+    """One entry for each runtime and artefact."""
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True):
     """Collector to device: sequences that are in the store, so that the device may forget them."""
 
     schema: int = SCHEMA
+    """Version of the message schema."""
     device: str = ""
+    """Name of the device whose messages are stored."""
     spool: str = ""
+    """UUID of its spool."""
     ranges: tuple[tuple[int, int], ...] = ()
     """First and last sequence of each range, inclusive."""
 
@@ -168,11 +194,13 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """Host to device: a command with an expiry time."""
 
     schema: int = SCHEMA
+    """Version of the message schema."""
     id: str = ""
     """UUID; the result carries it, and a device executes each id only once."""
     name: str = ""
     """One of `eyas_device.config.COMMANDS`."""
     arguments: dict[str, str | float | bool] = {}
+    """Argument -> text, number or truth value."""
     expires: float = 0.0
     """Expiry time, seconds since 1970."""
     issuer: str = ""
@@ -185,10 +213,13 @@ class Result(Header, frozen=True, kw_only=True):
     id: str = ""
     """Id of the command."""
     name: str = ""
+    """Name of the command."""
     ok: bool = False
+    """Whether it succeeded."""
     detail: str = ""
     """Outcome or reason, for people."""
     data: dict[str, Any] = {}
+    """Output of the command."""
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,14 +36,19 @@ class AugmentSection(Section, frozen=True):
     """Augmentations that the domain rules out, e.g. ["horizontal_flip"] for text and chest X-rays: never applied,
     whatever else is set; RandAugment's operations too, by name."""
     horizontal_flip: bool = True
+    """Mirror left and right at random."""
     vertical_flip: bool = False
+    """Mirror top and bottom at random."""
     quarter_turns: bool = False
     """Rotations by 90, 180 and 270 degrees."""
     rotate_degrees: Annotated[float, Meta(ge=0.0, le=180.0)] = 5.0
+    """Largest random rotation to either side, degrees."""
     crop_scale: Rate = 0.7
     """Smallest fraction of the image's area that a random crop keeps."""
     brightness: Fraction = 0.2
+    """Largest random change of brightness, as a fraction."""
     contrast: Fraction = 0.2
+    """Largest random change of contrast, as a fraction."""
     randaugment: Annotated[int, Meta(ge=0, le=8)] = 0
     """RandAugment operations per view, photometric ones only: geometry is set by the keys above."""
     magnitude: Annotated[int, Meta(ge=0, le=30)] = 9

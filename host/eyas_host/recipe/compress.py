@@ -29,11 +29,13 @@ class PruneSection(Section, frozen=True):
     rounds: AtLeastOne = 4
     """latency: pruning rounds, with `round_epochs` of recovery between them."""
     round_epochs: Count = 2
+    """latency: epochs of recovery between the rounds."""
     sparsity: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.5
     """nncf: fraction of the weights set to zero."""
     epochs: Count = 20
     """Recovery epochs after pruning, with the teacher's predictions."""
     rate: Rate = 1e-3
+    """Learning rate of the recovery."""
 
 
 class QuantizeSection(Section, frozen=True):
@@ -46,7 +48,9 @@ class QuantizeSection(Section, frozen=True):
     weight_bits: Literal[7, 8] = 7
     """7 halves the weight grid: the same predictions on x86 processors without VNNI, whose int8 sums saturate."""
     epochs: Count = 4
+    """qat: epochs of fine-tuning."""
     rate: Rate = 1e-4
+    """qat: learning rate."""
     calibration: Annotated[int, Meta(ge=2)] = 128
     """Training images that set the initial ranges."""
     choose: Literal["coverage", "random"] = "coverage"

@@ -16,6 +16,7 @@ class Source(Section, frozen=True):
     path: Annotated[str, Meta(min_length=1)]
     """The folder of class folders or the table, relative to the recipe file."""
     source: Literal["folder", "csv"] = "folder"
+    """`folder` or `csv`, as in `[data] source`."""
 
 
 class DataSection(Section, frozen=True):

@@ -11,6 +11,7 @@ class CompileSection(Section, frozen=True):
     """`[compile]`: which runtimes to build for."""
 
     runtimes: tuple[RuntimeName, ...] = ("litert", "openvino", "onnx")
+    """Runtimes that artefacts are built for; latency pruning measures on the first."""
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     """fp32 and int8; int16 adds a LiteRT artefact with int16 activations: more exact, slow."""
 

@@ -17,8 +17,11 @@ class ImageSection(Section, frozen=True):
     size: Annotated[int, Meta(ge=32, le=1024)] = 128
     """Side of the square input, pixels."""
     fit: Literal["crop", "stretch", "pad"] = "crop"
+    """`crop` cuts the longer side, `pad` adds grey, `stretch` ignores the aspect ratio."""
     interpolation: Literal["area", "linear"] = "area"
+    """`area` averages when it shrinks an image; `linear` is cheaper on large frames."""
     crop_fraction: Rate = 1.0
+    """Central fraction of the image that is kept before `fit`."""
     decode: Literal["full", "reduced"] = "full"
     """`reduced`: decode JPEGs at 1/2, 1/4 or 1/8 scale where that still covers `size`, on the host and the device."""
 

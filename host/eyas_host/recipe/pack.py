@@ -14,6 +14,7 @@ class PackSection(Section, frozen=True):
     """`[pack]`: contents of the bundle."""
 
     version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"
+    """Semantic version of the bundle."""
     golden: Annotated[int, Meta(ge=1, le=64)] = 12
     """Validation images on which every device must reproduce the workstation's predictions."""
     threshold: Fraction = 0.6

@@ -24,6 +24,7 @@ class TeacherSection(Section, frozen=True):
     head_epochs: AtLeastOne = 30
     """Stage 1: only the head, on the frozen backbone's cached features (seconds)."""
     head_rate: Rate = 3e-3
+    """Learning rate of stage 1."""
     epochs: Count = 8
     """Stage 2: the last blocks too, at rates that decrease towards the input."""
     unfreeze: Annotated[str, Meta(pattern=r"^(all|[0-9]+)$")] = "all"
@@ -38,6 +39,7 @@ class TeacherSection(Section, frozen=True):
     block_rate: Rate = 0.1
     """plateau: learning rate of the topmost block as a multiple of the head's; `layer_decay` applies below it."""
     rate: Rate = 1e-3
+    """Learning rate of the head in stage 2; `layer_decay` lowers it block by block."""
     layer_decay: Rate = 0.8
     """Learning rate of each block below the head as a multiple of the rate of the block above it."""
     schedule: Literal["cosine", "plateau"] = "cosine"
@@ -49,12 +51,15 @@ class TeacherSection(Section, frozen=True):
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.0
     """Decay of the exponential moving average of the weights, which becomes the teacher (0: no averaging)."""
     batch: AtLeastOne = 32
+    """Images in a batch, over all processes."""
     weight_decay: Fraction = 0.02
+    """Weight decay of AdamW."""
     loss: LossName = "cross_entropy"
     """`bce`: one-vs-rest; `focal`: down-weights well-classified images."""
     focal_gamma: Gamma = 2.0
     """Focusing parameter gamma; 0 reduces to cross-entropy."""
     label_smoothing: Fraction = 0.05
+    """Probability mass that is spread over the other classes."""
     class_weights: bool = True
     """Weight classes inversely to their counts, as balanced accuracy does."""
     sampler: SamplerName = "shuffled"
@@ -69,7 +74,9 @@ class FeatureLayer(Section, frozen=True):
     student: Annotated[str, Meta(min_length=1)]
     """timm's name of the block, e.g. "blocks.3"; the error for a wrong name lists them all."""
     teacher: Annotated[str, Meta(min_length=1)]
+    """Block of the teacher, likewise."""
     weight: Annotated[float, Meta(gt=0.0, le=1000.0)] = 0.5
+    """Weight of its loss."""
     loss: Literal["cosine", "mse"] = "cosine"
     """`cosine`: direction only; `mse`: scale too."""
 
@@ -78,6 +85,7 @@ class StudentSection(Section, frozen=True):
     """`[student]`: distillation into a small network."""
 
     model: str = "mobilenetv3_small_100"
+    """A timm model; `eyas new --help` lists presets."""
     activation: Literal["default", "relu"] = "default"
     """`relu` replaces the network's own activations: int8 kernels fuse ReLU but not hard-swish."""
     weights: Weights = "auto"
@@ -93,14 +101,19 @@ class StudentSection(Section, frozen=True):
     cache_gb: Annotated[float, Meta(ge=0.0, le=1e6)] = 20.0
     """Maximum size of the view cache, GB; checked before anything is written (0: limited by the disk only)."""
     epochs: AtLeastOne = 30
+    """Passes over the cached views; one view of each image an epoch."""
     rate: Rate = 3e-3
+    """Learning rate."""
     batch: AtLeastOne = 32
+    """Images in a batch, over all processes."""
     weight_decay: Fraction = 0.02
+    """Weight decay of AdamW."""
     kd_ratio: Fraction = 0.9
     """Weight of the distillation loss; 1 - kd_ratio is the weight of the label loss."""
     kd: Literal["kl", "dist"] = "kl"
     """`kl`: KL divergence from the teacher; `dist`: correlation with it, over classes and over images (DIST)."""
     temperature: Positive = 2.0
+    """`kl`: both networks' logits are divided by it."""
     feature_loss: Annotated[float, Meta(ge=0.0, le=1000.0)] = 1.0
     """Weight of the pooled-feature distillation loss (0: off)."""
     feature_layers: tuple[FeatureLayer, ...] = ()
@@ -108,9 +121,13 @@ class StudentSection(Section, frozen=True):
     loss: LossName = "cross_entropy"
     """Label loss, as for the teacher."""
     focal_gamma: Gamma = 2.0
+    """As for the teacher."""
     label_smoothing: Fraction = 0.0
+    """As for the teacher."""
     class_weights: bool = True
+    """As for the teacher."""
     sampler: SamplerName = "shuffled"
+    """As for the teacher."""
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
     """Decay of the exponential moving average of the weights, which becomes the student (0: no averaging)."""
     labels_only: bool = True
