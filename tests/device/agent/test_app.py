@@ -47,7 +47,7 @@ class Service:
                 if number >= since and text in line:
                     return number
             time.sleep(0.02)
-        raise AssertionError(f"{text!r} was not said: {self.lines}")
+        raise AssertionError(f"{text!r} was not printed: {self.lines}")
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -88,7 +88,7 @@ def config(state: Path, tmp_path: Path) -> Path:
 
 
 def versioned(source: Path, target: Path, version: str, *, wrong: bool = False) -> Path:
-    """A copy of a bundle with another version; a `wrong` one does not answer its golden images as recorded."""
+    """A copy of a bundle with another version; a `wrong` one fails its golden check."""
     shutil.copytree(source, target)
     manifest = msgspec.json.decode((target / MANIFEST).read_bytes())
     if wrong:
@@ -126,9 +126,9 @@ def test_a_model_that_answers_otherwise_does_not_replace_one_that_is_right(
     shutil.rmtree(path)
     versioned(pristine_bundle, path, "2.0.0", wrong=True)
     service.process.send_signal(signal.SIGHUP)
-    said = service.wait_for("the model stays as it is")
-    assert "not fit to answer here" in service.lines[said]
-    service.wait_for("frames ", since=said)
+    printed = service.wait_for("the model stays as it is")
+    assert "not fit to answer here" in service.lines[printed]
+    service.wait_for("frames ", since=printed)
     assert service.end() == 0
 
 
@@ -241,7 +241,7 @@ def test_messages_wait_on_disk_and_survive_a_kill(
         assert len(kept) >= 3, "a killed process lost its windows"
 
 
-def test_messages_that_wait_in_memory_only_are_told(
+def test_messages_that_wait_in_memory_only_are_reported(
     serve: Callable[..., Service], pristine_bundle: Path, tmp_path: Path
 ) -> None:
     if Path(STATE).exists():

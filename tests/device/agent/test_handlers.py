@@ -1,4 +1,4 @@
-"""What a device does when the host tells it to, on a real bundle."""
+"""Handlers of the host's commands, on a real bundle."""
 
 from __future__ import annotations
 

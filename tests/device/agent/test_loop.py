@@ -30,7 +30,7 @@ JPEG = cv2.imencode(".jpg", tiny.draw_shape("disc", 1))[1].tobytes()
 
 
 class LiveCamera(Closing):
-    """A live source that delivers what `items` says, one every `every_s`; waits where it says None."""
+    """A live source that delivers `items`, one every `every_s`; blocks at None."""
 
     live = True
 
@@ -59,18 +59,18 @@ def numbered(image: bytes = JPEG) -> Iterator[Frame]:
     return (Frame(image=image, time=time.time(), source=str(n)) for n in itertools.count())
 
 
-class Diary(Listener):
-    """Writes everything down; can take its time over an answer, and call something after one."""
+class Recorder(Listener):
+    """Records all callbacks; may delay each prediction."""
 
     def __init__(self, loop_s: float = 0.0) -> None:
-        self.answers: list[FramePrediction] = []
+        self.predictions: list[FramePrediction] = []
         self.reasons: list[str] = []
         self.models: list[str] = []
         self.turns = 0
         self._loop_s = loop_s
 
     def on_prediction(self, prediction: FramePrediction) -> None:
-        self.answers.append(prediction)
+        self.predictions.append(prediction)
         time.sleep(self._loop_s)
 
     def on_unreadable(self, error: ImageError) -> None:
@@ -90,16 +90,16 @@ def classifier(pristine_bundle: Path) -> Iterator[Classifier]:
 
 
 def test_a_fast_camera_is_answered_with_its_newest_frame(classifier: Classifier) -> None:
-    diary = Diary(loop_s=0.03)  # a slow model: about 30 frames a second of the camera's 500
+    recorder = Recorder(loop_s=0.03)  # a slow model: about 30 frames a second of the camera's 500
     camera = LiveCamera(numbered(), every_s=0.002)
-    loop = Loop(classifier, camera, [diary])
+    loop = Loop(classifier, camera, [recorder])
     loop.run(frames=15)
-    numbers = [int(answer.source) for answer in diary.answers]
+    numbers = [int(prediction.source) for prediction in recorder.predictions]
     assert numbers == sorted(set(numbers)), "a frame came twice or out of order"
     assert numbers[-1] > 3 * len(numbers), "it worked off old frames"
     assert loop.dropped >= numbers[-1] - len(numbers) - 1
-    ages = sorted(answer.age_ms for answer in diary.answers)
-    assert ages[len(ages) // 2] < 30, "frames waited for longer than the camera's interval and the answer"
+    ages = sorted(prediction.age_ms for prediction in recorder.predictions)
+    assert ages[len(ages) // 2] < 30, "frames waited for longer than the camera's interval and the prediction"
 
 
 def test_what_is_replaced_is_not_decoded(classifier: Classifier) -> None:
@@ -111,45 +111,47 @@ def test_what_is_replaced_is_not_decoded(classifier: Classifier) -> None:
             return super().pixels()
 
     frames = (Watched(image=JPEG, time=0.0, source=str(n)) for n in itertools.count())
-    diary = Diary(loop_s=0.02)
-    Loop(classifier, LiveCamera(frames, every_s=0.001), [diary]).run(frames=5)
-    assert decoded == [answer.source for answer in diary.answers]
+    recorder = Recorder(loop_s=0.02)
+    Loop(classifier, LiveCamera(frames, every_s=0.001), [recorder]).run(frames=5)
+    assert decoded == [prediction.source for prediction in recorder.predictions]
 
 
 def test_old_frames_are_dropped(classifier: Classifier) -> None:
     stale = Frame(image=JPEG, time=0.0, source="old", captured=time.monotonic() - 9)
     camera = LiveCamera(itertools.cycle([stale, Frame(image=JPEG, time=0.0, source="new", captured=1e12)]), 0.002)
-    diary = Diary()
-    loop = Loop(classifier, camera, [diary], pace=Pace(max_age_s=5.0))
+    recorder = Recorder()
+    loop = Loop(classifier, camera, [recorder], pace=Pace(max_age_s=5.0))
     loop.run(frames=4)
-    assert {answer.source for answer in diary.answers} == {"new"}
+    assert {prediction.source for prediction in recorder.predictions} == {"new"}
     assert loop.dropped >= 1
 
 
 def test_the_duty_cycle_is_kept(classifier: Classifier) -> None:
-    diary = Diary(loop_s=0.02)
+    recorder = Recorder(loop_s=0.02)
     started = time.monotonic()
-    Loop(classifier, LiveCamera(numbered()), [diary], pace=Pace(duty=0.25)).run(frames=5)
+    Loop(classifier, LiveCamera(numbered()), [recorder], pace=Pace(duty=0.25)).run(frames=5)
     assert time.monotonic() - started >= 4 * 0.02 / 0.25
 
 
 def test_a_silent_camera_is_given_up(classifier: Classifier) -> None:
     camera = LiveCamera(itertools.chain(itertools.islice(numbered(), 2), [None]))
-    diary = Diary()
+    recorder = Recorder()
     with pytest.raises(CameraLost, match=r"no frame for"):
-        Loop(classifier, camera, [diary], pace=Pace(give_up_s=0.3)).run()
-    assert 1 <= len(diary.answers) <= 2
-    assert diary.turns >= 3, "the watchdog heard nothing while the camera was silent"
+        Loop(classifier, camera, [recorder], pace=Pace(give_up_s=0.3)).run()
+    assert 1 <= len(recorder.predictions) <= 2
+    assert recorder.turns >= 3, "the watchdog heard nothing while the camera was silent"
     assert CameraLost("x").exit_code == 3
 
 
 def test_errors_of_a_live_camera_reach_the_loop(classifier: Classifier) -> None:
-    diary = Diary()
+    recorder = Recorder()
     frame = Frame(image=JPEG, time=0.0, source="x")
     with pytest.raises(CameraError, match="unplugged"):
-        Loop(classifier, LiveCamera(iter([frame, ImageError("torn"), CameraError("unplugged")]), 0.05), [diary]).run()
-    assert diary.reasons == ["torn"]
-    assert len(diary.answers) == 1
+        Loop(
+            classifier, LiveCamera(iter([frame, ImageError("torn"), CameraError("unplugged")]), 0.05), [recorder]
+        ).run()
+    assert recorder.reasons == ["torn"]
+    assert len(recorder.predictions) == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -159,20 +161,20 @@ def test_a_defect_in_a_camera_ends_the_loop(classifier: Classifier) -> None:
 
 
 def test_pause_and_resume(classifier: Classifier) -> None:
-    diary = Diary()
-    loop = Loop(classifier, LiveCamera(numbered(), 0.005), [diary], pace=Pace(give_up_s=0.2))
+    recorder = Recorder()
+    loop = Loop(classifier, LiveCamera(numbered(), 0.005), [recorder], pace=Pace(give_up_s=0.2))
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
-        until(lambda: len(diary.answers) > 3)
+        until(lambda: len(recorder.predictions) > 3)
         loop.pause()
         time.sleep(0.3)  # longer than give_up_s: a pause is no loss
-        count, turns = len(diary.answers), diary.turns
+        count, turns = len(recorder.predictions), recorder.turns
         time.sleep(0.2)
-        assert loop.paused and len(diary.answers) == count
-        assert diary.turns > turns, "a paused loop must stay alive for the watchdog"
+        assert loop.paused and len(recorder.predictions) == count
+        assert recorder.turns > turns, "a paused loop must stay alive for the watchdog"
         loop.resume()
-        until(lambda: len(diary.answers) > count + 3)
+        until(lambda: len(recorder.predictions) > count + 3)
     finally:
         loop.stop()
         thread.join(10)
@@ -181,25 +183,25 @@ def test_pause_and_resume(classifier: Classifier) -> None:
 
 def test_another_model_between_two_frames(pristine_bundle: Path) -> None:
     first = Classifier.open(pristine_bundle, artefact="litert-fp32")
-    diary = Diary()
-    loop = Loop(first, LiveCamera(numbered(), 0.002), [diary])
+    recorder = Recorder()
+    loop = Loop(first, LiveCamera(numbered(), 0.002), [recorder])
     closed = []
     first.close = lambda: closed.append("first")  # type: ignore[method-assign]
     thread = threading.Thread(target=loop.run)
     thread.start()
     try:
-        until(lambda: len(diary.answers) > 3)
+        until(lambda: len(recorder.predictions) > 3)
         loop.swap(Classifier.open(pristine_bundle, artefact="litert-int8"))
-        until(lambda: len(diary.models) == 2)
-        seen = len(diary.answers)
-        until(lambda: len(diary.answers) > seen + 3)
+        until(lambda: len(recorder.models) == 2)
+        seen = len(recorder.predictions)
+        until(lambda: len(recorder.predictions) > seen + 3)
     finally:
         loop.stop()
         thread.join(10)
-    assert diary.models == ["litert-fp32", "litert-int8"]
+    assert recorder.models == ["litert-fp32", "litert-int8"]
     assert closed == ["first"]
-    assert [int(a.source) for a in diary.answers] == sorted(int(a.source) for a in diary.answers)
-    assert {answer.prediction.label for answer in diary.answers} == {"disc"}
+    assert [int(a.source) for a in recorder.predictions] == sorted(int(a.source) for a in recorder.predictions)
+    assert {prediction.prediction.label for prediction in recorder.predictions} == {"disc"}
 
 
 @pytest.mark.parametrize(("number", "paused"), [(signal.SIGUSR1, True), (signal.SIGUSR2, False)])
@@ -214,16 +216,16 @@ def test_signals_pause_and_resume(classifier: Classifier, number: int, paused: b
 
 
 def test_a_signal_before_there_is_a_loop_is_not_lost(classifier: Classifier) -> None:
-    diary = Diary()
+    recorder = Recorder()
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         until(lambda: signals.requested)
-        signals.guard(Loop(classifier, LiveCamera(numbered()), [diary])).run()
-    assert diary.answers == []
+        signals.guard(Loop(classifier, LiveCamera(numbered()), [recorder])).run()
+    assert recorder.predictions == []
 
 
 def test_no_memory_is_gathered_or_taken_again(classifier: Classifier) -> None:
-    """Beside OpenCV's decoding, a frame in steady state takes no image-sized memory, and keeps none at all."""
+    """Beside OpenCV's decoding, a frame takes no image-sized memory, and keeps none at all."""
     image = tiny.draw_shape("disc", 1, width=640, height=480)
     marks: list[tuple[int, int]] = []
 

@@ -62,7 +62,7 @@ def test_a_camera_that_sees_something_else_is_out_of_distribution(
 
 
 def test_the_distance_is_mahalanobis_inside_and_the_residual_outside(reference: Reference) -> None:
-    """Second formulation: the covariance matrix that the reference stands for, inverted whole."""
+    """Second formulation: the covariance matrix that the reference stands for, inverted."""
     image = describe(shapes(1, 77)[0]).astype(np.float64)
     centred = (image - reference.mean) / reference.scale
     basis = reference.components.astype(np.float64)
@@ -89,7 +89,7 @@ def with_reference(root: Path, edit_manifest: Callable[..., None], **over: objec
     return root
 
 
-def answer(number: int, image: Pixels) -> FramePrediction:
+def frame_prediction(number: int, image: Pixels) -> FramePrediction:
     frame = Frame(image=image, time=0.0, source=str(number))
     return FramePrediction(number, "", 0.0, None, 0.0, 0.0, 0.0, frame)  # type: ignore[arg-type]
 
@@ -102,14 +102,14 @@ def test_the_loop_judges_a_frame_a_second(
     monkeypatch.setattr("eyas_device.agent.ood.monotonic", lambda: now[0])
     detector = OodDetector(bundle)
     for number in range(60):
-        detector.on_prediction(answer(number, tiny.draw_shape("disc", 300 + number)))
+        detector.on_prediction(frame_prediction(number, tiny.draw_shape("disc", 300 + number)))
         now[0] += 0.25
     judged = detector.judgement()
     assert judged is not None and judged.images == 15, "one a second"
     assert not judged.ood
     assert str(judged).startswith("in distribution")
     for number in range(40):
-        detector.on_prediction(answer(number, np.full((48, 64, 3), 230, np.uint8)))
+        detector.on_prediction(frame_prediction(number, np.full((48, 64, 3), 230, np.uint8)))
         now[0] += 1.0
     judged = detector.judgement()
     assert judged is not None and judged.ood and judged.images == 30
@@ -119,7 +119,7 @@ def test_the_loop_judges_a_frame_a_second(
 def test_a_bundle_without_a_reference_judges_nothing(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     edit_manifest(reference=None)
     detector = OodDetector(Bundle.open(bundle_root))
-    detector.on_prediction(answer(0, tiny.draw_shape("disc", 1)))
+    detector.on_prediction(frame_prediction(0, tiny.draw_shape("disc", 1)))
     assert detector.judgement() is None
 
 
@@ -160,10 +160,10 @@ def test_a_snapshot_holds_the_frame_the_input_and_the_answer(
     assert np.array_equal(cv2.imread(str(tmp_path / "out" / snapshot.input)), wanted)
     written = (tmp_path / "out" / snapshot.frame).read_bytes()
     assert written == image if encoded else np.array_equal(cv2.imdecode(np.frombuffer(written, np.uint8), 1), image)
-    told = msgspec.json.decode((tmp_path / "out" / "20231114T221320.250000Z.json").read_bytes(), type=Snapshot)
-    assert told == snapshot
-    assert (told.label, told.confidence) == (prediction.label, pytest.approx(prediction.confidence, abs=1e-4))
-    assert told.ood_quantile is not None and 0 <= told.ood_quantile <= 1
+    read_back = msgspec.json.decode((tmp_path / "out" / "20231114T221320.250000Z.json").read_bytes(), type=Snapshot)
+    assert read_back == snapshot
+    assert (read_back.label, read_back.confidence) == (prediction.label, pytest.approx(prediction.confidence, abs=1e-4))
+    assert read_back.ood_quantile is not None and 0 <= read_back.ood_quantile <= 1
     assert len(list((tmp_path / "out").iterdir())) == 3, "a temporary file was left"
 
 

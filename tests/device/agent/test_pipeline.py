@@ -33,14 +33,14 @@ from tests.support.bundles import TEMPERATURE, entry
 
 
 class Recorder(Listener):
-    """Keeps what it is told."""
+    """Records all callbacks."""
 
     def __init__(self) -> None:
-        self.answers: list[FramePrediction] = []
+        self.predictions: list[FramePrediction] = []
         self.reasons: list[str] = []
 
     def on_prediction(self, prediction: FramePrediction) -> None:
-        self.answers.append(prediction)
+        self.predictions.append(prediction)
 
     def on_unreadable(self, error: ImageError) -> None:
         self.reasons.append(str(error))
@@ -79,7 +79,7 @@ def test_the_fake_is_the_same_for_the_same_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "message"),
     [
         ("images", "allowed are v4l2:"),
         ("usb:0", "allowed are v4l2:"),
@@ -93,8 +93,8 @@ def test_the_fake_is_the_same_for_the_same_seed() -> None:
         ("fake:x", "allowed are fake: and"),
     ],
 )
-def test_sources_that_cannot_be_opened(spec: str, words: str) -> None:
-    with pytest.raises(CameraError, match=words):
+def test_sources_that_cannot_be_opened(spec: str, message: str) -> None:
+    with pytest.raises(CameraError, match=message):
         open_camera(spec)
 
 
@@ -139,10 +139,10 @@ def test_confidence_is_calibrated(pristine_bundle: Path, weights: tuple[tiny.Flo
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=9), st.floats(0.05, 20))
 def test_softmax_is_a_distribution(logits: list[float], temperature: float) -> None:
-    answer = softmax(np.array(logits, np.float32), temperature)
-    assert answer.sum() == pytest.approx(1.0, abs=1e-5)
-    assert (answer >= 0).all()
-    assert answer[int(np.argmax(logits))] == answer.max()
+    probabilities = softmax(np.array(logits, np.float32), temperature)
+    assert probabilities.sum() == pytest.approx(1.0, abs=1e-5)
+    assert (probabilities >= 0).all()
+    assert probabilities[int(np.argmax(logits))] == probabilities.max()
 
 
 def test_golden_images_agree(pristine_bundle: Path) -> None:
@@ -215,11 +215,13 @@ def test_every_frame_is_answered_in_order(pristine_bundle: Path, image_folder: P
     accuracy = Accuracy(tiny.LABELS)
     with Classifier.open(pristine_bundle) as classifier, open_camera(f"folder:{image_folder}") as camera:
         Loop(classifier, camera, [recorder]).run()
-    for answer in recorder.answers:
-        accuracy.add(answer.source, answer.prediction.index)
-    assert [answer.number for answer in recorder.answers] == list(range(12))
-    assert [Path(a.source).parent.name for a in recorder.answers] == [a.prediction.label for a in recorder.answers]
-    assert all(a.latency_ms >= a.prediction.latency_ms > 0 for a in recorder.answers)
+    for found in recorder.predictions:
+        accuracy.add(found.source, found.prediction.index)
+    assert [found.number for found in recorder.predictions] == list(range(12))
+    assert [Path(a.source).parent.name for a in recorder.predictions] == [
+        a.prediction.label for a in recorder.predictions
+    ]
+    assert all(a.latency_ms >= a.prediction.latency_ms > 0 for a in recorder.predictions)
     score = accuracy.score()
     assert score is not None and (score.images, score.accuracy, score.balanced_accuracy) == (12, 1.0, 1.0)
 
@@ -233,7 +235,7 @@ def test_unreadable_images_are_counted_and_skipped(pristine_bundle: Path, tmp_pa
     recorder = Recorder()
     with Classifier.open(pristine_bundle) as classifier, open_camera(f"folder:{tmp_path}") as camera:
         Loop(classifier, camera, [recorder]).run()
-    assert [a.prediction.label for a in recorder.answers] == ["disc", "cross"]
+    assert [a.prediction.label for a in recorder.predictions] == ["disc", "cross"]
     assert [Path(reason.split(":")[0]).name for reason in recorder.reasons] == ["b.jpg", "c.png", "d.png"]
 
 
@@ -245,7 +247,7 @@ def test_a_lost_camera_ends_the_loop_after_its_last_frame(pristine_bundle: Path)
         pytest.raises(CameraError, match="lost at frame 4"),
     ):
         Loop(classifier, camera, [recorder]).run()
-    assert len(recorder.answers) == 3
+    assert len(recorder.predictions) == 3
     assert len(recorder.reasons) == 1
 
 
@@ -255,7 +257,7 @@ def test_frames_and_fps_limit_the_loop(pristine_bundle: Path) -> None:
         started = time.monotonic()
         Loop(classifier, camera, [recorder], pace=Pace(fps=20)).run(frames=6)
         seconds = time.monotonic() - started
-    assert len(recorder.answers) == 6
+    assert len(recorder.predictions) == 6
     assert seconds >= 5 / 20
 
 
@@ -274,7 +276,7 @@ def test_a_signal_ends_the_loop_after_its_frame(pristine_bundle: Path) -> None:
         Signals() as signals,
     ):
         signals.guard(Loop(classifier, camera, [recorder], pace=Pace(fps=1000))).run()
-    assert len(recorder.answers) == 3
+    assert len(recorder.predictions) == 3
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -284,15 +286,15 @@ def test_a_scripted_camera(pristine_bundle: Path) -> None:
     recorder = Recorder()
     with Classifier.open(pristine_bundle) as classifier, camera:
         Loop(classifier, camera, [recorder]).run()
-    assert [(a.source, a.time, a.prediction.label) for a in recorder.answers] == [("here", 1.5, "stripes")] * 2
+    assert [(a.source, a.time, a.prediction.label) for a in recorder.predictions] == [("here", 1.5, "stripes")] * 2
     assert recorder.reasons == ["torn"]
     assert camera.closed
 
 
 def test_balanced_accuracy_is_the_mean_recall() -> None:
     accuracy = Accuracy(("a", "b", "never"))
-    for path, answered in [("x/a/1.png", 0), ("x/a/2.png", 0), ("x/a/deep/3.png", 1), ("x/b/4.png", 0), ("b.png", 1)]:
-        accuracy.add(path, answered)
+    for path, predicted in [("x/a/1.png", 0), ("x/a/2.png", 0), ("x/a/deep/3.png", 1), ("x/b/4.png", 0), ("b.png", 1)]:
+        accuracy.add(path, predicted)
     score = accuracy.score()
     assert score is not None
     assert (score.images, score.accuracy, score.balanced_accuracy) == (4, 0.5, pytest.approx((2 / 3 + 0) / 2))

@@ -1,4 +1,4 @@
-"""Telemetry through a real broker: births and windows, acknowledgements, commands, old brokers and bad ones."""
+"""Telemetry through a real broker: status and windows, acknowledgements, commands, old brokers and bad ones."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def uplinked(
 
 
 class Collector(Inbox):
-    """Stores what arrives, by identity, and acknowledges it when told to."""
+    """Stores what arrives, by identity, and acknowledges it while `acknowledges` is set."""
 
     def __init__(self, port: int) -> None:
         self.stored: dict[tuple[str, int], int] = {}
@@ -152,11 +152,11 @@ def collecting(port: int) -> Iterator[Collector]:
 
 
 class OldBroker:
-    """Lets MQTT 3.1.1 pass through to a broker and turns MQTT 5 away, with an answer or without one."""
+    """Proxy that passes MQTT 3.1.1 on to a broker and refuses MQTT 5, with a reply or without one."""
 
-    def __init__(self, port: int, answer: bytes) -> None:
+    def __init__(self, port: int, reply: bytes) -> None:
         self.seen: list[int] = []
-        self._answer, self._behind = answer, port
+        self._reply, self._behind = reply, port
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
@@ -171,7 +171,7 @@ class OldBroker:
             level = hello[hello.index(b"MQTT") + 4]
             self.seen.append(level)
             if level == 5:
-                client.sendall(self._answer)
+                client.sendall(self._reply)
                 client.close()
                 continue
             behind = socket.create_connection(("127.0.0.1", self._behind))
@@ -201,13 +201,13 @@ def wait_until(true: Callable[[], bool], timeout: float = 15) -> None:
         time.sleep(0.01)
 
 
-def test_birth_windows_and_farewell(broker: Broker, pristine_bundle: Path) -> None:
+def test_online_status_windows_and_offline_status(broker: Broker, pristine_bundle: Path) -> None:
     with inbox(broker.port) as box:
         with linked(pristine_bundle, broker.port) as (classifier, reporter):
-            topic, _, birth = box.next("status")
+            topic, _, online = box.next("status")
             assert topic == "eyas/hall-2/cam-7/status"
-            assert (birth.state, birth.agent, birth.device) == ("online", __version__, "cam-7")
-            assert (birth.model, birth.artefact) == ("tiny-shapes 1.2.3", "litert-int8")
+            assert (online.state, online.agent, online.device) == ("online", __version__, "cam-7")
+            assert (online.model, online.artefact) == ("tiny-shapes 1.2.3", "litert-int8")
             detector = OodDetector(classifier.bundle)
             detector.on_descriptor.append(reporter.add_descriptor)
             with open_camera("fake:?frames=12&junk=3") as camera:
@@ -220,12 +220,12 @@ def test_birth_windows_and_farewell(broker: Broker, pristine_bundle: Path) -> No
         assert all(len(tenths) == 10 for tenths in window.confidence.values())
         assert 0 < window.latency_ms["p50"] <= window.latency_ms["p99"] <= window.latency_ms["max"]
         assert window.seconds > 0
-        farewell = box.next("status")[2]
-        assert farewell.state == "offline"
-        assert farewell.spool == window.spool == birth.spool
-        assert [birth.sequence, window.sequence, farewell.sequence] == [0, 1, 2]
+        offline = box.next("status")[2]
+        assert offline.state == "offline"
+        assert offline.spool == window.spool == online.spool
+        assert [online.sequence, window.sequence, offline.sequence] == [0, 1, 2]
     with inbox(broker.port) as late:
-        assert late.next("status")[1:] == (True, farewell)
+        assert late.next("status")[1:] == (True, offline)
 
 
 def test_windows_come_by_the_clock(broker: Broker, pristine_bundle: Path) -> None:
@@ -299,7 +299,7 @@ def test_impossible_settings(wrong: dict[str, Any], pristine_bundle: Path) -> No
             Reporter(ReporterSettings(uplink=UplinkSettings(**facts), window_s=window_s), classifier)
 
 
-def test_only_the_collectors_word_empties_the_spool(broker: Broker, tmp_path: Path) -> None:
+def test_only_the_collectors_acknowledgement_empties_the_spool(broker: Broker, tmp_path: Path) -> None:
     with Spool(tmp_path, device="cam-7") as spool, uplinked(broker.port, spool) as uplink:
         wait_until(lambda: uplink.listening)
         sequences = [spool.append(Window(frames=n)) for n in range(100)]
@@ -333,35 +333,35 @@ def test_nothing_is_lost_though_broker_and_device_die(
 ) -> None:
     """The broker forgets everything when it dies, and the collector hears nothing while it is not connected."""
     monkeypatch.setattr("eyas_device.telemetry.mqtt._RESEND_S", (1.0, 5.0))
-    broker, names, told = make_broker().start(), set(), set()
+    broker, names, appended = make_broker().start(), set(), set()
     with collecting(broker.port) as collector:
         for part in range(3):
             with Spool(tmp_path, device="cam-7") as spool:
                 names.add(spool.id)
                 with uplinked(broker.port, spool) as uplink:
                     wait_until(lambda link=uplink: link.connected, 30)
-                    told |= {spool.append(Window(frames=part)) for _ in range(40)}
+                    appended |= {spool.append(Window(frames=part)) for _ in range(40)}
                     if part == 1:
                         broker.stop()
-                        told |= {spool.append(Window(frames=9)) for _ in range(40)}
+                        appended |= {spool.append(Window(frames=9)) for _ in range(40)}
                         broker.start()
                     if part == 2:
                         wait_until(lambda s=spool: not s.pending("window"), 60)
         stored = {sequence for _, sequence in collector.stored}
     assert len(names) == 1
-    assert told <= stored
+    assert appended <= stored
 
 
-def test_with_delivery_broker_its_word_is_enough(broker: Broker, tmp_path: Path) -> None:
+def test_with_delivery_broker_its_acknowledgement_is_enough(broker: Broker, tmp_path: Path) -> None:
     with Spool(tmp_path, device="cam-7") as spool, uplinked(broker.port, spool, delivery="broker"):
         for number in range(100):
             spool.append(Window(frames=number))
         wait_until(lambda: not any(spool.pending(kind) for kind in KINDS))
 
 
-@pytest.mark.parametrize("answer", [b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x01", b""])
-def test_a_broker_of_before_mqtt_5(broker: Broker, tmp_path: Path, answer: bytes) -> None:
-    old = OldBroker(broker.port, answer)
+@pytest.mark.parametrize("reply", [b"\x20\x03\x00\x84\x00", b"\x20\x02\x00\x01", b""])
+def test_a_broker_of_before_mqtt_5(broker: Broker, tmp_path: Path, reply: bytes) -> None:
+    old = OldBroker(broker.port, reply)
     try:
         with collecting(broker.port) as collector, Spool(tmp_path, device="cam-7") as spool:
             sequence = spool.append(Window(frames=1))
@@ -373,7 +373,7 @@ def test_a_broker_of_before_mqtt_5(broker: Broker, tmp_path: Path, answer: bytes
         old.close()
 
 
-def test_a_server_that_never_answers_does_not_hold_anybody_up(tmp_path: Path) -> None:
+def test_a_server_that_never_answers_blocks_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf, Spool(tmp_path, device="cam-7") as spool:
         with uplinked(deaf.getsockname()[1], spool):
             time.sleep(0.5)
@@ -382,7 +382,7 @@ def test_a_server_that_never_answers_does_not_hold_anybody_up(tmp_path: Path) ->
         assert spool.append(Window()) == 0
 
 
-def test_a_message_that_is_too_long_is_given_up_and_counted(make_broker: Callable[..., Broker], tmp_path: Path) -> None:
+def test_a_message_that_is_too_long_is_dropped_and_counted(make_broker: Callable[..., Broker], tmp_path: Path) -> None:
     broker = make_broker(options="allow_anonymous true\nmax_packet_size 20000").start()
     with collecting(broker.port) as collector, Spool(tmp_path, device="cam-7") as spool:
         with uplinked(broker.port, spool):
@@ -395,7 +395,7 @@ def test_a_message_that_is_too_long_is_given_up_and_counted(make_broker: Callabl
         assert (spool.id, long) not in collector.stored
 
 
-def test_a_topic_that_is_refused_is_kept_and_told(make_broker: Callable[..., Broker], tmp_path: Path) -> None:
+def test_a_topic_that_is_refused_is_kept_and_reported(make_broker: Callable[..., Broker], tmp_path: Path) -> None:
     (tmp_path / "acl").write_text("topic readwrite eyas/+/+/status\ntopic readwrite eyas/hall-2/cam-7/window\n")
     broker = make_broker(options=f"user root\nallow_anonymous true\nacl_file {tmp_path / 'acl'}").start()
     with Spool(tmp_path / "spool", device="cam-7") as spool, uplinked(broker.port, spool, delivery="broker") as uplink:
@@ -407,12 +407,12 @@ def test_a_topic_that_is_refused_is_kept_and_told(make_broker: Callable[..., Bro
         assert len(spool.pending("event")) == 1
 
 
-def test_commands_are_obeyed_once_and_answered_by_way_of_the_spool(broker: Broker, pristine_bundle: Path) -> None:
-    obeyed: list[Any] = []
+def test_commands_are_executed_once_and_answered_through_the_spool(broker: Broker, pristine_bundle: Path) -> None:
+    executed: list[Any] = []
 
     def snapshot(arguments: Any) -> dict[str, Any]:
-        obeyed.append(dict(arguments))
-        return {"number": len(obeyed)}
+        executed.append(dict(arguments))
+        return {"number": len(executed)}
 
     options = {"handlers": {"snapshot": snapshot, "pause": snapshot}, "commands": ("snapshot",)}
     with inbox(broker.port) as box, linked(pristine_bundle, broker.port, **options) as (_, reporter):
@@ -428,7 +428,7 @@ def test_commands_are_obeyed_once_and_answered_by_way_of_the_spool(broker: Broke
         result = box.next("cmd/result")[2]
         assert (result.id, result.ok) == (refused.id, False)
         assert "not allowed" in result.detail
-    assert obeyed == [{"a": 1.5}]
+    assert executed == [{"a": 1.5}]
 
 
 def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: Path) -> None:
@@ -492,8 +492,8 @@ def certificates(folder: Path) -> dict[str, str]:
     """Name -> PEM file: an authority, a server of 127.0.0.1, two clients (one expired), another authority."""
     (tool,) = require("openssl")
 
-    def run(*words: str) -> None:
-        subprocess.run([tool, *words], check=True, capture_output=True, cwd=folder, timeout=60)
+    def run(*arguments: str) -> None:
+        subprocess.run([tool, *arguments], check=True, capture_output=True, cwd=folder, timeout=60)
 
     (folder / "server.ext").write_text("subjectAltName=IP:127.0.0.1\n")
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
@@ -517,10 +517,10 @@ def test_credentials_that_cannot_be_used(tmp_path: Path) -> None:
         "PEM files": Security(ca=str(tmp_path / "password")),
         "both": Security(certificate="x"),
     }
-    for words, security in wrong.items():
+    for message, security in wrong.items():
         with (
             Spool(None, device="d") as spool,
-            pytest.raises(LinkError, match=words),
+            pytest.raises(LinkError, match=message),
             uplinked(9, spool, security=security),
         ):
             pass
@@ -529,7 +529,7 @@ def test_credentials_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
-    """The handlers of a link that is not connected get what a broker might send, on any topic."""
+    """The callbacks of an uplink that is not connected get what a broker might send, on any topic."""
 
     class Message:
         def __init__(self, topic: str, payload: bytes) -> None:
@@ -539,8 +539,8 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
     ends = ["ack", "cmd", "status", "window", "event", "cmd/result", "", "\u0000", "ack/x"]
     with Spool(tmp_path, device="cam-7") as spool:
         kept = [spool.append(message) for message in (Window(), Event(), Profile(), Result())]
-        obeyed: list[Any] = []
-        handlers = {"pause": lambda arguments: obeyed.append(arguments) or {}}
+        executed: list[Any] = []
+        handlers = {"pause": lambda arguments: executed.append(arguments) or {}}
         with (
             CommandExecutor(allowed=["pause"], spool=spool) as commands,
             uplinked(9, spool, on_command=commands.take) as uplink,
@@ -552,5 +552,5 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
                 if number % 500 == 0:
                     uplink._on_message(None, None, Message("eyas/hall-2/cam-7/ack", b"x" * (10 << 20)))
             assert uplink.ignored > FUZZED // 4
-        assert not obeyed
+        assert not executed
         assert [spool.get(number) is not None for number in kept] == [True] * 4

@@ -1,4 +1,4 @@
-"""The service: what systemd is told over a real socket, and a unit file that systemd's own tools accept."""
+"""The service: notifications over a real socket, and a unit file that systemd's own tools accept."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ class Manager:
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]:
-    made = Manager(f"@eyas-test-{os.getpid()}-{id(request)}" if request.param == "abstract" else str(tmp_path / "n"))
-    yield made
-    made.close()
+    manager = Manager(f"@eyas-test-{os.getpid()}-{id(request)}" if request.param == "abstract" else str(tmp_path / "n"))
+    yield manager
+    manager.close()
 
 
 @pytest.fixture
 def one_manager(tmp_path: Path) -> Iterator[Manager]:
-    made = Manager(str(tmp_path / "n"))
-    yield made
-    made.close()
+    manager = Manager(str(tmp_path / "n"))
+    yield manager
+    manager.close()
 
 
 class Ticking:
@@ -98,7 +98,7 @@ PREDICTION = cast(FramePrediction, None)
 # --- notifications ----------------------------------------------------------------------------------------------------
 
 
-def test_a_loop_tells_its_whole_life(manager: Manager, pristine_bundle: Path) -> None:
+def test_notifications_of_a_whole_run(manager: Manager, pristine_bundle: Path) -> None:
     clock = Ticking()
     with Notifier(environ=environ(manager), clock=clock) as notifier, Classifier.open(pristine_bundle) as classifier:
         assert manager.messages() == []
@@ -165,8 +165,8 @@ def test_without_a_watchdog_there_are_no_beats_once_it_is_ready(one_manager: Man
     ids=["mine", "no pid", "another's", "zero", "negative", "text", "huge", "none"],
 )
 def test_watchdog_of_the_environment(usec: str | None, pid: str | None, expected: float | None) -> None:
-    given = {"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
-    assert Notifier(environ={k: v for k, v in given.items() if v is not None}).watchdog_s == expected
+    environment = {"WATCHDOG_USEC": usec, "WATCHDOG_PID": pid}
+    assert Notifier(environ={k: v for k, v in environment.items() if v is not None}).watchdog_s == expected
 
 
 def test_a_status_is_one_line_and_sent_when_it_changes(one_manager: Manager) -> None:
@@ -205,7 +205,7 @@ def test_a_reload_begins_and_ends(one_manager: Manager, pristine_bundle: Path) -
 
 
 class Hanging(Classifier):
-    """Answers until it is told to hang, then until it is let go."""
+    """A model that hangs on request until it is released."""
 
     def __init__(self, real: Classifier) -> None:
         super().__init__(real.bundle, real.runtime, real.artefact)
@@ -293,7 +293,7 @@ def test_without_a_usable_socket_nothing_happens(name: str | None) -> None:
     notifier.close()
 
 
-def test_a_socket_that_is_full_or_gone_never_disturbs_and_ready_is_told_later(tmp_path: Path) -> None:
+def test_a_socket_that_is_full_or_gone_never_disturbs_and_ready_is_sent_later(tmp_path: Path) -> None:
     name = str(tmp_path / "n")
     manager = Manager(name)
     clock = Ticking()
@@ -321,7 +321,7 @@ def test_a_beat_that_failed_is_tried_again_soon_but_not_at_every_turn(tmp_path: 
         for _ in range(50):
             notifier.on_tick()
             clock.now += 0.1
-    assert 4 <= notifier.lost <= 7, "once a second, and the farewell"
+    assert 4 <= notifier.lost <= 7, "once a second, and the final message"
 
 
 # --- a process of its own --------------------------------------------------------------------------------------------
@@ -354,9 +354,9 @@ def test_the_real_service_is_ready_beats_reloads_and_stops(manager: Manager, pri
         process.kill()
         process.wait()
     lines += manager.lines()
-    told = [line for line in lines if line in ("READY=1", "RELOADING=1", "STOPPING=1")]
-    assert told == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
-    assert manager.pids == {process.pid}, "NotifyAccess=main: only the main process may tell"
+    states = [line for line in lines if line in ("READY=1", "RELOADING=1", "STOPPING=1")]
+    assert states == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+    assert manager.pids == {process.pid}, "NotifyAccess=main: only the main process may notify"
 
 
 # --- the unit --------------------------------------------------------------------------------------------------------
@@ -441,14 +441,14 @@ except PermissionError:
 
 from eyas_device.predict import Classifier
 
-answers = {}
+differences = {}
 for name in ("litert", "onnx"):
     with Classifier.open(sys.argv[1], name) as classifier:
         golden = classifier.bundle.golden()
         recorded = golden.probabilities[classifier.artefact.name]
         found = np.stack([classifier.predict(frame).probabilities for frame in golden.frames])
-        answers[name] = float(np.abs(found - recorded).max())
-print(json.dumps({"refused": refused, "answers": answers}))
+        differences[name] = float(np.abs(found - recorded).max())
+print(json.dumps({"refused": refused, "differences": differences}))
 """
 
 
@@ -460,4 +460,4 @@ def test_litert_and_onnx_runtime_answer_without_writable_code(pristine_bundle: P
     if found == "not here":
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3), what MemoryDenyWriteExecute does cannot be tried")
     assert found["refused"], "the process could still make memory both writable and executable"
-    assert max(found["answers"].values()) < 0.05 and len(found["answers"]) == 2
+    assert max(found["differences"].values()) < 0.05 and len(found["differences"]) == 2

@@ -132,7 +132,7 @@ def test_merged_sketches_are_those_of_all_images() -> None:
 
 
 @pytest.mark.parametrize("other", [{"model": "n"}, {"artefact": "b"}, {"arm": "B"}, {"device": "e"}])
-def test_windows_that_do_not_belong_together(other: dict[str, str]) -> None:
+def test_windows_of_different_origin_are_not_merged(other: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="cannot be merged"):
         merge(
             Window(device="d", model="m", artefact="a"),
@@ -155,7 +155,7 @@ def test_folded_histograms_keep_every_count_and_their_size(bins: dict[int, int])
 
 
 def busy(classes: int, frames: int, seed: int = 0) -> Window:
-    """A window of a varied stream, as the link makes it."""
+    """A window of a varied stream, as the reporter makes it."""
     rng = np.random.default_rng(seed)
     aggregator = WindowAggregator()
     for _ in range(frames):
@@ -204,7 +204,7 @@ def test_an_event_without_its_image_takes_a_kilobyte() -> None:
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
-def test_nothing_is_needed_and_unknown_fields_are_ignored(kind: type[msgspec.Struct]) -> None:
+def test_every_field_has_a_default_and_unknown_fields_are_ignored(kind: type[msgspec.Struct]) -> None:
     assert decode(b"{}", kind) == kind()
     assert decode(b'{"of_tomorrow": [1, {"a": 2}], "schema": 99}', kind) == kind(schema=99)
     assert decode(encode(kind()), kind) == kind()

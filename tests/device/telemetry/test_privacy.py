@@ -1,4 +1,4 @@
-"""Images that may leave a device: which, how many, and what is left of them."""
+"""Images that may leave a device: which, how many, and how they are processed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def spool() -> Iterator[Spool]:
         yield spool
 
 
-def answer(confidence: float) -> Prediction:
+def predicted(confidence: float) -> Prediction:
     return Prediction("a", 0, confidence, False, np.array([confidence, 1 - confidence], np.float32), 1.0)
 
 
@@ -50,39 +50,39 @@ def read(text: str) -> Pixels:
 
 def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
     policy = Policy(PrivacySection(), chance=lambda: 0.0)
-    assert [policy.choose(answer(c / 10)) for c in range(11)] == [None] * 11
+    assert [policy.choose(predicted(c / 10)) for c in range(11)] == [None] * 11
     assert policy.image(image(), spool) == ("", {"image": "none: privacy.images is off"})
     policy.request_event()
-    assert policy.choose(answer(0.5)) == "command"
-    assert policy.choose(answer(0.5)) is None
+    assert policy.choose(predicted(0.5)) == "command"
+    assert policy.choose(predicted(0.5)) is None
 
 
-def test_the_band_chance_and_unfamiliar_images() -> None:
+def test_events_by_confidence_band_chance_and_ood() -> None:
     clock, chances = Clock(), iter([0.05, 0.5])
     rules = PrivacySection(events=True, band=(0.4, 0.6), sample_rate=0.1, every_s=0.0, unfamiliar=True)
     policy = Policy(rules, clock=clock, chance=lambda: next(chances))
-    assert policy.choose(answer(0.4)) == "uncertain"
-    assert policy.choose(answer(0.6)) == "sampled"
-    assert policy.choose(answer(0.6)) is None
+    assert policy.choose(predicted(0.4)) == "uncertain"
+    assert policy.choose(predicted(0.6)) == "sampled"
+    assert policy.choose(predicted(0.6)) is None
     policy.ood = True
-    assert policy.choose(answer(0.9)) == "ood"
+    assert policy.choose(predicted(0.9)) == "ood"
 
 
-def test_not_more_often_than_asked() -> None:
+def test_at_most_one_event_per_interval() -> None:
     clock = Clock()
     policy = Policy(PrivacySection(events=True, sample_rate=1.0, every_s=60.0), clock=clock)
-    assert policy.choose(answer(0.9)) == "sampled"
+    assert policy.choose(predicted(0.9)) == "sampled"
     clock.now += 59
-    assert policy.choose(answer(0.9)) is None
+    assert policy.choose(predicted(0.9)) is None
     clock.now += 2
-    assert policy.choose(answer(0.9)) == "sampled"
+    assert policy.choose(predicted(0.9)) == "sampled"
 
 
-def test_a_image_is_prepared_and_its_policy_told(spool: Spool) -> None:
+def test_an_image_is_processed_as_its_policy_states(spool: Spool) -> None:
     policy = Policy(PrivacySection(images=True, max_side=100, crop=(0.5, 0.0, 0.5, 1.0), retention_days=7))
-    text, told = policy.image(image(), spool)
+    text, image_policy = policy.image(image(), spool)
     assert read(text).shape == (100, 67, 3)
-    assert told == {
+    assert image_policy == {
         "width": 67,
         "height": 100,
         "crop": [0.5, 0.0, 0.5, 1.0],
@@ -101,7 +101,7 @@ def test_a_model_may_forbid_images_and_the_next_may_not(spool: Spool) -> None:
     assert policy.image(image(), spool)[0]
 
 
-def test_the_days_quota(spool: Spool) -> None:
+def test_the_quota_of_a_day(spool: Spool) -> None:
     policy = Policy(PrivacySection(images=True, per_day=3))
     assert [bool(policy.image(image(8, 8), spool)[0]) for _ in range(5)] == [True] * 3 + [False] * 2
     assert not Policy(PrivacySection(images=True, per_day=0)).image(image(), spool)[0]
@@ -113,7 +113,7 @@ def test_a_frame_that_cannot_be_decoded_uses_up_nothing(spool: Spool) -> None:
     assert policy.image(image(), spool)[0]
 
 
-def test_what_is_cropped_away_is_not_there() -> None:
+def test_a_crop_removes_the_rest() -> None:
     pixels = np.zeros((200, 300, 3), np.uint8)
     pixels[:, :150] = 255
     left = process(pixels, crop=(0.5, 0.0, 0.5, 1.0), max_side=1000, blur="none")

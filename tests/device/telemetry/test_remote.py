@@ -1,4 +1,4 @@
-"""Commands: refused for every reason, obeyed once, answered always."""
+"""Commands: refused for each reason, executed once, always answered."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOW = 1.8e9
 
 
 class Device:
-    """A device that obeys, and what it answered."""
+    """A device with a command executor, and the results that it appended."""
 
     def __init__(self, folder: Path, handlers: dict[str, Handler], allowed: tuple[str, ...] = COMMANDS) -> None:
         self.now = NOW
@@ -30,15 +30,15 @@ class Device:
         self.commands.register(handlers)
         self._seen = -1
 
-    def say(self, **fields: Any) -> str:
+    def send(self, **fields: Any) -> str:
         command = Command(**{"id": str(uuid.uuid4()), "name": "pause", "expires": NOW + 60, **fields})
         self.commands.take(encode(command))
         return command.id
 
-    def answer(self) -> Result:
+    def next_result(self) -> Result:
         deadline = time.monotonic() + 20
         while not (found := self.spool.pending("cmd/result", after=self._seen, limit=1)):
-            assert time.monotonic() < deadline, "no answer"
+            assert time.monotonic() < deadline, "no result"
             time.sleep(0.005)
         self._seen = found[0].sequence
         return decode(found[0].payload, Result)
@@ -50,27 +50,27 @@ class Device:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Device]]:
-    made: list[Device] = []
+    created: list[Device] = []
 
-    def make(*given: Any, **options: Any) -> Device:
-        made.append(Device(tmp_path, *given, **options))
-        return made[-1]
+    def make(*args: Any, **options: Any) -> Device:
+        created.append(Device(tmp_path, *args, **options))
+        return created[-1]
 
     yield make
-    for device in made:
+    for device in created:
         device.close()
 
 
-def test_obeyed_with_arguments_and_answered(make: Callable[..., Device]) -> None:
+def test_a_command_is_executed_with_its_arguments(make: Callable[..., Device]) -> None:
     device = make({"pause": lambda arguments: {"got": dict(arguments)}})
-    number = device.say(arguments={"text": "a", "number": 1.5, "truth": True})
-    result = device.answer()
-    assert (result.id, result.name, result.ok, result.detail) == (number, "pause", True, "done")
+    command_id = device.send(arguments={"text": "a", "number": 1.5, "truth": True})
+    result = device.next_result()
+    assert (result.id, result.name, result.ok, result.detail) == (command_id, "pause", True, "done")
     assert result.data == {"got": {"text": "a", "number": 1.5, "truth": True}}
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"name": "reboot"}, "is no command"),
         ({"name": "bench"}, "is not allowed here; telemetry.commands allows: pause"),
@@ -80,51 +80,53 @@ def test_obeyed_with_arguments_and_answered(make: Callable[..., Device]) -> None
         ({"expires": NOW + MAX_AHEAD_S + 60}, "24 hours ahead"),
     ],
 )
-def test_refused(make: Callable[..., Device], fields: dict[str, Any], words: str) -> None:
-    obeyed: list[Arguments] = []
-    device = make({"pause": lambda a: obeyed.append(a) or {}, "bench": lambda a: {}}, allowed=("pause", "resume"))
-    number = device.say(**fields)
-    result = device.answer()
-    assert (result.id, result.ok) == (number, False)
-    assert words in result.detail
-    assert not obeyed
+def test_refused(make: Callable[..., Device], fields: dict[str, Any], message: str) -> None:
+    executed: list[Arguments] = []
+    device = make({"pause": lambda a: executed.append(a) or {}, "bench": lambda a: {}}, allowed=("pause", "resume"))
+    command_id = device.send(**fields)
+    result = device.next_result()
+    assert (result.id, result.ok) == (command_id, False)
+    assert message in result.detail
+    assert not executed
 
 
 def test_a_wrong_clock_refuses(make: Callable[..., Device]) -> None:
     device = make({"pause": lambda a: {}})
     device.now = 100.0
-    device.say()
-    assert "clock is wrong" in device.answer().detail
+    device.send()
+    assert "clock is wrong" in device.next_result().detail
 
 
-def test_an_id_is_obeyed_once_also_after_a_restart(make: Callable[..., Device]) -> None:
-    obeyed: list[Arguments] = []
-    handlers = {"pause": lambda a: obeyed.append(a) or {"number": len(obeyed)}}
+def test_an_id_is_executed_once_also_after_a_restart(make: Callable[..., Device]) -> None:
+    executed: list[Arguments] = []
+    handlers = {"pause": lambda a: executed.append(a) or {"number": len(executed)}}
     device = make(handlers)
-    number = device.say()
-    first = device.answer()
-    device.say(id=number.upper())
-    assert device.answer().data == first.data == {"number": 1}
+    command_id = device.send()
+    first = device.next_result()
+    device.send(id=command_id.upper())
+    assert device.next_result().data == first.data == {"number": 1}
     device.close()
     again = make(handlers)
     again._seen = first.sequence + 1
-    again.say(id=number)
-    assert (again.answer().data, len(obeyed)) == ({"number": 1}, 1)
+    again.send(id=command_id)
+    assert (again.next_result().data, len(executed)) == ({"number": 1}, 1)
 
 
-def test_a_command_that_ends_the_process_is_not_obeyed_again(make: Callable[..., Device]) -> None:
+def test_a_command_that_ends_the_process_is_not_executed_again(make: Callable[..., Device]) -> None:
     begun, never = threading.Event(), threading.Event()
     device = make({"pause": lambda a: begun.set() or (never.wait(20) and {})})
-    number = device.say()
+    command_id = device.send()
     assert begun.wait(20)
-    device.say(id=number)  # still running: no second answer
-    assert device.spool.pending("cmd/result")[:0] == []
-    remembered = device.spool.command_result(number)
+    device.send(id=command_id)  # still running
+    assert not device.spool.pending("cmd/result")
+    remembered = device.spool.command_result(command_id)
     assert remembered is not None
     assert not decode(remembered, Result).ok
     assert "the agent ended" in decode(remembered, Result).detail
     never.set()
-    assert device.answer().ok
+    result = device.next_result()
+    assert result.ok
+    assert not device.spool.pending("cmd/result", after=result.sequence), "a second result"
 
 
 def _fail(error: Exception) -> Handler:
@@ -135,7 +137,7 @@ def _fail(error: Exception) -> Handler:
 
 
 @pytest.mark.parametrize(
-    ("handler", "words"),
+    ("handler", "message"),
     [
         (_fail(BundleError("no bundle\x1b[31m")), "no bundle?[31m"),
         (_fail(ValueError("threshold 7; 0 to 1 is allowed")), "threshold 7"),
@@ -144,37 +146,37 @@ def _fail(error: Exception) -> Handler:
         (_fail(ValueError("x" * 10_000)), "xxx"),
     ],
 )
-def test_handlers_that_fail(make: Callable[..., Device], handler: Handler, words: str) -> None:
+def test_handlers_that_fail(make: Callable[..., Device], handler: Handler, message: str) -> None:
     device = make({"pause": handler})
-    device.say()
-    result = device.answer()
+    device.send()
+    result = device.next_result()
     assert not result.ok
-    assert words in result.detail and len(result.detail) <= 500
-    device.say()
-    assert not device.answer().ok, "the thread lives on"
+    assert message in result.detail and len(result.detail) <= 500
+    device.send()
+    assert not device.next_result().ok, "the thread ended"
 
 
 def test_too_much_data_is_left_out(make: Callable[..., Device]) -> None:
     device = make({"doctor": lambda a: {"x": "y" * 100_000}})
-    device.say(name="doctor")
-    result = device.answer()
+    device.send(name="doctor")
+    result = device.next_result()
     assert result.ok and "left_out" in result.data
 
 
-def test_others_wait_and_too_many_are_refused(make: Callable[..., Device]) -> None:
+def test_commands_wait_and_too_many_are_refused(make: Callable[..., Device]) -> None:
     go = threading.Event()
     device = make({"bench": lambda a: go.wait(20) and {}})
     for _ in range(12):
-        device.say(name="bench")
-    refused = device.answer()
+        device.send(name="bench")
+    refused = device.next_result()
     assert "other commands wait" in refused.detail
     go.set()
-    answers = [device.answer() for _ in range(8)]
-    assert sum(answer.ok for answer in answers) >= 5
+    results = [device.next_result() for _ in range(8)]
+    assert sum(result.ok for result in results) >= 5
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"x" * 100_000, b'{"id": "x"}', b'{"id": 5}', b"\xff"])
-def test_what_has_no_id_cannot_be_answered(make: Callable[..., Device], payload: bytes) -> None:
+def test_a_command_without_an_id_is_counted_as_malformed(make: Callable[..., Device], payload: bytes) -> None:
     device = make({})
     device.commands.take(payload)
     assert device.commands.malformed == 1

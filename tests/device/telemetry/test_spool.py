@@ -79,7 +79,7 @@ def windows(spool: Spool) -> list[Window]:
 
 
 def lost(spool: Spool) -> dict[str, int]:
-    """Everything that was told to be lost: in windows, and in the next one."""
+    """All reported losses: in the windows, and in the next one."""
     spool.append(window())
     total: dict[str, int] = {}
     for each in windows(spool):
@@ -143,7 +143,7 @@ while True:
 
 
 def test_a_killed_process_loses_nothing_that_was_appended(tmp_path: Path) -> None:
-    told: list[int] = []
+    appended: list[int] = []
     names = set()
     for _ in range(3):
         command = [sys.executable, "-c", _KILLED, str(tmp_path)]
@@ -152,17 +152,17 @@ def test_a_killed_process_loses_nothing_that_was_appended(tmp_path: Path) -> Non
         names.add(process.stdout.readline().strip())
         reader = threading.Timer(0.5, process.send_signal, [signal.SIGKILL])
         reader.start()
-        told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+        appended += [int(line) for line in process.stdout.read().split("\n")[:-1]]
         process.wait(10)
     assert len(names) == 1
-    gaps = [after - before for before, after in itertools.pairwise(told) if after != before + 1]
+    gaps = [after - before for before, after in itertools.pairwise(appended) if after != before + 1]
     assert gaps == [2] * len(gaps) and len(gaps) <= 2, (
-        "at most the one that was appended but not told of before the kill"
+        "at most the one that was appended but not printed before the kill"
     )
     with Spool(tmp_path, device="d") as spool:
         there = {held.sequence for held in all_of(spool, "window")}
-    assert len(told) > 30
-    assert set(told) <= there
+    assert len(appended) > 30
+    assert set(appended) <= there
 
 
 def test_no_sequence_is_used_twice_after_a_power_cut(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_memory_is_bounded_while_the_disk_fails(tmp_path: Path) -> None:
         assert lost(spool)["event"] == 60 - len(newest)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Spool(tmp_path / "file" / "spool", device="d") as spool:
         assert spool.state is SpoolState.UNUSABLE
@@ -289,7 +289,7 @@ def test_two_agents_do_not_share_a_spool(tmp_path: Path) -> None:
         Spool(tmp_path, device="d")
 
 
-def test_a_closed_spool_keeps_quiet(tmp_path: Path) -> None:
+def test_a_closed_spool_ignores_calls(tmp_path: Path) -> None:
     spool = Spool(tmp_path, device="d")
     spool.close()
     spool.close()
@@ -303,12 +303,12 @@ def test_a_closed_spool_keeps_quiet(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.corrupt*"))
 
 
-def test_seven_days_at_a_window_every_thirty_seconds_fit_whole(tmp_path: Path) -> None:
+def test_seven_days_at_a_window_every_thirty_seconds_fit_without_merging(tmp_path: Path) -> None:
     cpu = time.process_time()
     with Spool(tmp_path, device="d") as spool:
-        made = [window(number) for number in range(200)]
+        created = [window(number) for number in range(200)]
         for number in range(20_160):
-            spool.append(made[number % 200])
+            spool.append(created[number % 200])
         held = sum(path.stat().st_size for path in tmp_path.iterdir())
         assert held < 64 << 20
         assert len(all_of(spool, "window")) == 20_160
@@ -343,7 +343,7 @@ def test_windows_of_different_models_stay_apart(tmp_path: Path) -> None:
             assert sum(each.frames for each in kept if each.model == f"m {model}") == 1000
 
 
-def test_then_images_then_events_go(tmp_path: Path) -> None:
+def test_then_images_then_events_are_evicted(tmp_path: Path) -> None:
     with Spool(tmp_path, device="d", limits=SpoolLimits(max_bytes=4 << 20)) as spool:
         for number in range(600):
             spool.append(event(number, image=20_000))
@@ -362,9 +362,7 @@ def test_then_images_then_events_go(tmp_path: Path) -> None:
         assert len(all_of(spool, "profile")) + gone.get("profile", 0) == 7000
 
 
-def test_what_is_too_old_is_given_up_by_a_clock_that_never_jumps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_messages_expire_by_a_clock_that_never_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     with Spool(tmp_path, device="d", limits=SpoolLimits(max_days=1.0), clock=clock, boot="a") as spool:
         monkeypatch.setattr("time.time", lambda: 0.0)  # 1970
@@ -382,7 +380,7 @@ def test_what_is_too_old_is_given_up_by_a_clock_that_never_jumps(
         assert lost(spool) == {"window": 1}
 
 
-def test_orders_are_remembered_until_they_expire(tmp_path: Path) -> None:
+def test_results_are_remembered_until_their_command_expires(tmp_path: Path) -> None:
     with Spool(tmp_path, device="d") as spool:
         spool.remember_result("a", 100.0, b"first", now=0.0)
         assert spool.command_result("a") == b"first"
@@ -464,8 +462,8 @@ def test_ten_minutes_of_windows_take_sixty_syncs_at_most(tmp_path: Path) -> None
 def test_every_kind_of_message_has_a_place(tmp_path: Path) -> None:
     with Spool(tmp_path, device="d") as spool:
         for kind, message in KINDS.items():
-            made: Header = message()
-            sequence = spool.append(made)
+            created: Header = message()
+            sequence = spool.append(created)
             (held,) = spool.pending(kind)
             assert (held.sequence, held.kind) == (sequence, kind)
-            assert len(encode(made)) < len(held.payload)
+            assert len(encode(created)) < len(held.payload)
