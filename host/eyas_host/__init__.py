@@ -27,13 +27,14 @@ __all__ = [
     "WeightsError",
     "__version__",
     "distill",
+    "evaluate",
     "load_recipe",
     "open_run",
 ]
 
 if TYPE_CHECKING:
     from eyas_device.errors import EyasError
-    from eyas_host.api import distill, load_recipe, open_run
+    from eyas_host.api import distill, evaluate, load_recipe, open_run
     from eyas_host.support.errors import (
         CompileError,
         CompressError,
@@ -53,5 +54,5 @@ else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         dict.fromkeys(__all__, "eyas_host.support.errors")
-        | dict.fromkeys(("distill", "load_recipe", "open_run"), "eyas_host.api"),
+        | dict.fromkeys(("distill", "evaluate", "load_recipe", "open_run"), "eyas_host.api"),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,6 +16,9 @@ from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import RunError
 from eyas_host.support.progress import warn
 from eyas_host.support.quiet import quiet_libraries
+
+if TYPE_CHECKING:
+    from eyas_host.evaluation.labelled_set import Evaluation
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +73,48 @@ def distill(
     context = RunContext(settings, Path(runs) / settings.run.name)
     run_chain(STAGES, context, start=start, only=only, until=until)
     return open_run(context.root)
+
+
+def evaluate(
+    bundle: Path | str,
+    images: Path | str,
+    *,
+    artefacts: Sequence[str] = (),
+    run: Path | str | None = None,
+    skip_unreadable: bool = False,
+) -> Evaluation:
+    """Evaluate a finished bundle on a second labelled set, through the device's own runtimes.
+
+    Args:
+        bundle: The bundle's folder.
+        images: A folder that holds one folder a class, or a CSV table `path,label[,group]`.
+        artefacts: Only these artefacts; by default all that work on this machine.
+        run: The run that the bundle was packed in, to find images that it was trained on; found by itself for
+            `runs/NAME/bundle`.
+        skip_unreadable: List unreadable images instead of refusing the set.
+
+    Returns:
+        A frozen object with `artefacts` (metrics with 95 % intervals, confusion and calibration of each), `parity`
+        between artefacts, `mistakes`, `overlap` with the images of the run, and `warnings`.
+
+    Raises:
+        EyasError: Of the kind that fits: `BundleError`, `DataError` or `RuntimeUnavailable`.
+
+    >>> evaluation = evaluate("bundle", "second-set")
+    >>> evaluation.images, evaluation.labels
+    (12, ('cross', 'disc', 'stripes'))
+
+    """
+    quiet_libraries()
+    from eyas_host.evaluation.labelled_set import evaluate_bundle
+
+    return evaluate_bundle(
+        Path(bundle),
+        Path(images),
+        artefacts=artefacts,
+        run=None if run is None else Path(run),
+        skip_unreadable=skip_unreadable,
+    )
 
 
 def open_run(folder: Path | str) -> Run:

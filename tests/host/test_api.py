@@ -7,17 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 
 import eyas_host
 from eyas_host.support import errors
+from tests.support import tiny
+from tests.support.device_fixtures import pristine_bundle, weights  # noqa: F401 - fixtures
 from tests.support.doctests import run_examples
 from tests.support.shapes import draw_folder
 
 ERRORS = {
     name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, errors.EyasError)
 }
-NAMES = ("distill", "load_recipe", "open_run")
+NAMES = ("distill", "evaluate", "load_recipe", "open_run")
 HEAVY = ("cv2", "msgspec", "numpy", "rich", "sqlalchemy", "torch", "typer")
 
 
@@ -53,14 +56,20 @@ def test_a_run_is_read_without_a_training_framework(place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a recipe for drawn shapes, its split, and a store that knows one device."""
+def place(tmp_path_factory: pytest.TempPathFactory, pristine_bundle: Path) -> Path:  # noqa: F811
+    """A folder with a recipe for drawn shapes, its split, and a bundle with a second labelled set."""
     place = tmp_path_factory.mktemp("api")
     draw_folder(place / "images", count=12)
     recipe = place / "models/shapes/recipe.toml"
     recipe.parent.mkdir(parents=True)
     recipe.write_text('[run]\nname = "shapes"\n[data]\npath = "../../images"\n')
     eyas_host.distill(recipe, runs=place / "runs", until="split")
+    (place / "bundle").symlink_to(pristine_bundle)
+    for label in tiny.LABELS:
+        (place / "second-set" / label).mkdir(parents=True)
+        for seed in range(4):
+            path = place / "second-set" / label / f"{seed}.png"
+            assert cv2.imwrite(str(path), tiny.draw_shape(label, 500 + seed))
     return place
 
 

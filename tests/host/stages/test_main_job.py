@@ -19,6 +19,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import read_image
+from eyas_host import distill, load_recipe, open_run
 from eyas_host.models.checkpoints import LABELS_ONLY, PRUNED, STUDENT, TEACHER, load_state
 from tests.support import inside
 from tests.support.paths import ROOT
@@ -161,6 +162,17 @@ def test_second_run_changes_nothing(place: Path) -> None:
     assert (place / "runs/shapes/report.json").read_bytes() == before
 
 
+def test_the_public_functions_find_the_finished_run(place: Path) -> None:
+    recipe = load_recipe(place / "models/shapes/recipe.toml", settings()[1::2])
+    before = (place / "runs/shapes/report.json").read_bytes()
+    run = distill(recipe, runs=place / "runs")
+    assert (place / "runs/shapes/report.json").read_bytes() == before
+    assert (run.recipe, run.bundle) == (recipe, place / "runs/shapes/bundle")
+    assert list(run.stages) == ["split", "teach", "distill", "prune", "qat", "compile", "verify", "pack", "report"]
+    assert run.report is not None and run.report["shipped"] in {v["name"] for v in run.report["variants"]}
+    assert run == open_run(place / "runs/shapes")
+
+
 def test_killed_run_goes_on_and_ends_with_the_same_numbers(place: Path) -> None:
     arguments = ["qat", "models/shapes/recipe.toml", "--runs", "killed", *settings()]
     folder = place / "killed/shapes/distill"
@@ -223,18 +235,20 @@ def test_costs_travel_in_the_bundle_and_the_device_answers_as_the_report_says(pl
 
 
 def test_base_install_runs_the_bundle(place: Path, tmp_path: Path) -> None:
-    """A device has only the base install: no torch, no host."""
+    """A device has only `eyas-device`: no torch, no host."""
     uv = BIN / "uv"
     if not uv.exists():
         pytest.skip("uv is not beside this Python")
-    root = ROOT
     environment = tmp_path / "device"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     installed = subprocess.run(
-        [uv, "pip", "install", "--quiet", "--python", environment / "bin/python", root], capture_output=True, text=True
+        [uv, "pip", "install", "--quiet", "--python", environment / "bin/python", ROOT / "device"],
+        capture_output=True,
+        text=True,
     )
     if installed.returncode:
         unavailable(f"the registry cannot be reached: {installed.stderr.splitlines()[-1]}")
+    assert [path.name for path in environment.glob("lib/*/site-packages/eyas*") if path.suffix == ""] == ["eyas_device"]
     assert not list(environment.glob("lib/*/site-packages/torch"))
     done = subprocess.run(
         [
