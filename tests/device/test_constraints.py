@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def resolve(*words: str, python: str, platform: str) -> dict[str, str]:
         unavailable("uv is not installed (pip install uv)")
     command = [str(UV), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:"]
     command += ["--python-version", python, "--python-platform", platform, *words, "device/pyproject.toml"]
+    if not os.access(Path.home(), os.W_OK):
+        command.append("--no-cache")
     # what uv has seen before is enough, and takes no time; the registry is asked for the rest
     for more in (["--offline"], []):
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)

@@ -22,7 +22,8 @@ from nncf.torch.quantization.extensions import (
     QuantizedFunctionsCUDA,
     QuantizedFunctionsCUDALoader,
 )
-from torch.utils.cpp_extension import get_default_build_root
+
+from eyas_host.support.files import cache_folder
 
 _BATON = "lock"
 """Lock file of torch.utils.cpp_extension."""
@@ -52,7 +53,7 @@ def compiled() -> list[str]:
 def _use_own_folder() -> None:
     """Use a build folder of this environment's own: sharing it would recompile at every switch of environments."""
     own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(get_default_build_root()) / f"eyas-{own}"))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder("torch_extensions") / f"eyas-{own}"))
 
 
 def _load(folder: Path, get: Callable[[str], object]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eyas_host.support.errors import StageError
@@ -37,10 +39,30 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def cache_folder(name: str) -> Path:
+    """`name` below the user's cache folder; below a private one in TMPDIR where the home cannot be written.
+
+    Raises `StageError` if neither can be used, or if the one in TMPDIR belongs to somebody else.
+    """
+    with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / name
+        usual.mkdir(parents=True, exist_ok=True)
+        if os.access(usual, os.W_OK | os.X_OK):
+            return usual
+    private = Path(tempfile.gettempdir()) / f"eyas-cache-{os.getuid()}"
+    with suppress(FileExistsError):
+        private.mkdir(mode=0o700)
+    found = private.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise StageError(f"{private}: not a private folder of this user; remove it, or set XDG_CACHE_HOME")
+    (private / name).mkdir(exist_ok=True)
+    return private / name
+
+
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Do what others must not do meanwhile: waits for those that hold `path`; a killed process holds it no longer."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -14,6 +14,7 @@ from pathlib import Path
 from eyas_device.bundle import sha256
 from eyas_host.fleet.connect.preflight import Facts
 from eyas_host.fleet.connect.ssh import FleetError
+from eyas_host.support.files import cache_folder
 
 _BUILD_S = 300
 _FETCH_S = 1200
@@ -104,7 +105,7 @@ def _uv() -> str | None:
 
 
 def _run(command: Sequence[str], timeout_s: float, what: str) -> None:
-    environment = {**os.environ, "LC_ALL": "C"}
+    environment = {"UV_CACHE_DIR": str(cache_folder("uv")), **os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=environment
