@@ -67,14 +67,15 @@ def recipe_page() -> str:
 
 def device_toml_page() -> str:
     """Every section and key of the device's configuration."""
-    from eyas_device.config import Config
+    from eyas_device import config
 
     return _join(
         "# device.toml",
         "The configuration of a camera, `/etc/eyas/device.toml` for the service. Every key is optional; options of "
         "`eyas-device run` override single keys. `eyas-device doctor --config FILE` checks a file, and "
         "`device.example.toml` beside the code shows the same keys as a file.",
-        *_sections(Config, toml=True),
+        *_sections(config.Config, toml=True),
+        _renamed(getattr(config, "RENAMED", {})),
     )
 
 
