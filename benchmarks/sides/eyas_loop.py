@@ -40,9 +40,9 @@ class Labels(Listener):
     def __init__(self) -> None:
         self.labels: list[int] = []
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Keep one."""
-        self.labels.append(prediction.prediction.index)
+        self.labels.append(predicted.prediction.index)
 
 
 def main() -> None:

@@ -54,9 +54,9 @@ class Ages(Listener):
     def __init__(self) -> None:
         self.ages: list[float] = []
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Keep one."""
-        self.ages.append(prediction.age_ms)
+        self.ages.append(predicted.age_ms)
 
 
 def slot(classifier: Classifier, camera: Clockwork, seconds: float) -> list[float]:

@@ -46,7 +46,7 @@ class FramePrediction(msgspec.Struct, frozen=True):
 class Listener:
     """Frame-loop callbacks, called synchronously between frames; they must not block. All default to no-ops."""
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Called with each prediction."""
 
     def on_unreadable(self, error: ImageError) -> None:
@@ -187,7 +187,7 @@ class Loop:
         except ImageError as error:
             self._notify_unreadable(error)
             return False
-        frame_prediction = FramePrediction(
+        predicted = FramePrediction(
             number=number,
             source=frame.source,
             time=frame.time,
@@ -198,7 +198,7 @@ class Loop:
             frame=frame,
         )
         for listener in self.listeners:
-            listener.on_prediction(frame_prediction)
+            listener.on_prediction(predicted)
         return True
 
     def _between_frames(self) -> None:

@@ -24,12 +24,12 @@ class OodDetector(OodJudge, Listener):
         """Compare with the new model's reference."""
         self.use_reference(classifier.bundle)
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Measure the frame if a second has passed."""
         if self._reference is None or (now := monotonic()) < self._due:
             return
         self._due = now + _INTERVAL_S
         try:
-            self.measure(prediction.frame.pixels(self._spec))
+            self.measure(predicted.frame.pixels(self._spec))
         except ImageError:
             return  # the loop decoded it, so this cannot happen; and it is no reason to stop

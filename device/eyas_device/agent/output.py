@@ -31,10 +31,10 @@ class StatusLine(Listener):
         self._shown_frames = 0
         self._skipped, self._skipped_at = "", 0.0
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Count the prediction; once a second, print the counts and this prediction."""
-        stats, found = self._stats, prediction.prediction
-        stats.add(found, prediction.latency_ms)
+        stats, prediction = self._stats, predicted.prediction
+        stats.add(prediction, predicted.latency_ms)
         now = time.monotonic()
         if now - self._shown_at < _PERIOD_S:
             return
@@ -44,13 +44,13 @@ class StatusLine(Listener):
             f"frames {stats.frames}",
             f"{fps:.1f} fps",
             f"latency p50 {stats.latency.quantile(0.5):.1f} ms",
-            f"{found.label} {found.confidence:.2f}{'?' * found.uncertain}",
+            f"{prediction.label} {prediction.confidence:.2f}{'?' * prediction.uncertain}",
             f"uncertain {stats.uncertain}",
         ]
         if stats.unreadable:
             fields.append(f"unreadable {stats.unreadable}")
         if self._reporter is not None:
-            fields.append(f"mqtt {self._reporter.summary}")
+            fields.append(f"mqtt {self._reporter.description}")
         line = "  ".join(fields)
         self._stream.write(f"\r{line}\x1b[K" if self._live else f"{line}\n")
         self._stream.flush()
@@ -88,7 +88,7 @@ class StatusLine(Listener):
         if accuracy is not None:
             lines.append(_accuracy_summary(accuracy))
         if self._reporter is not None:
-            lines.append(f"mqtt: {self._reporter.summary}")
+            lines.append(f"mqtt: {self._reporter.description}")
         self._stream.write(self._start_of_line() + "\n".join(lines) + "\n")
         self._stream.flush()
 
@@ -104,18 +104,18 @@ class StatusLine(Listener):
 class JsonLines(Listener):
     """Prints one JSON object per prediction on standard output, flushed at once, for pipes."""
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Print the prediction."""
-        found = prediction.prediction
+        prediction = predicted.prediction
         row = {
-            "number": prediction.number,
-            "source": prediction.source,
-            "time": prediction.time,
-            "label": found.label,
-            "confidence": round(found.confidence, 4),
-            "uncertain": found.uncertain,
-            "probabilities": [round(float(p), 4) for p in found.probabilities],
-            "latency_ms": round(prediction.latency_ms, 3),
+            "number": predicted.number,
+            "source": predicted.source,
+            "time": predicted.time,
+            "label": prediction.label,
+            "confidence": round(prediction.confidence, 4),
+            "uncertain": prediction.uncertain,
+            "probabilities": [round(float(p), 4) for p in prediction.probabilities],
+            "latency_ms": round(predicted.latency_ms, 3),
         }
         sys.stdout.write(msgspec.json.encode(row).decode() + "\n")
         sys.stdout.flush()
@@ -127,9 +127,9 @@ class Scorer(Listener):
     def __init__(self, accuracy: Accuracy) -> None:
         self._accuracy = accuracy
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Count the prediction as correct or wrong."""
-        self._accuracy.add(prediction.source, prediction.prediction.index)
+        self._accuracy.add(predicted.source, predicted.prediction.index)
 
 
 def _accuracy_summary(accuracy: Accuracy) -> str:

@@ -124,7 +124,7 @@ class Reporter(Closing, Listener):
         return self._uplink.status
 
     @property
-    def summary(self) -> str:
+    def description(self) -> str:
         """State of the connection and, if it fails, of the spool's disk, for people."""
         return f"{self.link}; {self.spool.detail}" if self.spool.state.is_fault else str(self.link)
 
@@ -133,15 +133,15 @@ class Reporter(Closing, Listener):
         """Messages that the broker refused; they are sent again."""
         return self._uplink.refused
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Count the prediction in the current window, and choose whether it becomes an event."""
         with self._lock:
-            self._aggregator.add(prediction.prediction, prediction.latency_ms, prediction.age_ms)
-        why = self._policy.choose(prediction.prediction)
+            self._aggregator.add(predicted.prediction, predicted.latency_ms, predicted.age_ms)
+        why = self._policy.choose(predicted.prediction)
         if why is not None and not self._events.full():
-            image = prediction.frame.image
+            image = predicted.frame.image
             copied = image if isinstance(image, bytes) else np.array(image)  # a camera may reuse its memory
-            self._events.put_nowait((self._event(prediction, why), replace(prediction.frame, image=copied)))
+            self._events.put_nowait((self._event(predicted, why), replace(predicted.frame, image=copied)))
             self._wake.set()
 
     def add_descriptor(self, descriptor: Floats) -> None:
@@ -242,22 +242,22 @@ class Reporter(Closing, Listener):
             self.spool.append(window)
             dropped = 0
 
-    def _event(self, prediction: FramePrediction, why: Why) -> Event:
+    def _event(self, predicted: FramePrediction, why: Why) -> Event:
         """An event without its image."""
-        found = prediction.prediction
-        margin, entropy = uncertainty(found.probabilities)
-        best = np.argsort(found.probabilities)[::-1][:_TOP]
+        prediction = predicted.prediction
+        margin, entropy = uncertainty(prediction.probabilities)
+        best = np.argsort(prediction.probabilities)[::-1][:_TOP]
         return Event(
             model=self._model,
             artefact=self._artefact,
             arm=self._settings.arm,
-            label=found.label,
-            confidence=round(found.confidence, 4),
+            label=prediction.label,
+            confidence=round(prediction.confidence, 4),
             margin=round(margin, 4),
             entropy=round(entropy, 4),
-            top={self._labels[i]: round(float(found.probabilities[i]), 4) for i in best},
+            top={self._labels[i]: round(float(prediction.probabilities[i]), 4) for i in best},
             why=why,
-            source=re.sub(r"//[^/@\s]*@", "//***@", prediction.source)[:_MAX_SOURCE],
+            source=re.sub(r"//[^/@\s]*@", "//***@", predicted.source)[:_MAX_SOURCE],
         )
 
     def _append_event(self, event: Event, frame: Frame) -> None:

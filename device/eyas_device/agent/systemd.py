@@ -50,7 +50,7 @@ class Notifier(Closing, Listener):
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._socket = None if self._address is None else _open()
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
+    def on_prediction(self, predicted: FramePrediction) -> None:
         """Report readiness after the first prediction."""
         if not self.ready:
             self._notify_ready()

@@ -162,7 +162,7 @@ def _shake_hands(context: Context, host: str, port: int) -> Finding:
     session = Session(client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", keepalive_s=int(_CONNACK_S))
     connector = Connector((host, port), session)
     reason = _connect(context, connector)
-    if reason is not None and reason.is_failure and connector.refused(reason):
+    if reason is not None and reason.is_failure and connector.switch_if_unsupported(reason):
         reason = _connect(context, connector)
         if reason is not None and not reason.is_failure:
             return yellow(f"{where}: lets {user} in with MQTT 3.1.1 only", "a broker with MQTT 5 tells why it refuses")

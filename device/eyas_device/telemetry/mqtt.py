@@ -219,7 +219,7 @@ class Uplink(Closing):
         if sock is not None:
             sock.close()
         if self._accepted is None and not self._closing.is_set():
-            self._connector.unanswered()
+            self._connector.switch_version()
         if self.status.state not in (LinkState.REFUSED, LinkState.DISCONNECTED):
             self._set_state(LinkState.DISCONNECTED, "the connection was lost")
 
@@ -232,7 +232,7 @@ class Uplink(Closing):
         if reason.is_failure:
             self._accepted = False
             self._set_state(LinkState.REFUSED, str(reason))
-            self._connector.refused(reason)
+            self._connector.switch_if_unsupported(reason)
             return
         self._accepted, self._connected_at = True, time.monotonic()
         self._set_state(LinkState.CONNECTED)

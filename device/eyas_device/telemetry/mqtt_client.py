@@ -25,11 +25,6 @@ class LinkState(enum.Enum):
     REFUSED = "refused by the broker"
     DISCONNECTED = "not connected"
 
-    @property
-    def is_up(self) -> bool:
-        """Whether the broker accepted the connection."""
-        return self not in (LinkState.CONNECTING, LinkState.REFUSED, LinkState.DISCONNECTED)
-
 
 class LinkStatus(msgspec.Struct, frozen=True):
     """State of a connection, with a detail for people."""
@@ -59,8 +54,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 class Connector:
     """Creates and connects clients of one broker and session: MQTT 5 first, 3.1.1 for brokers that know nothing newer.
 
-    The owner of a connection reports what the broker answered, by `refused` or `unanswered`; the next client then
-    speaks the other version.
+    The owner of a connection calls `switch_if_unsupported` with a refusing CONNACK, and `switch_version` without a
+    CONNACK; the next client then speaks the other version.
     """
 
     def __init__(self, address: tuple[str, int], session: Session) -> None:
@@ -86,15 +81,15 @@ class Connector:
         """Let the client's own thread (`loop_start`) open the connection."""
         client.connect_async(*self._address, keepalive=self._session.keepalive_s, **self._options())
 
-    def refused(self, reason: Any) -> bool:
-        """Return whether a CONNACK refuses the protocol version; if so, the next client speaks the other one."""
+    def switch_if_unsupported(self, reason: Any) -> bool:
+        """Switch the version if a CONNACK refuses it; return whether that is so."""
         if int(getattr(reason, "value", reason)) not in _UNSUPPORTED_VERSION:
             return False
-        self.unanswered()
+        self.switch_version()
         return True
 
-    def unanswered(self) -> None:
-        """Take the other version next: some brokers of before MQTT 5 answer CONNECT with silence or just hang up."""
+    def switch_version(self) -> None:
+        """Speak the other version next: some brokers older than MQTT 5 ignore its CONNECT or hang up."""
         self.mqtt5 = not self.mqtt5
 
     def _options(self) -> dict[str, Any]:

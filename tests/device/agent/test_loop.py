@@ -69,8 +69,8 @@ class Recorder(Listener):
         self.turns = 0
         self._loop_s = loop_s
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
-        self.predictions.append(prediction)
+    def on_prediction(self, predicted: FramePrediction) -> None:
+        self.predictions.append(predicted)
         time.sleep(self._loop_s)
 
     def on_unreadable(self, error: ImageError) -> None:
@@ -94,11 +94,11 @@ def test_a_fast_camera_is_answered_with_its_newest_frame(classifier: Classifier)
     camera = LiveCamera(numbered(), every_s=0.002)
     loop = Loop(classifier, camera, [recorder])
     loop.run(frames=15)
-    numbers = [int(prediction.source) for prediction in recorder.predictions]
+    numbers = [int(predicted.source) for predicted in recorder.predictions]
     assert numbers == sorted(set(numbers)), "a frame came twice or out of order"
     assert numbers[-1] > 3 * len(numbers), "it worked off old frames"
     assert loop.dropped >= numbers[-1] - len(numbers) - 1
-    ages = sorted(prediction.age_ms for prediction in recorder.predictions)
+    ages = sorted(predicted.age_ms for predicted in recorder.predictions)
     assert ages[len(ages) // 2] < 30, "frames waited for longer than the camera's interval and the prediction"
 
 
@@ -113,7 +113,7 @@ def test_what_is_replaced_is_not_decoded(classifier: Classifier) -> None:
     frames = (Watched(image=JPEG, time=0.0, source=str(n)) for n in itertools.count())
     recorder = Recorder(loop_s=0.02)
     Loop(classifier, LiveCamera(frames, every_s=0.001), [recorder]).run(frames=5)
-    assert decoded == [prediction.source for prediction in recorder.predictions]
+    assert decoded == [predicted.source for predicted in recorder.predictions]
 
 
 def test_old_frames_are_dropped(classifier: Classifier) -> None:
@@ -122,7 +122,7 @@ def test_old_frames_are_dropped(classifier: Classifier) -> None:
     recorder = Recorder()
     loop = Loop(classifier, camera, [recorder], pace=Pace(max_age_s=5.0))
     loop.run(frames=4)
-    assert {prediction.source for prediction in recorder.predictions} == {"new"}
+    assert {predicted.source for predicted in recorder.predictions} == {"new"}
     assert loop.dropped >= 1
 
 
@@ -201,7 +201,7 @@ def test_another_model_between_two_frames(pristine_bundle: Path) -> None:
     assert recorder.models == ["litert-fp32", "litert-int8"]
     assert closed == ["first"]
     assert [int(a.source) for a in recorder.predictions] == sorted(int(a.source) for a in recorder.predictions)
-    assert {prediction.prediction.label for prediction in recorder.predictions} == {"disc"}
+    assert {predicted.prediction.label for predicted in recorder.predictions} == {"disc"}
 
 
 @pytest.mark.parametrize(("number", "paused"), [(signal.SIGUSR1, True), (signal.SIGUSR2, False)])
@@ -230,8 +230,8 @@ def test_no_memory_is_gathered_or_taken_again(classifier: Classifier) -> None:
     marks: list[tuple[int, int]] = []
 
     class Meter(Listener):
-        def on_prediction(self, prediction: FramePrediction) -> None:
-            if prediction.number in (50, 250):
+        def on_prediction(self, predicted: FramePrediction) -> None:
+            if predicted.number in (50, 250):
                 gc.collect()
                 marks.append(tracemalloc.get_traced_memory())
                 tracemalloc.reset_peak()

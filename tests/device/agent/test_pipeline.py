@@ -39,8 +39,8 @@ class Recorder(Listener):
         self.predictions: list[FramePrediction] = []
         self.reasons: list[str] = []
 
-    def on_prediction(self, prediction: FramePrediction) -> None:
-        self.predictions.append(prediction)
+    def on_prediction(self, predicted: FramePrediction) -> None:
+        self.predictions.append(predicted)
 
     def on_unreadable(self, error: ImageError) -> None:
         self.reasons.append(str(error))
@@ -263,9 +263,9 @@ def test_frames_and_fps_limit_the_loop(pristine_bundle: Path) -> None:
 
 def test_a_signal_ends_the_loop_after_its_frame(pristine_bundle: Path) -> None:
     class Kill(Recorder):
-        def on_prediction(self, prediction: FramePrediction) -> None:
-            super().on_prediction(prediction)
-            if prediction.number == 2:
+        def on_prediction(self, predicted: FramePrediction) -> None:
+            super().on_prediction(predicted)
+            if predicted.number == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)

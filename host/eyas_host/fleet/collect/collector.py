@@ -196,7 +196,7 @@ class Collector(Closing):
     def _expect_answer(self) -> None:
         """A broker of MQTT 3.1.1 may say nothing at all to a greeting in MQTT 5: try the other one in turn."""
         if not self._was_up and time.monotonic() - self._since > _CONNACK_S and (sock := self._client.socket()):
-            self._connector.unanswered()
+            self._connector.switch_version()
             version = "5" if self._connector.mqtt5 else "3.1.1"
             self._set_state(LinkState.DISCONNECTED, f"no answer; trying MQTT {version}")
             sock.close()
@@ -340,7 +340,7 @@ class Collector(Closing):
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             detail = str(reason)
-            if self._connector.mqtt5 and self._connector.refused(reason):
+            if self._connector.mqtt5 and self._connector.switch_if_unsupported(reason):
                 detail = "it does not speak MQTT 5; trying 3.1.1, without shared subscriptions"
             self._set_state(LinkState.REFUSED, detail)
             return

@@ -63,7 +63,7 @@ class Tap(Closing):
         """What arrived, after waiting at most `timeout` seconds for the first."""
         connecting = self.status.state is LinkState.CONNECTING
         if connecting and time.monotonic() - self._started > _CONNACK_S:
-            self._connector.unanswered()
+            self._connector.switch_version()
             self._restart = True
         if self._restart:
             self._restart, self.status = False, LinkStatus()
@@ -98,7 +98,8 @@ class Tap(Closing):
 
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self.status, self._restart = LinkStatus(LinkState.REFUSED, str(reason)), self._connector.refused(reason)
+            self.status = LinkStatus(LinkState.REFUSED, str(reason))
+            self._restart = self._connector.switch_if_unsupported(reason)
             return
         client.subscribe([(f"eyas/+/+/{kind}", 0) for kind in KINDS])
 
