@@ -1,4 +1,4 @@
-"""Fixtures for every test that wants a small network on the int8 grid."""
+"""Fixtures for tests that need a small network, in float or int8."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shape_frames() -> Pixels:
 
 @pytest.fixture(scope="session")
 def network(shape_frames: Pixels) -> PixelClassifier:
-    """A seeded mobilenetv3_small_100 for five classes whose BatchNorm has seen images and whose answers differ."""
+    """A seeded mobilenetv3_small_100 for five classes, briefly trained."""
     return briefly_trained("mobilenetv3_small_100", shape_frames)
 
 
@@ -39,5 +39,5 @@ def calibration(shape_frames: Pixels) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def quantized(deploy: DeployModel, calibration: list[torch.Tensor]) -> torch.nn.Module:
-    """The folded network with its int8 grid. Not to be changed by a test."""
+    """The folded network as a QAT model. Not to be changed by a test."""
     return prepare_qat(deploy, calibration, input_size=64).eval()

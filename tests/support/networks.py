@@ -9,9 +9,12 @@ import torch
 from eyas_host.models.factory import PixelClassifier, build
 from tests.support.shapes import SHAPES, Pixels
 
+V3_SMALL = {"activations": 97, "weights": 53, "hard_swishes": 19}
+"""Quantizers and hard-swishes of timm's mobilenetv3_small_100, counted by hand from its table of blocks."""
+
 
 def take_steps(model: torch.nn.Module, pixels: torch.Tensor, *, steps: int, rate: float) -> None:
-    """Some steps on images [n, 3, h, w] of the five shapes, as many of each, one class after the other."""
+    """Train for some steps on images [n, 3, h, w] of the five shapes, ordered by class, as many of each."""
     targets = torch.arange(len(SHAPES)).repeat_interleave(len(pixels) // len(SHAPES))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     model.train()
@@ -25,7 +28,7 @@ def take_steps(model: torch.nn.Module, pixels: torch.Tensor, *, steps: int, rate
 def briefly_trained(
     name: str, shape_frames: Pixels, weights: Literal["packaged", "random"] = "random"
 ) -> PixelClassifier:
-    """A seeded network for five classes whose BatchNorm has seen images and whose answers differ."""
+    """A seeded network for five classes with calibrated BatchNorm statistics and varied predictions."""
     torch.manual_seed(0)
     model, _ = build(name, len(SHAPES), weights)
     pixels = torch.from_numpy(shape_frames).permute(0, 3, 1, 2)
@@ -37,5 +40,5 @@ def briefly_trained(
         for _ in range(8):
             model(pixels)
         for parameter in model.classifier.parameters():
-            parameter.mul_(0.3)  # sure answers hide differences, very sure ones exaggerate them
+            parameter.mul_(0.3)  # high confidence hides differences, very high confidence exaggerates them
     return model.eval()

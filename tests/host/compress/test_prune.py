@@ -1,4 +1,4 @@
-"""Pruning: channels that are gone, weights that are zero, plans that rebuild, cost model, search and closed loop."""
+"""Pruning: channels, single weights, plans, latency model, importance and the closed-loop search."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pixels(shape_frames: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, pixels: Tensor) -> Tensor:
+def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
     return model(pixels)
 
 
@@ -66,7 +66,7 @@ def costs(model: PixelClassifier) -> list[tuple[str, float, int]]:
         found.append((names[module], float(output.numel() * module.weight[0].numel()), output.numel()))
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    answers(model, EXAMPLE)
+    logits_of(model, EXAMPLE)
     for handle in handles:
         handle.remove()
     return found
@@ -82,7 +82,7 @@ def test_channels_are_pruned_to_the_ratio(
     model, plan = pruned
     assert 0.45 < plan.macs_after / plan.macs_before <= 0.6
     assert 0.45 < multiply_accumulates(model) / multiply_accumulates(network) < 0.62
-    assert answers(model, pixels).shape == (20, 5)
+    assert logits_of(model, pixels).shape == (20, 5)
     assert all(width % 8 == 0 for width in widths(model).values())
     assert sum(widths(model).values()) < sum(widths(network).values())
     assert plan.parameters_before == sum(int((p != 0).sum()) for p in network.backbone.parameters())
@@ -91,16 +91,18 @@ def test_channels_are_pruned_to_the_ratio(
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.8])
-def test_every_layer_keeps_the_same_part_of_its_channels(network: PixelClassifier, pixels: Tensor, keep: float) -> None:
+def test_every_layer_keeps_the_same_fraction_of_its_channels(
+    network: PixelClassifier, pixels: Tensor, keep: float
+) -> None:
     model, plan = prune_evenly(network, keep=keep, size=SIZE)
     dense = widths(network)
     for name, width in widths(model).items():
         assert width % 8 == 0 and abs(width - keep * dense[name]) <= max(4.0, 8 - keep * dense[name]), name
-    assert answers(model, pixels).shape == (20, 5)
+    assert logits_of(model, pixels).shape == (20, 5)
     assert plan.macs_after == pytest.approx(multiply_accumulates(model), rel=0.1)
 
 
-def test_a_part_that_rounding_undoes(network: PixelClassifier) -> None:
+def test_a_fraction_that_rounding_undoes(network: PixelClassifier) -> None:
     with pytest.raises(CompressError, match=r"keep = 0.999: rounded to multiples of 8, every layer keeps all"):
         prune_evenly(network, keep=0.999, size=SIZE)
 
@@ -114,12 +116,12 @@ def test_the_plan_rebuilds_the_network(
     assert restored == plan
     rebuilt = rebuild_channels(build("mobilenetv3_small_100", 5, "random")[0], restored, size=SIZE)
     rebuilt.load_state_dict(model.state_dict(), strict=True)
-    assert torch.equal(answers(rebuilt.eval(), pixels), answers(model, pixels))
+    assert torch.equal(logits_of(rebuilt.eval(), pixels), logits_of(model, pixels))
 
 
 def test_a_pruned_network_folds(pruned: tuple[PixelClassifier, PrunePlan], pixels: Tensor) -> None:
-    expected = answers(pruned[0], pixels)
-    folded = answers(fold_for_deployment(pruned[0]), pixels)
+    expected = logits_of(pruned[0], pixels)
+    folded = logits_of(fold_for_deployment(pruned[0]), pixels)
     assert float((folded - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
@@ -129,12 +131,12 @@ def test_a_ratio_that_cannot_be_reached(network: PixelClassifier) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv4_conv_small", "tf_efficientnet_lite0", "regnetx_002"])
-def test_other_networks_are_cut(name: str) -> None:
+def test_other_networks_are_pruned(name: str) -> None:
     model = build(name, 3, "random")[0].eval()
     groups = channel_groups(model, size=SIZE)
     halves = [max(group.min_kept, group.below(group.channels // 2 + 1)) for group in groups]
     smaller = cut_channels(model, least_important_cuts(groups, magnitude_importance(model, groups), halves), size=SIZE)
-    assert answers(smaller, EXAMPLE).shape == (1, 3)
+    assert logits_of(smaller, EXAMPLE).shape == (1, 3)
     assert layer_shapes(smaller, size=SIZE).macs.sum() < 0.9 * layer_shapes(model, size=SIZE).macs.sum()
 
 
@@ -142,20 +144,20 @@ def test_other_networks_are_cut(name: str) -> None:
 
 
 def zero_share(model: nn.Module) -> float:
-    """Part of the convolution and linear weights that is zero."""
+    """Fraction of zeros among the convolution and linear weights."""
     weights = [p.detach() for p in model.parameters() if p.ndim > 1]
     return float(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
 
 
-def test_zeros_among_the_weights_stay_through_training(network: PixelClassifier, pixels: Tensor) -> None:
+def test_pruned_weights_stay_zero_in_training(network: PixelClassifier, pixels: Tensor) -> None:
     sparse, plan = prune_weights(network, sparsity=0.5, size=SIZE)
     assert zero_share(network) < 0.001
     assert 0.45 < zero_share(sparse) <= 0.5
     assert plan.parameters_after < 0.6 * plan.parameters_before
     for name, module in sparse.backbone.named_modules():
         if isinstance(module, nn.Conv2d):
-            share = float((module.weight == 0).float().mean())
-            assert share == pytest.approx(0.5, abs=0.02), name
+            fraction = float((module.weight == 0).float().mean())
+            assert fraction == pytest.approx(0.5, abs=0.02), name
             largest_cut = network.backbone.get_submodule(name).weight[module.weight == 0].abs().max()
             assert largest_cut <= module.weight[module.weight != 0].abs().min()
     assert not (sparse.classifier.weight == 0).any()
@@ -180,7 +182,7 @@ def test_zeros_among_the_weights_stay_through_training(network: PixelClassifier,
 
 
 def table(model: PixelClassifier, split: tuple[int, ...] = (), seed: int = 0) -> BlockTimes:
-    """Block times of a network as a board might write them: `split` says how many layers each block has."""
+    """Block times of a network as a board might write them; `split` is the number of layers in each block."""
     rng = np.random.default_rng(seed)
     layers = layer_shapes(model, size=SIZE)
     sizes = split or (1,) * len(layers.names)
@@ -222,7 +224,7 @@ def plain_cost(times: BlockTimes, dense: PixelClassifier, model: PixelClassifier
     return total * whole / times.sum_ms
 
 
-def test_the_cost_model_agrees_with_a_plain_one(
+def test_the_latency_model_agrees_with_a_plain_one(
     network: PixelClassifier, pruned: tuple[PixelClassifier, PrunePlan]
 ) -> None:
     times = table(network, SPLIT)
@@ -236,7 +238,7 @@ def test_the_cost_model_agrees_with_a_plain_one(
         assert model.ms(layer_shapes(smaller, size=SIZE)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_blocks_without_layers_count_with_their_neighbours(network: PixelClassifier) -> None:
+def test_the_time_of_blocks_without_layers_goes_to_their_neighbours(network: PixelClassifier) -> None:
     times = table(network, SPLIT)
     quiet = Block(name="q", operators=("QUANTIZE",), inputs=(), outputs=(), ms=0.05, p10=0.0, p90=0.1)
     first, second, *others = times.blocks
@@ -307,7 +309,7 @@ def test_a_table_that_cannot_be_used(
 
 @pytest.fixture(scope="module")
 def found(network: PixelClassifier, pixels: Tensor) -> tuple[list[np.ndarray], list[Step]]:
-    """Estimated losses and all steps for the network."""
+    """Importance of all channels, and all steps for the network."""
     model = copy.deepcopy(network)
     groups = channel_groups(model, size=SIZE)
     targets = torch.arange(5).repeat_interleave(4)
@@ -317,7 +319,7 @@ def found(network: PixelClassifier, pixels: Tensor) -> tuple[list[np.ndarray], l
     return losses, list(cheapest_cuts(groups, losses, layer_shapes(network, size=SIZE), latency))
 
 
-def test_steps_only_ever_save_time_and_leave_whole_eights(
+def test_steps_only_save_time_and_keep_multiples_of_eight(
     network: PixelClassifier, found: tuple[list[np.ndarray], list[Step]]
 ) -> None:
     groups, (_, steps) = channel_groups(network, size=SIZE), found
@@ -330,7 +332,7 @@ def test_steps_only_ever_save_time_and_leave_whole_eights(
     assert all(group.min_kept >= group.channels / 4 for group in groups)
 
 
-def test_a_step_is_predicted_as_the_network_that_it_makes(
+def test_the_prediction_of_a_step_is_that_of_its_network(
     network: PixelClassifier, found: tuple[list[np.ndarray], list[Step]], pixels: Tensor
 ) -> None:
     groups, (losses, steps) = channel_groups(network, size=SIZE), found
@@ -343,10 +345,10 @@ def test_a_step_is_predicted_as_the_network_that_it_makes(
         restored = msgspec.json.decode(msgspec.json.encode(plan), type=PrunePlan)
         rebuilt = rebuild_channels(build("mobilenetv3_small_100", 5, "random")[0], restored, size=SIZE)
         rebuilt.load_state_dict(smaller.state_dict(), strict=True)
-        assert torch.equal(answers(rebuilt, pixels), answers(smaller, pixels))
+        assert torch.equal(logits_of(rebuilt, pixels), logits_of(smaller, pixels))
 
 
-def test_the_first_step_costs_least_for_a_millisecond(
+def test_the_first_step_has_the_lowest_loss_per_millisecond(
     network: PixelClassifier, found: tuple[list[np.ndarray], list[Step]]
 ) -> None:
     groups, (losses, steps) = channel_groups(network, size=SIZE), found
@@ -361,20 +363,20 @@ def test_the_first_step_costs_least_for_a_millisecond(
     assert [n for n, (a, b) in enumerate(zip(steps[0].kept, steps[1].kept, strict=True)) if a != b] == [cheapest]
 
 
-def test_the_loss_of_a_channel_is_the_slope_of_fading_it_out(network: PixelClassifier, pixels: Tensor) -> None:
+def test_importance_is_the_gradient_of_fading_a_channel_out(network: PixelClassifier, pixels: Tensor) -> None:
     model = copy.deepcopy(network)
     groups = channel_groups(model, size=SIZE)
     targets = torch.arange(5).repeat_interleave(4)
     losses = taylor_importance(model, groups, iter([nn.functional.cross_entropy(model(pixels), targets)]))
     exact = copy.deepcopy(model).backbone.double()
     normalised = model.normalise(pixels).double()
-    before = float(nn.functional.cross_entropy(answers(exact, normalised), targets))
+    before = float(nn.functional.cross_entropy(logits_of(exact, normalised), targets))
     group = next(g for g in groups if g.root == "blocks.2.0.conv_pwl")
     for channel in (0, 5, 17):
         fading = copy.deepcopy(exact)
         for reader in group.readers:
             fading.get_submodule(reader.layer).weight.data[:, reader.rows[reader.channels == channel]] *= 1 - 1e-5
-        after = float(nn.functional.cross_entropy(answers(fading, normalised), targets))
+        after = float(nn.functional.cross_entropy(logits_of(fading, normalised), targets))
         estimated = losses[groups.index(group)][channel]
         assert abs(after - before) / 1e-5 == pytest.approx(estimated, rel=0.01, abs=1e-5)
 
@@ -382,8 +384,8 @@ def test_the_loss_of_a_channel_is_the_slope_of_fading_it_out(network: PixelClass
 # The closed loop
 
 
-def falling(parts: list[float]) -> list[Step]:
-    return [Step((place,), 2.0 * part, 0.0) for place, part in enumerate(parts)]
+def falling(fractions: list[float]) -> list[Step]:
+    return [Step((index,), 2.0 * fraction, 0.0) for index, fraction in enumerate(fractions)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -393,12 +395,12 @@ def falling(parts: list[float]) -> list[Step]:
     st.floats(0.85, 1.15),
     st.floats(0.3, 0.9),
 )
-def test_what_is_measured_is_at_the_goal_or_just_below(
+def test_the_measured_latency_is_at_the_goal_or_just_below(
     savings: list[float], factor: float, bend: float, goal: float
 ) -> None:
-    """The true time is another function of the predicted one; the loop sees it only through its measurements."""
-    predicted = [float(part) for part in np.cumprod([1.0, *(1 - s for s in savings)])]
-    true = [factor * part**bend for part in predicted]
+    """The true latency is a function of the predicted one that the loop only sees through measurements."""
+    predicted = [float(fraction) for fraction in np.cumprod([1.0, *(1 - s for s in savings)])]
+    true = [factor * fraction**bend for fraction in predicted]
     steps, calls = falling(predicted), []
 
     def measure(step: Step) -> float:
@@ -410,15 +412,15 @@ def test_what_is_measured_is_at_the_goal_or_just_below(
             search_step(steps, goal, 2.0, measure=measure)
         return
     reached = search_step(steps, goal, 2.0, measure=measure)
-    place = reached.step.kept[0]
-    assert reached.measured == true[place] <= goal
-    near = true[place] >= goal * (1 - TOLERANCE)
-    assert near or place == 0 or true[place - 1] > goal or len(calls) == 6
+    index = reached.step.kept[0]
+    assert reached.measured == true[index] <= goal
+    near = true[index] >= goal * (1 - TOLERANCE)
+    assert near or index == 0 or true[index - 1] > goal or len(calls) == 6
     assert len(set(calls)) == len(calls) <= 6
-    assert reached.correction == pytest.approx(true[place] / predicted[place])
+    assert reached.correction == pytest.approx(true[index] / predicted[index])
 
 
-def test_a_round_between_is_measured_once() -> None:
+def test_an_intermediate_round_is_measured_once() -> None:
     steps = falling([1.0, 0.9, 0.8, 0.7, 0.6])
     reached = search_step(steps, 0.8, 2.0, measure=lambda step: 0.9, exact=False)
     assert (reached.step, reached.measured) == (steps[2], 0.9)
@@ -437,7 +439,7 @@ def test_without_a_measurement_the_prediction_decides() -> None:
 # The front
 
 
-def test_the_front_is_drawn_with_what_was_measured_and_what_was_not() -> None:
+def test_the_plot_shows_measured_and_predicted_points() -> None:
     first = FrontPoint(
         round=0, predicted_ms=1.0, measured_ms=1.0, fraction=1.0, macs=2e7, balanced_accuracy=0.83, auc=0.9
     )

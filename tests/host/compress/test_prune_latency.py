@@ -1,4 +1,4 @@
-"""The prune stage with a latency to reach: by an injected clock, from a table, killed and refused."""
+"""The prune stage with a latency target: with an injected clock, from a table, killed and refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SETTINGS = PruneSection(target="latency", keep=0.6, rounds=2, round_epochs=1, ep
 
 
 class Clock:
-    """Stands in for a stopwatch: a network's time follows from its layers, by another law than the cost model's."""
+    """Fake stopwatch: a network's latency follows from its layers, by another law than the latency model's."""
 
     built = 0
 
@@ -71,7 +71,7 @@ class Clock:
 
 
 def each(layers: LayerShapes) -> list[float]:
-    """Milliseconds of each layer: calls, and work that costs more in narrow layers than the cost model thinks."""
+    """Milliseconds of each layer: call overhead, and work that takes longer in narrow layers than predicted."""
     return [float(ms) for ms in 0.002 + 1e-6 * layers.work**0.85]
 
 
@@ -80,8 +80,8 @@ def times(layers: LayerShapes) -> BlockTimes:
         Block(name=name, operators=("CONV_2D",), inputs=(), outputs=(), ms=ms, p10=ms, p90=ms)
         for name, ms in zip(layers.names, each(layers), strict=True)
     )
-    whole = sum(block.ms for block in blocks)
-    return block_times(blocks, Quantiles(count=9, p10=whole, p50=whole, p90=whole, p99=whole, max=whole))
+    total = sum(block.ms for block in blocks)
+    return block_times(blocks, Quantiles(count=9, p10=total, p50=total, p90=total, p99=total, max=total))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def distilled(shape_images: Path, network: PixelClassifier, tmp_path_factory: py
 
 @pytest.fixture
 def begun(distilled: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunContext]:
-    """Makes a run of one's own, with settings of [prune], and the clock in place of the stopwatch."""
+    """Creates a run with changed [prune] settings and the fake stopwatch."""
     monkeypatch.setattr(to_latency, "Stopwatch", Clock)
 
     def begin(name: str = "run", **changes: Any) -> RunContext:
@@ -128,13 +128,13 @@ def pruned_ms(context: RunContext) -> float:
 def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[..., RunContext]) -> None:
     context = begun()
     outcome = prune_stage.run(context)
-    part = pruned_ms(context) / dense_ms(context)
-    assert 0.6 * (1 - rounds.TOLERANCE) <= part <= 0.6
+    fraction = pruned_ms(context) / dense_ms(context)
+    assert 0.6 * (1 - rounds.TOLERANCE) <= fraction <= 0.6
     front = outcome.facts["front"]
     assert [point["round"] for point in front] == [0, 1, 2]
     assert front[0]["fraction"] == 1.0 and front[1]["fraction"] == pytest.approx(0.6**0.5, rel=0.15)
-    assert front[2]["fraction"] == pytest.approx(part)
-    assert front[2]["measured_ms"] == pytest.approx(part * dense_ms(context))
+    assert front[2]["fraction"] == pytest.approx(fraction)
+    assert front[2]["measured_ms"] == pytest.approx(fraction * dense_ms(context))
     assert front[2]["predicted_ms"] != pytest.approx(front[2]["measured_ms"], rel=0.01)  # the loop had to be closed
     assert all(0 <= point["balanced_accuracy"] <= 1 for point in front)
     assert front[0]["macs"] > front[1]["macs"] > front[2]["macs"]
@@ -153,7 +153,7 @@ def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[
     assert all(group.channels % 8 == 0 for group in channel_groups(model, size=SIZE))
 
 
-def test_milliseconds_are_another_way_to_say_a_part(begun: Callable[..., RunContext]) -> None:
+def test_a_target_in_milliseconds_is_reached_too(begun: Callable[..., RunContext]) -> None:
     context = begun(ms=0.7 * dense_ms(begun("other")), rounds=1, epochs=0)
     prune_stage.run(context)
     assert 0.7 * (1 - rounds.TOLERANCE) <= pruned_ms(context) / dense_ms(context) <= 0.7
@@ -164,7 +164,7 @@ class Killed(BaseException):
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
-    """Let the stage die right behind one of the files that it writes."""
+    """Kill the stage right after it has written this many files."""
     left = [writes]
 
     def save(path: Path, state: Any) -> None:
@@ -188,10 +188,10 @@ def test_a_killed_run_ends_with_the_same_numbers(
 ) -> None:
     """Files in order: round 0; cut, one epoch, round 1; cut, two epochs, round 2; the pruned student."""
     if not undisturbed:
-        whole = begun("whole")
-        undisturbed["facts"] = prune_stage.run(whole).facts
-        undisturbed["plan"] = (whole.root / checkpoints.PLAN).read_bytes()
-        undisturbed["state"] = checkpoints.load_state(whole.root / checkpoints.PRUNED)
+        complete = begun("complete")
+        undisturbed["facts"] = prune_stage.run(complete).facts
+        undisturbed["plan"] = (complete.root / checkpoints.PLAN).read_bytes()
+        undisturbed["state"] = checkpoints.load_state(complete.root / checkpoints.PRUNED)
     context = begun()
     with monkeypatch.context() as patch:
         killed_after(patch, writes)
@@ -200,7 +200,7 @@ def test_a_killed_run_ends_with_the_same_numbers(
     assert not (context.root / checkpoints.PRUNED).exists()
     Clock.built = 0
     facts = prune_stage.run(context).facts
-    assert Clock.built == 0 if writes >= 5 else Clock.built > 0  # what was measured is not measured again
+    assert Clock.built == 0 if writes >= 5 else Clock.built > 0  # measurements are not repeated
     assert (context.root / checkpoints.PLAN).read_bytes() == undisturbed["plan"]
     state = checkpoints.load_state(context.root / checkpoints.PRUNED)
     assert all(torch.equal(value, undisturbed["state"][name]) for name, value in state.items())
@@ -217,7 +217,7 @@ def test_a_killed_run_ends_with_the_same_numbers(
         ({"ms": 50.0}, "there is nothing to prune"),
     ],
 )
-def test_a_target_out_of_reach_leaves_nothing_half_written(
+def test_a_target_out_of_reach_leaves_no_partial_files(
     begun: Callable[..., RunContext], changes: dict[str, float], words: str
 ) -> None:
     context = begun(**changes)
@@ -228,7 +228,7 @@ def test_a_target_out_of_reach_leaves_nothing_half_written(
     assert not list(context.root.rglob("*.part"))
 
 
-def test_a_table_takes_the_place_of_measuring(begun: Callable[..., RunContext], tmp_path: Path) -> None:
+def test_a_table_replaces_measuring(begun: Callable[..., RunContext], tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     context = begun(table=str(path), epochs=0, round_epochs=0)
     layers = layer_shapes(checkpoints.load_student(context, 5), size=SIZE)
@@ -252,13 +252,13 @@ def test_a_table_of_another_student_is_refused(begun: Callable[..., RunContext],
         prune_stage.run(begun(table=str(path)))
 
 
-def test_zeros_among_the_weights_say_how_fast_they_are(begun: Callable[..., RunContext]) -> None:
+def test_magnitude_pruning_reports_its_measured_speed(begun: Callable[..., RunContext]) -> None:
     outcome = prune_stage.run(begun(method="nncf", target="macs", sparsity=0.5, epochs=0))
     assert outcome.facts["measured_speed"] == {"fp32": pytest.approx(1.0), "int8": pytest.approx(1.0)}
     assert re.match(r"4\d% of the weights are zero; measured speed fp32 1\.00 x, int8 1\.00 x: ", outcome.summary)
 
 
-def test_the_same_part_of_every_layer(begun: Callable[..., RunContext]) -> None:
+def test_the_same_fraction_of_every_layer(begun: Callable[..., RunContext]) -> None:
     context = begun(target="ratio", keep=0.5, epochs=0)
     outcome = prune_stage.run(context)
     assert outcome.facts["target"] == "ratio" and "front" not in outcome.facts
@@ -292,7 +292,7 @@ def test_options_stand_for_settings(
     assert {name: settings[name] for name in expected} == expected
 
 
-def test_a_table_is_found_from_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_path_is_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models").mkdir()
     path = tmp_path / "models/recipe.toml"
     path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n')

@@ -1,4 +1,4 @@
-"""Sensitivity: the layer that int8 harms is found, kept float, and the harm is fixed; interrupted work goes on."""
+"""Layer sensitivity to int8 and the float fallback; an interrupted measurement resumes."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ from eyas_host.report import plots
 from eyas_host.support.errors import CompressError, StageError
 from eyas_host.train.checkpoint import save_tensors
 from tests.support.inside import eyas
+from tests.support.networks import V3_SMALL
 from tests.support.shapes import SHAPES, Pixels
 
 CPU = torch.device("cpu")
@@ -72,9 +73,9 @@ GRID = (0.02, 400.0)
 
 @pytest.fixture(scope="module")
 def few(quantized: nn.Module) -> nn.Module:
-    """The int8 network with all layers float but `FEW`."""
+    """The int8 network with all layers but `FEW` in float."""
     names = [layer.name for layer in weighted_layers(quantized, EXAMPLE)]
-    assert len(names) == 53
+    assert len(names) == V3_SMALL["weights"]
     return drop_layers(quantized, set(names) - set(FEW), input_size=64)
 
 
@@ -103,7 +104,7 @@ def test_signal_to_noise_is_the_ratio_of_the_norms(seed: int, size: float) -> No
     assert signal_to_noise(reference, logits) == pytest.approx(min(expected, MAX_SNR_DB), abs=1e-6)
 
 
-def test_harm_is_what_was_lost() -> None:
+def test_degradation_follows_its_definition() -> None:
     rng = np.random.default_rng(0)
     targets = np.array([0] * 20 + [1] * 6 + [2] * 4)
     reference = rng.normal(size=(30, 3)) + 3 * np.eye(3)[targets]
@@ -122,13 +123,13 @@ def test_harm_is_what_was_lost() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 70), st.integers(0, 5))
-def test_a_sample_has_as_many_of_each_class(labels: list[int], count: int, seed: int) -> None:
+def test_a_sample_is_balanced_over_the_classes(labels: list[int], count: int, seed: int) -> None:
     targets = np.array(labels)
     rows = balanced_rows(targets, count, seed)
     assert len(set(rows)) == len(rows) == min(count, len(labels))
     counts = [int((targets[rows] == label).sum()) for label in set(labels)]
-    whole = [labels.count(label) for label in set(labels)]
-    assert all(got >= min(total, max(counts) - 1) for got, total in zip(counts, whole, strict=True))
+    totals = [labels.count(label) for label in set(labels)]
+    assert all(got >= min(total, max(counts) - 1) for got, total in zip(counts, totals, strict=True))
     assert list(balanced_rows(targets, count + 1, seed))[: len(rows)] == list(rows)
 
 
@@ -140,21 +141,23 @@ def never() -> Iterator[str]:
     yield ""
 
 
-def test_nothing_is_kept_float_within_the_bound() -> None:
+def test_no_layer_stays_in_float_within_the_bound() -> None:
     found = choose_fallback(never(), lambda names: 0.02, max_drop=0.02, max_layers=5)
     assert found == Fallback((), 0.02, (0.02,), 0.02) and found.enough
     assert str(found) == "int8 loses 0.020 balanced accuracy (bound 0.02): no layer needs to stay in float"
 
 
 @given(st.lists(st.floats(0, 0.1), max_size=8), st.floats(0, 0.3), st.integers(0, 8), st.permutations(range(8)))
-def test_the_fewest_layers_of_the_ranking(harms: list[float], bound: float, most: int, order: list[int]) -> None:
+def test_the_fewest_layers_of_the_ranking_are_chosen(
+    losses: list[float], bound: float, most: int, order: list[int]
+) -> None:
     asked: list[tuple[str, ...]] = []
 
     def drop(names: tuple[str, ...]) -> float:
         asked.append(names)
-        return sum(lost for number, lost in enumerate(harms) if str(number) not in names)
+        return sum(lost for number, lost in enumerate(losses) if str(number) not in names)
 
-    ranked = [str(number) for number in order if number < len(harms)]
+    ranked = [str(number) for number in order if number < len(losses)]
     found = choose_fallback(ranked, drop, max_drop=bound, max_layers=most)
     assert found.layers in asked and found.drop == drop(found.layers)
     assert len(found.layers) <= most and found.layers == tuple(n for n in ranked if n in found.layers)
@@ -167,14 +170,14 @@ def test_the_fewest_layers_of_the_ranking(harms: list[float], bound: float, most
         assert found.drop == min(found.drops)
 
 
-def test_a_layer_that_is_harmful_alone_but_not_here_is_taken_out_again() -> None:
+def test_an_unnecessary_layer_is_removed_again() -> None:
     drops = {("a",): 0.2, ("a", "b"): 0.1, ("a", "b", "c"): 0.01, ("b", "c"): 0.02, ("a", "c"): 0.2}
     found = choose_fallback("abcd", lambda names: drops.get(names, 0.3), max_drop=0.02, max_layers=4)
     assert found == Fallback(("b", "c"), 0.02, (0.3, 0.2, 0.1, 0.01), 0.02)
     assert "loses 0.300" in str(found) and "0.020 with quantize.keep_float = ['b', 'c']" in str(found)
 
 
-def test_too_few_layers_are_told() -> None:
+def test_an_insufficient_fallback_is_reported() -> None:
     drops = {(): 0.3, ("a",): 0.1, ("a", "b"): 0.2}
     found = choose_fallback("abc", lambda names: drops[names], max_drop=0.05, max_layers=2)
     assert not found.enough and found.layers == ("a",)
@@ -187,12 +190,14 @@ def test_too_few_layers_are_told() -> None:
 
 
 @pytest.mark.parametrize("factor", GRID, ids=["narrow", "wide"])
-def test_a_damaged_layer_is_the_worst_and_is_fixed(few: nn.Module, shape_frames: Pixels, factor: float) -> None:
+def test_a_damaged_layer_is_the_most_sensitive_and_float_repairs_it(
+    few: nn.Module, shape_frames: Pixels, factor: float
+) -> None:
     mixed, sound = judged(damaged(few, factor=factor), shape_frames), judged(few, shape_frames)
     assert tuple(mixed.layers) == FEW
-    alone = {name: mixed.only_int8(name) for name in FEW}
-    assert max(alone, key=lambda name: alone[name].nll_increase) == LAYER
-    assert min(alone, key=lambda name: alone[name].snr_db) == LAYER
+    single = {name: mixed.only_int8(name) for name in FEW}
+    assert max(single, key=lambda name: single[name].nll_increase) == LAYER
+    assert min(single, key=lambda name: single[name].snr_db) == LAYER
     assert mixed.all_but((LAYER,)) == sound.all_but((LAYER,))
     assert mixed.all_but(()).snr_db < 6 < sound.all_but(()).snr_db
     assert mixed.all_but(()).drop > 0.3 > 0.1 > mixed.all_but((LAYER,)).drop
@@ -212,8 +217,10 @@ def test_the_fallback_keeps_exactly_the_damaged_layer(
     assert found.layers == (LAYER,) and found.enough and len(found.drops) == 2
     assert LAYER in capsys.readouterr().err
     fixed = drop_layers(bad, found.layers, input_size=64)
-    answers = {name: logits_of(net, shape_frames, CPU).argmax(1) for name, net in (("deploy", deploy), ("int8", fixed))}
-    lost = [balanced_accuracy_score(TARGETS, answers[name]) for name in ("deploy", "int8")]
+    predicted = {
+        name: logits_of(net, shape_frames, CPU).argmax(1) for name, net in (("deploy", deploy), ("int8", fixed))
+    }
+    lost = [balanced_accuracy_score(TARGETS, predicted[name]) for name in ("deploy", "int8")]
     assert lost[0] - lost[1] == pytest.approx(found.drop)
     assert fallback_layers(few, deploy, shape_frames, TARGETS, settings(0.3, 3)).layers == ()
     assert not fallback_layers(bad, deploy, shape_frames, TARGETS, settings(0.15, 0)).enough
@@ -237,15 +244,15 @@ def test_dropped_layers_are_those_that_were_never_quantized(
     before = quantized.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in mixed.state_dict().items())
 
-    answers = logits_of(mixed, shape_frames, CPU)
+    logits = logits_of(mixed, shape_frames, CPU)
     both = judged(quantized, shape_frames)
-    assert both.all_but(names) == degradation(both.reference, answers, TARGETS, both._temperature)
+    assert both.all_but(names) == degradation(both.reference, logits, TARGETS, both._temperature)
     again = judged(mixed, shape_frames)
     assert again.all_but(()) == both.all_but(names) and set(both.layers) - set(again.layers) == set(names)
-    beside = ("backbone.blocks.0.0.se.conv_reduce",)
-    assert again.all_but(beside) == both.all_but((*names, *beside))
+    more = ("backbone.blocks.0.0.se.conv_reduce",)
+    assert again.all_but(more) == both.all_but((*names, *more))
     save_qat(mixed, tmp_path)
-    np.testing.assert_array_equal(logits_of(load_qat(deploy, tmp_path), shape_frames, CPU), answers)
+    np.testing.assert_array_equal(logits_of(load_qat(deploy, tmp_path), shape_frames, CPU), logits)
 
 
 def test_a_layer_that_does_not_exist_is_named(few: nn.Module, shape_frames: Pixels) -> None:
@@ -255,7 +262,9 @@ def test_a_layer_that_does_not_exist_is_named(few: nn.Module, shape_frames: Pixe
         judged(few, shape_frames).all_but(["backbone.blocks.3.0.conv_pwx"])
 
 
-def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn.Module, shape_frames: Pixels) -> None:
+def test_a_single_int8_layer_has_three_quantizers_and_the_reference_none(
+    quantized: nn.Module, shape_frames: Pixels
+) -> None:
     operation = "backbone/blocks/3/0/conv_dw/conv2d/0"
     points = {"/backbone/blocks/3/0/bn1/hardswish/0", operation}
     mixed = judged(quantized, shape_frames)
@@ -272,8 +281,8 @@ def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn
         return logits_of(model, shape_frames, CPU)
 
     np.testing.assert_array_equal(mixed.reference, only(set(), set()))
-    alone = only({layer.reads, layer.writes}, {operation})
-    assert mixed.only_int8(layer.name) == degradation(mixed.reference, alone, TARGETS, mixed._temperature)
+    logits = only({layer.reads, layer.writes}, {operation})
+    assert mixed.only_int8(layer.name) == degradation(mixed.reference, logits, TARGETS, mixed._temperature)
     assert 0 < mixed.only_int8(layer.name).snr_db < MAX_SNR_DB
 
 
@@ -282,7 +291,7 @@ def test_a_layer_alone_has_three_quantizers_and_the_reference_none(quantized: nn
 
 @pytest.fixture
 def run(tmp_path: Path, network: PixelClassifier, few: nn.Module, shape_frames: Pixels) -> RunContext:
-    """A run whose split, prune and qat are finished; the validation part are the twenty frames."""
+    """A run whose split, prune and qat are finished; the validation split is the twenty frames."""
     images = []
     for row, frame in enumerate(shape_frames):
         path = tmp_path / f"{row}.png"
@@ -328,7 +337,7 @@ class Counted(MixedPrecision):
         return super().only_int8(name)
 
 
-def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_measurement_resumes_and_ends_the_same(run: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_sensitivity(run) is None
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sensitivity, "MixedPrecision", Interrupted)
@@ -346,7 +355,7 @@ def test_an_interrupted_measurement_goes_on_and_ends_the_same(run: RunContext, m
     assert measure_sensitivity(run) == found and len(Counted.measured) == 6
 
 
-def test_a_changed_model_or_other_images_start_afresh(
+def test_a_changed_model_or_other_images_start_over(
     run: RunContext, few: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Counted.measured = []
@@ -391,7 +400,7 @@ def test_the_verb_shows_a_table_and_ends_with_the_advice(
     assert re.match("eyas: .*qat: not finished", capsys.readouterr().err)
 
 
-def test_damaged_files_are_told(run: RunContext) -> None:
+def test_damaged_files_are_reported(run: RunContext) -> None:
     path = run.folder("qat") / "qat.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CompressError, match="--from qat"):
@@ -399,7 +408,7 @@ def test_damaged_files_are_told(run: RunContext) -> None:
     assert not (run.root / sensitivity.RESULT).exists()
 
 
-def test_a_run_that_cannot_get_as_far_ends_with_one_error(tmp_path: Path) -> None:
+def test_a_run_without_data_ends_with_one_error(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('[run]\nname = "none"\n[data]\npath = "images"\n')
     done = eyas(tmp_path, "sensitivity", "recipe.toml")
     assert done.code == 2 and "no such folder" in done.err and "Traceback" not in done.err
@@ -409,7 +418,7 @@ def test_a_run_that_cannot_get_as_far_ends_with_one_error(tmp_path: Path) -> Non
 # The plot
 
 
-def test_the_plot_has_a_mark_a_layer() -> None:
+def test_the_plot_has_a_mark_per_layer() -> None:
     entries = tuple(
         LayerSensitivity(
             f"backbone.blocks.{n}.conv", Degradation(0.0, 0.01 * (n % 7), 40.0 - n), Degradation(0.0, 0.0, 30.0)

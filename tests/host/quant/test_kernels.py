@@ -1,4 +1,4 @@
-"""NNCF's kernels are loaded by one process at a time, whatever killed ones left behind."""
+"""NNCF's kernels are loaded by one process at a time, whatever a killed process left behind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from eyas_host.quant import kernels
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether torch's own lock file was there each time that the kernels were loaded."""
+    """Whether torch's lock file existed at each load of the kernels."""
     found: list[bool] = []
-    for name in ("NNCF_EXTENSION_LOAD_TIMEOUT", "TORCH_EXTENSIONS_DIR"):  # put back behind the test
+    for name in ("NNCF_EXTENSION_LOAD_TIMEOUT", "TORCH_EXTENSIONS_DIR"):  # restored after the test
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(kernels.QuantizedFunctionsCPULoader, "get_build_dir", classmethod(lambda cls: str(tmp_path)))
     monkeypatch.setattr(kernels.QuantizedFunctionsCPU, "get", lambda name: found.append((tmp_path / "lock").exists()))
@@ -24,13 +24,13 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path, seen: list[bool]) -> None:
+def test_a_stale_lock_file_is_ignored(tmp_path: Path, seen: list[bool]) -> None:
     (tmp_path / "lock").touch()
     kernels.load_kernels.__wrapped__()
     assert seen == [False]
 
 
-def test_a_process_that_compiles_is_waited_for(tmp_path: Path, seen: list[bool]) -> None:
+def test_a_compiling_process_is_waited_for(tmp_path: Path, seen: list[bool]) -> None:
     with (tmp_path / ".eyas.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         (tmp_path / "lock").touch()

@@ -1,4 +1,4 @@
-"""Real networks: every point that an int8 runtime rounds has a quantizer, and the artefacts answer as the QAT model."""
+"""Placement on real networks: complete for int8 runtimes, and artefacts predict as the QAT model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Network:
     name: str
     activation: Literal["default", "relu"]
     activations: int
-    """Quantizers behind operations, counted by hand from the network's table of blocks."""
+    """Activation quantizers, counted by hand from the network's table of blocks."""
     weights: int
     runtimes: tuple[str, ...]
     """The backends that this network is compiled for here; OpenVINO's kernels saturate on CPUs without VNNI."""
@@ -61,7 +61,7 @@ def pixels(frames: Pixels) -> Tensor:
 
 
 def drawn(name: str, activation: Literal["default", "relu"], pixels: Tensor) -> DeployModel:
-    """A folded network that was trained for some steps, so that its answers differ from image to image."""
+    """A folded network, trained for some steps so that its predictions vary."""
     torch.manual_seed(0)
     model, _ = build(name, CLASSES, "random", activation=activation)
     take_steps(model, pixels, steps=5, rate=2e-3)
@@ -80,12 +80,12 @@ def drawn(name: str, activation: Literal["default", "relu"], pixels: Tensor) -> 
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, pixels: Tensor) -> np.ndarray:
+def probabilities_of(model: nn.Module, pixels: Tensor) -> np.ndarray:
     return torch.cat([model(one) for one in pixels.split(1)]).softmax(1).numpy()
 
 
 def run(runtime: str, path: Path, frames: Pixels) -> np.ndarray:
-    """Probabilities, as the device's adapter answers."""
+    """Probabilities of the device's runtime."""
     loaded: Any = load(runtime)(path, size=SIZE, classes=CLASSES, threads=1)
     with loaded:
         return torch.tensor(np.stack([loaded.infer(frame).copy() for frame in frames])).softmax(1).numpy()
@@ -98,7 +98,7 @@ def compile_int8(runtime: str, model: nn.Module, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: f"{n.name}-{n.activation}")
-def test_a_network_is_placed_completely_and_answers_as_its_qat_model(
+def test_the_placement_is_complete_and_artefacts_predict_as_the_qat_model(
     network: Network, pixels: Tensor, frames: Pixels, tmp_path: Path
 ) -> None:
     deploy = drawn(network.name, network.activation, pixels)
@@ -106,9 +106,9 @@ def test_a_network_is_placed_completely_and_answers_as_its_qat_model(
     placement = check_placement(model, EXAMPLE)
     assert (len(placement.activations), len(placement.weights)) == (network.activations, network.weights)
     assert (len(activation_quantizers(model)), len(weight_quantizers(model))) == (network.activations, network.weights)
-    expected = answers(model, pixels)
-    assert expected.std(axis=0).max() > 0.1, "the network answers the same to every image"
-    floor = float(np.abs(answers(exact_int8(model, input_size=SIZE), pixels) - expected).mean())
+    expected = probabilities_of(model, pixels)
+    assert expected.std(axis=0).max() > 0.1, "the predictions are the same for every image"
+    floor = float(np.abs(probabilities_of(exact_int8(model, input_size=SIZE), pixels) - expected).mean())
     for runtime in network.runtimes:
         path = compile_int8(runtime, model, tmp_path)
         gap = float(np.abs(run(runtime, path, frames) - expected).mean())
@@ -140,12 +140,12 @@ def test_layers_are_named_in_order_with_the_quantizers_around_them(pixels: Tenso
 @pytest.mark.parametrize(
     ("name", "kind"), [("efficientnet_b0", "silu"), ("convnext_atto", "permute"), ("mobilevitv2_050", "silu")]
 )
-def test_a_network_that_cannot_be_placed_is_refused_by_its_operation(name: str, kind: str) -> None:
+def test_an_operation_without_a_rule_is_refused_by_name(name: str, kind: str) -> None:
     deploy = fold_for_deployment(build(name, CLASSES, "random")[0].eval())
     with pytest.raises(CompressError, match=f"no quantization rule for operation '{kind}' at 'backbone/"):
         prepare_qat(deploy, torch.zeros(2, 3, SIZE, SIZE).split(1), input_size=SIZE)
 
 
-def test_a_network_of_one_size_alone_is_refused() -> None:
+def test_a_network_of_a_fixed_size_is_refused() -> None:
     with pytest.raises(CompressError, match="does not accept 64 x 64 pixels"):
         fold_for_deployment(build("mixer_s32_224", CLASSES, "random")[0].eval())

@@ -1,4 +1,4 @@
-"""Presets, layers left float and int16 activations, on a network of a few layers that holds every kind of operation."""
+"""Presets, layers in float and int16 activations, on a small network with every kind of operation."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def deploy(pixels: Tensor) -> DeployModel:
     with torch.no_grad():
         spread = model.eval()(pixels).std(dim=1).mean()
         for parameter in model.classifier.parameters():
-            parameter.div_(spread)  # sure answers hide differences
+            parameter.div_(spread)  # high confidence hides differences
     return fold_for_deployment(model)
 
 
@@ -113,7 +113,7 @@ def symmetric(deploy: DeployModel, calibration: list[Tensor]) -> nn.Module:
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, pixels: Tensor) -> np.ndarray:
+def probabilities_of(model: nn.Module, pixels: Tensor) -> np.ndarray:
     return torch.cat([model(one) for one in pixels.split(1)]).softmax(1).numpy()
 
 
@@ -145,8 +145,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gap(runtime: str, model: nn.Module, folder: Path, pixels: Tensor, frames: Pixels) -> float:
     """Mean difference of probabilities between an artefact and the model it was made from."""
-    expected = answers(model, pixels)
-    assert expected.max(axis=1).mean() > 0.4 and expected.std(axis=0).max() > 0.1, "answers too alike to compare"
+    expected = probabilities_of(model, pixels)
+    assert expected.max(axis=1).mean() > 0.4 and expected.std(axis=0).max() > 0.1, "predictions too similar to compare"
     return float(np.abs(run(runtime, artefact(runtime, model, folder), frames) - expected).mean())
 
 
@@ -154,16 +154,16 @@ def gap(runtime: str, model: nn.Module, folder: Path, pixels: Tensor, frames: Pi
 
 
 def bound(runtime: str, model: nn.Module, pixels: Tensor) -> float:
-    """What a right implementation of the integer network stays below: somewhat above exact arithmetic in torch."""
+    """Error bound for a correct implementation of the integer network: somewhat above exact arithmetic in torch."""
     if runtime == "openvino":
         return OPENVINO_BOUND
-    exact = answers(exact_int8(model, input_size=SIZE), pixels)
-    return 1.5 * float(np.abs(exact - answers(model, pixels)).mean()) + 0.0005
+    exact = probabilities_of(exact_int8(model, input_size=SIZE), pixels)
+    return 1.5 * float(np.abs(exact - probabilities_of(model, pixels)).mean()) + 0.0005
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("preset", ["mixed", "symmetric"])
-def test_every_kind_of_operation_answers_alike(
+def test_every_kind_of_operation_agrees_across_runtimes(
     runtime: str, preset: str, pixels: Tensor, shape_frames: Pixels, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     model: nn.Module = request.getfixturevalue(preset)
@@ -172,14 +172,14 @@ def test_every_kind_of_operation_answers_alike(
     assert gap(runtime, model, folder, pixels, shape_frames) < bound(runtime, model, pixels) < 0.05
 
 
-def test_float_behind_unequal_means(deploy: DeployModel, pixels: Tensor, shape_frames: Pixels, tmp_path: Path) -> None:
+def test_float_with_unequal_means(deploy: DeployModel, pixels: Tensor, shape_frames: Pixels, tmp_path: Path) -> None:
     assert deploy.mean.shape == (1, 3, 1, 1) and len(set(deploy.mean.flatten().tolist())) == 3
     compile_litert_fp32(deploy, tmp_path / "a.tflite", input_size=SIZE)
     got = run("litert", tmp_path / "a.tflite", shape_frames)
-    assert float(np.abs(got - answers(deploy, pixels)).max()) < 1e-4
+    assert float(np.abs(got - probabilities_of(deploy, pixels)).max()) < 1e-4
 
 
-def test_the_pixels_range_holds_all_that_pixels_can_be(mixed: nn.Module) -> None:
+def test_the_input_range_covers_all_pixel_values(mixed: nn.Module) -> None:
     grid = affine(activation_quantizers(mixed)["/sub/0"])
     assert grid.bounds == pytest.approx((-255 * 0.485, 255 * (1 - 0.406)), abs=float(grid.scale))
 
@@ -193,7 +193,7 @@ def test_an_int8_hard_swish_would_split_the_graph(
 
 
 @pytest.mark.parametrize("runtime", ["litert", "onnx"])
-def test_a_range_that_is_not_the_learned_one_shows(
+def test_a_wrong_range_is_detected(
     runtime: str, mixed: nn.Module, pixels: Tensor, shape_frames: Pixels, tmp_path: Path
 ) -> None:
     widened = copy.deepcopy(mixed)
@@ -201,7 +201,7 @@ def test_a_range_that_is_not_the_learned_one_shows(
     low, high = affine(quantizer).bounds
     set_range(quantizer, 4 * low, 4 * high)
     got = run(runtime, artefact(runtime, widened, tmp_path), shape_frames)
-    assert float(np.abs(got - answers(mixed, pixels)).mean()) > bound(runtime, mixed, pixels)
+    assert float(np.abs(got - probabilities_of(mixed, pixels)).mean()) > bound(runtime, mixed, pixels)
 
 
 # Symmetric
@@ -229,7 +229,7 @@ def test_symmetric_is_saved_and_trained(
 ) -> None:
     save_qat(symmetric, tmp_path)
     loaded = load_qat(deploy, tmp_path)
-    assert np.array_equal(answers(loaded, pixels), answers(symmetric, pixels))
+    assert np.array_equal(probabilities_of(loaded, pixels), probabilities_of(symmetric, pixels))
     model = copy.deepcopy(symmetric).train()
     nn.functional.cross_entropy(model(pixels), torch.arange(CLASSES).repeat_interleave(4)).backward()
     quantizers: dict[str, Any] = dict(activation_quantizers(model))
@@ -237,7 +237,7 @@ def test_symmetric_is_saved_and_trained(
     assert all(q.scale.grad is not None and float(q.scale.grad.abs()) > 0 for q in quantizers.values())
 
 
-def test_tensorrt_takes_symmetric_and_refuses_mixed(symmetric: nn.Module, mixed: nn.Module, folder: Path) -> None:
+def test_tensorrt_accepts_symmetric_and_refuses_mixed(symmetric: nn.Module, mixed: nn.Module, folder: Path) -> None:
     assert check_tensorrt(artefact("onnx", symmetric, folder)) == TensorRtFit(18, ACTIVATIONS, WEIGHTS, 0)
     points = [affine(q).zero_point for q in activation_quantizers(mixed).values()]
     with pytest.raises(CompileError, match=r"zero point -?\d+, 0 is needed") as caught:
@@ -246,7 +246,7 @@ def test_tensorrt_takes_symmetric_and_refuses_mixed(symmetric: nn.Module, mixed:
 
 
 def damage(model: Any, what: str) -> None:
-    """Break one rule of TensorRT's in an ONNX that keeps them."""
+    """Break one rule of TensorRT in a valid ONNX file."""
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     convolution = next(node for node in graph.node if node.op_type == "Conv")
@@ -286,7 +286,7 @@ def damage(model: Any, what: str) -> None:
         ("weight", "1 convolutions have float weights, 0 may"),
     ],
 )
-def test_tensorrt_refuses_what_breaks_one_rule(
+def test_tensorrt_refuses_a_single_violation(
     symmetric: nn.Module, folder: Path, tmp_path: Path, what: str, message: str
 ) -> None:
     model = onnx.load(artefact("onnx", symmetric, folder))
@@ -310,7 +310,7 @@ GONE = {
     "backbone.squeeze": {"backbone/mean/0"},
     "backbone.project": {"backbone/mul/0", "backbone/relu/0"},
 }
-"""Layer -> the activation quantizers that round nothing for an integer operation when it is float."""
+"""Layer -> activation quantizers that no integer operation needs when the layer is in float."""
 
 
 @pytest.mark.parametrize("name", GONE)
@@ -373,7 +373,7 @@ def test_float_layers_are_saved_and_known_to_the_tensorrt_check(
     save_qat(model, tmp_path)
     loaded = load_qat(deploy, tmp_path)
     assert float_layers(loaded, EXAMPLE) == ("backbone.two", "backbone.project")
-    assert np.array_equal(answers(loaded, pixels), answers(model, pixels))
+    assert np.array_equal(probabilities_of(loaded, pixels), probabilities_of(model, pixels))
     path = artefact("onnx", model, tmp_path)
     with pytest.raises(CompileError, match="2 convolutions have float weights, 0 may"):
         check_tensorrt(path)
@@ -389,7 +389,7 @@ def test_a_layer_that_does_not_exist(deploy: DeployModel, calibration: list[Tens
 
 
 @pytest.mark.parametrize("preset", ["mixed", "symmetric"])
-def test_int16_activations_answer_as_the_model_whose_weights_they_take(
+def test_int16_activations_predict_as_the_model_with_the_same_weights(
     preset: str, pixels: Tensor, shape_frames: Pixels, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     model: nn.Module = request.getfixturevalue(preset)
@@ -398,14 +398,14 @@ def test_int16_activations_answer_as_the_model_whose_weights_they_take(
     tensors = graph.subgraphs[0].tensors
     kinds = schema.TensorType
     convolutions = [
-        [tensors[place].type for place in (*op.inputs, *op.outputs)]
+        [tensors[index].type for index in (*op.inputs, *op.outputs)]
         for op in graph.subgraphs[0].operators
         if graph.operatorCodes[op.opcodeIndex].builtinCode
         in (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D)
     ]
     assert convolutions == [[kinds.INT16, kinds.INT8, kinds.INT64, kinds.INT16]] * WEIGHTS
     ends = [*graph.subgraphs[0].inputs, *graph.subgraphs[0].outputs]
-    assert [tensors[place].type for place in ends] == [kinds.FLOAT32, kinds.FLOAT32]
+    assert [tensors[index].type for index in ends] == [kinds.FLOAT32, kinds.FLOAT32]
 
 
 class Clamp(nn.Module):
@@ -426,7 +426,7 @@ def test_int16_is_the_network_of_rounded_weights_with_clamps(
     replace_activations(clamped, Clamp)
     assert gap("litert16", mixed, folder, pixels, shape_frames) > 3e-4
     got = run("litert16", artefact("litert16", mixed, folder), shape_frames)
-    assert float(np.abs(got - answers(clamped, pixels)).mean()) < 1e-4
+    assert float(np.abs(got - probabilities_of(clamped, pixels)).mean()) < 1e-4
 
 
 # Bad input
@@ -457,7 +457,7 @@ def test_two_images_in_one_batch_are_enough(deploy: DeployModel, pixels: Tensor)
     check_placement(prepare_qat(deploy, [pixels[:2]], input_size=SIZE), EXAMPLE)
 
 
-def test_what_an_integer_operation_reads_is_never_guessed(
+def test_the_range_of_an_integer_input_is_never_guessed(
     mixed: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(litert, "_pad_pools_with_zeros", lambda network, example: None)  # padding with minus infinity
@@ -467,7 +467,7 @@ def test_what_an_integer_operation_reads_is_never_guessed(
 
 
 class Odd(nn.Module):
-    """Ends in a function that no device runtime has."""
+    """Ends in a function that no device runtime supports."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.bessel_j0(x.mean((2, 3)))

@@ -1,4 +1,4 @@
-"""Folding and the int8 grid: the same function before and behind, or an error that names the place."""
+"""Folding and quantizers: the same function before and after, or an error that names the operation."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from eyas_host.quant.quantizers import (
     weight_quantizers,
 )
 from eyas_host.support.errors import CompressError, StageError
+from tests.support.networks import V3_SMALL
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,7 +38,7 @@ def pixels(shape_frames: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def answers(model: nn.Module, pixels: Tensor) -> Tensor:
+def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
     return model(pixels)
 
 
@@ -51,8 +52,8 @@ def test_the_fold_computes_the_same(
     model = PixelClassifier(copy.deepcopy(network.backbone), *norm).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     deploy = fold_for_deployment(model)
-    expected = answers(model, pixels)
-    assert float((answers(deploy, pixels) - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+    expected = logits_of(model, pixels)
+    assert float((logits_of(deploy, pixels) - expected).abs().max()) < 1e-4 * float(expected.abs().max())
     assert not any(isinstance(module, _BatchNorm) for module in deploy.modules())
     assert not any(getattr(module, "inplace", False) for module in deploy.modules())
     assert deploy.mean.shape == (1, 1 if norm[0][0] == norm[0][1] else 3, 1, 1)
@@ -63,7 +64,7 @@ def test_a_fold_loads_the_weights_of_another_of_its_kind(network: PixelClassifie
     one = fold_for_deployment(network)
     other = fold_for_deployment(build("mobilenetv3_small_100", 5, "random")[0].eval())
     other.load_state_dict(one.state_dict(), strict=True)
-    assert torch.equal(answers(other, pixels[:2]), answers(one, pixels[:2]))
+    assert torch.equal(logits_of(other, pixels[:2]), logits_of(one, pixels[:2]))
 
 
 def wrapped(*layers: nn.Module) -> PixelClassifier:
@@ -84,7 +85,7 @@ def test_a_network_without_a_plain_stem_cannot_be_folded() -> None:
         fold_for_deployment(wrapped(nn.Conv2d(3, 6, 3, groups=3), nn.ReLU()))
 
 
-def test_a_convolution_that_is_read_twice_is_found_out() -> None:
+def test_a_convolution_with_two_readers_is_detected() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -100,14 +101,14 @@ def test_a_convolution_that_is_read_twice_is_found_out() -> None:
         fold_for_deployment(model)
 
 
-# The int8 grid
+# Quantizers
 
 
-def test_every_rounding_point_of_the_network_has_a_quantizer(quantized: nn.Module) -> None:
+def test_the_placement_of_the_network_is_complete(quantized: nn.Module) -> None:
     placement = check_placement(quantized, EXAMPLE)
-    assert (len(placement.activations), len(placement.weights)) == (97, 53)
+    assert (len(placement.activations), len(placement.weights)) == (V3_SMALL["activations"], V3_SMALL["weights"])
     assert not any("classifier" in name for name in placement.activations + placement.weights)
-    assert len(set(placement.activations)) == 97
+    assert len(set(placement.activations)) == V3_SMALL["activations"]
 
 
 def test_a_missing_quantizer_is_found(quantized: nn.Module) -> None:
@@ -120,7 +121,7 @@ def test_a_missing_quantizer_is_found(quantized: nn.Module) -> None:
     assert operation in str(caught.value)
 
 
-def test_every_quantizer_rounds_as_int8_would(quantized: nn.Module) -> None:
+def test_every_quantizer_rounds_to_the_int8_grid(quantized: nn.Module) -> None:
     for name, quantizer in activation_quantizers(quantized).items():
         grid = affine(quantizer)
         scale, zero = float(grid.scale), int(grid.zero_point)
@@ -147,16 +148,16 @@ def test_every_quantizer_rounds_as_int8_would(quantized: nn.Module) -> None:
         assert float(((got - clipped) / grid.scale.reshape(shape)).abs().max()) < 0.51, name
 
 
-def test_the_range_behind_the_mean_is_exact(quantized: nn.Module, deploy: DeployModel) -> None:
+def test_the_range_after_the_mean_is_exact(quantized: nn.Module, deploy: DeployModel) -> None:
     grid = affine(activation_quantizers(quantized)["/sub/0"])
     assert grid.bounds == pytest.approx((-float(deploy.mean), 255 - float(deploy.mean)), abs=1e-4)
     assert float(grid.scale) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_the_grid_keeps_the_answers(quantized: nn.Module, deploy: DeployModel, pixels: Tensor) -> None:
-    with_grid, without = answers(quantized, pixels).softmax(1), answers(deploy, pixels).softmax(1)
-    assert float((with_grid - without).abs().mean()) < 0.06
-    assert not torch.equal(with_grid, without)
+def test_quantization_keeps_the_predictions(quantized: nn.Module, deploy: DeployModel, pixels: Tensor) -> None:
+    with_quantizers, without = logits_of(quantized, pixels).softmax(1), logits_of(deploy, pixels).softmax(1)
+    assert float((with_quantizers - without).abs().mean()) < 0.06
+    assert not torch.equal(with_quantizers, without)
 
 
 def test_ranges_and_scales_are_trained(quantized: nn.Module, pixels: Tensor) -> None:
@@ -183,12 +184,14 @@ def saved(quantized: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_a_saved_grid_answers_the_same(quantized: nn.Module, deploy: DeployModel, saved: Path, pixels: Tensor) -> None:
+def test_a_saved_model_predicts_the_same(
+    quantized: nn.Module, deploy: DeployModel, saved: Path, pixels: Tensor
+) -> None:
     other = copy.deepcopy(deploy)
     for parameter in other.parameters():
         parameter.data.mul_(1.5)
     loaded = load_qat(other, saved)
-    assert torch.equal(answers(loaded, pixels), answers(quantized, pixels))
+    assert torch.equal(logits_of(loaded, pixels), logits_of(quantized, pixels))
     assert check_placement(loaded, EXAMPLE).weights == check_placement(quantized, EXAMPLE).weights
 
 
@@ -207,7 +210,7 @@ def test_damaged_files(saved: Path, deploy: DeployModel, tmp_path: Path, name: s
         load_qat(deploy, folder)
 
 
-def test_the_grid_of_another_network(saved: Path) -> None:
+def test_the_qat_model_of_another_network(saved: Path) -> None:
     other = fold_for_deployment(build("mobilenetv3_small_100", 7, "random")[0].eval())
     with pytest.raises(CompressError, match="no QAT model of this network"):
         load_qat(other, saved)
