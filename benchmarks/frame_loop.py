@@ -314,7 +314,7 @@ def parts(bundle: Path, frames: Path) -> Iterator[Any]:
                 decode(data_, spec=classifier.spec)
             decoded = thread_time()
             for _ in encoded:
-                classifier.runtime.infer_written(lambda out: None)
+                classifier.runtime.infer_in_place(lambda out: None)
             ended = thread_time()
             return 1000 * (decoded - started) / len(encoded), 1000 * (ended - decoded) / len(encoded)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from common import Figure, finish
 from eyas_device.bench.blocks import block_times
 from eyas_device.bench.result import Bench, Quantiles, Result
-from eyas_device.bench.run import STARTS, Wanted, bench
-from eyas_device.bench.show import lines
+from eyas_device.bench.run import STARTS, BenchOptions, bench
+from eyas_device.bench.show import report_lines
 from eyas_device.bundle import Bundle
 from eyas_device.commands.bench import ProgressLine
 from eyas_device.runtimes import choose
@@ -38,7 +38,7 @@ def main() -> None:
     seconds = 4.0 if arguments.quick else 20.0
     line = ProgressLine(sys.stderr)
     measured = bench(
-        Wanted(
+        BenchOptions(
             bundle=arguments.bundle,
             everything=True,
             threads=arguments.threads,
@@ -48,7 +48,7 @@ def main() -> None:
         progress=line,
     )
     line.clear()
-    for text in lines(measured):
+    for text in report_lines(measured):
         print(text)
     figures = dict(_figures(measured))
     figures["litert_blocks_sum"] = _blocks(arguments.bundle, arguments.threads, seconds)

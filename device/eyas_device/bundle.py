@@ -1,12 +1,12 @@
-"""The bundle: a directory with everything a camera needs to answer, and the proof that it answers right.
+"""The bundle: a directory with a compiled model and everything a device needs to run and verify it.
 
-    manifest.json   what is inside, for whom, and how it was measured
+    manifest.json   contents, preprocessing, measured evidence
     litert-int8.tflite, openvino-int8.xml + .bin, ...   the artefacts
-    golden.npz      camera-like images with the answers each artefact gave on the host
-    reference.npz   what the training images look like, to know a camera that sees something else
+    golden.npz      camera-like images with the probabilities each artefact gave on the host
+    reference.npz   statistics of the training images, for out-of-distribution detection
     CARD.md, README.md, NOTICE
 
-The consumer says what it accepts: this contract lives on the device side, and the host writes to it.
+The consumer defines what it accepts: this contract lives on the device side, and the host writes to it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from eyas_device.preprocess import Pixels, Preprocessing
 from eyas_device.support.versions import version_numbers
 
 SCHEMA = 1
-_MOST_BYTES = 256 << 20
-"""Of images or figures unpacked from one file: a camera has little memory."""
+_MAX_NPZ_BYTES = 256 << 20
+"""Maximum uncompressed size of one `.npz`: a device has little memory."""
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 REFERENCE = "reference.npz"
@@ -51,7 +51,7 @@ class File(msgspec.Struct, frozen=True):
 
 
 class Artefact(msgspec.Struct, frozen=True):
-    """One compiled model: what runs it, at which precision, from which files (the first is the one to load)."""
+    """One compiled model: its runtime, precision and files (the first is the one to load)."""
 
     name: str
     runtime: RuntimeName
@@ -60,19 +60,19 @@ class Artefact(msgspec.Struct, frozen=True):
 
 
 class Confidence(msgspec.Struct, frozen=True):
-    """How logits become a probability that means what it says.
+    """How logits become calibrated probabilities.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017 (temperature scaling).
     """
 
     temperature: float = 1.0
-    """Logits are divided by it before the softmax; fitted on validation."""
+    """Logits are divided by it before the softmax; fitted on the validation set."""
     threshold: float = 0.5
     """Below this confidence an answer is reported as uncertain."""
 
 
 class Lineage(msgspec.Struct, frozen=True):
-    """sha256 of what the bundle was made from."""
+    """sha256 of the inputs that the bundle was made from."""
 
     data: str = ""
     split: str = ""
@@ -81,7 +81,7 @@ class Lineage(msgspec.Struct, frozen=True):
 
 
 class Governance(msgspec.Struct, frozen=True):
-    """What may be done with what the model sees."""
+    """What may be done with the images that the model sees."""
 
     images: Literal["allowed", "never"] = "allowed"
     """`never`: no image leaves a device, whatever its configuration says."""
@@ -97,18 +97,18 @@ class Manifest(msgspec.Struct, frozen=True):
     preprocessing: Preprocessing
     artefacts: tuple[Artefact, ...]
     use: dict[str, str]
-    """Runtime -> name of the artefact it should run: int8 only where it was measured to be faster than float."""
+    """Runtime -> name of its preferred artefact: int8 only where it was measured to be faster than float."""
     reasons: dict[str, str] = {}
-    """Runtime -> why that artefact, in words and figures."""
+    """Runtime -> why that artefact is preferred."""
     confidence: Confidence = Confidence()
     decision: Decision | None = None
-    """What mistakes cost and how an answer follows; None: the likeliest label."""
+    """Decision rule from misclassification costs; None: the most likely label."""
     lineage: Lineage = Lineage()
     evidence: dict[str, dict[str, float | str | None]] = {}
-    """Artefact -> what was measured on the host: accuracy, parity, latency."""
+    """Artefact -> measurements on the host: accuracy, parity, latency."""
     golden: File | None = None
     golden_tolerance: float = 0.05
-    """Largest allowed difference of a probability from the recorded one on a golden image."""
+    """Largest allowed absolute difference between a probability and the recorded one on a golden image."""
     reference: File | None = None
     governance: Governance = Governance()
     notices: tuple[str, ...] = ()
@@ -116,13 +116,13 @@ class Manifest(msgspec.Struct, frozen=True):
     created: str = ""
 
     def files(self) -> list[File]:
-        """All files that the bundle records: the artefacts', the golden images, the reference."""
+        """All recorded files: those of the artefacts, the golden images and the reference."""
         extras = [file for file in (self.golden, self.reference) if file is not None]
         return [file for artefact in self.artefacts for file in artefact.files] + extras
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """Camera-like images and the probabilities each artefact gave for them on the host."""
+    """Camera-like images and the probabilities that each artefact gave for them on the host."""
 
     frames: tuple[Pixels, ...]
     probabilities: Mapping[str, npt.NDArray[np.float32]]
@@ -130,24 +130,24 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """What the training images look like, as `eyas_device.agent.ood` measures it; d is its descriptor's length."""
+    """Gaussian model of the training images' descriptors (length d), for `eyas_device.agent.ood`."""
 
     mean: Floats
     """float32 [d]"""
     scale: Floats
-    """float32 [d], above 0: the descriptor's spread, by which it is divided first."""
+    """float32 [d], above 0: standard deviation of each element; descriptors are divided by it first."""
     components: Floats
     """float32 [k, d]: principal directions."""
     spread: Floats
     """float32 [k], above 0: standard deviation along each."""
     residual: float
-    """Mean square outside of the directions, above 0."""
+    """Mean squared residual outside the principal directions, above 0."""
     distances: Floats
-    """float32 [n], ascending: of the validation images."""
+    """float32 [n], ascending: distances of the validation images."""
 
 
 class Bundle:
-    """An opened bundle whose manifest is valid and whose files have the recorded hashes.
+    """A bundle whose manifest is valid and whose files have the recorded hashes.
 
     >>> bundle = Bundle.open(Path("runs/solar-cells/bundle"))
     >>> bundle.manifest.labels
@@ -162,24 +162,26 @@ class Bundle:
     def open(cls, root: Path) -> Bundle:
         """Read the manifest and check every file's size and sha256.
 
-        Raises `BundleError` if the directory is no bundle, is for another schema or a newer agent, or was altered.
+        Raises `BundleError` if the directory is not a bundle, needs another schema or a newer agent, or was altered.
         """
         bundle = cls(root, read_manifest(root))
         for file in bundle.manifest.files():
-            bundle._check(file)
+            bundle._verify(file)
         return bundle
 
     def artefact(self, runtime: str, name: str | None = None) -> Artefact:
-        """The artefact that `runtime` should run, or the one called `name`. Raises `BundleError` if there is none."""
-        wanted = name or self.manifest.use.get(runtime)
+        """The preferred artefact of `runtime`, or the one called `name`. Raises `BundleError` if there is none."""
+        requested = name or self.manifest.use.get(runtime)
         for artefact in self.manifest.artefacts:
-            if artefact.name == wanted and artefact.runtime == runtime:
+            if artefact.name == requested and artefact.runtime == runtime:
                 return artefact
-        have = ", ".join(a.name for a in self.manifest.artefacts) or "none"
-        raise BundleError(f"{self.root}: no artefact {wanted or ''!r} for runtime {runtime!r}; the bundle has: {have}")
+        available = ", ".join(a.name for a in self.manifest.artefacts) or "none"
+        raise BundleError(
+            f"{self.root}: no artefact {requested or ''!r} for runtime {runtime!r}; the bundle has: {available}"
+        )
 
     def path(self, artefact: Artefact) -> Path:
-        """The file a runtime loads for `artefact`."""
+        """The file that a runtime loads for `artefact`."""
         return self.root / artefact.files[0].path
 
     def golden(self) -> Golden:
@@ -188,19 +190,19 @@ class Bundle:
             raise BundleError(f"{self.root}: the bundle has no golden images; pack it again")
         data = self._arrays(self.manifest.golden)
         frames = tuple(data[k] for k in sorted(k for k in data if k.startswith("frame_")))
-        answers = {k.removeprefix("p."): data[k] for k in data if k.startswith("p.")}
+        probabilities = {k.removeprefix("p."): data[k] for k in data if k.startswith("p.")}
         shape = (len(frames), len(self.manifest.labels))
         images = all(f.dtype == np.uint8 and f.ndim in (2, 3) for f in frames)
-        sound = all(a.shape == shape and a.dtype.kind == "f" for a in answers.values())
-        if not frames or not answers or not images or not sound:
+        complete = all(p.shape == shape and p.dtype.kind == "f" for p in probabilities.values())
+        if not frames or not probabilities or not images or not complete:
             raise BundleError(
-                f"{self.root / self.manifest.golden.path}: images and recorded answers do not fit together; "
+                f"{self.root / self.manifest.golden.path}: images and recorded probabilities do not match; "
                 "pack the bundle again"
             )
-        return Golden(frames=frames, probabilities=answers)
+        return Golden(frames=frames, probabilities=probabilities)
 
     def reference(self) -> Reference | None:
-        """Load what the training images look like; None if the bundle does not say.
+        """Load the statistics of the training images; None if the bundle has none.
 
         Raises `BundleError` if it is malformed.
         """
@@ -211,17 +213,17 @@ class Bundle:
         arrays = {
             name: data[name].astype(np.float32) for name in names if name in data and data[name].dtype.kind == "f"
         }
-        if len(arrays) != len(names) or not _fits(arrays):
+        if len(arrays) != len(names) or not _is_reference(arrays):
             raise BundleError(f"{self.root / self.manifest.reference.path}: malformed; pack the bundle again")
         return Reference(**{**arrays, "residual": float(arrays["residual"])})  # type: ignore[arg-type]
 
     def _arrays(self, file: File) -> dict[str, npt.NDArray[Any]]:
-        """The arrays of an `.npz`, refused if they would unpack to more than `_MOST_BYTES`."""
+        """The arrays of an `.npz`, refused if they would unpack to more than `_MAX_NPZ_BYTES`."""
         path = self.root / file.path
         try:
             with zipfile.ZipFile(path) as archive:
-                if sum(member.file_size for member in archive.infolist()) > _MOST_BYTES:
-                    raise BundleError(f"{path}: unpacks to more than {_MOST_BYTES >> 20} MiB; pack the bundle again")
+                if sum(member.file_size for member in archive.infolist()) > _MAX_NPZ_BYTES:
+                    raise BundleError(f"{path}: unpacks to more than {_MAX_NPZ_BYTES >> 20} MiB; pack the bundle again")
             with np.load(path, allow_pickle=False) as data:
                 return {name: data[name] for name in data.files}
         except BundleError:
@@ -229,10 +231,10 @@ class Bundle:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             raise BundleError(f"{path}: cannot be read ({error})") from None
 
-    def _check(self, file: File) -> None:
+    def _verify(self, file: File) -> None:
         path = self.root / file.path
         try:
-            if not path.is_file():  # a pipe would block, a folder has no hash
+            if not path.is_file():  # a pipe would block
                 raise BundleError(f"{path}: there is no such file; copy the bundle again")
             size = path.stat().st_size
             digest = sha256(path) if size == file.size_bytes else ""
@@ -246,7 +248,7 @@ class Bundle:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Read and validate `manifest.json` of the bundle at `root`. Raises `BundleError` naming the fault."""
+    """Read and validate `manifest.json` of the bundle at `root`. Raises `BundleError` naming the problem."""
     path = root / MANIFEST
     try:
         raw = path.read_bytes()
@@ -271,7 +273,7 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def _validate(manifest: Manifest, path: Path) -> None:
-    """Raise `BundleError` for what types alone do not say."""
+    """Raise `BundleError` for values that the types allow but a bundle does not."""
     if version_numbers(manifest.min_agent_version) > version_numbers(__version__):
         raise BundleError(
             f"{path}: needs eyas {manifest.min_agent_version} or newer; this is {__version__}: update the agent"
@@ -289,27 +291,27 @@ def _validate(manifest: Manifest, path: Path) -> None:
         raise BundleError(f"{path}: confidence.temperature {confidence.temperature}; it must be above 0")
     if not 0 <= confidence.threshold <= 1:
         raise BundleError(f"{path}: confidence.threshold {confidence.threshold}; 0 to 1 is allowed")
-    if manifest.decision is not None and (why := decision.fault(manifest.decision, manifest.labels)):
-        raise BundleError(f"{path}: decision: {why}")
+    if manifest.decision is not None and (problem := decision.find_problem(manifest.decision, manifest.labels)):
+        raise BundleError(f"{path}: decision: {problem}")
     if not 0 <= manifest.golden_tolerance <= 1:
         raise BundleError(f"{path}: golden_tolerance {manifest.golden_tolerance}; 0 to 1 is allowed")
     names = [artefact.name for artefact in manifest.artefacts]
     if not names or len(set(names)) != len(names):
-        raise BundleError(f"{path}: artefacts {names}; at least one, each with a name of its own, is needed")
+        raise BundleError(f"{path}: artefacts {names}; at least one is needed, each with its own name")
     for artefact in manifest.artefacts:
         if not artefact.files:
             raise BundleError(f"{path}: artefact {artefact.name!r} has no files")
     for runtime, name in manifest.use.items():
         if not any(a.name == name and a.runtime == runtime for a in manifest.artefacts):
-            raise BundleError(f"{path}: use.{runtime} is {name!r}, which is no {runtime} artefact of this bundle")
+            raise BundleError(f"{path}: use.{runtime} is {name!r}, which is not a {runtime} artefact of this bundle")
     for file in manifest.files():
         pure = PurePosixPath(file.path)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or not file.path.isprintable():
-            raise BundleError(f"{path}: file {file.path!r} is not a plain path inside of the bundle")
+            raise BundleError(f"{path}: file {file.path!r} is not a plain path inside the bundle")
 
 
-def _fits(arrays: Mapping[str, Floats]) -> bool:
-    """Whether the arrays of a `Reference` have shapes that belong together and values that can be computed with."""
+def _is_reference(arrays: Mapping[str, Floats]) -> bool:
+    """Whether the arrays of a `Reference` have matching shapes and finite values, positive where they must be."""
     if arrays["components"].ndim != 2 or not all(np.isfinite(array).all() for array in arrays.values()):
         return False
     k, d = arrays["components"].shape
@@ -321,9 +323,9 @@ def _fits(arrays: Mapping[str, Floats]) -> bool:
 
 
 def sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
+    """Hex sha256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

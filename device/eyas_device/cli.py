@@ -1,4 +1,4 @@
-"""`eyas-device`: the camera's command line, a table of verbs."""
+"""`eyas-device`: the device's command line, a table of verbs."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _EXAMPLES = """examples:
   eyas-device bench --bundle runs/solar-cells/bundle --all
   eyas-device doctor --config /etc/eyas/device.toml
 
-exit codes: 0 done, 1 a check failed, 2 a mistake in the command, the bundle or the configuration,
-            3 the camera was lost and did not come back
+exit codes: 0 success, 1 a check failed, 2 an error in the command, the bundle or the configuration,
+            3 the camera was lost and did not recover
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code; a mistake of the user is one message on standard error and code 2."""
-    given = _parser().parse_args(argv)
+    """Run a verb and return the exit code; an error made by the user is one message on standard error and code 2."""
+    args = _parser().parse_args(argv)
     try:
-        code: int = given.main(given)
+        code: int = args.main(args)
         sys.stdout.flush()
     except EyasError as error:
         print(f"eyas-device: {error}", file=sys.stderr)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
         return 0
     return code
 
@@ -64,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for name, path in VERBS.items():
         verb = importlib.import_module(path)
-        described = verbs.add_parser(
+        subparser = verbs.add_parser(
             name, help=verb.HELP, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        verb.arguments(described)
-        described.set_defaults(main=verb.main)
+        verb.add_arguments(subparser)
+        subparser.set_defaults(main=verb.main)
     return parser

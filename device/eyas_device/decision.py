@@ -1,6 +1,6 @@
-"""From calibrated probabilities to an answer: the likeliest label, or the one that is expected to cost least.
+"""From calibrated probabilities to a label: the most likely one, or the one with the least expected cost.
 
-The workstation chooses with the same function that the device runs.
+The host evaluates with the same function that the device runs.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What mistakes cost, and how an answer follows from it."""
+    """Misclassification costs and the decision rule that follows from them."""
 
     costs: tuple[tuple[float, ...], ...]
-    """[true label][answer], in the order of the manifest's labels, in `currency`."""
+    """[true label][predicted label], in the order of the manifest's labels, in `currency`."""
     currency: str = ""
     label: str | None = None
-    """With a threshold: the label that is answered when its probability reaches it; else the other of the two."""
+    """With a threshold: the label that is predicted when its probability reaches it; else the other of the two."""
     threshold: float | None = None
-    """0..1, for two labels, chosen on validation. Without it the answer is the one with the least expected cost."""
+    """0..1, for two labels, chosen on the validation set; None: predict the label with the least expected cost."""
 
     def __str__(self) -> str:
         if self.threshold is None:
@@ -34,22 +34,22 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 def decide(
     probabilities: npt.NDArray[np.floating[Any]], labels: Sequence[str], decision: Decision | None = None
 ) -> npt.NDArray[np.intp]:
-    """The answer's place among the labels, for probabilities [..., classes].
+    """Index of the predicted label, [...], for probabilities [..., classes].
 
-    Without a decision the argmax. With a threshold: `decision.label` where its probability >= threshold, else the other
-    label. Else the Bayes decision argmin_a sum_t p(t) costs[t][a] (Elkan, "The Foundations of Cost-Sensitive
+    Without a decision, the argmax. With a threshold, `decision.label` where its probability >= threshold, else the
+    other label. Else the Bayes decision argmin_a sum_t p(t) costs[t][a] (Elkan, "The Foundations of Cost-Sensitive
     Learning", 2001).
     """
     if decision is None:
         return np.asarray(probabilities.argmax(axis=-1))
     if decision.threshold is None or decision.label is None:
         return np.asarray((probabilities @ np.asarray(decision.costs)).argmin(axis=-1))
-    place = list(labels).index(decision.label)
-    return np.where(probabilities[..., place] >= decision.threshold, place, 1 - place)
+    index = list(labels).index(decision.label)
+    return np.where(probabilities[..., index] >= decision.threshold, index, 1 - index)
 
 
-def fault(decision: Decision, labels: Sequence[str]) -> str:
-    """What is wrong with a decision for these labels, in words; empty if nothing is."""
+def find_problem(decision: Decision, labels: Sequence[str]) -> str:
+    """Why a decision is not possible for these labels; empty if it is."""
     sizes = [len(decision.costs), *(len(row) for row in decision.costs)]
     if set(sizes) != {len(labels)}:
         return f"costs for {len(decision.costs)} labels; a row and a column for each of the {len(labels)} are needed"
@@ -60,5 +60,5 @@ def fault(decision: Decision, labels: Sequence[str]) -> str:
     if decision.threshold is None:
         return ""
     if len(labels) != 2 or decision.label not in labels:
-        return f"a threshold on {decision.label!r} needs two labels and that one among them, not {tuple(labels)}"
+        return f"a threshold needs two labels, one of them {decision.label!r}, not {tuple(labels)}"
     return "" if 0 <= decision.threshold <= 1 else f"threshold {decision.threshold}; 0 to 1 is allowed"

@@ -1,17 +1,17 @@
-"""What can go wrong on a device, and what to do about it.
+"""Exceptions of Eyas.
 
-- `EyasError`: the root; every message says what was wrong, where, and what to do.
+- `EyasError`: the base class; every message says what was wrong, where, and what to do.
   - `BundleError`: a bundle is damaged, incomplete or written for another schema.
-    - `CheckFailed`: a bundle does not answer here as it did on the host.
+    - `CheckFailed`: a model's predictions here differ from those recorded on the host.
   - `CameraError`: a camera cannot be opened or stopped delivering.
-    - `CameraLost`: a camera stopped delivering and did not come back in the time it was given.
-    - `CameraSpecError`: what names a camera is mistaken, or cannot work on this machine: trying again does not help.
-  - `ImageError`: bytes that are not an image, or pixels of a kind that cannot be prepared.
+    - `CameraLost`: a camera stopped delivering and did not recover in time.
+    - `CameraSpecError`: a camera specification is wrong or cannot work on this machine: do not retry.
+  - `ImageError`: bytes that are not an image, or pixels of an unsupported type or shape.
   - `RuntimeUnavailable`: an inference runtime is not installed or cannot run here.
-  - `ConfigError`: the device's configuration file has faults.
+  - `ConfigError`: the device's configuration file has errors.
   - `LinkError`: the telemetry link was refused or cannot be set up.
 
-A mistake of the user ends the command with its message and exit code 2, without a traceback.
+An error made by the user ends the command with its message and exit code 2, without a traceback.
 """
 
 EXIT_CHECK_FAILED = 1
@@ -20,10 +20,10 @@ EXIT_CAMERA_LOST = 3
 
 
 class EyasError(Exception):
-    """Root of all errors that Eyas raises on purpose."""
+    """Base class of all errors that Eyas raises on purpose."""
 
     exit_code = EXIT_USER_ERROR
-    """What a command ends with that cannot go on because of it."""
+    """Exit code of a command that ends with this error."""
 
 
 class BundleError(EyasError, ValueError):
@@ -31,7 +31,7 @@ class BundleError(EyasError, ValueError):
 
 
 class CheckFailed(BundleError):  # noqa: N818 - reads as the state it reports
-    """A bundle does not answer here as it did on the host."""
+    """A model's predictions here differ from those recorded on the host."""
 
     exit_code = EXIT_CHECK_FAILED
 
@@ -41,17 +41,17 @@ class CameraError(EyasError, OSError):
 
 
 class CameraLost(CameraError):  # noqa: N818 - reads as the state it reports
-    """A camera stopped delivering and did not come back in the time it was given."""
+    """A camera stopped delivering and did not recover in time."""
 
     exit_code = EXIT_CAMERA_LOST
 
 
 class CameraSpecError(CameraError):
-    """What names a camera is mistaken, or cannot work on this machine: trying again does not help."""
+    """A camera specification is wrong or cannot work on this machine: do not retry."""
 
 
 class ImageError(EyasError, ValueError):
-    """Bytes that are not an image, or pixels of a kind that cannot be prepared."""
+    """Bytes that are not an image, or pixels of an unsupported type or shape."""
 
 
 class RuntimeUnavailable(EyasError, ImportError):  # noqa: N818 - reads as the state it reports
@@ -63,4 +63,4 @@ class LinkError(EyasError, OSError):
 
 
 class ConfigError(EyasError, ValueError):
-    """The device's configuration file has faults; the message lists all of them."""
+    """The device's configuration file has errors; the message lists all of them."""

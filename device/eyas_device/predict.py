@@ -1,4 +1,4 @@
-"""From an image to a label with a confidence that means what it says.
+"""Classify an image: a label with a calibrated confidence.
 
 >>> with Classifier.open("runs/solar-cells/bundle") as classifier:
 ...     prediction = classifier.predict(read_image(Path("cell.png")))
@@ -26,11 +26,11 @@ Probabilities = npt.NDArray[np.float32]
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """The answer for one image."""
+    """The prediction for one image."""
 
     label: str
     index: int
-    """Of the label in the manifest's labels."""
+    """Position of the label in the manifest's labels."""
     confidence: float
     """Calibrated probability of the label, 0..1; where the bundle weighs costs, not always the largest one."""
     uncertain: bool
@@ -43,7 +43,7 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Classifier(Closing):
-    """A verified bundle and the runtime that answers for it. Not for use by several threads at once."""
+    """A verified bundle and a runtime that has its model loaded. Not thread-safe."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime, artefact: Artefact) -> None:
         self.bundle = bundle
@@ -56,16 +56,16 @@ class Classifier(Closing):
         self._temperature = manifest.confidence.temperature
         self._decision = manifest.decision
         self.threshold = manifest.confidence.threshold
-        """Below this confidence an answer is uncertain; the bundle's, unless somebody sets another."""
+        """Below this confidence an answer is uncertain; the bundle's, unless another one is set."""
 
     @classmethod
     def open(
         cls, root: Path | str, runtime: str | None = None, artefact: str | None = None, *, threads: int = 1
     ) -> Classifier:
-        """Verify the bundle at `root` and load the artefact that `runtime` should run.
+        """Verify the bundle at `root` and load the preferred artefact of `runtime`.
 
-        Without `runtime`, the first of `eyas_device.runtimes.RUNTIMES` that the bundle serves and that works here.
-        Raises `BundleError` for a damaged or unfit bundle and `RuntimeUnavailable` without a runtime for it.
+        Without `runtime`, the first of `eyas_device.runtimes.RUNTIMES` that the bundle supports and that works here.
+        Raises `BundleError` for a damaged or unsuitable bundle and `RuntimeUnavailable` without a runtime for it.
         """
         return cls.load(Bundle.open(Path(root)), runtime, artefact, threads=threads)
 
@@ -73,7 +73,7 @@ class Classifier(Closing):
     def load(
         cls, bundle: Bundle, runtime: str | None = None, artefact: str | None = None, *, threads: int = 1
     ) -> Classifier:
-        """`open` for a bundle that is open already."""
+        """Load a model of a bundle that is already open; arguments as for `open`."""
         chosen = choose(bundle, runtime, artefact)
         loaded = open_runtime(bundle, chosen.runtime, chosen.artefact.name, threads=threads)
         return cls(bundle, loaded, chosen.artefact)
@@ -83,19 +83,19 @@ class Classifier(Closing):
         return f"{manifest.name} {manifest.version}: {self.artefact.name} on {runtime.name} {runtime.version}"
 
     def predict(self, frame: Pixels) -> Prediction:
-        """Answer for one frame, uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA) of any size.
+        """Classify one frame, uint8 [h, w] or [h, w, 1|3|4] (grey, BGR, BGRA) of any size.
 
-        Raises `ImageError` for pixels of another kind.
+        Raises `ImageError` for pixels of another type or shape.
         """
         started = perf_counter()
-        prepared = started
+        prepared_at = started
 
         def write(out: Pixels) -> None:
-            nonlocal prepared
+            nonlocal prepared_at
             prepare(frame, self.spec, out=out, scratch=self._scratch)
-            prepared = perf_counter()
+            prepared_at = perf_counter()
 
-        probabilities = softmax(self.runtime.infer_written(write), self._temperature)
+        probabilities = softmax(self.runtime.infer_in_place(write), self._temperature)
         index = int(decide(probabilities, self._labels, self._decision))
         confidence = float(probabilities[index])
         return Prediction(
@@ -105,7 +105,7 @@ class Classifier(Closing):
             uncertain=confidence < self.threshold,
             probabilities=probabilities,
             latency_ms=1000 * (perf_counter() - started),
-            prepare_ms=1000 * (prepared - started),
+            prepare_ms=1000 * (prepared_at - started),
         )
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Classifier(Closing):
 
 
 def softmax(logits: Logits, temperature: float = 1.0) -> Probabilities:
-    """exp(logits / temperature), scaled to a sum of 1 along the last axis; computed in float64, float32 [..., classes].
+    """Softmax of logits / temperature along the last axis: float32 [..., classes], computed in float64.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
     """

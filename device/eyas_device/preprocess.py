@@ -1,7 +1,7 @@
-"""From a camera's pixels to a model's pixels: the one function that training, parity, benchmarks and devices share.
+"""Preprocessing: the one function that evaluation, calibration, benchmarks and devices share.
 
 Everything here is `uint8`, blue-green-red, height x width x channel, as OpenCV and most cameras deliver it.
-Normalisation and channel order are inside the models, so no float image exists outside of them.
+Normalisation and channel order are part of the models, so no float image exists outside of them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Pixels = npt.NDArray[np.uint8]
 
 MAX_SIDE = 16_384
 """Largest side of an image that is taken, pixels."""
-_MOST_SCRATCH = 8
+_MAX_SCRATCH = 8
 
 Scratch = dict[tuple[int, int], Pixels]
-"""Memory for images in between, by height and width, so that a frame loop takes none again; begins empty."""
+"""Buffers for intermediate images by (height, width), reused from frame to frame; starts empty."""
 
 
 class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,20 +35,19 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fit: Literal["crop", "stretch", "pad"] = "crop"
     """`crop` keeps the aspect and cuts the longer side, `pad` keeps it and adds grey, `stretch` ignores it."""
     interpolation: Literal["area", "linear"] = "area"
-    """`area` averages when it shrinks: it halves (2 x 2 means) while that covers `size`, then interpolates. `linear`
-    interpolates at once, which is cheaper and aliases when it shrinks to less than half."""
+    """`area` halves the image (2 x 2 means) while that still covers `size`, then interpolates. `linear` interpolates
+    directly, which is cheaper and aliases when it shrinks to less than half."""
     crop_fraction: float = 1.0
-    """Part of the centre that is kept before resizing, 0..1 (1 keeps all)."""
+    """Central fraction that is kept before resizing, above 0 to 1 (1 keeps all)."""
     decode: Literal["full", "reduced"] = "full"
-    """`reduced` decodes a JPEG at 1/2, 1/4 or 1/8 of its scale where that still covers `size`, which is cheaper."""
+    """`reduced` decodes a JPEG at 1/2, 1/4 or 1/8 scale where that still covers `size`, which is cheaper."""
 
     def reduction(self, width: int, height: int) -> int:
-        """By how much (1, 2, 4 or 8) a JPEG of width x height pixels is reduced while it is decoded."""
+        """Divisor (1, 2, 4 or 8) of the scale at which a JPEG of width x height pixels is decoded."""
         if self.decode == "full":
             return 1
         side = max(width, height) if self.fit == "pad" else min(width, height)
-        covered = [by for by in (8, 4, 2) if int(side * self.crop_fraction) // by >= self.size]
-        return covered[0] if covered else 1
+        return next((by for by in (8, 4, 2) if int(side * self.crop_fraction) // by >= self.size), 1)
 
 
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -58,7 +57,7 @@ def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where
     """Decode an encoded image (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`, for the model of `spec` if that is given.
 
     Grey becomes three equal channels, alpha is dropped, 16 bit becomes 8 bit, CMYK becomes BGR, and the EXIF
-    orientation is applied. Raises `ImageError` if the bytes are no image or its sides exceed 16384 pixels.
+    orientation is applied. Raises `ImageError` if the bytes are not an image or a side exceeds 16384 pixels.
     """
     if len(data) == 0:
         raise ImageError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
@@ -78,27 +77,27 @@ def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
-    """Width and height that a JPEG's header states, pixels, without decoding it; None for other or broken bytes.
+    """Width and height in a JPEG's header, pixels, without decoding it; None for other or broken bytes.
 
     Source: ITU-T T.81, B.2.2 (frame header: marker, length, precision, lines, samples per line).
     """
-    place, end = 2, len(data) - 8
+    position, end = 2, len(data) - 8
     if bytes(data[:2]) != b"\xff\xd8":
         return None
-    while place < end and data[place] == 0xFF:
-        marker = data[place + 1]
+    while position < end and data[position] == 0xFF:
+        marker = data[position + 1]
         if marker == 0xFF:  # fill
-            place += 1
+            position += 1
         elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
-            place += 2
+            position += 2
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (
-                int.from_bytes(data[place + 5 : place + 7], "big"),
-                int.from_bytes(data[place + 7 : place + 9], "big"),
+                int.from_bytes(data[position + 5 : position + 7], "big"),
+                int.from_bytes(data[position + 7 : position + 9], "big"),
             )
             return (width, height) if width and height else None
         else:
-            place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+            position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
     return None
 
 
@@ -133,11 +132,20 @@ def as_bgr(frame: npt.NDArray[np.uint8]) -> Pixels:
 def prepare(
     frame: npt.NDArray[np.uint8], spec: Preprocessing, *, out: Pixels | None = None, scratch: Scratch | None = None
 ) -> Pixels:
-    """Fit a frame into the model's square input.
+    """Crop, pad and resize a frame to the model's square input.
 
-    `frame` is uint8 [h, w] or [h, w, 1|3|4] (BGR, BGRA); the answer is uint8 [size, size, 3] BGR, written into `out` if
-    that is given. `scratch` is memory that is used again from call to call. Raises `ImageError` for pixels of another
-    kind, or an `out` of the wrong shape.
+    Args:
+        frame: uint8 [h, w] or [h, w, 1|3|4] (grey, BGR, BGRA).
+        spec: How to fit and interpolate.
+        out: Where to write, uint8 [size, size, 3]; a new array by default.
+        scratch: Buffers that are reused from call to call.
+
+    Returns:
+        uint8 [size, size, 3] BGR.
+
+    Raises:
+        ImageError: The frame has another type or shape, or `out` the wrong one.
+
     """
     image = as_bgr(frame)
     size = spec.size
@@ -171,24 +179,26 @@ def _resize(image: Pixels, out: Pixels, spec: Preprocessing, scratch: Scratch | 
         while image.shape[0] >= 2 * height and image.shape[1] >= 2 * width:
             half_h, half_w = image.shape[0] // 2, image.shape[1] // 2
             even = image[: 2 * half_h, : 2 * half_w]
-            image = cv2.resize(even, (half_w, half_h), dst=_room(scratch, half_h, half_w), interpolation=cv2.INTER_AREA)
+            image = cv2.resize(
+                even, (half_w, half_h), dst=_buffer(scratch, half_h, half_w), interpolation=cv2.INTER_AREA
+            )
         if image.shape[0] >= 2 * height or image.shape[1] >= 2 * width:  # one side only: `stretch`
             method = cv2.INTER_AREA
-    # OpenCV refuses a dst with gaps, and for one it cannot use otherwise it allocates again, without a word.
+    # OpenCV refuses a dst that is not contiguous, and silently allocates a new one if it cannot use it.
     written = cv2.resize(image, (width, height), dst=out if out.flags.c_contiguous else None, interpolation=method)
     if not np.shares_memory(written, out):
         out[...] = written
 
 
-def _room(scratch: Scratch | None, height: int, width: int) -> Pixels | None:
+def _buffer(scratch: Scratch | None, height: int, width: int) -> Pixels | None:
     if scratch is None:
         return None
-    room = scratch.get((height, width))
-    if room is None:
-        if len(scratch) >= _MOST_SCRATCH:  # a source that changes its size all the time
+    buffer = scratch.get((height, width))
+    if buffer is None:
+        if len(scratch) >= _MAX_SCRATCH:  # a source whose size keeps changing
             scratch.clear()
-        room = scratch[height, width] = np.empty((height, width, 3), dtype=np.uint8)
-    return room
+        buffer = scratch[height, width] = np.empty((height, width, 3), dtype=np.uint8)
+    return buffer
 
 
 def _centre(image: Pixels, width: int, height: int) -> Pixels:

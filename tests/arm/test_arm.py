@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 from eyas_device.bundle import GOLDEN, MANIFEST, Bundle, Manifest
 from eyas_device.errors import EXIT_CHECK_FAILED
-from eyas_device.runtimes import runs
+from eyas_device.runtimes import artefact_runtime
 from tests.support.bundles import entry
 
 from .boards import BOARDS, Board, Rows, eyas_here, rows
@@ -71,7 +71,7 @@ def test_every_wheel_is_for_this_python_and_pinned(board: Board) -> None:
 def test_golden_images(board: Board, runtime: str, bundle: Path, report: Report) -> None:
     checked = rows(board.eyas("check", "/bundle", "--runtime", runtime, "--json", bundle=bundle))
     artefacts = Bundle.open(bundle).manifest.artefacts
-    assert [row["artefact"] for row in checked] == [a.name for a in artefacts if a.runtime == runs(runtime)]
+    assert [row["artefact"] for row in checked] == [a.name for a in artefacts if a.runtime == artefact_runtime(runtime)]
     for row in checked:
         assert (row["status"], row["runtime"]) == ("ok", runtime)
         report(f"{board} {runtime}: {row['artefact']}, golden images, {row['max_dp']:.4f} from the recorded answers")
@@ -90,11 +90,11 @@ def test_twenty_drawn_frames(board: Board, bundle: Path, report: Report) -> None
 @with_each_runtime
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_twenty_images(board: Board, runtime: str, precision: str, bundle: Path, images: Path, report: Report) -> None:
-    artefact = f"{runs(runtime)}-{precision}"
+    artefact = f"{artefact_runtime(runtime)}-{precision}"
     words = ("run", "--artefact", artefact, "--json", "--loop", "--frames", str(FRAMES))
     places = ("--bundle", "/bundle", "--camera", "folder:/images", "--runtime", runtime)
     there = rows(board.eyas(*words, *places, bundle=bundle, images=images))
-    places = ("--bundle", str(bundle), "--camera", f"folder:{images}", "--runtime", runs(runtime))
+    places = ("--bundle", str(bundle), "--camera", f"folder:{images}", "--runtime", artefact_runtime(runtime))
     here = rows(eyas_here(*words, *places))
     assert len(there) == len(here) == FRAMES
     tolerance = Bundle.open(bundle).manifest.golden_tolerance

@@ -99,7 +99,7 @@ def test_manifests_that_are_refused(
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "", ".", "nul\0byte", "line\nbreak"])
 def test_files_outside_of_the_bundle(path: str, bundle_root: Path, edit_manifest: Edit) -> None:
     edit_manifest(golden={"path": path, "sha256": "0" * 64, "size_bytes": 1})
-    with pytest.raises(BundleError, match="not a plain path inside of the bundle"):
+    with pytest.raises(BundleError, match="not a plain path inside the bundle"):
         Bundle.open(bundle_root)
 
 

@@ -25,9 +25,9 @@ from eyas_device.bundle import Bundle
 from eyas_device.errors import EyasError
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import load, runs
+from eyas_device.runtimes import artefact_runtime, load
 from eyas_device.runtimes.tflite_base import TfliteModel
-from eyas_device.updates.golden import Checked
+from eyas_device.updates.golden import GoldenResult
 
 Row = list[float]
 
@@ -69,7 +69,7 @@ class Found(msgspec.Struct):
     opencv: str
     library: str
     """Name and version of the reader."""
-    checked: dict[str, list[Checked]]
+    checked: dict[str, list[GoldenResult]]
     """Bundle -> what `eyas-device check` said of each artefact."""
     probabilities: dict[str, list[Row]]
     """Artefact -> [golden and further frames, classes]."""
@@ -98,7 +98,7 @@ def find(job: Job) -> Found:
         bundle = Bundle.open(Path(root))
         golden = bundle.golden().frames
         for artefact in bundle.manifest.artefacts:
-            if artefact.runtime != runs(job.runtime):
+            if artefact.runtime != artefact_runtime(job.runtime):
                 continue
             key = f"{name}/{artefact.name}"
             try:
@@ -134,11 +134,11 @@ def layouts(pixels: Pixels) -> tuple[Pixels, ...]:
     return pixels, pixels[:, ::-1], np.asfortranarray(pixels), 255 - pixels
 
 
-def _checked(root: str, runtime: str) -> list[Checked]:
+def _checked(root: str, runtime: str) -> list[GoldenResult]:
     """`eyas-device check`; its message for a bundle that cannot be run goes to standard error."""
     with redirect_stdout(io.StringIO()) as printed:
         cli.main(["check", root, "--runtime", runtime, "--json"])
-    return [msgspec.json.decode(line, type=Checked) for line in printed.getvalue().splitlines()]
+    return [msgspec.json.decode(line, type=GoldenResult) for line in printed.getvalue().splitlines()]
 
 
 def _contract(path: str, job: Job) -> Contract:
@@ -148,7 +148,7 @@ def _contract(path: str, job: Job) -> Contract:
         logits = [model.infer(image).tolist() for image in layouts(pixels)]
         given = model.infer(pixels).copy()
         model.infer(255 - pixels)  # what lies in the input must not matter
-        written = model.infer_written(lambda out: np.copyto(out, pixels))
+        written = model.infer_in_place(lambda out: np.copyto(out, pixels))
         alike = bool(np.array_equal(written, given))
         return Contract(logits, alike, [_said(partial(model.infer, image)) for image in wrong])
 

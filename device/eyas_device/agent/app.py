@@ -34,7 +34,7 @@ from eyas_device.telemetry.messages import Health
 from eyas_device.telemetry.mqtt import UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool, SpoolLimits, SpoolState
 from eyas_device.telemetry.tls import Security
-from eyas_device.updates.golden import prove
+from eyas_device.updates.golden import check_loaded
 from eyas_device.updates.slots import Slots
 
 
@@ -245,7 +245,7 @@ def _open_proven(root: Path, config: Config) -> Classifier:
             runtime, artefact = saved.runtime, saved.artefact
     classifier = Classifier.load(bundle, runtime, artefact, threads=model.threads)
     try:
-        prove(classifier, max_latency_ms=model.max_latency_ms or None)
+        check_loaded(classifier, max_latency_ms=model.max_latency_ms or None)
     except BaseException:
         classifier.close()
         raise

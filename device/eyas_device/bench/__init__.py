@@ -1,9 +1,9 @@
-"""What a bundle costs on this device: `eyas-device bench`.
+"""Benchmarks of a bundle on this device: `eyas-device bench`.
 
-measure.py    artefacts taking turns: the model alone, and the whole frame stage by stage
-sustained.py  minutes at full rate, an interval at a time, with temperature and frequency
-start.py      a fresh process: import to first answer, and its memory
-choose.py     the fastest runtime and precision that answers rightly, remembered
-blocks.py     where the time goes inside of the model
-result.py     what is written and read back; compare.py and show.py turn it into tables
+measure.py    interleaved measurement of artefacts: the model alone, and whole frames stage by stage
+sustained.py  minutes at full rate, interval by interval, with temperature and frequency
+start.py      fresh processes: time from import to the first prediction, and memory
+choose.py     selection of the fastest artefact that passes the golden check
+blocks.py     latency of the blocks of a model
+result.py     the result file; compare.py and show.py turn it into tables
 """

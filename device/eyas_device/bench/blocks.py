@@ -24,13 +24,13 @@ import numpy as np
 
 from eyas_device.bench.measure import Progress, prepared_image
 from eyas_device.bench.onnx_graph import OnnxGraph, Ports, Shapes, read_nodes
-from eyas_device.bench.result import SCHEMA, BenchError, Quantiles, Waited, quantiles
+from eyas_device.bench.result import SCHEMA, BenchError, CpuPressure, Quantiles, quantiles
 from eyas_device.bench.show import table
 from eyas_device.bench.tflite_cut import Graph, Part
 from eyas_device.board import Board, read_board, read_pressure
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import Runtime, Selection, load, open_runtime, runs
+from eyas_device.runtimes import Runtime, Selection, artefact_runtime, load, open_runtime
 from eyas_device.support.closing import Closing
 
 _CALLS = 5
@@ -61,7 +61,7 @@ class BlockTimes(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
     time: float = 0.0
     board: Board
-    pressure: Waited = Waited()
+    pressure: CpuPressure = CpuPressure()
     bundle: str
     bundle_version: str
     runtime: str
@@ -84,7 +84,7 @@ def block_times(bundle: Bundle, chosen: Selection, *, threads: int, seconds: flo
     methods = {"litert": _prefixes, "openvino": _openvino, "onnx": _onnx}
     before, began = read_pressure(), time.time()
     with open_runtime(bundle, chosen.runtime, chosen.artefact.name, threads=threads) as runtime:
-        measured = methods[runs(chosen.runtime)](
+        measured = methods[artefact_runtime(chosen.runtime)](
             bundle.path(chosen.artefact), runtime, pixels, threads, _Rounds(seconds, progress)
         )
         version = runtime.version
@@ -101,7 +101,7 @@ def block_times(bundle: Bundle, chosen: Selection, *, threads: int, seconds: flo
     return BlockTimes(
         time=began,
         board=read_board(),
-        pressure=Waited(before=before, after=read_pressure()),
+        pressure=CpuPressure(before=before, after=read_pressure()),
         bundle=bundle.manifest.name,
         bundle_version=bundle.manifest.version,
         runtime=chosen.runtime,

@@ -1,4 +1,4 @@
-"""The fastest runtime and precision that answers rightly here."""
+"""Selection of the fastest runtime and artefact that passes the golden check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from eyas_device.runtimes.selection import Measured, SavedSelection
 
 
 def fastest(bench: Bench) -> SavedSelection:
-    """The result with the smallest median of a whole frame among those that passed the golden check.
+    """Select the result with the smallest median latency of a whole frame among those that passed the golden check.
 
     Raises `CheckFailed` if none passed.
     """
@@ -17,11 +17,11 @@ def fastest(bench: Bench) -> SavedSelection:
         for r in bench.results
         if "total" in r.loop and r.loop["total"].p50 > 0
     )
-    good = [candidate for candidate in measured if candidate.passed]
+    passed = [candidate for candidate in measured if candidate.passed]
     settings = bench.settings
-    if not good:
-        raise CheckFailed(f"{settings.bundle} {settings.bundle_version}: no artefact answers here as on the host")
-    best = min(good, key=lambda candidate: candidate.latency_ms)
+    if not passed:
+        raise CheckFailed(f"{settings.bundle} {settings.bundle_version}: no artefact passes the golden check here")
+    best = min(passed, key=lambda candidate: candidate.latency_ms)
     return SavedSelection(
         name=settings.bundle,
         version=settings.bundle_version,

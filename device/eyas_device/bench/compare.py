@@ -1,22 +1,22 @@
-"""Two results side by side: ratios, which of them are more than scatter, and what was not the same to begin with."""
+"""Comparison of two results: ratios, whether they exceed the spread, and differences in the setup."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from eyas_device.bench.result import Bench, Quantiles, Result
-from eyas_device.bench.show import beyond, is_apart, table
+from eyas_device.bench.show import BEYOND_SPREAD, WITHIN_SPREAD, differ, table
 from eyas_device.board import NOT_MEASURED
 
-_BUSY = 0.1
+_BUSY_FRACTION = 0.1
 
 
-def lines(a: Bench, b: Bench) -> Iterator[str]:
-    """The comparison of `b` with `a`: a ratio above 1 is slower or larger."""
-    yield f"A: {_title(a)}"
-    yield f"B: {_title(b)}"
-    yield from (f"not the same: {what}" for what in differences(a, b))
-    yield from (f"{side} was busy: {note}" for side, bench in (("A", a), ("B", b)) if (note := _busy(bench)))
+def comparison_lines(a: Bench, b: Bench) -> Iterator[str]:
+    """Lines of a table that compares `b` with `a`: a ratio above 1 is slower or larger."""
+    yield f"A: {_describe_setup(a)}"
+    yield f"B: {_describe_setup(b)}"
+    yield from (f"different: {difference}" for difference in differences(a, b))
+    yield from (f"{side} was busy: {note}" for side, bench in (("A", a), ("B", b)) if (note := _busy_note(bench)))
     rows = [["", "A", "B", "B / A", ""]]
     others = {_key(result): result for result in b.results}
     for result in a.results:
@@ -24,7 +24,7 @@ def lines(a: Bench, b: Bench) -> Iterator[str]:
         if other is None:
             rows.append([" ".join(_key(result)), "measured", NOT_MEASURED, "", ""])
         else:
-            rows += _rows(result, other)
+            rows += _ratio_rows(result, other)
     rows += [[" ".join(key), NOT_MEASURED, "measured", "", ""] for key in others]
     if a.sustained is not None and b.sustained is not None:
         drops = [side.sustained.drop if side.sustained else None for side in (a, b)]
@@ -33,14 +33,14 @@ def lines(a: Bench, b: Bench) -> Iterator[str]:
 
 
 def differences(a: Bench, b: Bench) -> list[str]:
-    """What makes the two hard to compare: another bundle, thread count, board, way of measuring or library."""
+    """Differences in the setup of two results: bundle, threads, mode, frames, board, library versions."""
     found = []
     if a.settings.manifest_sha256 != b.settings.manifest_sha256:
-        found.append(f"the bundle: {_bundle(a)} and {_bundle(b)}")
-    for what in ("threads", "mode", "frame", "camera"):
-        one, other = getattr(a.settings, what), getattr(b.settings, what)
+        found.append(f"the bundle: {_describe_bundle(a)} and {_describe_bundle(b)}")
+    for name in ("threads", "mode", "frame", "camera"):
+        one, other = getattr(a.settings, name), getattr(b.settings, name)
         if one != other:
-            found.append(f"{what}: {one or 'golden images'} and {other or 'golden images'}")
+            found.append(f"{name}: {one or 'golden images'} and {other or 'golden images'}")
     if (a.board.model, a.board.cores) != (b.board.model, b.board.cores):
         found.append(f"the board: {a.board.model} and {b.board.model}")
     for package in sorted(a.versions.keys() | b.versions.keys()):
@@ -54,24 +54,25 @@ def differences(a: Bench, b: Bench) -> list[str]:
     return found
 
 
-def _rows(a: Result, b: Result) -> Iterator[list[str]]:
+def _ratio_rows(a: Result, b: Result) -> Iterator[list[str]]:
     name = " ".join(_key(a))
-    spans = [("model p50 ms", a.model, b.model)]
-    spans += [(f"{stage} p50 ms", a.loop.get(stage), b.loop.get(stage)) for stage in a.loop.keys() | b.loop.keys()]
-    for what, one, other in sorted(spans, key=lambda span: span[0]):
-        mark = _mark(one, other) if one is not None and other is not None else ""
-        yield [f"{name} {what}", *_pair(one.p50 if one else None, other.p50 if other else None), mark]
-    for what in ("to_first_ms", "rss_mb", "peak_rss_mb"):
-        yield [f"{name} {what}", *_pair(getattr(a.start, what, None), getattr(b.start, what, None)), ""]
+    medians = [("model p50 ms", a.model, b.model)]
+    medians += [(f"{stage} p50 ms", a.loop.get(stage), b.loop.get(stage)) for stage in a.loop.keys() | b.loop.keys()]
+    for title, one, other in sorted(medians, key=lambda row: row[0]):
+        verdict = _verdict(one, other) if one is not None and other is not None else ""
+        yield [f"{name} {title}", *_value_cells(one.p50 if one else None, other.p50 if other else None), verdict]
+    for field in ("to_first_ms", "rss_mb", "peak_rss_mb"):
+        yield [f"{name} {field}", *_value_cells(getattr(a.start, field, None), getattr(b.start, field, None)), ""]
 
 
-def _mark(a: Quantiles, b: Quantiles) -> str:
-    """`slower` or `faster`, where the spans from p10 to p90 do not touch."""
-    direction = ("slower, " if b.p50 > a.p50 else "faster, ") if is_apart(a, b) else ""
-    return direction + beyond(a, b)
+def _verdict(a: Quantiles, b: Quantiles) -> str:
+    """Whether `b` is slower or faster than `a` by more than the spread."""
+    if not differ(a, b):
+        return WITHIN_SPREAD
+    return f"{'slower' if b.p50 > a.p50 else 'faster'}, {BEYOND_SPREAD}"
 
 
-def _pair(a: float | None, b: float | None) -> list[str]:
+def _value_cells(a: float | None, b: float | None) -> list[str]:
     cells = [NOT_MEASURED if value is None else f"{value:.3f}" for value in (a, b)]
     return [*cells, f"{b / a:.2f}" if a and b is not None else ""]
 
@@ -80,16 +81,18 @@ def _key(result: Result) -> tuple[str, str]:
     return result.runtime, result.artefact
 
 
-def _bundle(bench: Bench) -> str:
+def _describe_bundle(bench: Bench) -> str:
     settings = bench.settings
     return f"{settings.bundle} {settings.bundle_version} ({settings.manifest_sha256[:12]})"
 
 
-def _title(bench: Bench) -> str:
+def _describe_setup(bench: Bench) -> str:
     threads = bench.settings.threads
-    return f"{bench.board.model}, {_bundle(bench)}, {threads} thread{'s' * (threads > 1)}, {bench.settings.mode}"
+    return (
+        f"{bench.board.model}, {_describe_bundle(bench)}, {threads} thread{'s' * (threads > 1)}, {bench.settings.mode}"
+    )
 
 
-def _busy(bench: Bench) -> str:
+def _busy_note(bench: Bench) -> str:
     waited = bench.pressure.during
-    return f"{100 * waited:.0f} % of the time some process waited for a core" if waited and waited > _BUSY else ""
+    return f"{100 * waited:.0f} % of the time a process waited for a core" if waited and waited > _BUSY_FRACTION else ""

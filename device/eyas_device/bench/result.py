@@ -1,4 +1,4 @@
-"""The result of a benchmark: one JSON file, validated again when it is read."""
+"""The result of a benchmark: one JSON file, validated when it is read."""
 
 from __future__ import annotations
 
@@ -14,100 +14,100 @@ from eyas_device.errors import EyasError
 from eyas_device.support.files import atomic_write
 
 SCHEMA = 1
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 
 STAGES = ("decode", "prepare", "infer", "postprocess", "total")
-"""Of a frame in the loop, in order; the last is all of them together."""
+"""Stages of a frame in the loop, in order; the last is their total."""
 
-Figure = Annotated[float, msgspec.Meta(ge=0)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class BenchError(EyasError, ValueError):
-    """A benchmark cannot be run as asked, or a file of its figures is none."""
+    """Invalid benchmark options, or a file that is not a benchmark result."""
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Durations, milliseconds."""
+    """Quantiles of durations, milliseconds."""
 
     count: Count
-    p10: Figure
-    p50: Figure
-    p90: Figure
-    p99: Figure
-    max: Figure
+    p10: NonNegative
+    p50: NonNegative
+    p90: NonNegative
+    p99: NonNegative
+    max: NonNegative
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """A fresh process, medians over `runs`; milliseconds, and resident memory in 10^6 bytes."""
+    """Start-up of a fresh process, medians over `runs`: milliseconds, and resident memory in 10^6 bytes."""
 
     runs: Count
-    import_ms: Figure
-    """Python modules, OpenCV and the runtime."""
-    load_ms: Figure
+    import_ms: NonNegative
+    """Import of Python modules, OpenCV and the runtime."""
+    load_ms: NonNegative
     """Hashing the bundle and loading the model."""
-    first_ms: Figure
-    """The first answer: preprocessing, inference, softmax."""
-    to_first_ms: Figure
-    """From the start of the process to the first answer."""
-    rss_mb: Figure | None = None
-    """After a few answers."""
-    peak_rss_mb: Figure | None = None
+    first_ms: NonNegative
+    """First prediction: preprocessing, inference, softmax."""
+    to_first_ms: NonNegative
+    """From the start of the process to the first prediction."""
+    rss_mb: NonNegative | None = None
+    """After a few predictions."""
+    peak_rss_mb: NonNegative | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One artefact on one runtime."""
+    """Measurements of one artefact on one runtime."""
 
     runtime: str
     runtime_version: str = ""
     artefact: str
     precision: str
     precision_hint: str = ""
-    """What the runtime was told to compute in, where it can be told."""
+    """Precision that the runtime was asked to compute in, where it has a choice."""
     model: Quantiles | None = None
     """Inference alone, on a prepared golden image."""
-    model_per_second: Figure | None = None
+    model_per_second: NonNegative | None = None
     loop: dict[str, Quantiles] = {}
-    """Stage (see `STAGES`) -> durations of frames that are decoded, prepared, inferred and turned into an answer."""
-    frames_per_second: Figure | None = None
-    """Through all stages, as many as it can."""
+    """Stage (see `STAGES`) -> durations of whole frames: decoding, preprocessing, inference, postprocessing."""
+    frames_per_second: NonNegative | None = None
+    """Throughput of whole frames at full rate."""
     start: Start | None = None
     passed: bool | None = None
-    """Whether the golden images gave the recorded answers; None where that was not checked."""
+    """Whether it passed the golden check; None if not checked."""
     note: str = ""
     """Why something was not measured or did not pass."""
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
-    """Some seconds of a sustained run, and how the board felt at their end."""
+    """One interval of a sustained run, with the sensor readings at its end."""
 
-    second: Figure
-    """Since the start, at its end."""
+    second: NonNegative
+    """End of the interval, seconds since the start."""
     frames: Count
-    frames_per_second: Figure
-    p50: Figure
-    """Milliseconds of the whole frame, as the next two."""
-    p90: Figure
-    p99: Figure
+    frames_per_second: NonNegative
+    p50: NonNegative
+    """Milliseconds per whole frame, as the next two."""
+    p90: NonNegative
+    p99: NonNegative
     temperature_c: float | None = None
-    frequency_mhz: Figure | None = None
+    frequency_mhz: NonNegative | None = None
     throttled: tuple[str, ...] | None = None
-    """What slowed the processor down; None is not measured."""
-    watts: Figure | None = None
+    """Causes of throttling; None is not measured."""
+    watts: NonNegative | None = None
 
 
 class Sustained(msgspec.Struct, frozen=True, kw_only=True):
-    """Minutes at full rate."""
+    """A sustained run: minutes at full rate."""
 
     runtime: str
     artefact: str
     intervals: tuple[Interval, ...]
     drop: float | None = None
-    """Part of the first interval's rate that the last one lost (negative: gained); None with one interval."""
+    """Fraction of the first interval's rate that the last one lost (negative: gained); None with one interval."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What was asked for."""
+    """Settings of the benchmark."""
 
     bundle: str
     bundle_version: str
@@ -116,32 +116,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Side of the model's square input, pixels."""
     threads: Count
     mode: Literal["burst", "sustained"]
-    seconds: Figure
+    seconds: NonNegative
     camera: str
-    """Its specification; empty: the golden images, encoded as JPEG."""
+    """Camera specification; empty: the golden images, encoded as JPEG."""
     frame: str
     """Size of the frames in the loop, `WIDTHxHEIGHT`."""
 
 
-class Waited(msgspec.Struct, frozen=True, kw_only=True):
-    """Pressure on the processor around the measurement."""
+class CpuPressure(msgspec.Struct, frozen=True, kw_only=True):
+    """CPU pressure around the measurement."""
 
     before: Pressure | None = None
     after: Pressure | None = None
-    during: Figure | None = None
-    """Part of the time of the measurement in which some process waited for a core, 0..1."""
+    during: NonNegative | None = None
+    """Fraction of the measurement in which a process waited for a core, 0..1."""
 
 
 class Bench(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it."""
+    """A complete benchmark result."""
 
     schema: int = SCHEMA
     time: float = 0.0
-    """When it began, seconds since 1970."""
+    """Start of the benchmark, seconds since 1970."""
     board: Board
     os: System
     versions: dict[str, str] = {}
-    pressure: Waited = Waited()
+    pressure: CpuPressure = CpuPressure()
     before: Vitals = Vitals()
     after: Vitals = Vitals()
     power: Power | None = None
@@ -153,21 +153,21 @@ class Bench(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def quantiles(milliseconds: Sequence[float]) -> Quantiles | None:
-    """Of durations; None without any."""
+    """Quantiles of durations in milliseconds; None without any."""
     if not milliseconds:
         return None
-    parts = np.quantile(np.asarray(milliseconds, dtype=np.float64), (0.1, 0.5, 0.9, 0.99, 1.0))
-    p10, p50, p90, p99, most = (round(float(part), 4) for part in parts)
-    return Quantiles(count=len(milliseconds), p10=p10, p50=p50, p90=p90, p99=p99, max=most)
+    values = np.quantile(np.asarray(milliseconds, dtype=np.float64), (0.1, 0.5, 0.9, 0.99, 1.0))
+    p10, p50, p90, p99, maximum = (round(float(value), 4) for value in values)
+    return Quantiles(count=len(milliseconds), p10=p10, p50=p50, p90=p90, p99=p99, max=maximum)
 
 
 def encode(tree: msgspec.Struct) -> bytes:
-    """A result as JSON text."""
+    """Encode a result as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(tree), indent=1) + b"\n"
 
 
 def write(path: Path, tree: msgspec.Struct) -> None:
-    """Write a result. Raises `BenchError` if the file cannot be written."""
+    """Write a result atomically. Raises `BenchError` if the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and (path.is_symlink() or not path.is_file()):  # such as /dev/stdout
@@ -179,21 +179,21 @@ def write(path: Path, tree: msgspec.Struct) -> None:
 
 
 def read(path: Path) -> Bench:
-    """Read a result back. Raises `BenchError` naming what is wrong if it is none, or one of another schema."""
+    """Read a result. Raises `BenchError` if the file is not a result, or has another schema."""
     try:
         if not path.is_file():  # a pipe would block
-            raise BenchError(f"{path}: there is no such file; `eyas-device bench --json FILE` writes one")
+            raise BenchError(f"{path}: no such file; `eyas-device bench --json FILE` writes one")
         with path.open("rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
+            data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise BenchError(f"{path}: {error.strerror}") from None
-    if len(data) > _MOST_BYTES:
-        raise BenchError(f"{path}: more than {_MOST_BYTES >> 20} MiB; that is no benchmark's result")
+    if len(data) > _MAX_BYTES:
+        raise BenchError(f"{path}: more than {_MAX_BYTES >> 20} MiB; not a benchmark result")
     try:
         schema = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("schema")
         version = None if schema is None else msgspec.json.decode(schema)
         if version != SCHEMA:
             raise BenchError(f"{path}: schema {version!r}; schema {SCHEMA} is needed: measure again")
-        return msgspec.json.decode(data, type=Bench)  # JSON has no figures that are not finite
+        return msgspec.json.decode(data, type=Bench)  # JSON has no NaN or infinity
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BenchError(f"{path}: not a benchmark's result ({error})") from None
+        raise BenchError(f"{path}: not a benchmark result ({error})") from None

@@ -1,9 +1,10 @@
-"""The whole benchmark of a bundle: what is measured in which order, and what stands around the figures."""
+"""The complete benchmark of a bundle: measurements, sensors, versions and settings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,19 +16,19 @@ from eyas_device.bench.measure import (
     Candidate,
     burst,
     camera_frames,
-    candidates,
     golden_frames,
-    loaded,
+    load_candidates,
     prepared_image,
+    select_candidates,
 )
-from eyas_device.bench.result import Bench, BenchError, Interval, Result, Settings, Start, Waited
-from eyas_device.bench.start import starts
+from eyas_device.bench.result import Bench, BenchError, CpuPressure, Interval, Result, Settings, Start
+from eyas_device.bench.start import measure_starts
 from eyas_device.bench.sustained import INTERVAL_S, sustain
 from eyas_device.board import (
     ROOT,
+    CommandRunner,
     Power,
     Pressure,
-    Runner,
     Vitals,
     read_board,
     read_power,
@@ -57,89 +58,100 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class BenchOptions:
     """What to measure, and how."""
 
     bundle: Path
     runtime: str | None = None
-    """None: the first that works here, or all of them with `everything`."""
+    """None: the first that works here; with `everything`, all of them."""
     artefact: str | None = None
     everything: bool = False
     """All artefacts on all runtimes that work here."""
     threads: int = 1
     camera: str = ""
-    """Empty: the golden images."""
+    """Camera specification; empty: the golden images."""
     seconds: float = 20.0
-    """Of measuring, for each artefact."""
+    """Duration per artefact."""
     sustained: bool = False
     starts: int = STARTS
-    """Fresh processes for each artefact; 0 leaves that out."""
+    """Fresh processes per artefact; 0: none."""
     interval_s: float = INTERVAL_S
-    """Of a sustained run."""
+    """Length of an interval of a sustained run."""
 
 
 Progress = Callable[[str, float, float], None]
-"""Told at what it works, how much of that is done (0..1), and about how many seconds the rest of all takes."""
+"""Called with the current step, its completed fraction (0..1) and the estimated seconds until the end."""
 
 
 def bench(
-    wanted: Wanted,
+    options: BenchOptions,
     *,
     root: Path = ROOT,
-    run: Runner = run_command,
+    run: CommandRunner = run_command,
     progress: Progress = lambda text, done, left: None,
-    told: Callable[[Interval], None] = lambda interval: None,
+    on_interval: Callable[[Interval], None] = lambda interval: None,
 ) -> Bench:
-    """Measure. `root` and `run` are where the board's sensors are read; `told` hears of each sustained interval.
+    """Measure a bundle.
 
-    Raises `BundleError`, `RuntimeUnavailable`, `CameraError` or `BenchError` if it cannot be done.
+    Args:
+        options: What to measure.
+        root: Where the board's files are read.
+        run: Runs the commands of the board's sensors.
+        progress: Called about once per turn.
+        on_interval: Called at the end of each interval of a sustained run.
+
+    Raises:
+        BundleError, RuntimeUnavailable, CameraError, BenchError: It cannot be measured.
+
     """
-    bundle = Bundle.open(wanted.bundle)
-    chosen, notes = candidates(bundle, wanted.runtime, wanted.artefact, everything=wanted.everything)
-    if wanted.sustained and len(chosen) > 1:
-        raise BenchError("a sustained run takes one artefact: name it, or leave out --all")
-    cv2.setNumThreads(wanted.threads)
-    frames = camera_frames(wanted.camera, bundle) if wanted.camera else golden_frames(bundle)
+    bundle = Bundle.open(options.bundle)
+    selections, notes = select_candidates(bundle, options.runtime, options.artefact, everything=options.everything)
+    if options.sustained and len(selections) > 1:
+        raise BenchError("a sustained run measures one artefact: name it, or omit --all")
+    cv2.setNumThreads(options.threads)
+    frames = camera_frames(options.camera, bundle) if options.camera else golden_frames(bundle)
     began, clock = time.time(), time.monotonic()
-    before, pressed = read_vitals(root, run=run), read_pressure(root)
-    busy_s = wanted.seconds * len(chosen)
+    before, pressure_before = read_vitals(root, run=run), read_pressure(root)
+    busy_s = options.seconds * len(selections)
 
-    def starting(done: float) -> None:
+    def starts_progress(done: float) -> None:
         spent = time.monotonic() - clock
         progress("fresh processes", done, spent * (1 - done) / max(done, 1e-3) + busy_s)
 
-    started = starts(bundle, chosen, threads=wanted.threads, rounds=wanted.starts, progress=starting)
+    started = measure_starts(
+        bundle, selections, threads=options.threads, rounds=options.starts, progress=starts_progress
+    )
     sustained = None
-    with loaded(bundle, chosen, threads=wanted.threads) as (ready, results):
+    with load_candidates(bundle, selections, threads=options.threads) as (ready, results):
 
-        def measuring(done: float) -> None:
-            progress("sustained" if wanted.sustained else "taking turns", done, busy_s * (1 - done))
+        def measure_progress(done: float) -> None:
+            progress("sustained" if options.sustained else "taking turns", done, busy_s * (1 - done))
 
-        if wanted.sustained:
+        if options.sustained:
 
-            def feel() -> tuple[Vitals, Power | None]:
+            def read_sensors() -> tuple[Vitals, Power | None]:
                 return read_vitals(root, run=run), read_power(root, run=run)
 
             sustained = sustain(
                 ready[0],
                 frames,
-                seconds=wanted.seconds,
-                feel=feel,
-                told=told,
-                progress=measuring,
-                interval_s=wanted.interval_s,
+                seconds=options.seconds,
+                read_sensors=read_sensors,
+                on_interval=on_interval,
+                progress=measure_progress,
+                interval_s=options.interval_s,
             )
         else:
-            burst(ready, prepared_image(bundle), frames, seconds=busy_s, progress=measuring)
-        after, power, pressure = read_vitals(root, run=run), read_power(root, run=run), read_pressure(root)
-        _fill(results, ready, started)
+            burst(ready, prepared_image(bundle), frames, seconds=busy_s, progress=measure_progress)
+        after, power, pressure_after = read_vitals(root, run=run), read_power(root, run=run), read_pressure(root)
+        _add_measurements(results, ready, started)
     manifest = bundle.manifest
     return Bench(
         time=began,
         board=read_board(root),
         os=read_system(root),
         versions=_versions(),
-        pressure=_waited(pressed, pressure, time.monotonic() - clock),
+        pressure=_pressure(pressure_before, pressure_after, time.monotonic() - clock),
         before=before,
         after=after,
         power=power,
@@ -148,10 +160,10 @@ def bench(
             bundle_version=manifest.version,
             manifest_sha256=manifest_sha256(bundle),
             input_size=manifest.preprocessing.size,
-            threads=wanted.threads,
-            mode="sustained" if wanted.sustained else "burst",
-            seconds=wanted.seconds,
-            camera=wanted.camera,
+            threads=options.threads,
+            mode="sustained" if options.sustained else "burst",
+            seconds=options.seconds,
+            camera=options.camera,
             frame=_size(frames[0]),
         ),
         results=tuple(results.values()),
@@ -160,32 +172,30 @@ def bench(
     )
 
 
-def _fill(
+def _add_measurements(
     results: dict[tuple[str, str], Result], ready: Sequence[Candidate], started: dict[tuple[str, str], Start]
 ) -> None:
-    """Put what was measured beside what the golden check said."""
+    """Merge the measurements into the results of the golden check."""
     for candidate in ready:
-        key = (candidate.chosen.runtime, candidate.chosen.artefact.name)
+        key = (candidate.selection.runtime, candidate.selection.artefact.name)
         checked = results[key]
         results[key] = replace(candidate.result(), passed=checked.passed, note=checked.note, start=started.get(key))
 
 
-def _waited(before: Pressure | None, after: Pressure | None, seconds: float) -> Waited:
+def _pressure(before: Pressure | None, after: Pressure | None, seconds: float) -> CpuPressure:
     during = None
     if before is not None and after is not None:
         during = round(max(0, after.total_us - before.total_us) * 1e-6 / max(seconds, 1e-3), 4)
-    return Waited(before=before, after=after, during=during)
+    return CpuPressure(before=before, after=after, during=during)
 
 
 def _versions() -> dict[str, str]:
-    """Of the installed packages that figures depend on."""
-    found = {}
+    """Versions of the installed packages that the measurements depend on."""
+    versions = {}
     for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _size(frame: Frame) -> str:

@@ -1,4 +1,4 @@
-"""A fresh process from import to its first answer, and the memory that it takes.
+"""Start-up of a fresh process: time from import to the first prediction, and memory.
 
 The process calls `main` with bundle, runtime, artefact, threads and the time at which it was spawned; it prints JSON.
 """
@@ -18,36 +18,36 @@ if TYPE_CHECKING:
     from eyas_device.runtimes import Selection
 
 _TIMEOUT_S = 180.0
-_ANSWERS = 20
+_PREDICTIONS = 20
 _FIELDS = ("import_ms", "load_ms", "first_ms", "to_first_ms", "rss_mb", "peak_rss_mb")
 
 
-def starts(
-    bundle: Bundle, wanted: Sequence[Selection], *, threads: int, rounds: int, progress: Callable[[float], None]
+def measure_starts(
+    bundle: Bundle, selections: Sequence[Selection], *, threads: int, rounds: int, progress: Callable[[float], None]
 ) -> dict[tuple[str, str], Start]:
-    """Medians over `rounds` fresh processes of each of `wanted`, taking turns; one that fails has no entry."""
+    """Medians over `rounds` fresh processes per selection, interleaved; a selection that fails has no entry."""
     from statistics import median
 
     from eyas_device.bench.result import Start
 
     rows: dict[tuple[str, str], list[dict[str, float | None]]] = {}
     for number in range(rounds):
-        for place, chosen in enumerate(wanted):
-            key = (chosen.runtime, chosen.artefact.name)
-            row = _spawn(str(bundle.root.absolute()), *key, str(threads))
+        for index, selection in enumerate(selections):
+            key = (selection.runtime, selection.artefact.name)
+            row = _measure_start(str(bundle.root.absolute()), *key, str(threads))
             if row is not None:
                 rows.setdefault(key, []).append(row)
-            progress((number * len(wanted) + place + 1) / (rounds * len(wanted)))
-    found = {}
+            progress((number * len(selections) + index + 1) / (rounds * len(selections)))
+    medians = {}
     for key, measured in rows.items():
         known = {f: [v for row in measured if (v := row[f]) is not None] for f in _FIELDS}
         figures = {f: round(median(values), 2) for f, values in known.items() if values}
-        found[key] = Start(runs=len(measured), **figures)
-    return found
+        medians[key] = Start(runs=len(measured), **figures)
+    return medians
 
 
-def _spawn(*arguments: str) -> dict[str, float | None] | None:
-    """What one process said of itself; None if it failed or took longer than three minutes."""
+def _measure_start(*arguments: str) -> dict[str, float | None] | None:
+    """Measurements of one process; None if it failed or took longer than three minutes."""
     import msgspec
 
     output = run_command(module_command(__name__, *arguments, repr(monotonic())), _TIMEOUT_S)
@@ -59,7 +59,7 @@ def _spawn(*arguments: str) -> dict[str, float | None] | None:
 
 
 def main(arguments: list[str]) -> None:
-    """Import, load, answer; print the figures."""
+    """Import, load, predict; print the measurements."""
     began = monotonic()
     root, runtime, artefact, threads, spawned = arguments
     silence_opencv()
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
         frame = np.full((480, 640, 3), 128, dtype=np.uint8)
         classifier.predict(frame)
         answered = monotonic()
-        for _ in range(_ANSWERS):
+        for _ in range(_PREDICTIONS):
             classifier.predict(frame)
         memory = read_memory()
     figures = {

@@ -1,4 +1,4 @@
-"""What the machine is: board, processor, memory, operating system."""
+"""Board, processor, memory and operating system."""
 
 from __future__ import annotations
 
@@ -34,52 +34,52 @@ _ARM_PARTS = {
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine."""
+    """The machine: board, processor and memory."""
 
     model: str
-    """As the device tree or the firmware names it; where neither does, the processor."""
+    """Name in the device tree or the firmware; the processor's if neither has one."""
     soc: str | None = None
-    """The device tree's name of the system on a chip, e.g. `brcm,bcm2712`."""
+    """The SoC's name in the device tree, e.g. `brcm,bcm2712`."""
     processor: str | None = None
     cores: int = 1
-    """That are on line."""
+    """Cores that are online."""
     memory_mb: float | None = None
-    """10^6 bytes that the kernel manages."""
+    """Memory that the kernel manages, 10^6 bytes."""
     max_frequency_mhz: float | None = None
-    """Highest frequency of the fastest core."""
+    """Maximum frequency of the fastest core."""
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
-    """The operating system, and the process that reads it."""
+    """The operating system, and the Python process that reads it."""
 
     name: str | None = None
     kernel: str | None = None
     machine: str = ""
-    """e.g. `aarch64`."""
+    """Processor architecture, e.g. `aarch64`."""
     bits: int = 64
-    """Of this process: a 64-bit kernel may run a 32-bit userland."""
+    """Word size of this process: a 64-bit kernel may run a 32-bit userland."""
     libc: str = ""
     python: str = ""
 
 
 def read_board(root: Path = ROOT) -> Board:
-    """The board below `root`."""
+    """Read the board below `root`."""
     tree = root / "proc/device-tree"
     cpuinfo = fields(text(root / "proc/cpuinfo"))
     processor = _processor(cpuinfo)
     model = text(tree / "model") or _firmware(root) or dict(cpuinfo).get("Model") or processor
     compatible = (text(tree / "compatible") or "").split("\0")
     memory = next((value for name, value in fields(text(root / "proc/meminfo")) if name == "MemTotal"), None)
-    kib = as_number((memory or "").removesuffix("kB"), least=0)
+    kib = as_number((memory or "").removesuffix("kB"), minimum=0)
     cpus = root / "sys/devices/system/cpu"
     fastest = [
-        as_number(text(path / "cpufreq/cpuinfo_max_freq"), scale=1e-3, least=1, most=20_000)
+        as_number(text(path / "cpufreq/cpuinfo_max_freq"), scale=1e-3, minimum=1, maximum=20_000)
         for path in cpus.glob("cpu[0-9]*")
     ]
     return Board(
-        model=_plain(model) or platform.machine() or "unknown machine",
-        soc=_plain(compatible[-1]),
-        processor=_plain(processor),
+        model=_printable(model) or platform.machine() or "unknown machine",
+        soc=_printable(compatible[-1]),
+        processor=_printable(processor),
         cores=sum(name == "processor" for name, _ in cpuinfo) or os.cpu_count() or 1,
         memory_mb=None if kib is None else round(kib * 1024 / 1e6, 1),
         max_frequency_mhz=max((f for f in fastest if f is not None), default=None),
@@ -87,11 +87,11 @@ def read_board(root: Path = ROOT) -> Board:
 
 
 def read_system(root: Path = ROOT) -> System:
-    """The operating system below `root`, and what this process runs on."""
+    """Read the operating system below `root`, and this process's Python."""
     release = dict(line.partition("=")[::2] for line in (text(root / "etc/os-release") or "").splitlines())
     return System(
-        name=_plain(release.get("PRETTY_NAME", "").strip("\"'")),
-        kernel=_plain(text(root / "proc/sys/kernel/osrelease")),
+        name=_printable(release.get("PRETTY_NAME", "").strip("\"'")),
+        kernel=_printable(text(root / "proc/sys/kernel/osrelease")),
         machine=platform.machine(),
         bits=8 * struct.calcsize("P"),
         libc=" ".join(platform.libc_ver()).strip(),
@@ -100,15 +100,15 @@ def read_system(root: Path = ROOT) -> System:
 
 
 def _firmware(root: Path) -> str | None:
-    """Maker and product by the BIOS, where those are not placeholders."""
+    """Vendor and product from DMI, unless they are placeholders."""
     folder = root / "sys/devices/virtual/dmi/id"
-    words = [text(folder / name) for name in ("sys_vendor", "product_name")]
-    vendor, product = (None if word is None or _PLACEHOLDERS.search(word) else word for word in words)
-    return " ".join(word for word in (vendor, product) if word) if product else None
+    entries = [text(folder / name) for name in ("sys_vendor", "product_name")]
+    vendor, product = (None if entry is None or _PLACEHOLDERS.search(entry) else entry for entry in entries)
+    return " ".join(name for name in (vendor, product) if name) if product else None
 
 
 def _processor(cpuinfo: list[tuple[str, str]]) -> str | None:
-    """The name that an x86 gives itself, or the names of Arm's cores by their part numbers, the first core's first."""
+    """`model name` of an x86, or the names of the Arm cores by part number, in order of the cores."""
     named = next((value for name, value in cpuinfo if name == "model name" and value), None)
     if named is not None:
         return named
@@ -117,7 +117,7 @@ def _processor(cpuinfo: list[tuple[str, str]]) -> str | None:
     return " + ".join(cores) or None
 
 
-def _plain(told: str | None) -> str | None:
-    """One line of printable characters, 128 at most."""
-    shown = "".join(character for character in (told or "") if character.isprintable())
+def _printable(value: str | None) -> str | None:
+    """The printable characters, at most 128; None if there are none."""
+    shown = "".join(character for character in (value or "") if character.isprintable())
     return shown.strip()[:128] or None

@@ -1,4 +1,4 @@
-"""How crowded the processor is, and how much memory a process takes."""
+"""CPU pressure of the machine and resident memory of a process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from eyas_device.board.reading import ROOT, fields, text
 
 
 class Pressure(msgspec.Struct, frozen=True, kw_only=True):
-    """`/proc/pressure/cpu`: how long processes waited for a core. Source: Linux, Documentation/accounting/psi.rst."""
+    """CPU pressure (`/proc/pressure/cpu`): how long processes waited for a core.
+
+    Source: Linux, Documentation/accounting/psi.rst.
+    """
 
     avg10: float
-    """Percent of the last 10 s."""
+    """Percentage of the last 10 s; the next two of the last 60 s and 300 s."""
     avg60: float
     avg300: float
     total_us: int
-    """Microseconds since the boot: the difference of two readings is the exact figure of the time between."""
+    """Microseconds since boot: the difference between two readings is exact for the time between them."""
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,19 +32,19 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_pressure(root: Path = ROOT) -> Pressure | None:
-    """The processor's pressure; None where the kernel does not tell it."""
+    """Read the CPU pressure; None if the kernel does not report it."""
     pattern = r"some avg10=(\d+\.\d+) avg60=(\d+\.\d+) avg300=(\d+\.\d+) total=(\d{1,18})"
     match = re.match(pattern, text(root / "proc/pressure/cpu") or "", re.ASCII)
     if match is None:
         return None
-    avg10, avg60, avg300 = (float(part) for part in match.groups()[:3])
+    avg10, avg60, avg300 = map(float, match.groups()[:3])
     return Pressure(avg10=avg10, avg60=avg60, avg300=avg300, total_us=int(match[4]))
 
 
 def read_memory(pid: int | None = None, root: Path = ROOT) -> Memory | None:
-    """Resident memory of the process `pid`, of this one without a number; None if the kernel does not tell it."""
-    told = dict(fields(text(root / "proc" / ("self" if pid is None else str(pid)) / "status")))
-    sizes = [re.fullmatch(r"(\d{1,15})\s+kB", told.get(name, ""), re.ASCII) for name in ("VmRSS", "VmHWM")]
+    """Read the resident memory of process `pid` (default: this one); None if the kernel does not report it."""
+    status = dict(fields(text(root / "proc" / ("self" if pid is None else str(pid)) / "status")))
+    sizes = [re.fullmatch(r"(\d{1,15})\s+kB", status.get(name, ""), re.ASCII) for name in ("VmRSS", "VmHWM")]
     kib = [int(match[1]) for match in sizes if match is not None]
     if len(kib) != 2:
         return None

@@ -1,9 +1,9 @@
-"""Where frames come from: one small protocol, one file for each kind of source.
+"""Frame sources: one small protocol, one file for each kind of source.
 
 A source is named by a specification `KIND:REST`, e.g. `v4l2:0`, `mjpeg:http://camera/stream`, `folder:images/` or
-`fake:`. A source promises that `capture` returns or raises within the timeout that it was opened with; one whose
-library cannot promise that lives in a process of its own (`isolated.py`), which can be killed. Nobody has to trust a
-source to stay well: `steady.py` watches any of them and opens it again.
+`fake:`. `capture` returns or raises within the timeout that the source was opened with; a source whose library cannot
+guarantee that runs in a process that can be killed (`subprocess.py`). `reconnecting.py` wraps any live source, detects
+its failures and reopens it.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ KINDS = {
     "folder": "eyas_device.camera.folder:FolderCamera",
     "fake": "eyas_device.camera.fake:FakeCamera",
 }
-"""Kind -> class. Its `open(rest, timeout_s=...)` reads what stands behind the colon."""
+"""Kind -> class. Its `open(rest, timeout_s=...)` parses the part after the colon."""
 TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One image and where it is from. Encoded bytes stay encoded until somebody looks at the frame."""
+    """One captured image. Encoded bytes stay encoded until `pixels` is called."""
 
     image: Pixels | bytes
     """uint8 [height, width, 3] BGR, or the bytes of an encoded image (JPEG, PNG, ...)."""
     time: float
-    """When it was captured, seconds since 1970."""
+    """Capture time, seconds since 1970."""
     source: str
-    """Where it is from: the file, or the video and frame number. Shown in answers and messages."""
+    """Origin, shown in predictions and messages: the file, or the stream and frame number."""
     captured: float = field(default_factory=monotonic)
-    """When it was captured by a clock that never jumps (`time.monotonic`), for its age."""
+    """Capture time on the monotonic clock, for the frame's age."""
 
     def pixels(self, spec: Preprocessing | None = None) -> Pixels:
-        """The decoded image, uint8 BGR, for the model of `spec` if that is given.
+        """The decoded image, uint8 BGR; with `spec`, decoded at the scale that its model needs.
 
         Raises `ImageError` if the bytes cannot be decoded.
         """
@@ -54,20 +54,20 @@ class Frame:
 
 
 class Camera(Protocol):
-    """A source of frames; a context manager that gives the device back when it closes."""
+    """A source of frames; a context manager that releases the device on exit."""
 
     live: bool
-    """Whether frames come in real time: one that nobody looked at in time is replaced by a newer one, not kept."""
+    """Whether frames arrive in real time: a frame that is not captured in time is replaced by a newer one."""
 
     def capture(self) -> Frame | None:
-        """The next frame, or None at the end of the source.
+        """Return the next frame, or None at the end of the source.
 
-        Raises `ImageError` if this one frame is unusable (the next call goes on with the next one) and `CameraError`
-        if the source stopped delivering.
+        Raises `ImageError` if this frame is unusable (the next call returns the next one) and `CameraError` if the
+        source stopped delivering.
         """
 
     def close(self) -> None:
-        """Give the source back; closing twice is fine."""
+        """Release the source. Closing twice is allowed."""
 
     def __enter__(self) -> Camera: ...
 
@@ -76,8 +76,8 @@ class Camera(Protocol):
     ) -> None: ...
 
 
-class Looping(Closing):
-    """A source that starts again at its end, until it delivers nothing at all."""
+class LoopingCamera(Closing):
+    """Camera wrapper that restarts a finite source at its end, until a round delivers nothing."""
 
     def __init__(self, spec: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self._spec, self._timeout_s = spec, timeout_s
@@ -85,7 +85,6 @@ class Looping(Closing):
         self.live = self._camera.live
 
     def capture(self) -> Frame | None:
-        """The next frame of this round or the first of the next; None if that has none."""
         frame = self._camera.capture()
         if frame is None:
             self._camera.close()
@@ -94,12 +93,11 @@ class Looping(Closing):
         return frame
 
     def close(self) -> None:
-        """Close the source of this round."""
         self._camera.close()
 
 
 def is_live(spec: str) -> bool:
-    """Whether the source that `spec` names delivers in real time, told without opening it."""
+    """Whether the source that `spec` names delivers in real time, without opening it."""
     kind, _, rest = spec.partition(":")
     if kind == "fake":
         return "live=1" in rest.partition("?")[2].split("&")
@@ -107,16 +105,16 @@ def is_live(spec: str) -> bool:
 
 
 def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) -> Camera:
-    """Open the source that `spec` names; with `loop` it starts again at its end.
+    """Open the source that `spec` names; with `loop` it restarts at its end.
 
     `folder:PATH` delivers the images below a folder in order, `video:PATH` the frames of a video file, and
-    `fake:?frames=20&size=640x480&seed=1` drawn images; the other kinds are live. `timeout_s` bounds how long opening
-    and each capture take. Raises `CameraSpecError` if `spec` is mistaken and `CameraError` if the source does not open.
+    `fake:?frames=20&size=640x480&seed=1` synthetic images; the other kinds are live. `timeout_s` bounds opening and
+    each capture. Raises `CameraSpecError` if `spec` is wrong and `CameraError` if the source does not open.
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in KINDS:
-        raise CameraSpecError(f"camera {spec!r}: no such kind; allowed are {', '.join(f'{k}:' for k in KINDS)}")
+        raise CameraSpecError(f"camera {spec!r}: unknown kind; allowed are {', '.join(f'{k}:' for k in KINDS)}")
     if loop:
-        return Looping(spec, timeout_s=timeout_s)
+        return LoopingCamera(spec, timeout_s=timeout_s)
     module, name = KINDS[kind].split(":")
     return cast(Camera, getattr(importlib.import_module(module), name).open(rest, timeout_s=timeout_s))

@@ -1,4 +1,4 @@
-"""A camera without a camera: scripted frames and scripted faults, for tests, demonstrations and dry runs of a fleet."""
+"""Fake camera: scripted frames and failures, for tests, demonstrations and dry runs of a fleet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.camera.spec import MAX_SIDE, RATE, SIZE, options, rate, sides
+from eyas_device.camera.spec import MAX_SIDE, RATE, SIZE, parse_options, parse_rate, parse_size
 from eyas_device.errors import CameraError, CameraSpecError
 from eyas_device.preprocess import Pixels
 from eyas_device.support.clock import SYSTEM, Clock
@@ -37,11 +37,11 @@ _USAGE = (
 
 
 class Hang:
-    """In a script: nothing comes any more."""
+    """Script item: the source stops responding."""
 
 
 class FakeCamera(Closing):
-    """Plays a script: a frame is delivered, an exception raised, a `Hang` waited for; after the last item it ends."""
+    """Plays a script: frames are returned, exceptions raised, a `Hang` waits for the timeout; then the source ends."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class FakeCamera(Closing):
         timeout_s: float = TIMEOUT_S,
         clock: Clock = SYSTEM,
     ) -> None:
-        """`live` is what the camera says of itself; `fps` paces the items by `clock`, items per second."""
+        """`live` is the value of the attribute; `fps` paces the items by `clock`, items per second."""
         self.live = live
         self._script = iter(script)
         self._interval_s = 0.0 if fps is None else 1.0 / fps
@@ -62,41 +62,41 @@ class FakeCamera(Closing):
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S, clock: Clock = SYSTEM) -> FakeCamera:
-        """`fake:` or `fake:?frames=20&size=640x480&seed=0`, with faults at the frames that are named by number.
+        """Open `fake:` or `fake:?frames=20&size=640x480&seed=0`, with failures at numbered frames.
 
-        Drawn shapes, JPEG-encoded. `fps` delivers so many a second, `live=1` calls that real time. Frames in `junk` are
-        bytes that cannot be decoded; at `lost` the source fails; at `hang` it is silent until the timeout or `close`;
-        frames N to M are `black`, or the same image (`frozen`); from `resize` on they have another size.
-        Raises `CameraSpecError` for an unknown option or an odd value.
+        Delivers drawn shapes as JPEG, `fps` a second; `live=1` marks the source as live. Frames in `junk` cannot be
+        decoded; at `lost` the source fails; at `hang` it is silent until the timeout or `close`; frames N to M are
+        `black`, or the same image (`frozen`); from `resize` on they have another size.
+        Raises `CameraSpecError` for an unknown option or an invalid value.
         """
         shown = f"fake:{rest}"
         if rest and not rest.startswith("?"):
             raise CameraSpecError(f"camera {shown}: allowed are {_USAGE}")
-        given = options(rest.removeprefix("?"), _PATTERNS, spec=shown, usage=_USAGE)
+        values = parse_options(rest.removeprefix("?"), _PATTERNS, spec=shown, usage=_USAGE)
         return cls(
-            _drawn(given, _sizes(given, shown), clock),
-            live=given.get("live") == "1",
-            fps=rate(given["fps"], spec=shown, usage=_USAGE) if "fps" in given else None,
+            _scripted_frames(values, _sizes(values, shown), clock),
+            live=values.get("live") == "1",
+            fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
             timeout_s=timeout_s,
             clock=clock,
         )
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, for tests."""
+        """Whether it has been closed, for tests."""
         return self._closed.is_set()
 
     def capture(self) -> Frame | None:
-        """The script's next item: a frame is returned, an exception is raised, None at the end or after `close`.
+        """Play the script's next item; None at the end or after `close`.
 
-        Raises `CameraError` when it hangs for as long as its timeout.
+        Raises `CameraError` if it hangs for the whole timeout.
         """
         if self._interval_s:
             self._clock.wait(self._closed, self._due - self._clock.monotonic())
             self._due = max(self._due, self._clock.monotonic()) + self._interval_s
         item = next(self._script, None)
         if isinstance(item, Hang) and not self._clock.wait(self._closed, self._timeout_s):
-            raise CameraError(f"camera fake: no frame within {self._timeout_s:g} s, as asked for")
+            raise CameraError(f"camera fake: no frame within {self._timeout_s:g} s, as scripted")
         if self.closed or isinstance(item, Hang):
             return None
         if isinstance(item, Exception):
@@ -104,12 +104,12 @@ class FakeCamera(Closing):
         return item
 
     def close(self) -> None:
-        """End it; a capture that waits in another thread returns."""
+        """Close the source; a capture that waits in another thread returns."""
         self._closed.set()
 
 
 def draw(width: int, height: int, rng: np.random.Generator) -> Pixels:
-    """A grey, noisy image with one bright disc, square or bar on it; uint8 [height, width, 3] BGR."""
+    """Draw one bright disc, square or bar on a noisy grey image, uint8 [height, width, 3] BGR."""
     image = np.full((height, width, 3), 60, dtype=np.uint8)
     unit = max(2, min(width, height) // 4)
     x, y = int(rng.integers(unit, width - unit + 1)), int(rng.integers(unit, height - unit + 1))
@@ -124,25 +124,25 @@ def draw(width: int, height: int, rng: np.random.Generator) -> Pixels:
     return np.clip(image + rng.normal(0.0, 6.0, image.shape), 0, 255).astype(np.uint8)
 
 
-def _sizes(given: Mapping[str, str], shown: str) -> list[tuple[int, tuple[int, int]]]:
-    """From which frame on the images have which size."""
-    sizes = [(0, sides(given.get("size", "640x480"), spec=shown, usage=_USAGE))]
-    if "resize" in given:
-        number, _, size = given["resize"].partition(":")
-        sizes.append((int(number), sides(size, spec=shown, usage=_USAGE)))
+def _sizes(values: Mapping[str, str], shown: str) -> list[tuple[int, tuple[int, int]]]:
+    """Image sizes as (first frame, (width, height)), in ascending order."""
+    sizes = [(0, parse_size(values.get("size", "640x480"), spec=shown, usage=_USAGE))]
+    if "resize" in values:
+        number, _, size = values["resize"].partition(":")
+        sizes.append((int(number), parse_size(size, spec=shown, usage=_USAGE)))
     return sizes
 
 
-def _drawn(
-    given: Mapping[str, str], sizes: list[tuple[int, tuple[int, int]]], clock: Clock
+def _scripted_frames(
+    values: Mapping[str, str], sizes: list[tuple[int, tuple[int, int]]], clock: Clock
 ) -> Iterator[Frame | Exception | Hang]:
-    seed = int(given.get("seed", "0"))
-    junk = {int(number) for number in given.get("junk", "").split(",") if number}
-    black, frozen = _span(given.get("black")), _span(given.get("frozen"))
-    lost, hang = given.get("lost", ""), given.get("hang", "")
-    for number in range(int(given.get("frames", "20"))):
+    seed = int(values.get("seed", "0"))
+    junk = {int(number) for number in values.get("junk", "").split(",") if number}
+    black, frozen = _span(values.get("black")), _span(values.get("frozen"))
+    lost, hang = values.get("lost", ""), values.get("hang", "")
+    for number in range(int(values.get("frames", "20"))):
         if lost and number == int(lost):
-            yield CameraError(f"camera fake: lost at frame {number}, as asked for")
+            yield CameraError(f"camera fake: lost at frame {number}, as scripted")
             return
         if hang and number == int(hang):
             yield Hang()
@@ -162,7 +162,7 @@ def _drawn(
 
 
 def _span(numbers: str | None) -> range:
-    """The frames of `N` or `N-M`, both ends included."""
+    """The frame numbers of `N` or `N-M`, both ends included."""
     if numbers is None:
         return range(0)
     first, _, last = numbers.partition("-")

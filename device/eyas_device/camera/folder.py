@@ -1,4 +1,4 @@
-"""Images below a folder as frames: for the first try, for replaying an incident, for checking accuracy on site."""
+"""Image files below a folder as frames: for a first try, to replay an incident, to check accuracy on site."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class FolderCamera(Closing):
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise CameraError(f"camera folder:{root}: there is no such folder")
+            raise CameraError(f"camera folder:{root}: no such folder")
         self._paths = iter(_images(root))
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> FolderCamera:
-        """`folder:PATH`. Raises `CameraError` if the folder is missing, unreadable or without an image file."""
+        """Open `folder:PATH`. Raises `CameraError` if the folder is missing, unreadable or has no image file."""
         if not rest:
-            raise CameraError("camera folder: names no folder; write folder:PATH")
+            raise CameraError("camera folder: no folder given; write folder:PATH")
         return cls(Path(rest))
 
     def capture(self) -> Frame | None:
-        """The next image file; None after the last. Raises `ImageError` if it cannot be read."""
+        """Return the next image file; None after the last. Raises `ImageError` if it cannot be read."""
         path = next(self._paths, None)
         if path is None:
             return None
@@ -42,15 +42,15 @@ class FolderCamera(Closing):
 
 
 def _images(root: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
+    def fail(error: OSError) -> None:
         raise CameraError(f"camera folder:{root}: {error.filename} cannot be listed ({error.strerror})") from None
 
     paths = sorted(
         Path(folder) / name
-        for folder, _, names in os.walk(root, onerror=refuse)
+        for folder, _, names in os.walk(root, onerror=fail)
         for name in names
         if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
     )
     if not paths:
-        raise CameraError(f"camera folder:{root}: no images in it; looked for {', '.join(sorted(SUFFIXES))}")
+        raise CameraError(f"camera folder:{root}: no image files; looked for {', '.join(sorted(SUFFIXES))}")
     return paths

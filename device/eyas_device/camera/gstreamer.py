@@ -1,4 +1,4 @@
-"""Whatever a GStreamer pipeline delivers, e.g. a Jetson's `nvarguscamerasrc`, where OpenCV was built with it."""
+"""GStreamer pipelines, e.g. with a Jetson's `nvarguscamerasrc`, if OpenCV was built with GStreamer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _EXAMPLE = "gst:v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink"
 
 
 class GStreamerCamera(SubprocessCamera):
-    """A pipeline that ends in an appsink, run in a process of its own."""
+    """A pipeline that ends in an appsink, run in a separate process."""
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> GStreamerCamera:
-        """`gst:PIPELINE`; the pipeline delivers BGR or JPEG (`image/jpeg`, which stays undecoded) to `appsink`.
+        """Open `gst:PIPELINE`, which delivers BGR or JPEG (`image/jpeg`, kept undecoded) to `appsink`.
 
         Raises `CameraSpecError` if the pipeline has no appsink or this OpenCV has no GStreamer, and `CameraError` if
         the pipeline does not start.
@@ -27,8 +27,8 @@ class GStreamerCamera(SubprocessCamera):
             raise CameraSpecError(f"camera gst:{rest}: a pipeline that ends in appsink is needed, e.g. {_EXAMPLE}")
         if not has_gstreamer():
             raise CameraSpecError(
-                f"camera gst:{rest}: this OpenCV ({cv2.__version__}) has no GStreamer, as no wheel from PyPI has. "
-                "Use the system's: sudo apt install python3-opencv, and a virtual environment made with "
+                f"camera gst:{rest}: this OpenCV ({cv2.__version__}) has no GStreamer (no wheel from PyPI has). "
+                "Use the system's: sudo apt install python3-opencv, and a virtual environment created with "
                 "--system-site-packages and without opencv-python-headless"
             )
         return cls(
@@ -44,8 +44,7 @@ class GStreamerReader(OpenCVReader):
 
     backend = cv2.CAP_GSTREAMER
 
-    def explain(self) -> CameraError:
-        """GStreamer's reason does not come through OpenCV: say how to see it."""
+    def open_error(self) -> CameraError:  # OpenCV does not pass on GStreamer's reason
         return CameraError("the pipeline does not start; `GST_DEBUG=2 gst-launch-1.0 PIPELINE` says why")
 
 
@@ -55,7 +54,9 @@ def has_gstreamer() -> bool:
 
 
 def _newest_only(pipeline: str) -> str:
-    """Have the appsink keep the newest frame only, unless the pipeline says otherwise."""
+    """Let the appsink keep only the newest frame, unless the pipeline sets these properties itself."""
     head, mark, sink = pipeline.rpartition("!")
-    added = [f"{name}={value}" for name, value in (("drop", "true"), ("max-buffers", "1")) if f"{name}=" not in sink]
-    return " ".join([head + mark + sink.rstrip(), *added])
+    properties = [
+        f"{name}={value}" for name, value in (("drop", "true"), ("max-buffers", "1")) if f"{name}=" not in sink
+    ]
+    return " ".join([head + mark + sink.rstrip(), *properties])

@@ -1,6 +1,6 @@
 """Motion JPEG over HTTP, as most network cameras and many small boards serve it.
 
-It runs in this process and can be interrupted: every wait has a deadline, and `close` from another thread ends it.
+Runs in this process: every wait has a deadline, and `close` from another thread interrupts it.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import Any, cast
 from urllib.parse import SplitResult, quote, unquote, urljoin
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.camera.multipart import Multipart
-from eyas_device.camera.spec import address, hidden
+from eyas_device.camera.multipart import MultipartParser
+from eyas_device.camera.spec import parse_address, redact
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.support.closing import Closing
 
-_READ = 1 << 16
-_DRAIN = 32 << 20
-"""Bytes that one capture reads at most to reach the newest frame of a stream that outruns it."""
+_READ_BYTES = 1 << 16
+_MAX_DRAIN_BYTES = 32 << 20
+"""Maximum that one capture reads to reach the newest frame of a stream that is faster than the reader."""
 _SCHEMES = ("http", "https")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class MjpegCamera(Closing):
-    """The newest frame of a stream each time, as undecoded JPEG bytes."""
+    """Returns the newest frame of a stream as undecoded JPEG bytes."""
 
     live = True
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Connect to `url`; `timeout_s` bounds that, redirection included, and then each frame as a whole."""
-        self._shown = f"mjpeg:{hidden(url)}"
+        """Connect to `url`; `timeout_s` bounds the connection with a redirection, and then each whole frame."""
+        self._shown = f"mjpeg:{redact(url)}"
         self._timeout_s = timeout_s
         self._number = 0
         self._closed = threading.Event()
         self._busy = threading.Lock()
-        parts = address(url, _SCHEMES, kind="mjpeg")
+        parts = parse_address(url, _SCHEMES, kind="mjpeg")
         deadline = time.monotonic() + timeout_s
         try:
             self._wire, self._response = _follow(parts, deadline, self._shown)
@@ -52,7 +52,7 @@ class MjpegCamera(Closing):
                 raise
             raise CameraError(f"camera {self._shown}: {_reason(error, timeout_s)}") from None
         try:
-            self._parser = Multipart(_boundary(self._response.msg, self._shown))
+            self._parser = MultipartParser(_boundary(self._response.msg, self._shown))
         except ValueError as error:
             self._wire.end()
             raise CameraError(f"camera {self._shown}: {error}") from None
@@ -62,18 +62,18 @@ class MjpegCamera(Closing):
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> MjpegCamera:
-        """`mjpeg:http://[USER:PASSWORD@]HOST[:PORT]/PATH`, or https.
+        """Open `mjpeg:http://[USER:PASSWORD@]HOST[:PORT]/PATH`, or https.
 
-        Raises `CameraSpecError` for a mistaken address, a refused password or an address of single images, and
-        `CameraError` if nothing there serves a stream now.
+        Raises `CameraSpecError` for a wrong address, a refused password or an address of single images, and
+        `CameraError` if no stream is served there now.
         """
         return cls(rest, timeout_s=timeout_s)
 
     def capture(self) -> Frame | None:
-        """The newest frame; None when the server ended the stream in order, or after `close`.
+        """Return the newest frame; None when the server ended the stream properly, or after `close`.
 
-        Raises `ImageError` for a part that is no JPEG, and `CameraError` if no whole frame came in time, the
-        connection broke or the bytes are no such stream.
+        Raises `ImageError` for a part that is not a JPEG, and `CameraError` if no whole frame arrived in time, the
+        connection broke or the stream is malformed.
         """
         with self._busy:
             if self._closed.is_set():
@@ -93,27 +93,29 @@ class MjpegCamera(Closing):
         return Frame(image=image, time=time.time(), source=source)
 
     def close(self) -> None:
-        """End the connection; a capture that waits in another thread returns at once."""
+        """Close the connection; a capture that waits in another thread returns at once."""
         self._closed.set()
         self._wire.interrupt()
         with self._busy:
             self._wire.end()
 
     def _newest(self) -> bytes | None:
-        """Read to the end of what has arrived, and on until there is a whole frame."""
+        """Read everything that has arrived, and further until there is a whole frame."""
         self._wire.deadline = time.monotonic() + self._timeout_s
         newest, received = None, 0
         while True:
             try:
-                part = self._parser.part()
+                part = self._parser.next_part()
                 if part is not None:
                     newest = part or newest
                     continue
-                if newest is not None and (received > _DRAIN or self._parser.ended or not self._wire.readable_now()):
+                if newest is not None and (
+                    received > _MAX_DRAIN_BYTES or self._parser.ended or not self._wire.readable_now()
+                ):
                     return newest
                 if self._parser.ended:
                     return None
-                data = self._response.read1(_READ)
+                data = self._response.read1(_READ_BYTES)
                 if not data and newest is None:
                     if self._closed.is_set():
                         return None
@@ -121,37 +123,37 @@ class MjpegCamera(Closing):
             except (OSError, HTTPException, ValueError):
                 if newest is None:
                     raise
-                return newest  # the next capture meets the same fault
+                return newest  # the next capture raises the same error
             if not data:
                 return newest
             received += len(data)
             self._parser.feed(data)
 
 
-class _Wire(io.RawIOBase):
-    """A connected socket for `HTTPResponse` to read; no read goes on after `deadline` (monotonic seconds)."""
+class _DeadlineSocket(io.RawIOBase):
+    """A connected socket as a file for `HTTPResponse`; reads end at `deadline` (monotonic seconds)."""
 
     def __init__(self, connected: socket.socket, deadline: float) -> None:
         self._socket = connected
         self.deadline = deadline
 
     def send(self, data: bytes) -> None:
-        self._socket.settimeout(_left(self.deadline))
+        self._socket.settimeout(_remaining(self.deadline))
         self._socket.sendall(data)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._socket.settimeout(_left(self.deadline))
+        self._socket.settimeout(_remaining(self.deadline))
         return self._socket.recv_into(buffer)
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """What `HTTPResponse` asks its socket for."""
-        return io.BufferedReader(self, _READ)
+        """Called by `HTTPResponse`."""
+        return io.BufferedReader(self, _READ_BYTES)
 
     def readable_now(self) -> bool:
-        """Whether a read would give something without waiting."""
+        """Whether a read would return without waiting."""
         if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
             return True
         poll = select.poll()
@@ -159,38 +161,40 @@ class _Wire(io.RawIOBase):
         return bool(poll.poll(0))
 
     def interrupt(self) -> None:
-        """End a read that waits in another thread."""
-        with contextlib.suppress(OSError):  # not connected any more
-            # Of the plain socket: TLS's own would take the state away from under the thread that reads.
+        """Interrupt a read that waits in another thread."""
+        with contextlib.suppress(OSError):  # no longer connected
+            # The plain socket's method: TLS's own would drop the state that the reading thread uses.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def end(self) -> None:
         self._socket.close()
 
 
-def _follow(parts: SplitResult, deadline: float, shown: str) -> tuple[_Wire, HTTPResponse]:
-    """Ask for the stream, following one redirection."""
-    wire, response = _ask(parts, deadline)
+def _follow(parts: SplitResult, deadline: float, shown: str) -> tuple[_DeadlineSocket, HTTPResponse]:
+    """Request the stream, following one redirection."""
+    wire, response = _request(parts, deadline)
     try:
         if response.status in _REDIRECTS:
             target = urljoin(parts.geturl(), response.getheader("Location", ""))
             wire.end()
             try:
-                there = address(target, _SCHEMES, kind="mjpeg")
+                new = parse_address(target, _SCHEMES, kind="mjpeg")
             except CameraSpecError:
-                raise CameraError(f"camera {shown}: redirects to {hidden(target)!r}, which is no web address") from None
-            if (there.scheme, there.hostname, there.port) == (parts.scheme, parts.hostname, parts.port):
-                there = there._replace(netloc=parts.netloc)  # the password goes to nobody else
-            wire, response = _ask(there, deadline)
+                raise CameraError(
+                    f"camera {shown}: redirects to {redact(target)!r}, which is not a web address"
+                ) from None
+            if (new.scheme, new.hostname, new.port) == (parts.scheme, parts.hostname, parts.port):
+                new = new._replace(netloc=parts.netloc)  # credentials only go to the same host
+            wire, response = _request(new, deadline)
         if response.status in (401, 403):
-            asks = response.getheader("WWW-Authenticate", "")
-            method = "; it asks for digest authentication, which is not supported" if "digest" in asks.lower() else ""
+            challenge = response.getheader("WWW-Authenticate", "").lower()
+            method = "; it requires digest authentication, which is not supported" if "digest" in challenge else ""
             raise CameraSpecError(
                 f"camera {shown}: refused ({response.status}){method}; "
                 "check http://USER:PASSWORD@HOST/..., with special characters written as %XX"
             )
         if response.status in _REDIRECTS:
-            raise CameraError(f"camera {shown}: redirects more than once; give the last address itself")
+            raise CameraError(f"camera {shown}: redirects more than once; use the final address")
         if response.status != 200:
             raise CameraError(f"camera {shown}: answers {response.status} {response.reason[:80]!r}; is the path right?")
     except BaseException:
@@ -199,14 +203,14 @@ def _follow(parts: SplitResult, deadline: float, shown: str) -> tuple[_Wire, HTT
     return wire, response
 
 
-def _ask(parts: SplitResult, deadline: float) -> tuple[_Wire, HTTPResponse]:
+def _request(parts: SplitResult, deadline: float) -> tuple[_DeadlineSocket, HTTPResponse]:
     host, port = cast(str, parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
     connected = _connect(host, port, deadline)
     try:
         if parts.scheme == "https":
-            connected.settimeout(_left(deadline))  # bounds the handshake as a whole
+            connected.settimeout(_remaining(deadline))  # bounds the handshake as a whole
             connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
-        wire = _Wire(connected, deadline)
+        wire = _DeadlineSocket(connected, deadline)
         target = quote(parts.path or "/", safe="/%:=&?~+!$,;'@()*[]") + (
             "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""
         )
@@ -230,46 +234,46 @@ def _ask(parts: SplitResult, deadline: float) -> tuple[_Wire, HTTPResponse]:
 
 
 def _connect(host: str, port: int, deadline: float) -> socket.socket:
-    fault: OSError = OSError("no address")
-    for family, kind, protocol, _, place in _resolve(host, port, deadline):
+    last_error: OSError = OSError("no address")
+    for family, kind, protocol, _, address in _resolve(host, port, deadline):
         connected = socket.socket(family, kind, protocol)
         try:
-            connected.settimeout(_left(deadline))
-            connected.connect(place)
+            connected.settimeout(_remaining(deadline))
+            connected.connect(address)
             return connected
         except OSError as error:
             connected.close()
-            fault = error
-    raise fault
+            last_error = error
+    raise last_error
 
 
 def _resolve(host: str, port: int, deadline: float) -> list[Any]:
-    """Addresses of `host`. The system's resolver takes no timeout, so it works in a thread that can be left alone."""
-    found: list[Any] = []
-    faults: list[OSError] = []
+    """Resolve `host` in a thread that can be abandoned, because `getaddrinfo` has no timeout."""
+    addresses: list[Any] = []
+    errors: list[OSError] = []
 
-    def look() -> None:
+    def resolve() -> None:
         try:
-            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            addresses.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as error:
-            faults.append(error)
+            errors.append(error)
 
-    thread = threading.Thread(target=look, name="eyas-resolve", daemon=True)
+    thread = threading.Thread(target=resolve, name="eyas-resolve", daemon=True)
     thread.start()
-    thread.join(_left(deadline))
-    if faults:
-        raise faults[0]
+    thread.join(_remaining(deadline))
+    if errors:
+        raise errors[0]
     if thread.is_alive():
-        raise TimeoutError("the host's name is not resolved")
-    return found
+        raise TimeoutError("the host name was not resolved")
+    return addresses
 
 
-def _left(deadline: float) -> float:
-    """Seconds until `deadline`. Raises `TimeoutError` if there are none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
+def _remaining(deadline: float) -> float:
+    """Seconds until `deadline`. Raises `TimeoutError` if it has passed."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError("timed out")
-    return left
+    return seconds
 
 
 def _boundary(header: Message, shown: str) -> str:
@@ -277,29 +281,29 @@ def _boundary(header: Message, shown: str) -> str:
     if not kind.startswith("multipart/"):
         if kind.startswith("image/"):
             raise CameraSpecError(
-                f"camera {shown}: answers with a single image ({kind}), not with a stream; "
-                "give the address of the camera's MJPEG stream (multipart/x-mixed-replace)"
+                f"camera {shown}: serves a single image ({kind}), not a stream; "
+                "use the address of the camera's MJPEG stream (multipart/x-mixed-replace)"
             )
-        raise CameraError(f"camera {shown}: answers with {kind[:80]!r}; multipart/x-mixed-replace is needed")
+        raise CameraError(f"camera {shown}: serves {kind[:80]!r}; multipart/x-mixed-replace is needed")
     boundary = header.get_boundary()
     if not boundary:
-        raise CameraError(f"camera {shown}: its Content-Type names no boundary")
+        raise CameraError(f"camera {shown}: its Content-Type has no boundary")
     return boundary
 
 
 def _reason(error: Exception, timeout_s: float) -> str:
-    """What went wrong on the wire, in words."""
+    """Describe a network error."""
     if isinstance(error, TimeoutError):
-        return f"no answer and no whole frame within {timeout_s:g} s"
+        return f"no whole frame within {timeout_s:g} s"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there (connection refused); is the camera on, and the port right?"
     if isinstance(error, socket.gaierror):
-        return f"the host's name is not known ({error.strerror}); check the name and the network"
+        return f"unknown host name ({error.strerror}); check the name and the network"
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not trusted ({error.verify_message}); "
             "name a file with its issuer's certificate in the environment variable SSL_CERT_FILE"
         )
     if isinstance(error, HTTPException):
-        return f"does not speak HTTP as it should ({type(error).__name__})"
+        return f"invalid HTTP response ({type(error).__name__})"
     return str(getattr(error, "strerror", None) or error)

@@ -1,7 +1,7 @@
-"""The parts of a `multipart/x-mixed-replace` stream, from bytes in pieces of any size.
+"""Incremental parser of `multipart/x-mixed-replace` streams.
 
-Cameras differ: some announce each part's length and some do not, some write the boundary's leading dashes into the
-header and some do not, some end lines with a bare line feed. All of these are read. Everything is bounded.
+Cameras differ: with or without a length for each part, with or without the leading dashes in the header's boundary,
+with CRLF or bare line feeds. All of these are accepted, and all sizes are bounded.
 
 Source: RFC 2046, 5.1.1 (common syntax of multipart).
 """
@@ -11,72 +11,72 @@ from __future__ import annotations
 import re
 
 MAX_PART = 16 << 20
-"""Bytes that one part may have."""
+"""Maximum size of a part, bytes."""
 MAX_HEADER = 16 << 10
-"""Bytes that the header of one part may have."""
+"""Maximum size of a part's header, bytes."""
 _MAX_BOUNDARY = 200
 _MAX_DELIMITER = _MAX_BOUNDARY + 200
 _BLANK_LINE = re.compile(rb"(?:^|\n)\r?\n")
 _LENGTH = re.compile(rb"^content-length[ \t]*:[ \t]*(\d{1,20})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
 
-class Multipart:
-    """Fed with bytes, gives parts; the same parts however the bytes are cut."""
+class MultipartParser:
+    """Takes bytes in chunks of any size and returns parts."""
 
     def __init__(self, boundary: str, *, max_part: int = MAX_PART, max_header: int = MAX_HEADER) -> None:
-        """`boundary` is the parameter of the content type. Raises `ValueError` if it cannot be one."""
+        """`boundary` is the parameter of the content type. Raises `ValueError` if it is not valid."""
         if not 1 <= len(boundary) <= _MAX_BOUNDARY or not boundary.isascii() or not boundary.isprintable():
             raise ValueError(f"its boundary {boundary[:80]!r} is not 1 to {_MAX_BOUNDARY} printable characters")
         token = re.escape(boundary.strip().lstrip("-").encode())
-        # Bounded repeats keep the length of a delimiter, and with it the work for hostile bytes, bounded.
+        # Bounded repeats bound the length of a delimiter, and so the work for hostile bytes.
         self._delimiter = re.compile(rb"(?:^|\r?\n)-{2,80}" + token + rb"(--)?[ \t]{0,80}\r?\n")
         self._max_part, self._max_header = max_part, max_header
         self._buffer = bytearray()
         self._searched = 0
-        self._where = "between"
+        self._state = "between"
         self._length: int | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether the stream's closing delimiter was read; what is fed after it is ignored."""
-        return self._where == "ended"
+        """Whether the closing delimiter has been read; bytes after it are ignored."""
+        return self._state == "ended"
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes of the stream."""
+        """Add the next bytes of the stream."""
         if not self.ended:
             self._buffer += data
 
-    def part(self) -> bytes | None:
-        """The body of the next part that is complete; None if more bytes are needed or the stream has ended.
+    def next_part(self) -> bytes | None:
+        """The body of the next complete part; None if more bytes are needed or the stream has ended.
 
-        Raises `ValueError`, again and again, where the stream breaks the bounds.
+        Raises `ValueError`, on each call, once the stream exceeds a bound.
         """
         while True:
-            if self._where == "between" and not self._past_delimiter():
+            if self._state == "between" and not self._past_delimiter():
                 return None
-            if self._where == "header" and not self._past_header():
+            if self._state == "header" and not self._past_header():
                 return None
-            if self._where == "ended":
+            if self._state == "ended":
                 return None
-            if self._where == "body":
+            if self._state == "body":
                 return self._body()
 
     def _past_delimiter(self) -> bool:
-        found = self._find(self._delimiter, self._max_part + _MAX_DELIMITER, "no boundary")
-        if found is None:
+        match = self._find(self._delimiter, self._max_part + _MAX_DELIMITER, "no boundary")
+        if match is None:
             return False
-        self._enter("ended" if found[1] else "header", found.end())
+        self._enter("ended" if match[1] else "header", match.end())
         return True
 
     def _past_header(self) -> bool:
-        found = self._find(_BLANK_LINE, self._max_header, "no end of a part's header")
-        if found is None:
+        match = self._find(_BLANK_LINE, self._max_header, "no end of a part's header")
+        if match is None:
             return False
-        length = _LENGTH.search(self._buffer, 0, found.end())
+        length = _LENGTH.search(self._buffer, 0, match.end())
         self._length = int(length[1]) if length else None
         if self._length is not None and self._length > self._max_part:
-            raise ValueError(f"it announces a part of {self._length} bytes; at most {self._max_part} are allowed")
-        self._enter("body", found.end())
+            raise ValueError(f"a part of {self._length} bytes is announced; at most {self._max_part} are allowed")
+        self._enter("body", match.end())
         return True
 
     def _body(self) -> bytes | None:
@@ -86,24 +86,24 @@ class Multipart:
             body = bytes(self._buffer[: self._length])
             self._enter("between", self._length)
             return body
-        found = self._find(self._delimiter, self._max_part + _MAX_DELIMITER, "no end of a part")
-        if found is None:
+        match = self._find(self._delimiter, self._max_part + _MAX_DELIMITER, "no end of a part")
+        if match is None:
             return None
-        body = bytes(self._buffer[: found.start()])
-        self._enter("ended" if found[1] else "header", found.end())
+        body = bytes(self._buffer[: match.start()])
+        self._enter("ended" if match[1] else "header", match.end())
         return body
 
-    def _enter(self, where: str, used: int) -> None:
-        del self._buffer[:used]
+    def _enter(self, state: str, consumed: int) -> None:
+        del self._buffer[:consumed]
         self._searched = 0
-        self._where = where
+        self._state = state
 
-    def _find(self, pattern: re.Pattern[bytes], limit: int, fault: str) -> re.Match[bytes] | None:
-        """Where `pattern` ends within `limit` bytes; None if it may still come. Raises `ValueError` if it cannot."""
-        found = pattern.search(self._buffer, self._searched)
-        if found is not None and found.end() <= limit:
-            return found
+    def _find(self, pattern: re.Pattern[bytes], limit: int, problem: str) -> re.Match[bytes] | None:
+        """Match `pattern` within `limit` bytes; None if it may still follow. Raises `ValueError` if it cannot."""
+        match = pattern.search(self._buffer, self._searched)
+        if match is not None and match.end() <= limit:
+            return match
         if len(self._buffer) > limit:
-            raise ValueError(f"{fault} within {limit} bytes")
+            raise ValueError(f"{problem} within {limit} bytes")
         self._searched = max(0, len(self._buffer) - _MAX_DELIMITER)
         return None

@@ -11,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import TIMEOUT_S
-from eyas_device.camera.spec import RATE, SIZE, options, rate, sides
+from eyas_device.camera.spec import RATE, SIZE, parse_options, parse_rate, parse_size
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
 _USAGE = "picamera2:[NUMBER]?size=WIDTHxHEIGHT&fps=N"
 _INSTALL = (
-    "sudo apt install python3-picamera2, and a virtual environment made with the system's Python and "
+    "sudo apt install python3-picamera2, and a virtual environment created with the system's Python and "
     "--system-site-packages (it is not on PyPI for all systems)"
 )
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What Picamera2 is configured with."""
+    """Configuration of Picamera2."""
 
     number: int = 0
     size: tuple[int, int] = (1640, 1232)
@@ -32,53 +32,53 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Picamera2Camera(SubprocessCamera):
-    """A camera on the CSI connector, read in a process of its own."""
+    """A camera on the CSI connector, read in a separate process."""
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> Picamera2Camera:
-        """`picamera2:?size=1640x1232&fps=10`; a number before the question mark chooses among several cameras.
+        """Open `picamera2:?size=1640x1232&fps=10`; a number before the question mark selects one of several cameras.
 
-        Raises `CameraSpecError` for a mistaken specification or where Picamera2 is not installed, and `CameraError` if
+        Raises `CameraSpecError` for a wrong specification or without Picamera2, and `CameraError` if
         the camera does not start.
         """
         shown = f"picamera2:{rest}"
         number, _, query = rest.partition("?")
         if not re.fullmatch(r"\d{0,2}", number, re.ASCII):
-            raise CameraSpecError(f"camera {shown}: {number!r} is no camera's number; allowed are {_USAGE}")
-        given = options(query, {"size": SIZE, "fps": RATE}, spec=shown, usage=_USAGE)
+            raise CameraSpecError(f"camera {shown}: {number!r} is not a camera number; allowed are {_USAGE}")
+        values = parse_options(query, {"size": SIZE, "fps": RATE}, spec=shown, usage=_USAGE)
         settings = Settings(
             number=int(number or 0),
-            size=sides(given["size"], spec=shown, usage=_USAGE) if "size" in given else Settings().size,
-            fps=rate(given["fps"], spec=shown, usage=_USAGE) if "fps" in given else None,
+            size=parse_size(values["size"], spec=shown, usage=_USAGE) if "size" in values else Settings().size,
+            fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
         )
         return cls(f"{__name__}:Picamera2Reader", settings, shown=shown, timeout_s=timeout_s)
 
 
 class Picamera2Reader:
-    """Picamera2 in its video configuration; what it calls RGB888 is blue-green-red in memory."""
+    """Picamera2 in its video configuration; its format RGB888 is BGR in memory."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         """Start the camera. Raises `CameraSpecError` without Picamera2 and `CameraError` if it does not start."""
-        asked = msgspec.convert(settings, Settings)
+        requested = msgspec.convert(settings, Settings)
         try:
             library = importlib.import_module("picamera2")
         except ImportError as error:
             raise CameraSpecError(f"Picamera2 cannot be imported ({error}); {_INSTALL}") from None
-        found = library.Picamera2.global_camera_info()
-        if asked.number >= len(found):
+        cameras = library.Picamera2.global_camera_info()
+        if requested.number >= len(cameras):
             raise CameraError(
-                f"libcamera finds {len(found)} cameras, none with number {asked.number}; check the cable, and "
+                f"libcamera finds {len(cameras)} cameras, none with number {requested.number}; check the cable, and "
                 "`rpicam-hello --list-cameras`"
             )
         self.note = ""
         self._request: Any = None
         self._camera: Any = None
         try:
-            self._camera = library.Picamera2(asked.number)
+            self._camera = library.Picamera2(requested.number)
             self._camera.configure(
                 self._camera.create_video_configuration(
-                    main={"size": asked.size, "format": "RGB888"},
-                    controls={} if asked.fps is None else {"FrameRate": asked.fps},
+                    main={"size": requested.size, "format": "RGB888"},
+                    controls={} if requested.fps is None else {"FrameRate": requested.fps},
                     queue=False,
                 )
             )
@@ -87,8 +87,8 @@ class Picamera2Reader:
             self.close()
             raise CameraError(f"libcamera cannot start it ({error}); does another program use it?") from None
         size = tuple(self._camera.camera_configuration()["main"]["size"])
-        if size != asked.size:
-            self.note = f"{size[0]}x{size[1]}, the nearest that it has"
+        if size != requested.size:
+            self.note = f"{size[0]}x{size[1]}, the nearest supported size"
 
     def grab(self) -> bool:
         """Wait for the next frame."""
@@ -96,7 +96,7 @@ class Picamera2Reader:
         self._request = self._camera.capture_request()
         return True
 
-    def retrieve(self, room: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    def retrieve(self, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """The grabbed frame in BGR."""
         return np.asarray(self._request.make_array("main"))
 

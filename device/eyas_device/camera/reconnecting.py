@@ -1,4 +1,4 @@
-"""A camera that nobody has to watch: it sees that its source is ill, says so, and opens it again until it is well."""
+"""Camera wrapper that detects lost, frozen and black sources and reopens them with jittered backoff."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from eyas_device.support.closing import Closing
 
 Condition = Literal["opening", "delivering", "lost", "frozen", "black", "resized", "closed"]
 _BLACK_EVERY_S = 1.0
-_LONG_S = 60.0
-_ROWS = 16
-"""Of raw pixels every so many rows are compared: noise alone makes any of them differ."""
+_POLL_S = 60.0
+_ROW_STEP = 16
+"""Every 16th row of raw pixels is compared: sensor noise alone makes any of them differ."""
 
 
 class CameraState(msgspec.Struct, frozen=True):
-    """How a camera is. Replaced as a whole, so another thread may read it at any time."""
+    """Condition and counters of a camera. Immutable and replaced atomically: safe to read from any thread."""
 
     condition: Condition = "opening"
-    """`resized` delivers too, in another size than at first; `black` delivers nothing that can be answered."""
+    """`resized` delivers frames of another size than at first; `black` delivers no usable frames."""
     reason: str = ""
-    """Why it does not deliver as it should; empty when it does."""
+    """Why it does not deliver normally; empty if it does."""
     since: float = 0.0
-    """When this condition began, monotonic seconds."""
+    """Start of this condition, monotonic seconds."""
     losses: int = 0
-    """How often the source was closed to be opened again."""
+    """Number of times that the source was closed to be reopened."""
     frames: int = 0
-    """Good frames handed out."""
+    """Good frames returned."""
     unusable: int = 0
-    """Frames that were no image, or of a kind that no model takes, or black."""
+    """Frames that could not be decoded, have an unsupported type or shape, or are black."""
     last_frame: float | None = None
-    """When the last good frame was handed out, monotonic seconds."""
+    """When the last good frame was returned, monotonic seconds."""
 
     def __str__(self) -> str:
         reason = self.reason.removeprefix("camera ")
@@ -49,27 +49,27 @@ class CameraState(msgspec.Struct, frozen=True):
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """How long to wait before opening again: exponential with full jitter, so that a fleet does not knock in step.
+    """Wait before reopening: exponential with full jitter, so that a fleet does not retry in step.
 
     Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
 
     first_s: float = 0.5
-    """Longest wait before the first attempt; it doubles with each further one."""
-    most_s: float = 30.0
-    """Longest wait of all."""
+    """Maximum wait before the first attempt; it doubles with each further one."""
+    max_s: float = 30.0
+    """Upper bound of the maximum wait."""
     reset_s: float = 10.0
-    """After good delivery for so long the count of attempts begins again."""
+    """After good delivery for this long, the count of attempts restarts."""
 
     def bound_s(self, attempt: int) -> float:
-        """The longest wait before an attempt, numbered from 0."""
-        return min(self.most_s, self.first_s * 2.0 ** min(attempt, 60))
+        """Maximum wait before an attempt, numbered from 0."""
+        return min(self.max_s, self.first_s * 2.0 ** min(attempt, 60))
 
 
 class ReconnectingCamera(Closing):
-    """A live camera over any source. After construction it never raises `CameraError`.
+    """A live camera that reopens its source. After construction it never raises `CameraError`.
 
-    One thread captures; `state` and `close` are for any thread.
+    Only one thread may capture; `state` and `close` are thread-safe.
     """
 
     live = True
@@ -85,18 +85,26 @@ class ReconnectingCamera(Closing):
         on_change: Callable[[CameraState], None] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """Open the source once; if it is not there (yet), `capture` goes on trying.
+        """Open the source once; if it is not available, `capture` keeps trying.
 
-        `open` makes the source, and returns or raises within its own timeout. `frozen_s` is how long the image may
-        stay the same, byte for byte, seconds (0: for ever); an image with all values at or below `black_level` is
-        black. `on_change` is told of each new condition or reason, by the thread that found it; it must not wait.
-        `jitter` gives numbers 0..1. Raises `CameraSpecError` for a mistake in what names the source.
+        Args:
+            open: Creates the source; returns or raises within its own timeout.
+            frozen_s: After this time with identical images the source counts as frozen, seconds (0: never).
+            black_level: An image with all values at or below it is black.
+            backoff: Waits between attempts to reopen.
+            clock: Reads the time and waits.
+            on_change: Called with each new condition or reason, by the thread that detects it; must not block.
+            jitter: Returns random numbers 0..1.
+
+        Raises:
+            CameraSpecError: The specification of the source is wrong.
+
         """
         self._open, self._frozen_s, self._black_level = open, frozen_s, black_level
         self._backoff, self._clock, self._on_change, self._jitter = backoff, clock, on_change, jitter
         self._closing = threading.Event()
-        self._guard = threading.Lock()
-        """Over `_camera`, `_opening` and `state`, between the capturing thread and those that close."""
+        self._lock = threading.Lock()
+        """Protects `_camera`, `_opening` and `state`."""
         self._camera: Camera | None = None
         self._opening: _Opening | None = None
         self.state = CameraState(since=clock.monotonic())
@@ -106,7 +114,7 @@ class ReconnectingCamera(Closing):
         self._checksum: int | None = None
         self._same_since = 0.0
         self._black = False
-        self._black_looked: float | None = None
+        self._black_checked: float | None = None
         self._size: tuple[int, int] | None = None
         self._other_size: tuple[int, int] | None = None
         try:
@@ -114,12 +122,12 @@ class ReconnectingCamera(Closing):
         except CameraSpecError:
             raise
         except OSError as error:
-            self._say("lost", str(error))
+            self._set_state("lost", str(error))
 
     def capture(self) -> Frame | None:
-        """The next good frame, however long that takes; None only after `close`.
+        """Wait for the next good frame; None only after `close`.
 
-        Raises `ImageError` for a frame that is no image, of a kind that no model takes, or black.
+        Raises `ImageError` for a frame that cannot be decoded, has an unsupported type or shape, or is black.
         """
         while not self._closing.is_set():
             camera = self._camera
@@ -131,31 +139,31 @@ class ReconnectingCamera(Closing):
                 if frame is None:
                     self._lose("lost", "the stream ended")
                     continue
-                if self._is_well(frame):
-                    self._say(*self._good_condition(), frame=True)
+                if self._is_good(frame):
+                    self._set_state(*self._good_condition(), frame=True)
                     return frame
             except ImageError as error:
-                if self._is_useless():
+                if self._is_stalled():
                     self._lose("lost", f"no usable image for {self._frozen_s:g} s ({error})")
                     continue
                 raise
-            except OSError as error:  # CameraError, and what a source forgot to make one of
+            except OSError as error:  # CameraError, and other errors that a source did not convert
                 self._lose("lost", str(error))
         return None
 
     def close(self) -> None:
         """Close the source; a capture that waits in another thread returns None at once."""
         self._closing.set()
-        with self._guard:
+        with self._lock:
             camera, self._camera = self._camera, None
             if self._opening is not None:
                 self._opening.done.set()
-        self._say("closed", "")
+        self._set_state("closed", "")
         if camera is not None:
             camera.close()
 
     def _reopen(self) -> None:
-        """Wait, then try once."""
+        """Wait, then try to open the source once."""
         wait_s = self._jitter() * self._backoff.bound_s(self._attempt)
         self._attempt += 1
         if self._clock.wait(self._closing, wait_s):
@@ -163,29 +171,29 @@ class ReconnectingCamera(Closing):
         try:
             self._open_once()
         except OSError as error:
-            self._say("lost", str(error))
+            self._set_state("lost", str(error))
 
     def _open_once(self) -> None:
-        """Open the source in a thread of its own, because opening cannot be interrupted but `close` must not wait."""
+        """Open the source in a separate thread: opening cannot be interrupted, but `close` must not wait for it."""
         opening = _Opening(self._open)
-        with self._guard:
+        with self._lock:
             if self._closing.is_set():
                 return
             self._opening = opening
         opening.start()
-        while not opening.done.wait(_LONG_S):
-            pass  # the source's own timeout ends it, or `close`
-        with self._guard:
+        while not opening.done.wait(_POLL_S):
+            pass  # ended by the source's own timeout, or by `close`
+        with self._lock:
             self._opening = None
-            wanted = not self._closing.is_set()
-            if wanted:
+            keep = not self._closing.is_set()
+            if keep:
                 self._camera = opening.take()
-        if not wanted:
+        if not keep:
             opening.abandon()
         self._good_since = self._bad_since = None
 
     def _lose(self, condition: Condition, reason: str, *, frozen: bool = False) -> None:
-        """Close the source, so that the next turn opens it again; a `frozen` image is known again then."""
+        """Close the source, so that `capture` reopens it; a `frozen` image is still recognised afterwards."""
         if self._closing.is_set():
             return
         now = self._clock.monotonic()
@@ -193,14 +201,14 @@ class ReconnectingCamera(Closing):
             self._attempt = 0
         if not frozen:
             self._checksum = None
-        with self._guard:
+        with self._lock:
             camera, self._camera = self._camera, None
-        self._say(condition, reason, loss=True)
+        self._set_state(condition, reason, loss=True)
         if camera is not None:
             camera.close()
 
-    def _is_well(self, frame: Frame) -> bool:
-        """Whether `frame` may be answered; False if the source was closed because of it.
+    def _is_good(self, frame: Frame) -> bool:
+        """Whether `frame` is good; False if the source was closed because of it.
 
         Raises `ImageError` for a frame that is unusable or black.
         """
@@ -213,7 +221,7 @@ class ReconnectingCamera(Closing):
             return False
         self._bad_since = None
         if self._is_black(frame, now):
-            self._say("black", f"every value of the image is at most {self._black_level:g}")
+            self._set_state("black", f"every value of the image is at most {self._black_level:g}")
             raise ImageError(f"{frame.source}: black; is the lens covered, or the light off?")
         if size is not None and self._is_resized(size):
             return False
@@ -222,38 +230,38 @@ class ReconnectingCamera(Closing):
         return True
 
     def _is_frozen(self, frame: Frame, now: float) -> bool:
-        """Whether the image has been the same for too long, or is, after opening again, still the frozen one."""
+        """Whether the image has been the same for too long, also across reopening."""
         if self._frozen_s <= 0:
             return False
         image = frame.image
-        checksum = zlib.crc32(image if isinstance(image, bytes) else image[::_ROWS].tobytes())
+        checksum = zlib.crc32(image if isinstance(image, bytes) else image[::_ROW_STEP].tobytes())
         if checksum != self._checksum:
             self._checksum, self._same_since = checksum, now
         return now - self._same_since >= self._frozen_s
 
     def _is_resized(self, size: tuple[int, int]) -> bool:
-        """Whether the source was closed because its size changed: once for each size, then that one is taken."""
+        """Close the source once for each new image size, then accept it; True if it was closed."""
         if self._size is None:
             self._size = size
         if size in (self._size, self._other_size):
             self._other_size = None if size == self._size else size
             return False
         self._other_size = size
-        self._lose("resized", self._resizing(size))
+        self._lose("resized", self._resize_reason(size))
         return True
 
     def _is_black(self, frame: Frame, now: float) -> bool:
-        """Whether the image is black; looked at once a second, and at each frame while it is."""
-        if not self._black and self._black_looked is not None and now - self._black_looked < _BLACK_EVERY_S:
+        """Whether the image is black; checked once a second, and on each frame while it is."""
+        if not self._black and self._black_checked is not None and now - self._black_checked < _BLACK_EVERY_S:
             return False
-        self._black_looked = now
-        self._black = int(_small(frame).max()) <= self._black_level
+        self._black_checked = now
+        self._black = int(_downscaled(frame).max()) <= self._black_level
         return self._black
 
-    def _is_useless(self) -> bool:
-        """Count an unusable frame; whether, black ones aside, there was nothing else for as long as may be frozen."""
+    def _is_stalled(self) -> bool:
+        """Count an unusable frame. True once there was no usable frame for `frozen_s` (black frames do not count)."""
         now = self._clock.monotonic()
-        self._say(self.state.condition, self.state.reason, unusable=True)
+        self._set_state(self.state.condition, self.state.reason, unusable=True)
         if self._black:
             return False
         if self._bad_since is None:
@@ -261,18 +269,20 @@ class ReconnectingCamera(Closing):
         return 0 < self._frozen_s <= now - self._bad_since
 
     def _good_condition(self) -> tuple[Condition, str]:
-        return ("resized", self._resizing(self._other_size)) if self._other_size is not None else ("delivering", "")
+        return (
+            ("resized", self._resize_reason(self._other_size)) if self._other_size is not None else ("delivering", "")
+        )
 
-    def _resizing(self, size: tuple[int, int]) -> str:
+    def _resize_reason(self, size: tuple[int, int]) -> str:
         first = self._size or size
         return f"images of {size[0]}x{size[1]} pixels, {first[0]}x{first[1]} at first"
 
-    def _say(
+    def _set_state(
         self, condition: Condition, reason: str, *, loss: bool = False, frame: bool = False, unusable: bool = False
     ) -> None:
-        """Replace the state."""
+        """Replace the state and report a change."""
         now = self._clock.monotonic()
-        with self._guard:
+        with self._lock:
             before = self.state
             if before.condition == "closed":
                 return
@@ -292,32 +302,32 @@ class ReconnectingCamera(Closing):
 
 
 class _Opening:
-    """One attempt to open, in a thread that may be left alone: a camera that comes too late is closed there."""
+    """One attempt to open a source in a thread that can be abandoned; a camera that is then opened is closed there."""
 
     def __init__(self, open: Callable[[], Camera]) -> None:
         self.done = threading.Event()
         self._open = open
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         self._abandoned = False
         self._camera: Camera | None = None
-        self._fault: BaseException | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="eyas-open", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def take(self) -> Camera:
-        """What was opened. Raises what opening raised."""
+        """Return the opened camera. Raises what opening raised."""
         self._thread.join()
-        if self._fault is not None:
-            raise self._fault
+        if self._error is not None:
+            raise self._error
         if self._camera is None:
-            raise CameraError("opening gave no camera")
+            raise CameraError("opening returned no camera")
         return self._camera
 
     def abandon(self) -> None:
-        """Want the camera no more."""
-        with self._guard:
+        """Close the camera, now or when it has been opened."""
+        with self._lock:
             self._abandoned = True
             camera, self._camera = self._camera, None
         if camera is not None:
@@ -327,9 +337,9 @@ class _Opening:
         camera = None
         try:
             camera = self._open()
-        except BaseException as error:  # told where it was asked for
-            self._fault = error
-        with self._guard:
+        except BaseException as error:  # raised by `take`
+            self._error = error
+        with self._lock:
             if not self._abandoned:
                 self._camera, camera = camera, None
         if camera is not None:
@@ -338,12 +348,12 @@ class _Opening:
 
 
 def _size(frame: Frame) -> tuple[int, int] | None:
-    """Width and height, pixels; None for encoded images that are not JPEG. Raises `ImageError` for odd kinds."""
+    """Width and height, pixels; None for encoded images other than JPEG. Raises `ImageError` for unsupported images."""
     image = frame.image
     if isinstance(image, bytes):
         size = image_size(image)
         if size is None and (not image or image.startswith(b"\xff\xd8")):
-            raise ImageError(f"{frame.source}: a damaged JPEG of {len(image)} bytes, without a size")
+            raise ImageError(f"{frame.source}: a damaged JPEG of {len(image)} bytes, without a frame header")
         if size is not None and max(size) > MAX_SIDE:
             raise ImageError(f"{frame.source}: {size[0]}x{size[1]} pixels; at most {MAX_SIDE} a side are allowed")
         return size
@@ -355,8 +365,8 @@ def _size(frame: Frame) -> tuple[int, int] | None:
     return image.shape[1], image.shape[0]
 
 
-def _small(frame: Frame) -> Pixels:
-    """The image for judging its brightness: a JPEG at an eighth of its scale. Raises `ImageError`."""
+def _downscaled(frame: Frame) -> Pixels:
+    """The image for the black check, a JPEG decoded at 1/8 scale. Raises `ImageError`."""
     if not isinstance(frame.image, bytes):
         return frame.image
     try:

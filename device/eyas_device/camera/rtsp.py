@@ -1,4 +1,4 @@
-"""Network cameras that speak RTSP, decoded by the FFmpeg in OpenCV."""
+"""RTSP network cameras, decoded by OpenCV's FFmpeg."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import cv2
 
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.opencv import OpenCVReader, Settings
-from eyas_device.camera.spec import address, hidden
+from eyas_device.camera.spec import parse_address, redact
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError
 
 _PORT = 554
 _REACH_S = 1.0
-# TCP, because UDP loses packets without a word; only what RTSP needs, because the server chooses what it points to.
+# TCP, because UDP loses packets silently; only the protocols of RTSP, because the server chooses what it points to.
 _FFMPEG = "rtsp_transport;tcp|protocol_whitelist;tcp,udp,rtp,rtsp"
 
 
 class RtspCamera(SubprocessCamera):
-    """An RTSP stream, read in a process of its own."""
+    """An RTSP stream, read in a separate process."""
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> RtspCamera:
-        """`rtsp://[USER:PASSWORD@]HOST[:PORT]/PATH`.
+        """Open `rtsp://[USER:PASSWORD@]HOST[:PORT]/PATH`.
 
-        Raises `CameraSpecError` for a mistaken address, and `CameraError` if nothing there serves a stream now.
+        Raises `CameraSpecError` for a wrong address, and `CameraError` if no stream is served there now.
         """
         url = f"rtsp:{rest}"
-        address(url, ("rtsp",), kind="rtsp")
+        parse_address(url, ("rtsp",), kind="rtsp")
         return cls(
             f"{__name__}:RtspReader",
             Settings(source=url, timeout_s=timeout_s),
-            shown=hidden(url),
+            shown=redact(url),
             timeout_s=timeout_s,
             environment={"OPENCV_FFMPEG_CAPTURE_OPTIONS": _FFMPEG},
         )
@@ -47,20 +47,19 @@ class RtspReader(OpenCVReader):
     backend = cv2.CAP_FFMPEG
 
     def properties(self) -> Sequence[int]:
-        """Timeouts have to be given at construction: without them a dead server blocks for 30 s."""
+        # Only at construction: without these timeouts a dead server blocks for 30 s.
         timeout_ms = round(1000 * self.settings.timeout_s)
         return (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, timeout_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout_ms)
 
-    def explain(self) -> CameraError:
-        """FFmpeg's reason does not come through OpenCV: tell at least the network from the stream."""
+    def open_error(self) -> CameraError:  # OpenCV does not pass on FFmpeg's reason
         parts = urlsplit(self.settings.source)
         try:
             socket.create_connection((cast(str, parts.hostname), parts.port or _PORT), timeout=_REACH_S).close()
         except TimeoutError:
-            return CameraError("the host does not answer; is the camera on, and on this network?")
+            return CameraError("the host does not respond; is the camera on, and on this network?")
         except OSError as error:
             return CameraError(f"cannot be reached ({error.strerror}); is the camera on, and the port right?")
         return CameraError(
-            f"the host answers, but no stream came within {self.settings.timeout_s:g} s; "
+            f"the host responds, but no stream arrived within {self.settings.timeout_s:g} s; "
             "check path, user and password, and that the codec is H.264, H.265 or MJPEG"
         )

@@ -1,14 +1,13 @@
-"""A camera whose library may hang or crash, in a process of its own that can be killed.
+"""Cameras whose library may hang or crash, read in a child process that can be killed.
 
-The parent starts a child process. Requests and short answers are messages on a socket pair;
-images come through memory that both share, so no pixel goes through a pipe. The parent asks for one frame at a time
-and copies it out before it asks again: one place for an image is enough, and frames handed out stay valid for ever.
-Between requests the child goes on taking frames from its device and drops them, so that an answer is always new.
+Requests and replies are messages on a socket pair; images are passed in shared memory. The parent requests one frame at
+a time and copies it before the next request, so that one buffer is enough and returned frames stay valid. Between
+requests the child keeps reading and dropping frames, so that a reply is always recent.
 
 The child ends with its parent, however that ends: the kernel kills it when the pipe on its standard input loses its
-writer. (`PR_SET_PDEATHSIG` would kill it already when the *thread* ends that opened the camera.)
+writer. (`PR_SET_PDEATHSIG` would kill it when the *thread* ends that opened the camera.)
 
-What the child says is checked as if it came from the network: a stream may have taken its decoder over.
+Replies are validated like network input: a malicious stream may have taken over the decoder.
 """
 
 from __future__ import annotations
@@ -38,52 +37,51 @@ from eyas_device.support.closing import Closing
 from eyas_device.support.opencv import QUIET
 from eyas_device.support.processes import module_command
 
-ROOM = 64 << 20
-"""Bytes for an image; only what is written takes memory."""
+BUFFER_BYTES = 64 << 20
+"""Size of the shared buffer; only written pages take memory."""
 START_S = 30.0
-"""How long the child may take to start and to import its library, seconds."""
+"""Time limit for the child to start and import its library."""
 _OPEN_MARGIN_S = 2.0
-"""What the child gets on top of its own timeout to tell why a source did not open."""
+"""Time for the child, after its own timeout, to report why a source did not open."""
 _GRACE_S = 0.5
-_MESSAGE = 1 << 16
-_REASON = 500
-"""Characters that are kept of a reason."""
+_MAX_MESSAGE_BYTES = 1 << 16
+_MAX_REASON_CHARS = 500
 _ENVIRONMENT = {
     **QUIET,
     "LIBCAMERA_LOG_LEVELS": "*:ERROR",
-    "OPENBLAS_NUM_THREADS": "1",  # each thread of it would cost memory
+    "OPENBLAS_NUM_THREADS": "1",  # each of its threads takes memory
 }
 
 
 class Reader(Protocol):
-    """What a library does in the child. Made from its settings; raises `CameraError` if that does not work."""
+    """Interface of a camera library in the child. Constructed from its settings; raises `CameraError` if that fails."""
 
     def grab(self) -> bool:
-        """Wait for the next frame and keep it undecoded where that is possible; False when there is none any more."""
+        """Wait for the next frame and keep it undecoded if possible; False at the end of the stream."""
 
-    def retrieve(self, room: npt.NDArray[np.uint8]) -> npt.NDArray[Any] | bytes:
-        """The grabbed frame: BGR pixels, which may lie at the start of `room` (uint8 [bytes]), or an encoded image.
+    def retrieve(self, buffer: npt.NDArray[np.uint8]) -> npt.NDArray[Any] | bytes:
+        """Return the grabbed frame: BGR pixels, possibly at the start of `buffer` (uint8 [bytes]), or an encoded image.
 
         Raises `ImageError` if this frame is unusable.
         """
 
     def close(self) -> None:
-        """Give the device back."""
+        """Release the device."""
 
 
-class _Order(msgspec.Struct, frozen=True):
-    """The first message to the child."""
+class _OpenRequest(msgspec.Struct, frozen=True):
+    """First message to the child."""
 
     reader: str
     settings: dict[str, Any]
 
 
 class _Ready(msgspec.Struct, frozen=True, tag=True):
-    """The child runs; from now on the source's own timeout counts."""
+    """The child is running; from now on the source's own timeout applies."""
 
 
 class _Opened(msgspec.Struct, frozen=True, tag=True):
-    """The source is open; `note` says how it differs from what was asked for."""
+    """The source is open; `note` says how it differs from the request."""
 
     note: str = ""
 
@@ -92,17 +90,17 @@ class _Failed(msgspec.Struct, frozen=True, tag=True):
     """The source cannot be opened or stopped delivering; the child ends."""
 
     reason: str
-    mistake: bool = False
+    permanent: bool = False
 
 
 class _Unusable(msgspec.Struct, frozen=True, tag=True):
-    """A frame that is no image; the next request gets the next one."""
+    """The frame cannot be decoded; the next request returns the next one."""
 
     reason: str
 
 
 class _Encoded(msgspec.Struct, frozen=True, tag=True):
-    """The shared memory begins with an encoded image of `length` bytes."""
+    """The shared memory starts with an encoded image of `length` bytes."""
 
     length: int
     time: float
@@ -110,7 +108,7 @@ class _Encoded(msgspec.Struct, frozen=True, tag=True):
 
 
 class _Raw(msgspec.Struct, frozen=True, tag=True):
-    """The shared memory begins with `height` x `width` BGR pixels."""
+    """The shared memory starts with `height` x `width` BGR pixels."""
 
     width: int
     height: int
@@ -118,13 +116,13 @@ class _Raw(msgspec.Struct, frozen=True, tag=True):
     captured: float
 
 
-_Answer = _Ready | _Opened | _Failed | _Unusable | _Encoded | _Raw
+_Reply = _Ready | _Opened | _Failed | _Unusable | _Encoded | _Raw
 _Kind = TypeVar("_Kind", _Ready, _Opened)
-_ANSWERS = msgspec.json.Decoder(_Answer)
+_REPLY_DECODER = msgspec.json.Decoder(_Reply)
 
 
 class SubprocessCamera(Closing):
-    """The parent's side: a live camera that returns or raises in time, whatever its library does."""
+    """A live camera that returns or raises in time, whatever its library does; the parent's side."""
 
     live = True
 
@@ -137,22 +135,22 @@ class SubprocessCamera(Closing):
         timeout_s: float,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start `reader` (`module:class`) on `settings` in a process of its own.
+        """Start `reader` (`module:class`) with `settings` in a child process.
 
-        `shown` names the camera in messages, without a password; `environment` is added to the child's. Waits at most
-        `START_S` for the process and then `timeout_s` and a margin for the source. Raises `CameraError`, or
-        `CameraSpecError` for a mistake that the reader told.
+        `shown` names the camera in messages, without credentials; `environment` is added to the child's. Waits at most
+        `START_S` for the process, then `timeout_s` and a margin for the source. Raises `CameraError`, or
+        `CameraSpecError` if the reader reports an error that retrying cannot fix.
         """
         self._shown, self._timeout_s = shown, timeout_s
         self._number = 0
         self._closed = threading.Event()
-        self._busy = threading.Lock()
+        self._lock = threading.Lock()
         try:
             self._child = _Child({**_ENVIRONMENT, **os.environ, **(environment or {})})
         except OSError as error:
             raise CameraError(f"camera {shown}: its process cannot be started ({error.strerror})") from None
         try:
-            self._child.send(msgspec.json.encode(_Order(reader, msgspec.to_builtins(settings))))
+            self._child.send(msgspec.json.encode(_OpenRequest(reader, msgspec.to_builtins(settings))))
             self._expect(_Ready, START_S, "its process did not start")
             opened = self._expect(_Opened, timeout_s + _OPEN_MARGIN_S, "it did not open")
         except BaseException:
@@ -166,12 +164,12 @@ class SubprocessCamera(Closing):
         return self._child.pid
 
     def capture(self) -> Frame | None:
-        """The next frame, a copy that stays valid; None after `close`, at once if that comes while this waits.
+        """Return the next frame; None after `close`, at once even if that happens while this waits.
 
-        Raises `ImageError` for a frame that is no image. Raises `CameraError` if none came within the timeout, if
-        the source failed or if the child died; the child is gone then, and the camera has to be opened again.
+        Raises `ImageError` for a frame that cannot be decoded. Raises `CameraError` if none arrived in time, the source
+        failed or the child died; the child is then gone, and the camera must be reopened.
         """
-        with self._busy:
+        with self._lock:
             if self._closed.is_set():
                 return None
             source = f"{self._source}#{self._number}"
@@ -186,61 +184,61 @@ class SubprocessCamera(Closing):
                 raise
 
     def close(self) -> None:
-        """End the child: in order if it listens, within half a second in any case."""
+        """End the child: gracefully if it responds, within half a second in any case."""
         self._closed.set()
-        self._child.hang_up()
-        with self._busy:
+        self._child.disconnect()
+        with self._lock:
             self._child.end(grace_s=_GRACE_S)
 
-    def _frame(self, answer: _Answer, source: str) -> Frame:
-        """Copy the image that `answer` announces out of the shared memory."""
-        if isinstance(answer, _Unusable):
-            raise ImageError(f"{source}: {answer.reason[:_REASON]}")
-        if isinstance(answer, _Encoded) and 0 < answer.length <= ROOM:
-            image = self._child.memory[: answer.length]
-            return Frame(image=image, time=answer.time, source=source, captured=answer.captured)
-        if isinstance(answer, _Raw) and 0 < answer.width <= MAX_SIDE and 0 < answer.height <= MAX_SIDE:
-            count = answer.width * answer.height * 3
-            if count <= ROOM:
+    def _frame(self, reply: _Reply, source: str) -> Frame:
+        """Copy the image that `reply` describes out of the shared memory."""
+        if isinstance(reply, _Unusable):
+            raise ImageError(f"{source}: {reply.reason[:_MAX_REASON_CHARS]}")
+        if isinstance(reply, _Encoded) and 0 < reply.length <= BUFFER_BYTES:
+            image = self._child.memory[: reply.length]
+            return Frame(image=image, time=reply.time, source=source, captured=reply.captured)
+        if isinstance(reply, _Raw) and 0 < reply.width <= MAX_SIDE and 0 < reply.height <= MAX_SIDE:
+            count = reply.width * reply.height * 3
+            if count <= BUFFER_BYTES:
                 flat = np.frombuffer(self._child.memory, dtype=np.uint8, count=count)
-                pixels = flat.reshape(answer.height, answer.width, 3).copy()
-                return Frame(image=pixels, time=answer.time, source=source, captured=answer.captured)
-        raise CameraError(f"camera {self._shown}: its process answers nonsense; it was ended")
+                pixels = flat.reshape(reply.height, reply.width, 3).copy()
+                return Frame(image=pixels, time=reply.time, source=source, captured=reply.captured)
+        raise CameraError(f"camera {self._shown}: invalid reply from its process, which was ended")
 
-    def _expect(self, kind: type[_Kind], timeout_s: float, late: str) -> _Kind:
-        answer = self._receive(timeout_s, late)
-        if not isinstance(answer, kind):
-            raise CameraError(f"camera {self._shown}: its process answers nonsense; it was ended")
-        return answer
+    def _expect(self, kind: type[_Kind], timeout_s: float, timeout_reason: str) -> _Kind:
+        reply = self._receive(timeout_s, timeout_reason)
+        if not isinstance(reply, kind):
+            raise CameraError(f"camera {self._shown}: invalid reply from its process, which was ended")
+        return reply
 
-    def _receive(self, timeout_s: float, late: str) -> _Answer:
-        """The child's next message. Raises `CameraError` for a failure, silence, an end or nonsense."""
+    def _receive(self, timeout_s: float, timeout_reason: str) -> _Reply:
+        """Receive the child's next message. Raises `CameraError` for a failure, a timeout or an invalid reply."""
         data = self._child.receive(timeout_s)
         if data is None:
-            raise CameraError(f"camera {self._shown}: {late} within {timeout_s:g} s; its process was ended")
+            raise CameraError(f"camera {self._shown}: {timeout_reason} within {timeout_s:g} s; its process was ended")
         if not data:
-            raise CameraError(f"camera {self._shown}: its process ended unexpectedly ({self._child.ending()})")
+            raise CameraError(f"camera {self._shown}: its process ended unexpectedly ({self._child.exit_status()})")
         try:
-            answer: _Answer = _ANSWERS.decode(data)
+            reply: _Reply = _REPLY_DECODER.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise CameraError(f"camera {self._shown}: its process answers nonsense; it was ended") from None
-        if isinstance(answer, _Failed):
-            kind = CameraSpecError if answer.mistake else CameraError
-            raise kind(f"camera {self._shown}: {answer.reason[:_REASON]}")
-        return answer
+            raise CameraError(f"camera {self._shown}: invalid reply from its process, which was ended") from None
+        if isinstance(reply, _Failed):
+            kind = CameraSpecError if reply.permanent else CameraError
+            raise kind(f"camera {self._shown}: {reply.reason[:_MAX_REASON_CHARS]}")
+        return reply
 
 
 class _Child:
-    """The process, its socket and the memory shared with it."""
+    """The child process, its socket and the shared memory."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         with contextlib.ExitStack() as undo:
             shared = os.memfd_create("eyas-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, shared)
-            os.ftruncate(shared, ROOM)
-            # Reading memory that was cut off would kill this process, so its size is final.
+            os.ftruncate(shared, BUFFER_BYTES)
+            # Reading truncated memory would kill this process, so the size is sealed.
             fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            self.memory = mmap.mmap(shared, ROOM, prot=mmap.PROT_READ)
+            self.memory = mmap.mmap(shared, BUFFER_BYTES, prot=mmap.PROT_READ)
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(theirs.close)
             self._process = subprocess.Popen(
@@ -249,17 +247,17 @@ class _Child:
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), shared),
                 env=environment,
-                start_new_session=True,  # Ctrl-C in a terminal is for the parent alone
+                start_new_session=True,  # Ctrl-C in a terminal is only for the parent
             )
         self.pid = self._process.pid
 
     def send(self, message: bytes) -> None:
-        """Send a message; one that cannot be sent any more is answered by the end of the socket."""
+        """Send a message; if that fails, the next receive finds the socket closed."""
         with contextlib.suppress(OSError):
             self._socket.send(message, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """The next message, empty when there will be none any more; None after `timeout_s`."""
+        """The next message, empty if the socket is closed; None after `timeout_s`."""
         if self.memory.closed:
             return b""
         poll = select.poll()
@@ -268,32 +266,32 @@ class _Child:
             return None
         try:
             with contextlib.suppress(ConnectionResetError):
-                return self._socket.recv(_MESSAGE)
-            # The child left with a request unread: that is told first, and its last message after it.
-            return self._socket.recv(_MESSAGE, socket.MSG_DONTWAIT)
+                return self._socket.recv(_MAX_MESSAGE_BYTES)
+            # The child left with a request unread: this error comes first, then its last message.
+            return self._socket.recv(_MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)
         except OSError:
             return b""
 
-    def hang_up(self) -> None:
-        """End the conversation: whoever waits for a message, here or there, gets an empty one."""
+    def disconnect(self) -> None:
+        """Shut the socket down; pending reads on both sides return an empty message."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def ending(self) -> str:
-        """How the process ended, for a message."""
+    def exit_status(self) -> str:
+        """How the process ended, for messages."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = self._process.wait(_GRACE_S)
             return f"signal {-code}" if code < 0 else f"exit code {code}"
         return "still running"
 
     def end(self, *, grace_s: float) -> None:
-        """Wait `grace_s` for the process to end by itself, kill it otherwise, and free everything; twice is fine."""
-        self.hang_up()
+        """Wait `grace_s` for the process to end, else kill it, and free everything. Calling it twice is allowed."""
+        self.disconnect()
         if grace_s:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_s)
         self._process.kill()
-        # A process that hangs in a driver dies only when the driver lets it; nobody waits for that.
+        # A process that hangs in a driver dies only when the driver returns: do not wait for that.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE_S)
         if self._process.stdin is not None:
@@ -303,70 +301,70 @@ class _Child:
 
 
 def main(arguments: list[str]) -> None:
-    """The child's side: `arguments` are the numbers of the socket and of the shared memory."""
+    """Entry point of the child: `arguments` are the file descriptors of the socket and of the shared memory."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the parent decides when this ends
-    room = np.frombuffer(mmap.mmap(int(arguments[1]), ROOM), dtype=np.uint8)
+        signal.signal(number, signal.SIG_IGN)  # the parent decides when this process ends
+    buffer = np.frombuffer(mmap.mmap(int(arguments[1]), BUFFER_BYTES), dtype=np.uint8)
     with socket.socket(fileno=int(arguments[0])) as parent:
-        if not _dies_with_parent():
+        if not _end_with_parent():
             return
-        order = msgspec.json.decode(parent.recv(_MESSAGE), type=_Order)
+        request = msgspec.json.decode(parent.recv(_MAX_MESSAGE_BYTES), type=_OpenRequest)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             parent.send(msgspec.json.encode(_Ready()))
-            _serve(order, parent, room)
+            _serve(request, parent, buffer)
 
 
-def _serve(order: _Order, parent: socket.socket, room: npt.NDArray[np.uint8]) -> None:
-    """Open the source and answer requests for frames until the parent hangs up or the source fails."""
+def _serve(request: _OpenRequest, parent: socket.socket, buffer: npt.NDArray[np.uint8]) -> None:
+    """Open the source and serve requests for frames until the parent disconnects or the source fails."""
 
-    def tell(answer: _Answer) -> None:
-        parent.send(msgspec.json.encode(answer))
+    def send(reply: _Reply) -> None:
+        parent.send(msgspec.json.encode(reply))
 
-    module, name = order.reader.split(":")
+    module, name = request.reader.split(":")
     try:
-        reader = cast(Reader, getattr(importlib.import_module(module), name)(order.settings))
+        reader = cast(Reader, getattr(importlib.import_module(module), name)(request.settings))
     except EyasError as error:
-        tell(_Failed(str(error), mistake=isinstance(error, CameraSpecError)))
+        send(_Failed(str(error), permanent=isinstance(error, CameraSpecError)))
         return
     requests = select.poll()
     requests.register(parent, select.POLLIN)
     try:
-        tell(_Opened(getattr(reader, "note", "")))
+        send(_Opened(getattr(reader, "note", "")))
         while reader.grab():
             moment = time.time(), time.monotonic()
             if requests.poll(0):
-                if not parent.recv(_MESSAGE):
+                if not parent.recv(_MAX_MESSAGE_BYTES):
                     return
-                tell(_image(reader, room, *moment))
-        tell(_Failed("the source ended or stopped delivering"))
+                send(_image(reader, buffer, *moment))
+        send(_Failed("the source ended or stopped delivering"))
     except CameraError as error:
-        tell(_Failed(str(error)))
+        send(_Failed(str(error)))
     finally:
         reader.close()
 
 
-def _image(reader: Reader, room: npt.NDArray[np.uint8], moment: float, captured: float) -> _Answer:
-    """Put the grabbed frame into `room`."""
+def _image(reader: Reader, buffer: npt.NDArray[np.uint8], moment: float, captured: float) -> _Reply:
+    """Write the grabbed frame to the shared buffer."""
     try:
-        image = reader.retrieve(room)
+        image = reader.retrieve(buffer)
         size = len(image) if isinstance(image, bytes) else image.nbytes
-        if size > len(room):
-            return _Unusable(f"{size} bytes; at most {len(room)} are allowed")
+        if size > len(buffer):
+            return _Unusable(f"{size} bytes; at most {len(buffer)} are allowed")
         if isinstance(image, bytes):
-            room[:size] = np.frombuffer(image, dtype=np.uint8)
+            buffer[:size] = np.frombuffer(image, dtype=np.uint8)
             return _Encoded(size, moment, captured)
         pixels = as_bgr(image)
     except ImageError as error:
         return _Unusable(str(error))
     height, width = pixels.shape[:2]
-    place = room[: pixels.nbytes].reshape(pixels.shape)
-    if pixels.ctypes.data != place.ctypes.data:
-        place[...] = pixels
+    target = buffer[: pixels.nbytes].reshape(pixels.shape)
+    if pixels.ctypes.data != target.ctypes.data:
+        target[...] = pixels
     return _Raw(width, height, moment, captured)
 
 
-def _dies_with_parent() -> bool:
-    """Have the kernel kill this process when the parent's end of standard input closes; False if it is closed already.
+def _end_with_parent() -> bool:
+    """Let the kernel kill this process when the parent's end of standard input closes; False if it is already closed.
 
     Source: fcntl(2), F_SETSIG; the kernel signals a pipe's readers when its last writer goes.
     """

@@ -1,4 +1,4 @@
-"""Cameras of Linux's own interface: USB cameras, capture cards."""
+"""Video4Linux2 devices: USB cameras and capture cards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import cv2
 
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.opencv import OpenCVReader, Settings
-from eyas_device.camera.spec import RATE, SIZE, options, rate, sides
+from eyas_device.camera.spec import RATE, SIZE, parse_options, parse_rate, parse_size
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
@@ -30,33 +30,33 @@ _MMAP = 1
 
 
 class V4L2Camera(SubprocessCamera):
-    """A V4L2 device, read in a process of its own; JPEG stays undecoded where the driver delivers it."""
+    """A V4L2 device, read in a separate process; JPEG from the driver stays undecoded."""
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> V4L2Camera:
-        """`v4l2:0?size=1280x720&fps=30&format=mjpg`; the format is mjpg where the device has it, unless given.
+        """Open `v4l2:0?size=1280x720&fps=30&format=mjpg`; the default format is mjpg if the device supports it.
 
-        A driver may deliver the size nearest to the one asked for: the frames' source says so then.
-        Raises `CameraSpecError` for a mistaken specification or a path that is no video device, and `CameraError` if
-        the device is not there, not permitted or in use.
+        A driver may deliver the nearest size instead of the requested one; `Frame.source` then names it.
+        Raises `CameraSpecError` for a wrong specification or a path that is not a video device, and `CameraError` if
+        the device is missing, not permitted or in use.
         """
         shown = f"v4l2:{rest}"
         device, _, query = rest.partition("?")
-        given = options(query, _PATTERNS, spec=shown, usage=_USAGE)
+        values = parse_options(query, _PATTERNS, spec=shown, usage=_USAGE)
         if re.fullmatch(r"\d{1,3}", device, re.ASCII):
             device = f"/dev/video{int(device)}"
         elif not device.startswith("/") or "\0" in device:
-            raise CameraSpecError(f"camera {shown}: {device!r} is no device; allowed are {_USAGE}")
+            raise CameraSpecError(f"camera {shown}: {device!r} is not a device; allowed are {_USAGE}")
         settings = Settings(
             source=device,
             timeout_s=timeout_s,
-            size=sides(given["size"], spec=shown, usage=_USAGE) if "size" in given else None,
-            fps=rate(given["fps"], spec=shown, usage=_USAGE) if "fps" in given else None,
-            format=given.get("format", ""),
+            size=parse_size(values["size"], spec=shown, usage=_USAGE) if "size" in values else None,
+            fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
+            format=values.get("format", ""),
         )
-        # The commonest failure, told here: starting a process for it each time would cost more than the look.
+        # The most common failure is checked here: starting a process on each attempt would cost much more.
         if not Path(device).exists():
-            raise CameraError(f"camera {shown}: {_words(errno.ENOENT, device)}")
+            raise CameraError(f"camera {shown}: {_errno_message(errno.ENOENT, device)}")
         return cls(f"{__name__}:V4L2Reader", settings, shown=shown, timeout_s=timeout_s)
 
 
@@ -65,51 +65,49 @@ class V4L2Reader(OpenCVReader):
 
     backend = cv2.CAP_V4L2
 
-    def before(self) -> None:
-        """Look at the device itself: OpenCV does not say why it does not open one."""
-        fault = why_not(self.settings.source)
-        if fault is not None:
-            raise fault
+    def check_source(self) -> None:  # OpenCV does not say why it cannot open a device
+        error = find_problem(self.settings.source)
+        if error is not None:
+            raise error
 
-    def explain(self) -> CameraError:
-        """Ask the device for buffers: one that is in use has none to give."""
-        return why_not(self.settings.source, buffers=True) or CameraError(
-            "its driver delivers no format that OpenCV can read; `v4l2-ctl --list-formats-ext` lists what it has"
+    def open_error(self) -> CameraError:
+        return find_problem(self.settings.source, buffers=True) or CameraError(
+            "its driver delivers no format that OpenCV can read; `v4l2-ctl --list-formats-ext` lists them"
         )
 
-    def arrange(self) -> None:
-        """Ask for format, size and rate, in the order that OpenCV's backend needs."""
-        asked = self.settings
-        code = "YUYV" if asked.format == "yuyv" else "MJPG"
+    def configure(self) -> None:
+        # Format, size and rate, in the order that OpenCV's backend needs.
+        requested = self.settings
+        code = "YUYV" if requested.format == "yuyv" else "MJPG"
         self.video.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*code))
-        if asked.size is not None:
-            self.video.set(cv2.CAP_PROP_FRAME_WIDTH, asked.size[0])
-            self.video.set(cv2.CAP_PROP_FRAME_HEIGHT, asked.size[1])
-        if asked.fps is not None:
-            self.video.set(cv2.CAP_PROP_FPS, asked.fps)
-        if asked.format != "yuyv" and int(self.video.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"MJPG"):
+        if requested.size is not None:
+            self.video.set(cv2.CAP_PROP_FRAME_WIDTH, requested.size[0])
+            self.video.set(cv2.CAP_PROP_FRAME_HEIGHT, requested.size[1])
+        if requested.fps is not None:
+            self.video.set(cv2.CAP_PROP_FPS, requested.fps)
+        if requested.format != "yuyv" and int(self.video.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"MJPG"):
             self.take_undecoded()
-        elif asked.format == "mjpg":
-            raise CameraError("its driver does not deliver mjpg; leave format= away or write format=yuyv")
+        elif requested.format == "mjpg":
+            raise CameraError("its driver does not deliver mjpg; omit format= or use format=yuyv")
         size = int(self.video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self.video.get(cv2.CAP_PROP_FRAME_HEIGHT))
-        if asked.size is not None and size != asked.size:
-            self.note = f"{size[0]}x{size[1]}, the nearest that it has"
+        if requested.size is not None and size != requested.size:
+            self.note = f"{size[0]}x{size[1]}, the nearest supported size"
 
 
-def why_not(
+def find_problem(
     path: str, *, buffers: bool = False, ioctl: Callable[[int, int, bytearray], object] = fcntl.ioctl
 ) -> CameraError | None:
-    """What speaks against capturing from the device `path`, None if nothing does.
+    """Why the device `path` cannot capture; None if it can.
 
-    With `buffers` it is asked for a buffer too, which it refuses while another program uses it.
+    With `buffers`, also requests a buffer, which the driver refuses while another program uses the device.
     """
     try:
         device = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        return _fault(error, path)
+        return _camera_error(error, path)
     try:
         if not stat.S_ISCHR(os.fstat(device).st_mode):
-            return CameraSpecError(f"{path} is no video device; `ls /dev/video*` lists them")
+            return CameraSpecError(f"{path} is not a video device; `ls /dev/video*` lists them")
         answer = bytearray(104)
         ioctl(device, _QUERYCAP, answer)
         capabilities, device_caps = struct.unpack_from("=II", answer, 84)
@@ -117,31 +115,31 @@ def why_not(
         kinds = [kind for flag, kind in _CAPTURES.items() if mask & flag]
         if not kinds:
             return CameraSpecError(
-                f"{path} is a video device that captures nothing (a codec or metadata); try its neighbours"
+                f"{path} is a video device without capture (a codec or metadata); try the other /dev/video*"
             )
         if buffers:
             ioctl(device, _REQBUFS, bytearray(struct.pack("=IIIII", 1, kinds[0], _MMAP, 0, 0)))
             ioctl(device, _REQBUFS, bytearray(struct.pack("=IIIII", 0, kinds[0], _MMAP, 0, 0)))
     except OSError as error:
-        return _fault(error, path)
+        return _camera_error(error, path)
     finally:
         os.close(device)
     return None
 
 
-def _fault(error: OSError, path: str) -> CameraError:
-    mistake = error.errno in (errno.ENOTTY, errno.EISDIR)
-    return (CameraSpecError if mistake else CameraError)(_words(error.errno or 0, path))
+def _camera_error(error: OSError, path: str) -> CameraError:
+    permanent = error.errno in (errno.ENOTTY, errno.EISDIR)
+    return (CameraSpecError if permanent else CameraError)(_errno_message(error.errno or 0, path))
 
 
-def _words(number: int, path: str) -> str:
-    """What an error number of open or ioctl means for a camera, and what to do."""
+def _errno_message(number: int, path: str) -> str:
+    """Explain an error number of open or ioctl, and what to do."""
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return f"there is no {path} (now); is the camera plugged in? `ls /dev/video*` lists what is there"
+        return f"{path} does not exist (now); is the camera plugged in? `ls /dev/video*` lists the devices"
     if number in (errno.EACCES, errno.EPERM):
         return f"{path}: permission denied; add the user to the group: sudo usermod -aG video USER"
     if number == errno.EBUSY:
         return f"{path} is in use by another program; `fuser -v {path}` names it"
     if number in (errno.ENOTTY, errno.EISDIR):
-        return f"{path} is no video device; `ls /dev/video*` lists them"
+        return f"{path} is not a video device; `ls /dev/video*` lists them"
     return f"{path}: {os.strerror(number)}"

@@ -1,4 +1,4 @@
-"""A video file as frames."""
+"""Video files as frames."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from eyas_device.support.closing import Closing
 
 
 class VideoCamera(Closing):
-    """Every frame of a video file, in order, none left out."""
+    """Every frame of a video file, in order."""
 
     live = False
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise CameraError(f"camera video:{path}: there is no such file")
+            raise CameraError(f"camera video:{path}: no such file")
         self._path = path
         self._number = 0
         self._video = cv2.VideoCapture(str(path))
@@ -30,22 +30,21 @@ class VideoCamera(Closing):
 
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> VideoCamera:
-        """`video:PATH`. Raises `CameraError` if the file is missing or no video."""
+        """Open `video:PATH`. Raises `CameraError` if the file is missing or not a video."""
         if not rest:
-            raise CameraError("camera video: names no file; write video:PATH")
+            raise CameraError("camera video: no file given; write video:PATH")
         return cls(Path(rest))
 
     def capture(self) -> Frame | None:
-        """The next frame; None after the last. Raises `CameraError` if not even the first can be decoded."""
+        """Return the next frame; None after the last. Raises `CameraError` if not even the first can be decoded."""
         good, pixels = self._video.read()
         if not good:
             if self._number == 0:
-                raise CameraError(f"camera video:{self._path}: no frame of it can be decoded")
+                raise CameraError(f"camera video:{self._path}: no frame can be decoded")
             return None
         source = f"{self._path}#{self._number}"
         self._number += 1
         return Frame(image=np.asarray(pixels, dtype=np.uint8), time=time.time(), source=source)
 
     def close(self) -> None:
-        """Release the decoder."""
         self._video.release()

@@ -1,4 +1,4 @@
-"""One file a verb of `eyas-device`: `arguments` describes its command line, `main` runs it and returns the exit code.
+"""One file for each verb of `eyas-device`: `add_arguments` fills its parser, `main` runs it and returns the exit code.
 
-Nothing heavy is imported outside of `main`: `eyas-device --help` reads all of these files.
+Nothing heavy is imported outside `main`: `eyas-device --help` imports all of these files.
 """

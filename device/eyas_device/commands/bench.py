@@ -1,8 +1,8 @@
-"""`eyas-device bench`: what a bundle costs on this device.
+"""`eyas-device bench`: measure latency, memory and temperature of a bundle on this device.
 
-Burst (the default): the model alone and whole frames, artefacts taking turns, and fresh processes. Sustained: minutes
-at full rate, one line an interval. With --blocks: where the time goes inside of the model. With --choose: what is
-fastest and answers rightly is remembered, and `eyas-device run` uses it.
+Burst (default): the model alone and whole frames, artefacts in turns, then start-up in fresh processes. Sustained:
+minutes at full rate, one line per interval. --blocks: latency of each block of the model. --choose: save the fastest
+runtime and artefact that passes the golden check; `eyas-device run` uses it.
 """
 
 from __future__ import annotations
@@ -23,161 +23,176 @@ if TYPE_CHECKING:
 
     from eyas_device.bench.result import Bench, Interval
 
-HELP = "measure a bundle here: speed, memory, heat; choose what runs"
+HELP = "benchmark a bundle on this device; select runtime and artefact"
 _SECONDS = {"burst": 20.0, "sustained": 600.0}
-_MOST_SECONDS = {"burst": 600.0, "sustained": 86_400.0}
-_EVERY_S = 5.0
+_MAX_SECONDS = {"burst": 600.0, "sustained": 86_400.0}
+_PROGRESS_EVERY_S = 5.0
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to its parser."""
     add = parser.add_argument
     add("--bundle", type=Path, metavar="B", help="the bundle to measure")
-    add("--camera", metavar="SPEC", help="take the frames from there (default: the golden images, as JPEG)")
-    add("--runtime", help="litert, tflite, openvino, onnx, ... (default: the first that is there)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--artefact", metavar="NAME", help="e.g. litert-int8 (default: what the bundle says)")
-    which.add_argument("--all", action="store_true", help="all artefacts on all runtimes that work here")
-    add("--threads", type=values.count, default=1, help="inference threads (default 1)")
-    add("--seconds", type=values.window, help="of measuring an artefact (default 20; sustained 600)")
+    add("--camera", metavar="SPEC", help="source of the frames (default: the golden images, as JPEG)")
+    add("--runtime", help="litert, tflite, openvino, onnx, ... (default: the first that works here)")
+    selection = parser.add_mutually_exclusive_group()
+    selection.add_argument(
+        "--artefact", metavar="NAME", help="e.g. litert-int8 (default: the one that the bundle prefers)"
+    )
+    selection.add_argument("--all", action="store_true", help="all artefacts on all runtimes that work here")
+    add("--threads", type=values.positive_int, default=1, help="inference threads (default 1)")
+    add("--seconds", type=values.window_s, help="duration per artefact (default 20; sustained 600)")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--burst", action="store_true", help="some seconds (the default)")
-    mode.add_argument("--sustained", action="store_true", help="minutes: does it slow down when it grows hot?")
-    mode.add_argument("--choose", action="store_true", help="measure all, remember the fastest that answers rightly")
-    mode.add_argument("--blocks", type=Path, metavar="FILE", help="write the latency of each block of the model there")
+    mode.add_argument("--burst", action="store_true", help="a short measurement (default)")
+    mode.add_argument(
+        "--sustained", action="store_true", help="minutes at full rate: does it slow down as it heats up?"
+    )
+    mode.add_argument(
+        "--choose", action="store_true", help="measure all, save the fastest that passes the golden check"
+    )
+    mode.add_argument(
+        "--blocks", type=Path, metavar="FILE", help="write the latency of each block of the model to FILE"
+    )
     mode.add_argument("--compare", type=Path, nargs=2, metavar=("A.json", "B.json"), help="compare two results")
-    add("--state", type=Path, metavar="DIR", help=f"where --choose remembers; {STATE_HELP}")
-    add("--json", metavar="FILE", help="write the result there; `-` is standard output, and the table goes elsewhere")
+    add("--state", type=Path, metavar="DIR", help=f"where --choose saves the selection; {STATE_HELP}")
+    add(
+        "--json",
+        metavar="FILE",
+        help="write the result to FILE; `-`: standard output, with the table on standard error",
+    )
 
 
-def main(given: argparse.Namespace) -> int:
-    """Measure, print and write; code 1 if an artefact that was measured does not answer as on the workstation."""
+def main(args: argparse.Namespace) -> int:
+    """Measure, print and write; exit code 1 if a measured artefact fails the golden check."""
     silence_opencv()
     from eyas_device.bench.result import BenchError
 
-    if given.compare:
-        return _compare(*given.compare)
-    if given.bundle is None:
+    if args.compare:
+        return _compare(*args.compare)
+    if args.bundle is None:
         raise BenchError("no bundle: give --bundle B (or --compare A.json B.json)")
-    if given.choose and given.artefact:
-        raise BenchError("--choose measures all artefacts: leave out --artefact")
-    mode = "sustained" if given.sustained else "burst"
-    seconds = given.seconds or _SECONDS[mode]
-    if seconds > _MOST_SECONDS[mode]:
-        raise BenchError(f"--seconds {seconds:g}: {_MOST_SECONDS[mode]:g} at most for a {mode} run; see --sustained")
-    return _blocks(given, seconds) if given.blocks else _measure(given, seconds)
+    if args.choose and args.artefact:
+        raise BenchError("--choose measures all artefacts: omit --artefact")
+    mode = "sustained" if args.sustained else "burst"
+    seconds = args.seconds or _SECONDS[mode]
+    if seconds > _MAX_SECONDS[mode]:
+        raise BenchError(f"--seconds {seconds:g}: {_MAX_SECONDS[mode]:g} at most for a {mode} run; see --sustained")
+    return _blocks(args, seconds) if args.blocks else _measure(args, seconds)
 
 
-def _measure(given: argparse.Namespace, seconds: float) -> int:
+def _measure(args: argparse.Namespace, seconds: float) -> int:
     from eyas_device.bench import show
-    from eyas_device.bench.run import Wanted, bench
+    from eyas_device.bench.run import BenchOptions, bench
 
-    people = sys.stderr if given.json == "-" else sys.stdout
-    line = ProgressLine(sys.stderr)
+    stream = sys.stderr if args.json == "-" else sys.stdout
+    progress = ProgressLine(sys.stderr)
 
-    def told(interval: Interval) -> None:
-        line.clear()
-        print(show.interval_line(interval), file=people, flush=True)
+    def on_interval(interval: Interval) -> None:
+        progress.clear()
+        print(show.interval_line(interval), file=stream, flush=True)
 
-    wanted = Wanted(
-        bundle=given.bundle,
-        runtime=given.runtime,
-        artefact=given.artefact,
-        everything=given.all or given.choose,
-        threads=given.threads,
-        camera=given.camera or "",
+    options = BenchOptions(
+        bundle=args.bundle,
+        runtime=args.runtime,
+        artefact=args.artefact,
+        everything=args.all or args.choose,
+        threads=args.threads,
+        camera=args.camera or "",
         seconds=seconds,
-        sustained=given.sustained,
+        sustained=args.sustained,
     )
     try:
-        result = bench(wanted, progress=line, told=told)
+        result = bench(options, progress=progress, on_interval=on_interval)
     finally:
-        line.clear()
-    for text in show.lines(result):
-        print(text, file=people)
-    _write(result, given.json)
-    if given.choose:
-        _choose(result, state_folder(given.state), people)
+        progress.clear()
+    for line in show.report_lines(result):
+        print(line, file=stream)
+    _write(result, args.json)
+    if args.choose:
+        _save_fastest(result, state_folder(args.state), stream)
     failed = [r.artefact for r in result.results if r.passed is False]
-    return EXIT_CHECK_FAILED if failed and not given.choose else 0
+    return EXIT_CHECK_FAILED if failed and not args.choose else 0
 
 
-def _choose(result: Bench, state: Path, people: TextIO) -> None:
+def _save_fastest(result: Bench, state: Path, stream: TextIO) -> None:
     from eyas_device.bench.choose import fastest
     from eyas_device.runtimes.selection import write_selection
 
-    choice = fastest(result)
-    path = write_selection(state, choice)
-    print(f"chosen: {choice.artefact} on {choice.runtime}, {choice.latency_ms:.3f} ms a frame; {path}", file=people)
+    selection = fastest(result)
+    path = write_selection(state, selection)
+    print(
+        f"selected: {selection.artefact} on {selection.runtime}, {selection.latency_ms:.3f} ms per frame; {path}",
+        file=stream,
+    )
 
 
-def _write(result: Bench, where: str | None) -> None:
+def _write(result: Bench, target: str | None) -> None:
     from eyas_device.bench.result import encode, write
 
-    if where == "-":
+    if target == "-":
         sys.stdout.write(encode(result).decode())
-    elif where:
-        write(Path(where), result)
+    elif target:
+        write(Path(target), result)
 
 
 def _compare(first: Path, second: Path) -> int:
-    from eyas_device.bench.compare import lines
+    from eyas_device.bench.compare import comparison_lines
     from eyas_device.bench.result import read
 
-    for text in lines(read(first), read(second)):
-        print(text)
+    for line in comparison_lines(read(first), read(second)):
+        print(line)
     return 0
 
 
-def _blocks(given: argparse.Namespace, seconds: float) -> int:
+def _blocks(args: argparse.Namespace, seconds: float) -> int:
     from eyas_device.bench.blocks import block_times, lines
     from eyas_device.bench.result import BenchError, write
     from eyas_device.bundle import Bundle
     from eyas_device.runtimes import choose
 
-    if given.all or given.camera or given.json:
-        raise BenchError("--blocks looks into one artefact and writes its own file: leave out --all, --camera, --json")
-    line = ProgressLine(sys.stderr)
-    bundle = Bundle.open(given.bundle)
-    chosen = choose(bundle, given.runtime, given.artefact)
+    if args.all or args.camera or args.json:
+        raise BenchError("--blocks measures one artefact and writes its own file: omit --all, --camera, --json")
+    progress = ProgressLine(sys.stderr)
+    bundle = Bundle.open(args.bundle)
+    selection = choose(bundle, args.runtime, args.artefact)
     try:
         times = block_times(
             bundle,
-            chosen,
-            threads=given.threads,
+            selection,
+            threads=args.threads,
             seconds=seconds,
-            progress=lambda done: line("blocks", done, seconds * (1 - done)),
+            progress=lambda done: progress("blocks", done, seconds * (1 - done)),
         )
     finally:
-        line.clear()
-    write(given.blocks, times)
-    for text in lines(times):
-        print(text)
+        progress.clear()
+    write(args.blocks, times)
+    for line in lines(times):
+        print(line)
     return 0
 
 
 class ProgressLine:
-    """What is done and how long the rest takes: in place on a terminal, a line each few seconds elsewhere."""
+    """Progress and remaining time: updated in place on a terminal, one line every few seconds elsewhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._live = stream.isatty()
-        self._told = time.monotonic()
+        self._last_shown = time.monotonic()
         self._shown = False
 
     def __call__(self, text: str, done: float, left_s: float) -> None:
-        """Say it, unless it was said a moment ago."""
+        """Show the progress (`done` 0..1), unless it was shown a moment ago."""
         now = time.monotonic()
-        if now - self._told < (0.2 if self._live else _EVERY_S):
+        if now - self._last_shown < (0.2 if self._live else _PROGRESS_EVERY_S):
             return
-        self._told = now
+        self._last_shown = now
         line = f"{text}: {100 * done:3.0f} %, about {left_s:.0f} s left"
         self._stream.write(f"\r{line}\x1b[K" if self._live else f"{line}\n")
         self._stream.flush()
         self._shown = True
 
     def clear(self) -> None:
-        """Leave the line to others."""
+        """Clear the line for other output."""
         if self._live and self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()

@@ -1,4 +1,4 @@
-"""`eyas-device check`: whether a bundle answers here as it did on the workstation."""
+"""`eyas-device check`: verify a bundle and run its golden check on this device."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from pathlib import Path
 from eyas_device.commands import values
 from eyas_device.errors import EXIT_CHECK_FAILED
 
-HELP = "verify a bundle's hashes and answer its golden images"
+HELP = "verify a bundle's hashes and run its golden check"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to its parser."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--runtime", help="only this one, e.g. litert (default: all that are installed)")
-    parser.add_argument("--threads", type=values.count, default=1, help="inference threads (default 1)")
-    parser.add_argument("--json", action="store_true", help="one JSON object an artefact")
+    parser.add_argument("--runtime", help="check only this one, e.g. litert (default: all that are installed)")
+    parser.add_argument("--threads", type=values.positive_int, default=1, help="inference threads (default 1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object per artefact")
 
 
-def main(given: argparse.Namespace) -> int:
-    """Print one line an artefact; code 1 if one of them failed."""
+def main(args: argparse.Namespace) -> int:
+    """Print one line per artefact; exit code 1 if one of them failed."""
     import msgspec
 
     from eyas_device.bundle import Bundle
-    from eyas_device.updates.golden import check
+    from eyas_device.updates.golden import check_bundle
 
-    bundle = Bundle.open(given.bundle)
-    results = check(bundle, runtime=given.runtime, threads=given.threads)
+    bundle = Bundle.open(args.bundle)
+    results = check_bundle(bundle, runtime=args.runtime, threads=args.threads)
     for result in results:
-        if given.json:
+        if args.json:
             print(msgspec.json.encode(result).decode())
             continue
-        word = result.status.upper() if result.status == "failed" else result.status
-        line = f"{result.artefact:14} {word}"
+        status = result.status.upper() if result.status == "failed" else result.status
+        line = f"{result.artefact:14} {status}"
         if result.max_dp is not None:
             line += (
                 f": agreement {result.agreement:.2f}, max |dp| {result.max_dp:.4f} "

@@ -1,35 +1,35 @@
-"""`eyas-device info`: say what is in a bundle."""
+"""`eyas-device info`: show the contents of a bundle."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "say what is in a bundle"
+HELP = "show the contents of a bundle"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's command line."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to its parser."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
 
 
-def main(given: argparse.Namespace) -> int:
-    """Print name, labels, artefacts with their evidence, choices and notices."""
+def main(args: argparse.Namespace) -> int:
+    """Print name, labels, decision rule, artefacts with their evidence, preferences and notices."""
     from eyas_device.bundle import Bundle
 
-    manifest = Bundle.open(given.bundle).manifest
+    manifest = Bundle.open(args.bundle).manifest
     size = manifest.preprocessing.size
     print(f"{manifest.name} {manifest.version}: {', '.join(manifest.labels)}; {size} x {size} px")
     confidence = manifest.confidence
     print(f"  confidence: temperature {confidence.temperature:.3f}, uncertain below {confidence.threshold}")
     if manifest.decision is not None:
-        print(f"  answer: {manifest.decision}")
+        print(f"  prediction: {manifest.decision}")
     for artefact in manifest.artefacts:
         used = " (used)" if artefact.name in manifest.use.values() else ""
         print(f"  {artefact.name:14} {sum(f.size_bytes for f in artefact.files) / 1e6:6.2f} MB{used}")
-        facts = manifest.evidence.get(artefact.name, {})
-        if facts:
-            print(" " * 17 + ", ".join(f"{name} {_figure(value)}" for name, value in facts.items()))
+        evidence = manifest.evidence.get(artefact.name, {})
+        if evidence:
+            print(" " * 17 + ", ".join(f"{name} {_format_value(value)}" for name, value in evidence.items()))
     for runtime, reason in manifest.reasons.items():
         print(f"  {runtime}: {reason}")
     for notice in manifest.notices:
@@ -37,7 +37,7 @@ def main(given: argparse.Namespace) -> int:
     return 0
 
 
-def _figure(value: float | str | None) -> str:
+def _format_value(value: float | str | None) -> str:
     if value is None:
         return "not measured"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
-"""The doctor: whether this device is fit to run a camera, and if not, what has to be done.
+"""Diagnostics of a device: checks of system, libraries, model, camera, broker and service, each with a fix.
 
 Each check is a function from a `Context` to a `Finding`. What may hang or crash (importing libraries, running a model,
-opening a camera) happens in a process of its own, so that this one needs neither numpy nor OpenCV.
+opening a camera) runs in a child process, so this one needs neither numpy nor OpenCV.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TypeVar
 import msgspec
 
 from eyas_device.doctor import probes, software, system
-from eyas_device.doctor.finding import Context, Finding, Status, red
+from eyas_device.doctor.finding import CheckStatus, Context, Finding, red
 from eyas_device.errors import EyasError
 
-__all__ = ["CHECKS", "Context", "Finding", "Row", "examine", "rows", "title"]
+__all__ = ["CHECKS", "CheckResult", "Context", "Finding", "check_name", "examine", "run_checks"]
 
 Check = Callable[[Context], Finding]
-_Seen = TypeVar("_Seen")
+_Context = TypeVar("_Context")
 
 CHECKS: tuple[Check, ...] = (
     software.configuration,
@@ -50,60 +50,64 @@ CHECKS: tuple[Check, ...] = (
     system.descriptors,
     system.service,
 )
-"""In the order in which they are run and shown; a check's name is its function's."""
+"""All checks, in the order in which they are run and shown; a check has the name of its function."""
 
 LIMIT_S = 75.0
-"""A check that has not ended by then is red and left behind."""
-_LONGEST = 400
+"""Time limit of a check; after it the check is red and its thread is abandoned."""
+_MAX_CHARS = 400
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A check's finding, fit to be shown: one line each, no control characters, no passwords of addresses."""
+class CheckResult(msgspec.Struct, frozen=True):
+    """Result of a check, sanitised for display: single lines, no control characters, no passwords in addresses."""
 
     check: str
-    status: Status
+    status: CheckStatus
     finding: str
     fix: str
     seconds: float
 
 
-def examine(context: Context, checks: Sequence[Check] = CHECKS, *, limit_s: float = LIMIT_S) -> Iterator[Row]:
-    """Run the checks one after the other; one that fails, or takes longer than `limit_s`, is red and stops no other."""
-    return rows(context, checks, limit_s=limit_s)
+def examine(context: Context, checks: Sequence[Check] = CHECKS, *, limit_s: float = LIMIT_S) -> Iterator[CheckResult]:
+    """Run checks of a device one after the other; a check that raises or takes longer than `limit_s` is red."""
+    return run_checks(context, checks, limit_s=limit_s)
 
 
-def rows(context: _Seen, checks: Sequence[Callable[[_Seen], Finding]], *, limit_s: float = LIMIT_S) -> Iterator[Row]:
-    """As `examine`, for checks of something else than a device."""
+def run_checks(
+    context: _Context, checks: Sequence[Callable[[_Context], Finding]], *, limit_s: float = LIMIT_S
+) -> Iterator[CheckResult]:
+    """As `examine`, for checks with any kind of context."""
     for check in checks:
         started = time.monotonic()
-        found = _bounded(check, context, limit_s)
+        finding = _run_bounded(check, context, limit_s)
         seconds = round(time.monotonic() - started, 3)
-        yield Row(title(check), found.status, _plain(found.text), _plain(found.fix), seconds)
+        yield CheckResult(check_name(check), finding.status, _sanitise(finding.text), _sanitise(finding.fix), seconds)
 
 
-def title(check: Callable[..., Finding]) -> str:
-    """What a check is called."""
+def check_name(check: Callable[..., Finding]) -> str:
+    """Name of a check for display."""
     return check.__name__.replace("_", " ")
 
 
-def _bounded(check: Callable[[_Seen], Finding], context: _Seen, limit_s: float) -> Finding:
-    found: list[Finding] = []
+def _run_bounded(check: Callable[[_Context], Finding], context: _Context, limit_s: float) -> Finding:
+    findings: list[Finding] = []
 
     def work() -> None:
         try:
-            found.append(check(context))
+            findings.append(check(context))
         except EyasError as error:
-            found.append(red(str(error), "see the message"))
-        except Exception as error:  # a defect of one check must not hide what the others find
-            found.append(red(f"the check failed: {type(error).__name__}: {error}", "report this as a defect of Eyas"))
+            findings.append(red(str(error), "see the message"))
+        except Exception as error:  # a bug in one check must not hide the results of the others
+            findings.append(red(f"the check failed: {type(error).__name__}: {error}", "report this as a bug of Eyas"))
 
-    thread = threading.Thread(target=work, name=f"check-{title(check)}", daemon=True)
+    thread = threading.Thread(target=work, name=f"check-{check_name(check)}", daemon=True)
     thread.start()
     thread.join(limit_s)
-    return found[0] if found else red(f"no finding within {limit_s:g} s", "something that it reads hangs: see dmesg")
+    return (
+        findings[0] if findings else red(f"no result within {limit_s:g} s", "something that it reads hangs: see dmesg")
+    )
 
 
-def _plain(text: str) -> str:
+def _sanitise(text: str) -> str:
     text = re.sub(r"(//[^/@\s:]*):[^/@\s]*@", r"\1:***@", text)
     text = re.sub(r"[^\S ]+", " ", text)
-    return "".join(c if c.isprintable() else "?" for c in text)[:_LONGEST]
+    return "".join(c if c.isprintable() else "?" for c in text)[:_MAX_CHARS]

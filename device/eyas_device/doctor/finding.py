@@ -1,4 +1,4 @@
-"""What a check says, and what it may ask: everything that it reads of the machine can be replaced in a test."""
+"""Finding and context of a check: everything that a check reads from the machine can be replaced in a test."""
 
 from __future__ import annotations
 
@@ -13,44 +13,44 @@ from typing import Any, Literal
 
 import msgspec
 
-from eyas_device.board.reading import Runner, text
+from eyas_device.board.reading import CommandRunner, text
 from eyas_device.config import Config
 from eyas_device.support.processes import run_command, run_job
 
-Status = Literal["green", "yellow", "red", "grey"]
-"""green: well; yellow: works, but look at it; red: does not work; grey: not checked."""
+CheckStatus = Literal["green", "yellow", "red", "grey"]
+"""green: ok; yellow: works, with a warning; red: does not work; grey: not checked."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found, and how to fix it: one line each."""
+    """Result of one check, and how to fix what is wrong: one line each."""
 
-    status: Status
+    status: CheckStatus
     text: str
     fix: str = ""
 
 
 def green(text: str) -> Finding:
-    """All is well."""
+    """Finding without a problem."""
     return Finding("green", text)
 
 
 def yellow(text: str, fix: str) -> Finding:
-    """It works, but somebody should look at it."""
+    """Finding of something that works, with a warning."""
     return Finding("yellow", text, fix)
 
 
 def red(text: str, fix: str) -> Finding:
-    """It does not work."""
+    """Finding of something that does not work."""
     return Finding("red", text, fix)
 
 
 def grey(text: str, fix: str = "") -> Finding:
-    """Not checked."""
+    """Finding of something that was not checked."""
     return Finding("grey", text, fix)
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed package, None without it."""
+    """Version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -62,28 +62,28 @@ _run_job = partial(run_job, "eyas_device.doctor.jobs")
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What is examined, and through which eyes."""
+    """What is checked, and the functions through which the checks read the machine."""
 
     config: Config
-    """With what the command line said put over it."""
+    """Configuration with command-line overrides."""
     config_path: Path | None = None
-    """Where it was read from; None: the defaults."""
-    config_fault: str = ""
-    """Why the file was not read."""
+    """File that it was read from; None: the defaults."""
+    config_error: str = ""
+    """Why the file could not be read; empty if it could."""
     username: str = ""
     password: str = ""
-    """For the broker."""
+    """Credentials for the broker, instead of the configured ones."""
     root: Path = Path("/")
-    """Above `proc`, `sys`, `run` and `etc`."""
+    """Parent of `proc`, `sys`, `run` and `etc`."""
     now: Callable[[], float] = time.time
     uname: Callable[[], Any] = os.uname
     version: Callable[[str], str | None] = installed
-    """Of an installed package."""
+    """Version of an installed package."""
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
-    run: Runner = run_command
-    """Runs a command of the system."""
+    run: CommandRunner = run_command
+    """Runs a system command."""
     job: Callable[[str, Mapping[str, object], float], Any] = _run_job
-    """Runs one of `eyas_device.doctor.jobs.JOBS` where it may hang and crash."""
+    """Runs one of `eyas_device.doctor.jobs.JOBS` in a child process."""
 
     @property
     def state(self) -> Path:
@@ -91,5 +91,5 @@ class Context:
         return Path(self.config.device.state)
 
     def read(self, path: str) -> str | None:
-        """The text of a small file below `root`, None if it cannot be read."""
+        """The text of a small file below `root`; None if it cannot be read."""
         return text(self.root / path)

@@ -1,7 +1,7 @@
-"""The doctor's jobs that import libraries, run models and open cameras; each runs in a process of its own.
+"""Jobs of the doctor that import libraries, run models and open cameras, each in a child process.
 
-`run_job` starts `main`, which reads a job's arguments as JSON from standard input and writes `{"result": ...}` or
-`{"error": ..., "kind": ...}` to standard output. Arguments and results are plain JSON.
+`support.processes.run_job` starts `main`, which reads a job's arguments as JSON from standard input and writes
+`{"result": ...}` or `{"error": ..., "kind": ...}` to standard output.
 """
 
 from __future__ import annotations
@@ -21,68 +21,69 @@ if TYPE_CHECKING:
     from eyas_device.bundle import Bundle
 
 ROUNDS = 5
-_VIEWS = 12
+_VIEW_FRAMES = 12
 
 
 def libraries() -> dict[str, str]:
-    """Import what the agent needs: module -> version."""
+    """Import the libraries that the agent needs; returns module -> version."""
     names = ("numpy", "cv2", "msgspec", "paho.mqtt")
     return {name: str(getattr(importlib.import_module(name), "__version__", "")) for name in names}
 
 
 def runtime(*, name: str, bundle: str, state: str, threads: int) -> dict[str, Any]:
-    """Load a runtime and, if there is a bundle with something for it, answer a golden image with it.
+    """Load a runtime and, if a bundle has an artefact for it, run a golden image.
 
-    Returns `artefact` ("" if nothing was run) and `latency_ms`, the median of a few answers.
+    Returns `artefact` ("" if nothing was run) and `latency_ms`, the median of a few predictions.
     """
     from eyas_device.predict import Classifier
-    from eyas_device.runtimes import load, open_runtime, runs
+    from eyas_device.runtimes import artefact_runtime, load, open_runtime
 
     load(name)
-    opened = _bundle(bundle, state)
-    if opened is None or runs(name) not in opened.manifest.use:
+    opened = _open_bundle(bundle, state)
+    if opened is None or artefact_runtime(name) not in opened.manifest.use:
         return {"artefact": "", "latency_ms": None}
-    artefact = opened.artefact(runs(name))
+    artefact = opened.artefact(artefact_runtime(name))
     frame = opened.golden().frames[0]
     with Classifier(opened, open_runtime(opened, name, artefact.name, threads=threads), artefact) as classifier:
-        answers = [classifier.predict(frame) for _ in range(ROUNDS)]
-        latencies = sorted(answer.latency_ms for answer in answers)
+        latencies = sorted(classifier.predict(frame).latency_ms for _ in range(ROUNDS))
         return {"artefact": artefact.name, "latency_ms": latencies[ROUNDS // 2]}
 
 
 def golden(*, bundle: str, state: str, threads: int) -> dict[str, Any]:
-    """The golden check. Returns `bundle` (name, version and folder; "" without one) and `checked`, one row an artefact:
-    `artefact`, `status`, `max_dp`, `latency_ms` and `note`.
-    """
-    from eyas_device.updates.golden import check
+    """Run the golden check.
 
-    opened = _bundle(bundle, state)
+    Returns `bundle` (name, version and folder; "" without one) and `checked`, per artefact: `artefact`, `status`,
+    `max_dp`, `latency_ms` and `note`.
+    """
+    from eyas_device.updates.golden import check_bundle
+
+    opened = _open_bundle(bundle, state)
     if opened is None:
         return {"bundle": "", "checked": []}
-    rows = [
-        {key: getattr(row, key) for key in ("artefact", "status", "max_dp", "latency_ms", "note")}
-        for row in check(opened, threads=threads)
+    results = [
+        {key: getattr(result, key) for key in ("artefact", "status", "max_dp", "latency_ms", "note")}
+        for result in check_bundle(opened, threads=threads)
     ]
-    return {"bundle": f"{opened.manifest.name} {opened.manifest.version} in {opened.root}", "checked": rows}
+    return {"bundle": f"{opened.manifest.name} {opened.manifest.version} in {opened.root}", "checked": results}
 
 
 def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_level: float) -> dict[str, Any]:
-    """Open a source and take up to `frames` frames or `seconds`, whichever is first.
+    """Open a source and capture up to `frames` frames or for `seconds`, whichever ends first.
 
-    Returns `live`, `frames` (readable ones), `unreadable`, `fps` (None below two), `width`, `height`, `black` (no
-    pixel of any frame is above `black_level`) and `same` (all frames are the same, byte for byte). Raises `CameraError`
-    without any readable frame.
+    Returns `live`, `frames` (readable ones), `unreadable`, `fps` (None for less than two frames), `width`, `height`,
+    `black` (no pixel of any frame is above `black_level`) and `same` (all frames are identical, byte for byte). Raises
+    `CameraError` without any readable frame.
     """
     from eyas_device.camera import open_camera
     from eyas_device.errors import CameraError, ImageError
 
     unreadable, brightest, width, height = 0, 0, 0, 0
-    sums: list[int] = []
+    checksums: list[int] = []
     times: list[float] = []
     with open_camera(spec, timeout_s=timeout_s) as source:
         live = source.live
         deadline = time.monotonic() + seconds
-        while len(sums) + unreadable < frames and time.monotonic() < deadline:
+        while len(checksums) + unreadable < frames and time.monotonic() < deadline:
             try:
                 if (frame := source.capture()) is None:
                     break
@@ -92,60 +93,60 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
                 continue
             height, width = pixels.shape[:2]
             brightest = max(brightest, int(pixels.max()))
-            sums.append(zlib.crc32(frame.image if isinstance(frame.image, bytes) else frame.image.tobytes()))
+            checksums.append(zlib.crc32(frame.image if isinstance(frame.image, bytes) else frame.image.tobytes()))
             times.append(frame.captured)
-    if not sums:
-        raise CameraError(f"camera {spec}: it opened but delivered no image ({unreadable} unreadable)")
+    if not checksums:
+        raise CameraError(f"camera {spec}: it opened but delivered no readable frame ({unreadable} unreadable)")
     span = times[-1] - times[0]
     return {
         "live": live,
-        "frames": len(sums),
+        "frames": len(checksums),
         "unreadable": unreadable,
-        "fps": (len(sums) - 1) / span if span > 0 else None,
+        "fps": (len(checksums) - 1) / span if span > 0 else None,
         "width": width,
         "height": height,
         "black": brightest <= black_level,
-        "same": len(sums) > 1 and len(set(sums)) == 1,
+        "same": len(checksums) > 1 and len(set(checksums)) == 1,
     }
 
 
 def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float) -> dict[str, Any]:
-    """Whether the camera sees what the model was trained on.
+    """Judge whether the camera's images are in distribution.
 
-    Returns `judged` (in words; "" if the bundle or the camera cannot say) and `ood`.
+    Returns `judgement` (a sentence; "" if the bundle has no reference or there were too few frames) and `ood`.
     """
     from eyas_device.camera import open_camera
     from eyas_device.errors import ImageError
     from eyas_device.ood import OodJudge
 
-    opened = _bundle(bundle, state)
+    opened = _open_bundle(bundle, state)
     if opened is None or opened.manifest.reference is None:
-        return {"judged": "", "ood": False}
+        return {"judgement": "", "ood": False}
     detector = OodJudge(opened)
     with open_camera(spec, timeout_s=timeout_s) as source:
-        pause = seconds / _VIEWS if source.live else 0.0
+        pause = seconds / _VIEW_FRAMES if source.live else 0.0
         deadline = due = time.monotonic()
         deadline += seconds
-        looked = 0
-        while looked < _VIEWS and time.monotonic() < deadline:
+        count = 0
+        while count < _VIEW_FRAMES and time.monotonic() < deadline:
             try:
                 if (frame := source.capture()) is None:
                     break
                 if time.monotonic() < due:
-                    continue  # a live camera is emptied, so that the next look is at another moment
+                    continue  # drain a live camera, so that the frames are from different moments
                 detector.measure(frame.pixels(opened.manifest.preprocessing))
             except ImageError:
                 continue
-            looked += 1
+            count += 1
             due = time.monotonic() + pause
-    judged = detector.judgement()
-    if judged is None or not judged.enough:
-        return {"judged": "", "ood": False}
-    return {"judged": str(judged), "ood": judged.ood}
+    judgement = detector.judgement()
+    if judgement is None or not judgement.enough:
+        return {"judgement": "", "ood": False}
+    return {"judgement": str(judgement), "ood": judgement.ood}
 
 
-def _bundle(bundle: str, state: str) -> Bundle | None:
-    """The bundle that is named, else the one in the current slot, None without a good slot. Verified."""
+def _open_bundle(bundle: str, state: str) -> Bundle | None:
+    """Open the named bundle, else the one in the current slot; None without a good slot."""
     from eyas_device.bundle import Bundle
     from eyas_device.updates.slots import Slots
 
@@ -160,22 +161,21 @@ JOBS: dict[str, Callable[..., Any]] = {
     "camera": camera,
     "view": view,
 }
-"""Name -> function."""
+"""Job name -> function."""
 
 
 def main(arguments: list[str], jobs: Mapping[str, Callable[..., Any]] = JOBS) -> None:
-    """Run one of the jobs and write its result; what its libraries print goes to standard error.
+    """Run one job and write its result; other output of its libraries goes to standard error.
 
-    `arguments` are the job's name and the seconds after which the process ends itself, also when the one that started
-    it is gone.
+    `arguments` are the job's name and the seconds after which the process ends itself, even if its parent is gone.
     """
     job, seconds = arguments
     signal.alarm(int(seconds))
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        answer: dict[str, Any] = {"result": jobs[job](**json.load(sys.stdin))}
-    except Exception as error:  # whatever it is, it is the finding
-        answer = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
+        reply: dict[str, Any] = {"result": jobs[job](**json.load(sys.stdin))}
+    except Exception as error:  # any error is the finding
+        reply = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
     with out:
-        json.dump(answer, out)
+        json.dump(reply, out)

@@ -1,4 +1,4 @@
-"""What only trying tells: runtimes answer, the bundle answers as it should, the camera delivers, the broker lets in."""
+"""Checks that try things out: runtimes, golden check, camera, view, broker."""
 
 from __future__ import annotations
 
@@ -27,136 +27,141 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
     "onnx-cuda": ("onnxruntime-gpu",),
     "onnx-tensorrt": ("onnxruntime-gpu",),
 }
-"""Runtime -> the packages of which one has to be installed."""
+"""Runtime -> packages, one of which must be installed."""
 _CAMERA_ERRORS = ("CameraError", "CameraLost", "CameraSpecError")
 """Names of errors whose message names the camera."""
 _MODEL_S = 50.0
-_FRAMES, _CAMERA_S, _OPEN_MOST_S = 30, 8.0, 15.0
+_FRAMES, _CAMERA_S, _MAX_OPEN_S = 30, 8.0, 15.0
 _SLOW_FPS = 1.0
 _VIEW_S = 4.0
 _TCP_S, _CONNACK_S = 5.0, 10.0
 
 
 def runtime(name: str) -> Callable[[Context], Finding]:
-    """The check that one runtime, if it is installed, answers an image."""
+    """Create the check that one runtime, if installed, can run an image."""
 
     def check(context: Context) -> Finding:
         package = next((p for p in PACKAGES[name] if context.version(p) is not None), None)
         if package is None:
             return grey("not installed")
-        shown, model = f"{package} {context.version(package)}", context.config.model
-        arguments = {"name": name, "threads": model.threads, **_where(context)}
+        label, model = f"{package} {context.version(package)}", context.config.model
+        arguments = {"name": name, "threads": model.threads, **_bundle_arguments(context)}
         try:
-            done = context.job("runtime", arguments, _MODEL_S)
+            result = context.job("runtime", arguments, _MODEL_S)
         except JobError as error:
             fix = f"reinstall {package}, or see the check `conflicts`"
-            used = model.runtime in ("", name)
-            return red(f"{shown}: {error}", fix) if used else yellow(f"{shown}, not used: {error}", fix)
-        if not done["artefact"]:
-            return green(f"{shown}, can be imported; there is no model for it to run")
-        return green(f"{shown}, {done['artefact']}, {done['latency_ms']:.2f} ms an image")
+            in_use = model.runtime in ("", name)
+            return red(f"{label}: {error}", fix) if in_use else yellow(f"{label}, not used: {error}", fix)
+        if not result["artefact"]:
+            return green(f"{label}, can be imported; the bundle has no model for it")
+        return green(f"{label}, {result['artefact']}, {result['latency_ms']:.2f} ms per image")
 
     check.__name__ = name.replace("-", "_")
     return check
 
 
 def golden(context: Context) -> Finding:
-    """Whether the bundle answers here as it did on the workstation."""
+    """Check that the bundle passes its golden check here."""
     try:
-        done = context.job("golden", {"threads": context.config.model.threads, **_where(context)}, _MODEL_S)
+        result = context.job(
+            "golden", {"threads": context.config.model.threads, **_bundle_arguments(context)}, _MODEL_S
+        )
     except JobError as error:
-        return red(str(error), "eyas-device install BUNDLE, with a bundle that `eyas-device check` accepts")
-    if not done["bundle"]:
-        text, fix = f"no good slot below {context.state}", "eyas-device install BUNDLE, or give --bundle"
+        return red(str(error), "eyas-device install BUNDLE, with a bundle that passes `eyas-device check`")
+    if not result["bundle"]:
+        text, fix = f"no good slot below {context.state}", "eyas-device install BUNDLE, or use --bundle"
         return grey(text, fix) if context.config_path is None else red(text, fix)
-    checked = [row for row in done["checked"] if row["status"] != "not checked"]
+    checked = [row for row in result["checked"] if row["status"] != "not checked"]
     failed = [row for row in checked if row["status"] == "failed"]
     if failed:
-        told = ", ".join(f"{row['artefact']} ({row['note']})" for row in failed)
-        return red(f"{done['bundle']}: {told}", "do not use it here; pack it again on the workstation")
+        reasons = ", ".join(f"{row['artefact']} ({row['note']})" for row in failed)
+        return red(f"{result['bundle']}: {reasons}", "do not use it here; pack it again on the workstation")
     worst = max(row["max_dp"] for row in checked)
     names = ", ".join(row["artefact"] for row in checked)
-    return green(f"{done['bundle']}: {names}; a probability differs by {worst:.4f} at most")
+    return green(f"{result['bundle']}: {names}; a probability differs by {worst:.4f} at most")
 
 
 def camera(context: Context) -> Finding:
-    """Whether the camera opens and delivers images that show something."""
-    wanted = context.config.camera
-    if not wanted.source:
-        return grey("no camera is configured", "give --camera, or set camera.source")
-    timeout_s = min(wanted.timeout_s, _OPEN_MOST_S)
+    """Check that the camera opens and delivers usable images."""
+    settings = context.config.camera
+    if not settings.source:
+        return grey("no camera is configured", "use --camera, or set camera.source")
+    timeout_s = min(settings.timeout_s, _MAX_OPEN_S)
     arguments = {
-        "spec": wanted.source,
+        "spec": settings.source,
         "timeout_s": timeout_s,
         "frames": _FRAMES,
         "seconds": _CAMERA_S,
-        "black_level": wanted.black_level,
+        "black_level": settings.black_level,
     }
     try:
-        seen = context.job("camera", arguments, 2 * timeout_s + 2 * _CAMERA_S)
+        result = context.job("camera", arguments, 2 * timeout_s + 2 * _CAMERA_S)
     except JobError as error:
-        text = str(error) if error.kind in _CAMERA_ERRORS else f"camera {wanted.source}: {error}"
+        text = str(error) if error.kind in _CAMERA_ERRORS else f"camera {settings.source}: {error}"
         if error.kind == "CameraSpecError":
             return red(text, "name the camera as `eyas-device run --help` shows")
         if service_is_active(context):
-            fix = "the running service may hold it: systemctl stop eyas-device, then ask the doctor again"
+            fix = "the running service may use it: systemctl stop eyas-device, then run the doctor again"
             return yellow(text, fix)
-        return red(text, "look at its cable, its address and who else uses it")
-    rate = f"{seen['fps']:.1f} fps" if seen["live"] and seen["fps"] else "as fast as it is read"
-    text = f"{wanted.source}: {seen['frames']} frames of {seen['width']} x {seen['height']}, {rate}"
-    if seen["unreadable"]:
-        return yellow(f"{text}, {seen['unreadable']} unreadable", "a bad cable or link; a lower resolution may help")
-    if seen["black"]:
-        return yellow(f"{text}, black", "look at lens cap, light and exposure")
-    if seen["same"] and seen["live"] and wanted.frozen_s:
-        return red(f"{text}, all the same byte for byte: frozen", "restart the camera; camera.frozen_s = 0 allows it")
-    if seen["live"] and seen["fps"] is not None and seen["fps"] < _SLOW_FPS:
-        return yellow(f"{text}: slow", "more light shortens the exposure; try a lower resolution")
+        return red(text, "check its cable, its address and whether another program uses it")
+    rate = f"{result['fps']:.1f} fps" if result["live"] and result["fps"] else "as fast as it is read"
+    text = f"{settings.source}: {result['frames']} frames of {result['width']} x {result['height']}, {rate}"
+    if result["unreadable"]:
+        return yellow(f"{text}, {result['unreadable']} unreadable", "a bad cable or link; a lower resolution may help")
+    if result["black"]:
+        return yellow(f"{text}, black", "check lens cap, light and exposure")
+    if result["same"] and result["live"] and settings.frozen_s:
+        return red(f"{text}, all identical: frozen", "restart the camera; camera.frozen_s = 0 allows it")
+    if result["live"] and result["fps"] is not None and result["fps"] < _SLOW_FPS:
+        return yellow(f"{text}: slow", "more light shortens the exposure; or try a lower resolution")
     return green(text)
 
 
 def view(context: Context) -> Finding:
-    """Whether the camera sees what the model was trained on."""
-    wanted = context.config.camera
-    if not wanted.source:
-        return grey("no camera is configured", "give --camera, or set camera.source")
-    timeout_s = min(wanted.timeout_s, _OPEN_MOST_S)
-    arguments = {"spec": wanted.source, "timeout_s": timeout_s, "seconds": _VIEW_S, **_where(context)}
+    """Check that the camera's images are in distribution."""
+    settings = context.config.camera
+    if not settings.source:
+        return grey("no camera is configured", "use --camera, or set camera.source")
+    timeout_s = min(settings.timeout_s, _MAX_OPEN_S)
+    arguments = {"spec": settings.source, "timeout_s": timeout_s, "seconds": _VIEW_S, **_bundle_arguments(context)}
     try:
-        seen = context.job("view", arguments, 2 * timeout_s + 2 * _VIEW_S)
+        result = context.job("view", arguments, 2 * timeout_s + 2 * _VIEW_S)
     except JobError as error:
         return grey(f"not judged: {error}", "see the checks `camera` and `golden`")
-    if not seen["judged"]:
+    if not result["judgement"]:
         return grey("not judged: no bundle with a reference, or too few images")
-    if seen["ood"]:
-        return yellow(seen["judged"], "eyas-device snapshot shows what the camera and the model see")
-    return green(seen["judged"])
+    if result["ood"]:
+        return yellow(result["judgement"], "eyas-device snapshot shows what the camera and the model see")
+    return green(result["judgement"])
 
 
 def broker(context: Context) -> Finding:
-    """Whether the broker can be reached and lets this device in."""
+    """Check that the broker can be reached and accepts this device."""
     if not context.config.telemetry.broker:
-        return grey("no broker is configured", "give --mqtt, or set telemetry.broker")
+        return grey("no broker is configured", "use --mqtt, or set telemetry.broker")
     host, port = parse_broker(context.config.telemetry.broker)
-    where = f"{host}:{port}"
+    address = f"{host}:{port}"
     try:
         socket.create_connection((host, port), timeout=_TCP_S).close()
     except socket.gaierror as error:
-        return red(f"{where}: the name is not known ({error})", "look at the name and at the device's DNS")
+        return red(f"{address}: unknown host name ({error})", "check the name and the device's DNS")
     except ConnectionRefusedError:
-        return red(f"{where}: nothing listens there", "start the broker; look at its port and listener address")
+        return red(f"{address}: nothing listens there", "start the broker; check its port and listener address")
     except TimeoutError:
-        return red(f"{where}: no answer within {_TCP_S:g} s", "a firewall or a wrong address: ask who runs the network")
+        return red(
+            f"{address}: no answer within {_TCP_S:g} s",
+            "a firewall or a wrong address: ask the network's administrator",
+        )
     except OSError as error:
-        return red(f"{where}: {error.strerror or error}", "look at the device's network: ip route")
-    return _shake_hands(context, host, port)
+        return red(f"{address}: {error.strerror or error}", "check the device's network: ip route")
+    return _mqtt_handshake(context, host, port)
 
 
-def _shake_hands(context: Context, host: str, port: int) -> Finding:
-    """Connect with MQTT 5, else 3.1.1, as a client of its own, so that the running service keeps its session."""
+def _mqtt_handshake(context: Context, host: str, port: int) -> Finding:
+    """Connect with MQTT 5, else 3.1.1, as a separate client, so that the running service keeps its session."""
     from eyas_device.telemetry.mqtt_client import Connector, Session
 
-    where = f"{host}:{port}"
+    address = f"{host}:{port}"
     section = context.config.telemetry
     user = context.username or section.user or ("this certificate" if section.certificate else "anybody")
     session = Session(client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", keepalive_s=int(_CONNACK_S))
@@ -165,20 +170,18 @@ def _shake_hands(context: Context, host: str, port: int) -> Finding:
     if reason is not None and reason.is_failure and connector.switch_if_unsupported(reason):
         reason = _connect(context, connector)
         if reason is not None and not reason.is_failure:
-            return yellow(f"{where}: lets {user} in with MQTT 3.1.1 only", "a broker with MQTT 5 tells why it refuses")
+            return yellow(f"{address}: accepts {user} with MQTT 3.1.1 only", "a broker with MQTT 5 reports why it refuses")
     if reason is None:
-        return red(
-            f"{where}: something listens but does not answer as an MQTT broker", "look at the port: TLS, HTTP, a proxy?"
-        )
+        return red(f"{address}: something listens but is not an MQTT broker", "check the port: TLS, HTTP, a proxy?")
     if reason.is_failure:
         return red(
-            f"{where}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reason}",
-            "look at user, password and the broker's access list",
+            f"{address}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reason}",
+            "check user, password and the broker's access list",
         )
-    return green(f"{where}: lets {user} in; {_PROMISES[section.delivery]}")
+    return green(f"{address}: accepts {user}; {_DELIVERY[section.delivery]}")
 
 
-_PROMISES = {
+_DELIVERY = {
     "collector": "messages are kept here until a collector has stored them",
     "broker": "messages are kept here until the broker has them, which may then lose them (telemetry.delivery)",
 }
@@ -209,5 +212,5 @@ def _connect(context: Context, connector: Connector) -> ReasonCode | None:
     return reasons[0] if reasons else None
 
 
-def _where(context: Context) -> dict[str, str]:
+def _bundle_arguments(context: Context) -> dict[str, str]:
     return {"bundle": context.config.model.bundle, "state": str(context.state)}

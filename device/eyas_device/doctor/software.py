@@ -1,4 +1,4 @@
-"""The system, Python, and the libraries with their known conflicts."""
+"""Checks of configuration, system, Python and libraries."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import sys
 from collections.abc import Iterator
 
 from eyas_device.config import CONFIG, EXAMPLE
-from eyas_device.doctor.finding import Context, Finding, Status, green, grey, red, yellow
+from eyas_device.doctor.finding import CheckStatus, Context, Finding, green, grey, red, yellow
 from eyas_device.support.processes import JobError
 from eyas_device.support.versions import version_numbers
 
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 ONNX = ("onnxruntime", "onnxruntime-gpu")
 _PYTHON = ((3, 10), (3, 13))
-"""Oldest and newest that is tested."""
+"""Oldest and newest tested version."""
 _GLIBC = (2, 28)
-"""What the wheels of OpenCV and the runtimes are built for (manylinux_2_28)."""
+"""Oldest glibc of the wheels of OpenCV and the runtimes (manylinux_2_28)."""
 _MACHINES = ("x86_64", "aarch64")
 _IMPORT_S = 40.0
 
 
 def configuration(context: Context) -> Finding:
-    """Whether the configuration file is right."""
-    if context.config_fault:
-        lines = [line.strip() for line in context.config_fault.splitlines()]
+    """Check the configuration file."""
+    if context.config_error:
+        lines = [line.strip() for line in context.config_error.splitlines()]
         return red(f"{lines[0]} {'; '.join(lines[1:])}".strip(), f"correct it; {EXAMPLE} explains every key")
     if context.config_path is None:
         return grey("no configuration file: the defaults", f"copy {EXAMPLE} to {CONFIG}")
@@ -34,53 +34,51 @@ def configuration(context: Context) -> Finding:
 
 
 def operating_system(context: Context) -> Finding:
-    """Which system and kernel this is."""
+    """Check that the system is Linux."""
     uname = context.uname()
     release = context.read("etc/os-release") or ""
     name = next((line[12:].strip("\"' ") for line in release.splitlines() if line.startswith("PRETTY_NAME=")), "")
     text = f"{name or 'unknown distribution'}, {uname.sysname} {uname.release}"
-    return green(text) if uname.sysname == "Linux" else red(text, "a camera runs Linux")
+    return green(text) if uname.sysname == "Linux" else red(text, "Linux is needed")
 
 
 def python(context: Context) -> Finding:
-    """Whether this Python is one that is tested."""
+    """Check that this Python version is tested."""
     return tested_python(*_PYTHON)
 
 
 def tested_python(oldest: tuple[int, int], newest: tuple[int, int]) -> Finding:
-    """Whether this Python lies between two versions (major, minor)."""
+    """Finding about this Python, tested from `oldest` to `newest` (major, minor)."""
     text = f"{platform.python_version()}, {sys.executable}"
     if oldest <= sys.version_info[:2] <= newest:
         return green(text)
-    return yellow(f"{text}: not one that is tested", f"Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}")
+    return yellow(f"{text}: not a tested version", f"use Python {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}")
 
 
 def userland(context: Context) -> Finding:
-    """Whether kernel and Python are both 64-bit, on a processor that has wheels."""
+    """Check that kernel and Python are 64-bit, on a processor for which there are wheels."""
     machine, bits = context.uname().machine, 8 * struct.calcsize("P")
     if bits != 64:
-        return red(f"{bits}-bit Python, kernel for {machine}", "install the 64-bit system: 32-bit is not served")
+        return red(f"{bits}-bit Python, kernel for {machine}", "install a 64-bit system: 32-bit is not supported")
     if machine not in _MACHINES:
         return red(f"processor {machine}", f"the runtimes have wheels for {' and '.join(_MACHINES)}")
     return green(f"64-bit, {machine}")
 
 
 def c_library(context: Context) -> Finding:
-    """Whether the C library is a glibc that the wheels run on."""
+    """Check that the C library is a glibc on which the wheels run."""
     needed = f"glibc {'.'.join(map(str, _GLIBC))} or newer"
     try:
-        found = os.confstr("CS_GNU_LIBC_VERSION") or ""
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (ValueError, OSError):
-        found = ""
-    if not found.startswith("glibc "):
-        return red(f"not glibc ({found or 'unknown'})", f"{needed} is needed; musl is not served")
-    return (
-        green(found) if version_numbers(found[6:]) >= _GLIBC else red(found, f"{needed} is needed: update the system")
-    )
+        libc = ""
+    if not libc.startswith("glibc "):
+        return red(f"not glibc ({libc or 'unknown'})", f"{needed} is needed; musl is not supported")
+    return green(libc) if version_numbers(libc[6:]) >= _GLIBC else red(libc, f"{needed} is needed: update the system")
 
 
 def libraries(context: Context) -> Finding:
-    """Whether what the agent needs can really be imported, and which versions these are."""
+    """Check that the libraries of the agent can be imported; names their versions."""
     try:
         versions = context.job("libraries", {}, _IMPORT_S)
     except JobError as error:
@@ -89,17 +87,17 @@ def libraries(context: Context) -> Finding:
 
 
 def conflicts(context: Context) -> Finding:
-    """Whether packages are installed that do not work with each other."""
-    found = list(_conflicts(context))
-    if not found:
-        return green("none that are known")
-    worst: Status = "red" if any(status == "red" for status, _, _ in found) else "yellow"
-    fixes = dict.fromkeys(fix for _, _, fix in found)
-    return Finding(worst, "; ".join(text for _, text, _ in found), "; ".join(fixes))
+    """Check that no packages are installed that conflict with each other."""
+    conflicts = list(_conflicts(context))
+    if not conflicts:
+        return green("no known conflicts")
+    worst: CheckStatus = "red" if any(status == "red" for status, _, _ in conflicts) else "yellow"
+    fixes = dict.fromkeys(fix for _, _, fix in conflicts)
+    return Finding(worst, "; ".join(text for _, text, _ in conflicts), "; ".join(fixes))
 
 
-def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
-    """Status, what conflicts, and the fix."""
+def _conflicts(context: Context) -> Iterator[tuple[CheckStatus, str, str]]:
+    """Status, description and fix of each conflict."""
 
     def version(package: str) -> tuple[int, ...]:
         return version_numbers(context.version(package) or "")
@@ -108,20 +106,20 @@ def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
         return context.version(package) is not None
 
     numpy = version("numpy")
-    two = numpy >= (2,)
-    said = f"numpy {context.version('numpy')}"
-    if has("tflite-runtime") and two:  # built against numpy 1; its metadata does not say so
-        text = f"tflite-runtime {context.version('tflite-runtime')} cannot be imported with {said}"
+    numpy2 = numpy >= (2,)
+    shown = f"numpy {context.version('numpy')}"
+    if has("tflite-runtime") and numpy2:  # built against numpy 1; its metadata does not say so
+        text = f"tflite-runtime {context.version('tflite-runtime')} cannot be imported with {shown}"
         yield "red", text, "pip install 'numpy<2' 'opencv-python-headless<4.12', or remove tflite-runtime"
     opencvs = [package for package in OPENCV if has(package)]
     for package in opencvs:
-        text = f"{package} {context.version(package)} does not work with {said}"
-        if version(package) >= (5,) and has("numpy") and not two:
+        text = f"{package} {context.version(package)} does not work with {shown}"
+        if version(package) >= (5,) and has("numpy") and not numpy2:
             yield "red", text, f"pip install '{package}<4.12' (it takes numpy 1), or numpy 2"
-        if version(package) < (4, 10) and two:
+        if version(package) < (4, 10) and numpy2:
             yield "red", text, f"pip install '{package}>=4.10'"
         if version(package) >= (5,) and context.uname().machine == "aarch64":
-            text = f"{package} {context.version(package)} for aarch64 shrinks images otherwise than the workstation"
+            text = f"{package} {context.version(package)} for aarch64 resizes images differently from the workstation"
             yield "yellow", text, f"pip install '{package}>=4.10,<5'"
     if len(opencvs) > 1:
         text = f"{' and '.join(opencvs)} overwrite each other's files"
@@ -130,6 +128,6 @@ def _conflicts(context: Context) -> Iterator[tuple[Status, str, str]]:
         text = f"{' and '.join(ONNX)} overwrite each other's files"
         yield "yellow", text, f"pip uninstall {' '.join(ONNX)}, then install one of them"
     for package in ONNX:
-        if has(package) and version(package) < (1, 19) and two:
-            text = f"{package} {context.version(package)} does not work with {said}"
+        if has(package) and version(package) < (1, 19) and numpy2:
+            text = f"{package} {context.version(package)} does not work with {shown}"
             yield "red", text, f"pip install '{package}>=1.19', or numpy 1"

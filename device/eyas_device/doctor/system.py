@@ -1,4 +1,4 @@
-"""The machine: clock, disk, heat, processor, memory, limits and the service."""
+"""Checks of the machine: clock, disk, temperature, processor, memory, limits and service."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ UNIT = "eyas-device.service"
 _DAY_S = 86400.0
 _MB = 1e6
 DISK_MB = (100.0, 500.0)
-"""Free space below the first is red, below the second yellow: an update needs a second bundle, the spool some room."""
+"""Free space: below the first red, below the second yellow. An update needs a second bundle, the spool some space."""
 MEMORY_MB = (64.0, 200.0)
-"""Available memory; the agent with LiteRT and OpenCV takes about 150 MB."""
+"""Available memory: below the first red, below the second yellow. The agent with LiteRT and OpenCV takes 150 MB."""
 HOT_C = (85.0, 75.0)
-"""A Raspberry Pi slows down from 80 °C and harder at 85 °C."""
+"""From the first on red, from the second on yellow: a Raspberry Pi throttles from 80 °C, more at 85 °C."""
 PRESSURE = 40.0
-"""Per cent of the last minute in which something waited for the processor."""
+"""Percentage of the last minute in which a process waited for a core."""
 DESCRIPTORS = 256
 _COMMAND_S = 5.0
 _UNSYNC = 0x40  # STA_UNSYNC of adjtimex(2)
@@ -33,87 +33,87 @@ _TIME_ERROR = 5
 
 
 def clock(context: Context) -> Finding:
-    """Whether the clock can be right, and whether something keeps it right."""
+    """Check that the clock is plausible and synchronised."""
     now = context.now()
-    shown = _date(now)
-    fix = "set it: timedatectl set-ntp true; behind a closed network, name a time server in timesyncd.conf"
+    date = _date(now)
+    fix = "set it: timedatectl set-ntp true; in a closed network, set a time server in timesyncd.conf"
     if not is_plausible(now):
-        return red(f"{shown}: this cannot be; telemetry and certificates need the date", fix)
+        return red(f"{date}: impossible; telemetry and certificates need the date", fix)
     installed_at = Path(__file__).stat().st_mtime
     if now < installed_at - _DAY_S:
-        return yellow(f"{shown}: before the agent was installed ({_date(installed_at)})", fix)
-    if (context.root / "run/systemd/timesync/synchronized").exists() or _kernel_says_synchronised():
-        return green(f"{shown}, synchronised")
-    return yellow(f"{shown}, not synchronised", fix)
+        return yellow(f"{date}: before the agent was installed ({_date(installed_at)})", fix)
+    if (context.root / "run/systemd/timesync/synchronized").exists() or _is_kernel_clock_synchronised():
+        return green(f"{date}, synchronised")
+    return yellow(f"{date}, not synchronised", fix)
 
 
 def disk(context: Context) -> Finding:
-    """Whether the state folder can be written and has room."""
+    """Check that the state folder is writable and has free space."""
     folder = _existing(context.state)
-    missing = "" if folder == context.state else f" (the folder does not exist yet; room in {folder})"
+    missing = "" if folder == context.state else f" (the folder does not exist yet; space in {folder})"
     free = _free(context, folder)
     text = f"{context.state}: {free:.0f} MB free{missing}"
-    fix = "free some room; journalctl --vacuum-size=50M and old packages are often the most"
+    fix = "free some space: journalctl --vacuum-size=50M, apt-get clean"
     if free < DISK_MB[0]:
         return red(text, fix)
-    if not missing and (fault := _write_fault(context.state)) is not None:
-        if fault.errno in (errno.EACCES, errno.EPERM):
+    if not missing and (error := _write_error(context.state)) is not None:
+        if error.errno in (errno.EACCES, errno.EPERM):
             return yellow(f"{text}, not writable for this user", "run the doctor as root or as the service's user")
-        return red(f"{text}, cannot be written: {fault.strerror}", "a read-only card is often a dying one: replace it")
+        return red(f"{text}, cannot be written: {error.strerror}", "a read-only card is often a dying one: replace it")
     if free < DISK_MB[1]:
         return yellow(text, fix)
     return green(text)
 
 
 def inodes(context: Context) -> Finding:
-    """Whether the state folder's file system can hold more files."""
-    found = context.statvfs(_existing(context.state))
-    if found.f_files == 0:
+    """Check that the state folder's file system can hold more files."""
+    filesystem = context.statvfs(_existing(context.state))
+    if filesystem.f_files == 0:
         return green("no limit on this file system")
-    share = 100 * found.f_favail / found.f_files
-    text = f"{found.f_favail} free ({share:.0f} %)"
+    percent = 100 * filesystem.f_favail / filesystem.f_files
+    text = f"{filesystem.f_favail} free ({percent:.0f} %)"
     fix = "many small files fill the file system: find / -xdev -type d -size +1M"
-    if found.f_favail < 1000:
+    if filesystem.f_favail < 1000:
         return red(text, fix)
-    return yellow(text, fix) if share < 5 else green(text)
+    return yellow(text, fix) if percent < 5 else green(text)
 
 
 def temperature(context: Context) -> Finding:
-    """Whether the processor is too hot, or was slowed down."""
+    """Check that the processor is not too hot and has not been throttled."""
     vitals = read_vitals(context.root, run=context.run)
     celsius = vitals.temperature_c or max(vitals.temperatures_c.values(), default=None)
     throttle = vitals.throttle or Throttle()
-    before = [what for what in throttle.since_boot if what not in throttle.now]
+    before = [cause for cause in throttle.since_boot if cause not in throttle.now]
     parts = [] if celsius is None else [f"{celsius:.0f} °C"]
     parts += [f"now {', '.join(throttle.now)}"] * bool(throttle.now)
-    parts += [f"since the start {', '.join(before)}"] * bool(before)
+    parts += [f"since boot {', '.join(before)}"] * bool(before)
     if not parts:
         return grey("no sensor")
-    weak = "under-voltage" in (*throttle.now, *before)
-    fix = "a stronger power supply" if weak else "a heat sink, a fan or a lower loop.duty"
+    undervoltage = "under-voltage" in (*throttle.now, *before)
+    fix = "a stronger power supply" if undervoltage else "a heat sink, a fan or a lower loop.duty"
     if (celsius or 0) >= HOT_C[0] or throttle.now:
         return red("; ".join(parts), fix)
     return yellow("; ".join(parts), fix) if (celsius or 0) >= HOT_C[1] or before else green("; ".join(parts))
 
 
 def processor(context: Context) -> Finding:
-    """Whether other work keeps the processor from the camera."""
+    """Check that other processes leave the processor to the agent."""
     cores, pressure = os.cpu_count() or 1, read_pressure(context.root)
     if pressure is None:
-        return grey(f"{cores} cores; the kernel does not tell its pressure", "start the kernel with psi=1")
+        return grey(f"{cores} cores; the kernel does not report CPU pressure", "boot with psi=1")
     text = f"{cores} cores, pressure {pressure.avg60:.0f} % of the last minute"
     return green(text) if pressure.avg60 < PRESSURE else yellow(text, "see what else runs: top")
 
 
 def memory(context: Context) -> Finding:
-    """Whether there is memory for the model."""
+    """Check that there is memory for the model."""
     lines = (context.read("proc/meminfo") or "").splitlines()
-    told = next(
+    match = next(
         (re.fullmatch(r"MemAvailable:\s+(\d{1,15}) kB", line, re.ASCII) for line in lines if "Avail" in line), None
     )
-    if told is None:
-        return grey("the kernel does not tell")
-    available = int(told[1]) * 1024 / _MB
+    if match is None:
+        return grey("the kernel does not report it")
+    available = int(match[1]) * 1024 / _MB
     text, fix = f"{available:.0f} MB available", "see what else runs, or use a smaller model"
     if available < MEMORY_MB[0]:
         return red(text, fix)
@@ -121,7 +121,7 @@ def memory(context: Context) -> Finding:
 
 
 def descriptors(context: Context) -> Finding:
-    """Whether the process may open enough files."""
+    """Check that the process may open enough files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     unlimited = limit == resource.RLIM_INFINITY
     text = f"{'any number of' if unlimited else limit} open files"
@@ -129,49 +129,51 @@ def descriptors(context: Context) -> Finding:
 
 
 def service(context: Context) -> Finding:
-    """Whether the service is installed, runs, and starts with the machine."""
+    """Check that the service is installed, running and enabled."""
     if not (context.root / "run/systemd/system").is_dir():
-        return grey("systemd does not run here")
+        return grey("systemd is not running")
     names = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts")
-    told = context.run(["systemctl", "show", UNIT, *(f"--property={name}" for name in names)], _COMMAND_S)
-    if told is None:
-        return yellow("systemctl does not answer", "see `systemctl status`")
-    state = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
+    output = context.run(["systemctl", "show", UNIT, *(f"--property={name}" for name in names)], _COMMAND_S)
+    if output is None:
+        return yellow("systemctl fails", "see `systemctl status`")
+    state = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
     if state.get("LoadState") != "loaded":
         text, fix = f"{UNIT} is not installed", f"copy device/{UNIT} to /etc/systemd/system"
         return yellow(text, fix) if context.config_path is None else red(text, fix)
     active, enabled = state.get("ActiveState", ""), state.get("UnitFileState", "")
     text = f"{active} ({state.get('SubState', '')}), {enabled or 'not enabled'}, {state.get('NRestarts', '0')} restarts"
     if active == "activating":
-        return yellow(f"{text}: no frame was answered yet", f"journalctl -u {UNIT} -n 20 says what it waits for")
+        return yellow(
+            f"{text}: no frame has been classified yet", f"journalctl -u {UNIT} -n 20 shows what it waits for"
+        )
     if active != "active":
-        return red(text, f"systemctl start {UNIT}; journalctl -u {UNIT} -n 20 says why it stopped")
+        return red(text, f"systemctl start {UNIT}; journalctl -u {UNIT} -n 20 shows why it stopped")
     if enabled != "enabled":
-        return yellow(f"{text}: it will not start with the machine", f"systemctl enable {UNIT}")
+        return yellow(f"{text}: it will not start at boot", f"systemctl enable {UNIT}")
     return green(text)
 
 
 def service_is_active(context: Context) -> bool:
-    """Whether the service runs, and so may hold the camera."""
+    """Whether the service is running, and so may use the camera."""
     return context.run(["systemctl", "is-active", "--quiet", UNIT], _COMMAND_S) is not None
 
 
 class _Timex(ctypes.Structure):
-    """The head of `struct timex` of adjtimex(2), and room for its tail."""
+    """The first fields of `struct timex` of adjtimex(2), and space for the others."""
 
     _fields_ = (
         ("modes", ctypes.c_uint),
         ("offset", ctypes.c_long),
         ("frequency", ctypes.c_long),
-        ("most_error", ctypes.c_long),
+        ("max_error", ctypes.c_long),
         ("estimated_error", ctypes.c_long),
         ("status", ctypes.c_int),
         ("tail", ctypes.c_char * 256),
     )
 
 
-def _kernel_says_synchronised() -> bool:
-    """Whether an NTP or PTP client keeps the kernel's clock (adjtimex with nothing to set)."""
+def _is_kernel_clock_synchronised() -> bool:
+    """Whether an NTP or PTP client keeps the kernel's clock synchronised (adjtimex without a change)."""
     timex = _Timex()
     try:
         state = ctypes.CDLL(None).adjtimex(ctypes.byref(timex))
@@ -181,17 +183,17 @@ def _kernel_says_synchronised() -> bool:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return next((place for place in (folder, *folder.parents) if place.is_dir()), Path("/"))
+    """The folder, or its nearest existing parent."""
+    return next((path for path in (folder, *folder.parents) if path.is_dir()), Path("/"))
 
 
 def _free(context: Context, folder: Path) -> float:
-    found = context.statvfs(folder)
-    return found.f_bavail * found.f_frsize / _MB
+    filesystem = context.statvfs(folder)
+    return filesystem.f_bavail * filesystem.f_frsize / _MB
 
 
-def _write_fault(folder: Path) -> OSError | None:
-    """Why a file cannot be written and synced there; None if it can."""
+def _write_error(folder: Path) -> OSError | None:
+    """The error of writing and syncing a file in `folder`; None if it works."""
     try:
         with tempfile.TemporaryFile(dir=folder) as stream:
             stream.write(b"eyas")

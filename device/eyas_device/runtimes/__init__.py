@@ -1,4 +1,4 @@
-"""Inference runtimes behind one small protocol; each is imported only when a bundle is run with it."""
+"""Inference runtimes behind one small protocol; each is imported only when it is used."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ RUNTIMES = {
 }
 """Name -> class; also the order of preference."""
 
-_RUNS: dict[str, RuntimeName] = {"tflite": "litert", "onnx-cuda": "onnx", "onnx-tensorrt": "onnx"}
-"""Runtime -> whose artefacts it runs, where that is not its own name."""
+_ARTEFACT_RUNTIMES: dict[str, RuntimeName] = {"tflite": "litert", "onnx-cuda": "onnx", "onnx-tensorrt": "onnx"}
+"""Runtime -> the `Artefact.runtime` that it runs, where that is not its own name."""
 
 _INSTALL = {
     "litert": "pip install eyas-device",
@@ -43,24 +43,24 @@ _INSTALL = {
 
 
 class Runtime(Protocol):
-    """One loaded model. Not for use by several threads at once."""
+    """A runtime with one loaded model. Not thread-safe."""
 
     name: str
     """A key of `RUNTIMES`."""
     version: str
-    """Of the library that runs the model."""
+    """Version of the library that runs the model."""
 
     def infer(self, pixels: Pixels) -> Logits:
-        """Logits, float32 [classes], of one prepared image, uint8 [size, size, 3] BGR.
+        """Run the model on one prepared image, uint8 [size, size, 3] BGR; returns logits, float32 [classes].
 
-        The array belongs to the runtime and is overwritten by the next call: copy what has to last. Raises
-        `ImageError` for an image of another shape or dtype.
+        The array belongs to the runtime and is overwritten by the next call. Raises `ImageError` for an image of
+        another shape or dtype.
         """
 
-    def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
-        """Logits of the image that `write` puts into the memory it is called with, uint8 [size, size, 3] BGR.
+    def infer_in_place(self, write: Callable[[Pixels], object]) -> Logits:
+        """As `infer`, on the image that `write` puts into the buffer it is called with, uint8 [size, size, 3] BGR.
 
-        That is the runtime's own input where it can be: nothing is copied. `write` must not keep it.
+        Where possible the buffer is the runtime's input tensor, so that nothing is copied. `write` must not keep it.
         """
 
     def close(self) -> None:
@@ -74,30 +74,28 @@ class Runtime(Protocol):
 
 
 class ImageRuntime(Closing):
-    """What every runtime shares: it takes one image of one shape."""
+    """Base class of all runtimes: one fixed-shape uint8 HWC image as input."""
 
     precision_hint: str = ""
-    """What the library was told to compute in, where it may choose."""
+    """Precision that the library is asked to compute in, where it has a choice."""
     _shape: tuple[int, int, int]
 
     @classmethod
-    def lacks(cls) -> str:
-        """What the library lacks to run models here; empty if nothing."""
+    def missing_feature(cls) -> str:
+        """What the library needs and does not have here; empty if nothing."""
         return ""
 
     def infer(self, pixels: Pixels) -> Logits:
-        """Logits, float32 [classes], of one prepared image; `Runtime.infer` says the rest."""
-        if pixels.shape != self._shape or pixels.dtype != np.uint8:  # numpy would stretch a wrong shape without a word
-            raise ImageError(f"image of {pixels.dtype} {pixels.shape}; uint8 {self._shape} is needed: prepare it")
-        return self.infer_written(lambda out: np.copyto(out, pixels))
+        if pixels.shape != self._shape or pixels.dtype != np.uint8:  # numpy would silently broadcast a wrong shape
+            raise ImageError(f"image of {pixels.dtype} {pixels.shape}; uint8 {self._shape} is needed: use `prepare`")
+        return self.infer_in_place(lambda out: np.copyto(out, pixels))
 
-    def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
-        """Logits of the image that `write` puts into the runtime's input; `Runtime.infer_written` says the rest."""
+    def infer_in_place(self, write: Callable[[Pixels], object]) -> Logits:
         raise NotImplementedError
 
 
 class Selection(NamedTuple):
-    """What answers: a runtime and the artefact that it runs."""
+    """A runtime and the artefact that it runs."""
 
     runtime: str
     """A key of `RUNTIMES`."""
@@ -107,11 +105,18 @@ class Selection(NamedTuple):
 def open_runtime(
     bundle: Bundle, runtime: str | None = None, artefact: str | None = None, *, threads: int = 1
 ) -> Runtime:
-    """Load what `bundle` says `runtime` should run, or the artefact called `artefact`.
+    """Load the preferred artefact of `runtime`, or the artefact called `artefact`.
 
-    Without `runtime`, the first of `RUNTIMES` that the bundle serves and that works here. `threads` is how many CPU
-    threads inference may use. Raises `RuntimeUnavailable` if the runtime is unknown or does not work here, and
-    `BundleError` if the bundle has nothing for it or the model does not fit the manifest.
+    Args:
+        bundle: The verified bundle.
+        runtime: A key of `RUNTIMES`; by default the first that the bundle supports and that works here.
+        artefact: Name of an artefact; by default the one that the bundle prefers for the runtime.
+        threads: CPU threads for inference.
+
+    Raises:
+        RuntimeUnavailable: The runtime is unknown or does not work here.
+        BundleError: The bundle has no artefact for it, or the model does not match the manifest.
+
     """
     chosen = choose(bundle, runtime, artefact)
     loader: Callable[..., Any] = load(chosen.runtime)
@@ -119,22 +124,22 @@ def open_runtime(
     return cast(Runtime, loader(bundle.path(chosen.artefact), size=size, classes=classes, threads=threads))
 
 
-def runs(runtime: str) -> str:
-    """Whose artefacts `runtime` runs. Raises `RuntimeUnavailable` for an unknown runtime."""
+def artefact_runtime(runtime: str) -> str:
+    """The `Artefact.runtime` whose artefacts `runtime` runs. Raises `RuntimeUnavailable` for an unknown runtime."""
     if runtime not in RUNTIMES:
         raise RuntimeUnavailable(f"runtime {runtime!r} is not known; allowed are {', '.join(RUNTIMES)}")
-    return _RUNS.get(runtime, runtime)
+    return _ARTEFACT_RUNTIMES.get(runtime, runtime)
 
 
 def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = None) -> Selection:
-    """What `open_runtime` loads for the same arguments; raises the same errors."""
+    """Select what `open_runtime` loads for the same arguments; raises the same errors."""
     if runtime is not None:
-        return Selection(runtime, bundle.artefact(runs(runtime), artefact))
-    wanted = {a.name: a for a in bundle.manifest.artefacts}
-    if artefact is not None and artefact not in wanted:
-        raise BundleError(f"{bundle.root}: no artefact {artefact!r}; the bundle has: {', '.join(wanted)}")
-    served = [wanted[artefact].runtime] if artefact else list(bundle.manifest.use)
-    candidates = [name for name in RUNTIMES if runs(name) in served]
+        return Selection(runtime, bundle.artefact(artefact_runtime(runtime), artefact))
+    artefacts = {a.name: a for a in bundle.manifest.artefacts}
+    if artefact is not None and artefact not in artefacts:
+        raise BundleError(f"{bundle.root}: no artefact {artefact!r}; the bundle has: {', '.join(artefacts)}")
+    supported = [artefacts[artefact].runtime] if artefact else list(bundle.manifest.use)
+    candidates = [name for name in RUNTIMES if artefact_runtime(name) in supported]
     if not candidates:
         raise BundleError(f"{bundle.root}: the manifest's `use` names no runtime; pack the bundle again")
     reasons = []
@@ -144,28 +149,28 @@ def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = No
         except RuntimeUnavailable as error:
             reasons.append(str(error))
         else:
-            return Selection(name, bundle.artefact(runs(name), artefact))
+            return Selection(name, bundle.artefact(artefact_runtime(name), artefact))
     raise RuntimeUnavailable(f"{bundle.root}: no runtime for this bundle: {'; '.join(reasons)}")
 
 
 def load(name: str) -> type[ImageRuntime]:
-    """Import the class of a known runtime. Raises `RuntimeUnavailable` with its install line if it cannot work here."""
+    """Import the class of a known runtime. Raises `RuntimeUnavailable` with the install command if it cannot work."""
     module, attribute = RUNTIMES[name].split(":")
     try:
         loaded = cast(type[ImageRuntime], getattr(importlib.import_module(module), attribute))
     except ImportError as error:
         raise RuntimeUnavailable(f"runtime {name} cannot be used ({error}); {_INSTALL[name]}") from None
-    if lacking := loaded.lacks():
-        raise RuntimeUnavailable(f"runtime {name} cannot be used ({lacking}); {_INSTALL[name]}")
+    if missing := loaded.missing_feature():
+        raise RuntimeUnavailable(f"runtime {name} cannot be used ({missing}); {_INSTALL[name]}")
     return loaded
 
 
-def misfit(path: Path, what: object, needed: str) -> BundleError:
-    """The error for a model whose inputs or outputs are not what the manifest promises."""
-    return BundleError(f"{path}: the model has {what}; {needed} is needed: pack the bundle again")
+def model_mismatch(path: Path, actual: object, needed: str) -> BundleError:
+    """Error for a model whose inputs or outputs do not match the manifest."""
+    return BundleError(f"{path}: the model has {actual}; {needed} is needed: pack the bundle again")
 
 
-def broken(path: Path, error: Exception) -> BundleError:
-    """The error for a file that the runtime refuses to load."""
+def load_error(path: Path, error: Exception) -> BundleError:
+    """Error for a file that the runtime cannot load."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return BundleError(f"{path}: the model cannot be loaded ({lines[0]})")

@@ -1,4 +1,4 @@
-"""LiteRT (the runtime that was called TensorFlow Lite)."""
+"""LiteRT, formerly TensorFlow Lite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from eyas_device.runtimes.tflite_base import TfliteModel
 
 
 class LiteRT(TfliteModel):
-    """Google's maintained reader of `.tflite` files."""
+    """`.tflite` models with ai-edge-litert, the maintained interpreter."""
 
     name = "litert"
     version = metadata.version("ai-edge-litert")

@@ -1,4 +1,4 @@
-"""ONNX Runtime: on the CPU, or by name on CUDA and TensorRT (Jetson)."""
+"""ONNX Runtime on the CPU, and on request with CUDA or TensorRT (Jetson)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from typing import Any
 
 import numpy as np
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: its default build reports its use to its maker
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: the default build reports usage to its vendor
 
 import onnxruntime
 
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import ImageRuntime, Logits, broken, misfit
+from eyas_device.runtimes import ImageRuntime, Logits, load_error, model_mismatch
 
 _FATAL_ONLY = 4
 
 
 class OnnxRuntime(ImageRuntime):
-    """An `.onnx` with a uint8 NHWC image called `pixels` in and float32 logits out."""
+    """`.onnx` models on the CPU: input `pixels`, uint8 NHWC; output float32 logits."""
 
     name = "onnx"
     version: str = onnxruntime.__version__
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    """Execution providers, the preferred one first; parts of a model that it lacks run on the next."""
+    """Execution providers in order of preference; operators that one does not support run on the next."""
 
     @classmethod
-    def lacks(cls) -> str:
-        """Which execution provider this build of ONNX Runtime lacks."""
+    def missing_feature(cls) -> str:
         available = onnxruntime.get_available_providers()
         return "" if cls.providers[0] in available else f"this ONNX Runtime has no {cls.providers[0]}"
 
@@ -40,14 +39,12 @@ class OnnxRuntime(ImageRuntime):
         self._feed = {"pixels": np.zeros((1, *self._shape), dtype=np.uint8)}
         self._session: Any = session
 
-    def infer_written(self, write: Callable[[Pixels], object]) -> Logits:
-        """Logits, float32 [classes], of what `write` puts into uint8 [size, size, 3] BGR."""
+    def infer_in_place(self, write: Callable[[Pixels], object]) -> Logits:
         write(self._feed["pixels"][0])
         logits: Logits = self._session.run(None, self._feed)[0][0]
         return logits
 
     def close(self) -> None:
-        """Free the session."""
         self._session = None
 
 
@@ -58,17 +55,18 @@ def open_session(
 
     Without `optimise` it executes the operators of the file one by one.
 
-    x86 CPUs without VNNI add int8 products up in 16 bits and saturate, so exact, slower kernels are asked for. They do
-    not take a file in which weights share a zero point, as files packed by 0.1.0 and before: such a one runs as it did,
-    and the golden images tell whether it answers rightly here. Raises `BundleError` if the model cannot be loaded.
+    x86 CPUs without VNNI accumulate int8 products in 16 bits, which saturates, so exact, slower kernels are requested.
+    These do not accept models whose weights share a zero point (packed by 0.1.0 and before): such a model runs with
+    the default kernels, and the golden check decides whether its predictions are right here. Raises `BundleError` if
+    the model cannot be loaded.
     """
     try:
         return _session(path, providers, threads, profile, optimise, exact=True)
-    except Exception:  # its exceptions have no other base
+    except Exception:  # its exceptions have no other base class
         try:
             return _session(path, providers, threads, profile, optimise, exact=False)
         except Exception as error:
-            raise broken(path, error) from None
+            raise load_error(path, error) from None
 
 
 def _session(path: Path, providers: Sequence[str], threads: int, profile: str, optimise: bool, *, exact: bool) -> Any:
@@ -77,8 +75,8 @@ def _session(path: Path, providers: Sequence[str], threads: int, profile: str, o
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL_ONLY  # what matters is raised
-    # Spinning threads burn a core between two frames: heat and battery for some microseconds.
+    options.log_severity_level = _FATAL_ONLY  # errors are raised
+    # Spinning threads burn a core between frames: heat and battery for a few microseconds.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.x64quantprecision", "1" if exact else "0")
@@ -96,16 +94,16 @@ class OnnxCuda(OnnxRuntime):
 
 
 class OnnxTensorRT(OnnxRuntime):
-    """ONNX Runtime with TensorRT, on Jetson; building its engine at the first start takes minutes."""
+    """ONNX Runtime with TensorRT, on Jetson. Building the engine at start takes minutes."""
 
     name = "onnx-tensorrt"
     providers = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 def _check(path: Path, session: Any, size: int, classes: int) -> None:
-    """Raise `BundleError` unless the model takes an image and gives logits as the manifest says."""
+    """Raise `BundleError` unless inputs and outputs match the manifest."""
     needed = [f"pixels tensor(uint8) {[1, size, size, 3]}", f"tensor(float) {[1, classes]}"]
     ports = [f"{i.name} {i.type} {i.shape}" for i in session.get_inputs()]
     ports += [f"{o.type} {o.shape}" for o in session.get_outputs()]
     if ports != needed:
-        raise misfit(path, f"inputs and outputs {', '.join(ports)}", " and ".join(needed))
+        raise model_mismatch(path, f"inputs and outputs {', '.join(ports)}", " and ".join(needed))

@@ -1,4 +1,4 @@
-"""The older readers of `.tflite` files: tflite-runtime (numpy 1, up to Python 3.11) or TensorFlow's interpreter."""
+"""Older TFLite interpreters: tflite-runtime (numpy 1, up to Python 3.11) or the one in TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from eyas_device.runtimes.tflite_base import TfliteModel
 
 
 class Tflite(TfliteModel):
-    """tflite-runtime, which many Raspberry Pis have, or TensorFlow, whichever is installed."""
+    """`.tflite` models with tflite-runtime, which many Raspberry Pis have, else with TensorFlow."""
 
     name = "tflite"
 
     def __init__(self, path: Path, *, size: int, classes: int, threads: int) -> None:
-        self.interpreter, self.version = _reader()
+        self.interpreter, self.version = _find_interpreter()
         super().__init__(path, size=size, classes=classes, threads=threads)
 
     @classmethod
-    def lacks(cls) -> str:
-        """Why neither library can be used."""
+    def missing_feature(cls) -> str:
         try:
-            _reader()
+            _find_interpreter()
         except ImportError as error:
             return str(error)
         return ""
 
 
-def _reader() -> tuple[Any, str]:
-    """The interpreter's class, and name and version of its library. Raises `ImportError` if there is neither."""
+def _find_interpreter() -> tuple[Any, str]:
+    """The interpreter class, and its library's name and version. Raises `ImportError` if there is neither."""
     try:
         interpreter = importlib.import_module("tflite_runtime.interpreter").Interpreter
         package = "tflite-runtime"

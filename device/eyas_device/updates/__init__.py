@@ -1,1 +1,1 @@
-"""Which bundle is current: slots, and the golden check that admits one."""
+"""Model updates: two slots for bundles, and the golden check that a bundle must pass."""

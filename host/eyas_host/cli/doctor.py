@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from eyas_device import __version__
-from eyas_device.doctor import Row, rows, title
+from eyas_device.doctor import CheckResult, check_name, run_checks
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_host.doctor import CHECKS
 from eyas_host.doctor.context import Context
@@ -26,9 +26,9 @@ _COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_
 def doctor(recipe: Path | None, overrides: Sequence[str], runs: Path, *, json: bool) -> int:
     """Run all checks; returns 1 if one of them is red, else 0."""
     console = Console(highlight=False, soft_wrap=True)
-    width = max(len(title(check)) for check in CHECKS)
-    found: list[Row] = []
-    for row in rows(_context(recipe, overrides, runs), CHECKS, limit_s=LIMIT_S):
+    width = max(len(check_name(check)) for check in CHECKS)
+    found: list[CheckResult] = []
+    for row in run_checks(_context(recipe, overrides, runs), CHECKS, limit_s=LIMIT_S):
         found.append(row)
         if not json:
             console.print(

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eyas_device.board.reading import Runner, text
+from eyas_device.board.reading import CommandRunner, text
 from eyas_device.doctor.finding import installed
 from eyas_device.support.processes import run_command, run_job
 from eyas_host.recipe import Recipe
@@ -40,7 +40,7 @@ class Context:
     """Bytes."""
     cpus: Callable[[], int] = lambda: len(os.sched_getaffinity(0))
     """Cores that this process may use."""
-    run: Runner = run_command
+    run: CommandRunner = run_command
     """Runs a command of the system."""
     job: Job = _run_job
     """Runs one of `eyas_host.doctor.work.JOBS` where it may hang and crash."""

@@ -10,8 +10,8 @@ from typing import Any
 import eyas_host
 from eyas_device.config import Config
 from eyas_device.doctor import software
+from eyas_device.doctor.finding import CheckStatus, Finding, green, grey, red, yellow
 from eyas_device.doctor.finding import Context as DeviceContext
-from eyas_device.doctor.finding import Finding, Status, green, grey, red, yellow
 from eyas_device.support.processes import JobError
 from eyas_host.doctor.context import Context
 from eyas_host.models import pretrained
@@ -25,7 +25,7 @@ LIBRARIES = (
 )
 _PYTHON = ((3, 11), (3, 13))
 """Oldest and newest that is tested."""
-_EXTRAS: Mapping[str, tuple[Status, str]] = {
+_EXTRAS: Mapping[str, tuple[CheckStatus, str]] = {
     "train": ("red", "training and compiling"),
     "fleet": ("yellow", "broker kit, collector and live view"),
 }
@@ -152,7 +152,7 @@ def programs(context: Context) -> Finding:
 
 def _origin(
     section: TeacherSection | StudentSection, known: Mapping[str, Any], *, reachable: bool, trained: bool
-) -> tuple[Status, str]:
+) -> tuple[CheckStatus, str]:
     """Where first weights come from, in the order in which `eyas_host.models.factory.build` looks."""
     wanted, places = section.weights, known["places"]
     if wanted in ("auto", "hub") and known["hub"] and (reachable or "cache" in places):

@@ -27,7 +27,7 @@ from eyas_device.predict import Classifier, softmax
 from eyas_device.preprocess import prepare, read_image
 from eyas_device.support.histogram import LogHistogram
 from eyas_device.telemetry.aggregate import LoopStats
-from eyas_device.updates.golden import check, prove
+from eyas_device.updates.golden import check_bundle, check_loaded
 from tests.support import tiny
 from tests.support.bundles import TEMPERATURE, entry
 
@@ -146,7 +146,7 @@ def test_softmax_is_a_distribution(logits: list[float], temperature: float) -> N
 
 
 def test_golden_images_agree(pristine_bundle: Path) -> None:
-    results = check(Bundle.open(pristine_bundle))
+    results = check_bundle(Bundle.open(pristine_bundle))
     assert [r.artefact for r in results] == ["litert-fp32", "litert-int8", "openvino-fp32", "onnx-fp32"]
     for result in results:
         assert result.status == "ok", result
@@ -170,7 +170,7 @@ def test_golden_images_that_differ(bundle_root: Path, edit_manifest: Callable[..
         del arrays["p.litert-int8"]
 
     rewrite_golden(bundle_root, edit_manifest, change)
-    status = {result.artefact: result for result in check(Bundle.open(bundle_root))}
+    status = {result.artefact: result for result in check_bundle(Bundle.open(bundle_root))}
     assert {name: result.status for name, result in status.items()} == {
         "litert-fp32": "failed",
         "litert-int8": "failed",
@@ -190,14 +190,14 @@ def test_what_cannot_be_checked(pristine_bundle: Path, monkeypatch: pytest.Monke
     for name in ("onnx", "openvino", "litert"):
         monkeypatch.delitem(sys.modules, f"eyas_device.runtimes.{name}", raising=False)
     with pytest.raises(RuntimeUnavailable, match="nothing can be checked"):
-        check(bundle)
+        check_bundle(bundle)
     monkeypatch.delitem(sys.modules, "onnxruntime")
-    results = {result.artefact: result for result in check(bundle)}
+    results = {result.artefact: result for result in check_bundle(bundle)}
     assert results["onnx-fp32"].status == "ok"
     assert results["litert-int8"].status == "not checked"
     assert "pip install eyas-device" in results["litert-int8"].note
     with pytest.raises(RuntimeUnavailable, match="eyas-device\\[openvino\\]"):
-        check(bundle, runtime="openvino")
+        check_bundle(bundle, runtime="openvino")
 
 
 def test_no_artefact_to_check(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
@@ -207,7 +207,7 @@ def test_no_artefact_to_check(bundle_root: Path, edit_manifest: Callable[..., No
         use={"litert": "litert-int8"},
     )
     with pytest.raises(BundleError, match="no artefact for runtime onnx"):
-        check(Bundle.open(bundle_root), runtime="onnx")
+        check_bundle(Bundle.open(bundle_root), runtime="onnx")
 
 
 def test_every_frame_is_answered_in_order(pristine_bundle: Path, image_folder: Path) -> None:
@@ -337,7 +337,7 @@ def test_costs_move_the_answer_but_not_the_probabilities(bundle_root: Path, edit
     edit_manifest(decision={"costs": [[0, dear * 2, dear * 2], [1, 0, 1], [1, 1, 0]], "from_a_newer_host": 1})
     with Classifier.open(bundle_root) as classifier:
         after = classifier.predict(frame)
-        assert prove(classifier).status == "ok", "golden images compare probabilities"
+        assert check_loaded(classifier).status == "ok", "golden images compare probabilities"
     assert (before.label, after.label) == ("disc", "cross")
     assert np.array_equal(before.probabilities, after.probabilities)
     assert after.confidence == pytest.approx(float(after.probabilities[tiny.LABELS.index("cross")])) and after.uncertain

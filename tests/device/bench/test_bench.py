@@ -23,8 +23,8 @@ from eyas_device.bench import compare, measure, result, show
 from eyas_device.bench.blocks import BlockTimes
 from eyas_device.bench.choose import fastest
 from eyas_device.bench.result import Bench, BenchError, Quantiles, Result, quantiles
-from eyas_device.bench.run import Wanted, bench
-from eyas_device.bench.start import starts
+from eyas_device.bench.run import BenchOptions, bench
+from eyas_device.bench.start import measure_starts
 from eyas_device.board import NOT_MEASURED, Throttle
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.commands import bench as command
@@ -55,7 +55,7 @@ def run(*arguments: object) -> int:
 @pytest.fixture(scope="module")
 def all_of_it(pristine_bundle: Path) -> Bench:
     """One short burst of everything, that several tests look at."""
-    return bench(Wanted(bundle=pristine_bundle, everything=True, seconds=0.5, starts=1))
+    return bench(BenchOptions(bundle=pristine_bundle, everything=True, seconds=0.5, starts=1))
 
 
 def test_a_burst_measures_everything(all_of_it: Bench, pristine_bundle: Path) -> None:
@@ -83,10 +83,12 @@ def test_a_burst_measures_everything(all_of_it: Bench, pristine_bundle: Path) ->
 
 
 def test_the_report_names_what_was_not_measured(all_of_it: Bench) -> None:
-    text = "\n".join(show.lines(replace(all_of_it, power=None, results=(replace(all_of_it.results[0], start=None),))))
+    text = "\n".join(
+        show.report_lines(replace(all_of_it, power=None, results=(replace(all_of_it.results[0], start=None),)))
+    )
     assert f"power: {NOT_MEASURED}" in text
     assert text.count(NOT_MEASURED) >= 7
-    whole = "\n".join(show.lines(all_of_it))
+    whole = "\n".join(show.report_lines(all_of_it))
     assert "litert: int8 is" in whole and "the spread" in whole
     assert "postprocess" in whole and all(r.artefact in whole for r in all_of_it.results)
 
@@ -122,11 +124,11 @@ def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frames_of_a_camera(pristine_bundle: Path) -> None:
     spec = "fake:?frames=6&size=320x240&junk=1,2"
-    found = bench(Wanted(bundle=pristine_bundle, camera=spec, seconds=0.2, starts=0, runtime="litert"))
+    found = bench(BenchOptions(bundle=pristine_bundle, camera=spec, seconds=0.2, starts=0, runtime="litert"))
     assert (found.settings.camera, found.settings.frame) == (spec, "320x240")
     assert len(found.results) == 1 and found.results[0].start is None
     with pytest.raises(BenchError, match="no frame that can be decoded"):
-        bench(Wanted(bundle=pristine_bundle, camera="fake:?frames=1&junk=0", seconds=0.2, starts=0))
+        bench(BenchOptions(bundle=pristine_bundle, camera="fake:?frames=1&junk=0", seconds=0.2, starts=0))
 
 
 def test_sustained(pristine_bundle: Path, tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_sustained(pristine_bundle: Path, tmp_path: Path) -> None:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(text.encode())
     told: list[result.Interval] = []
-    wanted = Wanted(bundle=pristine_bundle, seconds=1.2, starts=0, sustained=True, interval_s=0.4)
+    wanted = BenchOptions(bundle=pristine_bundle, seconds=1.2, starts=0, sustained=True, interval_s=0.4)
     found = bench(wanted, root=tmp_path, run=lambda words, timeout_s: None, told=told.append)
     run_of_it = found.sustained
     assert run_of_it is not None and tuple(told) == run_of_it.intervals and 2 <= len(told) <= 4
@@ -148,7 +150,7 @@ def test_sustained(pristine_bundle: Path, tmp_path: Path) -> None:
     assert found.board.model == "Raspberry Pi 4 Model B Rev 1.4"
     assert found.before.throttle == Throttle(("under-voltage", "throttled"), ("under-voltage", "throttled"))
     assert "under-voltage" in show.interval_line(told[0]) and NOT_MEASURED in show.interval_line(told[0])
-    assert "drop from first to last" in "\n".join(show.lines(found))
+    assert "drop from first to last" in "\n".join(show.report_lines(found))
     with pytest.raises(BenchError, match="one artefact"):
         bench(dataclasses.replace(wanted, everything=True))
 
@@ -157,17 +159,17 @@ def test_a_process_that_fails_has_no_start(pristine_bundle: Path) -> None:
     bundle = Bundle.open(pristine_bundle)
     good = choose(bundle, "litert")
     bad = Pair("litert", replace(good.artefact, name="gone"))
-    found = starts(bundle, [bad, good], threads=1, rounds=1, progress=lambda done: None)
+    found = measure_starts(bundle, [bad, good], threads=1, rounds=1, progress=lambda done: None)
     assert set(found) == {("litert", good.artefact.name)}
 
 
 def test_what_does_not_load_is_left_out_and_said(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     spoil(bundle_root, edit_manifest, "onnx-fp32.onnx", b"no model")
-    found = bench(Wanted(bundle=bundle_root, everything=True, seconds=0.1, starts=0))
+    found = bench(BenchOptions(bundle=bundle_root, everything=True, seconds=0.1, starts=0))
     notes = {r.artefact: r.note for r in found.results}
     assert "cannot be loaded" in notes["onnx-fp32"] and notes["litert-fp32"] == ""
     with pytest.raises(BundleError, match="cannot be loaded"):
-        bench(Wanted(bundle=bundle_root, runtime="onnx", seconds=0.1, starts=0))
+        bench(BenchOptions(bundle=bundle_root, runtime="onnx", seconds=0.1, starts=0))
 
 
 def spoil(root: Path, edit_manifest: Callable[..., None], name: str, data: bytes) -> None:
@@ -181,7 +183,7 @@ def spoil(root: Path, edit_manifest: Callable[..., None], name: str, data: bytes
 
 def test_nothing_to_measure(pristine_bundle: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="onnx-cuda"):
-        bench(Wanted(bundle=pristine_bundle, runtime="onnx-cuda", everything=True, seconds=0.1))
+        bench(BenchOptions(bundle=pristine_bundle, runtime="onnx-cuda", everything=True, seconds=0.1))
 
 
 # --- results, written and read back
@@ -276,7 +278,7 @@ def row(lines: Iterator[str], start: str) -> str:
 def test_compare_marks_what_is_more_than_scatter(all_of_it: Bench) -> None:
     a = with_model(all_of_it, litert_fp32=1.0, onnx_fp32=2.0, openvino_fp32=4.0, litert_old=1.0)
     b = with_model(all_of_it, litert_fp32=1.1, onnx_fp32=3.0, openvino_fp32=1.0, litert_new=1.0)
-    lines = list(compare.lines(a, b))
+    lines = list(compare.comparison_lines(a, b))
     assert not [line for line in lines if line.startswith("not the same")]
     near, slow, fast = (row(iter(lines), f"{r} {r}-fp32 model") for r in ("litert", "onnx", "openvino"))
     assert " 1.10 " in near and near.endswith(" within the spread")
@@ -301,7 +303,9 @@ def test_compare_says_what_is_not_the_same(all_of_it: Bench) -> None:
     assert any("tflite-runtime: not installed and 9.9" in line for line in told)
     assert any("precision hint" in line for line in told)
     assert compare.differences(all_of_it, all_of_it) == []
-    assert any("threads" in line for line in compare.lines(all_of_it, other) if line.startswith("not the same"))
+    assert any(
+        "threads" in line for line in compare.comparison_lines(all_of_it, other) if line.startswith("not the same")
+    )
 
 
 # --- choosing

@@ -19,7 +19,7 @@ import pytest
 from eyas_device.camera import gstreamer as gst
 from eyas_device.camera import open_camera
 from eyas_device.camera import v4l2 as v4l
-from eyas_device.camera.opencv import Settings, jpeg
+from eyas_device.camera.opencv import Settings, trim_jpeg
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from tests.support.camera_readers import pixels
 from tests.support.servers import PLENTY_S, RtspServer, taken
@@ -104,7 +104,7 @@ def test_v4l2_tells_errors_of_the_device_apart(number: int, message: str, monkey
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", refuse)
-    fault = v4l.why_not("/dev/video0")
+    fault = v4l.find_problem("/dev/video0")
     assert type(fault) is CameraError and message in str(fault)
 
 
@@ -126,11 +126,11 @@ def _ioctl(capabilities: int, device_caps: int = 0, *, busy: bool = False) -> Ca
 
 def test_v4l2_asks_the_driver() -> None:
     """Against `/dev/null`, which is a character device, with a stand-in for ioctl."""
-    assert v4l.why_not("/dev/null", buffers=True, ioctl=_ioctl(1)) is None
-    assert v4l.why_not("/dev/null", ioctl=_ioctl(0x80000001, 0x1000)) is None
-    fault = v4l.why_not("/dev/null", buffers=True, ioctl=_ioctl(1, busy=True))
+    assert v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1)) is None
+    assert v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x1000)) is None
+    fault = v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1, busy=True))
     assert type(fault) is CameraError and "in use by another program" in str(fault)
-    fault = v4l.why_not("/dev/null", ioctl=_ioctl(0x80000001, 0x00A00000))
+    fault = v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x00A00000))
     assert type(fault) is CameraSpecError and "captures nothing" in str(fault)
 
 
@@ -177,7 +177,7 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> Callable[..., v4l.V4L2Reader]:
     """Make the V4L2 reader on a stand-in driver, in this process."""
 
     def make(settings: Settings | None = None, **driver: Any) -> v4l.V4L2Reader:
-        monkeypatch.setattr(v4l, "why_not", lambda *_, **__: None)
+        monkeypatch.setattr(v4l, "find_problem", lambda *_, **__: None)
         monkeypatch.setattr(cv2, "VideoCapture", type("Driver", (Video,), driver))
         settings = settings or Settings(source="/dev/video0")
         return v4l.V4L2Reader({name: getattr(settings, name) for name in settings.__struct_fields__})
@@ -240,9 +240,9 @@ def test_the_end_of_a_jpeg_is_not_its_thumbnails() -> None:
     plain = jpeg_image(0)
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(plain)) + plain
     whole = plain[:2] + thumbnail + plain[2:]
-    assert jpeg(whole + b"\x00\x00") == whole
-    assert jpeg(whole[:-2]) == whole[:-2]
-    assert jpeg(b"\xff\xd8\xff") is None and jpeg(b"") is None and jpeg(b"\x89PNG") is None
+    assert trim_jpeg(whole + b"\x00\x00") == whole
+    assert trim_jpeg(whole[:-2]) == whole[:-2]
+    assert trim_jpeg(b"\xff\xd8\xff") is None and trim_jpeg(b"") is None and trim_jpeg(b"\x89PNG") is None
 
 
 # --- GStreamer and Picamera2 are not installed here: their errors for real, their frames through stand-ins.

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from eyas_device.camera import Camera, Frame, is_live, open_camera
 from eyas_device.camera.fake import FakeCamera
-from eyas_device.camera.multipart import Multipart
-from eyas_device.camera.spec import hidden
+from eyas_device.camera.multipart import MultipartParser
+from eyas_device.camera.spec import redact
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.preprocess import image_size
 from tests.support.clocks import FakeClock
@@ -230,13 +230,13 @@ def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
 
 def parts_of(stream: bytes, cuts: list[int], boundary: str = "frame", **bounds: int) -> tuple[list[bytes], bool, str]:
     """The parts of a stream fed in pieces, whether it ended, and the fault where it has one."""
-    parser = Multipart(boundary, **bounds)
+    parser = MultipartParser(boundary, **bounds)
     found: list[bytes] = []
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     try:
         for start, end in zip(places, places[1:] or places, strict=False):
             parser.feed(stream[start:end])
-            while (body := parser.part()) is not None:
+            while (body := parser.next_part()) is not None:
                 found.append(body)
     except ValueError as error:
         return found, parser.ended, str(error)
@@ -299,20 +299,20 @@ def test_hostile_bytes_are_the_same_fault_however_they_are_cut(stream: bytes, cu
 def test_hostile_bytes_take_no_time() -> None:
     """16 MiB that look like the beginning of a delimiter all along, in small pieces."""
     for piece in (b"-" * 65536, b"\r\n" * 32768, b"\r\n--frame" * 7000, b" " * 65536):
-        parser = Multipart("frame")
+        parser = MultipartParser("frame")
         parser.feed(b"--frame\r\n\r\n")
         started = time.monotonic()
         with pytest.raises(ValueError, match="within"):
             for _ in range(400):
                 parser.feed(piece)
-                parser.part()
+                parser.next_part()
         assert time.monotonic() - started < PLENTY_S
 
 
 @pytest.mark.parametrize("boundary", ["", "x" * 201, "a\nb", "ä"])
 def test_odd_boundaries_are_refused(boundary: str) -> None:
     with pytest.raises(ValueError, match="boundary"):
-        Multipart(boundary)
+        MultipartParser(boundary)
 
 
 # --- Specifications
@@ -356,7 +356,7 @@ def test_no_specification_is_worse_than_refused(kind: str, beginning: str, text:
     ["http://u:p@h/x", "http://u:p@ss@h/x", "http://u:p/q@h/x", "rtsp://u:p?@h/", "http://u:p#@h/", "http://u:\n@h"],
 )
 def test_no_password_is_shown(url: str) -> None:
-    assert hidden(url).startswith(url.partition("//")[0] + "//***@h")
+    assert redact(url).startswith(url.partition("//")[0] + "//***@h")
     if not url.startswith("rtsp"):
         with pytest.raises(CameraError) as caught:
             open_camera(f"mjpeg:{url}:0", timeout_s=0.1)

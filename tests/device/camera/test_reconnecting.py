@@ -118,7 +118,7 @@ def test_backoff_doubles_up_to_a_bound_with_full_jitter() -> None:
     plan = Plan(*[LOST] * 10, [(0.0, shown(0))])
     plan.take()
     assert plan.clock.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
-    plan = Plan(*[LOST] * 3, [(0.0, shown(0))], jitter=lambda: 0.25, backoff=Backoff(first_s=8, most_s=10))
+    plan = Plan(*[LOST] * 3, [(0.0, shown(0))], jitter=lambda: 0.25, backoff=Backoff(first_s=8, max_s=10))
     plan.take()
     assert plan.clock.waits == [2.0, 2.5, 2.5]
     assert Backoff().bound_s(10_000) == 30
@@ -350,7 +350,7 @@ def test_closing_wakes_a_capture_that_waits_to_open_again() -> None:
     def absent() -> Camera:
         raise LOST
 
-    waits_and_is_closed(ReconnectingCamera(absent, backoff=Backoff(first_s=300, most_s=300), jitter=lambda: 1.0))
+    waits_and_is_closed(ReconnectingCamera(absent, backoff=Backoff(first_s=300, max_s=300), jitter=lambda: 1.0))
 
 
 def test_closing_does_not_wait_for_an_opening_and_closes_what_it_gives() -> None:
@@ -375,7 +375,7 @@ def test_closing_does_not_wait_for_an_opening_and_closes_what_it_gives() -> None
 
 # --- Real sources that die and come back
 
-QUICK = Backoff(first_s=0.1, most_s=0.5)
+QUICK = Backoff(first_s=0.1, max_s=0.5)
 
 
 def frames_until(camera: ReconnectingCamera, done: Callable[[CameraState], bool]) -> CameraState:

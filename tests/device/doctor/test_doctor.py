@@ -26,7 +26,7 @@ from eyas_device import doctor
 from eyas_device.cli import main as eyas_device
 from eyas_device.commands import doctor as verb
 from eyas_device.config import Config
-from eyas_device.doctor import CHECKS, Context, Finding, Row, examine, probes, software, system, title
+from eyas_device.doctor import CHECKS, CheckResult, Context, Finding, check_name, examine, probes, software, system
 from eyas_device.doctor.finding import green
 from eyas_device.errors import BundleError, LinkError
 from eyas_device.runtimes import RUNTIMES
@@ -70,7 +70,7 @@ def versions(**installed: str) -> Callable[[str], str | None]:
 
 
 def test_every_check_has_a_name_and_every_runtime_a_check() -> None:
-    titles = [title(check) for check in CHECKS]
+    titles = [check_name(check) for check in CHECKS]
     assert len(titles) == len(set(titles)) > 20
     assert {name.replace("-", " ") for name in RUNTIMES} <= set(titles)
     assert set(probes.PACKAGES) == set(RUNTIMES)
@@ -125,7 +125,7 @@ def test_the_verb_with_everything_real(
     code = run_verb(*given, "--json")
     told = json.loads(capsys.readouterr().out)
     rows = {row["check"]: row for row in told["findings"]}
-    assert list(rows) == [title(check) for check in CHECKS]
+    assert list(rows) == [check_name(check) for check in CHECKS]
     for name in ("configuration", "libraries", "litert", "openvino", "onnx", "golden", "camera", "broker", "disk"):
         assert rows[name]["status"] == "green", rows[name]
     assert "litert-int8" in rows["litert"]["finding"] and "ms an image" in rows["litert"]["finding"]
@@ -156,7 +156,7 @@ def test_the_table_and_the_exit_code(
 def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    row = Row("memory", "red", "none", "buy", 0.0)
+    row = CheckResult("memory", "red", "none", "buy", 0.0)
     verb._show(row, 8)
     assert capsys.readouterr().out.startswith("\x1b[31mred   \x1b[0m  memory    none\n")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -359,7 +359,7 @@ def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) ->
     nothing = probes.golden(context(tmp_path))
     assert nothing.status == "grey" and "no good slot" in nothing.text
     assert probes.golden(context(tmp_path, config_path=tmp_path)).status == "red", "a device that is set up needs one"
-    slot = Slots(tmp_path).install(pristine_bundle, prove=lambda root: None)
+    slot = Slots(tmp_path).install(pristine_bundle, check=lambda root: None)
     found = probes.golden(context(tmp_path))
     assert found.status == "green" and str(slot) in found.text
 
@@ -648,7 +648,7 @@ def test_the_verb_is_known_and_help_is_light() -> None:
 
 def test_json_rows_can_be_read_back() -> None:
     (row,) = examine(context(), (system.descriptors,))
-    assert msgspec.json.decode(msgspec.json.encode(row), type=Row) == row
+    assert msgspec.json.decode(msgspec.json.encode(row), type=CheckResult) == row
     assert callable(eyas_device)
 
 

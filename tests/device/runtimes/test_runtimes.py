@@ -58,7 +58,7 @@ def test_a_image_written_in_place_answers_as_a_image_given(artefact: str, pristi
         given = runtime.infer(pixels).copy()
         for _ in range(2):
             runtime.infer(255 - pixels)  # what lies in the input must not matter
-            written = runtime.infer_written(lambda out: prepare(frame, tiny.SPEC, out=out))
+            written = runtime.infer_in_place(lambda out: prepare(frame, tiny.SPEC, out=out))
             assert np.array_equal(written, given)
 
 

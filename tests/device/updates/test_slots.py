@@ -120,39 +120,39 @@ def test_first_and_second_installation(tmp_path: Path, bundles: dict[str, Path])
     slots = Slots(tmp_path / "state")
     assert slots.current() is None
     assert slots.inactive() == tmp_path / "state/slots/a"
-    first = slots.install(bundles["1.0.0"], prove=accept)
+    first = slots.install(bundles["1.0.0"], check=accept)
     assert (first.name, version_of(slots)) == ("a", "1.0.0")
-    second = slots.install(bundles["2.0.0"], prove=accept)
+    second = slots.install(bundles["2.0.0"], check=accept)
     assert (second.name, version_of(slots), slots.inactive().name) == ("b", "2.0.0", "a")
     assert (slots.folder / "current").readlink() == Path("b")
     assert (second / "CARD.md").read_text() == "card of 2.0.0"
     assert slots.roll_back() == first
     assert version_of(slots) == "1.0.0"
-    assert slots.install(bundles["3.0.0"], prove=accept) == second
+    assert slots.install(bundles["3.0.0"], check=accept) == second
     assert [state.version for state in slots.states()] == ["1.0.0", "3.0.0"]
     assert [(state.current, state.good) for state in slots.states()] == [(False, True), (True, True)]
 
 
 def test_the_same_bundle_again_is_proven_but_not_copied(tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
-    first = slots.install(bundles["1.0.0"], prove=accept)
+    first = slots.install(bundles["1.0.0"], check=accept)
     proven: list[Path] = []
-    assert slots.install(bundles["1.0.0"], prove=proven.append) == first
+    assert slots.install(bundles["1.0.0"], check=proven.append) == first
     assert proven == [first]
     assert not (slots.folder / "b").exists()
     with pytest.raises(Bad):
-        slots.install(bundles["1.0.0"], prove=refuse)
+        slots.install(bundles["1.0.0"], check=refuse)
     assert version_of(slots) == "1.0.0"
 
 
 def test_a_failed_proof_leaves_the_current_slot(tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
     with pytest.raises(Bad):
-        slots.install(bundles["1.0.0"], prove=refuse)
+        slots.install(bundles["1.0.0"], check=refuse)
     assert slots.current() is None
-    slots.install(bundles["1.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
     with pytest.raises(Bad):
-        slots.install(bundles["2.0.0"], prove=refuse)
+        slots.install(bundles["2.0.0"], check=refuse)
     assert version_of(slots) == "1.0.0"
     with pytest.raises(SlotError, match="no good slot to switch back to"):
         slots.roll_back()
@@ -163,13 +163,13 @@ def test_every_step_may_be_the_last(tmp_path: Path, bundles: dict[str, Path], cr
     while True:
         state = tmp_path / str(at)
         slots = Slots(state)
-        first = crash(lambda s=slots: s.install(bundles["1.0.0"], prove=accept), at)
+        first = crash(lambda s=slots: s.install(bundles["1.0.0"], check=accept), at)
         assert version_of(slots) in (None, "1.0.0")
-        slots.install(bundles["1.0.0"], prove=accept)
-        slots.install(bundles["2.0.0"], prove=accept)
-        second = crash(lambda s=slots: s.install(bundles["3.0.0"], prove=accept), at)
+        slots.install(bundles["1.0.0"], check=accept)
+        slots.install(bundles["2.0.0"], check=accept)
+        second = crash(lambda s=slots: s.install(bundles["3.0.0"], check=accept), at)
         assert version_of(slots) in ("2.0.0", "3.0.0")
-        slots.install(bundles["3.0.0"], prove=accept)
+        slots.install(bundles["3.0.0"], check=accept)
         assert version_of(slots) == "3.0.0"
         slots.roll_back()
         third = crash(slots.roll_back, at)
@@ -215,7 +215,7 @@ def test_any_history(
                     if action == "roll back":
                         slots.roll_back()
                     else:
-                        slots.install(bundles[version], prove=refuse if action == "fail" else accept)
+                        slots.install(bundles[version], check=refuse if action == "fail" else accept)
 
                 good = {state.version for state in slots.states() if state.good}
                 if action == "install":
@@ -242,7 +242,7 @@ def test_files_are_on_the_disk_before_the_marker_and_the_marker_before_the_link(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(slots_module, "_step", done.append)
-    Slots(tmp_path).install(bundles["1.0.0"], prove=lambda root: done.append("prove"))
+    Slots(tmp_path).install(bundles["1.0.0"], check=lambda root: done.append("prove"))
     order = [
         "unmark a",
         "sync slots",
@@ -262,7 +262,7 @@ def test_the_marker_is_gone_and_the_link_is_there_all_the_time(
     tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slots = Slots(tmp_path)
-    slots.install(bundles["1.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
     steps: list[str] = []
 
     def look(name: str) -> None:
@@ -272,9 +272,9 @@ def test_the_marker_is_gone_and_the_link_is_there_all_the_time(
             assert not (slots.folder / "b.good").exists(), name
 
     monkeypatch.setattr(slots_module, "_step", look)
-    slots.install(bundles["2.0.0"], prove=accept)
+    slots.install(bundles["2.0.0"], check=accept)
     slots.roll_back()
-    slots.install(bundles["2.0.0"], prove=accept)  # what the slot holds already is not good until it is proven again
+    slots.install(bundles["2.0.0"], check=accept)  # what the slot holds already is not good until it is proven again
     assert len(steps) > 20
 
 
@@ -300,18 +300,18 @@ def test_a_file_that_changes_while_it_is_copied(
     monkeypatch.setattr(slots_module, "_step", swap)
     slots = Slots(tmp_path / "state")
     with pytest.raises(BundleError, match=r"model\.tflite"):
-        slots.install(source, prove=accept)
+        slots.install(source, check=accept)
     assert slots.current() is None
 
 
 def test_a_damaged_current_slot_falls_back_and_is_never_preferred(tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
-    slots.install(bundles["1.0.0"], prove=accept)
-    current = slots.install(bundles["2.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
+    current = slots.install(bundles["2.0.0"], check=accept)
     (current / "model.tflite").write_bytes(b"rot")
     assert version_of(slots) == "1.0.0"
     assert slots.inactive() == current
-    slots.install(bundles["3.0.0"], prove=accept)
+    slots.install(bundles["3.0.0"], check=accept)
     assert version_of(slots) == "3.0.0"
     assert version_of(Slots(tmp_path)) == "3.0.0"
 
@@ -319,7 +319,7 @@ def test_a_damaged_current_slot_falls_back_and_is_never_preferred(tmp_path: Path
 @pytest.mark.parametrize("target", ["nowhere", "../slots/a", "/", "a.good", ""])
 def test_a_damaged_link(target: str, tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
-    slots.install(bundles["1.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
     link = slots.folder / "current"
     link.unlink()
     if target:
@@ -328,7 +328,7 @@ def test_a_damaged_link(target: str, tmp_path: Path, bundles: dict[str, Path]) -
         link.mkdir()
         (link / "junk").touch()
     assert version_of(slots) == "1.0.0"
-    slots.install(bundles["1.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
     assert link.readlink() == Path("a")
 
 
@@ -336,24 +336,24 @@ def test_a_slot_that_is_a_link_is_not_good_and_its_target_is_left_alone(
     tmp_path: Path, bundles: dict[str, Path]
 ) -> None:
     slots = Slots(tmp_path / "state")
-    slots.install(bundles["1.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
     shutil.move(slots.folder / "a", tmp_path / "elsewhere")
     (slots.folder / "a").symlink_to(tmp_path / "elsewhere")
     assert slots.current() is None
-    slots.install(bundles["2.0.0"], prove=accept)
+    slots.install(bundles["2.0.0"], check=accept)
     assert version_of(slots) == "2.0.0"
     assert (tmp_path / "elsewhere" / MANIFEST).is_file()
 
 
 def test_a_full_disk(tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     slots = Slots(tmp_path)
-    slots.install(bundles["1.0.0"], prove=accept)
-    slots.install(bundles["2.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
+    slots.install(bundles["2.0.0"], check=accept)
     statvfs = os.statvfs(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "statvfs", lambda path: os.statvfs_result([*statvfs[:4], 0, *statvfs[5:]]))
         with pytest.raises(SlotError, match="free some room"):
-            slots.install(bundles["3.0.0"], prove=accept)
+            slots.install(bundles["3.0.0"], check=accept)
     assert all(state.good for state in slots.states()), "the slot to switch back to was given up before the look"
     assert version_of(slots) == "2.0.0"
 
@@ -367,23 +367,23 @@ def test_a_full_disk(tmp_path: Path, bundles: dict[str, Path], monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(SlotError, match=r"No space left.*free some room"):
-            slots.install(bundles["3.0.0"], prove=accept)
+            slots.install(bundles["3.0.0"], check=accept)
     assert version_of(slots) == "2.0.0"
     assert not (slots.folder / "a").exists()
-    slots.install(bundles["3.0.0"], prove=accept)
+    slots.install(bundles["3.0.0"], check=accept)
     assert version_of(slots) == "3.0.0"
 
 
 def test_two_installers(tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
-    slots.install(bundles["1.0.0"], prove=accept)
+    slots.install(bundles["1.0.0"], check=accept)
     with (slots.folder / ".lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        for attempt in (lambda: slots.install(bundles["2.0.0"], prove=accept), slots.roll_back):
+        for attempt in (lambda: slots.install(bundles["2.0.0"], check=accept), slots.roll_back):
             with pytest.raises(SlotError, match="another installation"):
                 attempt()
         assert version_of(slots) == "1.0.0"
-    slots.install(bundles["2.0.0"], prove=accept)
+    slots.install(bundles["2.0.0"], check=accept)
     assert version_of(slots) == "2.0.0"
 
 
@@ -431,10 +431,10 @@ def spoil(bundle: Path, how: str) -> None:
 )  # fmt: skip
 def test_hostile_bundles(how: str, tmp_path: Path, bundle_root: Path, pristine_bundle: Path) -> None:
     slots = Slots(tmp_path / "state")
-    slots.install(pristine_bundle, prove=accept)
+    slots.install(pristine_bundle, check=accept)
     spoil(bundle_root, how)
     with pytest.raises(BundleError):
-        slots.install(bundle_root, prove=accept)
+        slots.install(bundle_root, check=accept)
     assert version_of(slots) == "1.2.3"
     assert {path.name for path in slots.folder.iterdir()} == {"a", "a.good", "current", ".lock"}
 
@@ -459,7 +459,7 @@ def test_the_golden_check_of_a_real_bundle(
 def test_an_unreadable_or_unwritable_state(tmp_path: Path, bundles: dict[str, Path]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SlotError, match="cannot be written"):
-        Slots(tmp_path / "file").install(bundles["1.0.0"], prove=accept)
+        Slots(tmp_path / "file").install(bundles["1.0.0"], check=accept)
     assert Slots(tmp_path / "file").current() is None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from eyas_device.doctor import rows
+from eyas_device.doctor import run_checks
 from eyas_device.doctor.finding import Finding
 from eyas_device.support.processes import JobError
 from eyas_host.doctor import CHECKS, gpu, machine, software
@@ -235,7 +235,7 @@ def test_room_for_the_views(tmp_path: Path) -> None:
 
 def test_no_check_raises_when_nothing_works() -> None:
     dead = context(job=JobError("the process was killed by SIGSEGV", "killed"), version=lambda name: None)
-    found = list(rows(dead, CHECKS))
+    found = list(run_checks(dead, CHECKS))
     assert len(found) == len(CHECKS) == len({row.check for row in found})
     assert not [row for row in found if "the check failed" in row.finding], found
     assert {row.check for row in found if row.status == "red"} >= {"libraries", "torch build", "weights", "extras"}

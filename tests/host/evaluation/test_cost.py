@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_device.decision import Decision, decide, fault
+from eyas_device.decision import Decision, decide, find_problem
 from eyas_host.evaluation.cost import (
     bayes_threshold,
     cheapest_constant,
@@ -165,14 +165,14 @@ def test_the_cost_on_a_split_against_simpler_rules() -> None:
 def test_a_decision_survives_json_and_errors_are_found() -> None:
     decision = Decision(costs=((0.0, 5.0), (1.0, 0.0)), label="ok", threshold=0.25)
     assert msgspec.json.decode(msgspec.json.encode(decision), type=Decision) == decision
-    assert fault(decision, LABELS) == ""
+    assert find_problem(decision, LABELS) == ""
     replace = msgspec.structs.replace
-    assert "a row and a column for each of the 3" in fault(decision, ("a", "b", "c"))
-    assert "not negative" in fault(replace(decision, costs=((0.0, -5.0), (1.0, 0.0))), LABELS)
-    assert "finite" in fault(replace(decision, costs=((0.0, float("nan")), (1.0, 0.0))), LABELS)
-    assert "belong together" in fault(replace(decision, label=None), LABELS)
-    assert "two labels" in fault(replace(decision, label="cracked"), LABELS)
-    assert "0 to 1" in fault(replace(decision, threshold=1.5), LABELS)
+    assert "a row and a column for each of the 3" in find_problem(decision, ("a", "b", "c"))
+    assert "not negative" in find_problem(replace(decision, costs=((0.0, -5.0), (1.0, 0.0))), LABELS)
+    assert "finite" in find_problem(replace(decision, costs=((0.0, float("nan")), (1.0, 0.0))), LABELS)
+    assert "belong together" in find_problem(replace(decision, label=None), LABELS)
+    assert "two labels" in find_problem(replace(decision, label="cracked"), LABELS)
+    assert "0 to 1" in find_problem(replace(decision, threshold=1.5), LABELS)
 
 
 def test_a_mistake_in_the_table_stops_the_run_before_it_trains(tmp_path: Path) -> None:

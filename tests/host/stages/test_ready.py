@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from eyas_device.bundle import Bundle
-from eyas_device.updates.golden import check
+from eyas_device.updates.golden import check_bundle
 from eyas_host.models.factory import PixelClassifier, build
 from tests.support import inside
 from tests.support.networks import briefly_trained
@@ -86,7 +86,7 @@ def test_there_is_a_bundle_and_no_teacher(place: Path) -> None:
     assert not (place / "runs/ready/teach/teacher.pt").exists()
     bundle = Bundle.open(place / "runs/ready/bundle")
     assert {a.name for a in bundle.manifest.artefacts} == artefacts
-    assert {result.status for result in check(bundle)} == {"ok"}
+    assert {result.status for result in check_bundle(bundle)} == {"ok"}
     assert "teacher" not in (place / "runs/ready/report.html").read_text().split("<main>")[0]
 
 

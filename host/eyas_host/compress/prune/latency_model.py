@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import SCHEMA
-from eyas_device.runtimes import RUNTIMES, runs
+from eyas_device.runtimes import RUNTIMES, artefact_runtime
 from eyas_host.compress.prune.channels import Floats
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.support.errors import CompressError
@@ -137,7 +137,7 @@ def read_table(path: Path, runtimes: Sequence[str]) -> BlockTimes:
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CompressError(f"[prune] table {path}: not a table of block times ({error}); {_REMEDY}") from None
     problems = []
-    if times.runtime not in RUNTIMES or runs(times.runtime) not in runtimes:
+    if times.runtime not in RUNTIMES or artefact_runtime(times.runtime) not in runtimes:
         problems.append(f"runtime {times.runtime!r} runs none of [compile] runtimes ({', '.join(runtimes)})")
     if times.precision != "int8":
         problems.append(f"artefact {times.artefact} is {times.precision}, but the device will run int8")
