@@ -14,139 +14,146 @@ import msgspec
 
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import check_name, host_name, parse_broker
-from eyas_device.support.toml import Section, convert, parse, told
+from eyas_device.support.toml import Section, convert, error_report, parse
 
 CONFIG = Path("/etc/eyas/device.toml")
+"""Where the service reads it."""
 EXAMPLE = Path(__file__).with_name("device.example.toml")
-"""Every key with its default, explained."""
-"""Where the service looks."""
+"""Every key with its default and an explanation."""
+RENAMED = {
+    "[privacy] pictures": "[privacy] images",
+    "[privacy] unfamiliar": "[privacy] ood",
+    "[privacy] every_s": "[privacy] min_interval_s",
+    "[privacy] per_day": "[privacy] max_images_per_day",
+}
+"""Keys of earlier versions -> their present names."""
 STATE = "/var/lib/eyas"
-"""Where the service keeps its things."""
+"""State folder of the service."""
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
 class DeviceSection(Section, frozen=True):
-    """Who this device is and where it keeps its things."""
+    """Identity and state folder of the device."""
 
     site: str = "default"
     """Second level of the telemetry topic."""
     name: str = msgspec.field(default_factory=host_name)
-    """Third level of the telemetry topic; the host's name unless given."""
+    """Third level of the telemetry topic; default: the host's name."""
     state: str = STATE
-    """Folder of the two slots, the remembered choice and the snapshots."""
+    """Folder of the two slots, the saved selection and the spool: an absolute path."""
 
 
 class CameraSection(Section, frozen=True):
-    """Where frames come from, and when the source counts as ill."""
+    """Source of the frames, and when it counts as failed."""
 
     source: str = ""
-    """A specification as `eyas-device run --camera` takes it."""
+    """Camera specification, as for `eyas-device run --camera`."""
     timeout_s: Seconds = 5.0
-    """A source that delivers nothing for so long is lost and opened again."""
+    """A source that delivers nothing for this time is lost and reopened."""
     frozen_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
-    """The same image, byte for byte, for so long means a frozen source (0: never)."""
+    """A source that delivers identical images for this time is frozen and reopened (0: never)."""
     black_level: Annotated[float, msgspec.Meta(ge=0, le=255)] = 4.0
-    """A frame whose pixels are all at or below it (0..255) is black and not answered (0: only all-zero frames)."""
+    """A frame with all pixel values at or below it (0..255) is black and not classified (0: only all-zero frames)."""
     give_up_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """End with exit code 3 after so long without a frame (0: never; the service goes on trying)."""
+    """Exit with code 3 after this time without a frame (0: never; the service keeps trying)."""
 
 
 class ModelSection(Section, frozen=True):
-    """What answers, and on how much of the machine."""
+    """The model to run, its runtime and its share of the processor."""
 
     bundle: str = ""
-    """A bundle's folder; empty: the current slot below `device.state`."""
+    """Folder of a bundle; empty: the current slot below `device.state`."""
     runtime: str = ""
-    """litert, tflite, openvino or onnx; empty: the remembered choice, else the first that is installed."""
+    """litert, tflite, openvino or onnx; empty: the saved selection, else the first that is installed."""
     artefact: str = ""
-    """An artefact's name; empty: what the bundle says."""
+    """Name of an artefact; empty: the one that the bundle prefers."""
     threads: Count = 1
     """Inference threads."""
     max_latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """A model whose median golden image takes longer does not go live (0: no bound)."""
+    """A model with a higher median latency on the golden images does not go live (0: no limit)."""
     affinity: tuple[Annotated[int, msgspec.Meta(ge=0, le=1023)], ...] = ()
     """Processor cores that the process may use; empty: all."""
 
 
 class LoopSection(Section, frozen=True):
-    """How often to look."""
+    """Rate of the frame loop."""
 
     fps: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """At most so many frames a second (0: as many as it can)."""
+    """Maximum frames per second (0: no limit)."""
     duty: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    """Largest part of the time spent working, 0..1: the rest is rest, for heat and battery."""
+    """Duty cycle: maximum fraction of the time spent working, above 0 to 1. Limits heat and saves battery."""
     max_age_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """A frame older than this when its turn comes is counted as dropped (0: no bound)."""
+    """A frame that is older than this when its turn comes is dropped (0: no limit)."""
 
 
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 CommandName = Literal["pause", "resume", "set-thresholds", "snapshot", "bench", "doctor", "check-update"]
 COMMANDS: tuple[str, ...] = get_args(CommandName)
 """Commands that a host may send."""
 
 
 class TelemetrySection(Section, frozen=True):
-    """Where to report, and what to do while nobody listens."""
+    """Broker, credentials and the spool for messages that cannot be sent."""
 
     broker: str = ""
     """HOST or HOST:PORT of an MQTT broker; empty: no telemetry."""
     window_s: Annotated[float, msgspec.Meta(ge=0.1)] = 10.0
-    """Length of a window."""
+    """Length of a telemetry window."""
     delivery: Literal["collector", "broker"] = "collector"
-    """Whose acknowledgement lets the device forget a message."""
+    """Whose acknowledgement lets the device delete a message."""
     tls: bool = False
-    """Encrypt, and believe the system's certificate authorities."""
+    """Encrypt, trusting the system's certificate authorities."""
     ca: str = ""
-    """File of the authority that signed the broker's certificate; encrypts as well."""
+    """Certificate file of the authority that signed the broker's certificate; implies `tls`."""
     certificate: str = ""
-    """File of the device's own certificate."""
+    """File of the device's certificate."""
     key: str = ""
     """File of its private key."""
     user: str = ""
-    """Who the device is at the broker; empty: nobody, or what the certificate says."""
+    """User name at the broker; empty: anonymous, or the name in the certificate."""
     password_file: str = ""
-    """A file whose first line is the password."""
+    """File whose first line is the password."""
     spool_mb: Annotated[float, msgspec.Meta(ge=1, le=65536)] = 64.0
-    """Disk that waiting messages may take, 2^20 bytes."""
+    """Disk space for waiting messages, MiB."""
     spool_days: Annotated[float, msgspec.Meta(gt=0, le=3650)] = 30.0
-    """Days of running after which a waiting message is given up."""
+    """Days of uptime after which a waiting message is dropped."""
     sync_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
-    """A power cut may cost the messages of so long."""
+    """A power cut may lose the messages of this time."""
     commands: tuple[CommandName, ...] = ()
-    """What the host may tell this device to do."""
+    """Commands that the host may send to this device."""
 
 
 class PrivacySection(Section, frozen=True):
-    """Which single images may leave the device, and how. By default none."""
+    """Which single predictions and images may leave the device, and how; by default none."""
 
     events: bool = False
-    """Tell of single answers, without images."""
+    """Send events for single predictions, without images."""
     images: bool = False
-    """Add their images, prepared as the other keys say; implies events."""
-    sample_rate: Share = 0.0
-    """Part of all answers that become an event, 0..1."""
-    band: tuple[Share, Share] = (0.0, 0.0)
-    """Answers of a confidence from the first to below the second become an event."""
-    unfamiliar: bool = False
-    """Answers become an event while the camera sees what the model was not trained on."""
-    every_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
-    """At most one event in so long, so that a bad hour does not use up the day."""
-    per_day: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50
-    """Images in a UTC day."""
+    """Add images to events, processed as set below; implies `events`."""
+    sample_rate: Fraction = 0.0
+    """Fraction of all predictions that become an event, 0..1."""
+    band: tuple[Fraction, Fraction] = (0.0, 0.0)
+    """Predictions with a confidence from the first to below the second number become an event."""
+    ood: bool = False
+    """Predictions become an event while the images are out of distribution."""
+    min_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    """Minimum time between two events, so that a bad hour does not use up the day's images."""
+    max_images_per_day: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50
+    """Maximum number of images per UTC day."""
     max_side: Annotated[int, msgspec.Meta(ge=16, le=4096)] = 640
-    """Pixels of the longer side: larger images are scaled down."""
-    crop: tuple[Share, ...] = ()
-    """Left, top, width and height of what is shown, as parts of the image; empty: all."""
+    """Maximum of the longer side, pixels: larger images are scaled down."""
+    crop: tuple[Fraction, ...] = ()
+    """Left, top, width and height of the visible region, as fractions of the image; empty: all of it."""
     blur: Literal["none", "whole"] = "none"
-    """`whole`: blocks of which 16 make the longer side, so that nobody can be recognised."""
+    """`whole`: pixelate to 16 blocks along the longer side, so that nobody can be recognised."""
     retention_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
-    """For how long the host may keep the image."""
+    """Days for which the host may keep the image."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """All sections."""
+    """All sections of the configuration."""
 
     device: DeviceSection = msgspec.field(default_factory=DeviceSection)
     camera: CameraSection = CameraSection()
@@ -157,7 +164,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_config(path: Path) -> Config:
-    """Read a configuration file. Raises `ConfigError` listing every fault: section, key and what is allowed."""
+    """Read a configuration file. Raises `ConfigError` that lists every error: section, key and what is allowed."""
     try:
         if path.exists() and not path.is_file():  # a pipe would block
             raise ConfigError(f"{path}: not a file; the configuration is a TOML file")
@@ -169,16 +176,16 @@ def read_config(path: Path) -> Config:
         raise ConfigError(f"{path}: {reason}; the configuration is a TOML file") from None
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
-    sections, faults = convert(tree, Config)
+    sections, errors = convert(tree, Config, RENAMED)
     config = Config(**sections)
-    faults += _impossible(config)
-    if faults:
-        raise ConfigError(told(path, faults))
+    errors += _invalid_values(config)
+    if errors:
+        raise ConfigError(error_report(path, errors))
     return config
 
 
-def _impossible(config: Config) -> Iterable[str]:
-    """What types alone do not say."""
+def _invalid_values(config: Config) -> Iterable[str]:
+    """Errors of values that the types allow."""
     for section, struct in ((f.name, getattr(config, f.name)) for f in msgspec.structs.fields(Config)):
         for field in msgspec.structs.fields(type(struct)):
             value = getattr(struct, field.name)
@@ -205,4 +212,4 @@ def _impossible(config: Config) -> Iterable[str]:
         yield f"[privacy] band = [{low:g}, {high:g}]: the first must not be above the second"
     crop = config.privacy.crop
     if crop and not (len(crop) == 4 and min(crop[2:]) > 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1):
-        yield f"[privacy] crop = {list(crop)}: left, top, width and height inside of 0..1 are needed"
+        yield f"[privacy] crop = {list(crop)}: left, top, width and height within 0..1 are needed"

@@ -1,4 +1,4 @@
-"""The device's configuration: strict, every fault told at once, and an example that cannot go stale."""
+"""The device's configuration: strict, all errors reported at once, and an example that cannot go stale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from eyas_device.config import COMMANDS, EXAMPLE, Config, read_config
+from eyas_device.config import COMMANDS, EXAMPLE, RENAMED, Config, read_config
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import host_name
 
@@ -47,14 +47,14 @@ def written(path: Path, tree: dict[str, dict[str, object]]) -> Path:
     return path
 
 
-def faults(path: Path) -> list[str]:
+def errors(path: Path) -> list[str]:
     """The lines of the refusal, without the first, which names the file and counts them."""
     with pytest.raises(ConfigError) as caught:
         read_config(path)
     first, *rest = str(caught.value).splitlines()
     assert first.startswith(f"{path}: ")
     if rest:
-        assert first == f"{path}: {len(rest)} fault{'s' * (len(rest) > 1)}"
+        assert first == f"{path}: {len(rest)} error{'s' * (len(rest) > 1)}"
     return [line.strip() for line in rest] or [first.removeprefix(f"{path}: ")]
 
 
@@ -62,7 +62,7 @@ def test_example_is_valid_as_it_stands() -> None:
     assert read_config(EXAMPLE) == Config()
 
 
-def test_example_has_every_key_no_other_and_the_defaults(tmp_path: Path) -> None:
+def test_example_has_every_key_no_other_and_the_deerrors(tmp_path: Path) -> None:
     text, count = _KEY.subn(r"\1\2", EXAMPLE.read_text(encoding="utf-8"))
     (path := tmp_path / "all.toml").write_text(text, encoding="utf-8")
     tree = msgspec.toml.decode(text)
@@ -83,18 +83,18 @@ def test_example_explains_every_key_and_names_units() -> None:
             assert unit in lines[number - 1], f"{match[1]} does not say its unit"
 
 
-def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+def test_an_empty_file_gives_the_deerrors(tmp_path: Path) -> None:
     assert read_config(written(tmp_path / "empty.toml", {})) == Config()
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(
         'top = 1\n[device]\nsite = "a/b"\nstate = "relative"\nstat = "typo"\n[camera]\ntimeout_s = 0\n'
         'frozen_s = nan\nblack_level = "dark"\n[model]\nthreads = 0\naffinity = [-1]\n[loop]\nduty = 1.5\nfps = inf\n'
         '[telemetry]\nbroker = "host:99999"\nwindow_s = 0.01\n[telemetri]\nbroker = "x"\n'
     )
-    told = faults(path)
+    reported = errors(path)
     wanted = [
         r"\[top\]: unknown section; allowed: device, camera",
         r"\[telemetri\]: unknown section",
@@ -112,13 +112,20 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         r"\[telemetry\] window_s = 0.01: must be float >= 0.1",
     ]
     for pattern in wanted:
-        assert sum(bool(re.search(pattern, line)) for line in told) == 1, (pattern, told)
-    assert len(told) == len(wanted)
+        assert sum(bool(re.search(pattern, line)) for line in reported) == 1, (pattern, reported)
+    assert len(reported) == len(wanted)
 
 
-def test_a_section_that_is_no_section(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_key_is_answered_with_the_new_one(old: str, new: str, tmp_path: Path) -> None:
+    section, key = re.fullmatch(r"(\[\w+\]) (\w+)", old).groups()  # type: ignore[union-attr]
+    (path := tmp_path / "old.toml").write_text(f"{section}\n{key} = 1\n[loop]\nfps = -1\n")
+    assert sorted(errors(path)) == ["[loop] fps = -1: must be float >= 0.0", f"{old} is now {new}"]
+
+
+def test_a_section_that_is_not_a_table(tmp_path: Path) -> None:
     (path := tmp_path / "c.toml").write_text("camera = 1\n")
-    assert faults(path) == ["[camera]: must be a section, not int"]
+    assert errors(path) == ["[camera]: must be a section, not int"]
 
 
 @pytest.mark.parametrize(
@@ -133,28 +140,28 @@ def test_a_section_that_is_no_section(tmp_path: Path) -> None:
 )
 def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, words: str) -> None:
     (path := tmp_path / "c.toml").write_bytes(content)
-    assert words in faults(path)[0]
+    assert words in errors(path)[0]
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert "No such file" in faults(tmp_path / "none.toml")[0]
-    assert "not a file" in faults(tmp_path)[0]
+    assert "No such file" in errors(tmp_path / "none.toml")[0]
+    assert "not a file" in errors(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "error"),
     [
         ('[telemetry]\ncertificate = "a.pem"', "certificate, key: both are needed"),
         ('[telemetry]\ncommands = ["reboot"]', "commands"),
         ("[privacy]\nband = [0.9, 0.2]", "the first must not be above the second"),
         ("[privacy]\nband = [nan, 0.2]", "must be float >= 0"),
-        ("[privacy]\ncrop = [0.5, 0.0, 0.6, 1.0]", "inside of 0..1"),
+        ("[privacy]\ncrop = [0.5, 0.0, 0.6, 1.0]", "within 0..1"),
         ("[privacy]\ncrop = [0.5]", "left, top, width and height"),
     ],
 )
-def test_what_cannot_be_together(tmp_path: Path, text: str, fault: str) -> None:
+def test_what_cannot_be_together(tmp_path: Path, text: str, error: str) -> None:
     (path := tmp_path / "c.toml").write_text(text)
-    assert fault in faults(path)[0]
+    assert error in errors(path)[0]
 
 
 _hosts = st.from_regex(r"\A[a-z0-9-]{1,10}(\.[a-z0-9-]{1,10}){0,2}\Z")
@@ -208,9 +215,9 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "images": st.booleans(),
         "sample_rate": _numbers(0, 1),
         "band": st.tuples(_numbers(0, 0.5), _numbers(0.5, 1)).map(list),
-        "unfamiliar": st.booleans(),
-        "every_s": _numbers(0),
-        "per_day": st.integers(0, 100_000),
+        "ood": st.booleans(),
+        "min_interval_s": _numbers(0),
+        "max_images_per_day": st.integers(0, 100_000),
         "max_side": st.integers(16, 4096),
         "crop": st.sampled_from([[], [0.0, 0.0, 1.0, 1.0], [0.25, 0.5, 0.25, 0.5]]),
         "blur": st.sampled_from(["none", "whole"]),

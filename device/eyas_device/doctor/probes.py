@@ -170,7 +170,9 @@ def _mqtt_handshake(context: Context, host: str, port: int) -> Finding:
     if reason is not None and reason.is_failure and connector.switch_if_unsupported(reason):
         reason = _connect(context, connector)
         if reason is not None and not reason.is_failure:
-            return yellow(f"{address}: accepts {user} with MQTT 3.1.1 only", "a broker with MQTT 5 reports why it refuses")
+            return yellow(
+                f"{address}: accepts {user} with MQTT 3.1.1 only", "a broker with MQTT 5 reports why it refuses"
+            )
     if reason is None:
         return red(f"{address}: something listens but is not an MQTT broker", "check the port: TLS, HTTP, a proxy?")
     if reason.is_failure:

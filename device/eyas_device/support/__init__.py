@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own: child processes, TOML sections, names, clocks."""
+"""Helpers of all rooms: child processes, files, TOML sections, names, clocks."""

@@ -1,4 +1,4 @@
-"""What everything that holds a device, a model or a connection shares: leaving its `with` block closes it."""
+"""Base class for resources that hold a device, a model or a connection."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Self = TypeVar("Self", bound="Closing")
 
 
 class Closing:
-    """A resource that is its own context manager."""
+    """A resource that is a context manager: leaving the `with` block closes it."""
 
     def close(self) -> None:
-        """Give back what is held; closing twice is fine. Nothing is held unless a subclass says so."""
+        """Release the resource. Closing twice is allowed. Does nothing by default."""
 
     def __enter__(self: Self) -> Self:
         return self

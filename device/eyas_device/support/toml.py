@@ -1,7 +1,7 @@
-"""Strict TOML files: frozen structs for the sections, and every fault of a file told at once.
+"""Strict TOML files: a frozen struct per section, and all errors of a file reported at once.
 
-Both the workstation's recipe and the device's configuration are read this way; messages and manifests, which another
-version may have written, are read leniently instead.
+The host's recipe and the device's configuration are read this way; messages and manifests, which another version may
+have written, are read leniently instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def parse(text: str) -> dict[str, Any]:
-    """The tree of a TOML text. Raises `ValueError` saying where it is not TOML."""
+    """Parse TOML into nested dictionaries. Raises `ValueError` with the position of a syntax error."""
     try:
         tree: dict[str, Any] = msgspec.toml.decode(text)
     except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors too
@@ -29,61 +29,61 @@ def parse(text: str) -> dict[str, Any]:
 def convert(
     tree: dict[str, Any], kind: type[msgspec.Struct], renamed: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The sections of `kind` (a struct whose fields are sections) found in `tree`, and all faults.
+    """Convert the sections in `tree` to the structs of `kind`, whose fields are sections; also returns all errors.
 
-    Each section is converted by itself, so that one fault does not hide the next; a faulty key keeps its default, and a
-    section that lacks a required key is left out. `renamed` maps `[section]`, `[section] key` or `[section] key =
-    value` (the value as JSON) of an earlier version to what it is called now.
+    Each key is converted separately, so that one error does not hide the next. An invalid key keeps its default, and a
+    section without a required key is left out. `renamed` maps `[section]`, `[section] key` or `[section] key = value`
+    (the value as JSON) of an earlier version to its present name.
     """
     renamed = renamed or {}
-    faults: list[str] = []
+    errors: list[str] = []
     sections: dict[str, Any] = {}
     known = {field.name: field for field in msgspec.structs.fields(kind)}
     for name in tree:
         if name not in known:
-            faults.append(_is_now(f"[{name}]", renamed) or f"[{name}]: unknown section; allowed: {', '.join(known)}")
+            errors.append(_is_now(f"[{name}]", renamed) or f"[{name}]: unknown section; allowed: {', '.join(known)}")
     for name, field in known.items():
-        given = tree.get(name, {})
-        if not isinstance(given, dict):
-            faults.append(f"[{name}]: must be a section, not {type(given).__name__}")
+        table = tree.get(name, {})
+        if not isinstance(table, dict):
+            errors.append(f"[{name}]: must be a section, not {type(table).__name__}")
             continue
-        values, more = _section(name, field.type, given, renamed)
-        faults += more
+        values, more = _section(name, field.type, table, renamed)
+        errors += more
         if all(f.name in values for f in msgspec.structs.fields(field.type) if f.required):
             sections[name] = field.type(**values)
-    return sections, faults
+    return sections, errors
 
 
-def told(source: object, faults: list[str]) -> str:
-    """One text that names the file and lists all of its faults, a line each."""
-    return f"{source}: {len(faults)} fault{'s' * (len(faults) > 1)}\n" + "\n".join(f"  {f}" for f in faults)
+def error_report(source: object, errors: list[str]) -> str:
+    """Format the errors of a file: its name and their number, then one line per error."""
+    return f"{source}: {len(errors)} error{'s' * (len(errors) > 1)}\n" + "\n".join(f"  {error}" for error in errors)
 
 
 def _section(
-    name: str, kind: Any, given: dict[str, Any], renamed: Mapping[str, str]
+    name: str, kind: Any, table: dict[str, Any], renamed: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     values: dict[str, Any] = {}
-    faults = [
+    errors = [
         _is_now(f"[{name}] {key}", renamed) or f"[{name}] {key}: unknown key; allowed: {', '.join(fields)}"
-        for key in given
+        for key in table
         if key not in fields
     ]
     for key, field in fields.items():
-        if key in given:
+        if key in table:
             try:
-                values[key] = msgspec.convert(given[key], field.type)
+                values[key] = msgspec.convert(table[key], field.type)
             except msgspec.ValidationError as error:
-                old = f"[{name}] {key} = {json.dumps(given[key], default=str)}"
-                faults.append(_is_now(old, renamed) or f"[{name}] {key} = {given[key]!r}: {_plain(error)}")
+                old = f"[{name}] {key} = {json.dumps(table[key], default=str)}"
+                errors.append(_is_now(old, renamed) or f"[{name}] {key} = {table[key]!r}: {_describe(error)}")
         elif field.required:
-            faults.append(f"[{name}] {key}: missing")
-    return values, faults
+            errors.append(f"[{name}] {key}: missing")
+    return values, errors
 
 
 def _is_now(old: str, renamed: Mapping[str, str]) -> str:
     return f"{old} is now {renamed[old]}" if old in renamed else ""
 
 
-def _plain(error: msgspec.ValidationError) -> str:
+def _describe(error: msgspec.ValidationError) -> str:
     return str(error).replace("`", "").replace("Expected", "must be").replace("Invalid enum value", "not allowed:")

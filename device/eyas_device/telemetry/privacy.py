@@ -59,7 +59,7 @@ class Policy:
         self._requested = True
 
     def choose(self, prediction: Prediction) -> Why | None:
-        """Return why this prediction becomes an event, or None; at most one in `every_s` seconds unless requested."""
+        """Return why this prediction becomes an event, or None; at most one in `min_interval_s` unless requested."""
         rules = self._rules
         if self._requested:
             self._requested = False
@@ -70,12 +70,12 @@ class Policy:
         why: Why | None = None
         if low <= prediction.confidence < high:
             why = "uncertain"
-        elif rules.unfamiliar and self.ood:
+        elif rules.ood and self.ood:
             why = "ood"
         elif rules.sample_rate > 0 and self._chance() < rules.sample_rate:
             why = "sampled"
         if why is not None:
-            self._next = self._clock() + rules.every_s
+            self._next = self._clock() + rules.min_interval_s
         return why
 
     def image(self, pixels: Pixels | None, spool: Spool) -> tuple[str, dict[str, Any]]:
@@ -87,8 +87,8 @@ class Policy:
             return "", {"image": "none: the model's governance says never"}
         if pixels is None:
             return "", {"image": "none: the frame could not be decoded"}
-        if not spool.take_quota(time.strftime("%Y-%m-%d", time.gmtime()), rules.per_day):
-            return "", {"image": f"none: only {rules.per_day} a day are allowed"}
+        if not spool.take_quota(time.strftime("%Y-%m-%d", time.gmtime()), rules.max_images_per_day):
+            return "", {"image": f"none: only {rules.max_images_per_day} a day are allowed"}
         processed = process(pixels, crop=rules.crop, max_side=rules.max_side, blur=rules.blur)
         data, quality = encode_jpeg(processed)
         if not data:

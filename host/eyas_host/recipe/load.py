@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from eyas_device.support.toml import convert, parse, told
+from eyas_device.support.toml import convert, error_report, parse
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment_rules import augment_errors, without_forbidden
 from eyas_host.recipe.checks import combination_errors
@@ -65,7 +65,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     recipe = msgspec.structs.replace(recipe, augment=without_forbidden(recipe.augment))
     errors += combination_errors(recipe)
     if errors:
-        raise RecipeError(told(path, errors))
+        raise RecipeError(error_report(path, errors))
     return recipe
 
 

@@ -100,7 +100,7 @@ def test_sources_that_cannot_be_opened(spec: str, message: str) -> None:
 
 def test_folders_and_videos_without_images(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(CameraError, match=r"no images in it; looked for \.bmp"):
+    with pytest.raises(CameraError, match=r"no image files; looked for \.bmp"):
         open_camera(f"folder:{tmp_path}")
     with pytest.raises(CameraError, match="not a video"):
         open_camera(f"video:{tmp_path / 'notes.txt'}")
@@ -177,7 +177,7 @@ def test_golden_images_that_differ(bundle_root: Path, edit_manifest: Callable[..
         "openvino-fp32": "ok",
         "onnx-fp32": "failed",
     }
-    assert "no answers are recorded" in status["litert-int8"].note
+    assert "no probabilities are recorded" in status["litert-int8"].note
     assert "more than 0.05" in status["onnx-fp32"].note
 
 

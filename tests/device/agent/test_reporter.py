@@ -432,7 +432,9 @@ def test_commands_are_executed_once_and_answered_through_the_spool(broker: Broke
 
 
 def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: Path) -> None:
-    privacy = PrivacySection(images=True, sample_rate=1.0, every_s=0.0, per_day=2, max_side=32, blur="whole")
+    privacy = PrivacySection(
+        images=True, sample_rate=1.0, min_interval_s=0.0, max_images_per_day=2, max_side=32, blur="whole"
+    )
     with inbox(broker.port) as box, linked(pristine_bundle, broker.port, privacy=privacy) as (classifier, reporter):
         wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
         with open_camera("fake:?frames=6") as camera:

@@ -48,7 +48,7 @@ BOARD = BOARDS / "pi4.toml"
 def run(*arguments: object) -> int:
     """The verb, as the command line calls it."""
     parser = argparse.ArgumentParser()
-    command.arguments(parser)
+    command.add_arguments(parser)
     return command.main(parser.parse_args([str(argument) for argument in arguments]))
 
 
@@ -426,7 +426,7 @@ def test_compare_from_files(all_of_it: Bench, tmp_path: Path, capsys: pytest.Cap
     result.write(tmp_path / "b.json", replace(all_of_it, settings=replace(all_of_it.settings, threads=2)))
     assert run("--compare", tmp_path / "a.json", tmp_path / "b.json") == 0
     out = capsys.readouterr().out
-    assert "not the same: threads: 1 and 2" in out and "B / A" in out
+    assert "different: threads: 1 and 2" in out and "B / A" in out
 
 
 def test_choose_writes_what_run_reads(
@@ -438,7 +438,7 @@ def test_choose_writes_what_run_reads(
     assert choice is not None and choice.runtime == "litert" and len(choice.measured) == 2
     best = min(choice.measured, key=lambda candidate: candidate.latency_ms)
     assert (choice.artefact, choice.latency_ms) == (best.artefact, best.latency_ms)
-    assert f"chosen: {choice.artefact} on litert" in capsys.readouterr().out
+    assert f"selected: {choice.artefact} on litert" in capsys.readouterr().out
 
 
 def test_a_wrong_answer_is_code_1_and_never_chosen(
@@ -465,9 +465,9 @@ def test_blocks_are_written(pristine_bundle: Path, tmp_path: Path, capsys: pytes
     ("arguments", "message"),
     [
         ((), "no bundle"),
-        (("--bundle", "B", "--choose", "--artefact", "x"), "leave out --artefact"),
+        (("--bundle", "B", "--choose", "--artefact", "x"), "omit --artefact"),
         (("--bundle", "B", "--seconds", "601"), "600 at most"),
-        (("--bundle", "B", "--blocks", "f", "--all"), "leave out --all"),
+        (("--bundle", "B", "--blocks", "f", "--all"), "omit --all"),
         (("--bundle", "/no/such/bundle"), "is /no/such/bundle a bundle"),
         (("--compare", "/no/a.json", "/no/b.json"), "no such file"),
     ],

@@ -87,12 +87,12 @@ def test_a_password_is_sent_and_not_shown(streams: StreamServer) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind", "message"),
     [
-        ("single", CameraSpecError, "answers with a single image"),
+        ("single", CameraSpecError, "serves a single image"),
         ("gone", CameraError, "answers 404"),
-        ("page", CameraError, "answers with 'text/html'"),
+        ("page", CameraError, "serves 'text/html'"),
         ("lost", CameraError, "redirects more than once"),
         ("away", CameraError, "redirects to 'ftp://"),
-        ("unbound", CameraError, "names no boundary"),
+        ("unbound", CameraError, "has no boundary"),
     ],
 )
 def test_what_is_no_stream_is_told(streams: StreamServer, mode: str, kind: type[CameraError], message: str) -> None:
@@ -107,7 +107,7 @@ def test_what_is_no_stream_is_told(streams: StreamServer, mode: str, kind: type[
         ("drip", 1, "no whole frame within 1 s"),
         ("stall", 1, "no whole frame within 1 s"),
         ("silent", 0, "no whole frame within 1 s"),
-        ("huge", 0, "announces a part of 4294967296 bytes; at most"),
+        ("huge", 0, "a part of 4294967296 bytes is announced; at most"),
         ("closes", 1, "the server closed the connection"),
     ],
 )

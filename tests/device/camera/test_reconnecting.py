@@ -105,7 +105,7 @@ def test_a_well_source_is_delivered() -> None:
 
 
 def test_a_mistake_is_raised_and_an_absent_camera_awaited() -> None:
-    with pytest.raises(CameraSpecError, match="no such kind"):
+    with pytest.raises(CameraSpecError, match="unknown kind"):
         ReconnectingCamera(lambda: open_camera("webcam:0"))
     plan = Plan(CameraError("not there"), CameraSpecError("gone mad"), OSError("no descriptors"), [(0.0, shown(0))])
     assert plan.camera.state.condition == "lost" and plan.camera.state.reason == "not there"

@@ -111,7 +111,7 @@ def test_findings_are_one_line_without_control_characters_and_passwords() -> Non
 
 def run_verb(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
-    verb.arguments(parser)
+    verb.add_arguments(parser)
     return verb.main(parser.parse_args([str(argument) for argument in arguments]))
 
 
@@ -379,7 +379,7 @@ def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) ->
         ("fake:?frames=0", "red", "delivered no image"),
         ("fake:?lost=0", "red", "lost at frame 0"),
         ("fake:?hang=0&live=1", "red", "camera fake"),
-        ("nonsense", "red", "no such kind"),
+        ("nonsense", "red", "unknown kind"),
         ("video:/nowhere.mp4", "red", "no such file"),
     ],
 )
@@ -407,7 +407,7 @@ def at(port: int, **more: Any) -> Finding:
 
 def test_a_broker_that_lets_anybody_in(broker: Broker) -> None:
     kept = "messages are kept here until a collector has stored them"
-    assert at(broker.port) == green(f"127.0.0.1:{broker.port}: lets anybody in; {kept}")
+    assert at(broker.port) == green(f"127.0.0.1:{broker.port}: accepts anybody; {kept}")
 
 
 def test_wrong_password_is_told_from_a_broker_that_is_not_there(

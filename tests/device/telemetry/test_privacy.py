@@ -59,7 +59,7 @@ def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
 
 def test_events_by_confidence_band_chance_and_ood() -> None:
     clock, chances = Clock(), iter([0.05, 0.5])
-    rules = PrivacySection(events=True, band=(0.4, 0.6), sample_rate=0.1, every_s=0.0, unfamiliar=True)
+    rules = PrivacySection(events=True, band=(0.4, 0.6), sample_rate=0.1, min_interval_s=0.0, ood=True)
     policy = Policy(rules, clock=clock, chance=lambda: next(chances))
     assert policy.choose(predicted(0.4)) == "uncertain"
     assert policy.choose(predicted(0.6)) == "sampled"
@@ -70,7 +70,7 @@ def test_events_by_confidence_band_chance_and_ood() -> None:
 
 def test_at_most_one_event_per_interval() -> None:
     clock = Clock()
-    policy = Policy(PrivacySection(events=True, sample_rate=1.0, every_s=60.0), clock=clock)
+    policy = Policy(PrivacySection(events=True, sample_rate=1.0, min_interval_s=60.0), clock=clock)
     assert policy.choose(predicted(0.9)) == "sampled"
     clock.now += 59
     assert policy.choose(predicted(0.9)) is None
@@ -102,13 +102,13 @@ def test_a_model_may_forbid_images_and_the_next_may_not(spool: Spool) -> None:
 
 
 def test_the_quota_of_a_day(spool: Spool) -> None:
-    policy = Policy(PrivacySection(images=True, per_day=3))
+    policy = Policy(PrivacySection(images=True, max_images_per_day=3))
     assert [bool(policy.image(image(8, 8), spool)[0]) for _ in range(5)] == [True] * 3 + [False] * 2
-    assert not Policy(PrivacySection(images=True, per_day=0)).image(image(), spool)[0]
+    assert not Policy(PrivacySection(images=True, max_images_per_day=0)).image(image(), spool)[0]
 
 
 def test_a_frame_that_cannot_be_decoded_uses_up_nothing(spool: Spool) -> None:
-    policy = Policy(PrivacySection(images=True, per_day=1))
+    policy = Policy(PrivacySection(images=True, max_images_per_day=1))
     assert policy.image(None, spool)[0] == ""
     assert policy.image(image(), spool)[0]
 

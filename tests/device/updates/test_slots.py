@@ -352,7 +352,7 @@ def test_a_full_disk(tmp_path: Path, bundles: dict[str, Path], monkeypatch: pyte
     statvfs = os.statvfs(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "statvfs", lambda path: os.statvfs_result([*statvfs[:4], 0, *statvfs[5:]]))
-        with pytest.raises(SlotError, match="free some room"):
+        with pytest.raises(SlotError, match="free some space"):
             slots.install(bundles["3.0.0"], check=accept)
     assert all(state.good for state in slots.states()), "the slot to switch back to was given up before the look"
     assert version_of(slots) == "2.0.0"
@@ -366,7 +366,7 @@ def test_a_full_disk(tmp_path: Path, bundles: dict[str, Path], monkeypatch: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(SlotError, match=r"No space left.*free some room"):
+        with pytest.raises(SlotError, match=r"No space left.*free some space"):
             slots.install(bundles["3.0.0"], check=accept)
     assert version_of(slots) == "2.0.0"
     assert not (slots.folder / "a").exists()
@@ -468,7 +468,7 @@ def run(verb: object, *argv: object) -> int:
     import argparse
 
     parser = argparse.ArgumentParser()
-    verb.arguments(parser)  # type: ignore[attr-defined]
+    verb.add_arguments(parser)  # type: ignore[attr-defined]
     return int(verb.main(parser.parse_args([str(word) for word in argv])))  # type: ignore[attr-defined]
 
 
@@ -477,9 +477,9 @@ def test_the_verbs(
 ) -> None:
     state = tmp_path / "state"
     assert run(install_verb, bundle_root, "--state", state) == 0
-    assert capsys.readouterr().out == f"tiny-shapes 1.2.3 is current now: slot a, {state}/slots/a\n"
+    assert capsys.readouterr().out == f"tiny-shapes 1.2.3 is now current: slot a, {state}/slots/a\n"
     assert run(install_verb, bundle_root, "--state", state) == 0
-    assert "was current already" in capsys.readouterr().out
+    assert "was already current" in capsys.readouterr().out
     edit_manifest(version="1.3.0")
     assert run(install_verb, bundle_root, "--state", state, "--json") == 0
     told = msgspec.json.decode(capsys.readouterr().out)

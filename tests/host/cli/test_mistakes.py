@@ -109,7 +109,7 @@ def test_odd_but_good_images_are_taken(tmp_path: Path) -> None:
 def test_every_fault_of_a_recipe_at_once(tmp_path: Path) -> None:
     text = "split = [0.5, 0.2, 0.2]\n[teacher]\nepochs = 'six'\nrat = 1\n[studen]\nviews = 3\n"
     done = eyas(tmp_path, "distill", recipe(tmp_path, text))
-    refused(done, "4 faults", "[data] split", "[teacher] epochs", "[teacher] rat", "[studen]", lines=5)
+    refused(done, "4 errors", "[data] split", "[teacher] epochs", "[teacher] rat", "[studen]", lines=5)
 
 
 def test_unknown_model_before_any_training(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def faults(folder: Path, text: str, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load(folder, text, *overrides)
     head, *lines = str(caught.value).splitlines()
-    assert head == f"{folder / 'recipe.toml'}: {len(lines)} fault{'s' if len(lines) > 1 else ''}"
+    assert head == f"{folder / 'recipe.toml'}: {len(lines)} error{'s' if len(lines) > 1 else ''}"
     return [line.strip() for line in lines]
 
 
@@ -323,7 +323,7 @@ def test_any_settings_give_a_recipe_or_a_recipe_error(
     try:
         recipe = load(tmp_path, "".join(lines), *overrides)
     except RecipeError as error:
-        assert "fault" in str(error) or "not TOML" in str(error)
+        assert "error" in str(error) or "not TOML" in str(error)
     else:
         assert math.isclose(sum(recipe.data.split), 1.0, abs_tol=1e-6)
         assert all(
