@@ -53,7 +53,7 @@ def test_a_cut_and_a_missing_file(bundle_root: Path) -> None:
         Bundle.open(bundle_root)
 
 
-def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is .* a bundle"):
         Bundle.open(tmp_path)
     with pytest.raises(BundleError, match=r"is .* a bundle"):
@@ -87,9 +87,7 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
         ({"use": {"litert": "onnx-fp32"}}, "use.litert is 'onnx-fp32'"),
     ],
 )
-def test_manifests_that_are_refused(
-    fields: dict[str, object], words: str, bundle_root: Path, edit_manifest: Edit
-) -> None:
+def test_rejected_manifests(fields: dict[str, object], words: str, bundle_root: Path, edit_manifest: Edit) -> None:
     edit_manifest(**fields)
     with pytest.raises(BundleError, match=words) as caught:
         Bundle.open(bundle_root)
@@ -179,7 +177,7 @@ def test_any_value_in_any_field_gives_a_bundle_error_or_a_bundle(
     ],
     ids=["nothing", "no-answers", "float-image", "wrong-shape", "no-archive"],
 )
-def test_golden_images_that_do_not_fit(
+def test_golden_images_that_do_not_match(
     arrays: dict[str, np.ndarray] | None, bundle_root: Path, edit_manifest: Edit
 ) -> None:
     path = bundle_root / GOLDEN
@@ -198,7 +196,7 @@ def test_a_bundle_without_golden_images(bundle_root: Path, edit_manifest: Edit) 
         Bundle.open(bundle_root).golden()
 
 
-def test_golden_images_that_would_unpack_to_a_flood_are_refused(
+def test_golden_images_that_unpack_to_too_much_are_rejected(
     bundle_root: Path, edit_manifest: Callable[..., None]
 ) -> None:
     """Zeros pack a thousandfold: a small file must not fill a camera's memory."""

@@ -58,11 +58,11 @@ def errors(path: Path) -> list[str]:
     return [line.strip() for line in rest] or [first.removeprefix(f"{path}: ")]
 
 
-def test_example_is_valid_as_it_stands() -> None:
+def test_example_is_valid_unchanged() -> None:
     assert read_config(EXAMPLE) == Config()
 
 
-def test_example_has_every_key_no_other_and_the_deerrors(tmp_path: Path) -> None:
+def test_example_has_every_key_no_other_and_the_defaults(tmp_path: Path) -> None:
     text, count = _KEY.subn(r"\1\2", EXAMPLE.read_text(encoding="utf-8"))
     (path := tmp_path / "all.toml").write_text(text, encoding="utf-8")
     tree = msgspec.toml.decode(text)
@@ -83,7 +83,7 @@ def test_example_explains_every_key_and_names_units() -> None:
             assert unit in lines[number - 1], f"{match[1]} does not say its unit"
 
 
-def test_an_empty_file_gives_the_deerrors(tmp_path: Path) -> None:
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert read_config(written(tmp_path / "empty.toml", {})) == Config()
 
 
@@ -138,7 +138,7 @@ def test_a_section_that_is_not_a_table(tmp_path: Path) -> None:
         (b"[model]\nthreads = " + b"9" * 10_000, "not TOML"),
     ],
 )
-def test_files_that_are_no_configuration(tmp_path: Path, content: bytes, words: str) -> None:
+def test_files_that_are_not_a_configuration(tmp_path: Path, content: bytes, words: str) -> None:
     (path := tmp_path / "c.toml").write_bytes(content)
     assert words in errors(path)[0]
 
@@ -159,7 +159,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         ("[privacy]\ncrop = [0.5]", "left, top, width and height"),
     ],
 )
-def test_what_cannot_be_together(tmp_path: Path, text: str, error: str) -> None:
+def test_impossible_combinations(tmp_path: Path, text: str, error: str) -> None:
     (path := tmp_path / "c.toml").write_text(text)
     assert error in errors(path)[0]
 

@@ -98,7 +98,7 @@ def test_grey_becomes_three_equal_channels(channels: int | None) -> None:
     ],
     ids=["zero-byte", "junk", "cut-png", "jpeg-header-only"],
 )
-def test_what_is_no_image(data: bytes, words: str, tmp_path: Path) -> None:
+def test_bytes_that_are_not_an_image(data: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "frame.jpg"
     path.write_bytes(data)
     with pytest.raises(ImageError, match=words) as caught:
@@ -108,7 +108,7 @@ def test_what_is_no_image(data: bytes, words: str, tmp_path: Path) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_a_image_or_a_image_error(data: bytes) -> None:
+def test_any_bytes_give_an_image_or_an_image_error(data: bytes) -> None:
     try:
         pixels = decode(data)
     except ImageError:
@@ -126,7 +126,7 @@ def test_a_missing_file() -> None:
     [np.zeros((4, 4), np.float32), np.zeros(4, np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 2), np.uint8)],
     ids=["float", "1d", "empty", "2-channels"],
 )
-def test_other_frames_are_refused(frame: np.ndarray) -> None:
+def test_unsupported_frames_are_rejected(frame: np.ndarray) -> None:
     with pytest.raises(ImageError, match="allowed"):
         prepare(frame, tiny.SPEC)
 
@@ -233,7 +233,7 @@ def test_stretch_is_near_pillows_box_filter(size: int) -> None:
 @pytest.mark.parametrize(
     "out", [np.zeros((15, 16, 3), np.uint8), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.float32)]
 )
-def test_an_out_that_cannot_be_written_is_refused(out: np.ndarray) -> None:
+def test_an_out_of_the_wrong_shape_is_rejected(out: np.ndarray) -> None:
     with pytest.raises(ImageError, match=r"uint8 \(16, 16, 3\) is needed"):
         prepare(IMAGE, tiny.SPEC, out=out)
 
@@ -248,6 +248,6 @@ def test_an_out_of_any_layout_is_written(out: np.ndarray) -> None:
     assert np.array_equal(out, prepare(IMAGE, tiny.SPEC))
 
 
-def test_views_are_prepared_like_copies() -> None:
+def test_array_views_are_prepared_like_copies() -> None:
     for view in (IMAGE[::-1], IMAGE[:, ::-1], IMAGE[:, :, ::-1], IMAGE[::2, ::2], IMAGE.transpose(1, 0, 2)):
         assert np.array_equal(prepare(view, tiny.SPEC), prepare(np.ascontiguousarray(view), tiny.SPEC))

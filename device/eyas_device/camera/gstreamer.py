@@ -33,7 +33,7 @@ class GStreamerCamera(SubprocessCamera):
             )
         return cls(
             f"{__name__}:GStreamerReader",
-            Settings(source=_newest_only(rest), timeout_s=timeout_s),
+            Settings(source=keep_newest(rest), timeout_s=timeout_s),
             shown=f"gst:{rest}",
             timeout_s=timeout_s,
         )
@@ -53,7 +53,7 @@ def has_gstreamer() -> bool:
     return bool(cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER))
 
 
-def _newest_only(pipeline: str) -> str:
+def keep_newest(pipeline: str) -> str:
     """Let the appsink keep only the newest frame, unless the pipeline sets these properties itself."""
     head, mark, sink = pipeline.rpartition("!")
     properties = [

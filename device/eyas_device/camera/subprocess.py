@@ -141,7 +141,9 @@ class SubprocessCamera(Closing):
         `START_S` for the process, then `timeout_s` and a margin for the source. Raises `CameraError`, or
         `CameraSpecError` if the reader reports an error that retrying cannot fix.
         """
-        self._shown, self._timeout_s = shown, timeout_s
+        self._shown = shown
+        self.timeout_s = timeout_s
+        """Time limit of a capture, seconds."""
         self._number = 0
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -176,7 +178,7 @@ class SubprocessCamera(Closing):
             self._number += 1
             try:
                 self._child.send(b"n")
-                return self._frame(self._receive(self._timeout_s, "no frame came"), source)
+                return self._frame(self._receive(self.timeout_s, "no frame came"), source)
             except CameraError:
                 if self._closed.is_set():
                     return None  # and `close` ends the child

@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     for result in examine(context):
         results.append(result)
         if not args.json:
-            _show(result, width)
+            print_result(result, width)
     counts: Counter[str] = Counter(result.status for result in results)
     if args.json:
         worst = next((status for status in ("red", "yellow") if counts[status]), "green")
@@ -87,7 +87,8 @@ def _context(args: argparse.Namespace) -> Context:
     )
 
 
-def _show(result: CheckResult, width: int) -> None:
+def print_result(result: CheckResult, width: int) -> None:
+    """Print a result in two lines at most, in colour on a terminal; `width` is that of the longest name."""
     status = f"{result.status:6}"
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         status = f"\x1b[{_COLOURS[result.status]}m{status}\x1b[0m"

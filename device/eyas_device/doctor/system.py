@@ -42,7 +42,7 @@ def clock(context: Context) -> Finding:
     installed_at = Path(__file__).stat().st_mtime
     if now < installed_at - _DAY_S:
         return yellow(f"{date}: before the agent was installed ({_date(installed_at)})", fix)
-    if (context.root / "run/systemd/timesync/synchronized").exists() or _is_kernel_clock_synchronised():
+    if (context.root / "run/systemd/timesync/synchronized").exists() or is_kernel_clock_synchronised():
         return green(f"{date}, synchronised")
     return yellow(f"{date}, not synchronised", fix)
 
@@ -172,7 +172,7 @@ class _Timex(ctypes.Structure):
     )
 
 
-def _is_kernel_clock_synchronised() -> bool:
+def is_kernel_clock_synchronised() -> bool:
     """Whether an NTP or PTP client keeps the kernel's clock synchronised (adjtimex without a change)."""
     timex = _Timex()
     try:

@@ -93,7 +93,7 @@ def test_the_report_names_what_was_not_measured(all_of_it: Bench) -> None:
     assert "postprocess" in whole and all(r.artefact in whole for r in all_of_it.results)
 
 
-def test_candidates_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never one after the other: every round has a turn of each, and no first call of a turn is kept."""
     clock = count(step=0.01)  # every look at the clock takes a hundredth of a second
     monkeypatch.setattr(measure, "perf_counter", lambda: next(clock))
@@ -163,7 +163,9 @@ def test_a_process_that_fails_has_no_start(pristine_bundle: Path) -> None:
     assert set(found) == {("litert", good.artefact.name)}
 
 
-def test_what_does_not_load_is_left_out_and_said(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+def test_an_artefact_that_does_not_load_is_left_out_with_a_reason(
+    bundle_root: Path, edit_manifest: Callable[..., None]
+) -> None:
     spoil(bundle_root, edit_manifest, "onnx-fp32.onnx", b"no model")
     found = bench(BenchOptions(bundle=bundle_root, everything=True, seconds=0.1, starts=0))
     notes = {r.artefact: r.note for r in found.results}
@@ -218,7 +220,7 @@ def test_a_result_is_validated(all_of_it: Bench, tmp_path: Path, change: dict[st
         result.read(path)
 
 
-def test_what_is_no_result(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_result(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="no such file"):
         result.read(tmp_path / "gone.json")
     os.mkfifo(tmp_path / "pipe")
@@ -275,7 +277,7 @@ def row(lines: Iterator[str], start: str) -> str:
     return found[0]
 
 
-def test_compare_marks_what_is_more_than_scatter(all_of_it: Bench) -> None:
+def test_compare_marks_differences_beyond_the_spread(all_of_it: Bench) -> None:
     a = with_model(all_of_it, litert_fp32=1.0, onnx_fp32=2.0, openvino_fp32=4.0, litert_old=1.0)
     b = with_model(all_of_it, litert_fp32=1.1, onnx_fp32=3.0, openvino_fp32=1.0, litert_new=1.0)
     lines = list(compare.comparison_lines(a, b))
@@ -288,7 +290,7 @@ def test_compare_marks_what_is_more_than_scatter(all_of_it: Bench) -> None:
     assert row(iter(lines), "litert litert-new").split()[2:] == [*NOT_MEASURED.split(), "measured"]
 
 
-def test_compare_says_what_is_not_the_same(all_of_it: Bench) -> None:
+def test_compare_lists_differences_of_the_setup(all_of_it: Bench) -> None:
     asked = replace(all_of_it.settings, manifest_sha256="0" * 64, threads=4, camera="fake:")
     other = replace(
         all_of_it,
@@ -311,7 +313,7 @@ def test_compare_says_what_is_not_the_same(all_of_it: Bench) -> None:
 # --- choosing
 
 
-def test_the_fastest_that_answers_rightly(all_of_it: Bench) -> None:
+def test_the_fastest_that_passes_the_golden_check(all_of_it: Bench) -> None:
     def candidate(name: str, p50: float, passed: bool | None) -> Result:
         return Result(runtime="litert", artefact=name, precision="fp32", loop={"total": spread(p50)}, passed=passed)
 
@@ -342,7 +344,7 @@ def chosen(pristine_bundle: Path) -> SavedSelection:
     )
 
 
-def test_a_choice_is_remembered(chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path) -> None:
+def test_a_selection_is_saved(chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path) -> None:
     bundle, state = Bundle.open(pristine_bundle), tmp_path / "new" / "state"
     assert read_selection(state, bundle) is None
     write_selection(state, replace(chosen, latency_ms=9.0))
@@ -362,7 +364,7 @@ def test_a_choice_is_remembered(chosen: SavedSelection, pristine_bundle: Path, t
         {"runtime": "onnx-cuda", "artefact": "onnx-fp32"},
     ],
 )
-def test_a_choice_for_something_else_is_none(
+def test_a_selection_for_another_bundle_is_ignored(
     chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, change: dict[str, str]
 ) -> None:
     if change.get("runtime") == "onnx-cuda":
@@ -375,7 +377,7 @@ def test_a_choice_for_something_else_is_none(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_choice_is_none_or_whole(
+def test_a_damaged_selection_is_ignored(
     chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
     whole = write_selection(tmp_path, chosen).read_bytes()
@@ -388,12 +390,12 @@ def test_a_damaged_choice_is_none_or_whole(
     assert found is None or (found.runtime, found.artefact) == (chosen.runtime, chosen.artefact)
 
 
-def test_a_choice_that_is_no_file(pristine_bundle: Path, tmp_path: Path) -> None:
+def test_a_selection_that_is_not_a_file(pristine_bundle: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / SELECTION_FILE)
     assert read_selection(tmp_path, Bundle.open(pristine_bundle)) is None
 
 
-def test_a_failed_write_leaves_the_old_choice(
+def test_a_failed_write_leaves_the_old_selection(
     chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_selection(tmp_path, chosen)
@@ -429,9 +431,7 @@ def test_compare_from_files(all_of_it: Bench, tmp_path: Path, capsys: pytest.Cap
     assert "different: threads: 1 and 2" in out and "B / A" in out
 
 
-def test_choose_writes_what_run_reads(
-    pristine_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_choose_saves_what_run_reads(pristine_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--bundle", pristine_bundle, "--choose", "--runtime", "litert", "--seconds", 0.1)
     assert run(*arguments, "--state", tmp_path) == 0
     choice = read_selection(tmp_path, Bundle.open(pristine_bundle))
@@ -441,7 +441,7 @@ def test_choose_writes_what_run_reads(
     assert f"selected: {choice.artefact} on litert" in capsys.readouterr().out
 
 
-def test_a_wrong_answer_is_code_1_and_never_chosen(
+def test_a_wrong_prediction_is_code_1_and_never_selected(
     bundle_root: Path, edit_manifest: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit_manifest(golden_tolerance=1e-12)
@@ -472,7 +472,7 @@ def test_blocks_are_written(pristine_bundle: Path, tmp_path: Path, capsys: pytes
         (("--compare", "/no/a.json", "/no/b.json"), "no such file"),
     ],
 )
-def test_mistakes(arguments: tuple[str, ...], message: str) -> None:
+def test_invalid_options(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(EyasError, match=message) as caught:
         run(*arguments)
     assert caught.value.exit_code == 2

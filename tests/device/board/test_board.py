@@ -121,7 +121,7 @@ def test_x86(recorded: Callable[[str], Recording]) -> None:
     assert read_power(root, run=run) is None
 
 
-def test_a_placeholder_is_no_name(recorded: Callable[[str], Recording]) -> None:
+def test_a_placeholder_is_not_a_name(recorded: Callable[[str], Recording]) -> None:
     root, _ = recorded("x86")
     (root / "sys/devices/virtual/dmi/id/product_name").write_text("To Be Filled By O.E.M.\n")
     assert read_board(root).model == "11th Gen Intel(R) Core(TM) i5-1135G7 @ 2.40GHz"
@@ -136,7 +136,7 @@ def test_other_power_chips(tmp_path: Path) -> None:
     assert power is not None and power.watts == 4.25 and power.rails_w == {"ina226 power1": 4.25}
 
 
-def test_nothing_is_not_measured(tmp_path: Path) -> None:
+def test_missing_files_are_not_measured(tmp_path: Path) -> None:
     """A machine that tells nothing, and whose commands would hang if they were asked."""
 
     def never(command: Sequence[str], timeout_s: float) -> str | None:
@@ -218,11 +218,11 @@ def test_throttle_bits(told: str, now: object, since: object) -> None:
 
 
 @pytest.mark.parametrize("told", [None, "", "throttled=", "throttled=0xzz", "VCHI initialization failed", "1 2"])
-def test_what_is_no_throttle(told: str | None) -> None:
+def test_malformed_throttle_bits(told: str | None) -> None:
     assert decode_throttled(told) is None
 
 
-def test_what_is_no_power() -> None:
+def test_malformed_power_readings() -> None:
     assert decode_pmic(None) is None
     assert decode_pmic("Command not registered") is None
     assert decode_pmic("EXT5V_V volt(24)=5.13880000V") is None
@@ -235,7 +235,7 @@ def test_this_machine() -> None:
     assert memory is not None and 5 < memory.rss_mb <= memory.peak_rss_mb
 
 
-def test_commands_end_in_time() -> None:
+def test_commands_have_a_time_limit() -> None:
     assert run_command(("echo", "well"), 10.0) == "well\n"
     assert run_command(("false",), 10.0) is None
     assert run_command(("/no/such/command",), 10.0) is None

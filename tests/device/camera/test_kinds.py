@@ -46,11 +46,11 @@ def test_rtsp_delivers_moving_images(rtsp: RtspServer) -> None:
     assert frames[-1].source == f"{rtsp.url}#4"
 
 
-def test_rtsp_that_hangs_or_dies_is_told(rtsp: RtspServer) -> None:
+def test_rtsp_that_hangs_or_dies_is_reported(rtsp: RtspServer) -> None:
     with open_camera(rtsp.url, timeout_s=15) as camera:
         taken(camera)
         assert rtsp.process is not None
-        camera._timeout_s = 1.5  # type: ignore[attr-defined]
+        camera.timeout_s = 1.5  # type: ignore[attr-defined]
         os.kill(rtsp.process.pid, signal.SIGSTOP)
         started = time.monotonic()
         with pytest.raises(CameraError, match="no frame came within"):
@@ -70,7 +70,7 @@ def test_rtsp_that_hangs_or_dies_is_told(rtsp: RtspServer) -> None:
         open_camera(rtsp.url, timeout_s=5)
 
 
-def test_rtsp_tells_a_wrong_path_without_the_password(rtsp: RtspServer) -> None:
+def test_rtsp_reports_a_wrong_path_without_the_password(rtsp: RtspServer) -> None:
     with pytest.raises(CameraError, match="the host responds, but no stream") as caught:
         open_camera(f"rtsp://user:secret@127.0.0.1:{rtsp.port}/nothing", timeout_s=3)
     assert "secret" not in str(caught.value) and "***" in str(caught.value)
@@ -89,7 +89,7 @@ def test_rtsp_tells_a_wrong_path_without_the_password(rtsp: RtspServer) -> None:
         ("v4l2:/tmp", CameraSpecError, "not a video device"),
     ],
 )
-def test_v4l2_says_why_a_path_is_no_camera(spec: str, kind: type[CameraError], message: str) -> None:
+def test_v4l2_explains_why_a_path_is_not_a_camera(spec: str, kind: type[CameraError], message: str) -> None:
     with pytest.raises(CameraError, match=message) as caught:
         open_camera(spec)
     assert caught.type is kind
@@ -99,7 +99,7 @@ def test_v4l2_says_why_a_path_is_no_camera(spec: str, kind: type[CameraError], m
     ("number", "message"),
     [(errno.EACCES, "usermod -aG video"), (errno.ENODEV, "plugged in"), (errno.EIO, "Input/output error")],
 )
-def test_v4l2_tells_errors_of_the_device_apart(number: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_v4l2_distinguishes_errors_of_the_device(number: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -124,7 +124,7 @@ def _ioctl(capabilities: int, device_caps: int = 0, *, busy: bool = False) -> Ca
     return answer
 
 
-def test_v4l2_asks_the_driver() -> None:
+def test_v4l2_queries_the_driver() -> None:
     """Against `/dev/null`, which is a character device, with a stand-in for ioctl."""
     assert v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1)) is None
     assert v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x1000)) is None
@@ -192,7 +192,7 @@ def row(data: bytes) -> Any:
     return np.frombuffer(data, dtype=np.uint8)[np.newaxis]
 
 
-def test_v4l2_keeps_jpeg_undecoded_and_cut_to_its_end(reader: Callable[..., v4l.V4L2Reader]) -> None:
+def test_v4l2_keeps_jpeg_undecoded_and_trimmed(reader: Callable[..., v4l.V4L2Reader]) -> None:
     made = reader(images=(row(jpeg_image(1) + b"\x00" * 99), row(jpeg_image(2) + jpeg_image(3)[400:])))
     assert made.video.get(cv2.CAP_PROP_CONVERT_RGB) == 0
     assert made.video.get(cv2.CAP_PROP_FOURCC) == cv2.VideoWriter.fourcc(*"MJPG")
@@ -201,7 +201,7 @@ def test_v4l2_keeps_jpeg_undecoded_and_cut_to_its_end(reader: Callable[..., v4l.
     assert not made.grab()
 
 
-def test_v4l2_takes_pixels_where_the_promised_jpeg_is_none(reader: Callable[..., v4l.V4L2Reader]) -> None:
+def test_v4l2_falls_back_to_pixels_without_the_promised_jpeg(reader: Callable[..., v4l.V4L2Reader]) -> None:
     made = reader(images=(*[row(b"\x10\x80" * 64)] * 3, pixels(0), pixels(1)))
     for _ in range(3):
         with pytest.raises(ImageError, match="not a JPEG"):
@@ -212,7 +212,7 @@ def test_v4l2_takes_pixels_where_the_promised_jpeg_is_none(reader: Callable[...,
         assert isinstance(image, np.ndarray) and np.array_equal(image, pixels(number))
 
 
-def test_v4l2_one_torn_frame_is_only_that(reader: Callable[..., v4l.V4L2Reader]) -> None:
+def test_v4l2_recovers_after_one_torn_frame(reader: Callable[..., v4l.V4L2Reader]) -> None:
     torn = row(b"\x00" * 50)
     made = reader(images=(row(jpeg_image(0)), torn, torn, torn, torn, row(jpeg_image(5))))
     assert made.retrieve(ROOM) == jpeg_image(0)
@@ -222,7 +222,7 @@ def test_v4l2_one_torn_frame_is_only_that(reader: Callable[..., v4l.V4L2Reader])
     assert made.retrieve(ROOM) == jpeg_image(5)
 
 
-def test_v4l2_asks_for_format_size_and_rate(reader: Callable[..., v4l.V4L2Reader]) -> None:
+def test_v4l2_sets_format_size_and_rate(reader: Callable[..., v4l.V4L2Reader]) -> None:
     asked = Settings(source="/dev/video0", size=(1280, 720), fps=15, format="yuyv")
     made = reader(asked, images=(pixels(0),))
     assert made.video.get(cv2.CAP_PROP_FOURCC) == cv2.VideoWriter.fourcc(*"YUYV")
@@ -231,12 +231,12 @@ def test_v4l2_asks_for_format_size_and_rate(reader: Callable[..., v4l.V4L2Reader
     assert reader(Settings(source="/dev/video0", size=(1300, 700))).note == "1280x720, the nearest supported size"
     with pytest.raises(CameraError, match="does not deliver mjpg"):
         reader(Settings(source="/dev/video0", format="mjpg"), fourcc=("YUYV",))
-    assert not reader(fourcc=("YUYV",))._undecoded
+    assert cv2.CAP_PROP_CONVERT_RGB not in reader(fourcc=("YUYV",)).video.values
     with pytest.raises(CameraError, match="no format that OpenCV can read"):
         reader(opens=False)
 
 
-def test_the_end_of_a_jpeg_is_not_its_thumbnails() -> None:
+def test_the_end_of_a_jpeg_is_not_that_of_its_thumbnail() -> None:
     plain = jpeg_image(0)
     thumbnail = b"\xff\xe1" + struct.pack(">H", 2 + len(plain)) + plain
     whole = plain[:2] + thumbnail + plain[2:]
@@ -255,8 +255,8 @@ def test_gstreamer_needs_an_appsink_and_an_opencv_with_it() -> None:
     if not gst.has_gstreamer():
         with pytest.raises(CameraSpecError, match="has no GStreamer"):
             open_camera("gst:videotestsrc ! appsink")
-    assert gst._newest_only("a ! appsink") == "a ! appsink drop=true max-buffers=1"
-    assert gst._newest_only("a ! appsink drop=false max-buffers=3") == "a ! appsink drop=false max-buffers=3"
+    assert gst.keep_newest("a ! appsink") == "a ! appsink drop=true max-buffers=1"
+    assert gst.keep_newest("a ! appsink drop=false max-buffers=3") == "a ! appsink drop=false max-buffers=3"
 
 
 PICAMERA2 = """

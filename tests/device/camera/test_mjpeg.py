@@ -52,7 +52,7 @@ def taken(camera: Camera) -> Frame:
 
 
 @pytest.mark.parametrize("mode", ["normal", "nolength", "dashes", "chunked", "moved", "flood"])
-def test_streams_of_all_habits(streams: StreamServer, mode: str) -> None:
+def test_streams_of_all_dialects(streams: StreamServer, mode: str) -> None:
     known = {jpeg_image(number): number for number in range(48)}
     with open_camera(streams.spec(mode), timeout_s=10) as camera:
         assert camera.live
@@ -95,7 +95,9 @@ def test_a_password_is_sent_and_not_shown(streams: StreamServer) -> None:
         ("unbound", CameraError, "has no boundary"),
     ],
 )
-def test_what_is_no_stream_is_told(streams: StreamServer, mode: str, kind: type[CameraError], message: str) -> None:
+def test_anything_but_a_stream_is_reported(
+    streams: StreamServer, mode: str, kind: type[CameraError], message: str
+) -> None:
     with pytest.raises(CameraError, match=message) as caught:
         open_camera(streams.spec(mode), timeout_s=10)
     assert caught.type is kind
@@ -111,7 +113,7 @@ def test_what_is_no_stream_is_told(streams: StreamServer, mode: str, kind: type[
         ("closes", 1, "the server closed the connection"),
     ],
 )
-def test_a_stream_that_falls_ill_is_told_in_time(streams: StreamServer, mode: str, good: int, message: str) -> None:
+def test_a_broken_stream_is_reported_in_time(streams: StreamServer, mode: str, good: int, message: str) -> None:
     with open_camera(streams.spec(mode), timeout_s=1) as camera:
         for _ in range(good):
             taken(camera)
@@ -130,7 +132,7 @@ def test_what_never_ends_is_bounded(streams: StreamServer, mode: str, message: s
         camera.capture()
 
 
-def test_a_part_that_is_no_jpeg_is_left_out(streams: StreamServer) -> None:
+def test_a_part_without_a_jpeg_is_skipped(streams: StreamServer) -> None:
     with open_camera(streams.spec("junk"), timeout_s=10) as camera:
         good = bad = 0
         while not (good and bad):
@@ -141,7 +143,7 @@ def test_a_part_that_is_no_jpeg_is_left_out(streams: StreamServer) -> None:
                 bad += 1
 
 
-def test_a_stream_that_ends_in_order_has_ended(streams: StreamServer) -> None:
+def test_a_properly_closed_stream_ends(streams: StreamServer) -> None:
     with open_camera(streams.spec("ends"), timeout_s=10) as camera:
         frames = list(iter(camera.capture, None))
     assert 1 <= len(frames) <= 2 and frames[-1].image == jpeg_image(1)
@@ -159,7 +161,7 @@ def test_a_killed_server_and_none_at_all(mortal: StreamServer) -> None:
     assert caught.type is CameraError
 
 
-def test_a_stopped_server_is_told_in_time(mortal: StreamServer) -> None:
+def test_a_stopped_server_is_reported_in_time(mortal: StreamServer) -> None:
     with open_camera(mortal.spec("normal"), timeout_s=1) as camera:
         taken(camera)
         assert mortal.process is not None
@@ -289,7 +291,7 @@ hostile = st.builds(bytes.__add__, st.sampled_from([b"", b"--frame\r\n", b"--fra
 
 @given(stream=hostile, cuts=cut_places)
 @settings(max_examples=300)
-def test_hostile_bytes_are_the_same_fault_however_they_are_cut(stream: bytes, cuts: list[int]) -> None:
+def test_hostile_bytes_give_the_same_error_with_any_chunking(stream: bytes, cuts: list[int]) -> None:
     bounds = {"max_part": 100, "max_header": 60}
     whole, pieces = parts_of(stream, [], **bounds), parts_of(stream, cuts, **bounds)
     assert whole == pieces
@@ -310,7 +312,7 @@ def test_hostile_bytes_take_no_time() -> None:
 
 
 @pytest.mark.parametrize("boundary", ["", "x" * 201, "a\nb", "ä"])
-def test_odd_boundaries_are_refused(boundary: str) -> None:
+def test_invalid_boundaries_are_rejected(boundary: str) -> None:
     with pytest.raises(ValueError, match="boundary"):
         MultipartParser(boundary)
 
@@ -330,7 +332,7 @@ def test_odd_boundaries_are_refused(boundary: str) -> None:
         "fake:?resize=3", "fake:?live=2", "webcam:0", "", "0",
     ],
 )  # fmt: skip
-def test_a_mistaken_specification_says_what_is_allowed(spec: str) -> None:
+def test_a_wrong_specification_lists_what_is_allowed(spec: str) -> None:
     with pytest.raises(CameraSpecError, match=r"allowed|is needed"):
         open_camera(spec)
 
@@ -341,7 +343,7 @@ BEGINNINGS = st.sampled_from(["", "?", "//", "http://", "0?", "?size="])
 
 @given(kind=KINDS, beginning=BEGINNINGS, text=st.text(max_size=20))
 @settings(max_examples=300, deadline=None)
-def test_no_specification_is_worse_than_refused(kind: str, beginning: str, text: str) -> None:
+def test_any_specification_opens_or_is_rejected(kind: str, beginning: str, text: str) -> None:
     """Whatever stands there: a camera, or an error of ours. Hosts and devices are left out: nothing is opened here."""
     opens = kind in ("mjpeg", "rtsp", "v4l2", "picamera2")
     spec = f"{kind}:{beginning}{text}" + ("\0" if opens else "")
@@ -371,7 +373,7 @@ def test_what_is_live_is_known_before_it_is_opened() -> None:
 # --- The fake
 
 
-def test_fake_faults() -> None:
+def test_fake_failures() -> None:
     clock = FakeClock()
     rest = "?frames=12&size=64x48&black=2-3&frozen=5-7&resize=9:32x24&hang=11&live=1&fps=10"
     camera = FakeCamera.open(rest, timeout_s=7, clock=clock)

@@ -91,7 +91,7 @@ def shown(number: int, *, width: int = 32, height: int = 24) -> Any:
 BLACK = np.zeros((24, 32, 3), dtype=np.uint8)
 
 
-def test_a_well_source_is_delivered() -> None:
+def test_frames_of_a_good_source_are_returned() -> None:
     plan = Plan([(1.0, shown(n)) for n in range(3)])
     assert plan.camera.live and plan.camera.state.condition == "opening"
     assert [plan.take().image[0, 0, 0] for _ in range(3)] == [40, 41, 42]  # type: ignore[call-overload]
@@ -104,7 +104,7 @@ def test_a_well_source_is_delivered() -> None:
     assert plan.conditions == ["delivering", "closed"]
 
 
-def test_a_mistake_is_raised_and_an_absent_camera_awaited() -> None:
+def test_a_wrong_specification_raises_and_an_absent_camera_is_awaited() -> None:
     with pytest.raises(CameraSpecError, match="unknown kind"):
         ReconnectingCamera(lambda: open_camera("webcam:0"))
     plan = Plan(CameraError("not there"), CameraSpecError("gone mad"), OSError("no descriptors"), [(0.0, shown(0))])
@@ -136,7 +136,7 @@ def test_good_delivery_for_long_enough_resets_the_backoff(good_s: float, waits: 
 @pytest.mark.parametrize(
     ("end", "reason"), [(LOST, "pulled out"), (None, "the stream ended"), (OSError(5, "I/O"), "I/O")]
 )
-def test_a_lost_source_is_opened_again(end: Any, reason: str) -> None:
+def test_a_lost_source_is_reopened(end: Any, reason: str) -> None:
     plan = Plan([(0.0, shown(0)), (0.0, end)], [(0.0, shown(1))])
     plan.take()
     plan.take()
@@ -145,7 +145,7 @@ def test_a_lost_source_is_opened_again(end: Any, reason: str) -> None:
 
 
 @pytest.mark.parametrize("image", [shown(3, width=64, height=48), jpeg_image(3)])
-def test_a_frozen_image_is_opened_again_until_it_moves(image: Any) -> None:
+def test_a_frozen_source_is_reopened_until_it_moves(image: Any) -> None:
     first, later = (shown(n, width=64, height=48) for n in (1, 2))
     still = [(10.0, image)] * 9
     plan = Plan([(0.0, first), *still], still, LOST, still, [(0.0, later)], frozen_s=30.0)
@@ -173,7 +173,7 @@ def test_a_still_image_is_not_frozen_before_its_time() -> None:
 
 
 @pytest.mark.parametrize("black", [BLACK, cv2.imencode(".jpg", BLACK)[1].tobytes(), BLACK + 4])
-def test_black_images_are_refused_until_there_is_light(black: Any) -> None:
+def test_black_images_are_rejected_until_there_is_light(black: Any) -> None:
     plan = Plan([(1.0, shown(0)), *[(1.0, black)] * 2, (0.1, black), (0.1, shown(1)), (0.5, black), (0.6, black)])
     plan.take()
     for _ in range(3):
@@ -206,7 +206,7 @@ def test_what_counts_as_black() -> None:
     Plan([(0.0, spot)]).take()
 
 
-def test_a_sensor_stuck_in_black_is_opened_again() -> None:
+def test_a_sensor_stuck_in_black_is_reopened() -> None:
     plan = Plan([(10.0, BLACK)] * 9, [(0.0, BLACK)], [(0.0, shown(0))], frozen_s=30.0)
     for _ in range(3):
         with pytest.raises(ImageError):
@@ -218,7 +218,7 @@ def test_a_sensor_stuck_in_black_is_opened_again() -> None:
     assert plan.camera.state.losses == 2
 
 
-def test_another_size_is_opened_again_once_and_then_taken() -> None:
+def test_another_size_is_reopened_once_and_then_accepted() -> None:
     def small(n: int) -> Any:
         return shown(n, width=16, height=12)
 
@@ -239,7 +239,7 @@ def test_another_size_is_opened_again_once_and_then_taken() -> None:
     assert "16x12 pixels, 32x24 at first" in plan.states[1].reason and plan.camera.state.losses == 2
 
 
-def test_a_size_that_stays_is_said_for_as_long() -> None:
+def test_a_changed_size_is_reported_while_it_lasts() -> None:
     small = [(1.0, shown(n, width=16)) for n in range(9)]
     plan = Plan([(1.0, shown(0)), *small], small)
     for _ in range(8):
@@ -262,7 +262,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("image", ODD)
-def test_odd_frames_are_refused_and_counted(image: Any) -> None:
+def test_unsupported_frames_are_rejected_and_counted(image: Any) -> None:
     plan = Plan([(0.0, image), (5.0, shown(0))])
     with pytest.raises(ImageError):
         plan.camera.capture()
@@ -346,14 +346,14 @@ def test_closing_wakes_a_capture_that_hangs() -> None:
     waits_and_is_closed(ReconnectingCamera(lambda: FakeCamera([Hang()], live=True, timeout_s=300)))
 
 
-def test_closing_wakes_a_capture_that_waits_to_open_again() -> None:
+def test_closing_wakes_a_capture_that_waits_to_reopen() -> None:
     def absent() -> Camera:
         raise LOST
 
     waits_and_is_closed(ReconnectingCamera(absent, backoff=Backoff(first_s=300, max_s=300), jitter=lambda: 1.0))
 
 
-def test_closing_does_not_wait_for_an_opening_and_closes_what_it_gives() -> None:
+def test_closing_does_not_wait_for_opening_and_closes_a_late_camera() -> None:
     slow, release, made = threading.Event(), threading.Event(), []
 
     def opened() -> Camera:
@@ -425,7 +425,7 @@ def test_an_mjpeg_server_that_is_killed_and_comes_back(streams: StreamServer) ->
     assert held()[0] <= before[0] + 1 and held()[1] <= before[1]  # the server's own pipe
 
 
-def test_a_stream_that_stalls_is_opened_again(streams: StreamServer) -> None:
+def test_a_stream_that_stalls_is_reopened(streams: StreamServer) -> None:
     with ReconnectingCamera(lambda: open_camera(streams.spec("stall"), timeout_s=0.5), backoff=QUICK) as camera:
         state = frames_until(camera, lambda state: state.losses >= 2)
     assert state.condition == "delivering"

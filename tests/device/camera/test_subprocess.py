@@ -70,14 +70,14 @@ def test_kinds_of_image(how: str) -> None:
         ("huge", "at most"),
     ],
 )
-def test_a_frame_that_is_no_image_is_told_and_the_next_one_comes(how: str, message: str) -> None:
+def test_an_undecodable_frame_raises_and_the_next_one_follows(how: str, message: str) -> None:
     with isolated(how) as camera:
         with pytest.raises(ImageError, match=message):
             camera.capture()
         assert isinstance(taken(camera).image, np.ndarray)
 
 
-def test_an_answer_is_new_however_long_nobody_asked() -> None:
+def test_a_frame_is_recent_after_any_pause() -> None:
     with isolated(fps=200) as camera:
         camera.capture()
         time.sleep(1.0)
@@ -108,13 +108,13 @@ def test_a_stopped_child_is_killed_in_time() -> None:
         ("fail", "test:fail: pulled out"),
     ],
 )
-def test_what_ends_a_stream_is_told(how: str, message: str) -> None:
+def test_the_end_of_a_stream_is_reported(how: str, message: str) -> None:
     with isolated(how, timeout_s=1.0, at=5) as camera, pytest.raises(CameraError, match=message):
         for _ in range(10):
             camera.capture()
 
 
-def test_a_killed_child_is_told() -> None:
+def test_a_killed_child_is_reported() -> None:
     with isolated() as camera:
         os.kill(camera.pid, signal.SIGKILL)
         with pytest.raises(CameraError, match="signal 9"):
@@ -130,7 +130,7 @@ def test_a_killed_child_is_told() -> None:
         ("mistake", CameraSpecError, "test:mistake: no such thing"),
     ],
 )
-def test_what_does_not_open_is_told_in_time(how: str, kind: type[CameraError], message: str) -> None:
+def test_a_failure_to_open_is_reported_in_time(how: str, kind: type[CameraError], message: str) -> None:
     started = time.monotonic()
     with pytest.raises(CameraError, match=message) as caught:
         isolated(how, timeout_s=0.5)
@@ -157,12 +157,12 @@ def test_a_note_shows_in_the_source() -> None:
         "[" * 60000,
     ],
 )
-def test_a_child_that_was_taken_over_is_not_believed(text: str) -> None:
+def test_replies_of_a_compromised_child_are_rejected(text: str) -> None:
     with isolated("say", at=0, text=text) as camera, pytest.raises(CameraError, match="invalid reply"):
         camera.capture()
 
 
-def test_the_shared_memory_cannot_be_cut_off() -> None:
+def test_the_shared_memory_cannot_be_truncated() -> None:
     with isolated() as camera:
         shared = next(
             f"/proc/{camera.pid}/fd/{fd.name}"

@@ -32,7 +32,7 @@ def told(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if not line.startswith("INFO:")]
 
 
-def test_help_teaches_and_is_fast() -> None:
+def test_help_is_complete_and_fast() -> None:
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -63,7 +63,7 @@ def test_check_as_json(pristine_bundle: Path) -> None:
     assert (row["artefact"], row["status"], row["agreement"]) == ("onnx-fp32", "ok", 1.0)
 
 
-def test_check_fails_with_1_for_a_wrong_answer_and_2_for_a_bad_bundle(
+def test_check_exits_with_1_for_a_wrong_prediction_and_2_for_a_bad_bundle(
     bundle_root: Path, edit_manifest: Callable[..., None]
 ) -> None:
     edit_manifest(confidence={"temperature": 30.0})
@@ -84,7 +84,7 @@ def test_info(pristine_bundle: Path) -> None:
     assert "litert: faster" in done.stdout and "Drawn for a test." in done.stdout
 
 
-def test_run_tells_accuracy(pristine_bundle: Path, image_folder: Path) -> None:
+def test_run_reports_accuracy(pristine_bundle: Path, image_folder: Path) -> None:
     done = eyas_device("run", "--bundle", pristine_bundle, "--camera", f"folder:{image_folder}", "--accuracy")
     assert done.returncode == 0, done.stderr
     assert "accuracy 1.0000, balanced accuracy 1.0000 (12 labelled images)" in done.stdout
@@ -139,7 +139,7 @@ def test_a_signal_ends_with_a_summary_and_0(number: signal.Signals, pristine_bun
     assert f"{len(numbers)} frames in " in errors
 
 
-def test_a_reader_that_leaves(pristine_bundle: Path) -> None:
+def test_a_closed_pipe(pristine_bundle: Path) -> None:
     command = [str(SCRIPT), "run", "--bundle", str(pristine_bundle), "--camera", "fake:", "--loop", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stderr is not None
@@ -166,7 +166,7 @@ def test_a_reader_that_leaves(pristine_bundle: Path) -> None:
         (("run", "--bundle", "BUNDLE", "--camera", "fake:?frames=9&lost=2"), "lost at frame 2"),
     ],
 )
-def test_mistakes_are_one_line_and_2(
+def test_user_errors_are_one_line_and_exit_with_2(
     arguments: tuple[str, ...], words: str, pristine_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "junk.mp4").write_bytes(b"no video " * 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -157,14 +158,14 @@ def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     row = CheckResult("memory", "red", "none", "buy", 0.0)
-    verb._show(row, 8)
+    verb.print_result(row, 8)
     assert capsys.readouterr().out.startswith("\x1b[31mred   \x1b[0m  memory    none\n")
     monkeypatch.setenv("NO_COLOR", "1")
-    verb._show(row, 8)
+    verb.print_result(row, 8)
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_a_password_file_that_cannot_be_read_is_the_users_mistake(tmp_path: Path) -> None:
+def test_an_unreadable_password_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(LinkError, match=r"none: the password cannot be read"):
         run_verb("--mqtt-password-file", tmp_path / "none")
 
@@ -177,7 +178,7 @@ def test_the_parent_needs_neither_numpy_nor_opencv() -> None:
 # --- jobs in a process of their own ----------------------------------------------------------------------------------
 
 
-def test_a_job_that_hangs_is_ended(bundle_root: Path) -> None:
+def test_a_job_that_hangs_is_killed(bundle_root: Path) -> None:
     (bundle_root / "manifest.json").unlink()
     os.mkfifo(bundle_root / "manifest.json")  # reading it waits for ever
     started = time.monotonic()
@@ -226,7 +227,7 @@ def test_a_job_that_crashes(
     assert caught.value.kind == kind
 
 
-def test_a_job_imports_what_the_doctor_imports_not_what_lies_around(
+def test_a_job_imports_what_the_doctor_imports_not_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file(tmp_path / "numpy.py", "raise SystemError('taken from the current folder')")
@@ -237,7 +238,7 @@ def test_a_job_imports_what_the_doctor_imports_not_what_lies_around(
 # --- software --------------------------------------------------------------------------------------------------------
 
 
-def test_this_machine_is_one_that_is_served() -> None:
+def test_this_machine_is_supported() -> None:
     for check in (software.operating_system, software.userland, software.c_library, software.python):
         assert check(context()).status == "green", check(context())
 
@@ -300,14 +301,14 @@ def test_conflicts(installed: dict[str, str], status: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(("machine", "status"), [("aarch64", "yellow"), ("x86_64", "green")])
-def test_opencv_5_is_another_one_on_aarch64(machine: str, status: str) -> None:
+def test_opencv_5_resizes_differently_on_aarch64(machine: str, status: str) -> None:
     installed = versions(numpy="2.4.6", opencv_python_headless="5.0.0.93")
     found = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=machine)))
     assert found.status == status, found
     assert ("shrinks images" in found.text) == (machine == "aarch64")
 
 
-def test_the_worst_of_several_conflicts_counts_and_all_are_told() -> None:
+def test_the_worst_of_several_conflicts_counts_and_all_are_listed() -> None:
     installed = versions(numpy="2.0", tflite_runtime="2.14.0", opencv_python="5.0", opencv_contrib_python="5.0")
     found = software.conflicts(context(version=installed))
     assert found.status == "red"
@@ -343,7 +344,7 @@ def test_a_runtime_that_is_installed_and_broken_is_red_unless_another_is_used() 
     assert probes.runtime("tflite")(other).status == "yellow"
 
 
-def test_golden_says_what_answers_otherwise(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+def test_golden_names_the_artefacts_that_fail(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     edit_manifest(confidence={"temperature": 30.0})
     found = probes.golden(context(bundle=bundle_root))
     assert found.status == "red" and "litert-int8 (a probability differs" in found.text
@@ -388,12 +389,12 @@ def test_camera(spec: str, status: str, words: str) -> None:
     assert (found.status, words in found.text) == (status, True), found
 
 
-def test_a_mistaken_specification_is_not_blamed_on_the_service() -> None:
+def test_a_wrong_specification_is_not_blamed_on_the_service() -> None:
     found = probes.camera(context(camera="nonsense", run=lambda command, timeout_s: ""))
     assert found.status == "red" and "run --help" in found.fix
 
 
-def test_a_camera_that_the_running_service_may_hold_is_yellow() -> None:
+def test_a_camera_that_the_running_service_may_use_is_yellow() -> None:
     found = probes.camera(context(camera="fake:?lost=0", run=lambda command, timeout_s: ""))
     assert found.status == "yellow" and "stop eyas-device" in found.fix
 
@@ -405,14 +406,12 @@ def at(port: int, **more: Any) -> Finding:
     return probes.broker(context(broker=f"127.0.0.1:{port}", **more))
 
 
-def test_a_broker_that_lets_anybody_in(broker: Broker) -> None:
+def test_a_broker_that_accepts_anybody(broker: Broker) -> None:
     kept = "messages are kept here until a collector has stored them"
     assert at(broker.port) == green(f"127.0.0.1:{broker.port}: accepts anybody; {kept}")
 
 
-def test_wrong_password_is_told_from_a_broker_that_is_not_there(
-    make_broker: Callable[..., Broker], tmp_path: Path
-) -> None:
+def test_a_wrong_password_differs_from_a_missing_broker(make_broker: Callable[..., Broker], tmp_path: Path) -> None:
     tool = shutil.which("mosquitto_passwd")
     assert tool is not None
     subprocess.run([tool, "-b", "-c", tmp_path / "passwords", "camera", "right"], check=True, capture_output=True)
@@ -462,13 +461,13 @@ def listener() -> Iterator[Callable[[bytes], int]]:
         server.close()
 
 
-def test_something_that_is_no_broker(listener: Callable[[bytes], int]) -> None:
+def test_a_server_that_is_not_a_broker(listener: Callable[[bytes], int]) -> None:
     for answer in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 20, b""):
         found = at(listener(answer))
         assert found.status == "red" and "does not answer as an MQTT broker" in found.text, (answer, found)
 
 
-def test_a_broker_that_knows_only_the_older_protocol() -> None:
+def test_a_broker_with_the_older_protocol_only() -> None:
     clients = []
 
     def serve() -> None:
@@ -501,12 +500,12 @@ def test_no_broker_is_not_checked() -> None:
 
 
 @pytest.mark.parametrize("now", [0.0, 86400.0, 4.0e9, 1e20])
-def test_a_clock_that_cannot_be_right(now: float) -> None:
+def test_an_impossible_clock(now: float) -> None:
     found = system.clock(context(now=lambda: now))
     assert found.status == "red" and "this cannot be" in found.text
 
 
-def test_a_clock_before_the_agent_was_installed_and_one_that_nobody_keeps(
+def test_a_clock_before_the_installation_and_an_unsynchronised_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed_at = Path(system.__file__).stat().st_mtime
@@ -518,12 +517,25 @@ def test_a_clock_before_the_agent_was_installed_and_one_that_nobody_keeps(
     assert system.clock(context(now=lambda: installed_at + 60, root=tmp_path)).status == "green"
 
 
-def test_the_kernel_can_be_asked_about_its_clock() -> None:
-    assert system._kernel_says_synchronised() in (True, False)
+@pytest.mark.parametrize(
+    ("state", "status", "synchronised"),
+    [(0, 0, True), (0, 0x2001, True), (0, 0x41, False), (5, 0, False), (-1, 0, False)],
+)
+def test_the_kernel_tells_whether_the_clock_is_synchronised(
+    state: int, status: int, synchronised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        @staticmethod
+        def adjtimex(timex: Any) -> int:
+            (ctypes.c_int * 11).from_buffer(timex._obj)[10] = status  # `status` of struct timex on 64 bits
+            return state
+
+    monkeypatch.setattr(system.ctypes, "CDLL", lambda name: Library)  # type: ignore[attr-defined]
+    assert system.is_kernel_clock_synchronised() is synchronised
 
 
 @pytest.mark.parametrize(("free", "status"), [(99, "red"), (400, "yellow"), (501, "green")])
-def test_room_on_the_disk(tmp_path: Path, free: float, status: str) -> None:
+def test_free_space_on_the_disk(tmp_path: Path, free: float, status: str) -> None:
     assert system.disk(context(tmp_path, statvfs=disk_of(free_mb=free))).status == status
     assert system.disk(context(tmp_path / "not/yet", statvfs=disk_of(free_mb=free))).status == status
     assert not list(tmp_path.iterdir()), "the doctor leaves nothing behind"
@@ -652,7 +664,7 @@ def test_json_rows_can_be_read_back() -> None:
     assert callable(eyas_device)
 
 
-def test_view_says_whether_the_camera_sees_what_the_model_was_trained_on(
+def test_view_reports_whether_the_images_are_in_distribution(
     pristine_bundle: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     same = probes.view(context(bundle=pristine_bundle, camera=f"folder:{image_folder}"))

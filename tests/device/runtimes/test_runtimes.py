@@ -51,7 +51,7 @@ def test_every_pixel_value_arrives(
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
-def test_a_image_written_in_place_answers_as_a_image_given(artefact: str, pristine_bundle: Path) -> None:
+def test_an_image_written_in_place_gives_the_same_logits(artefact: str, pristine_bundle: Path) -> None:
     frame = tiny.draw_shape("disc", 11)
     pixels = prepare(frame, tiny.SPEC)
     with open_runtime(Bundle.open(pristine_bundle), artefact=artefact) as runtime:
@@ -68,7 +68,7 @@ def test_a_image_written_in_place_answers_as_a_image_given(artefact: str, pristi
     [np.zeros((1, 1, 3), np.uint8), np.zeros((16, 16), np.uint8), np.zeros((16, 16, 3), np.float32)],
     ids=["1x1", "grey", "float"],
 )
-def test_wrong_images_are_refused(artefact: str, pixels: np.ndarray, pristine_bundle: Path) -> None:
+def test_wrong_images_are_rejected(artefact: str, pixels: np.ndarray, pristine_bundle: Path) -> None:
     with (
         open_runtime(Bundle.open(pristine_bundle), artefact=artefact) as runtime,
         pytest.raises(ImageError, match="uint8 \\(16, 16, 3\\) is needed"),
@@ -77,7 +77,7 @@ def test_wrong_images_are_refused(artefact: str, pixels: np.ndarray, pristine_bu
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
-def test_a_model_that_does_not_fit_the_manifest(
+def test_a_model_that_does_not_match_the_manifest(
     artefact: str, bundle_root: Path, edit_manifest: Callable[..., None]
 ) -> None:
     edit_manifest(labels=["one", "two"])
@@ -89,7 +89,7 @@ def test_a_model_that_does_not_fit_the_manifest(
 
 
 @pytest.mark.parametrize("name", ["litert", "openvino", "onnx"])
-def test_a_file_that_is_no_model(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.xml"
     path.write_bytes(b"no model, but long enough to look at " * 10)
     with pytest.raises(BundleError, match=r"model\.xml: the model cannot be loaded") as caught:
@@ -107,9 +107,7 @@ def test_litert_inputs(kind: str, tmp_path: Path, weights: tuple[tiny.Floats, ti
         assert np.abs(logits - tiny.reference_logits(pixels, *weights)).max() < 0.3
 
 
-def test_without_a_name_the_first_installed_runtime_is_taken(
-    pristine_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_is_the_first_installed_runtime(pristine_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(pristine_bundle)
     with open_runtime(bundle) as runtime:
         assert runtime.name == "litert"
@@ -128,7 +126,7 @@ def test_without_a_name_the_first_installed_runtime_is_taken(
         ("tflite", "tflite_runtime.interpreter", "pip install 'eyas-device[tflite]'"),
     ],
 )
-def test_a_missing_runtime_names_its_install_line(
+def test_a_missing_runtime_names_its_install_command(
     name: str, module: str, line: str, pristine_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, f"eyas_device.runtimes.{name}", raising=False)
@@ -147,7 +145,7 @@ def test_an_execution_provider_that_is_not_there_is_named(
         open_runtime(Bundle.open(pristine_bundle), name)
 
 
-def test_unknown_names_say_what_is_allowed(pristine_bundle: Path) -> None:
+def test_unknown_names_list_what_is_allowed(pristine_bundle: Path) -> None:
     bundle = Bundle.open(pristine_bundle)
     with pytest.raises(
         RuntimeUnavailable, match="allowed are litert, tflite, openvino, onnx, onnx-cuda, onnx-tensorrt"

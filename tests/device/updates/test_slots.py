@@ -133,7 +133,7 @@ def test_first_and_second_installation(tmp_path: Path, bundles: dict[str, Path])
     assert [(state.current, state.good) for state in slots.states()] == [(False, True), (True, True)]
 
 
-def test_the_same_bundle_again_is_proven_but_not_copied(tmp_path: Path, bundles: dict[str, Path]) -> None:
+def test_the_same_bundle_again_is_checked_but_not_copied(tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
     first = slots.install(bundles["1.0.0"], check=accept)
     proven: list[Path] = []
@@ -145,7 +145,7 @@ def test_the_same_bundle_again_is_proven_but_not_copied(tmp_path: Path, bundles:
     assert version_of(slots) == "1.0.0"
 
 
-def test_a_failed_proof_leaves_the_current_slot(tmp_path: Path, bundles: dict[str, Path]) -> None:
+def test_a_failed_check_leaves_the_current_slot(tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
     with pytest.raises(Bad):
         slots.install(bundles["1.0.0"], check=refuse)
@@ -158,7 +158,7 @@ def test_a_failed_proof_leaves_the_current_slot(tmp_path: Path, bundles: dict[st
         slots.roll_back()
 
 
-def test_every_step_may_be_the_last(tmp_path: Path, bundles: dict[str, Path], crash: Callable[..., bool]) -> None:
+def test_a_crash_at_any_step(tmp_path: Path, bundles: dict[str, Path], crash: Callable[..., bool]) -> None:
     ran, at = 0, 0
     while True:
         state = tmp_path / str(at)
@@ -332,7 +332,7 @@ def test_a_damaged_link(target: str, tmp_path: Path, bundles: dict[str, Path]) -
     assert link.readlink() == Path("a")
 
 
-def test_a_slot_that_is_a_link_is_not_good_and_its_target_is_left_alone(
+def test_a_slot_that_is_a_link_is_not_good_and_its_target_is_not_touched(
     tmp_path: Path, bundles: dict[str, Path]
 ) -> None:
     slots = Slots(tmp_path / "state")
