@@ -149,9 +149,9 @@ class Reference(msgspec.Struct, frozen=True):
 class Bundle:
     """A bundle whose manifest is valid and whose files have the recorded hashes.
 
-    >>> bundle = Bundle.open(Path("runs/solar-cells/bundle"))
+    >>> bundle = Bundle.open("runs/shapes/bundle")
     >>> bundle.manifest.labels
-    ('defective', 'ok')
+    ('cross', 'disc', 'stripes')
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
@@ -159,11 +159,12 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, root: Path) -> Bundle:
+    def open(cls, root: Path | str) -> Bundle:
         """Read the manifest and check every file's size and sha256.
 
         Raises `BundleError` if the directory is not a bundle, needs another schema or a newer agent, or was altered.
         """
+        root = Path(root)
         bundle = cls(root, read_manifest(root))
         for file in bundle.manifest.files():
             bundle._verify(file)

@@ -1,10 +1,4 @@
-"""Classify an image: a label with a calibrated confidence.
-
->>> with Classifier.open("runs/solar-cells/bundle") as classifier:
-...     prediction = classifier.predict(read_image(Path("cell.png")))
->>> prediction.label, round(prediction.confidence, 2), prediction.uncertain
-('defective', 0.93, False)
-"""
+"""Classify an image: a label with a calibrated confidence."""
 
 from __future__ import annotations
 
@@ -43,7 +37,14 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Classifier(Closing):
-    """A verified bundle and a runtime that has its model loaded. Not thread-safe."""
+    """A verified bundle and a runtime that has its model loaded. Not thread-safe.
+
+    >>> import cv2
+    >>> with Classifier.open("runs/shapes/bundle") as classifier:
+    ...     prediction = classifier.predict(cv2.imread("cross.png"))
+    >>> prediction.label, 0 < prediction.confidence < 1
+    ('cross', True)
+    """
 
     def __init__(self, bundle: Bundle, runtime: Runtime, artefact: Artefact) -> None:
         self.bundle = bundle
@@ -67,7 +68,7 @@ class Classifier(Closing):
         Without `runtime`, the first of `eyas_device.runtimes.RUNTIMES` that the bundle supports and that works here.
         Raises `BundleError` for a damaged or unsuitable bundle and `RuntimeUnavailable` without a runtime for it.
         """
-        return cls.load(Bundle.open(Path(root)), runtime, artefact, threads=threads)
+        return cls.load(Bundle.open(root), runtime, artefact, threads=threads)
 
     @classmethod
     def load(

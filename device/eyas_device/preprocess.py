@@ -146,6 +146,12 @@ def prepare(
     Raises:
         ImageError: The frame has another type or shape, or `out` the wrong one.
 
+    >>> spec = Bundle.open("runs/shapes/bundle").manifest.preprocessing
+    >>> with open_camera("fake:?size=640x480") as camera:
+    ...     frame = camera.capture().pixels()
+    >>> frame.shape, prepare(frame, spec).shape
+    ((480, 640, 3), (16, 16, 3))
+
     """
     image = as_bgr(frame)
     size = spec.size

@@ -47,7 +47,7 @@ def test_the_import_loads_nothing_heavy() -> None:
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.parametrize("name", [None])
+@pytest.mark.parametrize("name", [None, *NAMES])
 def test_the_examples_run(
     name: str | None, pristine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

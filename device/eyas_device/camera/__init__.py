@@ -110,6 +110,11 @@ def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) 
     `folder:PATH` delivers the images below a folder in order, `video:PATH` the frames of a video file, and
     `fake:?frames=20&size=640x480&seed=1` synthetic images; the other kinds are live. `timeout_s` bounds opening and
     each capture. Raises `CameraSpecError` if `spec` is wrong and `CameraError` if the source does not open.
+
+    >>> with open_camera("fake:?frames=3&size=640x480") as camera:
+    ...     shapes = [camera.capture().pixels().shape for _ in range(3)]
+    >>> shapes[0], shapes[-1]
+    ((480, 640, 3), (480, 640, 3))
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in KINDS:
