@@ -38,7 +38,7 @@ from eyas_device.updates.golden import check_loaded
 from eyas_device.updates.slots import Slots
 
 
-def configured(path: Path | None, **over: dict[str, Any]) -> Config:
+def load_config(path: Path | None, **over: dict[str, Any]) -> Config:
     """Read the configuration and override it with the command line's values: section -> key -> value.
 
     Values of None override nothing. Raises `ConfigError` for a faulty file, and `CameraSpecError` if no camera is
@@ -53,7 +53,7 @@ def configured(path: Path | None, **over: dict[str, Any]) -> Config:
     return config
 
 
-def settle(model: ModelSection) -> None:
+def limit_cpu(model: ModelSection) -> None:
     """Limit the process to its configured cores and threads. Raises `ConfigError` for cores that do not exist.
 
     Call it before a runtime or OpenCV starts threads of its own.
@@ -136,7 +136,7 @@ class Agent(Closing):
         self._config = config
         with ExitStack() as stack:
             signals = stack.enter_context(Signals())
-            settle(config.model)
+            limit_cpu(config.model)
             self._camera = stack.enter_context(open_source(config.camera, loop=loop))
             classifier = open_model(config)
             self.loop = Loop(classifier, self._camera, pace=_pace(config.loop, config.camera))
@@ -196,7 +196,7 @@ class Agent(Closing):
                 site=device.site,
                 device=device.name,
                 delivery=telemetry.delivery,
-                security=Security.configured(telemetry),
+                security=Security.from_config(telemetry),
             ),
             window_s=telemetry.window_s,
             privacy=self._config.privacy,

@@ -80,9 +80,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> Config:
-    from eyas_device.agent.app import configured
+    from eyas_device.agent.app import load_config
 
-    return configured(
+    return load_config(
         args.config,
         device={"site": args.site, "name": args.device_id},
         camera={"source": args.camera, "give_up_s": args.give_up},

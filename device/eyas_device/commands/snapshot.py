@@ -29,14 +29,14 @@ def main(args: argparse.Namespace) -> int:
     """Write the snapshots, one line each, and at the end whether the images are in distribution."""
     import time
 
-    from eyas_device.agent.app import configured, open_model, settle
+    from eyas_device.agent.app import limit_cpu, load_config, open_model
     from eyas_device.agent.ood import OodDetector
     from eyas_device.agent.snapshot import take
     from eyas_device.camera import open_camera
     from eyas_device.errors import CameraError, ImageError
 
-    config = configured(args.config, camera={"source": args.camera}, model={"bundle": args.bundle})
-    settle(config.model)
+    config = load_config(args.config, camera={"source": args.camera}, model={"bundle": args.bundle})
+    limit_cpu(config.model)
     written = 0
     with (
         open_model(config) as classifier,

@@ -194,7 +194,7 @@ def _connect(context: Context, connector: Connector) -> ReasonCode | None:
     from eyas_device.telemetry.tls import Security
 
     client = connector.make_client()
-    Security.configured(context.config.telemetry).apply(client)
+    Security.from_config(context.config.telemetry).apply(client)
     if context.username:
         client.username_pw_set(context.username, context.password or None)
     done = threading.Event()

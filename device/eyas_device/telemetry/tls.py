@@ -32,7 +32,7 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     """A file whose first line is the password."""
 
     @classmethod
-    def configured(cls, section: TelemetrySection) -> Security:
+    def from_config(cls, section: TelemetrySection) -> Security:
         """Read the settings from the `[telemetry]` section."""
         return cls(**{field.name: getattr(section, field.name) for field in msgspec.structs.fields(cls)})
 
