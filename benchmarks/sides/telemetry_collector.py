@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.collect import collector as collecting
-from eyas_host.fleet.store.store import Store
+from eyas_host.fleet.store.database import Store
 
 LATENCY_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
 
@@ -40,7 +40,7 @@ def main() -> None:
         collecting.Store = Slow  # type: ignore[misc]
     collecting.collect(
         sys.argv[2],
-        Access(broker=f"127.0.0.1:{sys.argv[1]}"),
+        BrokerAccess(broker=f"127.0.0.1:{sys.argv[1]}"),
         name=sys.argv[3],
         tell=lambda report: print(msgspec.json.encode(report).decode(), flush=True),
         every_s=0.5,

@@ -1,1 +1,1 @@
-"""The command line: `app` is the table of verbs, one file a verb or group of verbs."""
+"""The command line: a table of verbs (`app`), one file for each group of verbs, a help page for each verb."""

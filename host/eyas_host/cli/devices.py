@@ -1,73 +1,63 @@
-"""The verbs of `eyas` that reach devices. Nothing heavy is imported until one of them runs."""
+"""Verbs that reach devices over SSH: `flash` and `bench`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-_ROOT = typer.Option(metavar="DIR", help="Everything lies below this folder there; but for / without a service.")
-_PYTHON = typer.Option(metavar="PATH", help="An interpreter there that has eyas already: no environment is made.")
-_PORT = typer.Option(min=1, max=65535, help="For devices that name none.")
-_IDENTITY = typer.Option(metavar="FILE", help="Private key to use.")
-_OPTION = typer.Option(metavar="KEY=VALUE", help="Given to ssh with -o; may be given again.")
+from eyas_host.cli.options import IdentityOption, PortOption, PythonOption, RootOption, SshOption, ssh_access
 
 
 def flash(
     devices: Annotated[list[str], typer.Argument(metavar="USER@HOST[:PORT]...", help="One or several devices.")],
     bundle: Annotated[Path, typer.Option(metavar="DIR", help="The bundle, e.g. runs/solar-cells/bundle.")],
-    config: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Replaces the device's device.toml.")] = None,  # noqa: UP045
-    wheel_dir: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Wheels to install from.")] = None,  # noqa: UP045
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Replace the device's device.toml with this file.")
+    ] = None,
+    wheel_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of wheels to install from.")] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="The device has no network: fetch its wheels here.")
+        bool, typer.Option("--offline", help="The device has no network: download its wheels here and send them.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
-    python: Annotated[Optional[str], _PYTHON] = None,  # noqa: UP045
-    root: Annotated[str, _ROOT] = "/",
-    identity: Annotated[Optional[Path], _IDENTITY] = None,  # noqa: UP045
-    port: Annotated[Optional[int], _PORT] = None,  # noqa: UP045
-    ssh_option: Annotated[Optional[list[str]], _OPTION] = None,  # noqa: UP045
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")] = False,
+    python: PythonOption = None,
+    root: RootOption = "/",
+    identity: IdentityOption = None,
+    port: PortOption = None,
+    ssh_option: SshOption = None,
 ) -> None:
-    """Bring a bundle and what runs it to devices: check, install, switch, watch, and go back if it does not stay up."""
-    from eyas_host.fleet.connect.ssh import Access
+    """Install a bundle and the agent on devices: check, install, switch, watch, roll back on failure."""
+    from eyas_host.fleet.deploy.flash import FlashSettings
     from eyas_host.fleet.deploy.flash import flash as run
 
-    outcomes = run(
-        devices,
-        bundle,
-        config=config,
-        wheel_dir=wheel_dir,
-        offline=offline,
-        dry_run=dry_run,
-        python=python,
-        root=root,
-        access=Access(identity=identity, port=port, options=tuple(ssh_option or ())),
+    settings = FlashSettings(
+        config=config, wheel_dir=wheel_dir, offline=offline, dry_run=dry_run, python=python, root=root
     )
-    for outcome in outcomes:
-        sent = f", {outcome.sent_bytes / 1e3:.0f} kB sent" if outcome.sent_bytes else ""
-        typer.echo(f"{outcome.target}: {outcome.status}: {outcome.words} ({outcome.seconds:.1f} s{sent})")
-    if not all(outcome.ok for outcome in outcomes):
+    results = run(devices, bundle, settings, access=ssh_access(identity, port, ssh_option))
+    for result in results:
+        sent = f", {result.sent_bytes / 1e3:.0f} kB sent" if result.sent_bytes else ""
+        typer.echo(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
+    if not all(result.ok for result in results):
         raise typer.Exit(1)
 
 
 def bench(
     device: Annotated[str, typer.Argument(metavar="USER@HOST[:PORT]")],
     bundle: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="DIR", help="The bundle; what is in the device's slot by default."),
+        Path | None, typer.Option(metavar="DIR", help="The bundle.  [default: the device's current slot]")
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where BOARD.json goes.")] = Path("benchmarks/results"),
-    seconds: Annotated[int, typer.Option(min=1, max=3600, help="How long to measure.")] = 20,
-    python: Annotated[Optional[str], _PYTHON] = None,  # noqa: UP045
-    root: Annotated[str, _ROOT] = "/",
-    identity: Annotated[Optional[Path], _IDENTITY] = None,  # noqa: UP045
-    port: Annotated[Optional[int], _PORT] = None,  # noqa: UP045
-    ssh_option: Annotated[Optional[list[str]], _OPTION] = None,  # noqa: UP045
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for BOARD.json.")] = Path("benchmarks/results"),
+    seconds: Annotated[int, typer.Option(min=1, max=3600, help="Duration of the measurement.")] = 20,
+    python: PythonOption = None,
+    root: RootOption = "/",
+    identity: IdentityOption = None,
+    port: PortOption = None,
+    ssh_option: SshOption = None,
 ) -> None:
-    """Measure a bundle on a device and bring the figures here."""
-    from eyas_host.fleet.connect.ssh import Access
+    """Benchmark a bundle on a device and fetch the result."""
+    from eyas_host.fleet.deploy.bench import BenchSettings
     from eyas_host.fleet.deploy.bench import bench as run
 
-    access = Access(identity=identity, port=port, options=tuple(ssh_option or ()))
-    typer.echo(run(device, bundle, out, seconds=seconds, root=root, python=python, access=access))
+    settings = BenchSettings(seconds=seconds, root=root, python=python)
+    typer.echo(run(device, bundle, out, settings, access=ssh_access(identity, port, ssh_option)))

@@ -1,9 +1,9 @@
-"""`eyas evaluate`: a finished bundle on a second labelled set. Nothing heavy is imported until it runs."""
+"""`eyas evaluate`: a finished bundle on a second labelled set."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,26 +11,26 @@ import typer
 def evaluate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle, e.g. runs/solar-cells/bundle.")],
     source: Annotated[
-        Path, typer.Argument(metavar="FOLDER|TABLE", help="A folder of class folders, or a CSV path,label[,group].")
+        Path, typer.Argument(metavar="FOLDER|TABLE", help="One sub-folder for each class, or a CSV path,label[,group].")
     ],
     artefact: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads the annotation on Python 3.10
-        typer.Option("--artefact", metavar="NAME", help="Only this artefact; may be given again."),
+        list[str] | None,
+        typer.Option("--artefact", metavar="NAME", help="Only this artefact; repeatable."),
     ] = None,
     run: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--run", metavar="DIR", help="The bundle's run, where the bundle does not lie in it."),
+        Path | None,
+        typer.Option("--run", metavar="DIR", help="Run of the bundle, if the bundle is elsewhere."),
     ] = None,
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="List unreadable images instead of stopping.")
     ] = False,
     html: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--html", metavar="FILE", help="The page; RUN/evaluate/SET.html, or BUNDLE-SET.html, by default."),
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="The page.  [default: RUN/evaluate/SET.html, else BUNDLE-SET.html]"),
     ] = None,
     json: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--json", metavar="FILE", help="Write the figures there too; - writes them to standard output."),
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Also write the figures to this file; - for standard output."),
     ] = None,
 ) -> None:
     """Evaluate a bundle on a second labelled set, through the device's own runtimes."""

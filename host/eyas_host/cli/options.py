@@ -1,21 +1,115 @@
-"""What several verbs of `eyas` are told on the command line."""
+"""Arguments and options that several verbs of `eyas` share, and what is done with them before a verb begins."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from eyas_host.fleet.broker.client import BrokerAccess
+    from eyas_host.fleet.connect.ssh import SshAccess
+    from eyas_host.pipeline.runner import RunContext
 
 RecipeArgument = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe, e.g. models/solar-cells/recipe.toml.")
 ]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation on Python 3.10
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; may be given again."),
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; repeatable."),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
-JsonOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--json", metavar="FILE", help="Write the figures there too."),
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file.")]
+RUNS = Path("runs")
+
+RootOption = Annotated[
+    str, typer.Option("--root", metavar="DIR", help="Install below this folder of the device; no service unless /.")
 ]
+PythonOption = Annotated[
+    str | None,
+    typer.Option("--python", metavar="PATH", help="Interpreter on the device that has eyas; builds no environment."),
+]
+PortOption = Annotated[
+    int | None, typer.Option("--port", min=1, max=65535, help="SSH port of devices given without one.")
+]
+IdentityOption = Annotated[Path | None, typer.Option("--identity", metavar="FILE", help="SSH private key.")]
+SshOption = Annotated[
+    list[str] | None, typer.Option("--ssh-option", metavar="KEY=VALUE", help="Passed to ssh as -o; repeatable.")
+]
+
+BrokerOption = Annotated[
+    str, typer.Option("--broker", metavar="HOST[:PORT]", help="Default port: 8883 with --ca or --kit, else 1883.")
+]
+CaOption = Annotated[
+    Path | None, typer.Option("--ca", metavar="FILE", help="CA certificate of the broker; turns TLS on.")
+]
+CertOption = Annotated[Path | None, typer.Option("--cert", metavar="FILE", help="Client certificate.")]
+KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Private key of --cert.")]
+KitOption = Annotated[
+    Path | None, typer.Option("--kit", metavar="DIR", help="Folder of `eyas broker`: use the host's credentials in it.")
+]
+UserOption = Annotated[
+    str, typer.Option("--user", help="User name; password from --password-file or EYAS_MQTT_PASSWORD.")
+]
+PasswordFile = Annotated[
+    Path | None, typer.Option("--password-file", metavar="FILE", help="File whose first line is the password.")
+]
+StoreOption = Annotated[str, typer.Option("--store", metavar="URL", help="Database, as an SQLAlchemy URL.")]
+FolderOption = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Folder of certificates and keys.")]
+STORE = "sqlite:///fleet.db"
+
+
+def run_chain(
+    recipe_path: Path,
+    runs: Path,
+    overrides: list[str] | None,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    until: str | None = None,
+) -> RunContext:
+    """Load a recipe, print its warnings, run the stages that are out of date, and return the run."""
+    from eyas_host.recipe.load import load_recipe
+
+    recipe = load_recipe(recipe_path, overrides or ())  # mistakes show before frameworks are imported
+    from eyas_host.pipeline import runner
+    from eyas_host.recipe.warnings import recipe_warnings
+    from eyas_host.stages.chain import STAGES
+    from eyas_host.support.progress import warn
+
+    names = [stage.name for stage in STAGES]
+    for value in (start, only):
+        if value is not None and value not in names:
+            raise typer.BadParameter(f"{value!r} is not a stage; allowed: {', '.join(names)}")
+    for warning in recipe_warnings(recipe):
+        warn(warning)
+    context = runner.RunContext(recipe, runs / recipe.run.name)
+    runner.run_chain(STAGES, context, start=start, only=only, until=until)
+    return context
+
+
+def ssh_access(identity: Path | None, port: int | None, options: list[str] | None) -> SshAccess:
+    """Collect the SSH options."""
+    from eyas_host.fleet.connect.ssh import SshAccess
+
+    return SshAccess(identity=identity, port=port, options=tuple(options or ()))
+
+
+def broker_access(
+    broker: str,
+    kit: Path | None,
+    *,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+    user: str,
+    password: Path | None,
+) -> BrokerAccess:
+    """Collect the broker options; the kit's credentials are the defaults of `ca`, `cert` and `key`."""
+    from eyas_host.fleet.broker.client import BrokerAccess
+
+    if kit is not None:
+        host = kit / "host"
+        ca, cert, key = ca or host / "ca.crt", cert or host / "client.crt", key or host / "client.key"
+    return BrokerAccess(broker=broker, ca=ca, cert=cert, key=key, user=user, password_file=password)

@@ -1,30 +1,43 @@
-"""`eyas sensitivity`: which layers int8 harms most, as a table, and what keeping them float would give."""
+"""`eyas sensitivity`: a table of what each layer loses in int8, and which layers to keep in float."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import msgspec
-import torch
+import typer
 from rich.table import Table
 
-from eyas_host.compress.quantize.mixed import Degradation
-from eyas_host.compress.quantize.sensitivity import RESULT, Sensitivity, measure_sensitivity
-from eyas_host.pipeline.distributed import training_threads
-from eyas_host.pipeline.runner import RunContext
-from eyas_host.support.files import write_bytes
-from eyas_host.support.progress import say, show
+from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, run_chain
+
+if TYPE_CHECKING:
+    from eyas_host.compress.quantize.mixed import Degradation
+    from eyas_host.compress.quantize.sensitivity import Sensitivity
 
 
-def sensitivity(context: RunContext, images: int, json: Path | None) -> None:
-    """Measure, show the table and the advice, and write the figures to `json` too if it is given."""
+def sensitivity(
+    recipe: RecipeArgument,
+    images: Annotated[int, typer.Option(min=2, help="Validation images, balanced over the classes.")] = 256,
+    json: JsonFile = None,
+    overrides: Overrides = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Measure which layers lose most from int8, and suggest which to keep in float."""
+    context = run_chain(recipe, runs, overrides, until="qat")
+    import msgspec
+    import torch
+
+    from eyas_host.compress.quantize.sensitivity import RESULT, measure_sensitivity
+    from eyas_host.pipeline.distributed import training_threads
+    from eyas_host.support.files import write_bytes
+    from eyas_host.support.progress import say, show
+
     torch.set_num_threads(training_threads(context.recipe))
-    found = measure_sensitivity(context, images=images)
+    measured = measure_sensitivity(context, images=images)
     if json is not None:
-        write_bytes(json, msgspec.json.format(msgspec.json.encode(found), indent=1))
-    show(sensitivity_table(found))
+        write_bytes(json, msgspec.json.format(msgspec.json.encode(measured), indent=1))
+    show(sensitivity_table(measured))
     say(f"  figures: {context.root / RESULT}")
-    say(f"[bold]sensitivity[/bold]   {found.advice}")
+    say(f"[bold]sensitivity[/bold]   {measured.advice}")
 
 
 def sensitivity_table(measured: Sensitivity) -> Table:

@@ -27,7 +27,7 @@ class Context:
     recipe: Recipe = field(default_factory=lambda: Recipe(run=RunSection(name="unnamed")))
     """The defaults where none is given."""
     recipe_path: Path | None = None
-    recipe_fault: str = ""
+    recipe_error: str = ""
     """Why the file was not read."""
     runs: Path = Path("runs")
     root: Path = Path("/")

@@ -28,8 +28,8 @@ _NO_LIMIT = 1 << 60
 
 def recipe(context: Context) -> Finding:
     """Whether the recipe is right, and its images are there."""
-    if context.recipe_fault:
-        lines = [line.strip() for line in context.recipe_fault.splitlines()]
+    if context.recipe_error:
+        lines = [line.strip() for line in context.recipe_error.splitlines()]
         return red(
             f"{lines[0]} {'; '.join(lines[1:])}".strip(), "correct it; models/template/recipe.toml explains the keys"
         )
@@ -114,7 +114,7 @@ def _images(context: Context) -> tuple[int, str]:
     """How many images train, or all there are where there is no split yet; and why they cannot be listed."""
     from eyas_host.data.sources import list_images
 
-    if context.recipe_path is None or context.recipe_fault:
+    if context.recipe_path is None or context.recipe_error:
         return 0, ""
     path: Path = context.runs / context.recipe.run.name / MANIFEST
     with contextlib.suppress(OSError, msgspec.DecodeError):

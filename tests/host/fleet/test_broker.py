@@ -21,14 +21,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from eyas_device.config import read_config
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import encode
-from eyas_device.telemetry.mqtt_client import LinkState
-from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.enroll import enroll
 from eyas_host.fleet.broker.kit import Kit, prepare
 from eyas_host.fleet.broker.pki import Authority, CredentialError, Credentials, days_left
 from eyas_host.fleet.collect.collector import Collector
-from eyas_host.fleet.store.store import Store
-from eyas_host.fleet.watch.view import Tap
+from eyas_host.fleet.store.database import Store
+from eyas_host.fleet.watch.live import Subscriber
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, listens, needs_mosquitto, wait_until, window
 
@@ -163,7 +162,7 @@ def test_who_is_not_let_in(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_the_collector_gets_through_all_of_it(kit: Kit, people: Any, tmp_path: Path) -> None:
-    access = Access(broker=f"127.0.0.1:{kit.port}", ca=kit.host.ca, cert=kit.host.cert, key=kit.host.key)
+    access = BrokerAccess(broker=f"127.0.0.1:{kit.port}", ca=kit.host.ca, cert=kit.host.cert, key=kit.host.key)
     device = people(enroll(kit.folder, "cam-4").credentials)
     assert device.answer() == "Success"
     assert device.subscribe("eyas/s/cam-4/ack") == "Granted QoS 1"
@@ -247,10 +246,8 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
         wait_until(lambda: listens(port) or broker.poll() is not None, what="a listening broker")
         processes.collector(port, url)
         processes.connected()
-        with Tap(Access(broker=f"127.0.0.1:{port}")) as tap:
-            wait_until(
-                lambda: list(tap.take(0.1)) or tap.status.state is LinkState.CONNECTED, what="the watcher's connection"
-            )
+        with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as tap:
+            wait_until(lambda: list(tap.take(0.1)) or tap.status == "connected", what="the watcher's connection")
             client.connect("127.0.0.1", port)
             client.loop_start()
             spool = str(uuid.uuid4())

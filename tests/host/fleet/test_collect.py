@@ -21,11 +21,11 @@ from sqlalchemy.exc import OperationalError
 
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
-from eyas_host.fleet.broker.client import Access
+from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.collect.collector import Collector
-from eyas_host.fleet.collect.writer import Arrived, Committed, Writer
-from eyas_host.fleet.store.checked import Checked, Poison, check
-from eyas_host.fleet.store.store import Batch, Store
+from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
+from eyas_host.fleet.collect.writer import Committed, Received, Writer
+from eyas_host.fleet.store.database import Batch, Store
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
@@ -202,7 +202,7 @@ def test_mistaken_credentials(tmp_path: Path, url: str) -> None:
             {"user": "u", "password_file": tmp_path / "nothing"},
         ):
             with pytest.raises(LinkError):
-                Collector(store, Access(**wrong), name="x")  # type: ignore[arg-type]
+                Collector(store, BrokerAccess(**wrong), name="x")  # type: ignore[arg-type]
 
 
 class Refusing(Store):
@@ -218,7 +218,7 @@ def test_one_message_that_the_database_does_not_take(url: str) -> None:
     done: list[Committed] = []
     with Refusing(url) as store, Writer(store, done.append) as writer:
         payloads = [encode(window("d", SPOOL, n)) for n in range(6)]
-        writer.put([Arrived(1, n + 1, "eyas/s/d/window", p, time.monotonic()) for n, p in enumerate(payloads)])
+        writer.put([Received(1, n + 1, "eyas/s/d/window", p, time.monotonic()) for n, p in enumerate(payloads)])
         wait_until(lambda: done)
         assert store.counts() == {"window": 5, "quarantine": 1}
         assert "does not fit" in store.poison()[0].reason
@@ -235,7 +235,7 @@ class Full(Store):
 def test_a_full_disk_acknowledges_nothing_and_ends_when_told(url: str) -> None:
     done: list[Committed] = []
     with Full(url) as store, Writer(store, done.append) as writer:
-        writer.put([Arrived(1, 1, "eyas/s/d/window", encode(window("d", SPOOL, 1)), time.monotonic())])
+        writer.put([Received(1, 1, "eyas/s/d/window", encode(window("d", SPOOL, 1)), time.monotonic())])
         wait_until(lambda: "disk is full" in writer.state)
     assert done == []
 
@@ -273,7 +273,7 @@ def hostile(rng: random.Random, kind: str) -> bytes:
     return bytes(data)
 
 
-def proper(verdict: Checked) -> None:
+def proper(verdict: ValidMessage) -> None:
     """What the rest of Eyas relies on, read again from what is stored."""
     message: Any = decode(verdict.payload.encode(), KINDS[verdict.kind])
     assert message == msgspec.convert(msgspec.to_builtins(verdict.message), KINDS[verdict.kind], str_keys=False)
@@ -295,13 +295,13 @@ def proper(verdict: Checked) -> None:
 
 def test_hostile_messages_crash_nothing_and_none_is_stored_wrong(url: str) -> None:
     rng = random.Random(5)
-    taken: list[Checked] = []
+    taken: list[ValidMessage] = []
     with Store(url) as store:
         for number in range(HOSTILE_CASES):
             kind = rng.choice(list(GOOD))
             payload = hostile(rng, kind)
-            verdict = check(f"eyas/s/d/{rng.choice(list(GOOD)) if number % 50 == 0 else kind}", payload)
-            if isinstance(verdict, Poison):
+            verdict = validate(f"eyas/s/d/{rng.choice(list(GOOD)) if number % 50 == 0 else kind}", payload)
+            if isinstance(verdict, InvalidMessage):
                 assert verdict.reason
                 continue
             proper(verdict)
@@ -320,11 +320,11 @@ def test_hostile_messages_crash_nothing_and_none_is_stored_wrong(url: str) -> No
 @settings(max_examples=200, deadline=None)
 @given(topic=st.text(max_size=40) | st.just("eyas/s/d/window"), payload=st.binary(max_size=200))
 def test_any_bytes_on_any_topic(topic: str, payload: bytes) -> None:
-    assert isinstance(check(topic, payload), Poison)
+    assert isinstance(validate(topic, payload), InvalidMessage)
 
 
 def test_ten_megabytes_are_refused_quickly() -> None:
     started = time.process_time()
-    verdict = check("eyas/s/d/window", b'{"device":"d","x":"' + b"x" * 10_000_000 + b'"}')
-    assert isinstance(verdict, Poison)
+    verdict = validate("eyas/s/d/window", b'{"device":"d","x":"' + b"x" * 10_000_000 + b'"}')
+    assert isinstance(verdict, InvalidMessage)
     assert time.process_time() - started < 1

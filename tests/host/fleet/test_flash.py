@@ -24,10 +24,10 @@ from eyas_device.bundle import MANIFEST, sha256
 from eyas_device.errors import BundleError, ConfigError
 from eyas_device.updates.slots import Slots
 from eyas_host.cli import devices
-from eyas_host.fleet.connect.preflight import Facts, Layout, become, faults, warnings
-from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
+from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, problems, sudo_prefix, warnings
+from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.deploy.bench import bench, board_name
-from eyas_host.fleet.deploy.flash import Outcome, flash
+from eyas_host.fleet.deploy.flash import FlashResult, flash
 from tests.support.brokers import free_port
 from tests.support.system_parts import require, unavailable
 
@@ -75,9 +75,9 @@ class Board:
         )
 
     @property
-    def access(self) -> Access:
+    def access(self) -> SshAccess:
         """With a key and a list of known hosts of the test's own; nothing of the user's is read."""
-        return Access(
+        return SshAccess(
             identity=self.key, options=("UserKnownHostsFile=" + str(self.folder / "known_hosts"), "IdentityAgent=none")
         )
 
@@ -109,7 +109,7 @@ class Board:
         path.write_text(script)
         path.chmod(0o755)
 
-    def flash(self, bundle: Path, *targets: str, **options: object) -> list[Outcome]:
+    def flash(self, bundle: Path, *targets: str, **options: object) -> list[FlashResult]:
         """Flash with an interpreter that is there already."""
         lines: list[str] = []
         options = {"python": sys.executable, "root": str(self.root), "access": self.access, **options}
@@ -449,7 +449,7 @@ def test_a_command_that_does_not_end(remote: Remote) -> None:
         remote.run("sleep", "20", timeout_s=0.5)
 
 
-FIT = Facts(
+FIT = DeviceFacts(
     system="Linux",
     machine="aarch64",
     bits="64",
@@ -483,8 +483,8 @@ FIT = Facts(
     ],
 )
 def test_preflight(change: dict[str, str], told: str) -> None:
-    def found(facts: Facts) -> list[str]:
-        return faults(facts, Layout(), bundle_bytes=1_000_000, environment=True, service=True)
+    def found(facts: DeviceFacts) -> list[str]:
+        return problems(facts, Layout(), bundle_bytes=1_000_000, environment=True, service=True)
 
     assert found(FIT) == []
     [fault] = found(msgspec.structs.replace(FIT, **change))
@@ -498,8 +498,8 @@ def test_profiles_and_becoming_root() -> None:
     assert change(FIT, picamera2="yes", numpy="2.2.4").profile == "device-numpy2"
     assert change(FIT, python_version="3.10.12").profile == "device-jetpack6"
     pi = change(FIT, uid="1000", sudo="yes", opt_writable="yes", state_writable="yes")
-    assert become(FIT, Layout(), service=True) == ()
-    assert become(pi, Layout(), service=True) == ("sudo", "-n")
-    assert become(pi, Layout("/home/pi/eyas"), service=False) == ()
+    assert sudo_prefix(FIT, Layout(), service=True) == ()
+    assert sudo_prefix(pi, Layout(), service=True) == ("sudo", "-n")
+    assert sudo_prefix(pi, Layout("/home/pi/eyas"), service=False) == ()
     assert warnings(FIT) == []
     assert warnings(change(FIT, skew_s=-1.7e9)) == ["its clock is 1700000000 s behind: set up NTP"]

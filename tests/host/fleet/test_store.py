@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from eyas_device.telemetry.messages import Status, Window, encode
-from eyas_host.fleet.store.checked import Checked, check
+from eyas_host.fleet.store.validate import ValidMessage, validate
+from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store, StoreError
 from eyas_host.fleet.store.ranges import as_ranges, union
-from eyas_host.fleet.store.retention import Keep, prune
-from eyas_host.fleet.store.store import Batch, Quarantined, Store, StoreError
+from eyas_host.fleet.store.retention import Retention, expire
 from tests.support.fleet_parts import event, window
 
 SPOOL = str(uuid.UUID(int=7))
@@ -27,13 +27,13 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'fleet.db'}"
 
 
-def checked(message: object, kind: str = "window", device: str = "cam-1") -> Checked:
-    verdict = check(f"eyas/s/{device}/{kind}", encode(message))  # type: ignore[arg-type]
-    assert isinstance(verdict, Checked), verdict
+def checked(message: object, kind: str = "window", device: str = "cam-1") -> ValidMessage:
+    verdict = validate(f"eyas/s/{device}/{kind}", encode(message))  # type: ignore[arg-type]
+    assert isinstance(verdict, ValidMessage), verdict
     return verdict
 
 
-def windows(numbers: range, device: str = "cam-1", **more: object) -> list[Checked]:
+def windows(numbers: range, device: str = "cam-1", **more: object) -> list[ValidMessage]:
     return [checked(window(device, SPOOL, n, **more), device=device) for n in numbers]
 
 
@@ -60,8 +60,8 @@ def test_queries_by_device_kind_and_time(url: str) -> None:
 
 def test_what_is_unknown_in_a_message_is_kept(url: str, tmp_path: Path) -> None:
     payload = encode(window("cam-1", SPOOL, 1))[:-1] + b',"of_a_newer_agent":[1]}'
-    verdict = check("eyas/s/cam-1/window", payload)
-    assert isinstance(verdict, Checked)
+    verdict = validate("eyas/s/cam-1/window", payload)
+    assert isinstance(verdict, ValidMessage)
     with Store(url) as store:
         store.add(Batch(NOW, [verdict]))
     rows = sqlite3.connect(tmp_path / "fleet.db").execute("select payload from messages").fetchall()
@@ -69,7 +69,7 @@ def test_what_is_unknown_in_a_message_is_kept(url: str, tmp_path: Path) -> None:
 
 
 def test_status_of_devices(url: str) -> None:
-    def status(state: str, sequence: int, spool: str = SPOOL) -> Checked:
+    def status(state: str, sequence: int, spool: str = SPOOL) -> ValidMessage:
         message = Status(device="cam-1", spool=spool, sequence=sequence, state=state, model=f"m {sequence}")  # type: ignore[arg-type]
         return checked(message, "status")
 
@@ -93,7 +93,7 @@ def test_status_of_devices(url: str) -> None:
 
 def test_quarantine_keeps_the_reason_and_the_beginning(url: str) -> None:
     with Store(url) as store:
-        store.add(Batch(NOW, (), [Quarantined("eyas/s/d/window", "no window", b"\xff\x00" + b"x" * 100_000)]))
+        store.add(Batch(NOW, (), [QuarantinedMessage("eyas/s/d/window", "no window", b"\xff\x00" + b"x" * 100_000)]))
         (kept,) = store.poison()
     assert (kept.topic, kept.reason) == ("eyas/s/d/window", "no window")
     assert kept.payload.startswith(b"\\xff\\x00xx")
@@ -160,28 +160,28 @@ def test_old_windows_become_hours_and_never_come_back(url: str) -> None:
     with Store(url) as store:
         store.add(Batch(NOW - 90 * DAY, old))
         store.add(Batch(NOW - 60, new))
-        gone = prune(store, Keep(windows_days=30), now=NOW)
+        gone = expire(store, Retention(windows_days=30), now=NOW)
         assert (gone.rolled, gone.deleted) == (120, 0)
         left = list(store.windows())
         assert [w.merged for w in left if w.sequence != 200] in ([60, 60], [40, 60, 20], [20, 60, 40])
         assert sum(w.frames for w in left) == 242
         assert sum(w.counts["crack"] for w in left) == 242
         assert store.add(Batch(NOW, old)) == 0, "they were stored once already"
-        assert prune(store, Keep(windows_days=30), now=NOW).rolled == 0
+        assert expire(store, Retention(windows_days=30), now=NOW).rolled == 0
         assert sum(w.frames for w in store.windows()) == 242
         late = [checked(window("cam-1", SPOOL, n, time=NOW - 90 * DAY + 60 * n, **counts)) for n in range(120, 130)]
         store.add(Batch(NOW - 80 * DAY, late))
-        prune(store, Keep(windows_days=30), now=NOW)
+        expire(store, Retention(windows_days=30), now=NOW)
         assert sum(w.frames for w in store.windows()) == 262, "late ones are merged into the hour"
 
 
 def test_old_events_and_poison_go(url: str) -> None:
     with Store(url) as store:
-        poison = [Quarantined("t", "r", b"")]
+        poison = [QuarantinedMessage("t", "r", b"")]
         hard = [checked(event("cam-1", SPOOL, n), "event") for n in range(3)]
         store.add(Batch(NOW - 400 * DAY, hard, poison))
         store.add(Batch(NOW, [checked(event("cam-1", SPOOL, 3), "event")], poison))
-        gone = prune(store, Keep(events_days=365, poison_days=30), now=NOW)
+        gone = expire(store, Retention(events_days=365, poison_days=30), now=NOW)
         assert (gone.deleted, gone.poison) == (3, 1)
         assert [e.sequence for e in store.events()] == [3]
         assert store.add(Batch(NOW, hard)) == 0
@@ -190,7 +190,7 @@ def test_old_events_and_poison_go(url: str) -> None:
 def test_rolled_windows_are_plain_windows(url: str) -> None:
     with Store(url) as store:
         store.add(Batch(1.0, [checked(window("cam-1", SPOOL, n, time=5.0)) for n in range(2)]))
-        prune(store, Keep(windows_days=1), now=time.time())
+        expire(store, Retention(windows_days=1), now=time.time())
         (merged,) = store.windows()
     assert isinstance(merged, Window)
     assert merged.merged == 2

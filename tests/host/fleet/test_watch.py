@@ -15,19 +15,19 @@ import pytest
 from rich.console import Console
 
 from eyas_device.telemetry.messages import Header, Status, encode, topic
-from eyas_host.fleet.broker.client import Access
-from eyas_host.fleet.store.checked import Checked, check
-from eyas_host.fleet.watch.seen import MOST_DEVICES, Seen, plain
-from eyas_host.fleet.watch.view import Tap, stream, view, watch
+from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.fleet.store.validate import ValidMessage, validate
+from eyas_host.fleet.watch.fleet_state import MAX_DEVICES, FleetState, printable
+from eyas_host.fleet.watch.live import Subscriber, render, stream, watch
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
 SPOOL = str(uuid.UUID(int=7))
 
 
-def take(seen: Seen, message: Header, kind: str = "window", now: float = 100.0, **more: Any) -> None:
-    verdict = check(topic("s", message.device, kind), encode(message))
-    assert isinstance(verdict, Checked), verdict
+def take(seen: FleetState, message: Header, kind: str = "window", now: float = 100.0, **more: Any) -> None:
+    verdict = validate(topic("s", message.device, kind), encode(message))
+    assert isinstance(verdict, ValidMessage), verdict
     seen.take(verdict, now, **more)
 
 
@@ -35,14 +35,14 @@ def online(device: str, sequence: int = 0, **more: Any) -> Status:
     return Status(device=device, spool=SPOOL, sequence=sequence, state="online", **more)
 
 
-def shown(seen: Seen, now: float = 100.0) -> str:
+def shown(seen: FleetState, now: float = 100.0) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=False).print(view(seen, now, "connected"))
+    Console(file=out, width=200, force_terminal=False).print(render(seen, now, "connected"))
     return out.getvalue()
 
 
 def test_trouble_comes_first() -> None:
-    seen = Seen()
+    seen = FleetState()
     for device in ("a-fine", "b-lost", "c-dark", "d-strange", "e-gone", "f-silent"):
         take(seen, online(device, ood=device == "d-strange"), "status", 5.0 if device == "f-silent" else 100.0)
     take(seen, Status(device="b-lost", state="lost"), "status")
@@ -61,7 +61,7 @@ def test_trouble_comes_first() -> None:
 
 
 def test_what_a_line_says() -> None:
-    seen = Seen()
+    seen = FleetState()
     tenths = (0,) * 9 + (6,)
     facts: dict[str, Any] = {
         "seconds": 10.0,
@@ -81,13 +81,13 @@ def test_what_a_line_says() -> None:
 
 
 def test_what_the_broker_kept_is_no_sign_of_life() -> None:
-    seen = Seen()
+    seen = FleetState()
     take(seen, online("cam"), "status", kept=True)
     assert seen.lines(100.0)[0].heard == 0.0
 
 
 def test_names_and_labels_cannot_write_on_the_screen() -> None:
-    seen = Seen()
+    seen = FleetState()
     evil = "[red]x[/red]\x1b[2J\x07\n\u202e"
     take(seen, window("cam", SPOOL, 1, model=evil, camera=evil))
     take(seen, event("cam", SPOOL, 2, top={evil: 0.5}), "event")
@@ -96,13 +96,13 @@ def test_names_and_labels_cannot_write_on_the_screen() -> None:
     assert "\x07" not in text
     assert "\u202e" not in text
     assert "[red]x" in text, "markup is shown as it is"
-    assert plain("x" * 100) == "x" * 39 + "…"
+    assert printable("x" * 100) == "x" * 39 + "…"
 
 
 def test_invented_devices_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MOST_DEVICES >= 10_000
-    monkeypatch.setattr("eyas_host.fleet.watch.seen.MOST_DEVICES", 5)
-    seen = Seen()
+    assert MAX_DEVICES >= 10_000
+    monkeypatch.setattr("eyas_host.fleet.watch.fleet_state.MAX_DEVICES", 5)
+    seen = FleetState()
     for number in range(20):
         take(seen, window(f"cam-{number}", SPOOL, 1))
     assert len(seen.lines(100.0)) == 5
@@ -118,7 +118,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 def test_json_lines_from_a_broker_that_comes_later(processes: Processes) -> None:
     port, out = free_port(), io.StringIO()
-    access = Access(broker=f"127.0.0.1:{port}")
+    access = BrokerAccess(broker=f"127.0.0.1:{port}")
     thread = threading.Thread(target=stream, args=(access, out), kwargs={"seconds": 12.0, "people": io.StringIO()})
     thread.start()
     time.sleep(0.5)
@@ -147,7 +147,7 @@ def test_a_table_where_there_is_no_terminal(processes: Processes) -> None:
     processes.broker(port)
     sender, out = Sender(port), io.StringIO()
     sender.client.publish("eyas/s/cam-1/status", encode(online("cam-1", model="shapes 1.0.0")), qos=1, retain=True)
-    watch(Access(broker=f"127.0.0.1:{port}"), seconds=2.0, console=Console(file=out, width=200))
+    watch(BrokerAccess(broker=f"127.0.0.1:{port}"), seconds=2.0, console=Console(file=out, width=200))
     sender.close()
     assert "1 online" in out.getvalue()
     assert "shapes 1.0.0" in out.getvalue()
@@ -156,5 +156,5 @@ def test_a_table_where_there_is_no_terminal(processes: Processes) -> None:
 def test_a_refusal_is_said(processes: Processes) -> None:
     port = free_port()
     processes.broker(port, "allow_anonymous false")
-    with Tap(Access(broker=f"127.0.0.1:{port}")) as tap:
-        wait_until(lambda: str(tap.status) == "refused by the broker: Not authorized")
+    with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as tap:
+        wait_until(lambda: "refused by the broker: Not authorized" in tap.state)

@@ -1,4 +1,4 @@
-"""The host's access to a broker: address, credentials and reasons of a failed connection."""
+"""The host's access to a broker: address, credentials, and descriptions of connection errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from eyas_device.support.names import parse_broker
 
 PORT, TLS_PORT = 1883, 8883
 PASSWORD = "EYAS_MQTT_PASSWORD"
-"""Environment variable with the password of a user without a password file: others can see command lines."""
+"""Environment variable with the password: other users can read command lines."""
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
+class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
     """Address of a broker and credentials for it."""
 
     broker: str = "127.0.0.1"
@@ -52,30 +52,30 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
             client.tls_set_context(_tls(self))
 
 
-def why(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Describe why a connection failed, with the fix if one is known."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the broker's certificate is not trusted: {error.verify_message}; see --ca and the broker's name"
+        return f"the broker's certificate is not trusted: {error.verify_message}; check --ca and the broker's name"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}; is the certificate trusted there and still valid?"
     if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there"
+        return "connection refused; is the broker running?"
     if isinstance(error, TimeoutError):
-        return "no answer"
+        return "timed out"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-def _password(access: Access) -> str | None:
+def _password(access: BrokerAccess) -> str | None:
     if access.password_file is None:
         return os.environ.get(PASSWORD)
     try:
         lines = access.password_file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise LinkError(f"{access.password_file}: the password cannot be read ({why(error)})") from None
+        raise LinkError(f"{access.password_file}: the password cannot be read ({describe_error(error)})") from None
     return lines[0] if lines else ""
 
 
-def _tls(access: Access) -> ssl.SSLContext:
+def _tls(access: BrokerAccess) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(access.ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -83,5 +83,5 @@ def _tls(access: Access) -> ssl.SSLContext:
             context.load_cert_chain(access.cert, access.key)
     except (OSError, ssl.SSLError) as error:
         files = ", ".join(str(file) for file in (access.ca, access.cert, access.key) if file)
-        raise LinkError(f"{files}: no credentials ({why(error)}); `eyas enroll NAME` makes them") from None
+        raise LinkError(f"{files}: unusable ({describe_error(error)}); see `eyas enroll --help`") from None
     return context

@@ -1,7 +1,7 @@
-"""A broker inside this process, for a first try without installing mosquitto.
+"""An MQTT broker inside this process, for a first try without mosquitto.
 
-MQTT 3.1.1 on this machine only; no TLS, no certificates, no access list, nothing survives its end, and collectors do
-not share. Devices, collectors and watchers fall back to 3.1.1 by themselves.
+MQTT 3.1.1 on this machine only: no TLS, no access control, no persistence, no shared subscriptions. Devices, collectors
+and watchers fall back to 3.1.1 by themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from eyas_host.support.errors import MissingExtra
 
 
 def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None:
-    """Serve on 127.0.0.1 until SIGTERM or SIGINT. Raises `MissingExtra` without amqtt, `LinkError` for a taken port."""
+    """Serve on 127.0.0.1 until SIGTERM or SIGINT.
+
+    Raises `MissingExtra` without amqtt, `LinkError` if the port is in use.
+    """
     try:
         from amqtt.broker import Broker
         from amqtt.errors import AMQTTError
@@ -35,7 +38,7 @@ def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None
         for kind in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(kind, ended.set)
         await broker.start()
-        say(f"broker: mqtt on 127.0.0.1:{port}, for a first try: no TLS, no access list, nothing is kept")
+        say(f"broker: mqtt on 127.0.0.1:{port}, for a first try: no TLS, no access control, no persistence")
         await ended.wait()
         await broker.shutdown()
 

@@ -1,4 +1,4 @@
-"""A device's credentials: a folder and a tar archive to bring there, and what goes into its device.toml."""
+"""Issue a device's credentials: certificate and key in a tar archive, and a section for its device.toml."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from eyas_device.support.names import NAME
 from eyas_host.fleet.broker.kit import HOST_IDENTITY
 from eyas_host.fleet.broker.pki import CLIENT_DAYS, Authority, Credentials
 
-THERE = "/etc/eyas/credentials"
-"""Where they lie on the device."""
+DEVICE_FOLDER = "/etc/eyas/credentials"
+"""Folder of the credentials on the device."""
 
 
 class Enrolled(msgspec.Struct, frozen=True):
-    """What was made for a device."""
+    """Credentials issued to a device."""
 
     credentials: Credentials
     archive: Path
     section: str
-    """Of its device.toml."""
+    """Section for its device.toml."""
 
 
 def enroll(
     folder: Path, name: str, *, site: str = "default", broker: str = "BROKER:8883", days: float = CLIENT_DAYS
 ) -> Enrolled:
-    """Make credentials for a device, valid for `days`; those it had stay valid until they expire.
+    """Issue credentials for a device, valid for `days`; earlier ones stay valid until they expire.
 
-    Raises `LinkError` for a name that no device may have, `CredentialError` if they cannot be written.
+    Raises `LinkError` for an invalid name, `CredentialError` if the files cannot be written.
     """
-    for what, given in (("device", name), ("site", site)):
-        if not re.fullmatch(NAME, given, re.ASCII) or given in (".", ".."):
-            raise LinkError(f"{what} {given!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed")
+    for kind, value in (("device", name), ("site", site)):
+        if not re.fullmatch(NAME, value, re.ASCII) or value in (".", ".."):
+            raise LinkError(f"{kind} {value!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed")
     if name == HOST_IDENTITY:
-        raise LinkError(f"device {name!r}: this name is the host's; give another one")
-    place = folder / "devices" / name
-    made = Authority(folder / "ca").issue(place, name, days=days)
+        raise LinkError(f"device {name!r}: reserved for the host; choose another name")
+    own = folder / "devices" / name
+    credentials = Authority(folder / "ca").issue(own, name, days=days)
     section = _section(name, site, broker)
-    (place / "device.toml").write_text(section, encoding="utf-8")
-    archive = place.with_name(f"{name}.tar")
+    (own / "device.toml").write_text(section, encoding="utf-8")
+    archive = own.with_name(f"{name}.tar")
     archive.unlink(missing_ok=True)
     archive.touch(mode=0o600)
     with tarfile.open(archive, "w") as tar:
-        for file in (made.ca, made.cert, made.key):
+        for file in (credentials.ca, credentials.cert, credentials.key):
             tar.add(file, arcname=f"credentials/{file.name}")
-        tar.add(place / "device.toml", arcname="credentials/device.toml")
-    return Enrolled(made, archive, section)
+        tar.add(own / "device.toml", arcname="credentials/device.toml")
+    return Enrolled(credentials, archive, section)
 
 
 def _section(name: str, site: str, broker: str) -> str:
@@ -60,7 +60,7 @@ name = "{name}"
 
 [telemetry]
 broker = "{broker}"
-ca = "{THERE}/ca.crt"
-certificate = "{THERE}/client.crt"
-key = "{THERE}/client.key"
+ca = "{DEVICE_FOLDER}/ca.crt"
+certificate = "{DEVICE_FOLDER}/client.crt"
+key = "{DEVICE_FOLDER}/client.key"
 """

@@ -1,4 +1,4 @@
-"""The broker kit: a mosquitto that knows every device by its certificate and lets it speak for itself alone."""
+"""The broker kit: mosquitto with mutual TLS, where each device may publish only below its own name."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from eyas_host.fleet.broker.client import TLS_PORT
 from eyas_host.fleet.broker.pki import Authority, Credentials, days_left
 
 HOST_IDENTITY = "eyas-host"
-"""Who collectors, watchers and those who send commands are; no device may be called so."""
+"""Common name of collectors, watchers and senders of commands; reserved, no device may have it."""
 _RENEW_DAYS = 30.0
 _STOP_S = 10.0
 
 ACL = f"""\
-# Written by `eyas broker`. The user is the common name of a certificate.
+# Written by `eyas broker`. The user is the common name of its certificate.
 user {HOST_IDENTITY}
 topic read eyas/#
 topic write eyas/+/+/ack
 topic write eyas/+/+/cmd
 
-# A device writes below its own name only, and reads what is meant for it.
+# A device publishes only below its own name, and reads only its acknowledgements and commands.
 pattern write eyas/+/%u/status
 pattern write eyas/+/%u/window
 pattern write eyas/+/%u/event
@@ -42,23 +42,32 @@ pattern read eyas/+/%u/cmd
 
 
 class Kit(msgspec.Struct, frozen=True):
-    """Where a broker's things are."""
+    """Files and address of a broker."""
 
     folder: Path
     port: int
     hosts: tuple[str, ...]
-    """Names and addresses that its certificate is valid for."""
+    """Names and addresses in its certificate."""
     config: Path
     host: Credentials
-    """Of collectors and watchers."""
+    """Credentials of collectors and watchers."""
 
 
 def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, names: Sequence[str] = ()) -> Kit:
-    """Make what is missing in `folder`: authority, certificates, access list, configuration.
+    """Create what is missing in `folder`: authority, certificates, access control list, configuration.
 
-    What is there is used again; the broker's certificate is made again when it is about to expire or was made for other
-    names. `names` are further names or addresses under which devices reach it. Raises `LinkError` for an address that
-    is none, `CredentialError` if something cannot be written.
+    Existing files are reused; the broker's certificate is renewed before it expires and when its names change.
+
+    Args:
+        folder: Folder of the kit.
+        bind: Address to listen on.
+        port: Port to listen on.
+        names: Further names or addresses that devices connect to.
+
+    Raises:
+        LinkError: `bind` is not an address.
+        CredentialError: a file cannot be written.
+
     """
     try:
         ipaddress.ip_address(bind)
@@ -68,7 +77,7 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
     authority = Authority(folder / "ca")
     hosts = _hosts(bind, names)
     broker = folder / "broker"
-    _renewed(authority, broker, hosts)
+    _renew_server_certificate(authority, broker, hosts)
     host = folder / "host"
     if not (host / "client.crt").exists() or days_left(host / "client.crt") < _RENEW_DAYS:
         authority.issue(host, HOST_IDENTITY)
@@ -80,20 +89,20 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
 
 
 def serve(kit: Kit, say: Callable[[str], None] = print) -> int:
-    """Run mosquitto in the foreground until it ends or SIGTERM/SIGINT comes; its exit code.
+    """Run mosquitto in the foreground until it ends or SIGTERM/SIGINT arrives, and return its exit code.
 
-    Raises `LinkError` if it is not installed.
+    Raises `LinkError` if mosquitto is not installed.
     """
     program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     if program is None:
-        raise LinkError("mosquitto is not installed: apt-get install mosquitto, or try `eyas broker --embedded`")
+        raise LinkError("mosquitto is not installed: apt-get install mosquitto, or use `eyas broker --embedded`")
     say(f"broker: mqtts on port {kit.port}, certificate for {', '.join(kit.hosts)}")
     process = subprocess.Popen([program, "-c", str(kit.config)])
 
-    def end(*_: object) -> None:
+    def terminate(*_: object) -> None:
         process.terminate()
 
-    before = {kind: signal.signal(kind, end) for kind in (signal.SIGTERM, signal.SIGINT)}
+    before = {kind: signal.signal(kind, terminate) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         return process.wait()
     finally:
@@ -104,23 +113,23 @@ def serve(kit: Kit, say: Callable[[str], None] = print) -> int:
             process.wait(_STOP_S)
 
 
-def _renewed(authority: Authority, folder: Path, hosts: Sequence[str]) -> None:
-    """See that the broker's certificate is for these hosts and not about to expire."""
-    noted, cert = folder / "hosts", folder / "server.crt"
-    same = noted.exists() and noted.read_text(encoding="utf-8").split() == list(hosts)
+def _renew_server_certificate(authority: Authority, folder: Path, hosts: Sequence[str]) -> None:
+    """Issue the broker's certificate unless it is valid for these hosts for another month."""
+    hosts_file, cert = folder / "hosts", folder / "server.crt"
+    same = hosts_file.exists() and hosts_file.read_text(encoding="utf-8").split() == list(hosts)
     if not same or not cert.exists() or days_left(cert) < _RENEW_DAYS:
         authority.issue(folder, hosts[0], hosts=hosts, stem="server")
-        noted.write_text("\n".join(hosts) + "\n", encoding="utf-8")
+        hosts_file.write_text("\n".join(hosts) + "\n", encoding="utf-8")
 
 
 def _hosts(bind: str, names: Sequence[str]) -> tuple[str, ...]:
-    """What devices may call the broker, the best name first."""
+    """Names and addresses of the broker, the preferred one first."""
     own = [socket.gethostname(), *_addresses()] if ipaddress.ip_address(bind).is_unspecified else [bind]
     return tuple(dict.fromkeys([*names, *own, "localhost", "127.0.0.1"]))
 
 
 def _addresses() -> list[str]:
-    """The address that the default route leaves from: asking for a route sends nothing."""
+    """Address of the default route's interface; looking up a route sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -130,9 +139,9 @@ def _addresses() -> list[str]:
 
 
 def _config(folder: Path, bind: str, port: int) -> str:
-    user = "user root\n" if os.geteuid() == 0 else ""  # else it becomes a user that may not read the key
+    user = "user root\n" if os.geteuid() == 0 else ""  # else mosquitto drops to a user that cannot read the key
     return f"""\
-# Written by `eyas broker`; what is changed here is lost at its next start.
+# Written by `eyas broker`, which overwrites changes at its next start.
 {user}listener {port} {bind}
 cafile {folder / "ca.crt"}
 certfile {folder / "server.crt"}

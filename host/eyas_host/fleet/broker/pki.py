@@ -1,7 +1,7 @@
 """A fleet's own certificate authority: ECDSA P-256 keys, certificates for the broker, the host and each device.
 
-Private keys are readable by their owner alone. The authority's key never leaves its folder: keep it where the broker's
-administrator is, not on the broker if that stands in the open.
+Private keys are readable by their owner only. The CA key never leaves its folder: keep it on the administrator's
+machine, not on an exposed broker.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from eyas_device.errors import EyasError
 
 CA_DAYS, SERVER_DAYS, CLIENT_DAYS = 3650, 825, 825
-"""Lifetimes. Nobody is on site to renew what expires: doctor warns before, and `eyas enroll` makes new ones."""
+"""Lifetimes. Nobody is on site to renew a certificate: doctor warns early, `eyas enroll` issues new ones."""
 _BACKDATED = timedelta(days=1)
-"""A device whose clock is a little behind has to take a new certificate."""
+"""A device whose clock is slightly behind must accept a new certificate."""
 
 
 class CredentialError(EyasError, OSError):
-    """Credentials cannot be made, read or written."""
+    """Credentials cannot be created, read or written."""
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """Where somebody's three files are."""
+    """Paths of a client's or server's three files."""
 
     ca: Path
     cert: Path
@@ -40,7 +40,7 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class Authority:
-    """Signs certificates. Its key and certificate are made in `folder` the first time.
+    """Certificate authority in `folder`, which signs certificates; created at the first use.
 
     Raises `CredentialError` if they cannot be read or written.
     """
@@ -51,20 +51,31 @@ class Authority:
         try:
             if not key.exists():
                 folder.mkdir(parents=True, exist_ok=True)
-                self._make(key)
+                self._create(key)
             loaded = serialization.load_pem_private_key(key.read_bytes(), password=None)
             if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-                raise ValueError("no elliptic-curve key")
+                raise ValueError("not an elliptic-curve key")
             self._key, self._self = loaded, x509.load_pem_x509_certificate(self.cert.read_bytes())
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise CredentialError(f"{folder}: no certificate authority ({error}); remove it to begin again") from None
+            raise CredentialError(
+                f"{folder}: no certificate authority ({error}); remove the folder to create a new one"
+            ) from None
 
     def issue(
         self, folder: Path, name: str, *, hosts: Iterable[str] = (), days: float | None = None, stem: str = "client"
     ) -> Credentials:
-        """Make `stem`.key, `stem`.crt and ca.crt in `folder`: for a server that has `hosts`, or a client.
+        """Issue `stem`.key, `stem`.crt and ca.crt in `folder`, for a server (with `hosts`) or a client.
 
-        Raises `CredentialError` if they cannot be written.
+        Args:
+            folder: Folder of the files.
+            name: Common name.
+            hosts: Names and addresses of a server.
+            days: Lifetime; by default that of a server or client.
+            stem: Name of the files without suffix.
+
+        Raises:
+            CredentialError: the files cannot be written.
+
         """
         hosts = tuple(hosts)
         key = ec.generate_private_key(ec.SECP256R1())
@@ -81,17 +92,17 @@ class Authority:
         )
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName([_host(h) for h in hosts]), critical=False)
-        made = Credentials(folder / "ca.crt", folder / f"{stem}.crt", folder / f"{stem}.key")
+        issued = Credentials(folder / "ca.crt", folder / f"{stem}.crt", folder / f"{stem}.key")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_private(made.key, _pem(key))
-            made.cert.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-            made.ca.write_bytes(self.cert.read_bytes())
+            write_private(issued.key, _pem(key))
+            issued.cert.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+            issued.ca.write_bytes(self.cert.read_bytes())
         except OSError as error:
             raise CredentialError(f"{folder}: cannot be written ({error.strerror})") from None
-        return made
+        return issued
 
-    def _make(self, path: Path) -> None:
+    def _create(self, path: Path) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         name = f"Eyas fleet {os.urandom(4).hex()}"
         builder = (
@@ -107,16 +118,16 @@ class Authority:
 
 
 def days_left(cert: Path) -> float:
-    """Until a certificate expires. Raises `CredentialError` if it is none."""
+    """Days until a certificate expires. Raises `CredentialError` if it cannot be read."""
     try:
         loaded = x509.load_pem_x509_certificate(cert.read_bytes())
     except (OSError, ValueError) as error:
-        raise CredentialError(f"{cert}: no certificate ({error})") from None
+        raise CredentialError(f"{cert}: not a certificate ({error})") from None
     return (loaded.not_valid_after_utc - datetime.now(timezone.utc)).total_seconds() / 86400
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, from its first byte on."""
+    """Write a file that is readable by its owner only, from its first byte on."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.write(data)

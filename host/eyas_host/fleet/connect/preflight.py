@@ -1,4 +1,4 @@
-"""Is a device fit for what it is going to get? One look at it, before anything is changed; all faults at once."""
+"""Check a device before anything on it is changed: one inspection, all problems at once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import msgspec
 from eyas_host.fleet.connect.ssh import FleetError, Remote
 
 MACHINES = ("x86_64", "aarch64")
-OLDEST_PYTHON = (3, 10)
-OLDEST_GLIBC = (2, 28)
-"""The wheels of LiteRT and OpenCV are built for it."""
+MIN_PYTHON = (3, 10)
+MIN_GLIBC = (2, 28)
+"""The wheels of LiteRT and OpenCV need it."""
 ENVIRONMENT_BYTES = 700_000_000
-"""A virtual environment with its wheels, while it is made."""
-CLOCK_SKEW_S = 120
+"""Peak size of a virtual environment with its wheels while it is built."""
+MAX_CLOCK_SKEW_S = 120
 
 _PROBE = """
 import importlib.util as u, sys
@@ -30,7 +30,7 @@ except ImportError:
     pass
 """
 
-_LOOK = """
+_INSPECT = """
 echo "system=$(uname -s)"
 echo "machine=$(uname -m)"
 echo "bits=$(getconf LONG_BIT 2>/dev/null || echo unknown)"
@@ -68,37 +68,37 @@ true
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Where things lie on a device."""
+    """Paths on a device."""
 
     root: str = "/"
-    """Everything lies below; anything but `/` is for trials: no service is installed then."""
+    """Everything is installed below; anything but `/` is for trials and gets no service."""
 
     @property
     def opt(self) -> str:
-        """Environments."""
+        """Folder of the virtual environments."""
         return self._below("opt/eyas")
 
     @property
     def state(self) -> str:
-        """The slots."""
+        """Folder of the slots."""
         return self._below("var/lib/eyas")
 
     @property
     def config(self) -> str:
-        """The configuration file."""
+        """Path of the configuration file."""
         return self._below("etc/eyas/device.toml")
 
     @property
     def unit(self) -> str:
-        """The service's unit file."""
+        """Path of the service's unit file."""
         return self._below("etc/systemd/system/eyas-device.service")
 
     def _below(self, path: str) -> str:
         return str(PurePosixPath(self.root) / path)
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device said about itself."""
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about a device, as its shell printed them; empty where unknown."""
 
     system: str = ""
     machine: str = ""
@@ -110,117 +110,126 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     sudo: str = ""
     rsync: str = ""
     systemd: str = ""
-    """What `systemctl is-system-running` says."""
+    """Output of `systemctl is-system-running`."""
     time: str = ""
     opt_free_kb: str = ""
     opt_writable: str = ""
     state_free_kb: str = ""
     state_writable: str = ""
     venv_link: str = ""
-    """The environment in use, `.` if somebody made a folder by that name."""
+    """Environment in use; `.` if it is a plain folder, not a link."""
     environments: tuple[str, ...] = ()
-    """Those that are complete."""
+    """Complete environments."""
     config: str = ""
     unfinished: str = ""
-    """Whether an earlier flash was interrupted."""
+    """`yes` if an earlier flash was interrupted."""
     slot: str = ""
     slot_sha256: str = ""
     python: str = ""
-    """Absolute path of the first Python that is new enough."""
+    """Absolute path of the first Python that is recent enough."""
     python_version: str = ""
     venv: str = ""
     picamera2: str = ""
     numpy: str = ""
-    """Version that this Python sees."""
+    """Version of numpy in this Python."""
     skew_s: float = 0.0
-    """The device's clock less ours."""
+    """Device clock minus ours, seconds."""
 
     @property
     def has_systemd(self) -> bool:
-        """Whether services can be started."""
+        """Whether systemd runs."""
         return self.systemd in ("running", "degraded", "starting", "initializing", "maintenance")
 
     @property
     def python_numbers(self) -> tuple[int, ...]:
-        """(3, 11, 2)."""
+        """Version of Python as a tuple, e.g. (3, 11, 2)."""
         return _numbers(self.python_version)
 
     @property
     def profile(self) -> str:
-        """The constraints that fit: apt's picamera2 with numpy 1 needs numpy 1; Python 3.10 has a set of its own."""
-        if self.python_numbers[:2] == OLDEST_PYTHON:
+        """Name of the matching constraints: apt's picamera2 with numpy 1 needs numpy 1; Python 3.10 has its own set."""
+        if self.python_numbers[:2] == MIN_PYTHON:
             return "device-jetpack6"
         return "device-numpy1" if self.picamera2 == "yes" and self.numpy.startswith("1.") else "device-numpy2"
 
 
-def look(remote: Remote, layout: Layout, python: str | None = None) -> Facts:
-    """Ask a device about itself; nothing is changed there. `python`: the only interpreter to look at."""
-    words = (layout.opt, layout.state, layout.config, _PROBE, python or "")
-    answer = remote.run("sh", "-c", _LOOK, "sh", *words, timeout_s=90)
-    if answer.code:
-        raise FleetError(f"{remote.target}: it cannot say what it is ({answer.last}); a POSIX shell is needed there")
+def inspect_device(remote: Remote, layout: Layout, python: str | None = None) -> DeviceFacts:
+    """Inspect a device without changing it. `python`: the only interpreter to consider."""
+    arguments = (layout.opt, layout.state, layout.config, _PROBE, python or "")
+    result = remote.run("sh", "-c", _INSPECT, "sh", *arguments, timeout_s=90)
+    if result.code:
+        raise FleetError(f"cannot be inspected ({result.last_line}); a POSIX shell is needed there", remote.target)
     here = time.time()
     values: dict[str, str] = {}
     environments = []
-    for line in answer.out.splitlines():
+    for line in result.out.splitlines():
         key, equals, value = line.partition("=")
         if equals and key == "environment":
             environments.append(value)
-        elif equals and key in Facts.__struct_fields__ and key not in ("environments", "skew_s"):
+        elif equals and key in DeviceFacts.__struct_fields__ and key not in ("environments", "skew_s"):
             values[key] = value.strip()
     skew = float(values["time"]) - here if values.get("time", "").isdecimal() else 0.0
-    return Facts(**values, environments=tuple(environments), skew_s=skew)
+    return DeviceFacts(**values, environments=tuple(environments), skew_s=skew)
 
 
-def faults(facts: Facts, layout: Layout, *, bundle_bytes: int, environment: bool, service: bool) -> list[str]:
-    """Everything that has to be fixed first. `environment`: one has to be made; `service`: the unit is installed."""
+def problems(facts: DeviceFacts, layout: Layout, *, bundle_bytes: int, environment: bool, service: bool) -> list[str]:
+    """List everything that has to be fixed on the device first.
+
+    Args:
+        facts: What is known about the device.
+        layout: Paths on the device.
+        bundle_bytes: Size of the bundle.
+        environment: Whether an environment has to be built.
+        service: Whether the service is installed.
+
+    """
     found = []
     if facts.system != "Linux":
-        found.append(f"it runs {facts.system or 'an unknown system'}; Linux is needed")
+        found.append(f"runs {facts.system or 'an unknown system'}; Linux is needed")
     if facts.machine not in MACHINES or facts.bits != "64":
         found.append(f"{facts.machine} with {facts.bits}-bit programs; a 64-bit system is needed (aarch64 or x86_64)")
     if not facts.python:
         found.append("no Python 3.10 or newer; apt-get install python3 python3-venv, or give --python")
     if not facts.rsync:
         found.append("no rsync; apt-get install rsync")
-    if not _may(facts, layout, service):
-        found.append(f"{facts.user} may not write to {layout.root}; log in as root or with a password-less sudo")
+    if not _may_write(facts, layout, service):
+        found.append(f"{facts.user} cannot write to {layout.root}; log in as root or allow password-less sudo")
     if environment:
         if facts.python and facts.venv != "yes":
             found.append("Python has no venv; apt-get install python3-venv")
         libc = facts.glibc.removeprefix("glibc ")
-        if _numbers(libc) < OLDEST_GLIBC:
-            found.append(f"glibc {libc or 'unknown'}; 2.28 or newer is needed: take a newer system image")
+        if _numbers(libc) < MIN_GLIBC:
+            found.append(f"glibc {libc or 'unknown'}; 2.28 or newer is needed: install a newer system image")
         if facts.venv_link == ".":
-            found.append(f"{layout.opt}/venv is a folder that somebody made: move it away, or give --python")
-        found += _room(facts.opt_free_kb, ENVIRONMENT_BYTES, layout.opt)
-    found += _room(facts.state_free_kb, 2 * bundle_bytes + (1 << 20), layout.state)
+            found.append(f"{layout.opt}/venv is a folder, not a link of eyas: move it away, or give --python")
+        found += _disk_problem(facts.opt_free_kb, ENVIRONMENT_BYTES, layout.opt)
+    found += _disk_problem(facts.state_free_kb, 2 * bundle_bytes + (1 << 20), layout.state)
     return found
 
 
-def warnings(facts: Facts) -> list[str]:
-    """What does not hinder, but ought to be known."""
-    if abs(facts.skew_s) <= CLOCK_SKEW_S:
+def warnings(facts: DeviceFacts) -> list[str]:
+    """List what does not prevent a flash but should be known."""
+    if abs(facts.skew_s) <= MAX_CLOCK_SKEW_S:
         return []
     return [f"its clock is {abs(facts.skew_s):.0f} s {'ahead' if facts.skew_s > 0 else 'behind'}: set up NTP"]
 
 
-def become(facts: Facts, layout: Layout, *, service: bool) -> tuple[str, ...]:
-    """The words in front of a command that changes the device: sudo where it is needed."""
+def sudo_prefix(facts: DeviceFacts, layout: Layout, *, service: bool) -> tuple[str, ...]:
+    """Prefix of commands that change the device: sudo where it is needed."""
     direct = facts.uid == "0" or (not service and facts.opt_writable == "yes" == facts.state_writable)
     return () if direct else ("sudo", "-n")
 
 
-def _may(facts: Facts, layout: Layout, service: bool) -> bool:
-    return not become(facts, layout, service=service) or facts.sudo == "yes"
+def _may_write(facts: DeviceFacts, layout: Layout, service: bool) -> bool:
+    return not sudo_prefix(facts, layout, service=service) or facts.sudo == "yes"
 
 
-def _room(free_kb: str, needed: int, folder: str) -> list[str]:
+def _disk_problem(free_kb: str, needed: int, folder: str) -> list[str]:
     if not free_kb.isdecimal():
-        return [f"{folder}: the free space is not known (df said {free_kb!r})"]
+        return [f"{folder}: the free space unknown (output of df: {free_kb!r})"]
     free = int(free_kb) * 1024
     return (
-        [] if free >= needed else [f"{folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed; free some room"]
+        [] if free >= needed else [f"{folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed; free some space"]
     )
 
 

@@ -1,6 +1,6 @@
-"""One connection to a device by the system's own `ssh` and `rsync`: the user's configuration and agent count.
+"""A connection to a device by the system's own `ssh` and `rsync`, with the user's SSH configuration and agent.
 
-Nothing ever asks for a password (BatchMode), and nothing waits for ever.
+It never asks for a password (BatchMode), and every command has a timeout.
 """
 
 from __future__ import annotations
@@ -22,83 +22,88 @@ from eyas_device.support.closing import Closing
 
 _NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
 _TARGET = rf"(?:(?P<user>{_NAME})@)?(?P<host>{_NAME}|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{{1,5}}))?"
-_REFUSED = 255
-"""The exit code of ssh itself when it cannot connect or lost the connection."""
-_FIXES = {
-    "host key verification failed": "log in once by hand to learn its key, or compare it if it changed",
-    "permission denied": "see that a key of yours is allowed there (ssh-copy-id), or give --identity",
-    "connection refused": "see that its ssh server runs and that the port is right",
-    "could not resolve": "see that the name is right",
-    "timed out": "see that it is on and that the network lets you reach it",
-    "no route": "see that it is on and that the network lets you reach it",
+_SSH_FAILED = 255
+"""Exit code of ssh itself when it cannot connect or lost the connection."""
+_FIXES = {  # ssh's own error -> what to do
+    "host key verification failed": "log in once by hand to accept its host key; if the key changed, verify it first",
+    "permission denied": "authorize your key on the device (ssh-copy-id), or give --identity",
+    "connection refused": "check that its SSH server runs, and the port",
+    "could not resolve": "check the host name",
+    "timed out": "check that it is powered on and reachable",
+    "no route": "check that it is powered on and reachable",
 }
 
 
 class FleetError(EyasError, RuntimeError):
-    """A device cannot be reached, is not fit, or refused what was sent."""
+    """A device cannot be reached, does not meet the requirements, or refused what was sent."""
+
+    def __init__(self, reason: str, target: object = None) -> None:
+        super().__init__(reason if target is None else f"{target}: {reason}")
+        self.reason = reason
+        """The message without the device's name."""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Whom to connect to."""
+    """A device to connect to."""
 
     host: str
-    """A name, an address, or an alias of the user's ssh configuration."""
+    """Host name, address, or alias of the user's SSH configuration."""
     user: str = ""
     port: int = 0
-    """0: what ssh takes by itself."""
+    """0: the SSH configuration's."""
 
     def __str__(self) -> str:
         return f"{self.login}:{self.port}" if self.port else self.login
 
     @property
     def login(self) -> str:
-        """`user@host` as ssh and rsync take it."""
+        """`user@host`, as ssh and rsync expect it."""
         return f"{self.user}@{self.host}" if self.user else self.host
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read `[user@]host[:port]`, an IPv6 address in brackets. Raises `FleetError` for anything else."""
+        """Parse `[user@]host[:port]`, an IPv6 address in brackets. Raises `FleetError` for anything else."""
         match = re.fullmatch(_TARGET, text, re.ASCII)
         port = int((match and match["port"]) or 0)
         if match is None or port > 65535 or (match["port"] and port == 0):
-            raise FleetError(f"{text!r}: no device; user@host or user@host:port is needed")
+            raise FleetError(f"{text!r}: not a device; user@host or user@host:port is needed")
         return cls(match["host"], match["user"] or "", port)
 
 
-class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """How to connect, beside what the user's ssh configuration says."""
+class SshAccess(msgspec.Struct, frozen=True, kw_only=True):
+    """How to log in, in addition to the user's SSH configuration."""
 
     identity: Path | None = None
-    """Private key; no other is tried then."""
+    """Private key; no other is tried."""
     port: int | None = None
-    """For targets that name none."""
+    """Port of targets given without one."""
     options: tuple[str, ...] = ()
-    """Each is given to ssh with `-o`, and wins over what is given here."""
+    """Passed to ssh as `-o`; they win over the fields above."""
     connect_s: int = 10
-    """Longest time to connect."""
+    """Connect timeout, seconds."""
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """What a remote command left."""
+class CommandResult(msgspec.Struct, frozen=True):
+    """Exit code and output of a remote command."""
 
     code: int
     out: str
     err: str
 
     @property
-    def last(self) -> str:
-        """The last line it said, for a message."""
+    def last_line(self) -> str:
+        """The last line of its output, for an error message."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "no output"
 
 
 class Remote(Closing):
-    """An open connection that commands and copies share. Not for use by several threads at once.
+    """An open connection that commands and copies share. Not thread-safe.
 
     Raises `FleetError` if it cannot be opened: refused, timed out, wrong key, unknown host.
     """
 
-    def __init__(self, target: Target, access: Access) -> None:
+    def __init__(self, target: Target, access: SshAccess) -> None:
         for tool in ("ssh", "rsync"):
             if shutil.which(tool) is None:
                 raise FleetError(f"{tool} is not installed here; apt-get install openssh-client rsync")
@@ -111,24 +116,33 @@ class Remote(Closing):
             self.close()
             raise
 
-    def run(self, *words: str, timeout_s: float = 60.0, become: Sequence[str] = (), stdin: str = "") -> Answer:
-        """Run one command there, each word quoted; its exit code is the caller's to judge.
+    def run(
+        self, *arguments: str, timeout_s: float = 60.0, become: Sequence[str] = (), stdin: str = ""
+    ) -> CommandResult:
+        """Run a command on the device, each argument quoted; a non-zero exit code does not raise.
 
-        `become` are words in front that change the user, e.g. `sudo -n`. Raises `FleetError` if the connection is lost
-        or the command takes longer than `timeout_s`.
+        Args:
+            arguments: The command and its arguments.
+            timeout_s: Time limit, seconds.
+            become: Prefix that changes the user, e.g. `sudo -n`.
+            stdin: Its standard input.
+
+        Raises:
+            FleetError: the connection is lost or the time limit is exceeded.
+
         """
-        command = [*self._ssh, "-o", "ControlMaster=no", self._bare, shlex.join([*become, *words])]
+        command = [*self._ssh, "-o", "ControlMaster=no", self._login_for_ssh, shlex.join([*become, *arguments])]
         done = self._local(command, timeout_s, stdin)
-        if done.returncode == _REFUSED:
-            raise self._refusal(done.stderr)
-        return Answer(done.returncode, done.stdout, done.stderr)
+        if done.returncode == _SSH_FAILED:
+            raise self._connection_error(done.stderr)
+        return CommandResult(done.returncode, done.stdout, done.stderr)
 
     def sh(self, script: str, *, timeout_s: float = 60.0, become: Sequence[str] = ()) -> str:
-        """Run a shell script there and return what it printed. Raises `FleetError` if it fails."""
-        answer = self.run("sh", "-euc", script, timeout_s=timeout_s, become=become)
-        if answer.code:
-            raise FleetError(f"{self.target}: {answer.last} (exit code {answer.code})")
-        return answer.out
+        """Run a shell script on the device and return its output. Raises `FleetError` if it fails."""
+        result = self.run("sh", "-euc", script, timeout_s=timeout_s, become=become)
+        if result.code:
+            raise FleetError(f"{result.last_line} (exit code {result.code})", self.target)
+        return result.out
 
     def send(
         self,
@@ -140,10 +154,19 @@ class Remote(Closing):
         private: bool = False,
         timeout_s: float = 1800.0,
     ) -> int:
-        """Make the remote folder `destination` like the local folder `source`; the number of bytes that travelled.
+        """Mirror the local folder `source` to the remote folder `destination` and return the number of bytes sent.
 
-        Files that the remote folder `copy_dest` holds too are copied or patched there instead of sent. Links are left
-        out. `private`: only the owner may read what arrives. Raises `FleetError` if it fails.
+        Args:
+            source: Local folder; symbolic links in it are skipped.
+            destination: Remote folder.
+            copy_dest: Remote folder whose equal or similar files are copied or patched instead of sent.
+            become: Prefix that changes the user, e.g. `sudo -n`.
+            private: Whether only the owner may read the copies.
+            timeout_s: Time limit, seconds.
+
+        Raises:
+            FleetError: the copy failed.
+
         """
         command = ["rsync", "--recursive", "--times", "--perms", "--checksum", "--delete", "--protect-args"]
         command += ["--stats", "--timeout=60", "--chmod=D700,F600" if private else "--chmod=D755,F644"]
@@ -151,30 +174,30 @@ class Remote(Closing):
         command += [f"--rsync-path={shlex.join([*become, 'rsync'])}"]
         command += [f"--copy-dest={copy_dest}"] if copy_dest else []
         done = self._local([*command, f"{source}/", f"{self.target.login}:{destination}/"], timeout_s, "")
-        if done.returncode == _REFUSED:
-            raise self._refusal(done.stderr)
+        if done.returncode == _SSH_FAILED:
+            raise self._connection_error(done.stderr)
         if done.returncode:
-            answer = Answer(done.returncode, "", done.stderr)
-            reason = next((line for line in done.stderr.splitlines() if line.startswith("rsync: ")), answer.last)
-            raise FleetError(f"{self.target}: {destination}: the copy failed ({reason.strip()})")
+            result = CommandResult(done.returncode, "", done.stderr)
+            reason = next((line for line in done.stderr.splitlines() if line.startswith("rsync: ")), result.last_line)
+            raise FleetError(f"{destination}: the copy failed ({reason.strip()})", self.target)
         sent = re.search(r"Total bytes sent: ([\d,.]+)", done.stdout)
         return int(re.sub(r"\D", "", sent[1])) if sent else 0
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         with suppress(FleetError):
-            self._local([*self._ssh, "-O", "exit", self._bare], 10, "")
+            self._local([*self._ssh, "-O", "exit", self._login_for_ssh], 10, "")
         shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
-    def _bare(self) -> str:
-        return self.target.login.replace("[", "").replace("]", "")  # only rsync wants an address in brackets
+    def _login_for_ssh(self) -> str:
+        return self.target.login.replace("[", "").replace("]", "")  # only rsync needs an address in brackets
 
     def _connect(self, connect_s: int) -> None:
-        """Start the connection that the others use; it ends by itself some minutes after the last of them."""
-        said = self._folder / "said"  # a file: the connection in the background would keep a pipe open
-        command = [*self._ssh, "-o", "ControlMaster=yes", "-o", "ControlPersist=600", "-N", "-f", self._bare]
-        with said.open("wb") as stream:
+        """Start the shared master connection; it ends ten minutes after its last use."""
+        log = self._folder / "log"  # not a pipe: the connection in the background would keep it open
+        command = [*self._ssh, "-o", "ControlMaster=yes", "-o", "ControlPersist=600", "-N", "-f", self._login_for_ssh]
+        with log.open("wb") as stream:
             try:
                 done = subprocess.run(
                     command,
@@ -186,9 +209,9 @@ class Remote(Closing):
                     env={**os.environ, "LC_ALL": "C"},
                 )
             except subprocess.TimeoutExpired:
-                raise self._refusal("the login timed out") from None
+                raise self._connection_error("the login timed out") from None
         if done.returncode:
-            raise self._refusal(said.read_text(encoding="utf-8", errors="replace"))
+            raise self._connection_error(log.read_text(encoding="utf-8", errors="replace"))
 
     def _local(self, command: list[str], timeout_s: float, stdin: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "LC_ALL": "C"}
@@ -204,21 +227,26 @@ class Remote(Closing):
                 errors="replace",
             )
         except subprocess.TimeoutExpired:
-            raise FleetError(f"{self.target}: no end within {timeout_s:g} s; see that it is not overloaded") from None
+            raise FleetError(f"no result within {timeout_s:g} s; check whether it is overloaded", self.target) from None
 
-    def _refusal(self, said: str) -> FleetError:
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        known = [(line, fix) for line in lines for words, fix in _FIXES.items() if words in line.lower()]
-        line, fix = known[-1] if known else (lines[-1] if lines else "ssh said nothing", "try ssh by hand")
-        return FleetError(f"{self.target}: cannot be reached ({line}): {fix}")
+    def _connection_error(self, output: str) -> FleetError:
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        known = [(line, fix) for line in lines for error, fix in _FIXES.items() if error in line.lower()]
+        line, fix = known[-1] if known else (lines[-1] if lines else "no output of ssh", "try ssh by hand")
+        return FleetError(f"cannot be reached ({line}): {fix}", self.target)
 
 
-def _flags(target: Target, access: Access) -> list[str]:
-    """The flags of every ssh: ssh keeps the first value of an option, so those of the user stand first."""
+def _flags(target: Target, access: SshAccess) -> list[str]:
+    """Flags of every ssh command. ssh keeps the first value of an option, so the user's come first."""
     flags = [word for option in access.options for word in ("-o", option)]
     if access.identity is not None:
         flags += ["-i", str(access.identity), "-o", "IdentitiesOnly=yes"]
     port = target.port or access.port
     flags += ["-p", str(port)] if port else []
-    ours = ("BatchMode=yes", f"ConnectTimeout={access.connect_s}", "ServerAliveInterval=10", "ServerAliveCountMax=3")
-    return flags + [word for option in ours for word in ("-o", option)] + ["-T"]
+    defaults = (
+        "BatchMode=yes",
+        f"ConnectTimeout={access.connect_s}",
+        "ServerAliveInterval=10",
+        "ServerAliveCountMax=3",
+    )
+    return flags + [word for option in defaults for word in ("-o", option)] + ["-T"]

@@ -1,4 +1,4 @@
-"""What a device installs: eyas-device built from this source tree, and for an offline device its dependencies."""
+"""Wheels to install on a device: eyas-device, and for an offline device its dependencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eyas_device.bundle import sha256
-from eyas_host.fleet.connect.preflight import Facts
+from eyas_host.fleet.connect.preflight import DeviceFacts
 from eyas_host.fleet.connect.ssh import FleetError
 from eyas_host.support.files import cache_folder
 
@@ -21,23 +21,23 @@ _FETCH_S = 1200
 
 
 def project_root() -> Path:
-    """The source tree that this package was imported from. Raises `FleetError` if it was installed without one."""
+    """Find the source tree that this package was imported from. Raises `FleetError` if it was installed without one."""
     root = Path(__file__).resolve().parents[4]
     if not (root / "pyproject.toml").is_file() or not (root / "constraints").is_dir():
-        raise FleetError(f"{root}: not the source tree of eyas; flash from a clone of it")
+        raise FleetError(f"{root}: not the source tree of eyas; flash from a clone of the repository")
     return root
 
 
 def build_wheel(folder: Path, wheel_dir: Path | None = None) -> Path:
-    """The wheel of eyas-device in `wheel_dir`, or one built from the source tree into `folder`."""
+    """Return the wheel of eyas-device in `wheel_dir`, or build it from the source tree into `folder`."""
     ready = sorted(wheel_dir.glob("eyas_device-*.whl")) if wheel_dir is not None else []
     if len(ready) > 1:
-        raise FleetError(f"{wheel_dir}: {len(ready)} wheels of eyas-device; keep the one that is meant")
+        raise FleetError(f"{wheel_dir}: {len(ready)} wheels of eyas-device; keep one")
     if ready:
         return ready[0]
     uv = _uv()
     tail = ["--out-dir", str(folder), str(project_root() / "device")]
-    # hatchling's wheels are the same byte for byte as long as the sources are: their hash names the environment
+    # hatchling builds reproducible wheels: their hash identifies the environment
     if uv is not None:
         _run([uv, "build", "--wheel", "--quiet", *tail], _BUILD_S, "the wheel of eyas-device cannot be built")
     else:
@@ -46,52 +46,43 @@ def build_wheel(folder: Path, wheel_dir: Path | None = None) -> Path:
     return next(folder.glob("eyas_device-*.whl"))
 
 
-def constraints(facts: Facts) -> Path:
-    """The tested set of versions for a device."""
+def constraints(facts: DeviceFacts) -> Path:
+    """Return the constraints file (tested versions) for a device."""
     path = project_root() / "constraints" / f"{facts.profile}.txt"
     if not path.is_file():
-        raise FleetError(f"{path}: there is no such set of versions; update the source tree")
+        raise FleetError(f"{path}: no such constraints file; update the source tree")
     return path
 
 
-def fetch(folder: Path, wheel: Path, facts: Facts) -> None:
-    """Put the wheels that `wheel` needs on the device into `folder`, for its Python, machine and glibc."""
+def fetch(folder: Path, wheel: Path, facts: DeviceFacts) -> None:
+    """Download into `folder` the dependencies of `wheel` for the device's Python, machine and glibc."""
     major, minor = facts.python_numbers[:2]
     wanted: Sequence[str] = [str(wheel), "--constraint", str(constraints(facts))]
     if (uv := _uv()) is not None:
-        # pip judges `python_version < "3.11"` by the Python that runs it, uv by the one that is named
+        # pip evaluates `python_version < "3.11"` for the Python that runs it, uv for the named one
         pinned = folder / "pinned.txt"
         (folder / "wanted.txt").write_text(f"eyas-device @ {wheel.resolve().as_uri()}\n", encoding="utf-8")
-        command = [
-            uv,
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-header",
-            "--no-annotate",
-            "--python-version",
-            f"{major}.{minor}",
-        ]
+        command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
+        command += ["--python-version", f"{major}.{minor}"]
         command += ["--python-platform", f"{facts.machine}-manylinux_2_28", "--constraint", str(constraints(facts))]
         command += ["--output-file", str(pinned), str(folder / "wanted.txt")]
-        _run(command, _FETCH_S, "the wheels for the device cannot be resolved")
-        names = [
-            line for line in pinned.read_text(encoding="utf-8").splitlines() if not line.startswith("eyas-device ")
-        ]
-        pinned.write_text("\n".join(names) + "\n", encoding="utf-8")
+        _run(command, _FETCH_S, "the device's dependencies cannot be resolved")
+        lines = pinned.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if not line.startswith("eyas-device ")]
+        pinned.write_text("\n".join(lines) + "\n", encoding="utf-8")
         wanted = ["--no-deps", "--requirement", str(pinned)]
     newest = int(re.sub(r"\D", "", facts.glibc.rpartition(".")[2]) or 28)
     tags = [f"manylinux_2_{number}_{facts.machine}" for number in range(newest, 16, -1)]
     platforms = [word for tag in [*tags, f"manylinux2014_{facts.machine}"] for word in ("--platform", tag)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--only-binary=:all:", "--python-version", f"{major}.{minor}", "--implementation", "cp", *platforms]
-    _run([*command, "--dest", str(folder), *wanted], _FETCH_S, "the wheels for the device cannot be fetched")
+    _run([*command, "--dest", str(folder), *wanted], _FETCH_S, "the device's wheels cannot be downloaded")
     for listed in ("pinned.txt", "wanted.txt"):
         (folder / listed).unlink(missing_ok=True)
 
 
-def environment_name(wheel: Path, facts: Facts, wheel_dir: Path | None) -> str:
-    """`venv-<digest>`: another wheel, set of versions, Python or kind of environment makes another one."""
+def environment_name(wheel: Path, facts: DeviceFacts, wheel_dir: Path | None) -> str:
+    """Name an environment `venv-<digest>` after its wheel, constraints, Python and kind."""
     digest = hashlib.sha256()
     others = sorted(path.name for path in wheel_dir.glob("*.whl")) if wheel_dir is not None else []
     parts = (sha256(wheel), sha256(constraints(facts)), facts.python, facts.python_version, facts.picamera2, *others)
@@ -104,15 +95,15 @@ def _uv() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("uv")
 
 
-def _run(command: Sequence[str], timeout_s: float, what: str) -> None:
+def _run(command: Sequence[str], timeout_s: float, failure: str) -> None:
     environment = {"UV_CACHE_DIR": str(cache_folder("uv")), **os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False, env=environment
         )
     except subprocess.TimeoutExpired:
-        raise FleetError(f"{what}: no end within {timeout_s:g} s") from None
+        raise FleetError(f"{failure}: not finished within {timeout_s:g} s") from None
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if line.lower().startswith("error")] or lines or ["no reason given"]
-        raise FleetError(f"{what}: {errors[-1]}")
+        errors = [line for line in lines if line.lower().startswith("error")] or lines or ["no output"]
+        raise FleetError(f"{failure}: {errors[-1]}")

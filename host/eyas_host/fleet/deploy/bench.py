@@ -1,4 +1,4 @@
-"""Measure a bundle on a device and bring the figures here."""
+"""Benchmark a bundle on a device and fetch the result."""
 
 from __future__ import annotations
 
@@ -8,64 +8,81 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.bundle import Bundle
-from eyas_host.fleet.connect.preflight import Layout, look
-from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
+from eyas_host.fleet.connect.preflight import Layout, inspect_device
+from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.support.files import write_bytes
 
-_SPARE_S = 600
-"""For loading, golden check and a slow board, beside the seconds that were asked for."""
+_OVERHEAD_S = 600
+"""Allowance for loading, golden check and a slow board, beside the measurement itself."""
+
+
+class BenchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run a benchmark on a device."""
+
+    seconds: int = 20
+    root: str = "/"
+    """Folder of the device below which eyas is installed."""
+    python: str | None = None
+    """Interpreter on the device that has eyas; the installed environment by default."""
 
 
 def bench(
     target: str,
     bundle: Path | None = None,
     out: Path = Path("benchmarks/results"),
+    settings: BenchSettings | None = None,
     *,
-    seconds: int = 20,
-    root: str = "/",
-    python: str | None = None,
-    access: Access | None = None,
+    access: SshAccess | None = None,
 ) -> Path:
-    """Run `eyas-device bench` on `target`, with `bundle` or what is in its current slot; the JSON file below `out`.
+    """Run `eyas-device bench` on `target` and write its JSON below `out`, to a file named after the board.
 
-    The file is named after the board. Raises `FleetError` if the device cannot be reached, has no agent, or does not
-    answer with figures.
+    Args:
+        target: The device, `user@host[:port]`.
+        bundle: Bundle to send and measure; the device's current slot by default.
+        out: Folder for the JSON file.
+        settings: How to run it.
+        access: How to log in.
+
+    Raises:
+        FleetError: the device cannot be reached, has no agent, or returns no figures.
+
     """
-    layout = Layout(root)
+    settings = settings or BenchSettings()
+    layout = Layout(settings.root)
     if bundle is not None:
         Bundle.open(bundle)
-    with Remote(Target.parse(target), access or Access()) as remote:
-        facts = look(remote, layout, python)
-        agent = [python, "-m", "eyas_device"] if python else [f"{layout.opt}/venv/bin/eyas-device"]
+    with Remote(Target.parse(target), access or SshAccess()) as remote:
+        facts = inspect_device(remote, layout, settings.python)
+        agent = [settings.python, "-m", "eyas_device"] if settings.python else [f"{layout.opt}/venv/bin/eyas-device"]
         if bundle is None and not facts.slot:
-            raise FleetError(f"{remote.target}: no bundle in its slots; flash it first, or give --bundle")
+            raise FleetError("no bundle in its slots; flash it first, or give --bundle", remote.target)
         folder = ""
-        place = f"{layout.state}/slots/{facts.slot}"
+        path = f"{layout.state}/slots/{facts.slot}"
         try:
             if bundle is not None:
                 folder = remote.sh("mktemp -d -t eyas-bench-XXXXXX").strip()
-                place = f"{folder}/bundle"
-                remote.send(bundle, place)
-            words = ["bench", "--bundle", place, "--seconds", str(seconds), "--json", "-"]
-            answer = remote.run(*agent, *words, timeout_s=20 * seconds + _SPARE_S)
+                path = f"{folder}/bundle"
+                remote.send(bundle, path)
+            arguments = ["bench", "--bundle", path, "--seconds", str(settings.seconds), "--json", "-"]
+            result = remote.run(*agent, *arguments, timeout_s=20 * settings.seconds + _OVERHEAD_S)
         finally:
             if folder:
                 remote.run("rm", "-rf", folder)
-        if answer.code:
-            raise FleetError(f"{remote.target}: the benchmark failed ({answer.last})")
-        path = out / f"{board_name(answer.out, str(remote.target))}.json"
-    write_bytes(path, msgspec.json.format(answer.out.encode(), indent=1) + b"\n")
-    return path
+        if result.code:
+            raise FleetError(f"the benchmark failed ({result.last_line})", remote.target)
+        file = out / f"{board_name(result.out, str(remote.target))}.json"
+    write_bytes(file, msgspec.json.format(result.out.encode(), indent=1) + b"\n")
+    return file
 
 
-def board_name(text: str, where: str) -> str:
-    """The board's name in a benchmark's JSON, as a file's name. Raises `FleetError` if there is none."""
+def board_name(text: str, target: str) -> str:
+    """Read the board's name from a benchmark's JSON, as a file name. Raises `FleetError` if there is none."""
     try:
         board = msgspec.json.decode(text, type=dict[str, object]).get("board")
     except (msgspec.DecodeError, RecursionError) as error:
-        raise FleetError(f"{where}: the benchmark's answer is not JSON ({error})") from None
+        raise FleetError(f"the benchmark's output is not JSON ({error})", target) from None
     name = board.get("model") or board.get("name") if isinstance(board, dict) else board
-    plain = re.sub(r"[^a-z0-9]+", "-", str(name or "").lower()).strip("-")[:64]
-    if not plain:
-        raise FleetError(f"{where}: the benchmark's answer names no board")
-    return plain
+    slug = re.sub(r"[^a-z0-9]+", "-", str(name or "").lower()).strip("-")[:64]
+    if not slug:
+        raise FleetError("the benchmark's output names no board", target)
+    return slug

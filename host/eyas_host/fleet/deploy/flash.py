@@ -1,7 +1,7 @@
-"""The first flash: from a machine with ssh to a device that answers, or that stays as it was.
+"""The first flash: from a machine with SSH to a device that runs the bundle, or that stays as it was.
 
-Look first, change nothing that is in use until the new thing is proven beside it, switch atomically, watch, and go back
-if it does not stay up. Doing it again changes nothing, and says so.
+Inspect first, verify the new parts beside those in use, switch atomically, watch, and roll back if the service does not
+stay up. Flashing the same bundle again changes nothing, and says so.
 """
 
 from __future__ import annotations
@@ -19,186 +19,222 @@ from eyas_device.agent.systemd import UNIT
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.config import EXAMPLE, read_config
 from eyas_device.errors import ConfigError, EyasError
-from eyas_host.fleet.connect.preflight import Facts, Layout, faults, look, warnings
-from eyas_host.fleet.connect.ssh import Access, FleetError, Remote, Target
+from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device, problems, warnings
+from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.connect.wheels import build_wheel
-from eyas_host.fleet.deploy.device import Device, Plan
-from eyas_host.support.progress import say as say_here
+from eyas_host.fleet.deploy.installer import Installer, InstallPlan
+from eyas_host.support.progress import say as print_line
 
-_AT_ONCE = 8
+_PARALLEL = 8
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """How it went on one device."""
+class FlashSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What to install beside the bundle, and how."""
+
+    config: Path | None = None
+    """Replaces the device's configuration; None keeps it."""
+    wheel_dir: Path | None = None
+    """Folder of wheels to install from."""
+    offline: bool = False
+    """Whether the device has no network: its wheels are downloaded here."""
+    python: str | None = None
+    """Interpreter on the device that has eyas already; no environment is built then."""
+    root: str = "/"
+    """Folder of the device below which everything is installed; without a service unless it is `/`."""
+    service: bool | None = None
+    """Whether to install the service; None: where systemd runs and `root` is `/`."""
+    unit: Path | None = None
+    """Unit file of the service; the agent's own by default."""
+    dry_run: bool = False
+    """Inspect the devices and change nothing."""
+    settle_s: float = 5.0
+    """How long a started service has to stay up, seconds."""
+
+
+class FlashResult(msgspec.Struct, frozen=True):
+    """Result of a flash on one device."""
 
     target: str
     status: Literal["flashed", "unchanged", "planned", "rolled back", "failed"]
-    words: str
+    detail: str
     """What was done, or why not, in one line."""
     seconds: float = 0.0
     sent_bytes: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether the device has, or would get, what was asked for."""
+        """Whether the device has, or would get, what was requested."""
         return self.status in ("flashed", "unchanged", "planned")
 
 
 def flash(
     targets: Sequence[str],
     bundle: Path,
+    settings: FlashSettings | None = None,
     *,
-    config: Path | None = None,
-    wheel_dir: Path | None = None,
-    offline: bool = False,
-    python: str | None = None,
-    root: str = "/",
-    service: bool | None = None,
-    unit: Path | None = None,
-    dry_run: bool = False,
-    access: Access | None = None,
-    settle_s: float = 5.0,
-    say: Callable[[str], None] = say_here,
-) -> list[Outcome]:
-    """Bring `bundle` and everything that runs it to each of `targets` (`user@host[:port]`); an outcome for each.
+    access: SshAccess | None = None,
+    say: Callable[[str], None] = print_line,
+) -> list[FlashResult]:
+    """Install `bundle` and everything that runs it on devices, up to eight at once.
 
-    `config` replaces the device's configuration; without it, what is there stays. `wheel_dir` holds wheels to use;
-    `offline`: the device fetches nothing by itself. `python`: an interpreter on the device that has eyas already, so
-    that no environment is made. `root`: everything lies below this remote folder, and no service is installed unless
-    `service` says so. `dry_run` looks at the devices and changes nothing.
+    Args:
+        targets: Devices, each `user@host[:port]`.
+        bundle: Folder of the bundle.
+        settings: What else to install, and how.
+        access: How to log in.
+        say: Receives a line for each step.
 
-    Raises `FleetError`, `BundleError` or `ConfigError` for a mistake that concerns all of them, before any is touched.
+    Returns:
+        A result for each device.
+
+    Raises:
+        FleetError, BundleError, ConfigError: a mistake that concerns all devices; none was touched.
+
     """
     parsed = list(dict.fromkeys(Target.parse(text) for text in targets))
-    if not parsed or not root.startswith("/") or (python is not None and not python.startswith("/")):
-        raise FleetError("a device is needed, and absolute paths for --root and --python")
-    if wheel_dir is not None and not wheel_dir.is_dir():
-        raise FleetError(f"{wheel_dir}: no folder of wheels")
-    manifest = Bundle.open(bundle).manifest
-    layout = Layout(root)
-    if config is not None and read_config(config).device.state != layout.state and root == "/":
-        raise ConfigError(f"{config}: [device] state must be {layout.state}, where the service may write")
-    if unit is None and service is not False and (service or root == "/"):
-        unit = UNIT
-    if unit is not None and not unit.is_file():
-        raise FleetError(f"{unit}: there is no such unit file")
+    if not parsed:
+        raise FleetError("no device given; user@host or user@host:port is needed")
     with tempfile.TemporaryDirectory(prefix="eyas-flash-") as folder:
-        plan = Plan(
-            bundle=bundle,
-            model=f"{manifest.name} {manifest.version}",
-            manifest_sha256=sha256(bundle / MANIFEST),
-            bundle_bytes=sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
-            layout=layout,
-            config=config,
-            wheel=None if python is not None else build_wheel(Path(folder), wheel_dir),
-            wheel_dir=wheel_dir,
-            offline=offline,
-            python=python,
-            unit=unit,
-            service=service,
-            settle_s=settle_s,
-        )
+        settings = settings or FlashSettings()
+        plan = _plan(bundle, settings, Path(folder))
 
-        def one(target: Target) -> Outcome:
+        def flash_one(target: Target) -> FlashResult:
             started = time.monotonic()
             try:
-                with Remote(target, access or Access()) as remote:
-                    outcome = _dry(remote, plan, say) if dry_run else _flash(remote, plan, say)
+                with Remote(target, access or SshAccess()) as remote:
+                    result = (_dry_run if settings.dry_run else _flash)(remote, plan, say)
             except EyasError as error:
-                told = str(error).removeprefix(f"{target}: ")
-                outcome = Outcome(str(target), "failed", " ".join(told.split()))
-            return msgspec.structs.replace(outcome, seconds=time.monotonic() - started)
+                reason = error.reason if isinstance(error, FleetError) else str(error)
+                result = FlashResult(str(target), "failed", " ".join(reason.split()))
+            return msgspec.structs.replace(result, seconds=time.monotonic() - started)
 
-        with ThreadPoolExecutor(min(_AT_ONCE, len(parsed))) as pool:
-            return list(pool.map(one, parsed))
+        with ThreadPoolExecutor(min(_PARALLEL, len(parsed))) as pool:
+            return list(pool.map(flash_one, parsed))
 
 
-def _fit(remote: Remote, plan: Plan, say: Callable[[str], None]) -> Facts:
-    """Look at the device. Raises `FleetError` with everything that has to be fixed there first."""
-    facts = look(remote, plan.layout, plan.python)
-    made = bool(facts.python) and plan.environment(facts) not in (*facts.environments, "")
-    found = faults(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=made, service=plan.serves(facts))
-    if plan.serves(facts) and plan.config is None and facts.config != "yes":
-        found.append(f"{plan.layout.config}: not there yet; --config FILE brings one ({EXAMPLE} explains the keys)")
+def _plan(bundle: Path, settings: FlashSettings, folder: Path) -> InstallPlan:
+    """Check the settings and build the wheel into `folder`."""
+    for option, path in (("--root", settings.root), ("--python", settings.python or "/")):
+        if not path.startswith("/"):
+            raise FleetError(f"{option} {path}: an absolute path is needed")
+    if settings.wheel_dir is not None and not settings.wheel_dir.is_dir():
+        raise FleetError(f"{settings.wheel_dir}: no such folder; --wheel-dir needs a folder of wheels")
+    manifest = Bundle.open(bundle).manifest
+    layout, config, unit = Layout(settings.root), settings.config, settings.unit
+    if config is not None and read_config(config).device.state != layout.state and settings.root == "/":
+        raise ConfigError(f"{config}: [device] state must be {layout.state}, where the service may write")
+    if unit is None and settings.service is not False and (settings.service or settings.root == "/"):
+        unit = UNIT
+    if unit is not None and not unit.is_file():
+        raise FleetError(f"{unit}: no such unit file")
+    return InstallPlan(
+        bundle=bundle,
+        model=f"{manifest.name} {manifest.version}",
+        manifest_sha256=sha256(bundle / MANIFEST),
+        bundle_bytes=sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
+        layout=layout,
+        config=config,
+        wheel=None if settings.python is not None else build_wheel(folder, settings.wheel_dir),
+        wheel_dir=settings.wheel_dir,
+        offline=settings.offline,
+        python=settings.python,
+        unit=unit,
+        service=settings.service,
+        settle_s=settings.settle_s,
+    )
+
+
+def _preflight(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> DeviceFacts:
+    """Inspect the device. Raises `FleetError` with everything that has to be fixed there first."""
+    facts = inspect_device(remote, plan.layout, plan.python)
+    builds = bool(facts.python) and plan.environment(facts) not in (*facts.environments, "")
+    serves = plan.serves(facts)
+    found = problems(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=builds, service=serves)
+    if serves and plan.config is None and facts.config != "yes":
+        found.append(f"{plan.layout.config}: missing; install one with --config FILE ({EXAMPLE} explains the keys)")
     if found:
-        raise FleetError(f"{remote.target}: {'; '.join(found)}")
+        raise FleetError("; ".join(found), remote.target)
     for warning in warnings(facts):
         say(f"{remote.target}: warning: {warning}")
     return facts
 
 
-def _flash(remote: Remote, plan: Plan, say: Callable[[str], None]) -> Outcome:
+def _flash(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> FlashResult:
     target = str(remote.target)
-    facts = _fit(remote, plan, say)
+    facts = _preflight(remote, plan, say)
     say(f"{target}: {facts.os}, {facts.machine}, Python {facts.python_version}, {facts.profile}")
-    device = Device(remote, facts, plan, say)
-    done = False
+    installer = Installer(remote, facts, plan, say)
+    finished = False
+
+    def result(status: Literal["flashed", "unchanged", "rolled back", "failed"], detail: str) -> FlashResult:
+        return FlashResult(target, status, detail, sent_bytes=installer.sent_bytes)
+
     try:
         with tempfile.TemporaryDirectory(prefix="eyas-files-") as folder:
-            device.prepare(Path(folder))
-        device.make_environment()
-        changed = ["model"] if device.install(prove=device.changes_environment) else []
+            installer.prepare(Path(folder))
+        installer.make_environment()
+        changed = ["model"] if installer.install(verify=installer.changes_environment) else []
         changed += ["the rest of an interrupted flash"] if facts.unfinished else []
-        fault = _settle(device, changed)
-        if fault and device.can_roll_back:
-            say(f"{target}: {fault}; going back")
-            after = _go_back(device)
-            done = not after
-            words = f"{fault}; it is as it was before" + (f", and not well: {after}" if after else "")
-            return Outcome(target, "rolled back", words, sent_bytes=device.sent_bytes)
-        if fault:
-            return Outcome(target, "failed", f"{fault}; nothing to go back to", sent_bytes=device.sent_bytes)
-        done = True
-        slot = f"{plan.model} in slot {device.slot.slot if device.slot else '-'}"
+        problem = _switch(installer, changed)
+        if problem and installer.can_roll_back:
+            say(f"{target}: {problem}; rolling back")
+            remaining = _roll_back(installer)
+            finished = not remaining
+            state = f"rolled back, but not healthy: {remaining}" if remaining else "rolled back"
+            return result("rolled back", f"{problem}; {state}")
+        if problem:
+            return result("failed", f"{problem}; nothing to roll back to")
+        finished = True
+        slot = f"{plan.model} in slot {installer.slot.slot if installer.slot else '-'}"
         if not changed:
-            return Outcome(target, "unchanged", f"{slot}; nothing to do", sent_bytes=device.sent_bytes)
-        return Outcome(target, "flashed", f"{slot}; new: {', '.join(changed)}", sent_bytes=device.sent_bytes)
+            return result("unchanged", f"{slot}; nothing to do")
+        return result("flashed", f"{slot}; new: {', '.join(changed)}")
     finally:
-        device.tidy(done=done)
+        installer.clean_up(finished=finished)
 
 
-def _go_back(device: Device) -> str:
-    """Roll back; what is wrong then, empty if all is well."""
+def _roll_back(installer: Installer) -> str:
+    """Roll back and return what is wrong then; empty if the device is healthy."""
     try:
-        return device.roll_back()
+        return installer.roll_back()
     except FleetError as error:
-        return str(error).removeprefix(f"{device.remote.target}: ")
+        return error.reason
 
 
-def _settle(device: Device, changed: list[str]) -> str:
-    """Switch everything but the model, add what changed to `changed`, and look how it goes; what is wrong then.
+def _switch(installer: Installer, changed: list[str]) -> str:
+    """Switch everything but the model, append what changed to `changed`, and return what is wrong then.
 
-    A refusal on the way is a fault as well: the model may be new by now, so that the device has to go back.
+    An error on the way counts as a problem, not an exception: the model may be new by now and has to be rolled back.
     """
     try:
-        for name, put in (
-            ("environment", device.use_environment),
-            ("configuration", device.put_config),
-            ("service", device.put_unit),
+        for name, switch in (
+            ("environment", installer.use_environment),
+            ("configuration", installer.put_config),
+            ("service", installer.put_unit),
         ):
-            changed += [name] if put() else []
-        with device.step("health"):
-            return device.health(restart=bool(changed))
+            changed += [name] if switch() else []
+        with installer.step("health"):
+            return installer.health_problem(restart=bool(changed))
     except FleetError as error:
-        return str(error).removeprefix(f"{device.remote.target}: ")
+        return error.reason
 
 
-def _dry(remote: Remote, plan: Plan, say: Callable[[str], None]) -> Outcome:
-    """What `_flash` would do, from what can be seen without changing anything."""
-    facts = _fit(remote, plan, say)
+def _dry_run(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> FlashResult:
+    """List what `_flash` would do, as far as can be seen without changing anything."""
+    facts = _preflight(remote, plan, say)
     environment = plan.environment(facts)
     steps = []
     if environment and environment not in facts.environments:
-        how = "wheels from here" if plan.offline else "wheels from the device's index"
-        steps.append(f"make {plan.layout.opt}/{environment} ({facts.profile}, {how})")
+        source = "wheels sent from here" if plan.offline else "wheels from the device's package index"
+        steps.append(f"make {plan.layout.opt}/{environment} ({facts.profile}, {source})")
     if environment and environment != facts.venv_link:
         steps.append("switch to that environment")
     if plan.config is not None:
         steps.append(f"write {plan.layout.config} if it differs")
     if facts.slot_sha256 != plan.manifest_sha256:
-        steps.append(f"send {plan.model} ({plan.bundle_bytes / 1e6:.1f} MB at most), check it and switch to it")
+        steps.append(f"send {plan.model} (at most {plan.bundle_bytes / 1e6:.1f} MB), verify it and switch to it")
     if plan.serves(facts):
         steps.append(f"write {plan.layout.unit} if it differs and start the service")
     for step in steps:
         say(f"{remote.target}: would {step}")
-    return Outcome(str(remote.target), "planned", "; ".join(steps) or f"{plan.model} is there; nothing to do")
+    return FlashResult(str(remote.target), "planned", "; ".join(steps) or f"{plan.model} is installed; nothing to do")

@@ -8,16 +8,16 @@ Range = tuple[int, int]
 
 
 def as_ranges(numbers: Iterable[int]) -> list[Range]:
-    """The ranges that hold exactly these numbers."""
+    """Convert numbers to ranges."""
     return union((number, number) for number in numbers)
 
 
 def union(ranges: Iterable[Range]) -> list[Range]:
-    """The same numbers in as few ranges as possible."""
-    joined: list[Range] = []
+    """Merge overlapping and adjacent ranges."""
+    merged: list[Range] = []
     for first, last in sorted(ranges):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
         else:
-            joined.append((first, last))
-    return joined
+            merged.append((first, last))
+    return merged

@@ -1,4 +1,4 @@
-"""How long what is kept: old windows are merged to hours, the rest is deleted, and nothing that went comes back."""
+"""Retention: merge old windows by hour, delete other old messages, and keep expired ones from being stored again."""
 
 from __future__ import annotations
 
@@ -13,76 +13,84 @@ from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.telemetry.messages import Window, encode, merge
+from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.ranges import union
-from eyas_host.fleet.store.store import Store
-from eyas_host.fleet.store.tables import StoreError, first_line, gone, messages, quarantine, rolled
+from eyas_host.fleet.store.tables import StoreError, expired, first_line, hourly_windows, messages, quarantine
 
 _DAY_S = 86400.0
 _CHUNK = 2000
-"""Messages that go in one transaction: collectors wait for it."""
+"""Messages in one transaction, for which collectors wait."""
 
 _Hour = tuple[str, str, int, str, str, str]
-"""Device, site, hour since 1970, model, artefact, arm: what one merged window stands for."""
+"""Device, site, hour since 1970, model, artefact, arm: key of a merged window."""
 
 
-class Keep(msgspec.Struct, frozen=True, kw_only=True):
-    """Days that things are kept, counted from their arrival."""
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """Retention periods, in days from arrival."""
 
     windows_days: float = 30.0
-    """Afterwards windows are merged to hours, which stay."""
+    """Older windows are merged by hour; merged windows stay."""
     events_days: float = 365.0
-    """Events, profiles, results and statuses."""
-    poison_days: float = 30.0
-    poison_most: int = 100_000
-    """Of the quarantine the newest are kept, however young the others are."""
+    """For events, profiles, results and statuses."""
+    quarantine_days: float = 30.0
+    quarantine_max: int = 100_000
+    """Max. quarantined messages, whatever their age; the newest are kept."""
 
 
-class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What went."""
+class Expired(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of expired messages."""
 
-    rolled: int
-    """Windows that were merged."""
+    merged: int
+    """Windows merged by hour."""
     deleted: int
     """Other messages."""
-    poison: int
+    quarantined: int
 
 
-def prune(store: Store, keep: Keep | None = None, *, now: float | None = None) -> Pruned:
-    """Merge and delete what is older than `keep` says; collectors may go on meanwhile.
+def expire(store: Store, retention: Retention | None = None, *, now: float | None = None) -> Expired:
+    """Merge and delete messages older than `retention`; collectors may run meanwhile.
 
-    Each step is a transaction of its own: an interrupted run leaves a right store. Raises `StoreError` if it cannot be
-    written.
+    Each step is a transaction, so an interrupted run leaves a consistent store.
+
+    Args:
+        store: The store.
+        retention: Retention periods.
+        now: Current time, seconds since 1970.
+
+    Raises:
+        StoreError: the store cannot be written.
+
     """
-    keep, now = keep or Keep(), time.time() if now is None else now
+    retention, now = retention or Retention(), time.time() if now is None else now
     try:
-        merged = _all_chunks(store, messages.c.kind == "window", now - keep.windows_days * _DAY_S)
-        deleted = _all_chunks(store, messages.c.kind != "window", now - keep.events_days * _DAY_S)
-        poison = _prune_poison(store, now - keep.poison_days * _DAY_S, keep.poison_most)
+        merged = _expire_all(store, messages.c.kind == "window", now - retention.windows_days * _DAY_S)
+        deleted = _expire_all(store, messages.c.kind != "window", now - retention.events_days * _DAY_S)
+        quarantined = _expire_quarantine(store, now - retention.quarantine_days * _DAY_S, retention.quarantine_max)
     except SQLAlchemyError as error:
-        raise StoreError(f"the store cannot be pruned: {first_line(error)}; run it again later") from None
-    return Pruned(rolled=merged, deleted=deleted, poison=poison)
+        raise StoreError(f"the store cannot be written: {first_line(error)}; run it again later") from None
+    return Expired(merged=merged, deleted=deleted, quarantined=quarantined)
 
 
-def _all_chunks(store: Store, which: Any, before: float) -> int:
+def _expire_all(store: Store, which: Any, before: float) -> int:
     total = 0
     while True:
         with store.begin() as connection:
-            number = _chunk(connection, which, before)
+            number = _expire_chunk(connection, which, before)
         total += number
         if number < _CHUNK:
             return total
 
 
-def _chunk(connection: Connection, which: Any, before: float) -> int:
-    """Let the oldest messages go: merge those that are windows, and note that they were here."""
+def _expire_chunk(connection: Connection, which: Any, before: float) -> int:
+    """Expire the oldest messages: merge windows by hour, delete the others, and record the sequence numbers."""
     c = messages.c
-    wanted = (
+    query = (
         select(c.device, c.spool, c.sequence, c.kind, c.site, c.payload)
         .where(which, c.received < before)
         .order_by(c.received)
         .limit(_CHUNK)
     )
-    rows = connection.execute(wanted).all()
+    rows = connection.execute(query).all()
     hours: dict[_Hour, list[Window]] = defaultdict(list)
     spools: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     for device, spool, sequence, kind, site, payload in rows:
@@ -91,37 +99,36 @@ def _chunk(connection: Connection, which: Any, before: float) -> int:
             window = msgspec.json.decode(payload, type=Window)
             hours[device, site, int(window.time // 3600), window.model, window.artefact, window.arm].append(window)
     for hour, windows in hours.items():
-        _roll(connection, hour, windows)
+        _merge_into_hour(connection, hour, windows)
     for (device, spool), ranges in spools.items():
-        _note_gone(connection, device, spool, ranges)
+        _record_expired(connection, device, spool, ranges)
         for first, last in union(ranges):
             own = (c.device == device, c.spool == spool, c.sequence >= first, c.sequence <= last)
             connection.execute(delete(messages).where(*own, which, c.received < before))
     return len(rows)
 
 
-def _roll(connection: Connection, hour: _Hour, windows: Iterable[Window]) -> None:
+def _merge_into_hour(connection: Connection, hour: _Hour, windows: Iterable[Window]) -> None:
     names = ("device", "site", "hour", "model", "artefact", "arm")
-    same = [rolled.c[name] == value for name, value in zip(names, hour, strict=True)]
-    before = connection.execute(select(rolled.c.payload).where(*same)).scalar_one_or_none()
-    known = [] if before is None else [msgspec.json.decode(before, type=Window)]
-    payload = encode(reduce(merge, [*known, *windows])).decode()
-    connection.execute(delete(rolled).where(*same))
-    connection.execute(rolled.insert(), {**dict(zip(names, hour, strict=True)), "payload": payload})
+    same = [hourly_windows.c[name] == value for name, value in zip(names, hour, strict=True)]
+    stored = connection.execute(select(hourly_windows.c.payload).where(*same)).scalar_one_or_none()
+    earlier = [] if stored is None else [msgspec.json.decode(stored, type=Window)]
+    payload = encode(reduce(merge, [*earlier, *windows])).decode()
+    connection.execute(delete(hourly_windows).where(*same))
+    connection.execute(hourly_windows.insert(), {**dict(zip(names, hour, strict=True)), "payload": payload})
 
 
-def _note_gone(connection: Connection, device: str, spool: str, ranges: Iterable[tuple[int, int]]) -> None:
-    same = (gone.c.device == device, gone.c.spool == spool)
-    known = [
-        (int(first), int(last)) for first, last in connection.execute(select(gone.c.first, gone.c.last).where(*same))
-    ]
-    connection.execute(delete(gone).where(*same))
-    rows = [{"device": device, "spool": spool, "first": f, "last": last} for f, last in union([*known, *ranges])]
-    connection.execute(gone.insert(), rows)
+def _record_expired(connection: Connection, device: str, spool: str, ranges: Iterable[tuple[int, int]]) -> None:
+    same = (expired.c.device == device, expired.c.spool == spool)
+    stored = connection.execute(select(expired.c.first, expired.c.last).where(*same))
+    earlier = [(int(first), int(last)) for first, last in stored]
+    connection.execute(delete(expired).where(*same))
+    rows = [{"device": device, "spool": spool, "first": f, "last": last} for f, last in union([*earlier, *ranges])]
+    connection.execute(expired.insert(), rows)
 
 
-def _prune_poison(store: Store, before: float, most: int) -> int:
+def _expire_quarantine(store: Store, before: float, max_count: int) -> int:
     with store.begin() as connection:
         newest = connection.execute(select(func.max(quarantine.c.id))).scalar_one() or 0
-        old = (quarantine.c.received < before) | (quarantine.c.id <= newest - most)
+        old = (quarantine.c.received < before) | (quarantine.c.id <= newest - max_count)
         return int(connection.execute(delete(quarantine).where(old)).rowcount)

@@ -1,4 +1,4 @@
-"""The tables of a store, and how its database is opened."""
+"""Tables of the store, and opening its database."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from eyas_device.errors import EyasError
 
 VERSION = 1
-"""Of the tables. A store of a newer version is refused."""
+"""Version of the tables; a store of another version is refused."""
 READING = "eyas_reading"
-"""Execution option of connections that never write: they take no write lock."""
+"""Execution option of read-only connections, which take no write lock."""
 _BUSY_S = 5
-"""Longest wait for another writer of the same SQLite file."""
+"""Max. wait for another writer of the same SQLite file, seconds."""
 
 metadata = MetaData()
 version = Table("eyas_store", metadata, Column("version", Integer, primary_key=True))
@@ -47,9 +47,9 @@ messages = Table(
     Column("payload", Text, nullable=False),
     Index("messages_by_kind", "kind", "received"),
 )
-"""Every message of record, as it came."""
-rolled = Table(
-    "rolled",
+"""All messages, as received."""
+hourly_windows = Table(
+    "hourly_windows",
     metadata,
     Column("device", String(64), primary_key=True),
     Column("site", String(64), primary_key=True),
@@ -59,16 +59,16 @@ rolled = Table(
     Column("arm", String(256), primary_key=True),
     Column("payload", Text, nullable=False),
 )
-"""Old windows, merged to hours."""
-gone = Table(
-    "gone",
+"""Expired windows, merged by hour."""
+expired = Table(
+    "expired",
     metadata,
     Column("device", String(64), primary_key=True),
     Column("spool", String(36), primary_key=True),
     Column("first", BigInteger, primary_key=True, autoincrement=False),
     Column("last", BigInteger, nullable=False),
 )
-"""Sequences that were rolled up or deleted: they are not stored again should they come again."""
+"""Ranges of sequence numbers that were merged or deleted, so that they are not stored again."""
 quarantine = Table(
     "quarantine",
     metadata,
@@ -79,36 +79,38 @@ quarantine = Table(
     Column("size", BigInteger, nullable=False),
     Column("payload", Text, nullable=False),
 )
-"""What was no message: the reason, and its first bytes as text (what is not UTF-8 is escaped)."""
+"""Invalid messages: the reason, and the first bytes as text with escapes for what is not UTF-8."""
 devices = Table(
     "devices",
     metadata,
     Column("device", String(64), primary_key=True),
     Column("site", String(64), nullable=False),
-    Column("seen", Double, nullable=False),
-    Column("told", Double, nullable=False),
+    Column("last_seen", Double, nullable=False),
+    Column("status_received", Double, nullable=False),
     Column("spool", String(36), nullable=False),
     Column("sequence", BigInteger, nullable=False),
     Column("status", Text, nullable=False),
 )
-"""Each device's last status, and when it was last heard of."""
+"""Last status of each device, and when it last sent anything."""
 
 
 class StoreError(EyasError, RuntimeError):
-    """The store cannot be opened: a mistaken URL, a missing driver, another program's tables, a newer version."""
+    """The store cannot be opened: an invalid URL, a missing driver, foreign tables, another version."""
 
 
 def open_engine(url: str) -> Engine:
-    """The database of a URL. Raises `StoreError` for a mistaken URL or a missing driver; connects to nothing yet."""
+    """Create the engine of a URL, without connecting. Raises `StoreError` for an invalid URL or a missing driver."""
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() not in _INSERTS:
-            raise StoreError(f"store {shown(url)}: only {', '.join(_INSERTS)} are served; e.g. sqlite:///fleet.db")
+            raise StoreError(
+                f"store {without_password(url)}: only {', '.join(_INSERTS)} are supported, e.g. sqlite:///fleet.db"
+            )
         engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except (ArgumentError, NoSuchModuleError):
-        raise StoreError(f"store {shown(url)!r}: a URL is needed, e.g. sqlite:///fleet.db") from None
+        raise StoreError(f"store {without_password(url)!r}: a URL is needed, e.g. sqlite:///fleet.db") from None
     except ImportError as error:
-        raise StoreError(f"store {shown(url)}: its driver is not installed ({error.name})") from None
+        raise StoreError(f"store {without_password(url)}: its driver is not installed ({error.name})") from None
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
@@ -116,12 +118,12 @@ def open_engine(url: str) -> Engine:
 
 
 def insert_into(engine: Engine, table: Table) -> Any:
-    """An insert that knows `on_conflict_do_nothing` and `on_conflict_do_update`."""
+    """Create an insert with `on_conflict_do_nothing` and `on_conflict_do_update`, for the engine's dialect."""
     return _INSERTS[engine.dialect.name](table)
 
 
-def shown(url: str) -> str:
-    """The URL without its password."""
+def without_password(url: str) -> str:
+    """Hide the password of a URL."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except ArgumentError:
@@ -129,7 +131,7 @@ def shown(url: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, without the statement and its values."""
+    """First line of a database error, without the SQL statement and its values."""
     return (str(getattr(error, "orig", None) or error).splitlines() or [type(error).__name__])[0]
 
 
@@ -137,7 +139,7 @@ _INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.in
 
 
 def _on_sqlite_connect(connection: Any, record: object) -> None:
-    # Transactions are begun below: the driver's own would take the write lock late, where waiting for it is an error.
+    # Transactions begin below: the driver's own would take the write lock late, where waiting for it fails.
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (

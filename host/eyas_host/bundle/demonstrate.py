@@ -1,4 +1,4 @@
-"""The end of the main job: the bundle answers the validation images as frames, through the device's own command."""
+"""Run a packed bundle on the validation images, through the device's own command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def demonstrate(context: RunContext) -> int:
 
 
 def link_validation(context: RunContext) -> Path:
-    """A folder of class folders with links to the validation images: frames to try the bundle on."""
+    """Link the validation images into one folder for each class, as frames for the folder camera."""
     folder = context.root / "validation"
     shutil.rmtree(folder, ignore_errors=True)
     for number, image in enumerate(Split.load(context.root).manifest.validation):

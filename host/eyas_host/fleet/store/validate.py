@@ -1,13 +1,13 @@
-"""What a collector takes from the network: a message of a known kind, whole, in range, and on its sender's own topic.
+"""Validate messages from the network: of a known kind, complete, in range, and on the sender's own topic.
 
-Everything else is `Poison`, with the reason. Poison that still says who it is keeps its identity, so that its sender
-can be told to stop sending it.
+Anything else is an `InvalidMessage` with a reason. It keeps its identity where that can be read, so that it can be
+acknowledged and its sender stops resending it.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,15 +27,15 @@ from eyas_device.telemetry.messages import (
 )
 
 _READABLE = 4 * MAX_BYTES
-"""Bytes up to which a message that is too large is still searched for its identity."""
-_MOST = 2**53
-"""Largest count: what every JSON reader takes as a whole number."""
-_LAST = 2**62
-"""Largest sequence number: what every database takes."""
+"""Max. size of an oversized message that is still parsed for its identity, bytes."""
+_MAX_COUNT = 2**53
+"""Largest integer that every JSON reader represents exactly."""
+_MAX_SEQUENCE = 2**62
+"""Largest sequence number; fits every database."""
 
-_Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX_COUNT)]
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
-_Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Celsius = Annotated[float, msgspec.Meta(ge=-274, le=1000)]
 _Label = Annotated[str, msgspec.Meta(max_length=256)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -47,13 +47,13 @@ _Bins = Annotated[dict[Annotated[int, msgspec.Meta(ge=0, le=1000)], _Count], msg
 _Counts = Annotated[dict[_Label, _Count], msgspec.Meta(max_length=1000)]
 _Histograms = Annotated[dict[_Label, _Tenths], msgspec.Meta(max_length=1000)]
 _Labels = Annotated[tuple[_Label, ...], msgspec.Meta(max_length=64)]
-_Top = Annotated[dict[_Label, _Part], msgspec.Meta(max_length=32)]
+_Top = Annotated[dict[_Label, _Fraction], msgspec.Meta(max_length=32)]
 
 _TOPIC = re.compile(rf"eyas/({NAME})/({NAME})/({'|'.join(KINDS)})", re.ASCII)
 _SPOOL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 
 
-# The contract's messages with the ranges that a host takes: what is out of range is refused while it is being read.
+# The wire messages with the ranges that the host accepts: values out of range are rejected while decoding.
 class _Status(Status, frozen=True, kw_only=True):
     agent: _Label = ""
     model: _Label = ""
@@ -73,7 +73,7 @@ class _Window(Window, frozen=True, kw_only=True):
     model: _Label = ""
     artefact: _Label = ""
     arm: _Label = ""
-    merged: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] = 1
+    merged: Annotated[int, msgspec.Meta(ge=1, le=_MAX_COUNT)] = 1
     frames: _Count = 0
     dropped: _Count = 0
     unreadable: _Count = 0
@@ -89,7 +89,7 @@ class _Window(Window, frozen=True, kw_only=True):
     age_bins: _Bins = msgspec.field(default_factory=dict)
     camera: _Label = ""
     losses: _Count = 0
-    ood_quantile: _Part | None = None
+    ood_quantile: _Fraction | None = None
     temperature_c: _Celsius | None = None
     throttled: _Labels = ()
     lost: _Counts = msgspec.field(default_factory=dict)
@@ -100,9 +100,9 @@ class _Event(Event, frozen=True, kw_only=True):
     artefact: _Label = ""
     arm: _Label = ""
     label: _Label = ""
-    confidence: _Part = 0.0
-    margin: _Part = 0.0
-    entropy: _Part = 0.0
+    confidence: _Fraction = 0.0
+    margin: _Fraction = 0.0
+    entropy: _Fraction = 0.0
     top: _Top = msgspec.field(default_factory=dict)
     source: _Text = ""
 
@@ -113,7 +113,7 @@ class _Result(Result, frozen=True, kw_only=True):
 
 
 class _Identity(msgspec.Struct, frozen=True):
-    """What the header says, read by itself."""
+    """The identity fields of a header."""
 
     device: str = ""
     spool: str = ""
@@ -130,8 +130,8 @@ _READERS: dict[str, msgspec.json.Decoder[Any]] = {
 _IDENTITY = msgspec.json.Decoder(_Identity)
 
 
-class Address(msgspec.Struct, frozen=True):
-    """Identity of a message of record, and the site that its acknowledgement goes to."""
+class MessageId(msgspec.Struct, frozen=True):
+    """Identity of a message (device, spool, sequence), and the site for its acknowledgement."""
 
     site: str
     device: str
@@ -139,79 +139,78 @@ class Address(msgspec.Struct, frozen=True):
     sequence: int
 
 
-class Checked(msgspec.Struct, frozen=True):
+class ValidMessage(msgspec.Struct, frozen=True):
     """A message that can be stored."""
 
     kind: str
-    address: Address
-    """Of a will, spool is empty and sequence is -1."""
+    id: MessageId
+    """Of a last will: empty spool, sequence -1."""
     message: Header
     payload: str
-    """The JSON text as it came: fields that this version does not know are kept."""
+    """The JSON text as received, with fields unknown to this version."""
 
     @property
     def is_will(self) -> bool:
-        """Whether the broker sent it in the name of a device that was gone: no message of record."""
-        return self.address.sequence < 0
+        """Whether it is a last will, sent by the broker for a lost device; it is not stored as a message."""
+        return self.id.sequence < 0
 
 
-class Poison(msgspec.Struct, frozen=True):
-    """Something that is no message."""
+class InvalidMessage(msgspec.Struct, frozen=True):
+    """A message that is rejected."""
 
     reason: str
-    address: Address | None = None
-    """Who sent it, if that can be told."""
+    id: MessageId | None = None
+    """Its identity, if it can be read."""
 
 
-Verdict: TypeAlias = Checked | Poison
-
-
-def check(topic: str, payload: bytes) -> Verdict:
-    """Judge what came on a topic. Raises nothing, whatever it is."""
+def validate(topic: str, payload: bytes) -> ValidMessage | InvalidMessage:
+    """Validate a payload received on a topic. Never raises."""
     match = _TOPIC.fullmatch(topic)
     if match is None:
-        return Poison("a topic that no device sends on")
+        return InvalidMessage("not a topic of a device")
     site, device, kind = match.groups()
     if len(payload) > MAX_BYTES:
-        return _poison(f"{len(payload)} bytes; at most {MAX_BYTES} are taken", site, device, payload)
+        return _invalid(f"{len(payload)} bytes; at most {MAX_BYTES} are accepted", site, device, payload)
     try:
         text = payload.decode("utf-8")
         message: Header = _READERS[kind].decode(payload)
     except UnicodeDecodeError:
-        return _poison("not UTF-8", site, device, payload)
+        return _invalid("not UTF-8", site, device, payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        return _poison(f"no {kind}: {error}"[:300], site, device, payload)
+        return _invalid(f"invalid {kind}: {error}"[:300], site, device, payload)
     if message.device != device:
-        return Poison(f"a message of device {message.device[:64]!r} on the topic of {device!r}")
-    address = Address(site, device, message.spool, message.sequence)
+        return InvalidMessage(f"a message of device {message.device[:64]!r} on the topic of {device!r}")
+    id_ = MessageId(site, device, message.spool, message.sequence)
     if message.schema != SCHEMA:
-        return Poison(f"schema {message.schema}; this version reads {SCHEMA}", _known(address))
+        return InvalidMessage(f"schema {message.schema}; this version reads {SCHEMA}", _valid_id(id_))
     is_will = kind == "status" and isinstance(message, Status) and _is_will(message)
-    if not is_will and _known(address) is None:
-        return Poison("no identity: a spool (UUID) and a sequence number from 0 are needed")
+    if not is_will and _valid_id(id_) is None:
+        return InvalidMessage("no identity: a spool (UUID) and a sequence number >= 0 are needed")
     if not 0 <= message.time < 1e11:
-        return Poison(f"time {message.time}: seconds since 1970 are needed", _known(address))
+        return InvalidMessage(f"time {message.time}: seconds since 1970 are needed", _valid_id(id_))
     if "\x00" in text:
-        return Poison("a NUL character", _known(address))
-    return Checked(kind, address, message, text)
+        return InvalidMessage("contains a NUL character", _valid_id(id_))
+    return ValidMessage(kind, id_, message, text)
 
 
 def _is_will(message: Status) -> bool:
     return message.spool == "" and message.sequence == -1 and message.state == "lost"
 
 
-def _known(address: Address) -> Address | None:
-    """The address, if it can be the identity of a message of record."""
-    return address if 0 <= address.sequence <= _LAST and _SPOOL.fullmatch(address.spool) else None
+def _valid_id(id_: MessageId) -> MessageId | None:
+    """The identity, None if spool or sequence is invalid."""
+    return id_ if 0 <= id_.sequence <= _MAX_SEQUENCE and _SPOOL.fullmatch(id_.spool) else None
 
 
-def _poison(reason: str, site: str, device: str, payload: bytes) -> Poison:
-    """Poison whose identity has to be searched for in the bytes."""
+def _invalid(reason: str, site: str, device: str, payload: bytes) -> InvalidMessage:
+    """Reject a payload that could not be decoded, with its identity if that can."""
     if len(payload) > _READABLE:
-        return Poison(reason)
+        return InvalidMessage(reason)
     try:
-        found = _IDENTITY.decode(payload)
+        identity = _IDENTITY.decode(payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        return Poison(reason)
-    same = found.device == device
-    return Poison(reason, _known(Address(site, device, found.spool, found.sequence)) if same else None)
+        return InvalidMessage(reason)
+    same = identity.device == device
+    return InvalidMessage(
+        reason, _valid_id(MessageId(site, device, identity.spool, identity.sequence)) if same else None
+    )

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from eyas_host.models.presets import STUDENTS, TEACHERS, pick
 from torch import nn
 
 from eyas_host.cli.new import new_recipe
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, known_model
-from eyas_host.models.presets import STUDENTS, TEACHERS, pick
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.warnings import recipe_warnings

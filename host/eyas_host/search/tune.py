@@ -1,10 +1,11 @@
-"""`eyas tune`: search, finals, result."""
+"""Hyperparameter search: trials, full trainings of the best settings (finals), result."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import msgspec
 import optuna
 import torch
 
@@ -25,36 +26,47 @@ from eyas_host.train.view_cache import ViewCache
 DATABASE = "study.db"
 
 
-def tune(
-    context: RunContext,
-    *,
-    what: What,
-    method: Method,
-    trials: int | None,
-    epochs: int | None,
-    finals: int | None,
-    final_epochs: int | None,
-    storage: str | None,
-    name: str | None,
-    json: Path | None,
-) -> None:
-    """Search, train the best in full, and show and write what was found; what is None is the recipe's.
+class SearchSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of a search; None stands for the recipe's `[tune]` value."""
 
-    Raises `TuneError` for a study of another recipe, a database that cannot be opened, or if no trial ran to its end.
+    what: What = "teacher"
+    """Which network's settings are searched."""
+    method: Method = "grid"
+    trials: int | None = None
+    """Finished trials in all."""
+    epochs: int | None = None
+    """Epochs of a trial."""
+    finals: int | None = None
+    """How many of the best settings are trained in full."""
+    final_epochs: int | None = None
+    storage: str | None = None
+    """Database URL; a SQLite file in the run by default."""
+    name: str | None = None
+    """Name of the study; `<run>-<what>-<method>` by default."""
+
+
+def tune(context: RunContext, settings: SearchSettings, json: Path | None = None) -> None:
+    """Search, train the best settings in full, and show and write the result (also to `json`).
+
+    Raises:
+        TuneError: the study is of another recipe, the database cannot be opened, or no trial finished.
+
     """
+    what, method = settings.what, settings.method
     recipe, root = context.recipe, context.root / "tune"
     root.mkdir(parents=True, exist_ok=True)
     pick_device(recipe.run.device)
     torch.set_num_threads(training_threads(recipe))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     split = Split.load(context.root, recipe.image.preprocessing())
-    values, length = space(recipe.tune, what), epochs or recipe.tune.epochs
-    wanted = min(trials or size(values), size(values)) if method == "grid" else trials or recipe.tune.trials
-    url = storage or f"sqlite:///{root / DATABASE}"
+    values, length = space(recipe.tune, what), settings.epochs or recipe.tune.epochs
+    wanted = settings.trials or (size(values) if method == "grid" else recipe.tune.trials)
+    wanted = min(wanted, size(values)) if method == "grid" else wanted
+    url = settings.storage or f"sqlite:///{root / DATABASE}"
     own = identity(recipe, split.manifest, what, method, length)
     study = open_study(
         url,
-        name or f"{recipe.run.name}-{what}-{method}",
+        settings.name or f"{recipe.run.name}-{what}-{method}",
         own,
         make_sampler(method, values, recipe.run.seed),
         make_pruner(method, recipe.tune, length),
@@ -71,32 +83,31 @@ def tune(
     best = ranked(study)
     if not best:
         raise TuneError(f"{shown(url)}: no trial of {study.study_name} ran to its end; try lower rates or more trials")
-    chosen = best[: recipe.tune.finals if finals is None else finals]
-    number = final_epochs or recipe.tune.final_epochs
-    found: list[Final] = []
+    chosen = best[: recipe.tune.finals if settings.finals is None else settings.finals]
+    final_epochs = settings.final_epochs or recipe.tune.final_epochs
+    finals: list[Final] = []
     for trial in chosen:
-        settings = dict(trial.params)
-        entrant = applied(recipe, settings | ({f"{what}.epochs": number} if number else {}))
+        values_tried = dict(trial.params)
+        entrant = applied(recipe, values_tried | ({f"{what}.epochs": final_epochs} if final_epochs else {}))
         folder = work / f"final-{trial.number}-{digest(own, getattr(entrant, what))}"
-        found.append(train_final(full, entrant, split, trial.number, settings, folder))
-    result = make_result(
-        study, what=what, method=method, metric=recipe.run.selection_metric, storage=shown(url), finals=found
-    )
+        finals.append(train_final(full, entrant, split, trial.number, values_tried, folder))
+    metric = recipe.run.selection_metric
+    result = make_result(study, what=what, method=method, metric=metric, storage=shown(url), finals=finals)
     write_result(result, study, work)
     if json is not None:
         write_bytes(json, (work / RESULT).read_bytes())
     show(shown_trials(result))
-    if found:
+    if finals:
         show(finals_table(result))
     say(f"  {work / PAGE}")
-    top = f"validation {recipe.run.selection_metric} {max(f.value for f in found) if found else best[0].value:.3f}"
+    top = f"validation {metric} {max(f.value for f in finals) if finals else best[0].value:.3f}"
     say(f"[bold]tune[/bold]     {len(result.trials)} trials, {top}: {result.overrides}")
 
 
 def _trainings(
     context: RunContext, what: What, split: Split, own: dict[str, object], work: Path, *, trials: bool
 ) -> tuple[Training | None, Full]:
-    """How a trial and how a final are trained; no trial if none is wanted."""
+    """Functions that train a trial (None if no trial is left to run) and a final."""
     recipe = context.recipe
     if what == "student":
         cache = ViewCache(context.folder("distill"))

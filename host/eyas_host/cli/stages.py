@@ -1,0 +1,89 @@
+"""`eyas distill`, a verb for each stage of its chain, and `eyas preview`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from eyas_host.cli.options import RUNS, Overrides, RecipeArgument, RunsOption, run_chain
+
+
+def distill(
+    recipe: RecipeArgument,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all later ones again.")
+    ] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run just this stage, again.")] = None,
+    overrides: Overrides = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Run the whole chain: from the images of a recipe to a verified bundle and a report."""
+    context = run_chain(recipe, runs, overrides, start=start, only=only)
+    if only is None:
+        from eyas_host.bundle.demonstrate import demonstrate
+
+        if code := demonstrate(context):
+            raise typer.Exit(code)
+
+
+def _stage_verb(stage: str, summary: str) -> Callable[..., None]:
+    def verb(recipe: RecipeArgument, overrides: Overrides = None, runs: RunsOption = RUNS) -> None:
+        run_chain(recipe, runs, overrides, until=stage)
+
+    verb.__name__, verb.__doc__ = stage, summary
+    return verb
+
+
+def prune(
+    recipe: RecipeArgument,
+    target_ms: Annotated[
+        float | None, typer.Option("--target-ms", metavar="MS", min=0.0, help="Target latency of one image.")
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option("--keep", metavar="FRACTION", help="Target latency as a fraction of the dense student's, 0 to 1."),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", metavar="FILE", help="Block times measured on the target device.")
+    ] = None,
+    overrides: Overrides = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Prune the distilled student's channels and fine-tune it."""
+    if target_ms is not None and keep is not None:
+        raise typer.BadParameter("--target-ms and --keep exclude each other")
+    settings = [] if target_ms is None else [f"prune.ms={target_ms}"]
+    settings += [] if keep is None else [f"prune.keep={keep}", "prune.ms=0.0"]
+    settings += [] if table is None else [f"prune.table={table.resolve()}"]
+    by_latency = ["prune.method=channel", "prune.target=latency"] if settings else []
+    run_chain(recipe, runs, [*(overrides or ()), *by_latency, *settings], until="prune")
+
+
+VERBS = (
+    _stage_verb("split", "Index the images and split them into train, validation and test."),
+    _stage_verb("teach", "Transfer-learn the teacher with staged unfreezing."),
+    prune,
+    _stage_verb("qat", "Fine-tune with simulated int8 (quantization-aware training)."),
+    _stage_verb("compile", "Build fp32 and int8 artefacts for LiteRT, OpenVINO and ONNX."),
+    _stage_verb("verify", "Evaluate every artefact on validation and apply the gates."),
+    _stage_verb("pack", "Write the bundle."),
+    _stage_verb("report", "Evaluate once on the held-out test set and write the report."),
+)
+"""A verb for each stage but `distill`, which runs the whole chain."""
+
+
+def preview(
+    recipe: RecipeArgument,
+    images: Annotated[int, typer.Option(min=1, max=20, help="Images of each class.")] = 3,
+    views: Annotated[int, typer.Option(min=1, max=20, help="Augmented views of each image.")] = 6,
+    overrides: Overrides = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Draw a contact sheet: stored images, as the device prepares them, and augmented views."""
+    context = run_chain(recipe, runs, overrides, until="split")
+    from eyas_host.data.preview import write_preview
+
+    typer.echo(write_preview(context, images=images, views=views))

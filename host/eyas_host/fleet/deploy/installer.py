@@ -1,0 +1,323 @@
+"""The steps of a flash on one device. Each is idempotent and returns whether it changed anything."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from eyas_device.errors import EXIT_CHECK_FAILED
+from eyas_device.updates.slots import SlotState
+from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, sudo_prefix
+from eyas_host.fleet.connect.ssh import CommandResult, FleetError, Remote
+from eyas_host.fleet.connect.wheels import constraints, environment_name, fetch
+
+SERVICE = "eyas-device"
+_PIP_S = 1800
+_START_S = 180
+"""Time limit to the first prediction after a restart; the unit allows more, for a slow boot."""
+_TIMED_OUT = 124
+"""Exit code of `timeout` when the limit is exceeded."""
+
+_MAKE_ENVIRONMENT = """
+umask 022; cd /
+env=$1; python=$2; files=$3; site=$4; shift 4
+rm -rf "$env"
+"$python" -m venv $site "$env"
+"$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
+  --constraint "$files/constraints.txt" --find-links "$files/wheels" "$@" "$files"/wheels/eyas_device-*.whl
+"$env/bin/eyas-device" --version >/dev/null
+: > "$env/eyas.stamp"
+"""
+_LINK = 'cd "$1"; ln -sfn "$2" .venv.new; mv -T .venv.new venv'
+_CLEAN_UP = 'cd "$1"; for d in venv-*; do case "$d" in "$2"|"$3") ;; *) rm -rf "$d" ;; esac; done'
+_PUT = """
+umask 022
+new=$1; target=$2; backup=$3; mode=$4; group=$5
+cmp -s "$new" "$target" && { echo same; exit 0; }
+mkdir -p "$(dirname "$target")"
+if [ -f "$target" ]; then cp -p "$target" "$backup"; else rm -f "$backup"; fi
+cp "$new" "$target.new"; chmod "$mode" "$target.new"
+[ -z "$group" ] || chgrp "$group" "$target.new"
+sync; mv "$target.new" "$target"
+echo changed
+"""
+_RESTORE = 'if [ -f "$2" ]; then mv "$2" "$1"; else rm -f "$1"; fi'
+
+
+class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to install on every device."""
+
+    bundle: Path
+    model: str
+    """`name version` of the bundle."""
+    manifest_sha256: str
+    bundle_bytes: int
+    layout: Layout = Layout()
+    config: Path | None = None
+    wheel: Path | None = None
+    """Wheel of eyas-device; None with `python`."""
+    wheel_dir: Path | None = None
+    offline: bool = False
+    python: str | None = None
+    """Interpreter on the device that has eyas; no environment is built then."""
+    unit: Path | None = None
+    service: bool | None = None
+    """Whether to install the service; None: where systemd runs and the root is `/`."""
+    settle_s: float = 5.0
+    """How long a started service has to stay up, seconds."""
+
+    def serves(self, facts: DeviceFacts) -> bool:
+        """Whether the service is installed on this device."""
+        return facts.has_systemd and self.layout.root == "/" if self.service is None else self.service
+
+    def environment(self, facts: DeviceFacts) -> str:
+        """Name of the environment that this device needs; empty with `python`."""
+        return "" if self.wheel is None else environment_name(self.wheel, facts, self.wheel_dir)
+
+    def unit_user(self) -> str:
+        """User that the service runs as. Raises `FleetError` if the unit names none."""
+        text = self.unit.read_text(encoding="utf-8") if self.unit is not None else ""
+        match = re.search(r"^User=([A-Za-z_][A-Za-z0-9_-]*)$", text, re.MULTILINE)
+        if match is None:
+            raise FleetError(f"{self.unit}: no User= line; the service must not run as root by accident")
+        return match[1]
+
+
+class Installer:
+    """Installs a plan on one device, step by step."""
+
+    def __init__(self, remote: Remote, facts: DeviceFacts, plan: InstallPlan, say: Callable[[str], None]) -> None:
+        self.remote, self.facts, self.plan, self._say = remote, facts, plan, say
+        self.serves = plan.serves(facts)
+        self.sent_bytes = 0
+        self._become = sudo_prefix(facts, plan.layout, service=self.serves)
+        self._user = plan.unit_user() if self.serves else ""
+        self._incoming = f"{plan.layout.opt}/incoming"
+        self._unfinished = f"{plan.layout.opt}/.flashing"
+        self._environment = plan.environment(facts)
+        self._replaced: list[str] = []
+        self._rolls_back_slot = False
+        self.slot: SlotState | None = None
+        """Current slot, None if unknown."""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Report a step and how long it took."""
+        started = time.monotonic()
+        yield
+        self._say(f"{self.remote.target}: {name} ({time.monotonic() - started:.1f} s)")
+
+    def prepare(self, folder: Path) -> None:
+        """Create the remote folders, collect everything but the bundle in the local `folder`, and send it."""
+        plan = self.plan
+        if plan.config is not None:
+            shutil.copy(plan.config, folder / "device.toml")
+        if self.serves and plan.unit is not None:
+            shutil.copy(plan.unit, folder / "unit")
+        if plan.wheel is not None and self._environment not in self.facts.environments:
+            wheels = folder / "wheels"
+            wheels.mkdir()
+            shutil.copy(constraints(self.facts), folder / "constraints.txt")
+            for wheel in plan.wheel_dir.glob("*.whl") if plan.wheel_dir is not None else ():
+                shutil.copy(wheel, wheels)
+            shutil.copy(plan.wheel, wheels)
+            if plan.offline and plan.wheel_dir is None:
+                with self.step("wheels downloaded here"):
+                    fetch(wheels, plan.wheel, self.facts)
+        quoted = shlex.join([f"{self._incoming}/files", f"{self._incoming}/bundle", plan.layout.state])
+        script = f"umask 022; mkdir -p {quoted}; : > {shlex.quote(self._unfinished)}"
+        if self.serves:
+            user, state = shlex.quote(self._user), shlex.quote(plan.layout.state)
+            script += f"""
+            id -u {user} >/dev/null 2>&1 ||
+              useradd --system --user-group --no-create-home --shell /usr/sbin/nologin {user}
+            [ "$(stat -c %U {state})" = {user} ] || chown -R {user}: {state}
+            """
+        self.remote.sh(script, become=self._become)
+        if any(folder.iterdir()):
+            with self.step("files sent"):
+                self.sent_bytes += self.remote.send(
+                    folder, f"{self._incoming}/files", become=self._become, private=True
+                )
+
+    def make_environment(self) -> None:
+        """Build the virtual environment if it is missing; it is not used before `use_environment`."""
+        if not self._environment or self._environment in self.facts.environments:
+            return
+        path = f"{self.plan.layout.opt}/{self._environment}"
+        site = "--system-site-packages" if self.facts.picamera2 == "yes" else ""
+        arguments = [path, self.facts.python, f"{self._incoming}/files", site]
+        arguments += ["--no-index"] if self.plan.offline else []
+        self._say(f"{self.remote.target}: building the environment; this takes minutes on a small board")
+        with self.step(f"environment {self._environment} built"):
+            result = self._script(_MAKE_ENVIRONMENT, *arguments, timeout_s=_PIP_S)
+            fix = "" if self.plan.offline else "; for a device without a network use --offline"
+            self._check(result, f"the environment cannot be built{fix}")
+
+    def install(self, *, verify: bool) -> bool:
+        """Install the bundle into the inactive slot, verify it there and switch to it.
+
+        With `verify`, a bundle that is already current is verified again. Raises `FleetError` if the device refuses
+        the bundle; the current slot stays.
+        """
+        current = self.slot = self._current()
+        same = current is not None and current.manifest_sha256 == self.plan.manifest_sha256
+        if same and not verify:
+            return False
+        source = current.path if current is not None else None
+        if not same:
+            with self.step("bundle sent"):
+                self.sent_bytes += self.remote.send(
+                    self.plan.bundle, f"{self._incoming}/bundle", copy_dest=source, become=self._become
+                )
+            source = f"{self._incoming}/bundle"
+        with self.step("verified and golden check passed"):
+            result = self._agent("install", str(source), "--state", self.plan.layout.state, "--json", timeout_s=600)
+            if result.code and not self.facts.unfinished:
+                self._script('rm -f "$1"', self._unfinished)
+            failure = "the golden check failed" if result.code == EXIT_CHECK_FAILED else "the bundle was refused"
+            self._check(result, f"{failure} on the device; its current bundle stays")
+        self.slot = self._slots(result.out)[0]
+        self._rolls_back_slot = not same and current is not None
+        return not same
+
+    @property
+    def changes_environment(self) -> bool:
+        """Whether the environment in use differs from the planned one."""
+        return bool(self._environment) and self.facts.venv_link != self._environment
+
+    def use_environment(self) -> bool:
+        """Switch to the built environment."""
+        if not self.changes_environment:
+            return False
+        self._check(self._script(_LINK, self.plan.layout.opt, self._environment), "the environment cannot be switched")
+        return True
+
+    def put_config(self) -> bool:
+        """Install the configuration, if the plan has one."""
+        if self.plan.config is None:
+            return False
+        return self._put("device.toml", self.plan.layout.config, mode="640", group=self._user)
+
+    def put_unit(self) -> bool:
+        """Install and enable the service's unit, where the service is installed."""
+        if not self.serves:
+            return False
+        changed = self._put("unit", self.plan.layout.unit, mode="644")
+        if changed:
+            self._check(self._script("systemctl daemon-reload"), "systemctl daemon-reload failed")
+        enabled = self._script(f"systemctl is-enabled --quiet {SERVICE} || systemctl enable --quiet {SERVICE}")
+        self._check(enabled, "the service cannot be enabled")
+        return changed
+
+    def health_problem(self, *, restart: bool) -> str:
+        """Describe what is wrong with the device; empty if it is healthy.
+
+        With a service: it must classify a frame after a restart and stay up. Without one: the bundle in the current
+        slot must classify three synthetic frames.
+        """
+        if not self.serves:
+            if self.slot is None:
+                return "no verified slot"
+            arguments = ("run", "--bundle", self.slot.path, "--camera", "fake:?frames=3", "--frames", "3")
+            result = self._agent(*arguments, timeout_s=120)
+            return f"three test frames were not classified: {result.last_line}" if result.code else ""
+        active = f"systemctl is-active --quiet {SERVICE}"
+        if restart or self._script(active).code:
+            command = f"timeout {_START_S} systemctl restart {SERVICE}"
+            started = self._script(command, timeout_s=_START_S + 60)
+            if started.code == _TIMED_OUT:
+                return f"no prediction within {_START_S} s; run eyas-device doctor there and check the camera"
+            if started.code:
+                return f"the service does not start: {started.last_line}"
+        count = f"systemctl show --property=NRestarts --value {SERVICE}"
+        before = self._script(count).out
+        time.sleep(self.plan.settle_s)
+        if self._script(active).code or self._script(count).out != before:
+            return f"the service does not stay up; see journalctl -u {SERVICE}"
+        return ""
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether there is an earlier state to restore."""
+        had_environment = self.changes_environment and bool(self.facts.venv_link)
+        return self._rolls_back_slot or had_environment or (self.facts.config == "yes" and bool(self._replaced))
+
+    def roll_back(self) -> str:
+        """Restore the earlier state as far as there is one, and return what is wrong then; empty if healthy."""
+        if self._rolls_back_slot:
+            self._check(self._agent("slots", "--state", self.plan.layout.state, "--roll-back"), "rollback failed")
+            self.slot = self._current()
+        if self.facts.venv_link and self._environment:
+            self._check(self._script(_LINK, self.plan.layout.opt, self.facts.venv_link), "rollback failed")
+        for path in self._replaced:
+            self._check(self._script(_RESTORE, path, self._backup(path)), "rollback failed")
+        if self.serves:
+            self._check(self._script("systemctl daemon-reload"), "systemctl daemon-reload failed")
+        return self.health_problem(restart=True)
+
+    def clean_up(self, *, finished: bool) -> None:
+        """Remove temporary files, and when `finished` also environments older than the previous one.
+
+        A lost connection is ignored here, so that it does not hide an earlier error.
+        """
+        with suppress(FleetError):
+            self._script('rm -rf "$1"', self._incoming)
+            if finished:
+                self._script('rm -f "$1"', self._unfinished)
+            if finished and self._environment:
+                kept = (self._environment, self.facts.venv_link or self._environment)
+                self._script(_CLEAN_UP, self.plan.layout.opt, *kept)
+
+    def _current(self) -> SlotState | None:
+        result = self._agent("slots", "--state", self.plan.layout.state, "--json")
+        self._check(result, "the slots cannot be read")
+        return next((slot for slot in self._slots(result.out) if slot.current), None)
+
+    def _slots(self, text: str) -> list[SlotState]:
+        try:
+            slots = [msgspec.json.decode(line, type=SlotState) for line in text.splitlines()]
+        except msgspec.DecodeError:
+            slots = []
+        if not slots:
+            raise FleetError("the agent's list of slots cannot be parsed; flash the agent again", self.remote.target)
+        return slots
+
+    def _agent(self, *arguments: str, timeout_s: float = 120) -> CommandResult:
+        """Run `eyas-device` on the device, as the service's user."""
+        if self._environment:
+            agent = [f"{self.plan.layout.opt}/{self._environment}/bin/eyas-device"]
+        else:
+            agent = [self.facts.python, "-m", "eyas_device"]
+        become = list(self._become)
+        if self._user and self._user != (self.facts.user if not become else "root"):
+            become += ["runuser", "-u", self._user, "--"]
+        command = ["sh", "-c", 'cd / && exec "$@"', "sh", *agent, *arguments]
+        return self.remote.run(*command, timeout_s=timeout_s, become=become)
+
+    def _put(self, name: str, path: str, *, mode: str, group: str = "") -> bool:
+        """Replace the remote file `path` by the sent file `name`, keeping a backup; whether it differed."""
+        result = self._script(_PUT, f"{self._incoming}/files/{name}", path, self._backup(path), mode, group)
+        self._check(result, f"{path} cannot be written")
+        if result.out.strip() == "same":
+            return False
+        self._replaced.append(path)
+        self._say(f"{self.remote.target}: {path} written")
+        return True
+
+    def _backup(self, path: str) -> str:
+        return f"{self._incoming}/before-{Path(path).name}"
+
+    def _script(self, script: str, *arguments: str, timeout_s: float = 120) -> CommandResult:
+        return self.remote.run("sh", "-euc", script, "sh", *arguments, timeout_s=timeout_s, become=self._become)
+
+    def _check(self, result: CommandResult, failure: str) -> None:
+        if result.code:
+            raise FleetError(f"{failure} ({result.last_line})", self.remote.target)
