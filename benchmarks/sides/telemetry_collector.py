@@ -1,4 +1,4 @@
-"""A collector for benchmarks: the real one, with a report a second on standard output.
+"""The collector for benchmarks: the real one, with a report every half second on standard output.
 
 telemetry_collector.py PORT STORE NAME [SECONDS OF COMMIT LATENCY [BATCH]]
 """
@@ -19,32 +19,32 @@ from eyas_host.fleet.store.database import Store
 LATENCY_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
 
 
-class Slow(Store):
-    """A store behind a slow line: each transaction waits, without holding the database."""
+class SlowStore(Store):
+    """A store with a slow connection: each transaction waits, without locking the database."""
 
     def begin(self) -> AbstractContextManager[Any]:
-        """A transaction, late."""
+        """Open a transaction and wait after it."""
 
         @contextmanager
-        def late() -> Any:
-            with super(Slow, self).begin() as connection:
+        def delayed() -> Any:
+            with super(SlowStore, self).begin() as connection:
                 yield connection
             time.sleep(LATENCY_S)
 
-        return late()
+        return delayed()
 
 
 def main() -> None:
     """Collect until SIGTERM."""
     if LATENCY_S:
-        collecting.Store = Slow  # type: ignore[misc]
+        collecting.Store = SlowStore  # type: ignore[misc]
     collecting.collect(
         sys.argv[2],
         BrokerAccess(broker=f"127.0.0.1:{sys.argv[1]}"),
-        name=sys.argv[3],
-        tell=lambda report: print(msgspec.json.encode(report).decode(), flush=True),
-        every_s=0.5,
-        batch=int(sys.argv[5]) if len(sys.argv) > 5 else 500,
+        collecting.CollectorSettings(
+            name=sys.argv[3], report_s=0.5, batch=int(sys.argv[5]) if len(sys.argv) > 5 else 500
+        ),
+        lambda report: print(msgspec.json.encode(report).decode(), flush=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the fleet's host side share: messages, a plain device that sends them, brokers and processes."""
+"""Shared by the fleet's tests: messages, a plain MQTT client as a device, brokers and processes."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def listens(port: int) -> bool:
 
 
 def window(device: str, spool: str, sequence: int, **more: Any) -> Window:
-    facts: dict[str, Any] = {"time": 1_700_000_000.0 + sequence, "model": "shapes 1.0.0", "artefact": "litert-int8"}
-    return Window(device=device, spool=spool, sequence=sequence, **{**facts, "frames": sequence, **more})
+    fields: dict[str, Any] = {"time": 1_700_000_000.0 + sequence, "model": "shapes 1.0.0", "artefact": "litert-int8"}
+    return Window(device=device, spool=spool, sequence=sequence, **{**fields, "frames": sequence, **more})
 
 
 def event(device: str, spool: str, sequence: int, **more: Any) -> Event:
-    facts: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "time": 1_700_000_000.0 + sequence,
         "label": "crack",
         "confidence": 0.5,
         "why": "uncertain",
     }
-    return Event(device=device, spool=spool, sequence=sequence, **{**facts, **more})
+    return Event(device=device, spool=spool, sequence=sequence, **{**fields, **more})
 
 
 class Sender:
-    """A device as a plain paho client: sends what it is told to, hears its acknowledgements."""
+    """A device as a plain paho client: sends messages and receives acknowledgements."""
 
     def __init__(self, port: int, device: str = "cam-1", site: str = "s", spool: str | None = None) -> None:
         self.device, self.site, self.spool = device, site, spool or str(uuid.uuid4())
@@ -80,15 +80,15 @@ class Sender:
         for number in numbers:
             self.send(window(self.device, self.spool, number))
 
-    def acked(self, wanted: set[int], timeout: float = 30) -> set[int]:
-        """Wait until at least these were acknowledged; all that were."""
-        seen: set[int] = set()
+    def acked(self, expected: set[int], timeout: float = 30) -> set[int]:
+        """Wait until at least `expected` are acknowledged, and return all that were."""
+        acked: set[int] = set()
         deadline = time.monotonic() + timeout
-        while not wanted <= seen:
+        while not expected <= acked:
             ack = self.acks.get(timeout=max(0.01, deadline - time.monotonic()))
             assert (ack.device, ack.spool) == (self.device, self.spool)
-            seen |= {n for first, last in ack.ranges for n in range(first, last + 1)}
-        return seen
+            acked |= {n for first, last in ack.ranges for n in range(first, last + 1)}
+        return acked
 
     def close(self) -> None:
         self.client.disconnect()
@@ -96,7 +96,7 @@ class Sender:
 
 
 class Processes:
-    """Processes of a test, ended with it."""
+    """Processes that end with the test."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,7 +109,7 @@ class Processes:
         return process
 
     def broker(self, port: int, options: str = OPEN, *, name: str = "mosquitto") -> subprocess.Popen[bytes]:
-        """A mosquitto that listens; its files stay in the folder, so that it can be started again."""
+        """A listening mosquitto; its files stay in the folder, so that it can be restarted."""
         config = self.folder / f"{name}.conf"
         config.write_text(f"listener {port} 127.0.0.1\n{options}\n")
         process = self.start(needs_mosquitto(), "-c", str(config), log=f"{name}.log")
@@ -118,13 +118,14 @@ class Processes:
         return process
 
     def collector(self, port: int, url: str, *, name: str = "a") -> subprocess.Popen[bytes]:
-        """A collector in a process of its own; `name.jsonl` has its reports, each written at once: two may share it."""
+        """A collector in its own process, which writes its reports to `name.jsonl`; two may share the file."""
         script = (
             "import os, sys, msgspec\n"
-            "from eyas_host.fleet.collect.collector import collect\n"
-            "from eyas_host.fleet.broker.client import Access\n"
-            "tell = lambda report: os.write(1, msgspec.json.encode(report) + b'\\n')\n"
-            "collect(sys.argv[2], Access(broker=sys.argv[1]), name=sys.argv[3], tell=tell, every_s=0.2)\n"
+            "from eyas_host.fleet.collect.collector import CollectorSettings, collect\n"
+            "from eyas_host.fleet.broker.client import BrokerAccess\n"
+            "write = lambda report: os.write(1, msgspec.json.encode(report) + b'\\n')\n"
+            "settings = CollectorSettings(name=sys.argv[3], report_s=0.2)\n"
+            "collect(sys.argv[2], BrokerAccess(broker=sys.argv[1]), settings, write)\n"
         )
         return self.start(sys.executable, "-c", script, f"127.0.0.1:{port}", url, name, log=f"{name}.jsonl")
 

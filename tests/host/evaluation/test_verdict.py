@@ -8,7 +8,6 @@ import pytest
 
 from eyas_device.bundle import Artefact
 from eyas_host.bundle.golden import golden_rows
-from eyas_host.cli.app import STAGES
 from eyas_host.evaluation.parity import Parity, compare, refusal
 from eyas_host.evaluation.verdict import Latency, choose
 from eyas_host.recipe.export import GateSection
@@ -106,9 +105,3 @@ def test_golden_images_go_from_low_to_high_confidence_without_the_lowest() -> No
     assert len(set(rows)) == 6
     assert list(confidence) == sorted(confidence)
     assert confidence[0] > 0.54 and confidence[-1] == 1.0
-
-
-def test_the_command_line_knows_the_chain() -> None:
-    from eyas_host.stages.chain import STAGES as CHAIN
-
-    assert tuple(stage.name for stage in CHAIN) == STAGES

@@ -1,4 +1,4 @@
-"""The broker kit, with a real mosquitto: who is let in, and what each may say."""
+"""The broker kit, with a real mosquitto: authentication and access control."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.enroll import enroll
 from eyas_host.fleet.broker.kit import Kit, prepare
 from eyas_host.fleet.broker.pki import Authority, CredentialError, Credentials, days_left
-from eyas_host.fleet.collect.collector import Collector
+from eyas_host.fleet.collect.collector import Collector, CollectorSettings
 from eyas_host.fleet.store.database import Store
-from eyas_host.fleet.watch.live import Subscriber
+from eyas_host.fleet.watch.subscriber import Subscriber
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, listens, needs_mosquitto, wait_until, window
 
@@ -46,35 +46,35 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     processes.close()
 
 
-class Person:
-    """Somebody who connects with credentials."""
+class TlsClient:
+    """An MQTT client with credentials, which collects reason codes and messages."""
 
     def __init__(self, port: int, credentials: Credentials | None, ca: Path) -> None:
-        self.answers: queue.Queue[Any] = queue.Queue()
-        self.heard: queue.Queue[tuple[str, bytes]] = queue.Queue()
+        self.reasons: queue.Queue[Any] = queue.Queue()
+        self.received: queue.Queue[tuple[str, bytes]] = queue.Queue()
         self.client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
         context = ssl.create_default_context(cafile=str(ca))
         if credentials is not None:
             context.load_cert_chain(credentials.cert, credentials.key)
         self.client.tls_set_context(context)
-        self.client.on_connect = lambda c, u, f, reason, p: self.answers.put(str(reason))
-        self.client.on_disconnect = lambda c, u, f, reason, p: self.answers.put(f"gone: {reason}")
-        self.client.on_publish = lambda c, u, mid, reason, p: self.answers.put(str(reason))
-        self.client.on_subscribe = lambda c, u, mid, reasons, p: self.answers.put(str(reasons[0]))
-        self.client.on_message = lambda c, u, m: self.heard.put((m.topic, m.payload))
+        self.client.on_connect = lambda c, u, f, reason, p: self.reasons.put(str(reason))
+        self.client.on_disconnect = lambda c, u, f, reason, p: self.reasons.put(f"gone: {reason}")
+        self.client.on_publish = lambda c, u, mid, reason, p: self.reasons.put(str(reason))
+        self.client.on_subscribe = lambda c, u, mid, reasons, p: self.reasons.put(str(reasons[0]))
+        self.client.on_message = lambda c, u, m: self.received.put((m.topic, m.payload))
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
 
-    def answer(self) -> str:
-        return str(self.answers.get(timeout=15))
+    def reason(self) -> str:
+        return str(self.reasons.get(timeout=15))
 
     def publish(self, topic: str, payload: bytes = b"{}") -> str:
         self.client.publish(topic, payload, qos=1)
-        return self.answer()
+        return self.reason()
 
     def subscribe(self, topic: str) -> str:
         self.client.subscribe(topic, options=SubscribeOptions(qos=1))
-        return self.answer()
+        return self.reason()
 
     def close(self) -> None:
         self.client.disconnect()
@@ -82,21 +82,21 @@ class Person:
 
 
 @pytest.fixture
-def people(kit: Kit) -> Iterator[Any]:
-    made: list[Person] = []
+def connect(kit: Kit) -> Iterator[Any]:
+    clients: list[TlsClient] = []
 
-    def connect(credentials: Credentials | None) -> Person:
-        made.append(Person(kit.port, credentials, kit.folder / "ca" / "ca.crt"))
-        return made[-1]
+    def make(credentials: Credentials | None) -> TlsClient:
+        clients.append(TlsClient(kit.port, credentials, kit.folder / "ca" / "ca.crt"))
+        return clients[-1]
 
-    yield connect
-    for person in made:
-        person.close()
+    yield make
+    for client in clients:
+        client.close()
 
 
-def test_a_device_speaks_for_itself_alone(kit: Kit, people: Any) -> None:
-    device = people(enroll(kit.folder, "cam-1").credentials)
-    assert device.answer() == "Success"
+def test_a_device_publishes_below_its_own_name_only(kit: Kit, connect: Any) -> None:
+    device = connect(enroll(kit.folder, "cam-1").credentials)
+    assert device.reason() == "Success"
     for kind in ("status", "window", "event", "profile", "cmd/result"):
         assert device.publish(f"eyas/hall/cam-1/{kind}") in ("Success", "No matching subscribers")
     refused = [
@@ -111,49 +111,49 @@ def test_a_device_speaks_for_itself_alone(kit: Kit, people: Any) -> None:
         assert device.publish(topic) == "Not authorized", topic
 
 
-def test_a_device_hears_only_what_is_meant_for_it(kit: Kit, people: Any) -> None:
-    one, host = people(enroll(kit.folder, "cam-1").credentials), people(kit.host)
-    assert (one.answer(), host.answer()) == ("Success", "Success")
+def test_a_device_reads_only_its_own_commands(kit: Kit, connect: Any) -> None:
+    one, host = connect(enroll(kit.folder, "cam-1").credentials), connect(kit.host)
+    assert (one.reason(), host.reason()) == ("Success", "Success")
     one.subscribe("eyas/#")
     assert one.subscribe("eyas/hall/cam-1/cmd") == "Granted QoS 1"
-    two = people(enroll(kit.folder, "cam-2").credentials)
-    assert two.answer() == "Success"
+    two = connect(enroll(kit.folder, "cam-2").credentials)
+    assert two.reason() == "Success"
     two.publish("eyas/hall/cam-2/window", b"private")
     host.publish("eyas/hall/cam-2/cmd", b"for another")
     host.publish("eyas/hall/cam-1/cmd", b"for me")
-    assert one.heard.get(timeout=15) == ("eyas/hall/cam-1/cmd", b"for me")
+    assert one.received.get(timeout=15) == ("eyas/hall/cam-1/cmd", b"for me")
 
 
-def test_the_host_reads_all_and_only_answers(kit: Kit, people: Any) -> None:
-    host, device = people(kit.host), people(enroll(kit.folder, "cam-3").credentials)
-    assert (host.answer(), device.answer()) == ("Success", "Success")
+def test_the_host_reads_everything_and_publishes_no_telemetry(kit: Kit, connect: Any) -> None:
+    host, device = connect(kit.host), connect(enroll(kit.folder, "cam-3").credentials)
+    assert (host.reason(), device.reason()) == ("Success", "Success")
     assert host.subscribe("eyas/+/+/window") == "Granted QoS 1"
     device.publish("eyas/hall/cam-3/window", b"{}")
-    assert host.heard.get(timeout=15) == ("eyas/hall/cam-3/window", b"{}")
+    assert host.received.get(timeout=15) == ("eyas/hall/cam-3/window", b"{}")
     assert host.publish("eyas/hall/cam-3/window") == "Not authorized"
 
 
-def test_what_is_far_too_large_ends_at_the_broker(kit: Kit, people: Any) -> None:
-    device = people(enroll(kit.folder, "cam-1").credentials)
-    assert device.answer() == "Success"
+def test_the_broker_rejects_oversized_packets(kit: Kit, connect: Any) -> None:
+    device = connect(enroll(kit.folder, "cam-1").credentials)
+    assert device.reason() == "Success"
     large = device.publish("eyas/hall/cam-1/event", b"x" * 300_000)
-    assert large in ("Success", "No matching subscribers"), "the collector refuses it, and acknowledges it"
+    assert large in ("Success", "No matching subscribers"), "the collector quarantines and acknowledges it"
     assert device.publish("eyas/hall/cam-1/event", b"x" * 2_000_000).startswith("gone: ")
 
 
 def refused(kit: Kit, credentials: Credentials | None) -> bool:
-    """Whether a connection with these credentials does not come about."""
+    """Whether the broker rejects a connection with these credentials."""
     try:
-        person = Person(kit.port, credentials, kit.folder / "ca" / "ca.crt")
+        client = TlsClient(kit.port, credentials, kit.folder / "ca" / "ca.crt")
     except (ssl.SSLError, OSError):
         return True
     try:
-        return person.answer() != "Success"
+        return client.reason() != "Success"
     finally:
-        person.close()
+        client.close()
 
 
-def test_who_is_not_let_in(kit: Kit, tmp_path: Path) -> None:
+def test_rejected_certificates(kit: Kit, tmp_path: Path) -> None:
     authority = Authority(kit.folder / "ca")
     assert not refused(kit, authority.issue(tmp_path / "good", "cam-9"))
     assert refused(kit, authority.issue(tmp_path / "expired", "cam-9", days=-1)), "expired"
@@ -161,19 +161,22 @@ def test_who_is_not_let_in(kit: Kit, tmp_path: Path) -> None:
     assert refused(kit, None), "without a certificate"
 
 
-def test_the_collector_gets_through_all_of_it(kit: Kit, people: Any, tmp_path: Path) -> None:
+def test_the_collector_works_with_the_kit(kit: Kit, connect: Any, tmp_path: Path) -> None:
     access = BrokerAccess(broker=f"127.0.0.1:{kit.port}", ca=kit.host.ca, cert=kit.host.cert, key=kit.host.key)
-    device = people(enroll(kit.folder, "cam-4").credentials)
-    assert device.answer() == "Success"
+    device = connect(enroll(kit.folder, "cam-4").credentials)
+    assert device.reason() == "Success"
     assert device.subscribe("eyas/s/cam-4/ack") == "Granted QoS 1"
-    with Store(f"sqlite:///{tmp_path / 'fleet.db'}") as store, Collector(store, access, name="t") as collector:
+    with (
+        Store(f"sqlite:///{tmp_path / 'fleet.db'}") as store,
+        Collector(store, access, CollectorSettings(name="t")) as collector,
+    ):
         thread = threading.Thread(target=collector.run)
         thread.start()
         try:
             wait_until(lambda: collector.status.state is LinkState.CONNECTED, what="the connection")
             spool = str(uuid.uuid4())
             device.publish("eyas/s/cam-4/window", encode(window("cam-4", spool, 0)))
-            topic, ack = device.heard.get(timeout=15)
+            topic, ack = device.received.get(timeout=15)
         finally:
             collector.stop()
             thread.join(20)
@@ -182,7 +185,7 @@ def test_the_collector_gets_through_all_of_it(kit: Kit, people: Any, tmp_path: P
     assert spool.encode() in ack
 
 
-def test_keys_are_private_and_what_is_there_stays(tmp_path: Path) -> None:
+def test_keys_are_private_and_existing_files_stay(tmp_path: Path) -> None:
     first = prepare(tmp_path)
     keys = sorted(tmp_path.rglob("*.key"))
     assert len(keys) == 3
@@ -200,11 +203,11 @@ def test_keys_are_private_and_what_is_there_stays(tmp_path: Path) -> None:
     assert (tmp_path / "ca" / "ca.key").read_bytes() == before[tmp_path / "ca" / "ca.key"]
 
 
-def test_what_enrolling_makes(tmp_path: Path) -> None:
-    made = enroll(tmp_path, "cam-1", site="hall-2", broker="broker.example:8883")
-    assert 800 < days_left(made.credentials.cert) <= 826
-    assert stat.S_IMODE(made.archive.stat().st_mode) == 0o600
-    with tarfile.open(made.archive) as tar:
+def test_enroll_issues_credentials(tmp_path: Path) -> None:
+    enrolled = enroll(tmp_path, "cam-1", site="hall-2", broker="broker.example:8883")
+    assert 800 < days_left(enrolled.credentials.cert) <= 826
+    assert stat.S_IMODE(enrolled.archive.stat().st_mode) == 0o600
+    with tarfile.open(enrolled.archive) as tar:
         assert sorted(tar.getnames()) == [
             f"credentials/{name}" for name in ("ca.crt", "client.crt", "client.key", "device.toml")
         ]
@@ -215,20 +218,20 @@ def test_what_enrolling_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "..", "eyas-host", "x" * 65, "a b", "cam\n"])
-def test_names_that_no_device_may_have(tmp_path: Path, name: str) -> None:
+def test_invalid_device_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(LinkError):
         enroll(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_authority_is_said(tmp_path: Path) -> None:
+def test_a_damaged_authority_is_an_error(tmp_path: Path) -> None:
     enroll(tmp_path, "cam-1")
     (tmp_path / "ca" / "ca.key").write_text("no key")
     with pytest.raises(CredentialError, match="no certificate authority"):
         enroll(tmp_path, "cam-2")
 
 
-def test_a_bind_that_is_no_address(tmp_path: Path) -> None:
+def test_bind_has_to_be_an_address(tmp_path: Path) -> None:
     with pytest.raises(LinkError, match="an address is needed"):
         prepare(tmp_path, bind="eth0")
 
@@ -246,15 +249,18 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
         wait_until(lambda: listens(port) or broker.poll() is not None, what="a listening broker")
         processes.collector(port, url)
         processes.connected()
-        with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as tap:
-            wait_until(lambda: list(tap.take(0.1)) or tap.status == "connected", what="the watcher's connection")
+        with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as subscriber:
+            wait_until(
+                lambda: list(subscriber.take(0.1)) or subscriber.status.state is LinkState.CONNECTED,
+                what="the watcher's connection",
+            )
             client.connect("127.0.0.1", port)
             client.loop_start()
             spool = str(uuid.uuid4())
             client.publish("eyas/s/cam-1/window", encode(window("cam-1", spool, 0)), qos=1)
             assert spool.encode() in answers.get(timeout=20)
             seen: list[Any] = []
-            wait_until(lambda: seen.extend(tap.take(0.1)) or seen, what="the message")
+            wait_until(lambda: seen.extend(subscriber.take(0.1)) or seen, what="the message")
     finally:
         client.disconnect()
         client.loop_stop()

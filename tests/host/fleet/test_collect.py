@@ -1,4 +1,4 @@
-"""The collector, through a real broker: what it acknowledges is in the store, and nothing else gets there."""
+"""The collector, through a real broker: it acknowledges exactly what it stored."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sqlalchemy.exc import OperationalError
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
 from eyas_host.fleet.broker.client import BrokerAccess
-from eyas_host.fleet.collect.collector import Collector
-from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
+from eyas_host.fleet.collect.collector import Collector, CollectorSettings
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
 from eyas_host.fleet.store.database import Batch, Store
+from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
@@ -75,7 +75,7 @@ def test_stored_then_acknowledged(processes: Processes, port: int, sender: Calla
     assert one.acked(set(range(300))) == set(range(300))
     assert two.acked(set(range(11))) == set(range(11))
     one.windows([0, 7, 299])
-    assert one.acked({0, 7, 299}) == {0, 7, 299}, "what comes again is acknowledged again"
+    assert one.acked({0, 7, 299}) == {0, 7, 299}, "duplicates are acknowledged again"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
     with Store(url) as store:
@@ -84,7 +84,7 @@ def test_stored_then_acknowledged(processes: Processes, port: int, sender: Calla
     assert (last["messages"], last["duplicates"], last["waiting"]) == (311, 3, 0)
 
 
-def test_poison_is_set_aside_and_holds_nothing_up(
+def test_invalid_messages_are_quarantined_and_block_nothing(
     processes: Processes, port: int, sender: Callable[..., Sender], url: str
 ) -> None:
     processes.collector(port, url)
@@ -98,15 +98,15 @@ def test_poison_is_set_aside_and_holds_nothing_up(
     one.send(window("cam-1", one.spool, 3, schema=99))
     one.send(encode(window("cam-1", one.spool, 4))[:-1] + b',"more":"' + b"x" * 300_000 + b'"}')
     one.send(window("cam-1", one.spool, 5))
-    assert one.acked({2, 3, 4, 5}) == {2, 3, 4, 5}, "poison with an identity need not come again"
+    assert one.acked({2, 3, 4, 5}) == {2, 3, 4, 5}, "invalid messages with an identity are acknowledged too"
     with Store(url) as store:
         assert store.counts() == {"window": 1, "quarantine": 7}
-        reasons = [poison.reason for poison in store.poison()]
+        reasons = [message.reason for message in store.quarantined()]
     for words in ("malformed", "UTF-8", "'another'", "no identity", "frames", "schema 99", "300"):
         assert any(words in reason for reason in reasons), (words, reasons)
 
 
-def test_a_will_changes_the_device_and_is_no_message(
+def test_a_last_will_changes_the_device_and_is_not_stored(
     processes: Processes, port: int, sender: Callable[..., Sender], url: str
 ) -> None:
     processes.collector(port, url)
@@ -131,14 +131,16 @@ def test_nothing_is_acknowledged_while_the_store_cannot_write(
     one = sender()
     blocker.execute("BEGIN IMMEDIATE")
     one.windows(range(5))
-    wait_until(lambda: "cannot write: database is locked" in processes.reports()[-1]["store"], 40, "the complaint")
+    wait_until(lambda: "database is locked" in processes.reports()[-1]["store_error"], 40, "the error")
     assert one.acks.empty()
     blocker.execute("ROLLBACK")
     assert one.acked(set(range(5))) == set(range(5))
-    wait_until(lambda: processes.reports()[-1]["store"] == "writing")
+    wait_until(lambda: not processes.reports()[-1]["store_error"])
 
 
-def test_what_waits_while_it_is_away(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
+def test_the_broker_queues_for_an_absent_collector(
+    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+) -> None:
     first = processes.collector(port, url)
     processes.connected()
     first.send_signal(signal.SIGTERM)
@@ -146,10 +148,12 @@ def test_what_waits_while_it_is_away(processes: Processes, port: int, sender: Ca
     one = sender()
     one.windows(range(20))
     processes.collector(port, url)
-    assert one.acked(set(range(20))) == set(range(20)), "the broker kept them for the collector's session"
+    assert one.acked(set(range(20))) == set(range(20)), "the broker queued them for the collector's session"
 
 
-def test_collectors_share_the_work(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
+def test_collectors_of_a_group_share_the_messages(
+    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+) -> None:
     for name in ("a", "b"):
         processes.collector(port, url, name=name)
         processes.connected(name)
@@ -170,7 +174,7 @@ def test_the_broker_restarts(processes: Processes, port: int, sender: Callable[.
     processes.connected()
     broker.kill()
     broker.wait()
-    wait_until(lambda: processes.reports()[-1]["state"].startswith("not connected"), what="the loss")
+    wait_until(lambda: processes.reports()[-1]["state"] == "disconnected", what="the loss")
     processes.broker(broker_port, name="second")
     wait_until(lambda: processes.reports()[-1]["state"] == "connected", what="the return")
     one = Sender(broker_port)
@@ -179,13 +183,13 @@ def test_the_broker_restarts(processes: Processes, port: int, sender: Callable[.
     one.close()
 
 
-def test_two_of_one_name_say_so_and_lose_nothing(
+def test_two_collectors_of_one_name_are_reported_and_lose_nothing(
     processes: Processes, port: int, sender: Callable[..., Sender], url: str
 ) -> None:
     processes.collector(port, url)
     processes.connected()
     second = processes.collector(port, url)
-    wait_until(lambda: any("does another collector have the name" in r["state"] for r in processes.reports()), 60)
+    wait_until(lambda: any("does another collector have the name" in r["detail"] for r in processes.reports()), 60)
     second.terminate()
     assert second.wait(20) == 0
     one = sender()
@@ -193,7 +197,7 @@ def test_two_of_one_name_say_so_and_lose_nothing(
     assert one.acked(set(range(20)), timeout=60) == set(range(20))
 
 
-def test_mistaken_credentials(tmp_path: Path, url: str) -> None:
+def test_invalid_credentials(tmp_path: Path, url: str) -> None:
     with Store(url) as store:
         for wrong in (
             {"broker": "host:99999"},
@@ -202,47 +206,47 @@ def test_mistaken_credentials(tmp_path: Path, url: str) -> None:
             {"user": "u", "password_file": tmp_path / "nothing"},
         ):
             with pytest.raises(LinkError):
-                Collector(store, BrokerAccess(**wrong), name="x")  # type: ignore[arg-type]
+                Collector(store, BrokerAccess(**wrong), CollectorSettings(name="x"))  # type: ignore[arg-type]
 
 
-class Refusing(Store):
-    """A store whose database takes no message of one sequence number, as a bug would have it."""
+class RejectingStore(Store):
+    """A store whose database rejects one sequence number."""
 
     def add(self, batch: Batch) -> int:
-        if any(m.address.sequence == 3 for m in batch.messages):
+        if any(m.id.sequence == 3 for m in batch.messages):
             raise OverflowError("does not fit")
         return super().add(batch)
 
 
-def test_one_message_that_the_database_does_not_take(url: str) -> None:
+def test_a_message_that_the_database_rejects_is_quarantined(url: str) -> None:
     done: list[Committed] = []
-    with Refusing(url) as store, Writer(store, done.append) as writer:
+    with RejectingStore(url) as store, Writer(store, done.append) as writer:
         payloads = [encode(window("d", SPOOL, n)) for n in range(6)]
         writer.put([Received(1, n + 1, "eyas/s/d/window", p, time.monotonic()) for n, p in enumerate(payloads)])
         wait_until(lambda: done)
         assert store.counts() == {"window": 5, "quarantine": 1}
-        assert "does not fit" in store.poison()[0].reason
+        assert "does not fit" in store.quarantined()[0].reason
     assert done[0].mids == [1, 2, 3, 4, 5, 6]
 
 
-class Full(Store):
+class FullStore(Store):
     """A store whose disk is full."""
 
     def add(self, batch: Batch) -> int:
         raise OperationalError("insert", {}, sqlite3.OperationalError("database or disk is full"))
 
 
-def test_a_full_disk_acknowledges_nothing_and_ends_when_told(url: str) -> None:
+def test_a_full_disk_acknowledges_nothing_and_close_ends_it(url: str) -> None:
     done: list[Committed] = []
-    with Full(url) as store, Writer(store, done.append) as writer:
+    with FullStore(url) as store, Writer(store, done.append) as writer:
         writer.put([Received(1, 1, "eyas/s/d/window", encode(window("d", SPOOL, 1)), time.monotonic())])
-        wait_until(lambda: "disk is full" in writer.state)
+        wait_until(lambda: "disk is full" in writer.error)
     assert done == []
 
 
-# Hostile messages: mutations of good ones, and JSON of any shape.
+# Hostile messages: mutations of valid ones, and arbitrary JSON.
 
-GOOD: dict[str, Header] = {
+VALID: dict[str, Header] = {
     "status": Status(device="d", spool=SPOOL, sequence=1, state="online"),
     "window": window(
         "d", SPOOL, 2, counts={"a": 3}, confidence={"a": (1,) * 10}, latency_bins={100: 3}, latency_ms={"p50": 1.0}
@@ -256,7 +260,7 @@ ATOMS += ["x" * 5000, [], {}, [[]], {"a": {}}, [1] * 11, {"d": -1}, {"\n": 1}, "
 
 
 def hostile(rng: random.Random, kind: str) -> bytes:
-    tree = json.loads(encode(GOOD[kind]))
+    tree = json.loads(encode(VALID[kind]))
     for _ in range(rng.randint(0, 3)):
         key = rng.choice([*tree, "unknown"])
         tree[key] = rng.choice(ATOMS)
@@ -273,11 +277,11 @@ def hostile(rng: random.Random, kind: str) -> bytes:
     return bytes(data)
 
 
-def proper(verdict: ValidMessage) -> None:
-    """What the rest of Eyas relies on, read again from what is stored."""
+def check_invariants(verdict: ValidMessage) -> None:
+    """Check, on the stored payload, what the rest of Eyas relies on."""
     message: Any = decode(verdict.payload.encode(), KINDS[verdict.kind])
     assert message == msgspec.convert(msgspec.to_builtins(verdict.message), KINDS[verdict.kind], str_keys=False)
-    assert message.device == verdict.address.device == "d"
+    assert message.device == verdict.id.device == "d"
     assert message.schema == 1
     assert 0 <= message.time < 1e11
     if verdict.is_will:
@@ -293,25 +297,24 @@ def proper(verdict: ValidMessage) -> None:
         assert 0 <= message.confidence <= 1
 
 
-def test_hostile_messages_crash_nothing_and_none_is_stored_wrong(url: str) -> None:
+def test_hostile_messages_are_rejected_or_stored_correctly(url: str) -> None:
     rng = random.Random(5)
-    taken: list[ValidMessage] = []
+    accepted: list[ValidMessage] = []
     with Store(url) as store:
         for number in range(HOSTILE_CASES):
-            kind = rng.choice(list(GOOD))
+            kind = rng.choice(list(VALID))
             payload = hostile(rng, kind)
-            verdict = validate(f"eyas/s/d/{rng.choice(list(GOOD)) if number % 50 == 0 else kind}", payload)
+            verdict = validate(f"eyas/s/d/{rng.choice(list(VALID)) if number % 50 == 0 else kind}", payload)
             if isinstance(verdict, InvalidMessage):
                 assert verdict.reason
                 continue
-            proper(verdict)
-            taken.append(verdict)
-        share = len(taken) / HOSTILE_CASES
-        assert 0.1 < share < 0.9, "both sides have to be seen"
-        for start in range(0, len(taken), 500):
-            store.add(Batch(1.0, taken[start : start + 500]))
+            check_invariants(verdict)
+            accepted.append(verdict)
+        assert 0.1 < len(accepted) / HOSTILE_CASES < 0.9, "the test needs valid and invalid messages"
+        for start in range(0, len(accepted), 500):
+            store.add(Batch(1.0, accepted[start : start + 500]))
         stored = sum(number for kind, number in store.counts().items() if kind != "quarantine")
-        assert stored == len({v.address for v in taken if not v.is_will})
+        assert stored == len({v.id for v in accepted if not v.is_will})
         store.devices()
         assert all(w.device == "d" for w in store.windows())
         assert all(e.device == "d" for e in store.events())

@@ -1,4 +1,4 @@
-"""The first flash, against a real OpenSSH server on loopback: what arrives works, and what fails changes nothing."""
+"""The first flash, against a real OpenSSH server on loopback: a flash works, or changes nothing."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from eyas_device.updates.slots import Slots
 from eyas_host.cli import devices
 from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, problems, sudo_prefix, warnings
 from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
-from eyas_host.fleet.deploy.bench import bench, board_name
-from eyas_host.fleet.deploy.flash import FlashResult, flash
+from eyas_host.fleet.deploy.bench import BenchSettings, bench, board_name
+from eyas_host.fleet.deploy.flash import FlashResult, FlashSettings, flash
 from tests.support.brokers import free_port
 from tests.support.system_parts import require, unavailable
 
@@ -48,7 +48,7 @@ esac
 
 
 class Board:
-    """A device: a real ssh server with a folder for a root, and a folder of commands that stand before the system's."""
+    """A device: a real SSH server with a folder as its root, and a folder of commands that override the system's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,7 +76,7 @@ class Board:
 
     @property
     def access(self) -> SshAccess:
-        """With a key and a list of known hosts of the test's own; nothing of the user's is read."""
+        """Log in with the test's own key and known hosts; the user's are not read."""
         return SshAccess(
             identity=self.key, options=("UserKnownHostsFile=" + str(self.folder / "known_hosts"), "IdentityAgent=none")
         )
@@ -104,25 +104,25 @@ class Board:
             self._process = None
 
     def tool(self, name: str, script: str) -> None:
-        """Put a command in front of the system's."""
+        """Override a command of the system."""
         path = self.tools / name
         path.write_text(script)
         path.chmod(0o755)
 
-    def flash(self, bundle: Path, *targets: str, **options: object) -> list[FlashResult]:
-        """Flash with an interpreter that is there already."""
-        lines: list[str] = []
-        options = {"python": sys.executable, "root": str(self.root), "access": self.access, **options}
-        outcomes = flash(targets or [self.name], bundle, say=lines.append, **options)  # type: ignore[arg-type]
-        self.lines = lines
-        return outcomes
+    def flash(
+        self, bundle: Path, *targets: str, access: SshAccess | None = None, **options: object
+    ) -> list[FlashResult]:
+        """Flash with this test's own interpreter."""
+        self.lines: list[str] = []
+        settings = FlashSettings(**{"python": sys.executable, "root": str(self.root), **options})  # type: ignore[arg-type]
+        return flash(targets or [self.name], bundle, settings, access=access or self.access, say=self.lines.append)
 
-    def plant(self, bundle: Path) -> None:
-        """What a flash leaves, quicker."""
+    def install(self, bundle: Path) -> None:
+        """Install a bundle without SSH, faster than a flash."""
         Slots(self.state).install(bundle)
 
     def version(self) -> str | None:
-        """Of the bundle that this device has."""
+        """Version of the current bundle."""
         current = Slots(self.state).current()
         return None if current is None else msgspec.json.decode((current / MANIFEST).read_bytes())["version"]
 
@@ -154,8 +154,8 @@ def board(server: Board) -> Iterator[Board]:
 
 def test_flash_and_again(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     [first] = board.flash(bundle_root)
-    assert (first.status, first.ok, first.target) == ("flashed", True, board.name), first.words
-    assert first.words == "tiny-shapes 1.2.3 in slot a; new: model"
+    assert (first.status, first.ok, first.target) == ("flashed", True, board.name), first.detail
+    assert first.detail == "tiny-shapes 1.2.3 in slot a; new: model"
     assert board.version() == "1.2.3"
     before = board.tree()
     [second] = board.flash(bundle_root)
@@ -163,116 +163,116 @@ def test_flash_and_again(board: Board, bundle_root: Path, edit_manifest: Callabl
     assert board.tree() == before
     edit_manifest(version="1.2.4")
     [third] = board.flash(bundle_root)
-    assert (third.status, board.version()) == ("flashed", "1.2.4"), third.words
-    assert third.sent_bytes < first.sent_bytes / 2, "what the device has already was sent again"
-    assert {name.split("/")[0] for name in board.tree()} == {"var"}, "something was left on the way"
+    assert (third.status, board.version()) == ("flashed", "1.2.4"), third.detail
+    assert third.sent_bytes < first.sent_bytes / 2, "unchanged files were sent again"
+    assert {name.split("/")[0] for name in board.tree()} == {"var"}, "temporary files were left behind"
     for step in ("bundle sent", "golden check passed", "health"):
         assert any(step in line and line.startswith(board.name) for line in board.lines)
 
 
-def test_a_damaged_bundle_here_is_refused_before_anything(board: Board, bundle_root: Path) -> None:
-    board.plant(bundle_root)
+def test_a_damaged_local_bundle_is_refused_first(board: Board, bundle_root: Path) -> None:
+    board.install(bundle_root)
     (bundle_root / "litert-int8.tflite").write_bytes(b"damaged")
     with pytest.raises(BundleError, match=r"litert-int8\.tflite"):
         board.flash(bundle_root)
     assert board.version() == "1.2.3"
 
 
-def test_damage_on_the_way(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
-    board.plant(bundle_root)
+def test_damage_in_transit(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
+    board.install(bundle_root)
     edit_manifest(version="2.0.0")
     model = board.root / "opt/eyas/incoming/bundle/litert-int8.tflite"
     board.tool("rsync", f'#!/bin/sh\n/usr/bin/rsync "$@"; code=$?\necho x >> "{model}"; exit $code\n')
-    [outcome] = board.flash(bundle_root)
-    assert outcome.status == "failed"
-    assert "refused; it keeps what it has" in outcome.words
-    assert "litert-int8.tflite: 3218 bytes" in outcome.words
+    [result] = board.flash(bundle_root)
+    assert result.status == "failed"
+    assert "the bundle was refused on the device; its current bundle stays" in result.detail
+    assert "litert-int8.tflite: 3218 bytes" in result.detail
     assert board.version() == "1.2.3"
 
 
 def test_a_failed_golden_check(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
-    board.plant(bundle_root)
+    board.install(bundle_root)
     edit_manifest(version="2.0.0", golden_tolerance=0.0)
-    [outcome] = board.flash(bundle_root)
-    assert outcome.status == "failed"
-    assert "does not answer there as here; it keeps what it has" in outcome.words
+    [result] = board.flash(bundle_root)
+    assert result.status == "failed"
+    assert "the golden check failed on the device; its current bundle stays" in result.detail
     assert board.version() == "1.2.3"
     assert not (board.root / "opt/eyas/.flashing").exists()
 
 
 def test_a_dry_run_changes_nothing(board: Board, bundle_root: Path) -> None:
-    [outcome] = board.flash(bundle_root, dry_run=True)
-    assert outcome.status == "planned"
-    assert "send tiny-shapes 1.2.3" in outcome.words
+    [result] = board.flash(bundle_root, dry_run=True)
+    assert result.status == "planned"
+    assert "send tiny-shapes 1.2.3" in result.detail
     assert list(board.root.iterdir()) == []
-    board.plant(bundle_root)
+    board.install(bundle_root)
     before = board.tree()
-    [outcome] = board.flash(bundle_root, dry_run=True)
-    assert "nothing to do" in outcome.words
+    [result] = board.flash(bundle_root, dry_run=True)
+    assert "nothing to do" in result.detail
     assert board.tree() == before
 
 
-def test_two_devices_of_which_one_is_dead(board: Board, bundle_root: Path) -> None:
+def test_two_devices_of_which_one_is_unreachable(board: Board, bundle_root: Path) -> None:
     dead = f"{getpass.getuser()}@127.0.0.1:{free_port()}"
-    outcomes = board.flash(bundle_root, dead, board.name)
-    assert [outcome.status for outcome in outcomes] == ["failed", "flashed"]
-    assert "Connection refused" in outcomes[0].words
-    assert "see that its ssh server runs" in outcomes[0].words
+    results = board.flash(bundle_root, dead, board.name)
+    assert [result.status for result in results] == ["failed", "flashed"]
+    assert "Connection refused" in results[0].detail
+    assert "check that its SSH server runs" in results[0].detail
     assert board.version() == "1.2.3"
 
 
 def test_a_wrong_key_and_an_unknown_host(board: Board, bundle_root: Path) -> None:
     wrong = msgspec.structs.replace(board.access, identity=board.folder / "other_key")
-    [outcome] = board.flash(bundle_root, access=wrong)
-    assert outcome.status == "failed"
-    assert "Permission denied" in outcome.words
-    assert "ssh-copy-id" in outcome.words
+    [result] = board.flash(bundle_root, access=wrong)
+    assert result.status == "failed"
+    assert "Permission denied" in result.detail
+    assert "ssh-copy-id" in result.detail
     unknown = msgspec.structs.replace(board.access, options=("UserKnownHostsFile=/dev/null", "IdentityAgent=none"))
-    [outcome] = board.flash(bundle_root, access=unknown)
-    assert "Host key verification failed" in outcome.words
-    assert "\n" not in outcome.words
+    [result] = board.flash(bundle_root, access=unknown)
+    assert "Host key verification failed" in result.detail
+    assert "\n" not in result.detail
 
 
 def test_no_space_and_a_clock_in_1970(board: Board, bundle_root: Path) -> None:
     board.tool("df", "#!/bin/sh\necho Filesystem 1024-blocks Used Available\necho /dev/x 1000 990 10\n")
     board.tool("date", "#!/bin/sh\necho 300\n")
-    [outcome] = board.flash(bundle_root)
-    assert outcome.status == "failed"
-    assert "var/lib/eyas: 0 MB free" in outcome.words
-    assert "free some room" in outcome.words
+    [result] = board.flash(bundle_root)
+    assert result.status == "failed"
+    assert "var/lib/eyas: 0 MB free" in result.detail
+    assert "free some space" in result.detail
     (board.tools / "df").unlink()
-    [outcome] = board.flash(bundle_root)
-    assert outcome.ok
+    [result] = board.flash(bundle_root)
+    assert result.ok
     assert any("its clock is" in line and "behind" in line for line in board.lines)
 
 
-def test_no_agent_there(board: Board, bundle_root: Path) -> None:
+def test_no_agent_on_the_device(board: Board, bundle_root: Path) -> None:
     board.tool("python3", '#!/bin/sh\nexec env -u PYTHONPATH /usr/bin/python3 -S "$@"\n')
-    [outcome] = board.flash(bundle_root, python=str(board.tools / "python3"))
-    assert outcome.status == "failed"
-    assert "No module named" in outcome.words
+    [result] = board.flash(bundle_root, python=str(board.tools / "python3"))
+    assert result.status == "failed"
+    assert "No module named" in result.detail
 
 
-def test_the_configuration_is_kept_unless_one_is_given(board: Board, bundle_root: Path, tmp_path: Path) -> None:
-    board.plant(bundle_root)
-    place = board.root / "etc/eyas/device.toml"
-    assert not place.exists()
-    given = tmp_path / "my device.toml"
-    given.write_text('[camera]\nsource = "v4l2:0"\n')
-    [outcome] = board.flash(bundle_root, config=given)
-    assert outcome.words.endswith("new: configuration")
-    assert place.read_text() == given.read_text()
-    place.write_text("# changed on site\n")
+def test_the_configuration_is_kept_without_config(board: Board, bundle_root: Path, tmp_path: Path) -> None:
+    board.install(bundle_root)
+    installed = board.root / "etc/eyas/device.toml"
+    assert not installed.exists()
+    config = tmp_path / "my device.toml"
+    config.write_text('[camera]\nsource = "v4l2:0"\n')
+    [result] = board.flash(bundle_root, config=config)
+    assert result.detail.endswith("new: configuration")
+    assert installed.read_text() == config.read_text()
+    installed.write_text("# changed on site\n")
     assert board.flash(bundle_root)[0].status == "unchanged"
-    assert place.read_text() == "# changed on site\n"
-    given.write_text("[camera]\nsauce = 1\n")
+    assert installed.read_text() == "# changed on site\n"
+    config.write_text("[camera]\nsauce = 1\n")
     with pytest.raises(ConfigError, match="sauce"):
-        board.flash(bundle_root, config=given)
+        board.flash(bundle_root, config=config)
 
 
 @pytest.fixture
 def service(board: Board, tmp_path: Path) -> dict[str, object]:
-    """A systemd of the test's own: it notes what it is told, and `LOG.broken` names a slot that does not start."""
+    """A fake systemd, which logs its commands; `LOG.broken` names a slot that fails to start."""
     log = tmp_path / "systemctl.log"
     state = str(board.state).replace(" ", "\\ ")
     board.tool("systemctl", _FAKE_SYSTEMCTL.format(log=log, state=state))
@@ -284,8 +284,8 @@ def service(board: Board, tmp_path: Path) -> dict[str, object]:
 def test_the_service_is_installed_and_started(
     board: Board, bundle_root: Path, service: dict[str, object], tmp_path: Path
 ) -> None:
-    [outcome] = board.flash(bundle_root, **service)
-    assert outcome.words.endswith("new: model, configuration, service"), outcome
+    [result] = board.flash(bundle_root, **service)
+    assert result.detail.endswith("new: model, configuration, service"), result
     log = (tmp_path / "systemctl.log").read_text().splitlines()
     order = [line for line in log if line.split()[0] in ("daemon-reload", "enable", "restart")]
     assert order == ["daemon-reload", "enable --quiet eyas-device", "restart eyas-device"]
@@ -293,47 +293,47 @@ def test_the_service_is_installed_and_started(
     [again] = board.flash(bundle_root, **service)
     assert again.status == "unchanged"
     assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 1
-    (board.root / "opt/eyas/.flashing").touch()  # as a flash leaves it that was cut off before the restart
+    (board.root / "opt/eyas/.flashing").touch()  # as a flash that was interrupted before the restart leaves it
     [unfinished] = board.flash(bundle_root, **service)
-    assert unfinished.words.endswith("new: the rest of an interrupted flash")
+    assert unfinished.detail.endswith("new: the rest of an interrupted flash")
     assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 2
 
 
-def test_a_service_that_does_not_start_goes_back(
+def test_a_service_that_does_not_start_is_rolled_back(
     board: Board,
     bundle_root: Path,
     edit_manifest: Callable[..., None],
     service: dict[str, object],
     tmp_path: Path,
 ) -> None:
-    board.plant(bundle_root)
+    board.install(bundle_root)
     (board.root / "etc/eyas").mkdir(parents=True)
     (board.root / "etc/eyas/device.toml").touch()
     edit_manifest(version="2.0.0")
     (tmp_path / "systemctl.log.broken").write_text("b")
     (tmp_path / "device.toml").write_text('[camera]\nsource = "v4l2:1"\n')
-    [outcome] = board.flash(bundle_root, **service)
-    assert outcome.status == "rolled back"
-    assert outcome.words == "the service does not start: Job failed.; it is as it was before"
+    [result] = board.flash(bundle_root, **service)
+    assert result.status == "rolled back"
+    assert result.detail == "the service does not start: Job failed.; rolled back"
     assert board.version() == "1.2.3"
     assert (board.root / "etc/eyas/device.toml").read_text() == ""
     assert (tmp_path / "systemctl.log.active").exists(), "the service is down"
 
 
-def test_a_first_service_that_does_not_start(
+def test_a_first_service_that_does_not_start_fails(
     board: Board, bundle_root: Path, service: dict[str, object], tmp_path: Path
 ) -> None:
     (tmp_path / "systemctl.log.broken").write_text("a")
-    [outcome] = board.flash(bundle_root, **service)
-    assert outcome.status == "failed"
-    assert outcome.words.endswith("nothing to go back to")
+    [result] = board.flash(bundle_root, **service)
+    assert result.status == "failed"
+    assert result.detail.endswith("nothing to roll back to")
     (tmp_path / "systemctl.log.broken").unlink()
     assert board.flash(bundle_root, **service)[0].ok
 
 
 def test_a_service_needs_a_configuration(board: Board, bundle_root: Path, service: dict[str, object]) -> None:
-    [outcome] = board.flash(bundle_root, **{**service, "config": None})
-    assert "--config FILE brings one" in outcome.words
+    [result] = board.flash(bundle_root, **{**service, "config": None})
+    assert "install one with --config FILE" in result.detail
     assert board.version() is None
 
 
@@ -357,23 +357,23 @@ def index(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("index")
-def test_an_environment_of_wheels_for_an_off_line_device(
+def test_an_environment_for_an_offline_device(
     board: Board, bundle_root: Path, edit_manifest: Callable[..., None]
 ) -> None:
-    """The whole way, with a real environment: wheels fetched here, nothing fetched there."""
+    """End to end with a real environment: wheels downloaded here, nothing downloaded on the device."""
     options: dict[str, object] = {"python": None, "offline": True}
     [first] = board.flash(bundle_root, **options)
     assert first.status == "flashed", (first, board.lines)
-    assert first.words.endswith("new: model, environment")
+    assert first.detail.endswith("new: model, environment")
     link = board.root / "opt/eyas/venv"
     assert (link / "eyas.stamp").is_file()
     assert board.flash(bundle_root, **options)[0].status == "unchanged"
     environment = link.resolve()
-    (environment / "eyas.stamp").unlink()  # as an installation leaves it that was cut off
+    (environment / "eyas.stamp").unlink()  # as an interrupted installation leaves it
     edit_manifest(version="2.0.0")
     [planned] = board.flash(bundle_root, dry_run=True, **options)
-    assert "make " in planned.words
-    assert environment.name in planned.words
+    assert "make " in planned.detail
+    assert environment.name in planned.detail
 
 
 def test_the_verb(board: Board, bundle_root: Path) -> None:
@@ -391,22 +391,23 @@ def test_the_verb(board: Board, bundle_root: Path) -> None:
     assert f"{dead}: failed: cannot be reached" in done.output
 
 
-def test_a_benchmark_there(board: Board, bundle_root: Path, tmp_path: Path) -> None:
+def test_bench_fetches_the_result(board: Board, bundle_root: Path, tmp_path: Path) -> None:
     result = '{"board": {"model": "Raspberry Pi 5 Model B Rev 1.0"}, "results": []}'
     board.tool("agent", f"""#!/bin/sh\necho "$*" >> "{board.root}/asked"\necho '{result}'\n""")
     agent = str(board.tools / "agent")
-    out = bench(board.name, bundle_root, tmp_path / "results", root=str(board.root), python=agent, access=board.access)
+    settings = BenchSettings(root=str(board.root), python=agent)
+    out = bench(board.name, bundle_root, tmp_path / "results", settings, access=board.access)
     assert out == tmp_path / "results/raspberry-pi-5-model-b-rev-1-0.json"
     assert msgspec.json.decode(out.read_bytes())["results"] == []
     asked = (board.root / "asked").read_text().splitlines()[-1]
     assert asked.startswith("-m eyas_device bench --bundle ")
     assert asked.endswith("--json -")
     with pytest.raises(FleetError, match="flash it first"):
-        bench(board.name, None, tmp_path, root=str(board.root), access=board.access)
+        bench(board.name, None, tmp_path, BenchSettings(root=str(board.root)), access=board.access)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"board": "///"}', "nothing", "[" * 100_000])
-def test_an_answer_without_a_board(text: str) -> None:
+def test_output_without_a_board(text: str) -> None:
     with pytest.raises(FleetError):
         board_name(text, "here")
 
@@ -431,11 +432,13 @@ def test_a_target_is_plain_or_refused(text: str) -> None:
 
 
 @given(
-    words=st.lists(st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])), min_size=1, max_size=9)
+    arguments=st.lists(
+        st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])), min_size=1, max_size=9
+    )
 )
 @settings(max_examples=10, deadline=None)
-def test_words_arrive_as_they_are(remote: Remote, words: list[str]) -> None:
-    assert remote.run("printf", "%s\\0", *words).out.split("\0") == [*words, ""]
+def test_arguments_arrive_unchanged(remote: Remote, arguments: list[str]) -> None:
+    assert remote.run("printf", "%s\\0", *arguments).out.split("\0") == [*arguments, ""]
 
 
 @pytest.fixture(scope="module")
@@ -444,12 +447,12 @@ def remote(server: Board) -> Iterator[Remote]:
         yield connection
 
 
-def test_a_command_that_does_not_end(remote: Remote) -> None:
-    with pytest.raises(FleetError, match=r"no end within 0\.5 s"):
+def test_a_command_that_times_out(remote: Remote) -> None:
+    with pytest.raises(FleetError, match=r"no result within 0\.5 s"):
         remote.run("sleep", "20", timeout_s=0.5)
 
 
-FIT = DeviceFacts(
+READY = DeviceFacts(
     system="Linux",
     machine="aarch64",
     bits="64",
@@ -466,7 +469,7 @@ FIT = DeviceFacts(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"machine": "armv7l", "bits": "32"}, "a 64-bit system is needed"),
         ({"bits": "32"}, "32-bit programs"),
@@ -477,29 +480,29 @@ FIT = DeviceFacts(
         ({"glibc": "glibc 2.27"}, "2.28 or newer"),
         ({"glibc": ""}, "glibc unknown"),
         ({"opt_free_kb": "100000"}, "102 MB free, 700 MB needed"),
-        ({"state_free_kb": "junk"}, "not known"),
+        ({"state_free_kb": "junk"}, "unknown"),
         ({"uid": "1000", "user": "pi"}, "password-less sudo"),
-        ({"venv_link": "."}, "a folder that somebody made"),
+        ({"venv_link": "."}, "a folder, not a link"),
     ],
 )
-def test_preflight(change: dict[str, str], told: str) -> None:
+def test_preflight(change: dict[str, str], message: str) -> None:
     def found(facts: DeviceFacts) -> list[str]:
         return problems(facts, Layout(), bundle_bytes=1_000_000, environment=True, service=True)
 
-    assert found(FIT) == []
-    [fault] = found(msgspec.structs.replace(FIT, **change))
-    assert told in fault
+    assert found(READY) == []
+    [problem] = found(msgspec.structs.replace(READY, **change))
+    assert message in problem
 
 
-def test_profiles_and_becoming_root() -> None:
+def test_profiles_and_sudo() -> None:
     change = msgspec.structs.replace
-    assert FIT.profile == "device-numpy2"
-    assert change(FIT, picamera2="yes", numpy="1.24.2").profile == "device-numpy1"
-    assert change(FIT, picamera2="yes", numpy="2.2.4").profile == "device-numpy2"
-    assert change(FIT, python_version="3.10.12").profile == "device-jetpack6"
-    pi = change(FIT, uid="1000", sudo="yes", opt_writable="yes", state_writable="yes")
-    assert sudo_prefix(FIT, Layout(), service=True) == ()
+    assert READY.profile == "device-numpy2"
+    assert change(READY, picamera2="yes", numpy="1.24.2").profile == "device-numpy1"
+    assert change(READY, picamera2="yes", numpy="2.2.4").profile == "device-numpy2"
+    assert change(READY, python_version="3.10.12").profile == "device-jetpack6"
+    pi = change(READY, uid="1000", sudo="yes", opt_writable="yes", state_writable="yes")
+    assert sudo_prefix(READY, Layout(), service=True) == ()
     assert sudo_prefix(pi, Layout(), service=True) == ("sudo", "-n")
     assert sudo_prefix(pi, Layout("/home/pi/eyas"), service=False) == ()
-    assert warnings(FIT) == []
-    assert warnings(change(FIT, skew_s=-1.7e9)) == ["its clock is 1700000000 s behind: set up NTP"]
+    assert warnings(READY) == []
+    assert warnings(change(READY, skew_s=-1.7e9)) == ["its clock is 1700000000 s behind: set up NTP"]

@@ -25,9 +25,9 @@ def test_nothing_is_lost_and_nothing_is_stored_twice(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()
     written = json.loads((tmp_path / "out.json").read_text())
-    outcomes = {outcome["case"]: outcome for outcome in written["outcomes"]}
-    assert set(outcomes) == set(CASES)
-    for outcome in outcomes.values():
-        assert outcome["finished"], outcome
-        assert outcome["messages"] >= 395, outcome
-        assert (outcome["lost"], outcome["twice"]) == (0, 0), outcome
+    results = {result["case"]: result for result in written["results"]}
+    assert set(results) == set(CASES)
+    for result in results.values():
+        assert result["finished"], result
+        assert result["messages"] >= 395, result
+        assert (result["lost"], result["twice"]) == (0, 0), result

@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from eyas_device.telemetry.messages import Status, Window, encode
-from eyas_host.fleet.store.validate import ValidMessage, validate
 from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store, StoreError
 from eyas_host.fleet.store.ranges import as_ranges, union
 from eyas_host.fleet.store.retention import Retention, expire
+from eyas_host.fleet.store.validate import ValidMessage, validate
 from tests.support.fleet_parts import event, window
 
 SPOOL = str(uuid.UUID(int=7))
@@ -27,17 +27,17 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'fleet.db'}"
 
 
-def checked(message: object, kind: str = "window", device: str = "cam-1") -> ValidMessage:
+def validated(message: object, kind: str = "window", device: str = "cam-1") -> ValidMessage:
     verdict = validate(f"eyas/s/{device}/{kind}", encode(message))  # type: ignore[arg-type]
     assert isinstance(verdict, ValidMessage), verdict
     return verdict
 
 
 def windows(numbers: range, device: str = "cam-1", **more: object) -> list[ValidMessage]:
-    return [checked(window(device, SPOOL, n, **more), device=device) for n in numbers]
+    return [validated(window(device, SPOOL, n, **more), device=device) for n in numbers]
 
 
-def test_stored_once_whatever_comes_again(url: str) -> None:
+def test_duplicates_are_stored_once(url: str) -> None:
     with Store(url) as store:
         assert store.add(Batch(NOW, windows(range(10)))) == 10
         assert store.add(Batch(NOW, windows(range(5, 15)))) == 5
@@ -50,7 +50,7 @@ def test_stored_once_whatever_comes_again(url: str) -> None:
 
 def test_queries_by_device_kind_and_time(url: str) -> None:
     with Store(url) as store:
-        hard = checked(event("cam-1", SPOOL, 50), "event")
+        hard = validated(event("cam-1", SPOOL, 50), "event")
         store.add(Batch(NOW, [*windows(range(4)), *windows(range(4), "cam-2"), hard]))
         assert {w.device for w in store.windows()} == {"cam-1", "cam-2"}
         assert [w.sequence for w in store.windows("cam-2", since=1_700_000_002.0)] == [2, 3]
@@ -58,7 +58,7 @@ def test_queries_by_device_kind_and_time(url: str) -> None:
         assert list(store.events("cam-2")) == []
 
 
-def test_what_is_unknown_in_a_message_is_kept(url: str, tmp_path: Path) -> None:
+def test_unknown_fields_of_a_message_are_stored(url: str, tmp_path: Path) -> None:
     payload = encode(window("cam-1", SPOOL, 1))[:-1] + b',"of_a_newer_agent":[1]}'
     verdict = validate("eyas/s/cam-1/window", payload)
     assert isinstance(verdict, ValidMessage)
@@ -71,30 +71,32 @@ def test_what_is_unknown_in_a_message_is_kept(url: str, tmp_path: Path) -> None:
 def test_status_of_devices(url: str) -> None:
     def status(state: str, sequence: int, spool: str = SPOOL) -> ValidMessage:
         message = Status(device="cam-1", spool=spool, sequence=sequence, state=state, model=f"m {sequence}")  # type: ignore[arg-type]
-        return checked(message, "status")
+        return validated(message, "status")
 
     with Store(url) as store:
         store.add(Batch(NOW, windows(range(1), "cam-0")))
         store.add(Batch(NOW, [status("online", 3)]))
         store.add(Batch(NOW + 1, [status("online", 2)]))
         silent, known = store.devices()
-        assert (silent.device, silent.told, silent.seen) == ("cam-0", 0.0, NOW)
-        assert (known.status.state, known.status.model, known.told) == ("online", "m 3", NOW), "an older one came late"
+        assert (silent.device, silent.status_received, silent.last_seen) == ("cam-0", 0.0, NOW)
+        assert (known.status.state, known.status.model, known.status_received) == ("online", "m 3", NOW), (
+            "a late, older status changes nothing"
+        )
         store.add(Batch(NOW + 2, [status("lost", -1, "")]))
         assert store.devices()[1].status.state == "lost"
         store.add(Batch(NOW + 3, [status("online", 3)]))
-        assert store.devices()[1].status.state == "lost", "a repeated birth is none"
+        assert store.devices()[1].status.state == "lost", "a duplicate status changes nothing"
         store.add(Batch(NOW + 4, [status("online", 4)]))
         assert store.devices()[1].status.state == "online"
         store.add(Batch(NOW + 5, [status("offline", 0, str(uuid.UUID(int=8)))]))
         assert store.devices()[1].status.state == "offline", "a new spool counts from 0"
-        assert store.counts()["status"] == 4, "wills are no messages of record"
+        assert store.counts()["status"] == 4, "last wills are not stored"
 
 
-def test_quarantine_keeps_the_reason_and_the_beginning(url: str) -> None:
+def test_quarantine_stores_the_reason_and_the_first_bytes(url: str) -> None:
     with Store(url) as store:
         store.add(Batch(NOW, (), [QuarantinedMessage("eyas/s/d/window", "no window", b"\xff\x00" + b"x" * 100_000)]))
-        (kept,) = store.poison()
+        (kept,) = store.quarantined()
     assert (kept.topic, kept.reason) == ("eyas/s/d/window", "no window")
     assert kept.payload.startswith(b"\\xff\\x00xx")
     assert len(kept.payload) < 20_000
@@ -105,10 +107,10 @@ def test_a_commit_is_durable_and_concurrent(url: str, tmp_path: Path) -> None:
         assert one.add(Batch(NOW, windows(range(5)))) + other.add(Batch(NOW, windows(range(5)))) == 5
         with one.begin() as connection:
             facts = [connection.exec_driver_sql(f"PRAGMA {p}").scalar_one() for p in ("journal_mode", "synchronous")]
-    assert facts == ["wal", 2], "an acknowledged message has to survive a power cut"
+    assert facts == ["wal", 2], "acknowledged messages must survive a power cut"
 
 
-def test_a_locked_store_says_so_and_stores_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_store_raises_and_stores_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eyas_host.fleet.store.tables._BUSY_S", 0)
     with Store(url) as store:
         blocker = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)
@@ -120,19 +122,19 @@ def test_a_locked_store_says_so_and_stores_nothing(url: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("url", "message"),
     [
         ("fleet.db", "URL is needed"),
         ("oracle://x", "only sqlite, postgresql"),
         ("sqlite:////nowhere/at/all/fleet.db", "unable to open"),
     ],
 )
-def test_a_store_that_cannot_be_opened(wrong: str, said: str) -> None:
-    with pytest.raises(StoreError, match=said):
-        Store(wrong)
+def test_a_store_that_cannot_be_opened(url: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        Store(url)
 
 
-def test_another_programs_tables_and_newer_versions_are_refused(url: str, tmp_path: Path) -> None:
+def test_foreign_tables_and_other_versions_are_refused(url: str, tmp_path: Path) -> None:
     with Store(url):
         pass
     database = sqlite3.connect(tmp_path / "fleet.db")
@@ -153,43 +155,43 @@ def test_a_password_is_not_shown() -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_old_windows_become_hours_and_never_come_back(url: str) -> None:
+def test_old_windows_are_merged_by_hour_and_not_stored_again(url: str) -> None:
     counts = {"counts": {"crack": 2}, "frames": 2, "latency_bins": {100: 2}}
-    old = [checked(window("cam-1", SPOOL, n, time=NOW - 90 * DAY + 60 * n, **counts)) for n in range(120)]
-    new = [checked(window("cam-1", SPOOL, 200, time=NOW - 60, **counts))]
+    old = [validated(window("cam-1", SPOOL, n, time=NOW - 90 * DAY + 60 * n, **counts)) for n in range(120)]
+    new = [validated(window("cam-1", SPOOL, 200, time=NOW - 60, **counts))]
     with Store(url) as store:
         store.add(Batch(NOW - 90 * DAY, old))
         store.add(Batch(NOW - 60, new))
-        gone = expire(store, Retention(windows_days=30), now=NOW)
-        assert (gone.rolled, gone.deleted) == (120, 0)
+        expired = expire(store, Retention(windows_days=30), now=NOW)
+        assert (expired.merged, expired.deleted) == (120, 0)
         left = list(store.windows())
         assert [w.merged for w in left if w.sequence != 200] in ([60, 60], [40, 60, 20], [20, 60, 40])
         assert sum(w.frames for w in left) == 242
         assert sum(w.counts["crack"] for w in left) == 242
-        assert store.add(Batch(NOW, old)) == 0, "they were stored once already"
-        assert expire(store, Retention(windows_days=30), now=NOW).rolled == 0
+        assert store.add(Batch(NOW, old)) == 0, "expired messages are not stored again"
+        assert expire(store, Retention(windows_days=30), now=NOW).merged == 0
         assert sum(w.frames for w in store.windows()) == 242
-        late = [checked(window("cam-1", SPOOL, n, time=NOW - 90 * DAY + 60 * n, **counts)) for n in range(120, 130)]
+        late = [validated(window("cam-1", SPOOL, n, time=NOW - 90 * DAY + 60 * n, **counts)) for n in range(120, 130)]
         store.add(Batch(NOW - 80 * DAY, late))
         expire(store, Retention(windows_days=30), now=NOW)
-        assert sum(w.frames for w in store.windows()) == 262, "late ones are merged into the hour"
+        assert sum(w.frames for w in store.windows()) == 262, "late windows are merged into the hour"
 
 
-def test_old_events_and_poison_go(url: str) -> None:
+def test_old_events_and_quarantined_messages_are_deleted(url: str) -> None:
     with Store(url) as store:
-        poison = [QuarantinedMessage("t", "r", b"")]
-        hard = [checked(event("cam-1", SPOOL, n), "event") for n in range(3)]
-        store.add(Batch(NOW - 400 * DAY, hard, poison))
-        store.add(Batch(NOW, [checked(event("cam-1", SPOOL, 3), "event")], poison))
-        gone = expire(store, Retention(events_days=365, poison_days=30), now=NOW)
-        assert (gone.deleted, gone.poison) == (3, 1)
+        invalid = [QuarantinedMessage("t", "r", b"")]
+        hard = [validated(event("cam-1", SPOOL, n), "event") for n in range(3)]
+        store.add(Batch(NOW - 400 * DAY, hard, invalid))
+        store.add(Batch(NOW, [validated(event("cam-1", SPOOL, 3), "event")], invalid))
+        expired = expire(store, Retention(events_days=365, quarantine_days=30), now=NOW)
+        assert (expired.deleted, expired.quarantined) == (3, 1)
         assert [e.sequence for e in store.events()] == [3]
         assert store.add(Batch(NOW, hard)) == 0
 
 
-def test_rolled_windows_are_plain_windows(url: str) -> None:
+def test_merged_windows_are_windows(url: str) -> None:
     with Store(url) as store:
-        store.add(Batch(1.0, [checked(window("cam-1", SPOOL, n, time=5.0)) for n in range(2)]))
+        store.add(Batch(1.0, [validated(window("cam-1", SPOOL, n, time=5.0)) for n in range(2)]))
         expire(store, Retention(windows_days=1), now=time.time())
         (merged,) = store.windows()
     assert isinstance(merged, Window)

@@ -1,4 +1,4 @@
-"""The live view: what it knows, what it shows, and that nobody's name can spoil it."""
+"""The live view: conditions of devices, the table, and safe printing of names from the network."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from rich.console import Console
 from eyas_device.telemetry.messages import Header, Status, encode, topic
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.store.validate import ValidMessage, validate
-from eyas_host.fleet.watch.fleet_state import MAX_DEVICES, FleetState, printable
-from eyas_host.fleet.watch.live import Subscriber, render, stream, watch
+from eyas_host.fleet.watch.fleet_state import MAX_DEVICES, FleetState
+from eyas_host.fleet.watch.live import printable, render, stream, watch
+from eyas_host.fleet.watch.subscriber import Subscriber
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
 SPOOL = str(uuid.UUID(int=7))
 
 
-def take(seen: FleetState, message: Header, kind: str = "window", now: float = 100.0, **more: Any) -> None:
+def add(fleet: FleetState, message: Header, kind: str = "window", now: float = 100.0, **more: Any) -> None:
     verdict = validate(topic("s", message.device, kind), encode(message))
     assert isinstance(verdict, ValidMessage), verdict
-    seen.take(verdict, now, **more)
+    fleet.add(verdict, now, **more)
 
 
 def online(device: str, sequence: int = 0, **more: Any) -> Status:
     return Status(device=device, spool=SPOOL, sequence=sequence, state="online", **more)
 
 
-def shown(seen: FleetState, now: float = 100.0) -> str:
+def shown(fleet: FleetState, now: float = 100.0) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=False).print(render(seen, now, "connected"))
+    Console(file=out, width=200, force_terminal=False).print(render(fleet, now, "connected"))
     return out.getvalue()
 
 
-def test_trouble_comes_first() -> None:
-    seen = FleetState()
+def test_the_worst_condition_comes_first() -> None:
+    fleet = FleetState()
     for device in ("a-fine", "b-lost", "c-dark", "d-strange", "e-gone", "f-silent"):
-        take(seen, online(device, ood=device == "d-strange"), "status", 5.0 if device == "f-silent" else 100.0)
-    take(seen, Status(device="b-lost", state="lost"), "status")
-    take(seen, window("c-dark", SPOOL, 1, camera="lost"))
-    take(seen, Status(device="e-gone", spool=SPOOL, sequence=9, state="offline"), "status")
-    found = [(line.device, line.condition(100.0)) for line in seen.lines(100.0)]
+        add(fleet, online(device, ood=device == "d-strange"), "status", 5.0 if device == "f-silent" else 100.0)
+    add(fleet, Status(device="b-lost", state="lost"), "status")
+    add(fleet, window("c-dark", SPOOL, 1, camera="lost"))
+    add(fleet, Status(device="e-gone", spool=SPOOL, sequence=9, state="offline"), "status")
+    found = [(d.device, d.condition(100.0)) for d in fleet.devices(100.0)]
     assert found == [
         ("b-lost", "lost"),
         ("f-silent", "silent"),
@@ -57,11 +58,11 @@ def test_trouble_comes_first() -> None:
         ("d-strange", "ood"),
         ("a-fine", "online"),
     ]
-    assert seen.summary(100.0)["lost"] == 1
+    assert fleet.summary(100.0)["lost"] == 1
 
 
-def test_what_a_line_says() -> None:
-    seen = FleetState()
+def test_a_row_shows_the_last_window() -> None:
+    fleet = FleetState()
     tenths = (0,) * 9 + (6,)
     facts: dict[str, Any] = {
         "seconds": 10.0,
@@ -71,27 +72,27 @@ def test_what_a_line_says() -> None:
         "throttled": ("hot",),
     }
     facts |= {"latency_ms": {"p50": 12.34, "p99": 45.6}, "confidence": {"a": tenths, "b": (6,) + (0,) * 9}}
-    take(seen, window("cam", SPOOL, 6, frames=12, **facts))
-    take(seen, window("cam", SPOOL, 5, frames=999))
-    take(seen, event("cam", SPOOL, 7, top={"crack": 0.51, "fine": 0.49}), "event")
-    text = shown(seen, 103.0)
+    add(fleet, window("cam", SPOOL, 6, frames=12, **facts))
+    add(fleet, window("cam", SPOOL, 5, frames=999))
+    add(fleet, event("cam", SPOOL, 7, top={"crack": 0.51, "fine": 0.49}), "event")
+    text = shown(fleet, 103.0)
     for words in ("s/cam", "1.2", "12.3", "45.6", "0.50", "25%", "61!", "3 s", "crack 0.51, fine 0.49"):
         assert words in text, words
-    assert "999" not in text, "an old window that came late is not shown"
+    assert "999" not in text, "a late, older window is not shown"
 
 
-def test_what_the_broker_kept_is_no_sign_of_life() -> None:
-    seen = FleetState()
-    take(seen, online("cam"), "status", kept=True)
-    assert seen.lines(100.0)[0].heard == 0.0
+def test_a_retained_message_is_no_sign_of_life() -> None:
+    fleet = FleetState()
+    add(fleet, online("cam"), "status", retained=True)
+    assert fleet.devices(100.0)[0].last_seen == 0.0
 
 
-def test_names_and_labels_cannot_write_on_the_screen() -> None:
-    seen = FleetState()
+def test_names_and_labels_cannot_control_the_terminal() -> None:
+    fleet = FleetState()
     evil = "[red]x[/red]\x1b[2J\x07\n\u202e"
-    take(seen, window("cam", SPOOL, 1, model=evil, camera=evil))
-    take(seen, event("cam", SPOOL, 2, top={evil: 0.5}), "event")
-    text = shown(seen)
+    add(fleet, window("cam", SPOOL, 1, model=evil, camera=evil))
+    add(fleet, event("cam", SPOOL, 2, top={evil: 0.5}), "event")
+    text = shown(fleet)
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "\u202e" not in text
@@ -102,11 +103,11 @@ def test_names_and_labels_cannot_write_on_the_screen() -> None:
 def test_invented_devices_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_DEVICES >= 10_000
     monkeypatch.setattr("eyas_host.fleet.watch.fleet_state.MAX_DEVICES", 5)
-    seen = FleetState()
+    fleet = FleetState()
     for number in range(20):
-        take(seen, window(f"cam-{number}", SPOOL, 1))
-    assert len(seen.lines(100.0)) == 5
-    assert seen.messages == 20
+        add(fleet, window(f"cam-{number}", SPOOL, 1))
+    assert len(fleet.devices(100.0)) == 5
+    assert fleet.messages == 20
 
 
 @pytest.fixture
@@ -116,10 +117,10 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     made.close()
 
 
-def test_json_lines_from_a_broker_that_comes_later(processes: Processes) -> None:
+def test_json_lines_from_a_broker_that_starts_later(processes: Processes) -> None:
     port, out = free_port(), io.StringIO()
     access = BrokerAccess(broker=f"127.0.0.1:{port}")
-    thread = threading.Thread(target=stream, args=(access, out), kwargs={"seconds": 12.0, "people": io.StringIO()})
+    thread = threading.Thread(target=stream, args=(access, out), kwargs={"seconds": 12.0, "log": io.StringIO()})
     thread.start()
     time.sleep(0.5)
     processes.broker(port)
@@ -153,8 +154,8 @@ def test_a_table_where_there_is_no_terminal(processes: Processes) -> None:
     assert "shapes 1.0.0" in out.getvalue()
 
 
-def test_a_refusal_is_said(processes: Processes) -> None:
+def test_a_refusal_is_shown(processes: Processes) -> None:
     port = free_port()
     processes.broker(port, "allow_anonymous false")
-    with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as tap:
-        wait_until(lambda: "refused by the broker: Not authorized" in tap.state)
+    with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as subscriber:
+        wait_until(lambda: str(subscriber.status) == "refused by the broker: Not authorized")

@@ -1,4 +1,4 @@
-"""The ready networks: each gets a recipe that loads, is built by it, and learns the way a teacher or a student does."""
+"""Presets: each writes a recipe that loads, builds its network and takes training steps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from eyas_host.models.presets import STUDENTS, TEACHERS, pick
 from torch import nn
 
-from eyas_host.cli.new import new_recipe
+from eyas_host.cli.app import HELP
+from eyas_host.data.sources import list_class_folders
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, known_model
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.presets import STUDENTS, TEACHERS, pick
+from eyas_host.recipe.scaffold import new_recipe
 from eyas_host.recipe.warnings import recipe_warnings
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.losses import teacher_loss
@@ -24,18 +26,25 @@ LABELS = torch.tensor([0, 1, 2, 3])
 WITHOUT_BATCH_NORM = {"vit_small", "convnext_tiny"}
 
 
-def ready(images: Path, models: Path, **names: str) -> Recipe:
-    """The recipe that `eyas new` writes, with random weights, for there may be no hub."""
-    return load_recipe(new_recipe(images, "toy", models, **names), ("teacher.weights=random", "student.weights=random"))
+def preset_recipe(
+    images: Path, models: Path, teacher: str = "efficientnet_lite0", student: str = "mobilenetv3_small"
+) -> Recipe:
+    """The recipe that `eyas new` writes, with random weights, because there may be no hub."""
+    networks = TEACHERS[teacher], STUDENTS[student]
+    path = new_recipe(images, list_class_folders(images), models, "toy", *networks)
+    return load_recipe(path, ("teacher.weights=random", "student.weights=random"))
 
 
 def pixels(count: int = 4, size: int = 64) -> torch.Tensor:
     return torch.randint(256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
-def test_the_table_has_what_was_promised() -> None:
+def test_the_presets_and_their_help() -> None:
     timms = {one.model for one in TEACHERS.values()} | {one.model for one in STUDENTS.values()}
     assert all(known_model(name) for name in timms)
+    page = (HELP / "new.md").read_text()
+    for name, preset in (TEACHERS | STUDENTS).items():  # type: ignore[operator]
+        assert f"- `{name}`: {preset.why}\n" in page
     lites = {f"tf_efficientnet_lite{n}" for n in range(3)}
     others = {"resnet50", "efficientnet_b3", "densenet201", "vit_small_patch16_224", "convnext_tiny"}
     students = {"mobilenetv3_small_100", "mobilenetv3_large_100", "mobilenetv4_conv_small"}
@@ -44,13 +53,13 @@ def test_the_table_has_what_was_promised() -> None:
 
 @pytest.mark.parametrize("name", TEACHERS)
 def test_a_teacher_takes_a_step(name: str, shape_images: Path, tmp_path: Path) -> None:
-    recipe = ready(shape_images, tmp_path, teacher=name)
+    recipe = preset_recipe(shape_images, tmp_path, teacher=name)
     assert recipe_warnings(recipe) == []
     settings = recipe.teacher
     assert settings.model == TEACHERS[name].model
     torch.manual_seed(0)
     model, _ = build_teacher(settings, 4)
-    halves_fit(model)
+    check_pooled_and_classify(model)
     assert (name in WITHOUT_BATCH_NORM) == (not any(isinstance(m, nn.BatchNorm2d) for m in model.modules()))
 
     groups = unfreeze(model, settings)
@@ -80,7 +89,7 @@ def head_of(model: PixelClassifier) -> set[str]:
     return {name for name, parameter in model.backbone.named_parameters() if id(parameter) in own}
 
 
-def halves_fit(model: PixelClassifier) -> None:
+def check_pooled_and_classify(model: PixelClassifier) -> None:
     with torch.inference_mode():
         model.eval()
         pooled = model.pooled(pixels())
@@ -90,10 +99,10 @@ def halves_fit(model: PixelClassifier) -> None:
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_takes_a_step(name: str, shape_images: Path, tmp_path: Path) -> None:
-    recipe = ready(shape_images, tmp_path, student=name)
+    recipe = preset_recipe(shape_images, tmp_path, student=name)
     assert recipe_warnings(recipe) == [] and recipe.student.model == STUDENTS[name].model
     model, _ = build_student(recipe.student, 4)
-    halves_fit(model)
+    check_pooled_and_classify(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.student.rate)
     losses = []
     model.train()
@@ -109,16 +118,16 @@ def test_a_student_takes_a_step(name: str, shape_images: Path, tmp_path: Path) -
     ("side", "teacher", "size"),
     [(256, "vit_small", 224), (256, "efficientnet_b3", 160), (256, "resnet50", 128), (150, "vit_small", 128)],
 )
-def test_images_as_large_as_the_teacher_wants_them(side: int, teacher: str, size: int, tmp_path: Path) -> None:
+def test_image_size_follows_the_teacher(side: int, teacher: str, size: int, tmp_path: Path) -> None:
     draw_folder(tmp_path / "images", count=2, width=side, height=side + 10, labels=SHAPES[:2])
-    assert ready(tmp_path / "images", tmp_path, teacher=teacher).image.size == size
+    assert preset_recipe(tmp_path / "images", tmp_path, teacher=teacher).image.size == size
 
 
 def test_a_network_by_short_name_or_by_timms() -> None:
     assert pick(TEACHERS, "vit_small") is pick(TEACHERS, "vit_small_patch16_224")
-    with pytest.raises(RecipeError, match=r"'resnet5': no ready settings; did you mean 'resnet50'\? there are eff"):
+    with pytest.raises(RecipeError, match=r"'resnet5': not a preset; did you mean 'resnet50'\? allowed: eff"):
         pick(TEACHERS, "resnet5")
-    with pytest.raises(RecipeError, match=r"'zzz': no ready settings; there are mobilenetv3_small, "):
+    with pytest.raises(RecipeError, match=r"'zzz': not a preset; allowed: mobilenetv3_small, "):
         pick(STUDENTS, "zzz")
 
 
@@ -127,7 +136,7 @@ def test_through_the_command_line(shape_images: Path, tmp_path: Path) -> None:
         return eyas(tmp_path, "new", shape_images, "--name", "toy", *more)
 
     wrong = new("--teacher", "resnet5")
-    assert wrong.code == 2 and wrong.err.startswith("eyas: 'resnet5': no ready settings")
+    assert wrong.code == 2 and wrong.err.startswith("eyas: 'resnet5': not a preset")
     assert "Traceback" not in wrong.err and not (tmp_path / "models").exists()
     done = new("--teacher", "resnet50", "--student", "mobilenetv4_conv_small")
     assert done.code == 0, done.err

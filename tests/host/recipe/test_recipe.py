@@ -12,10 +12,11 @@ import tomllib
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from eyas_host.cli.new import new_recipe
+from eyas_host.data.sources import list_class_folders
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import RENAMED, load_recipe
-from eyas_host.support.errors import DataError, RecipeError
+from eyas_host.recipe.scaffold import new_recipe
+from eyas_host.support.errors import RecipeError
 from tests.support.paths import ROOT
 
 MODELS = ROOT / "models"
@@ -265,17 +266,16 @@ def test_the_solar_recipe_departs_from_the_defaults_only_where_it_says_so() -> N
 
 
 def test_new_writes_a_recipe_that_loads(tmp_path: Path, shape_images: Path) -> None:
-    path = new_recipe(shape_images, "shapes", tmp_path)
+    classes = list_class_folders(shape_images)
+    path = new_recipe(shape_images, classes, tmp_path, "shapes")
     recipe = load_recipe(path)
     assert (recipe.run.name, recipe.data.path) == ("shapes", str(shape_images))
     assert (recipe.image.size, recipe.image.fit, recipe.student.epochs) == (64, "crop", 60)
     assert recipe.augment.horizontal_flip
     with pytest.raises(RecipeError, match="exists already"):
-        new_recipe(shape_images, "shapes", tmp_path)
+        new_recipe(shape_images, classes, tmp_path, "shapes")
     with pytest.raises(RecipeError, match="--name"):
-        new_recipe(shape_images, "..", tmp_path)
-    with pytest.raises(DataError, match="no such folder"):
-        new_recipe(shape_images / "absent", None, tmp_path)
+        new_recipe(shape_images, classes, tmp_path, "..")
 
 
 _KEYS = st.sampled_from([f"{s}.{k}" for s, keys in FIELDS.items() for k in keys]) | st.text(max_size=6)

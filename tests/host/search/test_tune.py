@@ -140,7 +140,7 @@ def test_a_second_search_trains_nothing(place: Path, monkeypatch: pytest.MonkeyP
     def never(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("eyas_host.cli.tune.search", never)
+    monkeypatch.setattr("eyas_host.search.tune.search", never)
     monkeypatch.setattr("eyas_host.search.finals.train_teacher", never)
     before = result(place)
     done = tune(place)

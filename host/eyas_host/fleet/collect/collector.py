@@ -33,10 +33,10 @@ from eyas_host.fleet.broker.client import (
     is_mqtt3_only,
     make_client,
 )
-from eyas_host.fleet.store.validate import MessageId
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.ranges import as_ranges
+from eyas_host.fleet.store.validate import MessageId
 
 _SESSION_TAKEN_OVER = 0x8E
 """MQTT 5 reason code: another client with the same id connected."""

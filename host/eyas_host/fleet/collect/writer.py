@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError, SQLAlchemyError
 
 from eyas_device.support.closing import Closing
-from eyas_host.fleet.store.validate import InvalidMessage, MessageId, ValidMessage, validate
 from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store
 from eyas_host.fleet.store.tables import first_line
+from eyas_host.fleet.store.validate import InvalidMessage, MessageId, ValidMessage, validate
 
 _RETRY_S = (0.2, 30.0)
 _ROW_ERRORS = (DataError, IntegrityError, InterfaceError, ProgrammingError, ValueError, OverflowError)

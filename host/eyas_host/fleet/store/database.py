@@ -16,7 +16,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import Event, Header, Status, Window
-from eyas_host.fleet.store.validate import ValidMessage
 from eyas_host.fleet.store.tables import (
     READING,
     VERSION,
@@ -33,6 +32,7 @@ from eyas_host.fleet.store.tables import (
     version,
     without_password,
 )
+from eyas_host.fleet.store.validate import ValidMessage
 
 QUARANTINE_BYTES = 16 * 1024
 """Max. stored bytes of a quarantined payload."""
