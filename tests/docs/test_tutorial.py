@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from eyas_host.fleet.store.store import Store
 
+from eyas_host.fleet.store.database import Store
 from tests.support.brokers import free_port
 from tests.support.paths import ROOT
 from tests.support.shapes import draw_folder

@@ -242,10 +242,10 @@ def test_no_check_raises_when_nothing_works() -> None:
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, *checks: Callable[[Context], Finding]) -> None:
-    monkeypatch.setattr("eyas_host.cli.doctor.CHECKS", checks)
+    monkeypatch.setattr("eyas_host.doctor.CHECKS", checks)
 
 
-def test_the_verb_tells_the_mend_and_ends_with_1_where_something_is_red(
+def test_doctor_prints_the_fix_and_exits_with_1_if_a_check_is_red(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick(monkeypatch, machine.recipe, software.python)
