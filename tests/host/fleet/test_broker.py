@@ -21,6 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from eyas_device.config import read_config
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import encode
+from eyas_device.telemetry.mqtt_client import LinkState
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.enroll import enroll
 from eyas_host.fleet.broker.kit import Kit, prepare

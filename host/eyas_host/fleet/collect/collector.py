@@ -26,12 +26,8 @@ from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
 from eyas_host.fleet.broker.client import (
-    SESSION_TAKEN_OVER,
     BrokerAccess,
-    ConnectionState,
     describe_error,
-    is_mqtt3_only,
-    make_client,
 )
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
 from eyas_host.fleet.store.database import Store
@@ -238,7 +234,8 @@ class Collector(Closing):
         self._unstable = 0 if time.monotonic() - self._attempt_at > _STABLE_S else self._unstable + 1
         if self._was_connected and self._unstable > _UNSTABLE:
             self._set_state(
-                LinkState.DISCONNECTED, f"lost repeatedly; does another collector have the name {self._client_id!r}? (--name)"
+                LinkState.DISCONNECTED,
+                f"lost repeatedly; does another collector have the name {self._client_id!r}? (--name)",
             )
         low, high = _RETRY_S
         self._wait(min(low * 2 ** min(self._unstable, 10), high) * random.uniform(0.5, 1.0))
