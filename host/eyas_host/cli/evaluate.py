@@ -26,9 +26,7 @@ def evaluate(
     ] = False,
     html: Annotated[
         Path | None,
-        typer.Option(
-            "--html", metavar="FILE", help="The page.  [default: RUN/evaluate/SET.html, else BUNDLE-SET.html]"
-        ),
+        typer.Option("--html", metavar="FILE", help="Page.  [default: RUN/evaluate/SET.html, else BUNDLE-SET.html]"),
     ] = None,
     json: Annotated[
         str | None,
