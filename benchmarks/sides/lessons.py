@@ -19,7 +19,7 @@ from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, build, build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import meter
-from eyas_host.train.feature_distillation import Hints
+from eyas_host.train.feature_distillation import FeatureLoss
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
@@ -79,19 +79,19 @@ class Bench:
         Without a teacher that is `asked` at every step, views and answers are the cached ones; `workers` other than
         the stream's own draw the views then.
         """
-        lesson, channels = DistillationTask(self.recipe, self.split, self.cache), self.cache.features.shape[-1]
+        task, channels = DistillationTask(self.recipe, self.split, self.cache), self.cache.features.shape[-1]
         if asked is not None:
-            lesson, channels = OnlineLesson(self.recipe, self.split, self.cache, asked), asked.pooled_channels
-            lesson.stream.workers = lesson.stream.workers if workers is None else workers
+            task, channels = OnlineLesson(self.recipe, self.split, self.cache, asked), asked.pooled_channels
+            task.stream.workers = task.stream.workers if workers is None else workers
         model = move(build_student(self.recipe.student, len(self.split.labels))[0], self.device)
-        hints = Hints(model, self.recipe.student, channels, None).to(self.device)
+        hints = FeatureLoss(model, self.recipe.student, channels, None).to(self.device)
         optimizer = torch.optim.AdamW([*model.parameters(), *hints.parameters()], lr=1e-4)
 
         def losses() -> Iterator[Tensor]:
-            for pixels, teacher, features, labels in _again(lesson.batches):
+            for pixels, teacher, features, labels in _again(task.batches):
                 with self.autocast():
                     pooled = model.pooled(pixels)
-                    loss = lesson.loss(model.classify(pooled), teacher, labels)
+                    loss = task.loss(model.classify(pooled), teacher, labels)
                     yield loss + hints(pooled, features, [], [])
 
         return self._side(model, optimizer, losses, self.recipe.student.batch)

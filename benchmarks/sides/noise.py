@@ -11,11 +11,11 @@ import torch
 from common import Figure
 from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import logits_of
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.files import write_bytes
 from eyas_host.train.checkpoint import save_tensors
-from eyas_host.train.engine import validation_figures
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.view_cache import ViewCache
@@ -35,10 +35,10 @@ def gap(recipe: Recipe, root: Path, *, seeds: int, teacher_epochs: int = 3, epoc
         for name, values in reached.items():
             place = root / f"{name}-{seed}"
             if not (place / "reached.json").exists():
-                lesson = DistillationTask(seeded, split, cache)
+                task = DistillationTask(seeded, split, cache)
                 if name == "plain":
-                    lesson = OnlineLesson(seeded, split, cache, teacher)
-                _write(place, _trained(lesson, split, place, epochs))
+                    task = OnlineLesson(seeded, split, cache, teacher)
+                _write(place, _trained(task, split, place, epochs))
             values.append(msgspec.json.decode((place / "reached.json").read_bytes(), type=float))
     deviation = np.sqrt(sum(np.var(values, ddof=1) / seeds for values in reached.values()))
     cached, plain = (100 * float(np.mean(reached[name])) for name in ("cached", "plain"))
@@ -67,13 +67,13 @@ def _teacher(recipe: Recipe, split: Split, place: Path) -> PixelClassifier:
     return model.eval()
 
 
-def _trained(lesson: DistillationTask, split: Split, place: Path, epochs: int) -> float:
-    """Balanced accuracy on validation of a student that learnt from `lesson`."""
-    settings = lesson.recipe.student
-    torch.manual_seed(lesson.recipe.run.seed)
-    model = move(build_student(settings, len(split.labels))[0], lesson.device)
+def _trained(task: DistillationTask, split: Split, place: Path, epochs: int) -> float:
+    """Balanced accuracy on validation of a student that learnt from `task`."""
+    settings = task.recipe.student
+    torch.manual_seed(task.recipe.run.seed)
+    model = move(build_student(settings, len(split.labels))[0], task.device)
     place.mkdir(parents=True, exist_ok=True)
-    lesson.train(
+    task.train(
         model,
         epochs=epochs,
         rate=settings.rate,
@@ -81,8 +81,8 @@ def _trained(lesson: DistillationTask, split: Split, place: Path, epochs: int) -
         checkpoint=place / "student.ckpt",
         title=place.name,
     )
-    logits = logits_of(model, lesson.validation, lesson.device)
-    return validation_figures(logits, split.validation.targets)["balanced_accuracy"]
+    logits = logits_of(model, task.validation, task.device)
+    return validation_metrics(logits, split.validation.targets)["balanced_accuracy"]
 
 
 def _write(place: Path, value: float) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eyas_host.train.engine import fit, validation_figures
+from eyas_host.evaluation.metrics import validation_metrics
+from eyas_host.train.engine import fit
 from eyas_host.train.schedule import Epoch, Schedule
 
 
@@ -39,14 +40,14 @@ class Toy:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         with torch.inference_mode():
-            return validation_figures(model(self.x).numpy(), self.y.numpy())
+            return validation_metrics(model(self.x).numpy(), self.y.numpy())
 
     def fit(self, **options: object) -> list[Epoch]:
         groups = [
             {"params": list(self.model[0].parameters()), "lr_scale": 0.5},
             {"params": [p for layer in self.model[1:] for p in layer.parameters()]},
         ]
-        settings = {"steps": self.steps, "evaluate": self.evaluate, "steps_an_epoch": 4} | options
+        settings = {"steps": self.steps, "evaluate": self.evaluate, "steps_per_epoch": 4} | options
         return fit(
             self.model,
             groups,

@@ -21,7 +21,7 @@ from torch.utils.data._utils import signal_handling
 from eyas_device.errors import EyasError
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.transforms import Augmenter, Batch, prepared
-from eyas_host.pipeline.distributed import on_this_machine
+from eyas_host.pipeline.distributed import local_world_size
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import TrainError
@@ -77,7 +77,7 @@ def worker_count(run: RunSection) -> int:
     if run.workers != "auto":
         return run.workers
     on_gpu = run.device != "cpu" and torch.cuda.is_available()
-    cores = usable_cores() // on_this_machine()
+    cores = usable_cores() // local_world_size()
     return max(0, min(_MAX_WORKERS_GPU if on_gpu else _MAX_WORKERS_CPU, cores - 1))
 
 

@@ -84,7 +84,7 @@ def score(probabilities: Floats, targets: Ints, *, predicted: Ints | None = None
     likelihood = np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)
     return Scores(
         accuracy=float((predicted == targets).mean()),
-        balanced_accuracy=float(np.mean(figures[1][figures[3] > 0])),
+        balanced_accuracy=balanced_mean(predicted == targets, targets),
         balanced_accuracy_ci=percentile_interval(draws),
         f1=float(f1_score(targets, predicted, average="macro", zero_division=0)),
         auc=auc(probabilities, targets),
@@ -106,6 +106,26 @@ def score(probabilities: Floats, targets: Ints, *, predicted: Ints | None = None
             for label in each
         ),
     )
+
+
+def balanced_mean(values: npt.NDArray[np.generic], targets: Ints) -> float:
+    """Mean of `values` [n] within each class, averaged over the classes: balanced accuracy, where they are hits."""
+    return float(np.mean([values[targets == label].mean() for label in np.unique(targets)]))
+
+
+def validation_metrics(logits: Floats, targets: Ints) -> dict[str, float]:
+    """Metrics an epoch can be selected by; `combined` is balanced accuracy + AUC / 2 (without the AUC if undefined)."""
+    probabilities = softmax(logits)
+    hits = probabilities.argmax(axis=1) == targets
+    balanced, area = balanced_mean(hits, targets), auc(probabilities, targets)
+    return {
+        "combined": balanced + (0.5 * area if np.isfinite(area) else 0.0),
+        "balanced_accuracy": balanced,
+        "accuracy": float(hits.mean()),
+        "f1": float(f1_score(targets, probabilities.argmax(axis=1), average="macro", zero_division=0)),
+        "auc": area,
+        "loss": float(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)).mean()),
+    }
 
 
 def _areas(probabilities: Floats, own: npt.NDArray[np.bool_]) -> tuple[float | None, float | None]:
@@ -169,9 +189,8 @@ def paired_loss(before: Floats, after: Floats, targets: Ints, *, seed: int = 0) 
     right_before = before.argmax(axis=1) == targets
     right_after = after.argmax(axis=1) == targets
     gap = right_before.astype(np.float64) - right_after
-    loss = float(np.mean([gap[targets == c].mean() for c in np.unique(targets)]))
     draws = balanced_mean_draws(gap, targets, before.shape[1], seed=seed)
-    return PairedLoss(loss, percentile_interval(draws), float(np.quantile(draws, 0.95)))
+    return PairedLoss(balanced_mean(gap, targets), percentile_interval(draws), float(np.quantile(draws, 0.95)))
 
 
 def fit_temperature(logits: Floats, targets: Ints) -> float:

@@ -30,18 +30,18 @@ Amp = Literal["no", "bf16", "fp16"]
 _Value = TypeVar("_Value")
 _Rows = TypeVar("_Rows", "Tensor", "npt.NDArray[np.int64]")
 
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 """How long a process waits for another: whole stages run in the main one alone."""
-_WORDS: dict[str, Any] = {}
+_OBJECT_GROUP: dict[str, Any] = {}
 """The group for what is not a tensor; waiting in it costs no GPU."""
 
 
-_alone = ContextVar("alone", default=False)
+_single_process = ContextVar("alone", default=False)
 
 
-def count() -> int:
+def world_size() -> int:
     """Processes that are at work on the same."""
-    return 1 if _alone.get() else int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if _single_process.get() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
@@ -54,24 +54,24 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def on_this_machine() -> int:
+def local_world_size() -> int:
     """Processes that share this machine's cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """What the main process does while the others wait."""
-    token = _alone.set(True)
+    token = _single_process.set(True)
     try:
         yield
     finally:
-        _alone.reset(token)
+        _single_process.reset(token)
 
 
 def join(place: str) -> None:
     """Meet the other processes; `place` is `[run] device`. All but the main one are silent from here on."""
-    if count() == 1:
+    if world_size() == 1:
         return
     import torch
     from accelerate import PartialState
@@ -80,21 +80,21 @@ def join(place: str) -> None:
     PartialState._reset_state()  # one process may have trained here before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        PartialState(cpu=place == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
-    _WORDS["group"] = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+        PartialState(cpu=place == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
+    _OBJECT_GROUP["group"] = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def leave() -> None:
     """Go on as a process of its own: behind the chain, or as a child that trains beside the others."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
-    if _WORDS:
+    if _OBJECT_GROUP:
         import torch
         from accelerate import PartialState
 
         torch.distributed.destroy_process_group()
         PartialState._reset_state()
-        _WORDS.clear()
+        _OBJECT_GROUP.clear()
 
 
 def accelerator(amp: Amp, place: device) -> Accelerator:
@@ -110,25 +110,25 @@ def accelerator(amp: Amp, place: device) -> Accelerator:
 
 def from_main(value: _Value) -> _Value:
     """The main process's value, in all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     import torch
 
     box = [value]
-    torch.distributed.broadcast_object_list(box, src=0, group=_WORDS["group"])
+    torch.distributed.broadcast_object_list(box, src=0, group=_OBJECT_GROUP["group"])
     return box[0]
 
 
-def share(rows: _Rows) -> _Rows:
+def local_shard(rows: _Rows) -> _Rows:
     """The part of a batch [rows, ...] that is this process's; the parts differ by at most one row."""
-    first, end = _bounds(len(rows))[rank()] if count() > 1 else (0, len(rows))
+    first, end = _shard_bounds(len(rows))[rank()] if world_size() > 1 else (0, len(rows))
     return rows[first:end]
 
 
-def _bounds(rows: int) -> list[tuple[int, int]]:
+def _shard_bounds(rows: int) -> list[tuple[int, int]]:
     """First row and end of each process's share."""
-    small, larger = divmod(rows, count())
-    firsts = [number * small + min(number, larger) for number in range(count() + 1)]
+    small, larger = divmod(rows, world_size())
+    firsts = [number * small + min(number, larger) for number in range(world_size() + 1)]
     return list(pairwise(firsts))
 
 
@@ -139,11 +139,11 @@ def all_gather(part: Tensor, rows: int) -> Tensor:
     processes' gradients is exactly its gradient.
     """
     part = part.float()
-    if count() == 1:
+    if world_size() == 1:
         return part
     import torch
 
-    sizes = [end - first for first, end in _bounds(rows)]
+    sizes = [end - first for first, end in _shard_bounds(rows)]
     padded = part.detach().new_zeros((max(sizes), *part.shape[1:]))
     padded[: len(part)] = part.detach()
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -154,7 +154,7 @@ def all_gather(part: Tensor, rows: int) -> Tensor:
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Add up the gradients of all processes, in place."""
-    if count() == 1:
+    if world_size() == 1:
         return
     import torch
 
@@ -165,9 +165,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(summed.view_as(gradient))
 
 
-def same_as_main(*modules: nn.Module | None) -> None:
+def broadcast_parameters(*modules: nn.Module | None) -> None:
     """Give every process the main one's parameters and buffers."""
-    if count() == 1:
+    if world_size() == 1:
         return
     import torch
 
@@ -186,5 +186,5 @@ def training_threads(recipe: Recipe) -> int:
     """Torch threads of a training process."""
     if recipe.run.threads:
         return recipe.run.threads
-    cores = usable_cores() // on_this_machine()
+    cores = usable_cores() // local_world_size()
     return 1 if recipe.image.size <= SINGLE_THREAD_SIZE else max(1, cores)

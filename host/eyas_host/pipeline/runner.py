@@ -179,13 +179,13 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
         raise StageError(f"{context.root}: stage {stage.name!r} needs {', '.join(missing)} first; run without --only")
     folder = context.folder(stage.name)
     fingerprint = _fingerprint(stage, context)
-    spent = _spent(folder, fingerprint, rerun=rerun)
+    spent = _resume_or_clear(folder, fingerprint, rerun=rerun)
     started = time.monotonic()
-    _begin_peak()
+    _reset_peak_rss()
     if stage.together:
         distributed.from_main(stage.name)
     try:
-        with contextlib.nullcontext() if stage.together else distributed.alone():
+        with contextlib.nullcontext() if stage.together else distributed.single_process():
             outcome = stage.run(context)
     finally:
         seconds = spent + time.monotonic() - started
@@ -219,7 +219,7 @@ def _outputs(stage: Stage, context: RunContext) -> Iterator[Path]:
         yield from (path for path in found if path.name not in (RECORD, _RUNNING))
 
 
-def _spent(folder: Path, fingerprint: str, *, rerun: bool) -> float:
+def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> float:
     """Seconds that an interrupted try of the same work took; anything else in the folder is cleared away."""
     try:
         running = msgspec.json.decode((folder / _RUNNING).read_bytes(), type=_Running)
@@ -261,7 +261,7 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _begin_peak() -> None:
+def _reset_peak_rss() -> None:
     """Give freed memory back to the system and start a new high-water mark, where Linux lets us."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):

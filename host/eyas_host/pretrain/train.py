@@ -29,7 +29,7 @@ from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
 from eyas_host.train.engine import fit
-from eyas_host.train.losses import DistillationLoss, divergence_of
+from eyas_host.train.losses import DistillationLoss, mean_divergence
 from eyas_host.train.schedule import Epoch, Schedule
 
 _EPOCH = 6_400
@@ -119,9 +119,9 @@ def pretrain(
     wanted = torch.cat([teachers(some) for some in pieces]).cpu()
     follow = DistillationLoss(kd_ratio=1.0, temperature=settings.temperature)
     labels = torch.zeros(settings.batch, dtype=torch.int64, device=where)  # the loss wants some and ignores them
-    steps_an_epoch = max(1, min(_EPOCH, settings.crops // _LOOKS) // settings.batch)
-    epochs = max(1, round(settings.crops / (steps_an_epoch * settings.batch)))
-    an_epoch = steps_an_epoch * settings.batch
+    steps_per_epoch = max(1, min(_EPOCH, settings.crops // _LOOKS) // settings.batch)
+    epochs = max(1, round(settings.crops / (steps_per_epoch * settings.batch)))
+    an_epoch = steps_per_epoch * settings.batch
     small, large = (
         Crops(images, size=size, count=epochs * an_epoch, seed=settings.seed)
         for size in (settings.size, settings.last_size)
@@ -133,13 +133,13 @@ def pretrain(
         part = Subset(drawn, range(epoch * an_epoch, (epoch + 1) * an_epoch))
         for number, batch in enumerate(DataLoader(part, settings.batch, num_workers=workers)):
             pixels = batch.to(where).permute(0, 3, 1, 2).float()
-            pixels = _cut_and_mix(pixels, settings, epoch * steps_an_epoch + number)
+            pixels = _cut_and_mix(pixels, settings, epoch * steps_per_epoch + number)
             yield follow(student(pixels), teachers(pixels), labels)
 
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         logits = torch.from_numpy(logits_of(candidate, look, where))
         agreement = float((logits.argmax(1) == wanted.argmax(1)).double().mean())
-        return {"combined": -divergence_of(logits, wanted), "agreement": agreement}
+        return {"combined": -mean_divergence(logits, wanted), "agreement": agreement}
 
     def pause(history: Sequence[Epoch]) -> str:
         if until is not None and history and time.monotonic() > until:
@@ -161,7 +161,7 @@ def pretrain(
                 ema=settings.ema,
                 seed=settings.seed,
             ),
-            steps_an_epoch=steps_an_epoch,
+            steps_per_epoch=steps_per_epoch,
             checkpoint=checkpoint,
             title=f"warm start of {settings.student}",
             stages=pause,

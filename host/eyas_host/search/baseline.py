@@ -2,7 +2,7 @@
 
 The baseline has the teacher's architecture with random weights. All its layers learn, on the same split, augmentation,
 image size, loss and batch, for as many seconds as the teacher took, or for a number of epochs. Both sides are judged
-by their best epoch on validation; the sealed test part is not read.
+by their best epoch on validation; the held-out test part is not read.
 """
 
 from __future__ import annotations
@@ -138,17 +138,17 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
     torch.set_num_threads(training_threads(recipe))
     split = Split.load(context.root, recipe.image.preprocessing())
     started = time.monotonic()
-    lesson = SupervisedTask(recipe, split)
+    task = SupervisedTask(recipe, split)
     torch.manual_seed(recipe.run.seed)
     model, origin = build(recipe.teacher.model, len(split.labels), "random")
-    model = move(model, lesson.device)
+    model = move(model, task.device)
     readying = time.monotonic() - started
-    planned = epochs or _planned(lesson, model, taught.seconds - readying, folder / _PLAN)
-    history = train_scratch(model, lesson, planned, folder / "scratch.ckpt")
+    planned = epochs or _planned(task, model, taught.seconds - readying, folder / _PLAN)
+    history = train_scratch(model, task, planned, folder / "scratch.ckpt")
     (folder / "scratch.ckpt").unlink()
-    teacher = move(checkpoints.load_teacher(context, len(split.labels)), lesson.device)
+    teacher = move(checkpoints.load_teacher(context, len(split.labels)), task.device)
     targets = split.validation.targets
-    before, after = lesson.probabilities(teacher), lesson.probabilities(model)
+    before, after = task.probabilities(teacher), task.probabilities(model)
     scratch_s = readying + sum(epoch.seconds for epoch in history)
     scratch = _side(origin, history, len(history), scratch_s, after, targets)
     transfer = _side(taught.facts["weights"], *_epochs(taught), taught.seconds, before, targets)
@@ -172,36 +172,36 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
     )
 
 
-def train_scratch(model: PixelClassifier, lesson: SupervisedTask, epochs: int, checkpoint: Path) -> list[Epoch]:
+def train_scratch(model: PixelClassifier, task: SupervisedTask, epochs: int, checkpoint: Path) -> list[Epoch]:
     """Train all layers of an untrained network at one rate; BatchNorm learns its statistics."""
-    settings = lesson.recipe.teacher
+    settings = task.recipe.teacher
     return fit(
         model,
         param_groups_weight_decay(model, settings.weight_decay),
-        steps=lambda epoch: lesson.steps(model, epoch, settings.batch),
-        evaluate=lesson.evaluate,
-        schedule=lesson.schedule(epochs),
-        steps_an_epoch=lesson.steps_an_epoch(settings.batch),
+        steps=lambda epoch: task.steps(model, epoch, settings.batch),
+        evaluate=task.evaluate,
+        schedule=task.schedule(epochs),
+        steps_per_epoch=task.steps_per_epoch(settings.batch),
         checkpoint=checkpoint,
         title="baseline, from scratch",
     )
 
 
-def _planned(lesson: SupervisedTask, model: nn.Module, seconds: float, plan: Path) -> int:
+def _planned(task: SupervisedTask, model: nn.Module, seconds: float, plan: Path) -> int:
     """Epochs that fit into the seconds, by the pace of some batches on a copy; a run that goes on keeps its plan."""
     if plan.exists():
         return msgspec.json.decode(plan.read_bytes(), type=_Plan).epochs
-    batch = lesson.recipe.teacher.batch
-    whole = lesson.steps_an_epoch(batch)
+    batch = task.recipe.teacher.batch
+    whole = task.steps_per_epoch(batch)
     some = min(whole, _PROBE_BATCHES)
     trial = copy.deepcopy(model).train()
     started = time.monotonic()
-    for loss in lesson.steps(trial, 0, batch, some):
+    for loss in task.steps(trial, 0, batch, some):
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())
     training_s = (time.monotonic() - started) * whole / some
     started = time.monotonic()
-    lesson.evaluate(trial)
+    task.evaluate(trial)
     epochs = max(1, math.floor(seconds / (training_s + time.monotonic() - started)))
     write_bytes(plan, msgspec.json.encode(_Plan(epochs)))
     return epochs

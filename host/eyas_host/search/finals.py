@@ -16,7 +16,7 @@ from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe import Recipe
 from eyas_host.search.space import Value
 from eyas_host.support.files import exclusive_lock, write_bytes
-from eyas_host.train.schedule import Epoch, best_epoch, judged
+from eyas_host.train.schedule import Epoch, best_epoch, selection_value
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.view_cache import ViewCache
@@ -84,7 +84,7 @@ def train_final(
             settings=settings,
             epochs=len(history),
             seconds=round(sum(epoch.seconds for epoch in history), 3),
-            value=judged(best.metrics, recipe.run.selection_metric),
+            value=selection_value(best.metrics, recipe.run.selection_metric),
             balanced_accuracy=scores.balanced_accuracy,
             balanced_accuracy_ci=scores.balanced_accuracy_ci,
             f1=scores.f1,

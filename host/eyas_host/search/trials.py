@@ -27,7 +27,7 @@ from eyas_host.support.files import exclusive_lock
 from eyas_host.support.progress import meter
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.engine import fit
-from eyas_host.train.schedule import judged
+from eyas_host.train.schedule import selection_value
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.supervised import SupervisedTask
 from eyas_host.train.teacher import train_teacher
@@ -72,16 +72,16 @@ class TeacherTrials:
 
     def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, judge: Judge) -> object:
         """Train the blocks that the trial opens, all at once."""
-        lesson, model, settings = self._lesson, self._model, recipe.teacher
-        lesson.recipe = recipe
+        task, model, settings = self._lesson, self._model, recipe.teacher
+        task.recipe = recipe
         model.load_state_dict(self._begin)
         return fit(
             model,
             unfreeze(model, msgspec.structs.replace(settings, unfreeze_by="once")),
-            steps=lambda epoch: lesson.steps(model, epoch, settings.batch),
-            evaluate=_told(lesson.evaluate, judge),
-            schedule=lesson.schedule(epochs),
-            steps_an_epoch=lesson.steps_an_epoch(settings.batch),
+            steps=lambda epoch: task.steps(model, epoch, settings.batch),
+            evaluate=_told(task.evaluate, judge),
+            schedule=task.schedule(epochs),
+            steps_per_epoch=task.steps_per_epoch(settings.batch),
             checkpoint=checkpoint,
             title="trial",
             prepare=freeze_batch_norm,
@@ -97,12 +97,12 @@ class StudentTrials:
 
     def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, judge: Judge) -> object:
         """Distil it again."""
-        lesson = _JudgedLesson(recipe, self._split, self._cache)
-        lesson.judge = judge
+        task = _JudgedLesson(recipe, self._split, self._cache)
+        task.judge = judge
         torch.manual_seed(recipe.run.seed)
         model, _ = build_student(recipe.student, len(self._split.labels))
-        return lesson.train(
-            move(model, lesson.device),
+        return task.train(
+            move(model, task.device),
             epochs=epochs,
             rate=recipe.student.rate,
             ema=recipe.student.ema,
@@ -112,7 +112,7 @@ class StudentTrials:
 
 
 class _JudgedLesson(DistillationTask):
-    """A lesson whose epochs are judged by somebody else too."""
+    """A task whose epochs are judged by somebody else too."""
 
     judge: Judge
 
@@ -148,7 +148,7 @@ def search(
         def judge(figures: dict[str, float]) -> None:
             nonlocal best, told
             told += 1
-            value = judged(figures, recipe.run.selection_metric)
+            value = selection_value(figures, recipe.run.selection_metric)
             if value > best:
                 best = value
                 for name in FIGURES:

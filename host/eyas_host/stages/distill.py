@@ -16,6 +16,7 @@ import torch
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.inference import logits_of, pick_device
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import load_checkpoint
 from eyas_host.models.weights import fit_to_images
@@ -26,10 +27,10 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.warnings import student_warnings
 from eyas_host.stages.summary import best_metrics, format_metrics
 from eyas_host.support.errors import StageError
+from eyas_host.support.processes import end_with_parent
 from eyas_host.support.progress import warn
 from eyas_host.support.quiet import quiet_libraries
 from eyas_host.train.checkpoint import save_tensors
-from eyas_host.train.engine import end_with_parent, validation_figures
 from eyas_host.train.feature_distillation import BlockCache, check_feature_layers
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.student import train_student
@@ -50,7 +51,7 @@ def run(context: RunContext) -> StageResult:
     for line in warnings[len(student_warnings(recipe)) :]:  # the others were shown before the run
         warn(line)
     if distributed.is_main():
-        with distributed.alone():
+        with distributed.single_process():
             teacher = checkpoints.load_teacher(context, len(data.labels))
             student = checkpoints.blank_student(context, len(data.labels))
             check_feature_layers(recipe.student.feature_layers, teacher, student, recipe.image.size)
@@ -91,7 +92,7 @@ def _take_checkpoint(context: RunContext, split: Split) -> StageResult:
     )
     save_tensors(context.root / checkpoints.STUDENT, model.state_dict())
     pixels = prepared(split.validation.pixels, context.recipe.image.preprocessing())
-    figures = validation_figures(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
+    figures = validation_metrics(logits_of(model, pixels, pick_device("cpu")), split.validation.targets)
     return StageResult(f"{settings.model} as given: {format_metrics(figures)} on validation", {"weights": "checkpoint"})
 
 

@@ -12,6 +12,7 @@ from eyas_host.compress.prune.to_latency import measure_speedup, prune_to_latenc
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.inference import logits_of, pick_device
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import PrunePlan
@@ -20,7 +21,6 @@ from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.stages.summary import format_metrics
 from eyas_host.support.files import write_bytes
 from eyas_host.train.checkpoint import save_tensors
-from eyas_host.train.engine import validation_figures
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.trackers import Curves
@@ -49,7 +49,7 @@ def run(context: RunContext) -> StageResult:
             history = _recover(context, model, task)
     device = pick_device(context.recipe.run.device)
     validation = prepared(split.validation.pixels, context.recipe.image.preprocessing())
-    figures = validation_figures(logits_of(move(model, device), validation, device), split.validation.targets)
+    figures = validation_metrics(logits_of(move(model, device), validation, device), split.validation.targets)
     write_bytes(context.root / checkpoints.PLAN, msgspec.json.encode(plan))
     save_tensors(context.root / checkpoints.PRUNED, model.cpu().state_dict())
     for checkpoint in context.folder("prune").glob("*.ckpt"):

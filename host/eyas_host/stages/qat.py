@@ -16,13 +16,13 @@ from eyas_host.compress.quantize.finetune import finetune_int8
 from eyas_host.compress.quantize.mixed import drop_layers
 from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import logits_of, pick_device
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.quant.checkpoints import load_deploy
 from eyas_host.quant.qat import prepare_qat, save_qat
 from eyas_host.stages.summary import format_metrics
 from eyas_host.support.files import write_bytes
-from eyas_host.train.engine import validation_figures
 from eyas_host.train.schedule import Epoch
 
 
@@ -52,7 +52,7 @@ def run(context: RunContext) -> StageResult:
     calibration = msgspec.json.encode(calibration_record(split.train, rows, model, why))
     write_bytes(folder / "calibration.json", msgspec.json.format(calibration, indent=1))
     device = pick_device(recipe.run.device)
-    figures = validation_figures(logits_of(model.to(device), validation, device), split.validation.targets)
+    figures = validation_metrics(logits_of(model.to(device), validation, device), split.validation.targets)
     float_layers = (*settings.keep_float, *fallback)
     how = "by calibration alone" if settings.method == "ptq" else f"after {settings.epochs} epochs"
     kept = f", {len(float_layers)} layers in float" if float_layers else ""

@@ -22,7 +22,7 @@ from eyas_host.train.check import check_networks
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.trackers import Curves
-from eyas_host.train.view_cache import check_room
+from eyas_host.train.view_cache import check_views_fit
 
 
 def run(context: RunContext) -> StageResult:
@@ -33,7 +33,7 @@ def run(context: RunContext) -> StageResult:
     data = Split.load(context.root, context.recipe.image.preprocessing())
     warnings = _show_warnings(context.recipe, data.labels, check_networks(context.recipe, len(data.labels)))
     views = context.folder("distill")  # too little disk space shows now, not after the training
-    check_room(views, context.recipe, len(data.train), made=len(list(views.glob("view-*.u8"))))
+    check_views_fit(views, context.recipe, len(data.train), existing=len(list(views.glob("view-*.u8"))))
     folder = context.folder("teach")
     curves = Curves(context.recipe, context.root)
     model, origin, histories = train_teacher(context.recipe, data, folder, curves=curves)

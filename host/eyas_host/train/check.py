@@ -1,4 +1,4 @@
-"""Both networks tried once, so that what is wrong with them shows before hours of work."""
+"""Checks that both networks can be built and run, before hours of training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from eyas_host.train.feature_distillation import check_feature_layers
 
 
 def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
-    """Build teacher and student; returns how the weights of each suit the images, the teacher's first.
+    """Build and run teacher and student; returns how well the weights of each suit the images, the teacher's first.
 
-    Raises as `build` does, and `RecipeError` for a network that does not take images of this size and for hints
-    between blocks that there are not.
+    Raises as `build` does, and `RecipeError` for a network that does not accept this image size and for unknown blocks
+    in `[student] feature_layers`.
     """
     image = recipe.image
     teacher, student = build_teacher(recipe.teacher, classes), build_student(recipe.student, classes)
@@ -33,5 +33,5 @@ def _try(model: PixelClassifier, name: str, size: int) -> None:
             model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         raise RecipeError(
-            f"model {name!r} does not take [image] size = {size} ({' '.join(str(error).split())[:200]})"
+            f"model {name!r} does not accept [image] size = {size} ({' '.join(str(error).split())[:200]})"
         ) from None

@@ -1,4 +1,4 @@
-"""A training on disk: all that it takes to go on behind any step as if it had not been interrupted."""
+"""Checkpoints from which a training resumes after any step as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from eyas_host.train.schedule import Epoch
 
 @dataclass
 class Position:
-    """How far a training has come."""
+    """Progress of a training."""
 
     history: list[Epoch] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    """Of the batches of the epoch under way."""
+    """Losses of the batches in the current epoch."""
     seconds: float = 0.0
-    """Of the epoch under way, before it was interrupted."""
+    """Time spent in the current epoch before an interruption."""
     best_state: dict[str, Tensor] = field(default_factory=dict)
-    """The weights of the best epoch so far."""
+    """Weights of the best epoch so far."""
 
 
-class Snapshot:
-    """A checkpoint file of `parts`: whatever has `state_dict` and `load_state_dict`, by name."""
+class Checkpoint:
+    """A checkpoint file of `modules`: anything with `state_dict` and `load_state_dict`, by name."""
 
-    def __init__(self, path: Path, parts: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, modules: Mapping[str, Any]) -> None:
         self.path = path
-        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.modules = {name: module for name, module in modules.items() if module is not None}
 
     def load(self) -> Position:
-        """Put the parts where the file says; without a file they stay as they are, at the beginning."""
+        """Restore the modules from the file and return the position; without a file, the beginning."""
         if not self.path.exists():
             return Position()
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
+        for name, module in self.modules.items():
+            module.load_state_dict(saved[name])
         return Position(
             history=[msgspec.json.decode(line, type=Epoch) for line in saved["history"]],
             losses=saved["losses"],
@@ -51,10 +51,10 @@ class Snapshot:
         )
 
     def save(self, position: Position) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         save_tensors(
             self.path,
-            {name: part.state_dict() for name, part in self.parts.items()}
+            {name: module.state_dict() for name, module in self.modules.items()}
             | {
                 "history": [msgspec.json.encode(epoch) for epoch in position.history],
                 "losses": position.losses,
@@ -65,7 +65,7 @@ class Snapshot:
 
 
 def save_tensors(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors and plain values to a file that `torch.load(weights_only=True)` reads, whole or not at all."""
+    """Atomically write tensors and plain values to a file that `torch.load(weights_only=True)` reads."""
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     write_bytes(path, buffer.getvalue())

@@ -1,16 +1,14 @@
-"""Hints: what the student's inner layers are to tell, which the teacher's tell already.
+"""Intermediate-feature distillation (FitNets): the student's features follow the teacher's.
 
-Those between blocks compare maps. The teacher's are cached beside the views, as float16 on a grid of at most 8 x 8
-cells: 2 bytes x channels x cells a view (14 kB for 112 channels; the view itself has 49 kB at 128 px), written once.
-Running the teacher's lower part at every step instead would cost most of its forward pass again, and with it what
-caching the views is for (docs/training.md has the figures).
+The teacher's feature maps are cached with the views, as float16 on a grid of at most 8 x 8 cells: 2 bytes x channels x
+cells per view (14 kB for 112 channels; the view itself has 49 kB at 128 px). Running the teacher's lower blocks at
+every step instead would cost most of its forward pass (docs/training.md has the figures).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,20 +28,20 @@ from eyas_host.recipe.training import FeatureLayer, StudentSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.progress import meter, say
-from eyas_host.train.losses import FeatureHint
-from eyas_host.train.view_cache import ViewCache
+from eyas_host.train.losses import PooledFeatureLoss
+from eyas_host.train.view_cache import ViewCache, check_space
 
 _GRID = 8
-"""Cells a side of a cached map, at most."""
+"""Maximum side of a cached feature map, cells."""
 Shape = tuple[int, int, int]
-"""Channels, height and width of a map."""
+"""Channels, height and width of a feature map."""
 
 
-class BlockHint(nn.Module):
-    """The distance of a student's map, averaged to the teacher's grid and projected to its channels by a 1 x 1 kernel.
+class BlockFeatureLoss(nn.Module):
+    """Loss between two feature maps; the student's is pooled to the teacher's grid and projected to its channels.
 
-    `cosine`: one minus the cosine over the channels, cell by cell; `mse`: the mean square. The projection lives only
-    during training. Source: Romero et al., "FitNets", 2015.
+    `cosine`: one minus the cosine over the channels, averaged over the cells; `mse`: mean squared error. The 1 x 1
+    projection exists only during training. Source: Romero et al., "FitNets", 2015.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, *, loss: str = "cosine") -> None:
@@ -54,49 +52,51 @@ class BlockHint(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Mean loss of maps [n, student_channels, h, w] and [n, teacher_channels, g, g]."""
         height, width = teacher.shape[-2:]
-        told = self.project(F.adaptive_avg_pool2d(student, (height, width)))
+        projected = self.project(F.adaptive_avg_pool2d(student, (height, width)))
         if self.loss == "mse":
-            return F.mse_loss(told, teacher)
-        return (1.0 - F.cosine_similarity(told, teacher, dim=1)).mean()
+            return F.mse_loss(projected, teacher)
+        return (1.0 - F.cosine_similarity(projected, teacher, dim=1)).mean()
 
 
-class Hints(nn.Module):
-    """All hints of a recipe with their weights: of the pooled features, and between blocks."""
+class FeatureLoss(nn.Module):
+    """Weighted sum of a recipe's feature losses: of the pooled features, and between blocks."""
 
     def __init__(
         self, model: PixelClassifier, settings: StudentSection, features: int, blocks: BlockCache | None
     ) -> None:
         super().__init__()
         self.pooled_weight = settings.feature_loss
-        self.pooled = FeatureHint(model.pooled_channels, features) if settings.feature_loss else None
-        hints = settings.feature_layers if blocks is not None else ()
-        shapes = block_shapes(model) if hints else {}
-        self.names = [hint.student for hint in hints]
-        self.weights = [hint.weight for hint in hints]
+        self.pooled = PooledFeatureLoss(model.pooled_channels, features) if settings.feature_loss else None
+        layers = settings.feature_layers if blocks is not None else ()
+        shapes = block_shapes(model) if layers else {}
+        self.names = [layer.student for layer in layers]
+        self.weights = [layer.weight for layer in layers]
         self.blocks = nn.ModuleList(
-            BlockHint(shapes[hint.student][0], wanted[0], loss=hint.loss)
-            for hint, wanted in zip(hints, blocks.shapes if blocks is not None else (), strict=True)
+            BlockFeatureLoss(shapes[layer.student][0], teacher[0], loss=layer.loss)
+            for layer, teacher in zip(layers, blocks.shapes if blocks is not None else (), strict=True)
         )
 
-    def forward(self, pooled: Tensor, features: Tensor, maps: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-        """The weighted sum for pooled features [n, channels] and maps [n, channels, h, w], the student's first."""
+    def forward(
+        self, pooled: Tensor, features: Tensor, maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]
+    ) -> Tensor:
+        """Loss of pooled features [n, channels] and maps [n, channels, h, w] against the teacher's."""
         loss = pooled.new_zeros(())
         if self.pooled is not None:
             loss = loss + self.pooled_weight * self.pooled(pooled, features)
-        for hint, weight, own, other in zip(self.blocks, self.weights, maps, wanted, strict=True):
-            loss = loss + weight * hint(own, other)
+        for block, weight, own, other in zip(self.blocks, self.weights, maps, teacher_maps, strict=True):
+            loss = loss + weight * block(own, other)
         return loss
 
 
 @contextmanager
-def maps_of(model: PixelClassifier, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """Gather the maps [n, channels, h, w] of blocks during one forward pass, in the order of `names`."""
-    found: dict[str, Tensor] = {}
+def capture_maps(model: PixelClassifier, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """Capture the feature maps [n, channels, h, w] of blocks during one forward pass, in the order of `names`."""
+    captured: dict[str, Tensor] = {}
     backbone = model.backbone
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            found[name] = _as_map(output, backbone)
+            captured[name] = _as_map(output, backbone)
 
         return hook
 
@@ -107,13 +107,13 @@ def maps_of(model: PixelClassifier, names: Sequence[str]) -> Iterator[list[Tenso
     finally:
         for hook in hooks:
             hook.remove()
-        maps.extend(found[name] for name in names if name in found)
+        maps.extend(captured[name] for name in names if name in captured)
 
 
 def block_shapes(model: PixelClassifier, size: int = 64) -> dict[str, Shape]:
-    """Blocks of a network by timm's names, from the input on, with the shape of their maps at an image's size.
+    """Block name (timm's) -> shape of its feature map at an image size, in order from the input.
 
-    A block is a part with two or more layers that have weights, on the two upper levels of names.
+    A block is a module on the two upper levels of names with two or more layers that have weights.
     """
     names = [
         name
@@ -122,13 +122,13 @@ def block_shapes(model: PixelClassifier, size: int = 64) -> dict[str, Shape]:
     ]
     parameter = next(model.parameters())
     mode = model.training
-    found: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {}
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.ndim in (3, 4):
                 _, channels, height, width = _as_map(output, model.backbone).shape
-                found[name] = (channels, height, width)
+                shapes[name] = (channels, height, width)
 
         return hook
 
@@ -140,19 +140,19 @@ def block_shapes(model: PixelClassifier, size: int = 64) -> dict[str, Shape]:
         model.train(mode)
         for hook in hooks:
             hook.remove()
-    return found
+    return shapes
 
 
 def check_feature_layers(
-    hints: Sequence[FeatureLayer], teacher: PixelClassifier, student: PixelClassifier, size: int
+    layers: Sequence[FeatureLayer], teacher: PixelClassifier, student: PixelClassifier, size: int
 ) -> None:
-    """Raises `RecipeError` for a block that student or teacher do not have, with those that they have."""
-    if not hints:
+    """Raise `RecipeError` for an unknown block of student or teacher, listing the known ones."""
+    if not layers:
         return
     for role, model in (("student", student), ("teacher", teacher)):
         allowed = block_shapes(model, size)
-        for hint in hints:
-            name = getattr(hint, role)
+        for layer in layers:
+            name = getattr(layer, role)
             if name not in allowed:
                 raise RecipeError(
                     f"[student] feature_layers: the {role} has no block {name!r}; allowed: {', '.join(allowed)}"
@@ -160,7 +160,9 @@ def check_feature_layers(
 
 
 class BlockCache:
-    """The teacher's maps in one folder: `blocks-N.f16`, float16 [n, all maps' values], beside `view-N.u8`."""
+    """The teacher's feature maps in one folder: `blocks-N.f16`, float16 [n, values of all maps], next to
+    `view-N.u8`.
+    """
 
     def __init__(self, root: Path) -> None:
         try:
@@ -177,44 +179,45 @@ class BlockCache:
             ) from None
 
     def maps(self, views: Rows, rows: Rows) -> list[Tensor]:
-        """For each hint the teacher's maps of image `rows[i]` in view `views[i]`, float32 [batch, channels, g, g]."""
+        """The teacher's maps of view `views[i]` of image `rows[i]` for each layer, float32 [batch, channels, g, g]."""
         pieces = [
             os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
             for view, row in zip(views, rows, strict=True)
         ]
         joined = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.float16).view(len(rows), -1)
-        parts = torch.split(joined, [math.prod(shape) for shape in self.shapes], dim=1)
-        return [part.reshape(-1, *shape).float() for part, shape in zip(parts, self.shapes, strict=True)]
+        maps = torch.split(joined, [math.prod(shape) for shape in self.shapes], dim=1)
+        return [values.reshape(-1, *shape).float() for values, shape in zip(maps, self.shapes, strict=True)]
 
     @classmethod
     def make(cls, cache: ViewCache, recipe: Recipe, teacher: PixelClassifier) -> BlockCache:
-        """Ask the teacher again about the cached views; what a killed run left whole is kept.
+        """Run the teacher on the cached views; complete files of an interrupted run are kept.
 
-        Raises `StageError` before anything is written if the disk or `[student] cache_gb` have no room for it.
+        Raises `StageError` before anything is written if the maps exceed `[student] cache_gb` or the free disk space.
         """
-        names = [hint.teacher for hint in recipe.student.feature_layers]
+        names = [layer.teacher for layer in recipe.student.feature_layers]
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
-        found = block_shapes(teacher, recipe.image.size)
-        shapes = [(c, min(h, _GRID), min(w, _GRID)) for c, h, w in (found[name] for name in names)]
+        known = block_shapes(teacher, recipe.image.size)
+        shapes = [(c, min(h, _GRID), min(w, _GRID)) for c, h, w in (known[name] for name in names)]
         count = cache.logits.shape[1]
         paths = [cache.root / f"blocks-{number}.f16" for number in range(len(cache))]
         one = 2 * sum(map(math.prod, shapes))
         missing = [path for path in paths if not path.exists()]
-        _room(cache, one * count * len(missing), one, recipe.student.cache_gb)
+        if missing:
+            _check_space(cache, one * count * len(missing), one, recipe.student.cache_gb)
         write_bytes(cache.root / "blocks.json", msgspec.json.encode(shapes))
-        turns = ordered_batches(count)
-        with meter("the teacher's blocks", len(missing) * len(turns)) as bar:
+        batches = ordered_batches(count)
+        with meter("the teacher's feature maps", len(missing) * len(batches)) as bar:
             for path in missing:
                 with atomic_write(path) as temporary, temporary.open("wb") as stream:
-                    for rows in turns:
-                        stream.write(_flat(teacher, cache, paths.index(path), rows, names, shapes, device))
+                    for rows in batches:
+                        stream.write(_encode_maps(teacher, cache, paths.index(path), rows, names, shapes, device))
                         bar.advance()
         return cls(cache.root)
 
 
 @torch.inference_mode()
-def _flat(
+def _encode_maps(
     teacher: PixelClassifier,
     cache: ViewCache,
     view: int,
@@ -223,30 +226,19 @@ def _flat(
     shapes: Sequence[Shape],
     device: torch.device,
 ) -> bytes:
-    """The teacher's maps of some images as they are stored."""
-    with maps_of(teacher, names) as maps:
+    """The teacher's maps of some images in the file's format."""
+    with capture_maps(teacher, names) as maps:
         teacher(to_tensor(cache.pixels(np.full_like(rows, view), rows), device))
     pooled = [F.adaptive_avg_pool2d(m.float(), shape[1:]).flatten(1) for m, shape in zip(maps, shapes, strict=True)]
     return torch.cat(pooled, dim=1).half().cpu().numpy().tobytes()
 
 
-def _room(cache: ViewCache, needed: int, one: int, gigabytes: float) -> None:
-    """Say what will be written; raises `StageError` if the disk or `cache_gb` have no room for it."""
-    if not needed:
-        return
-    say(f"  the teacher's blocks: {one / 1e3:.1f} kB a view of an image, {needed / 1e6:,.1f} MB in {cache.root}")
-    free = shutil.disk_usage(cache.root).free
+def _check_space(cache: ViewCache, needed: int, one: int, cache_gb: float) -> None:
+    """Print how much will be written; raises `StageError` if the disk or `cache_gb` have no space for it."""
+    say(f"  the teacher's feature maps: {one / 1e3:.1f} kB per view, {needed / 1e6:,.1f} MB in {cache.root}")
     used = sum(path.stat().st_size for path in cache.root.glob("*-*.*"))
-    less = "take blocks with fewer channels, or fewer [student] views"
-    if gigabytes and used + needed > gigabytes * 1e9:
-        raise StageError(
-            f"[student] feature_layers need {needed / 1e9:.2f} GB beside {used / 1e9:.2f} GB of views, together more "
-            f"than cache_gb = {gigabytes:g}; {less}, or raise cache_gb"
-        )
-    if needed > free:
-        raise StageError(
-            f"{cache.root}: [student] feature_layers need {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; {less}"
-        )
+    advice = "take blocks with fewer channels, or fewer [student] views"
+    check_space(cache.root, "[student] feature_layers", used, needed, cache_gb, lambda *_: advice)
 
 
 def _has_weights(layer: nn.Module) -> bool:
@@ -254,7 +246,7 @@ def _has_weights(layer: nn.Module) -> bool:
 
 
 def _as_map(output: Tensor, backbone: Any) -> Tensor:
-    """A block's output as [n, channels, h, w]: transformers' tokens lie in rows, some networks put channels last."""
+    """A block's output as [n, channels, h, w], from tokens [n, tokens, channels] or channels-last maps too."""
     if output.ndim == 3:
         tokens = output[:, getattr(backbone, "num_prefix_tokens", 0) :]
         side = math.isqrt(tokens.shape[1])

@@ -1,7 +1,7 @@
-"""Losses, each a small module with named tensors.
+"""Training losses.
 
-Losses of labels take int64 [n] or soft and multi-hot labels float [n, classes]; losses of distillation take the
-teacher's answers besides. All are means over the batch.
+Label losses take int64 [n] or soft and multi-hot labels float [n, classes]; distillation losses also take the teacher's
+logits. All are means over the batch.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class OneVersusRestLoss(_WeightedLoss):
 
 
 class FocalLoss(_WeightedLoss):
-    """Cross-entropy in which an answer of probability p counts `(1 - p)^gamma`, over the softmax of all classes.
+    """Softmax cross-entropy weighted by `(1 - p)^gamma` of the probability p of the true class.
 
-    With two classes it is the sigmoid focal loss of the difference of their logits. Source: Lin et al., "Focal Loss
+    With two classes it equals the sigmoid focal loss of the difference of their logits. Source: Lin et al., "Focal Loss
     for Dense Object Detection", 2017.
     """
 
@@ -74,7 +74,7 @@ class FocalLoss(_WeightedLoss):
 def label_loss(
     name: LossName, *, class_weights: Tensor | None = None, label_smoothing: float = 0.0, focal_gamma: float = 2.0
 ) -> nn.Module:
-    """The loss of logits and labels by the recipe's name for it."""
+    """The label loss with this name in the recipe."""
     if name == "bce":
         return OneVersusRestLoss(class_weights=class_weights, label_smoothing=label_smoothing)
     if name == "focal":
@@ -83,12 +83,12 @@ def label_loss(
 
 
 def teacher_loss(recipe: Recipe, labels: Tensor, classes: int) -> nn.Module:
-    """The teacher's loss; `labels`, int64 [n], are those of all training images. It lives on their device."""
+    """The teacher's loss, on the device of `labels`, int64 [n], the labels of all training images."""
     return _label_loss(recipe.teacher, labels, classes)
 
 
 def student_loss(recipe: Recipe, labels: Tensor, classes: int, *, teacher: bool = True) -> DistillationLoss:
-    """The student's loss, or with `teacher=False` its part that follows the labels alone; as `teacher_loss`."""
+    """The student's loss, or with `teacher=False` its label loss only; otherwise as `teacher_loss`."""
     settings = recipe.student
     return DistillationLoss(
         kd_ratio=settings.kd_ratio if teacher else 0.0,
@@ -108,7 +108,7 @@ def _label_loss(settings: TeacherSection | StudentSection, labels: Tensor, class
 
 
 class DistillationLoss(nn.Module):
-    """What the teacher says beside what the labels say: `kd_ratio * soft + (1 - kd_ratio) * hard(student, labels)`.
+    """Distillation and label loss: `kd_ratio * soft + (1 - kd_ratio) * hard(student, labels)`.
 
     `kl`: `T^2 * KL(softmax(teacher / T) || softmax(student / T))`. Source: Hinton et al., "Distilling the Knowledge in
     a Neural Network", 2015. `dist`: `T^2` times `dist_loss` of the same probabilities.
@@ -141,25 +141,25 @@ class DistillationLoss(nn.Module):
 
 
 def dist_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the correlation of probabilities [n, classes], over classes and over images, added.
+    """Sum of one minus the correlation of probabilities [n, classes] over classes and over images.
 
-    Only relations are learnt, so that a much stronger teacher can be followed. With two classes the first part is no
-    more than which of them is the likelier. Source: Huang et al., "Knowledge Distillation from A Stronger Teacher",
+    Only relations are matched, which helps with a much stronger teacher. With two classes the first term only says
+    which class is more likely. Source: Huang et al., "Knowledge Distillation from A Stronger Teacher",
     2022, equations 7 to 10 with both weights 1.
     """
     return (1.0 - _correlation(student, teacher)).mean() + (1.0 - _correlation(student.T, teacher.T)).mean()
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, row by row: [rows]."""
+    """Pearson correlation of each row, [rows]."""
     return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1, eps=1e-8)
 
 
-class FeatureHint(nn.Module):
-    """One minus the cosine between the projected student's and the teacher's pooled features.
+class PooledFeatureLoss(nn.Module):
+    """One minus the cosine between the projected pooled features of the student and the teacher's.
 
-    The projection lives only during training. Source: Romero et al., "FitNets", 2015, with a cosine in place of the
-    square, so that the scale of the teacher's features does not matter.
+    The projection exists only during training. Source: Romero et al., "FitNets", 2015, with a cosine instead of the
+    squared error, so that the scale of the teacher's features does not matter.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int) -> None:
@@ -171,13 +171,13 @@ class FeatureHint(nn.Module):
         return (1.0 - F.cosine_similarity(self.project(student), teacher, dim=1)).mean()
 
 
-def divergence_of(logits: Tensor, wanted: Tensor) -> float:
-    """Mean KL(softmax(wanted) || softmax(logits)) of logits [n, classes], in nats: 0 where the answers are alike."""
-    mean = F.kl_div(logits.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+def mean_divergence(logits: Tensor, reference: Tensor) -> float:
+    """Mean KL(softmax(reference) || softmax(logits)) of logits [n, classes], in nats."""
+    mean = F.kl_div(logits.log_softmax(1), reference.log_softmax(1), reduction="batchmean", log_target=True)
     return float(mean)
 
 
 def balanced_class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Weights inverse to the classes' counts, mean 1 over the images: float32 [classes]."""
+    """Class weights inverse to the counts, mean 1 over the images: float32 [classes]."""
     counts = torch.bincount(labels, minlength=classes).clamp(min=1).float()
     return labels.numel() / (classes * counts)

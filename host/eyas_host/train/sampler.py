@@ -1,4 +1,4 @@
-"""In which order an epoch sees the training images."""
+"""Order of the training images within an epoch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Rows = npt.NDArray[np.int64]
 
 
 def epoch_order(labels: npt.ArrayLike, sampler: SamplerName, rng: np.random.Generator) -> Rows:
-    """Rows of one epoch, as many as there are labels [n].
+    """Row indices of one epoch, as many as there are labels [n].
 
-    `shuffled`: each once. `balanced`: drawn with replacement so that every class that has images is as likely; large
-    classes leave images out in an epoch, small ones repeat theirs.
+    `shuffled`: each row once. `balanced`: drawn with replacement, each non-empty class with equal probability; an epoch
+    omits images of large classes and repeats those of small ones.
     """
     labels = np.asarray(labels)
     if sampler == "shuffled":

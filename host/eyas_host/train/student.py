@@ -1,12 +1,13 @@
-"""The student: the same augmented views as the teacher saw, its answers beside the labels.
+"""The student: distillation on the augmented views that the teacher labelled.
 
-Every epoch and every later stage reads the same cached views. Source for "the same view to both, and patience": Beyer
-et al., "Knowledge distillation: a good teacher is patient and consistent", 2022.
+Every epoch and every later stage reads the same cached views. Source of the consistent views and the long schedule:
+Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_student, move
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import all_gather
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
-from eyas_host.train.engine import Groups, fit, validation_figures
-from eyas_host.train.feature_distillation import BlockCache, Hints, maps_of
+from eyas_host.train.engine import Groups, fit
+from eyas_host.train.feature_distillation import BlockCache, FeatureLoss, capture_maps
 from eyas_host.train.losses import student_loss
 from eyas_host.train.sampler import Rows, epoch_order
 from eyas_host.train.schedule import Epoch, Schedule
@@ -31,9 +33,9 @@ from eyas_host.train.view_cache import ViewCache
 
 
 class DistillationTask:
-    """What a student learns from: cached views, the teacher's answers and the labels, in batches.
+    """Distillation of a network from cached views with the teacher's logits and the labels.
 
-    With `teacher=False` the same views and order are learnt from the labels alone.
+    With `teacher=False` the same views, in the same order, are learned from the labels only.
     """
 
     def __init__(
@@ -53,17 +55,14 @@ class DistillationTask:
         self.blocks = BlockCache(cache.root) if settings.feature_layers and teacher else None
 
     @property
-    def steps_an_epoch(self) -> int:
-        """Batches a pass over the training images; a last one too small for BatchNorm is left out."""
+    def steps_per_epoch(self) -> int:
+        """Batches per epoch; an incomplete last one is dropped for BatchNorm's sake."""
         count, batch = len(self.labels), self.recipe.student.batch
         return max(1, count // batch)
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features, labels: one view of each image.
-
-        They begin at the epoch's batch number `first`.
-        """
-        for views, rows in self._drawn(epoch, first):
+        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features and labels of each batch from `first` on."""
+        for views, rows in self._sample(epoch, first):
             yield (
                 to_tensor(self.cache.pixels(views, rows), self.device),
                 torch.from_numpy(self.cache.logits[views, rows]).float().to(self.device),
@@ -71,19 +70,19 @@ class DistillationTask:
                 self.labels[rows].to(self.device),
             )
 
-    def _drawn(self, epoch: int, first: int) -> Iterator[tuple[Rows, Rows]]:
-        """Views and rows of each batch of an epoch."""
+    def _sample(self, epoch: int, first: int) -> Iterator[tuple[Rows, Rows]]:
+        """View and row indices of each batch of an epoch."""
         rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
         order = epoch_order(self.labels, self.recipe.student.sampler, rng)
         view = rng.integers(len(self.cache), size=len(order))
         batch = self.recipe.student.batch
-        for step in range(first, self.steps_an_epoch):
+        for step in range(first, self.steps_per_epoch):
             rows = order[step * batch : (step + 1) * batch]
             yield view[step * batch : (step + 1) * batch], rows
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on validation."""
-        return validation_figures(logits_of(model, self.validation, self.device), self.validation_targets)
+        """Validation metrics."""
+        return validation_metrics(logits_of(model, self.validation, self.device), self.validation_targets)
 
     def train(
         self,
@@ -97,38 +96,23 @@ class DistillationTask:
         weight_decay: float | None = None,
         after_step: Callable[[], None] | None = None,
     ) -> list[Epoch]:
-        """Train any network that maps float pixels to logits; hints are given where it has pooled features and blocks.
+        """Train any network that maps float pixels to logits, a `PixelClassifier` with feature distillation too.
 
-        Raises `TrainError` if a batch is too small for the processes that share it.
+        Raises `TrainError` if a batch is too small for the number of processes.
         """
-        if self.recipe.student.batch < 2 * distributed.count():
+        if self.recipe.student.batch < 2 * distributed.world_size():
             raise TrainError(
                 f"[student] batch = {self.recipe.student.batch}: BatchNorm needs at least 2 images for each of the "
-                f"{distributed.count()} processes"
+                f"{distributed.world_size()} processes"
             )
-        hints = self._hints(model)
+        feature_loss = self._feature_loss(model)
         groups: Groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
-        if hints is not None:
-            groups.append({"params": list(hints.parameters())})
-
-        def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
-            drawn = zip(self._drawn(epoch, first), self.batches(epoch, first), strict=True)
-            for places, (pixels, teacher, features, labels) in drawn:
-                rows, pixels = len(pixels), distributed.share(pixels)
-                if hints is None or not isinstance(model, PixelClassifier):
-                    yield self.loss(all_gather(model(pixels.float()), rows), teacher, labels)
-                else:
-                    with maps_of(model, hints.names) as maps:
-                        pooled = model.pooled(pixels)
-                    logits = model.classify(pooled)
-                    loss = self.loss(all_gather(logits, rows), teacher, labels)
-                    wanted = self._wanted(*places)
-                    yield loss + hints(all_gather(pooled, rows), features, [all_gather(m, rows) for m in maps], wanted)
-
+        if feature_loss is not None:
+            groups.append({"params": list(feature_loss.parameters())})
         return fit(
             model,
             groups,
-            steps=steps,
+            steps=partial(self._steps, model, feature_loss),
             evaluate=self.evaluate,
             schedule=Schedule(
                 epochs=epochs,
@@ -140,15 +124,31 @@ class DistillationTask:
                 save_minutes=self.recipe.run.checkpoint_minutes,
                 seed=self.recipe.run.seed,
             ),
-            steps_an_epoch=self.steps_an_epoch,
+            steps_per_epoch=self.steps_per_epoch,
             checkpoint=checkpoint,
             title=title,
             after_step=after_step,
-            beside=hints,
+            auxiliary=feature_loss,
             curves=self.curves,
         )
 
-    def _hints(self, model: nn.Module) -> Hints | None:
+    def _steps(
+        self, model: nn.Module, feature_loss: FeatureLoss | None, epoch: int, first: int = 0
+    ) -> Iterator[Tensor]:
+        """The loss of each batch of an epoch from `first` on."""
+        batches = zip(self._sample(epoch, first), self.batches(epoch, first), strict=True)
+        for indices, (pixels, teacher, features, labels) in batches:
+            rows, pixels = len(pixels), distributed.local_shard(pixels)
+            if feature_loss is None or not isinstance(model, PixelClassifier):
+                yield self.loss(all_gather(model(pixels.float()), rows), teacher, labels)
+                continue
+            with capture_maps(model, feature_loss.names) as maps:
+                pooled = model.pooled(pixels)
+            loss = self.loss(all_gather(model.classify(pooled), rows), teacher, labels)
+            own = [all_gather(m, rows) for m in maps]
+            yield loss + feature_loss(all_gather(pooled, rows), features, own, self._teacher_maps(*indices))
+
+    def _feature_loss(self, model: nn.Module) -> FeatureLoss | None:
         settings = self.recipe.student
         if (
             not self.teacher
@@ -157,10 +157,10 @@ class DistillationTask:
         ):
             return None
         torch.manual_seed(self.recipe.run.seed + 1)
-        return Hints(model, settings, self.cache.features.shape[-1], self.blocks).to(self.device)
+        return FeatureLoss(model, settings, self.cache.features.shape[-1], self.blocks).to(self.device)
 
-    def _wanted(self, views: Rows, rows: Rows) -> list[Tensor]:
-        """The teacher's maps for the hints between blocks."""
+    def _teacher_maps(self, views: Rows, rows: Rows) -> list[Tensor]:
+        """The teacher's feature maps of a batch."""
         return [] if self.blocks is None else [m.to(self.device) for m in self.blocks.maps(views, rows)]
 
 
@@ -173,12 +173,12 @@ def train_student(
     teacher: bool = True,
     curves: Curves | None = None,
 ) -> tuple[PixelClassifier, Origin, list[Epoch]]:
-    """Distil the student, or with `teacher=False` train the same network from the labels alone."""
-    lesson = DistillationTask(recipe, split, cache, teacher=teacher, curves=curves)
+    """Distil the student, or with `teacher=False` train the same network from the labels only."""
+    task = DistillationTask(recipe, split, cache, teacher=teacher, curves=curves)
     torch.manual_seed(recipe.run.seed)
     model, origin = build_student(recipe.student, len(split.labels))
-    model = move(model, lesson.device)
-    history = lesson.train(
+    model = move(model, task.device)
+    history = task.train(
         model,
         epochs=recipe.student.epochs,
         rate=recipe.student.rate,

@@ -1,4 +1,4 @@
-"""Training on the labels, as the teacher does: what its stages, a baseline and a search are made of."""
+"""Supervised training on the labels, shared by the teacher, the baseline and the search."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.bootstrap import Floats
 from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
-from eyas_host.evaluation.metrics import softmax
+from eyas_host.evaluation.metrics import softmax, validation_metrics
 from eyas_host.recipe import Recipe
-from eyas_host.train.engine import validation_figures
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.sampler import epoch_order
 from eyas_host.train.schedule import Schedule
 
-VIEWS, ORDER = 3, 4
-"""Purposes of an epoch's seeds: what is drawn, and in which order."""
+VIEW_SEED, ORDER_SEED = 3, 4
+"""Second component of an epoch's seeds: for its views and for their order."""
 
 
 class SupervisedTask:
-    """Augmented training images with their labels in batches, and the validation part to judge by.
+    """Batches of augmented training images with labels, and evaluation on the validation split.
 
     Loss, sampler, augmentation and their seeds are those of the recipe's teacher.
     """
@@ -34,17 +33,17 @@ class SupervisedTask:
         self.recipe = recipe
         self.split = split
         self.device = pick_device(recipe.run.device)
-        self.stream = BatchLoader(recipe, split.train)
-        self.validation = prepared(split.validation.pixels, self.stream.augmenter.spec)
+        self.loader = BatchLoader(recipe, split.train)
+        self.validation = prepared(split.validation.pixels, self.loader.augmenter.spec)
         self.targets = torch.from_numpy(split.train.targets).to(self.device)
         self.loss = teacher_loss(recipe, self.targets, len(split.labels))
 
-    def steps_an_epoch(self, batch: int) -> int:
-        """Batches a pass; a last one that is not full is left out: BatchNorm learns from what is in a batch."""
+    def steps_per_epoch(self, batch: int) -> int:
+        """Batches per epoch; an incomplete last one is dropped for BatchNorm's sake."""
         return max(1, len(self.targets) // batch)
 
     def schedule(self, epochs: int) -> Schedule:
-        """Epochs at the teacher's rate, judged by the recipe's metric; none ends early."""
+        """The teacher's schedule for a number of epochs, without early stopping."""
         settings, run = self.recipe.teacher, self.recipe.run
         return Schedule(
             epochs=epochs,
@@ -58,27 +57,27 @@ class SupervisedTask:
         )
 
     def order(self, purpose: int, epoch: int) -> Rows:
-        """All rows in the seeded order of an epoch; a purpose is a seed of its own."""
+        """All rows in the seeded order of an epoch; `purpose` is part of the seed."""
         rng = np.random.default_rng((self.recipe.run.seed, purpose, epoch))
         return epoch_order(self.split.train.targets, self.recipe.teacher.sampler, rng)
 
     def views(self, batches: Sequence[Rows], purpose: int, number: int, epoch: int) -> Iterator[Tensor]:
-        """For each batch of rows its views number `number`, as strong as in that epoch: uint8 [rows, 3, size, size]."""
-        strength = self.stream.augmenter.strength(epoch)
-        drawn = self.stream.views(batches, (self.recipe.run.seed, purpose, number), strength=strength, mixed=False)
-        return (to_tensor(pixels, self.device) for pixels in drawn)
+        """View `number` of each batch of rows, at the epoch's augmentation strength: uint8 [rows, 3, size, size]."""
+        strength = self.loader.augmenter.strength(epoch)
+        views = self.loader.views(batches, (self.recipe.run.seed, purpose, number), strength=strength, mixed=False)
+        return (to_tensor(pixels, self.device) for pixels in views)
 
     def steps(self, model: nn.Module, epoch: int, batch: int, count: int | None = None) -> Iterator[Tensor]:
         """The loss of each batch of an epoch, or of its first `count` batches."""
-        order, steps = self.order(ORDER, epoch), self.steps_an_epoch(batch) if count is None else count
+        order, steps = self.order(ORDER_SEED, epoch), self.steps_per_epoch(batch) if count is None else count
         batches = [order[step * batch : (step + 1) * batch] for step in range(steps)]
-        for rows, pixels in zip(batches, self.views(batches, VIEWS, epoch, epoch), strict=True):
+        for rows, pixels in zip(batches, self.views(batches, VIEW_SEED, epoch, epoch), strict=True):
             yield self.loss(model(pixels), self.targets[rows])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on validation, by which epochs are judged."""
-        return validation_figures(logits_of(model, self.validation, self.device), self.split.validation.targets)
+        """Validation metrics."""
+        return validation_metrics(logits_of(model, self.validation, self.device), self.split.validation.targets)
 
     def probabilities(self, model: nn.Module) -> Floats:
-        """Probabilities [n, classes] of the validation images, not temperature-scaled."""
+        """Uncalibrated probabilities [n, classes] of the validation images."""
         return softmax(logits_of(model, self.validation, self.device))

@@ -1,4 +1,4 @@
-"""Live curves of a training, through Accelerate's trackers: TensorBoard, Weights & Biases, MLflow."""
+"""Live training curves through Accelerate's trackers: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.errors import MissingExtra
 
 FOLDER = "curves"
-"""Below the run's folder: one folder of events a training."""
+"""Below the run's folder: one folder of events per training."""
 _SECONDS = 1.0
-"""Between two points within an epoch."""
+"""Minimum time between two points within an epoch."""
 
 
 class Curves:
-    """Where the trainings of a run draw their curves. Raises `MissingExtra` if a tracker is not installed."""
+    """Logs the curves of a run's trainings. Raises `MissingExtra` if a tracker is not installed."""
 
     def __init__(self, recipe: Recipe, root: Path) -> None:
         self.run = recipe.run.name
@@ -32,11 +32,11 @@ class Curves:
             self.trackers.remove("tensorboard")
         for name in self.trackers:
             if find_spec(name) is None:
-                raise MissingExtra(f"[run] trackers: {name} is not installed; pip install {name}, or leave it out")
+                raise MissingExtra(f"[run] trackers: {name} is not installed; pip install {name}, or remove it")
 
     @contextmanager
-    def drawn(self, title: str, step: int) -> Iterator[Curve]:
-        """The curve of one training, which begins or goes on at `step`."""
+    def log(self, title: str, step: int) -> Iterator[Curve]:
+        """Open the curve of one training that starts or resumes at `step`."""
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         if not distributed.is_main():
             yield Curve([])
@@ -67,15 +67,15 @@ class Curve:
 
     def __init__(self, trackers: list[Any]) -> None:
         self._trackers = trackers
-        self._drawn = time.monotonic()
+        self._last = time.monotonic()
 
-    def step(self, number: int, **figures: float) -> None:
-        """What a step gave; drawn now and then."""
-        if time.monotonic() - self._drawn >= _SECONDS:
-            self.point(number, figures)
+    def step(self, number: int, **values: float) -> None:
+        """Log the values of a step, at most once a second."""
+        if time.monotonic() - self._last >= _SECONDS:
+            self.point(number, values)
 
-    def point(self, number: int, figures: Mapping[str, float | str]) -> None:
-        """What is to be drawn in any case; words are marks."""
-        self._drawn = time.monotonic()
+    def point(self, number: int, values: Mapping[str, float | str]) -> None:
+        """Log values unconditionally; strings become text marks."""
+        self._last = time.monotonic()
         for tracker in self._trackers:
-            tracker.log(dict(figures), step=number)
+            tracker.log(dict(values), step=number)

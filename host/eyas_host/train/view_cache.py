@@ -1,7 +1,7 @@
-"""The view cache: augmented views of the training images with the teacher's answers, made once, read every epoch.
+"""The view cache: augmented views of the training images with the teacher's outputs, written once, read every epoch.
 
-Neither views nor features are ever held in memory: they go from batch to file and from file to batch, and a cache may
-be larger than the machine's memory. How large it will be on the disk is said, and checked, before it is written.
+Views and features are streamed between batches and files, so that a cache may be larger than the memory. Its size on
+disk is printed and checked before anything is written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -32,10 +32,10 @@ Half = npt.NDArray[np.float16]
 
 
 class ViewCache:
-    """The views in one folder: `view-N.u8` (raw pixels, uint8 [n, s, s, 3]) and the teacher's answers to them.
+    """The views in one folder: `view-N.u8` (raw pixels, uint8 [n, s, s, 3]) and the teacher's outputs for them.
 
     `logits` is float16 [views, n, classes], from `view-N.logits.npy`; `features` float16 [views, n, channels], read
-    from `view-N.features.npy` row by row. A view is whole when its logits are there.
+    from `view-N.features.npy` row by row. The logits are written last: a view with logits is complete.
     """
 
     def __init__(self, root: Path) -> None:
@@ -43,7 +43,7 @@ class ViewCache:
         paths = sorted(root.glob("view-*.logits.npy"), key=_number)
         try:
             self.logits: Half = np.stack([np.load(path) for path in paths])
-            self.features = Stacked([np.load(_features_of(path), mmap_mode="r") for path in paths])
+            self.features = StackedArrays([np.load(_features_of(path), mmap_mode="r") for path in paths])
             self._files = [_pixels_of(path).open("rb", buffering=0) for path in paths]
             count = self.logits.shape[1]
             sizes = {os.fstat(file.fileno()).st_size for file in self._files}
@@ -57,11 +57,11 @@ class ViewCache:
             ) from None
 
     def __len__(self) -> int:
-        """Number of views of each image."""
+        """Number of views per image."""
         return len(self._files)
 
     def pixels(self, views: Rows, rows: Rows) -> Batch:
-        """Pixels uint8 [batch, s, s, 3] of image `rows[i]` in view `views[i]`."""
+        """Pixels uint8 [batch, s, s, 3] of view `views[i]` of image `rows[i]`."""
         pieces = (
             os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
             for view, row in zip(views, rows, strict=True)
@@ -71,85 +71,101 @@ class ViewCache:
 
     @classmethod
     def make(cls, root: Path, recipe: Recipe, split: Split, teacher: PixelClassifier) -> ViewCache:
-        """Draw the views and ask the teacher; views that a killed run left whole are kept.
+        """Write the views and the teacher's outputs; complete views of an interrupted run are kept.
 
-        Raises `StageError` before anything is written if it would be larger than `[student] cache_gb` or the free
-        disk, and when the disk is full all the same.
+        Raises `StageError` before anything is written if the cache would exceed `[student] cache_gb` or the free disk
+        space, and later if the disk is full all the same.
         """
         count = len(split.train)
         paths = [root / f"view-{number}.logits.npy" for number in range(recipe.student.views)]
         missing = [path for path in paths if not path.exists()]
         if missing:
-            answers = 2 * (len(split.labels) + teacher.pooled_channels)
-            needed = check_room(root, recipe, count, answers=answers, made=len(paths) - len(missing))
-            say(f"  cached views: {len(missing)} x {count:,} images, {_gb(needed)} in {root}")
+            output_bytes = 2 * (len(split.labels) + teacher.pooled_channels)
+            needed = check_views_fit(root, recipe, count, output_bytes=output_bytes, existing=len(paths) - len(missing))
+            say(f"  cached views: {len(missing)} x {count:,} images, {format_gb(needed)} in {root}")
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
-        stream, turns = BatchLoader(recipe, split.train), ordered_batches(count)
-        with meter("views and the teacher's answers", len(missing) * len(turns)) as bar:
+        loader, batches = BatchLoader(recipe, split.train), ordered_batches(count)
+        with meter("views and the teacher's outputs", len(missing) * len(batches)) as bar:
             for path in missing:
                 logits = []
                 with ExitStack() as files:
                     pixels = files.enter_context(files.enter_context(atomic_write(_pixels_of(path))).open("wb"))
                     features = files.enter_context(files.enter_context(atomic_write(_features_of(path))).open("wb"))
                     _write_header(features, (count, teacher.pooled_channels))
-                    for views in stream.views(turns, (recipe.run.seed, 5, _number(path))):
-                        answered, pooled = _answers(teacher, views, device)
+                    for views in loader.views(batches, (recipe.run.seed, 5, _number(path))):
+                        batch_logits, pooled = _teacher_outputs(teacher, views, device)
                         pixels.write(views.tobytes())
                         features.write(pooled.tobytes())
-                        logits.append(answered)
+                        logits.append(batch_logits)
                         bar.advance()
-                with atomic_write(path) as temporary, temporary.open("wb") as stream_of_logits:
-                    np.save(stream_of_logits, np.concatenate(logits))
+                with atomic_write(path) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, np.concatenate(logits))
         return cls(root)
 
 
-class Stacked:
-    """Arrays of one shape that lie in files, one a view; indexed [views, rows] they give those rows from the disk."""
+class StackedArrays:
+    """Memory-mapped arrays of one shape, one per view, indexed by [views, rows]."""
 
-    def __init__(self, parts: Sequence[Half]) -> None:
-        if len({part.shape for part in parts}) != 1:
+    def __init__(self, arrays: Sequence[Half]) -> None:
+        if len({array.shape for array in arrays}) != 1:
             raise ValueError("files of different sizes")
-        self._parts = parts
-        self.shape = (len(parts), *parts[0].shape)
+        self._arrays = arrays
+        self.shape = (len(arrays), *arrays[0].shape)
 
-    def __getitem__(self, place: tuple[Rows, Rows]) -> Half:
+    def __getitem__(self, index: tuple[Rows, Rows]) -> Half:
         """Row `rows[i]` of view `views[i]`: float16 [batch, channels]."""
-        return np.stack([self._parts[view][row] for view, row in zip(*place, strict=True)])
+        return np.stack([self._arrays[view][row] for view, row in zip(*index, strict=True)])
 
 
-def check_room(root: Path, recipe: Recipe, count: int, *, answers: int = 0, made: int = 0) -> int:
-    """Bytes that the views of `count` images still need below `root`, of which `made` views are there.
+def check_views_fit(root: Path, recipe: Recipe, count: int, *, output_bytes: int = 0, existing: int = 0) -> int:
+    """Check the space for the views of `count` images below `root`; returns the bytes still to be written.
 
-    `answers` are the teacher's bytes a view of an image. Raises `StageError` if all views together are larger than
-    `[student] cache_gb`, or the missing ones larger than the free disk.
+    `output_bytes` are the teacher's outputs per view of an image, `existing` the number of views already there. Raises
+    `StageError` if all views exceed `[student] cache_gb`, or the missing ones the free disk space.
     """
     student, size = recipe.student, recipe.image.size
-    one = count * (3 * size**2 + answers)
-    whole_size, needed = student.views * one, (student.views - made) * one
-    at = next(place for place in (root, *root.absolute().parents) if place.exists())
-    free = shutil.disk_usage(at).free
-    what = f"[student] views = {student.views} of {count:,} images at {size} px"
-    bound = student.cache_gb * 1e9
-    if bound and whole_size > bound:
-        raise StageError(
-            f"{what} need {_gb(whole_size)}, more than cache_gb = {student.cache_gb:g}; {_lower(bound, one)}, or raise "
-            "cache_gb"
-        )
-    if needed > free:
-        raise StageError(
-            f"{root}: {what} need {_gb(needed)} more and {_gb(free)} are free; {_lower(free, one, made)}, or free some "
-            "room"
-        )
+    one = count * (3 * size**2 + output_bytes)
+    needed = (student.views - existing) * one
+    views = f"[student] views = {student.views} of {count:,} images at {size} px"
+
+    def advice(space: float, kept: int) -> str:
+        fitting = kept + int(space // one)
+        return f"take views = {fitting}" if fitting else "even one view is too large: take a smaller [image] size"
+
+    check_space(root, views, existing * one, needed, student.cache_gb, advice, existing)
     return needed
 
 
-def _lower(room: float, one: int, made: int = 0) -> str:
-    views = made + int(room // one)
-    return f"take views = {views}" if views else "even one view is too large: take a smaller [image] size"
+def check_space(
+    root: Path,
+    what: str,
+    used: int,
+    needed: int,
+    cache_gb: float,
+    advice: Callable[[float, int], str],
+    existing: int = 0,
+) -> None:
+    """Raise `StageError` if `needed` bytes below `root` exceed the free disk space, or with `used` ones `cache_gb`.
+
+    `advice(space, existing)` names a setting that fits into so many bytes.
+    """
+    limit = cache_gb * 1e9
+    if limit and used + needed > limit:
+        raise StageError(
+            f"{what} need {format_gb(used + needed)}, more than cache_gb = {cache_gb:g}; {advice(limit, 0)}, or raise "
+            "cache_gb"
+        )
+    free = shutil.disk_usage(next(path for path in (root, *root.absolute().parents) if path.exists())).free
+    if needed > free:
+        raise StageError(
+            f"{root}: {what} need {format_gb(needed)} more and {format_gb(free)} are free; "
+            f"{advice(free, existing)}, or free some space"
+        )
 
 
-def _gb(size: float) -> str:
+def format_gb(size: float) -> str:
+    """`1.25 GB`."""
     return f"{size / 1e9:,.3g} GB"
 
 
@@ -166,13 +182,13 @@ def _features_of(logits: Path) -> Path:
 
 
 def _write_header(stream: BinaryIO, shape: tuple[int, int]) -> None:
-    """What precedes the rows of a float16 `.npy` file of this shape."""
+    """Write the header of a float16 `.npy` file of this shape."""
     header = {"descr": "<f2", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
 
 
 @torch.inference_mode()
-def _answers(teacher: PixelClassifier, pixels: Batch, device: torch.device) -> tuple[Half, Half]:
+def _teacher_outputs(teacher: PixelClassifier, pixels: Batch, device: torch.device) -> tuple[Half, Half]:
     """Logits float16 [n, classes] and pooled features float16 [n, channels]."""
     pooled = teacher.pooled(to_tensor(pixels, device))
     return teacher.classify(pooled).half().cpu().numpy(), pooled.half().cpu().numpy()

@@ -118,15 +118,15 @@ def test_shares_make_the_batch(monkeypatch: pytest.MonkeyPatch, count: int) -> N
         batch, shares = np.arange(rows), []
         for rank in range(count):
             monkeypatch.setenv("RANK", str(rank))
-            shares.append(distributed.share(batch))
+            shares.append(distributed.local_shard(batch))
         assert [part.tolist() for part in shares] == [part.tolist() for part in np.array_split(batch, count)]
 
 
 def test_a_stage_of_the_main_process_alone_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert distributed.count() == 2
-    with distributed.alone():
-        assert distributed.count() == 1
+    assert distributed.world_size() == 2
+    with distributed.single_process():
+        assert distributed.world_size() == 1
         assert distributed.from_main("word") == "word"
-        assert len(distributed.share(np.arange(5))) == 5
-    assert distributed.count() == 2
+        assert len(distributed.local_shard(np.arange(5))) == 5
+    assert distributed.world_size() == 2

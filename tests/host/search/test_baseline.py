@@ -135,7 +135,7 @@ def test_scratch_trains_every_layer_and_its_batch_norm(context: RunContext, tmp_
     ("words", "told"),
     [
         (("--epochs", "0"), "--epochs"),
-        (("--set", "run.device=cuda"), "torch sees no GPU"),
+        (("--set", "run.device=cuda"), "torch finds no GPU"),
         (
             ("--set", "student.checkpoint=x.pt", "--set", "prune.method=none", "--set", "quantize.method=ptq"),
             "no teacher",

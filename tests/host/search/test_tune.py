@@ -188,7 +188,7 @@ def test_tpe_begins_with_the_recipe_s_settings_and_ends_trials_early(
 ) -> None:
     reached = iter(range(1000, 0, -1))  # each epoch worse than all before
     monkeypatch.setattr(
-        "eyas_host.train.supervised.validation_figures",
+        "eyas_host.train.supervised.validation_metrics",
         lambda *_: {"combined": float(next(reached)), "balanced_accuracy": 0.5, "auc": 0.5, "loss": 1.0},
     )
     done = tune(place, "--method", "tpe", "--trials", 7, "--finals", 0)
@@ -261,7 +261,7 @@ def test_the_student_is_tuned_on_cached_views(place: Path) -> None:
         (("--storage", "no address"), ("cannot be opened",)),
         (("--storage", "mysql+nodriver://me:secret@db/eyas"), ("mysql",)),
         (("--set", "tune.rates=[]"), ("[tune] rates",)),
-        (("--set", "run.device=cuda"), ("torch sees no GPU",)),
+        (("--set", "run.device=cuda"), ("torch finds no GPU",)),
     ],
 )
 def test_mistakes(place: Path, words: tuple[str, ...], told: tuple[str, ...]) -> None:

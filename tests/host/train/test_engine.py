@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.support.errors import TrainError
-from eyas_host.train.schedule import Epoch, Schedule, best_epoch, epochs_without_better, plateau_factor, rate_factor
+from eyas_host.train.schedule import (
+    Epoch,
+    Schedule,
+    best_epoch,
+    epochs_without_improvement,
+    plateau_factor,
+    rate_factor,
+)
 from tests.support.toy_training import Toy
 
 CPU = torch.device("cpu")
@@ -109,7 +116,7 @@ def test_no_gpu_where_there_is_none() -> None:
         assert pick_device("cuda").type == pick_device("auto").type == "cuda"
     else:
         assert pick_device("auto") == CPU
-        with pytest.raises(TrainError, match="sees no GPU"):
+        with pytest.raises(TrainError, match="finds no GPU"):
             pick_device("cuda")
 
 
@@ -163,7 +170,7 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
         return (nn.functional.cross_entropy(toy.model(toy.x[rows]), toy.y[rows]) for rows in batches)
 
     small.fit(steps=lambda epoch: losses(small, [*order[:36].split(12), order[36:]]))
-    large.fit(steps=lambda epoch: losses(large, [order[:36], order[36:]]), steps_an_epoch=2)
+    large.fit(steps=lambda epoch: losses(large, [order[:36], order[36:]]), steps_per_epoch=2)
     for name, value in large.model.state_dict().items():
         assert torch.allclose(small.model.state_dict()[name], value, atol=1e-5), name
 
@@ -271,8 +278,8 @@ def test_a_plateau_lowers_the_rate_of_a_training(tmp_path: Path) -> None:
 
 
 def test_epochs_without_better_are_of_the_last_stage() -> None:
-    assert epochs_without_better([], "combined") == 0
-    assert epochs_without_better(epochs(0.5, 0.5, 0.4), "combined") == 2
-    assert epochs_without_better(epochs(0.5, 0.4, 0.4, stages="aab"), "combined") == 1
-    assert epochs_without_better(epochs(0.5, 0.4, 0.6, stages="aab"), "combined") == 0
+    assert epochs_without_improvement([], "combined") == 0
+    assert epochs_without_improvement(epochs(0.5, 0.5, 0.4), "combined") == 2
+    assert epochs_without_improvement(epochs(0.5, 0.4, 0.4, stages="aab"), "combined") == 1
+    assert epochs_without_improvement(epochs(0.5, 0.4, 0.6, stages="aab"), "combined") == 0
     assert best_epoch(epochs(0.2, 0.5, 0.5), "combined") == 1

@@ -24,12 +24,12 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import FeatureLayer, StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.train.check import check_networks
-from eyas_host.train.feature_distillation import BlockCache, BlockHint, block_shapes, maps_of
+from eyas_host.train.feature_distillation import BlockCache, BlockFeatureLoss, block_shapes, capture_maps
 from eyas_host.train.student import DistillationTask, train_student
 from eyas_host.train.view_cache import ViewCache
 
 CPU = torch.device("cpu")
-HINTS = (
+LAYERS = (
     FeatureLayer(student="blocks.2", teacher="blocks.4", weight=0.5),
     FeatureLayer(student="blocks.4", teacher="blocks.0", weight=2.0, loss="mse"),
 )
@@ -38,13 +38,15 @@ HINTS = (
 # The loss
 
 
-def projecting(student: int, teacher: int, loss: str) -> BlockHint:
+def projecting(student: int, teacher: int, loss: str) -> BlockFeatureLoss:
     torch.manual_seed(0)
-    return BlockHint(student, teacher, loss=loss)
+    return BlockFeatureLoss(student, teacher, loss=loss)
 
 
-def by_loops(hint: BlockHint, student: torch.Tensor, teacher: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What the student is made to tell in each cell, and what the teacher tells there."""
+def by_loops(
+    hint: BlockFeatureLoss, student: torch.Tensor, teacher: torch.Tensor
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The projected student features and the teacher features of each cell."""
     kernel, bias = hint.project.weight.detach().numpy()[:, :, 0, 0], hint.project.bias.detach().numpy()  # type: ignore[union-attr]
     side, cells = student.shape[-1] // teacher.shape[-1], []
     for own, other in zip(student.numpy(), teacher.numpy(), strict=True):
@@ -55,7 +57,7 @@ def by_loops(hint: BlockHint, student: torch.Tensor, teacher: torch.Tensor) -> l
     return cells
 
 
-def test_a_hint_looks_cell_by_cell() -> None:
+def test_the_block_loss_compares_cell_by_cell() -> None:
     generator = torch.Generator().manual_seed(2)
     student, teacher = torch.randn(3, 4, 6, 6, generator=generator), torch.randn(3, 5, 2, 2, generator=generator)
     cosine, square = projecting(4, 5, "cosine"), projecting(4, 5, "mse")
@@ -103,15 +105,15 @@ def test_tokens_become_the_map_of_their_patches() -> None:
     with torch.inference_mode():
         maps = []
         for image in (pixels, torch.zeros_like(pixels)):
-            with maps_of(model, ["blocks.0"]) as found:
+            with capture_maps(model, ["blocks.0"]) as found:
                 model(image)
             maps += found
     changed = (maps[0] - maps[1]).norm(dim=1)[0]
     assert changed.shape == (4, 4) and int(changed.argmax()) == 1 * 4 + 3
 
 
-def with_hints(recipe: Recipe, *hints: FeatureLayer) -> Recipe:
-    return msgspec.structs.replace(recipe, student=msgspec.structs.replace(recipe.student, feature_layers=hints))
+def with_layers(recipe: Recipe, *layers: FeatureLayer) -> Recipe:
+    return msgspec.structs.replace(recipe, student=msgspec.structs.replace(recipe.student, feature_layers=layers))
 
 
 class Place(NamedTuple):
@@ -135,7 +137,7 @@ def place(shape_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Place
             batch=8,
             feature_loss=0.0,
             ema=0.0,
-            feature_layers=HINTS,
+            feature_layers=LAYERS,
         ),
     )
     data = msgspec.structs.replace(recipe.data, split=(0.6, 0.2, 0.2))
@@ -154,9 +156,9 @@ def test_a_wrong_name_is_answered_with_the_right_ones(place: Place) -> None:
     assert len(check_networks(place.recipe, 5)) == 2
     wrong = FeatureLayer(student="blocks.2", teacher="block.9")
     with pytest.raises(RecipeError, match=r"the teacher has no block 'block.9'; allowed: .*blocks.0.*blocks.5"):
-        check_networks(with_hints(place.recipe, wrong), 5)
+        check_networks(with_layers(place.recipe, wrong), 5)
     with pytest.raises(RecipeError, match=r"the student has no block 'layer1'; allowed: .*blocks.0"):
-        check_networks(with_hints(place.recipe, FeatureLayer(student="layer1", teacher="blocks.2")), 5)
+        check_networks(with_layers(place.recipe, FeatureLayer(student="layer1", teacher="blocks.2")), 5)
 
 
 # The cache
@@ -183,12 +185,14 @@ def test_cached_maps_are_the_teachers(place: Place, cache: ViewCache, capsys: py
     assert torch.allclose(got[1], nn.functional.avg_pool2d(after[0], after[0].shape[-1] // 8), atol=5e-3)
 
 
-def test_without_room_nothing_is_written(place: Place, cache: ViewCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_space_nothing_is_written(place: Place, cache: ViewCache, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(NamedTuple):
         free: int = 1000
 
-    monkeypatch.setattr("eyas_host.train.feature_distillation.shutil.disk_usage", lambda _: Full())
-    with pytest.raises(StageError, match=r"feature_layers need 0.00 GB, 0.00 GB are free; take blocks with fewer"):
+    monkeypatch.setattr("eyas_host.train.view_cache.shutil.disk_usage", lambda _: Full())
+    with pytest.raises(
+        StageError, match=r"feature_layers need .* GB more and 1e-06 GB are free; take blocks with fewer"
+    ):
         BlockCache.make(cache, place.recipe, place.teacher)
     small = msgspec.structs.replace(place.recipe.student, cache_gb=1e-6)
     with pytest.raises(StageError, match="together more than cache_gb = 1e-06"):
@@ -215,23 +219,23 @@ def test_what_a_killed_run_left_is_kept_and_damage_is_told(place: Place, cache: 
 # The student
 
 
-def test_a_student_follows_its_hints(place: Place, cache: ViewCache, tmp_path: Path) -> None:
+def test_a_student_follows_the_teacher_features(place: Place, cache: ViewCache, tmp_path: Path) -> None:
     BlockCache.make(cache, place.recipe, copy.deepcopy(place.teacher))
     settings = msgspec.structs.replace(place.recipe.student, kd_ratio=1.0, temperature=1.0, epochs=10, rate=0.01)
-    hints = tuple(msgspec.structs.replace(hint, weight=5.0) for hint in settings.feature_layers)
-    heard = msgspec.structs.replace(place.recipe, student=msgspec.structs.replace(settings, feature_layers=hints))
-    _, _, history = train_student(heard, place.split, cache, tmp_path / "heard")
+    layers = tuple(msgspec.structs.replace(layer, weight=5.0) for layer in settings.feature_layers)
+    recipe = msgspec.structs.replace(place.recipe, student=msgspec.structs.replace(settings, feature_layers=layers))
+    _, _, history = train_student(recipe, place.split, cache, tmp_path / "full")
     assert history[-1].loss < 0.75 * history[0].loss
     states = []
     for number, weight in enumerate((5.0, 0.5)):
-        recipe = with_hints(heard, *(msgspec.structs.replace(hint, weight=weight) for hint in hints))
-        once = msgspec.structs.replace(recipe, student=msgspec.structs.replace(recipe.student, epochs=1))
+        weighted = with_layers(recipe, *(msgspec.structs.replace(layer, weight=weight) for layer in layers))
+        once = msgspec.structs.replace(weighted, student=msgspec.structs.replace(weighted.student, epochs=1))
         states.append(train_student(once, place.split, cache, tmp_path / str(number))[0].state_dict())
     assert not all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
 
 
-def test_without_hints_no_blocks_are_looked_for(place: Place, cache: ViewCache) -> None:
-    DistillationTask(with_hints(place.recipe), place.split, cache)
+def test_without_feature_layers_no_block_cache_is_opened(place: Place, cache: ViewCache) -> None:
+    DistillationTask(with_layers(place.recipe), place.split, cache)
     DistillationTask(place.recipe, place.split, cache, teacher=False)
     with pytest.raises(StageError, match="cached blocks cannot be read"):
         DistillationTask(place.recipe, place.split, cache)

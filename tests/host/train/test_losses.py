@@ -17,9 +17,9 @@ from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import LossName
 from eyas_host.train.losses import (
     DistillationLoss,
-    FeatureHint,
     FocalLoss,
     OneVersusRestLoss,
+    PooledFeatureLoss,
     balanced_class_weights,
     dist_loss,
     label_loss,
@@ -244,7 +244,7 @@ def test_dist_of_answers_that_are_all_the_same_is_a_number() -> None:
 
 
 def test_feature_hint_sees_the_direction_only() -> None:
-    hint = FeatureHint(5, 5)
+    hint = PooledFeatureLoss(5, 5)
     with torch.no_grad():
         hint.project.weight.copy_(torch.eye(5))
         hint.project.bias.zero_()

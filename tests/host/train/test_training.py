@@ -20,6 +20,7 @@ from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation import metrics
 from eyas_host.evaluation.inference import logits_of, to_tensor
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import PixelClassifier, build, packaged_state
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
@@ -27,7 +28,6 @@ from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
-from eyas_host.train.engine import validation_figures
 from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.view_cache import ViewCache
@@ -68,7 +68,7 @@ def test_scores_against_plain_loops(answers: tuple[np.ndarray, np.ndarray]) -> N
     assert scores.confusion == tuple(tuple(pairs.count((t, a)) for a in range(3)) for t in range(3))
     low, high = scores.balanced_accuracy_ci
     assert low < scores.balanced_accuracy < high and 0.05 < high - low < 0.35
-    figures = validation_figures(logits, targets)
+    figures = validation_metrics(logits, targets)
     assert figures["balanced_accuracy"] == pytest.approx(np.mean(recalls))
     assert figures["combined"] == pytest.approx(np.mean(recalls) + 0.5 * np.mean(areas))
     assert figures["loss"] == pytest.approx(np.mean([-math.log(row[t]) for row, t in zip(p, targets, strict=True)]))
@@ -97,7 +97,7 @@ def test_auc_of_two_classes_and_of_a_missing_one() -> None:
     p = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]])
     assert metrics.auc(p, np.array([0, 0, 1, 1])) == pytest.approx(0.75)
     assert math.isnan(metrics.auc(p, np.array([0, 0, 0, 0])))
-    assert validation_figures(p, np.array([0, 0, 0, 0]))["combined"] == 0.5
+    assert validation_metrics(p, np.array([0, 0, 0, 0]))["combined"] == 0.5
 
 
 def test_paired_loss() -> None:
@@ -215,7 +215,7 @@ def test_teacher_and_student_train_from_images(lesson_recipe: Recipe, split: Spl
     assert math.isfinite(history[0].loss)
     pixels = prepared(split.validation.pixels, lesson_recipe.image.preprocessing())
     assert not np.allclose(logits_of(student, pixels, CPU), logits_of(alone, pixels, CPU))
-    figures = validation_figures(logits_of(student, pixels, CPU), split.validation.targets)
+    figures = validation_metrics(logits_of(student, pixels, CPU), split.validation.targets)
     assert history[0].metrics == pytest.approx(figures, abs=1e-5)
 
 

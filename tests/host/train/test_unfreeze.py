@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.evaluation.inference import logits_of, to_tensor
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.training import TeacherSection
-from eyas_host.train.engine import Groups, fit, validation_figures
+from eyas_host.train.engine import Groups, fit
 from eyas_host.train.schedule import Epoch, Schedule
-from eyas_host.train.unfreeze import Unfreezing, freeze_batch_norm, unfreeze
+from eyas_host.train.unfreeze import GradualUnfreezing, freeze_batch_norm, unfreeze
 
 CPU = torch.device("cpu")
 
@@ -30,7 +31,7 @@ def train(
     targets = torch.arange(5).repeat_interleave(4)
     settings = {
         "schedule": Schedule(epochs=2, rate=0.01, weight_decay=0.5),
-        "evaluate": lambda m: validation_figures(logits_of(m, shape_frames, CPU), targets.numpy()),
+        "evaluate": lambda m: validation_metrics(logits_of(m, shape_frames, CPU), targets.numpy()),
     }
     return fit(
         model,
@@ -38,7 +39,7 @@ def train(
         steps=lambda epoch: (
             nn.functional.cross_entropy(model(to_tensor(shape_frames, CPU)), targets) for _ in range(2)
         ),
-        steps_an_epoch=2,
+        steps_per_epoch=2,
         checkpoint=checkpoint,
         title="toy",
         prepare=freeze_batch_norm,
@@ -101,7 +102,7 @@ def test_blocks_open_from_the_top_where_validation_gets_no_better(
         tmp_path / "a.ckpt",
         schedule=Schedule(epochs=20, rate=1e-3, weight_decay=0.5, patience=3),
         evaluate=scripted(scores, seen),
-        stages=Unfreezing(model, STAGED, "combined"),
+        stages=GradualUnfreezing(model, STAGED, "combined"),
     )
     # better in epochs 2 and 5; the third stage ends the training three epochs after it began
     stages = 4 * ["2 of 5 blocks"] + 3 * ["4 of 5 blocks"] + 3 * ["5 of 5 blocks"]
@@ -134,7 +135,7 @@ def test_a_resumed_training_has_the_same_blocks_open(
                 checkpoint,
                 schedule=Schedule(epochs=epochs, rate=1e-3, patience=3, shape="plateau", warmup=0.0),
                 evaluate=scripted([0.1, 0.2, 0.2, 0.1, 0.3, 0.2, 0.2, 0.3, 0.2, 0.2], seen),
-                stages=Unfreezing(model, STAGED, "combined"),
+                stages=GradualUnfreezing(model, STAGED, "combined"),
             )
         ends.append((len(seen), model.state_dict()))
     (one, state), (other, resumed) = ends

@@ -1,4 +1,4 @@
-"""The view cache: the teacher's answers to just those views, bounded and said before it is written, whole or not."""
+"""The view cache: the teacher's outputs match the views, the size is checked first, files are written atomically."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import StageError
 from eyas_host.train.student import DistillationTask
-from eyas_host.train.view_cache import ViewCache, check_room
+from eyas_host.train.view_cache import ViewCache, check_views_fit
 from tests.support.small_disk import mounted
 
 CPU = torch.device("cpu")
@@ -84,10 +84,10 @@ def test_a_lesson_reads_each_image_once_with_its_own_answers(
 ) -> None:
     cache, count = ViewCache.make(tmp_path, recipe, split, copy.deepcopy(network)), len(split.train)
     views = [whole_view(cache, number, count) for number in range(len(cache))]
-    lesson = DistillationTask(recipe, split, cache)
-    batches = list(lesson.batches(0))
-    assert len(batches) == lesson.steps_an_epoch == count // 8
-    again = list(lesson.batches(0))
+    task = DistillationTask(recipe, split, cache)
+    batches = list(task.batches(0))
+    assert len(batches) == task.steps_per_epoch == count // 8
+    again = list(task.batches(0))
     assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
     where = {view[row].tobytes(): row for view in views for row in range(count)}
     for pixels, teacher, _, labels in batches:
@@ -153,14 +153,14 @@ def test_views_that_a_killed_run_left_whole_are_kept(
 def test_what_is_said_is_what_is_written(
     recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = 2 * (5 + network.pooled_channels)
-    said = check_room(tmp_path, recipe, len(split.train), answers=answers)
-    assert said == 2 * len(split.train) * (3 * 32 * 32 + answers)
-    assert check_room(tmp_path, recipe, len(split.train), answers=answers, made=1) == said // 2
+    output_bytes = 2 * (5 + network.pooled_channels)
+    needed = check_views_fit(tmp_path, recipe, len(split.train), output_bytes=output_bytes)
+    assert needed == 2 * len(split.train) * (3 * 32 * 32 + output_bytes)
+    assert check_views_fit(tmp_path, recipe, len(split.train), output_bytes=output_bytes, existing=1) == needed // 2
     ViewCache.make(tmp_path, recipe, split, copy.deepcopy(network))
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert said < written < said + 4 * 256  # the headers
-    assert f"2 x {len(split.train)} images, {said / 1e9:.3g} GB in {tmp_path}" in " ".join(
+    assert needed < written < needed + 4 * 256  # the headers
+    assert f"2 x {len(split.train)} images, {needed / 1e9:.3g} GB in {tmp_path}" in " ".join(
         capsys.readouterr().err.split()
     )
 
@@ -169,15 +169,15 @@ def test_a_cache_above_its_bound_is_refused(recipe: Recipe, tmp_path: Path, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**15, 0, 10**15))
     large = msgspec.structs.replace(with_student(recipe, views=12), image=ImageSection(size=224))
     with pytest.raises(StageError) as caught:
-        check_room(tmp_path / "not" / "yet", large, 100_000, answers=2 * 1282)
+        check_views_fit(tmp_path / "not" / "yet", large, 100_000, output_bytes=2 * 1282)
     assert str(caught.value) == (
         "[student] views = 12 of 100,000 images at 224 px need 184 GB, more than cache_gb = 20; take views = 1, "
         "or raise cache_gb"
     )
-    assert check_room(tmp_path, with_student(large, views=1), 100_000, answers=2 * 1282) < 20e9
+    assert check_views_fit(tmp_path, with_student(large, views=1), 100_000, output_bytes=2 * 1282) < 20e9
     with pytest.raises(StageError, match=r"even one view is too large: take a smaller \[image\] size, or raise"):
-        check_room(tmp_path, with_student(large, views=12), 1_000_000)
-    assert check_room(tmp_path, with_student(large, cache_gb=0.0), 100_000) == 12 * 100_000 * 224 * 224 * 3
+        check_views_fit(tmp_path, with_student(large, views=12), 1_000_000)
+    assert check_views_fit(tmp_path, with_student(large, cache_gb=0.0), 100_000) == 12 * 100_000 * 224 * 224 * 3
 
 
 def test_a_cache_above_the_free_disk_is_refused(
@@ -186,11 +186,11 @@ def test_a_cache_above_the_free_disk_is_refused(
     one = 1000 * 32 * 32 * 3
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 5 * one // 2))
     six = with_student(recipe, views=6)
-    with pytest.raises(StageError, match=r"0.0184 GB more and 0.00768 GB are free; take views = 2, or free some room"):
-        check_room(tmp_path, six, 1000)
+    with pytest.raises(StageError, match=r"0.0184 GB more and 0.00768 GB are free; take views = 2, or free some space"):
+        check_views_fit(tmp_path, six, 1000)
     with pytest.raises(StageError, match="take views = 3"):
-        check_room(tmp_path, six, 1000, made=1)
-    assert check_room(tmp_path, six, 1000, made=4) == 2 * one
+        check_views_fit(tmp_path, six, 1000, existing=1)
+    assert check_views_fit(tmp_path, six, 1000, existing=4) == 2 * one
 
 
 def test_the_bound_is_told_before_the_teacher_is_trained(recipe: Recipe, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_disk_that_others_fill_meanwhile(
         ViewCache.make(small_disk, three, split, copy.deepcopy(network))
     assert not list(small_disk.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 0, 10**12))
-    with pytest.raises(StageError, match=r"No space left on device.*free some room and run again") as caught:
+    with pytest.raises(StageError, match=r"No space left on device.*free some space and run again") as caught:
         ViewCache.make(small_disk, three, split, copy.deepcopy(network))
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in small_disk.iterdir()) == [f"view-0.{kind}" for kind in KINDS]

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from eyas_host.compress.prune.magnitude import ZeroKeeper
 from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import logits_of
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.fold import DeployModel
 from eyas_host.support.progress import say
-from eyas_host.train.engine import fit, validation_figures
-from eyas_host.train.losses import DistillationLoss, divergence_of
+from eyas_host.train.engine import fit
+from eyas_host.train.losses import DistillationLoss, mean_divergence
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.trackers import Curves
@@ -44,8 +45,8 @@ def finetune_int8(context: RunContext, split: Split, model: nn.Module, deploy: D
 
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         logits = logits_of(candidate, task.validation, task.device)
-        divergence = divergence_of(torch.from_numpy(logits), reference)
-        figures = validation_figures(logits, task.validation_targets)
+        divergence = mean_divergence(torch.from_numpy(logits), reference)
+        figures = validation_metrics(logits, task.validation_targets)
         return figures | {"divergence": divergence, "combined": -divergence}
 
     start, start_state = evaluate(model), copy.deepcopy(model.state_dict())
@@ -55,7 +56,7 @@ def finetune_int8(context: RunContext, split: Split, model: nn.Module, deploy: D
         steps=steps,
         evaluate=evaluate,
         schedule=Schedule(epochs=settings.epochs, rate=settings.rate, weight_decay=0.0, seed=context.recipe.run.seed),
-        steps_an_epoch=task.steps_an_epoch,
+        steps_per_epoch=task.steps_per_epoch,
         checkpoint=checkpoint,
         title="int8 student",
         curves=Curves(context.recipe, context.root),

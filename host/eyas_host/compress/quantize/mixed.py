@@ -18,10 +18,9 @@ from torch import nn
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.bootstrap import Floats, Ints
 from eyas_host.evaluation.inference import logits_of
-from eyas_host.evaluation.metrics import fit_temperature
+from eyas_host.evaluation.metrics import fit_temperature, validation_metrics
 from eyas_host.quant.graph import WeightedLayer, required_placement, weighted_layers
 from eyas_host.quant.quantizers import activation_quantizers, float_layers, leave_float, weight_quantizers
-from eyas_host.train.engine import validation_figures
 
 MAX_SNR_DB = 144.0
 """20 log10 2^24: the resolution of float32."""
@@ -41,8 +40,8 @@ class Degradation(msgspec.Struct, frozen=True):
 
 def degradation(reference: Floats, logits: Floats, targets: Ints, temperature: float) -> Degradation:
     """Degradation of `logits` [n, classes] against those of the float network, for labels [n]."""
-    before = validation_figures(reference / temperature, targets)
-    after = validation_figures(logits / temperature, targets)
+    before = validation_metrics(reference / temperature, targets)
+    after = validation_metrics(logits / temperature, targets)
     return Degradation(
         drop=before["balanced_accuracy"] - after["balanced_accuracy"],
         nll_increase=after["loss"] - before["loss"],
