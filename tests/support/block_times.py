@@ -10,7 +10,7 @@ from eyas_device.board import Board
 
 
 def block_times(blocks: Sequence[Block], whole: Quantiles) -> BlockTimes:
-    """The table of an int8 LiteRT model at one thread."""
+    """Block times of an int8 LiteRT model at one thread."""
     return BlockTimes(
         board=Board(model="a board"),
         bundle="b",

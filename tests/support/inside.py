@@ -1,4 +1,4 @@
-"""The command line called inside the test's own process: nothing heavy is imported again."""
+"""Call the command line in the test's own process, which saves importing torch again."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from eyas_host.cli import app
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
     err: str
 
 
-def eyas(place: Path, *words: object) -> Done:
-    """Run `eyas WORDS` in the folder `place`."""
+def eyas(folder: Path, *arguments: object) -> Done:
+    """Run `eyas ARGUMENTS` in `folder`."""
     out, err, before, threads = io.StringIO(), io.StringIO(), Path.cwd(), torch.get_num_threads()
-    os.chdir(place)
+    os.chdir(folder)
     try:
         with (
-            mock.patch.object(sys, "argv", ["eyas", *map(str, words)]),
+            mock.patch.object(sys, "argv", ["eyas", *map(str, arguments)]),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
@@ -40,5 +40,5 @@ def eyas(place: Path, *words: object) -> Done:
                 code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     finally:
         os.chdir(before)
-        torch.set_num_threads(threads)  # the stages choose their own
+        torch.set_num_threads(threads)  # stages set their own
     return Done(code, out.getvalue(), err.getvalue())

@@ -1,4 +1,4 @@
-"""A training of milliseconds for the tests of the loop."""
+"""A toy training that takes milliseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eyas_host.train.schedule import Epoch, Schedule
 
 
 class Toy:
-    """A small net with everything that has a state: BatchNorm, dropout, two groups."""
+    """A small network with all kinds of state: BatchNorm, dropout, two parameter groups."""
 
     def __init__(self, checkpoint: Path, **schedule: object) -> None:
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What XNNPACK computes of a .tflite."""
+"""How XNNPACK partitions a .tflite."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 
 def partitions(path: Path) -> int:
-    """How many pieces of a .tflite XNNPACK computes; what lies between them leaves its layout and comes back."""
+    """Number of XNNPACK partitions of a .tflite; every gap between them costs a change of layout and back."""
     interpreter: Any = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
     kinds = [operation["op_name"] for operation in interpreter._get_ops_details()]

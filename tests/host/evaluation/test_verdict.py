@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from eyas_device.bundle import Artefact
-from eyas_host.bundle.golden import golden_rows
 from eyas_host.evaluation.parity import Parity, compare, refusal
 from eyas_host.evaluation.verdict import Latency, choose
 from eyas_host.recipe.export import GateSection
@@ -95,13 +94,3 @@ def test_a_refused_artefact_is_not_run() -> None:
     assert chosen({"int8": "why"}, int8=1.0, fp32=4.0, int16=3.0)[0] == {"litert": "litert-int16"}
     with pytest.raises(GateError, match="no artefact passes the gates: fp32: this; int8: that"):
         chosen({"fp32": "this", "int8": "that"}, fp32=2.0, int8=1.0)
-
-
-def test_golden_images_go_from_low_to_high_confidence_without_the_lowest() -> None:
-    confidence = np.linspace(0.5, 1.0, 40)
-    probabilities = np.stack([confidence, 1 - confidence], axis=1)[np.random.default_rng(0).permutation(40)]
-    rows = golden_rows(probabilities, 6)
-    confidence = probabilities.max(axis=1)[rows]
-    assert len(set(rows)) == 6
-    assert list(confidence) == sorted(confidence)
-    assert confidence[0] > 0.54 and confidence[-1] == 1.0

@@ -79,6 +79,11 @@ def test_there_is_a_bundle_and_no_teacher(place: Path) -> None:
     names = {variant["name"] for variant in report["variants"]}
     artefacts = {"litert-fp32", "litert-int8", "litert-int16", "onnx-fp32", "onnx-int8"}
     assert names == {"student", "pruned", "qat", "exact-int8"} | artefacts
+    assert {variant["name"]: variant["precision"] for variant in report["variants"]} == {
+        **dict.fromkeys(("student", "pruned"), "fp32"),
+        **dict.fromkeys(("qat", "exact-int8"), "int8"),
+        **{name: name.split("-")[1] for name in artefacts},
+    }
     assert report["weights"] == {"teacher": "none", "student": "checkpoint"}
     assert report["quantization"]["method"] == "ptq"
     compiled = json.loads((place / "runs/ready/compile/stage.json").read_bytes())
