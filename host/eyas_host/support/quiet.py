@@ -21,6 +21,7 @@ def quiet_libraries() -> None:
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     os.environ.setdefault("NNCF_CI", "1")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # an image that cannot be decoded is listed by us
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     for name in ("torch.utils.cpp_extension", "torch.utils._pytree", "nncf"):
