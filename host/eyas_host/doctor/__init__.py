@@ -1,7 +1,7 @@
-"""The workstation's doctor: whether a recipe can be trained, compiled and flashed from here, and if not, what to do.
+"""The workstation's doctor: can a recipe be trained, compiled and flashed from here, and what to do if not.
 
-It has the form of the device's: each check is a function from a `Context` to a `Finding`, and what may hang or crash
-(importing libraries, asking the GPU) happens in a process of its own, so that a half-broken install is a finding.
+It is built like the device's: each check is a function from a `Context` to a `Finding`. Anything that may hang or crash
+(importing libraries, querying the GPU) runs in a subprocess, so that a half-broken installation is a finding.
 """
 
 from __future__ import annotations
@@ -29,4 +29,4 @@ CHECKS: tuple[Callable[[Context], Finding], ...] = (
     machine.disk,
     software.programs,
 )
-"""In the order in which they are run and shown; a check's name is its function's."""
+"""All checks, in order; a check is named after its function."""

@@ -1,4 +1,4 @@
-"""What is examined, and through which eyes: everything that a check reads of the machine can be replaced in a test."""
+"""What checks may read of the machine and the recipe; tests replace each of it."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _run_job = partial(run_job, "eyas_host.doctor.work")
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """A workstation, and the recipe that it is to serve."""
+    """A workstation and the recipe to check it for."""
 
     recipe: Recipe = field(default_factory=lambda: Recipe(run=RunSection(name="unnamed")))
-    """The defaults where none is given."""
+    """The defaults without a recipe."""
     recipe_path: Path | None = None
     recipe_error: str = ""
-    """Why the file was not read."""
+    """Why the recipe is invalid; empty if it is not."""
     runs: Path = Path("runs")
     root: Path = Path("/")
-    """Above `proc`, `sys` and `dev`."""
+    """Parent of `proc`, `sys` and `dev`."""
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
     version: Callable[[str], str | None] = installed
-    """Of an installed package."""
+    """Version of an installed package, None if it is not installed."""
     which: Callable[[str], str | None] = shutil.which
     free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
-    """Bytes."""
+    """Free bytes of a file system."""
     cpus: Callable[[], int] = lambda: len(os.sched_getaffinity(0))
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     run: CommandRunner = run_command
-    """Runs a command of the system."""
+    """Runs a system command."""
     job: Job = _run_job
-    """Runs one of `eyas_host.doctor.work.JOBS` where it may hang and crash."""
+    """Runs one of `eyas_host.doctor.work.JOBS` in a subprocess."""
 
     def read(self, path: str) -> str | None:
-        """The text of a small file below `root`, None if it cannot be read."""
+        """Read a small text file below `root`; None if that fails."""
         return text(self.root / path)

@@ -1,4 +1,4 @@
-"""The recipe, cores, memory and disk of the workstation."""
+"""Checks of the recipe, and of the workstation's cores, memory and disk."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from eyas_host.support.errors import DataError
 
 _GB = 1e9
 MEMORY_GB = (3.0, 6.0)
-"""Available memory: below the first training fails, below the second it may; the demonstration's chain takes 4.5 GB."""
+"""Available memory below which training fails, or may fail; the demonstration takes 4.5 GB."""
 DISK_GB = (2.0, 10.0)
-"""Free beside the views: checkpoints, artefacts, compiled kernels."""
+"""Free space beside the cached views below which a run fails, or may fail (checkpoints, artefacts, kernels)."""
 SHARED_GB = 0.5
-"""Processes that draw views hand them over in /dev/shm; containers often have 64 MB."""
+"""Data loader workers pass batches through /dev/shm; containers often have 64 MB."""
 PRESSURE = 60.0
-"""Per cent of the last minute in which something waited for a processor."""
+"""CPU pressure above which times are unreliable: per cent of the last minute with a process waiting."""
 _NO_LIMIT = 1 << 60
 
 
 def recipe(context: Context) -> Finding:
-    """Whether the recipe is right, and its images are there."""
+    """Check the recipe and that its images exist."""
     if context.recipe_error:
         lines = [line.strip() for line in context.recipe_error.splitlines()]
         return red(
-            f"{lines[0]} {'; '.join(lines[1:])}".strip(), "correct it; models/template/recipe.toml explains the keys"
+            f"{lines[0]} {'; '.join(lines[1:])}".strip(),
+            "correct it; see models/template/recipe.toml",
         )
     if context.recipe_path is None:
-        return grey("none was given: the defaults are examined", "eyas doctor models/NAME/recipe.toml")
-    count, fault = _images(context)
-    if fault:
-        return red(f"{context.recipe_path}: {fault}", "see [data] of the recipe")
+        return grey("no recipe given: checking the defaults", "eyas doctor models/NAME/recipe.toml")
+    count, error = _images(context)
+    if error:
+        return red(f"{context.recipe_path}: {error}", "see [data] of the recipe")
     return green(f"{context.recipe_path}: {count:,} images")
 
 
 def cores(context: Context) -> Finding:
-    """How many cores there are, and whether other work takes them."""
+    """Check the cores and whether other processes use them."""
     count = context.cpus()
     text = f"{count} cores"
     quota = re.fullmatch(r"(\d+) (\d+)", context.read("sys/fs/cgroup/cpu.max") or "")
@@ -50,22 +51,22 @@ def cores(context: Context) -> Finding:
         text += f", of which this container may use {int(quota[1]) / int(quota[2]):.1f}"
     threads = context.environment.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and int(threads) > count:
-        return yellow(f"{text}; OMP_NUM_THREADS = {threads} asks for more", "unset OMP_NUM_THREADS")
+        return yellow(f"{text}; OMP_NUM_THREADS = {threads} is more", "unset OMP_NUM_THREADS")
     pressure = read_pressure(context.root)
     if pressure is None:
         return green(text)
     text += f", pressure {pressure.avg60:.0f} % of the last minute"
     if pressure.avg60 >= PRESSURE:
-        return yellow(text, "other work makes training slow and times wrong: see top")
+        return yellow(text, "other processes slow down training and distort times: see top")
     return green(text)
 
 
 def memory(context: Context) -> Finding:
-    """Whether there is memory to train and compile."""
-    told = re.search(r"^MemAvailable:\s+(\d+) kB", context.read("proc/meminfo") or "", re.MULTILINE)
-    if told is None:
-        return grey("the kernel does not tell")
-    free, limit = int(told[1]) * 1024, context.read("sys/fs/cgroup/memory.max") or ""
+    """Check that there is memory to train and compile."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", context.read("proc/meminfo") or "", re.MULTILINE)
+    if match is None:
+        return grey("unknown: no MemAvailable in /proc/meminfo")
+    free, limit = int(match[1]) * 1024, context.read("sys/fs/cgroup/memory.max") or ""
     text = f"{free / _GB:.1f} GB available"
     if limit.isdigit() and int(limit) < _NO_LIMIT:
         used = context.read("sys/fs/cgroup/memory.current") or "0"
@@ -78,24 +79,23 @@ def memory(context: Context) -> Finding:
 
 
 def shared_memory(context: Context) -> Finding:
-    """Whether processes that draw views can hand them over."""
-    place = context.root / "dev/shm"
+    """Check the shared memory of data loader workers."""
+    folder = context.root / "dev/shm"
     if context.recipe.run.workers == 0 or (context.recipe.run.workers == "auto" and context.cpus() == 1):
-        return green("not needed: no processes draw views ahead")
-    if not place.is_dir():
-        return yellow("there is no /dev/shm", "[run] workers = 0")
-    free = context.free(place)
+        return green("not needed without data loader workers")
+    if not folder.is_dir():
+        return yellow("/dev/shm does not exist", "set [run] workers = 0")
+    free = context.free(folder)
     text = f"/dev/shm: {free / _GB:.2f} GB free"
     if free < SHARED_GB * _GB:
-        return yellow(text, "docker run --shm-size 2g, or [run] workers = 0")
+        return yellow(text, "docker run --shm-size 2g, or set [run] workers = 0")
     return green(text)
 
 
 def disk(context: Context) -> Finding:
-    """Whether the run's folder has room for views, checkpoints and artefacts."""
+    """Check that the run's folder has space for cached views, checkpoints and artefacts."""
     folder = context.runs.absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    free = context.free(there)
+    free = context.free(next(path for path in (folder, *folder.parents) if path.exists()))
     text = f"{context.runs}: {free / _GB:.1f} GB free"
     count, _ = _images(context)
     student, size = context.recipe.student, context.recipe.image.size
@@ -103,29 +103,29 @@ def disk(context: Context) -> Finding:
     if views:
         text += f"; {student.views} views of {count:,} images at {size} px need up to {views / _GB:.2f} GB"
     if student.cache_gb and views > student.cache_gb * _GB:
-        return red(f"{text}, more than cache_gb = {student.cache_gb:g}", "fewer [student] views, or raise cache_gb")
-    fix = "free some room or take --runs on another disk; fewer [student] views and a smaller [image] size need less"
+        return red(f"{text}, more than cache_gb = {student.cache_gb:g}", "use fewer [student] views, or raise cache_gb")
+    fix = "free some space or put --runs on another disk; fewer [student] views and a smaller [image] size need less"
     if free < views + DISK_GB[0] * _GB:
         return red(text, fix)
     return yellow(text, fix) if free < views + DISK_GB[1] * _GB else green(text)
 
 
 def _images(context: Context) -> tuple[int, str]:
-    """How many images train, or all there are where there is no split yet; and why they cannot be listed."""
+    """Count the training images (all images before a split), or return why they cannot be listed."""
     from eyas_host.data.sources import list_images
 
     if context.recipe_path is None or context.recipe_error:
         return 0, ""
     path: Path = context.runs / context.recipe.run.name / MANIFEST
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return len(msgspec.json.decode(path.read_bytes(), type=_Trained).train), ""
+        return len(msgspec.json.decode(path.read_bytes(), type=_TrainImages).train), ""
     try:
         return len(list_images(context.recipe.data)[0]), ""
     except (DataError, ImportError, OSError) as error:
         return 0, str(error)
 
 
-class _Trained(msgspec.Struct, frozen=True):
-    """The part of the split's manifest that says what trains."""
+class _TrainImages(msgspec.Struct, frozen=True):
+    """The training images in the split's manifest."""
 
     train: tuple[msgspec.Raw, ...]

@@ -1,4 +1,4 @@
-"""Python, the extras and their versions, imports, weights, int8 kernels, and programs of the system."""
+"""Checks of Python, packages and their versions, imports, weights, int8 kernels and system programs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from eyas_host.models import pretrained
 from eyas_host.recipe.training import StudentSection, TeacherSection
 
 CONSTRAINTS = Path(eyas_host.__file__).parents[2] / "constraints" / "host.txt"
-"""The tested set, where Eyas runs from its source tree."""
+"""The tested versions, if Eyas runs from its source tree."""
 LIBRARIES = (
     *("numpy", "cv2", "sklearn", "torch", "torchvision", "timm", "accelerate", "optuna", "nncf", "torch_pruning"),
     *("openvino", "onnx", "onnxruntime", "ai_edge_litert.interpreter", "ai_edge_quantizer", "litert_torch"),
 )
 _PYTHON = ((3, 11), (3, 13))
-"""Oldest and newest that is tested."""
+"""Oldest and newest tested version."""
 _EXTRAS: Mapping[str, tuple[CheckStatus, str]] = {
     "train": ("red", "training and compiling"),
     "fleet": ("yellow", "broker kit, collector and live view"),
@@ -36,36 +36,36 @@ _INSTALL = "make install, or pip install -c constraints/host.txt 'eyas[train,fle
 
 
 def python(context: Context) -> Finding:
-    """Whether this Python is one that is tested."""
+    """Check that this Python version is tested."""
     return software.tested_python(*_PYTHON)
 
 
 def extras(context: Context) -> Finding:
-    """Whether all packages of the extras are installed, in versions that are allowed."""
+    """Check that all packages of the extras are installed in allowed versions."""
     try:
         needed = {extra: list(_requirements(extra)) for extra in _EXTRAS}
     except metadata.PackageNotFoundError:
-        return yellow("eyas is not installed as a package: its extras cannot be looked up", _INSTALL)
+        return yellow("eyas is not installed as a package: its extras are unknown", _INSTALL)
     except ImportError as error:
         return red(f"{error.name} is not installed", _INSTALL)
-    worst, told = "green", []
+    worst, problems = "green", []
     for extra, (status, what) in _EXTRAS.items():
         wrong = [name for name, allowed in needed[extra] if not allowed(context.version(name))]
         if wrong:
             worst = max(worst, status, key=("green", "yellow", "red").index)
             packages = ", ".join(f"{name} {context.version(name) or 'missing'}" for name in wrong)
-            told.append(f"{extra} ({what}): {packages}")
-    if not told:
+            problems.append(f"{extra} ({what}): {packages}")
+    if not problems:
         return green(", ".join(f"{extra} ({len(needed[extra])} packages)" for extra in _EXTRAS))
-    return red("; ".join(told), _INSTALL) if worst == "red" else yellow("; ".join(told), _INSTALL)
+    return red("; ".join(problems), _INSTALL) if worst == "red" else yellow("; ".join(problems), _INSTALL)
 
 
 def versions(context: Context) -> Finding:
-    """Whether the installed versions are the tested ones."""
+    """Check that the installed versions are the tested ones."""
     try:
         lines = CONSTRAINTS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return grey("the tested set (constraints/host.txt) is not beside this installation")
+        return grey("the tested versions (constraints/host.txt) are not part of this installation")
     pins = [line.partition(";")[0].strip().split("==") for line in lines if "==" in line and ";" not in line]
     other = [
         f"{name} {found} (tested: {pin})"
@@ -79,100 +79,99 @@ def versions(context: Context) -> Finding:
 
 
 def libraries(context: Context) -> Finding:
-    """Whether what training and compiling need can really be imported."""
+    """Check that the libraries for training and compiling can be imported."""
     try:
         found: dict[str, Any] = context.job("libraries", {"names": LIBRARIES}, _IMPORTS_S)
-    except JobError:  # one of them takes the whole process with it: which?
+    except JobError:  # one of them crashes the process: find out which
         found = {}
         for name in LIBRARIES:
             try:
                 found |= context.job("libraries", {"names": [name]}, _ONE_IMPORT_S)
             except JobError as error:
-                found[name] = {"fault": str(error)}
-    faults = {name: one["fault"] for name, one in found.items() if "fault" in one}
-    if faults:
-        told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-        return red(told, f"{_INSTALL}; a missing .so is a package of the system: apt-file search NAME")
+                found[name] = {"error": str(error)}
+    errors = [f"{name}: {one['error']}" for name, one in found.items() if "error" in one]
+    if errors:
+        return red("; ".join(errors), f"{_INSTALL}; a missing .so is in a system package: apt-file search NAME")
     return green(", ".join(f"{name.partition('.')[0]} {one['version']}".strip() for name, one in found.items()))
 
 
 def conflicts(context: Context) -> Finding:
-    """Whether packages are installed that do not work with each other."""
+    """Check for installed packages that conflict with each other."""
     return software.conflicts(DeviceContext(config=Config(), version=context.version))
 
 
 def weights(context: Context) -> Finding:
-    """Whether the hub can be reached, and which first weights teacher and student get."""
+    """Check the hub, and which initial weights teacher and student would get."""
     recipe = context.recipe
     if recipe.student.checkpoint:
         return green("none needed: the student comes from a checkpoint")
-    wanted = [recipe.teacher.model, recipe.student.model]
+    models = [recipe.teacher.model, recipe.student.model]
     try:
-        known = context.job("weights", {"models": wanted, "timeout_s": _HUB_S}, _WEIGHTS_S)
+        known = context.job("weights", {"models": models, "timeout_s": _HUB_S}, _WEIGHTS_S)
     except JobError as error:
-        return red(f"cannot be looked up: {error}", "see the check `libraries`")
+        return red(f"unknown: {error}", "see the check `libraries`")
     why = known["unreachable"]
     hub = f"the hub ({known['endpoint']}) " + (f"cannot be reached: {why}" if why else known["how"])
-    told, worst = [hub], "green"
+    lines, worst = [hub], "green"
     for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
         status, origin = _origin(section, known["models"][section.model], reachable=not why, trained=name == "teacher")
         worst = max(worst, status, key=("green", "yellow", "red").index)
-        told.append(f"{name} {section.model}: {origin}")
-    text = "; ".join(told)
-    fix = "a mirror by HF_ENDPOINT, a filled cache by HF_HOME, a weights_file, or a teacher with packaged weights"
+        lines.append(f"{name} {section.model}: {origin}")
+    text = "; ".join(lines)
+    fix = "use a mirror (HF_ENDPOINT), a filled cache (HF_HOME), a weights_file, or a teacher with packaged weights"
     if worst == "red":
         return red(text, fix)
     return yellow(text, fix) if worst == "yellow" else green(text)
 
 
 def int8_kernels(context: Context) -> Finding:
-    """Whether NNCF's kernels are compiled or can be."""
+    """Check that NNCF's int8 kernels are compiled or can be."""
     try:
         kinds = context.job("int8_kernels", {}, _ONE_IMPORT_S)
     except JobError as error:
-        return red(f"cannot be looked up: {error}", "see the check `libraries`")
+        return red(f"unknown: {error}", "see the check `libraries`")
     if "cpu" in kinds:
         return green(f"compiled ({', '.join(kinds)})")
     missing = [name for name in ("c++", "ninja") if not context.which(name)]
     if missing:
-        text = f"not compiled, and {' and '.join(missing)} missing: int8 training takes slower operations of torch"
+        text = f"not compiled, and {' and '.join(missing)} missing: int8 training uses slower operations of torch"
         return yellow(text, "apt install g++ ninja-build")
-    return green("not compiled yet: the first int8 training does it, once, in a minute or more")
+    return green("not compiled yet: the first int8 training compiles them once, in a minute or more")
 
 
 def programs(context: Context) -> Finding:
-    """Whether the system has the programs that reach the fleet."""
+    """Check for the system programs that the fleet's verbs need."""
     missing = [name for name in _PROGRAMS if not (context.which(name) or context.which(f"/usr/sbin/{name}"))]
     if not missing:
         return green(", ".join(_PROGRAMS))
-    told = ", ".join(f"{name} (for {_PROGRAMS[name]})" for name in missing)
+    names = ", ".join(f"{name} (for {_PROGRAMS[name]})" for name in missing)
     packages = {"ssh": "openssh-client"}
-    return yellow(f"missing: {told}", f"apt install {' '.join(packages.get(name, name) for name in missing)}")
+    return yellow(f"missing: {names}", f"apt install {' '.join(packages.get(name, name) for name in missing)}")
 
 
 def _origin(
     section: TeacherSection | StudentSection, known: Mapping[str, Any], *, reachable: bool, trained: bool
 ) -> tuple[CheckStatus, str]:
-    """Where first weights come from, in the order in which `eyas_host.models.factory.build` looks."""
-    wanted, places = section.weights, known["places"]
-    if wanted in ("auto", "hub") and known["hub"] and (reachable or "cache" in places):
+    """Where initial weights come from, in the order of `eyas_host.models.factory.build`."""
+    source, places = section.weights, known["places"]
+    if source in ("auto", "hub") and known["hub"] and (reachable or "cache" in places):
         return "green", "from the hub's cache here" if "cache" in places else "from the hub"
-    if wanted in ("auto", "packaged") and "packaged" in places:
+    if source in ("auto", "packaged") and "packaged" in places:
         return "green", "packaged weights"
-    if wanted in ("auto", "file") and section.weights_file:
-        there = Path(section.weights_file).is_file()
-        return ("green", "from its file") if there else ("red", f"{section.weights_file} is missing")
-    if pretrained.chosen(section.model, wanted, trained=trained) is not None:
+    if source in ("auto", "file") and section.weights_file:
+        exists = Path(section.weights_file).is_file()
+        return ("green", "from its file") if exists else ("red", f"{section.weights_file} is missing")
+    if pretrained.chosen(section.model, source, trained=trained) is not None:
         return "green", "warm weights, which ship with Eyas"
-    if wanted == "random":
-        return "green", "random, as the recipe says"
-    if wanted == "auto" and not trained:
-        return "yellow", "random: it will need more epochs"
-    return "red", "none to be had"
+    if source == "random":
+        return "green", "random, as set in the recipe"
+    if source == "auto" and not trained:
+        return "yellow", "random: needs more epochs"
+    return "red", "none available"
 
 
 def _requirements(extra: str) -> Iterator[tuple[str, Any]]:
-    """Each package that an extra needs here, with whether a version (or None) is allowed."""
+    """Yield each package of an extra, with a function that tells whether a version (or None) is allowed."""
     from packaging.requirements import Requirement
 
     for line in metadata.requires("eyas") or ():

@@ -1,4 +1,4 @@
-"""The jobs of the workstation's doctor that import libraries; each runs in a process of its own.
+"""Jobs of the workstation's doctor that import libraries; each runs in a subprocess.
 
 Arguments and results are plain JSON, as in `eyas_device.doctor.jobs`.
 """
@@ -19,7 +19,7 @@ from eyas_host.support.quiet import quiet_libraries
 
 
 def libraries(*, names: list[str]) -> dict[str, dict[str, str]]:
-    """Import libraries: for each its `version`, or the `fault`."""
+    """Import libraries and return the `version` or `error` of each."""
     quiet_libraries()
     found = {}
     for name in names:
@@ -27,34 +27,34 @@ def libraries(*, names: list[str]) -> dict[str, dict[str, str]]:
             version = getattr(importlib.import_module(name), "__version__", "")
             found[name] = {"version": str(version).split("-")[0]}
         except Exception as error:  # whatever a broken package raises is the finding
-            found[name] = {"fault": f"{type(error).__name__}: {error}"}
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
     return found
 
 
 def torch_build() -> dict[str, Any]:
-    """What torch was built for, and the GPUs that it sees."""
+    """What torch is built for, and the GPUs that it finds."""
     import torch
 
-    seen = torch.cuda.is_available()
+    available = torch.cuda.is_available()
     gpus = [
         {"name": torch.cuda.get_device_name(number), "capability": list(torch.cuda.get_device_capability(number))}
-        for number in range(torch.cuda.device_count() if seen else 0)
+        for number in range(torch.cuda.device_count() if available else 0)
     ]
-    if seen:
-        torch.ones(8, device="cuda").sum().item()  # a kernel that does not fit fails here, not in an hour
+    if available:
+        torch.ones(8, device="cuda").sum().item()  # an unsupported GPU fails here, not after an hour
     hip = getattr(torch.version, "hip", None)
     return {
         "version": str(torch.__version__),
         "cuda": torch.version.cuda,
         "hip": hip,
-        "available": seen,
-        "built_for": torch.cuda.get_arch_list() if seen else [],
+        "available": available,
+        "built_for": torch.cuda.get_arch_list() if available else [],
         "gpus": gpus,
     }
 
 
 def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
-    """Whether the hub answers, and for each model where its weights could come from: `cache` and `packaged`."""
+    """Whether the hub can be reached, and for each model the local sources of its weights: `cache`, `packaged`."""
     quiet_libraries()
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
@@ -64,7 +64,7 @@ def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
     url = urlsplit(constants.ENDPOINT)
     why, how = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "", "answers"
     if not why and getproxies():
-        how = "is reached through a proxy, which was not tried"
+        how = "is behind a proxy, which was not tested"
     elif not why:
         try:
             socket.create_connection((url.hostname or "", url.port or 443), timeout=timeout_s).close()
@@ -86,7 +86,7 @@ def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
 
 
 def int8_kernels() -> list[str]:
-    """NNCF's compiled kernels of this environment, by kind."""
+    """Kinds of NNCF's kernels that are compiled in this environment."""
     quiet_libraries()
     from eyas_host.quant.kernels import compiled
 

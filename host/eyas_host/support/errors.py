@@ -1,16 +1,16 @@
-"""What can go wrong on the workstation; the root is the device's `EyasError`.
+"""Errors of the workstation; their root is the device's `EyasError`.
 
 - `RecipeError`: a recipe has unknown keys, wrong types or an impossible combination.
-- `DataError`: images or labels cannot be used.
-- `WeightsError`: weights cannot be had or do not fit the model.
-- `TrainError`: training went wrong (not a number, no steps).
+- `DataError`: images or labels are unusable.
+- `WeightsError`: weights are unavailable or do not match the model.
+- `TrainError`: training failed (NaN, no steps).
 - `CompressError`: a model cannot be folded, pruned or quantized.
-- `CompileError`: a model cannot be turned into an artefact.
+- `CompileError`: a model cannot be exported to an artefact.
 - `StageError`: a stage cannot run (its inputs are missing, its disk is full, another run holds it).
 - `RunError`: a folder is not a run that this version can read, or a stage has no such name.
 - `TuneError`: a search cannot run (its study is of another recipe or cannot be opened).
-- `GateError`: what was made is below the recipe's bounds and is not packed.
-- `MissingExtra`: an optional part is not installed; the message is the line that installs it.
+- `GateError`: an artefact is outside the recipe's bounds and is not packed.
+- `MissingExtra`: an optional package is not installed; the message is the install command.
 """
 
 from eyas_device.errors import EyasError
@@ -21,15 +21,15 @@ class RecipeError(EyasError, ValueError):
 
 
 class DataError(EyasError, ValueError):
-    """Images or labels cannot be used."""
+    """Images or labels are unusable."""
 
 
 class WeightsError(EyasError, RuntimeError):
-    """Weights cannot be had or do not fit the model."""
+    """Weights are unavailable or do not match the model."""
 
 
 class TrainError(EyasError, RuntimeError):
-    """Training went wrong."""
+    """Training failed."""
 
 
 class CompressError(EyasError, RuntimeError):
@@ -37,7 +37,7 @@ class CompressError(EyasError, RuntimeError):
 
 
 class CompileError(EyasError, RuntimeError):
-    """A model cannot be turned into an artefact."""
+    """A model cannot be exported to an artefact."""
 
 
 class StageError(EyasError, RuntimeError):
@@ -49,11 +49,11 @@ class RunError(EyasError, ValueError):
 
 
 class GateError(EyasError, RuntimeError):
-    """What was made is below the recipe's bounds and is not packed."""
+    """An artefact is outside the recipe's bounds and is not packed."""
 
 
 class MissingExtra(EyasError, ImportError):  # noqa: N818 - reads as the state it reports
-    """An optional part is not installed; the message is the line that installs it."""
+    """An optional package is not installed; the message is the install command."""
 
 
 class TuneError(EyasError, ValueError):

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, locks and cache folders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from eyas_host.support.errors import StageError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Write to a temporary neighbour that becomes `path` at the end, or vanishes if anything fails.
+    """Yield a temporary path that replaces `path` at the end, or is removed on an error.
 
-    Raises `StageError` for a full disk or a folder that cannot be written.
+    Raises `StageError` if the disk is full or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -27,22 +27,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise StageError(f"{path}: cannot be written ({error.strerror}); free some room and run again") from None
+            raise StageError(f"{path}: cannot be written ({error.strerror}); free some space and run again") from None
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path` atomically."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
 def cache_folder(name: str) -> Path:
-    """`name` below the user's cache folder; below a private one in TMPDIR where the home cannot be written.
+    """Create and return the cache folder `name`, in a private folder of TMPDIR if the home is not writable.
 
-    Raises `StageError` if neither can be used, or if the one in TMPDIR belongs to somebody else.
+    Raises `StageError` if neither is usable, or the one in TMPDIR belongs to another user.
     """
     with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
         usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / name
@@ -61,7 +61,7 @@ def cache_folder(name: str) -> Path:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Do what others must not do meanwhile: waits for those that hold `path`; a killed process holds it no longer."""
+    """Hold an exclusive inter-process lock (flock) on `path`; a killed process releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine and package versions that a figure was measured with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, system and Python."""
+    """Processor, cores, operating system and Python version."""
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
@@ -39,7 +39,7 @@ def usable_cores() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that figures depend on."""
+    """Versions of the packages that affect figures."""
     found = {}
     for package in PACKAGES:
         try:
@@ -50,7 +50,7 @@ def versions() -> dict[str, str]:
 
 
 def cpu_pressure() -> str:
-    """`/proc/pressure/cpu`: the part of the time in which processes waited for a core."""
+    """First line of `/proc/pressure/cpu`: fractions of time with a process waiting for a core."""
     try:
         return Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""Progress bars with the time left, on standard error; a line now and then where there is no terminal."""
+"""Progress bars with the remaining time, on standard error; occasional lines without a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-_NARROWEST = 120
+_MIN_WIDTH = 120
 
 console = Console(stderr=True, highlight=False)
 
@@ -22,30 +22,30 @@ _Item = TypeVar("_Item")
 
 
 class Meter:
-    """One running bar: `advance` after each step, with a few words about how it goes."""
+    """A progress bar: `advance` after each step, with a short note."""
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title = title
         self.total = total
         self.done = done
-        self.words = ""
+        self.note = ""
         self._started = time.monotonic()
         self._first = done
-        self._said = self._started
+        self._printed = self._started
 
-    def advance(self, words: str | None = None) -> None:
-        """One more step is done."""
+    def advance(self, note: str | None = None) -> None:
+        """Count one more step."""
         self.done += 1
-        if words is not None:
-            self.words = words
+        if note is not None:
+            self.note = note
         self._show()
 
     def _show(self) -> None:
         now = time.monotonic()
-        if now - self._said >= _LINE_SECONDS and self.done < self.total:
-            self._said = now
+        if now - self._printed >= _LINE_SECONDS and self.done < self.total:
+            self._printed = now
             left = (now - self._started) / (self.done - self._first) * (self.total - self.done)
-            line = f"  {self.title}: {self.done}/{self.total}, {_clock(left)} left  {self.words}"
+            line = f"  {self.title}: {self.done}/{self.total}, {_clock(left)} left  {self.note}"
             console.print(line.rstrip(), soft_wrap=True)
 
 
@@ -53,15 +53,15 @@ class _BarMeter(Meter):
     def __init__(self, title: str, total: int, done: int, progress: Progress) -> None:
         super().__init__(title, total, done)
         self._progress = progress
-        self._task = progress.add_task(title, total=total, completed=done, words="")
+        self._task = progress.add_task(title, total=total, completed=done, note="")
 
     def _show(self) -> None:
-        self._progress.update(self._task, completed=self.done, words=self.words)
+        self._progress.update(self._task, completed=self.done, note=self.note)
 
 
 @contextmanager
 def meter(title: str, total: int, *, done: int = 0) -> Iterator[Meter]:
-    """A bar for `total` steps, of which `done` were made before (a resumed stage)."""
+    """Show a bar for `total` steps, `done` of them before (of a resumed stage)."""
     if not console.is_terminal:
         yield Meter(title, total, done)
         return
@@ -72,14 +72,14 @@ def meter(title: str, total: int, *, done: int = 0) -> Iterator[Meter]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield _BarMeter(title, total, done, progress)
 
 
 def track(items: Sequence[_Item], title: str) -> Iterable[_Item]:
-    """Iterate with a bar."""
+    """Iterate over `items` with a bar."""
     with meter(title, len(items)) as bar:
         for item in items:
             yield item
@@ -87,20 +87,20 @@ def track(items: Sequence[_Item], title: str) -> Iterable[_Item]:
 
 
 def warn(line: str) -> None:
-    """Print a line that deserves a look, as it is."""
+    """Print a warning without interpreting markup."""
     say(f"  [yellow]{escape(line)}[/yellow]")
 
 
 def say(text: str) -> None:
-    """One line for the user, beside the bars."""
+    """Print one line on standard error, above the bars."""
     console.print(text, soft_wrap=True)
     sys.stderr.flush()
 
 
 def show(table: Table) -> None:
-    """A table on standard output, wide enough to be read where there is no terminal."""
+    """Print a table on standard output, at least 120 columns wide without a terminal."""
     out = Console(highlight=False)
-    out.print(table) if out.is_terminal else Console(highlight=False, width=_NARROWEST).print(table)
+    out.print(table) if out.is_terminal else Console(highlight=False, width=_MIN_WIDTH).print(table)
 
 
 def _clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Keeps the libraries' own chatter, and their reports home, out of a run."""
+"""Silences libraries: no usage statistics, no start-up messages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, cast
 
 
 def quiet_libraries() -> None:
-    """Before anything heavy is imported: no usage statistics over the network, no start-up notes of compilers.
+    """Disable usage statistics and start-up messages; call it before importing frameworks.
 
-    A factory's workstation is often cut off, and a run is nobody else's business: NNCF and OpenVINO fall back to their
-    own stubs where the package that reports usage cannot be imported, ONNX Runtime reads a variable.
+    NNCF and OpenVINO use their own stubs if the package that reports usage cannot be imported; ONNX Runtime reads an
+    environment variable.
     """
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     os.environ.setdefault("NNCF_CI", "1")
@@ -30,9 +30,9 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def quiet_tools() -> Iterator[None]:
-    """Silence converters that print each pass and warn of their own deprecations; errors are raised all the same."""
-    nowhere = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    """Silence converters that print each pass and their own deprecation warnings; errors are still raised."""
+    sink = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

@@ -1,4 +1,4 @@
-"""The workstation's doctor: half-broken installs, GPUs that do not fit, cut-off networks, full disks are findings."""
+"""The workstation's doctor: broken installs, unsupported GPUs, no network and full disks are findings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from eyas_device.doctor.finding import Finding
 from eyas_device.support.processes import JobError
 from eyas_host.doctor import CHECKS, gpu, machine, software
 from eyas_host.doctor.context import Context
-from eyas_host.doctor.gpu import fits
+from eyas_host.doctor.gpu import runs_on
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
@@ -33,7 +33,7 @@ SEEN = {
 
 
 def context(*, job: Any = None, smi: str | None = None, root: Path = Path("/nowhere"), **more: Any) -> Context:
-    """A workstation with nothing in it but what is given."""
+    """A fake workstation."""
 
     def run(command: Sequence[str], timeout_s: float) -> str | None:
         return smi if command[0] == "nvidia-smi" else None
@@ -58,7 +58,7 @@ def recipe(**sections: Any) -> Recipe:
     ("built", "smi", "environment", "status", "words"),
     [
         ({}, None, {}, "green", "there is no GPU"),
-        ({"cuda": None}, None, {}, "green", "processors alone"),
+        ({"cuda": None}, None, {}, "green", "CPUs only"),
         ({"cuda": None}, CARD, {}, "yellow", "there is a GPU"),
         (SEEN, CARD, {}, "green", "uses NVIDIA L4"),
         ({}, CARD.replace("580.95.05", "570.86.15"), {}, "red", "570.86.15 is too old"),
@@ -103,16 +103,14 @@ def test_driver(tmp_path: Path) -> None:
         ([8, 6], [], False),
     ],
 )
-def test_code_for_a_gpu(capability: list[int], built_for: list[str], expected: bool) -> None:
-    assert fits(capability, built_for) is expected
+def test_code_runs_on_a_gpu(capability: list[int], built_for: list[str], expected: bool) -> None:
+    assert runs_on(capability, built_for) is expected
 
 
 # The install
 
 
-def test_a_broken_library_is_a_finding_and_one_that_crashes_hides_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_and_crashing_libraries_are_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_one.py").write_text("raise ImportError('libfoo.so.1: cannot open shared object file')")
     (tmp_path / "crashing_one.py").write_text("import os; os.abort()")
     monkeypatch.syspath_prepend(tmp_path)
@@ -153,7 +151,7 @@ def hub(*, unreachable: str = "", teacher: Sequence[str] = (), student: Sequence
     ("known", "teacher", "status", "words"),
     [
         (hub(), {}, "green", "teacher t: from the hub; student s: from the hub"),
-        (hub(unreachable="no route"), {}, "red", "teacher t: none to be had; student s: random"),
+        (hub(unreachable="no route"), {}, "red", "teacher t: none available; student s: random"),
         (
             hub(unreachable="no route", teacher=["packaged"]),
             {},
@@ -161,9 +159,9 @@ def hub(*, unreachable: str = "", teacher: Sequence[str] = (), student: Sequence
             "teacher t: packaged weights; student s: random",
         ),
         (hub(unreachable="no route", teacher=["cache"], student=["cache"]), {}, "green", "from the hub's cache here"),
-        (hub(unreachable="no route", teacher=["packaged"]), {"weights": "hub"}, "red", "teacher t: none to be had"),
-        (hub(), {"weights": "random"}, "green", "random, as the recipe says"),
-        (hub(unreachable="no route"), {"weights": "pretrained"}, "red", "teacher t: none to be had"),
+        (hub(unreachable="no route", teacher=["packaged"]), {"weights": "hub"}, "red", "teacher t: none available"),
+        (hub(), {"weights": "random"}, "green", "random, as set in the recipe"),
+        (hub(unreachable="no route"), {"weights": "pretrained"}, "red", "teacher t: none available"),
         (hub(), {"weights": "file", "weights_file": "/nowhere.pt"}, "red", "/nowhere.pt is missing"),
     ],
 )
@@ -213,7 +211,7 @@ def test_cores(tmp_path: Path) -> None:
     assert machine.cores(context(environment={"OMP_NUM_THREADS": "64"})).status == "yellow"
 
 
-def test_room_for_the_views(tmp_path: Path) -> None:
+def test_space_for_the_views(tmp_path: Path) -> None:
     draw_folder(tmp_path / "images", count=10, labels=SHAPES[:2])
     path = tmp_path / "recipe.toml"
     path.write_text('[run]\nname = "toy"\n[data]\npath = "images"\n[student]\nviews = 100000\ncache_gb = 0.0\n')
