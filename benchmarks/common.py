@@ -1,4 +1,4 @@
-"""What every benchmark shares: the table of figures with their bounds, and the JSON with the machine and its load."""
+"""Shared by all benchmarks: figures with bounds, their table, and the JSON with the machine and its load."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from eyas_host.support.progress import show
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One measured figure beside its bound."""
+    """A measured figure and its bound."""
 
     value: float | None
     unit: str
     bound: float | None = None
-    """The wanted figure; None where it is only reported."""
+    """Required figure; None if it is only reported."""
     better: Literal["higher", "lower"] = "higher"
     spread: str = ""
     note: str = ""
@@ -37,15 +37,15 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
 def ratio(slow: Sequence[float], fast: Sequence[float], *, bound: float | None = None, note: str = "") -> Figure:
     """Ratio of medians, with both medians and their inner quartiles."""
-    words = " / ".join(
+    medians = " / ".join(
         f"{np.median(side):.3g} ms ({np.quantile(side, 0.25):.3g}..{np.quantile(side, 0.75):.3g})"
         for side in (slow, fast)
     )
-    return Figure(value=float(np.median(slow) / np.median(fast)), unit="x", bound=bound, spread=words, note=note)
+    return Figure(value=float(np.median(slow) / np.median(fast)), unit="x", bound=bound, spread=medians, note=note)
 
 
 def mean(values: Sequence[float], **more: Any) -> Figure:
-    """The mean of a figure without a unit over seeds, with each of them as its spread."""
+    """Mean of a dimensionless figure over seeds; the spread lists the values."""
     spread = ", ".join(f"{value:.3f}" for value in values)
     return Figure(value=float(np.mean(values)), unit="", spread=spread, **more)
 
@@ -54,7 +54,7 @@ _EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimdd
 
 
 def isa() -> str:
-    """The architecture and those of its extensions that int8 and float kernels use."""
+    """CPU architecture and its extensions that int8 and float kernels use."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def isa() -> str:
 
 
 def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> None:
-    """Print the table, write the JSON, and end with how many bounds are met."""
+    """Print the table, write the JSON to `path`, and print how many bounds are met."""
     table = Table(title="figures", title_justify="left")
     for title in ("figure", "value", "bound", "met", "spread", "note"):
         table.add_column(title, overflow="fold")

@@ -1,11 +1,11 @@
-"""What the device's frame loop costs, beside what users would run instead.
+"""Cost of the device's frame loop, compared with alternatives.
 
     python benchmarks/frame_loop.py [--quick] [--json FILE]
 
-Sides take turns frame by frame count, each in a process of its own with one inference thread and one OpenCV thread:
-the device's loop with all of its listeners; a plain OpenCV + interpreter script; MediaPipe Tasks' image classifier (in
-an environment of its own, made once below runs/benchmark). Overhead is processor time a frame less decoding and
-inference, which are measured in turns of their own on the same frames.
+The programs take turns on a number of frames, each in its own process with one inference thread and one OpenCV thread:
+the device's loop with all its listeners; a plain OpenCV + interpreter script; MediaPipe Tasks' image classifier (in its
+own environment, built once below runs/benchmark). Overhead is CPU time per frame minus decoding and inference, which
+are measured in their own turns on the same frames.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SMALL = Path("runs/solar-cells/bundle")
 
 
 class Side:
-    """A program that answers turns; see `sides/__init__.py`."""
+    """A benchmarked program, which runs turns on request; see `sides/__init__.py`."""
 
     def __init__(self, python: Path | str, script: str, *arguments: object) -> None:
         command = [str(python), str(SIDES / script), *map(str, arguments)]
@@ -52,18 +52,18 @@ class Side:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        if self._line() != "ready":
+        if self._read() != "ready":
             raise SystemExit(f"{script} did not start: {' '.join(command)}")
 
     def turn(self, *numbers: float) -> dict[str, Any]:
-        """One turn: frames, or seconds and frames a second."""
+        """Run a turn of `frames`, or of `seconds` at `fps`, and return its result."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"turn {' '.join(map(str, numbers))}\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._line())
-        return answer
+        result: dict[str, Any] = json.loads(self._read())
+        return result
 
-    def _line(self) -> str:
+    def _read(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
@@ -79,13 +79,13 @@ class Side:
 def main() -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer turns")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     quiet_libraries()
     cv2.setNumThreads(1)
     before = cpu_pressure()
-    rounds = 8 if given.quick else 25
+    rounds = 8 if arguments.quick else 25
     WORK.mkdir(parents=True, exist_ok=True)
     small_frames, large_frames = WORK / "frames-480p.npz", WORK / "frames-720p.npz"
     write_frames(small_frames, 640, 480)
@@ -111,19 +111,19 @@ def main() -> None:
         figures |= against_mediapipe(
             "_student", "the demonstration's student, fp32 128 px", packed, student, small_frames, rounds
         )
-    turns = 2 if given.quick else 6
+    turns = 2 if arguments.quick else 6
     figures |= throughput(bundles["int8"], large_frames, turns)
     figures |= age("", "V3-large int8", bundles["int8"], small_frames, turns)
     figures |= age(
         "_slow_model", "ResNet50 fp32, as slow here as V3-large on a small board", bundles["heavy"], small_frames, turns
     )
-    figures |= start(bundles["int8"], small_frames, times=5 if given.quick else 15)
+    figures |= start(bundles["int8"], small_frames, times=5 if arguments.quick else 15)
     figures |= installed()
-    finish(figures, before, given.json)
+    finish(figures, before, arguments.json)
 
 
 def overhead(bundles: dict[str, Path], model: Path, frames: Path, rounds: int) -> dict[str, Figure]:
-    """The loop's own share beside a plain script's, MobileNetV3-large int8 at 224 px, 480p MJPEG."""
+    """Overhead of the loop and of a plain script: MobileNetV3-large int8 at 224 px, 480p MJPEG."""
     with ExitStack() as stack:
         loop = stack.enter_context(Side(sys.executable, "eyas_loop.py", bundles["int8"], frames))
         smooth = stack.enter_context(Side(sys.executable, "eyas_loop.py", bundles["int8-smooth"], frames))
@@ -141,12 +141,12 @@ def overhead(bundles: dict[str, Path], model: Path, frames: Path, rounds: int) -
             speed.append(costs[2] / costs[0])
     note = "V3-large int8 224 px, 480p MJPEG, CPU time outside of decoding and inference / inference"
     return {
-        "loop_overhead": _share(own, bound=6, note=f"{note}; decode reduced, interpolation linear"),
+        "loop_overhead": _percentage(own, bound=6, note=f"{note}; decode reduced, interpolation linear"),
         "loop_overhead_us": Figure(
             value=1000 * float(np.median([o for o, _ in own])), unit="us", note="the same, absolute, a frame"
         ),
-        "loop_overhead_smooth": _share(own_smooth, note="the same with decode full, interpolation area (the default)"),
-        "plain_overhead": _share(others, note="the same of a plain OpenCV + interpreter script"),
+        "loop_overhead_smooth": _percentage(own_smooth, note="with decode full, interpolation area (the default)"),
+        "plain_overhead": _percentage(others, note="the same of a plain OpenCV + interpreter script"),
         "loop_against_plain": Figure(
             value=float(np.median(speed)), unit="x", spread=_spread(speed), note="frames a CPU second, decode included"
         ),
@@ -154,9 +154,9 @@ def overhead(bundles: dict[str, Path], model: Path, frames: Path, rounds: int) -
 
 
 def small_student(frames: Path, rounds: int) -> dict[str, Figure]:
-    """Absolute cost for the demonstration's small student."""
+    """Absolute overhead with the demonstration's small student."""
     if not (SMALL / MANIFEST).exists():
-        return {"student_overhead_us": Figure(value=None, unit="us", note=f"{SMALL} is not there: make distill")}
+        return {"student_overhead_us": Figure(value=None, unit="us", note=f"{SMALL} does not exist: run make distill")}
     with Side(sys.executable, "eyas_loop.py", SMALL, frames) as loop, parts(SMALL, frames) as measured:
         own = []
         for _ in range(rounds):
@@ -169,7 +169,7 @@ def small_student(frames: Path, rounds: int) -> dict[str, Figure]:
 
 
 def against_mediapipe(key: str, what: str, bundle: Path, model: Path, frames: Path, rounds: int) -> dict[str, Figure]:
-    """Frames a second beside MediaPipe Tasks, on the same fp32 model (it takes no int8 input)."""
+    """Throughput compared with MediaPipe Tasks on the same fp32 model (it accepts no int8 input)."""
     python = mediapipe_python()
     if python is None:
         return {
@@ -193,10 +193,10 @@ def against_mediapipe(key: str, what: str, bundle: Path, model: Path, frames: Pa
 
 
 def throughput(bundle: Path, frames: Path, turns: int) -> dict[str, Figure]:
-    """Answers a second at 720p when the camera is faster than the model, on one core, beside a queue of decoded frames.
+    """Throughput at 720p on one core with a camera faster than the model, compared with a queue of decoded frames.
 
     Two busy threads share a core evenly, so a queue that decodes eagerly leaves half of it to inference: with decoding
-    d and inference i the slot can be 2 i / (i + d) times as fast at most.
+    time d and inference time i, the latest-frame buffer is at most 2 i / (i + d) times as fast.
     """
     ratio = []
     with (
@@ -209,7 +209,7 @@ def throughput(bundle: Path, frames: Path, turns: int) -> dict[str, Figure]:
         for _ in range(turns):
             ours, theirs = slot.turn(_TURN_S, fps), decoded.turn(_TURN_S, fps)
             ratio.append(ours["answers"] / max(1, theirs["answers"]))
-    most = 2 * cost[1] / cost.sum()
+    max_ratio = 2 * cost[1] / cost.sum()
     return {
         "overload_throughput": Figure(
             value=float(np.median(ratio)),
@@ -217,13 +217,13 @@ def throughput(bundle: Path, frames: Path, turns: int) -> dict[str, Figure]:
             bound=1.6,
             spread=_spread(ratio),
             note=f"against a queue of two decoded frames; V3-large int8, 720p at {fps} frames/s, {_OVERLOAD} times "
-            f"what it can do, one core; two threads that share it evenly allow {most:.2f}",
+            f"its capacity, one core; the theoretical maximum is {max_ratio:.2f}",
         )
     }
 
 
 def age(key: str, what: str, bundle: Path, frames: Path, turns: int) -> dict[str, Figure]:
-    """From capture to answer at 480p when the camera is faster than the model, on one core, in inference times."""
+    """Time from capture to prediction at 480p on one core with a camera faster than the model, in inference times."""
     ages, tails = [], []
     with Side(sys.executable, "overload.py", bundle, frames, "slot") as slot, parts(bundle, frames) as measured:
         cost = np.median([measured() for _ in range(5)], axis=0)
@@ -239,14 +239,14 @@ def age(key: str, what: str, bundle: Path, frames: Path, turns: int) -> dict[str
             bound=1.5,
             better="lower",
             spread=f"p99 {np.median(tails):.2f}",
-            note=f"{what}; 480p at {fps} frames/s, {_OVERLOAD} times what it can do, one core; "
+            note=f"{what}; 480p at {fps} frames/s, {_OVERLOAD} times its capacity, one core; "
             f"inference {cost[1]:.1f} ms, decoding {cost[0]:.1f} ms",
         )
     }
 
 
 def start(bundle: Path, frames: Path, times: int) -> dict[str, Figure]:
-    """From import to the first answer, and peak memory."""
+    """Time from import to the first prediction, and peak memory."""
     image = WORK / "frame.jpg"
     with np.load(frames) as loaded:
         image.write_bytes(loaded[loaded.files[0]].tobytes())
@@ -260,7 +260,7 @@ def start(bundle: Path, frames: Path, times: int) -> dict[str, Figure]:
             bound=1.0,
             better="lower",
             spread=_spread(seconds),
-            note="import, verify the bundle, load, answer; V3-large int8, LiteRT",
+            note="import, verify the bundle, load, predict; V3-large int8, LiteRT",
         ),
         "peak_rss_mb": Figure(
             value=float(np.median(rss)), unit="MB", bound=150, better="lower", spread=_spread(rss), note="with OpenCV"
@@ -269,7 +269,7 @@ def start(bundle: Path, frames: Path, times: int) -> dict[str, Figure]:
 
 
 def installed() -> dict[str, Figure]:
-    """Size of an environment with the base install alone."""
+    """Size of an environment with only the base installation."""
     folder = WORK / "base"
     python = environment(folder, "--constraint", "constraints/device-numpy2.txt", ".")
     if python is None:
@@ -281,12 +281,12 @@ def installed() -> dict[str, Figure]:
 
 
 def mediapipe_python() -> Path | None:
-    """The Python of an environment with MediaPipe, made if it is not there."""
+    """Python of an environment with MediaPipe, built if missing; None if it cannot be installed."""
     return environment(WORK / "mediapipe", "mediapipe")
 
 
 def environment(folder: Path, *packages: str) -> Path | None:
-    """The Python of a virtual environment with `packages`; None if they do not install."""
+    """Python of a virtual environment with `packages`, built if missing; None if they cannot be installed."""
     python, stamp = folder / "bin" / "python", folder / ".complete"
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if not stamp.exists():
@@ -301,7 +301,7 @@ def environment(folder: Path, *packages: str) -> Path | None:
 
 @contextmanager
 def parts(bundle: Path, frames: Path) -> Iterator[Any]:
-    """A function that measures decoding and inference alone, ms of CPU a frame."""
+    """Yield a function that measures decoding and inference, CPU ms per frame."""
     with np.load(frames) as loaded:
         encoded = [loaded[name].tobytes() for name in sorted(loaded.files)][:30]
     with Classifier.open(bundle) as classifier:
@@ -323,7 +323,7 @@ def parts(bundle: Path, frames: Path) -> Iterator[Any]:
 
 
 def write_frames(path: Path, width: int, height: int) -> None:
-    """Sixty JPEG frames: a camera that pans over three photographs."""
+    """Write sixty JPEG frames: a camera that pans over three photographs."""
     if path.exists():
         return
     encoded = {}
@@ -337,7 +337,7 @@ def write_frames(path: Path, width: int, height: int) -> None:
 
 
 def pack(root: Path, model: Path, precision: str, spec: Preprocessing) -> Path:
-    """A bundle around one compiled model with two labels; its golden answers are what it answers here."""
+    """Pack a bundle of one compiled model with two labels; its golden outputs are computed here."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     name = f"litert-{precision}"
@@ -366,10 +366,15 @@ def pack(root: Path, model: Path, precision: str, spec: Preprocessing) -> Path:
     return root
 
 
-def _share(pairs: Sequence[tuple[float, float]], *, bound: float | None = None, note: str) -> Figure:
-    shares = [100 * own / infer for own, infer in pairs]
+def _percentage(pairs: Sequence[tuple[float, float]], *, bound: float | None = None, note: str) -> Figure:
+    values = [100 * own / infer for own, infer in pairs]
     return Figure(
-        value=float(np.median(shares)), unit="%", bound=bound, better="lower", spread=_spread(shares), note=note
+        value=float(np.median(values)),
+        unit="%",
+        bound=bound,
+        better="lower",
+        spread=_spread(values),
+        note=note,
     )
 
 

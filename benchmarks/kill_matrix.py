@@ -1,10 +1,10 @@
-"""Device, broker and collector are killed while messages flow; what is lost, and what is stored twice, is counted.
+"""Kill device, broker and collector while messages flow, and count lost and duplicate messages.
 
     python benchmarks/kill_matrix.py [--messages N] [--case NAME ...] [--plain] [--json FILE]
 
-Real mosquitto with persistence, the real spool, uplink and collector, each a process that gets SIGKILL. `--plain` does
-the same to a plain paho QoS 1 -> SQLite script. A message counts from when the device's spool has it (of the plain
-script: from when `publish` returned).
+Real mosquitto with persistence, real spool, uplink and collector, each a process that gets SIGKILL. `--plain` does the
+same to a plain paho QoS 1 -> SQLite script. A message counts once it is in the device's spool (plain script: once
+`publish` returned).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from eyas_device.telemetry.messages import Window
 from eyas_host.support.machine import machine, versions
 
 SIDES = Path(__file__).parent / "sides"
-_GIVE_UP_S = 240.0
+_TIMEOUT_S = 240.0
 _DOWN_S = 0.5
 
 Step = tuple[float, str, str]
-"""When this part of the messages was made: kill or start, and who ("broker collector")."""
+"""Fraction of messages produced, action (kill or start), and processes, e.g. "broker collector"."""
 
 _ALL = "device broker collector"
 
 
 def _both(who: str) -> list[Step]:
-    """Killed twice on the way, and started again at once."""
+    """Kill twice, and restart at once."""
     return [(at, verb, who) for at in (0.3, 0.6) for verb in ("kill", "start")]
 
 
@@ -75,23 +75,23 @@ CASES: dict[str, list[Step]] = {
 }
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a case."""
+class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a case."""
 
     case: str
     plain: bool
     messages: int
-    """Which the device had."""
+    """Messages in the device's spool."""
     lost: int
     twice: int
-    """Stored more than once, under whatever identity."""
+    """Messages stored more than once, under any identity."""
     seconds: float
     finished: bool
-    """Whether the device could hand over everything in time."""
+    """Whether the device delivered everything in time."""
 
 
 class Rig:
-    """The three processes of one case, in a folder of their own."""
+    """The three processes of a case, in their own folder."""
 
     def __init__(self, folder: Path, *, messages: int, rate: float, plain: bool) -> None:
         self.folder, self.messages, self.plain = folder, messages, plain
@@ -132,24 +132,24 @@ class Rig:
                 self._running[name] = subprocess.Popen(self._commands[name], stdout=log, stderr=log)
 
     def kill(self, who: str) -> None:
-        """SIGKILL, all before any is waited for."""
+        """Send SIGKILL to all processes, then wait for them."""
         processes = [self._running.pop(name) for name in who.split() if name in self._running]
         for process in processes:
             process.send_signal(signal.SIGKILL)
         for process in processes:
             process.wait()
 
-    def made(self) -> int:
-        """How many messages the device had so far."""
+    def produced(self) -> int:
+        """Number of messages in the device's spool so far."""
         path = self.folder / "cam.kept"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def device_ended(self) -> bool:
-        """Whether it handed over everything."""
+        """Whether the device delivered everything."""
         return "device" in self._running and self._running["device"].poll() is not None
 
     def stored(self) -> Counter[int]:
-        """Number -> how often it is in the store."""
+        """Message number -> its count in the store."""
         database = sqlite3.connect(self.folder / "store.db")
         if self.plain:
             rows = database.execute("SELECT number FROM plain")
@@ -158,16 +158,16 @@ class Rig:
         return Counter(msgspec.json.decode(payload, type=Window).frames for (payload,) in rows)
 
 
-def run(case: str, *, messages: int, rate: float, plain: bool) -> Outcome:
-    """Run one case to its end."""
+def run(case: str, *, messages: int, rate: float, plain: bool) -> CaseResult:
+    """Run one case."""
     folder = Path(tempfile.mkdtemp(prefix="eyas-kill-"))
     rig = Rig(folder, messages=messages, rate=rate, plain=plain)
     started = time.monotonic()
-    end = started + _GIVE_UP_S
+    end = started + _TIMEOUT_S
     try:
         rig.start(_ALL)
-        for part, verb, who in CASES[case]:
-            while rig.made() < part * messages and time.monotonic() < end:
+        for fraction, verb, who in CASES[case]:
+            while rig.produced() < fraction * messages and time.monotonic() < end:
                 time.sleep(0.02)
             if verb == "kill":
                 rig.kill(who)
@@ -177,10 +177,10 @@ def run(case: str, *, messages: int, rate: float, plain: bool) -> Outcome:
         while not rig.device_ended() and time.monotonic() < end:
             time.sleep(0.1)
         if plain:
-            time.sleep(3.0)  # the script says nothing of what is on its way
+            time.sleep(3.0)  # the script does not know what is in flight
         kept = {int(line) for line in (folder / "cam.kept").read_text().split()}
         stored = rig.stored()
-        return Outcome(
+        return CaseResult(
             case=case,
             plain=plain,
             messages=len(kept),
@@ -194,33 +194,33 @@ def run(case: str, *, messages: int, rate: float, plain: bool) -> Outcome:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def matrix(cases: Sequence[str], *, messages: int, plain: bool, rate: float = 400.0, at_once: int = 3) -> list[Outcome]:
-    """Run cases, some of them at once."""
-    with ThreadPoolExecutor(at_once) as pool:
+def matrix(cases: Sequence[str], *, messages: int, plain: bool, rate: float = 400.0, jobs: int = 3) -> list[CaseResult]:
+    """Run cases, a few in parallel."""
+    with ThreadPoolExecutor(jobs) as pool:
         return list(pool.map(lambda case: run(case, messages=messages, rate=rate, plain=plain), cases))
 
 
 def main() -> None:
-    """Run and say."""
+    """Run the cases and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=3000)
-    parser.add_argument("--case", action="append", choices=list(CASES), help="all by default; may be given again")
+    parser.add_argument("--case", action="append", choices=list(CASES), help="all by default; repeatable")
     parser.add_argument("--plain", action="store_true", help="the plain script instead")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
-    outcomes = matrix(given.case or list(CASES), messages=given.messages, plain=given.plain)
-    for o in outcomes:
+    arguments = parser.parse_args()
+    results = matrix(arguments.case or list(CASES), messages=arguments.messages, plain=arguments.plain)
+    for o in results:
         print(
             f"{o.case:30} {o.messages:6} messages  {o.lost:5} lost  {o.twice:5} twice  {o.seconds:6.1f} s"
             f"{'' if o.finished else '  NOT FINISHED'}"
         )
-    if given.json:
+    if arguments.json:
         tree = {
             "machine": machine() | {"isa": isa()},
             "versions": versions(),
-            "outcomes": msgspec.to_builtins(outcomes),
+            "outcomes": msgspec.to_builtins(results),
         }
-        given.json.write_text(json.dumps(tree, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(tree, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""What a bundle costs on this machine: `python benchmarks/on_device.py [--quick] [--json FILE] [--bundle DIR]`.
+"""Latency, memory and start-up of a bundle on this machine.
 
-The same measurement as `eyas-device bench --all` (artefacts take turns), and the blocks of the LiteRT artefact that the
-bundle uses, as figures with their bounds.
+    python benchmarks/on_device.py [--quick] [--json FILE] [--bundle DIR]
+
+The measurement of `eyas-device bench --all` (artefacts in turns), and the block times of the bundle's LiteRT artefact,
+as figures with bounds.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from eyas_device.runtimes import choose
 from eyas_host.support.machine import cpu_pressure
 
 BUNDLE = Path("runs/solar-cells/bundle")
-_STARTED = "litert"
-"""The runtime whose start and memory have bounds."""
+_BOUNDED = "litert"
+"""Runtime whose start-up time and memory have bounds."""
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few seconds an artefact")
+    parser.add_argument("--quick", action="store_true", help="a few seconds for each artefact")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, metavar="DIR", help=f"default {BUNDLE}")
     parser.add_argument("--threads", type=int, default=1, help="inference threads (default 1)")
@@ -60,7 +62,7 @@ def _figures(measured: Bench) -> Iterator[tuple[str, Figure]]:
         name = result.artefact if result.artefact.startswith(result.runtime) else f"{result.runtime}-{result.artefact}"
         yield f"{name}_model_ms", _time(result.model, result)
         yield f"{name}_frame_ms", _time(result.loop.get("total"), result)
-        start, bound = result.start, result.runtime == _STARTED
+        start, bound = result.start, result.runtime == _BOUNDED
         yield (
             f"{name}_first_answer_s",
             Figure(
@@ -77,9 +79,9 @@ def _figures(measured: Bench) -> Iterator[tuple[str, Figure]]:
         )
     for runtime in dict.fromkeys(result.runtime for result in measured.results):
         models = {r.precision: r.model for r in measured.results if r.runtime == runtime}
-        whole, small = models.get("fp32"), models.get("int8")
-        if whole is not None and small is not None:
-            yield f"{runtime}_int8_speedup", Figure(value=whole.p50 / small.p50, unit="x", note="the model alone")
+        fp32, int8 = models.get("fp32"), models.get("int8")
+        if fp32 is not None and int8 is not None:
+            yield f"{runtime}_int8_speedup", Figure(value=fp32.p50 / int8.p50, unit="x", note="the model alone")
 
 
 def _time(found: Quantiles | None, result: Result) -> Figure:
@@ -89,12 +91,12 @@ def _time(found: Quantiles | None, result: Result) -> Figure:
 
 
 def _blocks(root: Path, threads: int, seconds: float) -> Figure:
-    """How well the blocks' times add up to the whole of what LiteRT runs."""
+    """Ratio of the sum of the block times to the latency of the whole model."""
     bundle = Bundle.open(root)
     times = block_times(bundle, choose(bundle, "litert"), threads=threads, seconds=seconds, progress=lambda done: None)
     return Figure(
         value=times.sum_ms / times.whole.p50,
-        unit="of the whole",
+        unit="of the model",
         spread=f"{times.sum_ms:.3g} / {times.whole.p50:.3g} ms",
         note=f"{times.artefact}, {len(times.blocks)} blocks",
     )

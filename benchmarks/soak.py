@@ -1,10 +1,9 @@
-"""Half an hour at full rate with a camera that dies every twenty seconds: `make soak`.
+"""Soak test: half an hour at full rate with a camera that fails every twenty seconds (`make soak`).
 
     python benchmarks/soak.py [--quick] [--minutes 30] [--json FILE]
 
-A real MJPEG server is killed and started again while `eyas-device run` answers its frames. Measured from outside, in
-/proc: memory, threads and file descriptors; and from what the agent says: how long after each return of the server the
-camera delivers again.
+A real MJPEG server is killed and restarted while `eyas-device run` classifies its frames. Memory, threads and file
+descriptors are read from /proc; the time to recover after each restart from the agent's log.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ from eyas_host.support.machine import cpu_pressure
 
 BUNDLE = Path("runs/solar-cells/bundle")
 SERVER = Path("tests/support/streams.py")
-_LIVES_S, _DOWN_S, _SAMPLE_S = 20.0, 2.0, 5.0
+_UP_S, _DOWN_S, _SAMPLE_S = 20.0, 2.0, 5.0
 _SETTLED = 0.2
-"""Part of the samples at the start that warm up."""
+"""Fraction of samples at the start that count as warm-up."""
 
 
 class Agent:
-    """`eyas-device run` on the server's stream, and when it said what."""
+    """`eyas-device run` on the server's stream, with its time-stamped log."""
 
     def __init__(self, bundle: Path, port: int) -> None:
         command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(bundle)]
         command += ["--camera", f"mjpeg:http://127.0.0.1:{port}/normal"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        self.said: list[tuple[float, str]] = []
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.log: list[tuple[float, str]] = []
+        threading.Thread(target=self._read_log, daemon=True).start()
 
-    def _listen(self) -> None:
+    def _read_log(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append((time.monotonic(), line.rstrip()))
+            self.log.append((time.monotonic(), line.rstrip()))
 
     def sample(self) -> tuple[float, int, int]:
         """Resident memory in MB, threads, file descriptors."""
@@ -53,76 +52,79 @@ class Agent:
         fields = {name: int(re.search(rf"{name}:\s+(\d+)", status)[1]) for name in ("VmRSS", "Threads")}  # type: ignore[index]
         return fields["VmRSS"] / 1024, fields["Threads"], len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
-    def end(self) -> int:
-        """Stop it as systemd would."""
+    def stop(self) -> int:
+        """Stop the agent as systemd would, and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
 
 def main() -> None:
-    """Soak and print the figures."""
+    """Run the soak test and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="four minutes")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
     parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
-    if not given.bundle.is_dir():
-        raise SystemExit(f"{given.bundle} is not there: make distill, or --bundle DIR")
-    minutes = 4.0 if given.quick else given.minutes
+    arguments = parser.parse_args()
+    if not arguments.bundle.is_dir():
+        raise SystemExit(f"{arguments.bundle} does not exist: run make distill, or give --bundle DIR")
+    minutes = 4.0 if arguments.quick else arguments.minutes
     before = cpu_pressure()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = _serve(port)
-    agent = Agent(given.bundle, port)
+    agent = Agent(arguments.bundle, port)
     samples, returns = [], []
     ends = time.monotonic() + 60 * minutes
     try:
-        dies, sampled = time.monotonic() + _LIVES_S, time.monotonic() + _SAMPLE_S
+        next_kill, next_sample = time.monotonic() + _UP_S, time.monotonic() + _SAMPLE_S
         while time.monotonic() < ends:
             time.sleep(0.1)
             if agent.process.poll() is not None:
-                raise SystemExit(f"the agent ended with {agent.process.returncode}: {agent.said[-3:]}")
-            if time.monotonic() >= sampled:
+                raise SystemExit(f"the agent ended with {agent.process.returncode}: {agent.log[-3:]}")
+            if time.monotonic() >= next_sample:
                 samples.append((time.monotonic(), *agent.sample()))
-                sampled += _SAMPLE_S
+                next_sample += _SAMPLE_S
                 left = (ends - time.monotonic()) / 60
                 if sys.stdout.isatty():
                     print(f"\r{samples[-1][1]:.1f} MB, {len(returns)} losses, {left:.1f} min left ", end="", flush=True)
-            if time.monotonic() >= dies and ends - time.monotonic() > _LIVES_S:
+            if time.monotonic() >= next_kill and ends - time.monotonic() > _UP_S:
                 server.kill()
                 server.wait()
                 time.sleep(_DOWN_S)
                 server = _serve(port)
                 returns.append(time.monotonic())
-                dies = time.monotonic() + _LIVES_S
-        code = agent.end()
+                next_kill = time.monotonic() + _UP_S
+        code = agent.stop()
     finally:
         print()
         server.kill()
         agent.process.kill()
-    finish(figures(samples, returns, agent.said, code), before, given.json)
+    finish(figures(samples, returns, agent.log, code), before, arguments.json)
 
 
 def figures(
-    samples: list[tuple[float, float, int, int]], returns: list[float], said: list[tuple[float, str]], code: int
+    samples: list[tuple[float, float, int, int]], returns: list[float], log: list[tuple[float, str]], code: int
 ) -> dict[str, Figure]:
-    """What the samples and the agent's lines say."""
+    """Compute the figures from the samples and the agent's log."""
     times, memory, threads, files = np.array(samples[int(len(samples) * _SETTLED) :]).T
     slope, noise = _slope((times - times[0]) / 3600, memory)
-    back = [when for when, line in said if line.startswith("camera delivering")]
+    back = [when for when, line in log if line.startswith("camera delivering")]
     waits = [min((when - returned for when in back if when > returned), default=np.inf) for returned in returns]
     backoff = Backoff()
     attempt = 0
-    while sum(backoff.bound_s(n) for n in range(attempt + 1)) < 2 * _DOWN_S:  # waits are half their bound on average
+    while sum(backoff.bound_s(n) for n in range(attempt + 1)) < 2 * _DOWN_S:  # the mean wait is half its bound
         attempt += 1
     allowed = 2 * backoff.bound_s(attempt)
-    frames = [int(match[1]) for _, line in said if (match := re.match(r"frames (\d+)", line))]
+    frames = [int(match[1]) for _, line in log if (match := re.match(r"frames (\d+)", line))]
     return {
-        "losses": Figure(value=len(returns), unit="", note=f"the server was killed every {_LIVES_S:.0f} s"),
+        "losses": Figure(value=len(returns), unit="", note=f"the server was killed every {_UP_S:.0f} s"),
         "recovered": Figure(
-            value=float(np.isfinite(waits).mean()), unit="of losses", bound=1.0, note="the camera delivered again"
+            value=float(np.isfinite(waits).mean()),
+            unit="of losses",
+            bound=1.0,
+            note="frames arrived again",
         ),
         "slowest_recovery_s": Figure(
             value=float(max(waits)),
@@ -142,7 +144,7 @@ def figures(
         ),
         "threads_gained": Figure(value=float(threads[-1] - threads[0]), unit="", bound=0, better="lower"),
         "descriptors_gained": Figure(value=float(files[-1] - files[0]), unit="", bound=0, better="lower"),
-        "frames": Figure(value=float(max(frames)), unit="", note=f"answered; the agent ended with {code}"),
+        "frames": Figure(value=float(max(frames)), unit="", note=f"classified; exit code of the agent: {code}"),
     }
 
 

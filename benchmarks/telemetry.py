@@ -1,9 +1,9 @@
-"""Telemetry from the device to the store: what a kill costs, and how fast it goes.
+"""Telemetry from the device to the store: losses when processes are killed, throughput and cost.
 
     python benchmarks/telemetry.py [--quick] [--json FILE]
 
-Everything runs on this machine: a real mosquitto (in the kill matrix with persistence), collectors in processes of
-their own, SQLite on this disk with a synchronised commit before each acknowledgement.
+Everything runs on this machine: a real mosquitto (with persistence in the kill matrix), collectors in their own
+processes, SQLite on this disk with a synced commit before each acknowledgement.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ FLEETS = (10, 1_000, 10_000)
 
 
 class Bench:
-    """A running mosquitto, and a store for each turn."""
+    """A mosquitto and a store for each run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, _free_port()
-        self._turn = 0
+        self._run = 0
 
     @contextmanager
     def broker(self) -> Iterator[None]:
-        """The broker, until the block is left."""
+        """Run the broker until the block is left."""
         user = "user root\n" if os.geteuid() == 0 else ""
         config = self.folder / "mosquitto.conf"
         config.write_text(
@@ -61,17 +61,17 @@ class Bench:
     def drain(
         self, messages: int, devices: int, *, collectors: int = 1, latency_s: float = 0.0, batch: int = 500
     ) -> tuple[float, float]:
-        """Messages a second from the first sent to all stored, and the collectors' CPU a message, microseconds."""
-        self._turn += 1
-        with self.broker():  # a new one: collectors that left would keep their share for a while
+        """Stored messages a second, and the collectors' CPU time for each message, microseconds."""
+        self._run += 1
+        with self.broker():  # restarted: collectors that left keep their share for a while
             return self._drain(messages, devices, collectors, latency_s, batch)
 
     def _drain(self, messages: int, devices: int, collectors: int, latency_s: float, batch: int) -> tuple[float, float]:
-        database = self.folder / f"{self._turn}.db"
+        database = self.folder / f"{self._run}.db"
         with ExitStack() as stack:
             running = []
             for number in range(collectors):
-                log = self.folder / f"{self._turn}-{number}.jsonl"
+                log = self.folder / f"{self._run}-{number}.jsonl"
                 words = (str(self.port), f"sqlite:///{database}", f"c{number}", str(latency_s), str(batch))
                 running.append(stack.enter_context(_side("telemetry_collector.py", *words, log=log)))
                 _until(lambda log=log: '"state":"connected"' in log.read_text())  # type: ignore[misc]
@@ -83,15 +83,15 @@ class Bench:
             reader = stack.enter_context(closing(sqlite3.connect(database)))
             _until(lambda: reader.execute("SELECT max(rowid) FROM messages").fetchone()[0] == messages, 0.01)
             seconds = time.monotonic() - started
-            time.sleep(2.0)  # acknowledgements that are still owed count too
+            time.sleep(2.0)  # pending acknowledgements count too
             spent = sum(_cpu_s(process.pid) for process in running) - before
-        for path in self.folder.glob(f"{self._turn}.db*"):
+        for path in self.folder.glob(f"{self._run}.db*"):
             path.unlink()
         return messages / seconds, 1e6 * spent / messages
 
 
 def collecting(bench: Bench, messages: int, rounds: int) -> dict[str, Figure]:
-    """One collector's rate and cost, for fleets of several sizes that take turns; and two behind a slow store."""
+    """Rate and cost of one collector for fleets of several sizes, in turns, and of two with a slow store."""
     rates: dict[int, list[float]] = {fleet: [] for fleet in FLEETS}
     costs: dict[int, list[float]] = {fleet: [] for fleet in FLEETS}
     scaling, hidden = [], []
@@ -112,7 +112,7 @@ def collecting(bench: Bench, messages: int, rounds: int) -> dict[str, Figure]:
             unit="messages/s",
             bound=6000,
             spread=_spread(rates[FLEETS[0]]),
-            note=f"{FLEETS[0]} devices, windows of {len(encode(window(30)))} bytes, each commit synchronised",
+            note=f"{FLEETS[0]} devices, windows of {len(encode(window(30)))} bytes, each commit synced",
         ),
         "collector_rate_large_fleet": Figure(
             value=statistics.median(rates[FLEETS[-1]]),
@@ -144,14 +144,14 @@ def collecting(bench: Bench, messages: int, rounds: int) -> dict[str, Figure]:
 
 
 def killing(messages: int) -> dict[str, Figure]:
-    """The kill matrix, of Eyas and of the plain script."""
+    """The kill matrix, for Eyas and for the plain script."""
     figures = {}
     for plain in (False, True):
-        outcomes = matrix(list(CASES), messages=messages, plain=plain)
-        lost, twice = sum(o.lost for o in outcomes), sum(o.twice for o in outcomes)
-        open_ = [o.case for o in outcomes if not o.finished]
-        note = f"{len(outcomes)} cases of {messages} messages; worst: {max(o.lost for o in outcomes)} lost"
-        note += f"; not finished: {', '.join(open_)}" if open_ else ""
+        results = matrix(list(CASES), messages=messages, plain=plain)
+        lost, twice = sum(o.lost for o in results), sum(o.twice for o in results)
+        unfinished = [o.case for o in results if not o.finished]
+        note = f"{len(results)} cases of {messages} messages; worst: {max(o.lost for o in results)} lost"
+        note += f"; not finished: {', '.join(unfinished)}" if unfinished else ""
         name, bound = ("plain_", None) if plain else ("", 0.0)
         figures[f"{name}lost"] = Figure(value=lost, unit="messages", bound=bound, better="lower", note=note)
         figures[f"{name}stored_twice"] = Figure(value=twice, unit="messages", bound=bound, better="lower")
@@ -159,7 +159,7 @@ def killing(messages: int) -> dict[str, Figure]:
 
 
 def device(bench: Bench, windows: int) -> dict[str, Figure]:
-    """What a window costs a device, and how much seven days of them take."""
+    """CPU time of a window on a device, and disk space of seven days of windows."""
     folder = bench.folder / "device"
     folder.mkdir()
     log = bench.folder / "device.jsonl"
@@ -195,7 +195,7 @@ def device(bench: Bench, windows: int) -> dict[str, Figure]:
             spool.append(message)
         spool.maintain()
         used = spool.used() / 1e6
-        whole = len(spool.pending("window", limit=number)) == number
+        complete = len(spool.pending("window", limit=number)) == number
     return {
         "device_cpu_ms": Figure(
             value=1000 * (busy - idle) / windows,
@@ -209,7 +209,7 @@ def device(bench: Bench, windows: int) -> dict[str, Figure]:
             unit="MB",
             bound=64,
             better="lower",
-            note=f"{number} windows of ten labels{'' if whole else ', some of them merged'}",
+            note=f"{number} windows of ten labels{'' if complete else ', some of them merged'}",
         ),
     }
 
@@ -217,17 +217,17 @@ def device(bench: Bench, windows: int) -> dict[str, Figure]:
 def main() -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer messages and turns")
+    parser.add_argument("--quick", action="store_true", help="fewer messages and rounds")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     before = cpu_pressure()
     with tempfile.TemporaryDirectory(prefix="eyas-telemetry-") as name:
         bench = Bench(Path(name))
-        figures = collecting(bench, 60_000 if given.quick else 120_000, rounds=1 if given.quick else 3)
+        figures = collecting(bench, 60_000 if arguments.quick else 120_000, rounds=1 if arguments.quick else 3)
         with bench.broker():
-            figures |= device(bench, 500 if given.quick else 2000)
-    figures |= killing(400 if given.quick else 3000)
-    finish(figures, before, given.json)
+            figures |= device(bench, 500 if arguments.quick else 2000)
+    figures |= killing(400 if arguments.quick else 3000)
+    finish(figures, before, arguments.json)
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _load(port: int, messages: int, devices: int) -> Iterator[subprocess.Popen[b
 
 
 def _cpu_s(pid: int) -> float:
-    """Processor time of a process so far."""
+    """CPU time of a process so far, seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -272,7 +272,7 @@ def _until(true: Callable[[], object], nap: float = 0.05) -> None:
     end = time.monotonic() + _WAIT_S
     while not true():
         if time.monotonic() > end:
-            raise SystemExit("it took too long")
+            raise SystemExit(f"timed out after {_WAIT_S:.0f} s")
         time.sleep(nap)
 
 

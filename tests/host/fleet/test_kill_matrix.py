@@ -25,7 +25,7 @@ def test_nothing_is_lost_and_nothing_is_stored_twice(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr.decode()
     written = json.loads((tmp_path / "out.json").read_text())
-    results = {result["case"]: result for result in written["results"]}
+    results = {result["case"]: result for result in written["outcomes"]}
     assert set(results) == set(CASES)
     for result in results.values():
         assert result["finished"], result
