@@ -68,7 +68,7 @@ class Confidence(msgspec.Struct, frozen=True):
     temperature: float = 1.0
     """Logits are divided by it before the softmax; fitted on the validation set."""
     threshold: float = 0.5
-    """Below this confidence an answer is reported as uncertain."""
+    """Below this confidence a prediction is reported as uncertain."""
 
 
 class Lineage(msgspec.Struct, frozen=True):

@@ -57,7 +57,7 @@ class Classifier(Closing):
         self._temperature = manifest.confidence.temperature
         self._decision = manifest.decision
         self.threshold = manifest.confidence.threshold
-        """Below this confidence an answer is uncertain; the bundle's, unless another one is set."""
+        """Below this confidence a prediction is uncertain; the bundle's, unless another one is set."""
 
     @classmethod
     def open(

@@ -1,7 +1,7 @@
 """Preprocessing: the one function that evaluation, calibration, benchmarks and devices share.
 
 Everything here is `uint8`, blue-green-red, height x width x channel, as OpenCV and most cameras deliver it.
-Normalisation and channel order are part of the models, so no float image exists outside of them.
+Normalisation and channel order are part of the models, so no float image exists outside them.
 """
 
 from __future__ import annotations

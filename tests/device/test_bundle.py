@@ -1,4 +1,4 @@
-"""A bundle is opened whole and unaltered, or refused with a `BundleError` that says why."""
+"""A bundle is opened complete and unaltered, or rejected with a `BundleError` that gives the reason."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"schema": 2}, "schema 2; .* reads schema 1"),
         ({"schema": ...}, "schema None"),
@@ -87,9 +87,9 @@ def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
         ({"use": {"litert": "onnx-fp32"}}, "use.litert is 'onnx-fp32'"),
     ],
 )
-def test_rejected_manifests(fields: dict[str, object], words: str, bundle_root: Path, edit_manifest: Edit) -> None:
+def test_rejected_manifests(fields: dict[str, object], message: str, bundle_root: Path, edit_manifest: Edit) -> None:
     edit_manifest(**fields)
-    with pytest.raises(BundleError, match=words) as caught:
+    with pytest.raises(BundleError, match=message) as caught:
         Bundle.open(bundle_root)
     assert str(bundle_root / MANIFEST) in str(caught.value)
 
@@ -148,15 +148,15 @@ def test_any_value_in_any_field_gives_a_bundle_error_or_a_bundle(
     data: st.DataObject, bundle_root: Path, pristine_bundle: Path
 ) -> None:
     content = msgspec.json.decode((pristine_bundle / MANIFEST).read_bytes())
-    place = content
+    node = content
     for _ in range(data.draw(st.integers(0, 4))):
-        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-        inner = [key for key in keys if isinstance(place[key], (dict, list)) and place[key]]
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        inner = [key for key in keys if isinstance(node[key], (dict, list)) and node[key]]
         if not inner:
             break
-        place = place[data.draw(st.sampled_from(inner))]
-    keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-    place[data.draw(st.sampled_from(keys))] = data.draw(JSON)
+        node = node[data.draw(st.sampled_from(inner))]
+    keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+    node[data.draw(st.sampled_from(keys))] = data.draw(JSON)
     (bundle_root / MANIFEST).write_bytes(msgspec.json.encode(content))
     try:
         bundle = Bundle.open(bundle_root)
@@ -175,7 +175,7 @@ def test_any_value_in_any_field_gives_a_bundle_error_or_a_bundle(
         {"frame_00": np.zeros((4, 4, 3), np.uint8), "p.onnx-fp32": np.zeros((2, 3), np.float32)},
         None,
     ],
-    ids=["nothing", "no-answers", "float-image", "wrong-shape", "no-archive"],
+    ids=["nothing", "no-probabilities", "float-image", "wrong-shape", "no-archive"],
 )
 def test_golden_images_that_do_not_match(
     arrays: dict[str, np.ndarray] | None, bundle_root: Path, edit_manifest: Edit

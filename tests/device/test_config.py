@@ -95,7 +95,7 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
         '[telemetry]\nbroker = "host:99999"\nwindow_s = 0.01\n[telemetri]\nbroker = "x"\n'
     )
     reported = errors(path)
-    wanted = [
+    expected = [
         r"\[top\]: unknown section; allowed: device, camera",
         r"\[telemetri\]: unknown section",
         r"\[device\] stat: unknown key; allowed: site, name, state",
@@ -111,9 +111,9 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
         r"\[telemetry\] broker = 'host:99999': HOST or HOST:PORT",
         r"\[telemetry\] window_s = 0.01: must be float >= 0.1",
     ]
-    for pattern in wanted:
+    for pattern in expected:
         assert sum(bool(re.search(pattern, line)) for line in reported) == 1, (pattern, reported)
-    assert len(reported) == len(wanted)
+    assert len(reported) == len(expected)
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
@@ -129,7 +129,7 @@ def test_a_section_that_is_not_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (b"\xff\xfe\x00", "not UTF-8 text"),
         (b"[device\n", "not TOML"),
@@ -138,9 +138,9 @@ def test_a_section_that_is_not_a_table(tmp_path: Path) -> None:
         (b"[model]\nthreads = " + b"9" * 10_000, "not TOML"),
     ],
 )
-def test_files_that_are_not_a_configuration(tmp_path: Path, content: bytes, words: str) -> None:
+def test_files_that_are_not_a_configuration(tmp_path: Path, content: bytes, message: str) -> None:
     (path := tmp_path / "c.toml").write_bytes(content)
-    assert words in errors(path)[0]
+    assert message in errors(path)[0]
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ _names = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=40)
 
 
-def _numbers(least: float, most: float = 1e9, **options: Any) -> st.SearchStrategy[float]:
-    return st.floats(least, most, allow_nan=False, **options)
+def _numbers(minimum: float, maximum: float = 1e9, **options: Any) -> st.SearchStrategy[float]:
+    return st.floats(minimum, maximum, allow_nan=False, **options)
 
 
 _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {

@@ -30,12 +30,12 @@ PROFILES = [
 ]
 
 
-def resolve(*words: str, python: str, platform: str) -> dict[str, str]:
+def resolve(*options: str, python: str, platform: str) -> dict[str, str]:
     """Package -> version that `eyas-device` and these requirements need on that machine, wheels only."""
     if UV is None:
         unavailable("uv is not installed (pip install uv)")
     command = [str(UV), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:"]
-    command += ["--python-version", python, "--python-platform", platform, *words, "device/pyproject.toml"]
+    command += ["--python-version", python, "--python-platform", platform, *options, "device/pyproject.toml"]
     if not os.access(Path.home(), os.W_OK):
         command.append("--no-cache")
     # what uv has seen before is enough, and takes no time; the registry is asked for the rest
@@ -63,12 +63,12 @@ def pins(profile: str, *, python: str, machine: str) -> dict[str, str]:
 @pytest.mark.parametrize(("profile", "python", "platform", "numpy", "extras"), PROFILES)
 def test_a_profile_resolves_to_its_own_pins(profile: str, python: str, platform: str, numpy: str, extras: str) -> None:
     pinned = pins(profile, python=python, machine=platform.partition("-")[0])
-    words = ["--constraint", f"constraints/{profile}.txt"]
-    base = resolve(*words, python=python, platform=platform)
+    options = ["--constraint", f"constraints/{profile}.txt"]
+    base = resolve(*options, python=python, platform=platform)
     assert {"ai-edge-litert", "msgspec", "numpy", "opencv-python-headless", "paho-mqtt"} <= set(base)
     assert not {"torch", "timm", "nncf", "litert-torch"} & set(base)
     assert base["numpy"].split(".")[0] == numpy
-    more = resolve(*words, *(f"--extra={name}" for name in extras.split()), python=python, platform=platform)
+    more = resolve(*options, *(f"--extra={name}" for name in extras.split()), python=python, platform=platform)
     assert len(more) > len(base)
     for name, version in {**base, **more}.items():
         assert pinned.get(name) == version, f"{name} {version} is not what constraints/{profile}.txt says"

@@ -89,7 +89,7 @@ def test_grey_becomes_three_equal_channels(channels: int | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "empty"),
         (b"junk", "not an image"),
@@ -98,10 +98,10 @@ def test_grey_becomes_three_equal_channels(channels: int | None) -> None:
     ],
     ids=["zero-byte", "junk", "cut-png", "jpeg-header-only"],
 )
-def test_bytes_that_are_not_an_image(data: bytes, words: str, tmp_path: Path) -> None:
+def test_bytes_that_are_not_an_image(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "frame.jpg"
     path.write_bytes(data)
-    with pytest.raises(ImageError, match=words) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         read_image(path)
     assert str(path) in str(caught.value)
 
@@ -154,8 +154,8 @@ def test_every_shape_fits(
     before = frame.copy()
     spec = Preprocessing(size=size, fit=fit, interpolation=method, crop_fraction=part)
     out = np.full((size, size, 3), 77, dtype=np.uint8)
-    answer = prepare(frame, spec, out=out)
-    assert np.shares_memory(answer, out), "the answer lies elsewhere than in `out`"
+    prepared = prepare(frame, spec, out=out)
+    assert np.shares_memory(prepared, out), "not written to `out`"
     assert np.array_equal(out, prepare(frame, spec)), "`out` was not written"
     assert np.array_equal(frame, before), "the frame was changed"
 

@@ -1,4 +1,4 @@
-"""Readers for the isolated process that behave as badly as a camera's library may. Imported in the child only."""
+"""Readers that behave as badly as a camera's library may; imported in the child process only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.streams import jpeg_image
 Image = npt.NDArray[Any]
 
 
-class Told(msgspec.Struct, frozen=True):
+class Behaviour(msgspec.Struct, frozen=True):
     """How to behave."""
 
     how: str = "raw"
@@ -29,7 +29,7 @@ class Told(msgspec.Struct, frozen=True):
 
 
 def pixels(number: int, width: int = 32, height: int = 24) -> npt.NDArray[np.uint8]:
-    """The frame with this number, told apart by its pixels; uint8 [height, width, 3]."""
+    """The frame with this number, recognisable by its pixels; uint8 [height, width, 3]."""
     ramp = np.arange(height * width * 3, dtype=np.uint32) * 7 + number
     return (ramp % 251).astype(np.uint8).reshape(height, width, 3)
 
@@ -38,23 +38,23 @@ class Drawn:
     """Numbered frames, and what `how` names at frame `at`, or for the first frame that is asked for."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.told = msgspec.convert(settings, Told)
+        self.behaviour = msgspec.convert(settings, Behaviour)
         self.number = -1
         self.asked = False
-        self.note = self.told.text if self.told.how == "note" else ""
-        if self.told.how == "slow opening":
+        self.note = self.behaviour.text if self.behaviour.how == "note" else ""
+        if self.behaviour.how == "slow opening":
             time.sleep(600)
-        if self.told.how == "no opening":
+        if self.behaviour.how == "no opening":
             raise CameraError("not there")
-        if self.told.how == "mistake":
+        if self.behaviour.how == "mistake":
             raise CameraSpecError("no such thing")
 
     def grab(self) -> bool:
-        time.sleep(1 / self.told.fps)
+        time.sleep(1 / self.behaviour.fps)
         self.number += 1
-        if self.number < self.told.at:
+        if self.number < self.behaviour.at:
             return True
-        match self.told.how:
+        match self.behaviour.how:
             case "hang":
                 while True:
                     time.sleep(600)
@@ -65,21 +65,21 @@ class Drawn:
             case "fail":
                 raise CameraError("pulled out")
             case "say":
-                os.write(int(sys.argv[1]), self.told.text.encode())
+                os.write(int(sys.argv[1]), self.behaviour.text.encode())
                 time.sleep(600)
         return True
 
-    def retrieve(self, room: npt.NDArray[np.uint8]) -> Image | bytes:
+    def retrieve(self, buffer: npt.NDArray[np.uint8]) -> Image | bytes:
         odd, self.asked = not self.asked, True
-        match self.told.how:
+        match self.behaviour.how:
             case "encoded":
                 return jpeg_image(self.number)
             case "in place":
-                place = room[: 24 * 32 * 3].reshape(24, 32, 3)
-                place[...] = pixels(self.number)
-                return place
+                target = buffer[: 24 * 32 * 3].reshape(24, 32, 3)
+                target[...] = pixels(self.number)
+                return target
             case "huge" if odd:
-                return bytes(len(room) + 1)
+                return bytes(len(buffer) + 1)
             case "16 bit" if odd:
                 return np.zeros((24, 32, 3), dtype=np.uint16)
             case "two channels" if odd:

@@ -33,7 +33,7 @@ def weights() -> tuple[tiny.Floats, tiny.Floats]:
 
 @pytest.fixture(scope="session")
 def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tiny.Floats, tiny.Floats]) -> Path:
-    """A bundle for every runtime; the golden answers come from plain numpy, not from a runtime."""
+    """A bundle for every runtime; the golden probabilities come from plain numpy, not from a runtime."""
     root = tmp_path_factory.mktemp("pristine") / "bundle"
     root.mkdir()
     tiny.write_tflite(root / "litert-fp32.tflite", *weights)
@@ -54,13 +54,13 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tin
     frames = [tiny.draw_shape(label, seed) for label in tiny.LABELS for seed in range(2)]
     logits = np.stack([tiny.reference_logits(prepare(f, tiny.SPEC), *weights) for f in frames]) / TEMPERATURE
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    answers = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    arrays = {f"frame_{n:02d}": f for n, f in enumerate(frames)} | {f"p.{a.name}": answers for a in artefacts}
+    probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    arrays = {f"frame_{n:02d}": f for n, f in enumerate(frames)} | {f"p.{a.name}": probabilities for a in artefacts}
     with (root / GOLDEN).open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    seen = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
+    images = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
     with (root / REFERENCE).open("wb") as stream:
-        np.savez(stream, **msgspec.structs.asdict(tiny.reference_of(seen[:60], seen[60:])))
+        np.savez(stream, **msgspec.structs.asdict(tiny.reference_of(images[:60], images[60:])))
     manifest = Manifest(
         schema=SCHEMA,
         name="tiny-shapes",

@@ -130,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
             yield os.urandom(1 << 20)
 
     def _huge(self) -> Iterator[bytes]:
-        """A part that says it is 4 GiB, and goes on."""
+        """A part with an announced length of 4 GiB."""
         yield _WORDS + b"\r\nContent-Length: 4294967296\r\n\r\n"
         yield from self._garbage()
 

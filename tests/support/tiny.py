@@ -57,7 +57,7 @@ def fit() -> tuple[Floats, Floats]:
 
 
 def reference_logits(pixels: Pixels, weights: Floats, bias: Floats) -> Floats:
-    """What every runtime has to answer, in plain float64."""
+    """The logits that every runtime must return, in plain float64."""
     return (weights.astype(np.float64) @ pixels.ravel().astype(np.float64) + bias).astype(np.float32)
 
 
@@ -82,9 +82,9 @@ def write_tflite(path: Path, weights: Floats, bias: Floats, *, kind: str = "floa
         return len(tensors) - 1
 
     def quantum(scale: float, zero_point: int) -> object:
-        answer = schema.QuantizationParametersT()
-        answer.scale, answer.zeroPoint = [scale], [zero_point]
-        return answer
+        quantization = schema.QuantizationParametersT()
+        quantization.scale, quantization.zeroPoint = [scale], [zero_point]
+        return quantization
 
     # Pixel p is stored as p - 128 in int8 and as p in uint8; weights are symmetric in int8 and around 128 in uint8.
     pixel = {"float32": None, "int8": quantum(1.0, -128), "uint8": quantum(1.0, 0)}[kind]

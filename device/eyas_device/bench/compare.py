@@ -34,24 +34,26 @@ def comparison_lines(a: Bench, b: Bench) -> Iterator[str]:
 
 def differences(a: Bench, b: Bench) -> list[str]:
     """Differences in the setup of two results: bundle, threads, mode, frames, board, library versions."""
-    found = []
+    lines = []
     if a.settings.manifest_sha256 != b.settings.manifest_sha256:
-        found.append(f"the bundle: {_describe_bundle(a)} and {_describe_bundle(b)}")
+        lines.append(f"the bundle: {_describe_bundle(a)} and {_describe_bundle(b)}")
     for name in ("threads", "mode", "frame", "camera"):
         one, other = getattr(a.settings, name), getattr(b.settings, name)
         if one != other:
-            found.append(f"{name}: {one or 'golden images'} and {other or 'golden images'}")
+            lines.append(f"{name}: {one or 'golden images'} and {other or 'golden images'}")
     if (a.board.model, a.board.cores) != (b.board.model, b.board.cores):
-        found.append(f"the board: {a.board.model} and {b.board.model}")
+        lines.append(f"the board: {a.board.model} and {b.board.model}")
     for package in sorted(a.versions.keys() | b.versions.keys()):
         one, other = a.versions.get(package, "not installed"), b.versions.get(package, "not installed")
         if one != other:
-            found.append(f"{package}: {one} and {other}")
-    hints = {_key(result): result.precision_hint for result in b.results}
+            lines.append(f"{package}: {one} and {other}")
+    precisions = {_key(result): result.precision_hint for result in b.results}
     for result in a.results:
-        if hints.get(_key(result), result.precision_hint) != result.precision_hint:
-            found.append(f"the precision hint of {result.artefact}: {result.precision_hint} and {hints[_key(result)]}")
-    return found
+        if precisions.get(_key(result), result.precision_hint) != result.precision_hint:
+            lines.append(
+                f"the precision hint of {result.artefact}: {result.precision_hint} and {precisions[_key(result)]}"
+            )
+    return lines
 
 
 def _ratio_rows(a: Result, b: Result) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Tensor shapes of an `.onnx` as its author wrote them, for operators that ONNX Runtime has fused or laid out anew.
+"""Tensor shapes of an `.onnx` file, for operators that ONNX Runtime has fused or converted to another layout.
 
 The optimised graph that a profile describes depends on the processor: on x86, blocked layouts (NCHWc) pad channels to a
 multiple of 8 with AVX2 and of 16 with AVX-512. So shapes are taken from one run of the graph without optimisation.
@@ -20,11 +20,11 @@ _GRAPH, _NODE = 7, 1
 _INPUT, _OUTPUT, _NAME, _OP_TYPE = 1, 2, 3, 4
 _BLOCKED = "_nchwc"
 _GENERATED = re.compile(rf"(_token_\d+)?({_BLOCKED})?(_token_\d+)?$")
-"""What ONNX Runtime appends to the names of operators that it replaces."""
+"""Suffixes of the names of operators that ONNX Runtime replaces."""
 
 
 class Ports(NamedTuple):
-    """Shapes of the tensors that go into and come out of an operator."""
+    """Shapes of an operator's inputs and outputs."""
 
     inputs: Shapes
     outputs: Shapes
@@ -51,8 +51,8 @@ class OnnxGraph:
     def ports(self, name: str, kind: str, profiled: Ports) -> Ports:
         """Shapes of the operator that a profile calls `name`; `profiled` for one that the file does not have.
 
-        A blocked operator bears the name of the last tensor that it computes: `relu_1_nchwc` of kind Conv has the
-        inputs of the convolution and the output of the activation behind it.
+        A blocked operator has the name of the last tensor that it computes: `relu_1_nchwc` of kind Conv has the
+        inputs of the convolution and the output of the activation after it.
         """
         core = _GENERATED.sub("", name)
         last = self._nodes.get(name) or self._nodes.get(core) or self._producers.get(core)
@@ -69,7 +69,7 @@ class OnnxGraph:
 def read_nodes(path: Path) -> list[Node]:
     """The operators of an `.onnx`, in order. Raises `BenchError` if the file is damaged.
 
-    Read without the onnx package, which no camera has.
+    Does not need the onnx package, which devices do not have.
     """
     try:
         return [
@@ -88,8 +88,8 @@ def _node(data: Any) -> Node:
     return Node(name, kind, tuple(text.get(_INPUT, ())), tuple(text.get(_OUTPUT, ())))
 
 
-def _values(data: Any, wanted: int) -> Iterator[Any]:
-    return (value for number, value in _fields(data) if number == wanted)
+def _values(data: Any, field: int) -> Iterator[Any]:
+    return (value for number, value in _fields(data) if number == field)
 
 
 def _fields(data: Any) -> Iterator[tuple[int, Any]]:
@@ -106,7 +106,7 @@ def _fields(data: Any) -> Iterator[tuple[int, Any]]:
             raise ValueError(f"wire type {wire}")
         size, at = _varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
         if at + size > len(data):
-            raise ValueError("it is cut off")
+            raise ValueError("truncated")
         yield key >> 3, data[at : at + size]
         at += size
 

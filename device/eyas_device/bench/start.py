@@ -41,8 +41,8 @@ def measure_starts(
     medians = {}
     for key, measured in rows.items():
         known = {f: [v for row in measured if (v := row[f]) is not None] for f in _FIELDS}
-        figures = {f: round(median(values), 2) for f, values in known.items() if values}
-        medians[key] = Start(runs=len(measured), **figures)
+        quantiles = {f: round(median(values), 2) for f, values in known.items() if values}
+        medians[key] = Start(runs=len(measured), **quantiles)
     return medians
 
 
@@ -78,16 +78,16 @@ def main(arguments: list[str]) -> None:
         ready = monotonic()
         frame = np.full((480, 640, 3), 128, dtype=np.uint8)
         classifier.predict(frame)
-        answered = monotonic()
+        predicted = monotonic()
         for _ in range(_PREDICTIONS):
             classifier.predict(frame)
         memory = read_memory()
-    figures = {
+    measurements = {
         "import_ms": 1000 * (imported - began),
         "load_ms": 1000 * (ready - imported),
-        "first_ms": 1000 * (answered - ready),
-        "to_first_ms": 1000 * (answered - float(spawned)),
+        "first_ms": 1000 * (predicted - ready),
+        "to_first_ms": 1000 * (predicted - float(spawned)),
         "rss_mb": memory.rss_mb if memory else None,
         "peak_rss_mb": memory.peak_rss_mb if memory else None,
     }
-    print(msgspec.json.encode(figures).decode())
+    print(msgspec.json.encode(measurements).decode())

@@ -238,7 +238,7 @@ class _Child:
             shared = os.memfd_create("eyas-frame", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, shared)
             os.ftruncate(shared, BUFFER_BYTES)
-            # Reading truncated memory would kill this process, so the size is sealed.
+            # Reading truncated memory would kill this process, so the size is final.
             fcntl.fcntl(shared, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             self.memory = mmap.mmap(shared, BUFFER_BYTES, prot=mmap.PROT_READ)
             self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

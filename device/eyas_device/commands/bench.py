@@ -145,7 +145,7 @@ def _compare(first: Path, second: Path) -> int:
 
 
 def _blocks(args: argparse.Namespace, seconds: float) -> int:
-    from eyas_device.bench.blocks import block_times, lines
+    from eyas_device.bench.blocks import block_times, table_lines
     from eyas_device.bench.result import BenchError, write
     from eyas_device.bundle import Bundle
     from eyas_device.runtimes import choose
@@ -166,7 +166,7 @@ def _blocks(args: argparse.Namespace, seconds: float) -> int:
     finally:
         progress.clear()
     write(args.blocks, times)
-    for line in lines(times):
+    for line in table_lines(times):
         print(line)
     return 0
 

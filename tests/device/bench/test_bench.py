@@ -53,16 +53,16 @@ def run(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def all_of_it(pristine_bundle: Path) -> Bench:
-    """One short burst of everything, that several tests look at."""
+def complete(pristine_bundle: Path) -> Bench:
+    """One short burst of everything, for several tests."""
     return bench(BenchOptions(bundle=pristine_bundle, everything=True, seconds=0.5, starts=1))
 
 
-def test_a_burst_measures_everything(all_of_it: Bench, pristine_bundle: Path) -> None:
-    names = [(r.runtime, r.artefact) for r in all_of_it.results]
+def test_a_burst_measures_everything(complete: Bench, pristine_bundle: Path) -> None:
+    names = [(r.runtime, r.artefact) for r in complete.results]
     assert {("litert", "litert-fp32"), ("litert", "litert-int8"), ("onnx", "onnx-fp32")} <= set(names)
     assert len(names) == len(set(names)) >= 4
-    for found in all_of_it.results:
+    for found in complete.results:
         assert found.passed is True and found.note == "" and found.runtime_version
         assert found.model is not None and found.model.count >= 3
         assert found.model.p10 <= found.model.p50 <= found.model.p90 <= found.model.p99 <= found.model.max
@@ -75,27 +75,27 @@ def test_a_burst_measures_everything(all_of_it: Bench, pristine_bundle: Path) ->
         assert found.start.to_first_ms >= found.start.import_ms + found.start.load_ms
         assert found.start.rss_mb is not None and found.start.peak_rss_mb is not None
         assert 20 < found.start.rss_mb <= found.start.peak_rss_mb + 1
-    asked = all_of_it.settings
+    asked = complete.settings
     assert (asked.bundle, asked.bundle_version, asked.threads, asked.mode) == ("tiny-shapes", "1.2.3", 1, "burst")
     assert asked.manifest_sha256 == sha256(pristine_bundle / MANIFEST) and asked.frame == "64x48"
-    assert all_of_it.versions["numpy"] == np.__version__
-    assert any("tflite" in note or "onnx-cuda" in note for note in all_of_it.notes) or len(names) > 4
+    assert complete.versions["numpy"] == np.__version__
+    assert any("tflite" in note or "onnx-cuda" in note for note in complete.notes) or len(names) > 4
 
 
-def test_the_report_names_what_was_not_measured(all_of_it: Bench) -> None:
+def test_the_report_names_what_was_not_measured(complete: Bench) -> None:
     text = "\n".join(
-        show.report_lines(replace(all_of_it, power=None, results=(replace(all_of_it.results[0], start=None),)))
+        show.report_lines(replace(complete, power=None, results=(replace(complete.results[0], start=None),)))
     )
     assert f"power: {NOT_MEASURED}" in text
     assert text.count(NOT_MEASURED) >= 7
-    whole = "\n".join(show.report_lines(all_of_it))
+    whole = "\n".join(show.report_lines(complete))
     assert "litert: int8 is" in whole and "the spread" in whole
-    assert "postprocess" in whole and all(r.artefact in whole for r in all_of_it.results)
+    assert "postprocess" in whole and all(r.artefact in whole for r in complete.results)
 
 
 def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never one after the other: every round has a turn of each, and no first call of a turn is kept."""
-    clock = count(step=0.01)  # every look at the clock takes a hundredth of a second
+    """Every round has a turn of each candidate, and the first call of a turn is not recorded."""
+    clock = count(step=0.01)  # every reading of the clock takes a hundredth of a second
     monkeypatch.setattr(measure, "perf_counter", lambda: next(clock))
     calls: list[tuple[str, str, bool]] = []
 
@@ -103,23 +103,23 @@ def test_candidates_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def infer(self, pixels: object, *, keep: bool) -> None:
-            calls.append((self.name, "model", keep))
+        def time_model(self, pixels: object, *, record: bool) -> None:
+            calls.append((self.name, "model", record))
 
-        def answer(self, frame: object, *, keep: bool) -> float:
-            calls.append((self.name, "loop", keep))
+        def time_frame(self, frame: object, *, record: bool) -> float:
+            calls.append((self.name, "loop", record))
             return 1.0
 
     stubs: list[Any] = [Stub("a"), Stub("b")]
     image: Any = np.zeros((4, 4, 3), dtype=np.uint8)
-    told: list[float] = []
-    measure.burst(stubs, image, [image], seconds=3.0, progress=told.append)
+    progress: list[float] = []
+    measure.burst(stubs, image, [image], seconds=3.0, progress=progress.append)
     turns = [calls[0]] + [call for before, call in pairwise(calls) if call[:2] != before[:2]]
     assert len(turns) >= 8
     expected = [("a", "model"), ("a", "loop"), ("b", "model"), ("b", "loop")]
     assert [turn[:2] for turn in turns] == (expected * len(turns))[: len(turns)]
-    assert not any(keep for _, _, keep in turns) and any(keep for _, _, keep in calls)
-    assert told[-1] == 1.0 and told == sorted(told)
+    assert not any(record for _, _, record in turns) and any(record for _, _, record in calls)
+    assert progress[-1] == 1.0 and progress == sorted(progress)
 
 
 def test_frames_of_a_camera(pristine_bundle: Path) -> None:
@@ -136,23 +136,23 @@ def test_sustained(pristine_bundle: Path, tmp_path: Path) -> None:
     for path, text in tree["files"].items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(text.encode())
-    told: list[result.Interval] = []
-    wanted = BenchOptions(bundle=pristine_bundle, seconds=1.2, starts=0, sustained=True, interval_s=0.4)
-    found = bench(wanted, root=tmp_path, run=lambda words, timeout_s: None, told=told.append)
-    run_of_it = found.sustained
-    assert run_of_it is not None and tuple(told) == run_of_it.intervals and 2 <= len(told) <= 4
-    for interval in told:
+    intervals: list[result.Interval] = []
+    options = BenchOptions(bundle=pristine_bundle, seconds=1.2, starts=0, sustained=True, interval_s=0.4)
+    found = bench(options, root=tmp_path, run=lambda command, timeout_s: None, on_interval=intervals.append)
+    sustained = found.sustained
+    assert sustained is not None and tuple(intervals) == sustained.intervals and 2 <= len(intervals) <= 4
+    for interval in intervals:
         assert interval.frames >= 1 and interval.p50 <= interval.p90 <= interval.p99
         assert interval.temperature_c == 80.83 and interval.frequency_mhz == 1275.0
         assert interval.throttled == ("under-voltage", "throttled") and interval.watts is None
-    first, last = told[0].frames_per_second, told[-1].frames_per_second
-    assert run_of_it.drop == pytest.approx(1 - last / first, abs=1e-3)
+    first, last = intervals[0].frames_per_second, intervals[-1].frames_per_second
+    assert sustained.drop == pytest.approx(1 - last / first, abs=1e-3)
     assert found.board.model == "Raspberry Pi 4 Model B Rev 1.4"
     assert found.before.throttle == Throttle(("under-voltage", "throttled"), ("under-voltage", "throttled"))
-    assert "under-voltage" in show.interval_line(told[0]) and NOT_MEASURED in show.interval_line(told[0])
+    assert "under-voltage" in show.interval_line(intervals[0]) and NOT_MEASURED in show.interval_line(intervals[0])
     assert "drop from first to last" in "\n".join(show.report_lines(found))
     with pytest.raises(BenchError, match="one artefact"):
-        bench(dataclasses.replace(wanted, everything=True))
+        bench(dataclasses.replace(options, everything=True))
 
 
 def test_a_process_that_fails_has_no_start(pristine_bundle: Path) -> None:
@@ -191,10 +191,10 @@ def test_nothing_to_measure(pristine_bundle: Path) -> None:
 # --- results, written and read back
 
 
-def test_a_result_survives_the_file(all_of_it: Bench, tmp_path: Path) -> None:
+def test_a_result_survives_the_file(complete: Bench, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "result.json"
-    result.write(path, all_of_it)
-    assert result.read(path) == all_of_it
+    result.write(path, complete)
+    assert result.read(path) == complete
     tree = json.loads(path.read_text())
     assert {"schema", "board", "os", "versions", "pressure", "settings", "results"} <= set(tree)
     assert tree["board"]["model"]
@@ -212,8 +212,8 @@ def test_a_result_survives_the_file(all_of_it: Bench, tmp_path: Path) -> None:
         ({"before": {"temperature_c": 1e999}}, "not a benchmark's result"),
     ],
 )
-def test_a_result_is_validated(all_of_it: Bench, tmp_path: Path, change: dict[str, object], message: str) -> None:
-    tree = {**msgspec.to_builtins(all_of_it), **change}
+def test_a_result_is_validated(complete: Bench, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    tree = {**msgspec.to_builtins(complete), **change}
     path = tmp_path / "result.json"
     path.write_text(json.dumps({k: v for k, v in tree.items() if v is not ...}).replace("Infinity", "1e999"))
     with pytest.raises(BenchError, match=message):
@@ -236,10 +236,10 @@ def test_a_file_that_is_not_a_result(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1), junk=st.binary(min_size=1, max_size=6))
-def test_damaged_results_give_one_error(all_of_it: Bench, tmp_path: Path, place: float, junk: bytes) -> None:
-    data = bytearray(result.encode(all_of_it))
-    start = int(place * len(data))
+@given(position=st.floats(0, 1), junk=st.binary(min_size=1, max_size=6))
+def test_damaged_results_give_one_error(complete: Bench, tmp_path: Path, position: float, junk: bytes) -> None:
+    data = bytearray(result.encode(complete))
+    start = int(position * len(data))
     data[start : start + len(junk)] = junk
     path = tmp_path / "result.json"
     path.write_bytes(data)
@@ -277,11 +277,11 @@ def row(lines: Iterator[str], start: str) -> str:
     return found[0]
 
 
-def test_compare_marks_differences_beyond_the_spread(all_of_it: Bench) -> None:
-    a = with_model(all_of_it, litert_fp32=1.0, onnx_fp32=2.0, openvino_fp32=4.0, litert_old=1.0)
-    b = with_model(all_of_it, litert_fp32=1.1, onnx_fp32=3.0, openvino_fp32=1.0, litert_new=1.0)
+def test_compare_marks_differences_beyond_the_spread(complete: Bench) -> None:
+    a = with_model(complete, litert_fp32=1.0, onnx_fp32=2.0, openvino_fp32=4.0, litert_old=1.0)
+    b = with_model(complete, litert_fp32=1.1, onnx_fp32=3.0, openvino_fp32=1.0, litert_new=1.0)
     lines = list(compare.comparison_lines(a, b))
-    assert not [line for line in lines if line.startswith("not the same")]
+    assert not [line for line in lines if line.startswith("different")]
     near, slow, fast = (row(iter(lines), f"{r} {r}-fp32 model") for r in ("litert", "onnx", "openvino"))
     assert " 1.10 " in near and near.endswith(" within the spread")
     assert " 1.50 " in slow and slow.endswith(" slower, beyond the spread")
@@ -290,41 +290,39 @@ def test_compare_marks_differences_beyond_the_spread(all_of_it: Bench) -> None:
     assert row(iter(lines), "litert litert-new").split()[2:] == [*NOT_MEASURED.split(), "measured"]
 
 
-def test_compare_lists_differences_of_the_setup(all_of_it: Bench) -> None:
-    asked = replace(all_of_it.settings, manifest_sha256="0" * 64, threads=4, camera="fake:")
+def test_compare_lists_differences_of_the_setup(complete: Bench) -> None:
+    asked = replace(complete.settings, manifest_sha256="0" * 64, threads=4, camera="fake:")
     other = replace(
-        all_of_it,
+        complete,
         settings=asked,
-        versions={**all_of_it.versions, "numpy": "0.1", "tflite-runtime": "9.9"},
-        board=replace(all_of_it.board, model="Another board"),
-        results=(replace(all_of_it.results[0], precision_hint="bf16"),),
+        versions={**complete.versions, "numpy": "0.1", "tflite-runtime": "9.9"},
+        board=replace(complete.board, model="Another board"),
+        results=(replace(complete.results[0], precision_hint="bf16"),),
     )
-    told = compare.differences(all_of_it, other)
-    for words in ("the bundle: tiny-shapes", "threads: 1 and 4", "the board:", "numpy:", "golden images and fake:"):
-        assert any(line.startswith(words) or words in line for line in told), words
-    assert any("tflite-runtime: not installed and 9.9" in line for line in told)
-    assert any("precision hint" in line for line in told)
-    assert compare.differences(all_of_it, all_of_it) == []
-    assert any(
-        "threads" in line for line in compare.comparison_lines(all_of_it, other) if line.startswith("not the same")
-    )
+    differences = compare.differences(complete, other)
+    for text in ("the bundle: tiny-shapes", "threads: 1 and 4", "the board:", "numpy:", "golden images and fake:"):
+        assert any(text in line for line in differences), text
+    assert any("tflite-runtime: not installed and 9.9" in line for line in differences)
+    assert any("precision hint" in line for line in differences)
+    assert compare.differences(complete, complete) == []
+    assert any("threads" in line for line in compare.comparison_lines(complete, other) if line.startswith("different"))
 
 
-# --- choosing
+# --- selection
 
 
-def test_the_fastest_that_passes_the_golden_check(all_of_it: Bench) -> None:
+def test_the_fastest_that_passes_the_golden_check(complete: Bench) -> None:
     def candidate(name: str, p50: float, passed: bool | None) -> Result:
         return Result(runtime="litert", artefact=name, precision="fp32", loop={"total": spread(p50)}, passed=passed)
 
     found = replace(
-        all_of_it,
+        complete,
         results=(candidate("slow", 3.0, True), candidate("right", 2.0, True), candidate("wrong", 1.0, False)),
     )
     choice = fastest(found)
     assert (choice.artefact, choice.latency_ms, choice.threads) == ("right", 2.0, 1)
     assert [m.artefact for m in choice.measured] == ["slow", "right", "wrong"]
-    with pytest.raises(CheckFailed, match="no artefact answers"):
+    with pytest.raises(CheckFailed, match="no artefact passes"):
         fastest(replace(found, results=found.results[2:]))
 
 
@@ -423,9 +421,9 @@ def test_json_on_standard_output_is_nothing_but_json(pristine_bundle: Path, caps
     assert "the model alone" in err and found.results[0].artefact in err
 
 
-def test_compare_from_files(all_of_it: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result.write(tmp_path / "a.json", all_of_it)
-    result.write(tmp_path / "b.json", replace(all_of_it, settings=replace(all_of_it.settings, threads=2)))
+def test_compare_from_files(complete: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result.write(tmp_path / "a.json", complete)
+    result.write(tmp_path / "b.json", replace(complete, settings=replace(complete.settings, threads=2)))
     assert run("--compare", tmp_path / "a.json", tmp_path / "b.json") == 0
     out = capsys.readouterr().out
     assert "different: threads: 1 and 2" in out and "B / A" in out

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from eyas_device.bench.blocks import block_times
 from eyas_device.bench.onnx_graph import Node, OnnxGraph, Ports, read_nodes
 from eyas_device.bench.result import BenchError
-from eyas_device.bench.tflite_cut import MOST_BLOCKS, Graph
+from eyas_device.bench.tflite_cut import MAX_BLOCKS, Graph
 from eyas_device.bundle import Bundle
 from eyas_device.runtimes import choose
 from tests.device.bench.test_bench import spoil
@@ -98,14 +98,14 @@ def test_a_model_is_cut_at_its_blocks(tmp_path: Path) -> None:
     path = tmp_path / "residual.tflite"
     write_residual(path)
     graph = Graph(path)
-    assert [part.operators for part in graph.parts] == [
+    assert [block.operators for block in graph.blocks] == [
         ("SUB", "CONV_2D"),
         ("CONV_2D", "CONV_2D", "ADD"),
         ("CONV_2D", "CONV_2D", "ADD"),
         ("MEAN", "FULLY_CONNECTED"),
     ]
-    assert [part.outputs for part in graph.parts] == [(1, 8, 8, 16), (1, 8, 8, 16), (1, 8, 8, 16), (1, 3)]
-    assert graph.parts[0].inputs == (1, 16, 16, 3) and graph.parts[3].inputs == (1, 8, 8, 16)
+    assert [block.outputs for block in graph.blocks] == [(1, 8, 8, 16), (1, 8, 8, 16), (1, 8, 8, 16), (1, 3)]
+    assert graph.blocks[0].inputs == (1, 16, 16, 3) and graph.blocks[3].inputs == (1, 8, 8, 16)
 
 
 @pytest.mark.filterwarnings("ignore:Warning. Enabling `experimental_preserve_all_tensors`")
@@ -117,7 +117,7 @@ def test_prefixes_compute_what_the_whole_does(tmp_path: Path) -> None:
     graph = Graph(path)
     image = np.random.default_rng(1).random((1, 16, 16, 3)).astype(np.float32)
 
-    def answer(interpreter: Any, output: int | None = None) -> npt.NDArray[np.float32]:
+    def output_of(interpreter: Any, output: int | None = None) -> npt.NDArray[np.float32]:
         interpreter.allocate_tensors()
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
         interpreter.invoke()
@@ -125,13 +125,13 @@ def test_prefixes_compute_what_the_whole_does(tmp_path: Path) -> None:
         return np.asarray(interpreter.get_tensor(index))
 
     made_of: list[bytes] = []
-    for part in graph.parts:
+    for part in graph.blocks:
         whole = Interpreter(model_path=str(path), experimental_preserve_all_tensors=True)
         made = graph.prefix(part)
         prefix = Interpreter(model_content=made)
         prefix.allocate_tensors()
         tensor = prefix.get_output_details()[0]["index"]
-        np.testing.assert_allclose(answer(prefix), answer(whole, tensor), atol=1e-5)
+        np.testing.assert_allclose(output_of(prefix), output_of(whole, tensor), atol=1e-5)
         made_of.append(made)
     assert head in made_of[-1] and head not in made_of[0]  # what was cut off takes no memory
 
@@ -139,18 +139,18 @@ def test_prefixes_compute_what_the_whole_does(tmp_path: Path) -> None:
 def test_deep_models_have_a_bounded_number_of_blocks(tmp_path: Path) -> None:
     path = tmp_path / "deep.tflite"
     write_residual(path, blocks=40)
-    parts = Graph(path).parts
-    assert 15 <= len(parts) <= MOST_BLOCKS
+    parts = Graph(path).blocks
+    assert 15 <= len(parts) <= MAX_BLOCKS
     assert sum(len(part.operators) for part in parts) == 2 + 3 * 40 + 2
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.floats(0, 1), junk=st.binary(min_size=1, max_size=8))
-def test_what_cannot_be_cut_says_so(tmp_path: Path, place: float, junk: bytes) -> None:
+@given(position=st.floats(0, 1), junk=st.binary(min_size=1, max_size=8))
+def test_what_cannot_be_cut_says_so(tmp_path: Path, position: float, junk: bytes) -> None:
     path = tmp_path / "damaged.tflite"
     write_residual(path, blocks=1)
     data = bytearray(path.read_bytes())
-    start = int(place * (len(data) - 1))
+    start = int(position * (len(data) - 1))
     data[start : start + len(junk)] = junk
     path.write_bytes(data)
     with suppress(BenchError):  # weights may be anything
@@ -161,12 +161,12 @@ def test_block_times_of_litert(bundle_root: Path, edit_manifest: Callable[..., N
     write_residual(tmp_path / "residual.tflite")
     spoil(bundle_root, edit_manifest, "litert-fp32.tflite", (tmp_path / "residual.tflite").read_bytes())
     bundle = Bundle.open(bundle_root)
-    told: list[float] = []
+    progress: list[float] = []
     pair = choose(bundle, "litert", "litert-fp32")
-    times = block_times(bundle, pair, threads=1, seconds=0.5, progress=told.append)
+    times = block_times(bundle, pair, threads=1, seconds=0.5, progress=progress.append)
     assert [block.name for block in times.blocks] == [f"block-{number:02d}" for number in range(4)]
     assert times.sum_ms == pytest.approx(sum(block.ms for block in times.blocks), abs=1e-3)
-    assert 0 < times.sum_ms < 10 * times.whole.p90 + 1 and told[-1] == 1.0
+    assert 0 < times.sum_ms < 10 * times.whole.p90 + 1 and progress[-1] == 1.0
     assert (times.runtime, times.artefact, times.threads) == ("litert", "litert-fp32", 1)
 
 
@@ -278,5 +278,5 @@ def test_operators_are_read_as_the_onnx_package_reads_them(tmp_path: Path) -> No
     nodes = write_convolutions(path)
     assert read_nodes(path) == nodes
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(BenchError, match="cut off"):
+    with pytest.raises(BenchError, match="truncated"):
         read_nodes(path)

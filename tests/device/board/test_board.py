@@ -1,4 +1,4 @@
-"""What the board tells: four machines written after the kernel's documentation (see boards/README.md), and this one."""
+"""Board and sensors: four machines written from the kernel's documentation (see boards/README.md), and this one."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_other_power_chips(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_not_measured(tmp_path: Path) -> None:
-    """A machine that tells nothing, and whose commands would hang if they were asked."""
+    """A machine without any file, and whose commands would hang."""
 
     def never(command: Sequence[str], timeout_s: float) -> str | None:
         raise AssertionError(f"{command} has no business on this machine")
@@ -179,8 +179,8 @@ def test_malformed_files_are_not_measured(data: st.DataObject, tmp_path_factory:
         elif kind != "missing":
             hostile = st.one_of(st.sampled_from(_HOSTILE), st.binary(max_size=40))
             file.write_bytes(text.encode() if kind == "as it is" else data.draw(hostile))
-    told = data.draw(st.one_of(st.none(), st.text(max_size=80), st.just("VDD_A current(0)=1e9A VDD_V volt(0)=..V")))
-    vitals, power = read_vitals(root, run=lambda *_: told), read_power(root, run=lambda *_: told)
+    output = data.draw(st.one_of(st.none(), st.text(max_size=80), st.just("VDD_A current(0)=1e9A VDD_V volt(0)=..V")))
+    vitals, power = read_vitals(root, run=lambda *_: output), read_power(root, run=lambda *_: output)
     assert vitals.temperature_c is None or -60 <= vitals.temperature_c <= 150
     assert all(1 <= mhz <= 20_000 for mhz in vitals.frequencies_mhz or ())
     assert power is None or 0 <= power.watts < 1e5
@@ -202,7 +202,7 @@ def test_a_pipe_in_place_of_a_sensor_does_not_block(recorded: Callable[[str], Re
 
 
 @pytest.mark.parametrize(
-    ("told", "now", "since"),
+    ("output", "now", "since"),
     [
         ("throttled=0x0", (), ()),
         ("throttled=0xf000f\n", 4, 4),
@@ -210,16 +210,16 @@ def test_a_pipe_in_place_of_a_sensor_does_not_block(recorded: Callable[[str], Re
         ("throttled=0x20002", ("frequency capped",), ("frequency capped",)),
     ],
 )
-def test_throttle_bits(told: str, now: object, since: object) -> None:
-    throttle = decode_throttled(told)
+def test_throttle_bits(output: str, now: object, since: object) -> None:
+    throttle = decode_throttled(output)
     assert throttle is not None
     for expected, found in ((now, throttle.now), (since, throttle.since_boot)):
         assert len(found) == expected if isinstance(expected, int) else found == expected
 
 
-@pytest.mark.parametrize("told", [None, "", "throttled=", "throttled=0xzz", "VCHI initialization failed", "1 2"])
-def test_malformed_throttle_bits(told: str | None) -> None:
-    assert decode_throttled(told) is None
+@pytest.mark.parametrize("output", [None, "", "throttled=", "throttled=0xzz", "VCHI initialization failed", "1 2"])
+def test_malformed_throttle_bits(output: str | None) -> None:
+    assert decode_throttled(output) is None
 
 
 def test_malformed_power_readings() -> None:

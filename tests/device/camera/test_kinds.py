@@ -104,14 +104,14 @@ def test_v4l2_distinguishes_errors_of_the_device(number: int, message: str, monk
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", refuse)
-    fault = v4l.find_problem("/dev/video0")
-    assert type(fault) is CameraError and message in str(fault)
+    error = v4l.find_problem("/dev/video0")
+    assert type(error) is CameraError and message in str(error)
 
 
 def _ioctl(capabilities: int, device_caps: int = 0, *, busy: bool = False) -> Callable[[int, int, bytearray], object]:
-    """What a driver answers to ioctl."""
+    """A driver's replies to ioctl."""
 
-    def answer(device: int, request: int, data: bytearray) -> int:
+    def ioctl(device: int, request: int, data: bytearray) -> int:
         if request == 0x80685600:
             assert len(data) == 104
             struct.pack_into("=II", data, 84, capabilities, device_caps)
@@ -121,17 +121,17 @@ def _ioctl(capabilities: int, device_caps: int = 0, *, busy: bool = False) -> Ca
                 raise OSError(errno.EBUSY, "busy")
         return 0
 
-    return answer
+    return ioctl
 
 
 def test_v4l2_queries_the_driver() -> None:
     """Against `/dev/null`, which is a character device, with a stand-in for ioctl."""
     assert v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1)) is None
     assert v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x1000)) is None
-    fault = v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1, busy=True))
-    assert type(fault) is CameraError and "in use by another program" in str(fault)
-    fault = v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x00A00000))
-    assert type(fault) is CameraSpecError and "without capture" in str(fault)
+    error = v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1, busy=True))
+    assert type(error) is CameraError and "in use by another program" in str(error)
+    error = v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x00A00000))
+    assert type(error) is CameraSpecError and "without capture" in str(error)
 
 
 class Video:
@@ -165,7 +165,7 @@ class Video:
     def grab(self) -> bool:
         return bool(self.left)
 
-    def retrieve(self, *place: Any) -> tuple[bool, Any]:
+    def retrieve(self, *buffer: Any) -> tuple[bool, Any]:
         return True, self.left.pop(0)
 
     def release(self) -> None:

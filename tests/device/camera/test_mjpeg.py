@@ -119,7 +119,7 @@ def test_a_broken_stream_is_reported_in_time(streams: StreamServer, mode: str, g
             taken(camera)
         started = time.monotonic()
         with pytest.raises(CameraError, match=message):
-            for _ in range(5):  # of the frames before the fault more than one may come
+            for _ in range(5):  # more than one frame may come before the failure
                 camera.capture()
         assert time.monotonic() - started < PLENTY_S
 
@@ -175,13 +175,13 @@ def test_a_stopped_server_is_reported_in_time(mortal: StreamServer) -> None:
 
 def test_closing_wakes_a_waiting_capture(streams: StreamServer) -> None:
     camera = open_camera(streams.spec("silent"), timeout_s=300)
-    answers: list[Frame | None] = []
-    waiting = threading.Thread(target=lambda: answers.append(camera.capture()), daemon=True)
+    captured: list[Frame | None] = []
+    waiting = threading.Thread(target=lambda: captured.append(camera.capture()), daemon=True)
     waiting.start()
     time.sleep(0.2)
     camera.close()
     waiting.join(PLENTY_S)
-    assert answers == [None]
+    assert captured == [None]
     camera.close()
     assert camera.capture() is None
 
@@ -231,7 +231,7 @@ def test_tls_with_a_certificate_that_is_trusted_and_one_that_is_not(
 
 
 def parts_of(stream: bytes, cuts: list[int], boundary: str = "frame", **bounds: int) -> tuple[list[bytes], bool, str]:
-    """The parts of a stream fed in pieces, whether it ended, and the fault where it has one."""
+    """The parts of a stream fed in chunks, whether it ended, and its error if any."""
     parser = MultipartParser(boundary, **bounds)
     found: list[bytes] = []
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
@@ -299,7 +299,7 @@ def test_hostile_bytes_give_the_same_error_with_any_chunking(stream: bytes, cuts
 
 
 def test_hostile_bytes_take_no_time() -> None:
-    """16 MiB that look like the beginning of a delimiter all along, in small pieces."""
+    """16 MiB that look like the start of a delimiter throughout, in small chunks."""
     for piece in (b"-" * 65536, b"\r\n" * 32768, b"\r\n--frame" * 7000, b" " * 65536):
         parser = MultipartParser("frame")
         parser.feed(b"--frame\r\n\r\n")
@@ -394,9 +394,9 @@ def test_fake_failures() -> None:
 
 def test_fake_hang_ends_when_closed() -> None:
     camera = open_camera("fake:?hang=0", timeout_s=300)
-    answers: list[Frame | None] = []
-    waiting = threading.Thread(target=lambda: answers.append(camera.capture()), daemon=True)
+    captured: list[Frame | None] = []
+    waiting = threading.Thread(target=lambda: captured.append(camera.capture()), daemon=True)
     waiting.start()
     camera.close()
     waiting.join(PLENTY_S)
-    assert answers == [None]
+    assert captured == [None]

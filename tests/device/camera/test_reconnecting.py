@@ -1,4 +1,4 @@
-"""A steady camera: what its source does, and what it makes of that. Most of it on a clock that never really waits."""
+"""ReconnectingCamera with scripted sources, mostly on a fake clock."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_black_images_are_rejected_until_there_is_light(black: Any) -> None:
     assert plan.camera.state.condition == "black" and plan.camera.state.unusable == 3
     plan.take()
     assert plan.camera.state.condition == "delivering" and plan.camera.state.frames == 2
-    plan.take()  # looked at once a second only
+    plan.take()  # checked once a second only
     with pytest.raises(ImageError):
         plan.camera.capture()
     assert plan.conditions == ["delivering", "black", "delivering", "black"] and plan.camera.state.losses == 0
@@ -298,7 +298,7 @@ scripts = st.lists(st.tuples(st.sampled_from([0.0, 0.3, 5.0, 40.0]), images), ma
 
 @given(openings=st.lists(st.one_of(scripts, st.just(LOST), st.just(CameraSpecError("x"))), max_size=5))
 def test_whatever_a_source_does(openings: list[Any]) -> None:
-    """Never a `CameraError`; each source that was opened is closed; the counts agree with what was seen."""
+    """Never a `CameraError`; each opened source is closed; the counters agree with what was captured."""
     try:
         plan = Plan([], *openings)
     except CameraSpecError:
@@ -324,12 +324,12 @@ def test_whatever_a_source_does(openings: list[Any]) -> None:
 
 
 def waits_and_is_closed(camera: ReconnectingCamera) -> None:
-    answers: list[Frame | None] = []
+    captured: list[Frame | None] = []
 
     def capture() -> None:
         while (frame := camera.capture()) is not None:
-            answers.append(frame)
-        answers.append(None)
+            captured.append(frame)
+        captured.append(None)
 
     waiting = threading.Thread(target=capture, daemon=True)
     waiting.start()
@@ -338,7 +338,7 @@ def waits_and_is_closed(camera: ReconnectingCamera) -> None:
     started = time.monotonic()
     camera.close()
     waiting.join(PLENTY_S)
-    assert answers[-1:] == [None] and camera.state.condition == "closed"
+    assert captured[-1:] == [None] and camera.state.condition == "closed"
     assert time.monotonic() - started < PLENTY_S / 2
 
 
@@ -379,7 +379,7 @@ QUICK = Backoff(first_s=0.1, max_s=0.5)
 
 
 def frames_until(camera: ReconnectingCamera, done: Callable[[CameraState], bool]) -> CameraState:
-    """Capture until the state is as wanted."""
+    """Capture until the state is as expected."""
     deadline = time.monotonic() + 2 * PLENTY_S
     while time.monotonic() < deadline:
         assert camera.capture() is not None

@@ -17,7 +17,7 @@ import pytest
 from eyas_device.camera import Frame
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
-from tests.support.camera_readers import Told, pixels
+from tests.support.camera_readers import Behaviour, pixels
 from tests.support.paths import ROOT
 from tests.support.servers import PLENTY_S, gone, taken
 from tests.support.streams import jpeg_image
@@ -29,15 +29,15 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
 
 
-def isolated(how: str = "raw", *, timeout_s: float = 10.0, **told: Any) -> SubprocessCamera:
+def start(how: str = "raw", *, timeout_s: float = 10.0, **settings: Any) -> SubprocessCamera:
     return SubprocessCamera(
-        "tests.support.camera_readers:Drawn", Told(how=how, **told), shown=f"test:{how}", timeout_s=timeout_s
+        "tests.support.camera_readers:Drawn", Behaviour(how=how, **settings), shown=f"test:{how}", timeout_s=timeout_s
     )
 
 
 def test_pixels_arrive_as_they_are_and_stay() -> None:
     """Frames are copies: what comes later does not change what was handed out."""
-    with isolated() as camera:
+    with start() as camera:
         frames = [taken(camera) for _ in range(4)]
     numbers = []
     for frame in frames:
@@ -50,7 +50,7 @@ def test_pixels_arrive_as_they_are_and_stay() -> None:
 
 @pytest.mark.parametrize("how", ["in place", "encoded", "grey"])
 def test_kinds_of_image(how: str) -> None:
-    with isolated(how) as camera:
+    with start(how) as camera:
         image = taken(camera).image
     if how == "encoded":
         assert isinstance(image, bytes) and image in [jpeg_image(n) for n in range(250)]
@@ -71,14 +71,14 @@ def test_kinds_of_image(how: str) -> None:
     ],
 )
 def test_an_undecodable_frame_raises_and_the_next_one_follows(how: str, message: str) -> None:
-    with isolated(how) as camera:
+    with start(how) as camera:
         with pytest.raises(ImageError, match=message):
             camera.capture()
         assert isinstance(taken(camera).image, np.ndarray)
 
 
 def test_a_frame_is_recent_after_any_pause() -> None:
-    with isolated(fps=200) as camera:
+    with start(fps=200) as camera:
         camera.capture()
         time.sleep(1.0)
         asked = time.monotonic()
@@ -86,12 +86,12 @@ def test_a_frame_is_recent_after_any_pause() -> None:
 
 
 def test_a_stopped_child_is_killed_in_time() -> None:
-    with isolated(timeout_s=1.0) as camera:
+    with start(timeout_s=1.0) as camera:
         camera.capture()
         os.kill(camera.pid, signal.SIGSTOP)
         started = time.monotonic()
         with pytest.raises(CameraError, match="no frame came within 1 s; its process was ended"):
-            for _ in range(3):  # an answer may have been on its way
+            for _ in range(3):  # a frame may have been on its way
                 camera.capture()
         assert 0.9 < time.monotonic() - started < PLENTY_S
         assert gone(camera.pid)
@@ -109,13 +109,13 @@ def test_a_stopped_child_is_killed_in_time() -> None:
     ],
 )
 def test_the_end_of_a_stream_is_reported(how: str, message: str) -> None:
-    with isolated(how, timeout_s=1.0, at=5) as camera, pytest.raises(CameraError, match=message):
+    with start(how, timeout_s=1.0, at=5) as camera, pytest.raises(CameraError, match=message):
         for _ in range(10):
             camera.capture()
 
 
 def test_a_killed_child_is_reported() -> None:
-    with isolated() as camera:
+    with start() as camera:
         os.kill(camera.pid, signal.SIGKILL)
         with pytest.raises(CameraError, match="signal 9"):
             for _ in range(3):
@@ -133,13 +133,13 @@ def test_a_killed_child_is_reported() -> None:
 def test_a_failure_to_open_is_reported_in_time(how: str, kind: type[CameraError], message: str) -> None:
     started = time.monotonic()
     with pytest.raises(CameraError, match=message) as caught:
-        isolated(how, timeout_s=0.5)
+        start(how, timeout_s=0.5)
     assert caught.type is kind
     assert time.monotonic() - started < PLENTY_S
 
 
 def test_a_note_shows_in_the_source() -> None:
-    with isolated("note", text="8x8, the nearest supported size") as camera:
+    with start("note", text="8x8, the nearest supported size") as camera:
         assert taken(camera).source == "test:note (8x8, the nearest supported size)#0"
 
 
@@ -158,12 +158,12 @@ def test_a_note_shows_in_the_source() -> None:
     ],
 )
 def test_replies_of_a_compromised_child_are_rejected(text: str) -> None:
-    with isolated("say", at=0, text=text) as camera, pytest.raises(CameraError, match="invalid reply"):
+    with start("say", at=0, text=text) as camera, pytest.raises(CameraError, match="invalid reply"):
         camera.capture()
 
 
 def test_the_shared_memory_cannot_be_truncated() -> None:
-    with isolated() as camera:
+    with start() as camera:
         shared = next(
             f"/proc/{camera.pid}/fd/{fd.name}"
             for fd in Path(f"/proc/{camera.pid}/fd").iterdir()
@@ -174,14 +174,14 @@ def test_the_shared_memory_cannot_be_truncated() -> None:
 
 
 def test_closing_wakes_a_waiting_capture() -> None:
-    camera = isolated("hang", at=0, timeout_s=300.0)
-    answers: list[Frame | None] = []
-    waiting = threading.Thread(target=lambda: answers.append(camera.capture()), daemon=True)
+    camera = start("hang", at=0, timeout_s=300.0)
+    captured: list[Frame | None] = []
+    waiting = threading.Thread(target=lambda: captured.append(camera.capture()), daemon=True)
     waiting.start()
     time.sleep(0.2)
     camera.close()
     waiting.join(PLENTY_S)
-    assert answers == [None] and gone(camera.pid)
+    assert captured == [None] and gone(camera.pid)
     camera.close()
     assert camera.capture() is None
 
@@ -190,8 +190,8 @@ def test_closing_wakes_a_waiting_capture() -> None:
 def test_the_child_ends_with_its_parent(stopped: bool) -> None:
     """However the parent ends; whether the child hangs or is even stopped."""
     program = (
-        "import sys, time; from tests.device.camera.test_subprocess import isolated;"
-        "c = isolated('hang', at=1); c.capture(); print(c.pid, flush=True); time.sleep(600)"
+        "import sys, time; from tests.device.camera.test_subprocess import start;"
+        "c = start('hang', at=0); print(c.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
@@ -211,7 +211,7 @@ def test_the_child_ends_with_its_parent(stopped: bool) -> None:
 
 def test_the_child_does_not_end_with_the_thread_that_opened_it() -> None:
     cameras: list[SubprocessCamera] = []
-    thread = threading.Thread(target=lambda: cameras.append(isolated()))
+    thread = threading.Thread(target=lambda: cameras.append(start()))
     thread.start()
     thread.join(PLENTY_S)
     with cameras[0] as camera:
@@ -224,10 +224,10 @@ def test_nothing_is_left_after_many_reopenings() -> None:
         children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
         return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), len(children)
 
-    isolated().close()
+    start().close()
     before = held()
     for turn in range(9):
-        with isolated() as camera:
+        with start() as camera:
             camera.capture()
             if turn % 3:
                 os.kill(camera.pid, signal.SIGKILL)
@@ -236,5 +236,5 @@ def test_nothing_is_left_after_many_reopenings() -> None:
                     for _ in range(3):
                         camera.capture()
     with pytest.raises(CameraError):
-        isolated("no opening")
+        start("no opening")
     assert held() == before

@@ -27,7 +27,7 @@ def eyas_device(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     """Lines on standard error, without what the runtime's own library prints."""
     return [line for line in done.stderr.splitlines() if not line.startswith("INFO:")]
 
@@ -79,8 +79,8 @@ def test_check_exits_with_1_for_a_wrong_prediction_and_2_for_a_bad_bundle(
 def test_info(pristine_bundle: Path) -> None:
     done = eyas_device("info", pristine_bundle)
     assert done.returncode == 0
-    for words in ("tiny-shapes 1.2.3: cross, disc, stripes", "(used)", "balanced_accuracy 0.9877", "not measured"):
-        assert words in done.stdout
+    for message in ("tiny-shapes 1.2.3: cross, disc, stripes", "(used)", "balanced_accuracy 0.9877", "not measured"):
+        assert message in done.stdout
     assert "litert: faster" in done.stdout and "Drawn for a test." in done.stdout
 
 
@@ -90,7 +90,7 @@ def test_run_reports_accuracy(pristine_bundle: Path, image_folder: Path) -> None
     assert "accuracy 1.0000, balanced accuracy 1.0000 (12 labelled images)" in done.stdout
     assert re.search(r"^12 frames in .* fps; latency p50 \d", done.stdout, re.MULTILINE)
     assert "litert-int8 on litert" in done.stdout
-    assert told(done) == []
+    assert error_lines(done) == []
 
 
 def test_run_as_json(pristine_bundle: Path, image_folder: Path) -> None:
@@ -109,8 +109,8 @@ def test_run_as_json(pristine_bundle: Path, image_folder: Path) -> None:
     assert [row["label"] for row in rows] == ["cross"] * 4 + ["disc"]
     assert all(sum(row["probabilities"]) == pytest.approx(1, abs=1e-3) for row in rows)
     assert len(whole.stdout.splitlines()) == 12
-    assert any("spoilt.jpg: not an image" in line for line in told(whole))
-    assert any("1 could not be decoded" in line for line in told(whole))
+    assert any("spoilt.jpg: not an image" in line for line in error_lines(whole))
+    assert any("1 could not be decoded" in line for line in error_lines(whole))
 
 
 def test_a_status_line_a_second(pristine_bundle: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_closed_pipe(pristine_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("check", "/nowhere"), "is /nowhere a bundle"),
         (("info", "/nowhere"), "is /nowhere a bundle"),
@@ -167,14 +167,14 @@ def test_a_closed_pipe(pristine_bundle: Path) -> None:
     ],
 )
 def test_user_errors_are_one_line_and_exit_with_2(
-    arguments: tuple[str, ...], words: str, pristine_bundle: Path, tmp_path: Path
+    arguments: tuple[str, ...], message: str, pristine_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "junk.mp4").write_bytes(b"no video " * 100)
     places = {"BUNDLE": str(pristine_bundle)}
     done = eyas_device(*(places.get(a, a).replace("JUNK", str(tmp_path / "junk.mp4")) for a in arguments))
     assert done.returncode == 2
-    assert len(told(done)) == 1, done.stderr
-    assert told(done)[0].startswith("eyas-device: ") and words in told(done)[0]
+    assert len(error_lines(done)) == 1, done.stderr
+    assert error_lines(done)[0].startswith("eyas-device: ") and message in error_lines(done)[0]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_a_check_that_crashes_or_hangs_is_red_and_stops_no_other() -> None:
     def crashes(context: Context) -> Finding:
         raise ZeroDivisionError("nothing left")
 
-    def told(context: Context) -> Finding:
+    def raises(context: Context) -> Finding:
         raise BundleError("bundle b: damaged; copy it again")
 
     def hangs(context: Context) -> Finding:
@@ -93,19 +93,19 @@ def test_a_check_that_crashes_or_hangs_is_red_and_stops_no_other() -> None:
     def fine(context: Context) -> Finding:
         return green("fine")
 
-    rows = list(examine(context(), (crashes, told, hangs, fine), limit_s=0.3))
+    rows = list(examine(context(), (crashes, raises, hangs, fine), limit_s=0.3))
     hanging.set()
     assert [row.status for row in rows] == ["red", "red", "red", "green"]
     assert "ZeroDivisionError: nothing left" in rows[0].finding
     assert rows[1].finding == "bundle b: damaged; copy it again"
-    assert "no finding within 0.3 s" in rows[2].finding
+    assert "no result within 0.3 s" in rows[2].finding
 
 
 def test_findings_are_one_line_without_control_characters_and_passwords() -> None:
-    def says(context: Context) -> Finding:
+    def shows_secrets(context: Context) -> Finding:
         return green("rtsp://user:secret@10.0.0.9/s\n\x1b[2Jhttp://me:p%40ss@host/ end" + "x" * 1000)
 
-    (row,) = examine(context(), (says,))
+    (row,) = examine(context(), (shows_secrets,))
     assert row.finding.startswith("rtsp://user:***@10.0.0.9/s ?[2Jhttp://me:***@host/ end")
     assert row.finding.isprintable() and len(row.finding) == 400
 
@@ -124,8 +124,8 @@ def test_the_verb_with_everything_real(
     )
     given = ("--config", tmp_path / "device.toml", "--bundle", pristine_bundle, "--mqtt", f"127.0.0.1:{broker.port}")
     code = run_verb(*given, "--json")
-    told = json.loads(capsys.readouterr().out)
-    rows = {row["check"]: row for row in told["findings"]}
+    report = json.loads(capsys.readouterr().out)
+    rows = {row["check"]: row for row in report["findings"]}
     assert list(rows) == [check_name(check) for check in CHECKS]
     for name in ("configuration", "libraries", "litert", "openvino", "onnx", "golden", "camera", "broker", "disk"):
         assert rows[name]["status"] == "green", rows[name]
@@ -134,7 +134,7 @@ def test_the_verb_with_everything_real(
     assert "tiny-shapes 1.2.3" in rows["golden"]["finding"]
     reds = [row for row in rows.values() if row["status"] == "red"]
     assert code == (1 if reds else 0)
-    assert told["worst"] == (
+    assert report["worst"] == (
         "red" if reds else "yellow" if any(r["status"] == "yellow" for r in rows.values()) else "green"
     )
 
@@ -148,7 +148,7 @@ def test_the_table_and_the_exit_code(
     memory, configuration, fix, summary = capsys.readouterr().out.splitlines()
     assert memory.startswith("green   memory  ")
     assert configuration.startswith("red     configuration  ")
-    assert "[loop] duty = 2" in configuration and "[camra]: unknown section" in configuration, "all faults in one line"
+    assert "[loop] duty = 2" in configuration and "[camra]: unknown section" in configuration, "all errors in one line"
     assert fix.index("-> ") == configuration.index(str(tmp_path)), "the fix stands below the finding"
     assert summary == "1 green, 0 yellow, 1 red, 0 not checked"
     assert "\x1b" not in memory, "no colours outside of a terminal"
@@ -209,7 +209,7 @@ def test_what_a_library_prints_does_not_spoil_the_result() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "kind", "words"),
+    ("script", "kind", "message"),
     [
         ("kill -ILL $$", "killed", "SIGILL"),
         ("echo dreadful >&2; exit 7", "crash", "code 7: dreadful"),
@@ -217,12 +217,12 @@ def test_what_a_library_prints_does_not_spoil_the_result() -> None:
     ],
 )
 def test_a_job_that_crashes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, kind: str, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, kind: str, message: str
 ) -> None:
     file(tmp_path / "python", f"#!/bin/sh\n{script}\n")
     (tmp_path / "python").chmod(0o755)
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
-    with pytest.raises(JobError, match=words) as caught:
+    with pytest.raises(JobError, match=message) as caught:
         run_job("eyas_device.doctor.jobs", "libraries", {}, 20.0)
     assert caught.value.kind == kind
 
@@ -246,8 +246,8 @@ def test_this_machine_is_supported() -> None:
 def test_the_name_of_the_system_is_read_from_os_release(tmp_path: Path) -> None:
     file(tmp_path / "etc/os-release", 'NAME=x\nPRETTY_NAME="Raspberry Pi OS 13"\n')
     uname = SimpleNamespace(sysname="Linux", release="6.12.0-rpi", machine="aarch64")
-    found = software.operating_system(context(root=tmp_path, uname=lambda: uname))
-    assert found == green("Raspberry Pi OS 13, Linux 6.12.0-rpi")
+    finding = software.operating_system(context(root=tmp_path, uname=lambda: uname))
+    assert finding == green("Raspberry Pi OS 13, Linux 6.12.0-rpi")
     assert (
         software.operating_system(context(uname=lambda: SimpleNamespace(sysname="Darwin", release="1"))).status == "red"
     )
@@ -256,8 +256,8 @@ def test_the_name_of_the_system_is_read_from_os_release(tmp_path: Path) -> None:
 def test_32_bit_and_strange_processors_are_red(monkeypatch: pytest.MonkeyPatch) -> None:
     assert software.userland(context(uname=lambda: SimpleNamespace(machine="riscv64"))).status == "red"
     monkeypatch.setattr(software.struct, "calcsize", lambda kind: 4)
-    found = software.userland(context(uname=lambda: SimpleNamespace(machine="aarch64")))
-    assert (found.status, found.text) == ("red", "32-bit Python, kernel for aarch64")
+    finding = software.userland(context(uname=lambda: SimpleNamespace(machine="aarch64")))
+    assert (finding.status, finding.text) == ("red", "32-bit Python, kernel for aarch64")
 
 
 @pytest.mark.parametrize(("libc", "status"), [("glibc 2.27", "red"), ("glibc 2.28", "green"), ("", "red")])
@@ -273,7 +273,7 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], statu
 
 
 @pytest.mark.parametrize(
-    ("installed", "status", "words"),
+    ("installed", "status", "message"),
     [
         ({"numpy": "2.4.6", "opencv_python_headless": "5.0.0.93"}, "green", "none"),
         ({"numpy": "1.26.4", "opencv_python_headless": "4.11.0.86", "tflite_runtime": "2.14.0"}, "green", "none"),
@@ -294,41 +294,41 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], statu
         ({}, "green", "none"),
     ],
 )
-def test_conflicts(installed: dict[str, str], status: str, words: str) -> None:
-    found = software.conflicts(context(version=versions(**installed)))
-    assert (found.status, words in found.text) == (status, True), found
-    assert bool(found.fix) == (status != "green")
+def test_conflicts(installed: dict[str, str], status: str, message: str) -> None:
+    finding = software.conflicts(context(version=versions(**installed)))
+    assert (finding.status, message in finding.text) == (status, True), finding
+    assert bool(finding.fix) == (status != "green")
 
 
 @pytest.mark.parametrize(("machine", "status"), [("aarch64", "yellow"), ("x86_64", "green")])
 def test_opencv_5_resizes_differently_on_aarch64(machine: str, status: str) -> None:
     installed = versions(numpy="2.4.6", opencv_python_headless="5.0.0.93")
-    found = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=machine)))
-    assert found.status == status, found
-    assert ("shrinks images" in found.text) == (machine == "aarch64")
+    finding = software.conflicts(context(version=installed, uname=lambda: SimpleNamespace(machine=machine)))
+    assert finding.status == status, finding
+    assert ("resizes images" in finding.text) == (machine == "aarch64")
 
 
 def test_the_worst_of_several_conflicts_counts_and_all_are_listed() -> None:
     installed = versions(numpy="2.0", tflite_runtime="2.14.0", opencv_python="5.0", opencv_contrib_python="5.0")
-    found = software.conflicts(context(version=installed))
-    assert found.status == "red"
-    assert "tflite-runtime" in found.text and "overwrite" in found.text
+    finding = software.conflicts(context(version=installed))
+    assert finding.status == "red"
+    assert "tflite-runtime" in finding.text and "overwrite" in finding.text
 
 
 def test_an_import_that_fails_is_red() -> None:
     def job(name: str, arguments: object, timeout_s: float) -> Any:
         raise JobError("numpy.core.multiarray failed to import", "ImportError")
 
-    found = software.libraries(context(job=job))
-    assert found.status == "red" and "multiarray failed" in found.text
+    finding = software.libraries(context(job=job))
+    assert finding.status == "red" and "multiarray failed" in finding.text
 
 
-# --- what only trying tells ------------------------------------------------------------------------------------------
+# --- probes -------------------------------------------------------------------------------------------------------
 
 
 def test_a_runtime_without_a_bundle_is_imported(tmp_path: Path) -> None:
-    found = probes.runtime("litert")(context(tmp_path))
-    assert found.status == "green" and "can be imported" in found.text
+    finding = probes.runtime("litert")(context(tmp_path))
+    assert finding.status == "green" and "can be imported" in finding.text
 
 
 def test_a_runtime_that_is_not_installed_is_not_checked() -> None:
@@ -337,8 +337,8 @@ def test_a_runtime_that_is_not_installed_is_not_checked() -> None:
 
 def test_a_runtime_that_is_installed_and_broken_is_red_unless_another_is_used() -> None:
     settings = context(version=versions(tflite_runtime="2.14.0"))
-    found = probes.runtime("tflite")(settings)  # the real job: tflite-runtime is not there to be imported
-    assert found.status == "red" and "tflite-runtime 2.14.0: runtime tflite cannot be used" in found.text
+    finding = probes.runtime("tflite")(settings)  # the real job: tflite-runtime is not there to be imported
+    assert finding.status == "red" and "tflite-runtime 2.14.0: runtime tflite cannot be used" in finding.text
     used = replace(settings.config, model=replace(settings.config.model, runtime="litert"))
     other = Context(config=used, version=settings.version)
     assert probes.runtime("tflite")(other).status == "yellow"
@@ -346,14 +346,14 @@ def test_a_runtime_that_is_installed_and_broken_is_red_unless_another_is_used() 
 
 def test_golden_names_the_artefacts_that_fail(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
     edit_manifest(confidence={"temperature": 30.0})
-    found = probes.golden(context(bundle=bundle_root))
-    assert found.status == "red" and "litert-int8 (a probability differs" in found.text
+    finding = probes.golden(context(bundle=bundle_root))
+    assert finding.status == "red" and "litert-int8 (a probability differs" in finding.text
 
 
 def test_golden_of_a_damaged_bundle(bundle_root: Path) -> None:
     (bundle_root / "onnx-fp32.onnx").write_bytes(b"altered")
-    found = probes.golden(context(bundle=bundle_root))
-    assert found.status == "red" and "differs from what the manifest records" in found.text
+    finding = probes.golden(context(bundle=bundle_root))
+    assert finding.status == "red" and "differs from what the manifest records" in finding.text
 
 
 def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) -> None:
@@ -361,12 +361,12 @@ def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) ->
     assert nothing.status == "grey" and "no good slot" in nothing.text
     assert probes.golden(context(tmp_path, config_path=tmp_path)).status == "red", "a device that is set up needs one"
     slot = Slots(tmp_path).install(pristine_bundle, check=lambda root: None)
-    found = probes.golden(context(tmp_path))
-    assert found.status == "green" and str(slot) in found.text
+    finding = probes.golden(context(tmp_path))
+    assert finding.status == "green" and str(slot) in finding.text
 
 
 @pytest.mark.parametrize(
-    ("spec", "status", "words"),
+    ("spec", "status", "message"),
     [
         ("", "grey", "no camera is configured"),
         ("fake:?frames=5&size=320x240", "green", "5 frames of 320 x 240, as fast as it is read"),
@@ -384,19 +384,19 @@ def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) ->
         ("video:/nowhere.mp4", "red", "no such file"),
     ],
 )
-def test_camera(spec: str, status: str, words: str) -> None:
-    found = probes.camera(context(camera=spec, run=lambda command, timeout_s: None))
-    assert (found.status, words in found.text) == (status, True), found
+def test_camera(spec: str, status: str, message: str) -> None:
+    finding = probes.camera(context(camera=spec, run=lambda command, timeout_s: None))
+    assert (finding.status, message in finding.text) == (status, True), finding
 
 
 def test_a_wrong_specification_is_not_blamed_on_the_service() -> None:
-    found = probes.camera(context(camera="nonsense", run=lambda command, timeout_s: ""))
-    assert found.status == "red" and "run --help" in found.fix
+    finding = probes.camera(context(camera="nonsense", run=lambda command, timeout_s: ""))
+    assert finding.status == "red" and "run --help" in finding.fix
 
 
 def test_a_camera_that_the_running_service_may_use_is_yellow() -> None:
-    found = probes.camera(context(camera="fake:?lost=0", run=lambda command, timeout_s: ""))
-    assert found.status == "yellow" and "stop eyas-device" in found.fix
+    finding = probes.camera(context(camera="fake:?lost=0", run=lambda command, timeout_s: ""))
+    assert finding.status == "yellow" and "stop eyas-device" in finding.fix
 
 
 # --- the broker ------------------------------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ def test_a_wrong_password_differs_from_a_missing_broker(make_broker: Callable[..
     nobody = at(guarded.port)
     guarded.stop()
     gone = at(guarded.port, username="camera", password="right")
-    assert right.status == "green" and "lets camera in" in right.text
+    assert right.status == "green" and "accepts camera" in right.text
     assert wrong.status == "red" and "the broker refused camera: Not authorized" in wrong.text
     assert nobody.status == "red" and "the broker refused" in nobody.text
     assert gone.status == "red" and "nothing listens there" in gone.text
@@ -434,7 +434,7 @@ def listener() -> Iterator[Callable[[bytes], int]]:
     """Ports on which whoever connects reads the same bytes and is left alone."""
     sockets: list[socket.socket] = []
 
-    def listen(answer: bytes) -> int:
+    def listen(reply: bytes) -> int:
         server = socket.create_server(("127.0.0.1", 0))
         sockets.append(server)
 
@@ -448,7 +448,7 @@ def listener() -> Iterator[Callable[[bytes], int]]:
                     connection.settimeout(5)
                     try:
                         connection.recv(100)
-                        connection.sendall(answer)
+                        connection.sendall(reply)
                     except OSError:
                         continue
 
@@ -462,9 +462,9 @@ def listener() -> Iterator[Callable[[bytes], int]]:
 
 
 def test_a_server_that_is_not_a_broker(listener: Callable[[bytes], int]) -> None:
-    for answer in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 20, b""):
-        found = at(listener(answer))
-        assert found.status == "red" and "does not answer as an MQTT broker" in found.text, (answer, found)
+    for reply in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00" * 20, b""):
+        finding = at(listener(reply))
+        assert finding.status == "red" and "is not an MQTT broker" in finding.text, (reply, finding)
 
 
 def test_a_broker_with_the_older_protocol_only() -> None:
@@ -481,15 +481,15 @@ def test_a_broker_with_the_older_protocol_only() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, daemon=True).start()
-        found = at(server.getsockname()[1])
+        finding = at(server.getsockname()[1])
     for client in clients:
         client.close()
-    assert found.status == "yellow" and "3.1.1 only" in found.text
+    assert finding.status == "yellow" and "3.1.1 only" in finding.text
 
 
 def test_an_unknown_host_name() -> None:
-    found = probes.broker(context(broker="no-such-host.invalid:1883"))
-    assert found.status == "red", found
+    finding = probes.broker(context(broker="no-such-host.invalid:1883"))
+    assert finding.status == "red", finding
 
 
 def test_no_broker_is_not_checked() -> None:
@@ -501,15 +501,15 @@ def test_no_broker_is_not_checked() -> None:
 
 @pytest.mark.parametrize("now", [0.0, 86400.0, 4.0e9, 1e20])
 def test_an_impossible_clock(now: float) -> None:
-    found = system.clock(context(now=lambda: now))
-    assert found.status == "red" and "this cannot be" in found.text
+    finding = system.clock(context(now=lambda: now))
+    assert finding.status == "red" and "this cannot be" in finding.text
 
 
 def test_a_clock_before_the_installation_and_an_unsynchronised_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed_at = Path(system.__file__).stat().st_mtime
-    monkeypatch.setattr(system, "_kernel_says_synchronised", lambda: False)
+    monkeypatch.setattr(system, "is_kernel_clock_synchronised", lambda: False)
     before = system.clock(context(now=lambda: installed_at - 3 * 86400, root=tmp_path))
     assert before.status == "yellow" and "before the agent was installed" in before.text
     assert "not synchronised" in system.clock(context(now=lambda: installed_at + 60, root=tmp_path)).text
@@ -542,17 +542,18 @@ def test_free_space_on_the_disk(tmp_path: Path, free: float, status: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "words"), [(30, "red", "Read-only file system"), (13, "yellow", "not writable for this user")]
+    ("number", "status", "message"),
+    [(30, "red", "Read-only file system"), (13, "yellow", "not writable for this user")],
 )
 def test_a_disk_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: str, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: str, message: str
 ) -> None:
     def refuse(**_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(system.tempfile, "TemporaryFile", refuse)
-    found = system.disk(context(tmp_path))
-    assert (found.status, words in found.text) == (status, True), found
+    finding = system.disk(context(tmp_path))
+    assert (finding.status, message in finding.text) == (status, True), finding
 
 
 @pytest.mark.parametrize(
@@ -564,7 +565,7 @@ def test_inodes(tmp_path: Path, inodes: int, free: int, status: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("zones", "bits", "status", "words"),
+    ("zones", "bits", "status", "message"),
     [
         ([], None, "grey", "no sensor"),
         (["48300"], "0\n", "green", "48 °C"),
@@ -576,14 +577,14 @@ def test_inodes(tmp_path: Path, inodes: int, free: int, status: str) -> None:
         ([], "20002", "red", "now frequency capped"),
     ],
 )
-def test_temperature(tmp_path: Path, zones: list[str], bits: str | None, status: str, words: str) -> None:
+def test_temperature(tmp_path: Path, zones: list[str], bits: str | None, status: str, message: str) -> None:
     for number, reading in enumerate(zones):
         file(tmp_path / f"sys/class/thermal/thermal_zone{number}/temp", f"{reading}\n")
     if bits is not None:
         file(tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled", bits)
-    found = system.temperature(context(root=tmp_path))
-    assert (found.status, words in found.text) == (status, True), found
-    assert "power supply" in found.fix or "under-voltage" not in found.text
+    finding = system.temperature(context(root=tmp_path))
+    assert (finding.status, message in finding.text) == (status, True), finding
+    assert "power supply" in finding.fix or "under-voltage" not in finding.text
 
 
 @pytest.mark.parametrize(
@@ -623,16 +624,16 @@ def test_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int, status: str) -
 
 
 @pytest.mark.parametrize(
-    ("load", "active", "enabled", "status", "words"),
+    ("load", "active", "enabled", "status", "message"),
     [
         ("loaded", "active", "enabled", "green", "active (running), enabled"),
         ("loaded", "active", "disabled", "yellow", "will not start with the machine"),
-        ("loaded", "activating", "enabled", "yellow", "no frame was answered yet"),
+        ("loaded", "activating", "enabled", "yellow", "no frame has been classified yet"),
         ("loaded", "failed", "enabled", "red", "failed"),
         ("not-found", "inactive", "", "red", "not installed"),
     ],
 )
-def test_service(tmp_path: Path, load: str, active: str, enabled: str, status: str, words: str) -> None:
+def test_service(tmp_path: Path, load: str, active: str, enabled: str, status: str, message: str) -> None:
     (tmp_path / "run/systemd/system").mkdir(parents=True)
     asked: list[Sequence[str]] = []
 
@@ -640,8 +641,8 @@ def test_service(tmp_path: Path, load: str, active: str, enabled: str, status: s
         asked.append(command)
         return f"LoadState={load}\nActiveState={active}\nSubState=running\nUnitFileState={enabled}\nNRestarts=2\n"
 
-    found = system.service(context(root=tmp_path, run=run, config_path=tmp_path))
-    assert (found.status, words in found.text) == (status, True), found
+    finding = system.service(context(root=tmp_path, run=run, config_path=tmp_path))
+    assert (finding.status, message in finding.text) == (status, True), finding
     assert asked[0][:3] == ["systemctl", "show", "eyas-device.service"]
 
 
@@ -675,8 +676,9 @@ def test_view_reports_whether_the_images_are_in_distribution(
 
 
 @pytest.mark.parametrize(
-    ("camera", "words"), [("", "no camera"), ("fake:?frames=2", "too few"), ("fake:?lost=0", "not judged: camera fake")]
+    ("camera", "message"),
+    [("", "no camera"), ("fake:?frames=2", "too few"), ("fake:?lost=0", "not judged: camera fake")],
 )
-def test_view_that_cannot_be_judged_is_grey(camera: str, words: str, pristine_bundle: Path) -> None:
-    found = probes.view(context(bundle=pristine_bundle, camera=camera))
-    assert found.status == "grey" and words in found.text
+def test_view_that_cannot_be_judged_is_grey(camera: str, message: str, pristine_bundle: Path) -> None:
+    finding = probes.view(context(bundle=pristine_bundle, camera=camera))
+    assert finding.status == "grey" and message in finding.text

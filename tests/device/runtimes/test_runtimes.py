@@ -46,8 +46,8 @@ def test_every_pixel_value_arrives(
     noise.flat[:2] = 0, 255
     with open_runtime(bundle, artefact=artefact) as runtime:
         for pixels in (noise, noise[:, ::-1], np.asfortranarray(noise), 255 - noise):  # any memory layout
-            wanted = tiny.reference_logits(pixels, *weights)
-            assert np.abs(runtime.infer(pixels) - wanted).max() < (0.5 if "int8" in artefact else 1e-3)
+            expected = tiny.reference_logits(pixels, *weights)
+            assert np.abs(runtime.infer(pixels) - expected).max() < (0.5 if "int8" in artefact else 1e-3)
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
@@ -91,7 +91,7 @@ def test_a_model_that_does_not_match_the_manifest(
 @pytest.mark.parametrize("name", ["litert", "openvino", "onnx"])
 def test_a_file_that_is_not_a_model(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.xml"
-    path.write_bytes(b"no model, but long enough to look at " * 10)
+    path.write_bytes(b"not a model, but long enough to be parsed " * 10)
     with pytest.raises(BundleError, match=r"model\.xml: the model cannot be loaded") as caught:
         load(name)(path, size=16, classes=3, threads=1)
     assert "\n" not in str(caught.value)

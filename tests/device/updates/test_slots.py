@@ -136,9 +136,9 @@ def test_first_and_second_installation(tmp_path: Path, bundles: dict[str, Path])
 def test_the_same_bundle_again_is_checked_but_not_copied(tmp_path: Path, bundles: dict[str, Path]) -> None:
     slots = Slots(tmp_path)
     first = slots.install(bundles["1.0.0"], check=accept)
-    proven: list[Path] = []
-    assert slots.install(bundles["1.0.0"], check=proven.append) == first
-    assert proven == [first]
+    checked: list[Path] = []
+    assert slots.install(bundles["1.0.0"], check=checked.append) == first
+    assert checked == [first]
     assert not (slots.folder / "b").exists()
     with pytest.raises(Bad):
         slots.install(bundles["1.0.0"], check=refuse)
@@ -242,7 +242,7 @@ def test_files_are_on_the_disk_before_the_marker_and_the_marker_before_the_link(
 ) -> None:
     done: list[str] = []
     monkeypatch.setattr(slots_module, "_step", done.append)
-    Slots(tmp_path).install(bundles["1.0.0"], check=lambda root: done.append("prove"))
+    Slots(tmp_path).install(bundles["1.0.0"], check=lambda root: done.append("check"))
     order = [
         "unmark a",
         "sync slots",
@@ -252,7 +252,7 @@ def test_files_are_on_the_disk_before_the_marker_and_the_marker_before_the_link(
         "sync parts",
         "sync a",
     ]
-    order += ["prove", "mark a", "synced .a.good", "marked a", "sync slots", "link a", "sync slots", "linked a"]
+    order += ["check", "mark a", "synced .a.good", "marked a", "sync slots", "link a", "sync slots", "linked a"]
     rest = iter(done)
     assert all(step in rest for step in order), done
     assert done[-1] == "sync slots"
@@ -265,16 +265,16 @@ def test_the_marker_is_gone_and_the_link_is_there_all_the_time(
     slots.install(bundles["1.0.0"], check=accept)
     steps: list[str] = []
 
-    def look(name: str) -> None:
+    def on_step(name: str) -> None:
         steps.append(name)
         assert (slots.folder / "current").is_symlink()
         if name.startswith(("clear b", "copy", "sync b", "mark b")):
             assert not (slots.folder / "b.good").exists(), name
 
-    monkeypatch.setattr(slots_module, "_step", look)
+    monkeypatch.setattr(slots_module, "_step", on_step)
     slots.install(bundles["2.0.0"], check=accept)
     slots.roll_back()
-    slots.install(bundles["2.0.0"], check=accept)  # what the slot holds already is not good until it is proven again
+    slots.install(bundles["2.0.0"], check=accept)  # a slot is not good until its bundle has been checked again
     assert len(steps) > 20
 
 
@@ -354,7 +354,7 @@ def test_a_full_disk(tmp_path: Path, bundles: dict[str, Path], monkeypatch: pyte
         patch.setattr(os, "statvfs", lambda path: os.statvfs_result([*statvfs[:4], 0, *statvfs[5:]]))
         with pytest.raises(SlotError, match="free some space"):
             slots.install(bundles["3.0.0"], check=accept)
-    assert all(state.good for state in slots.states()), "the slot to switch back to was given up before the look"
+    assert all(state.good for state in slots.states()), "the other slot was cleared before the check"
     assert version_of(slots) == "2.0.0"
 
     fsync = os.fsync
@@ -482,8 +482,8 @@ def test_the_verbs(
     assert "was already current" in capsys.readouterr().out
     edit_manifest(version="1.3.0")
     assert run(install_verb, bundle_root, "--state", state, "--json") == 0
-    told = msgspec.json.decode(capsys.readouterr().out)
-    assert (told["slot"], told["version"], told["changed"]) == ("b", "1.3.0", True)
+    slot = msgspec.json.decode(capsys.readouterr().out)
+    assert (slot["slot"], slot["version"], slot["changed"]) == ("b", "1.3.0", True)
     assert run(slots_verb, "--state", state, "--roll-back") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["*", "a", "tiny-shapes", "1.2.3", "good"]
