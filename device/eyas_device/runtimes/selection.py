@@ -12,7 +12,7 @@ from eyas_device.errors import EyasError, RuntimeUnavailable
 from eyas_device.runtimes import RUNTIMES, artefact_runtime, load
 from eyas_device.support.files import atomic_write
 
-SELECTION_FILE = "choice.json"
+SELECTION_FILE = "selection.json"
 _MAX_BYTES = 1 << 20
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
