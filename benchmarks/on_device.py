@@ -84,10 +84,10 @@ def _figures(measured: Bench) -> Iterator[tuple[str, Figure]]:
             yield f"{runtime}_int8_speedup", Figure(value=fp32.p50 / int8.p50, unit="x", note="the model alone")
 
 
-def _time(found: Quantiles | None, result: Result) -> Figure:
-    spread = f"{found.p10:.3g}..{found.p90:.3g}" if found else ""
+def _time(quantiles: Quantiles | None, result: Result) -> Figure:
+    spread = f"{quantiles.p10:.3g}..{quantiles.p90:.3g}" if quantiles else ""
     note = result.note or ("" if result.passed else "golden check failed")
-    return Figure(value=found.p50 if found else None, unit="ms", better="lower", spread=spread, note=note)
+    return Figure(value=quantiles.p50 if quantiles else None, unit="ms", better="lower", spread=spread, note=note)
 
 
 def _blocks(root: Path, threads: int, seconds: float) -> Figure:

@@ -72,8 +72,8 @@ class Bench:
             running = []
             for number in range(collectors):
                 log = self.folder / f"{self._run}-{number}.jsonl"
-                words = (str(self.port), f"sqlite:///{database}", f"c{number}", str(latency_s), str(batch))
-                running.append(stack.enter_context(_side("telemetry_collector.py", *words, log=log)))
+                arguments = (str(self.port), f"sqlite:///{database}", f"c{number}", str(latency_s), str(batch))
+                running.append(stack.enter_context(_side("telemetry_collector.py", *arguments, log=log)))
                 _until(lambda log=log: '"state":"connected"' in log.read_text())  # type: ignore[misc]
             load = stack.enter_context(_load(self.port, messages, devices))
             before = sum(_cpu_s(process.pid) for process in running)
@@ -163,8 +163,8 @@ def device(bench: Bench, windows: int) -> dict[str, Figure]:
     folder = bench.folder / "device"
     folder.mkdir()
     log = bench.folder / "device.jsonl"
-    words = (str(bench.port), f"sqlite:///{bench.folder / 'device.db'}", "d")
-    with _side("telemetry_collector.py", *words, log=log), Spool(folder, device="dev") as spool:
+    arguments = (str(bench.port), f"sqlite:///{bench.folder / 'device.db'}", "d")
+    with _side("telemetry_collector.py", *arguments, log=log), Spool(folder, device="dev") as spool:
         _until(lambda: '"state":"connected"' in log.read_text())
         status = Status(state="online")
         uplink = Uplink(
@@ -248,8 +248,8 @@ def _process(*command: str, log: Path | None = None, stdin: int | None = None) -
                 process.wait()
 
 
-def _side(script: str, *words: str, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
-    return _process(sys.executable, str(SIDES / script), *words, log=log)
+def _side(script: str, *arguments: str, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return _process(sys.executable, str(SIDES / script), *arguments, log=log)
 
 
 @contextmanager

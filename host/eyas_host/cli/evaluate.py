@@ -41,17 +41,17 @@ def evaluate(
     from eyas_host.support.files import write_bytes
     from eyas_host.support.progress import say, show, warn
 
-    found = evaluate_bundle(bundle, source, artefacts=artefact or (), run=run, skip_unreadable=skip_unreadable)
+    evaluation = evaluate_bundle(bundle, source, artefacts=artefact or (), run=run, skip_unreadable=skip_unreadable)
     name, root = source.resolve().stem, run or run_of(bundle)
-    page = html or (root / "evaluate" / f"{name}.html" if root else Path(f"{found.bundle}-{name}.html"))
-    write_bytes(page, render_evaluation(found).encode())
-    figures = msgspec.json.format(msgspec.json.encode(found), indent=1)
+    page = html or (root / "evaluate" / f"{name}.html" if root else Path(f"{evaluation.bundle}-{name}.html"))
+    write_bytes(page, render_evaluation(evaluation).encode())
+    figures = msgspec.json.format(msgspec.json.encode(evaluation), indent=1)
     if json == "-":
         typer.echo(figures.decode())
     else:
-        show(evaluation_table(found))
+        show(evaluation_table(evaluation))
     if json not in (None, "-"):
         write_bytes(Path(json), figures)
-    for line in found.warnings:
-        warn(line)
+    for warning in evaluation.warnings:
+        warn(warning)
     say(str(page))

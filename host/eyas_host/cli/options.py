@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs of `eyas` share, and what is done with them before a verb begins."""
+"""Arguments and options shared by several verbs, and helpers that evaluate them."""
 
 from __future__ import annotations
 

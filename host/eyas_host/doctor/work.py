@@ -21,14 +21,14 @@ from eyas_host.support.quiet import quiet_libraries
 def libraries(*, names: list[str]) -> dict[str, dict[str, str]]:
     """Import libraries and return the `version` or `error` of each."""
     quiet_libraries()
-    found = {}
+    results = {}
     for name in names:
         try:
             version = getattr(importlib.import_module(name), "__version__", "")
-            found[name] = {"version": str(version).split("-")[0]}
-        except Exception as error:  # whatever a broken package raises is the finding
-            found[name] = {"error": f"{type(error).__name__}: {error}"}
-    return found
+            results[name] = {"version": str(version).split("-")[0]}
+        except Exception as error:  # any exception of a broken package is a finding
+            results[name] = {"error": f"{type(error).__name__}: {error}"}
+    return results
 
 
 def torch_build() -> dict[str, Any]:
@@ -62,27 +62,27 @@ def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
     from eyas_host.models.factory import PACKAGED
 
     url = urlsplit(constants.ENDPOINT)
-    why, how = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "", "answers"
-    if not why and getproxies():
+    unreachable, how = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "", "can be reached"
+    if not unreachable and getproxies():
         how = "is behind a proxy, which was not tested"
-    elif not why:
+    elif not unreachable:
         try:
             socket.create_connection((url.hostname or "", url.port or 443), timeout=timeout_s).close()
         except OSError as error:
-            why = error.strerror or str(error) or "no answer"
-    found: dict[str, Any] = {}
+            unreachable = error.strerror or str(error) or "no reply"
+    sources: dict[str, Any] = {}
     for model in models:
         known = timm.get_pretrained_cfg(model)
-        places = []
+        local = []
         if known is not None and known.hf_hub_id:
             names = ("model.safetensors", "pytorch_model.bin")
             with contextlib.suppress(ValueError):
                 if any(isinstance(try_to_load_from_cache(known.hf_hub_id, name), str) for name in names):
-                    places.append("cache")
+                    local.append("cache")
         if model in PACKAGED and find_spec(PACKAGED[model]) is not None:
-            places.append("packaged")
-        found[model] = {"hub": bool(known is not None and known.hf_hub_id), "places": places}
-    return {"endpoint": url.hostname, "unreachable": why, "how": how, "models": found}
+            local.append("packaged")
+        sources[model] = {"hub": bool(known is not None and known.hf_hub_id), "places": local}
+    return {"endpoint": url.hostname, "unreachable": unreachable, "how": how, "models": sources}
 
 
 def int8_kernels() -> list[str]:

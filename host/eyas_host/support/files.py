@@ -52,8 +52,8 @@ def cache_folder(name: str) -> Path:
     private = Path(tempfile.gettempdir()) / f"eyas-cache-{os.getuid()}"
     with suppress(FileExistsError):
         private.mkdir(mode=0o700)
-    found = private.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    info = private.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
         raise StageError(f"{private}: not a private folder of this user; remove it, or set XDG_CACHE_HOME")
     (private / name).mkdir(exist_ok=True)
     return private / name

@@ -40,13 +40,13 @@ def usable_cores() -> int:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that affect figures."""
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def cpu_pressure() -> str:

@@ -1,4 +1,4 @@
-"""A user's mistakes, through the command line: one clear error, exit code 2, no traceback, nothing half-written."""
+"""User errors on the command line: one clear message, exit code 2, no traceback, no partial files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.support.shapes import SHAPES, draw_folder
 from tests.support.small_disk import mounted
 
 
-def recipe(place: Path, text: str = "") -> Path:
-    path = place / "recipe.toml"
+def recipe(folder: Path, text: str = "") -> Path:
+    path = folder / "recipe.toml"
     path.write_text(f'[run]\nname = "mistake"\n[data]\npath = "images"\n{text}')
     return path
 
@@ -24,50 +24,50 @@ def recipe(place: Path, text: str = "") -> Path:
 def refused(done: Done, *words: str, lines: int = 1) -> None:
     assert done.code == 2, (done.code, done.err)
     assert "Traceback" not in done.err
-    told = done.err.splitlines()
-    complaint = [number for number, line in enumerate(told) if line.startswith("eyas: ")]
-    assert len(complaint) == 1, done.err
+    stderr = done.err.splitlines()
+    errors = [number for number, line in enumerate(stderr) if line.startswith("eyas: ")]
+    assert len(errors) == 1, done.err
     for word in words:
         assert word in done.err
-    assert len(told[complaint[0] :]) <= lines + 4
+    assert len(stderr[errors[0] :]) <= lines + 4
 
 
-def nothing_finished(place: Path) -> None:
-    assert not list(place.rglob("stage.json"))
-    assert not list(place.rglob("*.part"))
+def nothing_finished(folder: Path) -> None:
+    assert not list(folder.rglob("stage.json"))
+    assert not list(folder.rglob("*.part"))
 
 
-def no_folder(place: Path) -> None:
+def no_folder(folder: Path) -> None:
     pass
 
 
-def one_class(place: Path) -> None:
-    draw_folder(place / "images", labels=SHAPES[:1])
+def one_class(folder: Path) -> None:
+    draw_folder(folder / "images", labels=SHAPES[:1])
 
 
-def empty_class(place: Path) -> None:
-    draw_folder(place / "images", labels=SHAPES[:2])
-    (place / "images/zebra").mkdir()
+def empty_class(folder: Path) -> None:
+    draw_folder(folder / "images", labels=SHAPES[:2])
+    (folder / "images/zebra").mkdir()
 
 
-def zero_bytes(place: Path) -> None:
-    draw_folder(place / "images", labels=SHAPES[:2])
-    (place / "images/circle/empty.png").touch()
+def zero_bytes(folder: Path) -> None:
+    draw_folder(folder / "images", labels=SHAPES[:2])
+    (folder / "images/circle/empty.png").touch()
 
 
-def not_a_image(place: Path) -> None:
-    draw_folder(place / "images", labels=SHAPES[:2])
-    (place / "images/circle/notes.jpg").write_bytes(b"not an image" * 100)
+def not_an_image(folder: Path) -> None:
+    draw_folder(folder / "images", labels=SHAPES[:2])
+    (folder / "images/circle/notes.jpg").write_bytes(b"not an image" * 100)
 
 
-def two_labels(place: Path) -> None:
-    draw_folder(place / "images", labels=SHAPES[:2])
-    same = place / "images/circle/000.png"
-    (place / "images/cross/copy.png").write_bytes(same.read_bytes())
+def two_labels(folder: Path) -> None:
+    draw_folder(folder / "images", labels=SHAPES[:2])
+    same = folder / "images/circle/000.png"
+    (folder / "images/cross/copy.png").write_bytes(same.read_bytes())
 
 
-def too_few(place: Path) -> None:
-    draw_folder(place / "images", labels=SHAPES[:2], count=2)
+def too_few(folder: Path) -> None:
+    draw_folder(folder / "images", labels=SHAPES[:2], count=2)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def too_few(place: Path) -> None:
         (one_class, "two or more class folders"),
         (empty_class, "zebra"),
         (zero_bytes, "empty.png"),
-        (not_a_image, "notes.jpg"),
+        (not_an_image, "notes.jpg"),
         (two_labels, "two labels"),
         (too_few, "too few images"),
     ],
@@ -88,14 +88,14 @@ def test_bad_images(tmp_path: Path, make: Callable[[Path], None], word: str) -> 
     nothing_finished(tmp_path)
 
 
-def test_unreadable_images_may_be_left_out(tmp_path: Path) -> None:
+def test_skip_unreadable_leaves_images_out(tmp_path: Path) -> None:
     zero_bytes(tmp_path)
     done = eyas(tmp_path, "split", recipe(tmp_path, "skip_unreadable = true"))
     assert done.code == 0
     assert "left out" in done.err and "empty.png" in done.err
 
 
-def test_odd_but_good_images_are_taken(tmp_path: Path) -> None:
+def test_unusual_but_valid_images_are_accepted(tmp_path: Path) -> None:
     images = draw_folder(tmp_path / "images", labels=SHAPES[:2])
     grey = cv2.imread(str(images / "circle/000.png"), cv2.IMREAD_GRAYSCALE)
     assert cv2.imwrite(str(images / "circle/grey.png"), grey)
@@ -106,7 +106,7 @@ def test_odd_but_good_images_are_taken(tmp_path: Path) -> None:
     assert "27 images" in done.err
 
 
-def test_every_fault_of_a_recipe_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_a_recipe_at_once(tmp_path: Path) -> None:
     text = "split = [0.5, 0.2, 0.2]\n[teacher]\nepochs = 'six'\nrat = 1\n[studen]\nviews = 3\n"
     done = eyas(tmp_path, "distill", recipe(tmp_path, text))
     refused(done, "4 errors", "[data] split", "[teacher] epochs", "[teacher] rat", "[studen]", lines=5)
@@ -161,12 +161,12 @@ def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
     text = "[image]\nsize = 64\n[teacher]\nhead_epochs = 1\nepochs = 1\n[student]\nviews = 1\n"
     done = eyas(tmp_path, "distill", recipe(tmp_path, text), "--runs", small_disk)
     refused(done, "No space left on device")
-    assert (small_disk / "mistake/split/stage.json").exists()  # what was finished stays
+    assert (small_disk / "mistake/split/stage.json").exists()  # finished stages stay
     assert not list(small_disk.rglob("*.part"))
     assert not (small_disk / "mistake/teach/stage.json").exists()
 
 
-def test_new_copes_with_odd_names(tmp_path: Path) -> None:
+def test_new_quotes_unusual_names(tmp_path: Path) -> None:
     images = draw_folder(tmp_path / 'odd "name"\n[run]', labels=SHAPES[:2])
     (images / "cross").rename(images / 'cross\nseed = 7 "')
     assert eyas(tmp_path, "new", images, "--name", "odd").code == 0

@@ -1,4 +1,4 @@
-"""`eyas split` and `eyas preview` from outside: planted leaks are caught, mistakes end in one line, nothing is left."""
+"""`eyas split` and `eyas preview`: planted leaks are caught, user errors end in one line without leftovers."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from tests.support.shapes import SHAPES, draw_folder, draw_shape
 LABELS = SHAPES[:3]
 
 
-def eyas(verb: str, place: Path, *settings: str, data: str = 'path = "images"') -> inside.Done:
-    (place / "recipe.toml").write_text(f'[run]\nname = "toy"\n[data]\n{data}\n')
-    return inside.eyas(place, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting)))
+def eyas(verb: str, folder: Path, *settings: str, data: str = 'path = "images"') -> inside.Done:
+    (folder / "recipe.toml").write_text(f'[run]\nname = "toy"\n[data]\n{data}\n')
+    return inside.eyas(folder, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting)))
 
 
-def divided(place: Path, *settings: str, data: str = 'path = "images"') -> tuple[SplitManifest, str]:
-    done = eyas("split", place, *settings, data=data)
+def split(folder: Path, *settings: str, data: str = 'path = "images"') -> tuple[SplitManifest, str]:
+    done = eyas("split", folder, *settings, data=data)
     assert done.code == 0, done.err
-    path = place / "runs/toy/split/manifest.json"
+    path = folder / "runs/toy/split/manifest.json"
     return msgspec.json.decode(path.read_bytes(), type=SplitManifest), done.err
 
 
-def sides(manifest: SplitManifest) -> dict[str, str]:
-    """Path below the images -> part."""
+def split_of(manifest: SplitManifest) -> dict[str, str]:
+    """Path below the images -> split."""
     return {
-        "/".join(Path(p.path).parts[-2:]): part
-        for part in ("train", "validation", "test")
-        for p in getattr(manifest, part)
+        "/".join(Path(p.path).parts[-2:]): name
+        for name in ("train", "validation", "test")
+        for p in getattr(manifest, name)
     }
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     draw_folder(tmp_path / "images", count=30, width=120, height=100, labels=LABELS)
     return tmp_path
 
@@ -48,25 +48,25 @@ def place(tmp_path: Path) -> Path:
 # Planted leaks
 
 
-def test_the_same_image_twice_is_dropped(place: Path) -> None:
+def test_exact_copies_are_dropped(folder: Path) -> None:
     for number in range(0, 30, 3):
         for suffix in ("png", "jpg"):
-            source = place / f"images/ring/{number:03d}.{suffix}"
+            source = folder / f"images/ring/{number:03d}.{suffix}"
             if source.exists():
                 shutil.copy(source, source.with_name(f"zz-copy-{number}.{suffix}"))
-    manifest, told = divided(place)
-    assert manifest.copies == 10 and "10 exact copies dropped" in told
-    assert not any("copy" in path for path in sides(manifest))
-    with (place / "runs/toy/split/index.csv").open(newline="") as stream:
-        parts = [row["split"] for row in csv.DictReader(stream)]
-    assert len(parts) == 100 and sum(part.startswith("copy of ") for part in parts) == 10
+    manifest, stderr = split(folder)
+    assert manifest.copies == 10 and "10 exact copies dropped" in stderr
+    assert not any("copy" in path for path in split_of(manifest))
+    with (folder / "runs/toy/split/index.csv").open(newline="") as stream:
+        splits = [row["split"] for row in csv.DictReader(stream)]
+    assert len(splits) == 100 and sum(name.startswith("copy of ") for name in splits) == 10
 
 
-def spoilt(image: Path, name: str, how: Callable[[Path], tuple[object, Sequence[int]]]) -> str:
+def altered_copy(image: Path, name: str, how: Callable[[Path], tuple[object, Sequence[int]]]) -> str:
     pixels, options = how(image)
-    made = image.with_name(name)
-    assert cv2.imwrite(str(made), pixels, options)
-    return f"{made.parent.name}/{made.name}"
+    copy = image.with_name(name)
+    assert cv2.imwrite(str(copy), pixels, options)
+    return f"{copy.parent.name}/{copy.name}"
 
 
 @pytest.mark.parametrize(
@@ -79,112 +79,112 @@ def spoilt(image: Path, name: str, how: Callable[[Path], tuple[object, Sequence[
     ],
     ids=["jpeg", "webp", "smaller", "darker"],
 )
-def test_a_changed_copy_stays_with_its_image(
-    place: Path, suffix: str, how: Callable[[Path], tuple[object, Sequence[int]]]
+def test_near_duplicates_stay_in_one_split(
+    folder: Path, suffix: str, how: Callable[[Path], tuple[object, Sequence[int]]]
 ) -> None:
     twins = {}
     for label in LABELS:
-        for image in sorted((place / "images" / label).iterdir())[::2]:
-            twins[f"{label}/{image.name}"] = spoilt(image, f"{image.stem}-again.{suffix}", how)
-    manifest, told = divided(place)
-    side = sides(manifest)
-    assert len(side) == 90 + len(twins) and len(twins) == 45
-    assert all(side[one] == side[two] for one, two in twins.items())
-    assert f"near-duplicates in {len(manifest.clusters)} clusters kept together" in told
-    blind, _ = divided(place, "data.near_duplicates=0")
-    leaks = [one for one, two in twins.items() if sides(blind)[one] != sides(blind)[two]]
-    assert len(leaks) > 5  # the leak is there for those who do not look
+        for image in sorted((folder / "images" / label).iterdir())[::2]:
+            twins[f"{label}/{image.name}"] = altered_copy(image, f"{image.stem}-again.{suffix}", how)
+    manifest, stderr = split(folder)
+    splits = split_of(manifest)
+    assert len(splits) == 90 + len(twins) and len(twins) == 45
+    assert all(splits[one] == splits[two] for one, two in twins.items())
+    assert f"near-duplicates in {len(manifest.clusters)} clusters kept together" in stderr
+    leaky, _ = split(folder, "data.near_duplicates=0")
+    leaks = [one for one, two in twins.items() if split_of(leaky)[one] != split_of(leaky)[two]]
+    assert len(leaks) > 5  # without near_duplicates there is a leak
 
 
-def test_the_same_group_twice_stays_on_one_side(place: Path) -> None:
-    """Two lines report the same patients: one table each, joined."""
+def test_a_group_stays_in_one_split(folder: Path) -> None:
+    """Two production lines with the same patients, one table each."""
     for number, line in enumerate(("north", "south")):
-        with (place / f"{line}.csv").open("w", newline="") as stream:
+        with (folder / f"{line}.csv").open("w", newline="") as stream:
             rows = csv.writer(stream)
             rows.writerow(["path", "label", "group"])
             for label in LABELS:
-                images = sorted((place / "images" / label).iterdir())[number::2]
+                images = sorted((folder / "images" / label).iterdir())[number::2]
                 rows.writerows(
-                    (p.relative_to(place), label, f"patient {place_of % 13}") for place_of, p in enumerate(images)
+                    (p.relative_to(folder), label, f"patient {index % 13}") for index, p in enumerate(images)
                 )
     data = 'source = "csv"\npath = "north.csv"\nmore = [{ source = "csv", path = "south.csv" }]'
-    manifest, told = divided(place, data=data)
-    assert manifest.by == "group" and "13 groups" in told and "by group" in manifest.strategy
-    seen = [{p.group for p in getattr(manifest, part)} for part in ("train", "validation", "test")]
-    assert len(set.union(*seen)) == 13 == sum(map(len, seen))
-    blind, _ = divided(place, "data.by=stratified", data=data)
-    assert {p.group for p in blind.train} & {p.group for p in blind.test}
-    folds = [divided(place, f"data.fold=[{k}, 3]", data=data)[0].test for k in range(3)]
+    manifest, stderr = split(folder, data=data)
+    assert manifest.by == "group" and "13 groups" in stderr and "by group" in manifest.strategy
+    groups = [{p.group for p in getattr(manifest, part)} for part in ("train", "validation", "test")]
+    assert len(set.union(*groups)) == 13 == sum(map(len, groups))
+    leaky, _ = split(folder, "data.by=stratified", data=data)
+    assert {p.group for p in leaky.train} & {p.group for p in leaky.test}
+    folds = [split(folder, f"data.fold=[{k}, 3]", data=data)[0].test for k in range(3)]
     assert sum(len({p.group for p in fold}) for fold in folds) == 13 and sum(map(len, folds)) == 90
 
 
-def test_time_order_with_a_gap(place: Path) -> None:
-    with (place / "table.csv").open("w", newline="") as stream:
+def test_time_order_with_a_gap(folder: Path) -> None:
+    with (folder / "table.csv").open("w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["path", "label", "time"])
-        images = sorted((place / "images").rglob("*.*g"), key=lambda p: p.name)
+        images = sorted((folder / "images").rglob("*.*g"), key=lambda p: p.name)
         rows.writerows(
-            (p.relative_to(place), p.parent.name, f"2026-{1 + n // 28:02}-{1 + n % 28:02}")
+            (p.relative_to(folder), p.parent.name, f"2026-{1 + n // 28:02}-{1 + n % 28:02}")
             for n, p in enumerate(images)
         )
-    manifest, told = divided(place, "data.by=time", "data.gap_days=2", data='source = "csv"\npath = "table.csv"')
+    manifest, stderr = split(folder, "data.by=time", "data.gap_days=2", data='source = "csv"\npath = "table.csv"')
     times = [[p.time for p in getattr(manifest, part)] for part in ("train", "validation", "test")]
     assert max(times[0]) + 2 * 86400 <= min(times[1]) and max(times[1]) + 2 * 86400 <= min(times[2])
-    assert "4 set aside (gap)" in told and sum(map(len, manifest.set_aside.values())) == 4
+    assert "4 set aside (gap)" in stderr and sum(map(len, manifest.set_aside.values())) == 4
 
 
-# Mistakes
+# User errors
 
 
-def rows(place: Path, header: str, cells: Callable[[int, str], str]) -> None:
+def rows(folder: Path, header: str, cells: Callable[[int, str], str]) -> None:
     lines = [
-        f"{path.relative_to(place)},{path.parent.name}{cells(number, path.parent.name)}"
-        for number, path in enumerate(sorted((place / "images").rglob("*.*g")))
+        f"{path.relative_to(folder)},{path.parent.name}{cells(number, path.parent.name)}"
+        for number, path in enumerate(sorted((folder / "images").rglob("*.*g")))
     ]
-    (place / "table.csv").write_text("\n".join([header, *lines]) + "\n")
+    (folder / "table.csv").write_text("\n".join([header, *lines]) + "\n")
 
 
-def one_class(place: Path) -> None:
-    shutil.rmtree(place / "images/ring")
-    shutil.rmtree(place / "images/circle")
+def one_class(folder: Path) -> None:
+    shutil.rmtree(folder / "images/ring")
+    shutil.rmtree(folder / "images/circle")
 
 
-def two_images(place: Path) -> None:
-    for path in sorted((place / "images/ring").iterdir())[2:]:
+def two_images(folder: Path) -> None:
+    for path in sorted((folder / "images/ring").iterdir())[2:]:
         path.unlink()
 
 
-def two_labels(place: Path) -> None:
-    shutil.copy(place / "images/ring/000.png", place / "images/cross/000-too.png")
+def two_labels(folder: Path) -> None:
+    shutil.copy(folder / "images/ring/000.png", folder / "images/cross/000-too.png")
 
 
-def zero_bytes(place: Path) -> None:
-    (place / "images/ring/000.png").write_bytes(b"")
+def zero_bytes(folder: Path) -> None:
+    (folder / "images/ring/000.png").write_bytes(b"")
 
 
-def large_group(place: Path) -> None:
-    rows(place, "path,label,group", lambda n, _: f",{'all' if n % 10 else n}")
+def large_group(folder: Path) -> None:
+    rows(folder, "path,label,group", lambda n, _: f",{'all' if n % 10 else n}")
 
 
-def one_group_a_class(place: Path) -> None:
-    rows(place, "path,label,group", lambda n, label: f",{n // 3 if label != 'ring' else 'r' + str(n % 2)}")
+def one_group_a_class(folder: Path) -> None:
+    rows(folder, "path,label,group", lambda n, label: f",{n // 3 if label != 'ring' else 'r' + str(n % 2)}")
 
 
-def german_times(place: Path) -> None:
-    rows(place, "path,label,time", lambda n, _: f",{1 + n % 28}.12.2026")
+def german_times(folder: Path) -> None:
+    rows(folder, "path,label,time", lambda n, _: f",{1 + n % 28}.12.2026")
 
 
-def short_times(place: Path) -> None:
-    rows(place, "path,label,time", lambda n, _: f",2026-01-{1 + n % 28:02}")
+def short_times(folder: Path) -> None:
+    rows(folder, "path,label,time", lambda n, _: f",2026-01-{1 + n % 28:02}")
 
 
-def no_columns(place: Path) -> None:
-    rows(place, "file,class", lambda n, _: "")
+def no_columns(folder: Path) -> None:
+    rows(folder, "file,class", lambda n, _: "")
 
 
-def wrong_paths(place: Path) -> None:
-    rows(place, "path,label", lambda n, _: "")
-    (place / "images").rename(place / "moved")
+def wrong_paths(folder: Path) -> None:
+    rows(folder, "path,label", lambda n, _: "")
+    (folder / "images").rename(folder / "moved")
 
 
 TABLE = 'source = "csv"\npath = "table.csv"'
@@ -211,22 +211,22 @@ TABLE = 'source = "csv"\npath = "table.csv"'
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )
-def test_mistakes_are_told_in_a_line(place: Path, make: Callable[[Path], None], data: str, words: list[str]) -> None:
-    make(place)
-    done = eyas("split", place, data=data)
+def test_user_errors_end_in_one_line(folder: Path, make: Callable[[Path], None], data: str, words: list[str]) -> None:
+    make(folder)
+    done = eyas("split", folder, data=data)
     assert done.code == 2, done.err
     assert "Traceback" not in done.err
     assert sum(line.startswith("eyas: ") for line in done.err.splitlines()) == 1
     for word in words:
         assert word in done.err, done.err
-    assert not [p for pattern in ("manifest.json", "index.csv", "stage.json", "*.part") for p in place.rglob(pattern)]
+    assert not [p for pattern in ("manifest.json", "index.csv", "stage.json", "*.part") for p in folder.rglob(pattern)]
 
 
-def test_unreadable_images_are_listed_where_they_are_allowed(place: Path) -> None:
-    zero_bytes(place)
-    manifest, told = divided(place, "data.skip_unreadable=true")
-    assert len(manifest.unreadable) == 1 and "1 unreadable left out" in told and "left out: " in told
-    with (place / "runs/toy/split/index.csv").open(newline="") as stream:
+def test_skipped_unreadable_images_are_listed(folder: Path) -> None:
+    zero_bytes(folder)
+    manifest, stderr = split(folder, "data.skip_unreadable=true")
+    assert len(manifest.unreadable) == 1 and "1 unreadable left out" in stderr and "left out: " in stderr
+    with (folder / "runs/toy/split/index.csv").open(newline="") as stream:
         (line,) = [row for row in csv.DictReader(stream) if row["split"].startswith("unreadable")]
     assert line["path"].endswith("ring/000.png") and "0 bytes" in line["split"]
 
@@ -242,13 +242,13 @@ def test_help_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert word in done.out
 
 
-def test_preview_prints_where_the_sheet_is(place: Path) -> None:
-    cv2.imwrite(str(place / "images/ring/wide.png"), draw_shape("ring", 99, 300, 60))
-    done = eyas("preview", place, "augment.randaugment=1", "augment.mixup=0.2")
+def test_preview_prints_the_path_of_the_sheet(folder: Path) -> None:
+    cv2.imwrite(str(folder / "images/ring/wide.png"), draw_shape("ring", 99, 300, 60))
+    done = eyas("preview", folder, "augment.randaugment=1", "augment.mixup=0.2")
     assert done.code == 0, done.err
-    path = place / done.out.strip()
-    assert path == place / "runs/toy/preview/sheet.png"
+    path = folder / done.out.strip()
+    assert path == folder / "runs/toy/preview/sheet.png"
     assert cv2.imread(str(path)).shape[0] > 9 * 112
     assert "split" in done.err
-    wrong = eyas("preview", place, 'augment.forbid=["contrast"]', "augment.contrast=0.3")
+    wrong = eyas("preview", folder, 'augment.forbid=["contrast"]', "augment.contrast=0.3")
     assert wrong.code == 2 and "ruled out by forbid" in wrong.err

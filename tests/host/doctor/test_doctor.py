@@ -126,8 +126,8 @@ def test_broken_and_crashing_libraries_are_findings(tmp_path: Path, monkeypatch:
 def test_extras_and_versions() -> None:
     here = context()
     assert software.extras(here).status == "green"
-    gone = software.extras(context(version=lambda name: None if name == "torch" else here.version(name)))
-    assert gone.status == "red" and "torch missing" in gone.text
+    missing = software.extras(context(version=lambda name: None if name == "torch" else here.version(name)))
+    assert missing.status == "red" and "torch missing" in missing.text
     old = software.extras(context(version=lambda name: "0.4" if name == "timm" else here.version(name)))
     assert old.status == "red" and "timm 0.4" in old.text
     fleet = software.extras(context(version=lambda name: None if name == "amqtt" else here.version(name)))
@@ -144,7 +144,7 @@ def test_without_packaging_the_extras_are_a_finding(monkeypatch: pytest.MonkeyPa
 
 def hub(*, unreachable: str = "", teacher: Sequence[str] = (), student: Sequence[str] = ()) -> dict[str, Any]:
     models = {"t": {"hub": True, "places": list(teacher)}, "s": {"hub": True, "places": list(student)}}
-    return {"endpoint": "huggingface.co", "unreachable": unreachable, "how": "answers", "models": models}
+    return {"endpoint": "huggingface.co", "unreachable": unreachable, "how": "can be reached", "models": models}
 
 
 @pytest.mark.parametrize(
@@ -255,5 +255,5 @@ def test_doctor_prints_the_fix_and_exits_with_1_if_a_check_is_red(
     done = eyas(tmp_path, "doctor", "recipe.toml", "--set", "teacher.rat=1")
     assert done.code == 1 and "unknown key" in done.out
     assert "No such file" in eyas(tmp_path, "doctor", "absent.toml").out
-    told = json.loads(eyas(tmp_path, "doctor", "recipe.toml", "--json").out)
-    assert told["worst"] == "red" and [row["status"] for row in told["findings"]] == ["red", "green"]
+    report = json.loads(eyas(tmp_path, "doctor", "recipe.toml", "--json").out)
+    assert report["worst"] == "red" and [row["status"] for row in report["findings"]] == ["red", "green"]

@@ -111,7 +111,7 @@ def test_a_commit_is_durable_and_concurrent(url: str, tmp_path: Path) -> None:
 
 
 def test_a_locked_store_raises_and_stores_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.fleet.store.tables._BUSY_S", 0)
+    monkeypatch.setattr("eyas_host.fleet.store.tables.BUSY_S", 0)
     with Store(url) as store:
         blocker = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")

@@ -372,8 +372,8 @@ class Collector(Closing):
         self._inflight = 0
         self._max_inflight = min(_MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", _MAX_INFLIGHT))
         mqtt5 = self._connector.mqtt5
-        share = f"$share/{self._settings.group}/" if mqtt5 else ""
-        client.subscribe([(f"{share}eyas/+/+/{kind}", _options(mqtt5)) for kind in KINDS])
+        prefix = f"$share/{self._settings.group}/" if mqtt5 else ""
+        client.subscribe([(f"{prefix}eyas/+/+/{kind}", _options(mqtt5)) for kind in KINDS])
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]

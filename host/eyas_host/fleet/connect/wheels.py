@@ -57,28 +57,28 @@ def constraints(facts: DeviceFacts) -> Path:
 def fetch(folder: Path, wheel: Path, facts: DeviceFacts) -> None:
     """Download into `folder` the dependencies of `wheel` for the device's Python, machine and glibc."""
     major, minor = facts.python_numbers[:2]
-    wanted: Sequence[str] = [str(wheel), "--constraint", str(constraints(facts))]
+    requirements: Sequence[str] = [str(wheel), "--constraint", str(constraints(facts))]
     if (uv := _uv()) is not None:
         # pip evaluates `python_version < "3.11"` for the Python that runs it, uv for the named one
         pinned = folder / "pinned.txt"
-        (folder / "wanted.txt").write_text(f"eyas-device @ {wheel.resolve().as_uri()}\n", encoding="utf-8")
+        (folder / "requirements.txt").write_text(f"eyas-device @ {wheel.resolve().as_uri()}\n", encoding="utf-8")
         command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
         command += ["--python-version", f"{major}.{minor}"]
         command += ["--python-platform", f"{facts.machine}-manylinux_2_28", "--constraint", str(constraints(facts))]
-        command += ["--output-file", str(pinned), str(folder / "wanted.txt")]
+        command += ["--output-file", str(pinned), str(folder / "requirements.txt")]
         _run(command, _FETCH_S, "the device's dependencies cannot be resolved")
         lines = pinned.read_text(encoding="utf-8").splitlines()
         lines = [line for line in lines if not line.startswith("eyas-device ")]
         pinned.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        wanted = ["--no-deps", "--requirement", str(pinned)]
+        requirements = ["--no-deps", "--requirement", str(pinned)]
     newest = int(re.sub(r"\D", "", facts.glibc.rpartition(".")[2]) or 28)
     tags = [f"manylinux_2_{number}_{facts.machine}" for number in range(newest, 16, -1)]
     platforms = [word for tag in [*tags, f"manylinux2014_{facts.machine}"] for word in ("--platform", tag)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--only-binary=:all:", "--python-version", f"{major}.{minor}", "--implementation", "cp", *platforms]
-    _run([*command, "--dest", str(folder), *wanted], _FETCH_S, "the device's wheels cannot be downloaded")
-    for listed in ("pinned.txt", "wanted.txt"):
-        (folder / listed).unlink(missing_ok=True)
+    _run([*command, "--dest", str(folder), *requirements], _FETCH_S, "the device's wheels cannot be downloaded")
+    for temporary in ("pinned.txt", "requirements.txt"):
+        (folder / temporary).unlink(missing_ok=True)
 
 
 def environment_name(wheel: Path, facts: DeviceFacts, wheel_dir: Path | None) -> str:

@@ -1,7 +1,7 @@
 """The first flash: from a machine with SSH to a device that runs the bundle, or that stays as it was.
 
 Inspect first, verify the new parts beside those in use, switch atomically, watch, and roll back if the service does not
-stay up. Flashing the same bundle again changes nothing, and says so.
+stay up. Flashing the same bundle again changes nothing.
 """
 
 from __future__ import annotations
@@ -149,11 +149,11 @@ def _preflight(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) ->
     facts = inspect_device(remote, plan.layout, plan.python)
     builds = bool(facts.python) and plan.environment(facts) not in (*facts.environments, "")
     serves = plan.serves(facts)
-    found = problems(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=builds, service=serves)
+    blockers = problems(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=builds, service=serves)
     if serves and plan.config is None and facts.config != "yes":
-        found.append(f"{plan.layout.config}: missing; install one with --config FILE ({EXAMPLE} explains the keys)")
-    if found:
-        raise FleetError("; ".join(found), remote.target)
+        blockers.append(f"{plan.layout.config}: missing; install one with --config FILE ({EXAMPLE} explains the keys)")
+    if blockers:
+        raise FleetError("; ".join(blockers), remote.target)
     for warning in warnings(facts):
         say(f"{remote.target}: warning: {warning}")
     return facts

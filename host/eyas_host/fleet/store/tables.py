@@ -28,7 +28,7 @@ VERSION = 1
 """Version of the tables; a store of another version is refused."""
 READING = "eyas_reading"
 """Execution option of read-only connections, which take no write lock."""
-_BUSY_S = 5
+BUSY_S = 5
 """Max. wait for another writer of the same SQLite file, seconds."""
 
 metadata = MetaData()
@@ -143,7 +143,7 @@ def _on_sqlite_connect(connection: Any, record: object) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in (
-        f"busy_timeout={_BUSY_S * 1000}",
+        f"busy_timeout={BUSY_S * 1000}",
         "journal_mode=WAL",
         "synchronous=FULL",  # an acknowledged message survives a power cut
         "wal_autocheckpoint=4000",

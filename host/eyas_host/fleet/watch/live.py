@@ -1,4 +1,4 @@
-"""The live view of a fleet, from the broker alone: no store is needed, only read access to the broker."""
+"""The live view of a fleet: needs read access to the broker, no store."""
 
 from __future__ import annotations
 
