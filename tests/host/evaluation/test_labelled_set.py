@@ -67,7 +67,7 @@ def run(pristine_bundle: Path, tmp_path: Path) -> Path:
 
 
 def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], env={"COLUMNS": "120"})
 
 
 @pytest.mark.parametrize("artefact", ARTEFACTS)
