@@ -127,7 +127,7 @@ def test_a_model_that_answers_otherwise_does_not_replace_one_that_is_right(
     versioned(pristine_bundle, path, "2.0.0", wrong=True)
     service.process.send_signal(signal.SIGHUP)
     printed = service.wait_for("the model stays as it is")
-    assert "not fit to answer here" in service.lines[printed]
+    assert "failed the golden check" in service.lines[printed]
     service.wait_for("frames ", since=printed)
     assert service.end() == 0
 
@@ -136,7 +136,7 @@ def test_a_wrong_model_does_not_start(serve: Callable[..., Service], pristine_bu
     wrong = versioned(pristine_bundle, tmp_path / "wrong", "2.0.0", wrong=True)
     service = serve("--bundle", wrong, "--camera", "fake:")
     assert service.process.wait(30) == 1
-    service.wait_for("not fit to answer here: a probability differs")
+    service.wait_for("failed the golden check: a probability differs")
 
 
 def test_a_spoilt_current_slot_gives_way_to_the_other(
