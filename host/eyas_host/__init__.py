@@ -30,11 +30,12 @@ __all__ = [
     "evaluate",
     "load_recipe",
     "open_run",
+    "open_store",
 ]
 
 if TYPE_CHECKING:
     from eyas_device.errors import EyasError
-    from eyas_host.api import distill, evaluate, load_recipe, open_run
+    from eyas_host.api import distill, evaluate, load_recipe, open_run, open_store
     from eyas_host.support.errors import (
         CompileError,
         CompressError,
@@ -54,5 +55,5 @@ else:
     __getattr__, __dir__ = lazy_attributes(
         __name__,
         dict.fromkeys(__all__, "eyas_host.support.errors")
-        | dict.fromkeys(("distill", "evaluate", "load_recipe", "open_run"), "eyas_host.api"),
+        | dict.fromkeys(("distill", "evaluate", "load_recipe", "open_run", "open_store"), "eyas_host.api"),
     )

@@ -19,6 +19,7 @@ from eyas_host.support.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from eyas_host.evaluation.labelled_set import Evaluation
+    from eyas_host.fleet.store.database import Store
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,3 +155,26 @@ def open_run(folder: Path | str) -> Run:
             raise RunError(f"{folder / REPORT}: cannot be read ({error}); `eyas report RECIPE` writes it") from None
     bundle = folder / BUNDLE if "pack" in stages else None
     return Run(folder=folder, recipe=recipe, stages=stages, bundle=bundle, report=report)
+
+
+def open_store(url: str) -> Store:
+    """Open the telemetry store of a fleet for queries; it is never created here.
+
+    Args:
+        url: SQLAlchemy's URL of the database that `eyas collect --store` writes, e.g. `sqlite:///fleet.db`.
+
+    Returns:
+        A context manager with `devices()`, `windows()`, `events()`, `counts()` and `poison()`. Collectors may write to
+        the database meanwhile.
+
+    Raises:
+        EyasError: The URL is mistaken, or there is no store that this version reads.
+
+    >>> with open_store("sqlite:///fleet.db") as store:
+    ...     [(device.device, device.status.state) for device in store.devices()]
+    [('camera-1', 'online')]
+
+    """
+    from eyas_host.fleet.store.database import Store
+
+    return Store(url, create=False)

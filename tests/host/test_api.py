@@ -5,12 +5,16 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import cv2
 import pytest
 
 import eyas_host
+from eyas_device.telemetry.messages import Status, encode, topic
+from eyas_host.fleet.store.database import Batch, Store
+from eyas_host.fleet.store.validate import ValidMessage, validate
 from eyas_host.support import errors
 from tests.support import tiny
 from tests.support.device_fixtures import pristine_bundle, weights  # noqa: F401 - fixtures
@@ -20,7 +24,7 @@ from tests.support.shapes import draw_folder
 ERRORS = {
     name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, errors.EyasError)
 }
-NAMES = ("distill", "evaluate", "load_recipe", "open_run")
+NAMES = ("distill", "evaluate", "load_recipe", "open_run", "open_store")
 HEAVY = ("cv2", "msgspec", "numpy", "rich", "sqlalchemy", "torch", "typer")
 
 
@@ -57,13 +61,18 @@ def test_a_run_is_read_without_a_training_framework(place: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, pristine_bundle: Path) -> Path:  # noqa: F811
-    """A folder with a recipe for drawn shapes, its split, and a bundle with a second labelled set."""
+    """A folder with a recipe and its split, a store with one device, and a bundle with a second labelled set."""
     place = tmp_path_factory.mktemp("api")
     draw_folder(place / "images", count=12)
     recipe = place / "models/shapes/recipe.toml"
     recipe.parent.mkdir(parents=True)
     recipe.write_text('[run]\nname = "shapes"\n[data]\npath = "../../images"\n')
     eyas_host.distill(recipe, runs=place / "runs", until="split")
+    with Store(f"sqlite:///{place}/fleet.db") as store:
+        payload = encode(Status(device="camera-1", spool=str(uuid.uuid4()), sequence=0, state="online"))
+        message = validate(topic("line-2", "camera-1", "status"), payload)
+        assert isinstance(message, ValidMessage), message
+        store.add(Batch(received=1_700_000_000.0, messages=[message]))
     (place / "bundle").symlink_to(pristine_bundle)
     for label in tiny.LABELS:
         (place / "second-set" / label).mkdir(parents=True)
@@ -97,6 +106,15 @@ def test_a_run_cannot_be_changed(place: Path) -> None:
     assert (run.bundle, run.report) == (None, None)
     with pytest.raises(AttributeError):
         run.bundle = place  # type: ignore[misc]
+
+
+def test_open_store_creates_nothing(tmp_path: Path) -> None:
+    with pytest.raises(eyas_host.EyasError, match="there is no store"):
+        eyas_host.open_store(f"sqlite:///{tmp_path}/absent.db")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(eyas_host.EyasError, match="there is no store"):
+        eyas_host.open_store(f"sqlite:///{tmp_path}/empty.db")
 
 
 def test_under_torchrun_the_module_is_the_command() -> None:

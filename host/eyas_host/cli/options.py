@@ -70,23 +70,11 @@ def run_chain(
     until: str | None = None,
 ) -> RunContext:
     """Load a recipe, print its warnings, run the stages that are out of date, and return the run."""
-    from eyas_host.recipe.load import load_recipe
+    from eyas_host.api import distill, load_recipe
+    from eyas_host.pipeline.runner import RunContext
 
-    recipe = load_recipe(recipe_path, overrides or ())  # mistakes show before frameworks are imported
-    from eyas_host.pipeline import runner
-    from eyas_host.recipe.warnings import recipe_warnings
-    from eyas_host.stages.chain import STAGES
-    from eyas_host.support.progress import warn
-
-    names = [stage.name for stage in STAGES]
-    for value in (start, only):
-        if value is not None and value not in names:
-            raise typer.BadParameter(f"{value!r} is not a stage; allowed: {', '.join(names)}")
-    for warning in recipe_warnings(recipe):
-        warn(warning)
-    context = runner.RunContext(recipe, runs / recipe.run.name)
-    runner.run_chain(STAGES, context, start=start, only=only, until=until)
-    return context
+    recipe = load_recipe(recipe_path, overrides or ())
+    return RunContext(recipe, distill(recipe, runs=runs, start=start, only=only, until=until).folder)
 
 
 def ssh_access(identity: Path | None, port: int | None, options: list[str] | None) -> SshAccess:

@@ -76,15 +76,16 @@ class DeviceRecord(msgspec.Struct, frozen=True):
 class Store(Closing):
     """Messages of a fleet. Several stores, also of several processes, may share a database; a store is not thread-safe.
 
-    `url` is an SQLAlchemy URL, e.g. `sqlite:///fleet.db`. Raises `StoreError` if it cannot be opened.
+    `url` is an SQLAlchemy URL, e.g. `sqlite:///fleet.db`; `create` makes the tables where there are none. Raises
+    `StoreError` if it cannot be opened.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = open_engine(url)
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        self._engine = open_engine(url, create=create)
         self._last_seen: dict[str, float] = {}
         """Device -> last written `last_seen`."""
         try:
-            self._prepare(without_password(url))
+            self._prepare(without_password(url), create=create)
         except BaseException as error:
             self.close()
             if isinstance(error, SQLAlchemyError):
@@ -182,12 +183,14 @@ class Store(Closing):
             for (payload,) in connection.execution_options(yield_per=_PAGE).execute(query):
                 yield msgspec.json.decode(payload, type=kind)
 
-    def _prepare(self, name: str) -> None:
+    def _prepare(self, name: str, *, create: bool) -> None:
         with self.begin() as connection:
             there = set(inspect(connection).get_table_names())
             if version.name not in there:
                 if there & set(metadata.tables):
                     raise StoreError(f"store {name}: it has tables of another program; use another database")
+                if not create:
+                    raise StoreError(f"store {name}: there is no store; `eyas collect` creates one")
                 metadata.create_all(connection)
                 connection.execute(version.insert(), {"version": VERSION})
             found = connection.execute(select(func.max(version.c.version))).scalar_one()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -98,14 +99,19 @@ class StoreError(EyasError, RuntimeError):
     """The store cannot be opened: an invalid URL, a missing driver, foreign tables, another version."""
 
 
-def open_engine(url: str) -> Engine:
-    """Create the engine of a URL, without connecting. Raises `StoreError` for an invalid URL or a missing driver."""
+def open_engine(url: str, *, create: bool = True) -> Engine:
+    """Create the engine of a URL, without connecting; SQLite files that do not exist are refused without `create`.
+
+    Raises `StoreError` for an invalid URL or a missing driver.
+    """
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() not in _INSERTS:
             raise StoreError(
                 f"store {without_password(url)}: only {', '.join(_INSERTS)} are supported, e.g. sqlite:///fleet.db"
             )
+        if not create and parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+            raise StoreError(f"store {without_password(url)}: there is no store; `eyas collect` creates one")
         engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
     except (ArgumentError, NoSuchModuleError):
         raise StoreError(f"store {without_password(url)!r}: a URL is needed, e.g. sqlite:///fleet.db") from None
