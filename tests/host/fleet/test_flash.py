@@ -447,6 +447,16 @@ def remote(server: Board) -> Iterator[Remote]:
         yield connection
 
 
+@pytest.mark.parametrize("name", ["a folder with spaces", "long" * 25])
+def test_any_temporary_folder_will_do(
+    server: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
+    with Remote(Target.parse(server.name), server.access) as connection:
+        assert connection.run("echo", "there").out == "there\n"
+
+
 def test_a_command_that_times_out(remote: Remote) -> None:
     with pytest.raises(FleetError, match=r"no result within 0\.5 s"):
         remote.run("sleep", "20", timeout_s=0.5)

@@ -23,6 +23,7 @@ from eyas_device.support.closing import Closing
 _NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
 _TARGET = rf"(?:(?P<user>{_NAME})@)?(?P<host>{_NAME}|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{{1,5}}))?"
 _SSH_FAILED = 255
+_MAX_FOLDER_BYTES = 60
 """Exit code of ssh itself when it cannot connect or lost the connection."""
 _FIXES = {  # ssh's own error -> what to do
     "host key verification failed": "log in once by hand to accept its host key; if the key changed, verify it first",
@@ -108,7 +109,7 @@ class Remote(Closing):
             if shutil.which(tool) is None:
                 raise FleetError(f"{tool} is not installed here; apt-get install openssh-client rsync")
         self.target = target
-        self._folder = Path(tempfile.mkdtemp(prefix="eyas-ssh-"))  # short: a socket's path has 107 bytes at most
+        self._folder = _socket_folder()
         self._ssh = ["ssh", *_flags(target, access), "-o", f"ControlPath={self._folder}/c"]
         try:
             self._connect(access.connect_s)
@@ -234,6 +235,16 @@ class Remote(Closing):
         known = [(line, fix) for line in lines for error, fix in _FIXES.items() if error in line.lower()]
         line, fix = known[-1] if known else (lines[-1] if lines else "no output of ssh", "try ssh by hand")
         return FleetError(f"cannot be reached ({line}): {fix}", self.target)
+
+
+def _socket_folder() -> Path:
+    """A private folder for ssh's control socket.
+
+    A socket's path has 107 bytes at most, of which ssh needs some itself, and an option of ssh ends at a blank.
+    """
+    usual = tempfile.gettempdir()
+    fits = len(os.fsencode(usual)) <= _MAX_FOLDER_BYTES and re.fullmatch(r"[\w./+-]+", usual)
+    return Path(tempfile.mkdtemp(prefix="eyas-ssh-", dir=usual if fits else "/tmp"))
 
 
 def _flags(target: Target, access: SshAccess) -> list[str]:
