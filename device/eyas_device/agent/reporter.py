@@ -128,11 +128,6 @@ class Reporter(Closing, Listener):
         """State of the connection and, if it fails, of the spool's disk, for people."""
         return f"{self.link}; {self.spool.detail}" if self.spool.state.is_fault else str(self.link)
 
-    @property
-    def refused(self) -> int:
-        """Messages that the broker refused; they are sent again."""
-        return self._uplink.refused
-
     def on_prediction(self, predicted: FramePrediction) -> None:
         """Count the prediction in the current window, and choose whether it becomes an event."""
         with self._lock:

@@ -18,7 +18,7 @@ import eyas_device.telemetry.messages
 from eyas_device.config import COMMANDS
 from eyas_device.predict import Prediction
 from eyas_device.support.histogram import LogHistogram
-from eyas_device.telemetry.aggregate import MAX_BINS, WindowAggregator, uncertainty
+from eyas_device.telemetry.aggregate import WindowAggregator, uncertainty
 from eyas_device.telemetry.messages import (
     GROWTH,
     KINDS,
@@ -144,14 +144,6 @@ def test_uncertainty_is_margin_and_normalised_entropy() -> None:
     assert uncertainty(np.array([0.25, 0.25, 0.25, 0.25], np.float32)) == pytest.approx((0.0, 1.0), abs=1e-6)
     assert uncertainty(np.array([0.0, 1.0], np.float32)) == (1.0, 0.0)
     assert uncertainty(np.array([0.7, 0.3], np.float32)) == pytest.approx((0.4, 0.8813), abs=1e-3)
-
-
-@given(st.dictionaries(st.integers(0, 450), st.integers(1, 1000), min_size=19, max_size=200))
-def test_folded_histograms_keep_every_count_and_their_size(bins: dict[int, int]) -> None:
-    folded = LogHistogram(bins=bins).folded(MAX_BINS)
-    assert len(folded) == MAX_BINS
-    assert sum(folded.values()) == sum(bins.values())
-    assert set(folded) <= set(bins)
 
 
 def busy(classes: int, frames: int, seed: int = 0) -> Window:
