@@ -1,10 +1,10 @@
-"""A device's telemetry without a camera: windows into the real spool, from there by the real uplink.
+"""A device's telemetry without a camera: windows go through the real spool and uplink.
 
     telemetry_device.py PORT FOLDER NAME MESSAGES RATE
 
-Each window has a number of its own in `frames`. FOLDER/NAME.tried gets a number before the spool has it,
-FOLDER/NAME.kept once the spool has it: what is in the second has to arrive. Started again, it goes on behind the first.
-Ends by itself when the spool is empty.
+Each window has its number in `frames`. FOLDER/NAME.tried gets the number before the window is in the spool,
+FOLDER/NAME.kept after that: the latter have to arrive. Restarted, it continues after the last number tried. It
+ends when the spool is empty.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TENTHS = (1, 0, 0, 0, 0, 2, 3, 4, 5, 15)
 
 
 def window(number: int) -> Window:
-    """What a device with ten labels sends, about 1 kB."""
+    """A window of a device with ten labels, about 1 kB."""
     return Window(
         seconds=30.0,
         model="benchmark 1.0.0",
@@ -38,13 +38,13 @@ def window(number: int) -> Window:
 
 
 def last(path: Path) -> int:
-    """The last whole number in a file of them."""
+    """Last complete line of a file, as an integer; -1 if there is none."""
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     return int(lines[-2]) if len(lines) > 1 else -1
 
 
 def main() -> None:
-    """Send."""
+    """Send the windows."""
     port, folder, name = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     total, rate = int(sys.argv[4]), float(sys.argv[5])
     tried, kept = folder / f"{name}.tried", folder / f"{name}.kept"

@@ -1,1 +1,1 @@
-"""The networks: timm models by name, their first weights, presets for recipes, what finished stages left."""
+"""The networks: timm models by name, their first weights, what finished stages left."""

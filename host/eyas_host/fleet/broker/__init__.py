@@ -1,1 +1,1 @@
-"""An MQTT broker with its own authority: the kit, certificates, enrolment, an embedded one for a first try."""
+"""An MQTT broker with mutual TLS: mosquitto kit, certificates, enrolment; an embedded broker for a first try."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import tarfile
 from pathlib import Path
 
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.support.names import NAME
+from eyas_device.support.names import check_name
 from eyas_host.fleet.broker.kit import HOST_IDENTITY
 from eyas_host.fleet.broker.pki import CLIENT_DAYS, Authority, Credentials
 
@@ -34,8 +33,12 @@ def enroll(
     Raises `LinkError` for an invalid name, `CredentialError` if the files cannot be written.
     """
     for kind, value in (("device", name), ("site", site)):
-        if not re.fullmatch(NAME, value, re.ASCII) or value in (".", ".."):
-            raise LinkError(f"{kind} {value!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed")
+        try:
+            check_name(value)
+        except ValueError as error:
+            raise LinkError(f"{kind} {error}") from None
+        if value in (".", ".."):
+            raise LinkError(f"{kind} {value!r}: not a name; choose another one")
     if name == HOST_IDENTITY:
         raise LinkError(f"device {name!r}: reserved for the host; choose another name")
     own = folder / "devices" / name

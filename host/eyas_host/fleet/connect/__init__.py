@@ -1,1 +1,1 @@
-"""Reaching a device: ssh, what it is fit for, the wheels that are installed there."""
+"""Connections to devices: SSH, preflight checks, wheels."""

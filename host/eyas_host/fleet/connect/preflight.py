@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
+from eyas_device.support.versions import version_numbers
 from eyas_host.fleet.connect.ssh import FleetError, Remote
 
 MACHINES = ("x86_64", "aarch64")
@@ -143,7 +144,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def python_numbers(self) -> tuple[int, ...]:
         """Version of Python as a tuple, e.g. (3, 11, 2)."""
-        return _numbers(self.python_version)
+        return version_numbers(self.python_version)
 
     @property
     def profile(self) -> str:
@@ -198,7 +199,7 @@ def problems(facts: DeviceFacts, layout: Layout, *, bundle_bytes: int, environme
         if facts.python and facts.venv != "yes":
             found.append("Python has no venv; apt-get install python3-venv")
         libc = facts.glibc.removeprefix("glibc ")
-        if _numbers(libc) < MIN_GLIBC:
+        if version_numbers(libc) < MIN_GLIBC:
             found.append(f"glibc {libc or 'unknown'}; 2.28 or newer is needed: install a newer system image")
         if facts.venv_link == ".":
             found.append(f"{layout.opt}/venv is a folder, not a link of eyas: move it away, or give --python")
@@ -226,13 +227,8 @@ def _may_write(facts: DeviceFacts, layout: Layout, service: bool) -> bool:
 
 def _disk_problem(free_kb: str, needed: int, folder: str) -> list[str]:
     if not free_kb.isdecimal():
-        return [f"{folder}: the free space unknown (output of df: {free_kb!r})"]
+        return [f"{folder}: free space unknown (output of df: {free_kb!r})"]
     free = int(free_kb) * 1024
     return (
         [] if free >= needed else [f"{folder}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed; free some space"]
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split(".")
-    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else ()
