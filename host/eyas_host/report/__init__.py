@@ -1,1 +1,1 @@
-"""What a run found: `report.json`, one self-contained `report.html`, and the model card."""
+"""Reports of a run: `report.json` and one self-contained `report.html`."""

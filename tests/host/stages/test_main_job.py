@@ -125,9 +125,10 @@ def test_the_report_has_every_variant_with_its_figures(place: Path) -> None:
 
 def test_the_networks_learned_something(place: Path) -> None:
     report = report_of(place / "runs/shapes")
-    validation = {variant["name"]: variant["balanced_accuracy"] for variant in report["validation_variants"]}
-    assert validation["teacher"] >= 2.5 * CHANCE
-    assert min(validation[name] for name in ("student", "pruned", "qat", "litert-int8")) > CHANCE
+    validation = {variant["name"]: variant for variant in report["validation_variants"]}
+    assert validation["teacher"]["balanced_accuracy"] >= 2.5 * CHANCE
+    assert validation["student"]["balanced_accuracy"] >= 1.5 * CHANCE
+    assert min(validation[name]["auc"] for name in ("student", "pruned", "qat", "litert-int8")) > 0.55
     for training in ("head", "student"):
         losses = [epoch["loss"] for epoch in report["histories"][training]]
         assert losses[-1] < losses[0], training
