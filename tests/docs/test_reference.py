@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,8 +12,9 @@ import pytest
 from eyas_device.config import Config
 from eyas_device.telemetry.messages import KINDS, Ack, Command
 from eyas_host.recipe import Recipe
+from tests.support.paths import ROOT
 
-_EXTENSIONS = Path(__file__).parents[2] / "docs" / "_ext"
+_EXTENSIONS = ROOT / "docs" / "_ext"
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +75,14 @@ def test_every_public_name(pages: dict[str, str]) -> None:
 def _split(page: str, mark: str, end: str = "]") -> list[str]:
     """Title, text, title, text ... of the headings that begin with `mark`."""
     return [piece for block in page.split(f"\n{mark}")[1:] for piece in block.split(end, 1)]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_verbs_and_keys_that_a_page_names_exist(pages: dict[str, str], name: str) -> None:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    verbs = re.findall(r"\b(eyas(?:-device)?) ([a-z][a-z-]+)\b", text)
+    assert [(p, verb) for p, verb in verbs if f"# {p} {verb}\n" not in pages[p]] == []
+    keys = re.findall(r"`\[(\w+)\] (\w+)", text)
+    sections = [section for kind in (Recipe, Config) for section in msgspec.structs.fields(kind)]
+    known = {(section.name, field.name) for section in sections for field in msgspec.structs.fields(section.type)}
+    assert [key for key in keys if key not in known] == []
