@@ -209,7 +209,7 @@ def test_a_result_survives_the_file(complete: Bench, tmp_path: Path) -> None:
         ({"results": [{"runtime": "a", "artefact": "b"}]}, "precision"),
         ({"results": [{"runtime": "a", "artefact": "b", "precision": "c", "model_per_second": -1}]}, ">= 0"),
         ({"time": "now"}, "time"),
-        ({"before": {"temperature_c": 1e999}}, "not a benchmark's result"),
+        ({"before": {"temperature_c": 1e999}}, "not a benchmark result"),
     ],
 )
 def test_a_result_is_validated(complete: Bench, tmp_path: Path, change: dict[str, object], message: str) -> None:

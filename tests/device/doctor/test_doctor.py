@@ -129,7 +129,7 @@ def test_the_verb_with_everything_real(
     assert list(rows) == [check_name(check) for check in CHECKS]
     for name in ("configuration", "libraries", "litert", "openvino", "onnx", "golden", "camera", "broker", "disk"):
         assert rows[name]["status"] == "green", rows[name]
-    assert "litert-int8" in rows["litert"]["finding"] and "ms an image" in rows["litert"]["finding"]
+    assert "litert-int8" in rows["litert"]["finding"] and "ms per image" in rows["litert"]["finding"]
     assert "9 frames of 640 x 480" in rows["camera"]["finding"]
     assert "tiny-shapes 1.2.3" in rows["golden"]["finding"]
     reds = [row for row in rows.values() if row["status"] == "red"]
@@ -275,8 +275,12 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], statu
 @pytest.mark.parametrize(
     ("installed", "status", "message"),
     [
-        ({"numpy": "2.4.6", "opencv_python_headless": "5.0.0.93"}, "green", "none"),
-        ({"numpy": "1.26.4", "opencv_python_headless": "4.11.0.86", "tflite_runtime": "2.14.0"}, "green", "none"),
+        ({"numpy": "2.4.6", "opencv_python_headless": "5.0.0.93"}, "green", "no known conflicts"),
+        (
+            {"numpy": "1.26.4", "opencv_python_headless": "4.11.0.86", "tflite_runtime": "2.14.0"},
+            "green",
+            "no known conflicts",
+        ),
         (
             {"numpy": "2.0.0", "tflite_runtime": "2.14.0"},
             "red",
@@ -291,7 +295,7 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], statu
         ),
         ({"numpy": "2.1.0", "onnxruntime": "1.20", "onnxruntime_gpu": "1.20"}, "yellow", "overwrite each other"),
         ({"numpy": "2.1.0", "onnxruntime": "1.18.1"}, "red", "onnxruntime 1.18.1 does not work with numpy 2.1.0"),
-        ({}, "green", "none"),
+        ({}, "green", "no known conflicts"),
     ],
 )
 def test_conflicts(installed: dict[str, str], status: str, message: str) -> None:
@@ -373,11 +377,11 @@ def test_golden_reads_the_current_slot(pristine_bundle: Path, tmp_path: Path) ->
         ("fake:?live=1&fps=20&frames=12", "green", " fps"),
         ("fake:?frames=6&junk=1,2", "yellow", "2 unreadable"),
         ("fake:?frames=6&junk=0", "yellow", "1 unreadable"),
-        ("fake:?frames=2&junk=0,1", "red", "delivered no image (2 unreadable)"),
+        ("fake:?frames=2&junk=0,1", "red", "delivered no readable frame (2 unreadable)"),
         ("fake:?frames=6&black=0-5", "yellow", "black"),
         ("fake:?frames=6&black=1-5", "green", "6 frames"),
         ("fake:?live=1&frames=6&fps=50&frozen=0-5", "red", "frozen"),
-        ("fake:?frames=0", "red", "delivered no image"),
+        ("fake:?frames=0", "red", "delivered no readable frame"),
         ("fake:?lost=0", "red", "lost at frame 0"),
         ("fake:?hang=0&live=1", "red", "camera fake"),
         ("nonsense", "red", "unknown kind"),
@@ -502,7 +506,7 @@ def test_no_broker_is_not_checked() -> None:
 @pytest.mark.parametrize("now", [0.0, 86400.0, 4.0e9, 1e20])
 def test_an_impossible_clock(now: float) -> None:
     finding = system.clock(context(now=lambda: now))
-    assert finding.status == "red" and "this cannot be" in finding.text
+    assert finding.status == "red" and "impossible" in finding.text
 
 
 def test_a_clock_before_the_installation_and_an_unsynchronised_one(
@@ -572,7 +576,7 @@ def test_inodes(tmp_path: Path, inodes: int, free: int, status: str) -> None:
         (["48300", "79000"], None, "yellow", "79 °C"),
         (["86000"], None, "red", "86 °C"),
         (["51000"], "50005", "red", "now under-voltage, throttled"),
-        (["51000"], "50000", "yellow", "since the start under-voltage, throttled"),
+        (["51000"], "50000", "yellow", "since boot under-voltage, throttled"),
         (["nonsense", "-9999999"], "zz", "grey", "no sensor"),
         ([], "20002", "red", "now frequency capped"),
     ],
@@ -627,7 +631,7 @@ def test_descriptors(monkeypatch: pytest.MonkeyPatch, limit: int, status: str) -
     ("load", "active", "enabled", "status", "message"),
     [
         ("loaded", "active", "enabled", "green", "active (running), enabled"),
-        ("loaded", "active", "disabled", "yellow", "will not start with the machine"),
+        ("loaded", "active", "disabled", "yellow", "will not start at boot"),
         ("loaded", "activating", "enabled", "yellow", "no frame has been classified yet"),
         ("loaded", "failed", "enabled", "red", "failed"),
         ("not-found", "inactive", "", "red", "not installed"),
