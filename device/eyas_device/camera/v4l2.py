@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import re
-import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -101,13 +100,13 @@ def find_problem(
 
     With `buffers`, also requests a buffer, which the driver refuses while another program uses the device.
     """
+    if Path(path).exists() and not Path(path).is_char_device():  # before it is opened, which may not be allowed
+        return CameraSpecError(_errno_message(errno.ENOTTY, path))
     try:
         device = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         return _camera_error(error, path)
     try:
-        if not stat.S_ISCHR(os.fstat(device).st_mode):
-            return CameraSpecError(f"{path} is not a video device; `ls /dev/video*` lists them")
         answer = bytearray(104)
         ioctl(device, _QUERYCAP, answer)
         capabilities, device_caps = struct.unpack_from("=II", answer, 84)
@@ -128,7 +127,7 @@ def find_problem(
 
 
 def _camera_error(error: OSError, path: str) -> CameraError:
-    permanent = error.errno in (errno.ENOTTY, errno.EISDIR)
+    permanent = error.errno == errno.ENOTTY
     return (CameraSpecError if permanent else CameraError)(_errno_message(error.errno or 0, path))
 
 
@@ -140,6 +139,6 @@ def _errno_message(number: int, path: str) -> str:
         return f"{path}: permission denied; add the user to the group: sudo usermod -aG video USER"
     if number == errno.EBUSY:
         return f"{path} is in use by another program; `fuser -v {path}` names it"
-    if number in (errno.ENOTTY, errno.EISDIR):
+    if number == errno.ENOTTY:
         return f"{path} is not a video device; `ls /dev/video*` lists them"
     return f"{path}: {os.strerror(number)}"

@@ -106,6 +106,7 @@ def test_v4l2_distinguishes_errors_of_the_device(number: int, message: str, monk
     monkeypatch.setattr(os, "open", refuse)
     error = v4l.find_problem("/dev/video0")
     assert type(error) is CameraError and message in str(error)
+    assert type(v4l.find_problem(__file__)) is CameraSpecError  # whoever may not open it
 
 
 def _ioctl(capabilities: int, device_caps: int = 0, *, busy: bool = False) -> Callable[[int, int, bytearray], object]:
