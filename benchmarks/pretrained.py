@@ -1,4 +1,4 @@
-"""What a warm start buys a student: `python benchmarks/pretrained.py [--quick] [--json FILE] [--root FOLDER]`.
+"""The gain from pretrained student weights: `python benchmarks/pretrained.py [--quick] [--json FILE] [--root FOLDER]`.
 
 The same student is distilled twice from the same teacher, views and schedule, from random weights and from those that
 ship with Eyas: on the demonstration, and on a thousand images of Fashion-MNIST (`apt-get install
@@ -175,7 +175,7 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
     split = Split.load(context.root, recipe.image.preprocessing())
     teacher = checkpoints.load_teacher(context, len(split.labels))
     views = RUNS / "benchmark" / "pretrained" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
-    file = pretrained.start_file(network) if start == "pretrained" else None
+    file = pretrained.weights_file(network) if start == "pretrained" else None
     weights = start if file is None else f"{start}-{sha256(file)[:12]}"
     folder = views / f"{network}-{recipe.student.epochs}-epochs-{weights}"
     if not (folder / "history.json").exists():

@@ -93,14 +93,14 @@ def pretrain(
 ) -> None:
     """Pretrain a student without a download: distil ImageNet teachers on freely licensed images."""
     from eyas_host.pretrain.make import make_pretrained
-    from eyas_host.pretrain.train import PretrainSettings, usual_last_size
+    from eyas_host.pretrain.train import PretrainSettings, default_last_size
 
     settings = PretrainSettings(
         student=student,
         teachers=tuple(teacher or PretrainSettings().teachers),
         crops=crops,
         size=size,
-        last_size=last_size or usual_last_size(size),
+        last_size=last_size or default_last_size(size),
         batch=batch,
         seed=seed,
     )

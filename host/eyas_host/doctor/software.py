@@ -161,8 +161,8 @@ def _origin(
     if source in ("auto", "file") and section.weights_file:
         exists = Path(section.weights_file).is_file()
         return ("green", "from its file") if exists else ("red", f"{section.weights_file} is missing")
-    if pretrained.chosen(section.model, source, trained=trained) is not None:
-        return "green", "warm weights, which ship with Eyas"
+    if pretrained.pretrained_file(section.model, source, trained=trained) is not None:
+        return "green", "pretrained weights, which ship with Eyas"
     if source == "random":
         return "green", "random, as set in the recipe"
     if source == "auto" and not trained:

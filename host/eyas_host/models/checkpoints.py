@@ -1,4 +1,4 @@
-"""The networks that finished stages left on disk, rebuilt and loaded."""
+"""Loading of the networks that finished stages wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAN = Path("prune") / "plan.json"
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Tensors of a file. Raises `StageError` if it is missing or damaged."""
+    """State dict of a file. Raises `StageError` if it is missing or damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, struct.error) as error:
@@ -39,12 +39,12 @@ def load_teacher(context: RunContext, classes: int) -> PixelClassifier:
 
 
 def load_student(context: RunContext, classes: int, path: Path = STUDENT) -> PixelClassifier:
-    """The distilled student, or with `LABELS_ONLY` the one that had no teacher."""
+    """The distilled student, or with `LABELS_ONLY` the one trained without a teacher."""
     return _loaded(blank_student(context, classes), context.root / path)
 
 
 def load_pruned(context: RunContext, classes: int) -> PixelClassifier:
-    """The pruned student: the plan's cuts, then its weights."""
+    """The pruned student."""
     plan = msgspec.json.decode((context.root / PLAN).read_bytes(), type=PrunePlan)
     model = blank_student(context, classes)
     if plan.method == "channel":

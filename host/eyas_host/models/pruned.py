@@ -1,4 +1,4 @@
-"""Channel pruning as a recorded plan: the cuts, and the network rebuilt from them."""
+"""Recorded channel pruning: the plan of cuts, and the network rebuilt from it."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def dependency_graph(model: PixelClassifier, size: int) -> Any:
 
 
 class PrunePlan(msgspec.Struct, frozen=True):
-    """What was cut, and what is left."""
+    """The cuts of a pruning and the remaining size."""
 
     method: Literal["channel", "nncf", "none"]
     cuts: tuple[Cut, ...] = ()
     """channel: in order."""
     macs_before: float = 0.0
-    """Multiply-accumulates an image."""
+    """Multiply-accumulates per image."""
     macs_after: float = 0.0
     parameters_before: int = 0
     parameters_after: int = 0
-    """Weights that are left and not zero."""
+    """Non-zero weights left."""
 
 
 def rebuild_channels(model: PixelClassifier, plan: PrunePlan, *, size: int) -> PixelClassifier:
-    """Make the recorded cuts in a copy of the unpruned network, so that pruned weights can be loaded."""
+    """Apply the recorded cuts to a copy of the unpruned network, ready to load pruned weights."""
     return cut_channels(model, plan.cuts, size=size)

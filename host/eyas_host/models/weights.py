@@ -1,4 +1,4 @@
-"""Weights from files, and whether a network's weights suit the images they will see."""
+"""Weights from files, and how well a network's weights suit the images."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from eyas_host.recipe.image import ImageSection
 from eyas_host.support.errors import WeightsError
 
 _PRETRAINED_ON = (1000, 11_821, 21_841, 21_843)
-"""Classes of ImageNet's editions: a head of so many is replaced, one of any other number was trained for a purpose."""
+"""Numbers of classes in ImageNet editions: such a head is replaced, any other one was trained for a purpose."""
 _SMALL = 64
-"""Side below which the deepest blocks, which see one cell in 32, have next to nothing to look at, pixels."""
-_WARM = {
+"""Image side below which the deepest feature maps, at 1/32 scale, have almost no cells, pixels."""
+_PRETRAINED_CONFIG = {
     "input_size": (3, pretrained.TRAINED_AT, pretrained.TRAINED_AT),
     "interpolation": "bilinear",
     "mean": (128 / 255,) * 3,
     "std": (128 / 255,) * 3,
 }
-"""What Eyas's own starts were trained on, as timm would record it."""
+"""Training configuration of Eyas's own pretrained weights, in timm's form."""
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -44,23 +44,23 @@ _UNREADABLE = (
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or a torch file, of a checkpoint of timm's too. Raises `WeightsError`."""
+    """State dict of a .safetensors or torch file, including timm checkpoints. Raises `WeightsError`."""
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights")
     try:
         state: dict[str, Tensor] = load_state_dict(str(path))
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError("it holds other things than tensors under names")
+            raise TypeError("not a dict of tensors")
     except _UNREADABLE as error:
         why = " ".join((str(error) or type(error).__name__).split())[:200]
         raise WeightsError(f"{path}: no weights can be read from it ({why})") from None
     return state
 
 
-def start_from(backbone: nn.Module, path: Path, name: str, classes: int) -> tuple[Tensor, Tensor] | None:
-    """Put a file's weights into a network; its head too if it is one for as many classes.
+def load_initial_weights(backbone: nn.Module, path: Path, name: str, classes: int) -> tuple[Tensor, Tensor] | None:
+    """Load a file's weights into a network, including the head if its number of classes fits.
 
-    Returns the normalisation that a teacher.pt of Eyas brings with it, or None. Raises `WeightsError` for weights of
+    Returns the normalisation stored in a teacher.pt of Eyas, or None. Raises `WeightsError` for weights of
     another network, and for a head that was trained for another number of classes than ImageNet's or `classes`.
     """
     state = read_weights(path)
@@ -69,16 +69,16 @@ def start_from(backbone: nn.Module, path: Path, name: str, classes: int) -> tupl
     state = own or state
     wanted = backbone.state_dict()
     head = _head_names(backbone)
-    _compare(state, {key: value for key, value in wanted.items() if key not in head}, head, path, name)
+    _check_same_network(state, {key: value for key, value in wanted.items() if key not in head}, head, path, name)
     found = {key: state[key] for key in head if key in state}
     if found:
-        told = next(iter(found.values())).shape[0]
-        if told == classes:
+        head_classes = next(iter(found.values())).shape[0]
+        if head_classes == classes:
             wanted |= found
-        elif told not in _PRETRAINED_ON:
+        elif head_classes not in _PRETRAINED_ON:
             raise WeightsError(
-                f"{path}: trained for {told} classes, the images have {classes}; to start from the rest, leave its "
-                f"head out of the file ({', '.join(found)})"
+                f"{path}: trained for {head_classes} classes, the images have {classes}; to start from the rest, "
+                f"remove its head from the file ({', '.join(found)})"
             )
     backbone.load_state_dict(wanted | {key: value for key, value in state.items() if key not in head})
     return normalisation
@@ -91,10 +91,12 @@ def _head_names(backbone: Any) -> list[str]:
     return [f"{prefix}.{key}" for key in classifier.state_dict()]
 
 
-def _compare(state: dict[str, Tensor], wanted: dict[str, Tensor], head: list[str], path: Path, name: str) -> None:
-    """Raises `WeightsError` unless all but the head have the same names and shapes."""
+def _check_same_network(
+    state: dict[str, Tensor], wanted: dict[str, Tensor], head: list[str], path: Path, name: str
+) -> None:
+    """Raise `WeightsError` unless all tensors except the head have the same names and shapes."""
     wrong = [f"{key} is missing" for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    wrong += [f"{key} is not of it" for key in state if key not in wanted and key not in head]
+    wrong += [f"{key} is unknown" for key in state if key not in wanted and key not in head]
     wrong += [
         f"{key} is {tuple(state[key].shape)} instead of {tuple(value.shape)}"
         for key, value in wanted.items()
@@ -107,18 +109,18 @@ def _compare(state: dict[str, Tensor], wanted: dict[str, Tensor], head: list[str
         )
 
 
-class Fit(Struct, frozen=True):
-    """How a network's weights suit the images."""
+class WeightsFit(Struct, frozen=True):
+    """How well a network's weights suit the images."""
 
     note: str
-    """One line: what they were trained on, and what they will see."""
+    """One line: training configuration and the recipe's preprocessing."""
     warnings: tuple[str, ...] = ()
 
 
-def fit_to_images(backbone: nn.Module, name: str, origin: str, image: ImageSection) -> Fit:
-    """Compare what timm records of a network's weights with the recipe's images.
+def fit_to_images(backbone: nn.Module, name: str, origin: str, image: ImageSection) -> WeightsFit:
+    """Compare the training configuration of a network's weights with the recipe's `[image]`.
 
-    Mean and standard deviation always fit: they are taken from timm's record (of a teacher.pt, from the file).
+    Mean and standard deviation always fit: they come from timm's configuration or from the file of a teacher.pt.
     """
     warnings = []
     if image.size < _SMALL:
@@ -127,8 +129,8 @@ def fit_to_images(backbone: nn.Module, name: str, origin: str, image: ImageSecti
             "more (128 is usual)"
         )
     if origin == "random":
-        return Fit(f"{name}: no weights, it starts from random ones", tuple(warnings))
-    config = resolve_model_data_config(backbone) | (_WARM if origin == "pretrained" else {})
+        return WeightsFit(f"{name}: no weights, it starts from random ones", tuple(warnings))
+    config = resolve_model_data_config(backbone) | (_PRETRAINED_CONFIG if origin == "pretrained" else {})
     trained, interpolation = config["input_size"][-1], config["interpolation"]
     if _SMALL <= image.size < trained / 2 or image.size > 2 * trained:
         warnings.append(
@@ -141,7 +143,7 @@ def fit_to_images(backbone: nn.Module, name: str, origin: str, image: ImageSecti
             f"{interpolation} that averages them; take 'area', or shrink by less than 2"
         )
     mean, std = (", ".join(f"{value:.3g}" for value in config[key]) for key in ("mean", "std"))
-    return Fit(
+    return WeightsFit(
         f"{name}: {origin} weights, trained at {trained} px ({interpolation}), here {image.size} px "
         f"({image.interpolation}); pixels are normalised by mean {mean} and deviation {std} as they were",
         tuple(warnings),

@@ -1,1 +1,1 @@
-"""How a run goes: stages that run only where something changed, in one process or several."""
+"""Execution of a run: incremental stages, in one process or several."""

@@ -1,7 +1,7 @@
 """One job in several processes, as `accelerate launch` and `torchrun` start it: the same command once a GPU.
 
-Process 0 is the main one: it alone owns the run's folder, prints, evaluates and decides. The others take their share of
-each batch, until the chain of stages is done. Without a launcher there is one process, and nothing here does anything.
+Process 0 is the main one: only it writes to the run's folder, prints and evaluates. The others process their shard of
+each batch until the chain of stages is done. Without a launcher there is one process, and all of this is a no-op.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ _Value = TypeVar("_Value")
 _Rows = TypeVar("_Rows", "Tensor", "npt.NDArray[np.int64]")
 
 _TIMEOUT = timedelta(days=7)
-"""How long a process waits for another: whole stages run in the main one alone."""
+"""How long a process waits for another: entire stages run in the main process only."""
 _OBJECT_GROUP: dict[str, Any] = {}
-"""The group for what is not a tensor; waiting in it costs no GPU."""
+"""The gloo group for Python objects; waiting in it uses no GPU."""
 
 
 _single_process = ContextVar("alone", default=False)
 
 
 def world_size() -> int:
-    """Processes that are at work on the same."""
+    """Number of processes of this job."""
     return 1 if _single_process.get() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this process owns the run."""
+    """Whether this is the main process."""
     return rank() == 0
 
 
 def local_world_size() -> int:
-    """Processes that share this machine's cores."""
+    """Number of processes of this job on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """What the main process does while the others wait."""
+    """Work in the main process only, while the others wait."""
     token = _single_process.set(True)
     try:
         yield
@@ -69,8 +69,8 @@ def single_process() -> Iterator[None]:
         _single_process.reset(token)
 
 
-def join(place: str) -> None:
-    """Meet the other processes; `place` is `[run] device`. All but the main one are silent from here on."""
+def join(device: str) -> None:
+    """Join the process group; `device` is `[run] device`. All but the main process are silent from here on."""
     if world_size() == 1:
         return
     import torch
@@ -80,12 +80,12 @@ def join(place: str) -> None:
     PartialState._reset_state()  # one process may have trained here before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        PartialState(cpu=place == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
+        PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_TIMEOUT)
     _OBJECT_GROUP["group"] = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def leave() -> None:
-    """Go on as a process of its own: behind the chain, or as a child that trains beside the others."""
+    """Destroy the process group and continue single-process."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     if _OBJECT_GROUP:
@@ -98,7 +98,7 @@ def leave() -> None:
 
 
 def accelerator(amp: Amp, place: device) -> Accelerator:
-    """Accelerate's plumbing for one training. Raises `TrainError` if `place` cannot do that precision."""
+    """Accelerate's `Accelerator` for one training. Raises `TrainError` if the device does not support the precision."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -109,7 +109,7 @@ def accelerator(amp: Amp, place: device) -> Accelerator:
 
 
 def from_main(value: _Value) -> _Value:
-    """The main process's value, in all of them."""
+    """Broadcast the main process's value to all processes."""
     if world_size() == 1:
         return value
     import torch
@@ -120,40 +120,40 @@ def from_main(value: _Value) -> _Value:
 
 
 def local_shard(rows: _Rows) -> _Rows:
-    """The part of a batch [rows, ...] that is this process's; the parts differ by at most one row."""
+    """The shard of this process of a batch [rows, ...]; shards differ by at most one row."""
     first, end = _shard_bounds(len(rows))[rank()] if world_size() > 1 else (0, len(rows))
     return rows[first:end]
 
 
 def _shard_bounds(rows: int) -> list[tuple[int, int]]:
-    """First row and end of each process's share."""
+    """First row and end of each process's shard."""
     small, larger = divmod(rows, world_size())
     firsts = [number * small + min(number, larger) for number in range(world_size() + 1)]
     return list(pairwise(firsts))
 
 
-def all_gather(part: Tensor, rows: int) -> Tensor:
-    """The batch float32 [rows, ...] of which `part` is this process's share; only its own part has a gradient.
+def all_gather(shard: Tensor, rows: int) -> Tensor:
+    """All-gather a sharded batch float32 [rows, ...]; gradients flow through the local shard only.
 
-    A loss of the whole batch is then the same in every process, however it weighs its rows, and the sum of the
+    A loss over the full batch is then equal in all processes, however it weights its rows, and the sum of the
     processes' gradients is exactly its gradient.
     """
-    part = part.float()
+    shard = shard.float()
     if world_size() == 1:
-        return part
+        return shard
     import torch
 
     sizes = [end - first for first, end in _shard_bounds(rows)]
-    padded = part.detach().new_zeros((max(sizes), *part.shape[1:]))
-    padded[: len(part)] = part.detach()
-    parts = [torch.empty_like(padded) for _ in sizes]
-    torch.distributed.all_gather(parts, padded)
-    others = [other[:size] for other, size in zip(parts, sizes, strict=True)]
-    return torch.cat([part if number == rank() else other for number, other in enumerate(others)])
+    padded = shard.detach().new_zeros((max(sizes), *shard.shape[1:]))
+    padded[: len(shard)] = shard.detach()
+    shards = [torch.empty_like(padded) for _ in sizes]
+    torch.distributed.all_gather(shards, padded)
+    others = [other[:size] for other, size in zip(shards, sizes, strict=True)]
+    return torch.cat([shard if number == rank() else other for number, other in enumerate(others)])
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all processes, in place."""
+    """Sum the gradients of all processes in place."""
     if world_size() == 1:
         return
     import torch
@@ -166,7 +166,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def broadcast_parameters(*modules: nn.Module | None) -> None:
-    """Give every process the main one's parameters and buffers."""
+    """Broadcast the main process's parameters and buffers to all processes."""
     if world_size() == 1:
         return
     import torch
@@ -183,7 +183,7 @@ SINGLE_THREAD_SIZE = 160
 
 
 def training_threads(recipe: Recipe) -> int:
-    """Torch threads of a training process."""
+    """Number of torch threads of a training process."""
     if recipe.run.threads:
         return recipe.run.threads
     cores = usable_cores() // local_world_size()

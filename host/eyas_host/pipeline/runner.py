@@ -38,9 +38,11 @@ RECIPE = "recipe.json"
 REPORT = "report.json"
 """What the report stage writes, below the run's folder."""
 BUNDLE_STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
-"""The stages that lead to a packed bundle, in order; the report follows."""
+"""The stages up to a packed bundle, in order."""
+STAGE_NAMES = (*BUNDLE_STAGES, "report")
+"""All stages, in order."""
 BUNDLE = "bundle"
-"""Where the bundle lies, below the run's folder."""
+"""Folder of the bundle, below the run's folder."""
 _RUNNING = "running.json"
 
 
@@ -58,11 +60,11 @@ class StageRecord(msgspec.Struct, frozen=True):
     seed: int
     finished: float
     seconds: float
-    """All work on this stage, interrupted tries included."""
+    """Total time, including interrupted attempts."""
     peak_rss_mb: float
     summary: str
     facts: dict[str, Any]
-    """What later stages and the report want to know."""
+    """Values for later stages and the report."""
 
 
 class _Running(msgspec.Struct, frozen=True):
@@ -95,7 +97,7 @@ class RunContext:
 
 
 class StageResult(msgspec.Struct, frozen=True):
-    """What a stage hands back: one line for the user, and facts for later stages."""
+    """Result of a stage: a one-line summary, and facts for later stages."""
 
     summary: str
     facts: dict[str, Any] = {}
@@ -106,16 +108,16 @@ class Stage(msgspec.Struct, frozen=True):
 
     name: str
     sections: tuple[str, ...]
-    """Sections of the recipe, or single settings (`gate.max_drop`), that change its result."""
+    """Sections of the recipe, or single settings (`gate.max_drop`), that affect its result."""
     needs: tuple[str, ...]
     """Stages whose outputs it reads."""
     run: Callable[[RunContext], StageResult]
     source: Callable[[Recipe], str] | None = None
-    """A cheap hash of what lies outside of the run (the images)."""
+    """A cheap hash of inputs outside the run (the images)."""
     places: tuple[str, ...] = ()
-    """Files and folders of the run, beside the stage's own, that it writes."""
+    """Files and folders of the run that it writes besides its own folder."""
     together: bool = False
-    """Whether all processes of the job work on it; else the main one does, and the others wait."""
+    """Whether all processes of the job run it; otherwise only the main one does."""
 
 
 def run_chain(
@@ -150,7 +152,7 @@ def run_chain(
 
 
 def _follow(stages: Sequence[Stage], context: RunContext) -> NoReturn:
-    """Work on the stages that the main process calls out, then end: what follows the chain is the main one's alone.
+    """Run the stages that the main process announces, then exit.
 
     If the main process fails, the launcher ends this one.
     """
@@ -213,14 +215,14 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
 
 
 def _outputs(stage: Stage, context: RunContext) -> Iterator[Path]:
-    """What the stage left: its folder's files and its other places."""
+    """Files that the stage wrote: those of its folder and of `places`."""
     for place in (context.folder(stage.name), *(context.root / name for name in stage.places)):
         found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
         yield from (path for path in found if path.name not in (RECORD, _RUNNING))
 
 
 def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> float:
-    """Seconds that an interrupted try of the same work took; anything else in the folder is cleared away."""
+    """Elapsed time of an interrupted run to resume; otherwise clears the stage's folder."""
     try:
         running = msgspec.json.decode((folder / _RUNNING).read_bytes(), type=_Running)
     except (OSError, msgspec.DecodeError):
@@ -233,7 +235,7 @@ def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> float:
 
 
 def _fingerprint(stage: Stage, context: RunContext) -> str:
-    whole = {
+    content = {
         "stage": stage.name,
         "code": __version__,
         "seed": context.recipe.run.seed,
@@ -242,7 +244,7 @@ def _fingerprint(stage: Stage, context: RunContext) -> str:
         "inputs": _inputs(stage, context),
         "source": stage.source(context.recipe) if stage.source else "",
     }
-    return hashlib.sha256(msgspec.json.encode(whole, order="deterministic")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
 
 
 def _inputs(stage: Stage, context: RunContext) -> dict[str, str]:
@@ -262,7 +264,7 @@ def _size(path: Path) -> int:
 
 
 def _reset_peak_rss() -> None:
-    """Give freed memory back to the system and start a new high-water mark, where Linux lets us."""
+    """Return freed memory to the system and reset the peak memory, where Linux allows it."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -270,7 +272,7 @@ def _reset_peak_rss() -> None:
 
 
 def _peak_rss_mb() -> float:
-    """Peak resident memory of this process since the stage began, plus its largest child so far, MB."""
+    """Peak resident memory of this process since the stage began, plus that of its largest child, MB."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -284,12 +286,12 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def _lock(root: Path) -> Iterator[None]:
-    """Hold the run's folder; the system lets go of it when the process ends, however it ends."""
+    """Lock the run's folder; the system releases the lock when the process ends."""
     with (root / ".lock").open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise StageError(
-                f"{root}: another run is at work here; wait for it or give this one another name"
+                f"{root}: another run uses this folder; wait for it or give this one another name"
             ) from None
         yield

@@ -1,4 +1,4 @@
-"""Strong crops of few images: any place, size, turn and colour. Crop number i is the same in every run."""
+"""Strong random crops of a few images in position, size, rotation and colour; crop i is the same in every run."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 from eyas_device.preprocess import Pixels
 
 SCALE = (0.02, 1.0)
-"""Area of a crop as a part of the image's."""
+"""Area of a crop as a fraction of the image's."""
 _ASPECT = 4 / 3
 _DEGREES = 30.0
 _LIGHT = 0.4
 _GREY = 0.1
-"""Part of the crops without colour."""
+"""Fraction of the crops without colour."""
 
 
 class Crops(Dataset[Pixels]):
@@ -26,7 +26,7 @@ class Crops(Dataset[Pixels]):
 
     def __init__(self, images: Sequence[Pixels], *, size: int, count: int, seed: int = 0) -> None:
         self._levels = [_pyramid(image, size) for image in images]
-        # A large image has more to see than a small one, though not in proportion to its area.
+        # A large image has more content than a small one, but not in proportion to its area.
         weights = np.array([math.sqrt(math.prod(levels[0].shape[:2])) for levels in self._levels])
         self._until = np.cumsum(weights / weights.sum())
         self._size, self._count, self._seed = size, count, seed
@@ -38,12 +38,12 @@ class Crops(Dataset[Pixels]):
         if not 0 <= number < self._count:
             raise IndexError(number)
         rng = np.random.default_rng((self._seed, number))
-        place = min(int(np.searchsorted(self._until, rng.random(), side="right")), len(self._levels) - 1)
-        return _colour(_geometry(self._levels[place], self._size, rng), rng)
+        index = min(int(np.searchsorted(self._until, rng.random(), side="right")), len(self._levels) - 1)
+        return _colour(_geometry(self._levels[index], self._size, rng), rng)
 
 
 def _pyramid(image: Pixels, size: int) -> list[Pixels]:
-    """The image and its halves, down to the size of a crop: a large crop is read from a small one."""
+    """The image at halved scales down to a crop's size: large crops are read from small levels."""
     levels = [image]
     while min(levels[-1].shape[:2]) >= 2 * size:
         height, width = levels[-1].shape[:2]
@@ -52,7 +52,7 @@ def _pyramid(image: Pixels, size: int) -> list[Pixels]:
 
 
 def _geometry(levels: Sequence[Pixels], size: int, rng: np.random.Generator) -> Pixels:
-    """A turned, perhaps mirrored rectangle of the image as a square."""
+    """A rotated, possibly mirrored rectangle of the image, resampled to a square."""
     height, width = levels[0].shape[:2]
     area = rng.uniform(*np.log(SCALE))
     stretch = rng.uniform(-math.log(_ASPECT), math.log(_ASPECT)) / 2
@@ -65,11 +65,11 @@ def _geometry(levels: Sequence[Pixels], size: int, rng: np.random.Generator) -> 
     angle = math.radians(rng.uniform(-_DEGREES, _DEGREES))
     mirror = -1.0 if rng.random() < 0.5 else 1.0
     step_x, step_y = wide * shrunk / size, high * shrunk / size
-    # From the crop's pixels to the image's: scale, mirror and turn about the middle.
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear = turn @ np.diag([mirror * step_x, step_y])
-    middle = np.array([(left + wide / 2) * shrunk, (top + high / 2) * shrunk])
-    shift = middle - linear @ np.array([size / 2, size / 2])
+    # From the crop's pixels to the image's: scale, mirror and rotate about the centre.
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    linear = rotation @ np.diag([mirror * step_x, step_y])
+    centre = np.array([(left + wide / 2) * shrunk, (top + high / 2) * shrunk])
+    shift = centre - linear @ np.array([size / 2, size / 2])
     crop = cv2.warpAffine(
         source,
         np.column_stack([linear, shift]),
@@ -81,7 +81,7 @@ def _geometry(levels: Sequence[Pixels], size: int, rng: np.random.Generator) -> 
 
 
 def _colour(crop: Pixels, rng: np.random.Generator) -> Pixels:
-    """Another light and saturation."""
+    """Random brightness, contrast and saturation."""
     bright, contrast, saturation = 1.0 + rng.uniform(-_LIGHT, _LIGHT, size=3)
     if rng.random() < _GREY:
         saturation = 0.0

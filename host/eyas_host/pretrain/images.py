@@ -1,4 +1,4 @@
-"""The free images of a warm start: what installed packages ship, found where it lies and never copied."""
+"""Free images for pretraining, read from installed packages and never copied."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from eyas_device.preprocess import Pixels
 from eyas_host.support.errors import WeightsError
 from eyas_host.support.progress import say, track
 
-LONGEST = 1024
-"""Images are kept with at most this longest side, pixels; no crop needs more."""
-SHORTEST = 64
-"""Images with a shorter side below this are left out, pixels."""
-_ENOUGH = 20
-"""Fewer images are not worth hours of training."""
+MAX_SIDE = 1024
+"""Larger images are shrunk to this longer side, pixels; no crop needs more."""
+MIN_SIDE = 64
+"""Images with a shorter side below this are skipped, pixels."""
+_MIN_IMAGES = 20
+"""Minimum number of images worth hours of training."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff"}
 _HELD_OUT = 16
-"""One image in so many is held out, to measure by."""
+"""One of this many images is held out for evaluation."""
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A package whose images may be learned from."""
+    """A package whose images may be used for training."""
 
     package: str
     pattern: str
-    """Below the root for a package of Debian's, below the module's folder for one of the registry's."""
+    """Relative to the root for a Debian package, to the module's folder for a Python package."""
     licence: str
-    """Of the images, as the package states it."""
+    """Licence of the images, as the package states it."""
     module: str = ""
-    """Import name, where the package comes from the registry."""
+    """Import name of a Python package."""
     leave_out: tuple[str, ...] = ()
     """Folders without photographs."""
 
@@ -52,10 +52,10 @@ SOURCES = (
     Source("scikit-image", "data/*", "CC0, CC-BY and public domain", module="skimage"),
 )
 APT = "apt-get install " + " ".join(source.package for source in SOURCES if not source.module)
-"""What brings the images of Debian's packages."""
+"""Command that installs the Debian packages."""
 
 
-class Found(msgspec.Struct, frozen=True):
+class ImageFile(msgspec.Struct, frozen=True):
     """An image file."""
 
     path: str
@@ -63,45 +63,45 @@ class Found(msgspec.Struct, frozen=True):
     sha256: str
 
 
-def find_images(root: Path = Path("/")) -> list[Found]:
-    """The images of all sources that are installed, in a fixed order; of one image in many sizes the largest file.
+def find_images(root: Path = Path("/")) -> list[ImageFile]:
+    """Images of all installed sources in a fixed order, the largest file of an image in several sizes.
 
-    `root` is where Debian's packages are unpacked. Raises `WeightsError` that names what to install if there are too
-    few.
+    `root` is where Debian packages are unpacked. Raises `WeightsError` with the packages to install if there are too
+    few images.
     """
     found = [
-        Found(str(path), source.package, sha256(path))
+        ImageFile(str(path), source.package, sha256(path))
         for source in SOURCES
-        if (base := _base(source, root)) is not None
-        for path in _largest(_files(base, source))
+        if (base := _source_root(source, root)) is not None
+        for path in _largest_versions(_files(base, source))
     ]
     unique = {one.sha256: one for one in found}
-    if len(unique) < _ENOUGH:
-        raise WeightsError(f"{len(unique)} images to learn from are installed, {_ENOUGH} are needed; {APT}")
+    if len(unique) < _MIN_IMAGES:
+        raise WeightsError(f"{len(unique)} images are installed, {_MIN_IMAGES} are needed; {APT}")
     return sorted(unique.values(), key=lambda one: one.sha256)
 
 
-def missing_packages(found: Sequence[Found]) -> list[str]:
-    """The sources that no image came from, as their packages are called."""
-    there = {one.package for one in found}
-    return [source.package for source in SOURCES if source.package not in there]
+def missing_packages(files: Sequence[ImageFile]) -> list[str]:
+    """Packages of `SOURCES` without any image among `files`."""
+    present = {file.package for file in files}
+    return [source.package for source in SOURCES if source.package not in present]
 
 
-def held_out(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
-    """The images to learn from and those to measure by, one at least, told apart by their hashes."""
-    out = {one.sha256 for one in found if int(one.sha256, 16) % _HELD_OUT == 0} or {found[0].sha256}
-    return [one for one in found if one.sha256 not in out], [one for one in found if one.sha256 in out]
+def split_held_out(files: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Split into training and held-out images by their hashes; at least one is held out."""
+    held_out = {file.sha256 for file in files if int(file.sha256, 16) % _HELD_OUT == 0} or {files[0].sha256}
+    return [f for f in files if f.sha256 not in held_out], [f for f in files if f.sha256 in held_out]
 
 
-def read_images(found: Sequence[Found], title: str) -> list[Pixels]:
-    """Their pixels, blue-green-red; what cannot be read or is too small is left out."""
-    images = [image for one in track(found, title) if (image := _read(Path(one.path))) is not None]
-    if len(images) < len(found):
-        say(f"  {len(found) - len(images)} of {len(found)} images cannot be read or are too small: left out")
+def read_images(files: Sequence[ImageFile], title: str) -> list[Pixels]:
+    """Pixels uint8 [h, w, 3] BGR of the files; unreadable and too small ones are skipped."""
+    images = [image for file in track(files, title) if (image := _read(Path(file.path))) is not None]
+    if len(images) < len(files):
+        say(f"  {len(files) - len(images)} of {len(files)} images cannot be read or are too small: skipped")
     return images
 
 
-def _base(source: Source, root: Path) -> Path | None:
+def _source_root(source: Source, root: Path) -> Path | None:
     if not source.module:
         return root
     spec = find_spec(source.module)
@@ -118,8 +118,8 @@ def _files(base: Path, source: Source) -> list[Path]:
     )
 
 
-def _largest(paths: Iterable[Path]) -> list[Path]:
-    """One file of each image: names that differ in a resolution alone are the same one."""
+def _largest_versions(paths: Iterable[Path]) -> list[Path]:
+    """One file per image: names that differ only in a resolution are the same image."""
     best: dict[str, Path] = {}
     for path in paths:
         name = re.sub(r"[_-]?\d{3,5}x\d{3,5}", "", str(path.with_suffix("")))
@@ -131,29 +131,29 @@ def _largest(paths: Iterable[Path]) -> list[Path]:
 def _read(path: Path) -> Pixels | None:
     image: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is not None:
-        image = _trimmed(image)
-    if image is None or min(image.shape[:2]) < SHORTEST:
+        image = _crop_transparent(image)
+    if image is None or min(image.shape[:2]) < MIN_SIDE:
         return None
     if image.dtype != np.uint8:
         image = cv2.convertScaleAbs(image, alpha=255 / max(1, int(image.max())))
     height, width = image.shape[:2]
-    if max(height, width) > LONGEST:
-        share = LONGEST / max(height, width)
-        size = (max(1, round(width * share)), max(1, round(height * share)))
+    if max(height, width) > MAX_SIDE:
+        scale = MAX_SIDE / max(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return _opaque(image)
+    return _to_bgr(image)
 
 
-def _trimmed(image: Any) -> Any:
-    """Without the margin in which nothing is drawn."""
+def _crop_transparent(image: Any) -> Any:
+    """Crop the fully transparent margin."""
     if image.ndim < 3 or image.shape[2] != 4:
         return image
     left, top, width, height = cv2.boundingRect((image[:, :, 3] > 0).astype(np.uint8))
     return image[top : top + height, left : left + width]
 
 
-def _opaque(image: Pixels) -> Pixels:
-    """Three channels; what is transparent lies on grey."""
+def _to_bgr(image: Pixels) -> Pixels:
+    """Three channels; transparent pixels are blended with grey."""
     if image.ndim == 2:
         return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
     if image.shape[2] == 3:

@@ -1,4 +1,4 @@
-"""The ImageNet teachers of a warm start: networks of the registry's packages, with all of their 1,000 classes."""
+"""ImageNet teachers for pretraining: packaged networks with their 1,000-class heads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def imagenet_teacher(name: str) -> PixelClassifier:
     return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]).eval()
 
 
-class Teachers(nn.Module):
-    """Several teachers as one: the mean of their probabilities."""
+class TeacherEnsemble(nn.Module):
+    """Ensemble of teachers: the mean of their probabilities."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
@@ -31,23 +31,23 @@ class Teachers(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Log-probabilities [n, 1000] of float32 pixels [n, 3, s, s], 0 to 255."""
-        answers = torch.stack([teacher(pixels).log_softmax(1) for teacher in self.each])
-        return torch.logsumexp(answers, 0) - math.log(len(self.each))
+        log_probabilities = torch.stack([teacher(pixels).log_softmax(1) for teacher in self.each])
+        return torch.logsumexp(log_probabilities, 0) - math.log(len(self.each))
 
 
-def answers_of(names: Sequence[str], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """What `Teachers` say, computed on a device: on a CPU by OpenVINO, in half of torch's time and to 1e-3 the same.
+def compiled_teachers(names: Sequence[str], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """`TeacherEnsemble` on a device; on a CPU through OpenVINO, twice as fast as torch and equal to within 1e-3.
 
     Raises `WeightsError` as `imagenet_teacher` does.
     """
-    teachers = Teachers(names).eval()
+    teachers = TeacherEnsemble(names).eval()
     if device.type != "cpu":
         moved = move(teachers, device)
 
         @torch.inference_mode()
         def on_gpu(pixels: Tensor) -> Tensor:
-            answer: Tensor = moved(pixels)
-            return answer
+            output: Tensor = moved(pixels)
+            return output
 
         return on_gpu
     options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
@@ -55,7 +55,7 @@ def answers_of(names: Sequence[str], device: torch.device) -> Callable[[Tensor],
     request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
 
     def on_cpu(pixels: Tensor) -> Tensor:
-        said = request.infer([pixels.contiguous().numpy()], share_inputs=True)[0]
-        return torch.from_numpy(said.copy())
+        output = request.infer([pixels.contiguous().numpy()], share_inputs=True)[0]
+        return torch.from_numpy(output.copy())
 
     return on_cpu

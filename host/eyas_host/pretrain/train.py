@@ -1,6 +1,6 @@
-"""A student's warm start: ImageNet teachers, asked about crops of free images.
+"""Pretraining of a student: distillation of ImageNet teachers on crops of free images.
 
-The student follows the teachers' 1,000 probabilities on strong crops, the same view for both, on a long schedule.
+The student matches the teachers' 1,000 probabilities on strong crops, with the same view for both and a long schedule.
 Sources: Asano & Saeed, "Extrapolating from a single image to a thousand classes using distillation", 2021; Beyer et
 al., "Knowledge distillation: a good teacher is patient and consistent", 2022.
 """
@@ -24,7 +24,7 @@ from eyas_device.preprocess import Pixels
 from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
 from eyas_host.models.factory import PACKAGED, build, known_model, move
 from eyas_host.pretrain.crops import Crops
-from eyas_host.pretrain.teachers import CLASSES, answers_of
+from eyas_host.pretrain.teachers import CLASSES, compiled_teachers
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
@@ -32,63 +32,63 @@ from eyas_host.train.engine import fit
 from eyas_host.train.losses import DistillationLoss, mean_divergence
 from eyas_host.train.schedule import Epoch, Schedule
 
-_EPOCH = 6_400
-"""Crops between two looks at the held-out images; a training pauses there."""
-_LOOKS = 10
-"""It is looked at so often at least."""
-_LOOK = 512
-"""Crops of held-out images by which it is judged."""
+_CROPS_PER_EPOCH = 6_400
+"""Crops between two evaluations on the held-out images, where a training can pause."""
+_MIN_EPOCHS = 10
+"""Minimum number of evaluations."""
+_VALIDATION_CROPS = 512
+"""Crops of held-out images for evaluation."""
 _SETTINGS = "settings.json"
 
 
 class PretrainSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what a warm start becomes."""
+    """All settings that determine the pretrained weights."""
 
     student: str = "mobilenetv3_small_100"
     teachers: tuple[str, ...] = ("tf_efficientnet_lite0",)
     crops: int = 2_000_000
-    """Of the whole training."""
+    """Crops of the entire training."""
     size: int = 96
     """Side of a crop, pixels."""
     last_size: int = 128
-    """The same at the end, and of the crops that the network is judged by."""
+    """Side at the end of the training and in evaluation, pixels."""
     last: float = 0.2
-    """Part of the training that is its end."""
+    """Fraction of the training with `last_size`."""
     batch: int = 64
     rate: float = 3e-3
     weight_decay: float = 0.02
     temperature: float = 3.0
     cutmix: float = 0.5
-    """Part of the batches in which a patch of each crop comes from another one."""
+    """Fraction of the batches with CutMix."""
     ema: float = 0.999
     seed: int = 0
     images: str = ""
-    """Fingerprint of the images that are learned from."""
+    """Fingerprint of the training images."""
 
 
-def usual_last_size(size: int) -> int:
-    """The side of the last crops where nobody says another: a third more."""
+def default_last_size(size: int) -> int:
+    """Default of `last_size`: a third larger than `size`."""
     return size * 4 // 3
 
 
 class PretrainResult(msgspec.Struct, frozen=True):
-    """How far a warm start has come."""
+    """Progress and quality of a pretraining."""
 
     crops: int
-    """Seen so far."""
+    """Crops so far."""
     seconds: float
-    """Of training so far."""
+    """Training time so far."""
     agreement: float
-    """Part of the held-out crops for which student and teachers name the same of 1,000 classes."""
+    """Fraction of the held-out crops for which student and teachers predict the same of 1,000 classes."""
     divergence: float
     """Mean KL(teachers || student) on them, nats."""
     held_out: int
-    """Those crops."""
+    """Number of held-out crops."""
     finished: bool
 
 
 class _PauseError(Exception):
-    """The time that was given is used up."""
+    """The time limit is reached."""
 
 
 def pretrain(
@@ -101,25 +101,23 @@ def pretrain(
     device: str = "auto",
     workers: int = 0,
 ) -> PretrainResult:
-    """Train, or go on training, in `folder` for at most so many minutes; `NETWORK.safetensors` is where it stands.
+    """Train, or resume training, in `folder` for at most `minutes`; writes `NETWORK.safetensors`.
 
-    The last weights are kept, not those that answer best on the held-out images: a start is as good as its rate has
-    fallen, and so few images cannot tell one epoch from the next.
-
-    Raises as `begin` does.
+    The last weights are kept, not the best ones on the held-out images: quality follows the decay of the learning rate,
+    and so few images cannot rank epochs. Raises as `check_settings` does.
     """
-    begin(settings, folder)
+    check_settings(settings, folder)
     where = pick_device(device)
-    teachers = answers_of(settings.teachers, where)
+    teachers = compiled_teachers(settings.teachers, where)
     torch.manual_seed(settings.seed)
     student = move(build(settings.student, CLASSES, "random")[0], where)
-    unseen = Crops(held_out, size=settings.last_size, count=_LOOK, seed=settings.seed + 1)
-    look = np.stack([unseen[number] for number in range(_LOOK)])
+    unseen = Crops(held_out, size=settings.last_size, count=_VALIDATION_CROPS, seed=settings.seed + 1)
+    look = np.stack([unseen[number] for number in range(_VALIDATION_CROPS)])
     pieces = torch.split(to_tensor(look, where), settings.batch)
     wanted = torch.cat([teachers(some) for some in pieces]).cpu()
     follow = DistillationLoss(kd_ratio=1.0, temperature=settings.temperature)
-    labels = torch.zeros(settings.batch, dtype=torch.int64, device=where)  # the loss wants some and ignores them
-    steps_per_epoch = max(1, min(_EPOCH, settings.crops // _LOOKS) // settings.batch)
+    labels = torch.zeros(settings.batch, dtype=torch.int64, device=where)  # required by the loss, which ignores them
+    steps_per_epoch = max(1, min(_CROPS_PER_EPOCH, settings.crops // _MIN_EPOCHS) // settings.batch)
     epochs = max(1, round(settings.crops / (steps_per_epoch * settings.batch)))
     an_epoch = steps_per_epoch * settings.batch
     small, large = (
@@ -133,7 +131,7 @@ def pretrain(
         part = Subset(drawn, range(epoch * an_epoch, (epoch + 1) * an_epoch))
         for number, batch in enumerate(DataLoader(part, settings.batch, num_workers=workers)):
             pixels = batch.to(where).permute(0, 3, 1, 2).float()
-            pixels = _cut_and_mix(pixels, settings, epoch * steps_per_epoch + number)
+            pixels = _cutmix(pixels, settings, epoch * steps_per_epoch + number)
             yield follow(student(pixels), teachers(pixels), labels)
 
     def evaluate(candidate: nn.Module) -> dict[str, float]:
@@ -144,9 +142,9 @@ def pretrain(
     def pause(history: Sequence[Epoch]) -> str:
         if until is not None and history and time.monotonic() > until:
             raise _PauseError
-        return "warm start"
+        return "pretraining"
 
-    checkpoint = folder / "warm.ckpt"
+    checkpoint = folder / "pretrain.ckpt"
     with contextlib.suppress(_PauseError):
         fit(
             student,
@@ -163,7 +161,7 @@ def pretrain(
             ),
             steps_per_epoch=steps_per_epoch,
             checkpoint=checkpoint,
-            title=f"warm start of {settings.student}",
+            title=f"pretraining {settings.student}",
             stages=pause,
         )
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -178,11 +176,11 @@ def pretrain(
         finished=len(history) == epochs,
     )
     if not result.finished:
-        say(f"  paused after {result.crops:,} of {settings.crops:,} crops; the same command goes on")
+        say(f"  paused after {result.crops:,} of {settings.crops:,} crops; the same command continues")
     return result
 
 
-def _cut_and_mix(pixels: Tensor, settings: PretrainSettings, step: int) -> Tensor:
+def _cutmix(pixels: Tensor, settings: PretrainSettings, step: int) -> Tensor:
     """In some batches, a patch of each crop from its neighbour (Yun et al., "CutMix", 2019)."""
     rng = np.random.default_rng((settings.seed, 1, step))
     if rng.random() >= settings.cutmix:
@@ -194,11 +192,11 @@ def _cut_and_mix(pixels: Tensor, settings: PretrainSettings, step: int) -> Tenso
     return mixed
 
 
-def begin(settings: PretrainSettings, folder: Path) -> None:
-    """Note the settings in the folder, or compare them with those that are there.
+def check_settings(settings: PretrainSettings, folder: Path) -> None:
+    """Store the settings in the folder, or compare them with the stored ones.
 
-    Raises `RecipeError` for a student that timm does not have, `WeightsError` for a teacher without packaged weights
-    and for a folder that holds a training with other settings.
+    Raises `RecipeError` for a student unknown to timm, `WeightsError` for a teacher without packaged weights and for a
+    folder of a training with other settings.
     """
     if not known_model(settings.student):
         raise RecipeError(f"student {settings.student!r}: timm has no such network")
@@ -215,12 +213,12 @@ def begin(settings: PretrainSettings, folder: Path) -> None:
         raise WeightsError(f"{path}: cannot be read ({error}); take another folder") from None
     other = [key for key in PretrainSettings.__struct_fields__ if getattr(before, key) != getattr(settings, key)]
     if other:
-        told = ", ".join(f"{key} = {getattr(before, key)!r}" for key in other)
-        raise WeightsError(f"{folder}: a warm start with {told} is there; take the same, or another folder")
+        listed = ", ".join(f"{key} = {getattr(before, key)!r}" for key in other)
+        raise WeightsError(f"{folder}: holds a pretraining with {listed}; use the same settings or another folder")
 
 
 def _write(state: dict[str, Tensor], path: Path) -> None:
-    """The network as fp16, with the normalisation that it was trained behind: what `weights_file` takes."""
+    """Write the network as fp16 with its normalisation, in the format of `weights_file`."""
     halves = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     normalisation = {key: state[key] for key in ("mean", "std")}
     write_bytes(path, safetensors.torch.save({k: v.contiguous() for k, v in (halves | normalisation).items()}))

@@ -1,1 +1,1 @@
-"""Search: settings tried by grid or TPE, and the same network from scratch."""
+"""Hyperparameter search by grid or TPE, and the baseline trained from scratch."""

@@ -1,8 +1,8 @@
-"""`eyas baseline`: what transfer learning buys, against the same architecture trained from scratch.
+"""`eyas baseline`: the gain from transfer learning over the same architecture trained from scratch.
 
-The baseline has the teacher's architecture with random weights. All its layers learn, on the same split, augmentation,
-image size, loss and batch, for as many seconds as the teacher took, or for a number of epochs. Both sides are judged
-by their best epoch on validation; the held-out test part is not read.
+The baseline has the teacher's architecture with random weights. All its layers train, on the same split, augmentation,
+image size, loss and batch size, for as many seconds as the teacher took, or for a number of epochs. Both are compared
+by their best epoch on validation; the held-out test set is not used.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ RESULT = "baseline.json"
 """Below the run's folder; see `Baseline`."""
 _STAGE = "baseline"
 _PLAN = "plan.json"
-_PROBE_BATCHES = 8
+_TIMED_BATCHES = 8
 _HEAD = "head"
-"""The teacher's history on the frozen backbone's cached features."""
+"""Key of the teacher's history on the frozen backbone's cached features."""
 
 
 class Side(msgspec.Struct, frozen=True):
-    """One of the two trainings, judged on validation."""
+    """One of the two trainings, evaluated on validation."""
 
     weights: str
-    """Where its first weights came from: hub, packaged, local or random."""
+    """Origin of its initial weights: hub, packaged, file, pretrained or random."""
     epochs: int
-    """Passes over the training images; those of a frozen backbone's features are not counted."""
+    """Passes over the training images, without those over cached features."""
     seconds: float
-    """All of its training, with images read and views drawn."""
+    """Training time, including the loading of images."""
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
     """95 % percentile bootstrap over images."""
@@ -65,23 +65,23 @@ class Baseline(msgspec.Struct, frozen=True):
 
     model: str
     budget: str
-    """In words: what the baseline was given."""
+    """The baseline's training budget as text."""
     training_images: int
     validation_images: int
     transfer: Side
     scratch: Side
     lost: PairedLoss
-    """Balanced accuracy that training from scratch loses against transfer, on the same validation images."""
+    """Loss of balanced accuracy from scratch against transfer, on the same validation images."""
     matched_s: float | None
-    """Seconds after which transfer was as good as the baseline's best epoch; None: never."""
+    """Seconds after which transfer reached the baseline's best epoch; None: never."""
 
 
-class _Plan(msgspec.Struct, frozen=True):
+class _EpochPlan(msgspec.Struct, frozen=True):
     epochs: int
 
 
 def baseline(context: RunContext, epochs: int | None, json: Path | None) -> None:
-    """Train the baseline where that is not done yet, show both sides, and write the result to `json` too.
+    """Train the baseline if necessary, print both sides, and write the result to `json` too.
 
     `epochs` replaces the teacher's seconds as the budget. Raises `StageError` if the run has no teacher.
     """
@@ -98,34 +98,34 @@ def baseline(context: RunContext, epochs: int | None, json: Path | None) -> None
     )
     run_chain([stage], context)
     path = context.root / RESULT
-    found = load_baseline(context.root)
-    if found is None:
+    result = load_baseline(context.root)
+    if result is None:
         raise StageError(f"{path}: cannot be read; remove {context.folder(_STAGE)} and run again")
     if json is not None:
         write_bytes(json, path.read_bytes())
-    show(sides_table(found))
+    show(comparison_table(result))
 
 
 def load_baseline(root: Path) -> Baseline | None:
-    """`baseline.json` of the run at `root`, None where there is none or it cannot be read."""
+    """`baseline.json` of the run at `root`; None if missing or unreadable."""
     try:
         return msgspec.json.decode((root / RESULT).read_bytes(), type=Baseline)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def sides_table(found: Baseline) -> Table:
-    """Both sides, a row each."""
-    title = f"{found.model}: transfer against scratch, {found.validation_images} validation images"
+def comparison_table(result: Baseline) -> Table:
+    """One row per side."""
+    title = f"{result.model}: transfer against scratch, {result.validation_images} validation images"
     table = Table(title=title, title_justify="left")
     table.add_column("training")
     for column in ("weights", "epochs", "seconds", "balanced accuracy", "95 % interval", "F1", "AUC"):
         table.add_column(column, justify="left" if column == "weights" else "right")
-    for name, side in (("transfer", found.transfer), ("from scratch", found.scratch)):
+    for name, side in (("transfer", result.transfer), ("from scratch", result.scratch)):
         low, high = side.balanced_accuracy_ci
         figures = (f"{side.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", f"{side.f1:.3f}", f"{side.auc:.3f}")
         table.add_row(name, side.weights, str(side.epochs), f"{side.seconds:.0f}", *figures)
-    table.caption = f"budget of the baseline: {found.budget}; both are judged by their best epoch"
+    table.caption = f"budget of the baseline: {result.budget}; both are compared by their best epoch"
     table.caption_justify = "left"
     return table
 
@@ -142,17 +142,17 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
     torch.manual_seed(recipe.run.seed)
     model, origin = build(recipe.teacher.model, len(split.labels), "random")
     model = move(model, task.device)
-    readying = time.monotonic() - started
-    planned = epochs or _planned(task, model, taught.seconds - readying, folder / _PLAN)
+    setup_s = time.monotonic() - started
+    planned = epochs or _planned_epochs(task, model, taught.seconds - setup_s, folder / _PLAN)
     history = train_scratch(model, task, planned, folder / "scratch.ckpt")
     (folder / "scratch.ckpt").unlink()
     teacher = move(checkpoints.load_teacher(context, len(split.labels)), task.device)
     targets = split.validation.targets
     before, after = task.probabilities(teacher), task.probabilities(model)
-    scratch_s = readying + sum(epoch.seconds for epoch in history)
+    scratch_s = setup_s + sum(epoch.seconds for epoch in history)
     scratch = _side(origin, history, len(history), scratch_s, after, targets)
-    transfer = _side(taught.facts["weights"], *_epochs(taught), taught.seconds, before, targets)
-    found = Baseline(
+    transfer = _side(taught.facts["weights"], *_teacher_epochs(taught), taught.seconds, before, targets)
+    result = Baseline(
         model=recipe.teacher.model,
         budget=f"{epochs} epochs" if epochs else f"the teacher's {taught.seconds:.0f} s",
         training_images=len(split.train),
@@ -162,9 +162,9 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
         lost=paired_loss(before, after, targets, seed=recipe.run.seed),
         matched_s=next((s for s, reached in transfer.curve if reached >= scratch.balanced_accuracy), None),
     )
-    write_bytes(context.root / RESULT, msgspec.json.format(msgspec.json.encode(found), indent=1))
-    gained = 100 * found.lost.loss
-    low, high = (100 * bound for bound in found.lost.interval)
+    write_bytes(context.root / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=1))
+    gained = 100 * result.lost.loss
+    low, high = (100 * bound for bound in result.lost.interval)
     return StageResult(
         f"from scratch {scratch.balanced_accuracy:.3f} in {scratch.seconds:.0f} s, transfer "
         f"{transfer.balanced_accuracy:.3f} in {transfer.seconds:.0f} s: {gained:+.1f} points by transfer "
@@ -187,28 +187,28 @@ def train_scratch(model: PixelClassifier, task: SupervisedTask, epochs: int, che
     )
 
 
-def _planned(task: SupervisedTask, model: nn.Module, seconds: float, plan: Path) -> int:
-    """Epochs that fit into the seconds, by the pace of some batches on a copy; a run that goes on keeps its plan."""
+def _planned_epochs(task: SupervisedTask, model: nn.Module, seconds: float, plan: Path) -> int:
+    """Number of epochs that fit into `seconds`, timed on some batches of a copy; a resumed run keeps its plan."""
     if plan.exists():
-        return msgspec.json.decode(plan.read_bytes(), type=_Plan).epochs
+        return msgspec.json.decode(plan.read_bytes(), type=_EpochPlan).epochs
     batch = task.recipe.teacher.batch
-    whole = task.steps_per_epoch(batch)
-    some = min(whole, _PROBE_BATCHES)
+    steps = task.steps_per_epoch(batch)
+    timed = min(steps, _TIMED_BATCHES)
     trial = copy.deepcopy(model).train()
     started = time.monotonic()
-    for loss in task.steps(trial, 0, batch, some):
+    for loss in task.steps(trial, 0, batch, timed):
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())
-    training_s = (time.monotonic() - started) * whole / some
+    training_s = (time.monotonic() - started) * steps / timed
     started = time.monotonic()
     task.evaluate(trial)
     epochs = max(1, math.floor(seconds / (training_s + time.monotonic() - started)))
-    write_bytes(plan, msgspec.json.encode(_Plan(epochs)))
+    write_bytes(plan, msgspec.json.encode(_EpochPlan(epochs)))
     return epochs
 
 
-def _epochs(taught: StageRecord) -> tuple[list[Epoch], int]:
-    """The teacher's epochs in the order in which they were trained, and how many of them read images."""
+def _teacher_epochs(taught: StageRecord) -> tuple[list[Epoch], int]:
+    """The teacher's epochs in order, and how many of them read images."""
     histories: dict[str, list[Any]] = taught.facts["histories"]
     epochs = [msgspec.convert(epoch, Epoch) for history in histories.values() for epoch in history]
     return epochs, len(epochs) - len(histories.get(_HEAD, ()))

@@ -1,4 +1,4 @@
-"""The finals: the best trials' settings trained in full and compared on validation, never on the test part."""
+"""The finals: the best trials' settings, trained in full and compared on validation, never on the test set."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from eyas_host.train.student import train_student
 from eyas_host.train.teacher import train_teacher
 from eyas_host.train.view_cache import ViewCache
 
-Full = Callable[[Recipe, Path], tuple[PixelClassifier, list[Epoch]]]
-"""Trains a recipe in full; checkpoints go to the folder."""
+FullTraining = Callable[[Recipe, Path], tuple[PixelClassifier, list[Epoch]]]
+"""Trains a recipe in full, with checkpoints in the folder; returns the model and its history."""
 
 
 class Final(msgspec.Struct, frozen=True):
@@ -31,10 +31,10 @@ class Final(msgspec.Struct, frozen=True):
     trial: int
     settings: dict[str, Value]
     epochs: int
-    """That were trained; the best of them is kept."""
+    """Trained epochs; the best one is kept."""
     seconds: float
     value: float
-    """The recipe's metric on validation, the larger the better."""
+    """Selection metric on validation, higher is better."""
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
     """95 % percentile bootstrap over images."""
@@ -42,8 +42,8 @@ class Final(msgspec.Struct, frozen=True):
     auc: float
 
 
-def teacher_in_full(split: Split) -> Full:
-    """The teacher's whole training, as `eyas teach` does it."""
+def full_teacher_training(split: Split) -> FullTraining:
+    """The teacher's full training, as in `eyas teach`."""
 
     def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch]]:
         model, _, histories = train_teacher(recipe, split, folder)
@@ -52,8 +52,8 @@ def teacher_in_full(split: Split) -> Full:
     return train
 
 
-def student_in_full(split: Split, cache: ViewCache) -> Full:
-    """The student's whole training on the cached views."""
+def full_student_training(split: Split, cache: ViewCache) -> FullTraining:
+    """The student's full training on the cached views."""
 
     def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch]]:
         model, _, history = train_student(recipe, split, cache, folder)
@@ -63,11 +63,11 @@ def student_in_full(split: Split, cache: ViewCache) -> Full:
 
 
 def train_final(
-    train: Full, recipe: Recipe, split: Split, trial: int, settings: dict[str, Value], folder: Path
+    train: FullTraining, recipe: Recipe, split: Split, trial: int, settings: dict[str, Value], folder: Path
 ) -> Final:
-    """Train `recipe`, which has the settings, unless `folder` tells that it was done; a killed training goes on.
+    """Train `recipe`, which has `settings`, unless `folder` has the result already; resumes an interrupted training.
 
-    Workers that share the folder do so one after the other.
+    Workers that share the folder run one after the other.
     """
     path = folder / "final.json"
     with exclusive_lock(folder.with_name(".finals.lock")):

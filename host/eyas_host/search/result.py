@@ -1,4 +1,4 @@
-"""What a search found: trials, finals, the settings to take, and a page of plots."""
+"""Results of a search: trials, finals, the best settings, and a page of plots."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from eyas_host.search.finals import Final
-from eyas_host.search.space import Value, as_overrides, as_toml
+from eyas_host.search.space import Value, format_overrides, format_toml
 from eyas_host.search.trials import DONE, SECONDS, WHY, ranked
 from eyas_host.support.files import write_bytes
 
 RESULT, SNIPPET, PAGE = "result.json", "best.toml", "tune.html"
-_SHOWN = 15
-_FEWEST_FOR_IMPORTANCE = 4
+_MAX_SHOWN = 15
+_MIN_FOR_IMPORTANCE = 4
 
 
-class TrialLine(msgspec.Struct, frozen=True):
+class TrialSummary(msgspec.Struct, frozen=True):
     """One finished trial."""
 
     trial: int
     settings: dict[str, Value]
     pruned: bool
     value: float | None
-    """The recipe's metric on validation, of the best epoch, the larger the better; None before the first."""
+    """Selection metric on validation at the best epoch, higher is better; None before the first epoch."""
     balanced_accuracy: float | None
     auc: float | None
     epochs: int
     seconds: float | None
     why: str = ""
-    """Why it ended before its time."""
+    """Why it ended early."""
 
 
 class TuneResult(msgspec.Struct, frozen=True):
-    """`tune/<study>/result.json`; every figure is of validation."""
+    """`tune/<study>/result.json`; all metrics are of the validation split."""
 
     what: str
     method: str
     metric: str
     study: str
     storage: str
-    trials: tuple[TrialLine, ...]
+    trials: tuple[TrialSummary, ...]
     put_back: int
-    """Trials whose process died; their settings were tried again."""
+    """Trials whose process died; their settings were queued again."""
     finals: tuple[Final, ...]
-    """The best first."""
+    """Best first."""
     best: dict[str, Value]
     overrides: str
-    """The best settings as words of the command line."""
+    """The best settings as command-line options."""
     toml: str
-    """The best settings as sections of a recipe."""
+    """The best settings as TOML sections of a recipe."""
 
 
 def make_result(study: Study, *, what: str, method: str, metric: str, storage: str, finals: list[Final]) -> TuneResult:
-    """The result of a study with a trial that ran to its end; the best final decides, else the best trial."""
+    """The result of a study with at least one complete trial; the best final wins, else the best trial."""
     order = sorted(finals, key=lambda final: (-final.value, final.trial))
     best = order[0].settings if order else dict(ranked(study)[0].params)
     return TuneResult(
@@ -72,12 +72,12 @@ def make_result(study: Study, *, what: str, method: str, metric: str, storage: s
         metric=metric,
         study=study.study_name,
         storage=storage,
-        trials=tuple(_line(trial) for trial in study.get_trials(deepcopy=False, states=DONE)),
+        trials=tuple(_summary(trial) for trial in study.get_trials(deepcopy=False, states=DONE)),
         put_back=len(study.get_trials(deepcopy=False, states=(TrialState.FAIL,))),
         finals=tuple(order),
         best=best,
-        overrides=as_overrides(best),
-        toml=as_toml(best),
+        overrides=format_overrides(best),
+        toml=format_toml(best),
     )
 
 
@@ -87,50 +87,52 @@ def write_result(result: TuneResult, study: Study, folder: Path) -> None:
     write_bytes(folder / SNIPPET, result.toml.encode())
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
-        result=result, plots=_plots(study), finals=_rows(finals_table(result)), trials=_rows(trials_table(result))
+        result=result, plots=_plots(study), finals=_as_text(finals_table(result)), trials=_as_text(trials_table(result))
     )
     write_bytes(folder / PAGE, text.encode())
 
 
-def trials_table(result: TuneResult, most: int | None = None) -> Table:
-    """A row a trial, the best first."""
+def trials_table(result: TuneResult, max_rows: int | None = None) -> Table:
+    """One row per trial, best first."""
     order = sorted(
         result.trials, key=lambda t: (t.pruned, -(t.value if t.value is not None else float("-inf")), t.trial)
     )
     keys = list(order[0].settings) if order else []
-    table = _table(
+    table = _new_table(
         "trials, on validation", ["trial", *keys, result.metric, "balanced accuracy", "AUC", "epochs", "seconds", ""]
     )
-    for line in order[:most]:
-        figures = [_figure(value) for value in (line.value, line.balanced_accuracy, line.auc)]
+    for line in order[:max_rows]:
+        figures = [_format_score(value) for value in (line.value, line.balanced_accuracy, line.auc)]
         spent = "" if line.seconds is None else f"{line.seconds:.0f}"
-        table.add_row(str(line.trial), *_settings(line.settings, keys), *figures, str(line.epochs), spent, line.why)
-    if most is not None and len(order) > most:
-        table.caption = f"and {len(order) - most} more in {RESULT}"
+        table.add_row(
+            str(line.trial), *_format_settings(line.settings, keys), *figures, str(line.epochs), spent, line.why
+        )
+    if max_rows is not None and len(order) > max_rows:
+        table.caption = f"and {len(order) - max_rows} more in {RESULT}"
     return table
 
 
 def finals_table(result: TuneResult) -> Table:
-    """A row a final, the best first."""
+    """One row per final, best first."""
     keys = list(result.best)
     columns = ["trial", *keys, result.metric, "balanced accuracy", "95 % interval", "F1", "AUC", "epochs", "seconds"]
-    table = _table("the best trials, trained in full, on validation", columns)
+    table = _new_table("the best trials, trained in full, on validation", columns)
     for final in result.finals:
         low, high = final.balanced_accuracy_ci
         figures = (f"{final.value:.3f}", f"{final.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}")
         more = (f"{final.f1:.3f}", f"{final.auc:.3f}", str(final.epochs), f"{final.seconds:.0f}")
-        table.add_row(str(final.trial), *_settings(final.settings, keys), *figures, *more)
+        table.add_row(str(final.trial), *_format_settings(final.settings, keys), *figures, *more)
     return table
 
 
 def shown_trials(result: TuneResult) -> Table:
-    """As many trials as fit a screen."""
-    return trials_table(result, _SHOWN)
+    """The best trials that fit on a screen."""
+    return trials_table(result, _MAX_SHOWN)
 
 
-def _line(trial: FrozenTrial) -> TrialLine:
+def _summary(trial: FrozenTrial) -> TrialSummary:
     steps = trial.intermediate_values
-    return TrialLine(
+    return TrialSummary(
         trial=trial.number,
         settings=dict(trial.params),
         pruned=trial.state == TrialState.PRUNED,
@@ -143,30 +145,30 @@ def _line(trial: FrozenTrial) -> TrialLine:
     )
 
 
-def _table(title: str, columns: list[str]) -> Table:
+def _new_table(title: str, columns: list[str]) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left")
     for column in columns:
         table.add_column(column.partition(".")[2] or column, justify="right")
     return table
 
 
-def _settings(settings: dict[str, Value], keys: list[str]) -> list[str]:
+def _format_settings(settings: dict[str, Value], keys: list[str]) -> list[str]:
     values = [settings.get(key, "") for key in keys]
     return [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
 
 
-def _figure(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _rows(table: Table) -> list[list[str]]:
-    """Header and rows of a table as plain text."""
+def _as_text(table: Table) -> list[list[str]]:
+    """Header and rows of a table as text."""
     columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _plots(study: Study) -> list[tuple[str, str]]:
-    """Title and PNG (base64) of each plot that there is enough for."""
+    """Title and PNG (base64) of each plot that has enough data."""
     matplotlib.use("Agg")
     from optuna.visualization import matplotlib as draw
 
@@ -176,7 +178,7 @@ def _plots(study: Study) -> list[tuple[str, str]]:
         ("Epoch by epoch", draw.plot_intermediate_values),
         ("Slices: each setting by itself", draw.plot_slice),
     ]
-    if len(complete) >= _FEWEST_FOR_IMPORTANCE and complete[0].value != complete[-1].value:
+    if len(complete) >= _MIN_FOR_IMPORTANCE and complete[0].value != complete[-1].value:
         plots.append(
             ("Importance: how much of the differences each setting explains (fANOVA)", draw.plot_param_importances)
         )
@@ -208,9 +210,9 @@ img { max-width: 100%; }
 </style></head><body>
 <h1>{{ result.study }}</h1>
 <p>{{ result.method }} search for the {{ result.what }}, {{ result.trials | length }} trials by {{ result.metric }}. All
-figures are of validation, where the settings were chosen too: the best of many is flattered. What holds is the sealed
-test part, which the report opens.</p>
-<h2>Take these</h2><pre>{{ result.toml }}</pre><pre>{{ result.overrides }}</pre>
+metrics are of the validation split, which also selected the settings, so the best trial is optimistic. The report
+evaluates the result on the held-out test set.</p>
+<h2>Best settings</h2><pre>{{ result.toml }}</pre><pre>{{ result.overrides }}</pre>
 {% macro rows(table) %}<div class="wide"><table>
 <tr>{% for cell in table[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
 {% for row in table[1:] %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>

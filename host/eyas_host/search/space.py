@@ -1,4 +1,4 @@
-"""What a search may change: settings of the recipe, the values to try, and how Optuna is to draw them."""
+"""The search space: settings of the recipe, the values to try, and how Optuna samples them."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ _LISTS: dict[What, dict[str, str]] = {
     },
 }
 """Setting of the recipe -> list of `[tune]`."""
-_BY_FACTORS = ("teacher.rate", "student.rate", "student.temperature", "teacher.weight_decay")
-"""Searched on a logarithmic scale where zero is not among the values."""
+_LOG_SCALE = ("teacher.rate", "student.rate", "student.temperature", "teacher.weight_decay")
+"""Searched on a logarithmic scale unless zero is among the values."""
 
 
 def space(tune: TuneSection, what: What) -> dict[str, list[Value]]:
-    """Setting -> values to try, each once and in their order; settings with an empty list are left out."""
+    """Setting -> distinct values to try, in order; settings with an empty list are left out."""
     lists = {key: list(dict.fromkeys(getattr(tune, name))) for key, name in _LISTS[what].items()}
     return {key: values for key, values in lists.items() if values}
 
 
-def size(values: Mapping[str, list[Value]]) -> int:
-    """Combinations of the grid."""
+def grid_size(values: Mapping[str, list[Value]]) -> int:
+    """Number of grid combinations."""
     return math.prod(len(some) for some in values.values())
 
 
-def draw(trial: Trial, values: Mapping[str, list[Value]], *, between: bool) -> dict[str, Value]:
-    """The settings of a trial: one of the values each, or with `between` any number from the least to the most."""
-    drawn: dict[str, Value] = {}
+def suggest_settings(trial: Trial, values: Mapping[str, list[Value]], *, between: bool) -> dict[str, Value]:
+    """Sample a trial's settings: one of the values each, or with `between` any number from minimum to maximum."""
+    settings: dict[str, Value] = {}
     for key, some in values.items():
         numbers = [float(value) for value in some if isinstance(value, float)]
         if between and len(numbers) == len(some) > 1:
-            log = key in _BY_FACTORS and min(numbers) > 0
-            drawn[key] = trial.suggest_float(key, min(numbers), max(numbers), log=log)
+            log = key in _LOG_SCALE and min(numbers) > 0
+            settings[key] = trial.suggest_float(key, min(numbers), max(numbers), log=log)
         else:
-            chosen: Any = trial.suggest_categorical(key, some)
-            drawn[key] = chosen
-    return drawn
+            value: Any = trial.suggest_categorical(key, some)
+            settings[key] = value
+    return settings
 
 
-def present(recipe: Recipe, values: Mapping[str, list[Value]]) -> dict[str, Value] | None:
-    """The recipe's own settings, None where one of them is not among what is tried."""
+def own_settings(recipe: Recipe, values: Mapping[str, list[Value]]) -> dict[str, Value] | None:
+    """The recipe's own settings; None if one of them is outside the search space."""
     own: dict[str, Value] = {}
     for key, some in values.items():
         section, _, name = key.partition(".")
@@ -75,8 +75,8 @@ def present(recipe: Recipe, values: Mapping[str, list[Value]]) -> dict[str, Valu
     return own
 
 
-def applied(recipe: Recipe, settings: Settings) -> Recipe:
-    """The recipe with the settings of a trial."""
+def with_settings(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe with a trial's settings."""
     for key, value in settings.items():
         section, _, name = key.partition(".")
         changed = msgspec.structs.replace(getattr(recipe, section), **{name: value})
@@ -84,14 +84,14 @@ def applied(recipe: Recipe, settings: Settings) -> Recipe:
     return recipe
 
 
-def as_overrides(settings: Settings) -> str:
-    """The settings as words of the command line."""
-    words = (shlex.quote(f"{key}={_toml(value)}") for key, value in settings.items())
-    return " ".join(f"--set {word}" for word in words)
+def format_overrides(settings: Settings) -> str:
+    """The settings as command-line options."""
+    overrides = (shlex.quote(f"{key}={_toml(value)}") for key, value in settings.items())
+    return " ".join(f"--set {override}" for override in overrides)
 
 
-def as_toml(settings: Settings) -> str:
-    """The settings as sections of a recipe."""
+def format_toml(settings: Settings) -> str:
+    """The settings as TOML sections of a recipe."""
     sections: dict[str, list[str]] = {}
     for key, value in settings.items():
         section, _, name = key.partition(".")
@@ -100,5 +100,5 @@ def as_toml(settings: Settings) -> str:
 
 
 def _toml(value: Value) -> str:
-    """A number or a word in TOML, which writes them as JSON does."""
+    """A number or string in TOML, which has the same form in JSON."""
     return msgspec.json.encode(value).decode()

@@ -1,4 +1,4 @@
-"""The study: where trials are kept, whose they are, and what becomes of those whose process died."""
+"""The Optuna study: storage, samplers and pruners, and recovery of trials whose process died."""
 
 from __future__ import annotations
 
@@ -32,59 +32,59 @@ from eyas_host.support.errors import TuneError
 
 Method = Literal["grid", "tpe"]
 WORKER = "worker"
-"""A trial's attribute: who works on it, see `worker`."""
+"""Attribute of a trial: the process that runs it, see `worker_id`."""
 _IDENTITY = "recipe"
 _HEARTBEAT_S, _GRACE_S = 20, 120
-_BUSY_S = 60.0
-"""How long a writer waits for another's lock of an SQLite file."""
-_AGAIN_S = (0.5, 1.0, 2.0)
-_UNNAMED = timedelta(seconds=5)
-"""A trial's first act is to say who works on it."""
-_SHOWN = 4
+_LOCK_TIMEOUT_S = 60.0
+"""How long a writer waits for the lock of an SQLite file."""
+_RETRY_WAITS_S = (0.5, 1.0, 2.0)
+_WORKER_ID_GRACE = timedelta(seconds=5)
+"""Time within which a new trial records its worker id."""
+_MAX_DIFFERENCES = 4
 
 
 def open_study(url: str, name: str, identity: Mapping[str, Any], sampler: BaseSampler, pruner: BasePruner) -> Study:
-    """The study of that name, made if there is none.
+    """Open the study with this name, or create it.
 
     Raises `TuneError` if the database cannot be opened, or if the study belongs to another recipe.
     """
-    where = shown(url)
+    where = without_password(url)
     try:
-        study = _opened(url, name, sampler, pruner)
-        there = study.user_attrs.get(_IDENTITY)
-        if there is None:
+        study = _create_study(url, name, sampler, pruner)
+        stored = study.user_attrs.get(_IDENTITY)
+        if stored is None:
             study.set_user_attr(_IDENTITY, dict(identity))
     except ImportError as error:
         raise TuneError(f"{where}: its driver is not installed: pip install {error.name}") from None
     except (SQLAlchemyError, OSError, ValueError, RuntimeError) as error:
         why = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
         raise TuneError(f"{where}: the study's database cannot be opened ({why})") from None
-    if there is not None and there != identity:
+    if stored is not None and stored != identity:
         raise TuneError(
-            f"{where}: study {name!r} is of another recipe ({_differences(there, identity)}); take --name for a new "
-            "one beside it, or remove it"
+            f"{where}: study {name!r} belongs to another recipe ({_describe_differences(stored, identity)}); use "
+            "another --name, or remove the study"
         )
     return study
 
 
-def _opened(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> Study:
-    """The study; where another worker makes the same tables at the same time, the slower one tries again."""
-    for wait_s in _AGAIN_S:
+def _create_study(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> Study:
+    """The study; retries while another worker creates the same tables."""
+    for wait_s in _RETRY_WAITS_S:
         try:
-            return _connected(url, name, sampler, pruner)
+            return _connect(url, name, sampler, pruner)
         except DBAPIError as error:
             if not isinstance(error, IntegrityError) and "already exists" not in str(error):
                 raise
             time.sleep(wait_s)
-    return _connected(url, name, sampler, pruner)
+    return _connect(url, name, sampler, pruner)
 
 
-def _connected(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> Study:
+def _connect(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         storage = RDBStorage(
             url,
-            engine_kwargs={"connect_args": {"timeout": _BUSY_S}} if url.startswith("sqlite") else {},
+            engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}} if url.startswith("sqlite") else {},
             heartbeat_interval=_HEARTBEAT_S,
             grace_period=_GRACE_S,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
@@ -95,25 +95,25 @@ def _connected(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) ->
 
 
 def identity(recipe: Recipe, manifest: SplitManifest, what: What, method: Method, epochs: int) -> dict[str, Any]:
-    """All that a trial's figure depends on beside the trial's own settings, as plain values."""
-    tried = space(recipe.tune, what)
+    """Everything a trial's result depends on besides its own settings, as plain values."""
+    searched = space(recipe.tune, what)
     sections = ("image", "augment", "teacher") if what == "teacher" else ("image", "augment", "teacher", "student")
     plain: dict[str, Any] = {
         f"{name}.{key}": value
         for name in sections
         for key, value in msgspec.to_builtins(getattr(recipe, name)).items()
-        if f"{name}.{key}" not in tried and f"{name}.{key}" != f"{what}.epochs"
+        if f"{name}.{key}" not in searched and f"{name}.{key}" != f"{what}.epochs"
     }
     plain |= {f"run.{key}": getattr(recipe.run, key) for key in ("seed", "selection_metric", "amp")}
     plain |= {"images": images_hash(manifest), "search": what, "method": method, "epochs of a trial": epochs}
-    plain |= {f"values of {key}": values for key, values in tried.items()}
+    plain |= {f"values of {key}": values for key, values in searched.items()}
     return dict(msgspec.json.decode(msgspec.json.encode(plain)))
 
 
 def images_hash(manifest: SplitManifest) -> str:
-    """Which images train and validate, with which labels."""
-    parts = (manifest.train, manifest.validation)
-    return digest([[(image.sha256, image.label) for image in part] for part in parts])
+    """Hash of the training and validation images and their labels."""
+    splits = (manifest.train, manifest.validation)
+    return digest([[(image.sha256, image.label) for image in images] for images in splits])
 
 
 def digest(*values: object) -> str:
@@ -122,12 +122,12 @@ def digest(*values: object) -> str:
 
 
 def make_sampler(method: Method, values: Mapping[str, list[Value]], seed: int) -> BaseSampler:
-    """What proposes settings; the same trials before it and the same seed propose the same."""
+    """The sampler; its proposals depend only on the earlier trials and the seed."""
     return GridSampler(values, seed=seed) if method == "grid" else SeededTPE(seed)
 
 
 def make_pruner(method: Method, tune: TuneSection, epochs: int) -> BasePruner:
-    """What ends trials early; the grid's all run to their end, so that its table has no gaps."""
+    """The pruner; grid trials are never pruned, so that the grid's table is complete."""
     if method == "grid" or tune.pruner == "none":
         return NopPruner()
     if tune.pruner == "hyperband":
@@ -136,9 +136,9 @@ def make_pruner(method: Method, tune: TuneSection, epochs: int) -> BasePruner:
 
 
 class SeededTPE(BaseSampler):
-    """TPE (Bergstra et al., 2011) whose chance follows from the seed and the trial's number.
+    """TPE (Bergstra et al., 2011) seeded by the seed and the trial's number.
 
-    A search that goes on, or another worker, thus does not propose again what the first trials were.
+    A resumed search, or another worker, thus does not repeat the first proposals.
     """
 
     def __init__(self, seed: int) -> None:
@@ -146,10 +146,10 @@ class SeededTPE(BaseSampler):
         self._tpe = TPESampler()
 
     def reseed_rng(self) -> None:
-        """Nothing: the seed of a trial is its number's."""
+        """No effect: every trial is seeded by its number."""
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Begin with the trial's own seed."""
+        """Seed TPE for the trial."""
         self._tpe = TPESampler(
             seed=(self._seed * 100_003 + trial.number) % 2**32, n_startup_trials=8, constant_liar=True
         )
@@ -176,18 +176,18 @@ class SeededTPE(BaseSampler):
         self._tpe.after_trial(study, trial, state, values)
 
 
-def worker() -> str:
-    """Names this process, so that a later one on the same machine can tell whether it still lives."""
-    return f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}"
+def worker_id() -> str:
+    """Id of this process, by which a later one on the same machine can check whether it still runs."""
+    return f"{socket.gethostname()} {os.getpid()} {_start_time(os.getpid())}"
 
 
-def put_back_dead(study: Study) -> int:
+def requeue_dead_trials(study: Study) -> int:
     """Mark trials of dead processes of this machine as failed and queue their settings again; returns how many.
 
-    Trials of other machines are put back by Optuna once their heartbeat has stopped for two minutes.
+    Optuna requeues trials of other machines two minutes after their last heartbeat.
     """
     dead = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_dead(trial)]
-    sampler, study.sampler = study.sampler, RandomSampler()  # the grid's would end a search that has not begun
+    sampler, study.sampler = study.sampler, RandomSampler()  # the grid sampler would stop the study
     for trial in dead:
         study.tell(trial.number, state=TrialState.FAIL)
         with warnings.catch_warnings():
@@ -198,30 +198,32 @@ def put_back_dead(study: Study) -> int:
 
 
 def _is_dead(trial: FrozenTrial) -> bool:
-    """Whether a running trial's process is gone from this machine, or was before it said who it is."""
+    """Whether the process of a running trial on this machine has ended, or ended before it recorded its id."""
     if WORKER not in trial.user_attrs:
-        begun = trial.datetime_start or datetime.now()
-        return datetime.now() - begun > _UNNAMED
+        start = trial.datetime_start or datetime.now()
+        return datetime.now() - start > _WORKER_ID_GRACE
     host, pid, started = trial.user_attrs[WORKER].split(" ")
-    return bool(host == socket.gethostname() and _started(int(pid)) != started)
+    return bool(host == socket.gethostname() and _start_time(int(pid)) != started)
 
 
-def _started(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty if there is none."""
+def _start_time(pid: int) -> str:
+    """Start time of a process in clock ticks; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
     except OSError:
         return ""
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    changed = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    told = [f"{key}: {there.get(key)} there, {here.get(key)} here" for key in changed[:_SHOWN]]
-    return "; ".join(told) + (f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
+def _describe_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    changed = [key for key in sorted({*stored, *current}) if stored.get(key) != current.get(key)]
+    listed = [f"{key}: {stored.get(key)} in the study, {current.get(key)} now" for key in changed[:_MAX_DIFFERENCES]]
+    return "; ".join(listed) + (
+        f"; and {len(changed) - _MAX_DIFFERENCES} more" if len(changed) > _MAX_DIFFERENCES else ""
+    )
 
 
-def shown(url: str) -> str:
-    """The address without its password."""
+def without_password(url: str) -> str:
+    """The storage URL with the password hidden."""
     try:
         return make_url(url).render_as_string(hide_password=True)
     except SQLAlchemyError:

@@ -1,4 +1,4 @@
-"""The trials: short trainings of the teacher or the student, each with settings of its own, judged on validation."""
+"""The trials: short trainings of teacher or student with a trial's settings, evaluated on validation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from torch import nn
 from eyas_host.data.split import Split
 from eyas_host.models.factory import build_student, build_teacher, move
 from eyas_host.recipe import Recipe
-from eyas_host.search.space import Value, applied, draw
-from eyas_host.search.study import WORKER, Method, put_back_dead, worker
+from eyas_host.search.space import Value, suggest_settings, with_settings
+from eyas_host.search.study import WORKER, Method, requeue_dead_trials, worker_id
 from eyas_host.support.errors import TrainError
 from eyas_host.support.files import exclusive_lock
 from eyas_host.support.progress import meter
@@ -35,51 +35,51 @@ from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 from eyas_host.train.view_cache import ViewCache
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-FIGURES = ("balanced_accuracy", "auc")
+REPORTED_METRICS = ("balanced_accuracy", "auc")
 SECONDS, WHY = "seconds", "why"
-"""A trial's attributes beside `FIGURES`: how long it took, and why it ended before its time."""
+"""Further attributes of a trial: its duration, and why it ended early."""
 
-Judge = Callable[[dict[str, float]], None]
-"""Is told the validation figures of each epoch; raises `optuna.TrialPruned` to end the training."""
+EpochCallback = Callable[[dict[str, float]], None]
+"""Receives the validation metrics of each epoch; raises `optuna.TrialPruned` to end the training."""
 
 
 class Training(Protocol):
-    """Trains with the settings of a trial."""
+    """Trains with a trial's settings."""
 
-    def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, judge: Judge) -> object:
-        """`recipe` has the trial's settings; `checkpoint` is where training may save itself."""
+    def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, on_epoch: EpochCallback) -> object:
+        """`recipe` has the trial's settings; `checkpoint` is the path for checkpoints."""
 
 
 class TeacherTrials:
-    """Trains the teacher's blocks behind a head that was trained once: a trial's settings do not change that stage.
+    """Trains the teacher's blocks after a head that is trained once: no trial's settings change that stage.
 
-    `head` is the file of that head, written if it is not there; `work` is for its training.
+    `head` is the file of that head, written if missing; `work` is the folder for its training.
     """
 
     def __init__(self, recipe: Recipe, split: Split, head: Path, work: Path) -> None:
-        self._lesson = SupervisedTask(recipe, split)
+        self._task = SupervisedTask(recipe, split)
         with exclusive_lock(head.with_suffix(".lock")):
             if not head.exists():
-                only_head = applied(recipe, {"teacher.epochs": 0})
-                trained, _, _ = train_teacher(only_head, split, work)
+                head_only = with_settings(recipe, {"teacher.epochs": 0})
+                trained, _, _ = train_teacher(head_only, split, work)
                 save_tensors(head, trained.classifier.state_dict())
                 shutil.rmtree(work)
         torch.manual_seed(recipe.run.seed)
         model, _ = build_teacher(recipe.teacher, len(split.labels))
         model.classifier.load_state_dict(torch.load(head, map_location="cpu", weights_only=True))
-        self._model = move(model, self._lesson.device)
-        self._begin = {name: value.clone() for name, value in self._model.state_dict().items()}
+        self._model = move(model, self._task.device)
+        self._initial_state = {name: value.clone() for name, value in self._model.state_dict().items()}
 
-    def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, judge: Judge) -> object:
-        """Train the blocks that the trial opens, all at once."""
-        task, model, settings = self._lesson, self._model, recipe.teacher
+    def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, on_epoch: EpochCallback) -> object:
+        """Train the trial's unfrozen blocks, all at once."""
+        task, model, settings = self._task, self._model, recipe.teacher
         task.recipe = recipe
-        model.load_state_dict(self._begin)
+        model.load_state_dict(self._initial_state)
         return fit(
             model,
             unfreeze(model, msgspec.structs.replace(settings, unfreeze_by="once")),
             steps=lambda epoch: task.steps(model, epoch, settings.batch),
-            evaluate=_told(task.evaluate, judge),
+            evaluate=_with_callback(task.evaluate, on_epoch),
             schedule=task.schedule(epochs),
             steps_per_epoch=task.steps_per_epoch(settings.batch),
             checkpoint=checkpoint,
@@ -89,16 +89,16 @@ class TeacherTrials:
 
 
 class StudentTrials:
-    """Trains the student on the views and teacher's answers that `distill` left."""
+    """Trains the student on the view cache of `distill`."""
 
     def __init__(self, split: Split, cache: ViewCache) -> None:
         self._split = split
         self._cache = cache
 
-    def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, judge: Judge) -> object:
-        """Distil it again."""
-        task = _JudgedLesson(recipe, self._split, self._cache)
-        task.judge = judge
+    def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, on_epoch: EpochCallback) -> object:
+        """Distil the student with a trial's settings."""
+        task = _ReportingTask(recipe, self._split, self._cache)
+        task.on_epoch = on_epoch
         torch.manual_seed(recipe.run.seed)
         model, _ = build_student(recipe.student, len(self._split.labels))
         return task.train(
@@ -111,14 +111,14 @@ class StudentTrials:
         )
 
 
-class _JudgedLesson(DistillationTask):
-    """A task whose epochs are judged by somebody else too."""
+class _ReportingTask(DistillationTask):
+    """A distillation that reports the metrics of each epoch."""
 
-    judge: Judge
+    on_epoch: EpochCallback
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on validation."""
-        return _told(super().evaluate, self.judge)(model)
+        """Validation metrics."""
+        return _with_callback(super().evaluate, self.on_epoch)(model)
 
 
 def search(
@@ -132,40 +132,40 @@ def search(
     epochs: int,
     work: Path,
 ) -> None:
-    """Run trials until `trials` of them are finished in the study, whoever ran them.
+    """Run trials until the study has `trials` finished ones, including those of other workers.
 
-    A training that gives no numbers or does not fit into the GPU's memory ends its trial as a pruned one.
+    A trial whose training diverges or runs out of GPU memory is recorded as pruned.
     """
 
     def objective(trial: Trial) -> float:
-        trial.set_user_attr(WORKER, worker())
+        trial.set_user_attr(WORKER, worker_id())
         started, best = time.monotonic(), -float("inf")
-        settings = draw(trial, values, between=method == "tpe")
+        settings = suggest_settings(trial, values, between=method == "tpe")
         checkpoint = work / f"trial-{trial.number}.ckpt"
         checkpoint.unlink(missing_ok=True)
-        told = 0
+        epoch = 0
 
-        def judge(figures: dict[str, float]) -> None:
-            nonlocal best, told
-            told += 1
-            value = selection_value(figures, recipe.run.selection_metric)
+        def on_epoch(metrics: dict[str, float]) -> None:
+            nonlocal best, epoch
+            epoch += 1
+            value = selection_value(metrics, recipe.run.selection_metric)
             if value > best:
                 best = value
-                for name in FIGURES:
-                    trial.set_user_attr(name, figures[name])
+                for name in REPORTED_METRICS:
+                    trial.set_user_attr(name, metrics[name])
             trial.set_user_attr(SECONDS, round(time.monotonic() - started, 3))
-            trial.report(value, told)
-            if told < epochs and trial.should_prune():
-                trial.set_user_attr(WHY, f"behind after epoch {told}")
+            trial.report(value, epoch)
+            if epoch < epochs and trial.should_prune():
+                trial.set_user_attr(WHY, f"behind after epoch {epoch}")
                 raise optuna.TrialPruned
 
         try:
-            training(applied(recipe, settings), epochs, checkpoint, judge)
+            training(with_settings(recipe, settings), epochs, checkpoint, on_epoch)
         except TrainError as error:
             trial.set_user_attr(WHY, str(error))
             raise optuna.TrialPruned from None
         except torch.OutOfMemoryError:
-            trial.set_user_attr(WHY, "the GPU's memory is too small for it")
+            trial.set_user_attr(WHY, "out of GPU memory")
             raise optuna.TrialPruned from None
         finally:
             checkpoint.unlink(missing_ok=True)
@@ -174,34 +174,36 @@ def search(
     with meter("trials", trials, done=min(trials, finished(study))) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         while (before := finished(study)) < trials:
-            put_back_dead(study)
+            requeue_dead_trials(study)
             study.optimize(objective, n_trials=1)
             for _ in range(finished(study) - before):
-                bar.advance(_words(study))
+                bar.advance(_progress_text(study))
 
 
 def finished(study: Study) -> int:
-    """Trials that ended, pruned ones included."""
+    """Number of finished trials, pruned ones included."""
     return len(study.get_trials(deepcopy=False, states=DONE))
 
 
 def ranked(study: Study) -> list[FrozenTrial]:
-    """The trials that ran to their end, the best first; of equal ones the earlier."""
+    """Complete trials, best first; the earlier one on ties."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return sorted(complete, key=lambda trial: (-float(trial.value or 0.0), trial.number))
 
 
-def _told(evaluate: Callable[[nn.Module], dict[str, float]], judge: Judge) -> Callable[[nn.Module], dict[str, float]]:
-    """The same evaluation, whose figures `judge` hears of."""
+def _with_callback(
+    evaluate: Callable[[nn.Module], dict[str, float]], on_epoch: EpochCallback
+) -> Callable[[nn.Module], dict[str, float]]:
+    """`evaluate`, with its metrics passed to `on_epoch`."""
 
-    def told(model: nn.Module) -> dict[str, float]:
-        figures = evaluate(model)
-        judge(figures)
-        return figures
+    def evaluate_and_report(model: nn.Module) -> dict[str, float]:
+        metrics = evaluate(model)
+        on_epoch(metrics)
+        return metrics
 
-    return told
+    return evaluate_and_report
 
 
-def _words(study: Study) -> str:
+def _progress_text(study: Study) -> str:
     best = ranked(study)
     return f"best so far: trial {best[0].number}, {best[0].value:.3f}" if best else ""

@@ -13,10 +13,10 @@ from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext
-from eyas_host.search.finals import Final, Full, student_in_full, teacher_in_full, train_final
+from eyas_host.search.finals import Final, FullTraining, full_student_training, full_teacher_training, train_final
 from eyas_host.search.result import PAGE, RESULT, finals_table, make_result, shown_trials, write_result
-from eyas_host.search.space import What, applied, present, size, space
-from eyas_host.search.study import Method, digest, identity, make_pruner, make_sampler, open_study, shown
+from eyas_host.search.space import What, grid_size, own_settings, space, with_settings
+from eyas_host.search.study import Method, digest, identity, make_pruner, make_sampler, open_study, without_password
 from eyas_host.search.trials import StudentTrials, TeacherTrials, Training, finished, ranked, search
 from eyas_host.support.errors import TuneError
 from eyas_host.support.files import write_bytes
@@ -60,8 +60,8 @@ def tune(context: RunContext, settings: SearchSettings, json: Path | None = None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     split = Split.load(context.root, recipe.image.preprocessing())
     values, length = space(recipe.tune, what), settings.epochs or recipe.tune.epochs
-    wanted = settings.trials or (size(values) if method == "grid" else recipe.tune.trials)
-    wanted = min(wanted, size(values)) if method == "grid" else wanted
+    wanted = settings.trials or (grid_size(values) if method == "grid" else recipe.tune.trials)
+    wanted = min(wanted, grid_size(values)) if method == "grid" else wanted
     url = settings.storage or f"sqlite:///{root / DATABASE}"
     own = identity(recipe, split.manifest, what, method, length)
     study = open_study(
@@ -73,26 +73,28 @@ def tune(context: RunContext, settings: SearchSettings, json: Path | None = None
     )
     work = root / re.sub(r"[^A-Za-z0-9._-]", "_", study.study_name)
     work.mkdir(exist_ok=True)
-    if method == "tpe" and not study.get_trials(deepcopy=False) and (own_settings := present(recipe, values)):
-        study.enqueue_trial(own_settings)
+    if method == "tpe" and not study.get_trials(deepcopy=False) and (current := own_settings(recipe, values)):
+        study.enqueue_trial(current)
     done = finished(study)
-    say(f"  study {study.study_name} in {shown(url)}: {done} of {wanted} trials finished")
+    say(f"  study {study.study_name} in {without_password(url)}: {done} of {wanted} trials finished")
     training, full = _trainings(context, what, split, own, work, trials=done < wanted)
     if training is not None:
         search(study, training, recipe, values, method=method, trials=wanted, epochs=length, work=work)
     best = ranked(study)
     if not best:
-        raise TuneError(f"{shown(url)}: no trial of {study.study_name} ran to its end; try lower rates or more trials")
+        raise TuneError(
+            f"{without_password(url)}: no trial of {study.study_name} ran to its end; try lower rates or more trials"
+        )
     chosen = best[: recipe.tune.finals if settings.finals is None else settings.finals]
     final_epochs = settings.final_epochs or recipe.tune.final_epochs
     finals: list[Final] = []
     for trial in chosen:
         values_tried = dict(trial.params)
-        entrant = applied(recipe, values_tried | ({f"{what}.epochs": final_epochs} if final_epochs else {}))
+        entrant = with_settings(recipe, values_tried | ({f"{what}.epochs": final_epochs} if final_epochs else {}))
         folder = work / f"final-{trial.number}-{digest(own, getattr(entrant, what))}"
         finals.append(train_final(full, entrant, split, trial.number, values_tried, folder))
     metric = recipe.run.selection_metric
-    result = make_result(study, what=what, method=method, metric=metric, storage=shown(url), finals=finals)
+    result = make_result(study, what=what, method=method, metric=metric, storage=without_password(url), finals=finals)
     write_result(result, study, work)
     if json is not None:
         write_bytes(json, (work / RESULT).read_bytes())
@@ -106,13 +108,13 @@ def tune(context: RunContext, settings: SearchSettings, json: Path | None = None
 
 def _trainings(
     context: RunContext, what: What, split: Split, own: dict[str, object], work: Path, *, trials: bool
-) -> tuple[Training | None, Full]:
+) -> tuple[Training | None, FullTraining]:
     """Functions that train a trial (None if no trial is left to run) and a final."""
     recipe = context.recipe
     if what == "student":
         cache = ViewCache(context.folder("distill"))
-        return StudentTrials(split, cache) if trials else None, student_in_full(split, cache)
+        return StudentTrials(split, cache) if trials else None, full_student_training(split, cache)
     if not trials:
-        return None, teacher_in_full(split)
+        return None, full_teacher_training(split)
     head = work / f"head-{digest(own)}"
-    return TeacherTrials(recipe, split, head.with_suffix(".pt"), head), teacher_in_full(split)
+    return TeacherTrials(recipe, split, head.with_suffix(".pt"), head), full_teacher_training(split)

@@ -37,7 +37,9 @@ def latency_source(recipe: Recipe) -> str:
 
 def _weights_file(section: TeacherSection | StudentSection, *, trained: bool) -> str:
     """Path of the initial weights: the recipe's file, or pretrained weights that ship with Eyas."""
-    return section.weights_file or str(pretrained.chosen(section.model, section.weights, trained=trained) or "")
+    return section.weights_file or str(
+        pretrained.pretrained_file(section.model, section.weights, trained=trained) or ""
+    )
 
 
 def _sha256(path: str) -> str:

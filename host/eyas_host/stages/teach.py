@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from eyas_host.data.split import Split
 from eyas_host.models import checkpoints
-from eyas_host.models.weights import Fit
+from eyas_host.models.weights import WeightsFit
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, StageResult
@@ -49,7 +49,7 @@ def run(context: RunContext) -> StageResult:
     )
 
 
-def _show_warnings(recipe: Recipe, labels: Sequence[str], fits: Sequence[Fit]) -> list[str]:
+def _show_warnings(recipe: Recipe, labels: Sequence[str], fits: Sequence[WeightsFit]) -> list[str]:
     """Show how well the weights of teacher and student suit the images; returns the warnings about the teacher.
 
     Warnings that follow from the recipe alone were shown before the run.

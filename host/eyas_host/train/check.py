@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher
-from eyas_host.models.weights import Fit, fit_to_images
+from eyas_host.models.weights import WeightsFit, fit_to_images
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import RecipeError
 from eyas_host.train.feature_distillation import check_feature_layers
 
 
-def check_networks(recipe: Recipe, classes: int) -> list[Fit]:
+def check_networks(recipe: Recipe, classes: int) -> list[WeightsFit]:
     """Build and run teacher and student; returns how well the weights of each suit the images, the teacher's first.
 
     Raises as `build` does, and `RecipeError` for a network that does not accept this image size and for unknown blocks

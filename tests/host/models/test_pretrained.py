@@ -1,4 +1,4 @@
-"""The warm starts that ship with Eyas, and who takes them."""
+"""Pretrained student weights that ship with Eyas, and which networks use them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_both_students_of_the_recipes_have_one() -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_is_small_and_fits_timms_network_tensor_by_tensor(name: str) -> None:
-    path = pretrained.start_file(name)
+    path = pretrained.weights_file(name)
     assert path is not None and path.stat().st_size < 12e6
     shipped = safetensors.torch.load_file(path)
     assert {value.dtype for key, value in shipped.items() if key.startswith("backbone.conv")} == {torch.float16}
@@ -84,7 +84,7 @@ def test_another_start_runs_the_students_stage_again(tmp_path: Path, monkeypatch
 
     before = {weights: inputs(weights) for weights in ("auto", "pretrained", "random")}
     (tmp_path / "mobilenetv3_small_100.safetensors").write_bytes(b"others")
-    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "_WEIGHTS_FOLDER", tmp_path)
     changed = {
         weights: {stage for stage, value in inputs(weights).items() if value != before[weights][stage]}
         for weights in before

@@ -119,7 +119,7 @@ def other_classes(path: Path, state: State) -> None:
         (other_things, "no weights can be read from it"),
         (another_network, f"weights of another network than {NAME}: "),
         (another_width, "1 of 206 tensors do not fit, e.g. conv_stem.weight is (8, 3, 3, 3) instead of (16, 3, 3, 3)"),
-        (other_classes, "trained for 3 classes, the images have 5; to start from the rest, leave its head out"),
+        (other_classes, "trained for 3 classes, the images have 5; to start from the rest, remove its head"),
     ],
 )
 def test_files_that_do_not_fit(
@@ -144,7 +144,7 @@ def test_a_file_comes_after_the_hub_and_before_chance(
     safetensors.torch.save_file(of_imagenet, path)
     assert build(NAME, 5, "auto", weights_file=str(path), trained=True)[1] == "file"
     assert build(NAME, 5, "auto")[1] == "random"
-    with pytest.raises(WeightsError, match=r"no hub here; packaged: none for .*weights_file takes some from a file"):
+    with pytest.raises(WeightsError, match=r"no hub here; packaged: none for .*set weights_file"):
         build(NAME, 5, "auto", trained=True)
 
 

@@ -246,7 +246,7 @@ def test_another_process_holds_the_folder(toy: Toy) -> None:
     assert other.stdin is not None and other.stdout is not None
     try:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(StageError, match="another run is at work"):
+        with pytest.raises(StageError, match="another run uses this folder"):
             toy.run(start="a")
         assert toy.ran == []
     finally:

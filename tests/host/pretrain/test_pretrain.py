@@ -23,8 +23,8 @@ from eyas_host.models.factory import build
 from eyas_host.pretrain import make, train
 from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.crops import Crops
-from eyas_host.pretrain.images import SOURCES, Found, find_images, held_out, read_images
-from eyas_host.pretrain.teachers import Teachers, answers_of, imagenet_teacher
+from eyas_host.pretrain.images import SOURCES, ImageFile, find_images, read_images, split_held_out
+from eyas_host.pretrain.teachers import TeacherEnsemble, compiled_teachers, imagenet_teacher
 from eyas_host.pretrain.train import PretrainResult, PretrainSettings, pretrain
 from eyas_host.support.errors import StageError, WeightsError
 from tests.support.inside import eyas
@@ -64,7 +64,7 @@ def root(tmp_path: Path, drawn: list[Pixels]) -> Path:
 def test_images_are_those_of_the_packages(root: Path) -> None:
     found = [one for one in find_images(root) if one.package == "tuxpaint-stamps-default"]
     assert {Path(one.path).stem for one in found} == {*map(str, range(20)), "stamp", "broken"}
-    learned, out = held_out(found)
+    learned, out = split_held_out(found)
     assert {one.path for one in learned}.isdisjoint(one.path for one in out)
     images = read_images(found, "images")
     assert len(images) == 21
@@ -72,8 +72,8 @@ def test_images_are_those_of_the_packages(root: Path) -> None:
 
 
 def test_one_image_at_least_is_held_out() -> None:
-    found = [Found(f"{number}.png", "one", f"{number:064x}") for number in range(1, 16)]
-    learned, out = held_out(found)
+    found = [ImageFile(f"{number}.png", "one", f"{number:064x}") for number in range(1, 16)]
+    learned, out = split_held_out(found)
     assert len(out) == 1 and len(learned) == 14
 
 
@@ -108,7 +108,7 @@ def test_a_crop_of_a_plain_image_stays_plain() -> None:
 def test_a_paused_training_ends_as_one_that_was_not(
     drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_LOOK", 16)
+    monkeypatch.setattr(train, "_VALIDATION_CROPS", 16)
     whole = pretrain(SHORT, drawn, drawn[:5], tmp_path / "whole", device="cpu")
     paused = pretrain(SHORT, drawn, drawn[:5], tmp_path / "paused", minutes=0.0, device="cpu")
     assert paused.crops == 16 and not paused.finished and whole.finished and whole.crops == 96
@@ -118,7 +118,7 @@ def test_a_paused_training_ends_as_one_that_was_not(
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert (resumed.agreement, resumed.divergence) == (whole.agreement, whole.divergence)
-    with pytest.raises(WeightsError, match=r"rate = 0.003 is there; take the same, or another folder"):
+    with pytest.raises(WeightsError, match=r"rate = 0.003; use the same settings or another folder"):
         pretrain(msgspec.structs.replace(SHORT, rate=1e-3), drawn, drawn, tmp_path / "whole")
     model, origin = build("mobilenetv3_small_100", 5, "file", weights_file=str(weights))
     stem = model.backbone.state_dict()["conv_stem.weight"]
@@ -131,7 +131,7 @@ def test_a_paused_training_ends_as_one_that_was_not(
 def test_a_full_disk_is_told_and_nothing_half_written_stays(
     drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_LOOK", 16)
+    monkeypatch.setattr(train, "_VALIDATION_CROPS", 16)
     with mounted(tmp_path / "small", "size=20m") as disk:
         with pytest.raises(StageError, match="No space left on device"):
             pretrain(SHORT, drawn, drawn[:5], disk / "start", device="cpu")
@@ -141,10 +141,10 @@ def test_a_full_disk_is_told_and_nothing_half_written_stays(
 def test_a_student_learns_what_the_teacher_says(
     drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_LOOK", 32)
+    monkeypatch.setattr(train, "_VALIDATION_CROPS", 32)
     plan = PretrainSettings(crops=768, size=64, last_size=64, batch=16, ema=0.0)
     result = pretrain(plan, drawn, drawn[:5], tmp_path, device="cpu")
-    looks = torch.load(tmp_path / "warm.ckpt", weights_only=True)["history"]
+    looks = torch.load(tmp_path / "pretrain.ckpt", weights_only=True)["history"]
     first = -json.loads(looks[0])["metrics"]["combined"]
     assert result.divergence < 0.9 * first
 
@@ -161,9 +161,11 @@ def test_teachers_answer_together_and_the_same_in_openvino(
     pixels = torch.from_numpy(np.stack(drawn[:3])).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         wanted = (one(pixels).softmax(1) + other(pixels).softmax(1)).log() - np.log(2)
-        torch.testing.assert_close(Teachers(["one", "other"])(pixels), wanted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(TeacherEnsemble(["one", "other"])(pixels), wanted, atol=1e-4, rtol=0)
     assert wanted.shape == (3, 1000)
-    torch.testing.assert_close(answers_of(["one", "other"], torch.device("cpu"))(pixels), wanted, atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        compiled_teachers(["one", "other"], torch.device("cpu"))(pixels), wanted, atol=2e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize(

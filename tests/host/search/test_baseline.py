@@ -112,7 +112,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
                 raise KeyboardInterrupt
             return super().evaluate(model)
 
-    monkeypatch.setattr("eyas_host.search.baseline.Labelled", Interrupted)
+    monkeypatch.setattr("eyas_host.search.baseline.SupervisedTask", Interrupted)
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 130
     assert (place / "runs/toy/baseline/scratch.ckpt").exists()
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 0

@@ -249,10 +249,10 @@ def test_the_student_is_tuned_on_cached_views(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--set", "image.size=64"), ("of another recipe", "image.size: 32 there, 64 here", "--name")),
-        (("--set", "run.seed=1"), ("of another recipe", "run.seed")),
-        (("--epochs", "1"), ("of another recipe", "epochs of a trial: 2 there, 1 here")),
-        (("--set", "tune.rates=[1e-3]"), ("of another recipe", "values of teacher.rate")),
+        (("--set", "image.size=64"), ("belongs to another recipe", "image.size: 32 in the study, 64 now", "--name")),
+        (("--set", "run.seed=1"), ("belongs to another recipe", "run.seed")),
+        (("--epochs", "1"), ("belongs to another recipe", "epochs of a trial: 2 in the study, 1 now")),
+        (("--set", "tune.rates=[1e-3]"), ("belongs to another recipe", "values of teacher.rate")),
         (("--trials", "0"), ("--trials",)),
         (("--epochs", "0"), ("--epochs",)),
         (("--method", "random"), ("--method", "grid", "tpe")),

@@ -164,9 +164,9 @@ def test_pooled_and_classify_are_the_two_halves(network: PixelClassifier, shape_
 
 
 def test_unknown_models_are_named_with_close_ones() -> None:
-    with pytest.raises(RecipeError, match=r"mobilenetv3_smal_100.*close ones: .*mobilenetv3_small_100"):
+    with pytest.raises(RecipeError, match=r"mobilenetv3_smal_100.*similar names: .*mobilenetv3_small_100"):
         build("mobilenetv3_smal_100", 2, "random")
-    with pytest.raises(RecipeError, match="close ones: none"):
+    with pytest.raises(RecipeError, match="similar names: none"):
         build("zzzz", 2, "random")
 
 
