@@ -277,7 +277,7 @@ def test_a_plateau_lowers_the_rate_of_a_training(tmp_path: Path) -> None:
     assert [e.rate for e in history] == pytest.approx([0.04 * 4 / 6, 0.04, 0.04, 0.04, 0.004])
 
 
-def test_epochs_without_better_are_of_the_last_stage() -> None:
+def test_epochs_without_improvement_are_of_the_last_stage() -> None:
     assert epochs_without_improvement([], "combined") == 0
     assert epochs_without_improvement(epochs(0.5, 0.5, 0.4), "combined") == 2
     assert epochs_without_improvement(epochs(0.5, 0.4, 0.4, stages="aab"), "combined") == 1

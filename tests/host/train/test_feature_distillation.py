@@ -168,7 +168,7 @@ def test_cached_maps_are_the_teachers(place: Place, cache: ViewCache, capsys: py
     blocks = BlockCache.make(cache, place.recipe, copy.deepcopy(place.teacher))
     one = 2 * sum(c * h * w for c, h, w in blocks.shapes)
     count = len(place.split.train)
-    assert f"{one / 1e3:.1f} kB a view of an image" in capsys.readouterr().err
+    assert f"{one / 1e3:.1f} kB per view" in capsys.readouterr().err
     assert (cache.root / "blocks-1.f16").stat().st_size == one * count
     rows, views = np.array([3, 0, count - 1]), np.array([1, 0, 1])
     layers = place.teacher.backbone
@@ -195,7 +195,7 @@ def test_without_space_nothing_is_written(place: Place, cache: ViewCache, monkey
     ):
         BlockCache.make(cache, place.recipe, place.teacher)
     small = msgspec.structs.replace(place.recipe.student, cache_gb=1e-6)
-    with pytest.raises(StageError, match="together more than cache_gb = 1e-06"):
+    with pytest.raises(StageError, match="more than cache_gb = 1e-06"):
         BlockCache.make(cache, msgspec.structs.replace(place.recipe, student=small), place.teacher)
     assert not list(cache.root.glob("blocks*"))
 
