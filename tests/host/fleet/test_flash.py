@@ -69,16 +69,16 @@ class Board:
         package = Path(eyas_device.__file__).parents[1]  # the tree that is being tested
         path = f"{self.tools}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         (folder / "sshd_config").write_text(
-            f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\n"
-            f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nStrictModes no\n"
-            f"SetEnv PATH={path} PYTHONPATH={package}\n"
+            f'ListenAddress 127.0.0.1\nPort {self.port}\nHostKey "{folder}/host_key"\nPidFile none\nUsePAM no\n'
+            f'AuthorizedKeysFile "{folder}/authorized_keys"\nPasswordAuthentication no\nStrictModes no\n'
+            f'SetEnv "PATH={path}" "PYTHONPATH={package}"\n'
         )
 
     @property
     def access(self) -> SshAccess:
         """Log in with the test's own key and known hosts; the user's are not read."""
         return SshAccess(
-            identity=self.key, options=("UserKnownHostsFile=" + str(self.folder / "known_hosts"), "IdentityAgent=none")
+            identity=self.key, options=(f'UserKnownHostsFile="{self.folder}/known_hosts"', "IdentityAgent=none")
         )
 
     def start(self) -> Board:
