@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
+import shlex
 import shutil
 import socket
 import subprocess
@@ -138,6 +140,8 @@ class Board:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     require("ssh", "ssh-keygen", "rsync", "sshd")
+    if pwd.getpwuid(os.getuid()).pw_shell.endswith(("nologin", "false")):
+        unavailable("this user may not log in: no shell")
     board = Board(tmp_path_factory.mktemp("ssh")).start()
     yield board
     board.stop()
@@ -274,8 +278,8 @@ def test_the_configuration_is_kept_without_config(board: Board, bundle_root: Pat
 def service(board: Board, tmp_path: Path) -> dict[str, object]:
     """A fake systemd, which logs its commands; `LOG.broken` names a slot that fails to start."""
     log = tmp_path / "systemctl.log"
-    state = str(board.state).replace(" ", "\\ ")
-    board.tool("systemctl", _FAKE_SYSTEMCTL.format(log=log, state=state))
+    quoted = {"log": shlex.quote(str(log)), "state": shlex.quote(str(board.state))}
+    board.tool("systemctl", _FAKE_SYSTEMCTL.format(**quoted))
     (tmp_path / "unit").write_text(f"[Service]\nUser={getpass.getuser()}\n")
     (tmp_path / "device.toml").write_text("")
     return {"service": True, "unit": tmp_path / "unit", "config": tmp_path / "device.toml", "settle_s": 0.1}
