@@ -377,7 +377,8 @@ def test_a_changed_model_or_other_images_start_over(
 def test_the_verb_shows_a_table_and_ends_with_the_advice(
     run: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("eyas_host.stages.chain.STAGES", ())
+    finished = lambda path, runs, overrides, until: RunContext(load_recipe(path, overrides), run.root)  # noqa: E731
+    monkeypatch.setattr("eyas_host.cli.sensitivity.run_chain", finished)
     figures = run.root / "figures.json"
     recipe = run.root.parents[1] / "recipe.toml"
     words = [str(recipe), "--runs", str(run.root.parent), "--images", "10", "--json", str(figures)]
