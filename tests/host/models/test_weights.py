@@ -239,7 +239,7 @@ def test_both_networks_are_tried_at_the_recipes_size() -> None:
         teacher=TeacherSection(model="mixer_s32_224", weights="random"),
         student=StudentSection(model="mobilenetv3_small_050", weights="random"),
     )
-    with pytest.raises(RecipeError, match=r"'mixer_s32_224' does not take \[image\] size = 64"):
+    with pytest.raises(RecipeError, match=r"'mixer_s32_224' does not accept \[image\] size = 64"):
         check_networks(recipe, 3)
     flexible = msgspec.structs.replace(recipe, teacher=TeacherSection(model="vit_tiny_patch16_224", weights="random"))
     assert [one.note.partition(":")[0] for one in check_networks(flexible, 3)] == [
