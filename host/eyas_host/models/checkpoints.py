@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import nn
 
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.pruned import PrunePlan, rebuild_channels
+from eyas_host.models.weights import UNREADABLE
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.support.errors import StageError
 
@@ -27,7 +26,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """State dict of a file. Raises `StageError` if it is missing or damaged."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, struct.error) as error:
+    except UNREADABLE as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise StageError(f"{path}: cannot be read ({why}); run that stage again") from None
     return state

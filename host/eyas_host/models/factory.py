@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -86,9 +87,14 @@ _CENTRE = (128 / 255, 128 / 255, 128 / 255)
 """Normalisation of untrained networks: `pixel - 128` is a whole number of one int8 step, so quantizing it is exact."""
 
 
+@cache
+def _model_names() -> frozenset[str]:
+    return frozenset((*timm.list_models(), *timm.list_models(pretrained=True)))
+
+
 def known_model(name: str) -> bool:
     """Whether timm has a network of this name."""
-    return name in set(timm.list_models()) or name in set(timm.list_models(pretrained=True))
+    return name in _model_names()
 
 
 def build(

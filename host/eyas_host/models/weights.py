@@ -28,7 +28,7 @@ _PRETRAINED_CONFIG = {
     "std": (128 / 255,) * 3,
 }
 """Training configuration of Eyas's own pretrained weights, in timm's form."""
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     EOFError,
     RuntimeError,
@@ -41,6 +41,7 @@ _UNREADABLE = (
     struct.error,
     safetensors.SafetensorError,
 )
+"""What torch and safetensors raise for a damaged file."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -51,7 +52,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state: dict[str, Tensor] = load_state_dict(str(path))
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("not a dict of tensors")
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         why = " ".join((str(error) or type(error).__name__).split())[:200]
         raise WeightsError(f"{path}: no weights can be read from it ({why})") from None
     return state

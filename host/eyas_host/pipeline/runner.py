@@ -39,8 +39,6 @@ REPORT = "report.json"
 """What the report stage writes, below the run's folder."""
 BUNDLE_STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
 """The stages up to a packed bundle, in order."""
-STAGE_NAMES = (*BUNDLE_STAGES, "report")
-"""All stages, in order."""
 BUNDLE = "bundle"
 """Folder of the bundle, below the run's folder."""
 _RUNNING = "running.json"

@@ -8,8 +8,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import pickle
-import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +18,7 @@ from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters
 from nncf.torch import get_config, load_from_config
 from torch import Tensor, nn
 
+from eyas_host.models.weights import UNREADABLE
 from eyas_host.quant.fold import DeployModel
 from eyas_host.quant.graph import CLASSIFIER, required_placement
 from eyas_host.quant.kernels import load_kernels
@@ -38,10 +37,6 @@ _STATE, _CONFIG = "qat.pt", "qat.json"
 MIN_IMAGES = 2
 """Fewest calibration images; a single one gives no usable range."""
 
-_UNREADABLE = (
-    *(OSError, ValueError, RuntimeError, LookupError, EOFError, TypeError),
-    *(pickle.UnpicklingError, struct.error),
-)
 _INPUT = "/sub/0"
 """The operation `pixels - mean`; the pixels themselves are integers and need no quantizer."""
 
@@ -117,7 +112,7 @@ def load_qat(deploy: DeployModel, directory: Path) -> nn.Module:
         state = torch.load(directory / _STATE, map_location="cpu", weights_only=True)
         model: nn.Module = load_from_config(copy.deepcopy(deploy).cpu().eval(), config)
         model.load_state_dict(state)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise CompressError(f"{directory}: no QAT model of this network ({error}); run with --from qat") from None
     return model.eval()
 

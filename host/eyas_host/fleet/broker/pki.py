@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Iterable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -123,7 +123,7 @@ def days_left(cert: Path) -> float:
         loaded = x509.load_pem_x509_certificate(cert.read_bytes())
     except (OSError, ValueError) as error:
         raise CredentialError(f"{cert}: not a certificate ({error})") from None
-    return (loaded.not_valid_after_utc - datetime.now(timezone.utc)).total_seconds() / 86400
+    return (loaded.not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400
 
 
 def write_private(path: Path, data: bytes) -> None:
@@ -134,7 +134,7 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def _builder(name: str, issuer: x509.Name, lifetime: timedelta) -> x509.CertificateBuilder:
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     end = now + lifetime
     return (
         x509.CertificateBuilder()
