@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,12 @@ class BlockCache:
     """
 
     def __init__(self, root: Path) -> None:
+        opened = ExitStack()
+        weakref.finalize(self, opened.close)
         try:
             self.shapes = msgspec.json.decode((root / "blocks.json").read_bytes(), type=tuple[Shape, ...])
             paths = sorted(root.glob("blocks-*.f16"), key=lambda path: int(path.stem.partition("-")[2]))
-            self._files = [path.open("rb", buffering=0) for path in paths]
+            self._files = [opened.enter_context(path.open("rb", buffering=0)) for path in paths]
             self._bytes = 2 * sum(map(math.prod, self.shapes))
             sizes = {os.fstat(file.fileno()).st_size for file in self._files}
             if len(sizes) != 1 or sizes.pop() % self._bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,12 +40,14 @@ class ViewCache:
     """
 
     def __init__(self, root: Path) -> None:
+        opened = ExitStack()
+        weakref.finalize(self, opened.close)
         self.root = root
         paths = sorted(root.glob("view-*.logits.npy"), key=_number)
         try:
             self.logits: Half = np.stack([np.load(path) for path in paths])
             self.features = StackedArrays([np.load(_features_of(path), mmap_mode="r") for path in paths])
-            self._files = [_pixels_of(path).open("rb", buffering=0) for path in paths]
+            self._files = [opened.enter_context(_pixels_of(path).open("rb", buffering=0)) for path in paths]
             count = self.logits.shape[1]
             sizes = {os.fstat(file.fileno()).st_size for file in self._files}
             self._bytes = sizes.pop() // count

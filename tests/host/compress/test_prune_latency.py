@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from eyas_device.bench.blocks import Block, BlockTimes
 from eyas_device.bench.result import Quantiles
-from eyas_host.cli import app
+from eyas_host.cli import app, stages
 from eyas_host.compress.prune import rounds, to_latency
 from eyas_host.compress.prune.channels import channel_groups
 from eyas_host.compress.prune.latency_model import LatencyModel, LayerShapes, layer_shapes
@@ -285,7 +285,9 @@ def test_options_stand_for_settings(
     path = tmp_path / "recipe.toml"
     path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n[prune]\nmethod = "none"\n')
     asked: list[Recipe] = []
-    monkeypatch.setattr(app, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
+    monkeypatch.setattr(
+        stages, "run_chain", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ()))
+    )
     done = CliRunner().invoke(app.app, ["prune", str(path), *options])
     assert done.exit_code == 0, done.output
     settings = msgspec.structs.asdict(asked[0].prune)
@@ -297,7 +299,9 @@ def test_a_table_path_is_relative_to_the_working_directory(tmp_path: Path, monke
     path = tmp_path / "models/recipe.toml"
     path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n')
     asked: list[Recipe] = []
-    monkeypatch.setattr(app, "_run", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ())))
+    monkeypatch.setattr(
+        stages, "run_chain", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ()))
+    )
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app.app, ["prune", "models/recipe.toml", "--keep", "0.5", "--table", "table.json"])
     assert done.exit_code == 0, done.output
@@ -306,4 +310,4 @@ def test_a_table_path_is_relative_to_the_working_directory(tmp_path: Path, monke
 
 def test_two_targets_at_once_are_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(app.app, ["prune", str(tmp_path / "recipe.toml"), "--target-ms", "1", "--keep", "0.5"])
-    assert done.exit_code == 2 and "give one" in done.output
+    assert done.exit_code == 2 and "exclude each other" in done.output

@@ -87,7 +87,7 @@ def test_calibration_error_by_a_loop(answers: tuple[np.ndarray, np.ndarray]) -> 
             gap = np.mean([c for c, _ in inside]) - np.mean([r for _, r in inside])
             error += abs(gap) * len(inside) / len(targets)
     assert metrics.expected_calibration_error(p, targets) == pytest.approx(error)
-    assert sum(b.share for b in metrics.reliability(p, targets)) == pytest.approx(1.0)
+    assert sum(b.fraction for b in metrics.reliability(p, targets)) == pytest.approx(1.0)
     sure = np.eye(3)[targets]
     assert metrics.expected_calibration_error(sure, targets) == 0.0
     assert metrics.expected_calibration_error(np.roll(sure, 1, axis=1), targets) == 1.0
