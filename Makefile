@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill test check format figures docs flash bench broker collect watch test-arm soak system-deps clean clean-runs \
-	test-readers bench-here bench-main-job bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
+	test-readers test-tutorial bench-here bench-main-job bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -80,6 +80,9 @@ bench: install ## measure on a camera: make bench DEVICE=user@host [BUNDLE=DIR]
 test-arm: install ## the device's programs on emulated aarch64, compared with this machine
 	tests/arm/userland.sh
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/arm
+
+test-tutorial: install ## every command of docs/tutorial.md, on drawn images (minutes)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/tutorial
 
 test-readers: install $(READERS:%=.readers/%/.installed) ## .tflite files in other readers, compared with LiteRT
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/readers
