@@ -61,9 +61,16 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
     reset_s: float = 10.0
     """After good delivery for this long, the count of attempts restarts."""
 
+    jitter: Callable[[], float] = random.random
+    """Returns random numbers 0..1."""
+
     def bound_s(self, attempt: int) -> float:
         """Maximum wait before an attempt, numbered from 0."""
         return min(self.max_s, self.first_s * 2.0 ** min(attempt, 60))
+
+    def wait_s(self, attempt: int) -> float:
+        """A random wait before an attempt, at most its bound."""
+        return self.jitter() * self.bound_s(attempt)
 
 
 class ReconnectingCamera(Closing):
@@ -83,7 +90,6 @@ class ReconnectingCamera(Closing):
         backoff: Backoff = Backoff(),  # noqa: B008 - frozen
         clock: Clock = SYSTEM,
         on_change: Callable[[CameraState], None] | None = None,
-        jitter: Callable[[], float] = random.random,
     ) -> None:
         """Open the source once; if it is not available, `capture` keeps trying.
 
@@ -94,14 +100,13 @@ class ReconnectingCamera(Closing):
             backoff: Waits between attempts to reopen.
             clock: Reads the time and waits.
             on_change: Called with each new condition or reason, by the thread that detects it; must not block.
-            jitter: Returns random numbers 0..1.
 
         Raises:
             CameraSpecError: The specification of the source is wrong.
 
         """
         self._open, self._frozen_s, self._black_level = open, frozen_s, black_level
-        self._backoff, self._clock, self._on_change, self._jitter = backoff, clock, on_change, jitter
+        self._backoff, self._clock, self._on_change = backoff, clock, on_change
         self._closing = threading.Event()
         self._lock = threading.Lock()
         """Protects `_camera`, `_opening` and `state`."""
@@ -164,7 +169,7 @@ class ReconnectingCamera(Closing):
 
     def _reopen(self) -> None:
         """Wait, then try to open the source once."""
-        wait_s = self._jitter() * self._backoff.bound_s(self._attempt)
+        wait_s = self._backoff.wait_s(self._attempt)
         self._attempt += 1
         if self._clock.wait(self._closing, wait_s):
             return

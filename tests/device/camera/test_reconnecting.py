@@ -60,7 +60,7 @@ class Plan:
         self.opened: list[Source] = []
         self.states: list[CameraState] = []
         self._openings = iter(openings)
-        options = {"jitter": lambda: 1.0, "on_change": self.states.append, **options}
+        options = {"backoff": Backoff(jitter=lambda: 1.0), "on_change": self.states.append, **options}
         self.camera = ReconnectingCamera(self._open, clock=self.clock, **options)
 
     def _open(self) -> Camera:
@@ -118,7 +118,7 @@ def test_backoff_doubles_up_to_a_bound_with_full_jitter() -> None:
     plan = Plan(*[LOST] * 10, [(0.0, shown(0))])
     plan.take()
     assert plan.clock.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
-    plan = Plan(*[LOST] * 3, [(0.0, shown(0))], jitter=lambda: 0.25, backoff=Backoff(first_s=8, max_s=10))
+    plan = Plan(*[LOST] * 3, [(0.0, shown(0))], backoff=Backoff(first_s=8, max_s=10, jitter=lambda: 0.25))
     plan.take()
     assert plan.clock.waits == [2.0, 2.5, 2.5]
     assert Backoff().bound_s(10_000) == 30
@@ -127,7 +127,7 @@ def test_backoff_doubles_up_to_a_bound_with_full_jitter() -> None:
 @pytest.mark.parametrize(("good_s", "waits"), [(59.0, [0.5, 1.0, 2.0, 4.0]), (61.0, [0.5, 1.0, 2.0, 0.5])])
 def test_good_delivery_for_long_enough_resets_the_backoff(good_s: float, waits: list[float]) -> None:
     sources = [(0.0, shown(0)), (good_s, shown(1)), (0.0, LOST)], [(0.0, shown(2))]
-    plan = Plan(LOST, LOST, LOST, *sources, backoff=Backoff(reset_s=60))
+    plan = Plan(LOST, LOST, LOST, *sources, backoff=Backoff(reset_s=60, jitter=lambda: 1.0))
     for _ in range(3):
         plan.take()
     assert plan.clock.waits == waits
@@ -350,7 +350,7 @@ def test_closing_wakes_a_capture_that_waits_to_reopen() -> None:
     def absent() -> Camera:
         raise LOST
 
-    waits_and_is_closed(ReconnectingCamera(absent, backoff=Backoff(first_s=300, max_s=300), jitter=lambda: 1.0))
+    waits_and_is_closed(ReconnectingCamera(absent, backoff=Backoff(first_s=300, max_s=300, jitter=lambda: 1.0)))
 
 
 def test_closing_does_not_wait_for_opening_and_closes_a_late_camera() -> None:
