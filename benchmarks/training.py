@@ -165,8 +165,8 @@ def _indexed(count: int) -> dict[str, float]:
     folder = WORK / "images"
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run([sys.executable, side, folder, str(count)], stdout=subprocess.PIPE, text=True, check=True)
-    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def _rate(turns: Sequence[Turn], note: str) -> Figure:

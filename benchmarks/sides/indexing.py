@@ -35,13 +35,13 @@ def main(folder: Path, count: int) -> None:
         data=DataSection(source="csv", path=str(table)),
         image=ImageSection(size=32),
     )
-    told = {"images": count, "before_mb": _peak_mb()}
+    figures = {"images": count, "before_mb": _peak_mb()}
     started = time.perf_counter()
     index = build_index(recipe.data)
-    told |= {"index_s": time.perf_counter() - started, "index_mb": _peak_mb()}
+    figures |= {"index_s": time.perf_counter() - started, "index_mb": _peak_mb()}
     started = time.perf_counter()
     manifest = split_index(index, recipe.data, 0)
-    told |= {"split_s": time.perf_counter() - started, "split_mb": _peak_mb()}
+    figures |= {"split_s": time.perf_counter() - started, "split_mb": _peak_mb()}
     train = dataset.ImageDataset(manifest.train, manifest.labels, recipe.image.preprocessing())
     network = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.LazyLinear(2)
@@ -57,7 +57,7 @@ def main(folder: Path, count: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(json.dumps(told | {"epoch_mb": _peak_mb()}))
+    print(json.dumps(figures | {"epoch_mb": _peak_mb()}))
 
 
 def draw(folder: Path, count: int) -> Path:

@@ -61,12 +61,12 @@ class Ages(Listener):
 
 def slot(classifier: Classifier, camera: Clockwork, seconds: float) -> list[float]:
     """The device's own loop."""
-    told = Ages()
-    loop = Loop(classifier, camera, [told])
+    ages = Ages()
+    loop = Loop(classifier, camera, [ages])
     timer = threading.Timer(seconds, loop.stop)
     timer.start()
     loop.run()
-    return told.ages
+    return ages.ages
 
 
 def decoded_queue(classifier: Classifier, camera: Clockwork, seconds: float) -> list[float]:

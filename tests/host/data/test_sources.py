@@ -82,9 +82,9 @@ def test_table_with_groups_times_quotes_and_a_byte_order_mark(place: Path) -> No
     ],
 )
 def test_mistakes_in_a_table(place: Path, text: str, words: list[str]) -> None:
-    told = complaint(table(place, text))
+    message = complaint(table(place, text))
     for word in words:
-        assert word in told
+        assert word in message
 
 
 def test_tables_that_are_none(place: Path) -> None:
@@ -98,13 +98,13 @@ def test_tables_that_are_none(place: Path) -> None:
 def test_groups_and_times_that_are_asked_for(place: Path) -> None:
     path = table(place, "path,label,group,time\n" + ROWS.replace("\n", ",,\n")).path
     for by in ("group", "time"):
-        told = complaint(DataSection(source="csv", path=path, by=by))  # type: ignore[arg-type]
-        assert f"3 of 3 images have no {by}" in told and "by = 'stratified'" in told
+        message = complaint(DataSection(source="csv", path=path, by=by))  # type: ignore[arg-type]
+        assert f"3 of 3 images have no {by}" in message and "by = 'stratified'" in message
     some = "path,label,group\n" + ROWS.replace("\n", ",\n").replace("000.png,ring,", "000.png,ring,one")
     assert "2 of 3 images have no group" in complaint(table(place, some))
     wrong = "path,label,time\n" + ROWS.replace("\n", ",31.12.2026\n")
-    told = complaint(DataSection(source="csv", path=table(place, wrong).path, by="time"))
-    assert "3 x time is neither ISO 8601" in told and "first in line 2" in told
+    message = complaint(DataSection(source="csv", path=table(place, wrong).path, by="time"))
+    assert "3 x time is neither ISO 8601" in message and "first in line 2" in message
 
 
 @pytest.mark.parametrize(

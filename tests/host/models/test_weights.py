@@ -157,7 +157,7 @@ def test_a_mistake_through_the_command_line(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_hints_that_came_after_the_teacher(tmp_path: Path) -> None:
+def test_feature_layers_that_came_after_the_teacher(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     quick = ("teacher.head_epochs=1", "teacher.epochs=0")
     assert eyas(tmp_path, "teach", *quick).code == 0

@@ -69,11 +69,11 @@ def taught(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return record["facts"]["histories"], torch.load(run / "teach" / "teacher.pt", weights_only=True)
 
 
-def one_of_two(rank: int, port: int, place: Path, told: Connection) -> None:
+def one_of_two(rank: int, port: int, place: Path, pipe: Connection) -> None:
     """What a launcher starts."""
     os.environ.update(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    told.send(eyas(place, "prune", "recipe.toml", "--runs", "two"))
+    pipe.send(eyas(place, "prune", "recipe.toml", "--runs", "two"))
 
 
 def test_two_processes_teach_as_one_and_distil_together(place: Path) -> None:
@@ -89,8 +89,8 @@ def test_two_processes_teach_as_one_and_distil_together(place: Path) -> None:
         process.start()
     try:
         assert eyas(place, "teach", "recipe.toml", "--runs", "one").code == 0
-        assert all(told.poll(120) for told, _ in pipes)
-        main, other = (told.recv() for told, _ in pipes)
+        assert all(pipe.poll(120) for pipe, _ in pipes)
+        main, other = (pipe.recv() for pipe, _ in pipes)
     finally:
         for process in two:
             process.kill()

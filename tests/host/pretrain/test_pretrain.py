@@ -128,7 +128,7 @@ def test_a_paused_training_ends_as_one_that_was_not(
         build("mobilenetv3_large_100", 5, "file", weights_file=str(weights))
 
 
-def test_a_full_disk_is_told_and_nothing_half_written_stays(
+def test_a_full_disk_is_reported_and_nothing_half_written_stays(
     drawn: list[Pixels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "_VALIDATION_CROPS", 16)
@@ -169,7 +169,7 @@ def test_teachers_answer_together_and_the_same_in_openvino(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--student", "mobilenet"), "student 'mobilenet': timm has no such network"),
         (("--teacher", "resnet50"), "there are: tf_efficientnet_lite0, tf_efficientnet_lite1"),
@@ -177,9 +177,9 @@ def test_teachers_answer_together_and_the_same_in_openvino(
         (("--size", "16"), "size"),
     ],
 )
-def test_mistakes_are_told_in_a_line(root: Path, tmp_path: Path, words: tuple[str, str], told: str) -> None:
+def test_mistakes_are_reported_in_one_line(root: Path, tmp_path: Path, words: tuple[str, str], message: str) -> None:
     done = eyas(tmp_path, "pretrain", "--images", root, *words)
-    assert done.code == 2 and told in done.err and "Traceback" not in done.err
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err
     assert not (tmp_path / "runs").exists()
 
 
@@ -200,7 +200,7 @@ def test_the_cards_command_makes_it_again(
     settings: PretrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[PretrainSettings] = []
-    monkeypatch.setattr(make, "make_pretrained", lambda told, *_, **__: asked.append(told) or "made")
+    monkeypatch.setattr(make, "make_pretrained", lambda settings, *_, **__: asked.append(settings) or "made")
     result = PretrainResult(crops=1000, seconds=1.0, agreement=0.5, divergence=1.0, held_out=512, finished=True)
     card = weights_card(Record(settings, result, "a machine", {}))
     [line] = [line.strip() for line in card.splitlines() if line.startswith("    eyas pretrain")]
@@ -224,8 +224,8 @@ def test_the_verb_survives_a_kill_and_writes_its_card(root: Path, tmp_path: Path
     done = subprocess.run([*command, "--minutes", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "10% done" in done.stdout
-    told = " ".join(done.stderr.split())
-    assert "none of mate-backgrounds, plasma-workspace-wallpapers" in told and "apt-get install tuxpaint" in told
+    message = " ".join(done.stderr.split())
+    assert "none of mate-backgrounds, plasma-workspace-wallpapers" in message and "apt-get install tuxpaint" in message
     card = (folder / "mobilenetv3_small_100.md").read_text()
     assert "| tuxpaint-stamps-default |" in card and "128 crops (paused" in card
     record = json.loads((folder / "mobilenetv3_small_100.json").read_bytes())

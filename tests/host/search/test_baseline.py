@@ -132,7 +132,7 @@ def test_scratch_trains_every_layer_and_its_batch_norm(context: RunContext, tmp_
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--epochs", "0"), "--epochs"),
         (("--set", "run.device=cuda"), "torch finds no GPU"),
@@ -142,10 +142,10 @@ def test_scratch_trains_every_layer_and_its_batch_norm(context: RunContext, tmp_
         ),
     ],
 )
-def test_mistakes(place: Path, words: tuple[str, ...], told: str) -> None:
+def test_mistakes(place: Path, words: tuple[str, ...], message: str) -> None:
     if "cuda" in words[-1] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     before = json.loads((place / "runs/toy/baseline.json").read_bytes())
     done = eyas(place, "baseline", "recipe.toml", *words)
-    assert done.code == 2 and told in done.err and "Traceback" not in done.err, done.err
+    assert done.code == 2 and message in done.err and "Traceback" not in done.err, done.err
     assert json.loads((place / "runs/toy/baseline.json").read_bytes()) == before

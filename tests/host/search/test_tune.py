@@ -214,7 +214,7 @@ def test_tpe_proposes_the_same_when_it_is_interrupted(place: Path, monkeypatch: 
 FLAT = {"combined": 1.0, "balanced_accuracy": 0.5, "auc": 0.5, "loss": 1.0}
 
 
-def test_a_trial_without_numbers_is_told_and_stops_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_without_numbers_is_reported_and_stops_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def training(_: object, recipe: object, epochs: int, checkpoint: object, judge: object) -> None:
         if recipe.teacher.rate == RATES[1]:  # type: ignore[attr-defined]
             raise TrainError("the loss is nan")
@@ -247,7 +247,7 @@ def test_the_student_is_tuned_on_cached_views(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("--set", "image.size=64"), ("belongs to another recipe", "image.size: 32 in the study, 64 now", "--name")),
         (("--set", "run.seed=1"), ("belongs to another recipe", "run.seed")),
@@ -264,12 +264,12 @@ def test_the_student_is_tuned_on_cached_views(place: Path) -> None:
         (("--set", "run.device=cuda"), ("torch finds no GPU",)),
     ],
 )
-def test_mistakes(place: Path, words: tuple[str, ...], told: tuple[str, ...]) -> None:
+def test_mistakes(place: Path, words: tuple[str, ...], message: tuple[str, ...]) -> None:
     if "cuda" in words[-1] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     before = result(place)
     done = tune(place, *words)
-    assert done.code == 2 and all(word in done.err for word in told), done.err
+    assert done.code == 2 and all(word in done.err for word in message), done.err
     assert "secret" not in done.err and "Traceback" not in done.err
     assert sum(line.startswith("eyas: ") for line in done.err.splitlines()) == (words not in USAGE)
     assert result(place) == before

@@ -120,27 +120,27 @@ def test_no_gpu_where_there_is_none() -> None:
             pick_device("cuda")
 
 
-def slowly(checkpoint: Path, told: Connection) -> None:
-    """Train until killed; tells of each batch of the second epoch."""
+def slowly(checkpoint: Path, sender: Connection) -> None:
+    """Train until killed; reports each batch of the second epoch."""
     toy = Toy(checkpoint, ema=0.9, accumulate=2, save_minutes=0.0)
 
     def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
         for loss in toy.steps(epoch, first):
             yield loss
             if epoch == 1:
-                told.send("a batch")
+                sender.send("a batch")
                 time.sleep(0.2)
 
     toy.fit(steps=steps)
 
 
 def test_a_run_killed_inside_an_epoch_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    told, tells = multiprocessing.Pipe(duplex=False)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context("fork")  # nothing is imported again
-    process = context.Process(target=slowly, args=(tmp_path / "killed.ckpt", tells))
+    process = context.Process(target=slowly, args=(tmp_path / "killed.ckpt", sender))
     process.start()
     for _ in range(3):
-        assert told.poll(60) and told.recv() == "a batch"
+        assert receiver.poll(60) and receiver.recv() == "a batch"
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -52,8 +52,8 @@ def by_loops(
     for own, other in zip(student.numpy(), teacher.numpy(), strict=True):
         for y in range(teacher.shape[-1]):
             for x in range(teacher.shape[-1]):
-                told = own[:, y * side : (y + 1) * side, x * side : (x + 1) * side].mean((1, 2))
-                cells.append((kernel @ told + bias, other[:, y, x]))
+                averaged = own[:, y * side : (y + 1) * side, x * side : (x + 1) * side].mean((1, 2))
+                cells.append((kernel @ averaged + bias, other[:, y, x]))
     return cells
 
 
@@ -200,7 +200,7 @@ def test_without_space_nothing_is_written(place: Place, cache: ViewCache, monkey
     assert not list(cache.root.glob("blocks*"))
 
 
-def test_what_a_killed_run_left_is_kept_and_damage_is_told(place: Place, cache: ViewCache) -> None:
+def test_what_a_killed_run_left_is_kept_and_damage_is_reported(place: Place, cache: ViewCache) -> None:
     BlockCache.make(cache, place.recipe, copy.deepcopy(place.teacher))
     first, second = cache.root / "blocks-0.f16", cache.root / "blocks-1.f16"
     whole = second.read_bytes()

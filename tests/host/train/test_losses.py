@@ -243,7 +243,7 @@ def test_dist_of_answers_that_are_all_the_same_is_a_number() -> None:
     assert torch.isfinite(loss) and logits.grad is not None and torch.isfinite(logits.grad).all()
 
 
-def test_feature_hint_sees_the_direction_only() -> None:
+def test_pooled_feature_loss_sees_the_direction_only() -> None:
     hint = PooledFeatureLoss(5, 5).requires_grad_(False)
     with torch.no_grad():
         hint.project.weight.copy_(torch.eye(5))

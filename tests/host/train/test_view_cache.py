@@ -79,7 +79,7 @@ def test_the_views_and_the_teachers_answers_to_them(
     assert np.allclose(cache.features[np.array([0, 1, 1]), rows], pooled, atol=2e-2)
 
 
-def test_a_lesson_reads_each_image_once_with_its_own_answers(
+def test_distillation_reads_each_image_once_with_its_own_logits(
     recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
 ) -> None:
     cache, count = ViewCache.make(tmp_path, recipe, split, copy.deepcopy(network)), len(split.train)
@@ -193,7 +193,7 @@ def test_a_cache_above_the_free_disk_is_refused(
     assert check_views_fit(tmp_path, six, 1000, existing=4) == 2 * one
 
 
-def test_the_bound_is_told_before_the_teacher_is_trained(recipe: Recipe, tmp_path: Path) -> None:
+def test_the_bound_is_reported_before_the_teacher_is_trained(recipe: Recipe, tmp_path: Path) -> None:
     small = with_student(recipe, views=500, cache_gb=0.001)
     with pytest.raises(StageError, match=r"\[student\] views = 500 of .* more than cache_gb = 0.001; take views = "):
         run_chain(STAGES, RunContext(small, tmp_path), until="teach")
