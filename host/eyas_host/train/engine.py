@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ def fit(
     Raises `TrainError` if a loss or a gradient is not finite.
 
     """
-    training = _Training(model, groups, schedule, steps_per_epoch, title, checkpoint, auxiliary)
+    training = _Training(model, groups, _Plan(title, schedule, steps_per_epoch, checkpoint), auxiliary)
     position = training.position
     history, done = position.history, len(position.history) * steps_per_epoch + len(position.losses)
     logged = curves.log(title, done) if curves is not None else contextlib.nullcontext(Curve([]))
@@ -109,23 +109,24 @@ def fit(
     return training.finish()
 
 
+class _Plan(NamedTuple):
+    """What one training does, and where it is saved."""
+
+    title: str
+    schedule: Schedule
+    steps_per_epoch: int
+    checkpoint: Path
+
+
 class _Training:
     """State of one training, and the parts of a step."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: Groups,
-        schedule: Schedule,
-        steps_per_epoch: int,
-        title: str,
-        checkpoint: Path,
-        auxiliary: nn.Module | None,
-    ) -> None:
+    def __init__(self, model: nn.Module, groups: Groups, plan: _Plan, auxiliary: nn.Module | None) -> None:
+        schedule = plan.schedule
         self.model = model
         self.schedule = schedule
-        self.steps_per_epoch = steps_per_epoch
-        self.title = title
+        self.steps_per_epoch = plan.steps_per_epoch
+        self.title = plan.title
         self.accelerator = distributed.accelerator(schedule.amp, next(model.parameters()).device)
         for group in groups:
             group["lr"] = schedule.rate * group.get("lr_scale", 1.0)
@@ -134,7 +135,9 @@ class _Training:
         self.parameters = [p for group in groups for p in group["params"]]
         self.ema = ModelEmaV3(model, decay=schedule.ema, use_warmup=True) if schedule.ema else None
         modules = {"model": model, "optimizer": adam, "auxiliary": auxiliary, "scaler": self.accelerator.scaler}
-        self.checkpoint = Checkpoint(checkpoint, modules | {"ema": self.ema.module if self.ema is not None else None})
+        self.checkpoint = Checkpoint(
+            plan.checkpoint, modules | {"ema": self.ema.module if self.ema is not None else None}
+        )
         self.position = self.checkpoint.load()
         self.saved = time.monotonic()
         distributed.broadcast_parameters(model, auxiliary)

@@ -22,7 +22,6 @@ from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes
 from eyas_host.compress.prune.magnitude import count_costs
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import Cut, cut_channels
-from eyas_host.recipe.compress import PruneSection
 from eyas_host.support.errors import CompressError
 from eyas_host.support.progress import say
 from eyas_host.train.checkpoint import save_tensors
@@ -94,7 +93,7 @@ class SearchResult:
 class IterativePruner:
     """Prunes `student` to at most `fraction` of its dense latency, with recovery after each round.
 
-    Without `measure` the predicted latency decides. The last round recovers for `settings.epochs`. `*.ckpt` in
+    Without `measure` the predicted latency decides. The last round recovers for `[prune] epochs`. `*.ckpt` in
     `folder` may be removed once the result is stored.
     """
 
@@ -105,12 +104,11 @@ class IterativePruner:
         latency: LatencyModel,
         fraction: float,
         *,
-        settings: PruneSection,
         folder: Path,
         measure: MeasureFraction | None,
     ) -> None:
         self.student, self.task, self.latency, self.fraction = student, task, latency, fraction
-        self.settings, self.folder, self.measure = settings, folder, measure
+        self.settings, self.folder, self.measure = task.recipe.prune, folder, measure
         self.size = task.recipe.image.size
         self.dense = layer_shapes(student, size=self.size)
 

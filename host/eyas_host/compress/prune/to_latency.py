@@ -56,7 +56,6 @@ def prune_to_latency(
             task,
             latency,
             _target_fraction(settings.ms, settings.keep, latency.dense_ms),
-            settings=settings,
             folder=context.folder("prune"),
             measure=measure,
         ).run()
