@@ -37,7 +37,7 @@ def number(path: Path, *, scale: float = 1.0, minimum: float = -math.inf, maximu
 def as_number(
     content: str | None, *, scale: float = 1.0, minimum: float = -math.inf, maximum: float = math.inf
 ) -> float | None:
-    """As `number`, for content that has been read already."""
+    """Parse content that has been read already, like `number`."""
     try:
         value = float(content or "") * scale
     except ValueError:

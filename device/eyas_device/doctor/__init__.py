@@ -75,7 +75,7 @@ def examine(context: Context, checks: Sequence[Check] = CHECKS, *, limit_s: floa
 def run_checks(
     context: _Context, checks: Sequence[Callable[[_Context], Finding]], *, limit_s: float = LIMIT_S
 ) -> Iterator[CheckResult]:
-    """As `examine`, for checks with any kind of context."""
+    """Run checks with any kind of context, like `examine`."""
     for check in checks:
         started = time.monotonic()
         finding = _run_bounded(check, context, limit_s)

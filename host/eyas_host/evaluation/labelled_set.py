@@ -108,7 +108,7 @@ class ArtefactFigures(msgspec.Struct, frozen=True, kw_only=True):
     confusion: tuple[tuple[int, ...], ...]
     """[true label][predicted label], images."""
     labels: tuple[LabelFigures, ...]
-    """In the bundle's order."""
+    """Labels in the bundle's order."""
     reliability: tuple[Bin, ...]
     unseen: Unseen | None = None
     """The same without images that the run trained or validated on; null if there are none, or nothing else is left."""
@@ -148,7 +148,7 @@ class SeenImage(msgspec.Struct, frozen=True, kw_only=True):
     original: str
     """Path of the run's image."""
     bits: int = 0
-    """Of 256 by which the perceptual hashes differ."""
+    """Bits, of 256, in which the perceptual hashes differ."""
 
 
 class Overlap(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +169,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     bundle_version: str
     bundle_sha256: str
-    """Of the manifest."""
+    """Hash of the bundle's manifest."""
     source: str
     labels: tuple[str, ...]
     images: int

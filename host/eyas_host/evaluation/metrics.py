@@ -160,7 +160,7 @@ class Bin(msgspec.Struct, frozen=True):
     confidence: float
     accuracy: float
     fraction: float
-    """Of the images."""
+    """Fraction of all images that fall into the bin."""
 
 
 def reliability(probabilities: Floats, targets: Ints, bins: int = 15) -> list[Bin]:

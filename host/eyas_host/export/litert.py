@@ -212,7 +212,7 @@ class _Weight(NamedTuple):
     """The stored weight and bias of a convolution in the .tflite."""
 
     integers: npt.NDArray[np.int8]
-    """In LiteRT's layout."""
+    """Integer weights in LiteRT's layout."""
     scale: npt.NDArray[np.float64]
     """One per output channel."""
     bias: Array

@@ -121,13 +121,13 @@ class StudentSection(Section, frozen=True):
     loss: LossName = "cross_entropy"
     """Label loss, as for the teacher."""
     focal_gamma: Gamma = 2.0
-    """As for the teacher."""
+    """Focusing parameter of the focal label loss, as for the teacher."""
     label_smoothing: Fraction = 0.0
-    """As for the teacher."""
+    """Label smoothing of the label loss, as for the teacher."""
     class_weights: bool = True
-    """As for the teacher."""
+    """Weights of rare classes in the label loss, as for the teacher."""
     sampler: SamplerName = "shuffled"
-    """As for the teacher."""
+    """Order of the training images, as for the teacher."""
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
     """Decay of the exponential moving average of the weights, which becomes the student (0: no averaging)."""
     labels_only: bool = True

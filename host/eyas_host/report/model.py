@@ -105,7 +105,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     reliability: dict[str, tuple[Bin, ...]]
     """`before` and `after` temperature scaling, of the shipped variant on test."""
     mistakes: tuple[Mistake, ...]
-    """Of the shipped variant on test, by cost, then by confidence."""
+    """Mistakes of the shipped variant on the test set, by cost, then by confidence."""
     histories: dict[str, list[dict[str, Any]]]
     """Training -> epochs: `epoch`, `loss`, `seconds`, `metrics` (combined, balanced_accuracy, auc, loss), `stage`."""
     stages: tuple[StageSummary, ...]

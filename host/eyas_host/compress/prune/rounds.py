@@ -49,7 +49,7 @@ class FrontPoint(msgspec.Struct, frozen=True, kw_only=True):
     measured_ms: float | None
     """None: only predicted, from a table measured elsewhere."""
     fraction: float
-    """Of the dense latency: measured if it was, else predicted."""
+    """Fraction of the dense latency: measured where it was, else predicted."""
     macs: float
     """Multiply-accumulates per image."""
     balanced_accuracy: float | None = None

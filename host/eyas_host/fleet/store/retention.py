@@ -31,7 +31,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     windows_days: float = 30.0
     """Older windows are merged by hour; merged windows stay."""
     events_days: float = 365.0
-    """For events, profiles, results and statuses."""
+    """Events, profiles, results and statuses are kept for this many days."""
     quarantine_days: float = 30.0
     quarantine_max: int = 100_000
     """Max. quarantined messages, whatever their age; the newest are kept."""

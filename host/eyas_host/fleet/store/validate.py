@@ -144,7 +144,7 @@ class ValidMessage(msgspec.Struct, frozen=True):
 
     kind: str
     id: MessageId
-    """Of a last will: empty spool, sequence -1."""
+    """Identity of the message; a last will has an empty spool and sequence -1."""
     message: Header
     payload: str
     """The JSON text as received, with fields unknown to this version."""
