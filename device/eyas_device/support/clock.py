@@ -1,13 +1,16 @@
-"""The clock as an interface, so that tests need not wait."""
+"""Clocks: an interface so that tests need not wait, the uptime, and the boot it belongs to."""
 
 from __future__ import annotations
 
 import time
+import uuid
+from pathlib import Path
 from threading import Event
 from typing import Protocol
 
 RELEASED = 1_767_225_600.0
 """1 January 2026, seconds since 1970: a wall clock before this version was written is wrong."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAX_YEARS_S = 30 * 365 * 86400.0
 
 
@@ -46,3 +49,16 @@ def is_plausible(now: float) -> bool:
 
 
 SYSTEM = SystemClock()
+
+
+def uptime_s() -> float:
+    """Seconds of a clock that never jumps and runs on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def boot_id() -> str:
+    """Return the kernel's boot id, or a random UUID if there is none."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return str(uuid.uuid4())

@@ -36,7 +36,8 @@ def evaluate(
     """Evaluate a bundle on a second labelled set, through the device's own runtimes."""
     import msgspec
 
-    from eyas_host.evaluation.labelled_set import evaluate_bundle, run_of
+    from eyas_host.evaluation.labelled_set import evaluate_bundle
+    from eyas_host.evaluation.overlap import run_of
     from eyas_host.report.labelled_set import evaluation_table, render_evaluation
     from eyas_host.support.files import write_bytes
     from eyas_host.support.progress import say, show, warn

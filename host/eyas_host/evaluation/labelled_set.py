@@ -6,16 +6,15 @@ Needs no torch.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,13 +27,11 @@ from eyas_device.errors import ImageError, RuntimeUnavailable
 from eyas_device.predict import softmax
 from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
 from eyas_device.runtimes import Runtime, open_runtime
-from eyas_host.data.duplicates import BITS, Hashes, nearest_hashes, perceptual_hash
+from eyas_host.data.duplicates import Hashes, perceptual_hash
 from eyas_host.data.sources import LabelledImage, list_source
-from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
-from eyas_host.data.split import TABLE as SPLIT_TABLE
-from eyas_host.data.split import Split, SplitManifest
 from eyas_host.evaluation.bootstrap import Floats, Ints, intervals
 from eyas_host.evaluation.metrics import Bin, reliability, score
+from eyas_host.evaluation.overlap import Overlap, SeenBefore, joined_hashes
 from eyas_host.support.errors import DataError
 from eyas_host.support.machine import machine, usable_cores
 from eyas_host.support.progress import meter
@@ -138,29 +135,6 @@ class WrongPrediction(msgspec.Struct, frozen=True, kw_only=True):
     cost: float | None = None
 
 
-class SeenImage(msgspec.Struct, frozen=True, kw_only=True):
-    """An image of the set that the run of the bundle has seen."""
-
-    path: str
-    split: str
-    """Where the run has it: train, validation or test."""
-    match: Literal["exact", "near-duplicate"]
-    original: str
-    """Path of the run's image."""
-    bits: int = 0
-    """Bits, of 256, in which the perceptual hashes differ."""
-
-
-class Overlap(msgspec.Struct, frozen=True, kw_only=True):
-    """Which images the run of the bundle has seen, as far as that could be checked."""
-
-    checked: bool
-    near_duplicates_checked: bool = False
-    notes: tuple[str, ...] = ()
-    """What could not be checked, and why."""
-    images: tuple[SeenImage, ...] = ()
-
-
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """What a bundle does on a labelled set."""
 
@@ -236,7 +210,7 @@ def evaluate_bundle(
     manifest = opened.manifest
     found = list_source(source)
     _check_labels(found, manifest.labels, source)
-    seen = _SeenBefore.of(bundle, manifest.lineage.split, run)
+    seen = SeenBefore.of(bundle, manifest.lineage.split, run)
     with ExitStack() as stack:
         runtimes, unavailable = _open_runtimes(opened, artefacts, stack)
         images, hashes, predicted, unreadable = _predict(found, runtimes, opened)
@@ -278,12 +252,6 @@ def evaluate_bundle(
         machine=machine(),
     )
     return msgspec.structs.replace(evaluation, warnings=tuple(_warnings(evaluation, images)))
-
-
-def run_of(bundle: Path) -> Path | None:
-    """The folder of the run that `bundle` lies in, if it does."""
-    root = bundle.resolve().parent
-    return root if (root / SPLIT_MANIFEST).is_file() else None
 
 
 def _check_labels(images: Sequence[LabelledImage], labels: Sequence[str], source: Path) -> None:
@@ -333,7 +301,7 @@ def _predict(
         for (name, runtime), own in zip(runtimes, logits, strict=True)
         if own
     ]
-    return readable, _joined(hashes), predicted, unreadable
+    return readable, joined_hashes(hashes), predicted, unreadable
 
 
 def _read_all(images: Sequence[LabelledImage], spec: Preprocessing) -> Iterator[_Read | str]:
@@ -354,10 +322,6 @@ def _read(image: LabelledImage, spec: Preprocessing) -> _Read | str:
         return f"{image.path}: cannot be read ({error.strerror})"
     named = msgspec.structs.replace(image, sha256=hashlib.sha256(data).hexdigest())
     return _Read(named, prepare(frame, spec), perceptual_hash(pixels))
-
-
-def _joined(hashes: Sequence[bytes]) -> Hashes:
-    return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(len(hashes), BITS // 8)
 
 
 def _decided(one: _Predicted, bundle: Bundle) -> Ints:
@@ -467,69 +431,6 @@ def _mistakes(
         )
         for row in wrong[np.lexsort((-confidence[wrong], -price[wrong]))]
     )
-
-
-class _SeenBefore:
-    """The images of the run that a bundle was packed in."""
-
-    def __init__(self, manifest: SplitManifest | None, hashes: Mapping[str, bytes], notes: Sequence[str]) -> None:
-        self._manifest = manifest
-        self._hashes = hashes
-        self._notes = tuple(notes)
-
-    @classmethod
-    def of(cls, bundle: Path, split_sha256: str, run: Path | None) -> _SeenBefore:
-        """Of `run`, or of the run that `bundle` lies in. Raises `DataError` for a run without a split."""
-        root = run or run_of(bundle)
-        if root is None:
-            return cls(None, {}, ("the bundle does not lie in its run; give --run DIR",))
-        path = root / SPLIT_MANIFEST
-        manifest = Split.load(root).manifest
-        notes = []
-        if split_sha256 and sha256(path) != split_sha256:
-            notes.append(f"{path} is not the split that the bundle was made from: what it trained on may differ")
-        hashes = _table_hashes(root / SPLIT_TABLE)
-        if not manifest.near_duplicates:
-            notes.append("near-duplicates were not looked for: the run has [data] near_duplicates = 0")
-        elif not hashes:
-            notes.append(f"near-duplicates were not looked for: {root / SPLIT_TABLE} has no perceptual hashes")
-        return cls(manifest, hashes if manifest.near_duplicates else {}, notes)
-
-    def compare(self, images: Sequence[LabelledImage], hashes: Hashes) -> Overlap:
-        """What the run has seen of `images` with perceptual `hashes` [n, 32]."""
-        if self._manifest is None:
-            return Overlap(checked=False, notes=self._notes)
-        own = [(split, image) for split in ("train", "validation", "test") for image in getattr(self._manifest, split)]
-        exact = {image.sha256: (split, image) for split, image in reversed(own)}
-        hashed = [(split, image) for split, image in own if image.sha256 in self._hashes]
-        seen = []
-        nearest, distances = nearest_hashes(hashes, _joined([self._hashes[image.sha256] for _, image in hashed]))
-        for row, image in enumerate(images):
-            if image.sha256 in exact:
-                split, original = exact[image.sha256]
-                seen.append(SeenImage(path=image.path, split=split, match="exact", original=original.path))
-            elif hashed and distances[row] <= self._manifest.near_duplicates:
-                split, original = hashed[nearest[row]]
-                seen.append(
-                    SeenImage(
-                        path=image.path,
-                        split=split,
-                        match="near-duplicate",
-                        original=original.path,
-                        bits=int(distances[row]),
-                    )
-                )
-        return Overlap(checked=True, near_duplicates_checked=bool(hashed), notes=self._notes, images=tuple(seen))
-
-
-def _table_hashes(path: Path) -> dict[str, bytes]:
-    """sha256 -> perceptual hash, from the run's table of images; empty without one."""
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = [(row["sha256"], bytes.fromhex(row["perceptual_hash"])) for row in csv.DictReader(stream)]
-    except (OSError, KeyError, TypeError, ValueError, csv.Error):
-        return {}
-    return {digest: value for digest, value in rows if len(value) == BITS // 8}
 
 
 def _warnings(evaluation: Evaluation, images: Sequence[LabelledImage]) -> Iterator[str]:

@@ -23,6 +23,7 @@ from typing import TypeVar
 import msgspec
 
 from eyas_device.errors import EyasError
+from eyas_device.support.clock import boot_id, uptime_s
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Event, Header, Window, decode, encode
 from eyas_device.telemetry.spool.eviction import IN_FLIGHT, Eviction
@@ -37,7 +38,6 @@ _RETRY_S = 5.0
 _DAY_S = 86400.0
 _MAX_RESULTS, _QUOTA_DAYS = 1000, 8
 _KIND_OF = {message: kind for kind, message in KINDS.items()}
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _T = TypeVar("_T")
 
 
@@ -72,11 +72,6 @@ class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
 _DEFAULT_LIMITS = SpoolLimits()
 
 
-def _uptime() -> float:
-    """Seconds of a clock that never jumps and runs on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
 class Spool(Closing):
     """The messages of one device, oldest first, in `folder`/telemetry.db, or in memory without a folder.
 
@@ -99,7 +94,7 @@ class Spool(Closing):
         *,
         device: str,
         limits: SpoolLimits = _DEFAULT_LIMITS,
-        clock: Callable[[], float] = _uptime,
+        clock: Callable[[], float] = uptime_s,
         boot: str | None = None,
     ) -> None:
         self.state = SpoolState.ON_DISK
@@ -111,7 +106,7 @@ class Spool(Closing):
         self._checkpoint_bytes = max(min(4 << 20, limits.max_bytes // 16), 64 << 10)
         self._max_bytes = max(limits.max_bytes - 2 * self._checkpoint_bytes, 64 << 10)
         self._max_age_s, self._sync_s, self._clock = limits.max_days * _DAY_S, limits.sync_s, clock
-        self._boot = _boot_id() if boot is None else boot
+        self._boot = boot_id() if boot is None else boot
         self._lock = threading.RLock()
         self._memory: Rows | None = None
         """Messages that wait until the disk works again."""
@@ -501,11 +496,3 @@ def _is_uuid(value: object) -> bool:
         return bool(uuid.UUID(str(value)))
     except ValueError:
         return False
-
-
-def _boot_id() -> str:
-    """Return the kernel's boot id, or a random UUID if there is none."""
-    try:
-        return _BOOT.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return str(uuid.uuid4())
