@@ -189,7 +189,7 @@ STEPS = st.lists(
 
 
 @given(steps=STEPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_history(
     steps: list[tuple[str, int, int | None]], bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
