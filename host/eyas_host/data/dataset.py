@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 from eyas_device.preprocess import Pixels, Preprocessing, decode
 from eyas_host.data.sources import LabelledImage
@@ -59,16 +60,25 @@ class DecodedImages(Sequence[Pixels]):
 
 
 class ImageDataset:
-    """The images of one split with their class indices, in a fixed order."""
+    """The images of one split with their class indices, in a fixed order.
+
+    `units`, int64 [n], numbers the images' groups or near-duplicate clusters: images of one unit are not independent.
+    Without it every image is a unit of its own.
+    """
 
     def __init__(
-        self, images: Sequence[LabelledImage], labels: Sequence[str], spec: Preprocessing | None = None
+        self,
+        images: Sequence[LabelledImage],
+        labels: Sequence[str],
+        spec: Preprocessing | None = None,
+        units: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.spec = spec
         self.images = tuple(images)
         self.labels = tuple(labels)
         class_of = {label: index for index, label in enumerate(labels)}
         self.targets = np.array([class_of[p.label] for p in images], dtype=np.int64)
+        self.units = np.arange(len(self.images), dtype=np.int64) if units is None else units
         self.pixels = DecodedImages(self.images, spec)
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ from eyas_host.data.duplicates import BITS, cluster_hashes, components
 from eyas_host.data.held_out import TestAccess, log_test_access, read_access_log
 from eyas_host.data.index import Index
 from eyas_host.data.sources import LabelledImage
+from eyas_host.data.units import unit_ids
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.files import atomic_write, write_bytes
@@ -82,8 +83,8 @@ class Split:
         self.root = root
         self.labels = manifest.labels
         self.spec = spec
-        self.train = ImageDataset(manifest.train, manifest.labels, spec)
-        self.validation = ImageDataset(manifest.validation, manifest.labels, spec)
+        self.train = self._dataset(manifest.train)
+        self.validation = self._dataset(manifest.validation)
 
     @classmethod
     def load(cls, root: Path, spec: Preprocessing | None = None) -> Split:
@@ -104,11 +105,15 @@ class Split:
         benchmarks from which no release follows; the log records it.
         """
         log_test_access(self.root, reason, early=early)
-        return ImageDataset(self.manifest.test, self.labels, self.spec)
+        return self._dataset(self.manifest.test)
 
     def test_accesses(self) -> list[TestAccess]:
         """All logged accesses to the test set."""
         return read_access_log(self.root)
+
+    def _dataset(self, images: Sequence[LabelledImage]) -> ImageDataset:
+        units = unit_ids(images, self.manifest.clusters, grouped=self.manifest.by == "group")
+        return ImageDataset(images, self.labels, self.spec, units)
 
 
 def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:

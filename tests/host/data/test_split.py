@@ -21,6 +21,7 @@ from eyas_host.data.duplicates import BITS, cluster_hashes, perceptual_hash
 from eyas_host.data.index import FileInfo, Index
 from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import SPLITS, SplitManifest, split_index
+from eyas_host.data.units import unit_ids
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from tests.support.shapes import SHAPES, draw_shape
@@ -176,6 +177,26 @@ def test_a_few_near_duplicates_move_few_images() -> None:
         hashes[n] = hashes[500 + n]
     after = sides(split_index(made_up(rows, hashes), DataSection(), 7))
     assert sum(before[sha] != after[sha] for sha in before) < 40
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(0, 8), min_size=1, max_size=40),
+    st.lists(st.lists(st.integers(0, 50), min_size=2, max_size=5, unique=True), max_size=8),
+    st.booleans(),
+)
+def test_units_of_a_dataset_are_the_linked_images(groups: list[int], clusters: list[list[int]], grouped: bool) -> None:
+    """Group 0 stands for no group; clusters may name images that are elsewhere, which link nothing."""
+    images = made_up([("a", f"g{group}" if group else "", None) for group in groups]).images
+    found = unit_ids(images, [[f"{number:06d}" for number in cluster] for cluster in clusters], grouped=grouped)
+    linked = np.eye(len(groups), dtype=bool)
+    for one in range(len(groups)):
+        for two in range(len(groups)):
+            linked[one, two] |= grouped and groups[one] == groups[two] != 0
+            linked[one, two] |= any({one, two} <= set(cluster) for cluster in clusters)
+    for _ in groups:
+        linked = linked @ linked
+    assert found.dtype == np.int64 and np.array_equal(found[:, None] == found[None], linked)
 
 
 # What cannot be
