@@ -74,6 +74,11 @@ def torch_build(context: Context) -> Finding:
     return green(f"{text}, uses {', '.join(gpu['name'] for gpu in built['gpus'])}")
 
 
+def gpu_names(context: Context) -> list[str]:
+    """Names of the NVIDIA GPUs that the driver finds."""
+    return [name for name, _, _ in _gpus(context)]
+
+
 def runs_on(capability: list[int], built_for: list[str]) -> bool:
     """Whether code built for `built_for` (sm_86, compute_90, ...) runs on a GPU of compute capability [major, minor].
 

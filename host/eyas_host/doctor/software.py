@@ -13,9 +13,11 @@ from eyas_device.doctor import software
 from eyas_device.doctor.finding import CheckStatus, Finding, green, grey, red, yellow
 from eyas_device.doctor.finding import Context as DeviceContext
 from eyas_device.support.processes import JobError
+from eyas_host.doctor import gpu
 from eyas_host.doctor.context import Context
 from eyas_host.models import pretrained
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.support.machine import cuda_compiler
 
 CONSTRAINTS = Path(eyas_host.__file__).parents[2] / "constraints" / "host.txt"
 """The tested versions, if Eyas runs from its source tree."""
@@ -125,17 +127,28 @@ def weights(context: Context) -> Finding:
 
 
 def int8_kernels(context: Context) -> Finding:
-    """Check that NNCF's int8 kernels are compiled or can be."""
+    """Check that NNCF's int8 kernels are compiled or can be, those for the GPU included."""
     try:
         kinds = context.job("int8_kernels", {}, _ONE_IMPORT_S)
     except JobError as error:
         return red(f"unknown: {error}", "see the check `libraries`")
+    problems, fixes = [], []
+    missing = [name for name in ("c++", "ninja") if not context.which(name)]
+    if "cpu" not in kinds and missing:
+        problems.append(
+            f"not compiled, and {' and '.join(missing)} missing: int8 training uses slower torch operations"
+        )
+        fixes.append("apt install g++ ninja-build")
+    gpu_used = context.recipe.run.device != "cpu" and bool(gpu.gpu_names(context))
+    if gpu_used and "cuda" not in kinds and cuda_compiler(context.environment, context.which) is None:
+        home = context.environment.get("CUDA_HOME") or context.environment.get("CUDA_PATH")
+        where = f"no nvcc in CUDA_HOME ({home})" if home else "no nvcc"
+        problems.append(f"{where}: int8 training on the GPU uses torch operations, with the same results but slower")
+        fixes.append("install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to the folder with bin/nvcc")
+    if problems:
+        return yellow("; ".join(problems), "; ".join(fixes))
     if "cpu" in kinds:
         return green(f"compiled ({', '.join(kinds)})")
-    missing = [name for name in ("c++", "ninja") if not context.which(name)]
-    if missing:
-        text = f"not compiled, and {' and '.join(missing)} missing: int8 training uses slower operations of torch"
-        return yellow(text, "apt install g++ ninja-build")
     return green("not compiled yet: the first int8 training compiles them once, in a minute or more")
 
 

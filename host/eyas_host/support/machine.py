@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -55,6 +56,17 @@ def cpu_pressure() -> str:
         return Path("/proc/pressure/cpu").read_text(encoding="utf-8").splitlines()[0]
     except OSError:
         return "not measured"
+
+
+def cuda_compiler(environment: Mapping[str, str], which: Callable[[str], str | None]) -> str | None:
+    """Path of nvcc where torch looks for it: CUDA_HOME or CUDA_PATH, else PATH, else /usr/local/cuda.
+
+    `which` returns the path of an executable (by name or path), None if there is none.
+    """
+    home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
+    if home:
+        return which(f"{home}/bin/nvcc")
+    return which("nvcc") or which("/usr/local/cuda/bin/nvcc")
 
 
 def _processor() -> str:

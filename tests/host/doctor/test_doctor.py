@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -178,6 +179,40 @@ def test_int8_kernels_and_programs() -> None:
     assert software.int8_kernels(context(job=[], which=lambda name: f"/usr/bin/{name}")).status == "green"
     found = software.programs(context(which=lambda name: None if name.endswith("rsync") else f"/usr/bin/{name}"))
     assert found.status == "yellow" and "rsync (for eyas flash)" in found.text and found.fix == "apt install rsync"
+
+
+def shim(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_gpu_without_nvcc_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, toolkit = tmp_path / "bin", tmp_path / "cuda"
+    monkeypatch.setenv("PATH", str(path))
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("c++", "ninja"):
+        shim(path, name, "exit 0")
+
+    def look(kinds: Sequence[str] = ("cpu",), **more: Any) -> Finding:
+        absent = {"which": lambda name: None if name.startswith("/usr/local/cuda") else shutil.which(name)}
+        return software.int8_kernels(Context(job=lambda *work: list(kinds), **(absent | more)))
+
+    assert look().status == "green"  # no GPU
+    shim(path, "nvidia-smi", f"echo '{CARD.strip()}'")
+    without = look()
+    assert without.status == "yellow" and "no nvcc" in without.text and "slower" in without.text
+    assert "CUDA toolkit" in without.fix and "CUDA_HOME" in without.fix
+    assert look(recipe=recipe(run=RunSection(name="toy", device="cpu"))).status == "green"
+    assert look(("cpu", "cuda")).status == "green"
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    assert f"no nvcc in CUDA_HOME ({toolkit})" in look().text
+    shim(toolkit / "bin", "nvcc", "exit 0")
+    assert look().status == "green"
+    monkeypatch.delenv("CUDA_HOME")
+    shim(path, "nvcc", "exit 0")
+    assert look().status == "green"
 
 
 # The machine

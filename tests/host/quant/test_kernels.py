@@ -1,15 +1,23 @@
-"""NNCF's kernels are loaded by one process at a time, whatever a killed process left behind."""
+"""NNCF's kernels are loaded by one process at a time, whatever a killed process left behind, and may be missing."""
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from nncf.torch.extensions import ExtensionNamespace
+from nncf.torch.quantization import quantize_functions
+from nncf.torch.quantization.extensions import QuantizedFunctionsCPU, QuantizedFunctionsCUDALoader
+from torch import Tensor, nn
 
 from eyas_host.quant import kernels
+from eyas_host.support.errors import CompressError
 
 
 @pytest.fixture
@@ -20,7 +28,6 @@ def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(kernels.QuantizedFunctionsCPULoader, "get_build_dir", classmethod(lambda cls: str(tmp_path)))
     monkeypatch.setattr(kernels.QuantizedFunctionsCPU, "get", lambda name: found.append((tmp_path / "lock").exists()))
-    monkeypatch.setattr(kernels.torch.cuda, "is_available", lambda: False)
     return found
 
 
@@ -40,3 +47,82 @@ def test_a_compiling_process_is_waited_for(tmp_path: Path, seen: list[bool]) -> 
         assert waiting.is_alive() and (tmp_path / "lock").exists() and not seen
     waiting.join(10)
     assert seen == [False]
+
+
+@pytest.fixture
+def gpu_without_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ExtensionNamespace:
+    """NNCF's CUDA functions as on a workstation whose torch finds a GPU, but which has no nvcc."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(QuantizedFunctionsCUDALoader, "load", QuantizedFunctionsCUDALoader.load)  # restored afterwards
+    return ExtensionNamespace(QuantizedFunctionsCUDALoader())
+
+
+def gradients(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(pixels).square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_gpu_without_nvcc_trains_to_the_same_gradients_with_one_warning(
+    gpu_without_nvcc: ExtensionNamespace,
+    quantized: nn.Module,
+    shape_frames: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = copy.deepcopy(quantized).eval()
+    pixels = torch.from_numpy(shape_frames[:4]).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = model(pixels)
+    wanted = gradients(model, pixels)
+    kernels.load_kernels.__wrapped__()
+    monkeypatch.setattr(quantize_functions, "QuantizedFunctionsCPU", gpu_without_nvcc)
+    with torch.no_grad():
+        assert torch.equal(model(pixels), expected)
+    found = gradients(model, pixels)
+    assert found.keys() == wanted.keys() and len(found) > 200
+    largest = max(float(grad.abs().max()) for grad in wanted.values())
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6 * largest, msg=name)
+    printed = capsys.readouterr().err
+    assert printed.count("slower") == 1 and "no CUDA compiler (nvcc)" in printed
+
+
+def test_an_nvcc_that_fails_is_named_and_replaced(
+    gpu_without_nvcc: ExtensionNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/nvcc").write_text("#!/bin/sh\necho 'nvcc fatal: Unsupported gpu architecture' >&2; exit 1\n")
+    (tmp_path / "bin/nvcc").chmod(0o755)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
+    kernels.load_kernels.__wrapped__()
+    assert gpu_without_nvcc.get("Quantize_forward") is kernels.ReferenceKernels.Quantize_forward
+    assert "cannot be compiled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (8, 1, 1, 1)])
+def test_the_reference_quantizers_are_the_kernels(shape: tuple[int, ...], asymmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, upstream = (torch.randn(8, 3, 5, 5, generator=generator) for _ in range(2))
+    scale = 0.5 + torch.rand(shape, generator=generator)
+    low, span = (-0.3 * scale, 1.3 * scale) if asymmetric else (-scale * 128 / 127, scale * 255 / 127)
+    forward = values, low, span, 256
+    own, theirs = kernels.ReferenceKernels, QuantizedFunctionsCPU
+    assert torch.equal(own.Quantize_forward(*forward), theirs.get("Quantize_forward")(*forward))
+    backward = upstream, *forward, -128, 127, asymmetric
+    found, wanted = own.Quantize_backward(*backward), theirs.get("Quantize_backward")(*backward)
+    for number in (0, 1, 2) if asymmetric else (0, 2):  # a symmetric kernel leaves the gradient of `low` unset
+        torch.testing.assert_close(found[number].sum_to_size(wanted[number].shape), wanted[number])
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "below"))
+    with pytest.raises(CompressError, match=r"TORCH_EXTENSIONS_DIR = .*below: cannot be written"):
+        kernels.compiled()
