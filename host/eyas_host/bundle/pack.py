@@ -29,7 +29,7 @@ from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logit
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
 from eyas_host.pipeline.runner import BUNDLE, RECIPE, RunContext
-from eyas_host.support.files import write_bytes
+from eyas_host.support.files import sync_files, write_bytes
 
 _TITLES = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
 
@@ -56,6 +56,7 @@ def write_bundle(context: RunContext) -> Manifest:
     bundle = Bundle.open(folder)
     bundle.golden()
     bundle.reference()
+    sync_files((path for path in folder.rglob("*") if path.is_file()), folder)
     shutil.rmtree(final, ignore_errors=True)
     folder.rename(final)
     return manifest

@@ -29,7 +29,7 @@ from eyas_device.bundle import sha256
 from eyas_host.pipeline import distributed
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
-from eyas_host.support.files import write_bytes
+from eyas_host.support.files import remove_partial_files, sync_files, write_bytes
 from eyas_host.support.progress import say
 
 RECORD = "stage.json"
@@ -137,6 +137,7 @@ def run_chain(
         _follow(stages, context)
     context.root.mkdir(parents=True, exist_ok=True)
     with _lock(context.root):
+        remove_partial_files(context.root)
         write_bytes(context.root / RECIPE, msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
         rerun = False
         for stage in stages:
@@ -192,6 +193,7 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
         if folder.exists():
             write_bytes(folder / _RUNNING, msgspec.json.encode(_Running(fingerprint, seconds)))
     names = {str(path.relative_to(context.root)): path for path in _outputs(stage, context)}
+    sync_files(names.values(), context.root)
     record = StageRecord(
         stage=stage.name,
         fingerprint=fingerprint,
@@ -229,6 +231,7 @@ def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> float:
         shutil.rmtree(folder, ignore_errors=True)
         running = _Running(fingerprint)
         write_bytes(folder / _RUNNING, msgspec.json.encode(running))
+    remove_partial_files(folder)
     return running.seconds
 
 

@@ -7,6 +7,7 @@ by their best epoch on validation; the held-out test set is not used.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -189,7 +190,7 @@ def train_scratch(model: PixelClassifier, task: SupervisedTask, epochs: int, che
 
 def _planned_epochs(task: SupervisedTask, model: nn.Module, seconds: float, plan: Path) -> int:
     """Number of epochs that fit into `seconds`, timed on some batches of a copy; a resumed run keeps its plan."""
-    if plan.exists():
+    with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(plan.read_bytes(), type=_EpochPlan).epochs
     batch = task.recipe.teacher.batch
     steps = task.steps_per_epoch(batch)

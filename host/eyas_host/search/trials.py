@@ -25,7 +25,7 @@ from eyas_host.search.study import WORKER, Method, requeue_dead_trials, worker_i
 from eyas_host.support.errors import TrainError
 from eyas_host.support.files import exclusive_lock
 from eyas_host.support.progress import meter
-from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.checkpoint import read_checkpoint, save_tensors
 from eyas_host.train.engine import fit
 from eyas_host.train.schedule import selection_value
 from eyas_host.train.student import DistillationTask
@@ -59,14 +59,16 @@ class TeacherTrials:
     def __init__(self, recipe: Recipe, split: Split, head: Path, work: Path) -> None:
         self._task = SupervisedTask(recipe, split)
         with exclusive_lock(head.with_suffix(".lock")):
-            if not head.exists():
+            weights = read_checkpoint(head)
+            if weights is None:
                 head_only = with_settings(recipe, {"teacher.epochs": 0})
                 trained, _, _ = train_teacher(head_only, split, work)
-                save_tensors(head, trained.classifier.state_dict())
+                weights = trained.classifier.state_dict()
+                save_tensors(head, weights)
                 shutil.rmtree(work)
         torch.manual_seed(recipe.run.seed)
         model, _ = build_teacher(recipe.teacher, len(split.labels))
-        model.classifier.load_state_dict(torch.load(head, map_location="cpu", weights_only=True))
+        model.classifier.load_state_dict(weights)
         self._model = move(model, self._task.device)
         self._initial_state = {name: value.clone() for name, value in self._model.state_dict().items()}
 

@@ -1,4 +1,4 @@
-"""Atomic writes, locks and cache folders."""
+"""Atomic, durable writes, locks and cache folders."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eyas_host.support.errors import StageError
+
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of file systems that cannot sync a file or folder."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` at the end, or is removed on an error.
 
-    Raises `StageError` if the disk is full or the folder is not writable.
+    Content, then name are synced: even after a power cut there is the old file or the new one, and the new one once
+    this has returned. Raises `StageError` if the disk is full or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         yield temporary
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise StageError(f"{path}: cannot be written ({error.strerror}); free some space and run again") from None
@@ -37,6 +43,20 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
+
+
+def sync_files(paths: Iterable[Path], root: Path) -> None:
+    """Wait until these files below `root`, which something else wrote, are on the disk, and so are their names."""
+    files = list(paths)
+    folders = {parent for file in files for parent in file.parents if parent.is_relative_to(root)}
+    for path in (*files, *sorted(folders, reverse=True)):
+        _sync(path)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed processes left of atomic writes in a folder that no other process writes to."""
+    for path in folder.glob(".*.part"):
+        path.unlink(missing_ok=True)
 
 
 def cache_folder(name: str) -> Path:
@@ -66,3 +86,23 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     with path.open("w", encoding="utf-8") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and those above it, and sync the names of the new ones."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk, if the file system can do that."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+    finally:
+        os.close(descriptor)

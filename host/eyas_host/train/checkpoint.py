@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,11 @@ import msgspec
 import torch
 from torch import Tensor
 
+from eyas_host.models.weights import UNREADABLE
+from eyas_host.pipeline import distributed
+from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
+from eyas_host.support.progress import warn
 from eyas_host.train.schedule import Epoch
 
 
@@ -37,18 +43,26 @@ class Checkpoint:
         self.modules = {name: module for name, module in modules.items() if module is not None}
 
     def load(self) -> Position:
-        """Restore the modules from the file and return the position; without a file, the beginning."""
-        if not self.path.exists():
+        """Restore the modules from the file and return the position; without a usable file, the beginning."""
+        saved = read_checkpoint(self.path)
+        if saved is None:
             return Position()
-        saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        for name, module in self.modules.items():
-            module.load_state_dict(saved[name])
-        return Position(
-            history=[msgspec.json.decode(line, type=Epoch) for line in saved["history"]],
-            losses=saved["losses"],
-            seconds=saved["seconds"],
-            best_state=saved["best_state"],
-        )
+        before = {name: copy.deepcopy(module.state_dict()) for name, module in self.modules.items()}
+        try:
+            position = Position(
+                history=[msgspec.json.decode(line, type=Epoch) for line in saved["history"]],
+                losses=saved["losses"],
+                seconds=saved["seconds"],
+                best_state=saved["best_state"],
+            )
+            for name, module in self.modules.items():
+                module.load_state_dict(saved[name])
+        except UNREADABLE as error:
+            discard_checkpoint(self.path, error)
+            for name, module in self.modules.items():
+                module.load_state_dict(before[name])
+            return Position()
+        return position
 
     def save(self, position: Position) -> None:
         """Write the file atomically."""
@@ -69,3 +83,31 @@ def save_tensors(path: Path, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """What `save_tensors` wrote; None without the file, or if it is damaged: it is reported and removed then.
+
+    Raises `StageError` if the file cannot be read at all, e.g. for want of permission.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            if (entry := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {entry}")
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StageError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (zipfile.BadZipFile, *UNREADABLE) as error:
+        discard_checkpoint(path, error)
+        return None
+    return saved
+
+
+def discard_checkpoint(path: Path, error: Exception) -> None:
+    """Report in one line that a checkpoint cannot be used, and remove it."""
+    if distributed.is_main():
+        why = " ".join((str(error) or type(error).__name__).split())[:120]
+        warn(f"{path}: damaged ({why}); its work is repeated")
+    path.unlink(missing_ok=True)

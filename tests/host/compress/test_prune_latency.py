@@ -182,9 +182,16 @@ def undisturbed() -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("writes", [2, 3, 4, 6])
+@pytest.mark.parametrize(
+    ("writes", "damaged"), [(2, ()), (3, ()), (4, ()), (6, ()), (4, ("blocks.json", "round-1.ckpt"))]
+)
 def test_a_killed_run_ends_with_the_same_numbers(
-    begun: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Any], writes: int
+    begun: Callable[..., RunContext],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    undisturbed: dict[str, Any],
+    writes: int,
+    damaged: tuple[str, ...],
 ) -> None:
     """Files in order: round 0; cut, one epoch, round 1; cut, two epochs, round 2; the pruned student."""
     if not undisturbed:
@@ -198,8 +205,13 @@ def test_a_killed_run_ends_with_the_same_numbers(
         with pytest.raises(Killed):
             prune_stage.run(context)
     assert not (context.root / checkpoints.PRUNED).exists()
+    for name in damaged:
+        path = context.folder("prune") / name
+        path.write_bytes(path.read_bytes()[:-40])
     Clock.built = 0
     facts = prune_stage.run(context).facts
+    lines = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert [line.split(":")[0].rpartition("/")[2] for line in lines] == [n for n in damaged if n.endswith(".ckpt")]
     assert Clock.built == 0 if writes >= 5 else Clock.built > 0  # measurements are not repeated
     assert (context.root / checkpoints.PLAN).read_bytes() == undisturbed["plan"]
     state = checkpoints.load_state(context.root / checkpoints.PRUNED)

@@ -7,10 +7,11 @@ resumes there and ends with the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -22,9 +23,10 @@ from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes
 from eyas_host.compress.prune.magnitude import count_costs
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import Cut, cut_channels
+from eyas_host.models.weights import UNREADABLE
 from eyas_host.support.errors import CompressError
 from eyas_host.support.progress import say
-from eyas_host.train.checkpoint import save_tensors
+from eyas_host.train.checkpoint import discard_checkpoint, read_checkpoint, save_tensors
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.student import DistillationTask
 
@@ -67,6 +69,13 @@ class _State(msgspec.Struct, frozen=True):
     front: tuple[FrontPoint, ...] = ()
     history: tuple[Epoch, ...] = ()
     """Epochs of the round's recovery."""
+
+
+class _Network(NamedTuple):
+    """A network on the training device, in evaluation mode, and the state of its round."""
+
+    model: PixelClassifier
+    state: _State
 
 
 @dataclass(frozen=True)
@@ -114,30 +123,32 @@ class IterativePruner:
 
     def run(self) -> PruningResult:
         """Run all rounds that are not finished yet. Raises `CompressError` if the target cannot be reached."""
-        dense_ms = self.latency.dense_ms
-        if not self._file(0).exists():
-            point = FrontPoint(
-                round=0,
-                predicted_ms=dense_ms,
-                measured_ms=None if self.measure is None else dense_ms,
-                fraction=1.0,
-                macs=self._macs(self.student),
-            )
-            self._save(self._file(0), self.student, _State(front=(self._evaluated(point, self.student),)))
+        network = self._load(self._file(0)) or self._dense(self._file(0))
         rounds = self.settings.rounds
         for number in range(1, rounds + 1):
             cut, done = self._file(number, "-cut"), self._file(number)
-            if not done.exists():
-                if not cut.exists():
-                    self._cut(number, cut)
-                self._recover(number, cut, done)
-            say(f"  pruning, round {number} of {rounds}: {_summary(self._load(done)[1].front[-1])}")
-        model, state = self._load(self._file(rounds))
+            network = self._load(done) or self._recover(
+                number, self._load(cut) or self._cut(number, network, cut), done
+            )
+            say(f"  pruning, round {number} of {rounds}: {_summary(network.state.front[-1])}")
+        model, state = network
         return PruningResult(model, state.cuts, state.front, state.history)
 
-    def _cut(self, number: int, path: Path) -> None:
+    def _dense(self, path: Path) -> _Network:
+        """The student as it is, evaluated."""
+        dense_ms = self.latency.dense_ms
+        point = FrontPoint(
+            round=0,
+            predicted_ms=dense_ms,
+            measured_ms=None if self.measure is None else dense_ms,
+            fraction=1.0,
+            macs=self._macs(self.student),
+        )
+        return self._save(path, self.student, _State(front=(self._evaluated(point, self.student),)))
+
+    def _cut(self, number: int, before: _Network, path: Path) -> _Network:
         """Cut the previous round's network down to this round's goal."""
-        model, state = self._load(self._file(number - 1))
+        model, state = before
         last, dense_ms = number == self.settings.rounds, self.latency.dense_ms
         widths = {name: int(count) for name, count in zip(self.dense.names, self.dense.outputs, strict=True)}
         groups = channel_groups(model, size=self.size, dense=widths)
@@ -170,11 +181,11 @@ class IterativePruner:
             macs=self._macs(smaller),
         )
         cuts = (*state.cuts, *cuts_of(reached.step))
-        self._save(path, smaller, _State(cuts, reached.correction, (*state.front, point)))
+        return self._save(path, smaller, _State(cuts, reached.correction, (*state.front, point)))
 
-    def _recover(self, number: int, cut: Path, done: Path) -> None:
+    def _recover(self, number: int, cut: _Network, done: Path) -> _Network:
         """Fine-tune the pruned network by distillation."""
-        model, state = self._load(cut)
+        model, state = cut
         rounds, settings = self.settings.rounds, self.settings
         epochs = settings.epochs if number == rounds else settings.round_epochs
         history: list[Epoch] = []
@@ -188,7 +199,7 @@ class IterativePruner:
                 title=f"pruned student, round {number} of {rounds}",
             )
         front = (*state.front[:-1], self._evaluated(state.front[-1], model))
-        self._save(done, model, msgspec.structs.replace(state, front=front, history=tuple(history)))
+        return self._save(done, model, msgspec.structs.replace(state, front=front, history=tuple(history)))
 
     def _batch_losses(self, model: PixelClassifier, number: int) -> Iterator[Tensor]:
         """The distillation loss of one batch after the other, on about `_VIEWS` training views."""
@@ -207,16 +218,29 @@ class IterativePruner:
     def _file(self, number: int, suffix: str = "") -> Path:
         return self.folder / f"round-{number}{suffix}.ckpt"
 
-    def _save(self, path: Path, model: PixelClassifier, state: _State) -> None:
-        save_tensors(path, {"model": model.state_dict(), "state": msgspec.json.encode(state)})
+    def _save(self, path: Path, model: PixelClassifier, state: _State) -> _Network:
+        """Write the network; returns it as a resumed run would load it."""
+        saved = {"model": model.state_dict(), "state": msgspec.json.encode(state)}
+        save_tensors(path, saved)
+        return self._rebuilt(saved)
 
-    def _load(self, path: Path) -> tuple[PixelClassifier, _State]:
+    def _load(self, path: Path) -> _Network | None:
+        """The network of a file; None if it is missing or damaged."""
+        saved = read_checkpoint(path)
+        if saved is None:
+            return None
+        try:
+            return self._rebuilt(saved)
+        except UNREADABLE as error:
+            discard_checkpoint(path, error)
+            return None
+
+    def _rebuilt(self, saved: Mapping[str, Any]) -> _Network:
         """The network on the training device, in evaluation mode, and the state of its round."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
         state = msgspec.json.decode(saved["state"], type=_State)
         model = cut_channels(self.student, state.cuts, size=self.size)
         model.load_state_dict(saved["model"])
-        return move(model, self.task.device), state
+        return _Network(move(model, self.task.device), state)
 
 
 def search_step(

@@ -109,11 +109,12 @@ def _measure_here(
         before, after = stopwatch.medians([dense(), stopwatch.build(model)])
         return after / before
 
-    if not path.exists():
+    try:
+        times = msgspec.json.decode(path.read_bytes(), type=BlockTimes)
+    except (OSError, msgspec.DecodeError):
         say("  measuring the dense student block by block")
-        write_bytes(path, msgspec.json.format(msgspec.json.encode(stopwatch.blocks(dense())), indent=1))
-
-    times = msgspec.json.decode(path.read_bytes(), type=BlockTimes)
+        times = stopwatch.blocks(dense())
+        write_bytes(path, msgspec.json.format(msgspec.json.encode(times), indent=1))
     if times.sum_ms > _BUSY_RATIO * times.whole.p50:
         say(
             "  [yellow]the machine is busy: block times scatter and may mislead the search; "
