@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from timm.models._efficientnet_blocks import SqueezeExcite
 
 from eyas_host.models.factory import PixelClassifier, build
 from tests.support.shapes import SHAPES, Pixels
@@ -41,4 +42,44 @@ def briefly_trained(
             model(pixels)
         for parameter in model.classifier.parameters():
             parameter.mul_(0.3)  # high confidence hides differences, very high confidence exaggerates them
+    return model.eval()
+
+
+class TinyGated(torch.nn.Module):
+    """A stem, a depthwise convolution, a squeeze-and-excite gate, a projection and a classifier: quick to compile."""
+
+    def __init__(self, classes: int, channels: int = 16) -> None:
+        super().__init__()
+        self.conv_stem = torch.nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(channels)
+        self.act1 = torch.nn.ReLU()
+        self.conv_dw = torch.nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.bn2 = torch.nn.BatchNorm2d(channels)
+        self.act2 = torch.nn.ReLU()
+        self.se = SqueezeExcite(channels, rd_channels=8, act_layer=torch.nn.ReLU, gate_layer=torch.nn.Hardsigmoid)
+        self.conv_pwl = torch.nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn3 = torch.nn.BatchNorm2d(channels)
+        self.pool = torch.nn.AdaptiveAvgPool2d(1)
+        self.classifier = torch.nn.Linear(channels, classes)
+
+    def get_classifier(self) -> torch.nn.Module:
+        return self.classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act1(self.bn1(self.conv_stem(x)))
+        x = self.se(self.act2(self.bn2(self.conv_dw(x))))
+        return self.classifier(self.pool(self.bn3(self.conv_pwl(x))).flatten(1))
+
+
+def tiny_gated(pixels: torch.Tensor) -> PixelClassifier:
+    """A seeded `TinyGated` for the five shapes with the BatchNorm statistics of images [n, 3, h, w]."""
+    torch.manual_seed(0)
+    model = PixelClassifier(TinyGated(len(SHAPES)), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    take_steps(model, pixels, steps=10, rate=5e-3)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5
+    with torch.no_grad():
+        for _ in range(8):
+            model(pixels)
     return model.eval()

@@ -14,9 +14,11 @@ from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, co
 from eyas_host.export.onnx import compile_onnx
 from eyas_host.export.openvino import compile_openvino
 from eyas_host.export.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
+from eyas_host.export.stored import check_stored
 from eyas_host.export.tensorrt import check_tensorrt
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_deploy, load_quantized
+from eyas_host.quant.integers import check_accumulators
 from eyas_host.quant.quantizers import float_layers
 from eyas_host.recipe.export import CompileSection
 from eyas_host.support.progress import meter
@@ -93,8 +95,18 @@ def _tensorrt_note(path: Path, quantized: nn.Module, size: int) -> str:
 def compile_artefact(runtime: RuntimeName, precision: Precision, model: nn.Module, path: Path, size: int) -> str:
     """Compile one artefact from a folded network (fp32) or a QAT model (int8, int16).
 
-    Returns a note for the report, or an empty string. Raises `CompileError` if the conversion fails.
+    Returns a note for the report, or an empty string. Raises `CompressError` if a bias does not fit into the integer
+    sums, and `CompileError` if the conversion fails or the file does not store the integers of the QAT model.
     """
+    if precision == "fp32":
+        return _convert(runtime, precision, model, path, size)
+    check_accumulators(model, input_size=size, activation_bits=16 if precision == "int16" else 8)
+    note = _convert(runtime, precision, model, path, size)
+    check_stored(runtime, path, model)
+    return note
+
+
+def _convert(runtime: RuntimeName, precision: Precision, model: nn.Module, path: Path, size: int) -> str:
     if runtime == "openvino":
         return compile_openvino(model, path, input_size=size, precision=precision)
     if runtime == "onnx":

@@ -24,6 +24,7 @@ from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from torch import Tensor, nn
 
 from eyas_host.export.litert_ranges import (
+    CONVOLUTIONS,
     Array,
     Bounds,
     Recorder,
@@ -43,7 +44,6 @@ from eyas_host.support.quiet import quiet_tools
 
 _FLOAT_KINDS = ("HARD_SWISH", "FULLY_CONNECTED", "OUTPUT")
 _SIGNATURE, _ARGUMENT = "serving_default", "args_0"
-_CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 
 
 class _FromPixels(nn.Module):
@@ -146,7 +146,7 @@ def _float_outputs(
     names = []
     for operator in model.subgraphs[0].operators:
         kind, name = kind_of(model, operator), output_name(model, operator)
-        if kind in _CONVOLUTIONS:
+        if kind in CONVOLUTIONS:
             is_float = next(learned) is None
         else:
             is_float = name not in ranges or (float_pixels and kind == "SUB")
@@ -220,7 +220,7 @@ class _Weight(NamedTuple):
 
 def _convolutions(model: Any) -> list[Any]:
     """The convolution operators of the graph, in order."""
-    return [operator for operator in model.subgraphs[0].operators if kind_of(model, operator) in _CONVOLUTIONS]
+    return [operator for operator in model.subgraphs[0].operators if kind_of(model, operator) in CONVOLUTIONS]
 
 
 def _learned_weights(model: Any, baked: nn.Module, qat_model: nn.Module, example: Tensor) -> list[_Weight | None]:

@@ -22,6 +22,7 @@ Bounds = tuple[float, float]
 PIXELS: Bounds = (0.0, 255.0)
 _HARD_SIGMOID_TOP = 6.0
 """A hard-sigmoid compiles to relu6(x + 3) / 6: the inner tensor is six times the outer one."""
+CONVOLUTIONS = ("CONV_2D", "DEPTHWISE_CONV_2D")
 _SAME_AS_INPUT = frozenset({"PAD", "RESHAPE", "TRANSPOSE", "MAX_POOL_2D"})
 _WITHOUT_DELEGATES = {"experimental_op_resolver_type": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES}
 _KINDS = {code: name for name, code in vars(BuiltinOperator).items() if not name.startswith("_")}

@@ -8,11 +8,13 @@ from typing import Any
 
 import openvino as ov
 import torch
+from nncf.torch.function_hook import is_wrapped
 from openvino.frontend import OpConversionFailure
 from openvino.preprocess import PrePostProcessor
 from torch import nn
 
 from eyas_device.bundle import Precision
+from eyas_host.quant.qdq import round_weights
 from eyas_host.support.errors import CompileError
 from eyas_host.support.quiet import quiet_tools
 
@@ -24,9 +26,10 @@ def compile_openvino(model: nn.Module, path: Path, *, input_size: int, precision
     the conversion fails or an int8 model has lost its quantizers.
     """
     example = torch.zeros(1, 3, input_size, input_size)
+    network = round_weights(model) if is_wrapped(model) else model.eval()
     try:
         with quiet_tools():  # the tracer warns about the quantizers' levels, which are constants
-            converted: Any = ov.convert_model(model.eval(), example_input=example, input=[1, 3, input_size, input_size])
+            converted: Any = ov.convert_model(network, example_input=example, input=[1, 3, input_size, input_size])
     except (RuntimeError, OpConversionFailure) as error:
         reason = str(error).strip().splitlines()[-1]  # names the operations; source locations come first
         raise CompileError(f"{path.name}: OpenVINO cannot convert the network: {reason}") from None

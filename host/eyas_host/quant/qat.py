@@ -14,7 +14,11 @@ from typing import Any, Literal
 
 import nncf
 import torch
-from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+from nncf.quantization.advanced_parameters import (
+    AdvancedQuantizationParameters,
+    OverflowFix,
+    QuantizationParameters,
+)
 from nncf.torch import get_config, load_from_config
 from torch import Tensor, nn
 
@@ -25,8 +29,8 @@ from eyas_host.quant.kernels import load_kernels
 from eyas_host.quant.quantizers import (
     activation_quantizers,
     complete_placement,
-    halve_weight_grid,
     leave_float,
+    narrow_weight_grid,
     set_range,
 )
 from eyas_host.support.errors import CompressError
@@ -59,7 +63,7 @@ def prepare_qat(
         input_size: side of the input, pixels.
         preset: with `symmetric` every zero point is 0, as TensorRT requires.
         keep_float: layers (see `graph.weighted_layers`) whose weight is not quantized.
-        weight_bits: 7 uses half of the weights' grid (see `quantizers.halve_weight_grid`).
+        weight_bits: 7 keeps every weight within -63..63 (see `quantizers.narrow_weight_grid`).
 
     Raises:
         CompressError: the placement cannot be completed, a layer does not exist, or the images cannot set ranges.
@@ -80,13 +84,15 @@ def prepare_qat(
             fast_bias_correction=True,
             ignored_scope=nncf.IgnoredScope(types=[CLASSIFIER], validate=False),
             advanced_parameters=AdvancedQuantizationParameters(
-                activations_quantization_params=QuantizationParameters(per_channel=False)
+                # with 8 bits NNCF halves the grid of the first layer, where the largest sums occur
+                overflow_fix=OverflowFix.DISABLE if weight_bits == 7 else OverflowFix.FIRST_LAYER,
+                activations_quantization_params=QuantizationParameters(per_channel=False),
             ),
         )
     complete_placement(quantized, calibration, example, symmetric=symmetric)
     _fix_input_range(quantized, deploy)
     if weight_bits == 7:
-        halve_weight_grid(quantized)
+        narrow_weight_grid(quantized)
     if keep_float:
         leave_float(quantized, example, keep_float)
         _restore_biases(quantized, deploy, keep_float)

@@ -15,12 +15,12 @@ from nncf.torch.function_hook import get_hook_storage
 from torch import Tensor, nn
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401 - registers the operators
 
+from eyas_host.quant.integers import INT32_MAX, bias_units
 from eyas_host.quant.quantizers import (
     Affine,
     activation_quantizers,
     affine,
     hook_owners,
-    input_quantizers,
     module_of,
     weight_quantizers,
 )
@@ -52,11 +52,13 @@ class WeightPair(nn.Module):
         super().__init__()
         self.register_buffer("scale", grid.scale.float())
         self.register_buffer("zero_point", grid.zero_point)
+        self.low, self.high = grid.low, grid.high
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize and dequantize; same shape."""
-        integers = _OPS.quantize_per_channel(weight, self.scale, self.zero_point, 0, -127, 127, torch.int8)
-        values: Tensor = _OPS.dequantize_per_channel(integers, self.scale, self.zero_point, 0, -127, 127, torch.int8)
+        scale, zero, ends = self.scale, self.zero_point, (self.low, self.high)
+        integers = _OPS.quantize_per_channel(weight, scale, zero, 0, *ends, torch.int8)
+        values: Tensor = _OPS.dequantize_per_channel(integers, scale, zero, 0, *ends, torch.int8)
         return values
 
 
@@ -71,6 +73,16 @@ class ExactRound(nn.Module):
         """Quantize and dequantize; same shape."""
         integers = torch.clamp(torch.round(x / self.scale) + self.zero_point, -128, 127)
         return (integers - self.zero_point) * self.scale
+
+
+class _Accumulator:
+    """Forward hook that holds a convolution's sums within 32 bits."""
+
+    def __init__(self, unit: Tensor) -> None:
+        self._end = (INT32_MAX * unit).reshape(1, -1, 1, 1)
+
+    def __call__(self, module: nn.Module, args: object, output: Tensor) -> Tensor:
+        return output.clamp(-self._end, self._end)
 
 
 class Float64(nn.Module):
@@ -91,21 +103,29 @@ def to_qdq(qat_model: nn.Module) -> nn.Module:
 
     Raises `CompressError` for a quantizer that int8 backends cannot represent.
     """
-    model = copy.deepcopy(qat_model).cpu().eval()
+    model = round_weights(qat_model)
     replace_activations(model, ActivationPair)
     _replace(model, weight_quantizers(model), WeightPair)
     return model
 
 
 @torch.no_grad()
-def bake_weights(qat_model: nn.Module) -> nn.Module:
-    """A copy of the QAT model with convolution weights rounded to their int8 grid and without weight quantizers."""
+def round_weights(qat_model: nn.Module) -> nn.Module:
+    """A copy of the QAT model with its weights rounded to their grid, so that every backend stores the same integers.
+
+    Backends round in float32 with steps of their own, and a weight halfway between two integers would fall either way.
+    """
     model = copy.deepcopy(qat_model).cpu().eval()
-    quantizers = weight_quantizers(model)
-    for operation, quantizer in quantizers.items():
+    for operation, quantizer in weight_quantizers(model).items():
         module: Any = module_of(model, operation)
         module.weight.copy_(WeightPair(affine(quantizer))(module.weight))
-    _replace(model, quantizers, lambda grid: nn.Identity())
+    return model
+
+
+def bake_weights(qat_model: nn.Module) -> nn.Module:
+    """A copy of the QAT model with convolution weights rounded to their grid and without weight quantizers."""
+    model = round_weights(qat_model)
+    _replace(model, weight_quantizers(model), lambda grid: nn.Identity())
     return model
 
 
@@ -113,17 +133,16 @@ def bake_weights(qat_model: nn.Module) -> nn.Module:
 def exact_int8(qat_model: nn.Module, *, input_size: int) -> nn.Module:
     """The QAT model in exact integer arithmetic: the noise floor of any comparison with an int8 backend.
 
-    Sums of products of integers below 2^53 are exact in float64; biases are rounded to the accumulator's scale, as in
-    int8 kernels; activations between convolutions are quantized from float64.
+    Sums of products of integers below 2^53 are exact in float64; biases are rounded to the accumulator's scale and,
+    like the sums, held within 32 bits, as in int8 kernels; activations between convolutions are quantized from float64.
     """
-    sources = input_quantizers(qat_model, torch.zeros(1, 3, input_size, input_size))
-    scales = {operation: affine(q).scale for operation, q in activation_quantizers(qat_model).items()}
-    model = bake_weights(qat_model).double()
-    for operation, quantizer in weight_quantizers(qat_model).items():
+    rounded = round_weights(qat_model)
+    model = bake_weights(rounded).double()
+    for operation, unit in bias_units(rounded, input_size=input_size).items():
         module: Any = module_of(model, operation)
         if module.bias is not None:
-            unit = affine(quantizer).scale * scales[sources[operation]]
-            module.bias.copy_(torch.round(module.bias / unit) * unit)
+            module.bias.copy_((module.bias / unit).round().clamp(-INT32_MAX, INT32_MAX) * unit)
+        module.register_forward_hook(_Accumulator(unit))
     replace_activations(model, ExactRound)
     return Float64(model).eval()
 

@@ -32,6 +32,11 @@ from eyas_host.support.errors import CompressError
 HARD_ZERO = -3.0
 """Hard-swish is 0 at and below -3, so a range may be clipped there without loss (Howard et al., MobileNetV3)."""
 
+_MIN_RANGE, _MIN_WEIGHT_RANGE = 0.01, 8e-5
+"""Floor of a channel's weight range: this fraction of the layer's largest, and an absolute value. The bias of a dead
+channel is stored in steps of the weights' scale, which would be far too many (the floor is that of NNCF,
+`fix_zero_filters_symmetric`)."""
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -40,7 +45,8 @@ class Affine:
     Attributes:
         scale: float64, one value, or one per output channel.
         zero_point: int64, same shape, within -128..127; 0 for weights.
-        low: smallest integer, -128 for activations and -127 for weights.
+        low: smallest integer: -128 for activations, `-high` for weights.
+        high: largest integer: 127, or 63 for weights of 7 bits.
         per_channel: whether there is a scale for each index of axis 0.
 
     """
@@ -48,13 +54,19 @@ class Affine:
     scale: Tensor
     zero_point: Tensor
     low: int
+    high: int
     per_channel: bool
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest real value of a per-tensor quantizer."""
         scale, zero = float(self.scale), int(self.zero_point)
-        return scale * (self.low - zero), scale * (127 - zero)
+        return scale * (self.low - zero), scale * (self.high - zero)
+
+    def integers(self, values: Tensor) -> Tensor:
+        """Round weights ``[channels, ...]`` to the grid and clamp them to its ends: int64, same shape."""
+        steps = values.detach().double() / self.scale.reshape(-1, *(1 for _ in values.shape[1:]))
+        return steps.round().clamp(self.low, self.high).long()
 
 
 def present_placement(model: nn.Module) -> Placement:
@@ -188,18 +200,15 @@ def input_quantizers(model: nn.Module, example: Tensor) -> dict[str, str]:
     return {name: quantized_source(found, found[name], placed) for name in weight_quantizers(model)}
 
 
-@torch.no_grad()
-def halve_weight_grid(model: nn.Module) -> None:
-    """Widen the weight scales so that weights use only -63..63 of their grid, and freeze them.
+def narrow_weight_grid(model: nn.Module) -> None:
+    """Give every weight quantizer 7 bits: integers -63..63, in training and in every artefact.
 
     x86 int8 kernels without VNNI add two products of a byte and a weight in 16 bits and saturate (`vpmaddubsw`);
-    2 x 255 x 63 still fits.
+    2 x 255 x 63 still fits. The scales still span the largest weight and are trained like those of 8 bits; weights that
+    grow beyond them are clamped.
     """
-    for operation, quantizer in weight_quantizers(model).items():
-        largest = weight_of(model, operation).detach().abs().flatten(1).amax(dim=1)
-        needed = largest.reshape(quantizer.scale.shape) * 127 / 63
-        quantizer.scale.copy_(torch.maximum(quantizer.scale, needed))
-        quantizer.scale.requires_grad_(False)
+    for quantizer in weight_quantizers(model).values():
+        quantizer.num_bits = 7
 
 
 def weight_of(model: nn.Module, operation: str) -> Tensor:
@@ -232,18 +241,18 @@ def affine(quantizer: nn.Module) -> Affine:
         CompressError: int8 backends cannot represent the quantizer.
 
     """
-    if isinstance(quantizer, SymmetricQuantizer) and quantizer.level_high == 127:
-        low = int(quantizer.level_low)
-        scale = ((quantizer.scale.double().abs() + quantizer.eps) / 127).flatten()
-        if low == -128 and scale.numel() == 1:
-            return Affine(scale.reshape(()), torch.zeros((), dtype=torch.int64), low, False)
-        if low == -127:
-            return Affine(scale, torch.zeros_like(scale, dtype=torch.int64), low, True)
+    if isinstance(quantizer, SymmetricQuantizer):
+        low, high = int(quantizer.level_low), int(quantizer.level_high)
+        scale = ((quantizer.scale.double().abs() + quantizer.eps) / high).flatten()
+        if (low, high) == (-128, 127) and scale.numel() == 1:
+            return Affine(scale.reshape(()), torch.zeros((), dtype=torch.int64), low, high, False)
+        if low == -high and high in (63, 127):
+            return Affine(scale, torch.zeros_like(scale, dtype=torch.int64), low, high, True)
     if isinstance(quantizer, AsymmetricQuantizer) and quantizer.levels == 256 and quantizer.input_low.numel() == 1:
-        low, high = quantizer.get_input_low_input_high()
-        scale = ((high.double() - low.double()) / 255).reshape(())
-        zero = torch.round(-low.double().reshape(()) / scale).long() - 128
-        return Affine(scale, zero, -128, False)
+        bottom, top = (end.double().reshape(()) for end in quantizer.get_input_low_input_high())
+        scale = (top - bottom) / 255
+        zero = torch.round(-bottom / scale).long() - 128
+        return Affine(scale, zero, -128, 127, False)
     raise CompressError(f"int8 backends cannot represent this quantizer: {quantizer}")
 
 
@@ -303,8 +312,9 @@ def _symmetric_quantizer(low: float, high: float) -> SymmetricQuantizer:
 def _weight_quantizer(weight: Tensor) -> SymmetricQuantizer:
     shape = (weight.shape[0], *(1 for _ in weight.shape[1:]))
     quantizer = SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, shape, narrow=True))
-    largest = weight.detach().abs().flatten(1).amax(dim=1).clamp(min=1e-8)
-    quantizer.scale.data.copy_(largest.reshape(shape))
+    largest = weight.detach().abs().flatten(1).amax(dim=1)
+    floor = (_MIN_RANGE * largest.max()).clamp(min=_MIN_WEIGHT_RANGE)
+    quantizer.scale.data.copy_(torch.maximum(largest, floor).reshape(shape))
     return quantizer
 
 

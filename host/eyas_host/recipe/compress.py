@@ -46,7 +46,8 @@ class QuantizeSection(Section, frozen=True):
     preset: Literal["mixed", "symmetric"] = "mixed"
     """`symmetric`: all zero points 0, as TensorRT requires; `mixed` uses the full asymmetric range."""
     weight_bits: Literal[7, 8] = 7
-    """7 halves the weight grid: the same predictions on x86 processors without VNNI, whose int8 sums saturate."""
+    """7 keeps integer weights within -63..63, in training and in every artefact: the same predictions on x86 processors
+    without VNNI, whose int8 sums saturate."""
     epochs: Count = 4
     """qat: epochs of fine-tuning."""
     rate: Rate = 1e-4
