@@ -1,27 +1,41 @@
-"""Assignment of images to splits: stratified at random, by group, or by time.
+"""Assignment of images to splits: by a hash, stratified and with groups kept whole, or by time.
 
-Linked images (of one group, near-duplicates) form a unit and go to one split. Units are assigned first, in descending
-size, each to the split where it brings all splits closest to their fractions of every class; single images then fill
-the rest, class by class.
+Every unit (an image, a group, a cluster of near-duplicates) has a place in 0..1 that follows from the seed and its own
+key alone. A split takes the units whose place lies in its interval, so further images move nobody. Only where that
+misses the split's fraction of a small cell (label x stratum) by much, units next to the border change sides.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from eyas_host.data.sources import LabelledImage
+from eyas_host.data.units import Indices
 
 Floats = npt.NDArray[np.float64]
 Cell = tuple[str, str]
 """Label and stratum."""
-Indices = list[int]
-"""Indices of images."""
 
 DAY = 86_400.0
+_SLACK = 0.25
+"""By how much a split's size in a small cell may differ from the requested one, relative to that, uncorrected."""
+_SMALL, _ORDINARY = 100, 300
+"""Units of a cell between which the slack grows to twice that, which a random draw hardly ever exceeds."""
+
+
+class _Unit(msgspec.Struct, frozen=True):
+    images: Indices
+    place: float
+    """0..1, from the seed and the unit's key."""
+    cell: Cell
+    """The rarest of its images' cells."""
+    labels: frozenset[str]
 
 
 def assign_stratified(
@@ -30,104 +44,133 @@ def assign_stratified(
     fractions: tuple[float, float, float],
     seed: int,
     fold: tuple[int, int] = (0, 0),
+    *,
+    grouped: bool = False,
 ) -> tuple[Indices, Indices, Indices]:
     """Indices of training, validation and test, stratified by label x stratum; `units` are never divided.
 
-    Within a stratum the order is a seeded permutation and sizes follow largest remainders, so that without units every
-    split has its fraction to within one image per stratum. With `fold` = (k, n) the test set is the k-th of n disjoint
-    folds that cover all images, and the rest is divided between training and validation by their fractions.
+    Units are named by their group if `grouped`, else by an image.
+
+    A split's size in a cell of up to 100 units is within 25 % of its fraction (50 % from 300 units), or one image or
+    half a unit if that is more; it varies within that as a random draw does. A class with three units or more reaches
+    every split. With `fold` = (k, n) the test set is the k-th of n disjoint folds that cover all images, and the rest
+    is divided between training and validation by their fractions.
     """
-    rng = np.random.default_rng(seed)
-    cells: dict[Cell, Indices] = {}
-    for index, image in enumerate(images):
-        cells.setdefault((image.label, image.stratum), []).append(index)
-    orders = {cell: [cells[cell][i] for i in rng.permutation(len(cells[cell]))] for cell in sorted(cells)}
+    drawn = _draw_units(images, units, seed, grouped=grouped)
+    train, validation, test = fractions
     if not fold[1]:
-        chosen = _Assigner(images, orders, units, fractions, seed).fill()
-        return chosen[0], chosen[1], chosen[2]
-    folds = _Assigner(images, orders, units, [1 / fold[1]] * fold[1], seed).deal()
-    test = set(folds[fold[0]])
-    rest = {cell: [index for index in order if index not in test] for cell, order in orders.items()}
-    others = [unit for unit in units if unit[0] not in test]
-    both = fractions[0] + fractions[1]
-    train, validation = _Assigner(images, rest, others, [fractions[0] / both, fractions[1] / both], seed).fill()
-    return train, validation, folds[fold[0]]
+        parts = _divide(drawn, (test, validation, train))
+    else:
+        number, count = fold
+        folds = _divide(drawn, (1 / count,) * count)
+        end = (number + 1) / count
+        rest = [  # in the order of the folds after the test's
+            msgspec.structs.replace(unit, place=(unit.place - end) % 1.0 / (1 - 1 / count))
+            for index, own in enumerate(folds)
+            for unit in own
+            if index != number
+        ]
+        parts = [folds[number], *_divide(rest, (validation / (train + validation), train / (train + validation)))]
+    chosen = [sorted(index for unit in part for index in unit.images) for part in parts]
+    return chosen[2], chosen[1], chosen[0]
 
 
-class _Assigner:
-    """Assigns images, in seeded order per cell and some linked into units, to splits of requested fractions."""
+def _draw_units(images: Sequence[LabelledImage], units: Sequence[Indices], seed: int, *, grouped: bool) -> list[_Unit]:
+    """All units, also of one image, by their place."""
+    cells = Counter((image.label, image.stratum) for image in images)
+    linked = {index for unit in units for index in unit}
+    drawn = []
+    for unit in (*units, *([index] for index in range(len(images)) if index not in linked)):
+        own = [images[index] for index in unit]
+        digest = hashlib.sha256(f"{seed}:{_key(own, grouped=grouped)}".encode()).digest()
+        drawn.append(
+            _Unit(
+                images=unit,
+                place=int.from_bytes(digest[:8]) / 2**64,
+                cell=min({(p.label, p.stratum) for p in own}, key=lambda cell: (cells[cell], cell)),
+                labels=frozenset(p.label for p in own),
+            )
+        )
+    return sorted(drawn, key=lambda unit: unit.place)
 
-    def __init__(
-        self,
-        images: Sequence[LabelledImage],
-        orders: dict[Cell, Indices],
-        units: Sequence[Indices],
-        fractions: Sequence[float],
-        seed: int,
-    ) -> None:
-        linked = {index for unit in units for index in unit}
-        self.fractions = fractions
-        self.totals = {cell: len(order) for cell, order in orders.items()}
-        self.single = {cell: [index for index in order if index not in linked] for cell, order in orders.items()}
-        self.splits: list[Indices] = [[] for _ in fractions]
-        self.assigned = {cell: [0] * len(fractions) for cell in orders}
-        singles = Counter[str]()
-        for (label, _), single in self.single.items():
-            singles[label] += len(single)
-        self.scarce = {label for label, count in singles.items() if count < len(fractions)}
-        self.present: set[tuple[str, int]] = set()
-        counts = [Counter((images[index].label, images[index].stratum) for index in unit) for unit in units]
-        ties = np.random.default_rng((seed, 1)).permutation(len(units))
-        for number in sorted(range(len(units)), key=lambda n: (-len(units[n]), ties[n])):
-            split = self._closest(counts[number])
-            self.splits[split] += units[number]
-            for cell, count in counts[number].items():
-                self.assigned[cell][split] += count
-                self.present.add((cell[0], split))
 
-    def fill(self) -> list[Indices]:
-        """Fill the splits one after the other with single images."""
-        for cell, single in self.single.items():
-            start = 0
-            wanted = largest_remainders(self.totals[cell], self.fractions)
-            for split, size in enumerate(self._missing(cell, wanted)):
-                self.splits[split] += single[start : start + size]
-                start += size
-        return self.splits
+def _key(unit: Sequence[LabelledImage], *, grouped: bool) -> str:
+    """Name of a unit: its group, or the hash of its earliest image (the smallest hash without times).
 
-    def deal(self) -> list[Indices]:
-        """Deal single images to the splits in turn, one each."""
-        for cell, single in self.single.items():
-            wanted = [len(range(split, self.totals[cell], len(self.splits))) for split in range(len(self.splits))]
-            missing, split = self._missing(cell, wanted), 0
-            for index in single:
-                while not missing[split % len(missing)]:
-                    split += 1
-                missing[split % len(missing)] -= 1
-                self.splits[split % len(missing)].append(index)
-                split += 1
-        return self.splits
+    It stays the same when images join, but for an image of the same time with a smaller hash.
+    """
+    groups = [image.group for image in unit if image.group and grouped]
+    if groups:
+        return f"group {min(groups)}"
+    return min(unit, key=lambda p: (p.time is None, p.time or 0.0, p.sha256)).sha256
 
-    def _closest(self, unit: Counter[Cell]) -> int:
-        """The split in which a unit leads to the smallest sum of (assigned - wanted)^2 / wanted.
 
-        Splits that lack a class of the unit go first where too few single images have that class.
-        """
-        scarce = {label for label, _ in unit} & self.scarce
-        costs = []
-        for split, fraction in enumerate(self.fractions):
-            cost = 0.0
-            for cell, count in unit.items():
-                wanted = fraction * self.totals[cell]
-                cost += count * (2 * (self.assigned[cell][split] - wanted) + count) / wanted
-            costs.append((-sum((label, split) not in self.present for label in scarce), cost))
-        return min(range(len(costs)), key=costs.__getitem__)
+def _divide(units: Sequence[_Unit], fractions: Sequence[float]) -> list[list[_Unit]]:
+    """Units of each part: those in its interval of 0..1, corrected in small cells."""
+    cells: dict[Cell, list[_Unit]] = {}
+    for unit in sorted(units, key=lambda unit: unit.place):
+        cells.setdefault(unit.cell, []).append(unit)
+    parts: list[list[_Unit]] = [[] for _ in fractions]
+    for own in cells.values():
+        sizes = np.array([len(unit.images) for unit in own], dtype=np.float64)
+        places = np.array([unit.place for unit in own])
+        start = 0
+        for part, stop in zip(parts, _borders(places, sizes, fractions), strict=True):
+            part += own[start:stop]
+            start = stop
+    _complete(parts, fractions)
+    return parts
 
-    def _missing(self, cell: Cell, wanted: Sequence[int]) -> list[int]:
-        """Number of single images of a cell that each split takes."""
-        missing = [max(0, size - assigned) for size, assigned in zip(wanted, self.assigned[cell], strict=True)]
-        total, single = sum(missing), len(self.single[cell])
-        return missing if total == single else largest_remainders(single, [size / total for size in missing])
+
+def _borders(places: Floats, sizes: Floats, fractions: Sequence[float]) -> list[int]:
+    """Where each part of the ascending `places` [n] ends.
+
+    An end lies at the border of the part's interval, or as near to it as leaves the part, and those behind it, the
+    requested sums of `sizes` within the slack.
+    """
+    total = float(sizes.sum())
+    wanted = total * np.asarray(fractions)
+    growth = np.clip((len(sizes) - _SMALL) / (_ORDINARY - _SMALL), 0.0, 1.0)
+    slack = np.maximum(np.maximum(1.0, sizes.max() / 2), _SLACK * (1.0 + growth) * wanted)
+    lowest, highest = np.maximum(0.0, wanted - slack), wanted + slack
+    sums = np.concatenate([[0.0], np.cumsum(sizes)])
+    ends: list[int] = []
+    start = 0
+    for part in range(len(fractions) - 1):
+        left = total - sums[start]
+        low = max(lowest[part], left - highest[part + 1 :].sum())
+        high = min(highest[part], left - lowest[part + 1 :].sum())
+        natural = max(start, int(np.searchsorted(places, sum(fractions[: part + 1]))))
+        taken = sums[start:] - sums[start]
+        outside = np.maximum(np.maximum(low - taken, taken - high), 0.0)
+        distance = np.abs(np.arange(start, len(sums)) - natural)
+        start += int(np.lexsort((distance, outside))[0])
+        ends.append(start)
+    return [*ends, len(sizes)]
+
+
+def _complete(parts: list[list[_Unit]], fractions: Sequence[float]) -> None:
+    """Give every part a unit of each label, where a label has enough units: the one nearest to the part's interval."""
+    counts = [Counter(label for unit in part for label in unit.labels) for part in parts]
+    totals = sum(counts, Counter[str]())
+    edges = np.concatenate([[0.0], np.cumsum(fractions)])
+    for label in sorted(totals, key=lambda label: (totals[label], label)):
+        for target in range(len(parts)):
+            if counts[target][label]:
+                continue
+            donors = [
+                (-counts[source][label], max(edges[target] - unit.place, unit.place - edges[target + 1]), source, unit)
+                for source, part in enumerate(parts)
+                for unit in part
+                if label in unit.labels and all(counts[source][own] > 1 for own in unit.labels)
+            ]
+            if not donors:
+                continue
+            *_, source, unit = min(donors, key=lambda donor: donor[:2])
+            parts[source].remove(unit)
+            parts[target].append(unit)
+            counts[source].subtract(unit.labels)
+            counts[target].update(unit.labels)
 
 
 def assign_by_time(
@@ -165,12 +208,3 @@ def assign_by_time(
 def _nearest_cut(first: npt.NDArray[np.int64], wanted: float) -> int:
     """Index of the time, from 1, whose number of earlier images is closest to `wanted`."""
     return 1 + int(np.abs(first[1:] - wanted).argmin()) if len(first) > 1 else 0
-
-
-def largest_remainders(total: int, fractions: Sequence[float]) -> list[int]:
-    """Integers that add up to `total`, closest to `fractions` of it (largest-remainder method)."""
-    exact = [total * fraction for fraction in fractions]
-    sizes = [int(value) for value in exact]
-    for index in sorted(range(len(exact)), key=lambda i: exact[i] - sizes[i], reverse=True)[: total - sum(sizes)]:
-        sizes[index] += 1
-    return sizes

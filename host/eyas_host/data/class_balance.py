@@ -61,7 +61,7 @@ def warnings(manifest: SplitManifest) -> list[str]:
             f"{ratio(manifest):.0f} training images of {large!r} for each of {small!r}: collect more of {small!r}, "
             "keep [teacher] class_weights = true, judge by balanced accuracy"
         )
-    return found + _label_conflicts(manifest)
+    return found + _label_conflicts(manifest) + _unjoined_clusters(manifest)
 
 
 def _label_conflicts(manifest: SplitManifest) -> list[str]:
@@ -75,4 +75,21 @@ def _label_conflicts(manifest: SplitManifest) -> list[str]:
     return [
         f"{len(mixed)} cluster{'s' * (len(mixed) > 1)} of near-duplicates with more than one label, e.g. {one.path} "
         f"({one.label}) and {two.path} ({two.label}): check them in split/index.csv"
+    ]
+
+
+def _unjoined_clusters(manifest: SplitManifest) -> list[str]:
+    """What was found alike and may lie in several splits all the same."""
+    if not manifest.unjoined:
+        return []
+    images = {p.sha256: p for split in SPLITS for p in getattr(manifest, split)}
+    images |= {p.sha256: p for some in manifest.set_aside.values() for p in some}
+    largest = max(manifest.unjoined, key=lambda cluster: len(cluster.images))
+    one, two = (images[sha].path for sha in largest.images[:2])
+    several = len(manifest.unjoined) > 1
+    return [
+        f"{len(manifest.unjoined)} cluster{'s' * several} of images that look alike "
+        f"{'were' if several else 'was'} not kept in one split; the largest, of {len(largest.images)}, {largest.why} "
+        f"(e.g. {one} and {two}). That is right for one camera that sees a new part in each image; where several "
+        "images show the same part, give them a group (source = 'csv')"
     ]

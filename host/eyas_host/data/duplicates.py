@@ -7,6 +7,8 @@ perceptual image hash functions", 2010).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,8 @@ _SIDE = 64
 _LOW = 16
 BITS = _LOW * _LOW
 _MAX_PENDING = 1 << 20
+_MAX_PAIRWISE = 256
+"""Hashes of which all pairs are compared."""
 
 
 def perceptual_hash(pixels: Pixels) -> bytes:
@@ -36,14 +40,33 @@ def perceptual_hash(pixels: Pixels) -> bytes:
 
 
 def cluster_hashes(hashes: Hashes, max_bits: int) -> Ints:
-    """Cluster index [n] of each hash; hashes within a Hamming distance of `max_bits` are linked transitively.
+    """Cluster index [n] of each hash uint8 [n, 32]: near-duplicates, without chaining.
 
-    No pair is missed: of `max_bits` + 1 bands of bits, two such hashes agree in at least one, so only hashes that share
+    Hashes within a Hamming distance of `max_bits` are linked. Linked hashes are one cluster while each lies within
+    2 x `max_bits` of a representative; a longer chain is divided into such clusters, so that two linked hashes at the
+    border of a divided chain may be in different clusters.
+    """
+    unique, back = np.unique(hashes, axis=0, return_inverse=True)
+    linked = link_hashes(unique, max_bits)
+    clusters = np.full(len(unique), -1, dtype=np.int64)
+    order = np.argsort(linked, kind="stable")
+    starts = np.flatnonzero(np.diff(linked[order], prepend=-1))
+    count = 0
+    for rows in np.split(order, starts[1:]):
+        for cluster in _compact(unique, rows, 2 * max_bits) if len(rows) > 2 else (rows,):
+            clusters[cluster] = count
+            count += 1
+    return clusters[back.ravel()]
+
+
+def link_hashes(unique: Hashes, max_bits: int) -> Ints:
+    """Component index [n] of each of the different hashes, linked transitively by distances of at most `max_bits`.
+
+    No link is missed: of `max_bits` + 1 bands of bits, two such hashes agree in at least one, so only hashes that share
     a band are compared. Memory grows with n, not with the number of pairs.
     """
-    if len(hashes) < 2:
-        return np.arange(len(hashes))
-    unique, back = np.unique(hashes, axis=0, return_inverse=True)
+    if len(unique) < 2:
+        return np.arange(len(unique))
     clusters = _Clusters(len(unique))
     words = np.ascontiguousarray(unique).view(np.uint64)
     bits = np.unpackbits(unique, axis=1)
@@ -62,7 +85,27 @@ def cluster_hashes(hashes: Hashes, max_bits: int) -> Ints:
             one, two = order[left], order[left + offset]
             near = np.bitwise_count(words[one] ^ words[two]).sum(axis=1) <= max_bits
             clusters.merge(one[near], two[near])
-    return clusters.labels()[back.ravel()]
+    return clusters.labels()
+
+
+def _compact(hashes: Hashes, rows: Ints, radius: int) -> Iterator[Ints]:
+    """Divide linked `rows` of `hashes` into clusters whose members lie within `radius` bits of a representative.
+
+    The first representative is the hash nearest to the majority of each bit, the next one the nearest of the rest; of
+    few rows it is the one from which the farthest is nearest.
+    """
+    words = np.ascontiguousarray(hashes[rows]).view(np.uint64)
+    if len(rows) > _MAX_PAIRWISE:
+        majority = np.packbits(np.unpackbits(hashes[rows], axis=1).mean(axis=0) > 0.5).view(np.uint64)
+        order = np.argsort(np.bitwise_count(words ^ majority).sum(axis=1), kind="stable")
+        rows, words = rows[order], words[order]
+    while len(rows):
+        first = 0
+        if 2 < len(rows) <= _MAX_PAIRWISE:
+            first = int(np.bitwise_count(words[:, None] ^ words[None]).sum(axis=2).max(axis=1).argmin())
+        near = np.bitwise_count(words ^ words[first]).sum(axis=1) <= radius
+        yield rows[near]
+        rows, words = rows[~near], words[~near]
 
 
 def nearest_hashes(hashes: Hashes, others: Hashes) -> tuple[Ints, Ints]:

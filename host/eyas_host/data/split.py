@@ -14,16 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from eyas_device.preprocess import Preprocessing
-from eyas_host.data.assign import DAY, Indices, assign_by_time, assign_stratified
+from eyas_host.data.assign import DAY, assign_by_time, assign_stratified
 from eyas_host.data.dataset import ImageDataset
-from eyas_host.data.duplicates import BITS, cluster_hashes, components
+from eyas_host.data.duplicates import BITS, cluster_hashes
 from eyas_host.data.held_out import TestAccess, log_test_access, read_access_log
 from eyas_host.data.index import Index
 from eyas_host.data.sources import LabelledImage
-from eyas_host.data.units import unit_ids
+from eyas_host.data.units import Indices, UnjoinedCluster, find_units, unit_ids
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.files import atomic_write, write_bytes
@@ -64,6 +63,8 @@ class SplitManifest(msgspec.Struct, frozen=True):
     """Maximum Hamming distance of the 256-bit perceptual hashes of near-duplicates; 0: no search."""
     clusters: tuple[tuple[str, ...], ...] = ()
     """Clusters of near-duplicates as sha256 hashes; each cluster is in one split."""
+    unjoined: tuple[UnjoinedCluster, ...] = ()
+    """Clusters of near-duplicates that were not kept together, and why."""
     groups: dict[str, int] = {}
     """by group: number of groups in each split."""
     set_aside: dict[str, tuple[LabelledImage, ...]] = {}
@@ -124,13 +125,14 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
     images = sorted(index.images, key=lambda p: p.sha256)  # not by path: the split does not depend on the folder
     by = _strategy(images, data)
     clusters = _clusters(index, images, data.near_duplicates)
+    grouped = by == "group"
+    found = find_units(images, clusters, index.copies, grouped=grouped, splits=max(len(SPLITS), data.fold[1]))
     aside: dict[str, Indices] = {}
     if by == "time":
-        chosen, aside = assign_by_time(images, clusters, data.split, data.gap_days)
+        chosen, aside = assign_by_time(images, found.clusters, data.split, data.gap_days)
     else:
-        units = _linked_units(images, clusters, index.copies) if by == "group" else clusters
-        chosen = assign_stratified(images, units, data.split, seed, data.fold)
-        _check_sizes(images, units, chosen, data)
+        chosen = assign_stratified(images, found.units, data.split, seed, data.fold, grouped=grouped)
+        _check_sizes(images, found.units, chosen, data)
     splits = {name: tuple(images[i] for i in indices) for name, indices in zip(SPLITS, chosen, strict=True)}
     counts = {name: dict(sorted(Counter(p.label for p in splits[name]).items())) for name in SPLITS}
     _check_classes(index, splits, by, data)
@@ -149,7 +151,8 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
         fold=data.fold,
         gap_days=data.gap_days,
         near_duplicates=data.near_duplicates,
-        clusters=tuple(tuple(images[i].sha256 for i in cluster) for cluster in clusters),
+        clusters=tuple(tuple(images[i].sha256 for i in cluster) for cluster in found.clusters),
+        unjoined=found.unjoined,
         groups={name: len({p.group for p in splits[name]}) for name in SPLITS} if by == "group" else {},
         set_aside={why: tuple(images[i] for i in indices) for why, indices in aside.items() if indices},
         copies=len(index.copies),
@@ -178,31 +181,10 @@ def _clusters(index: Index, images: Sequence[LabelledImage], max_bits: int) -> l
     """Clusters of two or more near-duplicates."""
     if not max_bits or not index.files:
         return []
-    return _units_of(cluster_hashes(index.hashes(images), max_bits).tolist())
-
-
-def _linked_units(
-    images: Sequence[LabelledImage], clusters: Sequence[Indices], copies: Sequence[tuple[LabelledImage, LabelledImage]]
-) -> list[Indices]:
-    """Units of two or more images linked, transitively, by a group, a cluster, or an image in two groups."""
-    groups: dict[str, int] = {}
-    links: list[tuple[int, int]] = []
-    for index, image in enumerate(images):
-        links.append((index, len(images) + groups.setdefault(image.group, len(groups))))
-    for one, two in copies:
-        ends = (groups.setdefault(image.group, len(groups)) for image in (one, two))
-        links.append((len(images) + next(ends), len(images) + next(ends)))
-    links += [(cluster[0], other) for cluster in clusters for other in cluster[1:]]
-    one, two = np.array(links, dtype=np.int64).T
-    return _units_of(components(len(images) + len(groups), one, two)[: len(images)].tolist())
-
-
-def _units_of(numbers: Sequence[int]) -> list[Indices]:
-    """Indices with the same number, where there are two or more."""
-    units: dict[int, Indices] = {}
-    for index, number in enumerate(numbers):
-        units.setdefault(number, []).append(index)
-    return [unit for unit in units.values() if len(unit) > 1]
+    clusters: dict[int, Indices] = {}
+    for row, number in enumerate(cluster_hashes(index.hashes(images), max_bits).tolist()):
+        clusters.setdefault(number, []).append(row)
+    return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
 def _check_sizes(
