@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import Pixels, Preprocessing, prepare, read_image
 from eyas_host.data.transforms import Batch
-from eyas_host.evaluation.inference import to_tensor
+from eyas_host.evaluation.inference import full_float32, to_tensor
 from eyas_host.report.model import Mistake
 from eyas_host.support.progress import say
 
@@ -27,10 +27,17 @@ Heat = npt.NDArray[np.float32]
 """float32 [n, side, side], 0..1."""
 
 _STRENGTH = 0.55
+_BATCH = 16
+"""Images whose activations and gradients are in memory together."""
+_CPU = torch.device("cpu")
 
 
 def explain_mistakes(
-    network: nn.Module, mistakes: Sequence[Mistake], labels: Sequence[str], spec: Preprocessing
+    network: nn.Module,
+    mistakes: Sequence[Mistake],
+    labels: Sequence[str],
+    spec: Preprocessing,
+    device: torch.device = _CPU,
 ) -> dict[str, Pixels]:
     """Path -> the image as the model sees it with the evidence for its wrong prediction, uint8 [side, side, 3] BGR.
 
@@ -44,38 +51,46 @@ def explain_mistakes(
         return {}
     predictions = {mistake.path: labels.index(mistake.prediction) for mistake in mistakes}
     try:
-        heat = grad_cam(network, np.stack(list(images.values())), [predictions[path] for path in images])
+        heat = grad_cam(network, np.stack(list(images.values())), [predictions[path] for path in images], device)
     except ValueError as error:
         say(f"  [yellow]no Grad-CAM: {escape(str(error))}[/yellow]")
         return {}
     return {path: overlay(image, own) for (path, image), own in zip(images.items(), heat, strict=True)}
 
 
-def grad_cam(network: nn.Module, pixels: Batch, classes: list[int]) -> Heat:
+def grad_cam(network: nn.Module, pixels: Batch, classes: list[int], device: torch.device = _CPU) -> Heat:
     """Evidence for `classes` [n] in prepared pixels uint8 [n, side, side, 3]; the maximum of each image is 1.
 
     relu(sum_k a_k A_k) with a_k the mean over all positions of d logit / d A_k. An image without evidence for its class
-    is all 0. Raises `ValueError` for a network without a convolution with a spatial output.
+    is all 0. The network is moved to `device`. Raises `ValueError` for a network without a convolution with a spatial
+    output.
     """
-    network.eval()
-    layer = last_convolution(network, pixels[:1])
-    outputs: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    try:
-        with torch.enable_grad():
-            logits = network(to_tensor(pixels, torch.device("cpu")).float().requires_grad_())
-            chosen = logits[torch.arange(len(classes)), torch.tensor(classes)].sum()
-            (gradient,) = torch.autograd.grad(chosen, outputs[-1])
-    finally:
-        handle.remove()
-    maps = (gradient.mean(dim=(2, 3), keepdim=True) * outputs[-1]).sum(dim=1).relu().detach().numpy()
+    network = network.to(device).eval()
+    layer = last_convolution(network, pixels[:1], device)
+    batches = [slice(first, first + _BATCH) for first in range(0, len(pixels), _BATCH)]
+    maps = np.concatenate([_evidence(network, layer, to_tensor(pixels[b], device), classes[b]) for b in batches])
     maximum = maps.max(axis=(1, 2), keepdims=True)
     maps = np.divide(maps, maximum, out=np.zeros_like(maps), where=maximum > 0)
     side = pixels.shape[1]
     return np.stack([cv2.resize(own, (side, side), interpolation=cv2.INTER_LINEAR) for own in maps])
 
 
-def last_convolution(network: nn.Module, pixels: Batch) -> nn.Conv2d:
+def _evidence(network: nn.Module, layer: nn.Module, pixels: Tensor, classes: list[int]) -> Heat:
+    """Unscaled Grad-CAM maps [n, h, w] of pixels uint8 [n, 3, side, side] at `layer`."""
+    outputs: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        with torch.enable_grad(), full_float32():
+            logits = network(pixels.float().requires_grad_())
+            chosen = logits[torch.arange(len(classes)), torch.tensor(classes)].sum()
+            (gradient,) = torch.autograd.grad(chosen, outputs[-1])
+    finally:
+        handle.remove()
+    maps = (gradient.mean(dim=(2, 3), keepdim=True) * outputs[-1]).sum(dim=1).relu().detach()
+    return np.asarray(maps.cpu().numpy())
+
+
+def last_convolution(network: nn.Module, pixels: Batch, device: torch.device = _CPU) -> nn.Conv2d:
     """The convolution that runs last among those with more than one position in their output.
 
     Raises `ValueError` if there is none.
@@ -89,7 +104,7 @@ def last_convolution(network: nn.Module, pixels: Batch) -> nn.Conv2d:
     handles = [module.register_forward_hook(record) for module in network.modules() if isinstance(module, nn.Conv2d)]
     try:
         with torch.no_grad():
-            network(to_tensor(pixels, torch.device("cpu")).float())
+            network(to_tensor(pixels, device).float())
     finally:
         for handle in handles:
             handle.remove()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
+from eyas_host.evaluation.inference import pick_device
 from eyas_host.evaluation.networks import all_logits, load_networks, reference_network
 from eyas_host.evaluation.predictions import Predictions, targets_of
 from eyas_host.evaluation.verdict import Logits, load_verdict, validation_logits
@@ -31,7 +31,6 @@ TEST_LOGITS = Path("test-set") / "logits.npz"
 
 def run(context: RunContext) -> StageResult:
     """Write `report.json` and `report.html`, and print the comparison."""
-    torch.set_num_threads(1)
     verdict = load_verdict(context)
     split = Split.load(context.root, context.recipe.image.preprocessing())
     test = Predictions.of(test_logits(context, split), targets_of(split, "test"), split.labels, verdict)
@@ -61,7 +60,9 @@ def test_logits(context: RunContext, split: Split) -> dict[str, Logits]:
             if str(data["key"]) == key:
                 return {name: data[name] for name in data.files if name != "key"}
     images = split.open_test(f"report of {context.recipe.run.name} {context.recipe.pack.version}")
-    logits = all_logits(load_networks(context, len(split.labels)), bundle, images)
+    logits = all_logits(
+        load_networks(context, len(split.labels)), bundle, images.pixels, pick_device(context.recipe.run.device)
+    )
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, key=np.array(key), **logits)  # type: ignore[arg-type]
     return logits
@@ -72,7 +73,8 @@ def _explanations(context: RunContext, report: Report) -> dict[str, Pixels]:
     if not report.mistakes:
         return {}
     network = reference_network(context, len(report.labels), report.shipped)
-    return explain_mistakes(network, report.mistakes, report.labels, context.recipe.image.preprocessing())
+    device = pick_device(context.recipe.run.device)
+    return explain_mistakes(network, report.mistakes, report.labels, context.recipe.image.preprocessing(), device)
 
 
 def _models_digest(context: RunContext, bundle: Bundle) -> str:

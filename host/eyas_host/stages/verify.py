@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
-import torch
 from rich.markup import escape
 
 from eyas_host.data.split import Split
 from eyas_host.evaluation.cost import choose_decision, cost_matrix
+from eyas_host.evaluation.inference import pick_device
 from eyas_host.evaluation.metrics import expected_calibration_error, fit_temperature, score, softmax
 from eyas_host.evaluation.networks import all_logits, load_networks, measure_latency
 from eyas_host.evaluation.parity import compare, refusal
@@ -29,11 +29,10 @@ def run(context: RunContext) -> StageResult:
 
     Raises `GateError` if a runtime is left without any artefact.
     """
-    torch.set_num_threads(1)
     split = Split.load(context.root, context.recipe.image.preprocessing())
     bundle = write_candidate(context, split.labels)
     networks = load_networks(context, len(split.labels))
-    logits = all_logits(networks, bundle, split.validation)
+    logits = all_logits(networks, bundle, split.validation.pixels, pick_device(context.recipe.run.device))
     with atomic_write(context.folder("verify") / LOGITS) as path, path.open("wb") as stream:
         np.savez(stream, **logits)  # type: ignore[arg-type]
     targets = split.validation.targets

@@ -16,6 +16,7 @@ from eyas_device.decision import Decision, decide
 from eyas_host.evaluation.bootstrap import intervals
 from eyas_host.evaluation.cost import CostFigures, choose_decision, split_cost
 from eyas_host.evaluation.metrics import score, softmax
+from eyas_host.models.factory import PixelClassifier
 from eyas_host.report import plots
 from eyas_host.report.curves import score_curves
 from eyas_host.report.gradcam import grad_cam, last_convolution, overlay
@@ -254,6 +255,13 @@ def test_grad_cam_of_float_and_int8_students(
     assert grad_cam(network, shape_frames[:1], [0]).tolist() != grad_cam(network, shape_frames[:1], [1]).tolist()
     layer = last_convolution(network, shape_frames[:1])
     assert layer.out_channels == 576, "the last one before the pooling of a mobilenetv3_small_100"
+
+
+def test_grad_cam_in_batches_is_that_of_each_image(network: PixelClassifier, shape_frames: Pixels) -> None:
+    classes = [row % 5 for row in range(20)]
+    together = grad_cam(network, shape_frames[:20], classes)
+    for row in (0, 15, 16, 19):
+        assert np.abs(together[row] - grad_cam(network, shape_frames[row : row + 1], [classes[row]])[0]).max() < 1e-3
 
 
 def test_a_network_without_spatial_outputs_has_no_grad_cam(shape_frames: Pixels) -> None:
