@@ -51,13 +51,14 @@ class OnlineLesson(DistillationTask):
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """As `DistillationTask.batches`, nothing of it cached."""
-        rows = [rows for _, rows in self._drawn(epoch, first)]
+        rows = [rows for _, rows in self._sample(epoch, first)]
         for some, views in zip(rows, self.stream.views(rows, (self.recipe.run.seed, 9, epoch)), strict=True):
             pixels = to_tensor(views, self.device)
             with torch.no_grad():
                 pooled = self.asked.pooled(pixels)
                 logits = self.asked.classify(pooled)
-            yield pixels, logits.float(), pooled.float(), self.labels[some].to(self.device)
+            labels = torch.eye(logits.shape[1])[self.targets[some]]
+            yield pixels, logits.float(), pooled.float(), labels.to(self.device)
 
 
 class Bench:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from eyas_host.evaluation.metrics import validation_metrics
-from eyas_host.train.engine import fit
+from eyas_host.train.engine import Hooks, Plan, Steps, fit
 from eyas_host.train.schedule import Epoch, Schedule
 
 
@@ -42,17 +43,19 @@ class Toy:
         with torch.inference_mode():
             return validation_metrics(model(self.x).numpy(), self.y.numpy())
 
-    def fit(self, **options: object) -> list[Epoch]:
+    def fit(self, steps: Steps | None = None, **options: object) -> list[Epoch]:
         groups = [
             {"params": list(self.model[0].parameters()), "lr_scale": 0.5},
             {"params": [p for layer in self.model[1:] for p in layer.parameters()]},
         ]
-        settings = {"steps": self.steps, "evaluate": self.evaluate, "steps_per_epoch": 4} | options
+        hooks = Hooks(**{name: options.pop(name) for name in ("after_step", "stages") if name in options})  # type: ignore[arg-type]
+        evaluate: Any = options.pop("evaluate", self.evaluate)
+        plan = {"title": "toy", "schedule": self.schedule, "images": 48, "batch": 12, "checkpoint": self.checkpoint}
         return fit(
             self.model,
             groups,
-            schedule=self.schedule,
-            checkpoint=self.checkpoint,
-            title="toy",
-            **settings,  # type: ignore[arg-type]
+            Plan(**plan | options),  # type: ignore[arg-type]
+            steps=steps or self.steps,
+            evaluate=evaluate,
+            hooks=hooks,
         )

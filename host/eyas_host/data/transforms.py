@@ -18,6 +18,7 @@ import torch
 from torchvision.transforms import v2
 
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
+from eyas_host.data.mixing import draw_mix, soft_labels
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.augment_rules import without_forbidden
 from eyas_host.support.errors import DataError
@@ -117,7 +118,7 @@ class Augmenter:
         """One view of each image, or of those at `rows`, uint8 [rows, size, size, 3].
 
         A view depends only on (`seed`, row). Some views are mixed with a view of another image (CutMix, then mixup)
-        unless `mixed` is off, which training on the images' own labels requires.
+        unless `mixed` is off; `labels` are then those of the mixture.
         """
         wanted = range(len(images)) if rows is None else [int(row) for row in rows]
         batch = np.empty((len(wanted), self.spec.size, self.spec.size, 3), dtype=np.uint8)
@@ -128,15 +129,16 @@ class Augmenter:
     def _draw(self, images: Sequence[Pixels], seed: Sequence[int], row: int, strength: float, mixed: bool) -> Pixels:
         rng = np.random.default_rng((*seed, row))
         view = self.view(images[row], rng, strength)
-        if mixed and rng.random() < self.settings.cutmix:
-            top, left, height, width = _box(self.spec.size, rng)
-            other = self._draw(images, seed, int(rng.integers(len(images))), strength, mixed=False)
-            view[top : top + height, left : left + width] = other[top : top + height, left : left + width]
-        if mixed and rng.random() < self.settings.mixup:
-            weight = float(rng.uniform())  # Beta(1, 1): Zhang et al., "mixup", 2018
-            other = self._draw(images, seed, int(rng.integers(len(images))), strength, mixed=False)
-            view = np.rint(weight * view.astype(np.float32) + (1 - weight) * other).astype(np.uint8)
-        return view
+        if not mixed:
+            return view
+        mix = draw_mix(self.settings, self.spec.size, seed, row, len(images))
+        return mix.apply(view, lambda other: self._draw(images, seed, other, strength, mixed=False))
+
+    def labels(
+        self, targets: npt.NDArray[np.int64], classes: int, seed: Sequence[int], rows: Iterable[int]
+    ) -> npt.NDArray[np.float32]:
+        """Soft labels [rows, classes] of the mixed views at `rows` with the same seed; `targets` of all images."""
+        return soft_labels(self.settings, self.spec.size, seed, rows, targets, classes)
 
     def _rotate(self, image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
         if not self.settings.rotate_degrees:
@@ -166,10 +168,3 @@ def photometric_randaugment(operations: int, magnitude: int, forbid: Sequence[st
     augment = v2.RandAugment(num_ops=operations, magnitude=magnitude)
     augment._AUGMENTATION_SPACE = {name: op for name, op in augment._AUGMENTATION_SPACE.items() if name in names}
     return augment
-
-
-def _box(size: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a pasted patch; its area is uniform (Yun et al., "CutMix", 2019)."""
-    side = float(rng.uniform()) ** 0.5
-    height = width = max(1, round(size * side))
-    return int(rng.integers(size - height + 1)), int(rng.integers(size - width + 1)), height, width

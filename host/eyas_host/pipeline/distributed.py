@@ -13,20 +13,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from eyas_host.recipe import Recipe
-from eyas_host.support.errors import TrainError
 from eyas_host.support.machine import usable_cores
 from eyas_host.support.progress import console
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from accelerate import Accelerator
-    from torch import Tensor, device, nn
+    from torch import Tensor, nn
 
-Amp = Literal["no", "bf16", "fp16"]
 _Value = TypeVar("_Value")
 _Rows = TypeVar("_Rows", "Tensor", "npt.NDArray[np.int64]")
 
@@ -95,17 +92,6 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
         PartialState._reset_state()
         _OBJECT_GROUP.clear()
-
-
-def accelerator(amp: Amp, place: device) -> Accelerator:
-    """Accelerate's `Accelerator` for one training. Raises `TrainError` if the device does not support the precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    if amp == "fp16" and place.type != "cuda":
-        raise TrainError("[run] amp = 'fp16' needs a GPU, and this training runs on the processor; take 'bf16' or 'no'")
-    AcceleratorState._reset_state()  # its precision is fixed for a process, ours for a training
-    return Accelerator(mixed_precision=amp, cpu=place.type == "cpu")
 
 
 def from_main(value: _Value) -> _Value:

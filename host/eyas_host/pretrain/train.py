@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import safetensors.torch
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -28,8 +29,8 @@ from eyas_host.pretrain.teachers import CLASSES, compiled_teachers
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import say
-from eyas_host.train.engine import fit
-from eyas_host.train.losses import DistillationLoss, mean_divergence
+from eyas_host.train.engine import Hooks, Plan, fit
+from eyas_host.train.losses import SoftLoss, mean_divergence
 from eyas_host.train.schedule import Epoch, Schedule
 
 _CROPS_PER_EPOCH = 6_400
@@ -38,6 +39,8 @@ _MIN_EPOCHS = 10
 """Minimum number of evaluations."""
 _VALIDATION_CROPS = 512
 """Crops of held-out images for evaluation."""
+_SAVE_MINUTES = 5.0
+"""Minutes between checkpoints inside an epoch."""
 _SETTINGS = "settings.json"
 
 
@@ -91,6 +94,53 @@ class _PauseError(Exception):
     """The time limit is reached."""
 
 
+class _PretrainTask:
+    """Crops with the teachers' predictions, and evaluation on crops of held-out images."""
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        images: Sequence[Pixels],
+        held_out: Sequence[Pixels],
+        *,
+        device: str,
+        workers: int,
+    ) -> None:
+        self.settings = settings
+        self.device = pick_device(device)
+        self.workers = workers
+        self.teachers = compiled_teachers(settings.teachers, self.device)
+        self.loss = SoftLoss(temperature=settings.temperature)
+        steps = max(1, min(_CROPS_PER_EPOCH, settings.crops // _MIN_EPOCHS) // settings.batch)
+        self.crops_per_epoch = steps * settings.batch
+        self.epochs = max(1, round(settings.crops / self.crops_per_epoch))
+        self.small, self.large = (
+            Crops(images, size=size, count=self.epochs * self.crops_per_epoch, seed=settings.seed)
+            for size in (settings.size, settings.last_size)
+        )
+        unseen = Crops(held_out, size=settings.last_size, count=_VALIDATION_CROPS, seed=settings.seed + 1)
+        self.validation = np.stack([unseen[number] for number in range(_VALIDATION_CROPS)])
+        batches = torch.split(to_tensor(self.validation, self.device), settings.batch)
+        self.reference = torch.cat([self.teachers(batch) for batch in batches]).cpu()
+
+    def steps(self, student: nn.Module, epoch: int, first: int) -> Iterator[Tensor]:
+        """The loss of each batch of an epoch from `first` on."""
+        settings, start = self.settings, epoch * self.crops_per_epoch
+        crops = self.small if epoch < self.epochs * (1 - settings.last) else self.large
+        rest = Subset(crops, range(start + first * settings.batch, start + self.crops_per_epoch))
+        loader = DataLoader(rest, settings.batch, num_workers=self.workers, pin_memory=self.device.type == "cuda")
+        for number, batch in enumerate(loader, start // settings.batch + first):
+            pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+            pixels = _cutmix(pixels, settings, number)
+            yield self.loss(student(pixels), self.teachers(pixels))
+
+    def evaluate(self, candidate: nn.Module) -> dict[str, float]:
+        """Agreement with the teachers, and the negative divergence from them, on the held-out crops."""
+        logits = torch.from_numpy(logits_of(candidate, self.validation, self.device))
+        agreement = float((logits.argmax(1) == self.reference.argmax(1)).double().mean())
+        return {"combined": -mean_divergence(logits, self.reference), "agreement": agreement}
+
+
 def pretrain(
     settings: PretrainSettings,
     images: Sequence[Pixels],
@@ -107,77 +157,59 @@ def pretrain(
     and so few images cannot rank epochs. Raises as `check_settings` does.
     """
     check_settings(settings, folder)
-    where = pick_device(device)
-    teachers = compiled_teachers(settings.teachers, where)
-    torch.manual_seed(settings.seed)
-    student = move(build(settings.student, CLASSES, "random")[0], where)
-    unseen = Crops(held_out, size=settings.last_size, count=_VALIDATION_CROPS, seed=settings.seed + 1)
-    look = np.stack([unseen[number] for number in range(_VALIDATION_CROPS)])
-    pieces = torch.split(to_tensor(look, where), settings.batch)
-    wanted = torch.cat([teachers(some) for some in pieces]).cpu()
-    follow = DistillationLoss(kd_ratio=1.0, temperature=settings.temperature)
-    labels = torch.zeros(settings.batch, dtype=torch.int64, device=where)  # required by the loss, which ignores them
-    steps_per_epoch = max(1, min(_CROPS_PER_EPOCH, settings.crops // _MIN_EPOCHS) // settings.batch)
-    epochs = max(1, round(settings.crops / (steps_per_epoch * settings.batch)))
-    an_epoch = steps_per_epoch * settings.batch
-    small, large = (
-        Crops(images, size=size, count=epochs * an_epoch, seed=settings.seed)
-        for size in (settings.size, settings.last_size)
-    )
+    task = _PretrainTask(settings, images, held_out, device=device, workers=workers)
     until = None if minutes is None else time.monotonic() + 60 * minutes
-
-    def steps(epoch: int) -> Iterator[Tensor]:
-        drawn = small if epoch < epochs * (1 - settings.last) else large
-        part = Subset(drawn, range(epoch * an_epoch, (epoch + 1) * an_epoch))
-        for number, batch in enumerate(DataLoader(part, settings.batch, num_workers=workers)):
-            pixels = batch.to(where).permute(0, 3, 1, 2).float()
-            pixels = _cutmix(pixels, settings, epoch * steps_per_epoch + number)
-            yield follow(student(pixels), teachers(pixels), labels)
-
-    def evaluate(candidate: nn.Module) -> dict[str, float]:
-        logits = torch.from_numpy(logits_of(candidate, look, where))
-        agreement = float((logits.argmax(1) == wanted.argmax(1)).double().mean())
-        return {"combined": -mean_divergence(logits, wanted), "agreement": agreement}
 
     def pause(history: Sequence[Epoch]) -> str:
         if until is not None and history and time.monotonic() > until:
             raise _PauseError
         return "pretraining"
 
-    checkpoint = folder / "pretrain.ckpt"
+    plan = _plan(task, folder)
+    torch.manual_seed(settings.seed)
+    student = move(build(settings.student, CLASSES, "random")[0], task.device)
     with contextlib.suppress(_PauseError):
         fit(
             student,
-            [{"params": list(student.parameters())}],
-            steps=steps,
-            evaluate=evaluate,
-            schedule=Schedule(
-                epochs=epochs,
-                rate=settings.rate,
-                weight_decay=settings.weight_decay,
-                warmup=0.02,
-                ema=settings.ema,
-                seed=settings.seed,
-            ),
-            steps_per_epoch=steps_per_epoch,
-            checkpoint=checkpoint,
-            title=f"pretraining {settings.student}",
-            stages=pause,
+            param_groups_weight_decay(student, settings.weight_decay),
+            plan,
+            steps=lambda epoch, first: task.steps(student, epoch, first),
+            evaluate=task.evaluate,
+            hooks=Hooks(stages=pause),
         )
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved = torch.load(plan.checkpoint, map_location="cpu", weights_only=True)
     history = [msgspec.json.decode(line, type=Epoch) for line in saved["history"]]
     _write(saved["ema"] if settings.ema else saved["model"], folder / f"{settings.student}.safetensors")
     result = PretrainResult(
-        crops=len(history) * an_epoch,
+        crops=len(history) * task.crops_per_epoch,
         seconds=sum(epoch.seconds for epoch in history),
         agreement=history[-1].metrics["agreement"],
         divergence=-history[-1].metrics["combined"],
-        held_out=len(look),
-        finished=len(history) == epochs,
+        held_out=len(task.validation),
+        finished=len(history) == task.epochs,
     )
     if not result.finished:
         say(f"  paused after {result.crops:,} of {settings.crops:,} crops; the same command continues")
     return result
+
+
+def _plan(task: _PretrainTask, folder: Path) -> Plan:
+    settings = task.settings
+    return Plan(
+        title=f"pretraining {settings.student}",
+        schedule=Schedule(
+            epochs=task.epochs,
+            rate=settings.rate,
+            weight_decay=settings.weight_decay,
+            warmup=0.02,
+            ema=settings.ema,
+            save_minutes=_SAVE_MINUTES,
+            seed=settings.seed,
+        ),
+        images=task.crops_per_epoch,
+        batch=settings.batch,
+        checkpoint=folder / "pretrain.ckpt",
+    )
 
 
 def _cutmix(pixels: Tensor, settings: PretrainSettings, step: int) -> Tensor:

@@ -21,8 +21,9 @@ class RunSection(Section, frozen=True):
     """Where to train; `auto` uses a GPU if there is one."""
     threads: Count = 0
     """Torch threads per training process; 0: automatic (1 up to 160 px, else all cores)."""
-    amp: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of all trainings except QAT; fp16 needs a GPU, bf16 works on CPUs too."""
+    amp: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision of all trainings except QAT. `auto`: bf16 on a GPU that has it, else none; fp16 needs a GPU, bf16
+    works on CPUs too, where it is seldom faster."""
     selection_metric: Literal["combined", "balanced_accuracy", "accuracy", "f1", "auc", "loss"] = "combined"
     """Validation metric that selects the best epoch, stops training early and unfreezes blocks; `combined` is balanced
     accuracy + AUC / 2."""

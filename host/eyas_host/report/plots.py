@@ -147,8 +147,7 @@ def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[floa
     by = "divergence" if "divergence" in history[0].get("metrics", {}) else metric
     judged = [(-1 if by in ("loss", "divergence") else 1) * _metric(entry, by) for entry in history]
     begins = [row for row in range(1, len(stages)) if stages[row] != stages[row - 1]]
-    first = stages.count("head") % len(stages)  # what is kept comes from the blocks, where there are any
-    finite = [(value, row) for row, value in enumerate(judged) if math.isfinite(value) and row >= first]
+    finite = [(value, row) for row, value in enumerate(judged) if math.isfinite(value)]
     kept = max(finite, key=lambda pair: (pair[0], -pair[1]))[1] if finite else None
     marker = "o" if len(epochs) == 1 else ""
     with matplotlib.rc_context(STYLE):

@@ -30,8 +30,8 @@ from eyas_host.pipeline.runner import RunContext, Stage, StageRecord, StageResul
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import show
-from eyas_host.train.engine import fit
-from eyas_host.train.schedule import Epoch
+from eyas_host.train.engine import Plan, fit
+from eyas_host.train.schedule import Epoch, full_batches
 from eyas_host.train.supervised import SupervisedTask
 
 RESULT = "baseline.json"
@@ -175,16 +175,19 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
 
 def train_scratch(model: PixelClassifier, task: SupervisedTask, epochs: int, checkpoint: Path) -> list[Epoch]:
     """Train all layers of an untrained network at one rate; BatchNorm learns its statistics."""
-    settings = task.recipe.teacher
+    plan = Plan(
+        title="baseline, from scratch",
+        schedule=task.schedule(epochs),
+        images=full_batches(len(task.targets), task.recipe.teacher.batch),
+        batch=task.recipe.teacher.batch,
+        checkpoint=checkpoint,
+    )
     return fit(
         model,
-        param_groups_weight_decay(model, settings.weight_decay),
-        steps=lambda epoch: task.steps(model, epoch, settings.batch),
+        param_groups_weight_decay(model, task.recipe.teacher.weight_decay),
+        plan,
+        steps=lambda epoch, first: task.steps(model, epoch, first, plan.steps_per_epoch - first),
         evaluate=task.evaluate,
-        schedule=task.schedule(epochs),
-        steps_per_epoch=task.steps_per_epoch(settings.batch),
-        checkpoint=checkpoint,
-        title="baseline, from scratch",
     )
 
 
@@ -193,11 +196,11 @@ def _planned_epochs(task: SupervisedTask, model: nn.Module, seconds: float, plan
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return msgspec.json.decode(plan.read_bytes(), type=_EpochPlan).epochs
     batch = task.recipe.teacher.batch
-    steps = task.steps_per_epoch(batch)
+    steps = full_batches(len(task.targets), batch) // batch or 1
     timed = min(steps, _TIMED_BATCHES)
     trial = copy.deepcopy(model).train()
     started = time.monotonic()
-    for loss in task.steps(trial, 0, batch, timed):
+    for loss in task.steps(trial, 0, 0, timed):
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())
     training_s = (time.monotonic() - started) * steps / timed

@@ -18,11 +18,11 @@ from eyas_host.search.space import Value
 from eyas_host.support.files import exclusive_lock, write_bytes
 from eyas_host.train.schedule import Epoch, best_epoch, selection_value
 from eyas_host.train.student import train_student
-from eyas_host.train.teacher import train_teacher
+from eyas_host.train.teacher import BLOCKS, HEAD, best_stage, train_teacher
 from eyas_host.train.view_cache import ViewCache
 
-FullTraining = Callable[[Recipe, Path], tuple[PixelClassifier, list[Epoch]]]
-"""Trains a recipe in full, with checkpoints in the folder; returns the model and its history."""
+FullTraining = Callable[[Recipe, Path], tuple[PixelClassifier, list[Epoch], Epoch]]
+"""Trains a recipe in full, with checkpoints in the folder; returns the model, its history and the epoch it is from."""
 
 
 class Final(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class Final(msgspec.Struct, frozen=True):
     trial: int
     settings: dict[str, Value]
     epochs: int
-    """Trained epochs; the best one is kept."""
+    """Trained epochs (of the teacher's stage 2, if there was one); the best one is kept."""
     seconds: float
     value: float
     """Selection metric on validation, higher is better."""
@@ -45,9 +45,11 @@ class Final(msgspec.Struct, frozen=True):
 def full_teacher_training(split: Split) -> FullTraining:
     """The teacher's full training, as in `eyas teach`."""
 
-    def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch]]:
+    def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch], Epoch]:
         model, _, histories = train_teacher(recipe, split, folder)
-        return model, [history for history in histories.values() if history][-1]
+        metric = recipe.run.selection_metric
+        kept = histories[best_stage(histories, metric)]
+        return model, histories[BLOCKS] or histories[HEAD], kept[best_epoch(kept, metric)]
 
     return train
 
@@ -55,9 +57,9 @@ def full_teacher_training(split: Split) -> FullTraining:
 def full_student_training(split: Split, cache: ViewCache) -> FullTraining:
     """The student's full training on the cached views."""
 
-    def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch]]:
+    def train(recipe: Recipe, folder: Path) -> tuple[PixelClassifier, list[Epoch], Epoch]:
         model, _, history = train_student(recipe, split, cache, folder)
-        return model, history
+        return model, history, history[best_epoch(history, recipe.run.selection_metric)]
 
     return train
 
@@ -74,17 +76,16 @@ def train_final(
         with contextlib.suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(path.read_bytes(), type=Final)
         folder.mkdir(parents=True, exist_ok=True)
-        model, history = train(recipe, folder)
+        model, history, kept = train(recipe, folder)
         pixels = prepared(split.validation.pixels, recipe.image.preprocessing())
         probabilities = softmax(logits_of(model, pixels, pick_device(recipe.run.device)))
         scores = score(probabilities, split.validation.targets)
-        best = history[best_epoch(history, recipe.run.selection_metric)]
         final = Final(
             trial=trial,
             settings=settings,
             epochs=len(history),
             seconds=round(sum(epoch.seconds for epoch in history), 3),
-            value=selection_value(best.metrics, recipe.run.selection_metric),
+            value=selection_value(kept.metrics, recipe.run.selection_metric),
             balanced_accuracy=scores.balanced_accuracy,
             balanced_accuracy_ci=scores.balanced_accuracy_ci,
             f1=scores.f1,

@@ -26,7 +26,7 @@ from eyas_host.support.errors import TrainError
 from eyas_host.support.files import exclusive_lock
 from eyas_host.support.progress import meter
 from eyas_host.train.checkpoint import read_checkpoint, save_tensors
-from eyas_host.train.engine import fit
+from eyas_host.train.engine import Hooks, Plan, fit
 from eyas_host.train.schedule import selection_value
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.supervised import SupervisedTask
@@ -51,7 +51,7 @@ class Training(Protocol):
 
 
 class TeacherTrials:
-    """Trains the teacher's blocks after a head that is trained once: no trial's settings change that stage.
+    """Trains the teacher's blocks after a head that is trained once for all trials, with the recipe's own settings.
 
     `head` is the file of that head, written if missing; `work` is the folder for its training.
     """
@@ -73,20 +73,24 @@ class TeacherTrials:
         self._initial_state = {name: value.clone() for name, value in self._model.state_dict().items()}
 
     def __call__(self, recipe: Recipe, epochs: int, checkpoint: Path, on_epoch: EpochCallback) -> object:
-        """Train the trial's unfrozen blocks, all at once."""
+        """Train the trial's unfrozen blocks, all at once, as stage 2 of `eyas teach`."""
         task, model, settings = self._task, self._model, recipe.teacher
         task.recipe = recipe
         model.load_state_dict(self._initial_state)
+        plan = Plan(
+            title="trial",
+            schedule=task.schedule(epochs, settings.patience),
+            images=len(task.targets),
+            batch=settings.batch,
+            checkpoint=checkpoint,
+        )
         return fit(
             model,
             unfreeze(model, msgspec.structs.replace(settings, unfreeze_by="once")),
-            steps=lambda epoch: task.steps(model, epoch, settings.batch),
+            plan,
+            steps=lambda epoch, first: task.steps(model, epoch, first),
             evaluate=_with_callback(task.evaluate, on_epoch),
-            schedule=task.schedule(epochs),
-            steps_per_epoch=task.steps_per_epoch(settings.batch),
-            checkpoint=checkpoint,
-            title="trial",
-            prepare=freeze_batch_norm,
+            hooks=Hooks(prepare=freeze_batch_norm),
         )
 
 

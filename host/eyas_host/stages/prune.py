@@ -89,6 +89,7 @@ def _recover(context: RunContext, model: PixelClassifier, task: DistillationTask
         epochs=settings.epochs,
         rate=settings.rate,
         ema=0.0 if keeper else context.recipe.student.ema,
+        keep_start=True,
         checkpoint=context.folder("prune") / "recovery.ckpt",
         title="pruned student",
         after_step=keeper,

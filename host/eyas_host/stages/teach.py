@@ -20,7 +20,7 @@ from eyas_host.stages.summary import best_metrics, format_metrics
 from eyas_host.support.progress import say, warn
 from eyas_host.train.check import check_networks
 from eyas_host.train.checkpoint import save_tensors
-from eyas_host.train.teacher import train_teacher
+from eyas_host.train.teacher import best_stage, train_teacher
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import check_views_fit
 
@@ -42,10 +42,12 @@ def run(context: RunContext) -> StageResult:
     save_tensors(context.root / checkpoints.TEACHER, model.cpu().state_dict())
     for checkpoint in folder.glob("*.ckpt"):
         checkpoint.unlink()
-    best = best_metrics(histories["blocks"] or histories["head"], context.recipe.run.selection_metric)
+    metric = context.recipe.run.selection_metric
+    kept = best_stage(histories, metric)
     return StageResult(
-        f"{context.recipe.teacher.model} ({origin} weights): {format_metrics(best)} on validation",
-        {"weights": origin, "warnings": warnings, "histories": msgspec.to_builtins(histories)},
+        f"{context.recipe.teacher.model} ({origin} weights): {format_metrics(best_metrics(histories[kept], metric))} "
+        "on validation",
+        {"weights": origin, "kept": kept, "warnings": warnings, "histories": msgspec.to_builtins(histories)},
     )
 
 

@@ -1,7 +1,8 @@
 """Training losses.
 
 Label losses take int64 [n] or soft and multi-hot labels float [n, classes]; distillation losses also take the teacher's
-logits. All are means over the batch.
+logits. All are means over the images of the batch, whatever the images' weights: the mean over two batches, weighted by
+their sizes, is the loss of both together (`dist` excepted, which correlates over a batch).
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import LossName
 
 
-class _WeightedLoss(nn.Module):
-    """A loss with class weights and label smoothing."""
+class _LabelLoss(nn.Module):
+    """A loss with class weights and label smoothing: an image's weight counts for all of its loss, smoothing included.
+
+    The weights do not normalise the loss. Dividing by their sum, as `torch.nn.CrossEntropyLoss` does, weighs a common
+    image more in a batch without rare ones, and the gradient is no longer that of the whole data set.
+    """
 
     class_weights: Tensor | None
 
@@ -26,6 +31,15 @@ class _WeightedLoss(nn.Module):
         super().__init__()
         self.label_smoothing = label_smoothing
         self.register_buffer("class_weights", class_weights)
+
+    def rows(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss [n] of each image for logits and targets [n, classes]."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of logits [n, classes] and labels int64 [n] or float [n, classes]."""
+        targets, weights = self._targets(labels, logits)
+        return (weights * self.rows(logits, targets)).mean()
 
     def _targets(self, labels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Smoothed targets [n, classes] and the weight [n] of each image: the mean weight of its classes."""
@@ -39,20 +53,26 @@ class _WeightedLoss(nn.Module):
         return targets * (1.0 - self.label_smoothing) + self.label_smoothing / classes, weights
 
 
-class OneVersusRestLoss(_WeightedLoss):
+class CrossEntropy(_LabelLoss):
+    """Cross-entropy of the softmax over all classes."""
+
+    def rows(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss [n] of each image for logits and targets [n, classes]."""
+        return -(targets * F.log_softmax(logits, dim=1)).sum(1)
+
+
+class OneVersusRestLoss(_LabelLoss):
     """Binary cross-entropy of each class against the rest, summed over the classes.
 
     For multi-hot labels, and for labels of one class each. Source: Wightman et al., "ResNet strikes back", 2021.
     """
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted mean loss of logits [n, classes] and labels int64 [n] or float [n, classes]."""
-        targets, weights = self._targets(labels, logits)
-        rows = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
-        return (weights * rows).sum() / weights.sum()
+    def rows(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss [n] of each image for logits and targets [n, classes]."""
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
 
 
-class FocalLoss(_WeightedLoss):
+class FocalLoss(_LabelLoss):
     """Softmax cross-entropy weighted by `(1 - p)^gamma` of the probability p of the true class.
 
     With two classes it equals the sigmoid focal loss of the difference of their logits. Source: Lin et al., "Focal Loss
@@ -63,12 +83,10 @@ class FocalLoss(_WeightedLoss):
         super().__init__(class_weights=class_weights, label_smoothing=label_smoothing)
         self.gamma = gamma
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted mean loss of logits [n, classes] and labels int64 [n] or float [n, classes]."""
-        targets, weights = self._targets(labels, logits)
+    def rows(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss [n] of each image for logits and targets [n, classes]."""
         logs = F.log_softmax(logits, dim=1)
-        rows = -(targets * (1.0 - logs.exp()).clamp(min=1e-12) ** self.gamma * logs).sum(1)
-        return (weights * rows).sum() / weights.sum()
+        return -(targets * (1.0 - logs.exp()).clamp(min=1e-12) ** self.gamma * logs).sum(1)
 
 
 def label_loss(
@@ -79,7 +97,7 @@ def label_loss(
         return OneVersusRestLoss(class_weights=class_weights, label_smoothing=label_smoothing)
     if name == "focal":
         return FocalLoss(gamma=focal_gamma, class_weights=class_weights, label_smoothing=label_smoothing)
-    return nn.CrossEntropyLoss(weight=class_weights, label_smoothing=label_smoothing)
+    return CrossEntropy(class_weights=class_weights, label_smoothing=label_smoothing)
 
 
 def teacher_loss(recipe: Recipe, labels: Tensor, classes: int) -> nn.Module:
@@ -92,8 +110,7 @@ def student_loss(recipe: Recipe, labels: Tensor, classes: int, *, teacher: bool 
     settings = recipe.student
     return DistillationLoss(
         kd_ratio=settings.kd_ratio if teacher else 0.0,
-        temperature=settings.temperature,
-        kd=settings.kd,
+        soft=SoftLoss(temperature=settings.temperature, kd=settings.kd),
         hard=_label_loss(settings, labels, classes),
     )
 
@@ -107,37 +124,43 @@ def _label_loss(settings: TeacherSection | StudentSection, labels: Tensor, class
     ).to(labels.device)
 
 
-class DistillationLoss(nn.Module):
-    """Distillation and label loss: `kd_ratio * soft + (1 - kd_ratio) * hard(student, labels)`.
+class SoftLoss(nn.Module):
+    """Loss of a student's logits against a teacher's.
 
     `kl`: `T^2 * KL(softmax(teacher / T) || softmax(student / T))`. Source: Hinton et al., "Distilling the Knowledge in
     a Neural Network", 2015. `dist`: `T^2` times `dist_loss` of the same probabilities.
     """
 
-    def __init__(
-        self,
-        *,
-        kd_ratio: float,
-        temperature: float,
-        kd: Literal["kl", "dist"] = "kl",
-        hard: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, *, temperature: float, kd: Literal["kl", "dist"] = "kl") -> None:
         super().__init__()
-        self.kd_ratio = kd_ratio
         self.temperature = temperature
         self.kd = kd
-        self.hard = hard or nn.CrossEntropyLoss()
 
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of logits [n, classes] (student, teacher) and labels int64 [n] or float [n, classes]."""
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Mean loss of logits [n, classes]."""
         student_logs = F.log_softmax(student / self.temperature, dim=1)
         teacher_logs = F.log_softmax(teacher / self.temperature, dim=1)
         if self.kd == "dist":
             soft = dist_loss(student_logs.exp(), teacher_logs.exp())
         else:
             soft = F.kl_div(student_logs, teacher_logs, reduction="batchmean", log_target=True)
+        return self.temperature**2 * soft
+
+
+class DistillationLoss(nn.Module):
+    """Distillation and label loss: `kd_ratio * soft(student, teacher) + (1 - kd_ratio) * hard(student, labels)`."""
+
+    def __init__(self, *, kd_ratio: float, soft: SoftLoss, hard: nn.Module) -> None:
+        super().__init__()
+        self.kd_ratio = kd_ratio
+        self.soft = soft
+        self.hard = hard
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of logits [n, classes] (student, teacher) and labels int64 [n] or float [n, classes]."""
+        soft: Tensor = self.soft(student, teacher)
         hard: Tensor = self.hard(student, labels)
-        return self.kd_ratio * self.temperature**2 * soft + (1.0 - self.kd_ratio) * hard
+        return self.kd_ratio * soft + (1.0 - self.kd_ratio) * hard
 
 
 def dist_loss(student: Tensor, teacher: Tensor) -> Tensor:

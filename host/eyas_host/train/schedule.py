@@ -11,8 +11,8 @@ import msgspec
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from eyas_host.pipeline.distributed import Amp
 from eyas_host.support.errors import TrainError
+from eyas_host.train.precision import Amp
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     clip: float = 1.0
     """Maximum gradient norm (0: no clipping)."""
     accumulate: int = 1
-    """Batches per optimizer step."""
+    """Batches per optimizer step, which is that of one large batch."""
     amp: Amp = "no"
     """Mixed precision of forward and backward passes; the weights stay float32."""
     save_minutes: float | None = None
@@ -55,6 +55,11 @@ class Epoch(msgspec.Struct, frozen=True):
     """Name of the layers that were trained, where that changes during a training."""
     rate: float = 0.0
     """Largest learning rate of all parameter groups at the last step."""
+
+
+def full_batches(images: int, batch: int) -> int:
+    """Images of an epoch without its incomplete last batch, which BatchNorm's statistics cannot use."""
+    return images - images % batch or images
 
 
 def rate_factor(step: int, total: int, warmup: float) -> float:

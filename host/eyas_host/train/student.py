@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from eyas_host.data.split import Split
@@ -23,11 +24,11 @@ from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import all_gather
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
-from eyas_host.train.engine import Groups, fit
+from eyas_host.train.engine import Groups, Hooks, Plan, fit
 from eyas_host.train.feature_distillation import BlockCache, FeatureLoss, capture_maps
 from eyas_host.train.losses import student_loss
 from eyas_host.train.sampler import Rows, epoch_order
-from eyas_host.train.schedule import Epoch, Schedule
+from eyas_host.train.schedule import Epoch, Schedule, full_batches
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
 
@@ -35,7 +36,8 @@ from eyas_host.train.view_cache import ViewCache
 class DistillationTask:
     """Distillation of a network from cached views with the teacher's logits and the labels.
 
-    With `teacher=False` the same views, in the same order, are learned from the labels only.
+    With `teacher=False` the same views, in the same order, are learned from the labels only: those of the mixture where
+    a view is mixed.
     """
 
     def __init__(
@@ -45,40 +47,42 @@ class DistillationTask:
         self.curves = curves
         self.device = pick_device(recipe.run.device)
         self.cache = cache
-        self.labels = torch.from_numpy(split.train.targets)
+        self.targets = split.train.targets
         self.validation = prepared(split.validation.pixels, recipe.image.preprocessing())
         self.validation_targets = split.validation.targets
         settings = recipe.student
-        labels = self.labels.to(self.device)
-        self.loss = student_loss(recipe, labels, len(split.labels), teacher=teacher)
+        targets = torch.from_numpy(self.targets).to(self.device)
+        self.loss = student_loss(recipe, targets, len(split.labels), teacher=teacher)
         self.teacher = teacher
         self.blocks = BlockCache(cache.root) if settings.feature_layers and teacher else None
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Batches per epoch; an incomplete last one is dropped for BatchNorm's sake."""
-        count, batch = len(self.labels), self.recipe.student.batch
-        return max(1, count // batch)
+    def images(self) -> int:
+        """Images of an epoch: an incomplete last batch is dropped for BatchNorm's sake."""
+        return full_batches(len(self.targets), self.recipe.student.batch)
+
+    def pixels(self, epoch: int, first: int = 0) -> Iterator[Tensor]:
+        """Pixels uint8 [n, 3, s, s] of each batch from `first` on."""
+        return (to_tensor(self.cache.pixels(views, rows), self.device) for views, rows in self._sample(epoch, first))
 
     def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Pixels uint8 [n, 3, s, s], teacher's logits, teacher's features and labels of each batch from `first` on."""
-        for views, rows in self._sample(epoch, first):
+        """Pixels as `pixels`, the teacher's logits and features, and labels float [n, classes] of each batch."""
+        for pixels, (views, rows) in zip(self.pixels(epoch, first), self._sample(epoch, first), strict=True):
             yield (
-                to_tensor(self.cache.pixels(views, rows), self.device),
+                pixels,
                 torch.from_numpy(self.cache.logits[views, rows]).float().to(self.device),
                 torch.from_numpy(self.cache.features[views, rows]).float().to(self.device),
-                self.labels[rows].to(self.device),
+                torch.from_numpy(self.cache.labels[views, rows]).float().to(self.device),
             )
 
     def _sample(self, epoch: int, first: int) -> Iterator[tuple[Rows, Rows]]:
         """View and row indices of each batch of an epoch."""
         rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
-        order = epoch_order(self.labels, self.recipe.student.sampler, rng)
+        order = epoch_order(self.targets, self.recipe.student.sampler, rng)
         view = rng.integers(len(self.cache), size=len(order))
         batch = self.recipe.student.batch
-        for step in range(first, self.steps_per_epoch):
-            rows = order[step * batch : (step + 1) * batch]
-            yield view[step * batch : (step + 1) * batch], rows
+        for start in range(first * batch, self.images, batch):
+            yield view[start : start + batch], order[start : start + batch]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics."""
@@ -93,48 +97,52 @@ class DistillationTask:
         checkpoint: Path,
         title: str,
         ema: float = 0.0,
-        weight_decay: float | None = None,
+        keep_start: bool = False,
         after_step: Callable[[], None] | None = None,
     ) -> list[Epoch]:
         """Train any network that maps float pixels to logits, a `PixelClassifier` with feature distillation too.
 
-        Raises `TrainError` if a batch is too small for the number of processes.
+        With `keep_start` the network as it is remains if no epoch is better on validation. Raises `TrainError` if a
+        batch is too small for the number of processes.
         """
         if self.recipe.student.batch < 2 * distributed.world_size():
             raise TrainError(
                 f"[student] batch = {self.recipe.student.batch}: BatchNorm needs at least 2 images for each of the "
                 f"{distributed.world_size()} processes"
             )
-        feature_loss = self._feature_loss(model)
-        groups: Groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        run, settings, feature_loss = self.recipe.run, self.recipe.student, self._feature_loss(model)
+        groups: Groups = param_groups_weight_decay(model, settings.weight_decay)
         if feature_loss is not None:
-            groups.append({"params": list(feature_loss.parameters())})
-        return fit(
-            model,
-            groups,
-            steps=partial(self._steps, model, feature_loss),
-            evaluate=self.evaluate,
+            groups += param_groups_weight_decay(feature_loss, settings.weight_decay)
+        plan = Plan(
+            title=title,
             schedule=Schedule(
                 epochs=epochs,
                 rate=rate,
-                weight_decay=self.recipe.student.weight_decay if weight_decay is None else weight_decay,
-                metric=self.recipe.run.selection_metric,
+                weight_decay=settings.weight_decay,
+                metric=run.selection_metric,
                 ema=ema,
-                amp=self.recipe.run.amp,
-                save_minutes=self.recipe.run.checkpoint_minutes,
-                seed=self.recipe.run.seed,
+                amp=run.amp,
+                save_minutes=run.checkpoint_minutes,
+                seed=run.seed,
             ),
-            steps_per_epoch=self.steps_per_epoch,
+            images=self.images,
+            batch=settings.batch,
             checkpoint=checkpoint,
-            title=title,
-            after_step=after_step,
-            auxiliary=feature_loss,
+            start=self.evaluate(model) if keep_start else None,
             curves=self.curves,
         )
+        return fit(
+            model,
+            groups,
+            plan,
+            steps=partial(self._steps, model, feature_loss),
+            evaluate=self.evaluate,
+            hooks=Hooks(after_step=after_step),
+            auxiliary=feature_loss,
+        )
 
-    def _steps(
-        self, model: nn.Module, feature_loss: FeatureLoss | None, epoch: int, first: int = 0
-    ) -> Iterator[Tensor]:
+    def _steps(self, model: nn.Module, feature_loss: FeatureLoss | None, epoch: int, first: int) -> Iterator[Tensor]:
         """The loss of each batch of an epoch from `first` on."""
         batches = zip(self._sample(epoch, first), self.batches(epoch, first), strict=True)
         for indices, (pixels, teacher, features, labels) in batches:

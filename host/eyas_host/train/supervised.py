@@ -14,6 +14,7 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.bootstrap import Floats
 from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
 from eyas_host.evaluation.metrics import softmax, validation_metrics
+from eyas_host.pipeline.distributed import all_gather, local_shard
 from eyas_host.recipe import Recipe
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.sampler import epoch_order
@@ -38,21 +39,22 @@ class SupervisedTask:
         self.targets = torch.from_numpy(split.train.targets).to(self.device)
         self.loss = teacher_loss(recipe, self.targets, len(split.labels))
 
-    def steps_per_epoch(self, batch: int) -> int:
-        """Batches per epoch; an incomplete last one is dropped for BatchNorm's sake."""
-        return max(1, len(self.targets) // batch)
-
-    def schedule(self, epochs: int) -> Schedule:
-        """The teacher's schedule for a number of epochs, without early stopping."""
+    def schedule(self, epochs: int, patience: int | None = None) -> Schedule:
+        """The schedule of the teacher's stage 2 for a number of epochs."""
         settings, run = self.recipe.teacher, self.recipe.run
         return Schedule(
             epochs=epochs,
             rate=settings.rate,
             weight_decay=settings.weight_decay,
+            shape=settings.schedule,
+            plateau_epochs=settings.plateau_epochs,
+            patience=patience,
             metric=run.selection_metric,
+            ema=settings.ema,
             clip=settings.clip,
             accumulate=settings.accumulate,
             amp=run.amp,
+            save_minutes=run.checkpoint_minutes,
             seed=run.seed,
         )
 
@@ -61,18 +63,23 @@ class SupervisedTask:
         rng = np.random.default_rng((self.recipe.run.seed, purpose, epoch))
         return epoch_order(self.split.train.targets, self.recipe.teacher.sampler, rng)
 
+    def batches(self, purpose: int, epoch: int) -> list[Rows]:
+        """The batches of an epoch in its seeded order; the last one may be smaller."""
+        order, batch = self.order(purpose, epoch), self.recipe.teacher.batch
+        return [order[start : start + batch] for start in range(0, len(order), batch)]
+
     def views(self, batches: Sequence[Rows], purpose: int, number: int, epoch: int) -> Iterator[Tensor]:
-        """View `number` of each batch of rows, at the epoch's augmentation strength: uint8 [rows, 3, size, size]."""
+        """View `number` of this process's shard of each batch, at the epoch's strength: uint8 [rows, 3, size, size]."""
         strength = self.loader.augmenter.strength(epoch)
-        views = self.loader.views(batches, (self.recipe.run.seed, purpose, number), strength=strength, mixed=False)
+        shards = [local_shard(rows) for rows in batches]
+        views = self.loader.views(shards, (self.recipe.run.seed, purpose, number), strength=strength, mixed=False)
         return (to_tensor(pixels, self.device) for pixels in views)
 
-    def steps(self, model: nn.Module, epoch: int, batch: int, count: int | None = None) -> Iterator[Tensor]:
-        """The loss of each batch of an epoch, or of its first `count` batches."""
-        order, steps = self.order(ORDER_SEED, epoch), self.steps_per_epoch(batch) if count is None else count
-        batches = [order[step * batch : (step + 1) * batch] for step in range(steps)]
+    def steps(self, model: nn.Module, epoch: int, first: int = 0, count: int | None = None) -> Iterator[Tensor]:
+        """The loss of each batch of an epoch, or of `count` batches, from `first` on."""
+        batches = self.batches(ORDER_SEED, epoch)[first : None if count is None else first + count]
         for rows, pixels in zip(batches, self.views(batches, VIEW_SEED, epoch, epoch), strict=True):
-            yield self.loss(model(pixels), self.targets[rows])
+            yield self.loss(all_gather(model(pixels), len(rows)), self.targets[rows])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics."""

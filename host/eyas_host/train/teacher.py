@@ -6,10 +6,11 @@ blocks, each slower than the one above it, together or one after the other; Batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from eyas_host.data.loader import Rows, ordered_batches
@@ -19,12 +20,14 @@ from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
 from eyas_host.pipeline.distributed import all_gather, local_shard
 from eyas_host.recipe import Recipe
-from eyas_host.train.engine import fit
-from eyas_host.train.schedule import Epoch, Schedule
-from eyas_host.train.supervised import ORDER_SEED, VIEW_SEED, SupervisedTask
+from eyas_host.train.engine import Hooks, Plan, fit, is_better
+from eyas_host.train.schedule import Epoch, Schedule, best_epoch
+from eyas_host.train.supervised import SupervisedTask
 from eyas_host.train.trackers import Curves
 from eyas_host.train.unfreeze import GradualUnfreezing, freeze_batch_norm, unfreeze
 
+HEAD, BLOCKS = "head", "blocks"
+"""Keys of the histories of stage 1 and stage 2."""
 _HEAD_VIEWS = 3
 """Views per image whose features stage 1 caches."""
 
@@ -34,108 +37,92 @@ def train_teacher(
 ) -> tuple[PixelClassifier, Origin, dict[str, list[Epoch]]]:
     """Train the teacher; checkpoints go to `work`.
 
-    Returns the model, the origin of its initial weights, and the histories of both stages.
+    Returns the model, the origin of its initial weights, and the histories of both stages; `best_stage` names the one
+    that the weights are from.
     """
     torch.manual_seed(recipe.run.seed)
     model, origin = build_teacher(recipe.teacher, len(split.labels))
-    training = _TeacherTraining(recipe, split, model, work, curves)
-    return model, origin, {"head": training.head(), "blocks": training.blocks()}
+    task = SupervisedTask(recipe, split)
+    model = move(model, task.device)
+    head = train_head(task, model, work / "head.ckpt", curves=curves)
+    reached = head[best_epoch(head, recipe.run.selection_metric)].metrics
+    return model, origin, {HEAD: head, BLOCKS: _train_blocks(task, model, work / "blocks.ckpt", reached, curves)}
 
 
-class _TeacherTraining:
-    """Both training stages of a teacher."""
+def best_stage(histories: Mapping[str, Sequence[Epoch]], metric: str) -> str:
+    """The stage whose best epoch the teacher's weights are from: stage 2 only if it is better than the head alone."""
+    head, blocks = histories[HEAD], histories[BLOCKS]
+    return BLOCKS if is_better(blocks, head[best_epoch(head, metric)].metrics, metric) else HEAD
 
-    def __init__(self, recipe: Recipe, split: Split, model: PixelClassifier, work: Path, curves: Curves | None) -> None:
-        self.recipe = recipe
-        self.task = SupervisedTask(recipe, split)
-        self.model = move(model, self.task.device)
-        self.work = work
-        self.curves = curves
-        self.steps_per_epoch = -(-len(split.train) // recipe.teacher.batch)
 
-    def head(self) -> list[Epoch]:
-        """Stage 1: train the head on the frozen backbone's features."""
-        settings, classifier = self.recipe.teacher, self.model.classifier
-        task, batches = self.task, ordered_batches(len(self.task.targets))
-        features = [_features(self.model, batches, self._views(batches, 1, number, 0)) for number in range(_HEAD_VIEWS)]
-        batches = ordered_batches(len(task.validation))
-        images = (to_tensor(task.validation[local_shard(rows)], task.device) for rows in batches)
-        validation = _features(self.model, batches, images)
+def train_head(
+    task: SupervisedTask, model: PixelClassifier, checkpoint: Path, *, curves: Curves | None = None
+) -> list[Epoch]:
+    """Stage 1: train the head on the frozen backbone's features."""
+    run, settings, classifier = task.recipe.run, task.recipe.teacher, model.classifier
+    batches = ordered_batches(len(task.targets))
+    features = [_features(model, batches, task.views(batches, 1, number, 0)) for number in range(_HEAD_VIEWS)]
+    batches = ordered_batches(len(task.validation))
+    images = (to_tensor(task.validation[local_shard(rows)], task.device) for rows in batches)
+    validation = _features(model, batches, images)
 
-        def steps(epoch: int) -> Iterator[Tensor]:
-            for rows in self._batches(2, epoch):
-                logits = classifier(features[epoch % _HEAD_VIEWS][local_shard(rows)])
-                yield task.loss(all_gather(logits, len(rows)), task.targets[rows])
+    def steps(epoch: int, first: int) -> Iterator[Tensor]:
+        for rows in task.batches(2, epoch)[first:]:
+            logits = classifier(features[epoch % _HEAD_VIEWS][local_shard(rows)])
+            yield task.loss(all_gather(logits, len(rows)), task.targets[rows])
 
-        def evaluate(candidate: nn.Module) -> dict[str, float]:
-            with torch.inference_mode():
-                return validation_metrics(candidate(validation).cpu().numpy(), task.split.validation.targets)
+    def evaluate(candidate: nn.Module) -> dict[str, float]:
+        with torch.inference_mode():
+            return validation_metrics(candidate(validation).cpu().numpy(), task.split.validation.targets)
 
-        return fit(
-            classifier,
-            [{"params": list(classifier.parameters())}],
-            steps=steps,
-            evaluate=evaluate,
-            schedule=Schedule(
-                epochs=settings.head_epochs,
-                rate=settings.head_rate,
-                weight_decay=settings.weight_decay,
-                metric=self.recipe.run.selection_metric,
-                seed=self.recipe.run.seed,
-            ),
-            steps_per_epoch=self.steps_per_epoch,
-            checkpoint=self.work / "head.ckpt",
-            title="teacher, head",
-            stages=lambda _: "head",
-            curves=self.curves,
-        )
+    plan = Plan(
+        title="teacher, head",
+        schedule=Schedule(
+            epochs=settings.head_epochs,
+            rate=settings.head_rate,
+            weight_decay=settings.weight_decay,
+            metric=run.selection_metric,
+            save_minutes=run.checkpoint_minutes,
+            seed=run.seed,
+        ),
+        images=len(task.targets),
+        batch=settings.batch,
+        checkpoint=checkpoint,
+        curves=curves,
+    )
+    groups = param_groups_weight_decay(classifier, settings.weight_decay)
+    return fit(classifier, groups, plan, steps=steps, evaluate=evaluate, hooks=Hooks(stages=lambda _: HEAD))
 
-    def blocks(self) -> list[Epoch]:
-        """Stage 2: train the last blocks too, together or one after the other."""
-        settings, metric, task = self.recipe.teacher, self.recipe.run.selection_metric, self.task
-        groups, gradual = unfreeze(self.model, settings), GradualUnfreezing(self.model, settings, metric)
 
-        def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
-            batches = self._batches(ORDER_SEED, epoch)[first:]
-            for rows, pixels in zip(batches, self._views(batches, VIEW_SEED, epoch, epoch), strict=True):
-                yield task.loss(all_gather(self.model(pixels), len(rows)), task.targets[rows])
-
-        return fit(
-            self.model,
-            groups,
-            steps=steps,
-            evaluate=task.evaluate,
-            schedule=Schedule(
-                epochs=settings.epochs,
-                rate=settings.rate,
-                weight_decay=settings.weight_decay,
-                shape=settings.schedule,
-                plateau_epochs=settings.plateau_epochs,
-                patience=settings.patience,
-                metric=metric,
-                ema=settings.ema,
-                clip=settings.clip,
-                accumulate=settings.accumulate,
-                amp=self.recipe.run.amp,
-                save_minutes=self.recipe.run.checkpoint_minutes,
-                seed=self.recipe.run.seed,
-            ),
-            steps_per_epoch=self.steps_per_epoch,
-            checkpoint=self.work / "blocks.ckpt",
-            title="teacher, blocks",
-            prepare=freeze_batch_norm,
-            stages=gradual if settings.unfreeze_by == "plateau" else lambda _: "blocks",
-            curves=self.curves,
-        )
-
-    def _batches(self, purpose: int, epoch: int) -> list[Rows]:
-        """The batches of an epoch in its seeded order."""
-        order, batch = self.task.order(purpose, epoch), self.recipe.teacher.batch
-        return [order[start : start + batch] for start in range(0, len(order), batch)]
-
-    def _views(self, batches: Sequence[Rows], purpose: int, number: int, epoch: int) -> Iterator[Tensor]:
-        """The views of this process's shard of each batch."""
-        return self.task.views([local_shard(rows) for rows in batches], purpose, number, epoch)
+def _train_blocks(
+    task: SupervisedTask,
+    model: PixelClassifier,
+    checkpoint: Path,
+    reached: Mapping[str, float],
+    curves: Curves | None,
+) -> list[Epoch]:
+    """Stage 2: train the last blocks too; a head that `reached` better validation metrics is kept instead."""
+    settings, metric = task.recipe.teacher, task.recipe.run.selection_metric
+    gradual = GradualUnfreezing(model, settings, metric)
+    plan = Plan(
+        title="teacher, blocks",
+        schedule=task.schedule(settings.epochs, settings.patience),
+        images=len(task.targets),
+        batch=settings.batch,
+        checkpoint=checkpoint,
+        start=reached,
+        curves=curves,
+    )
+    return fit(
+        model,
+        unfreeze(model, settings),
+        plan,
+        steps=lambda epoch, first: task.steps(model, epoch, first),
+        evaluate=task.evaluate,
+        hooks=Hooks(
+            prepare=freeze_batch_norm, stages=gradual if settings.unfreeze_by == "plateau" else lambda _: BLOCKS
+        ),
+    )
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The view cache: augmented views of the training images with the teacher's outputs, written once, read every epoch.
+"""The view cache: augmented views of the training images with labels and teacher's outputs, read every epoch.
 
 Views and features are streamed between batches and files, so that a cache may be larger than the memory. Its size on
 disk is printed and checked before anything is written.
@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,10 @@ Half = npt.NDArray[np.float16]
 
 
 class ViewCache:
-    """The views in one folder: `view-N.u8` (raw pixels, uint8 [n, s, s, 3]) and the teacher's outputs for them.
+    """The views in one folder: `view-N.u8` (raw pixels, uint8 [n, s, s, 3]), their labels and the teacher's outputs.
 
-    `logits` is float16 [views, n, classes], from `view-N.logits.npy`; `features` float16 [views, n, channels], read
+    `logits` is float16 [views, n, classes], from `view-N.logits.npy`, and `labels` likewise: one class each, but for
+    views mixed by CutMix and mixup the fractions of their classes. `features` is float16 [views, n, channels], read
     from `view-N.features.npy` row by row. The logits are written last: a view with logits is complete.
     """
 
@@ -46,13 +47,15 @@ class ViewCache:
         paths = sorted(root.glob("view-*.logits.npy"), key=_number)
         try:
             self.logits: Half = np.stack([np.load(path) for path in paths])
+            self.labels: Half = np.stack([np.load(_labels_of(path)) for path in paths])
             self.features = StackedArrays([np.load(_features_of(path), mmap_mode="r") for path in paths])
             self._files = [opened.enter_context(_pixels_of(path).open("rb", buffering=0)) for path in paths]
             count = self.logits.shape[1]
             sizes = {os.fstat(file.fileno()).st_size for file in self._files}
             self._bytes = sizes.pop() // count
             self._side = math.isqrt(self._bytes // 3)
-            if sizes or self._side**2 * 3 != self._bytes or self.features.shape[1] != count:
+            same = self.features.shape[1] == count and self.labels.shape == self.logits.shape
+            if sizes or self._side**2 * 3 != self._bytes or not same:
                 raise ValueError("files of different sizes")
         except (OSError, ValueError, EOFError) as error:
             raise StageError(
@@ -83,7 +86,7 @@ class ViewCache:
         paths = [root / f"view-{number}.logits.npy" for number in range(recipe.student.views)]
         missing = [path for path in paths if not path.exists()]
         if missing:
-            output_bytes = 2 * (len(split.labels) + teacher.pooled_channels)
+            output_bytes = 2 * (2 * len(split.labels) + teacher.pooled_channels)
             needed = check_views_fit(root, recipe, count, output_bytes=output_bytes, existing=len(paths) - len(missing))
             say(f"  cached views: {len(missing)} x {count:,} images, {format_gb(needed)} in {root}")
         device = pick_device(recipe.run.device)
@@ -91,19 +94,20 @@ class ViewCache:
         loader, batches = BatchLoader(recipe, split.train), ordered_batches(count)
         with meter("views and the teacher's outputs", len(missing) * len(batches)) as bar:
             for path in missing:
-                logits = []
+                logits, seed = [], (recipe.run.seed, 5, _number(path))
+                labels = loader.augmenter.labels(split.train.targets, len(split.labels), seed, range(count))
                 with ExitStack() as files:
                     pixels = files.enter_context(files.enter_context(atomic_write(_pixels_of(path))).open("wb"))
                     features = files.enter_context(files.enter_context(atomic_write(_features_of(path))).open("wb"))
                     _write_header(features, (count, teacher.pooled_channels))
-                    for views in loader.views(batches, (recipe.run.seed, 5, _number(path))):
+                    for views in loader.views(batches, seed):
                         batch_logits, pooled = _teacher_outputs(teacher, views, device)
                         pixels.write(views.tobytes())
                         features.write(pooled.tobytes())
                         logits.append(batch_logits)
                         bar.advance()
-                with atomic_write(path) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, np.concatenate(logits))
+                _save(_labels_of(path), labels)
+                _save(path, np.concatenate(logits))
         return cls(root)
 
 
@@ -124,8 +128,8 @@ class StackedArrays:
 def check_views_fit(root: Path, recipe: Recipe, count: int, *, output_bytes: int = 0, existing: int = 0) -> int:
     """Check the space for the views of `count` images below `root`; returns the bytes still to be written.
 
-    `output_bytes` are the teacher's outputs per view of an image, `existing` the number of views already there. Raises
-    `StageError` if all views exceed `[student] cache_gb`, or the missing ones the free disk space.
+    `output_bytes` are the labels and the teacher's outputs per view of an image, `existing` the number of views that
+    are there. Raises `StageError` if all views exceed `[student] cache_gb`, or the missing ones the free disk space.
     """
     student, size = recipe.student, recipe.image.size
     one = count * (3 * size**2 + output_bytes)
@@ -182,6 +186,15 @@ def _pixels_of(logits: Path) -> Path:
 
 def _features_of(logits: Path) -> Path:
     return logits.with_name(f"view-{_number(logits)}.features.npy")
+
+
+def _labels_of(logits: Path) -> Path:
+    return logits.with_name(f"view-{_number(logits)}.labels.npy")
+
+
+def _save(path: Path, values: npt.NDArray[np.floating[Any]]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, values.astype(np.float16))
 
 
 def _write_header(stream: BinaryIO, shape: tuple[int, int]) -> None:

@@ -198,7 +198,9 @@ def test_stages_of_a_training_are_marked() -> None:
     assert list(drawn) == ["teacher", "student"]
     assert "7 epochs" in drawn["teacher"] and "from epoch" not in drawn["student"]
     assert "; 1 of 7 blocks from epoch 5; 2 of 7 blocks from epoch 7" in drawn["teacher"]
-    assert "epoch 5 kept" in drawn["teacher"], "the blocks' best, though the head was as good"
+    assert "epoch 1 kept" in drawn["teacher"], "the head's, because the blocks are only as good"
+    blocks[1] = blocks[1] | {"metrics": blocks[1]["metrics"] | {"combined": 0.6}}
+    assert "epoch 6 kept" in plots.learning_curves({"head": epochs(4), "blocks": blocks})["teacher"]
     assert list(plots.learning_curves({"head": epochs(2)})) == ["head"]
 
 

@@ -45,7 +45,8 @@ model = "mobilenetv3_small_050"
 weights = "random"
 head_epochs = 2
 epochs = 2
-batch = 11
+batch = 16
+accumulate = 2
 [student]
 model = "mobilenetv3_small_050"
 weights = "random"
@@ -55,7 +56,7 @@ batch = 16
 labels_only = false
 [tune]
 rates = [1e-3, 1e-2]
-batches = [11]
+batches = [16]
 unfreeze = ["2", "all"]
 epochs = 2
 finals = 2
@@ -133,7 +134,7 @@ def test_a_trial_is_the_teacher_s_own_training(searched: tuple[Path, Done], tmp_
     split = Split.load(place / "runs/toy", recipe.image.preprocessing())
     _, _, histories = train_teacher(recipe, split, tmp_path)
     reached = max(epoch.metrics["combined"] for epoch in histories["blocks"])
-    assert len(split.train) % recipe.teacher.batch == 0 and line.value == pytest.approx(reached, abs=1e-6)
+    assert len(split.train) % recipe.teacher.batch == 1 and line.value == pytest.approx(reached, abs=1e-6)
 
 
 def test_a_second_search_trains_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +196,7 @@ def test_tpe_begins_with_the_recipe_s_settings_and_ends_trials_early(
     assert done.code == 0, done.err
     found = result(place, "toy-teacher-tpe")
     assert len(found.trials) == 7
-    assert found.trials[0].settings == {"teacher.rate": 1e-3, "teacher.batch": 11, "teacher.unfreeze": "all"}
+    assert found.trials[0].settings == {"teacher.rate": 1e-3, "teacher.batch": 16, "teacher.unfreeze": "all"}
     assert [line.pruned for line in found.trials] == [False] * 4 + [True] * 3
     assert all(line.epochs == 1 and "behind after epoch 1" in line.why for line in found.trials[4:])
     rates = [float(line.settings["teacher.rate"]) for line in found.trials]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.support.errors import TrainError
+from eyas_host.train.losses import label_loss
 from eyas_host.train.schedule import (
     Epoch,
     Schedule,
@@ -91,7 +92,7 @@ def test_patience_ends_training(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     toy = Toy(tmp_path / "a.ckpt")
 
-    def steps(epoch: int) -> Iterable[Tensor]:
+    def steps(epoch: int, first: int) -> Iterable[Tensor]:
         for number, loss in enumerate(toy.steps(epoch)):
             yield loss * (math.nan if (epoch, number) == (1, 2) else 1.0)
 
@@ -124,7 +125,7 @@ def slowly(checkpoint: Path, sender: Connection) -> None:
     """Train until killed; reports each batch of the second epoch."""
     toy = Toy(checkpoint, ema=0.9, accumulate=2, save_minutes=0.0)
 
-    def steps(epoch: int, first: int = 0) -> Iterator[Tensor]:
+    def steps(epoch: int, first: int) -> Iterator[Tensor]:
         for loss in toy.steps(epoch, first):
             yield loss
             if epoch == 1:
@@ -160,19 +161,31 @@ def plainly(toy: Toy) -> Toy:
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
-    small, large = (
-        plainly(Toy(tmp_path / f"{batches}.ckpt", epochs=2, shape="plateau", warmup=0.0, accumulate=batches))
-        for batches in (3, 1)
-    )
-    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    """With class weights of 60 : 1, windows without a rare image, and a last window of one full and one odd batch."""
+    order = torch.randperm(47, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([0.1, 1.0, 6.0])
+    ends, losses = [], []
+    for accumulate in (3, 1):
+        toy = plainly(
+            Toy(tmp_path / f"{accumulate}.ckpt", epochs=2, warmup=0.0, shape="plateau", accumulate=accumulate)
+        )
+        toy.model.double()
+        loss, batch = label_loss("cross_entropy", class_weights=weights, label_smoothing=0.1), 18 // accumulate
 
-    def losses(toy: Toy, batches: list[Tensor]) -> Iterator[Tensor]:
-        return (nn.functional.cross_entropy(toy.model(toy.x[rows]), toy.y[rows]) for rows in batches)
+        def steps(
+            epoch: int, first: int, toy: Toy = toy, loss: nn.Module = loss, batch: int = batch
+        ) -> Iterator[Tensor]:
+            return (loss(toy.model(toy.x[rows].double()), toy.y[rows]) for rows in order.split(batch))
 
-    small.fit(steps=lambda epoch: losses(small, [*order[:36].split(12), order[36:]]))
-    large.fit(steps=lambda epoch: losses(large, [order[:36], order[36:]]), steps_per_epoch=2)
-    for name, value in large.model.state_dict().items():
-        assert torch.allclose(small.model.state_dict()[name], value, atol=1e-5), name
+        scores = iter((0.1, 0.2))
+        history = toy.fit(
+            steps=steps, images=47, batch=batch, evaluate=lambda _, scores=scores: {"combined": next(scores)}
+        )
+        losses.append([epoch.loss for epoch in history])
+        ends.append(toy.model.state_dict())
+    for name, value in ends[1].items():
+        assert torch.allclose(ends[0][name], value, atol=1e-6, rtol=0), name
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.01])
@@ -207,7 +220,7 @@ def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
 def test_a_gradient_that_is_no_number(tmp_path: Path) -> None:
     toy = Toy(tmp_path / "a.ckpt")
 
-    def steps(epoch: int) -> Iterable[Tensor]:
+    def steps(epoch: int, first: int) -> Iterable[Tensor]:
         for number, loss in enumerate(toy.steps(epoch)):
             flat = 0.0 * toy.model[0].weight.sum() if (epoch, number) == (0, 1) else loss.detach() ** 2
             yield loss + flat.sqrt()

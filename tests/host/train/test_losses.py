@@ -16,10 +16,12 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import LossName
 from eyas_host.train.losses import (
+    CrossEntropy,
     DistillationLoss,
     FocalLoss,
     OneVersusRestLoss,
     PooledFeatureLoss,
+    SoftLoss,
     balanced_class_weights,
     dist_loss,
     label_loss,
@@ -58,7 +60,7 @@ def test_one_versus_rest_is_a_loop_over_classes(
             y = (1 - smoothing) * (c == label) + smoothing / 4
             p = 1 / (1 + math.exp(-z))
             total -= weight * (y * math.log(p) + (1 - y) * math.log(1 - p))
-    assert float(loss(logits, labels)) == pytest.approx(total / sum(weights))
+    assert float(loss(logits, labels)) == pytest.approx(total / 9)
 
 
 def test_one_versus_rest_takes_several_labels_a_image(logits: Tensor) -> None:
@@ -69,7 +71,7 @@ def test_one_versus_rest_takes_several_labels_a_image(logits: Tensor) -> None:
     weighted = OneVersusRestLoss(class_weights=torch.from_numpy(WEIGHTS))
     rows = nn.BCEWithLogitsLoss(reduction="none")(logits, several).sum(1)
     of_rows = [np.mean(WEIGHTS[one.numpy() > 0]) if one.any() else 1.0 for one in several]
-    assert float(weighted(logits, several)) == pytest.approx(np.average(rows.numpy(), weights=of_rows))
+    assert float(weighted(logits, several)) == pytest.approx(np.mean(rows.numpy() * of_rows))
     logits.requires_grad_()
     weighted(logits, several).backward()
     assert (
@@ -87,7 +89,7 @@ def test_focal_loss_of_two_classes_is_torchvisions(gamma: float) -> None:
     expected = sigmoid_focal_loss(logits[:, 1] - logits[:, 0], labels.float(), alpha=alpha, gamma=gamma)
     weights = torch.tensor([1 - alpha, alpha])
     got = FocalLoss(gamma=gamma, class_weights=weights)(logits, labels)
-    assert float(got) == pytest.approx(float(expected.sum() / weights[labels].sum()), rel=1e-5)
+    assert float(got) == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
 def test_focal_loss_of_many_classes_by_a_loop(logits: Tensor, labels: Tensor) -> None:
@@ -96,18 +98,20 @@ def test_focal_loss_of_many_classes_by_a_loop(logits: Tensor, labels: Tensor) ->
         p = math.exp(row[label]) / sum(map(math.exp, row))
         total -= WEIGHTS[label] * (1 - p) ** 3 * math.log(p)
     loss = FocalLoss(gamma=3.0, class_weights=torch.from_numpy(WEIGHTS))
-    assert float(loss(logits, labels)) == pytest.approx(total / WEIGHTS[labels].sum())
+    assert float(loss(logits, labels)) == pytest.approx(total / 9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_without_a_gamma_focal_loss_is_cross_entropy(logits: Tensor, labels: Tensor, weighted: bool) -> None:
     weights = torch.from_numpy(WEIGHTS) if weighted else None
-    focal, plain = FocalLoss(gamma=0.0, class_weights=weights), nn.CrossEntropyLoss(weight=weights)
-    assert float(focal(logits, labels)) == pytest.approx(float(plain(logits, labels)))
-    smooth = FocalLoss(gamma=0.0, label_smoothing=0.1)
-    assert float(smooth(logits, labels)) == pytest.approx(
-        float(nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels))
-    )
+    per_image = np.ones(4) if weights is None else WEIGHTS
+    for smoothing in (0.0, 0.1):
+        rows = nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none")(logits, labels).numpy()
+        for loss in (
+            FocalLoss(gamma=0.0, class_weights=weights, label_smoothing=smoothing),
+            CrossEntropy(class_weights=weights, label_smoothing=smoothing),
+        ):
+            assert float(loss(logits, labels)) == pytest.approx(np.mean(per_image[labels] * rows))
 
 
 def test_focal_loss_looks_away_from_what_is_known() -> None:
@@ -157,6 +161,57 @@ def test_class_weights_give_every_class_the_same_say() -> None:
     assert torch.isfinite(balanced_class_weights(labels, 4)).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_weight_multiplies_an_images_whole_loss(name: LossName, logits: Tensor, labels: Tensor) -> None:
+    """Also the part of smoothing: the loss of a batch is the weighted sum of the losses of its images."""
+    weighted = label_loss(name, class_weights=torch.from_numpy(WEIGHTS), label_smoothing=0.2)
+    plain = label_loss(name, label_smoothing=0.2)
+    rows = [float(plain(logits[i : i + 1], labels[i : i + 1])) for i in range(9)]
+    assert float(weighted(logits, labels)) == pytest.approx(np.mean(WEIGHTS[labels] * rows))
+    halves = [float(weighted(logits[part], labels[part])) for part in (slice(0, 7), slice(7, 9))]
+    assert float(weighted(logits, labels)) == pytest.approx((7 * halves[0] + 2 * halves[1]) / 9)
+
+
+@pytest.mark.parametrize("ratio", [2, 39, 99, 999])
+def test_a_certainly_common_image_stays_common(ratio: int) -> None:
+    """At the optimum its rare class gets the mass of smoothing and no more, however rare the class is."""
+    smoothing, weights = 0.05, balanced_class_weights(torch.tensor([0] * ratio + [1]), 2)
+    steps = torch.linspace(-8, 8, 401, dtype=torch.float64)
+    common = torch.tensor([0])
+    for name, expected in (("cross_entropy", smoothing / 2), ("bce", smoothing / 2), ("focal", None)):
+        loss = label_loss(name, class_weights=weights, label_smoothing=smoothing)  # type: ignore[arg-type]
+        losses = [float(loss(torch.stack([-z / 2, z / 2])[None], common)) for z in steps]
+        best = float(steps[int(np.argmin(losses))])
+        if name == "bce":  # each logit is that of one class against the rest
+            assert 1 / (1 + math.exp(-best / 2)) == pytest.approx(expected, abs=2e-3)
+        elif name == "cross_entropy":
+            assert 1 / (1 + math.exp(-best)) == pytest.approx(expected, abs=2e-3)
+        assert 1 / (1 + math.exp(-best)) < 0.25
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_percent_defects_are_told_apart_as_well_as_balanced_ones(name: LossName) -> None:
+    """Two normal distributions at d' = 4: the best balanced accuracy is that of the threshold in the middle."""
+    normal = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
+    common, rare = (normal.icdf((torch.arange(n, dtype=torch.float64) + 0.5) / n) for n in (9900, 100))
+    x = torch.cat([common, rare + 4.0])
+    labels = torch.tensor([0] * 9900 + [1] * 100)
+    line = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    loss = label_loss(name, class_weights=balanced_class_weights(labels, 2), label_smoothing=0.05)
+    optimizer = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value: Tensor = loss(torch.stack([line[0] + line[1] * x, line[2] + line[3] * x], dim=1), labels)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    threshold = ((line[0] - line[2]) / (line[3] - line[1])).detach()
+    reached = (normal.cdf(threshold) + 1 - normal.cdf(threshold - 4.0)) / 2
+    assert float(reached) == pytest.approx(float(normal.cdf(torch.tensor(2.0))), abs=0.01)
+
+
 def test_the_recipe_names_the_losses() -> None:
     labels = torch.tensor([0] * 6 + [1] * 3 + [2])
     logits = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
@@ -169,10 +224,10 @@ def test_the_recipe_names_the_losses() -> None:
     got = student_loss(recipe, labels, 3)(logits, -logits, labels)
     assert float(got) == pytest.approx(float(OneVersusRestLoss()(logits, labels)))
     default = Recipe(run=RunSection(name="toy"))
-    plain = nn.CrossEntropyLoss(weight=weights, label_smoothing=0.05)
+    plain = CrossEntropy(class_weights=weights, label_smoothing=0.05)
     assert torch.equal(teacher_loss(default, labels, 3)(logits, labels), plain(logits, labels))
     alone = student_loss(default, labels, 3, teacher=False)(logits, -logits, labels)
-    assert torch.equal(alone, nn.CrossEntropyLoss(weight=weights)(logits, labels))
+    assert torch.equal(alone, CrossEntropy(class_weights=weights)(logits, labels))
 
 
 # Of the teacher's answers
@@ -189,7 +244,7 @@ def plain_distillation(
     for s, z in zip(log_softmax(student / t), log_softmax(teacher / t), strict=True):
         rows.append(sum(math.exp(b) * (b - a) for a, b in zip(s, z, strict=True)))
     picked = -log_softmax(student)[np.arange(len(labels)), labels]
-    hard = (weights[labels] * picked).sum() / weights[labels].sum()
+    hard = (weights[labels] * picked).mean()
     return float(kd * t * t * np.mean(rows) + (1 - kd) * hard)
 
 
@@ -201,15 +256,15 @@ def test_distillation_loss_is_its_formula(kd_ratio: float, temperature: float, w
     student, teacher = rng.normal(0, 2, (2, 9, 4))
     labels = rng.integers(0, 4, 9)
     weights = WEIGHTS if weighted else np.ones(4)
-    hard = nn.CrossEntropyLoss(weight=torch.from_numpy(weights)) if weighted else None
-    loss = DistillationLoss(kd_ratio=kd_ratio, temperature=temperature, hard=hard)
+    hard = CrossEntropy(class_weights=torch.from_numpy(weights) if weighted else None)
+    loss = DistillationLoss(kd_ratio=kd_ratio, soft=SoftLoss(temperature=temperature), hard=hard)
     got = float(loss(torch.from_numpy(student), torch.from_numpy(teacher), torch.from_numpy(labels)))
     assert got == pytest.approx(plain_distillation(student, teacher, labels, kd_ratio, temperature, weights), rel=1e-6)
 
 
 def test_distillation_ends_where_student_and_teacher_agree() -> None:
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    loss = DistillationLoss(kd_ratio=1.0, temperature=3.0)(logits, logits.detach() + 5.0, torch.zeros(6).long())
+    loss = SoftLoss(temperature=3.0)(logits, logits.detach() + 5.0)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
     assert logits.grad is not None and float(logits.grad.abs().max()) < 1e-6
@@ -222,9 +277,8 @@ def test_dist_is_numpys_correlation_over_classes_and_over_images() -> None:
     images = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(student.T, teacher.T, strict=True)])
     got = float(dist_loss(torch.from_numpy(student), torch.from_numpy(teacher)))
     assert got == pytest.approx(classes + images)
-    loss = DistillationLoss(kd_ratio=1.0, temperature=2.0, kd="dist")
-    labels = torch.zeros(9, dtype=torch.int64)
-    whole = float(loss(2 * torch.from_numpy(student).log(), 2 * torch.from_numpy(teacher).log(), labels))
+    loss = SoftLoss(temperature=2.0, kd="dist")
+    whole = float(loss(2 * torch.from_numpy(student).log(), 2 * torch.from_numpy(teacher).log()))
     assert whole == pytest.approx(4 * (classes + images))
 
 
@@ -238,7 +292,7 @@ def test_dist_asks_for_relations_alone(logits: Tensor) -> None:
 
 def test_dist_of_answers_that_are_all_the_same_is_a_number() -> None:
     logits = torch.zeros(5, 3, requires_grad=True)
-    loss = DistillationLoss(kd_ratio=1.0, temperature=1.0, kd="dist")(logits, torch.zeros(5, 3), torch.zeros(5).long())
+    loss = SoftLoss(temperature=1.0, kd="dist")(logits, torch.zeros(5, 3))
     loss.backward()
     assert torch.isfinite(loss) and logits.grad is not None and torch.isfinite(logits.grad).all()
 

@@ -29,7 +29,7 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.student import train_student
-from eyas_host.train.teacher import train_teacher
+from eyas_host.train.teacher import best_stage, train_teacher
 from eyas_host.train.view_cache import ViewCache
 
 CPU = torch.device("cpu")
@@ -217,6 +217,46 @@ def test_teacher_and_student_train_from_images(lesson_recipe: Recipe, split: Spl
     assert not np.allclose(logits_of(student, pixels, CPU), logits_of(alone, pixels, CPU))
     figures = validation_metrics(logits_of(student, pixels, CPU), split.validation.targets)
     assert history[0].metrics == pytest.approx(figures, abs=1e-5)
+
+
+def test_stage_2_that_makes_it_worse_leaves_the_head_alone(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:
+    run = msgspec.structs.replace(lesson_recipe.run, selection_metric="loss")
+    teacher = msgspec.structs.replace(lesson_recipe.teacher, rate=1.0, clip=0.0, epochs=2)
+    recipe = msgspec.structs.replace(lesson_recipe, run=run, teacher=teacher)
+    model, _, histories = train_teacher(recipe, split, tmp_path)
+    head, blocks = (min(epoch.metrics["loss"] for epoch in histories[stage]) for stage in ("head", "blocks"))
+    assert blocks > head and best_stage(histories, "loss") == "head"
+    pixels = prepared(split.validation.pixels, recipe.image.preprocessing())
+    kept = validation_metrics(logits_of(model, pixels, CPU), split.validation.targets)
+    assert kept["loss"] == pytest.approx(head, abs=1e-5)
+    gentle = msgspec.structs.replace(lesson_recipe, teacher=msgspec.structs.replace(teacher, rate=1e-6), run=run)
+    _, _, histories = train_teacher(gentle, split, tmp_path / "gentle")
+    head, blocks = (min(epoch.metrics["loss"] for epoch in histories[stage]) for stage in ("head", "blocks"))
+    assert best_stage(histories, "loss") == ("blocks" if blocks < head else "head")
+
+
+def decayed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors that differ between two trainings of one step with and without weight decay."""
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def test_norms_and_biases_do_not_decay(
+    lesson_recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path
+) -> None:
+    """The first step of AdamW moves a parameter by its rate, so only the decay differs between two trainings."""
+    cache = ViewCache.make(tmp_path, lesson_recipe, split, copy.deepcopy(network))
+    students, heads = [], []
+    for decay in (0.0, 0.5):
+        section = msgspec.structs.replace(lesson_recipe.student, weight_decay=decay, ema=0.0, batch=len(split.train))
+        teacher = msgspec.structs.replace(
+            lesson_recipe.teacher, weight_decay=decay, head_epochs=1, epochs=0, batch=len(split.train)
+        )
+        recipe = msgspec.structs.replace(lesson_recipe, student=section, teacher=teacher)
+        students.append(train_student(recipe, split, cache, tmp_path / f"{decay}")[0])
+        heads.append(train_teacher(recipe, split, tmp_path / f"{decay}")[0].classifier.state_dict())
+    weights = {name for name, p in students[0].named_parameters() if p.ndim > 1}
+    assert decayed(students[0].state_dict(), students[1].state_dict()) == weights
+    assert decayed(heads[0], heads[1]) == {"weight"}
 
 
 def test_a_last_batch_of_one_image(lesson_recipe: Recipe, split: Split, tmp_path: Path) -> None:

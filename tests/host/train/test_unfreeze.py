@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from eyas_host.evaluation.inference import logits_of, to_tensor
 from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.training import TeacherSection
-from eyas_host.train.engine import Groups, fit
+from eyas_host.train.engine import Groups, Hooks, Plan, fit
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.unfreeze import GradualUnfreezing, freeze_batch_norm, unfreeze
 
@@ -29,22 +29,15 @@ def train(
     model: PixelClassifier, groups: Groups, shape_frames: np.ndarray, checkpoint: Path, **more: Any
 ) -> list[Epoch]:
     targets = torch.arange(5).repeat_interleave(4)
-    settings = {
-        "schedule": Schedule(epochs=2, rate=0.01, weight_decay=0.5),
-        "evaluate": lambda m: validation_metrics(logits_of(m, shape_frames, CPU), targets.numpy()),
-    }
-    return fit(
-        model,
-        groups,
-        steps=lambda epoch: (
-            nn.functional.cross_entropy(model(to_tensor(shape_frames, CPU)), targets) for _ in range(2)
-        ),
-        steps_per_epoch=2,
-        checkpoint=checkpoint,
-        title="toy",
-        prepare=freeze_batch_norm,
-        **(settings | more),
-    )
+    count = len(shape_frames)
+    schedule = more.pop("schedule", Schedule(epochs=2, rate=0.01, weight_decay=0.5))
+    evaluate = more.pop("evaluate", lambda m: validation_metrics(logits_of(m, shape_frames, CPU), targets.numpy()))
+
+    def steps(epoch: int, first: int) -> Iterator[Tensor]:
+        return (nn.functional.cross_entropy(model(to_tensor(shape_frames, CPU)), targets) for _ in range(first, 2))
+
+    plan = Plan(title="toy", schedule=schedule, images=2 * count, batch=count, checkpoint=checkpoint)
+    return fit(model, groups, plan, steps=steps, evaluate=evaluate, hooks=Hooks(prepare=freeze_batch_norm, **more))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.6])

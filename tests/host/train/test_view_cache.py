@@ -86,13 +86,13 @@ def test_distillation_reads_each_image_once_with_its_own_logits(
     views = [whole_view(cache, number, count) for number in range(len(cache))]
     task = DistillationTask(recipe, split, cache)
     batches = list(task.batches(0))
-    assert len(batches) == task.steps_per_epoch == count // 8
+    assert len(batches) == task.images // 8 == count // 8
     again = list(task.batches(0))
     assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
     where = {view[row].tobytes(): row for view in views for row in range(count)}
     for pixels, teacher, _, labels in batches:
         rows = [where[p.permute(1, 2, 0).contiguous().numpy().tobytes()] for p in pixels]
-        assert labels.tolist() == split.train.targets[rows].tolist()
+        assert torch.equal(labels, torch.eye(len(split.labels))[split.train.targets[rows]])
         assert torch.allclose(teacher, torch.from_numpy(logits_of(network, _hwc(pixels), CPU)), atol=2e-2)
 
 
@@ -116,6 +116,16 @@ def test_mixed_views_are_answered_for_as_they_are(
     alone = Augmenter(augment, recipe.image.preprocessing()).views(split.train.pixels, (0, 5, 0), mixed=False)
     assert 2 < sum(not np.array_equal(a, b) for a, b in zip(one, alone, strict=True)) < count
     assert np.allclose(caches[0].logits[0], logits_of(network, one, CPU), atol=2e-2)
+    task = DistillationTask(mixed, split, caches[1], teacher=False)
+    labels = {
+        p.permute(1, 2, 0).numpy().tobytes(): row for x, _, _, y in task.batches(0) for p, row in zip(x, y, strict=True)
+    }
+    shares = [labels.get(view.tobytes()) for view in one]
+    some = [
+        (share, int(target)) for share, target in zip(shares, split.train.targets, strict=True) if share is not None
+    ]
+    assert len(some) > 2 and all(float(share.sum()) == pytest.approx(1.0, abs=2e-3) for share, _ in some)
+    assert any(float(share[target]) < 0.99 for share, target in some)
 
 
 @pytest.mark.parametrize("damage", ["pixels", "logits", "features", "none"])
@@ -153,13 +163,13 @@ def test_views_that_a_killed_run_left_whole_are_kept(
 def test_what_is_said_is_what_is_written(
     recipe: Recipe, split: Split, network: PixelClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output_bytes = 2 * (5 + network.pooled_channels)
+    output_bytes = 2 * (2 * 5 + network.pooled_channels)
     needed = check_views_fit(tmp_path, recipe, len(split.train), output_bytes=output_bytes)
     assert needed == 2 * len(split.train) * (3 * 32 * 32 + output_bytes)
     assert check_views_fit(tmp_path, recipe, len(split.train), output_bytes=output_bytes, existing=1) == needed // 2
     ViewCache.make(tmp_path, recipe, split, copy.deepcopy(network))
     written = sum(path.stat().st_size for path in tmp_path.iterdir())
-    assert needed < written < needed + 4 * 256  # the headers
+    assert needed < written < needed + 6 * 256  # the headers
     assert f"2 x {len(split.train)} images, {needed / 1e9:.3g} GB in {tmp_path}" in " ".join(
         capsys.readouterr().err.split()
     )
@@ -234,4 +244,4 @@ def test_a_disk_that_others_fill_meanwhile(
     )
 
 
-KINDS = ("features.npy", "logits.npy", "u8")
+KINDS = ("features.npy", "labels.npy", "logits.npy", "u8")

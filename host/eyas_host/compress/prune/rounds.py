@@ -197,6 +197,7 @@ class IterativePruner:
                 ema=self.task.recipe.student.ema,
                 checkpoint=self._file(number, "-recovery"),
                 title=f"pruned student, round {number} of {rounds}",
+                keep_start=True,
             )
         front = (*state.front[:-1], self._evaluated(state.front[-1], model))
         return self._save(done, model, msgspec.structs.replace(state, front=front, history=tuple(history)))

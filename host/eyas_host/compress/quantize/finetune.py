@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -14,9 +13,8 @@ from eyas_host.evaluation.inference import logits_of
 from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.fold import DeployModel
-from eyas_host.support.progress import say
-from eyas_host.train.engine import fit
-from eyas_host.train.losses import DistillationLoss, mean_divergence
+from eyas_host.train.engine import Hooks, Plan, fit
+from eyas_host.train.losses import SoftLoss, mean_divergence
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.trackers import Curves
@@ -30,18 +28,17 @@ def finetune_int8(context: RunContext, split: Split, model: nn.Module, deploy: D
     the network that int8 is to reproduce. The epoch with the lowest divergence on validation is kept; the start
     (calibration alone) is a candidate too. Zeros of magnitude pruning stay zero.
     """
-    settings = context.recipe.quantize
-    task = DistillationTask(context.recipe, split, ViewCache(context.folder("distill")))
-    loss = DistillationLoss(kd_ratio=1.0, temperature=context.recipe.student.temperature)
-    checkpoint = context.folder("qat") / "qat.ckpt"
+    recipe, settings = context.recipe, context.recipe.quantize
+    task = DistillationTask(recipe, split, ViewCache(context.folder("distill")))
+    loss = SoftLoss(temperature=recipe.student.temperature)
     model, deploy = model.to(task.device), deploy.to(task.device).eval()
     reference = torch.from_numpy(logits_of(deploy, task.validation, task.device))
 
-    def steps(epoch: int) -> Iterator[Tensor]:
-        for pixels, _, _, labels in task.batches(epoch):
+    def steps(epoch: int, first: int) -> Iterator[Tensor]:
+        for pixels in task.pixels(epoch, first):
             with torch.no_grad():
                 float_logits = deploy(pixels.float())
-            yield loss(model(pixels.float()), float_logits, labels)
+            yield loss(model(pixels.float()), float_logits)
 
     def evaluate(candidate: nn.Module) -> dict[str, float]:
         logits = logits_of(candidate, task.validation, task.device)
@@ -49,21 +46,28 @@ def finetune_int8(context: RunContext, split: Split, model: nn.Module, deploy: D
         figures = validation_metrics(logits, task.validation_targets)
         return figures | {"divergence": divergence, "combined": -divergence}
 
-    start, start_state = evaluate(model), copy.deepcopy(model.state_dict())
+    plan = Plan(
+        title="int8 student",
+        schedule=Schedule(
+            epochs=settings.epochs,
+            rate=settings.rate,
+            weight_decay=0.0,
+            save_minutes=recipe.run.checkpoint_minutes,
+            seed=recipe.run.seed,
+        ),
+        images=task.images,
+        batch=recipe.student.batch,
+        checkpoint=context.folder("qat") / "qat.ckpt",
+        start=evaluate(model),
+        curves=Curves(recipe, context.root),
+    )
     history = fit(
         model,
         [{"params": [p for p in model.parameters() if p.requires_grad]}],
+        plan,
         steps=steps,
         evaluate=evaluate,
-        schedule=Schedule(epochs=settings.epochs, rate=settings.rate, weight_decay=0.0, seed=context.recipe.run.seed),
-        steps_per_epoch=task.steps_per_epoch,
-        checkpoint=checkpoint,
-        title="int8 student",
-        curves=Curves(context.recipe, context.root),
-        after_step=ZeroKeeper(model) if context.recipe.prune.method == "nncf" else None,
+        hooks=Hooks(after_step=ZeroKeeper(model) if recipe.prune.method == "nncf" else None),
     )
-    if start["combined"] >= max(epoch.metrics["combined"] for epoch in history):
-        say("  no epoch comes closer to the float student than calibration alone, so that is kept")
-        model.load_state_dict(start_state)
-    checkpoint.unlink()
+    plan.checkpoint.unlink()
     return history
