@@ -129,6 +129,10 @@ class Processes:
         )
         return self.start(sys.executable, "-c", script, f"127.0.0.1:{port}", url, name, log=f"{name}.jsonl")
 
+    def eyas(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """The command line, whose output goes to `eyas.log`."""
+        return self.start(sys.executable, "-m", "eyas_host", *arguments, log="eyas.log")
+
     def reports(self, name: str = "a") -> list[dict[str, Any]]:
         path = self.folder / f"{name}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []

@@ -11,11 +11,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 """The interpreter that sees the distribution's GObject bindings."""
 _SBIN = ("/usr/sbin", "/usr/local/sbin")
+_POSTGRESQL = Path("/usr/lib/postgresql")
+"""Debian keeps the server's programs of each version in `VERSION/bin` below it."""
 _RTSP = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
 
 
@@ -35,14 +38,16 @@ PARTS = (
     SystemPart("sshd", "openssh-server", "flash and remote benchmarks"),
     SystemPart("rsync", "rsync", "flash"),
     SystemPart("strace", "strace", "how often the spool syncs"),
+    SystemPart("initdb", "postgresql-15", "the telemetry store on PostgreSQL"),
     SystemPart("systemd-analyze", "systemd", "the hardening of the service"),
     RTSP,
 )
 
 
 def find(program: str) -> str | None:
-    """Path of a program, also where only root's PATH has it; None if it is not installed."""
-    return shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), *_SBIN)))
+    """Path of a program, also where only root's PATH has it or none does; None if it is not installed."""
+    servers = sorted(_POSTGRESQL.glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True)
+    return shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), *_SBIN, *map(str, servers))))
 
 
 def is_there(part: SystemPart) -> bool:

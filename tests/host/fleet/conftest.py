@@ -1,3 +1,4 @@
-"""A bundle for the fleet's tests."""
+"""Fixtures of the fleet's tests: a bundle, and databases."""
 
 from tests.support.device_fixtures import bundle_root, edit_manifest, pristine_bundle, weights  # noqa: F401 - fixtures
+from tests.support.postgres import own_postgres, postgres, url  # noqa: F401 - fixtures

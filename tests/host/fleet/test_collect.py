@@ -17,13 +17,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.exc import OperationalError
 
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.collect.collector import Collector, CollectorSettings
-from eyas_host.fleet.collect.writer import Committed, Received, Writer
 from eyas_host.fleet.store.database import Batch, Store
 from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
 from tests.support.brokers import free_port
@@ -61,12 +59,13 @@ def sender(port: int) -> Iterator[Callable[..., Sender]]:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite(tmp_path: Path) -> str:
+    """For what does not depend on the database."""
     return f"sqlite:///{tmp_path / 'fleet.db'}"
 
 
-def test_stored_then_acknowledged(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
-    process = processes.collector(port, url)
+def test_stored_then_acknowledged(processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str) -> None:
+    process = processes.collector(port, sqlite)
     processes.connected()
     one, two = sender("cam-1"), sender("cam-2", site="hall-2")
     one.windows(range(300))
@@ -78,7 +77,7 @@ def test_stored_then_acknowledged(processes: Processes, port: int, sender: Calla
     assert one.acked({0, 7, 299}) == {0, 7, 299}, "duplicates are acknowledged again"
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
-    with Store(url) as store:
+    with Store(sqlite) as store:
         assert store.counts() == {"event": 1, "window": 310, "quarantine": 0}
     last = processes.reports()[-1]
     assert (last["messages"], last["duplicates"], last["waiting"]) == (311, 3, 0)
@@ -107,26 +106,26 @@ def test_invalid_messages_are_quarantined_and_block_nothing(
 
 
 def test_a_last_will_changes_the_device_and_is_not_stored(
-    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str
 ) -> None:
-    processes.collector(port, url)
+    processes.collector(port, sqlite)
     processes.connected()
     one = sender()
     one.send(Status(device="cam-1", spool=one.spool, sequence=0, state="online"), "status")
     one.acked({0})
     one.send(Status(device="cam-1", state="lost"), "status")
-    with Store(url) as store:
+    with Store(sqlite) as store:
         wait_until(lambda: store.devices()[0].status.state == "lost", what="the loss")
         assert store.counts() == {"status": 1, "quarantine": 0}
 
 
 def test_nothing_is_acknowledged_while_the_store_cannot_write(
-    processes: Processes, port: int, sender: Callable[..., Sender], url: str, tmp_path: Path
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str, tmp_path: Path
 ) -> None:
-    with Store(url):
+    with Store(sqlite):
         pass
     blocker = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)
-    processes.collector(port, url)
+    processes.collector(port, sqlite)
     processes.connected()
     one = sender()
     blocker.execute("BEGIN IMMEDIATE")
@@ -139,15 +138,15 @@ def test_nothing_is_acknowledged_while_the_store_cannot_write(
 
 
 def test_the_broker_queues_for_an_absent_collector(
-    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str
 ) -> None:
-    first = processes.collector(port, url)
+    first = processes.collector(port, sqlite)
     processes.connected()
     first.send_signal(signal.SIGTERM)
     assert first.wait(20) == 0
     one = sender()
     one.windows(range(20))
-    processes.collector(port, url)
+    processes.collector(port, sqlite)
     assert one.acked(set(range(20))) == set(range(20)), "the broker queued them for the collector's session"
 
 
@@ -167,10 +166,10 @@ def test_collectors_of_a_group_share_the_messages(
     assert min(part() for part in parts) > 50
 
 
-def test_the_broker_restarts(processes: Processes, port: int, sender: Callable[..., Sender], url: str) -> None:
+def test_the_broker_restarts(processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str) -> None:
     broker_port = free_port()
     broker = processes.broker(broker_port, name="second")
-    processes.collector(broker_port, url)
+    processes.collector(broker_port, sqlite)
     processes.connected()
     broker.kill()
     broker.wait()
@@ -184,11 +183,11 @@ def test_the_broker_restarts(processes: Processes, port: int, sender: Callable[.
 
 
 def test_two_collectors_of_one_name_are_reported_and_lose_nothing(
-    processes: Processes, port: int, sender: Callable[..., Sender], url: str
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str
 ) -> None:
-    processes.collector(port, url)
+    processes.collector(port, sqlite)
     processes.connected()
-    second = processes.collector(port, url)
+    second = processes.collector(port, sqlite)
     wait_until(lambda: any("does another collector have the name" in r["detail"] for r in processes.reports()), 60)
     second.terminate()
     assert second.wait(20) == 0
@@ -197,8 +196,8 @@ def test_two_collectors_of_one_name_are_reported_and_lose_nothing(
     assert one.acked(set(range(20)), timeout=60) == set(range(20))
 
 
-def test_invalid_credentials(tmp_path: Path, url: str) -> None:
-    with Store(url) as store:
+def test_invalid_credentials(tmp_path: Path, sqlite: str) -> None:
+    with Store(sqlite) as store:
         for wrong in (
             {"broker": "host:99999"},
             {"ca": tmp_path / "nothing.crt"},
@@ -207,41 +206,6 @@ def test_invalid_credentials(tmp_path: Path, url: str) -> None:
         ):
             with pytest.raises(LinkError):
                 Collector(store, BrokerAccess(**wrong), CollectorSettings(name="x"))  # type: ignore[arg-type]
-
-
-class RejectingStore(Store):
-    """A store whose database rejects one sequence number."""
-
-    def add(self, batch: Batch) -> int:
-        if any(m.id.sequence == 3 for m in batch.messages):
-            raise OverflowError("does not fit")
-        return super().add(batch)
-
-
-def test_a_message_that_the_database_rejects_is_quarantined(url: str) -> None:
-    done: list[Committed] = []
-    with RejectingStore(url) as store, Writer(store, done.append) as writer:
-        payloads = [encode(window("d", SPOOL, n)) for n in range(6)]
-        writer.put([Received(1, n + 1, "eyas/s/d/window", p, time.monotonic()) for n, p in enumerate(payloads)])
-        wait_until(lambda: done)
-        assert store.counts() == {"window": 5, "quarantine": 1}
-        assert "does not fit" in store.quarantined()[0].reason
-    assert done[0].mids == [1, 2, 3, 4, 5, 6]
-
-
-class FullStore(Store):
-    """A store whose disk is full."""
-
-    def add(self, batch: Batch) -> int:
-        raise OperationalError("insert", {}, sqlite3.OperationalError("database or disk is full"))
-
-
-def test_a_full_disk_acknowledges_nothing_and_close_ends_it(url: str) -> None:
-    done: list[Committed] = []
-    with FullStore(url) as store, Writer(store, done.append) as writer:
-        writer.put([Received(1, 1, "eyas/s/d/window", encode(window("d", SPOOL, 1)), time.monotonic())])
-        wait_until(lambda: "disk is full" in writer.error)
-    assert done == []
 
 
 # Hostile messages: mutations of valid ones, and arbitrary JSON.

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import create_engine, text
+from sqlalchemy import event as event_api
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from eyas_device.telemetry.messages import Status, Window, encode
 from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store, StoreError
@@ -16,15 +22,11 @@ from eyas_host.fleet.store.ranges import as_ranges, union
 from eyas_host.fleet.store.retention import Retention, expire
 from eyas_host.fleet.store.validate import ValidMessage, validate
 from tests.support.fleet_parts import event, window
+from tests.support.postgres import PostgresServer
 
 SPOOL = str(uuid.UUID(int=7))
 NOW = 1_800_000_000.0
 DAY = 86400.0
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'fleet.db'}"
 
 
 def validated(message: object, kind: str = "window", device: str = "cam-1") -> ValidMessage:
@@ -35,6 +37,16 @@ def validated(message: object, kind: str = "window", device: str = "cam-1") -> V
 
 def windows(numbers: range, device: str = "cam-1", **more: object) -> list[ValidMessage]:
     return [validated(window(device, SPOOL, n, **more), device=device) for n in numbers]
+
+
+def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
+    """Run a statement on a database, past the store."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        result = connection.execute(text(statement))
+        found = [tuple(row) for row in result] if result.returns_rows else []
+    engine.dispose()
+    return found
 
 
 def test_duplicates_are_stored_once(url: str) -> None:
@@ -58,14 +70,13 @@ def test_queries_by_device_kind_and_time(url: str) -> None:
         assert list(store.events("cam-2")) == []
 
 
-def test_unknown_fields_of_a_message_are_stored(url: str, tmp_path: Path) -> None:
+def test_unknown_fields_of_a_message_are_stored(url: str) -> None:
     payload = encode(window("cam-1", SPOOL, 1))[:-1] + b',"of_a_newer_agent":[1]}'
     verdict = validate("eyas/s/cam-1/window", payload)
     assert isinstance(verdict, ValidMessage)
     with Store(url) as store:
         store.add(Batch(NOW, [verdict]))
-    rows = sqlite3.connect(tmp_path / "fleet.db").execute("select payload from messages").fetchall()
-    assert rows == [(payload.decode(),)]
+    assert rows(url, "select payload from messages") == [(payload.decode(),)]
 
 
 def test_status_of_devices(url: str) -> None:
@@ -102,17 +113,40 @@ def test_quarantine_stores_the_reason_and_the_first_bytes(url: str) -> None:
     assert len(kept.payload) < 20_000
 
 
-def test_a_commit_is_durable_and_concurrent(url: str, tmp_path: Path) -> None:
+def test_two_stores_share_a_database(url: str) -> None:
     with Store(url) as one, Store(url) as other:
         assert one.add(Batch(NOW, windows(range(5)))) + other.add(Batch(NOW, windows(range(5)))) == 5
-        with one.begin() as connection:
-            facts = [connection.exec_driver_sql(f"PRAGMA {p}").scalar_one() for p in ("journal_mode", "synchronous")]
+
+
+def test_a_commit_to_sqlite_is_durable(tmp_path: Path) -> None:
+    with Store(f"sqlite:///{tmp_path / 'fleet.db'}") as store, store.begin() as connection:
+        facts = [connection.exec_driver_sql(f"PRAGMA {p}").scalar_one() for p in ("journal_mode", "synchronous")]
     assert facts == ["wal", 2], "acknowledged messages must survive a power cut"
 
 
-def test_a_locked_store_raises_and_stores_nothing(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.fleet.store.tables.BUSY_S", 0)
-    with Store(url) as store:
+@pytest.mark.parametrize(("default", "used"), [("off", "on"), ("remote_apply", "remote_apply")])
+def test_a_commit_to_postgresql_is_durable_and_reads_what_is_committed(
+    postgres: PostgresServer, default: str, used: str
+) -> None:
+    url = postgres.create_database()
+    database = url.rpartition("/")[2]
+    postgres.execute(f"ALTER DATABASE {database} SET synchronous_commit = {default}")
+    postgres.execute(f"ALTER DATABASE {database} SET default_transaction_isolation = serializable")
+    with Store(url) as store, store.begin() as connection:
+        for setting, value in (("synchronous_commit", used), ("transaction_isolation", "read committed")):
+            assert connection.exec_driver_sql(f"SHOW {setting}").scalar_one() == value
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_store_every_character_is_refused(postgres: PostgresServer, encoding: str) -> None:
+    url = postgres.create_database(f"ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    with pytest.raises(StoreError, match=f"its encoding is {encoding}"):
+        Store(url)
+
+
+def test_a_locked_store_raises_and_stores_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eyas_host.fleet.store.engine.BUSY_S", 0)
+    with Store(f"sqlite:///{tmp_path / 'fleet.db'}") as store:
         blocker = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None)
         blocker.execute("BEGIN IMMEDIATE")
         with pytest.raises(OperationalError, match="locked"):
@@ -126,6 +160,8 @@ def test_a_locked_store_raises_and_stores_nothing(url: str, tmp_path: Path, monk
     [
         ("fleet.db", "URL is needed"),
         ("oracle://x", "only sqlite, postgresql"),
+        ("postgresql+pg8000://u@h/d", "reached by psycopg"),
+        ("postgresql://eyas@127.0.0.1:1/d", "onnection refused"),
         ("sqlite:////nowhere/at/all/fleet.db", "unable to open"),
     ],
 )
@@ -134,19 +170,19 @@ def test_a_store_that_cannot_be_opened(url: str, message: str) -> None:
         Store(url)
 
 
-def test_foreign_tables_and_other_versions_are_refused(url: str, tmp_path: Path) -> None:
+def test_other_versions_are_refused(url: str) -> None:
     with Store(url):
         pass
-    database = sqlite3.connect(tmp_path / "fleet.db")
-    database.execute("UPDATE eyas_store SET version = 99")
-    database.commit()
+    rows(url, "UPDATE eyas_store SET version = 99")
     with pytest.raises(StoreError, match="version 99"):
         Store(url)
-    foreign = sqlite3.connect(tmp_path / "foreign.db")
-    foreign.execute("CREATE TABLE messages (x)")
-    foreign.commit()
-    with pytest.raises(StoreError, match="another program"):
-        Store(f"sqlite:///{tmp_path / 'foreign.db'}")
+
+
+def test_tables_of_another_program_are_refused(url: str) -> None:
+    rows(url, "CREATE TABLE messages (x INTEGER)")
+    for create in (True, False):
+        with pytest.raises(StoreError, match="another program"):
+            Store(url, create=create)
 
 
 def test_a_password_is_not_shown() -> None:
@@ -196,6 +232,105 @@ def test_merged_windows_are_windows(url: str) -> None:
         (merged,) = store.windows()
     assert isinstance(merged, Window)
     assert merged.merged == 2
+
+
+def test_the_newest_quarantined_messages_are_kept(url: str) -> None:
+    with Store(url) as store:
+        for number in range(8):
+            message = QuarantinedMessage("t", f"reason {number}", b"")
+            store.add(Batch(NOW, (), [message]))
+            store.add(Batch(NOW, (), [message]))  # again, as after a commit of unknown outcome
+        assert store.counts()["quarantine"] == 8
+        assert expire(store, Retention(quarantine_max=3), now=NOW).quarantined == 5
+        assert [message.reason for message in store.quarantined()] == ["reason 7", "reason 6", "reason 5"]
+        assert expire(store, Retention(quarantine_max=3), now=NOW).quarantined == 0
+
+
+def test_names_as_long_as_messages_may_have_them(url: str) -> None:
+    """Unpacked, three names of 256 characters of four bytes are longer than a row of PostgreSQL's indexes may be."""
+    rng = random.Random(1)
+    name = ["".join(chr(rng.randrange(0x1F300, 0x1F900)) for _ in range(256)) for _ in range(3)]
+    long = [
+        validated(window("cam-1", SPOOL, n, time=NOW - 90 * DAY, model=name[0], artefact=name[1], arm=name[2]))
+        for n in range(3)
+    ]
+    with Store(url) as store:
+        assert store.add(Batch(NOW - 90 * DAY, long)) == 3
+        assert expire(store, now=NOW).merged == 3
+        (merged,) = store.windows()
+        assert (merged.merged, merged.arm) == (3, name[2])
+
+
+def test_devices_come_in_the_order_of_their_characters(url: str) -> None:
+    names = ["B", "a", "a-1", "a.b", "a1", "b", "_"]
+    with Store(url) as store:
+        store.add(Batch(NOW, [message for name in names for message in windows(range(1), name)]))
+        assert [device.device for device in store.devices()] == sorted(names)
+
+
+def test_a_batch_that_fails_leaves_no_trace(url: str) -> None:
+    """Also not in what the store remembers: the device is seen when the batch is added again."""
+    with Store(url) as store:
+        rows(url, "ALTER TABLE devices RENAME TO away")
+        with pytest.raises(DBAPIError):
+            store.add(Batch(NOW, windows(range(3))))
+        rows(url, "ALTER TABLE away RENAME TO devices")
+        assert store.counts() == {"quarantine": 0}
+        assert store.add(Batch(NOW + 1, windows(range(3)))) == 3
+        assert [device.last_seen for device in store.devices()] == [NOW + 1]
+
+
+def test_first_starts_at_the_same_time(url: str) -> None:
+    """A barrier lets eight stores look for tables, find none, and create them together."""
+    barrier = threading.Barrier(8)
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            barrier.wait(30)
+            with Store(url) as store:
+                store.add(Batch(NOW, windows(range(2))))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert rows(url, "SELECT version FROM eyas_store") == [(2,)]
+    with Store(url) as store:
+        assert store.counts() == {"window": 2, "quarantine": 0}
+
+
+def test_queries_by_time_sort_nothing(url: str) -> None:
+    """The plan of a query for the latest rows, as the database explains it, in a table of two thousand."""
+    with Store(url) as store:
+        old = [validated(window("cam-1", SPOOL, n, time=1_700_000_098.0 - 3600 * n)) for n in range(1000)]
+        store.add(Batch(NOW - 90 * DAY, old))
+        expire(store, now=NOW)
+        for number in range(20):
+            store.add(Batch(NOW, windows(range(100), f"cam-{number}")))
+        rows(url, "ANALYZE")
+        for read in (store.windows, store.events):
+            for device in (None, "cam-7"):
+                for plan in plans(store, lambda read=read, device=device: list(read(device, since=1_700_000_098.0))):
+                    assert "SORT" not in plan.upper() and "B-TREE" not in plan.upper(), plan
+
+
+def plans(store: Store, action: Callable[[], object]) -> list[str]:
+    """How the database executes the statements of an action."""
+    statements: list[tuple[str, Any]] = []
+    engine = store._engine
+    event_api.listen(
+        engine, "before_cursor_execute", lambda c, cursor, sql, values, *_: statements.append((sql, values))
+    )
+    action()
+    explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+    with engine.connect() as connection:
+        found = [list(connection.exec_driver_sql(explain + sql, values)) for sql, values in list(statements)]
+    return ["\n".join(str(row) for row in plan) for plan in found]
 
 
 def test_ranges() -> None:

@@ -138,7 +138,7 @@ class Collector(Closing):
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._writer = Writer(store, self._on_commit, batch=settings.batch)
-        self._failure: LinkError | None = None
+        self._failure: Exception | None = None
         self._reported = (time.monotonic(), 0)
 
     def stop(self) -> None:
@@ -146,8 +146,13 @@ class Collector(Closing):
         self._stopping = True
 
     def run(self) -> None:
-        """Collect until `stop`. Raises `LinkError` if another collector of the same name takes the session over."""
+        """Collect until `stop`.
+
+        Raises `LinkError` if another collector of the same name takes the session over, `StoreError` if the store's
+        tables are damaged.
+        """
         while not self._stopping and self._failure is None:
+            self._failure = self._writer.failure
             if self._client.socket() is None:
                 self._connect()
                 self._attempt_at = time.monotonic()
@@ -243,7 +248,7 @@ class Collector(Closing):
     def _wait(self, seconds: float) -> None:
         """Wait, acknowledging commits meanwhile."""
         end = time.monotonic() + seconds
-        while not self._stopping and (left := end - time.monotonic()) > 0:
+        while not self._stopping and self._writer.failure is None and (left := end - time.monotonic()) > 0:
             select.select([self._wake_read], [], [], min(left, _TICK_S))
             self._acknowledge()
             self._report_if_due()
@@ -342,6 +347,9 @@ class Collector(Closing):
         self._writer.finish()
         end = time.monotonic() + _STOP_S
         while (self._uncommitted or self._pending_acks or self._client.want_write()) and time.monotonic() < end:
+            if self._writer.failure is not None:
+                self._failure = self._writer.failure
+                break
             if self._client.socket() is None:
                 self._pending_acks.clear()
                 if not self._uncommitted:

@@ -8,16 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
-from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, ProgrammingError, SQLAlchemyError
 
 from eyas_device.support.closing import Closing
 from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store
-from eyas_host.fleet.store.tables import first_line
+from eyas_host.fleet.store.faults import Fault, StoreError, classify, first_line
 from eyas_host.fleet.store.validate import InvalidMessage, MessageId, ValidMessage, validate
 
 _RETRY_S = (0.2, 30.0)
-_ROW_ERRORS = (DataError, IntegrityError, InterfaceError, ProgrammingError, ValueError, OverflowError)
-"""Errors of a row that cannot be stored, as opposed to a database that cannot write now."""
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -45,12 +42,15 @@ class Committed(msgspec.Struct, frozen=True):
 class Writer(Closing):
     """Commits received messages in order and calls `on_commit`, in its own thread, with what may be acknowledged.
 
-    While the store cannot write, it retries, `error` is the reason, and nothing is acknowledged.
+    While the store cannot write, it retries, `error` is the reason, and nothing is acknowledged. A message is
+    quarantined only if the database rejects it alone. Where trying again cannot help, the thread ends: `failure` is the
+    reason, and nothing more is acknowledged.
     """
 
     def __init__(self, store: Store, on_commit: Callable[[Committed], None], *, batch: int = 500) -> None:
         """Start the thread; at most `batch` messages are committed together."""
         self.error = ""
+        self.failure: Exception | None = None
         self.stored = 0
         self.duplicates = 0
         self.quarantined = 0
@@ -81,6 +81,12 @@ class Writer(Closing):
         return lag
 
     def _work(self) -> None:
+        try:
+            self._store_all()
+        except Exception as error:  # the thread that owns the connection raises it
+            self.error, self.failure = first_line(error), error
+
+    def _store_all(self) -> None:
         for arrived in self._batches():
             if self._closed.is_set():
                 return
@@ -132,13 +138,18 @@ class Writer(Closing):
                 self._count(batch, self._store.add(batch))
                 self.error = ""
                 return True
-            except _ROW_ERRORS as error:
-                if batch.messages:
+            except Exception as error:
+                fault = classify(error)
+                if fault is None:
+                    raise
+                if fault is Fault.SCHEMA:
+                    raise StoreError(
+                        f"store {self._store.name}: {first_line(error)}; repair its tables or permissions and start "
+                        "again: unstored messages were not acknowledged and will be sent again"
+                    ) from None
+                if fault is Fault.ROW and batch.messages:
                     return self._commit_singly(batch, error)
-                reason: Exception = error
-            except SQLAlchemyError as error:
-                reason = error
-            self.error = first_line(reason)
+                self.error = first_line(error)
             if self._closed.wait(delay):
                 return False
             delay = min(2 * delay, _RETRY_S[1])

@@ -1,36 +1,34 @@
 """The store of a fleet's messages: SQLite by default, PostgreSQL by URL.
 
 The key of a message is (device, spool, sequence): duplicates are stored once, also after the first copy expired. When
-`Store.add` returns, the batch survives a power cut (SQLite: write-ahead log, synced at each commit).
+`Store.add` returns, the batch survives a power cut of the database's machine. Writers of one store may work at the same
+time; on PostgreSQL they lock rows in the order of their keys, against deadlocks.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, bindparam, exists, func, inspect, literal_column, or_, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, delete, exists, func, inspect, or_, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import Event, Header, Status, Window
+from eyas_host.fleet.store.engine import READING, insert_into, open_engine, without_password, writing
+from eyas_host.fleet.store.faults import StoreError, first_line
 from eyas_host.fleet.store.tables import (
-    READING,
     VERSION,
-    StoreError,
     devices,
     expired,
-    first_line,
     hourly_windows,
-    insert_into,
     messages,
     metadata,
-    open_engine,
     quarantine,
     version,
-    without_password,
 )
 from eyas_host.fleet.store.validate import ValidMessage
 
@@ -50,6 +48,8 @@ class QuarantinedMessage(msgspec.Struct, frozen=True):
     topic: str
     reason: str
     payload: bytes
+    key: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    """A batch that is added again, because the outcome of its commit is unknown, quarantines it once."""
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -76,47 +76,48 @@ class DeviceRecord(msgspec.Struct, frozen=True):
 class Store(Closing):
     """Messages of a fleet. Several stores, also of several processes, may share a database; a store is not thread-safe.
 
-    `url` is an SQLAlchemy URL, e.g. `sqlite:///fleet.db`; `create` makes the tables where there are none. Raises
-    `StoreError` if it cannot be opened.
+    `url` is an SQLAlchemy URL, e.g. `sqlite:///fleet.db` or `postgresql://USER@HOST/DATABASE`; `create` makes the
+    tables where there are none. Raises `StoreError` if it cannot be opened.
     """
 
     def __init__(self, url: str, *, create: bool = True) -> None:
         self._engine = open_engine(url, create=create)
+        self.name = without_password(url)
         self._last_seen: dict[str, float] = {}
         """Device -> last written `last_seen`."""
         try:
-            self._prepare(without_password(url), create=create)
+            self._prepare(create=create)
         except BaseException as error:
             self.close()
             if isinstance(error, SQLAlchemyError):
-                raise StoreError(
-                    f"store {without_password(url)}: {first_line(error)}; check that it can be written"
-                ) from None
+                raise StoreError(f"store {self.name}: {first_line(error)}; check that it can be written") from None
             raise
-        self._insert = self._insert_new()
 
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
 
-    def begin(self) -> AbstractContextManager[Connection]:
-        """Open a write transaction; leaving it commits."""
-        return self._engine.begin()
+    def begin(self, *, exclusive: bool = False) -> AbstractContextManager[Connection]:
+        """Open a write transaction; leaving it commits. `exclusive` keeps all other writers out."""
+        return writing(self._engine, exclusive=exclusive)
 
     def add(self, batch: Batch) -> int:
         """Commit a batch durably and return how many of its messages are new.
 
-        Raises `sqlalchemy.exc.OperationalError` if the database cannot write now (full disk, locked); then nothing of
-        the batch is stored, and it can be added again.
+        Raises the database's error, see `classify`; the batch can then be added again: what of it is stored already,
+        because only the answer of the commit was lost, is not stored twice.
         """
-        rows = [_row(m, batch.received) for m in batch.messages if not m.is_will]
-        new = 0
-        with self.begin() as connection:
-            if rows:
-                new = connection.execute(self._insert, rows).rowcount
-            if batch.quarantined:
-                connection.execute(quarantine.insert(), [_quarantine_row(q, batch.received) for q in batch.quarantined])
-            self._update_devices(connection, batch)
+        by_key = sorted(batch.messages, key=lambda m: (m.id.device, m.id.spool, m.id.sequence))
+        rows = [_row(m, batch.received) for m in by_key if not m.is_will]
+        try:
+            with self.begin() as connection:
+                new = self._insert_new(connection, rows, batch.received)
+                self._quarantine(connection, batch)
+                seen = self._update_devices(connection, batch)
+        except DBAPIError:
+            self._engine.dispose()  # the next try connects again: the address may lead to another server by then
+            raise
+        self._last_seen.update(dict.fromkeys(seen, batch.received))
         return new
 
     def counts(self) -> dict[str, int]:
@@ -134,7 +135,7 @@ class Store(Closing):
         """
         hours = (
             select(hourly_windows.c.payload)
-            .where((hourly_windows.c.hour + 1) * 3600 > since)
+            .where(hourly_windows.c.hour >= int(since // 3600))
             .order_by(hourly_windows.c.hour)
         )
         if device is not None:
@@ -149,7 +150,7 @@ class Store(Closing):
     def devices(self) -> list[DeviceRecord]:
         """All known devices, sorted by name."""
         with self._reading() as connection:
-            rows = connection.execute(select(devices).order_by(devices.c.device)).mappings().all()
+            rows = connection.execute(select(devices)).mappings().all()
         return [
             DeviceRecord(
                 r["device"],
@@ -158,7 +159,7 @@ class Store(Closing):
                 r["status_received"],
                 msgspec.json.decode(r["status"], type=Status),
             )
-            for r in rows
+            for r in sorted(rows, key=lambda row: str(row["device"]))  # databases sort by languages
         ]
 
     def quarantined(self, *, limit: int = 100) -> list[QuarantinedMessage]:
@@ -183,36 +184,65 @@ class Store(Closing):
             for (payload,) in connection.execution_options(yield_per=_PAGE).execute(query):
                 yield msgspec.json.decode(payload, type=kind)
 
-    def _prepare(self, name: str, *, create: bool) -> None:
-        with self.begin() as connection:
-            there = set(inspect(connection).get_table_names())
-            if version.name not in there:
-                if there & set(metadata.tables):
-                    raise StoreError(f"store {name}: it has tables of another program; use another database")
-                if not create:
-                    raise StoreError(f"store {name}: there is no store; `eyas collect` creates one")
-                metadata.create_all(connection)
-                connection.execute(version.insert(), {"version": VERSION})
+    def _prepare(self, *, create: bool) -> None:
+        """Check the tables, and create them where there are none; several first starts at once create them once."""
+        with self._reading() as connection:
+            if connection.dialect.name == "postgresql":
+                encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+                if encoding != "UTF8":
+                    raise StoreError(f"store {self.name}: its encoding is {encoding}; create the database with UTF8")
+            there = self._has_tables(connection)
+        if not there:
+            if not create:
+                raise StoreError(f"store {self.name}: there is no store; `eyas collect` creates one")
+            with self.begin(exclusive=True) as connection:
+                if not self._has_tables(connection):
+                    metadata.create_all(connection)
+                    connection.execute(version.insert(), {"version": VERSION})
+        with self._reading() as connection:
             found = connection.execute(select(func.max(version.c.version))).scalar_one()
-            if found != VERSION:
-                raise StoreError(f"store {name}: version {found}, not {VERSION}; use the Eyas that wrote it")
+        if found != VERSION:
+            raise StoreError(f"store {self.name}: version {found}, not {VERSION}; use the Eyas that wrote it")
 
-    def _insert_new(self) -> Any:
-        """Insert messages that are neither stored nor expired."""
-        values = select(*(bindparam(c.name, type_=c.type) for c in messages.columns)).where(
-            ~exists(literal_column("1"))
-            .where(expired.c.device == bindparam("device"))
-            .where(expired.c.spool == bindparam("spool"))
-            .where(expired.c.first <= bindparam("sequence"))
-            .where(expired.c.last >= bindparam("sequence"))
-        )
-        names = [column.name for column in messages.columns]
-        return insert_into(self._engine, messages).from_select(names, values).on_conflict_do_nothing()
+    def _has_tables(self, connection: Connection) -> bool:
+        there = set(inspect(connection).get_table_names())
+        if version.name not in there and there & set(metadata.tables):
+            raise StoreError(f"store {self.name}: it has tables of another program; use another database")
+        return version.name in there
 
-    def _update_devices(self, connection: Connection, batch: Batch) -> None:
-        """Update `last_seen` of devices (every ten seconds) and their status where it is newer."""
+    def _insert_new(self, connection: Connection, rows: list[dict[str, Any]], received: float) -> int:
+        """Insert messages that are neither stored nor expired, and return how many."""
+        if not rows:
+            return 0
+        c = messages.c
+        insert = insert_into(self._engine, messages).on_conflict_do_nothing().returning(c.sequence)
+        new = len(connection.execute(insert, rows).all())
+        if not new:
+            return 0
+        range_of = (expired.c.device == c.device, expired.c.spool == c.spool)
+        is_expired = exists().where(*range_of, expired.c.last >= c.sequence, expired.c.first <= c.sequence)
+        kinds = sorted({row["kind"] for row in rows})
+        again = delete(messages).where(c.kind.in_(kinds), c.received == received, is_expired).returning(c.sequence)
+        return new - len(connection.execute(again).all())
+
+    def _quarantine(self, connection: Connection, batch: Batch) -> None:
+        if batch.quarantined:
+            insert = insert_into(self._engine, quarantine).on_conflict_do_nothing(index_elements=["key"])
+            rows = [_quarantine_row(message, batch.received) for message in batch.quarantined]
+            connection.execute(insert, sorted(rows, key=lambda row: str(row["key"])))
+
+    def _update_devices(self, connection: Connection, batch: Batch) -> list[str]:
+        """Update the status of devices where it is newer, and `last_seen` of those that are returned.
+
+        `last_seen` is written every ten seconds.
+        """
         senders = {m.id.device: m.id.site for m in batch.messages if not m.is_will}
-        due = [name for name in senders if batch.received - self._last_seen.get(name, 0.0) >= _SEEN_S]
+        due = sorted(name for name in senders if batch.received - self._last_seen.get(name, 0.0) >= _SEEN_S)
+        statuses = [message for message in batch.messages if message.kind == "status"]
+        touched = sorted({*due, *(message.id.device for message in statuses)})
+        if touched and connection.dialect.name == "postgresql":
+            in_order = select(devices.c.device).where(devices.c.device.in_(touched)).order_by(devices.c.device)
+            connection.execute(in_order.with_for_update())
         if due:
             insert = insert_into(self._engine, devices)
             upsert = insert.on_conflict_do_update(
@@ -221,10 +251,9 @@ class Store(Closing):
             new = {"last_seen": batch.received, "status_received": 0.0, "spool": "", "sequence": -1}
             new["status"] = '{"state":"online"}'
             connection.execute(upsert, [new | {"device": name, "site": senders[name]} for name in due])
-            self._last_seen.update(dict.fromkeys(due, batch.received))
-        for message in batch.messages:
-            if message.kind == "status":
-                self._update_status(connection, message, batch.received)
+        for message in statuses:
+            self._update_status(connection, message, batch.received)
+        return due
 
     def _update_status(self, connection: Connection, message: ValidMessage, received: float) -> None:
         a, insert = message.id, insert_into(self._engine, devices)
@@ -245,7 +274,7 @@ def _query(kind: str, device: str | None, since: float) -> Any:
     return query if device is None else query.where(c.device == device)
 
 
-def _row(message: ValidMessage, received: float) -> dict[str, object]:
+def _row(message: ValidMessage, received: float) -> dict[str, Any]:
     a = message.id
     return {
         "device": a.device,
@@ -262,6 +291,7 @@ def _row(message: ValidMessage, received: float) -> dict[str, object]:
 
 def _quarantine_row(message: QuarantinedMessage, received: float) -> dict[str, object]:
     return {
+        "key": message.key,
         "received": received,
         "topic": _safe(message.topic.encode("utf-8", "replace")[:1024]),
         "reason": _safe(message.reason.encode("utf-8", "replace")[:1024]),

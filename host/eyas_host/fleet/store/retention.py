@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,13 +10,14 @@ from functools import reduce
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.telemetry.messages import Window, encode, merge
 from eyas_host.fleet.store.database import Store
+from eyas_host.fleet.store.faults import StoreError, first_line
 from eyas_host.fleet.store.ranges import union
-from eyas_host.fleet.store.tables import StoreError, expired, first_line, hourly_windows, messages, quarantine
+from eyas_host.fleet.store.tables import expired, hourly_windows, messages, quarantine
 
 _DAY_S = 86400.0
 _CHUNK = 2000
@@ -50,7 +52,8 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
 def expire(store: Store, retention: Retention | None = None, *, now: float | None = None) -> Expired:
     """Merge and delete messages older than `retention`; collectors may run meanwhile.
 
-    Each step is a transaction, so an interrupted run leaves a consistent store.
+    Each step is a transaction that keeps other writers out: an interrupted run leaves a consistent store, and several
+    runs at once merge each window once.
 
     Args:
         store: The store.
@@ -74,7 +77,7 @@ def expire(store: Store, retention: Retention | None = None, *, now: float | Non
 def _expire_all(store: Store, which: Any, before: float) -> int:
     total = 0
     while True:
-        with store.begin() as connection:
+        with store.begin(exclusive=True) as connection:
             number = _expire_chunk(connection, which, before)
         total += number
         if number < _CHUNK:
@@ -109,13 +112,14 @@ def _expire_chunk(connection: Connection, which: Any, before: float) -> int:
 
 
 def _merge_into_hour(connection: Connection, hour: _Hour, windows: Iterable[Window]) -> None:
-    names = ("device", "site", "hour", "model", "artefact", "arm")
-    same = [hourly_windows.c[name] == value for name, value in zip(names, hour, strict=True)]
-    stored = connection.execute(select(hourly_windows.c.payload).where(*same)).scalar_one_or_none()
+    key = hashlib.sha256(msgspec.json.encode(hour)).hexdigest()
+    same = hourly_windows.c.key == key
+    stored = connection.execute(select(hourly_windows.c.payload).where(same)).scalar_one_or_none()
     earlier = [] if stored is None else [msgspec.json.decode(stored, type=Window)]
     payload = encode(reduce(merge, [*earlier, *windows])).decode()
-    connection.execute(delete(hourly_windows).where(*same))
-    connection.execute(hourly_windows.insert(), {**dict(zip(names, hour, strict=True)), "payload": payload})
+    connection.execute(delete(hourly_windows).where(same))
+    row = {"key": key, "device": hour[0], "hour": hour[2], "payload": payload}
+    connection.execute(hourly_windows.insert(), row)
 
 
 def _record_expired(connection: Connection, device: str, spool: str, ranges: Iterable[tuple[int, int]]) -> None:
@@ -128,7 +132,9 @@ def _record_expired(connection: Connection, device: str, spool: str, ranges: Ite
 
 
 def _expire_quarantine(store: Store, before: float, max_count: int) -> int:
-    with store.begin() as connection:
-        newest = connection.execute(select(func.max(quarantine.c.id))).scalar_one() or 0
-        old = (quarantine.c.received < before) | (quarantine.c.id <= newest - max_count)
+    c = quarantine.c
+    with store.begin(exclusive=True) as connection:
+        oldest = select(c.id).order_by(c.id.desc()).offset(max_count).limit(1)
+        beyond = connection.execute(oldest).scalar_one_or_none()
+        old = c.received < before if beyond is None else (c.received < before) | (c.id <= beyond)
         return int(connection.execute(delete(quarantine).where(old)).rowcount)
