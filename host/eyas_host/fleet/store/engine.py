@@ -100,7 +100,7 @@ def _open_postgresql(url: URL) -> Engine:
         url.set(drivername=_POSTGRESQL),
         pool_pre_ping=True,
         isolation_level="READ COMMITTED",  # whatever the server's default: see `writing`
-        connect_args={**link, "prepare_threshold": None},
+        connect_args={**link, "client_encoding": "utf8", "prepare_threshold": None},
     )
 
 
