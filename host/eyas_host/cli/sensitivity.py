@@ -26,8 +26,9 @@ def sensitivity(
     import msgspec
     import torch
 
-    from eyas_host.compress.quantize.sensitivity import RESULT, measure_sensitivity
+    from eyas_host.compress.quantize.sensitivity import measure_sensitivity
     from eyas_host.pipeline.distributed import training_threads
+    from eyas_host.pipeline.runner import SENSITIVITY
     from eyas_host.support.files import write_bytes
     from eyas_host.support.progress import say, show
 
@@ -36,7 +37,7 @@ def sensitivity(
     if json is not None:
         write_bytes(json, msgspec.json.format(msgspec.json.encode(measured), indent=1))
     show(sensitivity_table(measured))
-    say(f"  figures: {context.root / RESULT}")
+    say(f"  figures: {context.root / SENSITIVITY}")
     say(f"[bold]sensitivity[/bold]   {measured.advice}")
 
 

@@ -1,35 +1,36 @@
 """Stages: a chain of steps that read files and write files, run only where something changed.
 
 Each stage owns `runs/<name>/<stage>/`. When it ends it writes `stage.json` with the hashes of its inputs and outputs,
-its recipe sections, the code's version, the seed and the time; a stage whose `stage.json` still fits is not run again.
-While it runs, `running.json` says for which fingerprint: a stage that was killed goes on from its checkpoints, one
-whose inputs changed since starts afresh.
+its recipe sections, its code and the versions of the libraries it imports, the seed, the time and the machine; a stage
+whose `stage.json` still fits is not run again. While it runs, `running.json` says for which fingerprint: a stage that
+was killed goes on from its checkpoints, one whose inputs changed since starts afresh.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
-import gc
 import hashlib
-import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+from rich.markup import escape
 
 from eyas_device import __version__
 from eyas_device.bundle import sha256
 from eyas_host.pipeline import distributed
+from eyas_host.pipeline.code import dependencies
+from eyas_host.pipeline.memory import peak_rss_mb, reset_peak_rss
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import remove_partial_files, sync_files, write_bytes
+from eyas_host.support.machine import machine
 from eyas_host.support.progress import say
 
 RECORD = "stage.json"
@@ -37,29 +38,70 @@ RECIPE = "recipe.json"
 """The recipe as it was loaded, below the run's folder."""
 REPORT = "report.json"
 """What the report stage writes, below the run's folder."""
+SENSITIVITY = "sensitivity/sensitivity.json"
+"""What `eyas sensitivity` writes, below the run's folder."""
 BUNDLE_STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack")
 """The stages up to a packed bundle, in order."""
 BUNDLE = "bundle"
 """Folder of the bundle, below the run's folder."""
 _RUNNING = "running.json"
+_FILE_SETTINGS = ("weights_file", "checkpoint", "table")
+"""Settings that name a file: its content counts (`Stage.sources`), not where it lies."""
+_MAX_REASONS = 3
 
 
-class StageRecord(msgspec.Struct, frozen=True):
+class Basis(msgspec.Struct, frozen=True):
+    """What a stage's result depends on."""
+
+    inputs: dict[str, str]
+    """Output of an earlier stage, relative to the run -> sha256."""
+    sources: dict[str, str]
+    """Other input -> hash."""
+    recipe: dict[str, Any]
+    """Sections and settings of the recipe that affect the result."""
+    seed: int
+    device: str
+    code: str
+    """Hash of Eyas's code that it runs."""
+    libraries: dict[str, str]
+    """Distribution that this code imports -> version."""
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash of all of it."""
+        basis = {name: getattr(self, name) for name in Basis.__struct_fields__}
+        basis["recipe"] = _without_paths(self.recipe)
+        return hashlib.sha256(msgspec.json.encode(basis, order="deterministic")).hexdigest()
+
+    def changes_since(self, other: Basis) -> list[str]:
+        """What differs, as text: `timm 1.0.20 -> 1.0.31`, `student.epochs 30 -> 31`, `split/manifest.json`."""
+        before, now = (
+            {"the seed": str(basis.seed), "the device": basis.device, **basis.libraries, **_settings(basis.recipe)}
+            for basis in (other, self)
+        )
+        values = [name for name in {**now, **before} if now.get(name) != before.get(name)]
+        files = [{**basis.inputs, **basis.sources, "Eyas's code": basis.code} for basis in (other, self)]
+        contents = [name for name in {**files[1], **files[0]} if files[0].get(name) != files[1].get(name)]
+        return [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in values] + contents
+
+
+class StageRecord(Basis, frozen=True, kw_only=True):
     """`stage.json`."""
 
     stage: str
-    fingerprint: str
-    inputs: dict[str, str]
-    """File, relative to the run -> sha256."""
     outputs: dict[str, str]
+    """File, relative to the run -> sha256."""
     sizes: dict[str, int]
-    recipe: dict[str, Any]
+    """File -> bytes."""
+    times_ns: dict[str, int]
+    """File -> modification time; a file of another time is hashed before it counts as unchanged."""
     code_version: str
-    seed: int
     finished: float
     seconds: float
     """Total time, including interrupted attempts."""
     peak_rss_mb: float
+    machine: dict[str, str]
+    """The machine that ran it to its end."""
     summary: str
     facts: dict[str, Any]
     """Values for later stages and the report."""
@@ -110,8 +152,10 @@ class Stage(msgspec.Struct, frozen=True):
     needs: tuple[str, ...]
     """Stages whose outputs it reads."""
     run: Callable[[RunContext], StageResult]
-    source: Callable[[Recipe], str] | None = None
-    """A cheap hash of inputs outside the run (the images)."""
+    module: str = ""
+    """The module whose code and libraries, and those that it imports, affect the result."""
+    sources: Callable[[RunContext], dict[str, str]] | None = None
+    """Cheap hashes of other inputs, by name: the images, weight files, records of earlier stages."""
     places: tuple[str, ...] = ()
     """Files and folders of the run that it writes besides its own folder."""
     together: bool = False
@@ -163,26 +207,27 @@ def _follow(stages: Sequence[Stage], context: RunContext) -> NoReturn:
 
 
 def up_to_date(stage: Stage, context: RunContext) -> bool:
-    """Whether the stage's record fits the recipe, its inputs and the files on disk."""
-    record = context.record(stage.name)
-    if record is None or record.fingerprint != _fingerprint(stage, context):
-        return False
-    return all(_size(context.root / path) == size for path, size in record.sizes.items())
+    """Whether the stage's record fits the recipe, its inputs, the code and the files on disk."""
+    return not _reasons(stage, context, _basis(stage, context))
 
 
 def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
-    if not rerun and up_to_date(stage, context):
-        record = context.record(stage.name)
-        say(f"[dim]{stage.name:8} unchanged    {record.summary if record else ''}[/dim]")
-        return
+    basis, record = _basis(stage, context), context.record(stage.name)
+    if not rerun and record is not None:
+        reasons = _reasons(stage, context, basis)
+        if not reasons:
+            _keep_times(context, record)
+            say(f"[dim]{stage.name:8} unchanged    {record.summary}[/dim]")
+            return
+        more = f" and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
+        say(f"[dim]{stage.name:8} runs again   {escape(', '.join(reasons[:_MAX_REASONS]))}{more} changed[/dim]")
     missing = [name for name in stage.needs if context.record(name) is None]
     if missing:
         raise StageError(f"{context.root}: stage {stage.name!r} needs {', '.join(missing)} first; run without --only")
     folder = context.folder(stage.name)
-    fingerprint = _fingerprint(stage, context)
-    spent = _resume_or_clear(folder, fingerprint, rerun=rerun)
+    spent = _resume_or_clear(folder, basis.fingerprint, rerun=rerun)
     started = time.monotonic()
-    _reset_peak_rss()
+    reset_peak_rss()
     if stage.together:
         distributed.from_main(stage.name)
     try:
@@ -191,25 +236,24 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
     finally:
         seconds = spent + time.monotonic() - started
         if folder.exists():
-            write_bytes(folder / _RUNNING, msgspec.json.encode(_Running(fingerprint, seconds)))
+            write_bytes(folder / _RUNNING, msgspec.json.encode(_Running(basis.fingerprint, seconds)))
     names = {str(path.relative_to(context.root)): path for path in _outputs(stage, context)}
     sync_files(names.values(), context.root)
     record = StageRecord(
+        **msgspec.structs.asdict(basis),
         stage=stage.name,
-        fingerprint=fingerprint,
-        inputs=_inputs(stage, context),
         outputs={name: sha256(path) for name, path in names.items()},
         sizes={name: path.stat().st_size for name, path in names.items()},
-        recipe=_recipe_part(stage, context.recipe),
+        times_ns={name: path.stat().st_mtime_ns for name, path in names.items()},
         code_version=__version__,
-        seed=context.recipe.run.seed,
         finished=time.time(),
         seconds=seconds,
-        peak_rss_mb=_peak_rss_mb(),
+        peak_rss_mb=peak_rss_mb(),
+        machine=machine(),
         summary=outcome.summary,
         facts=outcome.facts,
     )
-    write_bytes(folder / RECORD, msgspec.json.format(msgspec.json.encode(record), indent=1))
+    _write_record(context, record)
     (folder / _RUNNING).unlink()
     say(f"[bold]{stage.name:8}[/bold] {_duration(seconds):>10}   {outcome.summary}")
 
@@ -235,50 +279,69 @@ def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> float:
     return running.seconds
 
 
-def _fingerprint(stage: Stage, context: RunContext) -> str:
-    content = {
-        "stage": stage.name,
-        "code": __version__,
-        "seed": context.recipe.run.seed,
-        "device": context.recipe.run.device,
-        "recipe": _recipe_part(stage, context.recipe),
-        "inputs": _inputs(stage, context),
-        "source": stage.source(context.recipe) if stage.source else "",
-    }
-    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()
-
-
-def _inputs(stage: Stage, context: RunContext) -> dict[str, str]:
+def _basis(stage: Stage, context: RunContext) -> Basis:
+    code, libraries = dependencies(stage.module) if stage.module else (__version__, {})
     records = [record for name in stage.needs if (record := context.record(name)) is not None]
-    return {path: digest for record in records for path, digest in record.outputs.items()}
+    return Basis(
+        inputs={name: _digest(context.root, record, name) for record in records for name in record.outputs},
+        sources=stage.sources(context) if stage.sources else {},
+        recipe={name: msgspec.to_builtins(attrgetter(name)(context.recipe)) for name in stage.sections},
+        seed=context.recipe.run.seed,
+        device=context.recipe.run.device,
+        code=code,
+        libraries=libraries,
+    )
 
 
-def _recipe_part(stage: Stage, recipe: Recipe) -> dict[str, Any]:
-    return {name: msgspec.to_builtins(attrgetter(name)(recipe)) for name in stage.sections}
+def _reasons(stage: Stage, context: RunContext, basis: Basis) -> list[str]:
+    """What has changed since the stage finished, its own outputs included; empty if it need not run."""
+    record = context.record(stage.name)
+    if record is None:
+        return ["it has not finished"]
+    outputs = [name for name, digest in record.outputs.items() if _digest(context.root, record, name) != digest]
+    return ([] if basis.fingerprint == record.fingerprint else basis.changes_since(record)) + outputs
 
 
-def _size(path: Path) -> int:
+def _digest(root: Path, record: StageRecord, name: str) -> str:
+    """sha256 of a stage's output as it is now, empty if it is missing; read only if size or time differ."""
     try:
-        return path.stat().st_size
+        info = (root / name).stat()
+        same = (info.st_size, info.st_mtime_ns) == (record.sizes[name], record.times_ns[name])
+        return record.outputs[name] if same else sha256(root / name)
     except OSError:
-        return -1
+        return ""
 
 
-def _reset_peak_rss() -> None:
-    """Return freed memory to the system and reset the peak memory, where Linux allows it."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def _keep_times(context: RunContext, record: StageRecord) -> None:
+    """Store the files' new times (of a run that was copied), so that they are not hashed at each command."""
+    times = {name: (context.root / name).stat().st_mtime_ns for name in record.outputs}
+    if times != record.times_ns:
+        _write_record(context, msgspec.structs.replace(record, times_ns=times))
 
 
-def _peak_rss_mb() -> float:
-    """Peak resident memory of this process since the stage began, plus that of its largest child, MB."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
-    return (own + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
+def _write_record(context: RunContext, record: StageRecord) -> None:
+    write_bytes(context.folder(record.stage) / RECORD, msgspec.json.format(msgspec.json.encode(record), indent=1))
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """`section.key` -> value as text, without paths."""
+    texts: dict[str, str] = {}
+    for name, value in _without_paths(recipe).items():
+        keys = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        texts |= {key: msgspec.json.encode(item).decode() for key, item in keys.items()}
+    return texts
+
+
+def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with every file's path replaced by whether there is one."""
+    return {
+        name: bool(value)
+        if name.rpartition(".")[2] in _FILE_SETTINGS
+        else _without_paths(value)
+        if isinstance(value, dict)
+        else value
+        for name, value in recipe.items()
+    }
 
 
 def _duration(seconds: float) -> str:

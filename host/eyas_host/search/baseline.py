@@ -88,13 +88,13 @@ def baseline(context: RunContext, epochs: int | None, json: Path | None) -> None
     """
     if context.recipe.student.checkpoint:
         raise StageError("[student] checkpoint: this run trains no teacher, so there is nothing to compare with")
-    budget = f"{epochs} epochs" if epochs else "teacher's seconds"
     stage = Stage(
         _STAGE,
         ("teacher", "augment", "image", "run"),
         ("split", "teach"),
         lambda context: _train(context, epochs),
-        lambda recipe: budget,
+        __name__,
+        lambda context: {"the budget": str(epochs or _teacher_seconds(context))},
         places=(RESULT,),
     )
     run_chain([stage], context)
@@ -105,6 +105,11 @@ def baseline(context: RunContext, epochs: int | None, json: Path | None) -> None
     if json is not None:
         write_bytes(json, path.read_bytes())
     show(comparison_table(result))
+
+
+def _teacher_seconds(context: RunContext) -> float:
+    taught = context.record("teach")
+    return 0.0 if taught is None else taught.seconds
 
 
 def load_baseline(root: Path) -> Baseline | None:

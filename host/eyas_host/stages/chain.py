@@ -7,53 +7,43 @@ loaded only when the stage runs, so that a mistake in the recipe or the images s
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from eyas_host.pipeline.runner import REPORT, RunContext, Stage, StageResult
-from eyas_host.stages.inputs import images_fingerprint, latency_source, student_weights, teacher_weights
+from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, REPORT, RunContext, Stage, StageResult
+from eyas_host.recipe import Recipe
+from eyas_host.stages.inputs import images, latency_source, report_inputs, student_weights, summaries, teacher_weights
 
 
-def _stage(name: str) -> Callable[[RunContext], StageResult]:
-    """The `run` of `eyas_host.stages.<name>`, imported when it is called."""
+def _stage(name: str, sections: tuple[str, ...], needs: tuple[str, ...], **options: Any) -> Stage:
+    """The stage of the module `eyas_host.stages.<name>`, whose `run` is imported when it is called."""
+    module = f"eyas_host.stages.{name}"
 
     def run(context: RunContext) -> StageResult:
-        result: StageResult = import_module(f"eyas_host.stages.{name}").run(context)
+        result: StageResult = import_module(module).run(context)
         return result
 
-    return run
+    return Stage(name, sections, needs, run, module, **options)
 
 
 _SELECTION = ("run.amp", "run.selection_metric")
 _DISTILLATION = ("teacher", "student", "augment", "image", *_SELECTION)
 
 STAGES = (
-    Stage("split", ("data",), (), _stage("split"), images_fingerprint),
-    Stage(
+    _stage("split", ("data",), (), sources=images),
+    _stage(
         "teach",
         ("teacher", "augment", "image", *_SELECTION, "student.checkpoint"),
         ("split",),
-        _stage("teach"),
-        teacher_weights,
+        sources=teacher_weights,
         together=True,
     ),
-    Stage("distill", _DISTILLATION, ("split", "teach"), _stage("distill"), student_weights, together=True),
-    Stage("prune", (*_DISTILLATION, "prune"), ("split", "distill"), _stage("prune"), latency_source),
-    Stage("qat", (*_DISTILLATION, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune"), _stage("qat")),
-    Stage("compile", ("compile", "student", "image"), ("split", "prune", "qat"), _stage("compile")),
-    Stage(
-        "verify",
-        ("gate", "image", "pack", "cost"),
-        ("split", "teach", "distill", "prune", "qat", "compile"),
-        _stage("verify"),
-    ),
-    Stage("pack", ("run.name", "pack", "image"), ("split", "compile", "verify"), _stage("pack"), places=("bundle",)),
-    Stage(
-        "report",
-        ("run",),
-        ("split", "teach", "distill", "prune", "qat", "compile", "verify", "pack"),
-        _stage("report"),
-        places=(REPORT, "report.html"),
-    ),
+    _stage("distill", _DISTILLATION, ("split", "teach"), sources=student_weights, together=True),
+    _stage("prune", (*_DISTILLATION, "prune"), ("split", "distill"), sources=latency_source),
+    _stage("qat", (*_DISTILLATION, "prune", "quantize", "gate.max_drop"), ("split", "distill", "prune")),
+    _stage("compile", ("compile", "student", "image"), ("split", "prune", "qat")),
+    _stage("verify", ("gate", "image", "pack", "cost"), ("split", "teach", "distill", "prune", "qat", "compile")),
+    _stage("pack", ("run.name", "pack", "image"), ("split", "compile", "verify"), sources=summaries, places=(BUNDLE,)),
+    _stage("report", Recipe.__struct_fields__, BUNDLE_STAGES, sources=report_inputs, places=(REPORT, "report.html")),
 )
 """All stages, in order."""

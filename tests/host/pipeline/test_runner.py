@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from eyas_host.pipeline.code import Dependencies
 from eyas_host.pipeline.runner import RunContext, Stage, StageRecord, StageResult, run_chain, up_to_date
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
@@ -34,7 +36,7 @@ class Toy:
         self.fault: Exception | None = None
         self.recipe = RECIPE
         self.stages = (
-            Stage("a", ("run",), (), self._a, lambda recipe: self.outside),
+            Stage("a", ("run",), (), self._a, sources=lambda context: {"the weather": self.outside}),
             Stage("b", ("student",), ("a",), self._b),
             Stage("c", ("quantize",), ("a", "b"), self._c, places=("sum.txt", "extra")),
         )
@@ -75,6 +77,12 @@ class Toy:
         write_bytes(context.root / "sum.txt", str(sum(numbers)).encode())
         write_bytes(context.root / "extra" / "one.txt", b"1")
         return StageResult("c is done")
+
+
+@pytest.fixture(autouse=True)
+def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting the garbage of this process before each toy stage would take most of the time."""
+    monkeypatch.setattr("eyas_host.pipeline.runner.reset_peak_rss", lambda: None)
 
 
 @pytest.fixture
@@ -122,6 +130,92 @@ def test_a_run_may_move(toy: Toy, tmp_path: Path) -> None:
     toy.run()
     toy.root = toy.root.rename(tmp_path / "moved")
     assert toy.run() == []
+
+
+def test_a_copied_run_is_hashed_once(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy has other times; its content is compared, and then the new times are known."""
+    toy.run()
+    for path in toy.root.rglob("*.txt"):
+        os.utime(path, ns=(1, 1))
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr("eyas_host.pipeline.runner.sha256", counted)
+    assert toy.run() == []
+    assert {path.name for path in hashed} == {"out.txt", "sum.txt", "one.txt"}
+    hashed.clear()
+    assert toy.run() == [] and not hashed
+
+
+@pytest.mark.parametrize(("path", "expected"), [("a/out.txt", ["a"]), ("b/deep/out.txt", ["b"]), ("sum.txt", ["c"])])
+def test_another_file_of_the_same_size_is_noticed(toy: Toy, path: str, expected: list[str]) -> None:
+    toy.run()
+    old = (toy.root / path).read_bytes()
+    (toy.root / path).write_bytes(bytes(len(old)))
+    assert toy.run() == expected
+    assert (toy.root / path).read_bytes() == old
+
+
+def test_a_single_stage_records_the_input_that_it_read(toy: Toy) -> None:
+    """The file that someone put there, not what the stage before once wrote; the chain then sets it right."""
+    toy.run()
+    (toy.root / "a" / "out.txt").write_text("7")
+    assert toy.run(only="b") == ["b"]
+    record = toy.context.record("b")
+    assert record is not None and record.inputs == {"a/out.txt": sha256(b"7").hexdigest()}
+    assert (toy.root / "b/deep/out.txt").read_text() == "37"
+    assert toy.run() == ["a", "b"] and (toy.root / "b/deep/out.txt").read_text() == "30"
+
+
+def test_another_library_or_other_code_runs_a_stage_again(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the stages that import it, with the reason in one line."""
+    found = {"one": Dependencies("1", {"numpy": "2.0"}), "two": Dependencies("1", {"numpy": "2.0", "timm": "1.0.20"})}
+    monkeypatch.setattr("eyas_host.pipeline.runner.dependencies", lambda module: found[module])
+    a, b, c = toy.stages
+    toy.stages = (msgspec.structs.replace(a, module="one"), msgspec.structs.replace(b, module="two"), c)
+    assert toy.run() == ["a", "b", "c"] and toy.run() == []
+    found["two"].libraries["timm"] = "1.0.31"
+    capsys.readouterr()
+    assert toy.run() == ["b"]
+    assert "b        runs again   timm 1.0.20 -> 1.0.31 changed" in capsys.readouterr().err
+    record = toy.context.record("b")
+    assert record is not None and record.libraries == {"numpy": "2.0", "timm": "1.0.31"}
+    found["one"] = Dependencies("2", {"numpy": "2.0"})
+    assert toy.run() == ["a"]
+    assert "runs again   Eyas's code changed" in capsys.readouterr().err
+
+
+def test_the_reasons_name_what_changed(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
+    toy.run()
+    toy.change("student", epochs=31)
+    toy.outside = "2"
+    (toy.root / "sum.txt").unlink()
+    capsys.readouterr()
+    assert toy.run() == ["a", "b", "c"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "runs again" in line]
+    assert [line.split("runs again   ")[1] for line in lines] == [
+        "the weather changed",
+        "student.epochs 30 -> 31 changed",
+        "b/deep/out.txt, sum.txt changed",
+    ]
+
+
+def test_a_file_that_a_setting_names_counts_by_content_alone(toy: Toy) -> None:
+    toy.stages = (msgspec.structs.replace(toy.stages[0], sections=("teacher", "student.checkpoint")),)
+    assert toy.run() == ["a"]
+    toy.change("teacher", weights_file="/old/place/weights.pt")
+    toy.change("student", checkpoint="/old/student.pt")
+    assert toy.run() == ["a"]
+    toy.change("teacher", weights_file="/new/place/weights.pt")
+    toy.change("student", checkpoint="/new/student.pt")
+    assert toy.run() == []
+    toy.outside = "another content"
+    assert toy.run() == ["a"]
 
 
 def test_from_runs_that_stage_and_all_behind_it(toy: Toy) -> None:

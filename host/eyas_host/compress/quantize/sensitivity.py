@@ -7,7 +7,6 @@ of another model or of other images starts over.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import msgspec
 
@@ -17,14 +16,11 @@ from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.inference import pick_device
-from eyas_host.pipeline.runner import RunContext
+from eyas_host.pipeline.runner import SENSITIVITY, RunContext
 from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import meter
-
-RESULT = Path("sensitivity") / "sensitivity.json"
-"""Result file in the run's folder."""
 
 _MAX_ADVISED = 5
 """Layers that the advice may keep in float if the recipe's `quantize.fallback` is 0."""
@@ -117,13 +113,13 @@ def load_sensitivity(context: RunContext) -> Sensitivity | None:
 
 def _load(context: RunContext) -> Sensitivity | None:
     try:
-        return msgspec.json.decode((context.root / RESULT).read_bytes(), type=Sensitivity)
+        return msgspec.json.decode((context.root / SENSITIVITY).read_bytes(), type=Sensitivity)
     except (OSError, msgspec.DecodeError):
         return None
 
 
 def _save(context: RunContext, measured: Sensitivity) -> None:
-    write_bytes(context.root / RESULT, msgspec.json.format(msgspec.json.encode(measured), indent=1))
+    write_bytes(context.root / SENSITIVITY, msgspec.json.format(msgspec.json.encode(measured), indent=1))
 
 
 def _model_digest(context: RunContext) -> str | None:
