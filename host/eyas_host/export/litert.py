@@ -37,7 +37,7 @@ from eyas_host.export.litert_ranges import (
 )
 from eyas_host.quant.graph import CLAMPS, layer_name, operations
 from eyas_host.quant.qdq import bake_weights, replace_activations
-from eyas_host.quant.quantizers import affine, float_layers, module_of, weight_quantizers
+from eyas_host.quant.quantizers import affine, float_layers, weight_quantizers
 from eyas_host.support.errors import CompileError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.quiet import quiet_tools
@@ -224,29 +224,64 @@ def _convolutions(model: Any) -> list[Any]:
 
 
 def _learned_weights(model: Any, baked: nn.Module, qat_model: nn.Module, example: Tensor) -> list[_Weight | None]:
-    """Learned integers and scales of each convolution of the float .tflite, matched by value; None for one in float.
+    """Learned integers and scales of each convolution of the float .tflite, found by its layer; None for one in float.
 
-    Raises `CompileError` if a convolution matches none of the QAT model's.
+    Raises `CompileError` if a convolution is of no layer, has other weights than its layer, or a layer is missing.
     """
-    scales = {operation: affine(q).scale.numpy() for operation, q in weight_quantizers(qat_model).items()}
-    known = [(_filters(module_of(baked, operation)), scale) for operation, scale in scales.items()]
-    known_float = [_filters(baked.get_submodule(name)) for name in float_layers(qat_model, example)]
+    scales = {layer_name(operation): affine(q).scale.numpy() for operation, q in weight_quantizers(qat_model).items()}
+    layers = _layers(model, baked)
+    expected = {*scales, *float_layers(qat_model, example)}
+    if sorted(layers) != sorted(expected):
+        raise CompileError(
+            f"the convolutions of the .tflite are not the layers of the network: missing "
+            f"{sorted(expected - set(layers))[:3]}, {len(layers)} of {len(expected)}"
+        )
     graph = model.subgraphs[0]
     weights: list[_Weight | None] = []
-    for operator in _convolutions(model):
+    for operator, layer in zip(_convolutions(model), layers, strict=True):
         weight, bias = (graph.tensors[index] for index in operator.inputs[1:3])
-        stored = _data(model, weight).reshape(weight.shape)
-        matches = [(value, scale) for value, scale in known if np.array_equal(value, stored)]
-        if matches:
-            value, scale = matches[0]
-            per_channel = scale if value.shape[0] == 1 and value.shape[-1] == len(scale) else scale.reshape(-1, 1, 1, 1)
-            integers = np.rint(value.astype(np.float64) / per_channel).astype(np.int8)
-            weights.append(_Weight(integers, scale, _data(model, bias)))
-        elif any(np.array_equal(value, stored) for value in known_float):
+        value = _filters(baked.get_submodule(layer))
+        if not np.array_equal(value, _data(model, weight).reshape(weight.shape)):
+            raise CompileError(f"the .tflite has other weights than {layer}: {weight.name.decode()}")
+        scale = scales.get(layer)
+        if scale is None:
             weights.append(None)
-        else:
-            raise CompileError(f"no learned scales for the weights of {weight.name.decode()}")
+            continue
+        per_channel = scale if value.shape[0] == 1 and value.shape[-1] == len(scale) else scale.reshape(-1, 1, 1, 1)
+        integers = np.rint(value.astype(np.float64) / per_channel).astype(np.int8)
+        weights.append(_Weight(integers, scale, _data(model, bias)))
     return weights
+
+
+def _layers(model: Any, network: nn.Module) -> list[str]:
+    """The layer of each convolution of the .tflite.
+
+    The converter names a convolution's output by the classes and attributes that lead to its module, after those of the
+    activations fused into it. Equal weights of several layers are one tensor in the file.
+    """
+    root = _FromPixels(network)
+    paths = {_path_of_classes(root, name): name for name, child in root.named_modules() if isinstance(child, nn.Conv2d)}
+    layers = []
+    for operator in _convolutions(model):
+        name = output_name(model, operator)
+        found = [paths[part] for part in name.split(";") if part in paths]
+        if not found:
+            raise CompileError(f"a convolution of the .tflite is of no layer: {name}")
+        layers.append(found[-1].removeprefix("network."))
+    return layers
+
+
+def _path_of_classes(root: nn.Module, path: str) -> str:
+    """`network.backbone` -> `eyas_host.export.litert._FromPixels/eyas_host.quant.fold.DeployModel_network/...`."""
+    parts, module = [_class_of(root)], root
+    for name in path.split("."):
+        module = module.get_submodule(name)
+        parts.append(f"{_class_of(module)}_{name}")
+    return "/".join(parts)
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _filters(module: Any) -> Array:
@@ -281,7 +316,13 @@ def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
     operators = _convolutions(model)
     if len(operators) != len(weights):
         raise CompileError(f"{len(operators)} convolutions in the quantized model, {len(weights)} in the float one")
+    stored: set[int] = set()
     for operator, weight in zip(operators, weights, strict=True):
+        for port in (1, 2):
+            if operator.inputs[port] in stored:  # equal constants of two layers are one tensor
+                graph.tensors.append(copy.deepcopy(graph.tensors[operator.inputs[port]]))
+                operator.inputs[port] = len(graph.tensors) - 1
+            stored.add(int(operator.inputs[port]))
         source, filters, bias = (graph.tensors[index] for index in operator.inputs[:3])
         if weight is None:
             if filters.type != TensorType.FLOAT32:

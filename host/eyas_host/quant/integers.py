@@ -62,12 +62,13 @@ def check_accumulators(qat_model: nn.Module, *, input_size: int, activation_bits
         module: Any = module_of(qat_model, operation)
         if module.bias is None:
             continue
-        steps = module.bias.detach().double() / units[operation]
+        bias = module.bias.detach().double()
+        steps = bias / units[operation]
         reach = steps.abs() + largest_input * weights.abs().flatten(1).sum(1).double()
         for channel in torch.nonzero(~(reach <= limit)).flatten().tolist():
             layers.append(layer_name(operation))
             problems.append(
-                f"{layers[-1]}, channel {channel}: bias {float(module.bias[channel]):g} is {float(steps[channel]):.3g} "
+                f"{layers[-1]}, channel {channel}: bias {float(bias[channel]):g} is {float(steps[channel]):.3g} "
                 f"steps of {float(units[operation][channel]):.3g}"
             )
     if problems:

@@ -118,7 +118,10 @@ def round_weights(qat_model: nn.Module) -> nn.Module:
     model = copy.deepcopy(qat_model).cpu().eval()
     for operation, quantizer in weight_quantizers(model).items():
         module: Any = module_of(model, operation)
-        module.weight.copy_(WeightPair(affine(quantizer))(module.weight))
+        grid = affine(quantizer)
+        module.weight.copy_(
+            grid.integers(module.weight) * grid.scale.reshape(-1, *(1 for _ in module.weight.shape[1:]))
+        )
     return model
 
 

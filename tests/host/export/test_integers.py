@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch import Tensor, nn
 
 from eyas_device.bundle import Precision, RuntimeName
@@ -16,9 +17,12 @@ from eyas_device.runtimes import load
 from eyas_host.export.build import artefact_files, compile_artefact
 from eyas_host.export.stored import check_stored, stored_integers
 from eyas_host.quant.fold import fold_for_deployment
+from eyas_host.quant.graph import layer_name
+from eyas_host.quant.integers import bias_units
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
+from eyas_host.quant.qdq import exact_int8
 from eyas_host.quant.quantizers import affine, module_of, weight_quantizers
-from eyas_host.support.errors import CompileError
+from eyas_host.support.errors import CompileError, CompressError
 from tests.support.networks import take_steps, tiny_gated
 
 SIZE = 64
@@ -112,3 +116,96 @@ def test_a_file_with_eight_bits_is_refused(trained: nn.Module, tmp_path: Path) -
     compile_artefact("openvino", "int8", eight, tmp_path / "a.xml", SIZE)
     with pytest.raises(CompileError, match=r"5 layers lie beyond -63\.\.63, the largest is 127 .*weight_bits is 7"):
         check_stored("openvino", tmp_path / "a.xml", trained)
+
+
+# Dead channels
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_a_dead_channel_of_a_gate_keeps_the_right_logits(
+    bits: Literal[7, 8], pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path
+) -> None:
+    network = tiny_gated(pixels)
+    gate: Any = network.backbone.get_submodule("se.conv_expand")
+    half = gate.out_channels // 2
+    with torch.no_grad():
+        gate.weight[:half] = 0
+        gate.bias[:half] = 2.0
+    model = prepare_qat(fold_for_deployment(network), pixels[::2].split(1), input_size=SIZE, weight_bits=bits).eval()
+    compile_artefact("litert", "int8", model, tmp_path / "a.tflite", SIZE)
+    got = run("litert", tmp_path / "a.tflite", shape_frames)
+    with torch.inference_mode():
+        expected = model(pixels).numpy()
+        exact = torch.cat([exact_int8(model, input_size=SIZE)(one) for one in pixels.split(1)]).numpy()
+    for logits in (got, exact):
+        assert float(np.abs(logits - expected).max()) < 0.05 * float(np.abs(expected).max())
+
+
+def far_below_one_step(model: nn.Module) -> nn.Module:
+    """A copy whose squeeze-and-excite gate has a bias of 3e9 steps of the accumulator in channel 5."""
+    broken = copy.deepcopy(model)
+    (operation,) = (name for name in weight_quantizers(broken) if "conv_expand" in name)
+    unit = bias_units(broken, input_size=SIZE)[operation]
+    gate: Any = module_of(broken, operation)
+    gate.bias.data[5] = 3e9 * float(unit[5])
+    return broken
+
+
+@pytest.mark.parametrize("runtime", ["litert", "openvino", "onnx"])
+def test_a_bias_beyond_its_accumulator_stops_the_build(
+    runtime: RuntimeName, trained: nn.Module, tmp_path: Path
+) -> None:
+    path = artefact_files(tmp_path, runtime, "int8")[0]
+    with pytest.raises(
+        CompressError, match=r"conv_expand, channel 5: bias .* 3e\+09 steps .*keep_float = \[\"backbone"
+    ):
+        compile_artefact(runtime, "int8", far_below_one_step(trained), path, SIZE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exact_integers_hold_sums_within_their_accumulator(trained: nn.Module, pixels: Tensor) -> None:
+    """Saturated at 2^31 - 1 steps, instead of the bias of 3e9 steps that a float64 could hold."""
+    broken = far_below_one_step(trained)
+    (operation,) = (name for name in weight_quantizers(broken) if "conv_expand" in name)
+    unit = float(bias_units(broken, input_size=SIZE)[operation][5])
+    exact = exact_int8(broken, input_size=SIZE)
+    sums: list[float] = []
+    gate = exact.get_submodule(f"network.{layer_name(operation)}")
+    gate.register_forward_hook(lambda module, args, output: sums.append(float(output[0, 5])))
+    with torch.inference_mode():
+        exact(pixels[:1])
+    assert sums == [pytest.approx((2**31 - 1) * unit, rel=1e-12)]
+
+
+# Equal filters
+
+
+def test_equal_filters_keep_their_own_scales(pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path) -> None:
+    """Two layers of the same weights, which the converter stores once; one has learned twice the scale."""
+    network = tiny_gated(pixels)
+    backbone: Any = network.backbone
+    backbone.pool = nn.Sequential(nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), backbone.pool)
+    model = prepare_qat(fold_for_deployment(network.eval()), pixels[::2].split(1), input_size=SIZE).eval()
+    (first, one), (second, two) = [entry for entry in weight_quantizers(model).items() if "pool" in entry[0]]
+    with torch.no_grad():
+        one.scale.fill_(0.635)
+        two.scale.fill_(1.27)
+        steps = torch.randint(-50, 51, (16, 16, 1, 1), generator=torch.Generator().manual_seed(0)).float()
+        for operation in (first, second):
+            layer: Any = module_of(model, operation)
+            layer.weight.copy_(0.01 * steps)
+            layer.bias.zero_()
+    compile_artefact("litert", "int8", model, tmp_path / "a.tflite", SIZE)
+    graph = schema.ModelT.InitFromPackedBuf((tmp_path / "a.tflite").read_bytes(), 0).subgraphs[0]
+    scales = [
+        tensor.quantization.scale.tolist()
+        for tensor in graph.tensors
+        if tensor.type == schema.TensorType.INT8
+        and list(tensor.shape) == [16, 1, 1, 16]
+        and len(tensor.quantization.scale) == 16
+    ]
+    assert [pytest.approx([0.005] * 16), pytest.approx([0.01] * 16)] == sorted(s for s in scales if len(set(s)) == 1)
+    with torch.inference_mode():
+        expected = model(pixels).numpy()
+    got = run("litert", tmp_path / "a.tflite", shape_frames)
+    assert float(np.abs(got - expected).max()) < 0.05 * float(np.abs(expected).max())
