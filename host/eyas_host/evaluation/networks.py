@@ -27,7 +27,7 @@ from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_quantized
-from eyas_host.quant.qdq import Float64, exact_int8
+from eyas_host.quant.exact import ExactNetwork, exact_int8
 from eyas_host.support.machine import usable_cores
 from eyas_host.support.progress import meter
 
@@ -110,7 +110,7 @@ def _run_artefact(runtime: Runtime, pixels: Batch) -> Logits:
 
 def _network_variants(networks: Mapping[str, nn.Module], device: torch.device) -> Iterator[_Variant]:
     for name, network in networks.items():
-        placed = network.to(device) if isinstance(network, Float64) else move(network, device)
+        placed = network.place(device) if isinstance(network, ExactNetwork) else move(network, device)
         # NNCF wraps a quantized network's modules during a call, which a second thread must not see.
         chunk = _CPU_CHUNK if isinstance(network, PixelClassifier) and device.type == "cpu" else _BATCH
         yield _Variant(name, partial(_run_network, placed.eval(), device), chunk)

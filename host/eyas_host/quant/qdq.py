@@ -1,4 +1,4 @@
-"""Convert a QAT model to quantize-dequantize (Q/DQ) pairs, or to exact integer arithmetic.
+"""Convert a QAT model to quantize-dequantize (Q/DQ) pairs, or bake its weights.
 
 NNCF's fake quantizers cannot be exported (their guards depend on data), so each is replaced by the pair that int8
 backends understand: `real = scale * (integer - zero_point)`.
@@ -15,7 +15,6 @@ from nncf.torch.function_hook import get_hook_storage
 from torch import Tensor, nn
 from torch.ao.quantization.fx._decomposed import quantized_decomposed_lib  # noqa: F401 - registers the operators
 
-from eyas_host.quant.integers import INT32_MAX, bias_units
 from eyas_host.quant.quantizers import (
     Affine,
     activation_quantizers,
@@ -62,42 +61,6 @@ class WeightPair(nn.Module):
         return values
 
 
-class ExactRound(nn.Module):
-    """Quantizes to the int8 grid in float64, rounding half to even."""
-
-    def __init__(self, grid: Affine) -> None:
-        super().__init__()
-        self.scale, self.zero_point = float(grid.scale), int(grid.zero_point)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Quantize and dequantize; same shape."""
-        integers = torch.clamp(torch.round(x / self.scale) + self.zero_point, -128, 127)
-        return (integers - self.zero_point) * self.scale
-
-
-class _Accumulator:
-    """Forward hook that holds a convolution's sums within 32 bits."""
-
-    def __init__(self, unit: Tensor) -> None:
-        self._end = (INT32_MAX * unit).reshape(1, -1, 1, 1)
-
-    def __call__(self, module: nn.Module, args: object, output: Tensor) -> Tensor:
-        return output.clamp(-self._end, self._end)
-
-
-class Float64(nn.Module):
-    """Runs a float64 network on float32 pixels and returns float32 logits."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return logits [n, classes] for float pixels [n, 3, h, w], 0..255."""
-        logits: Tensor = self.network(pixels.double())
-        return logits.float()
-
-
 def to_qdq(qat_model: nn.Module) -> nn.Module:
     """A copy of the QAT model with a Q/DQ pair in place of each quantizer, ready for export.
 
@@ -130,24 +93,6 @@ def bake_weights(qat_model: nn.Module) -> nn.Module:
     model = round_weights(qat_model)
     _replace(model, weight_quantizers(model), lambda grid: nn.Identity())
     return model
-
-
-@torch.no_grad()
-def exact_int8(qat_model: nn.Module, *, input_size: int) -> nn.Module:
-    """The QAT model in exact integer arithmetic: the noise floor of any comparison with an int8 backend.
-
-    Sums of products of integers below 2^53 are exact in float64; biases are rounded to the accumulator's scale and,
-    like the sums, held within 32 bits, as in int8 kernels; activations between convolutions are quantized from float64.
-    """
-    rounded = round_weights(qat_model)
-    model = bake_weights(rounded).double()
-    for operation, unit in bias_units(rounded, input_size=input_size).items():
-        module: Any = module_of(model, operation)
-        if module.bias is not None:
-            module.bias.copy_((module.bias / unit).round().clamp(-INT32_MAX, INT32_MAX) * unit)
-        module.register_forward_hook(_Accumulator(unit))
-    replace_activations(model, ExactRound)
-    return Float64(model).eval()
 
 
 _Module = TypeVar("_Module", bound=nn.Module)

@@ -21,8 +21,9 @@ from eyas_host.export.build import artefact_files
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8
 from eyas_host.export.onnx import compile_onnx
 from eyas_host.export.openvino import compile_openvino
+from eyas_host.quant.exact import ExactRound, exact_int8
 from eyas_host.quant.fold import DeployModel
-from eyas_host.quant.qdq import ActivationPair, ExactRound, WeightPair, bake_weights, exact_int8, to_qdq
+from eyas_host.quant.qdq import ActivationPair, WeightPair, bake_weights, to_qdq
 from eyas_host.quant.quantizers import activation_quantizers, affine, module_of, weight_quantizers
 from eyas_host.support.errors import CompileError
 from tests.support.networks import V3_SMALL

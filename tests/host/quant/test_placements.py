@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from eyas_device.runtimes import load
 from eyas_host.export.build import artefact_files, compile_artefact
 from eyas_host.models.factory import build
+from eyas_host.quant.exact import exact_int8
 from eyas_host.quant.fold import DeployModel, fold_for_deployment
 from eyas_host.quant.graph import required_placement, weighted_layers
 from eyas_host.quant.qat import prepare_qat
-from eyas_host.quant.qdq import exact_int8
 from eyas_host.quant.quantizers import activation_quantizers, check_placement, weight_quantizers
 from eyas_host.support.errors import CompressError
 from tests.support.networks import take_steps

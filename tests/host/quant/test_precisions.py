@@ -22,10 +22,11 @@ from eyas_host.export.onnx import compile_onnx
 from eyas_host.export.openvino import compile_openvino
 from eyas_host.export.tensorrt import TensorRtFit, check_tensorrt
 from eyas_host.models.factory import PixelClassifier
+from eyas_host.quant.exact import exact_int8
 from eyas_host.quant.fold import DeployModel, fold_for_deployment
 from eyas_host.quant.graph import weighted_layers
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
-from eyas_host.quant.qdq import bake_weights, exact_int8, replace_activations
+from eyas_host.quant.qdq import bake_weights, replace_activations
 from eyas_host.quant.quantizers import (
     Affine,
     activation_quantizers,
