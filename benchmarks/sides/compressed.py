@@ -13,12 +13,13 @@ import numpy.typing as npt
 from rich.table import Table
 
 from common import Figure
+from eyas_device.predict import calibrated_probabilities
 from eyas_host.compress.quantize.calibration import Calibration
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.bootstrap import Ints
 from eyas_host.evaluation.latency import take_turns
-from eyas_host.evaluation.metrics import paired_loss, softmax
+from eyas_host.evaluation.metrics import paired_loss
 from eyas_host.export.build import artefact_files
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.report.model import Report
@@ -82,7 +83,10 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
             value=_same(folds, name, "qat"), unit="", bound=floor - 0.005, note="with the QAT model"
         )
         scaled = [
-            np.abs(softmax(f.logits[name] / f.report.temperature) - softmax(f.logits["qat"] / f.report.temperature))
+            np.abs(
+                calibrated_probabilities(f.logits[name], f.report.confidence)
+                - calibrated_probabilities(f.logits["qat"], f.report.confidence)
+            )
             for f in folds
         ]
         figures[f"{name}_mean_dp"] = Figure(

@@ -60,13 +60,17 @@ class Artefact(msgspec.Struct, frozen=True):
 
 
 class Confidence(msgspec.Struct, frozen=True):
-    """How logits become calibrated probabilities.
+    """How logits z become calibrated probabilities: softmax(z / temperature + bias).
 
-    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017 (temperature scaling).
+    The temperature corrects how sure a network is, the bias how frequent it takes each label to be: a network that was
+    trained with class weights takes all of them to be equally frequent. Source: Guo et al., "On Calibration of Modern
+    Neural Networks", 2017 (temperature and vector scaling).
     """
 
     temperature: float = 1.0
     """Logits are divided by it before the softmax; fitted on the validation set."""
+    bias: tuple[float, ...] = ()
+    """Added to each label's logit after the division, in the order of the labels, nats; empty: zeros."""
     threshold: float = 0.5
     """Below this confidence a prediction is reported as uncertain."""
 
@@ -290,6 +294,13 @@ def _validate(manifest: Manifest, path: Path) -> None:
     confidence = manifest.confidence
     if not 0 < confidence.temperature < math.inf:
         raise BundleError(f"{path}: confidence.temperature {confidence.temperature}; it must be above 0")
+    if confidence.bias and len(confidence.bias) != len(manifest.labels):
+        raise BundleError(
+            f"{path}: confidence.bias has {len(confidence.bias)} values; {len(manifest.labels)}, one for each label, "
+            "or none are needed"
+        )
+    if not all(math.isfinite(bias) for bias in confidence.bias):
+        raise BundleError(f"{path}: confidence.bias {confidence.bias}; finite values are needed")
     if not 0 <= confidence.threshold <= 1:
         raise BundleError(f"{path}: confidence.threshold {confidence.threshold}; 0 to 1 is allowed")
     if manifest.decision is not None and (problem := decision.find_problem(manifest.decision, manifest.labels)):

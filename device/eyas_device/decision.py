@@ -1,4 +1,4 @@
-"""From calibrated probabilities to a label: the most likely one, or the one with the least expected cost.
+"""From logits and calibrated probabilities to a label: the network's own, or the one with the least expected cost.
 
 The host evaluates with the same function that the device runs.
 """
@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,16 +34,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(
-    probabilities: npt.NDArray[np.floating[Any]], labels: Sequence[str], decision: Decision | None = None
+    logits: Floats, probabilities: Floats, labels: Sequence[str], decision: Decision | None = None
 ) -> npt.NDArray[np.intp]:
-    """Index of the predicted label, [...], for probabilities [..., classes].
+    """Index of the predicted label, [...], for logits and calibrated probabilities, both [..., classes].
 
-    Without a decision, the argmax. With a threshold, `decision.label` where its probability >= threshold, else the
-    other label. Else the Bayes decision argmin_a sum_t p(t) costs[t][a] (Elkan, "The Foundations of Cost-Sensitive
-    Learning", 2001).
+    Without a decision, the argmax of the logits: a network that was trained with class weights then predicts by
+    balanced accuracy, while the probabilities reflect how frequent the labels are. With a threshold, `decision.label`
+    where its probability >= threshold, else the other label. Else the Bayes decision argmin_a sum_t p(t) costs[t][a]
+    (Elkan, "The Foundations of Cost-Sensitive Learning", 2001).
     """
     if decision is None:
-        return np.asarray(probabilities.argmax(axis=-1))
+        return np.asarray(logits.argmax(axis=-1))
     if decision.threshold is None or decision.label is None:
         return np.asarray((probabilities @ np.asarray(decision.costs)).argmin(axis=-1))
     index = list(labels).index(decision.label)

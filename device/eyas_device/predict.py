@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.bundle import Artefact, Bundle
+from eyas_device.bundle import Artefact, Bundle, Confidence
 from eyas_device.decision import decide
 from eyas_device.preprocess import Pixels, Scratch, prepare
-from eyas_device.runtimes import Logits, Runtime, choose, open_runtime
+from eyas_device.runtimes import Runtime, choose, open_runtime
 from eyas_device.support.closing import Closing
 
 Probabilities = npt.NDArray[np.float32]
@@ -26,12 +27,12 @@ class Prediction(msgspec.Struct, frozen=True):
     index: int
     """Position of the label in the manifest's labels."""
     confidence: float
-    """Calibrated probability of the label, 0..1; where the bundle weighs costs, not always the largest one."""
+    """Calibrated probability of the label, 0..1; not always the largest one: see `eyas_device.decision.decide`."""
     uncertain: bool
     """Whether the confidence is below the bundle's threshold."""
     probabilities: Probabilities
     latency_ms: float
-    """Preprocessing, inference and softmax, milliseconds."""
+    """Preprocessing, inference and calibration, milliseconds."""
     prepare_ms: float = 0.0
     """Preprocessing alone, into the runtime's own input."""
 
@@ -54,7 +55,7 @@ class Classifier(Closing):
         self.spec = manifest.preprocessing
         self._scratch: Scratch = {}
         self._labels = manifest.labels
-        self._temperature = manifest.confidence.temperature
+        self._confidence = manifest.confidence
         self._decision = manifest.decision
         self.threshold = manifest.confidence.threshold
         """Below this confidence a prediction is uncertain; the bundle's, unless another one is set."""
@@ -96,15 +97,16 @@ class Classifier(Closing):
             prepare(frame, self.spec, out=out, scratch=self._scratch)
             prepared_at = perf_counter()
 
-        probabilities = softmax(self.runtime.infer_in_place(write), self._temperature)
-        index = int(decide(probabilities, self._labels, self._decision))
+        logits = self.runtime.infer_in_place(write)
+        probabilities = calibrated_probabilities(logits, self._confidence)
+        index = int(decide(logits, probabilities, self._labels, self._decision))
         confidence = float(probabilities[index])
         return Prediction(
             label=self._labels[index],
             index=index,
             confidence=confidence,
             uncertain=confidence < self.threshold,
-            probabilities=probabilities,
+            probabilities=probabilities.astype(np.float32),
             latency_ms=1000 * (perf_counter() - started),
             prepare_ms=1000 * (prepared_at - started),
         )
@@ -114,13 +116,15 @@ class Classifier(Closing):
         self.runtime.close()
 
 
-def softmax(logits: Logits, temperature: float = 1.0) -> Probabilities:
-    """Softmax of logits / temperature along the last axis: float32 [..., classes], computed in float64.
+def calibrated_probabilities(logits: npt.NDArray[np.floating[Any]], confidence: Confidence) -> npt.NDArray[np.float64]:
+    """Calibrated probabilities float64 [..., classes] of logits [..., classes]: softmax(logits / temperature + bias).
 
-    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017.
+    The host reports probabilities by this function too.
     """
-    powers = np.divide(logits, temperature, dtype=np.float64)
+    powers = np.divide(logits, confidence.temperature, dtype=np.float64)
+    if confidence.bias:
+        powers += confidence.bias
     powers -= powers.max(axis=-1, keepdims=True)
     np.exp(powers, out=powers)
     powers /= powers.sum(axis=-1, keepdims=True)
-    return powers.astype(np.float32)
+    return np.asarray(powers)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Confidence, Manifest, Precision, RuntimeName
-from eyas_device.predict import softmax
+from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.runtimes import load
 from eyas_host.export.build import artefact_files
@@ -75,4 +75,5 @@ def write_bundle(
 def answers(runtime: str, path: Path, frames: list[Pixels], spec: Preprocessing, temperature: float) -> np.ndarray:
     """Probabilities of this machine, float32 [images, classes]."""
     with load(runtime)(path, size=spec.size, classes=len(SHAPES), threads=1) as loaded:  # type: ignore[call-arg]
-        return np.stack([softmax(loaded.infer(prepare(frame, spec)), temperature) for frame in frames])
+        logits = np.stack([loaded.infer(prepare(frame, spec)).copy() for frame in frames])
+    return calibrated_probabilities(logits, Confidence(temperature=temperature)).astype(np.float32)

@@ -77,6 +77,8 @@ def test_a_folder_that_is_not_a_bundle(tmp_path: Path) -> None:
         ({"preprocessing": {"size": 16, "fit": "squeeze"}}, "squeeze"),
         ({"confidence": {"temperature": 0}}, "temperature"),
         ({"confidence": {"threshold": 2}}, "threshold"),
+        ({"confidence": {"bias": [0.5, -0.5]}}, r"confidence\.bias has 2 values; 3, one for each label, or none"),
+        ({"confidence": {"bias": [0.5, "inf", 0]}}, "bias"),
         ({"decision": {"costs": [[0, 1], [1, 0]]}}, "decision: costs for 2 labels"),
         ({"decision": {"costs": [[0, 1, 1], [1, 0, 1], [1, -1, 0]]}}, "not negative"),
         ({"decision": {"costs": [[0] * 3] * 3, "label": "disc", "threshold": 0.5}}, "needs two labels"),

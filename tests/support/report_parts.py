@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from eyas_device.bundle import Confidence
 from eyas_host.evaluation.metrics import Bin, Scores
 from eyas_host.evaluation.parity import Parity
 from eyas_host.evaluation.verdict import Latency
@@ -146,7 +147,7 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
         use={"litert": "litert-int8"},
         reasons={"litert": "faster: int8 1.20 ms, fp32 3.00 ms"},
         refused={"openvino-int8": "mean |dp| 0.0300 > 0.02"},
-        temperature=1.31,
+        confidence=Confidence(temperature=1.31, bias=(0.5, -0.5) if len(labels) == 2 else ()),
         weights={"teacher": "hub", "student": "packaged"},
         pruning={"method": "channel", "macs_before": 5e7, "macs_after": 3e7, "parameters_before": None},
         exact_int8_agreement=0.973,

@@ -21,9 +21,9 @@ def main(args: argparse.Namespace) -> int:
     size = manifest.preprocessing.size
     print(f"{manifest.name} {manifest.version}: {', '.join(manifest.labels)}; {size} x {size} px")
     confidence = manifest.confidence
-    print(f"  confidence: temperature {confidence.temperature:.3f}, uncertain below {confidence.threshold}")
-    if manifest.decision is not None:
-        print(f"  prediction: {manifest.decision}")
+    biases = "".join(f", {label} {bias:+.2f}" for label, bias in zip(manifest.labels, confidence.bias, strict=False))
+    print(f"  confidence: temperature {confidence.temperature:.3f}{biases}, uncertain below {confidence.threshold}")
+    print(f"  prediction: {manifest.decision or 'the label with the largest logit'}")
     for artefact in manifest.artefacts:
         used = " (used)" if artefact.name in manifest.use.values() else ""
         print(f"  {artefact.name:14} {sum(f.size_bytes for f in artefact.files) / 1e6:6.2f} MB{used}")

@@ -51,7 +51,8 @@ prediction, with a confidence. It is meant for images like those it was trained 
 
 - An image is resized ({spec.fit}, {spec.interpolation}, centre {spec.crop_fraction:.0%}) to {spec.size} x {spec.size}
   pixels, uint8, BGR; normalisation is part of the model.
-- Logits are divided by a temperature of {confidence.temperature:.3g}, fitted on validation.
+- Probabilities are softmax(logits / {confidence.temperature:.3g}{" + bias" if confidence.bias else ""}), fitted on
+  validation{_biases(manifest)}.
 - {_plain(_decision_rule(manifest.decision))}
 - Predictions with a confidence below {confidence.threshold:.2f} are reported as uncertain.
 
@@ -103,8 +104,9 @@ with Classifier.open(".") as classifier:
 def _evidence(manifest: Manifest) -> str:
     """The table of evidence: one row per artefact."""
     rows = [
-        "| artefact | runtime | precision | size | split | balanced accuracy | agreement | mean \\|dp\\| | p50 | p90 |",
-        "|---|---|---|--:|---|--:|--:|--:|--:|--:|",
+        "| artefact | runtime | precision | size | split | balanced accuracy | class-wise ECE | agreement "
+        "| mean \\|dp\\| | p50 | p90 |",
+        "|---|---|---|--:|---|--:|--:|--:|--:|--:|--:|",
     ]
     for artefact in manifest.artefacts:
         evidence = manifest.evidence.get(artefact.name, {})
@@ -116,6 +118,7 @@ def _evidence(manifest: Manifest) -> str:
             f"{size / 1e6:.2f} MB",
             _plain(str(evidence.get("split") or _NOT_MEASURED)),
             _figure(evidence, "balanced_accuracy", ".3f"),
+            _figure(evidence, "classwise_ece", ".3f"),
             _figure(evidence, "agreement", ".3f"),
             _figure(evidence, "mean_dp", ".4f"),
             _figure(evidence, "latency_ms_p50", ".2f", " ms"),
@@ -128,8 +131,18 @@ def _evidence(manifest: Manifest) -> str:
 def _decision_rule(decision: Decision | None) -> str:
     """How probabilities become a predicted label."""
     if decision is None:
-        return "The prediction is the most probable label."
+        return (
+            "The prediction is the label with the largest logit, as the network was trained: with class weights that "
+            "is the best one for balanced accuracy, and not always the most probable one."
+        )
     return f"The prediction takes the cost of mistakes into account: {decision}."
+
+
+def _biases(manifest: Manifest) -> str:
+    """The bias of each label, to go behind the formula; empty without one."""
+    pairs = zip(manifest.labels, manifest.confidence.bias, strict=False)
+    listed = ", ".join(f"{_plain(label)} {bias:+.2f}" for label, bias in pairs)
+    return f"; bias: {listed}" if listed else ""
 
 
 def _figure(evidence: Mapping[str, float | str | None], key: str, spec: str, unit: str = "") -> str:

@@ -6,6 +6,8 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
+
 from eyas_device import __version__
 from eyas_device.bundle import (
     GOLDEN,
@@ -13,18 +15,17 @@ from eyas_device.bundle import (
     SCHEMA,
     Artefact,
     Bundle,
-    Confidence,
     Governance,
     Lineage,
     Manifest,
     sha256,
 )
+from eyas_device.predict import calibrated_probabilities
 from eyas_host.bundle.card import bundle_readme, model_card
 from eyas_host.bundle.golden import golden_rows, write_golden
 from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import Split, data_hash
-from eyas_host.evaluation.metrics import softmax
 from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logits
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
@@ -75,7 +76,11 @@ def _copy_artefacts(context: RunContext, verdict: Verdict, folder: Path) -> list
 
 def _write_golden(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> None:
     """Write validation images as golden images, with the probabilities of every artefact."""
-    probabilities = {name: softmax(logits / verdict.temperature) for name, logits in validation_logits(context).items()}
+    confidence = verdict.confidence[verdict.shipped]
+    probabilities = {
+        name: calibrated_probabilities(logits, confidence).astype(np.float32)
+        for name, logits in validation_logits(context).items()
+    }
     rows = golden_rows(probabilities["qat"], context.recipe.pack.golden)
     frames = [split.validation.pixels[row] for row in rows]
     write_golden(folder / GOLDEN, frames, {a.name: probabilities[a.name][rows] for a in artefacts})
@@ -92,7 +97,7 @@ def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: li
         artefacts=tuple(artefacts),
         use=verdict.use,
         reasons=verdict.reasons,
-        confidence=Confidence(temperature=verdict.temperature, threshold=recipe.pack.threshold),
+        confidence=verdict.confidence[verdict.shipped],
         decision=verdict.decision,
         lineage=Lineage(
             data=data_hash(split.manifest),

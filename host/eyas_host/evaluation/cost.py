@@ -1,8 +1,8 @@
 """Misclassification costs, and the decision rule with the lowest expected cost.
 
 A cost matrix has a row for each true label and a column for each predicted label. For two labels the threshold on the
-calibrated probability of the positive class is chosen on validation; for more, the rule is the Bayes decision under the
-calibrated probabilities.
+calibrated probability of the positive class is chosen on validation, shrunk towards the Bayes threshold; for more, the
+rule is the Bayes decision under the calibrated probabilities.
 """
 
 from __future__ import annotations
@@ -61,9 +61,12 @@ def cost_matrix(section: CostSection, labels: tuple[str, ...]) -> Matrix | None:
 def choose_decision(
     costs: Matrix | None, labels: tuple[str, ...], probabilities: Floats, targets: Ints, *, currency: str = ""
 ) -> Decision | None:
-    """The decision rule with the lowest cost on these images: calibrated probabilities [n, classes], labels [n].
+    """The decision rule for these costs: calibrated probabilities [n, classes] and labels [n] of validation.
 
-    None without costs: the most probable label is predicted.
+    For two labels the threshold with the lowest cost over images whose label y is shrunk towards the probability p of
+    the positive class: w p + (1 - w) y, where w = 100 / (100 + positive images). The cost under p alone is lowest at
+    the Bayes threshold, that of few labels anywhere near it: the cheapest threshold of 20 positive images costs 7 %
+    more on other images. None without costs: the network's own label is predicted.
     """
     if costs is None:
         return None
@@ -73,7 +76,10 @@ def choose_decision(
         return decision
     positive = positive_class(costs)
     candidates = thresholds(probabilities[:, positive], bayes_threshold(costs))
-    prices = threshold_costs(probabilities[:, positive], targets, costs, candidates)
+    positives = targets == positive
+    shrinkage = _PRIOR_POSITIVES / (_PRIOR_POSITIVES + positives.sum())
+    weights = shrinkage * probabilities[:, positive] + (1 - shrinkage) * positives
+    prices = threshold_costs(probabilities[:, positive], weights, costs, candidates)
     cheapest = candidates[prices <= prices.min() * (1 + 1e-12)]
     chosen = cheapest[np.abs(cheapest - bayes_threshold(costs)).argmin()]
     return msgspec.structs.replace(decision, label=labels[positive], threshold=float(chosen))
@@ -104,16 +110,20 @@ def thresholds(probabilities: Floats, extra: float) -> npt.NDArray[np.float64]:
 
 
 def threshold_costs(
-    probabilities: Floats, targets: Ints, costs: Matrix, at: npt.NDArray[np.float64]
+    probabilities: Floats, positives: Floats, costs: Matrix, at: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Mean cost per image at each threshold [k] on the positive class's probabilities [n]; labels [n] of two."""
+    """Mean cost per image at each threshold [k] on the positive class's probabilities [n].
+
+    `positives` [n], 0 to 1, is how much of each image is of the positive class: its label, or a probability.
+    """
     positive = positive_class(costs)
+    order = np.argsort(probabilities)
+    first = np.searchsorted(np.asarray(probabilities, dtype=np.float64)[order], at, side="left")
     total = np.zeros(len(at))
-    for label in range(2):
-        own = np.sort(np.asarray(probabilities, dtype=np.float64)[targets == label])
-        reported = len(own) - np.searchsorted(own, at, side="left")
-        total += reported * costs[label, positive] + (len(own) - reported) * costs[label, 1 - positive]
-    return total / len(targets)
+    for label, weights in ((positive, positives[order]), (1 - positive, 1.0 - positives[order])):
+        below = np.concatenate([[0.0], np.cumsum(weights)])
+        total += (below[-1] - below[first]) * costs[label, positive] + below[first] * costs[label, 1 - positive]
+    return total / len(positives)
 
 
 def mean_cost(predicted: Ints, targets: Ints, costs: Matrix) -> float:
@@ -150,6 +160,8 @@ class CostFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _CURVE_POINTS = 201
+_PRIOR_POSITIVES = 100
+"""Positive images that the Bayes threshold weighs as much as: with 20 of its own its mean regret is below 1 %."""
 
 
 def split_cost(
@@ -167,12 +179,13 @@ def split_cost(
     curve: tuple[CostPoint, ...] = ()
     if decision.label is not None:
         at = np.linspace(0.0, 1.0, _CURVE_POINTS)
-        prices = threshold_costs(probabilities[:, labels.index(decision.label)], targets, costs, at)
+        positive = labels.index(decision.label)
+        prices = threshold_costs(probabilities[:, positive], (targets == positive).astype(np.float64), costs, at)
         curve = tuple(CostPoint(float(t), float(cost)) for t, cost in zip(at, prices, strict=True))
     return SplitCost(
         split=split,
         images=len(targets),
-        decided=mean_cost(decide(probabilities, labels, decision), targets, costs),
+        decided=mean_cost(decide(probabilities, probabilities, labels, decision), targets, costs),
         likeliest=mean_cost(probabilities.argmax(axis=1), targets, costs),
         constant=mean_cost(np.full(len(targets), constant), targets, costs),
         interval=interval,

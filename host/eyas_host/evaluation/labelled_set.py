@@ -24,7 +24,7 @@ from scipy.stats import binomtest
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.decision import decide
 from eyas_device.errors import ImageError, RuntimeUnavailable
-from eyas_device.predict import softmax
+from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
 from eyas_device.runtimes import Runtime, open_runtime
 from eyas_host.data.duplicates import Hashes, perceptual_hash
@@ -95,6 +95,8 @@ class ArtefactFigures(msgspec.Struct, frozen=True, kw_only=True):
     pr_auc_ci: Interval | None
     ece: float
     """Expected calibration error of the most likely label, 15 bins (Guo et al. 2017)."""
+    classwise_ece: float
+    """Expected calibration error of every label's probability, averaged over the labels (Kull et al. 2019)."""
     brier: float
     nll: float
     uncertain: float
@@ -174,11 +176,12 @@ class _Read(NamedTuple):
 
 
 class _Predicted(NamedTuple):
-    """Calibrated probabilities of one artefact."""
+    """Logits and calibrated probabilities of one artefact, [n, classes]."""
 
     artefact: str
     runtime: str
     version: str
+    logits: Floats
     probabilities: Floats
 
 
@@ -295,9 +298,11 @@ def _predict(
                 for (_, runtime), own in zip(runtimes, logits, strict=True):
                     own.append(runtime.infer(read.pixels).copy())
             bar.advance()
-    temperature = bundle.manifest.confidence.temperature
+    confidence = bundle.manifest.confidence
     predicted = [
-        _Predicted(name, runtime.name, runtime.version, softmax(np.stack(own), temperature))
+        _Predicted(
+            name, runtime.name, runtime.version, np.stack(own), calibrated_probabilities(np.stack(own), confidence)
+        )
         for (name, runtime), own in zip(runtimes, logits, strict=True)
         if own
     ]
@@ -326,12 +331,13 @@ def _read(image: LabelledImage, spec: Preprocessing) -> _Read | str:
 
 def _decided(one: _Predicted, bundle: Bundle) -> Ints:
     """Predicted labels [n], as the device decides."""
-    return np.asarray(decide(one.probabilities, bundle.manifest.labels, bundle.manifest.decision), dtype=np.int64)
+    manifest = bundle.manifest
+    return np.asarray(decide(one.logits, one.probabilities, manifest.labels, manifest.decision), dtype=np.int64)
 
 
 def _figures(one: _Predicted, targets: Ints, unseen: npt.NDArray[np.bool_], bundle: Bundle) -> ArtefactFigures:
     manifest = bundle.manifest
-    probabilities = one.probabilities.astype(np.float64)
+    probabilities = one.probabilities
     predicted = _decided(one, bundle)
     scores = score(probabilities, targets, predicted=predicted)
     decision = manifest.decision
@@ -356,6 +362,7 @@ def _figures(one: _Predicted, targets: Ints, unseen: npt.NDArray[np.bool_], bund
         pr_auc=scores.pr_auc,
         pr_auc_ci=ranges.get("pr_auc"),
         ece=scores.ece,
+        classwise_ece=float(scores.classwise_ece or 0.0),
         brier=float(scores.brier or 0.0),
         nll=float(scores.nll or 0.0),
         uncertain=float((confidence < manifest.confidence.threshold).mean()),
@@ -403,7 +410,7 @@ def _main(predicted: Sequence[_Predicted], bundle: Bundle) -> _Predicted:
 
 
 def _agreement(one: _Predicted, main: _Predicted, bundle: Bundle) -> Agreement:
-    gap = np.abs(one.probabilities.astype(np.float64) - main.probabilities)
+    gap = np.abs(one.probabilities - main.probabilities)
     return Agreement(
         artefact=one.artefact,
         reference=main.artefact,

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize_scalar
 from sklearn.metrics import (
     average_precision_score,
     confusion_matrix,
@@ -44,7 +43,7 @@ class Scores(msgspec.Struct, frozen=True):
     auc: float
     """Area under the ROC curve; one-versus-rest mean for more than two classes."""
     ece: float
-    """Expected calibration error, 15 bins (Guo et al. 2017)."""
+    """Expected calibration error of the most probable label, 15 bins (Guo et al. 2017)."""
     confusion: tuple[tuple[int, ...], ...]
     """[true label][predicted label], images."""
     weighted_f1: float | None = None
@@ -55,6 +54,8 @@ class Scores(msgspec.Struct, frozen=True):
     """Mean squared error of the probabilities, summed over the classes: 0 to 2 (Brier 1950)."""
     nll: float | None = None
     """Mean negative log likelihood of the labels, nats."""
+    classwise_ece: float | None = None
+    """Expected calibration error of every label's probability, averaged over the labels (Kull et al. 2019)."""
     classes: tuple[ClassScores, ...] = ()
     """One entry per label, in the labels' order."""
 
@@ -66,14 +67,30 @@ def softmax(logits: Floats) -> npt.NDArray[np.float64]:
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
-def score(probabilities: Floats, targets: Ints, *, predicted: Ints | None = None, seed: int = 0) -> Scores:
+def score(
+    probabilities: Floats,
+    targets: Ints,
+    *,
+    predicted: Ints | None = None,
+    held_out: Floats | None = None,
+    seed: int = 0,
+) -> Scores:
     """All metrics for probabilities [n, classes] and true labels [n].
 
-    `predicted` [n] are the predicted labels, by default the most probable ones; the calibration error always refers to
-    the most probable label.
+    Args:
+        probabilities: Calibrated probabilities.
+        targets: Indices of the true labels.
+        predicted: Predicted labels [n], by default the most probable ones; the expected calibration error always
+            refers to the most probable label.
+        held_out: Probabilities [n, classes] by calibrations that did not see the image: calibration errors, Brier score
+            and likelihood refer to them. By default `probabilities`, which must then be calibrated on other images.
+        seed: Of the bootstrap.
+
     """
     if predicted is None:
         predicted = probabilities.argmax(axis=1)
+    if held_out is None:
+        held_out = probabilities
     classes = probabilities.shape[1]
     each = range(classes)
     draws = balanced_mean_draws(predicted == targets, targets, classes, seed=seed)
@@ -81,19 +98,19 @@ def score(probabilities: Floats, targets: Ints, *, predicted: Ints | None = None
     areas = [_areas(probabilities[:, label], targets == label) for label in each]
     precisions = [area for _, area in areas if area is not None]
     truth = np.eye(classes)[targets]
-    likelihood = np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)
     return Scores(
         accuracy=float((predicted == targets).mean()),
         balanced_accuracy=balanced_mean(predicted == targets, targets),
         balanced_accuracy_ci=percentile_interval(draws),
         f1=float(f1_score(targets, predicted, average="macro", zero_division=0)),
         auc=auc(probabilities, targets),
-        ece=expected_calibration_error(probabilities, targets),
+        ece=expected_calibration_error(held_out, targets),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(targets, predicted, labels=list(each))),
         weighted_f1=float(f1_score(targets, predicted, average="weighted", zero_division=0)),
         pr_auc=float(np.mean(precisions)) if len(precisions) == classes else None,
-        brier=float(np.square(probabilities - truth).sum(axis=1).mean()),
-        nll=float(-np.log(likelihood).mean()),
+        brier=float(np.square(held_out - truth).sum(axis=1).mean()),
+        nll=negative_log_likelihood(held_out, targets),
+        classwise_ece=classwise_calibration_error(held_out, targets),
         classes=tuple(
             ClassScores(
                 precision=float(figures[0][label]),
@@ -106,6 +123,11 @@ def score(probabilities: Floats, targets: Ints, *, predicted: Ints | None = None
             for label in each
         ),
     )
+
+
+def negative_log_likelihood(probabilities: Floats, targets: Ints) -> float:
+    """Mean negative log likelihood of labels [n] under probabilities [n, classes], nats; at most 27.6 an image."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)).mean())
 
 
 def balanced_mean(values: npt.NDArray[np.generic], targets: Ints) -> float:
@@ -124,7 +146,7 @@ def validation_metrics(logits: Floats, targets: Ints) -> dict[str, float]:
         "accuracy": float(hits.mean()),
         "f1": float(f1_score(targets, probabilities.argmax(axis=1), average="macro", zero_division=0)),
         "auc": area,
-        "loss": float(-np.log(np.maximum(probabilities[np.arange(len(targets)), targets], 1e-12)).mean()),
+        "loss": negative_log_likelihood(probabilities, targets),
     }
 
 
@@ -163,10 +185,22 @@ class Bin(msgspec.Struct, frozen=True):
     """Fraction of all images that fall into the bin."""
 
 
+def classwise_calibration_error(probabilities: Floats, targets: Ints, bins: int = 15) -> float:
+    """Expected calibration error of every label's probability, averaged over the labels.
+
+    The error of the most probable label alone does not show whether rare labels get true probabilities. Source: Kull et
+    al., "Beyond temperature scaling", 2019, equation 4; Nixon et al., "Measuring Calibration in Deep Learning", 2019.
+    """
+    each = range(probabilities.shape[1])
+    return float(np.mean([calibration_error(_binned(probabilities[:, k], targets == k, bins)) for k in each]))
+
+
 def reliability(probabilities: Floats, targets: Ints, bins: int = 15) -> list[Bin]:
-    """Mean confidence and accuracy in each nonempty bin of confidence."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == targets
+    """Mean confidence and accuracy of the most probable label in each nonempty bin of confidence."""
+    return _binned(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets, bins)
+
+
+def _binned(confidence: Floats, correct: npt.NDArray[np.bool_], bins: int) -> list[Bin]:
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     return [
         Bin(float(confidence[index == b].mean()), float(correct[index == b].mean()), float((index == b).mean()))
@@ -191,17 +225,3 @@ def paired_loss(before: Floats, after: Floats, targets: Ints, *, seed: int = 0) 
     gap = right_before.astype(np.float64) - right_after
     draws = balanced_mean_draws(gap, targets, before.shape[1], seed=seed)
     return PairedLoss(balanced_mean(gap, targets), percentile_interval(draws), float(np.quantile(draws, 0.95)))
-
-
-def fit_temperature(logits: Floats, targets: Ints) -> float:
-    """The temperature that minimises the negative log likelihood on these images (Guo et al. 2017).
-
-    Bounded search (Brent) over log T in [-3, 3], that is T from 1/20 to 20; the loss is unimodal in log T.
-    """
-    rows = np.arange(len(targets))
-
-    def loss(log_t: float) -> float:
-        p = softmax(logits / np.exp(log_t))
-        return float(-np.log(np.maximum(p[rows, targets], 1e-12)).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
+from eyas_device.bundle import Confidence
+from eyas_device.predict import calibrated_probabilities
 from eyas_host.evaluation.bootstrap import Floats, Ints
-from eyas_host.evaluation.metrics import paired_loss, softmax
+from eyas_host.evaluation.metrics import paired_loss
 from eyas_host.recipe.export import GateSection
 
 
@@ -46,14 +48,15 @@ def reference_of(artefact: str) -> str:
     return "pruned" if artefact.endswith("-fp32") else "qat"
 
 
-def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, temperature: float) -> Parity:
+def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, confidence: Confidence) -> Parity:
     """Parity of the artefact `name`, from the logits [n, classes] of all variants and the true labels [n].
 
-    Probabilities are those the device reports: softmax of the logits divided by `temperature`.
+    Probabilities of both are those that a device reports if the artefact is shipped: calibrated by `confidence`.
     """
     reference = reference_of(name)
     own, theirs, before = (np.asarray(logits[variant], dtype=np.float64) for variant in (name, reference, "pruned"))
-    gap, dlogit = np.abs(softmax(own / temperature) - softmax(theirs / temperature)), np.abs(own - theirs)
+    gap = np.abs(calibrated_probabilities(own, confidence) - calibrated_probabilities(theirs, confidence))
+    dlogit = np.abs(own - theirs)
     same = own.argmax(axis=1) == theirs.argmax(axis=1)
     lost = (before.argmax(axis=1) == targets).astype(np.float64) - (own.argmax(axis=1) == targets)
     labels = range(own.shape[1])

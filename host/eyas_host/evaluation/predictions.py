@@ -9,10 +9,13 @@ import msgspec
 import numpy as np
 
 from eyas_device.decision import Decision, decide
+from eyas_device.predict import calibrated_probabilities
 from eyas_host.data.split import Split
+from eyas_host.data.units import unit_ids
 from eyas_host.evaluation.bootstrap import Floats, Ints, intervals
+from eyas_host.evaluation.calibration import cross_fitted
 from eyas_host.evaluation.cost import CostFigures, Matrix, bayes_threshold, cheapest_constant, mean_cost, split_cost
-from eyas_host.evaluation.metrics import Scores, score, softmax
+from eyas_host.evaluation.metrics import Scores, score
 from eyas_host.evaluation.verdict import Logits, Verdict
 
 
@@ -30,16 +33,27 @@ class Predictions(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, logits: Mapping[str, Logits], targets: Ints, labels: tuple[str, ...], verdict: Verdict) -> Predictions:
-        """Calibrate and score the logits [n, classes] of every variant."""
+        """Calibrate and score the logits [n, classes] of every variant, on images that calibrated none of them."""
         probabilities: dict[str, Floats] = {
-            name: softmax(values / verdict.temperature) for name, values in logits.items()
+            name: calibrated_probabilities(values, verdict.confidence[name]) for name, values in logits.items()
         }
-        scores = {name: score(p, targets) for name, p in probabilities.items()}
+        scores = {name: score(p, targets, predicted=logits[name].argmax(axis=1)) for name, p in probabilities.items()}
         return cls(labels, targets, verdict.decision, dict(logits), probabilities, scores)
+
+    @classmethod
+    def of_validation(
+        cls, logits: Mapping[str, Logits], targets: Ints, units: Ints, labels: tuple[str, ...], verdict: Verdict
+    ) -> Predictions:
+        """Predictions on the images that all calibrations were fitted on: probabilities are cross-fitted over units."""
+        probabilities: dict[str, Floats] = {
+            name: cross_fitted(values, targets, units, bias=bool(verdict.confidence[name].bias))
+            for name, values in logits.items()
+        }
+        return cls(labels, targets, verdict.decision, dict(logits), probabilities, verdict.scores)
 
     def predicted(self, variant: str) -> Ints:
         """Predicted labels [n] under the bundle's decision rule."""
-        return decide(self.probabilities[variant], self.labels, self.decision)
+        return decide(self.logits[variant], self.probabilities[variant], self.labels, self.decision)
 
     @property
     def costs(self) -> Matrix | None:
@@ -65,6 +79,12 @@ def positive_label(labels: tuple[str, ...], decision: Decision | None, counts: M
 def targets_of(split: Split, name: Literal["train", "validation", "test"]) -> Ints:
     """Labels [n] of one split, read from the manifest alone."""
     return np.array([split.labels.index(image.label) for image in getattr(split.manifest, name)], dtype=np.int64)
+
+
+def units_of(split: Split, name: Literal["train", "validation", "test"]) -> Ints:
+    """Unit of each image [n] of one split (group or near-duplicate cluster), read from the manifest alone."""
+    manifest = split.manifest
+    return unit_ids(getattr(manifest, name), manifest.clusters, grouped=manifest.by == "group")
 
 
 def cost_figures(

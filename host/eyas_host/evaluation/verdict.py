@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.bundle import Artefact
+from eyas_device.bundle import Artefact, Confidence
 from eyas_device.decision import Decision
+from eyas_host.evaluation.calibration import CalibrationErrors
 from eyas_host.evaluation.metrics import Scores
 from eyas_host.evaluation.parity import Parity
 from eyas_host.pipeline.runner import RunContext
@@ -33,9 +34,10 @@ class Latency(msgspec.Struct, frozen=True):
 class Verdict(msgspec.Struct, frozen=True):
     """`verify/verdict.json`."""
 
-    temperature: float
+    confidence: dict[str, Confidence]
+    """Variant -> its calibration, fitted on validation."""
     scores: dict[str, Scores]
-    """Variant -> metrics on validation."""
+    """Variant -> metrics on validation; those of the probabilities are cross-fitted."""
     parity: dict[str, Parity]
     latency_ms: dict[str, Latency]
     sizes: dict[str, int]
@@ -66,24 +68,30 @@ class Verdict(msgspec.Struct, frozen=True):
             "balanced_accuracy": self.scores[name].balanced_accuracy,
             "agreement": parity.agreement,
             "mean_dp": parity.mean_dp,
+            "ece": self.scores[name].ece,
+            "classwise_ece": self.scores[name].classwise_ece,
             "latency_ms_p50": latency.p50,
             "latency_ms_p90": latency.p90,
         }
 
 
-class CalibratedConfidence(msgspec.Struct, frozen=True, kw_only=True):
-    """`verify/confidence.json`: confidence calibration and decision rule, fitted on validation."""
+class ShippedConfidence(msgspec.Struct, frozen=True, kw_only=True):
+    """`verify/confidence.json`: the shipped variant's calibration and decision rule, fitted on validation."""
 
-    temperature: float
-    images: int
     variant: str
-    """The network that the temperature was fitted on; the errors below are for it."""
-    ece_before: float
-    """Expected calibration error, 15 bins, at temperature 1."""
-    ece_after: float
+    images: int
+    temperature: float
+    bias: dict[str, float]
+    """Label -> bias; empty if validation is too small for one."""
+    before: CalibrationErrors
+    """Errors of the softmax of the logits."""
+    after: CalibrationErrors
+    """Errors of the calibrated probabilities, cross-fitted: each image by a calibration that did not see it."""
     threshold: float
     """A prediction below this confidence is uncertain (`[pack] threshold`)."""
     decision: Decision | None
+    notice: str = ""
+    """Why there is no bias."""
 
 
 def load_verdict(context: RunContext) -> Verdict:

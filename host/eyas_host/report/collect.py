@@ -71,7 +71,7 @@ def collect_report(
         use=verdict.use,
         reasons=verdict.reasons,
         refused=verdict.refused,
-        temperature=verdict.temperature,
+        confidence=verdict.confidence[shipped],
         weights={"teacher": facts["teach"]["weights"], "student": facts["distill"]["weights"]},
         pruning=_without_histories(facts["prune"]),
         exact_int8_agreement=facts["verify"]["exact_int8_agreement"],
@@ -116,6 +116,11 @@ def variants_of(
             agreement=agreement.get(name),
             size_bytes=verdict.sizes.get(name),
             latency_ms=verdict.latency_ms.get(name),
+            ece=scores.ece,
+            classwise_ece=scores.classwise_ece,
+            nll=scores.nll,
+            temperature=verdict.confidence[name].temperature,
+            bias=verdict.confidence[name].bias,
             threads=1 if name in verdict.latency_ms else None,
             split=split,
             notes=_NOTES.get(name, ""),
@@ -146,7 +151,7 @@ def mistakes_of(test: Predictions, shipped: str, split: Split) -> tuple[Mistake,
 
 def _agreement(test: Predictions, verdict: Verdict) -> dict[str, float]:
     """Artefact -> fraction of test images on which it predicts the same label as its reference network."""
-    labels = {name: p.argmax(axis=1) for name, p in test.probabilities.items()}
+    labels = {name: logits.argmax(axis=1) for name, logits in test.logits.items()}
     return {name: float((labels[name] == labels[p.reference]).mean()) for name, p in verdict.parity.items()}
 
 

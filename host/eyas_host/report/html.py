@@ -68,7 +68,7 @@ def render_html(report: Report, explanations: Mapping[str, Pixels] | None = None
             reliability=[
                 (title, plots.reliability(bins, title), calibration_error(bins))
                 for when in ("before", "after")
-                if (bins := report.reliability.get(when, ())) and (title := f"{when} temperature scaling")
+                if (bins := report.reliability.get(when, ())) and (title := f"{when} calibration")
             ],
             confusions=[
                 (name, confusion_cells(scores.confusion))

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from eyas_device.bundle import Confidence
 from eyas_host.compress.quantize.sensitivity import Sensitivity
 from eyas_host.evaluation.cost import CostFigures
 from eyas_host.evaluation.metrics import Bin, Scores
@@ -32,6 +33,13 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     """Mean cost per image under the bundle's decision rule; null without a cost table."""
     agreement: float | None = None
     """Fraction of the images with the same prediction as the network it was made from."""
+    ece: float | None = None
+    classwise_ece: float | None = None
+    nll: float | None = None
+    """Errors of the probabilities, calibrated on validation; on validation itself they are cross-fitted."""
+    temperature: float | None = None
+    bias: tuple[float, ...] = ()
+    """The variant's own calibration: softmax(logits / temperature + bias)."""
     size_bytes: int | None = None
     latency_ms: Latency | None = None
     threads: int | None = None
@@ -84,7 +92,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     shipped: str
     """The variant that the first runtime of the bundle runs."""
     scores: dict[str, Scores]
-    """Variant -> all metrics on test of its most probable labels, confusion matrix included."""
+    """Variant -> all metrics on test of its own labels, confusion matrix included."""
     decided: Scores | None = None
     """The shipped variant's metrics on test under the bundle's decision rule; null without a cost table."""
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
@@ -103,7 +111,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """stratified, group or time."""
     parity: dict[str, Parity]
     reliability: dict[str, tuple[Bin, ...]]
-    """`before` and `after` temperature scaling, of the shipped variant on test."""
+    """`before` and `after` calibration, of the shipped variant on test, which calibrated nothing."""
     mistakes: tuple[Mistake, ...]
     """Mistakes of the shipped variant on the test set, by cost, then by confidence."""
     histories: dict[str, list[dict[str, Any]]]
@@ -115,7 +123,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Runtime -> why it runs that artefact."""
     refused: dict[str, str]
     """Artefact -> why it is not in the bundle."""
-    temperature: float
+    confidence: Confidence
+    """Calibration of the shipped variant, as in the bundle."""
     weights: dict[str, str]
     """Network -> origin of its initial weights."""
     pruning: dict[str, Any]

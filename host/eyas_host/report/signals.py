@@ -100,8 +100,11 @@ def _calibration(report: Report) -> Iterable[Signal]:
     scores = report.scores.get(report.shipped)
     if scores is None or not math.isfinite(scores.ece):
         return
+    error = max(scores.ece, scores.classwise_ece or 0.0)
     text = f"confidence is off by {_percent(scores.ece)} on average"
-    yield Signal("green" if scores.ece <= _MAX_ECE else "yellow", text)
+    if scores.classwise_ece is not None:
+        text += f", the probability of a label by {_percent(scores.classwise_ece)}"
+    yield Signal("green" if error <= _MAX_ECE else "yellow", text)
 
 
 def _data(report: Report) -> Iterable[Signal]:

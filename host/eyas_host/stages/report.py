@@ -13,7 +13,7 @@ from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.evaluation.networks import all_logits, load_networks, reference_network
-from eyas_host.evaluation.predictions import Predictions, targets_of
+from eyas_host.evaluation.predictions import Predictions, targets_of, units_of
 from eyas_host.evaluation.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import load_candidate
 from eyas_host.pipeline.runner import REPORT, RunContext, StageResult
@@ -34,7 +34,13 @@ def run(context: RunContext) -> StageResult:
     verdict = load_verdict(context)
     split = Split.load(context.root, context.recipe.image.preprocessing())
     test = Predictions.of(test_logits(context, split), targets_of(split, "test"), split.labels, verdict)
-    validation = Predictions.of(validation_logits(context), targets_of(split, "validation"), split.labels, verdict)
+    validation = Predictions.of_validation(
+        validation_logits(context),
+        targets_of(split, "validation"),
+        units_of(split, "validation"),
+        split.labels,
+        verdict,
+    )
     report = collect_report(context, split, verdict, validation, test)
     write_bytes(context.root / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
     write_bytes(context.root / "report.html", render_html(report, _explanations(context, report)).encode())

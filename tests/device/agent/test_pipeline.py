@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from eyas_device.agent.accuracy import Accuracy
 from eyas_device.agent.loop import FramePrediction, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
-from eyas_device.bundle import GOLDEN, Bundle
+from eyas_device.bundle import GOLDEN, Bundle, Confidence
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.errors import BundleError, CameraError, ImageError, RuntimeUnavailable
-from eyas_device.predict import Classifier, softmax
+from eyas_device.predict import Classifier, calibrated_probabilities
 from eyas_device.preprocess import prepare, read_image
 from eyas_device.telemetry.aggregate import LoopStats
 from eyas_device.updates.golden import check_bundle, check_loaded
@@ -136,9 +136,28 @@ def test_confidence_is_calibrated(pristine_bundle: Path, weights: tuple[tiny.Flo
     assert confidence == pytest.approx(np.exp(logits[1]) / np.exp(logits).sum(), abs=1e-4)
 
 
+def test_the_bias_corrects_probabilities_and_leaves_the_label(
+    bundle_root: Path, edit_manifest: Callable[..., None], weights: tuple[tiny.Floats, tiny.Floats]
+) -> None:
+    frame = tiny.draw_shape("disc", 4)
+    logits = tiny.reference_logits(prepare(frame, tiny.SPEC), *weights).astype(float)
+    bias = (9.0, -9.0, 0.0)
+    edit_manifest(confidence={"temperature": 2.0, "bias": bias})
+    odds = np.exp(logits / 2) * np.exp(bias)
+    with Classifier.open(bundle_root, "onnx") as classifier:
+        prediction = classifier.predict(frame)
+    assert prediction.probabilities == pytest.approx(odds / odds.sum(), abs=1e-4)
+    assert prediction.probabilities.argmax() == 0
+    assert prediction.label == "disc", "without costs the network's own label"
+    assert prediction.confidence == pytest.approx(odds[1] / odds.sum(), abs=1e-4)
+    edit_manifest(decision={"costs": [[0, 1, 1], [1, 0, 1], [1, 1, 0]]})
+    with Classifier.open(bundle_root, "onnx") as classifier:
+        assert classifier.predict(frame).index == 0, "costs are weighed with the calibrated probabilities"
+
+
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=9), st.floats(0.05, 20))
-def test_softmax_is_a_distribution(logits: list[float], temperature: float) -> None:
-    probabilities = softmax(np.array(logits, np.float32), temperature)
+def test_calibrated_probabilities_are_a_distribution(logits: list[float], temperature: float) -> None:
+    probabilities = calibrated_probabilities(np.array(logits, np.float32), Confidence(temperature=temperature))
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-5)
     assert (probabilities >= 0).all()
     assert probabilities[int(np.argmax(logits))] == probabilities.max()

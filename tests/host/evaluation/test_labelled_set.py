@@ -13,6 +13,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
+import scipy.special
 from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score, roc_auc_score
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from eyas_device.bundle import MANIFEST, sha256
 from eyas_device.errors import BundleError
 from eyas_device.predict import Classifier
-from eyas_device.preprocess import read_image
+from eyas_device.preprocess import prepare, read_image
 from eyas_host.cli.app import app
 from eyas_host.data.index import build_index
 from eyas_host.data.split import save_split, split_index
@@ -29,6 +30,7 @@ from eyas_host.recipe.data import DataSection
 from eyas_host.report.labelled_set import render_evaluation
 from eyas_host.support.errors import DataError
 from tests.support import tiny
+from tests.support.bundles import TEMPERATURE
 from tests.support.inside import eyas
 
 ARTEFACTS = ("litert-fp32", "litert-int8", "openvino-fp32", "onnx-fp32")
@@ -79,8 +81,10 @@ def test_figures_are_those_of_sklearn_on_the_devices_own_predictions(
     truth = np.array([tiny.LABELS.index(path.parent.name) for path in files])
     with Classifier.open(pristine_bundle, artefact=artefact) as classifier:
         predictions = [classifier.predict(read_image(path)) for path in files]
+        logits = np.stack([classifier.runtime.infer(prepare(read_image(path), tiny.SPEC)).copy() for path in files])
     predicted = np.array([prediction.index for prediction in predictions])
-    probabilities = np.stack([prediction.probabilities for prediction in predictions])
+    probabilities = scipy.special.softmax(logits.astype(np.float64) / TEMPERATURE, axis=1)
+    assert np.stack([prediction.probabilities for prediction in predictions]) == pytest.approx(probabilities, abs=1e-6)
     assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, predicted))
     assert found.f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
     scores = [roc_auc_score(truth == label, probabilities[:, label]) for label in range(tiny.CLASSES)]

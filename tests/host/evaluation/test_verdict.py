@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_device.bundle import Artefact
+from eyas_device.bundle import Artefact, Confidence
 from eyas_host.evaluation.parity import Parity, compare, refusal
 from eyas_host.evaluation.verdict import Latency, choose
 from eyas_host.recipe.export import GateSection
@@ -44,7 +44,7 @@ def test_parity_compares_with_the_right_network() -> None:
     qat = np.log([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.4, 0.6]])
     int8 = np.log([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]])
     logits = {"pruned": pruned, "qat": qat, "litert-int8": int8, "litert-fp32": pruned}
-    parity = compare(logits, "litert-int8", targets, temperature=1.0)
+    parity = compare(logits, "litert-int8", targets, confidence=Confidence())
     assert (parity.reference, parity.agreement, parity.class_agreement) == ("qat", 0.75, (1.0, 0.5))
     assert parity.mean_dp == pytest.approx((0.1 + 0.0 + 0.0 + 0.2) / 4)
     assert parity.max_dp == pytest.approx(0.2)
@@ -54,15 +54,15 @@ def test_parity_compares_with_the_right_network() -> None:
     assert parity.drop == pytest.approx(0.5)  # from 1.0 to (0.5 + 0.5) / 2
     assert parity.class_drop == (0.5, 0.5)
     assert parity.drop_bound >= parity.drop and parity.drop_interval[0] <= 0.5 <= parity.drop_interval[1]
-    softer = compare(logits, "litert-int8", targets, temperature=10.0)
+    softer = compare(logits, "litert-int8", targets, confidence=Confidence(temperature=10.0))
     assert softer.max_dp < parity.max_dp and softer.max_dlogit == parity.max_dlogit
-    own = compare(logits, "litert-fp32", targets, temperature=1.0)
+    own = compare(logits, "litert-fp32", targets, confidence=Confidence())
     assert (own.reference, own.agreement, own.drop) == ("pruned", 1.0, 0.0)
 
 
 def test_a_label_without_images_has_no_parity_of_its_own() -> None:
     logits = np.log([[0.9, 0.1], [0.8, 0.2]])
-    parity = compare({"pruned": logits, "onnx-fp32": logits}, "onnx-fp32", np.array([0, 0]), temperature=1.0)
+    parity = compare({"pruned": logits, "onnx-fp32": logits}, "onnx-fp32", np.array([0, 0]), confidence=Confidence())
     assert (parity.class_agreement, parity.class_drop) == ((1.0, None), (0.0, None))
 
 

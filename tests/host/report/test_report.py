@@ -39,6 +39,7 @@ def make_manifest() -> Manifest:
             "litert-int8": {
                 "split": "validation",
                 "balanced_accuracy": 0.8123,
+                "classwise_ece": 0.0213,
                 "agreement": 0.968,
                 "mean_dp": 0.0123,
                 "latency_ms_p50": 1.2,
@@ -202,15 +203,15 @@ def test_card_has_labels_notices_and_evidence() -> None:
         f"**{NOTICE}**",
         "images by &lt;someone&gt;",
         "- Teacher: tf\\_efficientnet\\_lite0 from the hub.",
-        "| litert-int8 | litert | int8 | 1.10 MB | validation | 0.812 | 0.968 | 0.0123 | 1.20 ms | not measured |",
-        "| onnx-int8 | onnx | int8 | 1.50 MB | " + " | ".join(["not measured"] * 6) + " |",
+        "| litert-int8 | litert | int8 | 1.10 MB | validation | 0.812 | 0.021 | 0.968 | 0.0123 | 1.20 ms | not",
+        "| onnx-int8 | onnx | int8 | 1.50 MB | " + " | ".join(["not measured"] * 7) + " |",
         "- litert runs litert-int8: faster: int8 1.20 ms, fp32 3.00 ms",
         "Training, validation and test: by group, near-duplicates in one split",
         "takes the cost of mistakes into account: the label with the least expected cost.",
     ):
         assert text in card, text
     assert "<script" not in card
-    assert "The prediction is the most probable label." in model_card(
+    assert "The prediction is the label with the largest logit" in model_card(
         make_manifest(), training={}, strategy="stratified"
     )
 

@@ -40,7 +40,7 @@ def scored(labels: tuple[str, ...], costs: np.ndarray | None = None, **changes: 
     """A report whose test metrics all come from one set of predictions."""
     p, targets = predictions(len(labels))
     decision = choose_decision(costs, labels, p, targets, currency="EUR")
-    predicted = decide(p, labels, decision)
+    predicted = decide(p, p, labels, decision)
     report = make_report(labels)
     found = intervals(p, predicted, targets, costs=costs)
     cost = None

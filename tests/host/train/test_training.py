@@ -117,14 +117,6 @@ def test_paired_loss() -> None:
     assert metrics.paired_loss(before[:220], unbalanced[:220], targets[:220]).loss == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("true", [0.4, 1.0, 3.0])
-def test_temperature_is_found(true: float) -> None:
-    rng = np.random.default_rng(1)
-    logits = rng.normal(0, 3, (6000, 4))
-    targets = np.array([rng.choice(4, p=row) for row in metrics.softmax(logits / true)])
-    assert metrics.fit_temperature(logits, targets) == pytest.approx(true, rel=0.08)
-
-
 # First weights
 
 

@@ -17,8 +17,9 @@ from torch import nn
 
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.evaluation.calibration import fit_calibration
 from eyas_host.evaluation.inference import logits_of
-from eyas_host.evaluation.metrics import fit_temperature, validation_metrics
+from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.quant.graph import WeightedLayer, required_placement, weighted_layers
 from eyas_host.quant.quantizers import activation_quantizers, float_layers, leave_float, weight_quantizers
 
@@ -88,7 +89,7 @@ class MixedPrecision:
             layer.name: layer for layer in weighted if layer.name not in self._float
         }
         self.reference = self._logits((), ()) if reference is None else reference
-        self._temperature = fit_temperature(self.reference, targets)
+        self._temperature = fit_calibration(self.reference, targets, bias=False).temperature
 
     def only_int8(self, name: str) -> Degradation:
         """Degradation with only this layer in int8: its weight, its input and its output."""
