@@ -1,7 +1,7 @@
 """Augmented views of images, resampled as on the device.
 
-A view is geometry on the full image (flips, quarter turns, rotation, crop), then the device's own `prepare`, then
-photometric changes (brightness, contrast, RandAugment): training and inference use the same resampling.
+A view is a rotated crop that is resampled once, as the device prepares an image (`data.geometry`), then flips, quarter
+turns and photometric changes (brightness, contrast, RandAugment).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torchvision.transforms import v2
 
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
+from eyas_host.data.geometry import Crop, prepare_crop
 from eyas_host.data.mixing import draw_mix, soft_labels
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.augment_rules import without_forbidden
@@ -86,15 +86,12 @@ class Augmenter:
     def view(self, image: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
         """One view, uint8 [size, size, 3]."""
         settings = self.settings
-        if settings.quarter_turns:
-            image = np.rot90(image, int(rng.integers(4)))
-        if settings.horizontal_flip and rng.random() < 0.5:
-            image = image[:, ::-1]
-        if settings.vertical_flip and rng.random() < 0.5:
-            image = image[::-1]
-        image = self._crop(self._rotate(np.ascontiguousarray(image), rng, strength), rng, strength)
-        resized = prepare(np.ascontiguousarray(image), self.spec)
-        tensor = torch.from_numpy(resized).permute(2, 0, 1)
+        turns = int(rng.integers(4)) if settings.quarter_turns else 0
+        mirrored = settings.horizontal_flip and rng.random() < 0.5
+        upside_down = settings.vertical_flip and rng.random() < 0.5
+        resized = prepare_crop(image, self._draw_crop(image, rng, strength), self.spec)
+        resized = np.rot90(resized, turns)[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+        tensor = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):  # torchvision only draws from torch's global generator
             torch.manual_seed(int(rng.integers(2**31)))
             jitter = v2.ColorJitter(brightness=settings.brightness * strength, contrast=settings.contrast * strength)
@@ -140,23 +137,17 @@ class Augmenter:
         """Soft labels [rows, classes] of the mixed views at `rows` with the same seed; `targets` of all images."""
         return soft_labels(self.settings, self.spec.size, seed, rows, targets, classes)
 
-    def _rotate(self, image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
-        if not self.settings.rotate_degrees:
-            return image
-        height, width = image.shape[:2]
-        angle = float(rng.uniform(-1, 1)) * self.settings.rotate_degrees * strength
-        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-        rotated = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
-        return np.asarray(rotated, dtype=np.uint8)
-
-    def _crop(self, image: Pixels, rng: np.random.Generator, strength: float) -> Pixels:
+    def _draw_crop(self, image: Pixels, rng: np.random.Generator, strength: float) -> Crop:
+        degrees = 0.0
+        if self.settings.rotate_degrees:
+            degrees = float(rng.uniform(-1, 1)) * self.settings.rotate_degrees * strength
         smallest = self.settings.crop_scale + (1.0 - self.settings.crop_scale) * (1.0 - strength)
         scale = float(rng.uniform(smallest, 1.0)) ** 0.5
         height, width = image.shape[:2]
         keep_h, keep_w = max(1, round(height * scale)), max(1, round(width * scale))
         top = int(rng.integers(height - keep_h + 1))
         left = int(rng.integers(width - keep_w + 1))
-        return image[top : top + keep_h, left : left + keep_w]
+        return Crop(top, left, keep_h, keep_w, degrees)
 
 
 def photometric_randaugment(operations: int, magnitude: int, forbid: Sequence[str] = ()) -> v2.RandAugment:
