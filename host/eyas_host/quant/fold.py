@@ -60,10 +60,34 @@ def fold_for_deployment(model: nn.Module) -> DeployModel:
 
     """
     backbone = cast(nn.Module, copy.deepcopy(model.backbone)).eval()
+    stem = _fold_norms(backbone)
     device = next(backbone.parameters()).device
     mean_rgb = torch.as_tensor(model.mean).detach().to(device).reshape(3)
     std_rgb = torch.as_tensor(model.std).detach().to(device).reshape(3)
+    with torch.no_grad():
+        stem.weight.copy_((stem.weight / std_rgb.reshape(1, 3, 1, 1)).flip(1))
+    mean_bgr = mean_rgb.flip(0).reshape(1, 3, 1, 1)
+    if bool((mean_bgr == mean_bgr[:, :1]).all()):
+        mean_bgr = mean_bgr[:, :1]
+    deploy = DeployModel(backbone, mean_bgr.clone()).eval()
+    _check_same(model, deploy, device)
+    return deploy
 
+
+def fold_norms(backbone: nn.Module) -> nn.Module:
+    """Return a copy of a backbone with every batch normalisation folded into its convolution, layer names unchanged.
+
+    The size of its weights has a meaning then: in front of a batch normalisation the scale of a filter is arbitrary.
+    Raises `CompressError` as `fold_for_deployment`.
+    """
+    folded = copy.deepcopy(backbone).eval()
+    _fold_norms(folded)
+    return folded
+
+
+def _fold_norms(backbone: nn.Module) -> nn.Conv2d:
+    """Fold every batch normalisation of `backbone` into its convolution, in place. Returns the stem."""
+    device = next(backbone.parameters()).device
     probe = torch.linspace(-2, 2, 3 * _PROBE_SIZE**2, device=device).reshape(1, 3, _PROBE_SIZE, _PROBE_SIZE)
     stem, pairs = _find_convolutions(backbone, probe)
     for conv, norm in pairs:
@@ -81,15 +105,7 @@ def fold_for_deployment(model: nn.Module) -> DeployModel:
             raise CompressError(f"{name} ({type(module).__name__}) does not follow a convolution, cannot fold it")
         if getattr(module, "inplace", False):
             module.inplace = False  # an in-place activation would overwrite a quantizer's output
-
-    with torch.no_grad():
-        stem.weight.copy_((stem.weight / std_rgb.reshape(1, 3, 1, 1)).flip(1))
-    mean_bgr = mean_rgb.flip(0).reshape(1, 3, 1, 1)
-    if bool((mean_bgr == mean_bgr[:, :1]).all()):
-        mean_bgr = mean_bgr[:, :1]
-    deploy = DeployModel(backbone, mean_bgr.clone()).eval()
-    _check_same(model, deploy, device)
-    return deploy
+    return stem
 
 
 def _children(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

@@ -117,7 +117,7 @@ def test_the_report_has_every_variant_with_its_figures(place: Path) -> None:
     assert variants["litert-int8"]["size_bytes"] <= variants["litert-fp32"]["size_bytes"] / 4 + 400_000
     assert report["test_accesses"] == 1
     assert report["weights"]["teacher"] in ("packaged", "hub")
-    assert report["pruning"]["macs_after"] <= 0.6 * report["pruning"]["macs_before"]
+    assert 0.57 <= report["pruning"]["macs_after"] / report["pruning"]["macs_before"] <= 0.6
     assert [stage["name"] for stage in report["stages"]][-1] == "pack"
     page = (place / "runs/shapes/report.html").read_text()
     assert "litert-int8" in page and 'src="http' not in page

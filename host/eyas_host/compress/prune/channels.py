@@ -17,6 +17,7 @@ from torch import nn
 
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import Cut, dependency_graph
+from eyas_host.quant.fold import fold_norms
 
 ROUND_TO = 8
 """Channel counts stay multiples of this, as int8 kernels prefer."""
@@ -95,15 +96,19 @@ def least_important_cuts(
 
 
 def magnitude_importance(model: PixelClassifier, groups: Sequence[ChannelGroup]) -> list[Floats]:
-    """Sum of the squared weights that write or read each channel: float64 [channels] per group."""
+    """Sum of the squared weights that write or read each channel: float64 [channels] per group.
+
+    Batch normalisation is folded into the weights first: the scale of a filter in front of it is arbitrary.
+    """
+    backbone = fold_norms(model.backbone)
     importance = []
     for group in groups:
         total = np.zeros(group.channels)
         for name in group.writers:
-            weight: Any = model.backbone.get_submodule(name).weight
+            weight: Any = backbone.get_submodule(name).weight
             total += weight.detach().double().square().flatten(1).sum(1).cpu().numpy()
         for reader in group.readers:
-            weight = model.backbone.get_submodule(reader.layer).weight
+            weight = backbone.get_submodule(reader.layer).weight
             read = weight.detach().double().square().transpose(0, 1).flatten(1).sum(1).cpu().numpy()
             np.add.at(total, reader.channels, read[reader.rows])
         importance.append(total)

@@ -64,7 +64,7 @@ def cheapest_cuts(
     lowest loss per millisecond saved. Predicted milliseconds never rise from step to step.
     """
     kept = [group.channels for group in groups]
-    removed = [_channel_footprint(group, layers) for group in groups]
+    removed = [channel_footprint(group, layers) for group in groups]
     cost = [np.concatenate(([0.0], np.cumsum(np.sort(values)))) for values in importance]
     ms, total = latency.ms(layers), 0.0
     yield Step(tuple(kept), ms, total)
@@ -73,20 +73,20 @@ def cheapest_cuts(
         for number, group in enumerate(groups):
             after = group.below(kept[number])
             if after < kept[number]:
-                smaller = _without(layers, removed[number], kept[number] - after)
+                smaller = without_channels(layers, removed[number], kept[number] - after)
                 loss = float(cost[number][group.channels - after] - cost[number][group.channels - kept[number]])
                 left = latency.ms(smaller)
                 choices.append((loss / max(ms - left, _MIN_SAVING), number, after, left, loss))
         if not choices:
             return
         _, number, after, ms, loss = min(choices)
-        layers = _without(layers, removed[number], kept[number] - after)
+        layers = without_channels(layers, removed[number], kept[number] - after)
         kept[number] = after
         total += loss
         yield Step(tuple(kept), ms, total)
 
 
-def _channel_footprint(group: ChannelGroup, layers: LayerShapes) -> tuple[Floats, Floats]:
+def channel_footprint(group: ChannelGroup, layers: LayerShapes) -> tuple[Floats, Floats]:
     """Inputs and outputs that each layer loses with one channel of the group: float64 [layers] each."""
     inputs, outputs = np.zeros(len(layers.names)), np.zeros(len(layers.names))
     reads = {reader.layer: len(reader.rows) / group.channels for reader in group.readers}
@@ -96,7 +96,7 @@ def _channel_footprint(group: ChannelGroup, layers: LayerShapes) -> tuple[Floats
     return inputs, outputs
 
 
-def _without(layers: LayerShapes, footprint: tuple[Floats, Floats], channels: int) -> LayerShapes:
+def without_channels(layers: LayerShapes, footprint: tuple[Floats, Floats], channels: int) -> LayerShapes:
     """Layer shapes after removing `channels` channels of the group with this footprint."""
     inputs, outputs = footprint
     return replace(layers, inputs=layers.inputs - channels * inputs, outputs=layers.outputs - channels * outputs)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import torch
 from torch import Tensor
 
 from eyas_host.compress.prune.channels import MAX_PRUNED, channel_groups, least_important_cuts
@@ -214,7 +213,7 @@ class IterativePruner:
         return msgspec.structs.replace(point, balanced_accuracy=figures["balanced_accuracy"], auc=figures["auc"])
 
     def _macs(self, model: PixelClassifier) -> float:
-        return count_costs(model, torch.zeros(1, 3, self.size, self.size))[0]
+        return count_costs(model, size=self.size)[0]
 
     def _file(self, number: int, suffix: str = "") -> Path:
         return self.folder / f"round-{number}{suffix}.ckpt"
