@@ -11,9 +11,10 @@ import numpy as np
 from eyas_device.bundle import Confidence
 from eyas_device.decision import decide
 from eyas_device.predict import calibrated_probabilities
-from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.evaluation.bootstrap import Floats, Ints, label_intervals
 from eyas_host.evaluation.calibration import fit_calibration
 from eyas_host.evaluation.cost import bayes_threshold, choose_decision, mean_cost, threshold_costs
+from eyas_host.evaluation.metrics import paired_loss
 
 _PRIORS = np.array([0.90, 0.08, 0.02])
 _MEANS = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
@@ -55,6 +56,65 @@ def threshold_regret(
         thresholds.append(decision.threshold if decision and decision.threshold is not None else 0.0)
     best, *chosen = threshold_costs(p[:, 0], (targets == 0).astype(np.float64), costs, np.array(thresholds))
     return float(np.mean(chosen)) / float(best) - 1
+
+
+def grouped_coverage(
+    simulations: int = 2_000, *, groups: int = 50, size: int = 10, accuracy: float = 0.8, correlation: float = 0.2
+) -> float:
+    """Fraction of 95 % intervals of balanced accuracy that hold the truth: `groups` of `size` images, of two labels.
+
+    A group's own accuracy follows a beta distribution, so that two images of it have the intraclass `correlation`.
+    """
+    rng = np.random.default_rng(0)
+    spread = 1 / correlation - 1
+    targets, units = np.repeat(np.arange(groups) % 2, size), np.repeat(np.arange(groups), size)
+    held = 0
+    for seed in range(simulations):
+        own = rng.beta(spread * accuracy, spread * (1 - accuracy), groups)
+        right = rng.random(groups * size) < own[units]
+        held += _holds(right, targets, accuracy, seed, units)
+    return held / simulations
+
+
+def rare_coverage(
+    simulations: int = 2_000,
+    *,
+    images: int = 1_000,
+    positives: float = 0.01,
+    recall: float = 0.9,
+    specificity: float = 0.99,
+) -> float:
+    """Fraction of 95 % intervals of balanced accuracy that hold the truth: independent images, a rare label."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(simulations):
+        targets = (rng.random(images) < positives).astype(np.int64)
+        targets[0] = 1
+        right = rng.random(images) < np.where(targets == 1, recall, specificity)
+        held += _holds(right, targets, (recall + specificity) / 2, seed)
+    return held / simulations
+
+
+def bound_coverage(simulations: int = 2_000, *, images: int = 400, loss: float = 0.005) -> float:
+    """Fraction of one-sided 95 % bounds on a loss of accuracy that hold it: images that one network alone gets right.
+
+    A fraction `loss` is right before and wrong after, and nothing else differs, so that many simulations have no
+    difference at all.
+    """
+    rng = np.random.default_rng(0)
+    targets = np.arange(images) % 2
+    before = np.eye(2)[targets]
+    held = 0
+    for seed in range(simulations):
+        after = np.where((rng.random(images) < loss)[:, None], before[:, ::-1], before)
+        held += paired_loss(before, after, targets, seed=seed).bound >= loss
+    return held / simulations
+
+
+def _holds(right: Floats, targets: Ints, truth: float, seed: int, units: Ints | None = None) -> bool:
+    predicted = np.where(right, targets, 1 - targets)
+    low, high = label_intervals(predicted, targets, 2, units=units, seed=seed)["balanced_accuracy"]
+    return bool(low <= truth <= high)
 
 
 def _three_labels(rng: np.random.Generator, images: int) -> tuple[Ints, Floats]:

@@ -143,7 +143,7 @@ class SplitCost(msgspec.Struct, frozen=True, kw_only=True):
     constant: float
     """If `constant_label` were always predicted."""
     interval: tuple[float, float] | None = None
-    """95 % bootstrap interval of `decided`."""
+    """95 % bootstrap interval over units of `decided`."""
     curve: tuple[CostPoint, ...] = ()
     """Cost against the threshold, for two labels."""
 

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.decision import decide
@@ -27,9 +26,9 @@ from eyas_device.errors import ImageError, RuntimeUnavailable
 from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
 from eyas_device.runtimes import Runtime, open_runtime
-from eyas_host.data.duplicates import Hashes, perceptual_hash
+from eyas_host.data.duplicates import Hashes, components, perceptual_hash
 from eyas_host.data.sources import LabelledImage, list_source
-from eyas_host.evaluation.bootstrap import Floats, Ints, intervals
+from eyas_host.evaluation.bootstrap import Floats, Ints, intervals, label_intervals
 from eyas_host.evaluation.metrics import Bin, reliability, score
 from eyas_host.evaluation.overlap import Overlap, SeenBefore, joined_hashes
 from eyas_host.support.errors import DataError
@@ -53,7 +52,7 @@ class LabelFigures(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     recall: float | None
     recall_ci: Interval | None
-    """95 % Wilson score interval (Wilson 1927)."""
+    """95 % Wilson score interval (Wilson 1927), with as many images as their groups are worth."""
     precision: float | None
     """Null where the label was never predicted."""
     f1: float | None
@@ -72,7 +71,7 @@ class Unseen(msgspec.Struct, frozen=True, kw_only=True):
 class ArtefactFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of one artefact on the set, for the labels that the bundle predicts: they weigh costs if it does.
 
-    Intervals are 95 % percentile bootstrap intervals over images.
+    Intervals are 95 % bootstrap intervals over groups, if the set has some, and exact copies; else over images.
     """
 
     name: str
@@ -230,7 +229,8 @@ def evaluate_bundle(
     overlap = seen.compare(images, hashes)
     known = {one.path for one in overlap.images if one.split in ("train", "validation")}
     unseen = np.array([image.path not in known for image in images])
-    figures = tuple(_figures(one, targets, unseen, opened) for one in predicted)
+    units = _units(images)
+    figures = tuple(_figures(one, targets, units, unseen, opened) for one in predicted)
     main = _main(predicted, opened)
     mistakes = _mistakes(main, images, targets, opened)
     counts = Counter(image.label for image in images)
@@ -335,14 +335,16 @@ def _decided(one: _Predicted, bundle: Bundle) -> Ints:
     return np.asarray(decide(one.logits, one.probabilities, manifest.labels, manifest.decision), dtype=np.int64)
 
 
-def _figures(one: _Predicted, targets: Ints, unseen: npt.NDArray[np.bool_], bundle: Bundle) -> ArtefactFigures:
+def _figures(
+    one: _Predicted, targets: Ints, units: Ints, unseen: npt.NDArray[np.bool_], bundle: Bundle
+) -> ArtefactFigures:
     manifest = bundle.manifest
     probabilities = one.probabilities
     predicted = _decided(one, bundle)
-    scores = score(probabilities, targets, predicted=predicted)
+    scores = score(probabilities, targets, predicted=predicted, units=units)
     decision = manifest.decision
     costs = None if decision is None else np.asarray(decision.costs)
-    ranges = intervals(probabilities, predicted, targets, costs=costs)
+    ranges = intervals(probabilities, predicted, targets, units=units, costs=costs)
     confidence = one.probabilities[np.arange(len(targets)), predicted]
     never = set(range(len(manifest.labels))) - set(predicted.tolist())
     evidence = manifest.evidence.get(one.artefact, {}).get("balanced_accuracy")
@@ -374,7 +376,7 @@ def _figures(one: _Predicted, targets: Ints, unseen: npt.NDArray[np.bool_], bund
                 label=label,
                 images=own.support,
                 recall=own.recall if own.support else None,
-                recall_ci=_wilson(round(own.recall * own.support), own.support) if own.support else None,
+                recall_ci=own.recall_ci,
                 precision=None if number in never else own.precision,
                 f1=own.f1 if own.support else None,
                 auc=own.auc,
@@ -383,23 +385,29 @@ def _figures(one: _Predicted, targets: Ints, unseen: npt.NDArray[np.bool_], bund
             for number, (label, own) in enumerate(zip(manifest.labels, scores.classes, strict=True))
         ),
         reliability=tuple(reliability(probabilities, targets)),
-        unseen=_unseen(probabilities[unseen], predicted[unseen], targets[unseen])
+        unseen=_unseen(predicted[unseen], targets[unseen], units[unseen], len(manifest.labels))
         if 0 < unseen.sum() < len(unseen)
         else None,
         packed_balanced_accuracy=float(evidence) if isinstance(evidence, int | float) else None,
     )
 
 
-def _wilson(right: int, images: int) -> Interval:
-    interval = binomtest(right, images).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+def _units(images: Sequence[LabelledImage]) -> Ints:
+    """Unit of each image [n]: exact copies and images of one group have the same one."""
+    links: list[tuple[int, int]] = []
+    first: dict[str, int] = {}
+    for row, image in enumerate(images):
+        keys = [image.sha256, *([f"group {image.group}"] if image.group else [])]
+        links += [(first.setdefault(key, row), row) for key in keys]
+    one, two = np.array(links, dtype=np.int64).T
+    return components(len(images), one, two)
 
 
-def _unseen(probabilities: Floats, predicted: Ints, targets: Ints) -> Unseen:
+def _unseen(predicted: Ints, targets: Ints, units: Ints, classes: int) -> Unseen:
     return Unseen(
         images=len(targets),
         balanced_accuracy=float(np.mean([(predicted[targets == n] == n).mean() for n in np.unique(targets)])),
-        balanced_accuracy_ci=intervals(probabilities, predicted, targets)["balanced_accuracy"],
+        balanced_accuracy_ci=label_intervals(predicted, targets, classes, units=units)["balanced_accuracy"],
     )
 
 
@@ -456,15 +464,15 @@ def _warnings(evaluation: Evaluation, images: Sequence[LabelledImage]) -> Iterat
             yield f"{len(matches)} of {len(images)} images were {use}: {listed}{without}"
     copies = len(images) - len({image.sha256 for image in images})
     if copies:
-        yield f"{_counted(copies, 'exact copy', 'exact copies')} within the set: the intervals are too narrow"
+        yield f"{_counted(copies, 'exact copy', 'exact copies')} within the set; the intervals count each image once"
     by_hash: dict[str, LabelledImage] = {}
     for image in images:
         first = by_hash.setdefault(image.sha256, image)
         if first.label != image.label:
             yield f"the same image has two labels: {first.path} ({first.label}) and {image.path} ({image.label})"
     groups = len({image.group for image in images if image.group})
-    if groups:
-        yield f"images come in {groups} groups; the intervals treat images as independent and are too narrow"
+    if 0 < groups < _FEW_IMAGES:
+        yield f"images come in only {groups} groups: all figures are uncertain"
     if evaluation.missing_labels:
         yield (
             f"no images of {', '.join(evaluation.missing_labels)}: balanced accuracy and F1 are over the other labels, "

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from eyas_host.evaluation.bootstrap import Floats, Ints, balanced_mean_draws, percentile_interval
+from eyas_host.evaluation.bootstrap import Floats, Ints, label_intervals, paired_draws, wilson_interval
 
 
 class ClassScores(msgspec.Struct, frozen=True):
@@ -26,6 +26,8 @@ class ClassScores(msgspec.Struct, frozen=True):
     f1: float
     support: int
     """Number of images with this label."""
+    recall_ci: tuple[float, float] | None = None
+    """95 % Wilson score interval (Wilson 1927), with as many images as their units are worth."""
     auc: float | None = None
     average_precision: float | None = None
     """Area under the precision-recall curve: the sum of precision times the step in recall."""
@@ -37,7 +39,7 @@ class Scores(msgspec.Struct, frozen=True):
     accuracy: float
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
-    """95 % percentile bootstrap interval over images."""
+    """95 % bootstrap interval over units (`eyas_host.evaluation.bootstrap`)."""
     f1: float
     """Macro F1: mean over the classes."""
     auc: float
@@ -72,6 +74,7 @@ def score(
     targets: Ints,
     *,
     predicted: Ints | None = None,
+    units: Ints | None = None,
     held_out: Floats | None = None,
     seed: int = 0,
 ) -> Scores:
@@ -82,6 +85,7 @@ def score(
         targets: Indices of the true labels.
         predicted: Predicted labels [n], by default the most probable ones; the expected calibration error always
             refers to the most probable label.
+        units: Unit of each image [n] (group or near-duplicate cluster), for the interval; by default each image is one.
         held_out: Probabilities [n, classes] by calibrations that did not see the image: calibration errors, Brier score
             and likelihood refer to them. By default `probabilities`, which must then be calibrated on other images.
         seed: Of the bootstrap.
@@ -93,7 +97,7 @@ def score(
         held_out = probabilities
     classes = probabilities.shape[1]
     each = range(classes)
-    draws = balanced_mean_draws(predicted == targets, targets, classes, seed=seed)
+    interval = label_intervals(predicted, targets, classes, units=units, seed=seed)["balanced_accuracy"]
     figures = precision_recall_fscore_support(targets, predicted, labels=list(each), zero_division=0)
     areas = [_areas(probabilities[:, label], targets == label) for label in each]
     precisions = [area for _, area in areas if area is not None]
@@ -101,7 +105,7 @@ def score(
     return Scores(
         accuracy=float((predicted == targets).mean()),
         balanced_accuracy=balanced_mean(predicted == targets, targets),
-        balanced_accuracy_ci=percentile_interval(draws),
+        balanced_accuracy_ci=interval,
         f1=float(f1_score(targets, predicted, average="macro", zero_division=0)),
         auc=auc(probabilities, targets),
         ece=expected_calibration_error(held_out, targets),
@@ -117,6 +121,7 @@ def score(
                 recall=float(figures[1][label]),
                 f1=float(figures[2][label]),
                 support=int(figures[3][label]),
+                recall_ci=_recall_interval(predicted == targets, targets == label, units),
                 auc=areas[label][0],
                 average_precision=areas[label][1],
             )
@@ -148,6 +153,12 @@ def validation_metrics(logits: Floats, targets: Ints) -> dict[str, float]:
         "auc": area,
         "loss": negative_log_likelihood(probabilities, targets),
     }
+
+
+def _recall_interval(
+    hits: npt.NDArray[np.bool_], own: npt.NDArray[np.bool_], units: Ints | None
+) -> tuple[float, float] | None:
+    return wilson_interval(hits[own], None if units is None else units[own]) if own.any() else None
 
 
 def _areas(probabilities: Floats, own: npt.NDArray[np.bool_]) -> tuple[float | None, float | None]:
@@ -213,15 +224,24 @@ class PairedLoss(msgspec.Struct, frozen=True):
 
     loss: float
     interval: tuple[float, float]
-    """95 % percentile interval of a paired bootstrap over images."""
+    """95 % interval of a paired bootstrap over units."""
     bound: float
     """One-sided 95 % upper bound."""
 
 
-def paired_loss(before: Floats, after: Floats, targets: Ints, *, seed: int = 0) -> PairedLoss:
-    """Balanced accuracy that `after` lost against `before`: logits [n, classes] of the same images, drawn in pairs."""
+def paired_loss(
+    before: Floats, after: Floats, targets: Ints, *, units: Ints | None = None, seed: int = 0
+) -> PairedLoss:
+    """Balanced accuracy that `after` lost against `before`: logits [n, classes] of the same images, drawn in pairs.
+
+    `units` [n] numbers the images' units, which are drawn; without it each image is one. The upper limits reckon with
+    one more unit that is lost, the lower limit with one that is gained: see `paired_draws`.
+    """
     right_before = before.argmax(axis=1) == targets
     right_after = after.argmax(axis=1) == targets
     gap = right_before.astype(np.float64) - right_after
-    draws = balanced_mean_draws(gap, targets, before.shape[1], seed=seed)
-    return PairedLoss(balanced_mean(gap, targets), percentile_interval(draws), float(np.quantile(draws, 0.95)))
+    lost, gained = (
+        paired_draws(gap, targets, before.shape[1], units=units, adverse=adverse, seed=seed) for adverse in (1.0, -1.0)
+    )
+    interval = float(np.quantile(gained, 0.025)), float(np.quantile(lost, 0.975))
+    return PairedLoss(balanced_mean(gap, targets), interval, float(np.quantile(lost, 0.95)))

@@ -36,7 +36,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     drop: float
     """Balanced accuracy lost against the fp32 pruned student (negative: gained)."""
     drop_interval: tuple[float, float]
-    """Its 95 % paired-bootstrap interval."""
+    """Its 95 % paired-bootstrap interval over units."""
     drop_bound: float
     """Its one-sided 95 % paired-bootstrap bound."""
     class_drop: tuple[float | None, ...]
@@ -48,8 +48,10 @@ def reference_of(artefact: str) -> str:
     return "pruned" if artefact.endswith("-fp32") else "qat"
 
 
-def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, confidence: Confidence) -> Parity:
-    """Parity of the artefact `name`, from the logits [n, classes] of all variants and the true labels [n].
+def compare(
+    logits: Mapping[str, Floats], name: str, targets: Ints, *, confidence: Confidence, units: Ints | None = None
+) -> Parity:
+    """Parity of the artefact `name`, from logits [n, classes] of all variants, true labels [n] and the units [n].
 
     Probabilities of both are those that a device reports if the artefact is shipped: calibrated by `confidence`.
     """
@@ -60,7 +62,7 @@ def compare(logits: Mapping[str, Floats], name: str, targets: Ints, *, confidenc
     same = own.argmax(axis=1) == theirs.argmax(axis=1)
     lost = (before.argmax(axis=1) == targets).astype(np.float64) - (own.argmax(axis=1) == targets)
     labels = range(own.shape[1])
-    loss = paired_loss(before, own, targets)
+    loss = paired_loss(before, own, targets, units=units)
     return Parity(
         reference=reference,
         agreement=float(same.mean()),

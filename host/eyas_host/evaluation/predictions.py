@@ -24,6 +24,8 @@ class Predictions(msgspec.Struct, frozen=True):
 
     labels: tuple[str, ...]
     targets: Ints
+    units: Ints
+    """Unit of each image [n]: group or near-duplicate cluster."""
     decision: Decision | None
     logits: dict[str, Logits]
     """Variant -> logits [n, classes]."""
@@ -32,13 +34,18 @@ class Predictions(msgspec.Struct, frozen=True):
     scores: dict[str, Scores]
 
     @classmethod
-    def of(cls, logits: Mapping[str, Logits], targets: Ints, labels: tuple[str, ...], verdict: Verdict) -> Predictions:
+    def of(
+        cls, logits: Mapping[str, Logits], targets: Ints, units: Ints, labels: tuple[str, ...], verdict: Verdict
+    ) -> Predictions:
         """Calibrate and score the logits [n, classes] of every variant, on images that calibrated none of them."""
         probabilities: dict[str, Floats] = {
             name: calibrated_probabilities(values, verdict.confidence[name]) for name, values in logits.items()
         }
-        scores = {name: score(p, targets, predicted=logits[name].argmax(axis=1)) for name, p in probabilities.items()}
-        return cls(labels, targets, verdict.decision, dict(logits), probabilities, scores)
+        scores = {
+            name: score(p, targets, predicted=logits[name].argmax(axis=1), units=units)
+            for name, p in probabilities.items()
+        }
+        return cls(labels, targets, units, verdict.decision, dict(logits), probabilities, scores)
 
     @classmethod
     def of_validation(
@@ -49,7 +56,7 @@ class Predictions(msgspec.Struct, frozen=True):
             name: cross_fitted(values, targets, units, bias=bool(verdict.confidence[name].bias))
             for name, values in logits.items()
         }
-        return cls(labels, targets, verdict.decision, dict(logits), probabilities, verdict.scores)
+        return cls(labels, targets, units, verdict.decision, dict(logits), probabilities, verdict.scores)
 
     def predicted(self, variant: str) -> Ints:
         """Predicted labels [n] under the bundle's decision rule."""
@@ -66,7 +73,9 @@ class Predictions(msgspec.Struct, frozen=True):
 
     def intervals(self, variant: str) -> dict[str, tuple[float, float]]:
         """95 % bootstrap intervals of all headline figures under the bundle's decision rule."""
-        return intervals(self.probabilities[variant], self.predicted(variant), self.targets, costs=self.costs)
+        return intervals(
+            self.probabilities[variant], self.predicted(variant), self.targets, units=self.units, costs=self.costs
+        )
 
 
 def positive_label(labels: tuple[str, ...], decision: Decision | None, counts: Mapping[str, Mapping[str, int]]) -> str:

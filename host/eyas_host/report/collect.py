@@ -44,7 +44,9 @@ def collect_report(
     intervals = {name: test.intervals(name) for name in detailed}
     before, after = softmax(test.logits[shipped]), test.probabilities[shipped]
     parity = {name: parity.agreement for name, parity in verdict.parity.items()}
-    decided = score(after, test.targets, predicted=test.predicted(shipped)) if verdict.decision else None
+    decided = (
+        score(after, test.targets, predicted=test.predicted(shipped), units=test.units) if verdict.decision else None
+    )
     report = Report(
         name=recipe.run.name,
         version=recipe.pack.version,

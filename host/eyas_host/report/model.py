@@ -96,7 +96,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     decided: Scores | None = None
     """The shipped variant's metrics on test under the bundle's decision rule; null without a cost table."""
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
-    """Shipped variant and teacher -> figure -> 95 % bootstrap interval on test, under the bundle's decision rule."""
+    """Shipped variant and teacher -> figure -> 95 % bootstrap interval over units on test, under the bundle's rule."""
     cost: CostFigures | None = None
     curves: tuple[ScoreCurve, ...] = ()
     signals: tuple[Signal, ...] = ()

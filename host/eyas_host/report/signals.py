@@ -104,7 +104,10 @@ def _calibration(report: Report) -> Iterable[Signal]:
     text = f"confidence is off by {_percent(scores.ece)} on average"
     if scores.classwise_ece is not None:
         text += f", the probability of a label by {_percent(scores.classwise_ece)}"
-    yield Signal("green" if error <= _MAX_ECE else "yellow", text)
+    if sum(map(sum, scores.confusion)) < _FEW_TEST_IMAGES * len(report.labels):
+        yield Signal("yellow", f"{text}: too few test images for a firm figure")
+    else:
+        yield Signal("green" if error <= _MAX_ECE else "yellow", text)
 
 
 def _data(report: Report) -> Iterable[Signal]:

@@ -54,7 +54,7 @@ class Side(msgspec.Struct, frozen=True):
     """Training time, including the loading of images."""
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
-    """95 % percentile bootstrap over images."""
+    """95 % bootstrap interval over units."""
     f1: float
     auc: float
     curve: tuple[tuple[float, float], ...]
@@ -153,11 +153,11 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
     history = train_scratch(model, task, planned, folder / "scratch.ckpt")
     (folder / "scratch.ckpt").unlink()
     teacher = move(checkpoints.load_teacher(context, len(split.labels)), task.device)
-    targets = split.validation.targets
+    targets, units = split.validation.targets, split.validation.units
     before, after = task.probabilities(teacher), task.probabilities(model)
     scratch_s = setup_s + sum(epoch.seconds for epoch in history)
-    scratch = _side(origin, history, len(history), scratch_s, after, targets)
-    transfer = _side(taught.facts["weights"], *_teacher_epochs(taught), taught.seconds, before, targets)
+    scratch = _side(origin, history, len(history), scratch_s, after, targets, units)
+    transfer = _side(taught.facts["weights"], *_teacher_epochs(taught), taught.seconds, before, targets, units)
     result = Baseline(
         model=recipe.teacher.model,
         budget=f"{epochs} epochs" if epochs else f"the teacher's {taught.seconds:.0f} s",
@@ -165,7 +165,7 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
         validation_images=len(targets),
         transfer=transfer,
         scratch=scratch,
-        lost=paired_loss(before, after, targets, seed=recipe.run.seed),
+        lost=paired_loss(before, after, targets, units=units, seed=recipe.run.seed),
         matched_s=next((s for s, reached in transfer.curve if reached >= scratch.balanced_accuracy), None),
     )
     write_bytes(context.root / RESULT, msgspec.json.format(msgspec.json.encode(result), indent=1))
@@ -224,9 +224,15 @@ def _teacher_epochs(taught: StageRecord) -> tuple[list[Epoch], int]:
 
 
 def _side(
-    weights: str, history: list[Epoch], passes: int, seconds: float, probabilities: Floats, targets: Ints
+    weights: str,
+    history: list[Epoch],
+    passes: int,
+    seconds: float,
+    probabilities: Floats,
+    targets: Ints,
+    units: Ints,
 ) -> Side:
-    scores = score(probabilities, targets)
+    scores = score(probabilities, targets, units=units)
     spent = seconds - sum(epoch.seconds for epoch in history)
     curve = []
     for epoch in history:

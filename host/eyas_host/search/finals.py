@@ -37,7 +37,7 @@ class Final(msgspec.Struct, frozen=True):
     """Selection metric on validation, higher is better."""
     balanced_accuracy: float
     balanced_accuracy_ci: tuple[float, float]
-    """95 % percentile bootstrap over images."""
+    """95 % bootstrap interval over units."""
     f1: float
     auc: float
 
@@ -79,7 +79,7 @@ def train_final(
         model, history, kept = train(recipe, folder)
         pixels = prepared(split.validation.pixels, recipe.image.preprocessing())
         probabilities = softmax(logits_of(model, pixels, pick_device(recipe.run.device)))
-        scores = score(probabilities, split.validation.targets)
+        scores = score(probabilities, split.validation.targets, units=split.validation.units)
         final = Final(
             trial=trial,
             settings=settings,

@@ -33,13 +33,11 @@ def run(context: RunContext) -> StageResult:
     """Write `report.json` and `report.html`, and print the comparison."""
     verdict = load_verdict(context)
     split = Split.load(context.root, context.recipe.image.preprocessing())
-    test = Predictions.of(test_logits(context, split), targets_of(split, "test"), split.labels, verdict)
+    test = Predictions.of(
+        test_logits(context, split), targets_of(split, "test"), units_of(split, "test"), split.labels, verdict
+    )
     validation = Predictions.of_validation(
-        validation_logits(context),
-        targets_of(split, "validation"),
-        units_of(split, "validation"),
-        split.labels,
-        verdict,
+        validation_logits(context), split.validation.targets, split.validation.units, split.labels, verdict
     )
     report = collect_report(context, split, verdict, validation, test)
     write_bytes(context.root / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))

@@ -39,20 +39,23 @@ def run(context: RunContext) -> StageResult:
     logits = all_logits(networks, bundle, split.validation.pixels, pick_device(context.recipe.run.device))
     with atomic_write(context.folder("verify") / LOGITS) as path, path.open("wb") as stream:
         np.savez(stream, **logits)  # type: ignore[arg-type]
-    targets = split.validation.targets
+    targets, units = split.validation.targets, split.validation.units
     recipe = context.recipe
-    calibrated = calibrate(logits, targets, split.validation.units, split.labels, threshold=recipe.pack.threshold)
+    calibrated = calibrate(logits, targets, units, split.labels, threshold=recipe.pack.threshold)
     scores = {
         name: score(
             calibrated_probabilities(values, calibrated.confidence[name]),
             targets,
             predicted=values.argmax(axis=1),
+            units=units,
             held_out=calibrated.held_out[name],
         )
         for name, values in logits.items()
     }
     artefacts = [a.name for a in bundle.manifest.artefacts]
-    parity = {name: compare(logits, name, targets, confidence=calibrated.confidence[name]) for name in artefacts}
+    parity = {
+        name: compare(logits, name, targets, confidence=calibrated.confidence[name], units=units) for name in artefacts
+    }
     latency = measure_latency(networks, bundle, split.validation)
     sizes = {name: checkpoints.size_bytes(net) for name, net in networks.items() if name not in ("qat", "exact-int8")}
     sizes |= {a.name: sum(f.size_bytes for f in a.files) for a in bundle.manifest.artefacts}

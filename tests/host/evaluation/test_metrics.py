@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from eyas_host.evaluation.bootstrap import intervals, weighted_areas
-from eyas_host.evaluation.metrics import score, softmax
+from benchmarks.simulations import bound_coverage, grouped_coverage, rare_coverage
+from eyas_host.evaluation.bootstrap import intervals, weighted_areas, wilson_interval
+from eyas_host.evaluation.metrics import paired_loss, score, softmax
 
 
 def predictions_of(classes: int, n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -75,8 +76,8 @@ def test_weighted_areas_are_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_intervals_are_those_of_a_plain_bootstrap(classes: int) -> None:
-    p, targets = predictions_of(classes, n=150, seed=5)
+def test_intervals_of_many_images_are_those_of_a_plain_bootstrap(classes: int) -> None:
+    p, targets = predictions_of(classes, n=400, seed=5)
     p = p / p.sum(axis=1, keepdims=True)
     costs = np.arange(classes**2, dtype=float).reshape(classes, classes)
     predicted = p.argmax(axis=1)
@@ -84,7 +85,7 @@ def test_intervals_are_those_of_a_plain_bootstrap(classes: int) -> None:
     assert score(p, targets, seed=1).balanced_accuracy_ci == pytest.approx(found["balanced_accuracy"], abs=1e-12)
     rng = np.random.default_rng(2)
     plain: dict[str, list[float]] = {name: [] for name in found}
-    for _ in range(300):
+    for _ in range(200):
         rows = np.concatenate([rng.choice(own, len(own)) for own in (np.flatnonzero(targets == c) for c in range(3))])
         own, label, true = p[rows], predicted[rows], targets[rows]
         rank = own[:, 1] if classes == 2 else own
@@ -109,3 +110,63 @@ def test_an_interval_narrows_with_the_root_of_the_images() -> None:
         assert (many[name][1] - many[name][0]) / (high - low) == pytest.approx(1 / 3, rel=0.2), name
     recall = stats.binomtest(int((p.argmax(1) == targets).sum()), 200).proportion_ci().high
     assert few["accuracy"][1] == pytest.approx(recall, abs=0.03)
+
+
+@pytest.mark.parametrize("right", [(2, 3), (5, 5), (60, 5), (200, 4), (30, 30, 30, 30)])
+def test_no_mistake_is_not_certainty(right: tuple[int, ...]) -> None:
+    targets = np.repeat(np.arange(len(right)), right)
+    p = 0.9 * np.eye(len(right))[targets] + 0.1 / len(right)
+    found = intervals(p, targets, targets, costs=1.0 - np.eye(len(right)))
+    for name, (low, high) in found.items():
+        assert (low == 0.0 and high > 0.002) if name == "cost" else (high == 1.0 and low < 0.998), name
+    fewest, joint = (stats.binomtest(n, n).proportion_ci(method="wilson").low for n in (min(right), sum(right)))
+    expected = joint if max(right) < 2 * min(right) else (1 + fewest) / 2
+    assert found["balanced_accuracy"][0] == pytest.approx(expected, abs=0.03), "of all, or of the label with the fewest"
+    assert found["accuracy"][0] == pytest.approx(joint, abs=0.03)
+
+
+def test_score_and_intervals_say_the_same() -> None:
+    p, targets = predictions_of(3)
+    units = np.arange(len(targets)) // 3
+    for own in (None, units):
+        found = intervals(p, p.argmax(axis=1), targets, units=own)
+        assert score(p, targets, units=own).balanced_accuracy_ci == found["balanced_accuracy"]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_copies_of_images_in_one_unit_count_once(size: int) -> None:
+    p, targets = predictions_of(2, n=200)
+    many = [np.repeat(values, size, axis=0) for values in (p, p.argmax(axis=1), targets)]
+    units = np.repeat(np.arange(200), size)
+    few, found = intervals(p, p.argmax(1), targets), intervals(*many, units=units)
+    for name in few:
+        assert found[name] == pytest.approx(few[name], abs=1e-9), name
+    recall = p.argmax(axis=1)[targets == 1] == 1
+    copies = wilson_interval(np.repeat(recall, size), np.repeat(np.arange(len(recall)), size))
+    exact = stats.binomtest(int(recall.sum()), len(recall)).proportion_ci(method="wilson")
+    assert copies == pytest.approx((exact.low, exact.high), abs=0.004 if size > 1 else 1e-12)
+    assert wilson_interval(np.ones(40, bool), np.arange(40) // 8)[0] == pytest.approx(
+        stats.binomtest(5, 5).proportion_ci(method="wilson").low
+    )
+
+
+def test_intervals_cover_the_truth_in_groups_and_at_1_percent() -> None:
+    assert 0.92 <= grouped_coverage(400) <= 0.98
+    assert 0.92 <= rare_coverage(300) <= 0.985
+
+
+@pytest.mark.parametrize(("images", "bound"), [((10, 10), 3 / 20), ((200, 200), 3 / 400), ((4, 396), 0.527 / 2)])
+def test_a_difference_that_was_never_seen_is_bounded_by_the_rule_of_three(
+    images: tuple[int, int], bound: float
+) -> None:
+    targets = np.repeat([0, 1], images)
+    same, pairs = np.eye(2)[targets], np.repeat(np.arange(len(targets)), 2)
+    found = paired_loss(same, same, targets)
+    assert found.loss == 0.0 and found.bound == pytest.approx(bound, rel=0.1)
+    assert found.interval[0] == pytest.approx(-found.interval[1]) and found.interval[1] > found.bound
+    copied = paired_loss(*(np.repeat(values, 2, axis=0) for values in (same, same, targets)), units=pairs)
+    assert copied.bound == pytest.approx(bound, rel=0.1), "two images of each unit count once"
+
+
+def test_a_bound_holds_a_small_loss() -> None:
+    assert bound_coverage(300) >= 0.93

@@ -70,7 +70,9 @@ def test_metrics_per_label_follow_the_decision_rule() -> None:
     page = Page(render_html(report))
     cells = [cell.strip() for cell in page.row("defective")]
     own = report.decided.classes[0]
-    assert cells[1:4] == [f"{100 * own.precision:.1f} %", f"{100 * own.recall:.1f} %", f"{own.f1:.3f}"]
+    assert own.recall_ci is not None
+    recall = f"{100 * own.recall:.1f} % {own.recall_ci[0]:.3f} to {own.recall_ci[1]:.3f}"
+    assert cells[1:4] == [f"{100 * own.precision:.1f} %", recall, f"{own.f1:.3f}"]
     assert cells[6] == str(own.support)
     assert own.recall > report.scores["litert-int8"].classes[0].recall, "the positive class has a higher recall"
     low, high = report.intervals["litert-int8"]["pr_auc"]
@@ -202,6 +204,21 @@ def test_stages_of_a_training_are_marked() -> None:
     blocks[1] = blocks[1] | {"metrics": blocks[1]["metrics"] | {"combined": 0.6}}
     assert "epoch 6 kept" in plots.learning_curves({"head": epochs(4), "blocks": blocks})["teacher"]
     assert list(plots.learning_curves({"head": epochs(2)})) == ["head"]
+
+
+def test_five_right_images_are_no_good_sign() -> None:
+    targets = np.array([0, 0, 0, 1, 1])
+    own = score(0.98 * np.eye(2)[targets] + 0.01, targets)
+    assert own.balanced_accuracy == 1.0 and own.balanced_accuracy_ci[0] < 0.6
+    report = make_report(("defective", "ok"))
+    variant = msgspec.structs.replace(
+        next(v for v in report.variants if v.name == "litert-int8"),
+        balanced_accuracy=1.0,
+        balanced_accuracy_ci=own.balanced_accuracy_ci,
+    )
+    report = msgspec.structs.replace(report, variants=(variant,), scores={"litert-int8": own}, parity={})
+    assert [s.text for s in judge(report) if s.level == "green" and "split" not in s.text] == []
+    assert any("too few test images for a firm figure" in s.text for s in judge(report))
 
 
 def test_the_dot_marks_the_best_epoch_by_the_selection_metric() -> None:
