@@ -17,7 +17,6 @@ from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.camera import Frame
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry.aggregate import LoopStats
 from eyas_device.telemetry.mqtt import UplinkSettings
 
 
@@ -63,7 +62,7 @@ def main() -> None:
     ):
         reporter.start()
         labels = Labels()
-        status = StatusLine(io.StringIO(), LoopStats(), reporter)
+        status = StatusLine(io.StringIO(), reporter)
         listeners = [labels, status, OodDetector(classifier.bundle), reporter]
         loop = Loop(classifier, Replay(for_ever()), listeners)
         loop.run(frames=20)

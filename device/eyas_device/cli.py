@@ -20,6 +20,7 @@ VERBS = {
     "snapshot": "eyas_device.commands.snapshot",
     "install": "eyas_device.commands.install",
     "slots": "eyas_device.commands.slots",
+    "reload": "eyas_device.commands.reload",
 }
 """Verb -> the module that describes and runs it, in the order of `--help`."""
 
@@ -31,8 +32,8 @@ _EXAMPLES = """examples:
   eyas-device bench --bundle runs/solar-cells/bundle --all
   eyas-device doctor --config /etc/eyas/device.toml
 
-exit codes: 0 success, 1 a check failed, 2 an error in the command, the bundle or the configuration,
-            3 the camera was lost and did not recover
+exit codes: 0 success, 1 a check failed, 2 an error in the command or the bundle,
+            3 the camera was lost and did not recover, 78 an error in the configuration file
 """
 
 

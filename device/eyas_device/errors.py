@@ -5,18 +5,20 @@
     - `CheckFailed`: a model's predictions here differ from those recorded on the host.
   - `CameraError`: a camera cannot be opened or stopped delivering.
     - `CameraLost`: a camera stopped delivering and did not recover in time.
-    - `CameraSpecError`: a camera specification is wrong or cannot work on this machine: do not retry.
+    - `CameraSpecError`: a camera specification is wrong: do not retry.
   - `ImageError`: bytes that are not an image, or pixels of an unsupported type or shape.
   - `RuntimeUnavailable`: an inference runtime is not installed or cannot run here.
-  - `ConfigError`: the device's configuration file has errors.
+  - `ConfigError`: the device's configuration file has errors; exit code 78.
   - `LinkError`: the telemetry link was refused or cannot be set up.
 
-An error made by the user ends the command with its message and exit code 2, without a traceback.
+An error made by the user ends the command with its message and its `exit_code`, without a traceback.
 """
 
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_CAMERA_LOST = 3
+EXIT_CONFIG = 78
+"""`EX_CONFIG` of sysexits.h: starting again cannot help, so the service does not."""
 
 
 class EyasError(Exception):
@@ -47,7 +49,7 @@ class CameraLost(CameraError):  # noqa: N818 - reads as the state it reports
 
 
 class CameraSpecError(CameraError):
-    """A camera specification is wrong or cannot work on this machine: do not retry."""
+    """A camera specification is wrong: do not retry."""
 
 
 class ImageError(EyasError, ValueError):
@@ -64,3 +66,5 @@ class LinkError(EyasError, OSError):
 
 class ConfigError(EyasError, ValueError):
     """The device's configuration file has errors; the message lists all of them."""
+
+    exit_code = EXIT_CONFIG

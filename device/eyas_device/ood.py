@@ -92,10 +92,13 @@ class Judgement(msgspec.Struct, frozen=True):
 class OodJudge:
     """Measures frames against a bundle's reference and judges the last thirty."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle | None = None) -> None:
         self.on_descriptor: list[Callable[[Floats], None]] = []
         """Called with the descriptor of each frame that was measured."""
-        self.use_reference(bundle)
+        self._reference: Reference | None = None
+        self._distances: deque[float] = deque(maxlen=_HISTORY)
+        if bundle is not None:
+            self.use_reference(bundle)
 
     def measure(self, frame: Pixels) -> None:
         """Measure one frame, uint8 [h, w, 3] BGR."""
@@ -108,14 +111,14 @@ class OodJudge:
 
     def judgement(self) -> Judgement | None:
         """Verdict on the last images; None if the bundle has no reference."""
-        if self._reference is None:
+        reference, measured = self._reference, list(self._distances)  # another thread may set them
+        if reference is None:
             return None
-        measured = list(self._distances)
-        quantile = ood_quantile(float(np.median(measured)), self._reference) if measured else 0.0
+        quantile = ood_quantile(float(np.median(measured)), reference) if measured else 0.0
         return Judgement(images=len(measured), ood_quantile=quantile)
 
     def use_reference(self, bundle: Bundle) -> None:
         """Compare with this bundle's reference from now on."""
         self._reference = bundle.reference()
         self._spec = bundle.manifest.preprocessing
-        self._distances: deque[float] = deque(maxlen=_HISTORY)
+        self._distances = deque(maxlen=_HISTORY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,31 +10,29 @@ from typing import Any, TextIO
 
 from msgspec.structs import replace
 
+from eyas_device.agent.active import ModelSwitch, Reread
 from eyas_device.agent.handlers import handlers
 from eyas_device.agent.loop import Listener, Loop, Pace
 from eyas_device.agent.ood import OodDetector
-from eyas_device.agent.output import StatusLine
+from eyas_device.agent.output import StatusLine, error_with_place
+from eyas_device.agent.reloading import Reloader
 from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.signals import Signals
-from eyas_device.agent.systemd import Notifier
+from eyas_device.agent.systemd import LOAD_S, Notifier
 from eyas_device.board import read_vitals
-from eyas_device.bundle import Bundle
 from eyas_device.camera import Camera, is_live, open_camera
 from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
-from eyas_device.config import STATE, CameraSection, Config, LoopSection, ModelSection, read_config
-from eyas_device.errors import BundleError, CameraSpecError, ConfigError, EyasError
+from eyas_device.config import STATE, CameraSection, Config, ModelSection, read_config
+from eyas_device.errors import CameraSpecError, ConfigError, EyasError
 from eyas_device.predict import Classifier
-from eyas_device.runtimes.selection import read_selection
+from eyas_device.runtimes import use_engine_cache
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import parse_broker
 from eyas_device.support.opencv import silence_opencv
-from eyas_device.telemetry.aggregate import LoopStats
 from eyas_device.telemetry.messages import Health
 from eyas_device.telemetry.mqtt import UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool, SpoolLimits, SpoolState
 from eyas_device.telemetry.tls import Security
-from eyas_device.updates.golden import check_loaded
-from eyas_device.updates.slots import Slots
 
 
 def load_config(path: Path | None, **over: dict[str, Any]) -> Config:
@@ -86,34 +83,12 @@ def open_source(camera: CameraSection, *, loop: bool = False) -> Camera:
     return ReconnectingCamera(opened, frozen_s=camera.frozen_s, black_level=camera.black_level)
 
 
-def open_model(config: Config) -> Classifier:
-    """Open a classifier that passes its golden check on this device.
-
-    It comes from `model.bundle`, or else from the current slot, or from the other one if the current fails. Raises
-    `BundleError` (`CheckFailed`) if none passes, and `RuntimeUnavailable` without a runtime for it.
-    """
-    if config.model.bundle:
-        return _open_proven(Path(config.model.bundle), config)
-    slots = Slots(Path(config.device.state))
-    good = [Path(state.path) for state in sorted(slots.states(), key=lambda s: not s.current) if state.good]
-    if not good:
-        raise BundleError(
-            f"{slots.folder}: no good slot yet; fill one with `eyas-device install BUNDLE` or `eyas flash`"
-        )
-    for path in good[:-1]:
-        try:
-            return _open_proven(path, config)
-        except EyasError:
-            continue  # a camera never goes dark because of one bad slot
-    return _open_proven(good[-1], config)
-
-
 class Agent(Closing):
-    """Camera, checked model and the loop between them, as configured.
+    """Telemetry, checked model, camera and the loop between them, as configured; they start in this order.
 
-    It handles signals until it is closed: see `eyas_device.agent.signals.Signals`. SIGHUP opens and checks the model
-    that is configured now, in a thread beside the loop, and swaps it in before the next frame; if it fails, the present
-    model stays.
+    It handles signals until it is closed: see `eyas_device.agent.signals.Signals`. SIGHUP reads the configuration
+    again, opens and checks the model that is configured now, in a thread beside the loop, and swaps it in before the
+    next frame; if that fails, the present model stays.
     """
 
     def __init__(
@@ -121,70 +96,122 @@ class Agent(Closing):
         config: Config,
         stream: TextIO,
         *,
-        listeners: Callable[[Classifier], Sequence[Listener]] = lambda _: (),
+        listeners: Callable[[Classifier | None], Sequence[Listener]] = lambda _: (),
         loop: bool = False,
+        service: Callable[[], Config] | None = None,
     ) -> None:
         """Open everything; `run` starts the loop.
 
         Args:
             config: The device's configuration.
             stream: Where the status line goes.
-            listeners: Returns further listeners for the first model.
+            listeners: Returns further listeners for the first model; None for a service that has no good one yet.
             loop: Start a finite source again when it ends.
+            service: Reads the configuration again. With it, the lack of a good model does not end the agent: that is
+                reported and tried again.
 
         """
         self._config = config
+        self._reread: Reread = service or (lambda: config)
+        self._camera: Camera | None = None
+        self._loop: Loop | None = None
+        self._restarts: dict[str, int] = {}
+        self._ood = OodDetector()
         with ExitStack() as stack:
             signals = stack.enter_context(Signals())
-            limit_cpu(config.model)
-            self._camera = stack.enter_context(open_source(config.camera, loop=loop))
-            classifier = open_model(config)
-            self.loop = Loop(classifier, self._camera, pace=_pace(config.loop, config.camera))
-            stack.callback(lambda: self.loop.classifier.close())  # the model may have been swapped
-            self._ood = OodDetector(classifier.bundle)
-            self._reporter = self._open_reporter(classifier)
-            if self._reporter is not None:
-                stack.enter_context(self._reporter)
-            self.status = StatusLine(stream, LoopStats(), self._reporter)
-            self.loop.listeners += [*listeners(classifier), self.status, self._ood]
-            if self._reporter is not None:
-                self.loop.listeners.append(self._reporter)
-                self._ood.on_descriptor.append(self._reporter.add_descriptor)
-                self._reporter.start(handlers(config, self.loop, self._reporter))
-                if self._reporter.spool.state is SpoolState.IN_MEMORY:
-                    state = config.device.state
-                    self.status.say(f"{state} does not exist: messages wait in memory only (see device.state)")
             self._notifier = stack.enter_context(Notifier())
-            self.loop.listeners.append(self._notifier)
-            signals.guard(self.loop, reload=self._reload)
+            self._notifier.extend(LOAD_S)
+            limit_cpu(config.model)
+            use_engine_cache(Path(config.device.state))
+            self._reporter = self._open_reporter()
+            self.status = StatusLine(stream, self._reporter)
+            self._models = ModelSwitch(config, self._notifier, self.status.say)
+            if self._reporter is not None:
+                self._start_reporter(stack.enter_context(self._reporter))
+            stack.enter_context(self._models)
+            classifier = self._models.open_first(required=service is None)
+            self._notifier.extend(LOAD_S)
+            self._camera = stack.enter_context(open_source(config.camera, loop=loop))
+            self.loop = self._loop = Loop(classifier, self._camera, pace=_pace(config))
+            self._reloader = stack.enter_context(
+                Reloader(self._reload, has_model=lambda: self.loop.classifier is not None)
+            )
+            self._add_listeners(listeners(classifier))
+            signals.guard(self.loop, reload=self._reloader.request)
+            stack.enter_context(self._notifier)  # says that the service stops before anything else is closed
             self._stack = stack.pop_all()
 
     def run(self, *, frames: int | None = None) -> None:
         """Run until the source ends, `frames` were predicted, or a signal came; raises what `Loop.run` raises."""
-        self.loop.run(frames=frames)
+        self._reloader.start()
+        self.status.begin()
+        try:
+            self.loop.run(frames=frames)
+        except (EyasError, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self._models.crashed = True
+            raise
 
     def close(self) -> None:
         """Send the final telemetry, release camera and model, and restore the signal handlers."""
         self._stack.close()
 
     def health(self) -> Health:
-        """Return the health of camera, loop and board."""
+        """Return the health of model, camera, loop and board."""
         state: CameraState | None = getattr(self._camera, "state", None)
         judgement = self._ood.judgement()
         board = read_vitals()
+        loop, record = self._loop, self._models.record
+        errors = {"loop": loop.errors} if loop is not None and loop.errors else {}
         return Health(
+            selection=record.selection,
+            refused_model=record.refused_model,
+            refused_reason=record.refused_reason,
+            restarts=self._restarts | errors,
             camera=state.condition if state else "",
             reason=state.reason if state else "",
             losses=state.losses if state else 0,
-            paused=self.loop.paused,
-            dropped=self.loop.dropped,
+            paused=loop is not None and loop.paused,
+            dropped=loop.dropped if loop is not None else 0,
             ood_quantile=round(judgement.ood_quantile, 3) if judgement and judgement.images else None,
             ood=judgement.ood if judgement and judgement.enough else None,
             temperature_c=board.temperature_c,
             throttled=board.throttled,
         )
 
-    def _open_reporter(self, classifier: Classifier) -> Reporter | None:
+    def _start_reporter(self, reporter: Reporter) -> None:
+        reporter.watch(self._on_thread_error)
+        self._notifier.stalled = lambda: reporter.stalled
+        self._models.on_change = reporter.report_status
+        reporter.start()
+        if reporter.spool.state is SpoolState.IN_MEMORY:
+            state = self._config.device.state
+            self.status.say(f"{state} does not exist: messages wait in memory only (see device.state)")
+
+    def _add_listeners(self, further: Sequence[Listener]) -> None:
+        loop, reporter = self.loop, self._reporter
+        loop.listeners += [*further, self.status, self._models, self._ood, self._reloader]
+        if reporter is not None:
+            loop.listeners.append(reporter)
+            self._ood.on_descriptor.append(reporter.add_descriptor)
+            reporter.register(handlers(self._config, loop, reporter))
+        loop.listeners.append(self._notifier)
+        self._models.on_config = self._use_config
+
+    def _use_config(self, config: Config) -> None:
+        self.loop.pace = _pace(config)
+
+    def _reload(self) -> None:
+        self._models.reload(self.loop, self._reread)
+
+    def _on_thread_error(self, name: str, error: BaseException) -> None:
+        self._restarts = self._restarts | {name: self._restarts.get(name, 0) + 1}
+        self.status.say(f"the {name} thread starts again after an error: {error_with_place(error)}")
+        if self._reporter is not None:
+            self._reporter.report_status()
+
+    def _open_reporter(self) -> Reporter | None:
         telemetry, device = self._config.telemetry, self._config.device
         if not telemetry.broker:
             return None
@@ -206,20 +233,7 @@ class Agent(Closing):
             max_bytes=int(telemetry.spool_mb * (1 << 20)), max_days=telemetry.spool_days, sync_s=telemetry.sync_s
         )
         spool = Spool(_spool_folder(Path(device.state)), device=device.name, limits=limits)
-        return Reporter(settings, classifier, health=self.health, spool=spool)
-
-    def _reload(self) -> None:
-        threading.Thread(target=self._swap_model, name="reload", daemon=True).start()
-
-    def _swap_model(self) -> None:
-        self._notifier.reloading()
-        try:
-            self.loop.swap(open_model(self._config))
-        except Exception as error:  # whatever it is, the present model goes on and systemd must not wait
-            self._notifier.reloaded()
-            self.status.say(f"the model stays as it is: {error}")
-            if not isinstance(error, EyasError):
-                raise
+        return Reporter(settings, health=self.health, spool=spool)
 
 
 def _spool_folder(state: Path) -> Path | None:
@@ -227,26 +241,11 @@ def _spool_folder(state: Path) -> Path | None:
     return None if str(state) == STATE and not state.is_dir() else state / "spool"
 
 
-def _pace(loop: LoopSection, camera: CameraSection) -> Pace:
+def _pace(config: Config) -> Pace:
+    loop = config.loop
     return Pace(
         fps=loop.fps or None,
         duty=loop.duty,
         max_age_s=loop.max_age_ms / 1000 or None,
-        give_up_s=camera.give_up_s or None,
+        give_up_s=config.camera.give_up_s or None,
     )
-
-
-def _open_proven(root: Path, config: Config) -> Classifier:
-    model, bundle = config.model, Bundle.open(root)
-    runtime, artefact = model.runtime or None, model.artefact or None
-    if runtime is None and artefact is None:
-        saved = read_selection(Path(config.device.state), bundle)
-        if saved is not None:
-            runtime, artefact = saved.runtime, saved.artefact
-    classifier = Classifier.load(bundle, runtime, artefact, threads=model.threads)
-    try:
-        check_loaded(classifier, max_latency_ms=model.max_latency_ms or None)
-    except BaseException:
-        classifier.close()
-        raise
-    return classifier

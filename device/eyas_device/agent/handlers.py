@@ -11,6 +11,7 @@ from typing import Any
 from eyas_device.agent.loop import Loop
 from eyas_device.agent.reporter import Reporter
 from eyas_device.config import Config
+from eyas_device.predict import Classifier
 from eyas_device.support.processes import module_command
 from eyas_device.telemetry.messages import Profile
 from eyas_device.telemetry.remote import Arguments, CommandRefused, Handler
@@ -38,6 +39,12 @@ def _change(change: Callable[[], None], reporter: Reporter) -> dict[str, Any]:
     return {}
 
 
+def _running(loop: Loop) -> Classifier:
+    if loop.classifier is None:
+        raise CommandRefused("no model runs; `eyas-device slots` on the device says why")
+    return loop.classifier
+
+
 def _set_thresholds(loop: Loop, arguments: Arguments) -> dict[str, Any]:
     """Set `threshold`, 0..1: predictions below it are uncertain, until the next model swap or restart of the agent."""
     threshold = arguments.get("threshold")
@@ -45,7 +52,8 @@ def _set_thresholds(loop: Loop, arguments: Arguments) -> dict[str, Any]:
         raise CommandRefused("set-thresholds takes one argument: threshold, a number from 0 to 1")
     if not (math.isfinite(threshold) and 0 <= threshold <= 1):
         raise CommandRefused(f"threshold {threshold}: 0 to 1 is allowed")
-    before, loop.classifier.threshold = loop.classifier.threshold, float(threshold)
+    classifier = _running(loop)
+    before, classifier.threshold = classifier.threshold, float(threshold)
     return {"before": before, "threshold": float(threshold)}
 
 
@@ -57,7 +65,8 @@ def _snapshot(reporter: Reporter) -> dict[str, Any]:
 
 def _bench(loop: Loop, reporter: Reporter) -> dict[str, Any]:
     """Run a short benchmark in a process of its own beside the loop, and report it as a profile."""
-    words = ["bench", "--bundle", str(loop.classifier.bundle.root), "--runtime", loop.classifier.runtime.name]
+    classifier = _running(loop)
+    words = ["bench", "--bundle", str(classifier.bundle.root), "--runtime", classifier.runtime.name]
     words += ["--seconds", str(_BENCH_S), "--json", "-"]
     try:
         done = subprocess.run(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 
 import msgspec
@@ -18,11 +19,15 @@ import msgspec
 from eyas_device.agent.latest import Ended, LatestFrame
 from eyas_device.camera import Camera, Frame
 from eyas_device.camera.reconnecting import CameraState
-from eyas_device.errors import CameraError, CameraLost, ImageError
+from eyas_device.errors import CameraError, CameraLost, EyasError, ImageError
 from eyas_device.predict import Classifier, Prediction
 
 _POLL_S = 0.05
 _JOIN_S = 10.0
+MAX_ERRORS = 10
+"""Unexpected errors without a prediction between them after which the loop of a live camera ends."""
+_PAUSE_S = 1.0
+"""Pause after an unexpected error."""
 
 
 class FramePrediction(msgspec.Struct, frozen=True):
@@ -58,6 +63,9 @@ class Listener:
     def on_model(self, classifier: Classifier) -> None:
         """Called with the first model and with each model that is swapped in."""
 
+    def on_error(self, error: Exception) -> None:
+        """Called for an unexpected error of the loop, a model or a listener, after which a live loop goes on."""
+
     def on_tick(self) -> None:
         """Called in each round of the loop, with or without a frame, at least every tenth of a second."""
 
@@ -78,24 +86,37 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 class Loop:
     """Runs the model on the frames of a camera until the source ends or `stop` is called.
 
-    `stop`, `pause`, `resume` and `swap` never block; any thread and any signal handler may call them.
+    `stop`, `pause` and `resume` never block; any thread and any signal handler may call them. Without a model the loop
+    takes no frames until `swap` brings one.
     """
 
     def __init__(
-        self, classifier: Classifier, camera: Camera, listeners: Sequence[Listener] = (), *, pace: Pace | None = None
+        self,
+        classifier: Classifier | None,
+        camera: Camera,
+        listeners: Sequence[Listener] = (),
+        *,
+        pace: Pace | None = None,
     ) -> None:
         self.classifier = classifier
         self.dropped = 0
         """Live frames that were replaced by a newer one or too old."""
+        self.errors = 0
+        """Unexpected errors after which the loop went on."""
+        self.pace = pace or Pace()
+        """May be replaced while the loop runs."""
         self._camera = camera
         self.listeners = list(listeners)
         """Called in this order; may be extended before `run`."""
-        self._pace = pace or Pace()
         # Plain flags: setting a threading.Event in a signal handler can deadlock with a wait on it.
         self._stopping = False
         self._paused = False
+        self._swapping = threading.Lock()
+        """Protects `_next` and `_ended`."""
         self._next: deque[Classifier] = deque()
+        self._ended = False
         self._camera_state: CameraState | None = None
+        self._errors_since = 0
 
     def stop(self) -> None:
         """Finish the current frame and return from `run`."""
@@ -114,20 +135,39 @@ class Loop:
         """Whether the loop is paused."""
         return self._paused
 
-    def swap(self, classifier: Classifier) -> None:
-        """Use `classifier` from the next frame on; the loop closes the previous one."""
-        self._next.append(classifier)
+    @property
+    def ended(self) -> bool:
+        """Whether `run` has returned; `swap` is useless then."""
+        return self._ended
+
+    def swap(self, classifier: Classifier) -> bool:
+        """Use `classifier` from the next frame on; the loop closes the previous one.
+
+        False if the loop has ended: `classifier` is closed then. Not for signal handlers.
+        """
+        with self._swapping:
+            if not self._ended:
+                self._next.append(classifier)
+                return True
+        classifier.close()
+        return False
 
     def run(self, *, frames: int | None = None) -> None:
         """Run until the source ends, `frames` were predicted, or `stop` is called; unreadable frames are skipped.
+
+        With a live camera, unexpected errors are passed to `Listener.on_error` and the loop goes on, until
+        `MAX_ERRORS` of them came without a prediction in between.
 
         Raises:
             CameraError: A finite source stopped delivering.
             CameraLost: A live source delivered nothing for `pace.give_up_s`.
 
         """
-        for listener in self.listeners:
-            listener.on_model(self.classifier)
+        with self._swapping:
+            self._ended = False
+        if self.classifier is not None:
+            for listener in self.listeners:
+                listener.on_model(self.classifier)
         source = _Live(self._camera) if self._camera.live else _Finite(self._camera)
         with source:
             try:
@@ -135,55 +175,80 @@ class Loop:
             finally:
                 self.dropped += source.dropped
                 self._notify_camera_state()
-                while self._next:  # came too late
-                    self._next.popleft().close()
+                with self._swapping:
+                    self._ended = True
+                    while self._next:  # came too late
+                        self._next.popleft().close()
 
     def _run(self, source: _Live | _Finite, frames: int | None) -> None:
-        number = 0
-        due = last = time.monotonic()
-        while not self._stopping and (frames is None or number < frames):
-            self._between_frames()
-            if self._paused:
-                time.sleep(_POLL_S)
-                last = time.monotonic()
-                continue
-            if (left := due - time.monotonic()) > 0:
-                time.sleep(min(left, _POLL_S))
-                continue
+        turn = _Turn(frames)
+        while not self._stopping and not turn.ended:
             try:
-                frame = source.take()
-            except ImageError as error:
-                last = time.monotonic()
-                self._notify_unreadable(error)
-                continue
-            now = time.monotonic()
-            if isinstance(frame, Ended):
-                return
-            if frame is None:
-                self._check_silence(now - last)
-                continue
-            last = now
-            if self._pace.max_age_s is not None and source.live and now - frame.captured > self._pace.max_age_s:
-                self.dropped += 1
-                continue
-            if self._predict(frame, number):
-                number += 1
-            due = self._due(due, now)
+                self._turn(source, turn)
+            except EyasError:
+                raise
+            except Exception as error:
+                self._on_error(error, live=source.live)
+
+    def _turn(self, source: _Live | _Finite, turn: _Turn) -> None:
+        """One turn of the loop, with or without a frame."""
+        self._between_frames()
+        if self._paused or self.classifier is None:
+            time.sleep(_POLL_S)
+            turn.last = time.monotonic()
+            return
+        if (left := turn.due - time.monotonic()) > 0:
+            time.sleep(min(left, _POLL_S))
+            return
+        try:
+            frame = source.take()
+        except ImageError as error:
+            turn.last = time.monotonic()
+            self._notify_unreadable(error)
+            return
+        now = time.monotonic()
+        if isinstance(frame, Ended):
+            turn.ended = True
+            return
+        if frame is None:
+            self._check_silence(now - turn.last)
+            return
+        turn.last = now
+        if self.pace.max_age_s is not None and source.live and now - frame.captured > self.pace.max_age_s:
+            self.dropped += 1
+            return
+        if self._predict(self.classifier, frame, turn.number):
+            self._errors_since = 0
+            turn.count()
+        turn.due = self._due(turn.due, now)
+
+    def _on_error(self, error: Exception, *, live: bool) -> None:
+        """Go on after an unexpected error, or raise it."""
+        self._errors_since += 1
+        if not live or self._errors_since >= MAX_ERRORS:
+            raise error
+        self.errors += 1
+        for listener in self.listeners:
+            with suppress(Exception):
+                listener.on_error(error)
+        until = time.monotonic() + _PAUSE_S
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(_POLL_S)
 
     def _due(self, due: float, started: float) -> float:
         """Time at which the next frame may be taken, after the frame rate's interval and the duty cycle's rest."""
         now = time.monotonic()
-        if self._pace.fps is not None:
-            due = max(due, started - _POLL_S) + 1.0 / self._pace.fps
-        rest = (now - started) * (1.0 / self._pace.duty - 1.0)
+        if self.pace.fps is not None:
+            due = max(due, started - _POLL_S) + 1.0 / self.pace.fps
+        rest = (now - started) * (1.0 / self.pace.duty - 1.0)
         return max(due, now + rest) if rest > 0 else due
 
-    def _predict(self, frame: Frame, number: int) -> bool:
+    def _predict(self, classifier: Classifier, frame: Frame, number: int) -> bool:
         started = time.perf_counter()
         try:
-            pixels = frame.pixels(self.classifier.spec)
+            pixels = frame.pixels(classifier.spec)
             decoded = time.perf_counter()
-            prediction = self.classifier.predict(pixels)
+            prediction = classifier.predict(pixels)
         except ImageError as error:
             self._notify_unreadable(error)
             return False
@@ -203,10 +268,13 @@ class Loop:
 
     def _between_frames(self) -> None:
         while self._next:
-            previous, self.classifier = self.classifier, self._next.popleft()
-            previous.close()
+            with self._swapping:
+                previous, classifier = self.classifier, self._next.popleft()
+                self.classifier = classifier
+            if previous is not None:
+                previous.close()
             for listener in self.listeners:
-                listener.on_model(self.classifier)
+                listener.on_model(classifier)
         self._notify_camera_state()
         for listener in self.listeners:
             listener.on_tick()
@@ -223,10 +291,27 @@ class Loop:
             listener.on_unreadable(error)
 
     def _check_silence(self, silence: float) -> None:
-        if self._pace.give_up_s is not None and silence > self._pace.give_up_s:
+        if self.pace.give_up_s is not None and silence > self.pace.give_up_s:
             state: CameraState | None = getattr(self._camera, "state", None)
             why = f": {state.reason}" if state is not None and state.reason else ""
             raise CameraLost(f"camera: no frame for {silence:.0f} s{why}")
+
+
+class _Turn:
+    """What one turn of the loop leaves to the next."""
+
+    def __init__(self, frames: int | None) -> None:
+        self.number = 0
+        """Number of the next prediction."""
+        self.ended = False
+        self.due = self.last = time.monotonic()
+        """When the next frame may be taken, and when something was last taken."""
+        self._frames = frames
+
+    def count(self) -> None:
+        """Count a prediction; the last of the requested frames ends the loop."""
+        self.number += 1
+        self.ended = self.number == self._frames
 
 
 class _Finite:
@@ -293,9 +378,9 @@ class _Live:
             except CameraError as error:
                 self._latest.put(error)
                 return
-            except Exception as error:  # a defect must end the loop, not leave it waiting for frames for ever
-                self._latest.put(CameraError(f"camera: {type(error).__name__}: {error}"))
-                raise
+            except Exception as error:  # `take` raises it: the loop counts it and decides whether to go on
+                self._latest.put(error)
+                time.sleep(_PAUSE_S)
             else:
                 if frame is None:
                     self._latest.put(Ended())

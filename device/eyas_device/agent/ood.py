@@ -16,7 +16,7 @@ _INTERVAL_S = 1.0
 class OodDetector(OodJudge, Listener):
     """Loop listener that measures one frame a second."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle | None = None) -> None:
         super().__init__(bundle)
         self._due = 0.0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
+from pathlib import Path
 from typing import TextIO
 
 import msgspec
@@ -22,14 +24,18 @@ _PERIOD_S = 1.0
 class StatusLine(Listener):
     """Prints a status line once a second, in place on a terminal, and a summary at the end."""
 
-    def __init__(self, stream: TextIO, stats: LoopStats, reporter: Reporter | None = None) -> None:
+    def __init__(self, stream: TextIO, reporter: Reporter | None = None) -> None:
         self._stream = stream
-        self._stats = stats
         self._reporter = reporter
         self._live = stream.isatty()
+        self.begin()
+        self._skipped, self._skipped_at = "", 0.0
+
+    def begin(self) -> None:
+        """Start to count."""
+        self._stats = LoopStats()
         self._shown_at = time.monotonic()
         self._shown_frames = 0
-        self._skipped, self._skipped_at = "", 0.0
 
     def on_prediction(self, predicted: FramePrediction) -> None:
         """Count the prediction; once a second, print the counts and this prediction."""
@@ -67,6 +73,10 @@ class StatusLine(Listener):
     def on_camera_state(self, state: CameraState) -> None:
         """Print the camera's new state."""
         self.say(str(state))
+
+    def on_error(self, error: Exception) -> None:
+        """Print the error and where it came from."""
+        self.say(f"the loop goes on after an error: {error_with_place(error)}")
 
     def on_model(self, classifier: Classifier) -> None:
         """Print the active model."""
@@ -130,6 +140,13 @@ class Scorer(Listener):
     def on_prediction(self, predicted: FramePrediction) -> None:
         """Count the prediction as correct or wrong."""
         self._accuracy.add(predicted.source, predicted.prediction.index)
+
+
+def error_with_place(error: BaseException) -> str:
+    """An error as one line, with the file and line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{' '.join(f'{type(error).__name__}: {error}'.split())}{place}"
 
 
 def _accuracy_summary(accuracy: Accuracy) -> str:

@@ -28,6 +28,7 @@ from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import check_address, check_name
+from eyas_device.support.supervised import OnError, SupervisedThread
 from eyas_device.telemetry.aggregate import WindowAggregator, project, uncertainty
 from eyas_device.telemetry.messages import Event, Health, Profile, Status, Why
 from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
@@ -39,6 +40,8 @@ from eyas_device.telemetry.spool.spool import Spool
 _TOP = 5
 _MAX_WAITING_EVENTS = 2
 _MAX_SOURCE = 200
+_TURN_S = 5.0
+"""Longest wait of the window thread, which then shows progress."""
 
 
 class ReporterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +67,7 @@ class Reporter(Closing, Listener):
     def __init__(
         self,
         settings: ReporterSettings,
-        classifier: Classifier,
+        classifier: Classifier | None = None,
         *,
         health: Callable[[], Health] = Health,
         spool: Spool | None = None,
@@ -73,12 +76,12 @@ class Reporter(Closing, Listener):
 
         Args:
             settings: What to report, and to which broker.
-            classifier: The active model.
+            classifier: The active model; without one, `on_model` names it later.
             health: Called for each status and window.
             spool: Keeps the messages and is closed with the reporter; without one they wait in memory.
 
         Raises:
-            LinkError: Impossible host, port, site, device or window, or unreadable credentials.
+            LinkError: Impossible host, port, site, device or window.
 
         """
         _check(settings)
@@ -92,29 +95,41 @@ class Reporter(Closing, Listener):
         self._dropped = 0
         self._policy = Policy(settings.privacy)
         self._reference: Reference | None = None
-        self.on_model(classifier)
+        self._labels: tuple[str, ...] = ()
         self._events: queue.Queue[tuple[Event, Frame]] = queue.Queue(_MAX_WAITING_EVENTS)
         self._status_changed = False
         device = settings.uplink.device
         self.spool = spool or Spool(None, device=device)
         self._commands = CommandExecutor(allowed=settings.commands, spool=self.spool)
-        try:
-            self._uplink = Uplink(
-                settings.uplink,
-                self.spool,
-                will=Status(device=device, state="lost", agent=__version__, model=self._model, artefact=self._artefact),
-                make_status=lambda: self._status("online"),
-                on_command=self._commands.take,
-            )
-        except LinkError:
-            self._commands.close()
-            self.spool.close()
-            raise
-        self._thread = threading.Thread(target=self._run, name="telemetry-window", daemon=True)
+        self._uplink = Uplink(
+            settings.uplink,
+            self.spool,
+            will=self._will(),
+            make_status=lambda: self._status("online"),
+            on_command=self._commands.take,
+        )
+        self._thread = SupervisedThread("window", self._run)
+        self._threads = (self._thread, self._uplink.thread, self._commands.thread)
+        if classifier is not None:
+            self.on_model(classifier)
+
+    def watch(self, on_error: OnError) -> None:
+        """Call `on_error` with the name of a thread and the error after which it starts again."""
+        for thread in self._threads:
+            thread.on_error = on_error
+
+    @property
+    def stalled(self) -> str:
+        """The thread that makes no progress, `window` or `uplink`; empty if both do."""
+        return next((thread.name for thread in (self._thread, self._uplink.thread) if thread.stalled()), "")
+
+    def register(self, handlers: Mapping[str, Handler]) -> None:
+        """Let `handlers` execute the allowed commands."""
+        self._commands.register(handlers)
 
     def start(self, handlers: Mapping[str, Handler] | None = None) -> None:
         """Connect and report, in threads, until `close`; `handlers` execute the allowed commands."""
-        self._commands.register(handlers or {})
+        self.register(handlers or {})
         self._uplink.start()
         self._thread.start()
 
@@ -166,6 +181,7 @@ class Reporter(Closing, Listener):
         self._labels = manifest.labels
         self._reference = classifier.bundle.reference()
         self._policy.use_model(manifest)
+        self._uplink.will = self._will()
 
     def request_event(self) -> None:
         """Report the next prediction as an event, with its image if the privacy rules allow that."""
@@ -186,15 +202,18 @@ class Reporter(Closing, Listener):
             return
         self._closed.set()
         self._wake.set()
-        started = self._thread.ident is not None
-        if started:
-            self._thread.join(10.0)
+        started = self._thread.started
+        self._thread.join(10.0)
         self._commands.close()
         if started:
             self._append_window()
             self.spool.append(self._status("offline"))
         self._uplink.close()
         self.spool.close()
+
+    def _will(self) -> Status:
+        device = self._settings.uplink.device
+        return Status(device=device, state="lost", agent=__version__, model=self._model, artefact=self._artefact)
 
     def _status(self, state: Literal["online", "offline"]) -> Status:
         health = self._health()
@@ -203,6 +222,10 @@ class Reporter(Closing, Listener):
             agent=__version__,
             model=self._model,
             artefact=self._artefact,
+            selection=health.selection,
+            refused_model=health.refused_model,
+            refused_reason=health.refused_reason,
+            restarts=health.restarts,
             camera=health.camera,
             reason=health.reason,
             paused=health.paused,
@@ -213,7 +236,8 @@ class Reporter(Closing, Listener):
         window_s = self._settings.window_s
         due = time.monotonic() + window_s
         while not self._closed.is_set():
-            self._wake.wait(max(0.0, due - time.monotonic()))
+            self._thread.progress()
+            self._wake.wait(min(_TURN_S, max(0.0, due - time.monotonic())))
             self._wake.clear()
             if self._status_changed and self._uplink.connected and not self._closed.is_set():
                 self._status_changed = False

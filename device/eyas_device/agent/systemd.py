@@ -14,16 +14,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from eyas_device.agent.loop import FramePrediction, Listener
+from eyas_device.agent.loop import Listener
 from eyas_device.camera.reconnecting import CameraState
-from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
 
 UNIT = Path(__file__).parents[1] / "eyas-device.service"
 """The hardened unit file for a camera."""
-START_S = 60.0
-"""Start-up time that each beat before the first prediction requests: a camera may come later."""
+LOAD_S = 300.0
+"""Start-up time that a load of a model requests."""
+ENGINE_S = 1800.0
+"""Start-up time for a runtime that builds an engine for this device first."""
 _RETRY_S = 1.0
 _MAX_ADDRESS = 107
 """Bytes in `sockaddr_un.sun_path`, less the closing zero."""
@@ -31,9 +32,11 @@ _MAX_STATUS = 200
 
 
 class Notifier(Closing, Listener):
-    """Loop listener that notifies systemd: ready after the first prediction, then watchdog beats.
+    """Loop listener that notifies systemd: ready when the loop starts, then watchdog beats.
 
-    The beats come from the loop itself: inference that hangs stops them, a lost camera does not.
+    Ready means that the agent is initialised; whether the camera delivers is in the status line and in the telemetry.
+    The beats come from the loop itself: inference that hangs stops them, a lost camera does not. They also stop while
+    `stalled` names another part of the agent.
     """
 
     def __init__(self, *, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,20 +46,24 @@ class Notifier(Closing, Listener):
         """Whether systemd knows that the service is ready."""
         self.lost = 0
         """Messages that could not be sent."""
+        self.stalled: Callable[[], str] = lambda: ""
+        """Names the part of the agent that makes no progress; empty if all do."""
         self._clock = clock
         self._next_beat = -math.inf
-        self._status = self._model = self._camera = ""
+        self._status = self._model = self._camera = self._problem = ""
         self._reloading = False
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._socket = None if self._address is None else _open()
 
-    def on_prediction(self, predicted: FramePrediction) -> None:
-        """Report readiness after the first prediction."""
+    def extend(self, seconds: float) -> None:
+        """Request `seconds` for what comes next; a no-op once the service is ready."""
         if not self.ready:
-            self._notify_ready()
+            self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
-    def on_unreadable(self, error: ImageError) -> None:
-        """No-op: unreadable frames do not count towards readiness."""
+    def problem(self, text: str) -> None:
+        """Show what is wrong with the model; empty if nothing is."""
+        self._problem = text
+        self._describe()
 
     def on_model(self, classifier: Classifier) -> None:
         """Show the active model; a new one ends a reload."""
@@ -70,21 +77,25 @@ class Notifier(Closing, Listener):
         self._describe()
 
     def on_tick(self) -> None:
-        """Send a watchdog beat if one is due."""
+        """Report readiness, and send a watchdog beat if one is due."""
         self.beat()
 
     def beat(self) -> None:
-        """Send a watchdog beat, at most every third of the watchdog's timeout; cheap."""
-        if self._socket is None or (now := self._clock()) < self._next_beat:
+        """Send readiness, then a watchdog beat at most every third of the watchdog's timeout; cheap."""
+        if (now := self._clock()) < self._next_beat:
             return
-        if self.ready and self.watchdog_s is None:
-            self._next_beat = math.inf
+        if self._socket is None or (self.ready and self.watchdog_s is None):
+            self.ready, self._next_beat = True, math.inf
             return
-        lines = [] if self.watchdog_s is None else ["WATCHDOG=1"]
-        if not self.ready:
-            lines.append(f"EXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}")
-        interval = (self.watchdog_s or START_S) / 3
-        self._next_beat = now + (interval if self._send(*lines) else min(interval, _RETRY_S))
+        stalled = self.stalled()
+        if stalled:
+            self.status(f"the {stalled} thread makes no progress; the watchdog will end the service")
+        lines = [] if self.ready else ["READY=1"]
+        lines += [] if self.watchdog_s is None or stalled else ["WATCHDOG=1"]
+        sent = self._send(*lines) if lines else True
+        self.ready = self.ready or sent
+        interval = (self.watchdog_s or math.inf) / 3
+        self._next_beat = now + (interval if sent else min(interval, _RETRY_S))
 
     def status(self, text: str) -> None:
         """Set the line that `systemctl status` shows; sent when it changes."""
@@ -93,7 +104,7 @@ class Notifier(Closing, Listener):
             self._status = line
 
     def reloading(self) -> None:
-        """Report that a reload started, which `reloaded` ends; a no-op before the first prediction."""
+        """Report that a reload started, which `reloaded` ends; a no-op before readiness."""
         if self.ready and not self._reloading:
             self._reloading = True
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -102,7 +113,7 @@ class Notifier(Closing, Listener):
         """Report that the reload ended, successful or not."""
         if self._reloading:
             self._reloading = False
-            self._notify_ready()
+            self._send("READY=1")
 
     def close(self) -> None:
         """Report that the service stops."""
@@ -112,12 +123,7 @@ class Notifier(Closing, Listener):
             self._socket = None
 
     def _describe(self) -> None:
-        self.status("; ".join(text for text in (self._model, self._camera) if text))
-
-    def _notify_ready(self) -> None:
-        """Send `READY=1`; if that fails, the next prediction tries again."""
-        self.ready = self._socket is None or self._send("READY=1")
-        self._next_beat = -math.inf
+        self.status("; ".join(text for text in (self._model, self._problem, self._camera) if text))
 
     def _send(self, *lines: str) -> bool:
         if self._socket is None or self._address is None:

@@ -31,5 +31,6 @@ def fastest(bench: Bench) -> SavedSelection:
         threads=settings.threads,
         latency_ms=best.latency_ms,
         measured=measured,
+        versions=bench.versions,
         time=bench.time,
     )

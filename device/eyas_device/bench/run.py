@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -38,23 +36,10 @@ from eyas_device.board import (
 )
 from eyas_device.bundle import Bundle
 from eyas_device.camera import Frame
-from eyas_device.runtimes.selection import manifest_sha256
+from eyas_device.runtimes.selection import library_versions, manifest_sha256
 from eyas_device.support.processes import run_command
 
 STARTS = 3
-_PACKAGES = (
-    "eyas",
-    "ai-edge-litert",
-    "tflite-runtime",
-    "tensorflow",
-    "openvino",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "numpy",
-    "opencv-python-headless",
-    "opencv-python",
-    "msgspec",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +135,7 @@ def bench(
         time=began,
         board=read_board(root),
         os=read_system(root),
-        versions=_versions(),
+        versions=library_versions(),
         pressure=_pressure(pressure_before, pressure_after, time.monotonic() - clock),
         before=before,
         after=after,
@@ -187,15 +172,6 @@ def _pressure(before: Pressure | None, after: Pressure | None, seconds: float) -
     if before is not None and after is not None:
         during = round(max(0, after.total_us - before.total_us) * 1e-6 / max(seconds, 1e-3), 4)
     return CpuPressure(before=before, after=after, during=during)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the installed packages that the measurements depend on."""
-    versions = {}
-    for package in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
 
 
 def _size(frame: Frame) -> str:

@@ -19,14 +19,14 @@ class GStreamerCamera(SubprocessCamera):
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> GStreamerCamera:
         """Open `gst:PIPELINE`, which delivers BGR or JPEG (`image/jpeg`, kept undecoded) to `appsink`.
 
-        Raises `CameraSpecError` if the pipeline has no appsink or this OpenCV has no GStreamer, and `CameraError` if
+        Raises `CameraSpecError` if the pipeline has no appsink, and `CameraError` if this OpenCV has no GStreamer or
         the pipeline does not start.
         """
         elements = [element.split() for element in rest.split("!")]
         if len(elements) < 2 or not elements[-1] or elements[-1][0] != "appsink" or "\0" in rest:
             raise CameraSpecError(f"camera gst:{rest}: a pipeline that ends in appsink is needed, e.g. {_EXAMPLE}")
         if not has_gstreamer():
-            raise CameraSpecError(
+            raise CameraError(
                 f"camera gst:{rest}: this OpenCV ({cv2.__version__}) has no GStreamer (no wheel from PyPI has). "
                 "Use the system's: sudo apt install python3-opencv, and a virtual environment created with "
                 "--system-site-packages and without opencv-python-headless"

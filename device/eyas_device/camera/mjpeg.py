@@ -64,8 +64,8 @@ class MjpegCamera(Closing):
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> MjpegCamera:
         """Open `mjpeg:http://[USER:PASSWORD@]HOST[:PORT]/PATH`, or https.
 
-        Raises `CameraSpecError` for a wrong address, a refused password or an address of single images, and
-        `CameraError` if no stream is served there now.
+        Raises `CameraSpecError` for a wrong address, and `CameraError` if no stream is served there now, also for a
+        refused password: cameras lock users out for a while.
         """
         return cls(rest, timeout_s=timeout_s)
 
@@ -189,7 +189,7 @@ def _follow(parts: SplitResult, deadline: float, shown: str) -> tuple[_DeadlineS
         if response.status in (401, 403):
             challenge = response.getheader("WWW-Authenticate", "").lower()
             method = "; it requires digest authentication, which is not supported" if "digest" in challenge else ""
-            raise CameraSpecError(
+            raise CameraError(
                 f"camera {shown}: refused ({response.status}){method}; "
                 "check http://USER:PASSWORD@HOST/..., with special characters written as %XX"
             )
@@ -280,7 +280,7 @@ def _boundary(header: Message, shown: str) -> str:
     kind = header.get_content_type()
     if not kind.startswith("multipart/"):
         if kind.startswith("image/"):
-            raise CameraSpecError(
+            raise CameraError(
                 f"camera {shown}: serves a single image ({kind}), not a stream; "
                 "use the address of the camera's MJPEG stream (multipart/x-mixed-replace)"
             )

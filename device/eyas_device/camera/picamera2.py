@@ -38,7 +38,7 @@ class Picamera2Camera(SubprocessCamera):
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> Picamera2Camera:
         """Open `picamera2:?size=1640x1232&fps=10`; a number before the question mark selects one of several cameras.
 
-        Raises `CameraSpecError` for a wrong specification or without Picamera2, and `CameraError` if
+        Raises `CameraSpecError` for a wrong specification, and `CameraError` without Picamera2 or if
         the camera does not start.
         """
         shown = f"picamera2:{rest}"
@@ -58,12 +58,12 @@ class Picamera2Reader:
     """Picamera2 in its video configuration; its format RGB888 is BGR in memory."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        """Start the camera. Raises `CameraSpecError` without Picamera2 and `CameraError` if it does not start."""
+        """Start the camera. Raises `CameraError` without Picamera2 or if it does not start."""
         requested = msgspec.convert(settings, Settings)
         try:
             library = importlib.import_module("picamera2")
         except ImportError as error:
-            raise CameraSpecError(f"Picamera2 cannot be imported ({error}); {_INSTALL}") from None
+            raise CameraError(f"Picamera2 cannot be imported ({error}); {_INSTALL}") from None
         cameras = library.Picamera2.global_camera_info()
         if requested.number >= len(cameras):
             raise CameraError(

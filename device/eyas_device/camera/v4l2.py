@@ -36,8 +36,8 @@ class V4L2Camera(SubprocessCamera):
         """Open `v4l2:0?size=1280x720&fps=30&format=mjpg`; the default format is mjpg if the device supports it.
 
         A driver may deliver the nearest size instead of the requested one; `Frame.source` then names it.
-        Raises `CameraSpecError` for a wrong specification or a path that is not a video device, and `CameraError` if
-        the device is missing, not permitted or in use.
+        Raises `CameraSpecError` for a wrong specification, and `CameraError` if the device is missing, not permitted,
+        in use, or not a camera: device numbers change when others are plugged in.
         """
         shown = f"v4l2:{rest}"
         device, _, query = rest.partition("?")
@@ -101,7 +101,7 @@ def find_problem(
     With `buffers`, also requests a buffer, which the driver refuses while another program uses the device.
     """
     if Path(path).exists() and not Path(path).is_char_device():  # before it is opened, which may not be allowed
-        return CameraSpecError(_errno_message(errno.ENOTTY, path))
+        return CameraError(_errno_message(errno.ENOTTY, path))
     try:
         device = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -113,7 +113,7 @@ def find_problem(
         mask = device_caps if capabilities & _HAS_DEVICE_CAPS else capabilities
         kinds = [kind for flag, kind in _CAPTURES.items() if mask & flag]
         if not kinds:
-            return CameraSpecError(
+            return CameraError(
                 f"{path} is a video device without capture (a codec or metadata); try the other /dev/video*"
             )
         if buffers:
@@ -127,8 +127,7 @@ def find_problem(
 
 
 def _camera_error(error: OSError, path: str) -> CameraError:
-    permanent = error.errno == errno.ENOTTY
-    return (CameraSpecError if permanent else CameraError)(_errno_message(error.errno or 0, path))
+    return CameraError(_errno_message(error.errno or 0, path))
 
 
 def _errno_message(number: int, path: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
-from eyas_device.errors import CameraSpecError
+from eyas_device.errors import CameraSpecError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,19 +58,28 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.agent.accuracy import Accuracy
     from eyas_device.agent.app import Agent
     from eyas_device.agent.output import JsonLines, Scorer
+    from eyas_device.camera import is_live
 
     config = _config(args)
     if args.accuracy and not config.camera.source.startswith("folder:"):
         raise CameraSpecError(f"camera {config.camera.source}: --accuracy needs folder:PATH with one folder per label")
     score: Accuracy | None = None
 
-    def listeners(classifier: Classifier) -> Sequence[Listener]:
+    def listeners(classifier: Classifier | None) -> Sequence[Listener]:
         nonlocal score
-        score = Accuracy(classifier.bundle.manifest.labels) if args.accuracy else None
+        score = Accuracy(classifier.bundle.manifest.labels) if args.accuracy and classifier else None
         return [*([Scorer(score)] if score else []), *([JsonLines()] if args.json else [])]
 
     stream = sys.stderr if args.json else sys.stdout
-    with Agent(config, stream, listeners=listeners, loop=args.loop) as agent:
+    service = args.config is not None and is_live(config.camera.source)
+    reread = (lambda: _config(args)) if service else None
+    try:
+        agent = Agent(config, stream, listeners=listeners, loop=args.loop, service=reread)
+    except CameraSpecError as error:
+        if service and args.camera is None:
+            raise ConfigError(f"{args.config}: [camera] source: {error}") from None
+        raise
+    with agent:
         try:
             agent.run(frames=args.frames)
         finally:

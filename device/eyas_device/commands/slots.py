@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from eyas_device.config import Config
+    from eyas_device.updates.slots import SlotState
 
 HELP = "show the two slots for bundles, or roll back to the other one"
-STATE_HELP = "the state folder (default: device.state of /etc/eyas/device.toml, else /var/lib/eyas)"
+STATE_HELP = "the state folder (default: device.state of the configuration, else /var/lib/eyas)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,28 +22,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print one line per slot. A roll-back that is not possible changes nothing and exits with 2."""
+    """Print one line per slot, and what the agent runs. A roll-back that is not possible changes nothing: exit code 2.
+
+    `*` marks the current slot. A slot that the agent or an installation refused shows why.
+    """
     import msgspec
 
+    from eyas_device.updates.records import read_agent
     from eyas_device.updates.slots import Slots
 
-    slots = Slots(state_folder(args.state))
+    slots = Slots(state_folder(args.state, device_config(None)))
     if args.roll_back:
         slots.roll_back()
     for state in slots.states():
-        if args.json:
-            print(msgspec.json.encode(state).decode())
-            continue
-        mark = "*" if state.current else " "
-        model = f"{state.name} {state.version}".strip() or "-"
-        print(f"{mark} {state.slot}  {model:24} {'good' if state.good else f'not good: {state.problem}'}")
+        print(msgspec.json.encode(state).decode() if args.json else _line(state))
+    agent = read_agent(slots.state)
+    if agent is not None and not args.json:
+        print(f"the agent runs {agent.model or 'no model'}" + (f" from {agent.bundle}" if agent.bundle else ""))
+        if agent.refused_reason:
+            print(f"  it refused {agent.refused_model or 'every model'}: {agent.refused_reason}")
     return 0
 
 
-def state_folder(state: Path | None) -> Path:
-    """`state` if it is given, else the folder in the device's configuration. Raises `ConfigError`."""
-    if state is not None:
-        return state
-    from eyas_device.config import CONFIG, DeviceSection, read_config
+def _line(state: SlotState) -> str:
+    mark = "*" if state.current else " "
+    model = f"{state.name} {state.version}".strip() or "-"
+    condition = "good" if state.good else f"not good: {state.problem}"
+    condition += ", running" if state.running else ""
+    if state.refused and not state.name:
+        condition += f"; refused {state.refused}"
+    return f"{mark} {state.slot}  {model:24} {condition}"
 
-    return Path((read_config(CONFIG).device if CONFIG.exists() else DeviceSection()).state)
+
+def device_config(path: Path | None) -> Config:
+    """The configuration at `path`, else the service's, else the defaults. Raises `ConfigError`."""
+    from eyas_device.config import CONFIG, Config, read_config
+
+    if path is not None:
+        return read_config(path)
+    return read_config(CONFIG) if CONFIG.exists() else Config()
+
+
+def state_folder(state: Path | None, config: Config) -> Path:
+    """`state` if it is given, else the folder in the device's configuration."""
+    return state if state is not None else Path(config.device.state)

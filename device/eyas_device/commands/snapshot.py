@@ -29,19 +29,21 @@ def main(args: argparse.Namespace) -> int:
     """Write the snapshots, one line each, and at the end whether the images are in distribution."""
     import time
 
-    from eyas_device.agent.app import limit_cpu, load_config, open_model
+    from eyas_device.agent.app import limit_cpu, load_config
     from eyas_device.agent.ood import OodDetector
     from eyas_device.agent.snapshot import take
     from eyas_device.camera import open_camera
     from eyas_device.errors import CameraError, ImageError
+    from eyas_device.updates.activate import open_model
 
     config = load_config(args.config, camera={"source": args.camera}, model={"bundle": args.bundle})
     limit_cpu(config.model)
     written = 0
     with (
-        open_model(config) as classifier,
+        open_model(config) as model,
         open_camera(config.camera.source, timeout_s=config.camera.timeout_s) as camera,
     ):
+        classifier = model.classifier
         detector = OodDetector(classifier.bundle)
         due = time.monotonic()
         while written < args.frames:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,9 @@ from eyas_device.bundle import Artefact, Bundle, RuntimeName
 from eyas_device.errors import BundleError, ImageError, RuntimeUnavailable
 from eyas_device.preprocess import Pixels
 from eyas_device.support.closing import Closing
+
+ENGINE_CACHE = "EYAS_ENGINE_CACHE"
+"""Environment variable: folder in which a runtime keeps what it builds for this device; child processes share it."""
 
 Logits = npt.NDArray[np.float32]
 """float32 [classes], before temperature and softmax."""
@@ -163,6 +167,12 @@ def load(name: str) -> type[ImageRuntime]:
     if missing := loaded.missing_feature():
         raise RuntimeUnavailable(f"runtime {name} cannot be used ({missing}); {_INSTALL[name]}")
     return loaded
+
+
+def use_engine_cache(state: Path) -> None:
+    """Keep built engines in the state folder, if it exists and nothing else is set; see `ENGINE_CACHE`."""
+    if state.is_dir():
+        os.environ.setdefault(ENGINE_CACHE, str(state / "engines"))
 
 
 def model_mismatch(path: Path, actual: object, needed: str) -> BundleError:

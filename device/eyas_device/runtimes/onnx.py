@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: the defau
 
 import onnxruntime
 
+from eyas_device.bundle import sha256
 from eyas_device.preprocess import Pixels
-from eyas_device.runtimes import ImageRuntime, Logits, load_error, model_mismatch
+from eyas_device.runtimes import ENGINE_CACHE, ImageRuntime, Logits, load_error, model_mismatch
 
+Provider = str | tuple[str, dict[str, str]]
+"""Name of an execution provider, perhaps with options."""
 _FATAL_ONLY = 4
+_MAX_ENGINES = 4
+"""Model files whose engines are kept."""
 
 
 class OnnxRuntime(ImageRuntime):
@@ -32,8 +38,13 @@ class OnnxRuntime(ImageRuntime):
         available = onnxruntime.get_available_providers()
         return "" if cls.providers[0] in available else f"this ONNX Runtime has no {cls.providers[0]}"
 
+    @classmethod
+    def configured_providers(cls, path: Path) -> list[Provider]:
+        """The providers with their options for the model at `path`."""
+        return list(cls.providers)
+
     def __init__(self, path: Path, *, size: int, classes: int, threads: int) -> None:
-        session = open_session(path, self.providers, threads=threads)
+        session = open_session(path, self.configured_providers(path), threads=threads)
         _check(path, session, size, classes)
         self._shape = (size, size, 3)
         self._feed = {"pixels": np.zeros((1, *self._shape), dtype=np.uint8)}
@@ -49,7 +60,7 @@ class OnnxRuntime(ImageRuntime):
 
 
 def open_session(
-    path: Path, providers: Sequence[str], *, threads: int, profile: str = "", optimise: bool = True
+    path: Path, providers: Sequence[Provider], *, threads: int, profile: str = "", optimise: bool = True
 ) -> Any:
     """An ONNX Runtime session as devices run it; with `profile` it records where its time goes into such files.
 
@@ -69,7 +80,9 @@ def open_session(
             raise load_error(path, error) from None
 
 
-def _session(path: Path, providers: Sequence[str], threads: int, profile: str, optimise: bool, *, exact: bool) -> Any:
+def _session(
+    path: Path, providers: Sequence[Provider], threads: int, profile: str, optimise: bool, *, exact: bool
+) -> Any:
     options = onnxruntime.SessionOptions()
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -94,10 +107,38 @@ class OnnxCuda(OnnxRuntime):
 
 
 class OnnxTensorRT(OnnxRuntime):
-    """ONNX Runtime with TensorRT, on Jetson. Building the engine at start takes minutes."""
+    """ONNX Runtime with TensorRT, on Jetson. Building the engine takes minutes, once for each model file."""
 
     name = "onnx-tensorrt"
     providers = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
+
+    @classmethod
+    def configured_providers(cls, path: Path) -> list[Provider]:
+        folder = _engine_folder(path)
+        if folder is None:
+            return list(cls.providers)
+        options = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+        return [(cls.providers[0], options), *cls.providers[1:]]
+
+
+def _engine_folder(path: Path) -> Path | None:
+    """The folder for the engines of one model file, created if it is missing; None without a cache.
+
+    ONNX Runtime names an engine by the structure of the graph, not by its weights: a folder of its own for each content
+    keeps it from running an older model's weights. The oldest folders are removed.
+    """
+    cache = os.environ.get(ENGINE_CACHE)
+    if not cache:
+        return None
+    folder = Path(cache) / sha256(path)[:32]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(folder)
+        for old in sorted(Path(cache).iterdir(), key=lambda found: -found.stat().st_mtime)[_MAX_ENGINES:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        return None  # a disk that takes nothing: the engine is built at each start
+    return folder
 
 
 def _check(path: Path, session: Any, size: int, classes: int) -> None:

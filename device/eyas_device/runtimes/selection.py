@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,19 @@ from eyas_device.support.files import atomic_write
 
 SELECTION_FILE = "selection.json"
 _MAX_BYTES = 1 << 20
+_PACKAGES = (
+    "eyas",
+    "ai-edge-litert",
+    "tflite-runtime",
+    "tensorflow",
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "numpy",
+    "opencv-python-headless",
+    "opencv-python",
+    "msgspec",
+)
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -44,6 +59,9 @@ class SavedSelection(msgspec.Struct, frozen=True, kw_only=True):
     """Inference threads during the measurement."""
     latency_ms: Positive
     measured: tuple[Measured, ...] = ()
+    versions: dict[str, str] = {}
+    """Versions of the libraries during the measurement (see `library_versions`): with others, all has to be measured
+    again."""
     time: float = 0.0
     """When it was measured, seconds since 1970."""
 
@@ -65,8 +83,8 @@ def write_selection(state: Path, selection: SavedSelection) -> Path:
 def read_selection(state: Path, bundle: Bundle) -> SavedSelection | None:
     """Read the selection for `bundle`; None if there is none that can be used.
 
-    That is if it is for another manifest, if the artefact is missing or the runtime no longer works here, or if the
-    file is damaged: the bundle's own preference applies then.
+    That is if it is for another manifest, if it was measured with other versions of the libraries, if the artefact is
+    missing or the runtime no longer works here, or if the file is damaged: the bundle's own preference applies then.
     """
     path = state / SELECTION_FILE
     try:
@@ -82,6 +100,8 @@ def read_selection(state: Path, bundle: Bundle) -> SavedSelection | None:
         return None
     if selection.manifest_sha256 != recorded or selection.runtime not in RUNTIMES:
         return None
+    if selection.versions != library_versions():
+        return None
     runtime = artefact_runtime(selection.runtime)
     if not any(a.name == selection.artefact and a.runtime == runtime for a in bundle.manifest.artefacts):
         return None
@@ -95,3 +115,12 @@ def read_selection(state: Path, bundle: Bundle) -> SavedSelection | None:
 def manifest_sha256(bundle: Bundle) -> str:
     """Identity of a bundle: hex sha256 of its manifest, which records those of all its files."""
     return sha256(bundle.root / MANIFEST)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the installed packages that predictions and their latency depend on."""
+    versions = {}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

@@ -52,9 +52,17 @@ class Status(Header, frozen=True, kw_only=True):
     agent: str = ""
     """Version of the agent."""
     model: str = ""
-    """`name version` of the active bundle."""
+    """`name version` of the active bundle; empty while it is loaded, and if none is good."""
     artefact: str = ""
     """Active artefact of the bundle."""
+    selection: str = ""
+    """Why this artefact runs: as configured, the saved selection, the bundle's preference, or another runtime."""
+    refused_model: str = ""
+    """`name version` of the bundle that should run and was refused on the device."""
+    refused_reason: str = ""
+    """Why it was refused, or why no model runs, for people."""
+    restarts: dict[str, int] = {}
+    """Part of the agent (`loop`, `window`, `uplink`, `commands`) -> errors after which it started again."""
     camera: str = ""
     """State of the camera: `delivering`, `opening`, `lost`, `frozen`, `black` or `resized`."""
     reason: str = ""
@@ -225,6 +233,10 @@ class Result(Header, frozen=True, kw_only=True):
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Health snapshot of loop, camera and board for status and window."""
 
+    selection: str = ""
+    refused_model: str = ""
+    refused_reason: str = ""
+    restarts: dict[str, int] = {}
     camera: str = ""
     reason: str = ""
     losses: int = 0

@@ -18,6 +18,7 @@ from paho.mqtt.client import Client, MQTTErrorCode
 
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
+from eyas_device.support.supervised import SupervisedThread
 from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, decode, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
@@ -79,7 +80,8 @@ class Uplink(Closing):
         make_status: Callable[[], Header],
         on_command: Callable[[bytes], None],
     ) -> None:
-        """Check the credentials; `start` connects.
+        """Prepare; `start` connects. Credentials are read at each connection: files that cannot be used now are
+        reported in `status` and tried again.
 
         Args:
             settings: Broker, identity and credentials.
@@ -87,9 +89,6 @@ class Uplink(Closing):
             will: Status that the broker publishes if the connection breaks.
             make_status: Returns the status for each new connection.
             on_command: Called with each command's payload in the uplink's thread; must not block.
-
-        Raises:
-            LinkError: Credentials cannot be read.
 
         """
         self.status = LinkStatus()
@@ -102,10 +101,10 @@ class Uplink(Closing):
         """Whether the broker granted the subscriptions to acknowledgements and commands."""
         self.resent = 0
         """Messages that were sent again."""
-        self._settings, self._spool, self._will = settings, spool, will
+        self.will = will
+        """The last will of the next connection."""
+        self._settings, self._spool = settings, spool
         self._make_status, self._on_command = make_status, on_command
-        settings.security.context()
-        settings.security.password()
         session = Session(
             client_id=f"eyas-{settings.site}-{settings.device}",
             expiry_s=_SESSION_S,
@@ -127,11 +126,11 @@ class Uplink(Closing):
         self._failures = 0
         self._maintained = 0.0
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="telemetry-uplink", daemon=True)
+        self.thread = SupervisedThread("uplink", self._run)
 
     def start(self) -> None:
         """Connect and send in a thread until `close`."""
-        self._thread.start()
+        self.thread.start()
 
     @property
     def connected(self) -> bool:
@@ -141,8 +140,7 @@ class Uplink(Closing):
     def close(self) -> None:
         """Send what can be sent within two seconds, if there is a connection, and disconnect."""
         self._closing.set()
-        if self._thread.ident is not None:
-            self._thread.join(_CLOSE_S + 3.0)
+        self.thread.join(_CLOSE_S + 3.0)
 
     # The connection
 
@@ -161,6 +159,7 @@ class Uplink(Closing):
 
     def _serve_connection(self) -> None:
         """Connect, then send and receive until the connection ends."""
+        self.thread.progress()
         self._reset()
         try:
             client = self._connect()
@@ -203,7 +202,7 @@ class Uplink(Closing):
         settings = self._settings
         client = self._connector.make_client()
         client.max_inflight_messages_set(IN_FLIGHT)
-        client.will_set(topic(settings.site, settings.device, "status"), encode(self._will), qos=1, retain=True)
+        client.will_set(topic(settings.site, settings.device, "status"), encode(self.will), qos=1, retain=True)
         settings.security.apply(client)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_subscribe = self._on_publish, self._on_subscribe
@@ -378,6 +377,7 @@ class Uplink(Closing):
         return self._seen == self._spool.appended and all(m.mid is None for m in self._in_flight.values())
 
     def _maintain(self) -> None:
+        self.thread.progress()
         now = time.monotonic()
         if now - self._maintained >= 1.0:
             self._maintained = now

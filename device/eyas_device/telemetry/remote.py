@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import queue
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
@@ -22,6 +21,7 @@ from eyas_device.config import COMMANDS
 from eyas_device.errors import EyasError
 from eyas_device.support.clock import is_plausible
 from eyas_device.support.closing import Closing
+from eyas_device.support.supervised import SupervisedThread
 from eyas_device.telemetry.messages import Command, Result, decode, encode
 from eyas_device.telemetry.spool.spool import Spool
 
@@ -53,8 +53,8 @@ class CommandExecutor(Closing):
         self._queue: queue.Queue[Command | None] = queue.Queue(_MAX_WAITING)
         self._accepted: set[str] = set()
         """Ids that wait or run."""
-        self._thread = threading.Thread(target=self._work, name="telemetry-commands", daemon=True)
-        self._thread.start()
+        self.thread = SupervisedThread("commands", self._work)
+        self.thread.start()
 
     def register(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers: command -> function."""
@@ -92,7 +92,7 @@ class CommandExecutor(Closing):
             self._queue.put_nowait(None)
         except queue.Full:
             return  # the thread ends with the process
-        self._thread.join(1.0)
+        self.thread.join(1.0)
 
     def _check(self, command: Command) -> None:
         """Raises `CommandRefused` for a command that must not be executed."""

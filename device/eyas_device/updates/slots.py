@@ -4,9 +4,11 @@
     STATE/slots/a.good, ...     marker: sha256 of that slot's manifest, written last; without it a slot counts as empty
     STATE/slots/current         symbolic link to `a` or `b`, replaced atomically
     STATE/slots/.lock           held during an installation
+    (and what `eyas_device.updates.records` remembers)
 
-A crash or power cut at any instruction leaves the current slot unchanged. `Slots.current` is None only until the first
-installation succeeds (or if both slots are damaged).
+A slot that an agent runs is never written to, whatever the link says. A crash or power cut at any instruction leaves
+the current slot unchanged. `Slots.current` is None only until the first installation succeeds (or if both slots are
+damaged).
 
 >>> slots = Slots(Path("/var/lib/eyas"))
 >>> slots.install(Path("/tmp/bundle"))
@@ -19,7 +21,7 @@ import errno
 import fcntl
 import os
 import shutil
-import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -27,20 +29,24 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from eyas_device.bundle import MANIFEST, Bundle, Manifest, read_manifest, sha256
-from eyas_device.errors import BundleError, CheckFailed, EyasError
+from eyas_device.config import ModelSection
+from eyas_device.errors import BundleError, EyasError
 from eyas_device.support.files import sync_folder, write_new
-from eyas_device.updates.golden import check_bundle
+from eyas_device.updates.copying import list_files, read_chunks
+from eyas_device.updates.judge import prove
+from eyas_device.updates.records import (
+    MAX_ATTEMPTS,
+    Attempts,
+    Lock,
+    Refusal,
+    read_agent,
+    read_record,
+    short_reason,
+    write_record,
+)
 
 NAMES = ("a", "b")
-EXTRAS = ("CARD.md", "README.md", "NOTICE")
-"""Files that a bundle may contain besides those in its manifest."""
-MAX_BYTES = 2 << 30
-"""Maximum size of a bundle."""
-MAX_FILES = 64
-MAX_TEXT_BYTES = 4 << 20
-"""Maximum size of the manifest, the card, the README and the notice, each."""
 _MARGIN_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 20
 
 
 class SlotError(EyasError, OSError):
@@ -55,30 +61,26 @@ class SlotState(msgspec.Struct, frozen=True):
     path: str
     current: bool
     good: bool
-    """Whether it passed the golden check at installation and has not changed since."""
+    """Whether it passed the golden check at installation, has not changed since, and the agent did not refuse it."""
     name: str = ""
     """Name of the bundle in it."""
     version: str = ""
     manifest_sha256: str = ""
     problem: str = ""
     """Why it is not good."""
-
-
-def golden_check(root: Path) -> None:
-    """Raise `CheckFailed` unless every artefact that can run here passes the golden check.
-
-    Raises `BundleError` without golden images, and `RuntimeUnavailable` without a runtime.
-    """
-    failed = [result for result in check_bundle(Bundle.open(root)) if result.status == "failed"]
-    if failed:
-        reasons = "; ".join(f"{result.artefact}: {result.note}" for result in failed)
-        raise CheckFailed(f"{root}: the golden check failed here: {reasons}")
+    running: bool = False
+    """Whether the agent runs it now."""
+    refused: str = ""
+    """Why the agent, or an installation, refused this bundle or the last one that should have gone here."""
+    attempts: int = 0
+    """Attempts to run it that have not ended well (yet)."""
 
 
 class Slots:
     """The two slots below a device's state folder."""
 
     def __init__(self, state: Path) -> None:
+        self.state = state
         self.folder = state / "slots"
 
     def current(self) -> Path | None:
@@ -91,23 +93,84 @@ class Slots:
         return None if name is None else self.folder / name
 
     def inactive(self) -> Path:
-        """The folder that the next installation writes to; never the current one."""
-        return self.folder / _other(self._current())
+        """The folder that the next installation writes to: never the one that runs or would run.
+
+        Raises `SlotError` if agents run both.
+        """
+        return self.folder / _other(self._kept())
+
+    def candidates(self, key: str = "") -> list[str]:
+        """The good slots in the order in which an agent tries them.
+
+        The current one comes first, unless `MAX_ATTEMPTS` attempts to run it did not end well; if that is so of both,
+        the one with fewer attempts: a device keeps trying. `key` as for `attempts`.
+        """
+        current = self._current()
+        names = [name for name in NAMES if not self.problem(name)]
+        return sorted(names, key=lambda name: (_beyond(self.attempts(name, key)), name != current))
 
     def states(self) -> list[SlotState]:
         """State of both slots."""
-        current = self._current()
-        return [self._state(name, current) for name in NAMES]
+        current, agent = self._current(), read_agent(self.state)
+        running = agent.slot if agent is not None else ""
+        return [self._state(name, current, running) for name in NAMES]
 
-    def install(self, source: Path, *, check: Callable[[Path], None] = golden_check) -> Path:
+    def hold(self, name: str) -> Lock | None:
+        """Keep installations out of a slot that is run; None where it is being written.
+
+        Raises `OSError` if the folder takes no lock file.
+        """
+        return Lock.acquire(self._lock_of(name), shared=True)
+
+    def attempts(self, name: str, key: str = "") -> int:
+        """Attempts to run a slot that did not end well; with `key`, only those under that key."""
+        record = read_record(self.folder / f"{name}.attempts", Attempts)
+        return record.count if record is not None and key in ("", record.key) else 0
+
+    def count_attempt(self, name: str, key: str) -> None:
+        """Count an attempt to run a slot, durably and before its model is loaded. A disk that fails is ignored."""
+        attempts = Attempts(key=key, count=self.attempts(name, key) + 1)
+        write_record(self.folder / f"{name}.attempts", attempts)
+
+    def end_attempt(self, name: str, *, healthy: bool) -> None:
+        """Forget all attempts of a `healthy` slot; else only the last, of an agent that was stopped on purpose."""
+        path = self.folder / f"{name}.attempts"
+        record = read_record(path, Attempts)
+        if record is None:
+            return
+        if healthy or record.count <= 1:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        else:
+            write_record(path, Attempts(key=record.key, count=record.count - 1))
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Remember why the bundle in a slot is refused. A disk that fails is ignored."""
+        write_record(self.folder / f"{name}.refused", _refusal(self.folder / name, reason))
+
+    def accept(self, name: str) -> None:
+        """Forget why a slot was refused."""
+        with suppress(OSError):
+            (self.folder / f"{name}.refused").unlink(missing_ok=True)
+
+    def refusal(self, name: str) -> str:
+        """Why the bundle that is in a slot now is refused; empty if it is not."""
+        record = read_record(self.folder / f"{name}.refused", Refusal)
+        with suppress(OSError):
+            if record is not None and record.manifest_sha256 == sha256(self.folder / name / MANIFEST):
+                return record.reason
+        return ""
+
+    def install(self, source: Path, *, check: Callable[[Path], object] | None = None) -> Path:
         """Copy a bundle into the inactive slot, check it there, and make it current.
 
-        A bundle that is already current is only checked again. A loaded model keeps its open files: files are
-        replaced, never overwritten.
+        A bundle that is already current is only checked again. The slot that an agent runs becomes the current one
+        before the other is written to. The reason of a failed check is kept: see `refusal` and `states`.
 
         Args:
             source: The bundle to install.
-            check: Called with the copy, whose hashes are right; raises if its predictions are wrong.
+            check: Called with the copy, whose hashes are right; raises if its predictions are wrong. By default, the
+                judgement of `eyas_device.updates.judge` with default settings.
 
         Returns:
             The slot's folder.
@@ -117,47 +180,80 @@ class Slots:
             SlotError: The disk is full or cannot be written, or another installation is running.
 
         """
-        files = _list_files(source)
+        check = check or (lambda root: prove(root, ModelSection(), self.state))
+        files = list_files(source)
         Bundle.open(source)  # before the other slot, which one may want to switch back to, is cleared
         with self._writing():
             current = self._current()
             if current is not None and sha256(self.folder / current / MANIFEST) == sha256(source / MANIFEST):
-                check(self.folder / current)
+                self._check(current, check)
+                self.end_attempt(current, healthy=True)
                 self._switch(current)
                 return self.folder / current
-            name = _other(current)
-            slot = self.folder / name
-            self._check_free_space(sum(files.values()), slot)
-            self._clear(name)
-            try:
-                _copy_all(source, slot, files)
-                Bundle.open(slot)
-                check(slot)
-                self._mark(name)
-            except BaseException:
-                with suppress(OSError):
-                    self._clear(name)
-                raise
-            self._switch(name)
-            return slot
+            kept = self._kept()
+            name = _other(kept)
+            with self._exclusive(name):
+                if kept is not None and not self.problem(kept):
+                    self._switch(kept)  # the link never names a slot that is being written
+                self._write_slot(name, source, files, check)
+            return self.folder / name
+
+    def _write_slot(self, name: str, source: Path, files: dict[str, int], check: Callable[[Path], object]) -> None:
+        slot = self.folder / name
+        self._check_free_space(sum(files.values()), slot)
+        self._clear(name)
+        try:
+            _copy_all(source, slot, files)
+            Bundle.open(slot)
+            self._check(name, check)
+            self._mark(name)
+        except BaseException:
+            with suppress(OSError):
+                self._clear(name)
+            raise
+        self._switch(name)
+
+    def _check(self, name: str, check: Callable[[Path], object]) -> None:
+        """Check a slot's bundle; the reason of a refusal stays, also if the check ends this process."""
+        self.refuse(name, "its check did not end: a crash, a kill or a power cut")
+        try:
+            check(self.folder / name)
+        except Exception as error:
+            self.refuse(name, short_reason(error))
+            raise
+        self.accept(name)
 
     def roll_back(self) -> Path:
-        """Switch to the other slot and return its folder. Raises `SlotError` if it is not good."""
+        """Switch to the other slot and return its folder. Raises `SlotError` if it is not good, or was refused."""
         with self._writing():
             current = self._current()
             name = _other(current)
-            problem = self._problem(name)
+            problem = self.problem(name) or self.refusal(name)
             if current is None or problem:
                 raise SlotError(f"{self.folder / name}: there is no good slot to switch back to ({problem})")
             self._switch(name)
             return self.folder / name
 
-    def _current(self) -> str | None:
-        linked = self._linked()
-        order = NAMES if linked is None else (linked, _other(linked))
-        return next((name for name in order if not self._problem(name)), None)
+    def _kept(self) -> str | None:
+        """The slot that an installation must not write to; None if nothing is worth keeping.
 
-    def _linked(self) -> str | None:
+        It is the one that an agent runs, or else the one that an agent would run: the current slot, but rather the
+        other one if the current was refused.
+        """
+        running = [name for name in NAMES if Lock.is_held(self._lock_of(name))]
+        if len(running) == len(NAMES):
+            raise SlotError(f"{self.folder}: agents run both slots; stop one of them, or wait until a reload has ended")
+        if running:
+            return running[0]
+        names = self.candidates()
+        return min(names, key=lambda name: (bool(self.refusal(name)), names.index(name)), default=None)
+
+    def _current(self) -> str | None:
+        linked = self.linked()
+        order = NAMES if linked is None else (linked, _other(linked))
+        return next((name for name in order if not self.problem(name)), None)
+
+    def linked(self) -> str | None:
         """The slot that the link names; None if it is missing or damaged."""
         try:
             target = str((self.folder / "current").readlink())
@@ -169,7 +265,7 @@ class Slots:
             raise SlotError(f"{self.folder}: {error.strerror}; the state folder must be readable") from None
         return target if target in NAMES else None
 
-    def _problem(self, name: str) -> str:
+    def problem(self, name: str) -> str:
         """Why a slot is not good; empty if it is good."""
         slot = self.folder / name
         try:
@@ -186,9 +282,11 @@ class Slots:
             return f"{slot}: {error.strerror}"
         return ""
 
-    def _state(self, name: str, current: str | None) -> SlotState:
+    def _state(self, name: str, current: str | None, running: str) -> SlotState:
         slot = self.folder / name
-        problem = self._problem(name)
+        problem = self.problem(name)
+        refused = read_record(self.folder / f"{name}.refused", Refusal)
+        why = self._refusal_text(name, refused)
         manifest: Manifest | None = None
         with suppress(BundleError):
             manifest = read_manifest(slot)
@@ -196,12 +294,33 @@ class Slots:
             slot=name,
             path=str(slot),
             current=name == current,
-            good=not problem,
+            good=not problem and not self.refusal(name),
             name=manifest.name if manifest else "",
             version=manifest.version if manifest else "",
             manifest_sha256="" if problem else sha256(slot / MANIFEST),
-            problem=problem,
+            problem=problem or (f"refused: {why}" if self.refusal(name) else ""),
+            running=name == running,
+            refused=why,
+            attempts=self.attempts(name),
         )
+
+    def _refusal_text(self, name: str, record: Refusal | None) -> str:
+        if record is None:
+            return ""
+        other = not self.refusal(name) and (record.name or record.version)
+        return f"{record.name} {record.version}: {record.reason}" if other else record.reason
+
+    def _lock_of(self, name: str) -> Path:
+        return self.folder / f".{name}.lock"
+
+    @contextmanager
+    def _exclusive(self, name: str) -> Iterator[None]:
+        """Keep agents out of a slot while it is written."""
+        lock = Lock.acquire(self._lock_of(name))
+        if lock is None:
+            raise SlotError(f"{self.folder / name}: an agent runs it; wait until its reload has ended")
+        with lock:
+            yield
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -246,6 +365,7 @@ class Slots:
         slot = self.folder / name
         _step(f"unmark {name}")
         _remove(_marker(slot))
+        _remove(self.folder / f"{name}.attempts")
         _sync(self.folder)
         _step(f"clear {name}")
         _remove(slot)
@@ -263,7 +383,7 @@ class Slots:
     def _switch(self, name: str) -> None:
         """Point the link to the slot `name`."""
         link, temporary = self.folder / "current", self.folder / ".current"
-        if self._linked() == name:
+        if self.linked() == name:
             return
         _remove(temporary)
         _step(f"link {name}")
@@ -280,57 +400,23 @@ def _other(name: str | None) -> str:
     return "b" if name == "a" else "a"
 
 
+def _beyond(attempts: int) -> int:
+    """How many attempts a slot has beyond those that count for nothing."""
+    return max(0, attempts - MAX_ATTEMPTS + 1)
+
+
+def _refusal(slot: Path, reason: str) -> Refusal:
+    """A refusal of the bundle in `slot`."""
+    name = version = digest = ""
+    with suppress(BundleError, OSError):
+        digest = sha256(slot / MANIFEST)
+        manifest = read_manifest(slot)
+        name, version = manifest.name, manifest.version
+    return Refusal(name=name, version=version, manifest_sha256=digest, reason=reason, time=time.time())
+
+
 def _marker(slot: Path) -> Path:
     return slot.with_name(f"{slot.name}.good")
-
-
-def _list_files(source: Path) -> dict[str, int]:
-    """The files to copy (path below `source` -> size in bytes), checked before anything is read in full.
-
-    Raises `BundleError` for links, pipes, unusual paths and absurd sizes.
-    """
-    _check_file(source, MANIFEST, MAX_TEXT_BYTES)
-    try:
-        manifest = read_manifest(source)
-    except RecursionError:
-        raise BundleError(f"{source / MANIFEST}: nested too deeply; not a manifest") from None
-    files = {MANIFEST: MAX_TEXT_BYTES}
-    for file in manifest.files():
-        pure = PurePosixPath(file.path)
-        duplicate = file.path in (MANIFEST, *EXTRAS) or files.get(file.path, file.size_bytes) != file.size_bytes
-        if duplicate or str(pure) != file.path or "\\" in file.path or len(pure.parts) > 4 or len(file.path) > 200:
-            raise BundleError(f"{source}: file {file.path!r}: unusual path or recorded twice; pack the bundle again")
-        files[file.path] = file.size_bytes
-    total = sum(files.values())
-    if len(files) > MAX_FILES or min(files.values()) < 0 or total > MAX_BYTES:
-        raise BundleError(
-            f"{source}: {len(files)} files of {total} bytes are recorded; {MAX_FILES} files and "
-            f"{MAX_BYTES} bytes are allowed"
-        )
-    for path, size in files.items():
-        _check_file(source, path, size)
-    for extra in EXTRAS:
-        if os.path.lexists(source / extra):
-            _check_file(source, extra, MAX_TEXT_BYTES)
-            files[extra] = MAX_TEXT_BYTES
-    return {path: (source / path).lstat().st_size for path in files}
-
-
-def _check_file(source: Path, path: str, max_bytes: int) -> None:
-    """Raise `BundleError` unless `path` is a regular file of at most `max_bytes`, with no link on the way to it."""
-    current = source
-    parts = PurePosixPath(path).parts
-    for number, part in enumerate(parts):
-        current = current / part
-        try:
-            status = current.lstat()
-        except OSError as error:
-            raise BundleError(f"{current}: {error.strerror}; copy the bundle again") from None
-        expected = stat.S_ISREG if number == len(parts) - 1 else stat.S_ISDIR
-        if not expected(status.st_mode):
-            raise BundleError(f"{current}: not a regular file or folder; links and devices are not allowed")
-    if status.st_size > max_bytes:
-        raise BundleError(f"{current}: {status.st_size} bytes, {max_bytes} allowed; copy the bundle again")
 
 
 def _copy_all(source: Path, slot: Path, files: dict[str, int]) -> None:
@@ -345,27 +431,11 @@ def _copy_all(source: Path, slot: Path, files: dict[str, int]) -> None:
                 folder.mkdir(mode=0o755)
                 folders.append(folder)
         _step(f"copy {path}")
-        _write(target, _read_chunks(source / path, size))
+        _write(target, read_chunks(source / path, size))
     for folder in reversed(folders):
         folder.chmod(0o755)  # whatever the umask: the service may be another user
         _sync(folder)
     _sync(slot.parent)
-
-
-def _read_chunks(path: Path, max_bytes: int) -> Iterator[bytes]:
-    """Read a file. Raises `BundleError` if it grew or was replaced by a link since it was checked."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}; copy the bundle again") from None
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BundleError(f"{path}: no longer a regular file; copy the bundle again")
-        while chunk := stream.read(_CHUNK_BYTES):
-            max_bytes -= len(chunk)
-            if max_bytes < 0:
-                raise BundleError(f"{path}: grew while it was copied; copy the bundle again")
-            yield chunk
 
 
 def _write(path: Path, chunks: Iterable[bytes]) -> None:

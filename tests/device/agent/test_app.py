@@ -19,7 +19,8 @@ import pytest
 
 from eyas_device.bundle import GOLDEN, MANIFEST, sha256
 from eyas_device.config import STATE
-from eyas_device.runtimes.selection import SavedSelection, write_selection
+from eyas_device.errors import EXIT_CONFIG
+from eyas_device.runtimes.selection import SavedSelection, library_versions, write_selection
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.updates.slots import Slots
 from tests.support.brokers import free_port
@@ -152,8 +153,22 @@ def test_a_spoilt_current_slot_gives_way_to_the_other(
     service.wait_for("tiny-shapes 1.2.3")
 
 
-def test_no_good_slot_yet(serve: Callable[..., Service], config: Path) -> None:
+def test_a_service_without_a_model_waits_for_one(
+    serve: Callable[..., Service], config: Path, state: Path, pristine_bundle: Path
+) -> None:
     service = serve("--config", config)
+    service.wait_for("no model runs: ")
+    service.wait_for("no good slot yet; fill one with `eyas-device install BUNDLE`")
+    service.wait_for("camera delivering")
+    Slots(state).install(pristine_bundle, check=lambda root: None)
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for("tiny-shapes 1.2.3: litert-int8")
+    service.wait_for("frames ")
+    assert service.end() == 0
+
+
+def test_no_good_slot_for_a_try(serve: Callable[..., Service], config: Path) -> None:
+    service = serve("--config", config, "--camera", "fake:")
     assert service.process.wait(30) == 2
     service.wait_for("no good slot yet; fill one with `eyas-device install BUNDLE`")
 
@@ -169,6 +184,7 @@ def test_the_remembered_choice_is_used_and_can_be_overruled(
         artefact="onnx-fp32",
         threads=1,
         latency_ms=0.1,
+        versions=library_versions(),
     )
     write_selection(state, choice)
     service = serve("--config", config, "--bundle", pristine_bundle, "--frames", "3")
@@ -181,7 +197,7 @@ def test_the_remembered_choice_is_used_and_can_be_overruled(
 
 def test_too_slow_a_model_does_not_go_live(serve: Callable[..., Service], config: Path, pristine_bundle: Path) -> None:
     config.write_text(config.read_text() + "[model]\nmax_latency_ms = 0.000001\n")
-    service = serve("--config", config, "--bundle", pristine_bundle)
+    service = serve("--config", config, "--bundle", pristine_bundle, "--camera", "fake:")
     assert service.process.wait(30) == 1
     service.wait_for("ms are allowed (model.max_latency_ms)")
 
@@ -224,7 +240,7 @@ def test_the_process_keeps_to_its_cores(affinity: str | None, pristine_bundle: P
 
 def test_cores_that_are_not_there(serve: Callable[..., Service], pristine_bundle: Path) -> None:
     service = serve("--bundle", pristine_bundle, "--camera", "fake:", "--affinity", "900")
-    assert service.process.wait(30) == 2
+    assert service.process.wait(30) == EXIT_CONFIG
     service.wait_for("model.affinity [900]")
 
 

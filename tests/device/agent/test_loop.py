@@ -17,12 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eyas_device.agent import loop as loop_module
 from eyas_device.agent.latest import Ended, LatestFrame
-from eyas_device.agent.loop import FramePrediction, Listener, Loop, Pace
+from eyas_device.agent.loop import MAX_ERRORS, FramePrediction, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
-from eyas_device.camera import Frame
+from eyas_device.camera import Frame, open_camera
 from eyas_device.errors import CameraError, CameraLost, ImageError
-from eyas_device.predict import Classifier
+from eyas_device.predict import Classifier, Prediction
+from eyas_device.preprocess import Pixels
 from eyas_device.support.closing import Closing
 from tests.support import tiny
 
@@ -154,10 +156,89 @@ def test_errors_of_a_live_camera_reach_the_loop(classifier: Classifier) -> None:
     assert len(recorder.predictions) == 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_defect_in_a_camera_ends_the_loop(classifier: Classifier) -> None:
-    with pytest.raises(CameraError, match="ZeroDivisionError: oops"):
-        Loop(classifier, LiveCamera(iter([ZeroDivisionError("oops")]))).run()
+def test_a_live_loop_goes_on_after_unexpected_errors_and_ends_when_nothing_else_comes(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_PAUSE_S", 0.0)
+    frame = Frame(image=JPEG, time=0.0, source="x")
+    defects = [ZeroDivisionError(f"oops {n}") for n in range(3 * MAX_ERRORS)]
+    noticed: list[Exception] = []
+
+    class Watching(Listener):
+        def on_error(self, error: Exception) -> None:
+            noticed.append(error)
+            raise RuntimeError("a listener that fails as well")
+
+    recorder = Recorder()
+    loop = Loop(classifier, LiveCamera(iter([*defects[:3], frame, *defects[3:]]), 0.02), [Watching(), recorder])
+    with pytest.raises(ZeroDivisionError, match="oops"):
+        loop.run()
+    assert len(recorder.predictions) == 1, "the loop ended at the first error"
+    assert noticed[:3] == defects[:3] and loop.errors == len(noticed) == 3 + MAX_ERRORS - 1
+
+
+def test_a_model_and_a_listener_that_fail_once_do_not_end_a_live_loop(
+    pristine_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "_PAUSE_S", 0.0)
+
+    class Flaky(Classifier):
+        calls = 0
+
+        def predict(self, frame: Pixels) -> Prediction:
+            self.calls += 1
+            if self.calls == 2:
+                raise RuntimeError("Node number 3 failed to invoke")
+            return super().predict(frame)
+
+    class Fragile(Recorder):
+        def on_prediction(self, predicted: FramePrediction) -> None:
+            super().on_prediction(predicted)
+            if len(self.predictions) == 4:
+                raise OSError(5, "Input/output error")
+
+    fragile = Fragile()
+    with Flaky.open(pristine_bundle) as flaky:
+        loop = Loop(flaky, LiveCamera(numbered(), 0.005), [fragile])
+        loop.run(frames=6)
+    assert loop.errors == 2 and len(fragile.predictions) >= 6
+
+
+def test_a_finite_source_ends_at_the_first_unexpected_error(classifier: Classifier) -> None:
+    class Broken(Listener):
+        def on_tick(self) -> None:
+            raise ZeroDivisionError("oops")
+
+    with pytest.raises(ZeroDivisionError):
+        Loop(classifier, open_camera("fake:?frames=3"), [Broken()]).run()
+
+
+def test_a_loop_without_a_model_ticks_until_one_is_swapped_in(pristine_bundle: Path) -> None:
+    recorder = Recorder()
+    loop = Loop(None, LiveCamera(numbered(), 0.005), [recorder])
+    thread = threading.Thread(target=lambda: loop.run(frames=3))
+    thread.start()
+    while recorder.turns < 5:
+        time.sleep(0.01)
+    assert recorder.predictions == []
+    model = Classifier.open(pristine_bundle)
+    assert loop.swap(model)
+    thread.join(30)
+    assert not thread.is_alive() and len(recorder.predictions) == 3 and loop.classifier is model
+    model.close()
+
+
+def test_a_model_that_comes_after_the_end_is_closed(classifier: Classifier) -> None:
+    closed: list[str] = []
+
+    class Late(Classifier):
+        def close(self) -> None:
+            closed.append("late")
+
+    loop = Loop(classifier, open_camera("fake:?frames=1"))
+    loop.run()
+    assert not loop.swap(Late(classifier.bundle, classifier.runtime, classifier.artefact))
+    assert closed == ["late"], "a reload that ended late leaked its model"
 
 
 def test_pause_and_resume(classifier: Classifier) -> None:

@@ -15,15 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from eyas_device.agent.loop import FramePrediction, Loop
-from eyas_device.agent.systemd import START_S, UNIT, Notifier
+from eyas_device.agent.loop import Loop
+from eyas_device.agent.systemd import LOAD_S, UNIT, Notifier
 from eyas_device.camera import open_camera
 from eyas_device.camera.fake import FakeCamera
-from eyas_device.camera.reconnecting import CameraState
+from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
 from eyas_device.commands import run
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
@@ -93,10 +92,6 @@ def environ(manager: Manager, *, watchdog_s: float | None = 30.0) -> dict[str, s
     return {"NOTIFY_SOCKET": manager.name, **extra}
 
 
-PREDICTION = cast(FramePrediction, None)
-"""Its content does not matter to the notifier."""
-
-
 # --- notifications ----------------------------------------------------------------------------------------------------
 
 
@@ -104,36 +99,63 @@ def test_notifications_of_a_whole_run(manager: Manager, pristine_bundle: Path) -
     clock = Ticking()
     with Notifier(environ=environ(manager), clock=clock) as notifier, Classifier.open(pristine_bundle) as classifier:
         assert manager.messages() == []
-        notifier.on_tick()
-        assert manager.messages() == [f"WATCHDOG=1\nEXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}"], (
-            "starting may take longer"
-        )
+        notifier.extend(LOAD_S)
+        assert manager.messages() == [f"EXTEND_TIMEOUT_USEC={LOAD_S * 1e6:.0f}"], "a load may take longer"
         Loop(classifier, open_camera("fake:?frames=5&junk=0"), [notifier]).run()
+        notifier.extend(LOAD_S)
     lines = manager.lines()
     assert lines.count("READY=1") == 1
     assert lines[0].startswith("STATUS=tiny-shapes 1.2.3: litert-int8 on litert")
     assert lines.index("WATCHDOG=1") > lines.index("READY=1"), "the first beat after it is not put off"
     assert lines[-1] == "STOPPING=1"
-    assert not any(line.startswith("EXTEND") for line in lines[lines.index("READY=1") :])
+    assert not any(line.startswith("EXTEND") for line in lines)
 
 
-def test_unreadable_frames_make_nothing_ready(one_manager: Manager, pristine_bundle: Path) -> None:
-    with Notifier(environ=environ(one_manager)) as notifier, Classifier.open(pristine_bundle) as classifier:
-        Loop(classifier, open_camera("fake:?frames=3&junk=0,1,2"), [notifier]).run()
-        assert "READY=1" not in one_manager.lines()
-        assert not notifier.ready
+@pytest.mark.parametrize(
+    "camera", ["fake:?frames=600&fps=30&live=1&black=0-9999&size=64x48", "mjpeg:http://127.0.0.1:9/"]
+)
+def test_the_dark_and_an_absent_camera_are_no_reason_to_wait_with_ready(
+    one_manager: Manager, pristine_bundle: Path, camera: str
+) -> None:
+    notifier = Notifier(environ=environ(one_manager, watchdog_s=0.3))
+    with (
+        notifier,
+        Classifier.open(pristine_bundle) as classifier,
+        ReconnectingCamera(lambda: open_camera(camera)) as source,
+    ):
+        loop = Loop(classifier, source, [notifier])
+        threading.Timer(1.0, loop.stop).start()
+        loop.run()
+    lines = one_manager.lines()
+    assert lines.count("READY=1") == 1 and lines.count("WATCHDOG=1") >= 5
+    assert any(line.startswith("STATUS=") and ("camera black" in line or "camera lost" in line) for line in lines)
+
+
+def test_a_stalled_thread_stops_the_beat_but_not_readiness(one_manager: Manager) -> None:
+    clock = Ticking()
+    with Notifier(environ=environ(one_manager, watchdog_s=30), clock=clock) as notifier:
+        notifier.stalled = lambda: "uplink"
+        for _ in range(900):
+            notifier.on_tick()
+            clock.now += 0.1
+        lines = one_manager.lines()
+        assert "READY=1" in lines and "WATCHDOG=1" not in lines
+        assert any("uplink" in line and "makes no progress" in line for line in lines)
+        notifier.stalled = lambda: ""
+        clock.now += 10
+        notifier.on_tick()
+        assert one_manager.messages() == ["WATCHDOG=1"]
 
 
 def test_beats_are_sent_every_third_of_the_watchdogs_time(one_manager: Manager) -> None:
     clock = Ticking()
     with Notifier(environ=environ(one_manager, watchdog_s=30), clock=clock) as notifier:
-        notifier.on_prediction(PREDICTION)
         sent = []
         for _ in range(900):  # 90 s in turns of a tenth
             notifier.on_tick()
             sent += one_manager.messages()
             clock.now += 0.1
-        assert sent == ["READY=1", *["WATCHDOG=1"] * 9]
+        assert sent == ["READY=1\nWATCHDOG=1", *["WATCHDOG=1"] * 8]
         assert notifier.lost == 0
 
 
@@ -141,11 +163,6 @@ def test_without_a_watchdog_there_are_no_beats_once_it_is_ready(one_manager: Man
     clock = Ticking()
     with Notifier(environ=environ(one_manager, watchdog_s=None), clock=clock) as notifier:
         assert notifier.watchdog_s is None
-        for _ in range(1200):
-            notifier.on_tick()
-            clock.now += 0.1
-        assert one_manager.messages() == [f"EXTEND_TIMEOUT_USEC={START_S * 1e6:.0f}"] * 6
-        notifier.on_prediction(PREDICTION)
         for _ in range(1200):
             notifier.on_tick()
             clock.now += 0.1
@@ -190,13 +207,14 @@ def test_a_reload_begins_and_ends(one_manager: Manager, pristine_bundle: Path) -
         notifier.reloading()
         notifier.reloaded()
         assert one_manager.messages() == [], "nothing is reloaded before the service is ready"
-        notifier.on_prediction(PREDICTION)
+        notifier.on_tick()
         before = time.monotonic_ns() // 1000
         notifier.reloading()
         notifier.reloading()
         ready, reloading = one_manager.messages()
+        assert ready == "READY=1\nWATCHDOG=1"
         match = re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=(\d+)", reloading)
-        assert ready == "READY=1" and match is not None
+        assert match is not None
         assert before <= int(match[1]) <= time.monotonic_ns() // 1000
         notifier.on_model(classifier)
         status, ready = one_manager.messages()
@@ -263,7 +281,7 @@ def test_a_camera_that_delivers_nothing_does_not_stop_the_beat(one_manager: Mana
         thread.start()
         try:
             assert beats(one_manager, 5)
-            assert not notifier.ready
+            assert notifier.ready
         finally:
             loop.stop()
             thread.join(30)
@@ -289,8 +307,8 @@ def test_without_a_usable_socket_nothing_happens(name: str | None) -> None:
         notifier.on_tick()
         notifier.status("x")
         notifier.reloading()
-        notifier.on_prediction(PREDICTION)
-        assert notifier.ready == (name != "/no/such/folder/socket")
+        notifier.on_tick()
+        assert notifier.ready == (name != "/no/such/folder/socket"), "nobody waits for it without a socket"
     notifier.on_tick()  # also when it is closed
     notifier.close()
 
@@ -304,16 +322,18 @@ def test_a_socket_that_is_full_or_gone_never_disturbs_and_ready_is_sent_later(tm
         for number in range(5000):  # far more than a socket holds
             notifier.status(str(number))
         assert notifier.lost > 1000 and time.monotonic() - started < 20, "a full socket does not block"
-        notifier.on_prediction(PREDICTION)
+        notifier.on_tick()
         assert not notifier.ready
         manager.messages()
         manager.close()
         Path(name).unlink()
-        notifier.on_prediction(PREDICTION)
+        clock.now += 1.1
+        notifier.on_tick()
         assert not notifier.ready
         manager = Manager(name)
-        notifier.on_prediction(PREDICTION)
-        assert notifier.ready and manager.messages() == ["READY=1"]
+        clock.now += 1.1
+        notifier.on_tick()
+        assert notifier.ready and manager.messages() == ["READY=1\nWATCHDOG=1"]
     manager.close()
 
 

@@ -79,7 +79,7 @@ def test_a_password_is_sent_and_not_shown(streams: StreamServer) -> None:
     with open_camera(streams.spec("login", "guard:pass%2Fword%401@"), timeout_s=10) as camera:
         assert "pass" not in taken(camera).source
     for login in ("", "guard:wrong@"):
-        with pytest.raises(CameraSpecError, match=r"refused \(401\).*USER:PASSWORD") as caught:
+        with pytest.raises(CameraError, match=r"refused \(401\).*USER:PASSWORD") as caught:
             open_camera(streams.spec("login", login), timeout_s=10)
         assert "wrong" not in str(caught.value)
 
@@ -87,7 +87,7 @@ def test_a_password_is_sent_and_not_shown(streams: StreamServer) -> None:
 @pytest.mark.parametrize(
     ("mode", "kind", "message"),
     [
-        ("single", CameraSpecError, "serves a single image"),
+        ("single", CameraError, "serves a single image"),
         ("gone", CameraError, "answers 404"),
         ("page", CameraError, "serves 'text/html'"),
         ("lost", CameraError, "redirects more than once"),

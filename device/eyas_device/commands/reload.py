@@ -1,0 +1,59 @@
+"""`eyas-device reload`: let the running agent load the current slot's model, and wait for what became of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from eyas_device.commands import values
+from eyas_device.commands.slots import STATE_HELP, device_config, state_folder
+from eyas_device.errors import EXIT_CHECK_FAILED
+
+HELP = "let the running agent load the current model; exit code 1 if it refuses it"
+_POLL_S = 0.1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments to its parser."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the device's configuration")
+    parser.add_argument("--state", type=Path, metavar="DIR", help=STATE_HELP)
+    parser.add_argument(
+        "--timeout", type=values.positive_number, default=300.0, metavar="SECONDS", help="longest wait (default 300)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print what runs now; exit code 1 if that is not what should run, 2 without an agent or an outcome in time."""
+    import os
+    import signal
+    import time
+
+    from eyas_device.errors import EyasError
+    from eyas_device.updates.records import read_agent
+
+    state = state_folder(args.state, device_config(args.config))
+    agent = read_agent(state)
+    if agent is None:
+        raise EyasError(f"{state}: no agent runs with this state folder; start it: systemctl start eyas-device")
+    requested = time.monotonic()
+    try:
+        os.kill(agent.pid, signal.SIGHUP)
+    except OSError as error:
+        raise EyasError(f"process {agent.pid}: {error.strerror}; use the service's user or root") from None
+    while agent is not None and agent.loaded < requested:
+        if time.monotonic() - requested > args.timeout:
+            raise EyasError(f"no outcome within {args.timeout:g} s; see journalctl -u eyas-device")
+        time.sleep(_POLL_S)
+        agent = read_agent(state)
+    if agent is None:
+        raise EyasError("the agent ended during the reload; see journalctl -u eyas-device")
+    print(
+        f"{agent.model or 'no model'}: {agent.artefact} on {agent.runtime} ({agent.selection})"
+        if agent.model
+        else "no model runs"
+    )
+    if agent.problem:
+        print(f"nothing changed: {agent.problem}")
+    elif agent.refused_reason:
+        print(f"{agent.refused_model} was refused: {agent.refused_reason}")
+    return EXIT_CHECK_FAILED if agent.problem or agent.refused_reason else 0
