@@ -35,6 +35,7 @@ from eyas_device.runtimes.selection import (
     SELECTION_FILE,
     Measured,
     SavedSelection,
+    library_versions,
     manifest_sha256,
     read_selection,
     write_selection,
@@ -338,6 +339,7 @@ def chosen(pristine_bundle: Path) -> SavedSelection:
         threads=2,
         latency_ms=0.5,
         measured=(Measured(runtime="litert", artefact="litert-fp32", latency_ms=0.5, passed=True),),
+        versions=library_versions(),
         time=1.0,
     )
 
@@ -360,10 +362,11 @@ def test_a_selection_is_saved(chosen: SavedSelection, pristine_bundle: Path, tmp
         {"artefact": "onnx-fp32"},
         {"runtime": "abacus"},
         {"runtime": "onnx-cuda", "artefact": "onnx-fp32"},
+        {"versions": {"ai-edge-litert": "0.0.1"}},
     ],
 )
 def test_a_selection_for_another_bundle_is_ignored(
-    chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, change: dict[str, str]
+    chosen: SavedSelection, pristine_bundle: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     if change.get("runtime") == "onnx-cuda":
         with suppress(RuntimeUnavailable):
