@@ -29,6 +29,7 @@ from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.runtimes.litert import LiteRT
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
+from eyas_host.data.units import unit_ids
 from eyas_host.evaluation.inference import logits_of
 from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.metrics import Scores, paired_loss, score, softmax
@@ -133,7 +134,7 @@ def _scores(context: RunContext) -> dict[str, Scores]:
     }
     torch.set_num_threads(1)
     return {
-        name: score(softmax(logits_of(net, pixels, torch.device("cpu"))), part.targets)
+        name: score(softmax(logits_of(net, pixels, torch.device("cpu"))), part.targets, units=part.units)
         for name, net in networks.items()
     }
 
@@ -163,6 +164,7 @@ def _int8_figures(context: RunContext) -> dict[str, Figure]:
     ):
         p = {name: softmax(np.concatenate([validation[name], test[name]])) for name in validation.files}
     images = split.manifest.validation + split.manifest.test
+    units = unit_ids(images, split.manifest.clusters, grouped=split.manifest.by == "group")
     targets = np.array([split.labels.index(image.label) for image in images], dtype=np.int64)
     answers = {name: values.argmax(1) for name, values in p.items()}
     floor = float((answers["exact-int8"] == answers["qat"]).mean())
@@ -172,7 +174,7 @@ def _int8_figures(context: RunContext) -> dict[str, Figure]:
     }
     for backend in BACKENDS:
         name = f"{backend}-int8"
-        lost = paired_loss(p["pruned"], p[name], targets)
+        lost = paired_loss(p["pruned"], p[name], targets, units=units)
         figures[f"{name}_loss_bound"] = Figure(
             value=100 * lost.bound,
             unit="points",

@@ -196,7 +196,7 @@ def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Stu
 
 def _score(context: RunContext, model: PixelClassifier, part: ImageDataset) -> Scores:
     pixels = prepared(part.pixels, context.recipe.image.preprocessing())
-    return score(softmax(logits_of(model, pixels, CPU)), part.targets)
+    return score(softmax(logits_of(model, pixels, CPU)), part.targets, units=part.units)
 
 
 def _epochs_to_reach(history: Sequence[Epoch], other: Sequence[Epoch]) -> float:

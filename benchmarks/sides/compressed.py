@@ -20,6 +20,7 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.bootstrap import Ints
 from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.metrics import paired_loss
+from eyas_host.evaluation.predictions import units_of
 from eyas_host.export.build import artefact_files
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.report.model import Report
@@ -38,6 +39,8 @@ class Fold(msgspec.Struct, frozen=True):
     report: Report
     logits: dict[str, Logits]
     targets: Ints
+    units: Ints
+    """Unit of each image: group or near-duplicate cluster; the folds share none."""
 
     def answers(self, variant: str) -> Ints:
         """The labels that a variant gave."""
@@ -51,7 +54,14 @@ def read_fold(context: RunContext) -> Fold:
     with np.load(context.root / TEST_LOGITS) as data:
         logits = {name: data[name] for name in data.files if name != "key"}
     targets = np.array([split.labels.index(p.label) for p in split.manifest.test], dtype=np.int64)
-    return Fold(context, report, logits, targets)
+    return Fold(context, report, logits, targets, units_of(split, "test"))
+
+
+def pooled_units(folds: Sequence[Fold]) -> Ints:
+    """The units of all folds together, numbered without overlap."""
+    numbered = [np.unique(fold.units, return_inverse=True)[1] for fold in folds]
+    starts = np.cumsum([0, *(own.max() + 1 for own in numbered)])
+    return np.concatenate([own + start for own, start in zip(numbered, starts, strict=False)])
 
 
 def pooled(folds: Sequence[Fold], variant: str) -> Logits:
@@ -67,7 +77,7 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
     figures = {"exact_int8_agreement": Figure(value=floor, unit="", note=f"the noise floor; {note}")}
     for backend in BACKENDS:
         name = f"{backend}-int8"
-        lost = paired_loss(pooled(folds, "pruned"), pooled(folds, name), targets)
+        lost = paired_loss(pooled(folds, "pruned"), pooled(folds, name), targets, units=pooled_units(folds))
         figures[f"{name}_drop"] = Figure(
             value=100 * lost.loss,
             unit="points",
@@ -92,7 +102,7 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
         figures[f"{name}_mean_dp"] = Figure(
             value=float(np.concatenate(scaled).mean()), unit="", bound=0.02, better="lower"
         )
-    lost = paired_loss(pooled(folds, "student"), pooled(folds, "pruned"), targets)
+    lost = paired_loss(pooled(folds, "student"), pooled(folds, "pruned"), targets, units=pooled_units(folds))
     kept = [100 * f.report.pruning["latency"]["fraction"] for f in folds]
     figures["pruned_to_half_loss"] = Figure(
         value=100 * lost.loss,
@@ -150,7 +160,7 @@ def _table(folds: Sequence[Fold], sides: dict[str, Logits], work: Path, rounds: 
     apart = {}
     for name, logits in sides.items():
         backend = PEERS[name][0] if name in PEERS else name.split("-")[0]
-        lost = paired_loss(pruned, logits, targets)
+        lost = paired_loss(pruned, logits, targets, units=pooled_units(folds))
         origin = pruned if name in PEERS else qat
         apart[name] = float((logits.argmax(1) != origin.argmax(1)).mean())
         table.add_row(
@@ -168,7 +178,7 @@ def _table(folds: Sequence[Fold], sides: dict[str, Logits], work: Path, rounds: 
     ends = np.cumsum([len(fold.targets) for fold in folds])[:-1]
     for name, (backend, *_) in PEERS.items():
         own, theirs = apart[f"{backend}-int8"], apart[name]
-        lost = paired_loss(pruned, sides[name], targets)
+        lost = paired_loss(pruned, sides[name], targets, units=pooled_units(folds))
         cost = f"{np.median(times[name]):.3f} ms, {sizes[name] / 1e3:.0f} kB"
         folded = np.split(sides[name].argmax(1) != pruned.argmax(1), ends)
         figures[f"{name} on {backend}: disagreements"] = Figure(

@@ -106,7 +106,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """Runtime -> why that artefact is preferred."""
     confidence: Confidence = Confidence()
     decision: Decision | None = None
-    """Decision rule from misclassification costs; None: the most likely label."""
+    """Decision rule from misclassification costs; None: the label with the largest logit."""
     lineage: Lineage = Lineage()
     evidence: dict[str, dict[str, float | str | None]] = {}
     """Artefact -> measurements on the host: accuracy, parity, latency."""

@@ -17,7 +17,7 @@ class CostSection(Section, frozen=True):
 
     table: dict[str, dict[str, Price]] = msgspec.field(default_factory=dict)
     """True label -> prediction -> cost of an image: { defective = { ok = 50000 }, ok = { defective = 5000 } }. A
-    correct prediction costs 0 unless it is listed; empty: the most likely label is predicted."""
+    correct prediction costs 0 unless it is listed; empty: the label with the largest logit is predicted."""
     other: Price | None = None
     """Cost of every mistake missing from the table; without it the table must list them all."""
     currency: str = ""
