@@ -86,7 +86,7 @@ class Lock(Closing):
     @classmethod
     def acquire(cls, path: Path, *, shared: bool = False) -> Lock | None:
         """Lock `path` without waiting; None if others hold it. Raises `OSError` if the file cannot be opened."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:

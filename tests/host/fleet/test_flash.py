@@ -7,11 +7,13 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,7 @@ from typer.testing import CliRunner
 import eyas_device
 from eyas_device.bundle import MANIFEST, sha256
 from eyas_device.errors import BundleError, ConfigError
+from eyas_device.updates.records import Lock, read_agent
 from eyas_device.updates.slots import Slots
 from eyas_host.cli import devices
 from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, problems, sudo_prefix, warnings
@@ -38,15 +41,21 @@ _FAKE_SYSTEMCTL = """#!/bin/sh
 echo "$*" >> {log}
 case "$1" in
   is-system-running) echo running ;;
-  is-active) [ -f {log}.active ] ;;
+  is-active) kill -0 "$(cat {log}.pid 2>/dev/null)" 2>/dev/null ;;
   is-enabled) exit 1 ;;
   show) echo 0 ;;
   restart)
-    rm -f {log}.active
+    kill "$(cat {log}.pid 2>/dev/null)" 2>/dev/null
+    while [ -e {state}/agent.json ]; do sleep 0.05; done
     [ "$(readlink {state}/slots/current)" != "$(cat {log}.broken 2>/dev/null)" ] || {{ echo "Job failed."; exit 1; }}
-    : > {log}.active ;;
+    {python} -m eyas_device run --config {config} >{log}.agent 2>&1 </dev/null & echo $! >{log}.pid
+    while ! grep -q '"bundle":"/' {state}/agent.json 2>/dev/null; do
+      kill -0 "$(cat {log}.pid)" 2>/dev/null || exit 1
+      sleep 0.05
+    done ;;
 esac
 """
+_LIVE = "fake:?live=1&fps=10&frames=1000000&size=64x48"
 
 
 class Board:
@@ -274,18 +283,28 @@ def test_the_configuration_is_kept_without_config(board: Board, bundle_root: Pat
         board.flash(bundle_root, config=config)
 
 
+def device_toml(board: Board, more: str = "") -> str:
+    """A configuration of the service."""
+    return f'[device]\nname = "cam"\nstate = "{board.state}"\n[camera]\nsource = "{_LIVE}"\n{more}'
+
+
 @pytest.fixture
-def service(board: Board, tmp_path: Path) -> dict[str, object]:
-    """A fake systemd, which logs its commands; `LOG.broken` names a slot that fails to start."""
+def service(board: Board, tmp_path: Path) -> Iterator[dict[str, object]]:
+    """A fake systemd that starts real agents and logs its commands; `LOG.broken` names a slot that fails to start."""
     log = tmp_path / "systemctl.log"
-    quoted = {"log": shlex.quote(str(log)), "state": shlex.quote(str(board.state))}
-    board.tool("systemctl", _FAKE_SYSTEMCTL.format(**quoted))
+    facts = {"log": log, "state": board.state, "python": sys.executable, "config": board.root / "etc/eyas/device.toml"}
+    board.tool("systemctl", _FAKE_SYSTEMCTL.format(**{name: shlex.quote(str(fact)) for name, fact in facts.items()}))
     if os.getuid() != 0:  # the device lets this user become root, as far as these tests can see
         board.tool("sudo", '#!/bin/sh\nshift\nexec "$@"\n')
         board.tool("runuser", '#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
     (tmp_path / "unit").write_text(f"[Service]\nUser={getpass.getuser()}\n")
-    (tmp_path / "device.toml").write_text("")
-    return {"service": True, "unit": tmp_path / "unit", "config": tmp_path / "device.toml", "settle_s": 0.1}
+    (tmp_path / "device.toml").write_text(device_toml(board))
+    yield {"service": True, "unit": tmp_path / "unit", "config": tmp_path / "device.toml", "settle_s": 0.1}
+    with suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((tmp_path / "systemctl.log.pid").read_text()), signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while Lock.is_held(board.state / ".agent.lock") and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_the_service_is_installed_and_started(
@@ -315,16 +334,60 @@ def test_a_service_that_does_not_start_is_rolled_back(
 ) -> None:
     board.install(bundle_root)
     (board.root / "etc/eyas").mkdir(parents=True)
-    (board.root / "etc/eyas/device.toml").touch()
+    (board.root / "etc/eyas/device.toml").write_text(device_toml(board))
     edit_manifest(version="2.0.0")
     (tmp_path / "systemctl.log.broken").write_text("b")
-    (tmp_path / "device.toml").write_text('[camera]\nsource = "v4l2:1"\n')
+    (tmp_path / "device.toml").write_text(device_toml(board, "[loop]\nfps = 5\n"))
     [result] = board.flash(bundle_root, **service)
     assert result.status == "rolled back"
     assert result.detail == "the service does not start: Job failed.; rolled back"
     assert board.version() == "1.2.3"
-    assert (board.root / "etc/eyas/device.toml").read_text() == ""
-    assert (tmp_path / "systemctl.log.active").exists(), "the service is down"
+    assert (board.root / "etc/eyas/device.toml").read_text() == device_toml(board)
+    record = read_agent(board.state)
+    assert record is not None and record.model == "tiny-shapes 1.2.3", "the service is down"
+
+
+def test_a_service_that_runs_another_model_than_the_one_that_was_sent_is_rolled_back(
+    board: Board,
+    bundle_root: Path,
+    edit_manifest: Callable[..., None],
+    service: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    """The bundle passes its check during the installation, and no more when the service loads it."""
+    [first] = board.flash(bundle_root, **service)
+    assert first.ok, first
+    edit_manifest(version="2.0.0")
+    unit = board.tools / "systemctl"
+    fails = """
+import sys
+from eyas_device.updates import golden
+real = golden.compare_to_golden
+def compare(classifier, data):
+    if classifier.bundle.manifest.version == "2.0.0":
+        raise RuntimeError("a delegate failed")
+    return real(classifier, data)
+golden.compare_to_golden = compare
+from eyas_device.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    (tmp_path / "fails.py").write_text(fails)
+    unit.write_text(unit.read_text().replace("-m eyas_device", shlex.quote(str(tmp_path / "fails.py"))))
+    [result] = board.flash(bundle_root, **service)
+    assert result.status == "rolled back", result
+    assert "the service runs tiny-shapes 1.2.3 in place of tiny-shapes 2.0.0: " in result.detail
+    assert "RuntimeError: a delegate failed; rolled back" in result.detail
+    assert board.version() == "1.2.3"
+
+
+def test_the_check_on_the_device_uses_its_own_settings(
+    board: Board, bundle_root: Path, service: dict[str, object], tmp_path: Path
+) -> None:
+    (tmp_path / "device.toml").write_text(device_toml(board, "[model]\nmax_latency_ms = 0.000001\n"))
+    [result] = board.flash(bundle_root, **service)
+    assert result.status == "failed"
+    assert "ms are allowed (model.max_latency_ms)" in result.detail
+    assert board.version() is None
 
 
 def test_a_first_service_that_does_not_start_fails(

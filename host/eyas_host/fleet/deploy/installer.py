@@ -20,8 +20,10 @@ from eyas_host.fleet.connect.wheels import constraints, environment_name, fetch
 
 SERVICE = "eyas-device"
 _PIP_S = 1800
-_START_S = 180
-"""Time limit to the first prediction after a restart; the unit allows more, for a slow boot."""
+_CHECK_S = 2400
+"""Time limit of the golden check: a runtime may build an engine for this device first."""
+_START_S = 600
+"""Time limit of a restart: the service is ready when its model is loaded and checked."""
 _TIMED_OUT = 124
 """Exit code of `timeout` when the limit is exceeded."""
 
@@ -179,7 +181,8 @@ class Installer:
                 )
             source = f"{self._incoming}/bundle"
         with self.step("verified and golden check passed"):
-            result = self._agent("install", str(source), "--state", self.plan.layout.state, "--json", timeout_s=600)
+            arguments = ["install", str(source), "--state", self.plan.layout.state, *self._settings(), "--json"]
+            result = self._agent(*arguments, timeout_s=_CHECK_S)
             if result.code and not self.facts.unfinished:
                 self._script('rm -f "$1"', self._unfinished)
             failure = "the golden check failed" if result.code == EXIT_CHECK_FAILED else "the bundle was refused"
@@ -220,8 +223,9 @@ class Installer:
     def health_problem(self, *, restart: bool) -> str:
         """Describe what is wrong with the device; empty if it is healthy.
 
-        With a service: it must classify a frame after a restart and stay up. Without one: the bundle in the current
-        slot must classify three synthetic frames.
+        With a service: after a restart it must be ready, stay up, and run the model of the current slot; whether its
+        camera delivers now is no matter. Without one: the bundle in the current slot must classify three synthetic
+        frames.
         """
         if not self.serves:
             if self.slot is None:
@@ -234,7 +238,7 @@ class Installer:
             command = f"timeout {_START_S} systemctl restart {SERVICE}"
             started = self._script(command, timeout_s=_START_S + 60)
             if started.code == _TIMED_OUT:
-                return f"no prediction within {_START_S} s; run eyas-device doctor there and check the camera"
+                return f"not ready within {_START_S} s; run eyas-device doctor there"
             if started.code:
                 return f"the service does not start: {started.last_line}"
         count = f"systemctl show --property=NRestarts --value {SERVICE}"
@@ -242,7 +246,20 @@ class Installer:
         time.sleep(self.plan.settle_s)
         if self._script(active).code or self._script(count).out != before:
             return f"the service does not stay up; see journalctl -u {SERVICE}"
-        return ""
+        return self._wrong_model()
+
+    def _wrong_model(self) -> str:
+        """Which other model than that of the current slot the service runs, and why; empty if it runs the right one."""
+        if self.slot is None:
+            return ""
+        slots = self._states()
+        wanted = next((slot for slot in slots if slot.slot == self.slot.slot), self.slot)
+        running = next((slot for slot in slots if slot.running), None)
+        if running is not None and running.slot == wanted.slot:
+            return ""
+        actual = f"{running.name} {running.version}" if running is not None else "no model from a slot"
+        reason = wanted.refused or f"see eyas-device slots, and model.bundle in {self.plan.layout.config}"
+        return f"the service runs {actual} in place of {wanted.name} {wanted.version}: {reason}"
 
     @property
     def can_roll_back(self) -> bool:
@@ -276,10 +293,22 @@ class Installer:
                 kept = (self._environment, self.facts.venv_link or self._environment)
                 self._script(_CLEAN_UP, self.plan.layout.opt, *kept)
 
+    def _settings(self) -> list[str]:
+        """The option that names the configuration with which a bundle is checked: the new one, else the present one."""
+        if self.plan.config is not None:
+            sent, readable = f"{self._incoming}/files/device.toml", f"{self._incoming}/device.toml"
+            script = 'rm -f "$2"; install -m 640 "$1" "$2"; [ -z "$3" ] || chgrp "$3" "$2"'
+            self._check(self._script(script, sent, readable, self._user), f"{readable} cannot be written")
+            return ["--config", readable]
+        return ["--config", self.plan.layout.config] if self.facts.config == "yes" else []
+
     def _current(self) -> SlotState | None:
+        return next((slot for slot in self._states() if slot.current), None)
+
+    def _states(self) -> list[SlotState]:
         result = self._agent("slots", "--state", self.plan.layout.state, "--json")
         self._check(result, "the slots cannot be read")
-        return next((slot for slot in self._slots(result.out) if slot.current), None)
+        return self._slots(result.out)
 
     def _slots(self, text: str) -> list[SlotState]:
         try:
