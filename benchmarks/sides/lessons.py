@@ -24,6 +24,7 @@ from eyas_host.train.losses import teacher_loss
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 from eyas_host.train.view_cache import ViewCache
+from eyas_host.train.view_reader import ViewBatch
 
 WARM = 2
 """Steps of each turn that are not timed: a worker starts, and its first batches are drawn."""
@@ -49,7 +50,7 @@ class OnlineLesson(DistillationTask):
         self.stream = BatchLoader(recipe, split.train)
         self.asked = move(teacher, self.device).eval()
 
-    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def batches(self, epoch: int, first: int = 0) -> Iterator[ViewBatch]:
         """As `DistillationTask.batches`, nothing of it cached."""
         rows = [rows for _, rows in self._sample(epoch, first)]
         for some, views in zip(rows, self.stream.views(rows, (self.recipe.run.seed, 9, epoch)), strict=True):
@@ -58,7 +59,7 @@ class OnlineLesson(DistillationTask):
                 pooled = self.asked.pooled(pixels)
                 logits = self.asked.classify(pooled)
             labels = torch.eye(logits.shape[1])[self.targets[some]]
-            yield pixels, logits.float(), pooled.float(), labels.to(self.device)
+            yield ViewBatch(pixels, labels.to(self.device), logits.float(), pooled.float(), [])
 
 
 class Bench:
@@ -83,17 +84,18 @@ class Bench:
         task, channels = DistillationTask(self.recipe, self.split, self.cache), self.cache.features.shape[-1]
         if asked is not None:
             task, channels = OnlineLesson(self.recipe, self.split, self.cache, asked), asked.pooled_channels
-            task.stream.workers = task.stream.workers if workers is None else workers
+            if workers is not None:
+                task.stream = BatchLoader(with_workers(self.recipe, workers), self.split.train)
         model = move(build_student(self.recipe.student, len(self.split.labels))[0], self.device)
         hints = FeatureLoss(model, self.recipe.student, channels, None).to(self.device)
         optimizer = torch.optim.AdamW([*model.parameters(), *hints.parameters()], lr=1e-4)
 
         def losses() -> Iterator[Tensor]:
-            for pixels, teacher, features, labels in _again(task.batches):
+            for batch in _again(task.batches):
                 with self.autocast():
-                    pooled = model.pooled(pixels)
-                    loss = task.loss(model.classify(pooled), teacher, labels)
-                    yield loss + hints(pooled, features, [], [])
+                    pooled = model.pooled(batch.pixels)
+                    loss = task.loss(model.classify(pooled), batch.logits, batch.labels)
+                    yield loss + hints(pooled, batch.features, [], [])
 
         return self._side(model, optimizer, losses, self.recipe.student.batch)
 
@@ -180,6 +182,11 @@ class Bench:
             torch.cuda.synchronize()
 
 
+def with_workers(recipe: Recipe, workers: int) -> Recipe:
+    """The recipe with a number of loader processes."""
+    return msgspec.structs.replace(recipe, run=msgspec.structs.replace(recipe.run, workers=workers))
+
+
 def make_split(recipe: Recipe, root: Path) -> Split:
     """The images of the recipe, divided."""
     manifest = split_index(build_index(recipe.data), recipe.data, recipe.run.seed)
@@ -204,6 +211,6 @@ def rates(turns: Sequence[Turn]) -> list[float]:
     return [one.images / one.wall_s for one in turns]
 
 
-def _again(batches: Callable[[int], Iterator[tuple[Tensor, ...]]]) -> Iterator[tuple[Tensor, ...]]:
+def _again(batches: Callable[[int], Iterator[ViewBatch]]) -> Iterator[ViewBatch]:
     """Batches of one epoch after the other."""
     return itertools.chain.from_iterable(batches(epoch) for epoch in itertools.count())

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils import signal_handling
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from eyas_device.errors import EyasError
 from eyas_host.data.dataset import ImageDataset
@@ -33,10 +34,6 @@ Rows = npt.NDArray[np.int64]
 _PREFETCH = 2
 """Batches that each worker loads ahead."""
 _MAX_WORKERS_CPU, _MAX_WORKERS_GPU = 4, 16
-# Disable torch's SIGCHLD handler: it raises at any point of the main process, even long after the last batch, and
-# crashed on a signal stack left behind by a compiler's library (SIGSEGV in `waitpid` of a later stage). A dead worker
-# is still detected: torch polls every five seconds while it waits for a batch.
-signal_handling._SIGCHLD_handler_set = True
 _PR_SET_PDEATHSIG = 1  # Linux, include/uapi/linux/prctl.h
 
 
@@ -48,22 +45,26 @@ class BatchLoader:
 
     def __init__(self, recipe: Recipe, images: ImageDataset) -> None:
         self.augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
-        self.workers = worker_count(recipe.run)
         self._pixels = images.pixels
         self._pixels.open_cache()
+        self.workers = worker_count(recipe.run)
+        self._prefetch = Prefetcher(self._load, self.workers)
 
     def views(
         self, batches: Sequence[Rows], seed: tuple[int, ...], *, strength: float = 1.0, mixed: bool = True
     ) -> Iterator[Batch]:
         """One view per row for each batch of rows, uint8 [rows, size, size, 3], as `Augmenter.views`."""
-        load = partial(self.augmenter.views, self._pixels, seed, strength=strength, mixed=mixed)
-        return prefetch(load, batches, self.workers)
+        options = {"seed": seed, "strength": strength, "mixed": mixed}
+        return (batch.numpy() for batch in self._prefetch([(rows, options) for rows in batches]))
 
     def prepared(self, batches: Sequence[Rows]) -> Iterator[Batch]:
         """Images as the device prepares them for each batch of rows, uint8 [rows, size, size, 3]."""
-        return prefetch(self._prepared, batches, self.workers)
+        return (batch.numpy() for batch in self._prefetch([(rows, None) for rows in batches]))
 
-    def _prepared(self, rows: Rows) -> Batch:
+    def _load(self, item: tuple[Rows, dict[str, Any] | None]) -> Batch:
+        rows, options = item
+        if options is not None:
+            return self.augmenter.views(self._pixels, rows=rows, **options)
         return prepared((self._pixels[int(row)] for row in rows), self.augmenter.spec)
 
 
@@ -81,45 +82,87 @@ def worker_count(run: RunSection) -> int:
     return max(0, min(_MAX_WORKERS_GPU if on_gpu else _MAX_WORKERS_CPU, cores - 1))
 
 
-def prefetch(load: Callable[[Rows], Batch], batches: Sequence[Rows], workers: int) -> Iterator[Batch]:
-    """Yield `load(rows)` for each batch of rows in order, computed by `workers` processes (0: in this one).
+class Prefetcher:
+    """Computes `load(item)` for one list of items after the other, ahead of the reader.
 
-    Raises any `EyasError` that `load` raises, and `TrainError` if a worker is killed.
+    `workers` processes (0: this one) start with the first list and are kept for the next ones. `load` returns an array
+    or a tuple of arrays, which arrive as tensors, in pinned memory where there is a GPU.
     """
-    loader = DataLoader(
-        _BatchDataset(load),
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        prefetch_factor=_PREFETCH if workers else None,
-        multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_init_worker if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # for the workers' seed, so that training's random state is not used
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, EyasError):
-                raise batch
-            yield batch.numpy()
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
-            raise
-        raise TrainError(
-            "a loader process was killed (too little memory, or shared memory in a container?); set a "
-            f"smaller [run] workers than {workers}, or 0"
-        ) from None
+
+    def __init__(self, load: Callable[[Any], Any], workers: int) -> None:
+        self.workers = workers
+        self._items = _Items()
+        self._loader = DataLoader(
+            _ItemDataset(load),
+            batch_size=None,
+            sampler=self._items,
+            num_workers=workers,
+            prefetch_factor=_PREFETCH if workers else None,
+            persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_init_worker if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # for the workers' seed, so that training's random state is not used
+        )
+
+    def __call__(self, items: Sequence[Any]) -> Iterator[Any]:
+        """Yield `load(item)` of each item in order; a list that is not read to its end may be followed by another.
+
+        Raises any `EyasError` that `load` raises, and `TrainError` if a worker is killed.
+        """
+        self._items.items = items
+        try:
+            with _own_sigchld():
+                batches = iter(self._loader)
+            for batch in batches:
+                if isinstance(batch, EyasError):
+                    raise batch
+                yield batch
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+                raise
+            raise TrainError(
+                "a loader process was killed (too little memory, or shared memory in a container?); set a "
+                f"smaller [run] workers than {self.workers}, or 0"
+            ) from None
 
 
-class _BatchDataset(Dataset[torch.Tensor | EyasError]):
-    def __init__(self, load: Callable[[Rows], Batch]) -> None:
+class _Items(Sampler[Any]):
+    """The items of the list that is read at present."""
+
+    items: Sequence[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class _ItemDataset(Dataset[Any]):
+    def __init__(self, load: Callable[[Any], Any]) -> None:
         self._load = load
 
-    def __getitem__(self, rows: Rows) -> torch.Tensor | EyasError:
+    def __getitem__(self, item: Any) -> Any:
         try:
-            return torch.from_numpy(self._load(rows))
+            return self._load(item)
         except EyasError as error:  # re-raised by the reader: the DataLoader would wrap it into a traceback
             return error
+
+
+@contextmanager
+def _own_sigchld() -> Iterator[None]:
+    """Keep this process's SIGCHLD handler: torch's raises at any point, even long after the last batch, and crashed.
+
+    It ran on a signal stack left behind by a compiler's library (SIGSEGV in `waitpid` of a later stage). A dead worker
+    is still detected: torch polls every five seconds while it waits for a batch.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def _init_worker(_: int) -> None:

@@ -30,7 +30,8 @@ from eyas_host.support.errors import RecipeError, StageError
 from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.progress import meter, say
 from eyas_host.train.losses import PooledFeatureLoss
-from eyas_host.train.view_cache import ViewCache, check_space
+from eyas_host.train.precision import fast_gpu_math
+from eyas_host.train.view_cache import Half, ViewCache, check_space, read_row
 
 _GRID = 8
 """Maximum side of a cached feature map, cells."""
@@ -181,15 +182,16 @@ class BlockCache:
                 f"{root}: the teacher's cached blocks cannot be read ({error}); run again with --from distill"
             ) from None
 
-    def maps(self, views: Rows, rows: Rows) -> list[Tensor]:
-        """The teacher's maps of view `views[i]` of image `rows[i]` for each layer, float32 [batch, channels, g, g]."""
-        pieces = [
-            os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
-            for view, row in zip(views, rows, strict=True)
+    def maps(self, views: Rows, rows: Rows) -> list[Half]:
+        """The teacher's maps of view `views[i]` of image `rows[i]` for each layer, float16 [batch, channels, g, g]."""
+        joined = np.empty((len(rows), self._bytes // 2), dtype=np.float16)
+        for target, view, row in zip(joined, views, rows, strict=True):
+            read_row(self._files[view], target, int(row))
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])[:-1]
+        return [
+            values.reshape(-1, *shape)
+            for values, shape in zip(np.split(joined, ends, axis=1), self.shapes, strict=True)
         ]
-        joined = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.float16).view(len(rows), -1)
-        maps = torch.split(joined, [math.prod(shape) for shape in self.shapes], dim=1)
-        return [values.reshape(-1, *shape).float() for values, shape in zip(maps, self.shapes, strict=True)]
 
     @classmethod
     def make(cls, cache: ViewCache, recipe: Recipe, teacher: PixelClassifier) -> BlockCache:
@@ -210,7 +212,7 @@ class BlockCache:
             _check_space(cache, one * count * len(missing), one, recipe.student.cache_gb)
         write_bytes(cache.root / "blocks.json", msgspec.json.encode(shapes))
         batches = ordered_batches(count)
-        with meter("the teacher's feature maps", len(missing) * len(batches)) as bar:
+        with fast_gpu_math(device), meter("the teacher's feature maps", len(missing) * len(batches)) as bar:
             for path in missing:
                 with atomic_write(path) as temporary, temporary.open("wb") as stream:
                     for rows in batches:

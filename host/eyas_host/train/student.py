@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluation.inference import logits_of, pick_device, to_tensor
+from eyas_host.evaluation.inference import logits_of, pick_device
 from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_student, move
 from eyas_host.pipeline import distributed
@@ -31,6 +31,7 @@ from eyas_host.train.sampler import Rows, epoch_order
 from eyas_host.train.schedule import Epoch, Schedule, full_batches
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
+from eyas_host.train.view_reader import ViewBatch, ViewReader
 
 
 class DistillationTask:
@@ -55,6 +56,9 @@ class DistillationTask:
         self.loss = student_loss(recipe, targets, len(split.labels), teacher=teacher)
         self.teacher = teacher
         self.blocks = BlockCache(cache.root) if settings.feature_layers and teacher else None
+        self._reader = ViewReader(
+            cache, recipe.run, self.device, features=teacher and settings.feature_loss > 0, blocks=self.blocks
+        )
 
     @property
     def images(self) -> int:
@@ -62,27 +66,21 @@ class DistillationTask:
         return full_batches(len(self.targets), self.recipe.student.batch)
 
     def pixels(self, epoch: int, first: int = 0) -> Iterator[Tensor]:
-        """Pixels uint8 [n, 3, s, s] of each batch from `first` on."""
-        return (to_tensor(self.cache.pixels(views, rows), self.device) for views, rows in self._sample(epoch, first))
+        """Pixels of this process's shard, uint8 [n, 3, s, s], of each batch from `first` on."""
+        return self._reader.pixels(self._sample(epoch, first))
 
-    def batches(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Pixels as `pixels`, the teacher's logits and features, and labels float [n, classes] of each batch."""
-        for pixels, (views, rows) in zip(self.pixels(epoch, first), self._sample(epoch, first), strict=True):
-            yield (
-                pixels,
-                torch.from_numpy(self.cache.logits[views, rows]).float().to(self.device),
-                torch.from_numpy(self.cache.features[views, rows]).float().to(self.device),
-                torch.from_numpy(self.cache.labels[views, rows]).float().to(self.device),
-            )
+    def batches(self, epoch: int, first: int = 0) -> Iterator[ViewBatch]:
+        """The batches of an epoch from `first` on, with labels and the teacher's outputs."""
+        return self._reader.batches(self._sample(epoch, first))
 
-    def _sample(self, epoch: int, first: int) -> Iterator[tuple[Rows, Rows]]:
-        """View and row indices of each batch of an epoch."""
+    def _sample(self, epoch: int, first: int) -> list[tuple[Rows, Rows]]:
+        """View and row indices of each batch of an epoch from `first` on."""
         rng = np.random.default_rng((self.recipe.run.seed, 6, epoch))
         order = epoch_order(self.targets, self.recipe.student.sampler, rng)
         view = rng.integers(len(self.cache), size=len(order))
         batch = self.recipe.student.batch
-        for start in range(first * batch, self.images, batch):
-            yield view[start : start + batch], order[start : start + batch]
+        starts = range(first * batch, self.images, batch)
+        return [(view[start : start + batch], order[start : start + batch]) for start in starts]
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics."""
@@ -144,17 +142,16 @@ class DistillationTask:
 
     def _steps(self, model: nn.Module, feature_loss: FeatureLoss | None, epoch: int, first: int) -> Iterator[Tensor]:
         """The loss of each batch of an epoch from `first` on."""
-        batches = zip(self._sample(epoch, first), self.batches(epoch, first), strict=True)
-        for indices, (pixels, teacher, features, labels) in batches:
-            rows, pixels = len(pixels), distributed.local_shard(pixels)
+        for batch in self.batches(epoch, first):
+            rows = len(batch.labels)
             if feature_loss is None or not isinstance(model, PixelClassifier):
-                yield self.loss(all_gather(model(pixels.float()), rows), teacher, labels)
+                yield self.loss(all_gather(model(batch.pixels.float()), rows), batch.logits, batch.labels)
                 continue
             with capture_maps(model, feature_loss.names) as maps:
-                pooled = model.pooled(pixels)
-            loss = self.loss(all_gather(model.classify(pooled), rows), teacher, labels)
+                pooled = model.pooled(batch.pixels)
+            loss = self.loss(all_gather(model.classify(pooled), rows), batch.logits, batch.labels)
             own = [all_gather(m, rows) for m in maps]
-            yield loss + feature_loss(all_gather(pooled, rows), features, own, self._teacher_maps(*indices))
+            yield loss + feature_loss(all_gather(pooled, rows), batch.features, own, batch.maps)
 
     def _feature_loss(self, model: nn.Module) -> FeatureLoss | None:
         settings = self.recipe.student
@@ -166,10 +163,6 @@ class DistillationTask:
             return None
         torch.manual_seed(self.recipe.run.seed + 1)
         return FeatureLoss(model, settings, self.cache.features.shape[-1], self.blocks).to(self.device)
-
-    def _teacher_maps(self, views: Rows, rows: Rows) -> list[Tensor]:
-        """The teacher's feature maps of a batch."""
-        return [] if self.blocks is None else [m.to(self.device) for m in self.blocks.maps(views, rows)]
 
 
 def train_student(

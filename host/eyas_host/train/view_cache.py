@@ -12,6 +12,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import atomic_write
 from eyas_host.support.progress import meter, say
+from eyas_host.train.precision import fast_gpu_math
 
 Half = npt.NDArray[np.float16]
 
@@ -68,12 +70,10 @@ class ViewCache:
 
     def pixels(self, views: Rows, rows: Rows) -> Batch:
         """Pixels uint8 [batch, s, s, 3] of view `views[i]` of image `rows[i]`."""
-        pieces = (
-            os.pread(self._files[view].fileno(), self._bytes, int(row) * self._bytes)
-            for view, row in zip(views, rows, strict=True)
-        )
-        joined = np.frombuffer(bytearray(b"".join(pieces)), dtype=np.uint8)
-        return joined.reshape(len(rows), self._side, self._side, 3)
+        batch = np.empty((len(rows), self._side, self._side, 3), dtype=np.uint8)
+        for target, view, row in zip(batch, views, rows, strict=True):
+            read_row(self._files[view], target, int(row))
+        return batch
 
     @classmethod
     def make(cls, root: Path, recipe: Recipe, split: Split, teacher: PixelClassifier) -> ViewCache:
@@ -92,7 +92,7 @@ class ViewCache:
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
         loader, batches = BatchLoader(recipe, split.train), ordered_batches(count)
-        with meter("views and the teacher's outputs", len(missing) * len(batches)) as bar:
+        with fast_gpu_math(device), meter("views and the teacher's outputs", len(missing) * len(batches)) as bar:
             for path in missing:
                 logits, seed = [], (recipe.run.seed, 5, _number(path))
                 labels = loader.augmenter.labels(split.train.targets, len(split.labels), seed, range(count))
@@ -123,6 +123,12 @@ class StackedArrays:
     def __getitem__(self, index: tuple[Rows, Rows]) -> Half:
         """Row `rows[i]` of view `views[i]`: float16 [batch, channels]."""
         return np.stack([self._arrays[view][row] for view, row in zip(*index, strict=True)])
+
+
+def read_row(file: FileIO, target: npt.NDArray[Any], row: int) -> None:
+    """Fill `target` from row `row` of a file of such rows, without a copy in between."""
+    if os.preadv(file.fileno(), [target.reshape(-1).view(np.uint8).data], row * target.nbytes) != target.nbytes:
+        raise StageError(f"{file.name}: shorter than when it was opened; run again with --from distill")
 
 
 def check_views_fit(root: Path, recipe: Recipe, count: int, *, output_bytes: int = 0, existing: int = 0) -> int:

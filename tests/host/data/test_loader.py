@@ -18,7 +18,7 @@ from eyas_host.data import dataset as part_module
 from eyas_host.data import transforms as views_module
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import build_index
-from eyas_host.data.loader import BatchLoader, Rows, ordered_batches, prefetch, worker_count
+from eyas_host.data.loader import BatchLoader, Prefetcher, Rows, ordered_batches, worker_count
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe
@@ -166,8 +166,26 @@ def test_a_killed_worker_is_said_with_what_to_do() -> None:
         return np.zeros((len(rows), 32, 32, 3), dtype=np.uint8)
 
     with pytest.raises(TrainError, match=r"killed.*smaller \[run\] workers than 1, or 0"):
-        list(prefetch(draw, ordered_batches(4, 1), 1))
+        list(Prefetcher(draw, 1)(ordered_batches(4, 1)))
     assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL  # torch's raises at any later place
+
+
+def test_workers_are_kept_from_one_epoch_to_the_next() -> None:
+    """Also where an epoch was not read to its end; arrays of a tuple arrive together."""
+
+    def load(item: tuple[int, float]) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([os.getpid()]), np.full(3, item[0] * item[1])
+
+    loader = Prefetcher(load, 2)
+    first, second = ([*loader([(n, scale) for n in range(5)])] for scale in (1.0, 2.0))
+    unfinished = loader([(n, 3.0) for n in range(9)])
+    next(unfinished)
+    third = [*loader([(n, 4.0) for n in range(4)])]
+    for seen, scale in ((first, 1.0), (second, 2.0), (third, 4.0)):
+        assert [float(values[0]) for _, values in seen] == [n * scale for n in range(len(seen))]
+    processes = [{int(pid) for pid, _ in seen} for seen in (first, second, third)]
+    assert processes[0] == processes[1] == processes[2] and os.getpid() not in processes[0]
+    assert len(third) == 4 and len(first) == 5
 
 
 def test_a_fault_of_ours_is_not_hidden() -> None:
@@ -176,20 +194,21 @@ def test_a_fault_of_ours_is_not_hidden() -> None:
 
     for workers in (0, 1):
         with pytest.raises(RuntimeError, match="a bug"):
-            list(prefetch(draw, ordered_batches(2), workers))
+            list(Prefetcher(draw, workers)(ordered_batches(2)))
 
 
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     """A run that is killed may be started again at once: no child holds its lock."""
     code = f"""
 import fcntl, os, signal, time, numpy as np
-from eyas_host.data.loader import ordered_batches, prefetch
+from eyas_host.data.loader import Prefetcher, ordered_batches
 lock = open({str(tmp_path / "lock")!r}, "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 def draw(rows):
     time.sleep(0 if rows[0] == 0 else 60)
     return np.zeros((1, 8, 8, 3), dtype=np.uint8)
-next(iter(prefetch(draw, ordered_batches(9, 1), 2)))
+loader = Prefetcher(draw, 2)
+next(loader(ordered_batches(9, 1)))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL

@@ -134,7 +134,7 @@ def test_a_trial_is_the_teacher_s_own_training(searched: tuple[Path, Done], tmp_
     split = Split.load(place / "runs/toy", recipe.image.preprocessing())
     _, _, histories = train_teacher(recipe, split, tmp_path)
     reached = max(epoch.metrics["combined"] for epoch in histories["blocks"])
-    assert len(split.train) % recipe.teacher.batch == 1 and line.value == pytest.approx(reached, abs=1e-6)
+    assert len(split.train) % recipe.teacher.batch > 0 and line.value == pytest.approx(reached, abs=1e-6)
 
 
 def test_a_second_search_trains_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ def test_cached_maps_are_the_teachers(place: Place, cache: ViewCache, capsys: py
         for block in layers.blocks:  # type: ignore[union-attr]
             x = block(x)  # type: ignore[operator]
             after.append(x)
-    got = blocks.maps(views, rows)
+    got = [torch.from_numpy(m).float() for m in blocks.maps(views, rows)]
     assert [m.shape[1:] for m in got] == [after[4].shape[1:], torch.Size((*after[0].shape[1:2], 8, 8))]
     assert torch.allclose(got[0], after[4], atol=5e-3)
     assert torch.allclose(got[1], nn.functional.avg_pool2d(after[0], after[0].shape[-1] // 8), atol=5e-3)

@@ -88,9 +88,11 @@ def test_distillation_reads_each_image_once_with_its_own_logits(
     batches = list(task.batches(0))
     assert len(batches) == task.images // 8 == count // 8
     again = list(task.batches(0))
-    assert all(torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b) for x, y in zip(batches, again, strict=True) for a, b in zip(x[:4], y[:4], strict=True)
+    )
     where = {view[row].tobytes(): row for view in views for row in range(count)}
-    for pixels, teacher, _, labels in batches:
+    for pixels, labels, teacher, _, _ in batches:
         rows = [where[p.permute(1, 2, 0).contiguous().numpy().tobytes()] for p in pixels]
         assert torch.equal(labels, torch.eye(len(split.labels))[split.train.targets[rows]])
         assert torch.allclose(teacher, torch.from_numpy(logits_of(network, _hwc(pixels), CPU)), atol=2e-2)
@@ -118,7 +120,9 @@ def test_mixed_views_are_answered_for_as_they_are(
     assert np.allclose(caches[0].logits[0], logits_of(network, one, CPU), atol=2e-2)
     task = DistillationTask(mixed, split, caches[1], teacher=False)
     labels = {
-        p.permute(1, 2, 0).numpy().tobytes(): row for x, _, _, y in task.batches(0) for p, row in zip(x, y, strict=True)
+        p.permute(1, 2, 0).numpy().tobytes(): row
+        for b in task.batches(0)
+        for p, row in zip(b.pixels, b.labels, strict=True)
     }
     shares = [labels.get(view.tobytes()) for view in one]
     some = [

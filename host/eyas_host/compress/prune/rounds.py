@@ -204,8 +204,8 @@ class IterativePruner:
     def _batch_losses(self, model: PixelClassifier, number: int) -> Iterator[Tensor]:
         """The distillation loss of one batch after the other, on about `_VIEWS` training views."""
         batches = self.task.batches(number)
-        for pixels, teacher, _, labels in islice(batches, -(-_VIEWS // self.task.recipe.student.batch)):
-            yield self.task.loss(model(pixels.float()), teacher, labels)
+        for batch in islice(batches, -(-_VIEWS // self.task.recipe.student.batch)):
+            yield self.task.loss(model(batch.pixels.float()), batch.logits, batch.labels)
 
     def _evaluated(self, point: FrontPoint, model: PixelClassifier) -> FrontPoint:
         """The point with the accuracy on validation."""
