@@ -63,17 +63,22 @@ def distill(
     ['split']
 
     """
+    context = begin_run(recipe, runs, start, only, until)
+    run_chain(STAGES, context, start=start, only=only, until=until)
+    return open_run(context.root)
+
+
+def begin_run(recipe: Recipe | Path | str, runs: Path | str, *stages: str | None) -> RunContext:
+    """Load a recipe, print its warnings, and return its run. Raises `RunError` for an unknown name among `stages`."""
     known = [stage.name for stage in STAGES]
-    for value in (start, only, until):
+    for value in stages:
         if value is not None and value not in known:
             raise RunError(f"{value!r} is not a stage; allowed: {', '.join(known)}")
     quiet_libraries()
     settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     for line in recipe_warnings(settings):
         warn(line)
-    context = RunContext(settings, Path(runs) / settings.run.name)
-    run_chain(STAGES, context, start=start, only=only, until=until)
-    return open_run(context.root)
+    return RunContext(settings, Path(runs) / settings.run.name)
 
 
 def evaluate(

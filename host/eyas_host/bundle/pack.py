@@ -32,12 +32,22 @@ from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
 from eyas_host.pipeline.runner import BUNDLE, RECIPE, RunContext
 from eyas_host.support.files import sync_files, write_bytes
 
+LINEAGE_RECIPE = Path("pack") / "recipe.json"
+LINEAGE_SPLIT = Path("pack") / "split.json"
+"""Copies of what the bundle was made from, in the run's folder."""
+
 _TITLES = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
 
 
 def write_bundle(context: RunContext) -> Manifest:
-    """Write the bundle to a temporary folder, open it as a device would, and move it into place."""
+    """Write the bundle to a temporary folder, open it as a device would, and move it into place.
+
+    Recipe and split manifest are copied to `pack/`: the lineage names hashes of these copies, which stay when a later
+    command writes the run's own ones again.
+    """
     verdict = load_verdict(context)
+    for source, copy in ((RECIPE, LINEAGE_RECIPE), (SPLIT_MANIFEST, LINEAGE_SPLIT)):
+        write_bytes(context.root / copy, (context.root / source).read_bytes())
     split = Split.load(context.root, context.recipe.image.preprocessing())
     final = context.root / BUNDLE
     folder = context.root / f".{BUNDLE}.new"
@@ -101,8 +111,8 @@ def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: li
         decision=verdict.decision,
         lineage=Lineage(
             data=data_hash(split.manifest),
-            split=sha256(context.root / SPLIT_MANIFEST),
-            recipe=sha256(context.root / RECIPE),
+            split=sha256(context.root / LINEAGE_SPLIT),
+            recipe=sha256(context.root / LINEAGE_RECIPE),
         ),
         evidence={artefact.name: verdict.evidence(artefact.name) for artefact in artefacts},
         golden=file_entry(folder / GOLDEN, folder),

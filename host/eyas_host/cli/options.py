@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,11 +72,29 @@ def run_chain(
     until: str | None = None,
 ) -> RunContext:
     """Load a recipe, print its warnings, run the stages that are out of date, and return the run."""
-    from eyas_host.api import distill, load_recipe
-    from eyas_host.pipeline.runner import RunContext
+    with prepared_run(recipe_path, runs, overrides, start=start, only=only, until=until) as context:
+        return context
 
-    recipe = load_recipe(recipe_path, overrides or ())
-    return RunContext(recipe, distill(recipe, runs=runs, start=start, only=only, until=until).folder)
+
+@contextmanager
+def prepared_run(
+    recipe_path: Path,
+    runs: Path,
+    overrides: list[str] | None,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    until: str | None = None,
+    shared: bool = False,
+) -> Iterator[RunContext]:
+    """As `run_chain`, and the run stays locked while the block uses it; `shared` blocks only read."""
+    from eyas_host.api import begin_run, load_recipe
+    from eyas_host.pipeline import runner
+    from eyas_host.stages.chain import STAGES
+
+    context = begin_run(load_recipe(recipe_path, overrides or ()), runs, start, only, until)
+    with runner.prepared_run(STAGES, context, start=start, only=only, until=until, shared=shared):
+        yield context
 
 
 def ssh_access(identity: Path | None, port: int | None, options: list[str] | None) -> SshAccess:

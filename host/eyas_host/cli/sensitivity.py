@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, run_chain
+from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, prepared_run
 
 if TYPE_CHECKING:
     from eyas_host.compress.quantize.mixed import Degradation
@@ -22,23 +22,23 @@ def sensitivity(
     runs: RunsOption = RUNS,
 ) -> None:
     """Measure which layers lose most from int8, and suggest which to keep in float."""
-    context = run_chain(recipe, runs, overrides, until="qat")
-    import msgspec
-    import torch
+    with prepared_run(recipe, runs, overrides, until="qat") as context:
+        import msgspec
+        import torch
 
-    from eyas_host.compress.quantize.sensitivity import measure_sensitivity
-    from eyas_host.pipeline.distributed import training_threads
-    from eyas_host.pipeline.runner import SENSITIVITY
-    from eyas_host.support.files import write_bytes
-    from eyas_host.support.progress import say, show
+        from eyas_host.compress.quantize.sensitivity import measure_sensitivity
+        from eyas_host.pipeline.distributed import training_threads
+        from eyas_host.pipeline.runner import SENSITIVITY
+        from eyas_host.support.files import write_bytes
+        from eyas_host.support.progress import say, show
 
-    torch.set_num_threads(training_threads(context.recipe))
-    measured = measure_sensitivity(context, images=images)
-    if json is not None:
-        write_bytes(json, msgspec.json.format(msgspec.json.encode(measured), indent=1))
-    show(sensitivity_table(measured))
-    say(f"  figures: {context.root / SENSITIVITY}")
-    say(f"[bold]sensitivity[/bold]   {measured.advice}")
+        torch.set_num_threads(training_threads(context.recipe))
+        measured = measure_sensitivity(context, images=images)
+        if json is not None:
+            write_bytes(json, msgspec.json.format(msgspec.json.encode(measured), indent=1))
+        show(sensitivity_table(measured))
+        say(f"  figures: {context.root / SENSITIVITY}")
+        say(f"[bold]sensitivity[/bold]   {measured.advice}")
 
 
 def sensitivity_table(measured: Sensitivity) -> Table:

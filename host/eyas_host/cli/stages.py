@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eyas_host.cli.options import RUNS, Overrides, RecipeArgument, RunsOption, run_chain
+from eyas_host.cli.options import RUNS, Overrides, RecipeArgument, RunsOption, prepared_run, run_chain
 
 
 def distill(
@@ -21,12 +21,12 @@ def distill(
     runs: RunsOption = RUNS,
 ) -> None:
     """Run the whole chain: from the images of a recipe to a verified bundle and a report."""
-    context = run_chain(recipe, runs, overrides, start=start, only=only)
-    if only is None:
-        from eyas_host.bundle.demonstrate import demonstrate
+    with prepared_run(recipe, runs, overrides, start=start, only=only) as context:
+        if only is None:
+            from eyas_host.bundle.demonstrate import demonstrate
 
-        if code := demonstrate(context):
-            raise typer.Exit(code)
+            if code := demonstrate(context):
+                raise typer.Exit(code)
 
 
 def _stage_verb(stage: str, summary: str) -> Callable[..., None]:
@@ -83,7 +83,7 @@ def preview(
     runs: RunsOption = RUNS,
 ) -> None:
     """Draw a contact sheet: stored images, as the device prepares them, and augmented views."""
-    context = run_chain(recipe, runs, overrides, until="split")
-    from eyas_host.data.preview import write_preview
+    with prepared_run(recipe, runs, overrides, until="split", shared=True) as context:
+        from eyas_host.data.preview import write_preview
 
-    typer.echo(write_preview(context, images=images, views=views))
+        typer.echo(write_preview(context, images=images, views=views))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, run_chain
+from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, prepared_run, run_chain
 
 
 def baseline(
@@ -52,21 +52,22 @@ def tune(
     runs: RunsOption = RUNS,
 ) -> None:
     """Search training settings (hyperparameters) on validation."""
-    context = run_chain(recipe, runs, overrides, until="split" if what == "teacher" else "distill")
-    from eyas_host.search.tune import SearchSettings
-    from eyas_host.search.tune import tune as search
+    until = "split" if what == "teacher" else "distill"
+    with prepared_run(recipe, runs, overrides, until=until, shared=True) as context:
+        from eyas_host.search.tune import SearchSettings
+        from eyas_host.search.tune import tune as search
 
-    settings = SearchSettings(
-        what=what,
-        method=method,
-        trials=trials,
-        epochs=epochs,
-        finals=finals,
-        final_epochs=final_epochs,
-        storage=storage,
-        name=name,
-    )
-    search(context, settings, json)
+        settings = SearchSettings(
+            what=what,
+            method=method,
+            trials=trials,
+            epochs=epochs,
+            finals=finals,
+            final_epochs=final_epochs,
+            storage=storage,
+            name=name,
+        )
+        search(context, settings, json)
 
 
 def pretrain(

@@ -16,6 +16,7 @@ from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.split import TABLE as SPLIT_TABLE
 from eyas_host.data.split import Split, SplitManifest
+from eyas_host.pipeline.lock import RunLock
 
 
 class SeenImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +67,14 @@ class SeenBefore:
         root = run or run_of(bundle)
         if root is None:
             return cls(None, {}, ("the bundle does not lie in its run; give --run DIR",))
-        path = root / SPLIT_MANIFEST
-        manifest = Split.load(root).manifest
-        notes = []
-        if split_sha256 and sha256(path) != split_sha256:
-            notes.append(f"{path} is not the split that the bundle was made from: what it trained on may differ")
-        hashes = _table_hashes(root / SPLIT_TABLE)
+        path, notes = root / SPLIT_MANIFEST, []
+        with RunLock(root, create=False) as lock:
+            if not lock.acquire(shared=True):
+                return cls(None, {}, (f"another eyas command writes to {root}; wait for it",))
+            manifest = Split.load(root).manifest
+            if split_sha256 and sha256(path) != split_sha256:
+                notes.append(f"{path} is not the split that the bundle was made from: what it trained on may differ")
+            hashes = _table_hashes(root / SPLIT_TABLE)
         if not manifest.near_duplicates:
             notes.append("near-duplicates were not looked for: the run has [data] near_duplicates = 0")
         elif not hashes:

@@ -21,8 +21,8 @@ from typing import NamedTuple
 PACKAGES = ("eyas_host", "eyas_device")
 
 _WITHOUT_EFFECT = (
-    *("eyas_device.errors", "eyas_host.support", "eyas_host.pipeline.code", "eyas_host.pipeline.memory"),
-    "eyas_host.pipeline.runner",
+    *("eyas_device.errors", "eyas_host.support"),
+    *(f"eyas_host.pipeline.{name}" for name in ("code", "lock", "memory", "runner")),
 )
 """Modules that no result depends on: files, progress, errors, the runner itself."""
 _LIBRARIES_WITHOUT_EFFECT = frozenset(

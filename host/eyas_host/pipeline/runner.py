@@ -9,7 +9,6 @@ was killed goes on from its checkpoints, one whose inputs changed since starts a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import shutil
 import sys
@@ -26,6 +25,7 @@ from eyas_device import __version__
 from eyas_device.bundle import sha256
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.code import dependencies
+from eyas_host.pipeline.lock import RunLock
 from eyas_host.pipeline.memory import peak_rss_mb, reset_peak_rss
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
@@ -100,8 +100,8 @@ class StageRecord(Basis, frozen=True, kw_only=True):
     seconds: float
     """Total time, including interrupted attempts."""
     peak_rss_mb: float
-    machine: dict[str, str]
-    """The machine that ran it to its end."""
+    machines: tuple[dict[str, str], ...]
+    """The machines that ran it; more than one if it was interrupted and went on elsewhere."""
     summary: str
     facts: dict[str, Any]
     """Values for later stages and the report."""
@@ -110,6 +110,7 @@ class StageRecord(Basis, frozen=True, kw_only=True):
 class _Running(msgspec.Struct, frozen=True):
     fingerprint: str
     seconds: float = 0.0
+    machines: tuple[dict[str, str], ...] = ()
 
 
 def read_stage_record(folder: Path) -> StageRecord | None:
@@ -170,28 +171,59 @@ def run_chain(
     only: str | None = None,
     until: str | None = None,
 ) -> None:
-    """Run the stages that need it, in order.
+    """Run the stages that need it, in order; see `prepared_run`."""
+    with prepared_run(stages, context, start=start, only=only, until=until):
+        pass
+
+
+@contextlib.contextmanager
+def prepared_run(
+    stages: Sequence[Stage],
+    context: RunContext,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    until: str | None = None,
+    shared: bool = False,
+) -> Iterator[None]:
+    """Run the stages that need it, in order, and keep the run locked while the block uses them.
 
     `start` runs that stage and all behind it rerun, `only` just that one rerun, `until` ends the chain with that one.
-    Of several processes the main one decides, writes the records and holds the folder; the others do not return.
-    Raises `StageError` if another run holds the folder or an earlier stage is missing for `only`.
+    A `shared` block only reads, beside others of the kind. Of several processes the main one decides, writes the
+    records and holds the folder; the others do not return. Raises `StageError` if another command is in the way or an
+    earlier stage is missing for `only`.
     """
     distributed.join(context.recipe.run.device)
     if not distributed.is_main():
         _follow(stages, context)
-    context.root.mkdir(parents=True, exist_ok=True)
-    with _lock(context.root):
-        remove_partial_files(context.root)
-        write_bytes(context.root / RECIPE, msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
-        rerun = False
-        for stage in stages:
-            rerun = rerun or stage.name == start or stage.name == only
-            if only is None or stage.name == only:
+    chosen = _chosen(stages, only=only, until=until)
+    with RunLock(context.root) as lock:
+        if lock.acquire():
+            remove_partial_files(context.root)
+            write_bytes(context.root / RECIPE, msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
+            rerun = False
+            for stage in chosen:
+                rerun = rerun or stage.name in (start, only)
                 _run_stage(stage, context, rerun=rerun)
-            if stage.name in (only, until):
-                break
-    distributed.from_main("")
-    distributed.leave()
+        elif not shared:
+            raise lock.busy()
+        else:
+            lock.require(shared=True)
+            if stale := [stage.name for stage in chosen if not up_to_date(stage, context)]:
+                raise lock.busy(f", and {', '.join(stale)} must run first")
+        distributed.from_main("")
+        distributed.leave()
+        if shared:
+            lock.require(shared=True)
+        yield
+
+
+def _chosen(stages: Sequence[Stage], *, only: str | None, until: str | None) -> list[Stage]:
+    """The stages that a command is about."""
+    names = [stage.name for stage in stages]
+    if only is not None:
+        return [stage for stage in stages if stage.name == only]
+    return list(stages[: names.index(until) + 1] if until in names else stages)
 
 
 def _follow(stages: Sequence[Stage], context: RunContext) -> NoReturn:
@@ -225,7 +257,7 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
     if missing:
         raise StageError(f"{context.root}: stage {stage.name!r} needs {', '.join(missing)} first; run without --only")
     folder = context.folder(stage.name)
-    spent = _resume_or_clear(folder, basis.fingerprint, rerun=rerun)
+    attempt = _resume_or_clear(folder, basis.fingerprint, rerun=rerun)
     started = time.monotonic()
     reset_peak_rss()
     if stage.together:
@@ -234,9 +266,9 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
         with contextlib.nullcontext() if stage.together else distributed.single_process():
             outcome = stage.run(context)
     finally:
-        seconds = spent + time.monotonic() - started
+        seconds = attempt.seconds + time.monotonic() - started
         if folder.exists():
-            write_bytes(folder / _RUNNING, msgspec.json.encode(_Running(basis.fingerprint, seconds)))
+            write_bytes(folder / _RUNNING, msgspec.json.encode(msgspec.structs.replace(attempt, seconds=seconds)))
     names = {str(path.relative_to(context.root)): path for path in _outputs(stage, context)}
     sync_files(names.values(), context.root)
     record = StageRecord(
@@ -249,7 +281,7 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
         finished=time.time(),
         seconds=seconds,
         peak_rss_mb=peak_rss_mb(),
-        machine=machine(),
+        machines=attempt.machines,
         summary=outcome.summary,
         facts=outcome.facts,
     )
@@ -265,8 +297,8 @@ def _outputs(stage: Stage, context: RunContext) -> Iterator[Path]:
         yield from (path for path in found if path.name not in (RECORD, _RUNNING))
 
 
-def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> float:
-    """Elapsed time of an interrupted run to resume; otherwise clears the stage's folder."""
+def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> _Running:
+    """The interrupted attempt to resume, with this machine; otherwise clears the stage's folder for a first one."""
     try:
         running = msgspec.json.decode((folder / _RUNNING).read_bytes(), type=_Running)
     except (OSError, msgspec.DecodeError):
@@ -274,9 +306,11 @@ def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> float:
     if rerun or running is None or running.fingerprint != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
         running = _Running(fingerprint)
-        write_bytes(folder / _RUNNING, msgspec.json.encode(running))
+    others = tuple(other for other in running.machines if other != machine())
+    running = msgspec.structs.replace(running, machines=(*others, machine()))
+    write_bytes(folder / _RUNNING, msgspec.json.encode(running))
     remove_partial_files(folder)
-    return running.seconds
+    return running
 
 
 def _basis(stage: Stage, context: RunContext) -> Basis:
@@ -346,16 +380,3 @@ def _without_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
-
-
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Lock the run's folder; the system releases the lock when the process ends."""
-    with (root / ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StageError(
-                f"{root}: another run uses this folder; wait for it or give this one another name"
-            ) from None
-        yield

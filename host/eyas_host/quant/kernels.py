@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 from eyas_host.support.errors import CompressError
-from eyas_host.support.files import cache_folder
+from eyas_host.support.files import cache_folder, try_flock
 from eyas_host.support.machine import cuda_compiler
 from eyas_host.support.progress import warn
 
@@ -132,6 +132,6 @@ def _use_own_folder() -> None:
 def _one_process(folder: Path) -> Iterator[None]:
     """Hold the lock of a build folder, without a lock file that a killed process left there."""
     with (folder / ".eyas.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try_flock(stream, fcntl.LOCK_EX, wait=True)
         (folder / _BATON).unlink(missing_ok=True)
         yield

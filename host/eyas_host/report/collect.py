@@ -21,7 +21,6 @@ from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, RunContext
 from eyas_host.report.curves import ScoreCurve, score_curves
 from eyas_host.report.model import Mistake, Report, StageSummary, Variant
 from eyas_host.report.signals import with_signals
-from eyas_host.support.machine import machine, versions
 
 _MAX_MISTAKES = 12
 
@@ -47,13 +46,14 @@ def collect_report(
     decided = (
         score(after, test.targets, predicted=test.predicted(shipped), units=test.units) if verdict.decision else None
     )
+    stages = _stages(context)
     report = Report(
         name=recipe.run.name,
         version=recipe.pack.version,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         labels=split.labels,
-        machine=machine(),
-        versions=versions(),
+        machine=stages["verify"].machines[-1],
+        versions=stages["verify"].versions,
         variants=variants_of(test, _agreement(test, verdict), verdict, precisions, "test"),
         validation_variants=variants_of(validation, parity, verdict, precisions, "validation"),
         shipped=shipped,
@@ -69,7 +69,7 @@ def collect_report(
         },
         mistakes=mistakes_of(test, shipped, split),
         histories=_histories(facts),
-        stages=_stages(context),
+        stages=tuple(stages.values()),
         use=verdict.use,
         reasons=verdict.reasons,
         refused=verdict.refused,
@@ -179,9 +179,13 @@ def _histories(facts: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, 
     return {title: history for title, history in histories if history}
 
 
-def _stages(context: RunContext) -> tuple[StageSummary, ...]:
+def _stages(context: RunContext) -> dict[str, StageSummary]:
     records = ((name, context.record(name)) for name in BUNDLE_STAGES)
-    return tuple(StageSummary(name, r.seconds, r.peak_rss_mb, r.summary) for name, r in records if r is not None)
+    return {
+        name: StageSummary(name, r.seconds, r.peak_rss_mb, r.summary, r.machines, r.libraries)
+        for name, r in records
+        if r is not None
+    }
 
 
 def _without_histories(facts: Mapping[str, Any]) -> dict[str, Any]:

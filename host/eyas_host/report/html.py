@@ -82,6 +82,8 @@ def render_html(report: Report, explanations: Mapping[str, Pixels] | None = None
             total_seconds=sum(s.seconds for s in report.stages),
             max_seconds=max((s.seconds for s in report.stages), default=0.0) or 1.0,
             max_rss_mb=max((s.peak_rss_mb for s in report.stages), default=0.0) or 1.0,
+            machines=_machines(report),
+            other_versions=_other_versions(report),
             front=plots.front(report.pruning.get("front", ())),
             sensitivity=plots.sensitivity(report.sensitivity) if report.sensitivity else None,
             max_bytes=max((layer.fp32_bytes for layer in report.layers), default=0) or 1,
@@ -118,6 +120,32 @@ def ratios(variant: Variant, teacher: Variant) -> list[str]:
     if variant.latency_ms and teacher.latency_ms and variant.latency_ms.p50 > 0 and teacher.latency_ms.p50 > 0:
         texts.append(_times(teacher.latency_ms.p50 / variant.latency_ms.p50, "faster", "slower"))
     return texts
+
+
+def _machines(report: Report) -> list[tuple[dict[str, str], str]]:
+    """Every machine that a figure comes from, and its stages; that of the latencies first."""
+    stages: dict[str, list[str]] = {}
+    known = {"": report.machine} | {str(m): m for stage in report.stages for m in stage.machines}
+    for stage in report.stages:
+        for machine in stage.machines:
+            stages.setdefault(str(machine), []).append(stage.name)
+    first = str(report.machine)
+    others = [key for key in stages if key != first]
+    return [(report.machine, ", ".join(stages.get(first, ())))] + [
+        (known[key], ", ".join(stages[key])) for key in others
+    ]
+
+
+def _other_versions(report: Report) -> list[tuple[str, str]]:
+    """Stage -> versions of its libraries that differ from those of the latencies, `timm 1.0.20`."""
+    differing = (
+        (
+            stage.name,
+            [f"{name} {text}" for name, text in stage.versions.items() if report.versions.get(name, text) != text],
+        )
+        for stage in report.stages
+    )
+    return [(name, ", ".join(texts)) for name, texts in differing if texts]
 
 
 def _variant(report: Report, name: str) -> Variant | None:

@@ -74,6 +74,10 @@ class StageSummary(msgspec.Struct, frozen=True):
     seconds: float
     peak_rss_mb: float
     summary: str
+    machines: tuple[dict[str, str], ...] = ()
+    """The machines that ran it; more than one if it was interrupted and went on elsewhere."""
+    versions: dict[str, str] = {}
+    """Library that it imports -> version."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,7 +88,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     labels: tuple[str, ...]
     machine: dict[str, str]
+    """The machine that measured the latencies: that of the stage `verify`. Those of the trainings are in `stages`."""
     versions: dict[str, str]
+    """Library -> version, of `verify`."""
     variants: tuple[Variant, ...]
     """On the held-out test set."""
     validation_variants: tuple[Variant, ...]

@@ -30,5 +30,7 @@ def comparison_table(report: Report) -> Table:
             "" if latency is None else f"{latency.p90:.2f}",
             style="bold" if variant.name == report.shipped else None,
         )
-    table.caption = "* run by a runtime; latency: one image, one thread, this machine"
+    table.caption = (
+        f"* run by a runtime; latency: one image, one thread, {report.machine.get('processor', 'unknown processor')}"
+    )
     return table

@@ -51,7 +51,14 @@ def report_inputs(context: RunContext) -> dict[str, str]:
     hashes = {}
     for stage in BUNDLE_STAGES:
         if (record := context.record(stage)) is not None:
-            shown = (record.summary, record.facts, record.seconds, record.peak_rss_mb, record.machine, record.libraries)
+            shown = (
+                record.summary,
+                record.facts,
+                record.seconds,
+                record.peak_rss_mb,
+                record.machines,
+                record.libraries,
+            )
             hashes[f"{stage}/{RECORD}"] = _hash(shown)
     return hashes | {SENSITIVITY: _sha256(str(context.root / SENSITIVITY))}
 

@@ -9,9 +9,12 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 from eyas_host.support.errors import StageError
+from eyas_host.support.progress import warn
 
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems that cannot sync a file or folder."""
@@ -84,8 +87,27 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive inter-process lock (flock) on `path`; a killed process releases it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try_flock(stream, fcntl.LOCK_EX, wait=True)
         yield
+
+
+def try_flock(stream: TextIO, operation: int, *, wait: bool = False) -> bool:
+    """Lock an open file, `LOCK_EX` or `LOCK_SH`; False if another process holds it.
+
+    A file system without locks (some network ones) is reported once, and the work goes on unlocked.
+    """
+    try:
+        fcntl.flock(stream, operation if wait else operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _report_missing_locks(Path(stream.name).parent, error.strerror)
+    return True
+
+
+@cache
+def _report_missing_locks(folder: Path, why: str) -> None:
+    warn(f"{folder}: this file system has no locks ({why}); do not start two commands that write there")
 
 
 def _make_folder(folder: Path) -> None:

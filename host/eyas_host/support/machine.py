@@ -25,9 +25,11 @@ PACKAGES = (
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, operating system and Python version."""
+    """Processor, GPUs if any, cores, operating system and Python version."""
+    gpus = ", ".join(_gpus())
     return {
         "processor": _processor(),
+        **({"gpu": gpus} if gpus else {}),
         "cores": str(os.cpu_count()),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -76,3 +78,12 @@ def _processor() -> str:
         return platform.processor() or "unknown"
     names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return names[0] if names else platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Names of the NVIDIA GPUs, by the driver; nothing is loaded for it."""
+    texts = [
+        path.read_text(encoding="utf-8") for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    ]
+    lines = [line for text in texts for line in text.splitlines() if line.startswith("Model:")]
+    return [line.partition(":")[2].strip() for line in lines]

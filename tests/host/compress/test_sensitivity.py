@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -40,7 +41,7 @@ from eyas_host.evaluation.inference import logits_of
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.models.pruned import PrunePlan
-from eyas_host.pipeline.runner import RunContext, Stage, StageResult, run_chain
+from eyas_host.pipeline.runner import SENSITIVITY, RunContext, Stage, StageResult, run_chain
 from eyas_host.quant.fold import DeployModel
 from eyas_host.quant.graph import weighted_layers
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
@@ -351,7 +352,7 @@ def test_an_interrupted_measurement_resumes_and_ends_the_same(run: RunContext, m
     assert found.ranked[0].layer == LAYER and found.images == 20
     assert found.advice is not None and found.advice.layers == (LAYER,)
     assert measure_sensitivity(run) == found and len(Counted.measured) == 2
-    (run.root / sensitivity.RESULT).unlink()
+    (run.root / SENSITIVITY).unlink()
     assert measure_sensitivity(run) == found and len(Counted.measured) == 6
 
 
@@ -369,7 +370,7 @@ def test_a_changed_model_or_other_images_start_over(
     second = measure_sensitivity(run, images=10)
     assert len(Counted.measured) == 12
     assert second.advice is not None and second.advice.layers == ()
-    (run.root / sensitivity.RESULT).write_text('{"model": 1')
+    (run.root / SENSITIVITY).write_text('{"model": 1')
     assert load_sensitivity(run) is None
     assert measure_sensitivity(run, images=10) == second
 
@@ -377,8 +378,11 @@ def test_a_changed_model_or_other_images_start_over(
 def test_the_verb_shows_a_table_and_ends_with_the_advice(
     run: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finished = lambda path, runs, overrides, until: RunContext(load_recipe(path, overrides), run.root)  # noqa: E731
-    monkeypatch.setattr("eyas_host.cli.sensitivity.run_chain", finished)
+    @contextmanager
+    def finished(path: Path, runs: Path, overrides: list[str], until: str) -> Iterator[RunContext]:
+        yield RunContext(load_recipe(path, overrides), run.root)
+
+    monkeypatch.setattr("eyas_host.cli.sensitivity.prepared_run", finished)
     figures = run.root / "figures.json"
     recipe = run.root.parents[1] / "recipe.toml"
     words = [str(recipe), "--runs", str(run.root.parent), "--images", "10", "--json", str(figures)]
@@ -406,7 +410,7 @@ def test_damaged_files_are_reported(run: RunContext) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CompressError, match="--from qat"):
         measure_sensitivity(run)
-    assert not (run.root / sensitivity.RESULT).exists()
+    assert not (run.root / SENSITIVITY).exists()
 
 
 def test_a_run_without_data_ends_with_one_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -77,12 +78,6 @@ class Toy:
         write_bytes(context.root / "sum.txt", str(sum(numbers)).encode())
         write_bytes(context.root / "extra" / "one.txt", b"1")
         return StageResult("c is done")
-
-
-@pytest.fixture(autouse=True)
-def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collecting the garbage of this process before each toy stage would take most of the time."""
-    monkeypatch.setattr("eyas_host.pipeline.runner.reset_peak_rss", lambda: None)
 
 
 @pytest.fixture
@@ -328,6 +323,21 @@ def test_seconds_of_interrupted_tries_are_added(toy: Toy) -> None:
     assert not running.exists()
 
 
+def test_a_stage_that_went_on_elsewhere_names_both_machines(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the process was killed and could not write anything more."""
+    running = toy.root / "b" / "running.json"
+    for name, fault in (("one", ValueError("stop")), ("two", KeyboardInterrupt()), ("two", None)):
+        monkeypatch.setattr("eyas_host.pipeline.runner.machine", lambda name=name: {"processor": name})
+        toy.fault = fault
+        with contextlib.suppress(ValueError, KeyboardInterrupt):
+            toy.run()
+        if name == "one":
+            assert msgspec.json.decode(running.read_bytes())["machines"] == [{"processor": "one"}]
+    records = {stage: toy.context.record(stage) for stage in "abc"}
+    machines = {stage: [m["processor"] for m in record.machines] for stage, record in records.items() if record}
+    assert machines == {"a": ["one"], "b": ["one", "two"], "c": ["two"]}
+
+
 def test_another_process_holds_the_folder(toy: Toy) -> None:
     toy.run()
     code = (
@@ -340,7 +350,7 @@ def test_another_process_holds_the_folder(toy: Toy) -> None:
     assert other.stdin is not None and other.stdout is not None
     try:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(StageError, match="another run uses this folder"):
+        with pytest.raises(StageError, match="another eyas command uses this folder"):
             toy.run(start="a")
         assert toy.ran == []
     finally:

@@ -17,7 +17,7 @@ from eyas_device.decision import Decision
 from eyas_device.preprocess import Preprocessing, decode
 from eyas_host.bundle.card import bundle_readme, model_card
 from eyas_host.report.html import render_html, verdict
-from eyas_host.report.model import Mistake
+from eyas_host.report.model import Mistake, StageSummary
 from eyas_host.report.page import duration, megabytes, number, percent, small
 from tests.support.report_parts import HOSTILE, NOTICE, Page, make_report
 
@@ -182,6 +182,23 @@ def test_verdict_is_one_sentence() -> None:
         "The shipped model litert-int8 reaches 80.1 % balanced accuracy on unseen images, in 1.20 ms per image, "
         "in 1.1 MB: 95 % of the teacher's balanced accuracy, 24× smaller and 40× faster than the teacher in torch."  # noqa: RUF001
     )
+
+
+def test_a_run_that_moved_names_both_machines_and_both_versions() -> None:
+    """Figures keep the machine and the libraries that they were measured with."""
+    desk = {"processor": "Desk <i>9</i>", "cores": "8"}
+    server = {"processor": "Server 3", "gpu": "H100", "cores": "64"}
+    stages = (
+        StageSummary("teach", 245.0, 2100.0, "trained", (server,), {"torch": "2.8.0", "timm": "1.0"}),
+        StageSummary("qat", 9.0, 210.0, "int8", (server, desk), {"torch": "2.9.0"}),
+        StageSummary("verify", 9.0, 210.0, "passed", (desk,), {"torch": "2.9.0"}),
+    )
+    page = Page(render_html(make_report(("a", "b"), machine=desk, versions={"torch": "2.9.0"}, stages=stages)))
+    text = " ".join(" ".join(page.texts).split())
+    assert "Latency: one image at a time on Desk <i>9</i>." in text and "on 2 machines (below)" in text
+    assert "Machine of the latencies qat, verify" in text and "Another machine teach, qat" in text
+    assert text.index("Desk <i>9</i>") < text.index("Server 3") and "H100" in text
+    assert "other in teach torch 2.8.0" in text and "other in qat" not in text
 
 
 def test_number_formats() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -148,6 +151,33 @@ def test_the_bundle_passes_the_check_on_the_device(place: Path) -> None:
     assert "FAILED" not in done.stdout
 
 
+def test_the_lineage_names_files_that_stay(place: Path) -> None:
+    """A later command writes the run's recipe.json again; what the hashes are of lies in pack/."""
+    run = place / "runs/shapes"
+    lineage = json.loads((run / "bundle/manifest.json").read_bytes())["lineage"]
+    before = (run / "recipe.json").read_bytes()
+    eyas(place, "split", RECIPE, *settings(pack__version="9.9.9"))
+    assert (run / "recipe.json").read_bytes() != before == (run / "pack/recipe.json").read_bytes()
+    for name in ("recipe", "split"):
+        assert sha256((run / f"pack/{name}.json").read_bytes()).hexdigest() == lineage[name]
+    assert json.loads((run / "pack/recipe.json").read_bytes())["pack"]["images"] == "never"
+    with (run / "split/index.csv").open(encoding="utf-8", newline="") as table:
+        lines = sorted(f"{row['sha256']} {row['label']}\n" for row in csv.DictReader(table))
+    assert sha256("".join(lines).encode()).hexdigest() == lineage["data"]
+    outputs = json.loads((run / "pack/stage.json").read_bytes())["outputs"]
+    assert {"pack/recipe.json", "pack/split.json"} <= set(outputs)
+
+
+def test_the_report_names_the_machine_and_the_libraries_of_each_stage(place: Path) -> None:
+    report = report_of(place / "runs/shapes")
+    records = open_run(place / "runs/shapes").stages
+    assert report["machine"] == records["verify"].machines[-1] and report["machine"]["processor"]
+    assert report["versions"]["openvino"] == metadata.version("openvino")
+    for stage in report["stages"]:
+        assert stage["machines"] == list(records[stage["name"]].machines)
+        assert stage["versions"]["numpy"] == np.__version__
+
+
 def test_calibration_is_recorded(place: Path) -> None:
     kept = json.loads((place / "runs/shapes/qat/calibration.json").read_bytes())
     split = json.loads((place / "runs/shapes/split/manifest.json").read_bytes())
@@ -169,7 +199,8 @@ def test_the_int8_student_is_the_candidate_closest_to_the_float_student(place: P
 def test_a_new_report_has_the_sensitivity_and_does_not_access_the_test_set_again(place: Path) -> None:
     done = eyas(place, "sensitivity", RECIPE, "--images", "10", *settings())
     assert "backbone.blocks.0.0.conv_dw" in done.out + done.err
-    eyas(place, "distill", RECIPE, "--only", "report", *settings())
+    done = eyas(place, "distill", RECIPE, *settings())
+    assert done.err.count("unchanged") == 8 and "report   runs again   sensitivity/sensitivity.json changed" in done.err
     report = report_of(place / "runs/shapes")
     assert len(report["sensitivity"]["layers"]) > 50
     assert "Sensitivity plot" in (place / "runs/shapes/report.html").read_text()

@@ -1,0 +1,60 @@
+"""The lock of a run's folder: one command writes there, or any number only read."""
+
+from __future__ import annotations
+
+import fcntl
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from eyas_host.support.errors import StageError
+from eyas_host.support.files import try_flock
+
+
+class RunLock:
+    """A context manager that opens a folder's `.lock`; the system releases the lock when the process ends.
+
+    With `create` false the folder is left as it is: without a lock file nobody writes there. Raises `StageError` for a
+    folder that cannot be written.
+    """
+
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        self.root = root
+        self._create = create
+        self._stream: TextIO | None = None
+
+    def __enter__(self) -> RunLock:
+        path = self.root / ".lock"
+        if not self._create:
+            with suppress(OSError):
+                self._stream = path.open(encoding="utf-8")
+            return self
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise StageError(f"{self.root}: cannot be written ({error.strerror}); choose another --runs") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def acquire(self, *, shared: bool = False) -> bool:
+        """Take the lock, or change to the other kind; False if other commands are in the way."""
+        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        return self._stream is None or try_flock(self._stream, operation)
+
+    def require(self, *, shared: bool = False) -> None:
+        """Take the lock. Raises `StageError` if other commands are in the way."""
+        if not self.acquire(shared=shared):
+            raise self.busy()
+
+    def busy(self, what: str = "") -> StageError:
+        """The error that another command uses the folder."""
+        return StageError(
+            f"{self.root}: another eyas command uses this folder{what}; wait for it, or give this one another name"
+        )
