@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+
 import pytest
 
 from tests.support.system_parts import PARTS, is_there
@@ -15,6 +18,14 @@ _LONGEST = (
     "test_tune.py",
 )
 """Files that take longest start first, so that no worker is left alone with one of them at the end."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_data() -> Iterator[None]:
+    """A user data folder for logs that may not lie beside the images."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", folder)
+        yield
 
 
 def pytest_report_header() -> list[str]:

@@ -13,8 +13,9 @@ from torch import Tensor
 from eyas_device.preprocess import Pixels
 from eyas_host.data.duplicates import perceptual_hash
 from eyas_host.data.index import FileInfo, Index
+from eyas_host.data.manifest import SplitManifest
 from eyas_host.data.sources import LabelledImage
-from eyas_host.data.split import SplitManifest, split_index
+from eyas_host.data.split import split_index
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.types import LossName
 from eyas_host.train.losses import balanced_class_weights, label_loss

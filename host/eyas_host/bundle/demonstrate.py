@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from eyas_host.data.sources import label_error
 from eyas_host.data.split import Split
 from eyas_host.pipeline.runner import BUNDLE, RunContext
+from eyas_host.support.errors import DataError
 
 
 def demonstrate(context: RunContext) -> int:
@@ -23,6 +25,8 @@ def link_validation(context: RunContext) -> Path:
     folder = context.root / "validation"
     shutil.rmtree(folder, ignore_errors=True)
     for number, image in enumerate(Split.load(context.root).manifest.validation):
+        if why := label_error(image.label):
+            raise DataError(f"{context.root}: label {image.label!r} {why}; run again with --from split")
         link = folder / image.label / f"{number:05d}{Path(image.path).suffix}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(Path(image.path).resolve())

@@ -24,8 +24,9 @@ from eyas_device.predict import calibrated_probabilities
 from eyas_host.bundle.card import bundle_readme, model_card
 from eyas_host.bundle.golden import golden_rows, write_golden
 from eyas_host.bundle.reference import fit_reference, write_reference
-from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
-from eyas_host.data.split import Split, data_hash
+from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
+from eyas_host.data.manifest import data_hash
+from eyas_host.data.split import Split
 from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logits
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest

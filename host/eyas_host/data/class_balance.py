@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from eyas_host.data.split import SPLITS, SplitManifest
+from eyas_host.data.keep import kept_warnings
+from eyas_host.data.manifest import SPLITS, SplitManifest
 
 MIN_IMAGES = 20
 """Training images of a class below which its metrics are mostly chance."""
@@ -33,6 +34,8 @@ def summary(manifest: SplitManifest) -> str:
         f"{sum(sizes.values())} images, {len(manifest.labels)} classes ({ratio(manifest):.1f} : 1): "
         + ", ".join(f"{count} {split}" for split, count in sizes.items())
     ]
+    if manifest.kept is not None:
+        facts.append(f"{manifest.kept.images} kept from a former split, {manifest.kept.new} new")
     if manifest.groups:
         facts.append(f"{sum(manifest.groups.values())} groups")
     if manifest.clusters:
@@ -43,7 +46,7 @@ def summary(manifest: SplitManifest) -> str:
         facts.append(f"{manifest.copies} exact copies dropped")
     facts += [f"{len(images)} set aside ({why})" for why, images in manifest.set_aside.items()]
     if manifest.unreadable:
-        facts.append(f"{len(manifest.unreadable)} unreadable left out")
+        facts.append(f"{manifest.unreadable} unreadable left out")
     return "; ".join(facts)
 
 
@@ -61,7 +64,8 @@ def warnings(manifest: SplitManifest) -> list[str]:
             f"{ratio(manifest):.0f} training images of {large!r} for each of {small!r}: collect more of {small!r}, "
             "keep [teacher] class_weights = true, judge by balanced accuracy"
         )
-    return found + _label_conflicts(manifest) + _unjoined_clusters(manifest)
+    kept = kept_warnings(manifest.kept) if manifest.kept is not None else []
+    return kept + found + _label_conflicts(manifest) + _unjoined_clusters(manifest)
 
 
 def _label_conflicts(manifest: SplitManifest) -> list[str]:

@@ -1,9 +1,8 @@
-"""Access to the held-out test set: refused before the bundle is packed, and logged every time."""
+"""When the held-out test set may be read: once the bundle is packed from the current outputs."""
 
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 
 import msgspec
@@ -11,23 +10,9 @@ import msgspec
 from eyas_host.pipeline.runner import BUNDLE_STAGES, StageRecord, read_stage_record
 from eyas_host.support.errors import DataError
 
-ACCESS_LOG = Path("test-set") / "access.jsonl"
-"""Below the run's folder, outside the split's, so that it survives a new split."""
 
-
-class TestAccess(msgspec.Struct, frozen=True):
-    """A line of the access log."""
-
-    time: float
-    reason: str
-    models: str = ""
-    """sha256 over the outputs of all finished stages."""
-    early: bool = False
-    """Accessed on purpose before the bundle was packed: no choice may depend on it."""
-
-
-def log_test_access(root: Path, reason: str, *, early: bool) -> None:
-    """Append an access to the log of the run at `root`.
+def check_test_access(root: Path, *, early: bool) -> tuple[str, bool]:
+    """Hash of the outputs of all finished stages of the run at `root`, and whether it is too early for the test set.
 
     Raises `DataError` if the bundle is not packed from the current outputs, unless `early`.
     """
@@ -40,19 +25,8 @@ def log_test_access(root: Path, reason: str, *, early: bool) -> None:
         )
     digest = hashlib.sha256()
     for record in records.values():
-        digest.update(msgspec.json.encode(record.outputs, order="deterministic"))
-    access = TestAccess(time=time.time(), reason=reason, models=digest.hexdigest(), early=bool(why))
-    path = root / ACCESS_LOG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        stream.write(msgspec.json.encode(access) + b"\n")
-
-
-def read_access_log(root: Path) -> list[TestAccess]:
-    """All accesses to the test set of the run at `root`, oldest first."""
-    path = root / ACCESS_LOG
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [msgspec.json.decode(line, type=TestAccess) for line in lines]
+        digest.update(msgspec.json.encode(record.content, order="deterministic"))
+    return digest.hexdigest(), bool(why)
 
 
 def _why_too_early(records: dict[str, StageRecord]) -> str:

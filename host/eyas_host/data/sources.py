@@ -28,10 +28,16 @@ COLUMNS = ("path", "label", "group", "time")
 """Columns of a table; the last two are optional."""
 
 
-class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True):
+LABEL_RULE = "up to 200 bytes of UTF-8 without / or \\, control characters, a dot in front, or blanks at the ends"
+_SHOWN = 5
+_MAX_LABEL = 200
+
+
+class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One labelled image."""
 
-    path: str
+    path: str = ""
+    """Where it lies on this machine; empty in a manifest."""
     label: str
     sha256: str
     stratum: str = ""
@@ -60,6 +66,13 @@ def list_images(data: DataSection) -> tuple[list[LabelledImage], tuple[str, ...]
     labels = sorted({image.label for image in images})
     if len(labels) < 2:
         raise DataError(f"{_describe(data)}: two or more classes are needed, found {len(labels)} ({', '.join(labels)})")
+    wrong = [f"{label!r} ({why})" for label in labels if (why := label_error(label))]
+    if wrong:
+        more = ", ..." if len(wrong) > _SHOWN else ""
+        raise DataError(
+            f"{_describe(data)}: {len(wrong)} label{'s' * (len(wrong) > 1)} cannot be used: "
+            f"{', '.join(wrong[:_SHOWN])}{more}; a label is a folder's name: {LABEL_RULE}"
+        )
     grouped = data.by == "group" or (data.by == "auto" and any(image.group for image in images))
     for column in ("group",) if grouped else ("time",) if data.by == "time" else ():
         without = [image.path for image in images if getattr(image, column) in ("", None)]
@@ -69,6 +82,25 @@ def list_images(data: DataSection) -> tuple[list[LabelledImage], tuple[str, ...]
                 f"`{column}` of their table or set [data] by = 'stratified'"
             )
     return images, (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
+
+
+def label_error(label: str) -> str:
+    """Why a label cannot be used, it names a folder on many systems; empty if it can."""
+    if any(mark in label for mark in "/\\"):
+        return "has a path separator"
+    if not label.isprintable():
+        return "has a control character"
+    if label.startswith("."):
+        return "begins with a dot"
+    if label != label.strip() or not label:
+        return "begins or ends with a blank"
+    return "is too long" if len(label.encode()) > _MAX_LABEL else ""
+
+
+def source_folders(data: DataSection) -> tuple[str, ...]:
+    """Absolute folder of each source on disk: the class folders' or the table's, `path` first."""
+    roots = [Path(source.path).resolve() for source in data.sources]
+    return tuple(str(root if root.is_dir() else root.parent) for root in roots)
 
 
 def list_source(path: Path) -> list[LabelledImage]:

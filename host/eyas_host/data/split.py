@@ -1,87 +1,45 @@
 """The split of the images into training, validation and held-out test set.
 
-The manifest lists every image with its sha256. Training and validation are open to all stages; `Split.open_test` is the
-only access to the held-out test set, and every access is logged.
+The manifest lists every image by its sha256, `data.locations` knows where it lies. Training and validation are open to
+all stages; `Split.open_test` is the only access to the held-out test set, and every access is logged.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from eyas_device.preprocess import Preprocessing
+from eyas_host.data.access_log import AccessLog, LoggedAccess, append_access, read_accesses
 from eyas_host.data.assign import DAY, assign_by_time, assign_stratified
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.duplicates import BITS, cluster_hashes
-from eyas_host.data.held_out import TestAccess, log_test_access, read_access_log
+from eyas_host.data.held_out import check_test_access
 from eyas_host.data.index import Index
+from eyas_host.data.keep import assign_kept, check_kept, load_kept
+from eyas_host.data.locations import load_locations
+from eyas_host.data.manifest import MANIFEST, SPLITS, SplitManifest, data_hash, load_manifest, map_images
 from eyas_host.data.sources import LabelledImage
-from eyas_host.data.units import Indices, UnjoinedCluster, find_units, unit_ids
+from eyas_host.data.units import Indices, find_units, unit_ids
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
-from eyas_host.support.files import atomic_write, write_bytes
 
-SPLITS = ("train", "validation", "test")
-MANIFEST = Path("split") / "manifest.json"
-"""Below the run's folder."""
-TABLE = Path("split") / "index.csv"
-"""Below the run's folder: one row per image, for other tools."""
-_COLUMNS = (
-    *("path", "label", "group", "time", "sha256", "width", "height", "mode", "bits"),
-    *("perceptual_hash", "near_duplicates", "split"),
-)
 _SHOWN = 10
-
-
-class SplitManifest(msgspec.Struct, frozen=True):
-    """`split/manifest.json`."""
-
-    strategy: str
-    """How the images were assigned, as a sentence."""
-    seed: int
-    fractions: tuple[float, float, float]
-    """Requested fractions of training, validation and test."""
-    labels: tuple[str, ...]
-    train: tuple[LabelledImage, ...]
-    validation: tuple[LabelledImage, ...]
-    test: tuple[LabelledImage, ...]
-    counts: dict[str, dict[str, int]]
-    """Split -> label -> images."""
-    unreadable: tuple[str, ...] = ()
-    notices: tuple[str, ...] = ()
-    by: str = "stratified"
-    """stratified, group or time."""
-    fold: tuple[int, int] = (0, 0)
-    gap_days: float = 0.0
-    near_duplicates: int = 0
-    """Maximum Hamming distance of the 256-bit perceptual hashes of near-duplicates; 0: no search."""
-    clusters: tuple[tuple[str, ...], ...] = ()
-    """Clusters of near-duplicates as sha256 hashes; each cluster is in one split."""
-    unjoined: tuple[UnjoinedCluster, ...] = ()
-    """Clusters of near-duplicates that were not kept together, and why."""
-    groups: dict[str, int] = {}
-    """by group: number of groups in each split."""
-    set_aside: dict[str, tuple[LabelledImage, ...]] = {}
-    """by time: images in no split, by reason."""
-    copies: int = 0
-    """Exact copies that were dropped."""
-    data: str = ""
-    """sha256 over all images and labels, independent of the split."""
-    warnings: tuple[str, ...] = ()
 
 
 class Split:
     """The images of a run's split, with logged access to the test set."""
 
-    def __init__(self, manifest: SplitManifest, root: Path, spec: Preprocessing | None = None) -> None:
+    def __init__(
+        self, manifest: SplitManifest, root: Path, spec: Preprocessing | None = None, sources: Sequence[str] = ()
+    ) -> None:
         self.manifest = manifest
         self.root = root
+        self.sources = tuple(sources)
         self.labels = manifest.labels
         self.spec = spec
         self.train = self._dataset(manifest.train)
@@ -95,9 +53,11 @@ class Split:
         """
         path = root / MANIFEST
         try:
-            return cls(msgspec.json.decode(path.read_bytes(), type=SplitManifest), root, spec)
-        except (OSError, msgspec.DecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); run again with --from split") from None
+            manifest = load_manifest(path)
+        except DataError as error:
+            raise DataError(f"{error}; run again with --from split") from None
+        locations = load_locations(root)
+        return cls(map_images(manifest, locations.located), root, spec, locations.sources)
 
     def open_test(self, reason: str, *, early: bool = False) -> ImageDataset:
         """Return the held-out test set and log the access.
@@ -105,12 +65,23 @@ class Split:
         Raises `DataError` unless the bundle is packed from the current outputs. `early` skips that check, for
         benchmarks from which no release follows; the log records it.
         """
-        log_test_access(self.root, reason, early=early)
+        models, too_early = check_test_access(self.root, early=early)
+        access = LoggedAccess(
+            time=time.time(), reason=reason, run=self.root.resolve().name, models=models, early=too_early
+        )
+        append_access(access, self._test_hashes(), self.sources, self.root)
         return self._dataset(self.manifest.test)
 
-    def test_accesses(self) -> list[TestAccess]:
-        """All logged accesses to the test set."""
-        return read_access_log(self.root)
+    def access_log(self) -> AccessLog:
+        """All accesses to this test set, also by other runs."""
+        return read_accesses(self._test_hashes(), self.sources, self.root)
+
+    def test_accesses(self) -> list[LoggedAccess]:
+        """All logged accesses to the test set, oldest first."""
+        return list(self.access_log().accesses)
+
+    def _test_hashes(self) -> list[str]:
+        return [image.sha256 for image in self.manifest.test]
 
     def _dataset(self, images: Sequence[LabelledImage]) -> ImageDataset:
         units = unit_ids(images, self.manifest.clusters, grouped=self.manifest.by == "group")
@@ -128,7 +99,12 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
     grouped = by == "group"
     found = find_units(images, clusters, index.copies, grouped=grouped, splits=max(len(SPLITS), data.fold[1]))
     aside: dict[str, Indices] = {}
-    if by == "time":
+    kept = None
+    if data.keep:
+        former = load_kept(data.keep)
+        kept = check_kept(former, data, by, images)
+        chosen, aside = assign_kept(images, found, former, data, seed)
+    elif by == "time":
         chosen, aside = assign_by_time(images, found.clusters, data.split, data.gap_days)
     else:
         chosen = assign_stratified(images, found.units, data.split, seed, data.fold, grouped=grouped)
@@ -145,7 +121,7 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
         validation=splits["validation"],
         test=splits["test"],
         counts=counts,
-        unreadable=index.unreadable,
+        unreadable=len(index.unreadable),
         notices=index.notices,
         by=by,
         fold=data.fold,
@@ -156,6 +132,7 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
         groups={name: len({p.group for p in splits[name]}) for name in SPLITS} if by == "group" else {},
         set_aside={why: tuple(images[i] for i in indices) for why, indices in aside.items() if indices},
         copies=len(index.copies),
+        kept=kept,
     )
     return msgspec.structs.replace(manifest, data=data_hash(manifest))
 
@@ -172,6 +149,7 @@ def _strategy_text(by: str, data: DataSection) -> str:
         "group": "by group, stratified by label x stratum",
         "time": "by time" + (f", {data.gap_days:g} days apart" if data.gap_days else ""),
     }[by]
+    text += ", images of a former split where they were" if data.keep else ""
     text += f", fold {data.fold[0]} of {data.fold[1]}" if data.fold[1] else ""
     near = f", near-duplicates (at most {data.near_duplicates} of {BITS} bits differ) kept together"
     return text + (near if data.near_duplicates else "")
@@ -239,46 +217,3 @@ def _span(images: Sequence[LabelledImage]) -> str:
     times = [p.time for p in images if p.time is not None]
     first, last = (time.strftime("%Y-%m-%d", time.gmtime(moment)) for moment in (min(times), max(times)))
     return f"from {first} to {last}"
-
-
-def save_split(manifest: SplitManifest, root: Path, index: Index | None = None) -> Path:
-    """Write the manifest of the run at `root`, and `index` as a CSV table next to it; return the manifest's path."""
-    path = root / MANIFEST
-    if index is not None:
-        _save_table(manifest, index, root / TABLE)
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    return path
-
-
-def _save_table(manifest: SplitManifest, index: Index, path: Path) -> None:
-    cluster = {sha: number for number, one in enumerate(manifest.clusters, 1) for sha in one}
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(_COLUMNS)
-        for image, where in _assignments(manifest, index):
-            file = index.files.get(image.sha256)
-            columns = (file.width, file.height, file.mode, file.bits, file.hash.hex()) if file else ("",) * 5
-            when = "" if image.time is None else image.time
-            near = cluster.get(image.sha256, "")
-            table.writerow([image.path, image.label, image.group, when, image.sha256, *columns, near, where])
-        for line in index.unreadable:
-            table.writerow([line.partition(": ")[0], *[""] * 10, "unreadable: " + line.partition(": ")[2]])
-
-
-def _assignments(manifest: SplitManifest, index: Index) -> Iterator[tuple[LabelledImage, str]]:
-    """Every readable image and where it was assigned."""
-    for name in SPLITS:
-        yield from ((image, name) for image in getattr(manifest, name))
-    for why, images in manifest.set_aside.items():
-        yield from ((image, f"set aside: {why}") for image in images)
-    yield from ((copy, f"copy of {first.path}") for copy, first in index.copies)
-
-
-def data_hash(manifest: SplitManifest) -> str:
-    """sha256 over all images and labels, independent of the split."""
-    digest = hashlib.sha256()
-    images = [*manifest.train, *manifest.validation, *manifest.test]
-    images += [image for some in manifest.set_aside.values() for image in some]
-    for line in sorted(f"{p.sha256} {p.label}\n" for p in images):
-        digest.update(line.encode())
-    return digest.hexdigest()

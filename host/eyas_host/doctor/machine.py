@@ -10,7 +10,7 @@ import msgspec
 
 from eyas_device.board import read_pressure
 from eyas_device.doctor.finding import Finding, green, grey, red, yellow
-from eyas_host.data.split import MANIFEST
+from eyas_host.data.manifest import MANIFEST
 from eyas_host.doctor.context import Context
 from eyas_host.support.errors import DataError
 

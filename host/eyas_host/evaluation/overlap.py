@@ -12,11 +12,12 @@ import numpy as np
 
 from eyas_device.bundle import sha256
 from eyas_host.data.duplicates import BITS, Hashes, nearest_hashes
+from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
+from eyas_host.data.manifest import SplitManifest
 from eyas_host.data.sources import LabelledImage
-from eyas_host.data.split import MANIFEST as SPLIT_MANIFEST
-from eyas_host.data.split import TABLE as SPLIT_TABLE
-from eyas_host.data.split import Split, SplitManifest
+from eyas_host.data.split import Split
 from eyas_host.pipeline.lock import RunLock
+from eyas_host.pipeline.runner import IMAGE_TABLE
 
 
 class SeenImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,11 +75,15 @@ class SeenBefore:
             manifest = Split.load(root).manifest
             if split_sha256 and sha256(path) != split_sha256:
                 notes.append(f"{path} is not the split that the bundle was made from: what it trained on may differ")
-            hashes = _table_hashes(root / SPLIT_TABLE)
+            hashes = _table_hashes(root / IMAGE_TABLE)
         if not manifest.near_duplicates:
             notes.append("near-duplicates were not looked for: the run has [data] near_duplicates = 0")
         elif not hashes:
-            notes.append(f"near-duplicates were not looked for: {root / SPLIT_TABLE} has no perceptual hashes")
+            notes.append(f"near-duplicates were not looked for: {root / IMAGE_TABLE} has no perceptual hashes")
+        alike = {sha for cluster in manifest.unjoined for sha in cluster.images}
+        if alike and hashes:
+            notes.append(f"{len(alike)} images of the run look alike without being duplicates: only copies are found")
+        hashes = {sha: value for sha, value in hashes.items() if sha not in alike}
         return cls(manifest, hashes if manifest.near_duplicates else {}, notes)
 
     def compare(self, images: Sequence[LabelledImage], hashes: Hashes) -> Overlap:

@@ -44,8 +44,14 @@ BUNDLE_STAGES = ("split", "teach", "distill", "prune", "qat", "compile", "verify
 """The stages up to a packed bundle, in order."""
 BUNDLE = "bundle"
 """Folder of the bundle, below the run's folder."""
+LOCATIONS = "split/locations.json"
+"""Where the images lie, below the run's folder."""
+IMAGE_TABLE = "split/index.csv"
+"""All images for other tools, below the run's folder."""
 _RUNNING = "running.json"
-_FILE_SETTINGS = ("weights_file", "checkpoint", "table")
+_LOCAL = (LOCATIONS, IMAGE_TABLE)
+"""Outputs that say where files lie on this machine: no input of later stages, which need not run again for a move."""
+_FILE_SETTINGS = ("weights_file", "checkpoint", "table", "keep")
 """Settings that name a file: its content counts (`Stage.sources`), not where it lies."""
 _MAX_REASONS = 3
 
@@ -105,6 +111,11 @@ class StageRecord(Basis, frozen=True, kw_only=True):
     summary: str
     facts: dict[str, Any]
     """Values for later stages and the report."""
+
+    @property
+    def content(self) -> dict[str, str]:
+        """The outputs that later stages depend on."""
+        return {name: digest for name, digest in self.outputs.items() if name not in _LOCAL}
 
 
 class _Running(msgspec.Struct, frozen=True):
@@ -317,7 +328,7 @@ def _basis(stage: Stage, context: RunContext) -> Basis:
     code, libraries = dependencies(stage.module) if stage.module else (__version__, {})
     records = [record for name in stage.needs if (record := context.record(name)) is not None]
     return Basis(
-        inputs={name: _digest(context.root, record, name) for record in records for name in record.outputs},
+        inputs={name: _digest(context.root, record, name) for record in records for name in record.content},
         sources=stage.sources(context) if stage.sources else {},
         recipe={name: msgspec.to_builtins(attrgetter(name)(context.recipe)) for name in stage.sections},
         seed=context.recipe.run.seed,

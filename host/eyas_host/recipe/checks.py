@@ -21,6 +21,10 @@ def combination_errors(recipe: Recipe) -> Iterable[str]:
         yield "[data] path: source = 'elpv' takes its images from the extra `demo`, not from a path"
     if data.by in ("group", "time") and (data.source == "elpv" or any(one.source != "csv" for one in data.sources)):
         yield f"[data] by = '{data.by}': source = 'csv' is needed, a table with the columns path,label,{data.by}"
+    if data.keep and data.limit:
+        yield "[data] limit: draws other images for each limit, keep needs those of the former split; leave one out"
+    if data.keep_missing and not data.keep:
+        yield "[data] keep_missing belongs to keep, which is not set"
     if data.by != "time" and data.gap_days:
         yield f"[data] gap_days belongs to by = 'time', not to {data.by!r}"
     if data.by == "time" and data.fold[1]:

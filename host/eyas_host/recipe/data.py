@@ -36,6 +36,11 @@ class DataSection(Section, frozen=True):
     """time: days between two splits whose images are set aside."""
     near_duplicates: Annotated[int, Meta(ge=0, le=64)] = 16
     """Images whose 256-bit perceptual hashes differ in at most this many bits go to one split (0: no search)."""
+    keep: str = ""
+    """`split/manifest.json` of a former run, relative to the recipe file: images that it knows stay in their split, so
+    that the next version is tested on what its parent was tested on; only new images are assigned."""
+    keep_missing: bool = False
+    """keep: go on although images of its held-out test set are gone."""
     split: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
     """Fractions for training, validation and the held-out test set."""
     fold: tuple[Count, Count] = (0, 0)

@@ -92,6 +92,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
         recipe,
         data=msgspec.structs.replace(
             data,
+            keep=_resolve(base, data.keep),
             path=data.path if data.source == "elpv" else _resolve(base, data.path),
             more=tuple(msgspec.structs.replace(source, path=str(base / source.path)) for source in data.more),
         ),

@@ -36,7 +36,7 @@ def collect_report(
     context: RunContext, split: Split, verdict: Verdict, validation: Predictions, test: Predictions
 ) -> Report:
     """Everything that `report.json` and the page show, signals included."""
-    shipped, recipe = verdict.shipped, context.recipe
+    shipped, recipe, log = verdict.shipped, context.recipe, split.access_log()
     facts = {name: record.facts for name in BUNDLE_STAGES if (record := context.record(name)) is not None}
     precisions = {artefact.name: artefact.precision for artefact in load_candidate(context).manifest.artefacts}
     detailed = [name for name in dict.fromkeys((shipped, "teacher")) if name in test.probabilities]
@@ -81,7 +81,9 @@ def collect_report(
         artefact_sizes=msgspec.convert(facts["compile"]["artefact_sizes"], dict[str, ArtefactSize]),
         quantization=_without_histories(facts["qat"]),
         sensitivity=load_sensitivity(context),
-        test_accesses=len(split.test_accesses()),
+        test_accesses=len(log.accesses),
+        test_log=log.path,
+        test_log_problems=log.problems,
         counts=split.manifest.counts,
         strategy=split.manifest.strategy,
         split_by=split.manifest.by,

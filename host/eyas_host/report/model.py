@@ -147,6 +147,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     sensitivity: Sensitivity | None = None
     """Sensitivity of each layer to int8, if `eyas sensitivity` measured it for this model."""
     test_accesses: int
+    """How often any run read the held-out test set, or another one with half of its images."""
+    test_log: str = ""
+    """Where these accesses are logged."""
+    test_log_problems: tuple[str, ...] = ()
+    """Lines of that log that were edited or removed."""
     """How often the test set was read, this report included."""
     counts: dict[str, dict[str, int]]
     """Split -> label -> images."""

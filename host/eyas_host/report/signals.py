@@ -111,6 +111,8 @@ def _calibration(report: Report) -> Iterable[Signal]:
 
 
 def _data(report: Report) -> Iterable[Signal]:
+    for problem in report.test_log_problems:
+        yield Signal("red", f"how often the held-out test set was read is not known: {problem}")
     if report.test_accesses > 1:
         yield Signal(
             "yellow", f"the held-out test set was read {report.test_accesses} times: its figures become optimistic"

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from eyas_host.data.split import SplitManifest
+from eyas_host.data.manifest import SplitManifest
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.tune import TuneSection
 from eyas_host.search.space import Value, What, space

@@ -12,11 +12,20 @@ from eyas_host.data.sources import fingerprint
 from eyas_host.models import pretrained
 from eyas_host.pipeline.runner import BUNDLE_STAGES, RECORD, SENSITIVITY, RunContext
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.support.errors import DataError
 
 
 def images(context: RunContext) -> dict[str, str]:
     """Hash of the images' names, sizes and times: cheap, and enough to notice a change."""
-    return {"the images": fingerprint(context.recipe.data)}
+    data = context.recipe.data
+    if not data.keep:
+        return {"the images": fingerprint(data)}
+    if Path(data.keep).resolve() == (context.folder("split") / "manifest.json").resolve():
+        raise DataError(
+            f"[data] keep = {data.keep}: is this run's own split, which is about to be replaced; copy it elsewhere or "
+            "give the run another name"
+        )
+    return {"the images": fingerprint(data), "the kept split": _sha256(data.keep)}
 
 
 def teacher_weights(context: RunContext) -> dict[str, str]:

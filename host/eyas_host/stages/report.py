@@ -89,5 +89,5 @@ def _models_digest(context: RunContext, bundle: Bundle) -> str:
             digest.update(f"{file.path} {file.sha256}\n".encode())
     for stage in ("split", "teach", "distill", "prune", "qat"):
         record = context.record(stage)
-        digest.update(msgspec.json.encode(record.outputs if record else {}, order="deterministic"))
+        digest.update(msgspec.json.encode(record.content if record else {}, order="deterministic"))
     return digest.hexdigest()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
 from rich.markup import escape
 
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
-from eyas_host.data.split import save_split, split_index
+from eyas_host.data.manifest import save_split
+from eyas_host.data.sources import source_folders
+from eyas_host.data.split import split_index
 from eyas_host.evaluation.cost import cost_matrix
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.support.progress import say, warn
@@ -20,9 +21,9 @@ def run(context: RunContext) -> StageResult:
     if context.recipe.cost.table:
         cost_matrix(context.recipe.cost, index.labels)  # a mistake shows now, not after the training
     manifest = split_index(index, data, context.recipe.run.seed)
-    manifest = msgspec.structs.replace(manifest, warnings=tuple(warnings(manifest)))
-    save_split(manifest, context.root, index)
-    for line in (*manifest.notices, *manifest.warnings):
+    save_split(manifest, context.root, index, source_folders(data))
+    cautions = warnings(manifest)
+    for line in (*manifest.notices, *cautions):
         warn(line)
     for line in index.unreadable:
         say(f"  left out: {escape(line)}")
@@ -33,7 +34,7 @@ def run(context: RunContext) -> StageResult:
             "counts": manifest.counts,
             "balance": balance(manifest),
             "ratio": ratio(manifest),
-            "warnings": list(manifest.warnings),
+            "warnings": cautions,
             "labels": list(index.labels),
             "left_out": len(index.unreadable),
             "copies": manifest.copies,

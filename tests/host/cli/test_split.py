@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
-import msgspec
 import pytest
 
-from eyas_host.data.split import SplitManifest
+from eyas_host.data.manifest import SplitManifest
+from eyas_host.data.split import Split
 from tests.support import inside
 from tests.support.shapes import SHAPES, draw_folder, draw_shape
 
@@ -26,8 +26,7 @@ def eyas(verb: str, folder: Path, *settings: str, data: str = 'path = "images"')
 def split(folder: Path, *settings: str, data: str = 'path = "images"') -> tuple[SplitManifest, str]:
     done = eyas("split", folder, *settings, data=data)
     assert done.code == 0, done.err
-    path = folder / "runs/toy/split/manifest.json"
-    return msgspec.json.decode(path.read_bytes(), type=SplitManifest), done.err
+    return Split.load(folder / "runs/toy").manifest, done.err
 
 
 def split_of(manifest: SplitManifest) -> dict[str, str]:
@@ -178,6 +177,14 @@ def short_times(folder: Path) -> None:
     rows(folder, "path,label,time", lambda n, _: f",2026-01-{1 + n % 28:02}")
 
 
+def rows_only(folder: Path) -> None:
+    rows(folder, "path,label", lambda n, _: "")
+
+
+def strange_labels(folder: Path) -> None:
+    rows(folder, "path,label", lambda n, _: ["/../../outside", "", "\\b", "\t"][n] if n < 4 else "")
+
+
 def no_columns(folder: Path) -> None:
     rows(folder, "file,class", lambda n, _: "")
 
@@ -204,9 +211,17 @@ TABLE = 'source = "csv"\npath = "table.csv"'
         (short_times, TABLE + '\nby = "time"\nfold = [0, 5]', ["by = 'time' has no folds"]),
         (short_times, TABLE + '\nby = "group"', ["90 of 90 images have no group"]),
         (short_times, TABLE + "\ngap_days = 2", ["gap_days belongs to by = 'time'"]),
+        (
+            strange_labels,
+            TABLE,
+            ["2 labels cannot be used", "'circle/../../outside' (has a path separator)", "a label is"],
+        ),
         (no_columns, TABLE, ["the columns are file, class", "path,label[,group,time]"]),
         (wrong_paths, TABLE, ["90 x no such file", "relative to"]),
         (one_class, 'path = "images"\nby = "time"', ["source = 'csv' is needed"]),
+        (rows_only, TABLE + '\nkeep = "nothing.json"', ["[data] keep", "nothing.json", "No such file"]),
+        (rows_only, TABLE + '\nkeep = "nothing.json"\nlimit = 9', ["[data] limit", "leave one out"]),
+        (rows_only, TABLE + '\nkeep = "runs/toy/split/manifest.json"', ["is this run's own split", "another name"]),
         (one_class, 'path = "images"\nmore = [{ file = "x" }]', ["[data] more", "file"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
@@ -225,7 +240,7 @@ def test_user_errors_end_in_one_line(folder: Path, make: Callable[[Path], None],
 def test_skipped_unreadable_images_are_listed(folder: Path) -> None:
     zero_bytes(folder)
     manifest, stderr = split(folder, "data.skip_unreadable=true")
-    assert len(manifest.unreadable) == 1 and "1 unreadable left out" in stderr and "left out: " in stderr
+    assert manifest.unreadable == 1 and "1 unreadable left out" in stderr and "left out: " in stderr
     with (folder / "runs/toy/split/index.csv").open(newline="") as stream:
         (line,) = [row for row in csv.DictReader(stream) if row["split"].startswith("unreadable")]
     assert line["path"].endswith("ring/000.png") and "0 bytes" in line["split"]
@@ -238,7 +253,7 @@ def test_help_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     done = inside.eyas(tmp_path, "split", "--help")
     assert done.code == 0
-    for word in ("path,label[,group,time]", 'by = "time"', "near_duplicates", "index.csv", "access.jsonl", "gap_days"):
+    for word in ("path,label[,group,time]", 'by = "time"', "near_duplicates", "index.csv", "test-sets", "gap_days"):
         assert word in done.out
 
 

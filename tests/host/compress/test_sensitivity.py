@@ -36,7 +36,7 @@ from eyas_host.compress.quantize.mixed import (
 )
 from eyas_host.compress.quantize.sensitivity import LayerSensitivity, Sensitivity, load_sensitivity, measure_sensitivity
 from eyas_host.data.index import LabelledImage
-from eyas_host.data.split import SplitManifest, save_split
+from eyas_host.data.manifest import SplitManifest, save_split
 from eyas_host.evaluation.inference import logits_of
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier
@@ -297,7 +297,7 @@ def run(tmp_path: Path, network: PixelClassifier, few: nn.Module, shape_frames: 
     for row, frame in enumerate(shape_frames):
         path = tmp_path / f"{row}.png"
         assert cv2.imwrite(str(path), frame)
-        images.append(LabelledImage(str(path), SHAPES[TARGETS[row]], sha256(path)))
+        images.append(LabelledImage(path=str(path), label=SHAPES[TARGETS[row]], sha256=sha256(path)))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         '[run]\nname = "run"\ndevice = "cpu"\n[data]\npath = "."\n[image]\nsize = 64\n'

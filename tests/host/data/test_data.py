@@ -19,8 +19,9 @@ from PIL import Image
 from eyas_device.preprocess import Preprocessing, prepare, read_image
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import Index, build_index
+from eyas_host.data.manifest import SPLITS, SplitManifest, data_hash, save_split
 from eyas_host.data.sources import ELPV_NOTICE, LabelledImage
-from eyas_host.data.split import SPLITS, Split, SplitManifest, data_hash, save_split, split_index
+from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter, prepared
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.data import DataSection
@@ -243,7 +244,8 @@ def test_too_few_images(folder: Path) -> None:
 
 @pytest.fixture
 def split(folder: Path, tmp_path: Path) -> Split:
-    save_split(split_index(index(folder), DataSection(split=(0.34, 0.33, 0.33)), 0), tmp_path / "run")
+    manifest = split_index(index(folder), DataSection(split=(0.34, 0.33, 0.33)), 0)
+    save_split(manifest, tmp_path / "run", sources=[str(folder)])
     return Split.load(tmp_path / "run")
 
 

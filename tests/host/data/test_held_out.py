@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 
 from eyas_host.data import dataset
+from eyas_host.data.access_log import LoggedAccess, append_access, read_accesses
 from eyas_host.data.dataset import DecodedImages
 from eyas_host.data.index import build_index
-from eyas_host.data.split import Split, save_split, split_index
+from eyas_host.data.manifest import save_split
+from eyas_host.data.sources import source_folders
+from eyas_host.data.split import Split, split_index
 from eyas_host.pipeline.runner import RunContext, Stage, StageResult, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
@@ -32,7 +36,7 @@ def writes(name: str, text: str) -> Stage:
         if name == "split":
             data = DataSection(path=str(context.root.parent / "images"), split=(0.5, 0.25, 0.25))
             index = build_index(data)
-            save_split(split_index(index, data, 0), context.root, index)
+            save_split(split_index(index, data, 0), context.root, index, source_folders(data))
         else:
             context.folder(name).mkdir(parents=True, exist_ok=True)
             (context.folder(name) / "made").write_text(text)
@@ -106,12 +110,107 @@ def test_an_early_access_is_logged_as_early(context: RunContext) -> None:
     ]
 
 
-def test_a_log_without_the_optional_fields_is_read(context: RunContext) -> None:
-    run_chain(chain(), context, until="split")
-    (context.root / "test-set").mkdir()
-    (context.root / "test-set/access.jsonl").write_text('{"time":1.0,"reason":"long ago"}\n')
-    (access,) = Split.load(context.root).test_accesses()
-    assert access.reason == "long ago" and access.models == ""
+# One log for all runs on the same images
+
+
+def beside(context: RunContext) -> Path:
+    (log,) = (context.root.parent / "images/.eyas/test-sets").glob("*.jsonl")
+    return log
+
+
+def test_another_run_and_a_removed_run_do_not_make_it_unread(context: RunContext) -> None:
+    run_chain(chain(), context)
+    shutil.rmtree(context.root)
+    other = RunContext(context.recipe, context.root.with_name("other"))
+    run_chain(chain(), other, until="split")
+    split = Split.load(other.root)
+    assert [(access.run, access.reason) for access in split.test_accesses()] == [("run", "the report")]
+    run_chain(chain(), other)
+    assert [access.run for access in split.test_accesses()] == ["run", "other"]
+    assert split.access_log().problems == () and Path(split.access_log().path) == beside(context)
+
+
+def test_a_test_set_that_grew_is_still_read_and_another_one_is_not(tmp_path: Path) -> None:
+    images = [f"{number:064d}" for number in range(20)]
+    sources = [str(tmp_path)]
+    append_access(LoggedAccess(time=1.0, reason="first"), images, sources, tmp_path / "run")
+    assert len(read_accesses([*images, "f" * 64, "e" * 64], sources, tmp_path / "next").accesses) == 1
+    assert (
+        len(read_accesses(images[:10] + [f"{n:064x}" for n in range(2000, 2011)], sources, tmp_path / "next").accesses)
+        == 0
+    )
+    assert len(read_accesses(["a" * 64], sources, tmp_path / "next").accesses) == 0
+
+
+@pytest.mark.parametrize(
+    "change", ["edited", "edited last", "removed", "shortened", "inserted", "reordered", "garbage", "deleted"]
+)
+def test_an_edited_log_is_noticed(tmp_path: Path, change: str) -> None:
+    images, sources, run = ["a" * 64, "b" * 64], [str(tmp_path)], tmp_path / "run"
+    for number in range(4):
+        append_access(LoggedAccess(time=float(number), reason=f"report {number}"), images, sources, run)
+    assert read_accesses(images, sources, run).problems == ()
+    (log,) = (tmp_path / ".eyas/test-sets").glob("*.jsonl")
+    lines = log.read_bytes().splitlines(keepends=True)
+    if change == "edited":
+        lines[1] = lines[1].replace(b"report 1", b"nothing")
+    elif change == "edited last":
+        lines[-1] = lines[-1].replace(b"report 3", b"nothing")
+    elif change == "removed":
+        del lines[1]
+    elif change == "shortened":
+        del lines[-1]
+    elif change == "inserted":
+        lines.insert(1, lines[0])
+    elif change == "reordered":
+        lines[1], lines[2] = lines[2], lines[1]
+    elif change == "garbage":
+        lines[1] = b"\xff{\n"
+    if change == "deleted":
+        log.unlink()
+    else:
+        log.write_bytes(b"".join(lines))
+    found = read_accesses(images, sources, run)
+    assert found.problems and all(str(tmp_path) in line or "missing in the log" in line for line in found.problems)
+    assert len(found.accesses) >= 4, "the run's own lines are still counted"
+    append_access(LoggedAccess(time=9.0, reason="after"), images, sources, run)
+    again = read_accesses(images, sources, run)
+    assert again.problems and again.accesses[-1].reason == "after"
+
+
+def test_a_log_without_a_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the images if that is possible, else in the user's data folder, never inside a package."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where a folder is needed")
+    package = [str(Path(msgspec.__file__).parent)]
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    for number, sources in enumerate(([], [str(blocked)], package)):
+        append_access(LoggedAccess(time=1.0, reason="a"), [f"{number:064d}"], sources, tmp_path / "run")
+        log = read_accesses([f"{number:064d}"], sources, tmp_path / "run")
+        assert Path(log.path).parent == tmp_path / "home/eyas/test-sets" and len(log.accesses) == 1
+    assert not (Path(msgspec.__file__).parent / ".eyas").exists()
+    monkeypatch.setenv("XDG_DATA_HOME", str(blocked))
+    with pytest.raises(DataError, match=r"access log of the held-out test set cannot be written.*XDG_DATA_HOME"):
+        append_access(LoggedAccess(time=1.0, reason="a"), ["0" * 64], [str(blocked)], tmp_path / "run")
+
+
+def test_images_that_moved_change_no_input(context: RunContext, tmp_path: Path) -> None:
+    """Another folder, other file names: only the split runs again."""
+    run_chain(chain(), context)
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "images").rename(moved)
+    for label in ("ring", "square"):
+        for number, path in enumerate(sorted((moved / label).iterdir())):
+            path.rename(path.with_name(f"renamed-{7 - number}{path.suffix}"))
+    before = {stage: context.record(stage) for stage in NAMES}
+    (tmp_path / "images").symlink_to(moved)
+    run_chain(chain(), context, only="split")
+    assert context.record("split") != before["split"]
+    run_chain(chain(), context)
+    assert all(context.record(stage) == before[stage] for stage in NAMES[1:])
+    split = Split.load(context.root)
+    assert "renamed" in split.train.images[0].path and split.train.pixels[0].shape == (36, 40, 3)
+    assert split.test_accesses()[0].reason == "the report"
 
 
 # Images are decoded on access
@@ -139,4 +238,8 @@ def test_a_manifest_without_the_optional_fields_is_read(context: RunContext) -> 
     old = {"strategy", "seed", "fractions", "labels", "train", "validation", "test", "counts"}
     path.write_bytes(msgspec.json.encode({k: v for k, v in msgspec.json.decode(path.read_bytes()).items() if k in old}))
     split = Split.load(context.root)
-    assert len(split.train) == 8 and split.manifest.clusters == () and split.manifest.set_aside == {}
+    assert (
+        len(split.train) == len(split.manifest.train) > 0
+        and split.manifest.clusters == ()
+        and split.manifest.set_aside == {}
+    )

@@ -21,8 +21,9 @@ from eyas_host.data.assign import DAY, assign_by_time, assign_stratified
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.duplicates import BITS, cluster_hashes, link_hashes, perceptual_hash
 from eyas_host.data.index import FileInfo, Index
+from eyas_host.data.manifest import SPLITS, SplitManifest
 from eyas_host.data.sources import LabelledImage
-from eyas_host.data.split import SPLITS, SplitManifest, split_index
+from eyas_host.data.split import split_index
 from eyas_host.data.units import unit_ids
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError

@@ -11,8 +11,9 @@ import pytest
 
 from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
+from eyas_host.data.manifest import save_split
 from eyas_host.data.preview import write_preview
-from eyas_host.data.split import Split, save_split, split_index
+from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import PHOTOMETRIC_OPS, Augmenter, photometric_randaugment, prepared
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe import Recipe

@@ -24,7 +24,8 @@ from eyas_device.predict import Classifier
 from eyas_device.preprocess import prepare, read_image
 from eyas_host.cli.app import app
 from eyas_host.data.index import build_index
-from eyas_host.data.split import save_split, split_index
+from eyas_host.data.manifest import save_split
+from eyas_host.data.split import split_index
 from eyas_host.evaluation.labelled_set import Evaluation, evaluate_bundle
 from eyas_host.recipe.data import DataSection
 from eyas_host.report.labelled_set import render_evaluation
