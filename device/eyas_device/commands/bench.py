@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
-from eyas_device.commands.slots import STATE_HELP, device_config, state_folder
+from eyas_device.commands.slots import STATE_HELP, state_folder
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_device.support.opencv import silence_opencv
 
@@ -109,7 +109,7 @@ def _measure(args: argparse.Namespace, seconds: float) -> int:
         print(line, file=stream)
     _write(result, args.json)
     if args.choose:
-        _save_fastest(result, state_folder(args.state, device_config(None)), stream)
+        _save_fastest(result, state_folder(args.state), stream)
     failed = [r.artefact for r in result.results if r.passed is False]
     return EXIT_CHECK_FAILED if failed and not args.choose else 0
 

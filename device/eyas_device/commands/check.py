@@ -16,12 +16,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--runtime", help="check only this one, e.g. litert (default: all that are installed)")
     parser.add_argument("--threads", type=values.positive_int, default=1, help="inference threads (default 1)")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="judge it with this configuration, as `install` and the agent do"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per artefact")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print one line per artefact; exit code 1 if one of them failed."""
+    """Print one line per artefact; exit code 1 if one of them failed.
+
+    With `--config`, print instead which artefact would run on this device, and why; exit code 1 if none would.
+    """
     import msgspec
+
+    if args.config is not None:
+        return _judge(args.bundle, args.config)
 
     from eyas_device.bundle import Bundle
     from eyas_device.updates.golden import check_bundle
@@ -41,3 +50,15 @@ def main(args: argparse.Namespace) -> int:
             )
         print(f"{line}: {result.note}" if result.note else line)
     return EXIT_CHECK_FAILED if any(result.status == "failed" for result in results) else 0
+
+
+def _judge(bundle: Path, path: Path) -> int:
+    from eyas_device.config import read_config
+    from eyas_device.runtimes import use_engine_cache
+    from eyas_device.updates.judge import prove
+
+    config = read_config(path)
+    state = Path(config.device.state)
+    use_engine_cache(state)
+    print(f"good here: {prove(bundle, config.model, state)}")
+    return 0

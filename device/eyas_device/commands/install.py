@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from eyas_device.commands.slots import STATE_HELP, device_config, state_folder
+from eyas_device.commands.slots import STATE_HELP, device_config
 
 HELP = "install a bundle: verify, golden check, atomic switch"
 CONFIG_HELP = "the device's configuration, whose [model] settings the check uses (default: /etc/eyas/device.toml)"
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.updates.slots import Slots
 
     config = device_config(args.config)
-    slots = Slots(state_folder(args.state, config))
+    slots = Slots(args.state or Path(config.device.state))
     use_engine_cache(slots.state)
     before = slots.current()
     good = ""

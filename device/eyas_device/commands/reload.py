@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from eyas_device.commands import values
-from eyas_device.commands.slots import STATE_HELP, device_config, state_folder
+from eyas_device.commands.slots import STATE_HELP, state_folder
 from eyas_device.errors import EXIT_CHECK_FAILED
 
 HELP = "let the running agent load the current model; exit code 1 if it refuses it"
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.errors import EyasError
     from eyas_device.updates.records import read_agent
 
-    state = state_folder(args.state, device_config(args.config))
+    state = state_folder(args.state, args.config)
     agent = read_agent(state)
     if agent is None:
         raise EyasError(f"{state}: no agent runs with this state folder; start it: systemctl start eyas-device")
@@ -47,13 +47,10 @@ def main(args: argparse.Namespace) -> int:
         agent = read_agent(state)
     if agent is None:
         raise EyasError("the agent ended during the reload; see journalctl -u eyas-device")
-    print(
-        f"{agent.model or 'no model'}: {agent.artefact} on {agent.runtime} ({agent.selection})"
-        if agent.model
-        else "no model runs"
-    )
+    active = f"{agent.model}: {agent.artefact} on {agent.runtime} ({agent.selection})"
+    print(active if agent.model else "no model runs")
     if agent.problem:
         print(f"nothing changed: {agent.problem}")
     elif agent.refused_reason:
-        print(f"{agent.refused_model} was refused: {agent.refused_reason}")
+        print(f"{agent.refused_model or 'every model'} was refused: {agent.refused_reason}")
     return EXIT_CHECK_FAILED if agent.problem or agent.refused_reason else 0

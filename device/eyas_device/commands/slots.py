@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.updates.records import read_agent
     from eyas_device.updates.slots import Slots
 
-    slots = Slots(state_folder(args.state, device_config(None)))
+    slots = Slots(state_folder(args.state))
     if args.roll_back:
         slots.roll_back()
     for state in slots.states():
@@ -63,6 +63,6 @@ def device_config(path: Path | None) -> Config:
     return read_config(CONFIG) if CONFIG.exists() else Config()
 
 
-def state_folder(state: Path | None, config: Config) -> Path:
-    """`state` if it is given, else the folder in the device's configuration."""
-    return state if state is not None else Path(config.device.state)
+def state_folder(state: Path | None, config: Path | None = None) -> Path:
+    """`state` if it is given, else the folder in the device's configuration, as for `device_config`."""
+    return state if state is not None else Path(device_config(config).device.state)

@@ -231,6 +231,7 @@ class Slots:
             problem = self.problem(name) or self.refusal(name)
             if current is None or problem:
                 raise SlotError(f"{self.folder / name}: there is no good slot to switch back to ({problem})")
+            self.end_attempt(name, healthy=True)
             self._switch(name)
             return self.folder / name
 

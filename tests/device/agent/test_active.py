@@ -22,7 +22,7 @@ from eyas_device.agent.probation import HEALTHY_FRAMES, HEALTHY_S, Probation
 from eyas_device.bundle import MANIFEST
 from eyas_device.cli import main as cli
 from eyas_device.config import CameraSection, Config, DeviceSection, ModelSection
-from eyas_device.errors import EXIT_CONFIG, BundleError, CheckFailed, EyasError
+from eyas_device.errors import EXIT_CHECK_FAILED, EXIT_CONFIG, BundleError, CheckFailed, EyasError
 from eyas_device.predict import Classifier
 from eyas_device.runtimes.selection import SavedSelection, library_versions, write_selection
 from eyas_device.updates import golden as golden_module
@@ -100,6 +100,10 @@ def test_an_installation_asks_what_the_agent_asks(state: Path, make: Callable[..
     with pytest.raises(CheckFailed, match=r"80\.0 ms an image here; 50 ms are allowed"):
         slots.install(make("2.0.0"), check=check)
     assert running(state, config) == "1.0.0"
+    (file := state / "device.toml").write_text(f'[device]\nstate = "{state}"\n[model]\nmax_latency_ms = 50.0\n')
+    assert cli(["install", str(state.parent / "bundle-2.0.0"), "--config", str(file)]) == EXIT_CHECK_FAILED
+    assert cli(["check", str(state.parent / "bundle-2.0.0"), "--config", str(file)]) == EXIT_CHECK_FAILED
+    assert cli(["check", str(state.parent / "bundle-1.0.0"), "--config", str(file)]) == 0
     empty = slots.states()[1]
     assert (empty.good, empty.name) == (False, "") and "tiny-shapes 2.0.0: " in empty.refused
     assert "80.0 ms" in empty.refused

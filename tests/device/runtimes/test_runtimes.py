@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import pytest
 from eyas_device.bundle import Bundle
 from eyas_device.errors import BundleError, ImageError, RuntimeUnavailable
 from eyas_device.preprocess import prepare
-from eyas_device.runtimes import RUNTIMES, load, open_runtime
+from eyas_device.runtimes import RUNTIMES, load, open_runtime, use_engine_cache
 from tests.support import tiny
 
 ARTEFACTS = ("litert-fp32", "litert-int8", "openvino-fp32", "onnx-fp32")
@@ -155,3 +158,56 @@ def test_unknown_names_list_what_is_allowed(pristine_bundle: Path) -> None:
         open_runtime(bundle, artefact="litert-int4")
     with pytest.raises(BundleError, match="no artefact 'onnx-fp32' for runtime 'litert'"):
         open_runtime(bundle, "litert", "onnx-fp32")
+
+
+def test_engines_are_kept_one_folder_for_each_content_of_a_model_file(
+    tmp_path: Path, weights: tuple[tiny.Floats, tiny.Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime names an engine by the graph alone: other weights in the same file must not meet it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    requested: list[Any] = []
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, options: object, providers: list[Any]) -> object:
+        requested.append(providers)
+        return real(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    loaded = importlib.import_module("eyas_device.runtimes.onnx").OnnxTensorRT
+    cache, model = tmp_path / "state" / "engines", tmp_path / "model.onnx"
+
+    def folder(scale: float) -> Path:
+        tiny.write_onnx(model, weights[0] * np.float32(scale), weights[1])
+        loaded(model, size=16, classes=3, threads=1).close()
+        name, options = requested[-1][0]
+        assert name == "TensorrtExecutionProvider" and options["trt_engine_cache_enable"] == "1"
+        assert requested[-1][1:] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        return Path(options["trt_engine_cache_path"])
+
+    monkeypatch.setenv("EYAS_ENGINE_CACHE", str(cache))
+    first = folder(1.0)
+    (first / "engine").write_bytes(b"built in minutes")
+    assert first.parent == cache and folder(1.0) == first and (first / "engine").exists()
+    others = [folder(scale) for scale in (2.0, 3.0, 4.0)]
+    assert len({first, *others}) == 4 and first.exists()
+    for age, old in enumerate((first, *others)):
+        os.utime(old, (1000 + age, 1000 + age))
+    folder(5.0)
+    assert not first.exists() and len(list(cache.iterdir())) == 4, "the folders of old models stay for ever"
+
+    monkeypatch.setenv("EYAS_ENGINE_CACHE", str(model / "not a folder"))
+    loaded(model, size=16, classes=3, threads=1).close()
+    assert requested[-1][0] == "TensorrtExecutionProvider", "a disk that takes nothing keeps no model from running"
+
+
+def test_the_engine_cache_is_in_the_state_folder_unless_something_else_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EYAS_ENGINE_CACHE", "")
+    monkeypatch.delenv("EYAS_ENGINE_CACHE")  # and the end of the test restores that
+    use_engine_cache(tmp_path / "missing")
+    assert "EYAS_ENGINE_CACHE" not in os.environ, "a first try leaves nothing behind"
+    use_engine_cache(tmp_path)
+    assert os.environ["EYAS_ENGINE_CACHE"] == str(tmp_path / "engines")
+    use_engine_cache(tmp_path / "..")
+    assert os.environ["EYAS_ENGINE_CACHE"] == str(tmp_path / "engines")
