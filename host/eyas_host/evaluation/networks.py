@@ -158,7 +158,13 @@ def measure_latency(networks: Mapping[str, nn.Module], bundle: Bundle, images: I
             calls[artefact.name] = partial(_infer_next, runtime.infer, cycle(pixels))
         with torch.inference_mode():
             times = take_turns(calls, _ROUNDS, calls_per_turn=len(pixels), progress=bar.advance)
-    return {name: Latency(*(float(q) for q in np.quantile(values, (0.5, 0.9)))) for name, values in times.items()}
+    return {name: _latency(values, len(pixels)) for name, values in times.items()}
+
+
+def _latency(times: Sequence[float], calls_per_turn: int) -> Latency:
+    """Quantiles of all calls in milliseconds, and the median of each turn."""
+    p50, p90 = np.quantile(times, (0.5, 0.9)).tolist()
+    return Latency(p50, p90, tuple(np.median(np.reshape(times, (-1, calls_per_turn)), axis=1).tolist()))
 
 
 def _infer_next(infer: Callable[[Any], object], images: Iterator[Any]) -> object:

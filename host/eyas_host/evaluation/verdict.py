@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,11 +25,19 @@ Logits = npt.NDArray[np.float32]
 """float32 [n, classes]."""
 
 
-class Latency(msgspec.Struct, frozen=True):
+MIN_SPEEDUP = 1.05
+"""Smallest speed-up over fp32 that counts. Where code and data happen to lie in memory shifts a program's time by some
+percent for as long as it runs, which turns within one process cannot show (Mytkowicz et al., "Producing Wrong Data
+Without Doing Anything Obviously Wrong!", 2009)."""
+
+
+class Latency(msgspec.Struct, frozen=True, omit_defaults=True):
     """Latency of one image at one thread, milliseconds."""
 
     p50: float
     p90: float
+    turns: tuple[float, ...] = ()
+    """Median of each turn; variants that were measured together took turns in the same order."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -111,9 +120,10 @@ def validation_logits(context: RunContext) -> dict[str, Logits]:
 def choose(
     artefacts: Sequence[Artefact], refused: Mapping[str, str], latency: Mapping[str, Latency]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Choose the fastest artefact that passed for each runtime (int8 only where it beats fp32), with the reason.
+    """Choose the fastest artefact that passed for each runtime, with the reason.
 
-    Raises `GateError` if a runtime is left without any artefact.
+    int8 and int16 run only where they beat fp32 beyond the scatter of the measurement (see `speedup`). Raises
+    `GateError` if a runtime is left without any artefact.
     """
     use: dict[str, str] = {}
     reasons: dict[str, str] = {}
@@ -123,14 +133,45 @@ def choose(
         if not passed:
             problems = "; ".join(f"{precision}: {refused[name]}" for precision, name in own.items())
             raise GateError(f"{runtime}: no artefact passes the gates: {problems}")
-        best = min(passed, key=lambda precision: latency[passed[precision]].p50)
+        gains = {p: speedup(latency[name], latency[own["fp32"]]) for p, name in own.items() if p != "fp32"}
+        candidates = [p for p in passed if p == "fp32" or "fp32" not in passed or gains[p].counts]
+        best = min(candidates, key=lambda precision: (precision == "fp32", latency[passed[precision]].p50))
+        if len(passed) == 1:
+            why = "nothing else passed"
+        elif best == "fp32":
+            why = f"{' and '.join(p for p in passed if p != 'fp32')} not faster beyond the scatter"
+        else:
+            why = f"{best} is the fastest"
         figures = ", ".join(f"{precision} {latency[name].p50:.2f} ms" for precision, name in own.items())
-        ratio = latency[own["fp32"]].p50 / latency[own["int8"]].p50
-        figures += f" at one thread on this machine (int8 {ratio:.2f} x)"
+        scatter = "; ".join(f"{precision} {gain}" for precision, gain in gains.items())
         out = [precision for precision in own if precision not in passed]
-        why = f"{best} is the fastest" if len(passed) > 1 else "nothing else passed"
-        if best == "fp32" and "int8" in passed:
-            why = "int8 is not faster"
         refusals = f"; refused: {', '.join(out)}" if out else ""
-        use[runtime], reasons[runtime] = passed[best], f"{why}: {figures}{refusals}"
+        reasons[runtime] = (
+            f"{why}: {figures} at one thread on this machine ({scatter}; faster counts from {MIN_SPEEDUP} x, in nine "
+            f"tenths of the turns){refusals}"
+        )
+        use[runtime] = passed[best]
     return use, reasons
+
+
+class Speedup(NamedTuple):
+    """How many times faster a variant is than fp32, turn by turn: median and outer tenths."""
+
+    low: float
+    median: float
+    high: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is faster beyond the scatter: in nine tenths of the turns, and by `MIN_SPEEDUP` in the median."""
+        return self.low > 1 and self.median >= MIN_SPEEDUP
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} x, {self.low:.2f} to {self.high:.2f} in the middle eight tenths"
+
+
+def speedup(latency: Latency, fp32: Latency) -> Speedup:
+    """Compare two variants that were measured in turns: a busy moment slows both, so their ratio scatters less."""
+    if not latency.turns or len(latency.turns) != len(fp32.turns):
+        raise ValueError("speedup: the variants were not measured in the same turns")
+    return Speedup(*np.quantile(np.divide(fp32.turns, latency.turns), (0.1, 0.5, 0.9)).tolist())

@@ -14,7 +14,7 @@ from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
 from eyas_host.evaluation.metrics import reliability, score, softmax
 from eyas_host.evaluation.predictions import Predictions, cost_figures, positive_label
-from eyas_host.evaluation.verdict import Verdict
+from eyas_host.evaluation.verdict import Latency, Verdict
 from eyas_host.export.manifest import load_candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, RunContext
@@ -119,7 +119,7 @@ def variants_of(
             cost=predictions.cost(name),
             agreement=agreement.get(name),
             size_bytes=verdict.sizes.get(name),
-            latency_ms=verdict.latency_ms.get(name),
+            latency_ms=_without_turns(verdict.latency_ms.get(name)),
             ece=scores.ece,
             classwise_ece=scores.classwise_ece,
             nll=scores.nll,
@@ -151,6 +151,10 @@ def mistakes_of(test: Predictions, shipped: str, split: Split) -> tuple[Mistake,
         )
         for row in worst
     )
+
+
+def _without_turns(latency: Latency | None) -> Latency | None:
+    return None if latency is None else msgspec.structs.replace(latency, turns=())
 
 
 def _agreement(test: Predictions, verdict: Verdict) -> dict[str, float]:

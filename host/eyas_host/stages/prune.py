@@ -109,7 +109,9 @@ def _summary(plan: PrunePlan, facts: dict[str, Any]) -> str:
     if facts["macs_target"] is not None:
         summary += f" ({facts['macs_target']:.1%} allowed)"
     if "latency" in facts:
-        how = "measured here" if facts["latency"]["measured"] else "predicted from the table"
+        how = "measured here"
+        if not facts["latency"]["measured"]:
+            how = f"predicted from the table by a model fitted to {facts['latency']['model_fitted_to']}"
         last = facts["front"][-1]
         ms = last["predicted_ms"] if last["measured_ms"] is None else last["measured_ms"]
         summary += f", {ms:.3f} ms ({facts['latency']['fraction']:.2f} of {facts['latency']['dense_ms']:.3f}, {how})"

@@ -327,6 +327,17 @@ def test_the_fastest_that_passes_the_golden_check(complete: Bench) -> None:
         fastest(replace(found, results=found.results[2:]))
 
 
+@pytest.mark.parametrize(("int8_ms", "best"), [(1.9, "fp32"), (1.0, "int8")])
+def test_integers_are_selected_only_where_they_are_faster_beyond_the_spread(
+    complete: Bench, int8_ms: float, best: str
+) -> None:
+    results = tuple(
+        Result(runtime="litert", artefact=name, precision=name, loop={"total": spread(p50)}, passed=True)
+        for name, p50 in (("fp32", 2.0), ("int8", int8_ms))
+    )
+    assert fastest(replace(complete, results=results)).artefact == best
+
+
 @pytest.fixture
 def chosen(pristine_bundle: Path) -> SavedSelection:
     bundle = Bundle.open(pristine_bundle)

@@ -144,6 +144,7 @@ def test_the_measured_latency_is_reached_and_the_front_recorded(begun: Callable[
         "dense_ms": 0.0,
         "fraction": 0.0,
         "measured": True,
+        "model_fitted_to": "int8 LiteRT on one x86-64 core with AVX2",
     }
     assert outcome.facts["macs_after"] < outcome.facts["macs_before"]
     assert len(outcome.facts["histories"]["pruned"]) == SETTINGS.epochs
@@ -254,6 +255,7 @@ def test_a_table_replaces_measuring(begun: Callable[..., RunContext], tmp_path: 
     last = outcome.facts["front"][-1]
     assert last["measured_ms"] is None and last["predicted_ms"] == pytest.approx(latency.ms(smaller))
     assert not outcome.facts["latency"]["measured"] and "predicted from the table" in outcome.summary
+    assert "fitted to int8 LiteRT on one x86-64 core with AVX2" in outcome.summary
     assert not (context.folder("prune") / to_latency.BLOCKS).exists()
 
 

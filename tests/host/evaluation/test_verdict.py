@@ -32,9 +32,10 @@ def artefact(name: str) -> Artefact:
     return Artefact(name=name, runtime=runtime, precision=precision, files=())  # type: ignore[arg-type]
 
 
-def chosen(refused: dict[str, str], **latency: float) -> tuple[dict[str, str], dict[str, str]]:
-    """The artefact that LiteRT runs at these latencies, and why."""
-    times = {f"litert-{precision}": Latency(ms, ms) for precision, ms in latency.items()}
+def chosen(refused: dict[str, str], **latency: float | np.ndarray) -> tuple[dict[str, str], dict[str, str]]:
+    """The artefact that LiteRT runs at these milliseconds (of each turn), and why."""
+    turns = {f"litert-{precision}": np.broadcast_to(ms, 30).tolist() for precision, ms in latency.items()}
+    times = {name: Latency(float(np.median(ms)), max(ms), tuple(ms)) for name, ms in turns.items()}
     return choose([artefact(name) for name in times], {f"litert-{p}": why for p, why in refused.items()}, times)
 
 
@@ -85,6 +86,36 @@ def test_int8_runs_only_where_it_is_faster() -> None:
     use, reasons = chosen({}, int8=2.0, fp32=1.0)
     assert use == {"litert": "litert-fp32"}
     assert "not faster" in reasons["litert"] and "0.50 x" in reasons["litert"]
+
+
+def measured(rng: np.random.Generator, speedup: float, scatter: float) -> dict[str, np.ndarray]:
+    """Milliseconds of 30 turns: a drifting machine slows both variants alike, and each has a scatter of its own."""
+    drift = np.exp(np.cumsum(0.02 * rng.standard_normal(30)))
+    own = np.exp(scatter * rng.standard_normal((2, 30)))
+    return {"fp32": speedup * drift * own[0], "int8": drift * own[1]}
+
+
+def share_of_int8(speedup: float, scatter: float) -> float:
+    """The fraction of 200 simulated measurements after which int8 is what runs."""
+    rng = np.random.default_rng(0)
+    return float(
+        np.mean([chosen({}, **measured(rng, speedup, scatter))[0] == {"litert": "litert-int8"} for _ in range(200)])
+    )
+
+
+@pytest.mark.parametrize("scatter", [0.001, 0.01, 0.05])
+def test_a_difference_within_the_scatter_is_none(scatter: float) -> None:
+    assert share_of_int8(1.0, scatter) == 0.0
+    assert share_of_int8(1.03, scatter) <= 0.05, "as much as the place in memory changes"
+    assert share_of_int8(1.3, scatter) == 1.0
+
+
+def test_a_fast_median_of_a_third_of_slow_turns_is_not_enough() -> None:
+    int8 = np.where(np.arange(30) % 3 == 0, 1.2, 0.8)
+    use, reasons = chosen({}, fp32=1.0, int8=int8)
+    assert use == {"litert": "litert-fp32"}
+    assert "int8 not faster beyond the scatter" in reasons["litert"]
+    assert "int8 1.25 x, 0.83 to 1.25 in the middle eight tenths; faster counts from 1.05 x" in reasons["litert"]
 
 
 def test_a_refused_artefact_is_not_run() -> None:

@@ -108,6 +108,35 @@ def test_every_section_has_its_content(mistakes: tuple[Mistake, ...]) -> None:
     assert all(attrs.get("aria-label") for attrs in plots)
 
 
+@pytest.mark.parametrize(
+    ("measured", "sentence"),
+    [
+        (True, "The network of each round was measured, on a board with litert."),
+        (False, "Nothing after the dense network was measured: measure the pruned one on a board."),
+    ],
+)
+def test_predicted_latencies_name_what_the_model_was_fitted_to(
+    measured: bool, sentence: str, mistakes: tuple[Mistake, ...]
+) -> None:
+    points = [
+        {
+            "round": number,
+            "predicted_ms": ms,
+            "measured_ms": None,
+            "fraction": ms,
+            "macs": 1e7,
+            "balanced_accuracy": 0.8,
+        }
+        for number, ms in enumerate((1.0, 0.6))
+    ]
+    latency = {"runtime": "litert", "board": "a board", "measured": measured, "model_fitted_to": "a core"}
+    report = make_report(
+        ("defective", "ok"), mistakes, pruning={"method": "channel", "front": points, "latency": latency}
+    )
+    text = Page(render_html(report)).text
+    assert "its constants were fitted to a core." in text and sentence in text
+
+
 def test_page_is_self_contained_and_small(mistakes: tuple[Mistake, ...]) -> None:
     text = render_html(make_report(("defective", "ok"), mistakes))
     assert len(text.encode()) < 1_500_000

@@ -11,7 +11,7 @@ import numpy as np
 
 from eyas_device.bench.blocks import BlockTimes
 from eyas_device.bundle import Bundle, Precision
-from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes, read_table
+from eyas_host.compress.prune.latency_model import FITTED_TO, LatencyModel, layer_shapes, read_table
 from eyas_host.compress.prune.magnitude import channel_plan
 from eyas_host.compress.prune.rounds import IterativePruner, MeasureFraction
 from eyas_host.data.split import Split
@@ -68,6 +68,7 @@ def prune_to_latency(
             "dense_ms": latency.dense_ms,
             "fraction": pruned.front[-1].fraction,
             "measured": measure is not None,
+            "model_fitted_to": FITTED_TO,
         },
     }
     return pruned.model, plan, list(pruned.history), facts
