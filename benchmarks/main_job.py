@@ -181,7 +181,7 @@ def _int8_figures(context: RunContext) -> dict[str, Figure]:
             bound=3,
             better="lower",
             spread=f"loss {100 * lost.loss:.2f}",
-            note="balanced accuracy against fp32, 95 % paired bootstrap",
+            note="balanced accuracy against fp32, 95 % paired bootstrap over images, for this training alone",
         )
         figures[f"{name}_agreement"] = Figure(
             value=float((answers[name] == answers["qat"]).mean()),

@@ -26,8 +26,16 @@ def truth(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_simulations_and_splits_meet_their_bounds(truth: ModuleType) -> None:
     figures: dict[str, Any] = truth.loss_figures() | truth.probability_figures(repetitions=2)
     figures |= truth.split_figures(seeds=1)
-    assert len(figures) >= 10
+    assert len(figures) >= 12
     assert [name for name, figure in figures.items() if figure.bound is None or not figure.ok] == []
+
+
+def test_coverage_is_simulated(truth: ModuleType) -> None:
+    assert truth.interval_figures(draws=20).keys() == {
+        "coverage_of_groups",
+        "coverage_of_a_rare_label",
+        "coverage_of_a_paired_bound",
+    }
 
 
 def test_the_duration_of_verify_and_report_is_scaled(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 from rich.table import Table
 
 from common import Figure
@@ -20,16 +19,15 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.bootstrap import Ints
 from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.metrics import paired_loss
-from eyas_host.evaluation.predictions import units_of
 from eyas_host.export.build import artefact_files
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.report.model import Report
 from eyas_host.stages.report import TEST_LOGITS
 from eyas_host.support.progress import meter, show
+from sides.comparison import FOLD_BOUND_NOTE, Logits, compared_by_disagreements, fold_bound
 from sides.peers import PEERS, Batch, open_litert, open_onnx, open_openvino
 
 BACKENDS = {"litert": open_litert, "openvino": open_openvino, "onnx": open_onnx}
-Logits = npt.NDArray[np.float32]
 
 
 class Fold(msgspec.Struct, frozen=True):
@@ -39,8 +37,6 @@ class Fold(msgspec.Struct, frozen=True):
     report: Report
     logits: dict[str, Logits]
     targets: Ints
-    units: Ints
-    """Unit of each image: group or near-duplicate cluster; the folds share none."""
 
     def answers(self, variant: str) -> Ints:
         """The labels that a variant gave."""
@@ -54,14 +50,7 @@ def read_fold(context: RunContext) -> Fold:
     with np.load(context.root / TEST_LOGITS) as data:
         logits = {name: data[name] for name in data.files if name != "key"}
     targets = np.array([split.labels.index(p.label) for p in split.manifest.test], dtype=np.int64)
-    return Fold(context, report, logits, targets, units_of(split, "test"))
-
-
-def pooled_units(folds: Sequence[Fold]) -> Ints:
-    """The units of all folds together, numbered without overlap."""
-    numbered = [np.unique(fold.units, return_inverse=True)[1] for fold in folds]
-    starts = np.cumsum([0, *(own.max() + 1 for own in numbered)])
-    return np.concatenate([own + start for own, start in zip(numbered, starts, strict=False)])
+    return Fold(context, report, logits, targets)
 
 
 def pooled(folds: Sequence[Fold], variant: str) -> Logits:
@@ -77,17 +66,18 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
     figures = {"exact_int8_agreement": Figure(value=floor, unit="", note=f"the noise floor; {note}")}
     for backend in BACKENDS:
         name = f"{backend}-int8"
-        lost = paired_loss(pooled(folds, "pruned"), pooled(folds, name), targets, units=pooled_units(folds))
+        lost = paired_loss(pooled(folds, "pruned"), pooled(folds, name), targets)
         figures[f"{name}_drop"] = Figure(
             value=100 * lost.loss,
             unit="points",
             bound=0.5,
             better="lower",
-            spread=_each(folds, "pruned", name),
+            spread=_words(_losses(folds, "pruned", name)),
             note=f"balanced accuracy against the fp32 pruned student; {note}",
         )
+        losses = _losses(folds, "pruned", name)
         figures[f"{name}_drop_bound"] = Figure(
-            value=100 * lost.bound, unit="points", bound=1.5, better="lower", note="one-sided 95 %, paired bootstrap"
+            value=fold_bound(losses), unit="points", bound=1.5, better="lower", note=FOLD_BOUND_NOTE
         )
         figures[f"{name}_agreement"] = Figure(
             value=_same(folds, name, "qat"), unit="", bound=floor - 0.005, note="with the QAT model"
@@ -102,14 +92,14 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
         figures[f"{name}_mean_dp"] = Figure(
             value=float(np.concatenate(scaled).mean()), unit="", bound=0.02, better="lower"
         )
-    lost = paired_loss(pooled(folds, "student"), pooled(folds, "pruned"), targets, units=pooled_units(folds))
+    lost = paired_loss(pooled(folds, "student"), pooled(folds, "pruned"), targets)
     kept = [100 * f.report.pruning["latency"]["fraction"] for f in folds]
     figures["pruned_to_half_loss"] = Figure(
         value=100 * lost.loss,
         unit="points",
         bound=1.0,
         better="lower",
-        spread=_each(folds, "student", "pruned"),
+        spread=_words(_losses(folds, "student", "pruned")),
         note=f"balanced accuracy against the dense student; latency kept {_words(kept)} %",
     )
     for variant in ("teacher", "student", "pruned", "qat"):
@@ -122,8 +112,8 @@ def accuracy(folds: Sequence[Fold]) -> dict[str, Figure]:
 
 def peers(folds: Sequence[Fold], work: Path, *, rounds: int) -> dict[str, Figure]:
     """Each backend's own tool on the same fp32 artefacts and calibration images, and a table of both sides."""
-    sides = {f"{backend}-int8": pooled(folds, f"{backend}-int8") for backend in BACKENDS}
-    found = {name: [] for name in PEERS}
+    sides = {f"{backend}-int8": [fold.logits[f"{backend}-int8"] for fold in folds] for backend in BACKENDS}
+    found: dict[str, list[Logits]] = {name: [] for name in PEERS}
     with meter("other tools", len(folds) * len(PEERS)) as bar:
         for fold in folds:
             calibration, test = _pixels(fold)
@@ -135,8 +125,7 @@ def peers(folds: Sequence[Fold], work: Path, *, rounds: int) -> dict[str, Figure
                 infer = open_model(path, size=test.shape[1], classes=len(fold.report.labels))
                 found[name].append(np.stack([infer(image).copy() for image in test]))
                 bar.advance(name)
-    sides |= {name: np.concatenate(parts) for name, parts in found.items()}
-    return _table(folds, sides, work, rounds)
+    return _table(folds, sides | found, work, rounds)
 
 
 def _pixels(fold: Fold) -> tuple[Batch, Batch]:
@@ -149,50 +138,39 @@ def _pixels(fold: Fold) -> tuple[Batch, Batch]:
     return calibration, prepared(split.open_test("benchmarks/compression.py").pixels, spec)
 
 
-def _table(folds: Sequence[Fold], sides: dict[str, Logits], work: Path, rounds: int) -> dict[str, Figure]:
+def _table(folds: Sequence[Fold], sides: dict[str, list[Logits]], work: Path, rounds: int) -> dict[str, Figure]:
     targets = np.concatenate([fold.targets for fold in folds])
-    pruned, qat = pooled(folds, "pruned"), pooled(folds, "qat")
+    pruned, qat = ([fold.logits[name] for fold in folds] for name in ("pruned", "qat"))
     times, sizes = _costs(folds[0], work, rounds)
     table = Table(title="int8 of the same pruned students", title_justify="left")
     table.add_column("made by")
-    for title in ("drop, points", "95 % bound", "agrees with its origin", "with fp32", "p50 ms", "fp32 / int8", "kB"):
+    for title in ("drop, points", "95 % bound", "agrees with fp32", "with QAT", "p50 ms", "fp32 / int8", "kB"):
         table.add_column(title, justify="right")
-    apart = {}
+    notes = {}
     for name, logits in sides.items():
         backend = PEERS[name][0] if name in PEERS else name.split("-")[0]
-        lost = paired_loss(pruned, logits, targets, units=pooled_units(folds))
-        origin = pruned if name in PEERS else qat
-        apart[name] = float((logits.argmax(1) != origin.argmax(1)).mean())
+        together = np.concatenate(logits)
+        drop = 100 * paired_loss(np.concatenate(pruned), together, targets).loss
+        bound = fold_bound([100 * paired_loss(*one).loss for one in zip(pruned, logits, _targets(folds), strict=True)])
+        limit = "" if bound is None else f"{bound:.2f}"
+        milliseconds, size = float(np.median(times[name])), sizes[name] / 1e3
+        notes[name] = f"drop {drop:.2f} points, bound {limit}; {milliseconds:.3f} ms, {size:.0f} kB"
         table.add_row(
             f"{backend}: {name}" if name in PEERS else f"{backend}: Eyas",
-            f"{100 * lost.loss:.2f}",
-            f"{100 * lost.bound:.2f}",
-            f"{1 - apart[name]:.4f}",
-            f"{(logits.argmax(1) == pruned.argmax(1)).mean():.4f}",
-            f"{np.median(times[name]):.3f}",
-            f"{np.median(times[f'{backend}-fp32']) / np.median(times[name]):.2f}",
-            f"{sizes[name] / 1e3:.0f}",
+            f"{drop:.2f}",
+            limit,
+            f"{(together.argmax(1) == np.concatenate(pruned).argmax(1)).mean():.4f}",
+            "" if name in PEERS else f"{(together.argmax(1) == np.concatenate(qat).argmax(1)).mean():.4f}",
+            f"{milliseconds:.3f}",
+            f"{np.median(times[f'{backend}-fp32']) / milliseconds:.2f}",
+            f"{size:.0f}",
         )
     show(table)
-    figures = {}
-    ends = np.cumsum([len(fold.targets) for fold in folds])[:-1]
-    for name, (backend, *_) in PEERS.items():
-        own, theirs = apart[f"{backend}-int8"], apart[name]
-        lost = paired_loss(pruned, sides[name], targets, units=pooled_units(folds))
-        cost = f"{np.median(times[name]):.3f} ms, {sizes[name] / 1e3:.0f} kB"
-        folded = np.split(sides[name].argmax(1) != pruned.argmax(1), ends)
-        figures[f"{name} on {backend}: disagreements"] = Figure(
-            value=100 * theirs,
-            unit="%",
-            spread=_words([100 * float(part.mean()) for part in folded], 1),
-            note=f"with fp32; drop {100 * lost.loss:.2f} points, bound {100 * lost.bound:.2f}; {cost}",
-        )
-        figures[f"{backend}-int8: disagreements beside {name}"] = Figure(
-            value=100 * own,
-            unit="%",
-            bound=50 * theirs if theirs > 0.05 else None,
-            better="lower",
-            note=f"with QAT; {np.median(times[f'{backend}-int8']):.3f} ms, {sizes[f'{backend}-int8'] / 1e3:.0f} kB",
+    figures: dict[str, Figure] = {}
+    for peer, (backend, *_) in PEERS.items():
+        own = f"{backend}-int8"
+        figures |= compared_by_disagreements(
+            (own, sides[own], notes[own]), (peer, sides[peer], notes[peer]), fp32=pruned, qat=qat
         )
     return figures
 
@@ -220,9 +198,13 @@ def _same(folds: Sequence[Fold], one: str, other: str) -> float:
     return float(np.concatenate([fold.answers(one) == fold.answers(other) for fold in folds]).mean())
 
 
-def _each(folds: Sequence[Fold], before: str, after: str) -> str:
-    """The loss of each fold, points."""
-    return _words([100 * paired_loss(f.logits[before], f.logits[after], f.targets).loss for f in folds])
+def _losses(folds: Sequence[Fold], before: str, after: str) -> list[float]:
+    """Balanced accuracy that each fold lost, points."""
+    return [100 * paired_loss(f.logits[before], f.logits[after], f.targets).loss for f in folds]
+
+
+def _targets(folds: Sequence[Fold]) -> list[Ints]:
+    return [fold.targets for fold in folds]
 
 
 def _words(values: Sequence[float], places: int = 2) -> str:

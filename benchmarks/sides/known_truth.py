@@ -1,4 +1,4 @@
-"""Cases whose right answer is known: rare classes, a growing set, and cameras that look at one thing."""
+"""Cases whose right answer is known: rare classes, an easy set, a growing one, and cameras that look at one thing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from eyas_host.data.index import FileInfo, Index
 from eyas_host.data.manifest import SplitManifest
 from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import split_index
+from eyas_host.evaluation.calibration import fit_calibration
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.types import LossName
 from eyas_host.train.losses import balanced_class_weights, label_loss
@@ -46,6 +47,15 @@ def rare_class_gap(loss: LossName, *, common: int = 9_900, rare: int = 100, dist
     threshold = ((line[0] - line[2]) / (line[3] - line[1])).detach()
     reached = (normal.cdf(threshold) + 1 - normal.cdf(threshold - distance)) / 2
     return float(normal.cdf(torch.tensor(distance / 2)) - reached)
+
+
+def easy_temperature(images: int) -> float:
+    """Calibration temperature of a network that is right on each of `images`, by a wide margin."""
+    rng = np.random.default_rng(1)
+    targets = rng.integers(2, size=images)
+    logits = rng.normal(0, 0.4, (images, 2)) + 4 * np.eye(2)[targets]
+    assert (logits.argmax(axis=1) == targets).all()
+    return fit_calibration(logits, targets).temperature
 
 
 def moved_test_images(count: int, more: int, *, every: int, seed: int) -> int:
