@@ -8,18 +8,28 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
 from eyas_device.telemetry.messages import Ack, Event, Window, decode, encode, topic
 from tests.support.system_parts import require
 
 OPEN = "allow_anonymous true"
+
+
+@pytest.fixture(scope="module")
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter: root's broker runs as another one, to which pytest's own are closed."""
+    with tempfile.TemporaryDirectory(prefix="eyas-broker-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 def needs_mosquitto() -> str:

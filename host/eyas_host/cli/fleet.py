@@ -1,4 +1,4 @@
-"""Verbs of the fleet's server: `broker`, `enroll`, `collect`, `watch` and `expire`."""
+"""Verbs of the fleet's server: `broker`, `enroll`, `expel`, `collect`, `watch` and `expire`."""
 
 from __future__ import annotations
 
@@ -46,10 +46,13 @@ def broker(
         serve_embedded(port or 1883, say=_print)
         return
     from eyas_host.fleet.broker.client import TLS_PORT
-    from eyas_host.fleet.broker.kit import prepare, serve
+    from eyas_host.fleet.broker.kit import prepare
+    from eyas_host.fleet.broker.supervise import serve
 
     kit = prepare(folder, bind=bind, port=port or TLS_PORT, names=names or ())
     address = f"{kit.hosts[0]}:{kit.port}"
+    for warning in kit.warnings:
+        _print(f"warning:   {warning}")
     _print(f"devices:   eyas enroll NAME --folder {folder} --broker {address}")
     _print(f"collector: eyas collect --kit {folder} --broker {address}")
     _print(f"live view: eyas watch --kit {folder} --broker {address}")
@@ -73,6 +76,23 @@ def enroll(
     enrolled = run(folder, device, site=site, broker=broker, days=days)
     typer.echo(enrolled.section)
     _print(f"{enrolled.archive}: unpack into {Path(DEVICE_FOLDER).parent}/ on the device; it contains a private key")
+
+
+def expel(
+    device: Annotated[str, typer.Argument(metavar="NAME", help="Name of an enrolled device.")],
+    folder: FolderOption = Path("fleet"),
+) -> None:
+    """Lock a device out: revoke its certificates, end its connection, remove its retained status."""
+    from eyas_host.fleet.broker.expel import expel as run
+
+    expelled = run(folder, device)
+    count = expelled.certificates
+    typer.echo(
+        f"{device}: {count} certificate{'' if count == 1 else 's'} revoked{'' if count else ', all were before'}"
+    )
+    if expelled.broker_crl:
+        _print(f"{expelled.broker_crl}: a running `eyas broker` of this folder applies it within seconds")
+    _print(f"{expelled.crl}: copy it over broker/ca.crl of the same fleet on any other machine that runs its broker")
 
 
 def collect(

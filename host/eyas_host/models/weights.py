@@ -45,11 +45,14 @@ UNREADABLE = (
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """State dict of a .safetensors or torch file, including timm checkpoints. Raises `WeightsError`."""
+    """State dict of a .safetensors or torch file, including timm checkpoints; no code in it is run.
+
+    Raises `WeightsError`.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights")
     try:
-        state: dict[str, Tensor] = load_state_dict(str(path))
+        state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("not a dict of tensors")
     except UNREADABLE as error:

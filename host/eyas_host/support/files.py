@@ -19,6 +19,8 @@ from eyas_host.support.progress import warn
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems that cannot sync a file or folder."""
 
+_FULL, _REFUSED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -35,8 +37,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise StageError(f"{path}: cannot be written ({error.strerror}); free some space and run again") from None
+        if error.errno in _FULL + _REFUSED:
+            fix = "free some space" if error.errno in _FULL else "see to its permissions"
+            raise StageError(f"{path}: cannot be written ({error.strerror}); {fix} and run again") from None
         raise
     finally:
         temporary.unlink(missing_ok=True)

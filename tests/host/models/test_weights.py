@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import msgspec
 import pytest
 import safetensors.torch
 import torch
+from timm.models import load_state_dict
 from torch import Tensor
 
 from eyas_host.models.factory import PixelClassifier, build
@@ -21,6 +24,7 @@ from eyas_host.stages.chain import STAGES
 from eyas_host.support.errors import RecipeError, WeightsError
 from eyas_host.train.check import check_networks
 from tests.support import inside
+from tests.support.paths import ROOT
 from tests.support.shapes import SHAPES, draw_folder
 
 NAME = "tf_mobilenetv3_small_minimal_100"
@@ -131,6 +135,47 @@ def test_files_that_do_not_fit(
         start(path)
     assert words in str(caught.value) and str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Attack:
+    """Unpickling it runs code, as a .pth from the internet may."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self._path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin", ".safetensors"])
+def test_a_file_of_weights_runs_no_code(
+    suffix: str, zipped: bool, tmp_path: Path, donor: PixelClassifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where timm's own default allows it, as before its 1.0.26: that default is set here."""
+    sign = inspect.signature(load_state_dict)
+    unsafe = [False if name == "weights_only" else p.default for name, p in sign.parameters.items()][1:]
+    monkeypatch.setattr(load_state_dict, "__defaults__", tuple(unsafe))
+    path, trace = tmp_path / f"weights{suffix}", tmp_path / "trace"
+    torch.save(
+        {"state_dict": donor.backbone.state_dict(), "extra": Attack(trace)}, path, _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(WeightsError) as caught:
+        start(path)
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert not trace.exists()
+
+
+def test_every_torch_file_is_read_without_running_code() -> None:
+    """Each call of a loader that can unpickle says so itself, whatever its library's default is."""
+    calls = 0
+    for file in (ROOT / "host").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "load_state_dict"):
+                safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("weights_only")
+                assert safe == "True", f"{file}:{node.lineno}"
+                calls += 1
+    assert calls >= 8
 
 
 def test_a_file_comes_after_the_hub_and_before_chance(

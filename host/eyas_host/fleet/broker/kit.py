@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-import shutil
-import signal
 import socket
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import MAX_BYTES
+from eyas_host.fleet.broker.account import broker_account, hand_over
 from eyas_host.fleet.broker.client import TLS_PORT
-from eyas_host.fleet.broker.pki import Authority, Credentials, days_left
+from eyas_host.fleet.broker.pki import (
+    Authority,
+    CredentialError,
+    Credentials,
+    belong_together,
+    days_left,
+    read_file,
+    write_file,
+)
+from eyas_host.fleet.broker.revocation import hand_to_broker, revoke
 
 HOST_IDENTITY = "eyas-host"
 """Common name of collectors, watchers and senders of commands; reserved, no device may have it."""
+AUTHORITY, BROKER, HOST, DEVICES = "ca", "broker", "host", "devices"
+"""Folders of a kit."""
 _RENEW_DAYS = 30.0
-_STOP_S = 10.0
 
 ACL = f"""\
 # Written by `eyas broker`. The user is the common name of its certificate.
@@ -29,6 +36,8 @@ user {HOST_IDENTITY}
 topic read eyas/#
 topic write eyas/+/+/ack
 topic write eyas/+/+/cmd
+# to remove the retained status of a device that was expelled
+topic write eyas/+/+/status
 
 # A device publishes only below its own name, and reads only its acknowledgements and commands.
 pattern write eyas/+/%u/status
@@ -51,12 +60,18 @@ class Kit(msgspec.Struct, frozen=True):
     config: Path
     host: Credentials
     """Credentials of collectors and watchers."""
+    address: str
+    """Address at which this machine reaches the broker."""
+    warnings: tuple[str, ...] = ()
+    """What has to be renewed, but cannot be without the authority's key."""
 
 
 def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, names: Sequence[str] = ()) -> Kit:
     """Create what is missing in `folder`: authority, certificates, access control list, configuration.
 
-    Existing files are reused; the broker's certificate is renewed before it expires and when its names change.
+    Existing files are reused. Certificates are renewed before they expire, the broker's also when its names change;
+    where the authority's key is not here, valid ones are used as they are. Run by root, it hands the broker's files to
+    the user that mosquitto will run as.
 
     Args:
         folder: Folder of the kit.
@@ -66,60 +81,94 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
 
     Raises:
         LinkError: `bind` is not an address.
-        CredentialError: a file cannot be written.
+        CredentialError: a file cannot be read or written, or has to be signed without the authority's key.
 
     """
     try:
-        ipaddress.ip_address(bind)
+        unspecified = ipaddress.ip_address(bind).is_unspecified
     except ValueError:
         raise LinkError(f"--bind {bind!r}: an address is needed, e.g. 127.0.0.1 or 0.0.0.0") from None
     folder = folder.resolve()
-    authority = Authority(folder / "ca")
+    authority = open_authority(folder)
+    broker, host, account = folder / BROKER, folder / HOST, broker_account()
     hosts = _hosts(bind, names)
-    broker = folder / "broker"
-    _renew_server_certificate(authority, broker, hosts)
-    host = folder / "host"
-    if not (host / "client.crt").exists() or days_left(host / "client.crt") < _RENEW_DAYS:
-        authority.issue(host, HOST_IDENTITY)
-    (broker / "data").mkdir(exist_ok=True)
-    (broker / "acl").write_text(ACL, encoding="utf-8")
+    warnings = [
+        *_renew_server_certificate(authority, broker, hosts, required=names),
+        *_renew_host_certificate(authority, host),
+    ]
+    if authority.can_sign:
+        revoke(authority, {})
+    crl = hand_to_broker(authority, broker)
     config = broker / "mosquitto.conf"
-    config.write_text(_config(broker, bind, port), encoding="utf-8")
-    return Kit(folder, port, hosts, config, Credentials(host / "ca.crt", host / "client.crt", host / "client.key"))
-
-
-def serve(kit: Kit, say: Callable[[str], None] = print) -> int:
-    """Run mosquitto in the foreground until it ends or SIGTERM/SIGINT arrives, and return its exit code.
-
-    Raises `LinkError` if mosquitto is not installed.
-    """
-    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise LinkError("mosquitto is not installed: apt-get install mosquitto, or use `eyas broker --embedded`")
-    say(f"broker: mqtts on port {kit.port}, certificate for {', '.join(kit.hosts)}")
-    process = subprocess.Popen([program, "-c", str(kit.config)])
-
-    def terminate(*_: object) -> None:
-        process.terminate()
-
-    before = {kind: signal.signal(kind, terminate) for kind in (signal.SIGTERM, signal.SIGINT)}
+    write_file(broker / "acl", ACL.encode())
+    write_file(config, _config(broker, bind, port, crl, account.pw_name if account else None).encode())
     try:
-        return process.wait()
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-        if process.poll() is None:
-            process.terminate()
-            process.wait(_STOP_S)
+        (broker / "data").mkdir(exist_ok=True)
+    except OSError as error:
+        raise CredentialError(f"{broker / 'data'}: cannot be created ({error.strerror})") from None
+    if account:
+        hand_over(broker, account)
+    credentials = Credentials(host / "ca.crt", host / "client.crt", host / "client.key")
+    return Kit(folder, port, hosts, config, credentials, "localhost" if unspecified else bind, tuple(warnings))
 
 
-def _renew_server_certificate(authority: Authority, folder: Path, hosts: Sequence[str]) -> None:
-    """Issue the broker's certificate unless it is valid for these hosts for another month."""
+def open_authority(folder: Path) -> Authority:
+    """The authority of a kit, created in a new one.
+
+    Raises `CredentialError` if it is damaged, or missing although it has signed certificates in this folder.
+    """
+    ca = folder / AUTHORITY
+    try:
+        missing = not (ca / "ca.crt").exists() and not (ca / "ca.key").exists()
+        trusted = [*folder.glob("*/ca.crt"), *folder.glob(f"{DEVICES}/*/ca.crt")] if missing else []
+    except OSError as error:
+        raise CredentialError(f"{ca}: cannot be read ({error.strerror}); see to its permissions") from None
+    if trusted:
+        raise CredentialError(
+            f"{ca / 'ca.crt'} is missing, but {trusted[0]} is there: copy that to it, and put ca.key beside it where "
+            "something has to be signed; a new authority would lock every device out"
+        )
+    return Authority(ca)
+
+
+def _renew_server_certificate(
+    authority: Authority, folder: Path, hosts: Sequence[str], *, required: Sequence[str]
+) -> list[str]:
+    """Issue the broker's certificate unless it is valid for these hosts for another month.
+
+    Without the authority's key, returns what should be renewed; a missing `required` name is an error.
+    """
     hosts_file, cert = folder / "hosts", folder / "server.crt"
-    same = hosts_file.exists() and hosts_file.read_text(encoding="utf-8").split() == list(hosts)
-    if not same or not cert.exists() or days_left(cert) < _RENEW_DAYS:
+    usable = belong_together(cert, folder / "server.key", authority.certificate) and days_left(cert) > 0
+    stored = read_file(hosts_file).decode().split() if usable and hosts_file.exists() else []
+    same = stored == list(hosts)
+    if usable and same and days_left(cert) >= _RENEW_DAYS:
+        return []
+    if authority.can_sign or not usable or set(required) - set(stored):
         authority.issue(folder, hosts[0], hosts=hosts, stem="server")
-        hosts_file.write_text("\n".join(hosts) + "\n", encoding="utf-8")
+        write_file(hosts_file, ("\n".join(hosts) + "\n").encode())
+        return []
+    if same:
+        return [_expiring(cert)]
+    return [f"{cert}: not for {', '.join(sorted(set(hosts) - set(stored))) or hosts[0]}; {_WITH_KEY}"]
+
+
+def _renew_host_certificate(authority: Authority, folder: Path) -> list[str]:
+    cert = folder / "client.crt"
+    usable = belong_together(cert, folder / "client.key", authority.certificate) and days_left(cert) > 0
+    if usable and days_left(cert) >= _RENEW_DAYS:
+        return []
+    if authority.can_sign or not usable:
+        authority.issue(folder, HOST_IDENTITY)
+        return []
+    return [_expiring(cert)]
+
+
+_WITH_KEY = f"start once with {AUTHORITY}/ca.key in its place to renew it"
+
+
+def _expiring(cert: Path) -> str:
+    return f"{cert}: expires in {days_left(cert):.0f} days; {_WITH_KEY}"
 
 
 def _hosts(bind: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -138,12 +187,13 @@ def _addresses() -> list[str]:
             return []
 
 
-def _config(folder: Path, bind: str, port: int) -> str:
-    user = "user root\n" if os.geteuid() == 0 else ""  # else mosquitto drops to a user that cannot read the key
+def _config(folder: Path, bind: str, port: int, crl: Path | None, user: str | None) -> str:
     return f"""\
 # Written by `eyas broker`, which overwrites changes at its next start.
-{user}listener {port} {bind}
+{f"user {user}" if user else "# user: the one that starts it"}
+listener {port} {bind}
 cafile {folder / "ca.crt"}
+{f"crlfile {crl}" if crl else "# crlfile: none yet"}
 certfile {folder / "server.crt"}
 keyfile {folder / "server.key"}
 tls_version tlsv1.2

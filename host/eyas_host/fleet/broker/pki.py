@@ -1,16 +1,18 @@
 """A fleet's own certificate authority: ECDSA P-256 keys, certificates for the broker, the host and each device.
 
-Private keys are readable by their owner only. The CA key never leaves its folder: keep it on the administrator's
-machine, not on an exposed broker.
+Private keys are readable by their owner only. The authority's key is needed for signing alone, so it may be kept away
+from an exposed broker. An authority of which a file is missing is never replaced: every device trusts the old one.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from cryptography import x509
@@ -20,11 +22,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from eyas_device.errors import EyasError
+from eyas_host.support.errors import StageError
+from eyas_host.support.files import atomic_write
 
 CA_DAYS, SERVER_DAYS, CLIENT_DAYS = 3650, 825, 825
 """Lifetimes. Nobody is on site to renew a certificate: doctor warns early, `eyas enroll` issues new ones."""
 _BACKDATED = timedelta(days=1)
 """A device whose clock is slightly behind must accept a new certificate."""
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+_ISSUED = "issued.jsonl"
+_Parsed = TypeVar("_Parsed")
 
 
 class CredentialError(EyasError, OSError):
@@ -39,27 +46,52 @@ class Credentials(msgspec.Struct, frozen=True):
     key: Path
 
 
-class Authority:
-    """Certificate authority in `folder`, which signs certificates; created at the first use.
+class Issued(msgspec.Struct, frozen=True):
+    """A line of the authority's record of certificates."""
 
-    Raises `CredentialError` if they cannot be read or written.
+    name: str
+    serial: str
+    """Hexadecimal."""
+    until: float
+    """End of its lifetime, seconds since 1970."""
+
+
+class Authority:
+    """Certificate authority in `folder`, which signs certificates; `create` makes one where there is none.
+
+    Raises `CredentialError` if it cannot be read or written, if it is damaged, and if its certificate is missing. Where
+    its key is missing, `can_sign` is false, and whatever has to be signed raises `CredentialError`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.cert = folder / "ca.crt"
-        key = folder / "ca.key"
-        try:
-            if not key.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                self._create(key)
-            loaded = serialization.load_pem_private_key(key.read_bytes(), password=None)
-            if not isinstance(loaded, ec.EllipticCurvePrivateKey):
-                raise ValueError("not an elliptic-curve key")
-            self._key, self._self = loaded, x509.load_pem_x509_certificate(self.cert.read_bytes())
-        except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+    def __init__(self, folder: Path, *, create: bool = True) -> None:
+        self.folder = folder
+        self.cert, self._key_file = folder / "ca.crt", folder / "ca.key"
+        there = [path for path in (self.cert, self._key_file) if _exists(path)]
+        if not there:
+            if not create:
+                raise CredentialError(f"{folder}: there is no certificate authority; `eyas broker` creates one")
+            self._create()
+        elif there == [self._key_file]:
             raise CredentialError(
-                f"{folder}: no certificate authority ({error}); remove the folder to create a new one"
-            ) from None
+                f"{self.cert} is missing beside ca.key: copy it back, e.g. from host/ca.crt or devices/NAME/ca.crt"
+            )
+        self.certificate = _load(self.cert, x509.load_pem_x509_certificate)
+        self._private = self._load_key() if _exists(self._key_file) else None
+
+    @property
+    def can_sign(self) -> bool:
+        """Whether the authority's key is here."""
+        return self._private is not None
+
+    @property
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """The key that signs. Raises `CredentialError` if it is not here."""
+        if self._private is None:
+            raise CredentialError(
+                f"{self._key_file} is missing beside ca.crt, and something has to be signed now: put it back for this "
+                "command; a new authority would lock every device out"
+            )
+        return self._private
 
     def issue(
         self, folder: Path, name: str, *, hosts: Iterable[str] = (), days: float | None = None, stem: str = "client"
@@ -74,35 +106,53 @@ class Authority:
             stem: Name of the files without suffix.
 
         Raises:
-            CredentialError: the files cannot be written.
+            CredentialError: the files cannot be written, or the authority's key is not here.
 
         """
         hosts = tuple(hosts)
-        key = ec.generate_private_key(ec.SECP256R1())
+        signing, key = self.key, ec.generate_private_key(ec.SECP256R1())
         lifetime = timedelta(days=days if days is not None else (SERVER_DAYS if hosts else CLIENT_DAYS))
         usage = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
-            _builder(name, self._self.subject, lifetime)
+            _builder(name, self.certificate.subject, lifetime)
             .public_key(key.public_key())
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signing.public_key()), critical=False)
         )
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName([_host(h) for h in hosts]), critical=False)
-        issued = Credentials(folder / "ca.crt", folder / f"{stem}.crt", folder / f"{stem}.key")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_private(issued.key, _pem(key))
-            issued.cert.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-            issued.ca.write_bytes(self.cert.read_bytes())
-        except OSError as error:
-            raise CredentialError(f"{folder}: cannot be written ({error.strerror})") from None
-        return issued
+        cert = builder.sign(signing, hashes.SHA256())
+        if not hosts:
+            self._record(cert, name)
+        files = Credentials(folder / "ca.crt", folder / f"{stem}.crt", folder / f"{stem}.key")
+        # All of them are on the disk before the first replaces an older one.
+        with (
+            _replacing(files.key, _pem(key), private=True),
+            _replacing(files.cert, cert.public_bytes(serialization.Encoding.PEM)),
+            _replacing(files.ca, read_file(self.cert)),
+        ):
+            pass
+        return files
 
-    def _create(self, path: Path) -> None:
+    def issued(self) -> list[Issued]:
+        """Every client's certificate that was issued, oldest first. Raises `CredentialError` for a damaged record."""
+        path = self.folder / _ISSUED
+        lines = read_file(path).splitlines() if _exists(path) else []
+        try:
+            return [msgspec.json.decode(line, type=Issued) for line in lines if line]
+        except msgspec.MsgspecError as error:
+            raise CredentialError(f"{path}: damaged ({error}); restore it from a backup") from None
+
+    def _record(self, cert: x509.Certificate, name: str) -> None:
+        """Record a certificate before anybody has it: what is not recorded could not be revoked."""
+        one = Issued(name, f"{cert.serial_number:x}", cert.not_valid_after_utc.timestamp())
+        lines = [msgspec.json.encode(issued) for issued in (*self.issued(), one)]
+        write_file(self.folder / _ISSUED, b"\n".join(lines) + b"\n")
+
+    def _create(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         name = f"Eyas fleet {os.urandom(4).hex()}"
         builder = (
@@ -112,25 +162,88 @@ class Authority:
             .add_extension(_key_usage(ca=True), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )
-        signed = builder.sign(key, hashes.SHA256())
-        self.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-        write_private(path, _pem(key))
+        cert = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        with _replacing(self.cert, cert), _replacing(self._key_file, _pem(key), private=True):
+            pass
+
+    def _load_key(self) -> ec.EllipticCurvePrivateKey:
+        key = _load(self._key_file, lambda data: serialization.load_pem_private_key(data, password=None))
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != self.certificate.public_key():
+            raise CredentialError(f"{self._key_file} does not belong to {self.cert}: restore the pair from a backup")
+        return key
 
 
 def days_left(cert: Path) -> float:
     """Days until a certificate expires. Raises `CredentialError` if it cannot be read."""
+    end = _load(cert, x509.load_pem_x509_certificate).not_valid_after_utc
+    return (end - datetime.now(UTC)).total_seconds() / 86400
+
+
+def serial_number(cert: Path) -> int:
+    """Serial number of a certificate. Raises `CredentialError` if it cannot be read."""
+    return _load(cert, x509.load_pem_x509_certificate).serial_number
+
+
+def belong_together(cert: Path, key: Path, ca: x509.Certificate) -> bool:
+    """Whether both files are there, and are a certificate of `ca` and its key.
+
+    Raises `CredentialError` if one cannot be read.
+    """
+    if not (_exists(cert) and _exists(key)):
+        return False
+    loaded = _load(cert, x509.load_pem_x509_certificate)
+    private = _load(key, lambda data: serialization.load_pem_private_key(data, password=None))
+    return private.public_key() == loaded.public_key() and loaded.issuer == ca.subject
+
+
+def read_file(path: Path) -> bytes:
+    """Content of a file. Raises `CredentialError` if it cannot be read."""
     try:
-        loaded = x509.load_pem_x509_certificate(cert.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CredentialError(f"{cert}: not a certificate ({error})") from None
-    return (loaded.not_valid_after_utc - datetime.now(UTC)).total_seconds() / 86400
+        return path.read_bytes()
+    except OSError as error:
+        raise CredentialError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that is readable by its owner only, from its first byte on."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(data)
+def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Write a file atomically and durably; a private one is readable by its owner only, from its first byte on.
+
+    Raises `CredentialError` if it cannot be written.
+    """
+    with _replacing(path, data, private=private):
+        pass
+
+
+@contextmanager
+def _replacing(path: Path, data: bytes, *, private: bool = False) -> Iterator[None]:
+    """Write `data` beside `path` at once, and let it replace `path` at the end."""
+    try:
+        with atomic_write(path) as temporary:
+            temporary.unlink(missing_ok=True)
+            temporary.touch(mode=0o600 if private else 0o644, exist_ok=False)
+            temporary.write_bytes(data)
+            yield
+    except StageError as error:
+        raise CredentialError(str(error)) from None
+    except CredentialError:
+        raise
+    except OSError as error:
+        raise CredentialError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise CredentialError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
+
+
+def _load(path: Path, parse: Callable[[bytes], _Parsed]) -> _Parsed:
+    data = read_file(path)
+    try:
+        return parse(data)
+    except _UNREADABLE as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CredentialError(f"{path}: damaged ({why}); restore it from a backup") from None
 
 
 def _builder(name: str, issuer: x509.Name, lifetime: timedelta) -> x509.CertificateBuilder:

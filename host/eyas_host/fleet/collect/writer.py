@@ -12,7 +12,7 @@ import msgspec
 from eyas_device.support.closing import Closing
 from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store
 from eyas_host.fleet.store.faults import Fault, StoreError, classify, first_line
-from eyas_host.fleet.store.validate import InvalidMessage, MessageId, ValidMessage, validate
+from eyas_host.fleet.store.validate import InvalidMessage, MessageId, ValidMessage, cleared_status, validate
 
 _RETRY_S = (0.2, 30.0)
 
@@ -115,6 +115,8 @@ class Writer(Closing):
         quarantined: list[QuarantinedMessage] = []
         ids: list[MessageId] = []
         for one in arrived:
+            if cleared_status(one.topic, one.payload):
+                continue
             message = validate(one.topic, one.payload)
             if isinstance(message, InvalidMessage):
                 quarantined.append(QuarantinedMessage(one.topic, message.reason, one.payload))

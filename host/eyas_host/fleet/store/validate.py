@@ -193,6 +193,12 @@ def validate(topic: str, payload: bytes) -> ValidMessage | InvalidMessage:
     return ValidMessage(kind, id_, message, text)
 
 
+def cleared_status(topic: str, payload: bytes) -> tuple[str, str] | None:
+    """Site and device whose retained status is removed by this empty message, as after `eyas expel`; else None."""
+    match = _TOPIC.fullmatch(topic)
+    return (match[1], match[2]) if match and match[3] == "status" and not payload else None
+
+
 def _is_will(message: Status) -> bool:
     return message.spool == "" and message.sequence == -1 and message.state == "lost"
 

@@ -111,6 +111,10 @@ class FleetState:
         if not retained and not message.is_will:
             state.last_seen = now
 
+    def remove(self, site: str, device: str) -> None:
+        """Forget a device, which was expelled."""
+        self._devices.pop((site, device), None)
+
     def devices(self, now: float) -> list[DeviceState]:
         """All devices, worst condition first, then by name."""
         return sorted(self._devices.values(), key=lambda d: (CONDITIONS.index(d.condition(now)), d.site, d.device))

@@ -20,7 +20,7 @@ from rich.text import Text
 from eyas_device.telemetry.messages import Event, Window
 from eyas_device.telemetry.mqtt_client import LinkStatus
 from eyas_host.fleet.broker.client import BrokerAccess
-from eyas_host.fleet.store.validate import InvalidMessage, validate
+from eyas_host.fleet.store.validate import InvalidMessage, cleared_status, validate
 from eyas_host.fleet.watch.fleet_state import Condition, DeviceState, FleetState
 from eyas_host.fleet.watch.subscriber import Subscriber
 
@@ -108,6 +108,9 @@ def printable(text: str, max_length: int = 40) -> str:
 
 def _update(fleet: FleetState, subscriber: Subscriber) -> None:
     for received in subscriber.take(_REFRESH_S):
+        if device := cleared_status(received.topic, received.payload):
+            fleet.remove(*device)
+            continue
         message = validate(received.topic, received.payload)
         if isinstance(message, InvalidMessage):
             fleet.invalid += 1
