@@ -175,7 +175,7 @@ def test_every_torch_file_is_read_without_running_code() -> None:
                 safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("weights_only")
                 assert safe == "True", f"{file}:{node.lineno}"
                 calls += 1
-    assert calls >= 8
+    assert calls >= 4
 
 
 def test_a_file_comes_after_the_hub_and_before_chance(
