@@ -191,6 +191,32 @@ def test_a_table_may_lack_labels_and_have_groups(pristine_bundle: Path, source: 
     assert "not measured" in render_evaluation(found)
 
 
+def test_exact_copies_and_images_of_one_group_count_once(
+    pristine_bundle: Path, source: Path, tmp_path: Path, evaluation: Evaluation
+) -> None:
+    for number in range(3):
+        shutil.copytree(source, tmp_path / "copied", copy_function=_copier(f"{number}-"), dirs_exist_ok=True)
+    rows = [f"{path},{path.parent.name},{path.stem[2:]}" for path in sorted((tmp_path / "copied").rglob("*.png"))]
+    table = tmp_path / "set.csv"
+    table.write_text("path,label,group\n" + "\n".join(rows), encoding="utf-8")
+    single = next(one for one in evaluation.artefacts if one.name == "onnx-fp32")
+    copied, grouped = (
+        evaluate_bundle(pristine_bundle, place, artefacts=["onnx-fp32"]).artefacts[0]
+        for place in (tmp_path / "copied", table)
+    )
+    assert copied.balanced_accuracy_ci == pytest.approx(single.balanced_accuracy_ci, abs=1e-9)
+    assert copied.auc_ci == pytest.approx(single.auc_ci, abs=0.05)
+    low, high = grouped.balanced_accuracy_ci
+    assert high - low > 0.5 * (single.balanced_accuracy_ci[1] - single.balanced_accuracy_ci[0]), (
+        "8 groups, not 72 images"
+    )
+
+
+def _copier(prefix: str) -> Callable[[str, str], object]:
+    """Copies a file under another name."""
+    return lambda one, other: shutil.copy(one, Path(other).with_name(prefix + Path(other).name))
+
+
 def test_costs_decide_as_on_the_device(bundle_root: Path, edit_manifest: Callable[..., None], source: Path) -> None:
     costs = [[0, 1, 1], [50, 0, 1], [1, 1, 0]]
     edit_manifest(decision={"costs": costs, "currency": "EUR"})
