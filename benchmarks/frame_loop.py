@@ -33,6 +33,7 @@ from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Artefact, File, Manifes
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Preprocessing, decode, prepare
 from eyas_device.runtimes.litert import LiteRT
+from eyas_host.export.golden import golden_image, write_golden
 from eyas_host.support.machine import cpu_pressure
 from eyas_host.support.quiet import quiet_libraries
 
@@ -342,12 +343,12 @@ def pack(root: Path, model: Path, precision: str, spec: Preprocessing) -> Path:
     root.mkdir(parents=True)
     name = f"litert-{precision}"
     shutil.copyfile(model, root / f"{name}.tflite")
-    frame = decode(cv2.imencode(".jpg", data.coffee())[1].tobytes())
+    encoded = golden_image(np.ascontiguousarray(data.coffee()[..., ::-1]), spec, 1)
+    frame = decode(encoded)
     with LiteRT(root / f"{name}.tflite", size=spec.size, classes=2, threads=1) as runtime:
         logits = runtime.infer(prepare(frame, spec)).astype(np.float64)
     p: npt.NDArray[np.float32] = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
-    with (root / GOLDEN).open("wb") as stream:
-        np.savez(stream, frame_00=frame, **{f"p.{name}": p[None]})  # type: ignore[arg-type]
+    write_golden(root / GOLDEN, [encoded], {name: p[None]})
 
     def entry(path: Path) -> File:
         return File(path=path.name, sha256=sha256(path), size_bytes=path.stat().st_size)

@@ -2,7 +2,7 @@
 
     manifest.json   contents, preprocessing, measured evidence
     litert-int8.tflite, openvino-int8.xml + .bin, ...   the artefacts
-    golden.npz      camera-like images with the probabilities each artefact gave on the host
+    golden.npz      small JPEG images with the probabilities each artefact gave on the host
     reference.npz   statistics of the training images, for out-of-distribution detection
     CARD.md, README.md, NOTICE
 
@@ -15,7 +15,7 @@ import hashlib
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -25,13 +25,13 @@ import numpy.typing as npt
 
 from eyas_device import __version__, decision
 from eyas_device.decision import Decision
-from eyas_device.errors import BundleError
-from eyas_device.preprocess import Pixels, Preprocessing
+from eyas_device.errors import BundleError, ImageError
+from eyas_device.preprocess import Pixels, Preprocessing, decode, image_size
 from eyas_device.support.versions import version_numbers
 
 SCHEMA = 1
-_MAX_NPZ_BYTES = 256 << 20
-"""Maximum uncompressed size of one `.npz`: a device has little memory."""
+_MAX_NPZ_BYTES = 16 << 20
+"""Maximum uncompressed size of one `.npz`, and of all golden images: a device has little memory."""
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 REFERENCE = "reference.npz"
@@ -126,7 +126,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """Camera-like images and the probabilities that each artefact gave for them on the host."""
+    """Decoded images and the probabilities that each artefact gave for them on the host."""
 
     frames: tuple[Pixels, ...]
     probabilities: Mapping[str, npt.NDArray[np.float32]]
@@ -194,17 +194,34 @@ class Bundle:
         if self.manifest.golden is None:
             raise BundleError(f"{self.root}: the bundle has no golden images; pack it again")
         data = self._arrays(self.manifest.golden)
-        frames = tuple(data[k] for k in sorted(k for k in data if k.startswith("frame_")))
+        frames = self._decode_images([data[k] for k in sorted(data) if k.startswith("image_")])
         probabilities = {k.removeprefix("p."): data[k] for k in data if k.startswith("p.")}
         shape = (len(frames), len(self.manifest.labels))
-        images = all(f.dtype == np.uint8 and f.ndim in (2, 3) for f in frames)
         complete = all(p.shape == shape and p.dtype.kind == "f" for p in probabilities.values())
-        if not frames or not probabilities or not images or not complete:
+        if not frames or not probabilities or not complete:
             raise BundleError(
                 f"{self.root / self.manifest.golden.path}: images and recorded probabilities do not match; "
                 "pack the bundle again"
             )
         return Golden(frames=frames, probabilities=probabilities)
+
+    def _decode_images(self, images: Sequence[npt.NDArray[Any]]) -> tuple[Pixels, ...]:
+        """Decode golden images, JPEG files as uint8 [bytes], as a camera's frames are decoded."""
+        where = f"{self.root}: golden image"
+        left, frames = _MAX_NPZ_BYTES, []
+        for number, image in enumerate(images):
+            data = image.tobytes()
+            size = image_size(data) if image.dtype == np.uint8 and image.ndim == 1 else None
+            if size is None:
+                raise BundleError(f"{where} {number}: not a JPEG file; pack the bundle again")
+            left -= 3 * size[0] * size[1]
+            if left < 0:
+                raise BundleError(f"{where}s: unpack to more than {_MAX_NPZ_BYTES >> 20} MiB; pack the bundle again")
+            try:
+                frames.append(decode(data, spec=self.manifest.preprocessing))
+            except ImageError as error:
+                raise BundleError(f"{where} {number}: {error}; pack the bundle again") from None
+        return tuple(frames)
 
     def reference(self) -> Reference | None:
         """Load the statistics of the training images; None if the bundle has none.

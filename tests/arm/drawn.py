@@ -11,9 +11,10 @@ from torch import nn
 
 from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Confidence, Manifest, Precision, RuntimeName
 from eyas_device.predict import calibrated_probabilities
-from eyas_device.preprocess import Pixels, Preprocessing, prepare
+from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
 from eyas_device.runtimes import load
 from eyas_host.export.build import artefact_files
+from eyas_host.export.golden import golden_image, write_golden
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.export.manifest import artefacts_of, file_entry
 from eyas_host.export.onnx import compile_onnx
@@ -46,14 +47,14 @@ def write_bundle(
         else:
             _LITERT[precision](model, path, input_size=size)
     spec = Preprocessing(size=size)
-    frames = [draw_shape(label, 500 + seed) for label in SHAPES for seed in range(4)]
+    images = [golden_image(draw_shape(label, 500 + seed), spec, 20) for label in SHAPES for seed in range(4)]
+    frames = [decode(image) for image in images]
     artefacts = artefacts_of(root, variants)
-    arrays: dict[str, np.ndarray] = {f"frame_{n:02d}": frame for n, frame in enumerate(frames)}
+    probabilities: dict[str, np.ndarray] = {}
     for artefact in artefacts:
         path = artefact_files(root, artefact.runtime, artefact.precision)[0]
-        arrays[f"p.{artefact.name}"] = answers(artefact.runtime, path, frames, spec, temperature)
-    with (root / GOLDEN).open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        probabilities[artefact.name] = answers(artefact.runtime, path, frames, spec, temperature)
+    write_golden(root / GOLDEN, images, probabilities)
     manifest = Manifest(
         schema=SCHEMA,
         name="drawn-shapes",

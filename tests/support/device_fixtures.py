@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from eyas_device.bundle import (
     Manifest,
     RuntimeName,
 )
-from eyas_device.preprocess import prepare
+from eyas_device.preprocess import decode, prepare
 from tests.support import tiny
 from tests.support.bundles import TEMPERATURE, entry
 
@@ -51,11 +52,15 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tin
         name = f"{runtime}-{precision}"
         files = tuple(entry(root / f"{name}{suffix}") for suffix in suffixes)
         artefacts.append(Artefact(name, runtime, "int8" if precision == "int8" else "fp32", files))
-    frames = [tiny.draw_shape(label, seed) for label in tiny.LABELS for seed in range(2)]
+    images = [tiny.draw_shape(label, seed) for label in tiny.LABELS for seed in range(2)]
+    encoded = [cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 98])[1].ravel() for image in images]
+    frames = [decode(image.tobytes()) for image in encoded]
     logits = np.stack([tiny.reference_logits(prepare(f, tiny.SPEC), *weights) for f in frames]) / TEMPERATURE
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-    arrays = {f"frame_{n:02d}": f for n, f in enumerate(frames)} | {f"p.{a.name}": probabilities for a in artefacts}
+    arrays = {f"image_{n:02d}": image for n, image in enumerate(encoded)} | {
+        f"p.{a.name}": probabilities for a in artefacts
+    }
     with (root / GOLDEN).open("wb") as stream:
         np.savez_compressed(stream, **arrays)
     images = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]

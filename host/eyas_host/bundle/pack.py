@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
+import torch
 
 from eyas_device import __version__
 from eyas_device.bundle import (
@@ -21,15 +21,17 @@ from eyas_device.bundle import (
     sha256,
 )
 from eyas_device.predict import calibrated_probabilities
+from eyas_device.preprocess import decode
 from eyas_host.bundle.card import bundle_readme, model_card
-from eyas_host.bundle.golden import golden_rows, write_golden
 from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.manifest import data_hash
 from eyas_host.data.split import Split
+from eyas_host.evaluation.networks import all_logits
 from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logits
 from eyas_host.export.build import requested_artefacts
-from eyas_host.export.manifest import artefacts_of, file_entry, write_manifest
+from eyas_host.export.golden import golden_image, golden_rows, write_golden
+from eyas_host.export.manifest import artefacts_of, file_entry, load_candidate, write_manifest
 from eyas_host.pipeline.runner import BUNDLE, RECIPE, RunContext
 from eyas_host.support.files import sync_files, write_bytes
 
@@ -86,15 +88,15 @@ def _copy_artefacts(context: RunContext, verdict: Verdict, folder: Path) -> list
 
 
 def _write_golden(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> None:
-    """Write validation images as golden images, with the probabilities of every artefact."""
-    confidence = verdict.confidence[verdict.shipped]
-    probabilities = {
-        name: calibrated_probabilities(logits, confidence).astype(np.float32)
-        for name, logits in validation_logits(context).items()
-    }
-    rows = golden_rows(probabilities["qat"], context.recipe.pack.golden)
-    frames = [split.validation.pixels[row] for row in rows]
-    write_golden(folder / GOLDEN, frames, {a.name: probabilities[a.name][rows] for a in artefacts})
+    """Write validation images as golden images, with the probabilities that every artefact gives for them as stored."""
+    confidence, spec = verdict.confidence[verdict.shipped], context.recipe.image.preprocessing()
+    validation = calibrated_probabilities(validation_logits(context)["qat"], confidence)
+    rows = golden_rows(validation, context.recipe.pack.golden)
+    images = [golden_image(split.validation.pixels[row], spec, len(rows)) for row in rows]
+    frames = [decode(image, spec=spec) for image in images]
+    logits = all_logits({}, load_candidate(context), frames, torch.device("cpu"))
+    probabilities = {a.name: calibrated_probabilities(logits[a.name], confidence) for a in artefacts}
+    write_golden(folder / GOLDEN, images, probabilities)
 
 
 def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> Manifest:

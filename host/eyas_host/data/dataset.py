@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -38,12 +38,15 @@ class DecodedImages(Sequence[Pixels]):
     @overload
     def __getitem__(self, index: int) -> Pixels: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Pixels]: ...
+    def __getitem__(self, index: slice) -> SomeImages: ...
 
-    def __getitem__(self, index: int | slice) -> Pixels | list[Pixels]:
-        """Raises `DataError` if a file changed since the split was made."""
+    def __getitem__(self, index: int | slice) -> Pixels | SomeImages:
+        """Decode an image, or choose some that are decoded on access.
+
+        Raises `DataError` if a file changed since the split was made.
+        """
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            return self.rows(range(*index.indices(len(self))))
         number = range(len(self))[index]
         cache = self.open_cache()
         pixels = cache.get(number)
@@ -52,11 +55,37 @@ class DecodedImages(Sequence[Pixels]):
             cache.put(number, pixels)
         return pixels
 
+    def rows(self, rows: Iterable[int]) -> SomeImages:
+        """Some of the images, still decoded on access: no more than one need be in memory."""
+        return SomeImages(self, [int(row) for row in rows])
+
     def open_cache(self) -> _SharedCache:
         """Create the cache of decoded images; processes forked afterwards share it."""
         if self._cache is None:
             self._cache = _SharedCache(len(self), MAX_CACHED_BYTES)
         return self._cache
+
+
+class SomeImages(Sequence[Pixels]):
+    """Chosen rows of `DecodedImages`."""
+
+    def __init__(self, images: DecodedImages, rows: list[int]) -> None:
+        self._images = images
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Pixels: ...
+    @overload
+    def __getitem__(self, index: slice) -> SomeImages: ...
+
+    def __getitem__(self, index: int | slice) -> Pixels | SomeImages:
+        """Decode an image, or choose some of these."""
+        if isinstance(index, slice):
+            return SomeImages(self._images, self._rows[index])
+        return self._images[self._rows[index]]
 
 
 class ImageDataset:

@@ -65,7 +65,7 @@ class BatchLoader:
         rows, options = item
         if options is not None:
             return self.augmenter.views(self._pixels, rows=rows, **options)
-        return prepared((self._pixels[int(row)] for row in rows), self.augmenter.spec)
+        return prepared(self._pixels.rows(rows), self.augmenter.spec)
 
 
 def ordered_batches(count: int, batch: int = 64) -> list[Rows]:

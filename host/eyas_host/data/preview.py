@@ -45,15 +45,15 @@ def write_preview(context: RunContext, *, images: int = 3, views: int = 6) -> Pa
         for row in _evenly_spaced(np.flatnonzero(train.targets == label), images)
     ]
     rows = [row for row in rows if train.targets[row] < _MAX_CLASSES]
-    frames = [train.pixels[row] for row in rows]
+    frames = train.pixels.rows(rows)
     augmenter = Augmenter(recipe.augment, spec)
     columns = [prepared(frames, spec), *(augmenter.views(frames, (recipe.run.seed, 8, n)) for n in range(views))]
     side = int(np.clip(spec.size, 112, 176))
-    cells = [[frame, *(column[index] for column in columns)] for index, frame in enumerate(frames)]
-    captions = [
-        (train.labels[train.targets[row]], Path(train.images[row].path).name, f"{f.shape[1]} x {f.shape[0]}")
-        for row, f in zip(rows, frames, strict=True)
-    ]
+    cells, captions = [], []
+    for index, (row, frame) in enumerate(zip(rows, frames, strict=True)):
+        cells.append([_letterbox(one, side) for one in (frame, *(column[index] for column in columns))])
+        size = f"{frame.shape[1]} x {frame.shape[0]}"
+        captions.append((train.labels[train.targets[row]], Path(train.images[row].path).name, size))
     titles = ["stored", "prepared", *(f"view {number + 1}" for number in range(views))]
     left_out = len(train.labels) - _MAX_CLASSES
     head = [f"{recipe.run.name}: the model's input", *_describe(recipe)]
@@ -77,7 +77,7 @@ def _draw(
     head: Sequence[str],
     side: int,
 ) -> Figure:
-    """The sheet: one row per image with its caption, `titles` above the columns, `head` on top."""
+    """The sheet: one row of cells uint8 [side, side, 3] per image, its caption, `titles` above, `head` on top."""
     step = side + _GAP
     first = _MARGIN + 44 + _LINE * (len(head) + 1)
     tops = [first + row * step + _BREAK * (_class_count(captions[: row + 1]) - 1) for row in range(len(captions))]
@@ -99,7 +99,7 @@ def _draw(
         top, first_of_class = tops[row], not row or label != captions[row - 1][0]
         for column, pixels in enumerate(cells[row]):
             left = _left(column, step)
-            sheet[top : top + side, left : left + side] = _letterbox(pixels, side)
+            sheet[top : top + side, left : left + side] = pixels
         if first_of_class:
             write(_shorten(label, 18), _MARGIN, top, size=11, weight="bold")
         write(_shorten(name, 24), _MARGIN, top + 22 * first_of_class, size=8, colour=_MUTED)

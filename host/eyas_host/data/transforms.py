@@ -43,13 +43,12 @@ MAX_IN_MEMORY_BYTES = 1 << 30
 """Size above which prepared images are memory-mapped from a file, so that the system can evict their pages."""
 
 
-def prepared(pixels: Iterable[Pixels], spec: Preprocessing) -> Batch:
+def prepared(pixels: Sequence[Pixels], spec: Preprocessing) -> Batch:
     """Images as the device prepares them, without augmentation; many of them in an unnamed file in `TMPDIR`.
 
-    Raises `DataError` if there is no space for that file.
+    `pixels` are taken one by one, so that one decoded image of a data set is in memory at a time. Raises `DataError` if
+    there is no space for that file.
     """
-    if not isinstance(pixels, Sequence):
-        pixels = list(pixels)
     batch = _allocate((len(pixels), spec.size, spec.size, 3))
     for index, image in enumerate(pixels):
         batch[index] = prepare(image, spec)

@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
-import numpy as np
 import torch
 from torch import nn
 
@@ -25,6 +24,7 @@ from eyas_device.support.closing import Closing
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import to_tensor
 from eyas_host.export.build import artefact_files, artefact_name, compile_artefact
+from eyas_host.export.golden import golden_image, write_golden
 from eyas_host.export.manifest import artefacts_of, file_entry
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.quant.fold import fold_for_deployment
@@ -102,7 +102,7 @@ class Stopwatch(Closing):
         with torch.inference_mode():
             probabilities = model(pixels[:1]).softmax(1).numpy()
         name = artefact_name(self._runtime, precision)
-        np.savez(folder / GOLDEN, **{"frame_00": self._images[0], f"p.{name}": probabilities})
+        write_golden(folder / GOLDEN, [golden_image(self._images[0], self._spec, 1)], {name: probabilities})
         manifest = Manifest(
             schema=SCHEMA,
             name="stopwatch",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -14,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from eyas_device.preprocess import Preprocessing
+from eyas_host.compress.quantize.calibration import prepare_rows
 from eyas_host.data import dataset as part_module
 from eyas_host.data import transforms as views_module
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import build_index
 from eyas_host.data.loader import BatchLoader, Prefetcher, Rows, ordered_batches, worker_count
+from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import Split, split_index
 from eyas_host.data.transforms import Augmenter, Batch, prepared
 from eyas_host.recipe import Recipe
@@ -267,3 +272,30 @@ for count in (150, 700):
     (few, before), (many, after) = (line.split() for line in done.stdout.splitlines())
     assert (int(few), int(many)) == (150, 700)
     assert float(after) - float(before) < 20, done.stdout
+
+
+@pytest.mark.parametrize("how", ["rows", "slice", "all", "loader"])
+def test_no_more_than_a_few_decoded_images_are_in_memory(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 images of 1.2 megapixels are prepared with the memory of a few."""
+    monkeypatch.setattr(part_module, "MAX_CACHED_BYTES", 0)
+    images = []
+    for number in range(40):
+        path = tmp_path / f"{number}.jpg"
+        cv2.imwrite(str(path), np.full((900, 1350, 3), number, dtype=np.uint8))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        images.append(LabelledImage(path=str(path), label="ab"[number % 2], sha256=digest))
+    dataset = ImageDataset(images, ("a", "b"), Preprocessing(size=32))
+    loader = BatchLoader(recipe_of(tmp_path), dataset)
+    tracemalloc.start()
+    if how == "rows":
+        batch = prepare_rows(dataset, range(40))
+    elif how == "loader":
+        batch = np.concatenate(list(loader.prepared(ordered_batches(40))))
+    else:
+        batch = prepared(dataset.pixels if how == "all" else dataset.pixels[:40], Preprocessing(size=32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert batch.shape == (40, 32, 32, 3) and [int(one.mean()) for one in batch] == list(range(40))
+    assert peak < 5 * 900 * 1350 * 3

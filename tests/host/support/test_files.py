@@ -92,7 +92,7 @@ def test_a_disk_that_fails_while_it_syncs_leaves_the_old_file(monkeypatch: pytes
 # Writers
 
 _DIRECT = {
-    "bundle/golden.py": "synced by bundle.pack before the bundle moves into place",
+    "export/golden.py": "synced by bundle.pack before the bundle moves into place",
     "bundle/reference.py": "synced by bundle.pack",
     "bundle/pack.py": "synced by bundle.pack",
     "export/manifest.py": "an output of verify, synced by the runner before the stage counts as finished",

@@ -75,7 +75,7 @@ def prepare_rows(dataset: ImageDataset, rows: Iterable[int]) -> Batch:
     """Images of a dataset prepared as on the device: uint8 [n, size, size, 3]."""
     if dataset.spec is None:
         raise CompressError("the split was opened without the model's preprocessing")
-    return prepared((dataset.pixels[row] for row in rows), dataset.spec)
+    return prepared(dataset.pixels.rows(rows), dataset.spec)
 
 
 def calibration_record(dataset: ImageDataset, rows: Sequence[int], model: nn.Module, why: str) -> Calibration:
