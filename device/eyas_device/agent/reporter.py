@@ -169,6 +169,10 @@ class Reporter(Closing, Listener):
         """Report the camera's new state at once."""
         self.report_status()
 
+    def on_error(self, error: Exception) -> None:
+        """Report the loop's count of errors."""
+        self.report_status()
+
     def on_model(self, classifier: Classifier) -> None:
         """Name the new model from now on; the predictions of the previous one become a window of their own."""
         manifest = classifier.bundle.manifest

@@ -1,7 +1,10 @@
 """`eyas-device run`: classify the frames of a camera.
 
-Signals: SIGTERM and SIGINT finish the current frame and exit with 0; SIGHUP loads the model that is in the current slot
-(or in --bundle) now, if it passes its golden check; SIGUSR1 pauses, SIGUSR2 resumes.
+With --config and a live camera this is the service: without a good model it goes on, says why, and tries again; else
+that is an error.
+
+Signals: SIGTERM and SIGINT finish the current frame and exit with 0; SIGHUP reads the configuration again and loads the
+model that is in the current slot (or in --bundle) now, if it passes its golden check; SIGUSR1 pauses, SIGUSR2 resumes.
 """
 
 from __future__ import annotations

@@ -108,8 +108,13 @@ class _SlotOpener:
             slots.count_attempt(name, self._key)
         try:
             self._on_load("")
-            path = slots.folder / name
-            judged = judge(path, self._config.model, slots.state, on_load=self._on_load)
+            judged = judge(
+                slots.folder / name,
+                self._config.model,
+                slots.state,
+                on_load=lambda runtime: self._before_load(name, runtime),
+                last=slots.deadly_runtimes(name, self._key),
+            )
         except BaseException as error:
             if lock is not None:
                 lock.close()
@@ -118,6 +123,7 @@ class _SlotOpener:
             self._errors[name] = error  # a camera never goes dark because of one bad slot
             if self._counted:
                 slots.refuse(name, short_reason(error))
+                slots.note_runtime(name, self._key, "")
             return None
         if self._counted:
             slots.accept(name)
@@ -127,6 +133,11 @@ class _SlotOpener:
                 record, refused_model=self._model_in(wanted), refused_reason=self._reason(wanted)
             )
         return ActiveModel(judged.classifier, record, lock)
+
+    def _before_load(self, name: str, runtime: str) -> None:
+        if self._counted:
+            self._slots.note_runtime(name, self._key, runtime)
+        self._on_load(runtime)
 
     def _give_up(self, name: str) -> None:
         """Say why a slot is not tried first any more, unless that is known better."""

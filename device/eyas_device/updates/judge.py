@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,12 +43,20 @@ class Judged(NamedTuple):
     runtime`, and which were refused before it."""
 
 
-def judge(root: Path, model: ModelSection, state: Path, *, on_load: Callable[[str], None] = lambda _: None) -> Judged:
+def judge(
+    root: Path,
+    model: ModelSection,
+    state: Path,
+    *,
+    on_load: Callable[[str], None] = lambda _: None,
+    last: Collection[str] = (),
+) -> Judged:
     """Load the first model of the bundle at `root` that passes its golden check within `model.max_latency_ms`.
 
     A configured runtime or artefact is the only candidate. Otherwise: the selection that was saved in the folder
     `state` for this bundle and these library versions, then the bundle's preference, then its other runtimes. `on_load`
-    is called with each candidate's runtime before it is loaded, which may take minutes.
+    is called with each candidate's runtime before it is loaded, which may take minutes. Runtimes in `last` are tried
+    last.
 
     Raises:
         CheckFailed: No candidate gives the recorded predictions here, in time.
@@ -58,7 +66,7 @@ def judge(root: Path, model: ModelSection, state: Path, *, on_load: Callable[[st
     """
     bundle = Bundle.open(root)
     refused: list[tuple[_Candidate, Exception]] = []
-    for candidate in _candidates(bundle, model, state):
+    for candidate in sorted(_candidates(bundle, model, state), key=lambda candidate: candidate.runtime in last):
         if any((c.runtime, c.artefact) == candidate[:2] for c, _ in refused):
             continue
         try:
@@ -68,6 +76,7 @@ def judge(root: Path, model: ModelSection, state: Path, *, on_load: Callable[[st
             refused.append((candidate, error))
             continue
         reasons = "".join(f"; {c} was refused: {short_reason(e)}" for c, e in refused)
+        reasons += f"; {', '.join(sorted(last))} ended the agent again and again" if last else ""
         return Judged(classifier, candidate.why + reasons)
     raise _refusal(root, refused)
 

@@ -46,8 +46,12 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts to run a slot that have not ended well (yet)."""
 
     key: str = ""
-    """Bundle, model settings and library versions; with others, counting starts again."""
+    """Model settings and library versions; with others, counting starts again."""
     count: int = 0
+    runtime: str = ""
+    """Runtime that is being loaded, or runs and is not healthy yet: what a sudden end is put down to."""
+    ended: dict[str, int] = {}
+    """Runtime -> sudden ends of the process with it."""
 
 
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):

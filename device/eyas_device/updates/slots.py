@@ -124,13 +124,24 @@ class Slots:
 
     def attempts(self, name: str, key: str = "") -> int:
         """Attempts to run a slot that did not end well; with `key`, only those under that key."""
-        record = read_record(self.folder / f"{name}.attempts", Attempts)
-        return record.count if record is not None and key in ("", record.key) else 0
+        return self._attempts(name, key).count
 
     def count_attempt(self, name: str, key: str) -> None:
         """Count an attempt to run a slot, durably and before its model is loaded. A disk that fails is ignored."""
-        attempts = Attempts(key=key, count=self.attempts(name, key) + 1)
-        write_record(self.folder / f"{name}.attempts", attempts)
+        record = self._attempts(name, key)
+        ended = record.ended
+        if record.runtime:  # the attempt before did not live to say how it ended
+            ended = ended | {record.runtime: ended.get(record.runtime, 0) + 1}
+        write_record(self.folder / f"{name}.attempts", Attempts(key=key, count=record.count + 1, ended=ended))
+
+    def note_runtime(self, name: str, key: str, runtime: str) -> None:
+        """Note the runtime that a counted attempt loads now; empty if none of them could be blamed."""
+        record = self._attempts(name, key)
+        write_record(self.folder / f"{name}.attempts", msgspec.structs.replace(record, runtime=runtime))
+
+    def deadly_runtimes(self, name: str, key: str) -> set[str]:
+        """Runtimes that ended the process `MAX_ATTEMPTS` times when they ran this slot's bundle."""
+        return {runtime for runtime, count in self._attempts(name, key).ended.items() if count >= MAX_ATTEMPTS}
 
     def end_attempt(self, name: str, *, healthy: bool) -> None:
         """Forget all attempts of a `healthy` slot; else only the last, of an agent that was stopped on purpose."""
@@ -142,7 +153,7 @@ class Slots:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
         else:
-            write_record(path, Attempts(key=record.key, count=record.count - 1))
+            write_record(path, msgspec.structs.replace(record, count=record.count - 1, runtime=""))
 
     def refuse(self, name: str, reason: str) -> None:
         """Remember why the bundle in a slot is refused. A disk that fails is ignored."""
@@ -310,6 +321,10 @@ class Slots:
             return ""
         other = not self.refusal(name) and (record.name or record.version)
         return f"{record.name} {record.version}: {record.reason}" if other else record.reason
+
+    def _attempts(self, name: str, key: str) -> Attempts:
+        record = read_record(self.folder / f"{name}.attempts", Attempts)
+        return record if record is not None and key in ("", record.key) else Attempts(key=key)
 
     def _lock_of(self, name: str) -> Path:
         return self.folder / f".{name}.lock"

@@ -27,7 +27,7 @@ from eyas_device.predict import Classifier
 from eyas_device.runtimes.selection import SavedSelection, library_versions, write_selection
 from eyas_device.updates import golden as golden_module
 from eyas_device.updates import judge as judge_module
-from eyas_device.updates.activate import open_model
+from eyas_device.updates.activate import attempt_key, open_model
 from eyas_device.updates.judge import prove
 from eyas_device.updates.records import MAX_ATTEMPTS, Lock, read_agent
 from eyas_device.updates.slots import SlotError, Slots
@@ -201,6 +201,7 @@ def test_a_model_that_ends_the_process_gives_way_after_three_attempts(
     (config := tmp_path / "device.toml").write_text(
         f'[device]\nstate = "{state}"\n[camera]\nsource = "fake:?frames=3&size=64x48"\n'
     )
+    attempts = slots.folder / "b.attempts"
     command = [sys.executable, "-c", _DIES, how, "run", "--config", str(config)]
     real = MAX_ATTEMPTS if how == "abort" else 1  # counted before the load: one real attempt shows what three leave
     if real == 1:
@@ -212,14 +213,15 @@ def test_a_model_that_ends_the_process_gives_way_after_three_attempts(
     for _ in range(real):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if how == "hang":
-            before = slots.attempts("b")
             deadline = time.monotonic() + 30
-            while slots.attempts("b") == before and time.monotonic() < deadline:
+            while slots.attempts("b") < MAX_ATTEMPTS or '"runtime":"litert"' not in attempts.read_text():
+                assert time.monotonic() < deadline
                 time.sleep(0.02)
             process.kill()  # as systemd does when the start takes too long
         process.communicate(timeout=60)
         assert process.returncode < 0
     assert slots.attempts("b") == MAX_ATTEMPTS
+    assert '"runtime":"litert"' in attempts.read_text(), "it is unknown what ended the process"
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tiny-shapes 1.0.0" in done.stdout
@@ -245,6 +247,29 @@ def test_two_slots_that_both_end_the_process_are_tried_in_turns(state: Path, mak
     assert "".join(tried).startswith("b" * MAX_ATTEMPTS + "a" * MAX_ATTEMPTS)
     assert set(tried[2 * MAX_ATTEMPTS :]) == {"a", "b"}, "one of them was given up for good"
     assert slots.candidates("other settings or libraries")[0] == "b", "a change is a reason to try again"
+
+
+def test_a_runtime_that_ends_the_process_from_both_slots_gives_way_to_another(
+    state: Path, pristine_bundle: Path, edit_manifest: Callable[..., None], bundle_root: Path
+) -> None:
+    """As after an upgrade of a library that crashes: no slot is better than the other, but another runtime is."""
+    slots = Slots(state)
+    slots.install(pristine_bundle, check=lambda root: None)
+    edit_manifest(version="2.0.0")
+    slots.install(bundle_root, check=lambda root: None)
+    config, key = configured(state), attempt_key(configured(state))
+    for expected in "bbbaaa":
+        name = slots.candidates(key)[0]
+        assert name == expected
+        slots.count_attempt(name, key)
+        slots.note_runtime(name, key, "litert")
+    with open_model(config, counted=True) as model:
+        assert model.record.slot == "b" and model.classifier.runtime.name != "litert"
+        assert model.record.selection == "another runtime; litert ended the agent again and again"
+        assert slots.attempts("b") == MAX_ATTEMPTS + 1
+        slots.end_attempt("b", healthy=False)
+    assert slots.attempts("b") == MAX_ATTEMPTS and slots.deadly_runtimes("b", key) == {"litert"}
+    assert slots.deadly_runtimes("b", "another version of the library") == set()
 
 
 def test_a_probation_ends_after_frames_or_after_time_in_the_dark_or_not_at_all(state: Path) -> None:
