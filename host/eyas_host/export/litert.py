@@ -23,6 +23,7 @@ from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 from torch import Tensor, nn
 
+from eyas_host.export.litert_names import class_paths, modules_of
 from eyas_host.export.litert_ranges import (
     CONVOLUTIONS,
     Array,
@@ -115,7 +116,8 @@ def _compile_integer(qat_model: nn.Module, path: Path, input_size: int, bits: Li
     content = _convert(network, input_size)
     model = tfl_flatbuffer_utils.read_model(content)
     pixels = np.ascontiguousarray(channels_last(image))
-    ranges = activation_ranges(model, tensor_values(content, pixels), recorders, recorded)
+    values = tensor_values(content, pixels)
+    ranges = activation_ranges(model, values, recorders, recorded, _module_paths(network))
     weights = _learned_weights(model, baked, qat_model, image)
     float_outputs = _float_outputs(model, ranges, weights, float_pixels=bits == 16)
     missing = _tensors_without_range(model, ranges, float_outputs)
@@ -254,34 +256,22 @@ def _learned_weights(model: Any, baked: nn.Module, qat_model: nn.Module, example
 
 
 def _layers(model: Any, network: nn.Module) -> list[str]:
-    """The layer of each convolution of the .tflite.
-
-    The converter names a convolution's output by the classes and attributes that lead to its module, after those of the
-    activations fused into it. Equal weights of several layers are one tensor in the file.
-    """
-    root = _FromPixels(network)
-    paths = {_path_of_classes(root, name): name for name, child in root.named_modules() if isinstance(child, nn.Conv2d)}
+    """The layer of each convolution of the .tflite. Equal weights of several layers are one tensor there."""
+    convolutions = {name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+    paths = _module_paths(network)
     layers = []
     for operator in _convolutions(model):
         name = output_name(model, operator)
-        found = [paths[part] for part in name.split(";") if part in paths]
+        found = [module for module in modules_of(name, paths) if module in convolutions]
         if not found:
             raise CompileError(f"a convolution of the .tflite is of no layer: {name}")
-        layers.append(found[-1].removeprefix("network."))
+        layers.append(found[-1])
     return layers
 
 
-def _path_of_classes(root: nn.Module, path: str) -> str:
-    """`network.backbone` -> `eyas_host.export.litert._FromPixels/eyas_host.quant.fold.DeployModel_network/...`."""
-    parts, module = [_class_of(root)], root
-    for name in path.split("."):
-        module = module.get_submodule(name)
-        parts.append(f"{_class_of(module)}_{name}")
-    return "/".join(parts)
-
-
-def _class_of(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def _module_paths(network: nn.Module) -> dict[str, str]:
+    """Path of classes as in the converter's tensor names -> path of the module in `network`."""
+    return {classes: path.removeprefix("network.") for classes, path in class_paths(_FromPixels(network)).items()}
 
 
 def _filters(module: Any) -> Array:
@@ -331,7 +321,11 @@ def _with_weights(content: bytes, weights: Sequence[_Weight | None]) -> bytes:
         unit = weight.scale * float(source.quantization.scale[0])
         _store(model, filters, weight.integers, weight.scale)
         width = np.int64 if bias.type == TensorType.INT64 else np.int32  # int16 activations accumulate in 64 bits
-        _store(model, bias, np.rint(weight.bias / unit).astype(width), unit)
+        steps = np.rint(weight.bias / unit)
+        if not (np.abs(steps) <= np.iinfo(width).max).all():
+            channel = int(np.argmax(np.abs(steps)))
+            raise CompileError(f"{filters.name.decode()}, channel {channel}: the bias does not fit {width.__name__}")
+        _store(model, bias, steps.astype(width), unit)
     used = {tensor.buffer for tensor in graph.tensors} | {entry.buffer for entry in model.metadata or ()}
     for index, buffer in enumerate(model.buffers):
         if index not in used:

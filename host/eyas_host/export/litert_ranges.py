@@ -13,6 +13,8 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.schema_py_generated import BuiltinOperator
 from torch import Tensor, nn
 
+from eyas_host.export.litert_names import modules_of
+from eyas_host.quant.graph import layer_name
 from eyas_host.quant.quantizers import Affine
 from eyas_host.support.errors import CompileError
 
@@ -77,12 +79,17 @@ def tensor_values(content: bytes, pixels: Array) -> dict[str, Array]:
 
 
 def activation_ranges(
-    model: Any, tensors: Mapping[str, Array], recorders: Mapping[str, Recorder], order: list[Recorder]
+    model: Any,
+    tensors: Mapping[str, Array],
+    recorders: Mapping[str, Recorder],
+    order: list[Recorder],
+    paths: Mapping[str, str],
 ) -> dict[str, Bounds]:
     """Map each activation tensor with a learned range to that range.
 
-    Both graphs run in the same order, so among several equal values (all zeros after a dead activation) a tensor gets
-    the first one not taken yet. `order` lists the recorders in order of execution.
+    Among several equal values (all zeros after a dead activation) a tensor gets that of a module in its name, else the
+    first one not taken yet, because both graphs run in the same order. `order` lists the recorders in order of
+    execution, `paths` leads from names to modules (see `litert_names`).
 
     Raises `CompileError` for a learned range that matches no tensor.
     """
@@ -98,6 +105,8 @@ def activation_ranges(
             if names[operator.inputs[0]] in matched:
                 matched[output] = matched[names[operator.inputs[0]]]
         elif equal := [candidate for candidate in candidates if candidate.has_value(tensors[output])]:
+            modules = set(modules_of(output, paths))
+            equal.sort(key=lambda candidate: layer_name(candidate.operation) not in modules)
             candidate = next((candidate for candidate in equal if candidate not in taken), equal[0])
             taken.add(candidate)
             matched[output] = candidate.bounds

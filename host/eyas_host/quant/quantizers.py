@@ -37,6 +37,10 @@ _MIN_RANGE, _MIN_WEIGHT_RANGE = 0.01, 8e-5
 channel is stored in steps of the weights' scale, which would be far too many (the floor is that of NNCF,
 `fix_zero_filters_symmetric`)."""
 
+_MIN_ACTIVATION_RANGE = 8e-4
+"""A narrower range is widened by this on both sides, as NNCF's `fix_zero_filters_asymmetric` does: the output of a dead
+layer is 0 on every image."""
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -113,8 +117,10 @@ def complete_placement(
         handle.remove()
     for name, observer in observers.items():
         low, high = observer.range()
-        if not (low < float("inf") and high > low):
+        if not (-float("inf") < low <= high < float("inf")):
             raise CompressError(f"{name!r} has no usable range on the calibration images: {low}..{high}")
+        if high - low < _MIN_ACTIVATION_RANGE:
+            low, high = low - _MIN_ACTIVATION_RANGE, high + _MIN_ACTIVATION_RANGE
         if all(reader in found and found[reader].kind == "hardswish" for reader in found[name].readers):
             low = max(low, HARD_ZERO)
         quantizer = _symmetric_quantizer(low, high) if symmetric else _asymmetric_quantizer(low, high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.runtimes import load
 from eyas_host.export.build import artefact_files, compile_artefact
+from eyas_host.export.litert_names import class_paths
+from eyas_host.export.litert_ranges import Recorder, activation_ranges
 from eyas_host.export.stored import check_stored, stored_integers
 from eyas_host.quant.exact import exact_int8
 from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.quant.integers import bias_units
 from eyas_host.quant.qat import load_qat, prepare_qat, save_qat
-from eyas_host.quant.quantizers import affine, module_of, weight_quantizers
+from eyas_host.quant.quantizers import Affine, affine, module_of, weight_quantizers
 from eyas_host.support.errors import CompileError, CompressError
 from tests.support.networks import take_steps, tiny_gated
 
@@ -139,6 +142,21 @@ def test_a_dead_channel_of_a_gate_keeps_the_right_logits(
         assert float(np.abs(logits - expected).max()) < 0.05 * float(np.abs(expected).max())
 
 
+def test_a_dead_layer_has_a_range(pixels: Tensor, shape_frames: np.ndarray, tmp_path: Path) -> None:
+    """Its output is 0 on every image, and the next layer's bias is stored in steps of that range."""
+    network = tiny_gated(pixels)
+    reduce: Any = network.backbone.get_submodule("se.conv_reduce")
+    with torch.no_grad():
+        reduce.weight.zero_()
+        reduce.bias.fill_(-1.0)
+    model = prepare_qat(fold_for_deployment(network), pixels[::2].split(1), input_size=SIZE).eval()
+    compile_artefact("openvino", "int8", model, tmp_path / "a.xml", SIZE)
+    got = run("openvino", tmp_path / "a.xml", shape_frames)
+    with torch.inference_mode():
+        expected = model(pixels).numpy()
+    assert float(np.abs(got - expected).max()) < 0.05 * float(np.abs(expected).max())
+
+
 def far_below_one_step(model: nn.Module) -> nn.Module:
     """A copy whose squeeze-and-excite gate has a bias of 3e9 steps of the accumulator in channel 5."""
     broken = copy.deepcopy(model)
@@ -207,3 +225,31 @@ def test_equal_filters_keep_their_own_scales(pixels: Tensor, shape_frames: np.nd
         expected = model(pixels).numpy()
     got = run("litert", tmp_path / "a.tflite", shape_frames)
     assert float(np.abs(got - expected).max()) < 0.05 * float(np.abs(expected).max())
+
+
+def test_equal_activations_keep_the_ranges_of_their_own_modules() -> None:
+    """Two branches that are 0 on the probe, written by the converter in another order than torch runs them."""
+    network = nn.Sequential(nn.ReLU(), nn.ReLU())
+    paths = class_paths(network)
+    names = {module: classes for classes, module in paths.items()}
+    tensors = ["pixels", f"{names['1']};", f"{names['0']};1"]
+    code = schema.BuiltinOperator.RELU
+    model = SimpleNamespace(
+        operatorCodes=[SimpleNamespace(builtinCode=code, deprecatedBuiltinCode=code)],
+        subgraphs=[
+            SimpleNamespace(
+                tensors=[SimpleNamespace(name=name.encode()) for name in tensors],
+                inputs=[0],
+                operators=[SimpleNamespace(opcodeIndex=0, inputs=[0], outputs=[row]) for row in (1, 2)],
+            )
+        ],
+    )
+    order: list[Recorder] = []
+    recorders = {}
+    for module, scale in (("0", 0.1), ("1", 0.2)):
+        grid = Affine(torch.tensor(scale), torch.tensor(-128), -128, 127, per_channel=False)
+        recorders[f"{module}/relu/0"] = Recorder(grid, order)
+        recorders[f"{module}/relu/0"](torch.zeros(1, 2, 2, 2))
+    values = dict.fromkeys(tensors, np.zeros((1, 2, 2, 2), np.float32))
+    ranges = activation_ranges(model, values, recorders, order, paths)
+    assert [ranges[name][1] for name in tensors] == [255.0, pytest.approx(0.2 * 255), pytest.approx(0.1 * 255)]
