@@ -99,7 +99,7 @@ _DIRECT = {
     "evaluation/latency.py": "a temporary folder",
     "pipeline/runner.py": "a lock, and a file of /proc",
     "quant/kernels.py": "a lock",
-    "data/held_out.py": "a log that is appended to",
+    "data/access_log.py": "a log that is appended to and synced",
     "report/drawing.py": "a stream in memory",
     "search/result.py": "a stream in memory",
     "support/files.py": "atomic_write itself, and locks",
