@@ -70,7 +70,7 @@ def status_with(box: Inbox, true: Callable[[Status], object]) -> Status:
             return status  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("source", ["v4l2:/dev/null", "v4l2:/dev/video77", "login"])
+@pytest.mark.parametrize("source", ["v4l2:/dev/null", "login"])
 def test_a_camera_that_is_not_one_now_is_reported_and_tried_again(
     source: str,
     broker: Broker,
@@ -86,7 +86,7 @@ def test_a_camera_that_is_not_one_now_is_reported_and_tried_again(
         with inbox(broker.port) as box:
             process = start(spec, broker.port)
             status = status_with(box, lambda status: status.camera == "lost")
-            expected = {"v4l2:/dev/null": "not a video device", "login": "refused (401)"}.get(source, "does not exist")
+            expected = {"v4l2:/dev/null": "not a video device", "login": "refused (401)"}[source]
             assert expected in status.reason and "wrong" not in status.reason
             assert status.model == "tiny-shapes 1.2.3" and status.selection == "the bundle's preference"
             process.terminate()
