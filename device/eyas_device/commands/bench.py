@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
     add = parser.add_argument
     add("--bundle", type=Path, metavar="B", help="the bundle to measure")
-    add("--camera", metavar="SPEC", help="source of the frames (default: the golden images, as JPEG)")
+    add("--camera", metavar="SPEC", help="source of the frames (default: the golden images, small JPEGs)")
     add("--runtime", help="litert, tflite, openvino, onnx, ... (default: the first that works here)")
     selection = parser.add_mutually_exclusive_group()
     selection.add_argument(
