@@ -13,7 +13,10 @@ from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, Run
 def baseline(
     recipe: RecipeArgument,
     epochs: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Train for N epochs instead of the teacher's seconds.")
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Train for N epochs (100 is usual from scratch) instead of the teacher's seconds."
+        ),
     ] = None,
     json: JsonFile = None,
     overrides: Overrides = None,

@@ -1,8 +1,9 @@
 """`eyas baseline`: the gain from transfer learning over the same architecture trained from scratch.
 
 The baseline has the teacher's architecture with random weights. All its layers train, on the same split, augmentation,
-image size, loss and batch size, for as many seconds as the teacher took, or for a number of epochs. Both are compared
-by their best epoch on validation; the held-out test set is not used.
+image size, loss and batch size, for as many seconds as the teacher took, or for a number of epochs. Its learning rate is
+its own: a rate for fine-tuning is too low for random weights, so short trainings at several rates come first, which its
+budget does not count. Both sides are compared by their best epoch on validation; the held-out test set is not used.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, build, move
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, Stage, StageRecord, StageResult, run_chain
-from eyas_host.support.errors import StageError
+from eyas_host.support.errors import StageError, TrainError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import show
 from eyas_host.train.engine import Plan, fit
-from eyas_host.train.schedule import Epoch, full_batches
+from eyas_host.train.schedule import Epoch, full_batches, selection_value
 from eyas_host.train.supervised import SupervisedTask
 
 RESULT = "baseline.json"
@@ -39,6 +40,10 @@ RESULT = "baseline.json"
 _STAGE = "baseline"
 _PLAN = "plan.json"
 _TIMED_BATCHES = 8
+_RATES = (3e-4, 1e-3, 3e-3)
+"""Learning rates of AdamW that suit random weights; the teacher's is tried too."""
+_SEARCH_EPOCHS = 4
+"""A training at one of several rates takes this fraction of the baseline's epochs."""
 _HEAD = "head"
 """Key of the teacher's history on the frozen backbone's cached features."""
 
@@ -71,14 +76,30 @@ class Baseline(msgspec.Struct, frozen=True):
     validation_images: int
     transfer: Side
     scratch: Side
+    rate: float
+    """Learning rate of the baseline: the best of `rates`."""
+    rates: dict[str, float | None]
+    """Learning rate -> best selection metric of a short training on validation; null where it diverged."""
     lost: PairedLoss
     """Loss of balanced accuracy from scratch against transfer, on the same validation images."""
     matched_s: float | None
     """Seconds after which transfer reached the baseline's best epoch; None: never."""
 
 
-class _EpochPlan(msgspec.Struct, frozen=True):
+class _Progress(msgspec.Struct):
+    """What a resumed baseline need not measure again."""
+
     epochs: int
+    rates: dict[str, float | None] = msgspec.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> _Progress | None:
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        return None
+
+    def save(self, path: Path) -> None:
+        write_bytes(path, msgspec.json.encode(self))
 
 
 def baseline(context: RunContext, epochs: int | None, json: Path | None) -> None:
@@ -131,7 +152,7 @@ def comparison_table(result: Baseline) -> Table:
         low, high = side.balanced_accuracy_ci
         figures = (f"{side.balanced_accuracy:.3f}", f"{low:.3f} to {high:.3f}", f"{side.f1:.3f}", f"{side.auc:.3f}")
         table.add_row(name, side.weights, str(side.epochs), f"{side.seconds:.0f}", *figures)
-    table.caption = f"budget of the baseline: {result.budget}; both are compared by their best epoch"
+    table.caption = f"budget of the baseline: {result.budget}, at rate {result.rate:g}; both by their best epoch"
     table.caption_justify = "left"
     return table
 
@@ -149,8 +170,11 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
     model, origin = build(recipe.teacher.model, len(split.labels), "random")
     model = move(model, task.device)
     setup_s = time.monotonic() - started
-    planned = epochs or _planned_epochs(task, model, taught.seconds - setup_s, folder / _PLAN)
-    history = train_scratch(model, task, planned, folder / "scratch.ckpt")
+    progress = _Progress.load(folder / _PLAN)
+    if progress is None:
+        progress = _Progress(epochs or _planned_epochs(task, model, taught.seconds - setup_s))
+    rate = find_rate(task, model, progress, folder)
+    history = train_scratch(model, task, progress.epochs, folder / "scratch.ckpt", rate)
     (folder / "scratch.ckpt").unlink()
     teacher = move(checkpoints.load_teacher(context, len(split.labels)), task.device)
     targets, units = split.validation.targets, split.validation.units
@@ -165,6 +189,8 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
         validation_images=len(targets),
         transfer=transfer,
         scratch=scratch,
+        rate=rate,
+        rates=progress.rates,
         lost=paired_loss(before, after, targets, units=units, seed=recipe.run.seed),
         matched_s=next((s for s, reached in transfer.curve if reached >= scratch.balanced_accuracy), None),
     )
@@ -172,17 +198,44 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
     gained = 100 * result.lost.loss
     low, high = (100 * bound for bound in result.lost.interval)
     return StageResult(
-        f"from scratch {scratch.balanced_accuracy:.3f} in {scratch.seconds:.0f} s, transfer "
-        f"{transfer.balanced_accuracy:.3f} in {transfer.seconds:.0f} s: {gained:+.1f} points by transfer "
+        f"from scratch {scratch.balanced_accuracy:.3f} in {scratch.seconds:.0f} s at rate {rate:g}, transfer "
+        f"{transfer.balanced_accuracy:.3f} in {transfer.seconds:.0f} s: {gained:+.1f} points by transfer at this budget "
         f"(95 % interval {low:+.1f} to {high:+.1f})"
     )
 
 
-def train_scratch(model: PixelClassifier, task: SupervisedTask, epochs: int, checkpoint: Path) -> list[Epoch]:
+def find_rate(task: SupervisedTask, untrained: PixelClassifier, progress: _Progress, folder: Path) -> float:
+    """The learning rate at which a short training of a copy of `untrained` is best on validation.
+
+    Adds to `progress`, whose file in `folder` is written after each rate. Raises `TrainError` if every rate diverges.
+    """
+    metric, epochs = task.recipe.run.selection_metric, max(1, progress.epochs // _SEARCH_EPOCHS)
+    progress.save(folder / _PLAN)
+    for rate in sorted({*_RATES, task.recipe.teacher.rate}):
+        if f"{rate:g}" in progress.rates:
+            continue
+        checkpoint, best = folder / f"rate-{rate:g}.ckpt", None
+        with contextlib.suppress(TrainError):  # the loss is no number
+            history = train_scratch(copy.deepcopy(untrained), task, epochs, checkpoint, rate)
+            best = max(selection_value(epoch.metrics, metric) for epoch in history)
+        checkpoint.unlink(missing_ok=True)
+        progress.rates[f"{rate:g}"] = best
+        progress.save(folder / _PLAN)
+    reached = {rate: best for rate, best in progress.rates.items() if best is not None}
+    if not reached:
+        raise TrainError(
+            f"from scratch: the loss diverges at every rate ({', '.join(progress.rates)}); lower [teacher] rate"
+        )
+    return float(max(reached, key=lambda rate: reached[rate]))
+
+
+def train_scratch(
+    model: PixelClassifier, task: SupervisedTask, epochs: int, checkpoint: Path, rate: float
+) -> list[Epoch]:
     """Train all layers of an untrained network at one rate; BatchNorm learns its statistics."""
     plan = Plan(
-        title="baseline, from scratch",
-        schedule=task.schedule(epochs),
+        title=f"baseline, from scratch, rate {rate:g}",
+        schedule=msgspec.structs.replace(task.schedule(epochs), rate=rate),
         images=full_batches(len(task.targets), task.recipe.teacher.batch),
         batch=task.recipe.teacher.batch,
         checkpoint=checkpoint,
@@ -196,10 +249,8 @@ def train_scratch(model: PixelClassifier, task: SupervisedTask, epochs: int, che
     )
 
 
-def _planned_epochs(task: SupervisedTask, model: nn.Module, seconds: float, plan: Path) -> int:
-    """Number of epochs that fit into `seconds`, timed on some batches of a copy; a resumed run keeps its plan."""
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(plan.read_bytes(), type=_EpochPlan).epochs
+def _planned_epochs(task: SupervisedTask, model: nn.Module, seconds: float) -> int:
+    """Number of epochs that fit into `seconds`, timed on some batches of a copy."""
     batch = task.recipe.teacher.batch
     steps = full_batches(len(task.targets), batch) // batch or 1
     timed = min(steps, _TIMED_BATCHES)
@@ -211,9 +262,7 @@ def _planned_epochs(task: SupervisedTask, model: nn.Module, seconds: float, plan
     training_s = (time.monotonic() - started) * steps / timed
     started = time.monotonic()
     task.evaluate(trial)
-    epochs = max(1, math.floor(seconds / (training_s + time.monotonic() - started)))
-    write_bytes(plan, msgspec.json.encode(_EpochPlan(epochs)))
-    return epochs
+    return max(1, math.floor(seconds / (training_s + time.monotonic() - started)))
 
 
 def _teacher_epochs(taught: StageRecord) -> tuple[list[Epoch], int]:

@@ -16,7 +16,10 @@ from eyas_host.models import checkpoints
 from eyas_host.models.factory import build
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
-from eyas_host.search.baseline import Baseline, load_baseline, train_scratch
+from eyas_host.search.baseline import Baseline, find_rate, load_baseline, train_scratch
+from eyas_host.search.baseline import _Progress as Progress
+from eyas_host.support.errors import TrainError
+from eyas_host.train.schedule import Epoch
 from eyas_host.train.supervised import SupervisedTask
 from tests.support.inside import eyas
 from tests.support.shapes import SHAPES, draw_folder
@@ -102,23 +105,54 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
     split = Split.load(context.root, context.recipe.image.preprocessing())
     torch.manual_seed(0)
     model, _ = build("mobilenetv3_small_050", 3, "random")
-    whole = train_scratch(model, SupervisedTask(context.recipe, split), 4, tmp_path / "whole.ckpt")
+    task = SupervisedTask(context.recipe, split)
+    rate = find_rate(task, model, Progress(4), tmp_path)
+    whole = train_scratch(model, task, 4, tmp_path / "whole.ckpt", rate)
     judged: list[int] = []
 
     class Interrupted(SupervisedTask):
         def evaluate(self, model: nn.Module) -> dict[str, float]:
             judged.append(1)
-            if len(judged) == 3:
+            if len(judged) in (3, 7):  # at the third rate, then in the second epoch
                 raise KeyboardInterrupt
             return super().evaluate(model)
 
     monkeypatch.setattr("eyas_host.search.baseline.SupervisedTask", Interrupted)
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 130
+    assert len(json.loads((place / "runs/toy/baseline/plan.json").read_bytes())["rates"]) == 2
+    assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 130
     assert (place / "runs/toy/baseline/scratch.ckpt").exists()
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 0
-    assert len(judged) == 5
+    assert len(judged) == 4 + 4 + 2, "an epoch of each rate and four of the training, and the two that were cut off"
+    assert result(place).rate == rate
     reached = [accuracy for _, accuracy in result(place).scratch.curve]
     assert reached == pytest.approx([epoch.metrics["balanced_accuracy"] for epoch in whole])
+
+
+def test_the_baseline_has_the_best_of_several_rates(place: Path, context: RunContext) -> None:
+    found = result(place)
+    assert set(found.rates) == {"0.0003", "0.001", "0.003", f"{context.recipe.teacher.rate:g}"}
+    assert found.rates[f"{found.rate:g}"] == max(value for value in found.rates.values() if value is not None)
+    assert f"at rate {found.rate:g}" in (place / "said.txt").read_text()
+
+
+def test_rates_that_diverge_are_left_out(context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = SupervisedTask(context.recipe, Split.load(context.root, context.recipe.image.preprocessing()))
+    reached = {0.001: 0.5, 0.0003: 0.7}
+
+    def train(model: nn.Module, task: object, epochs: int, checkpoint: Path, rate: float) -> list[Epoch]:
+        if rate not in reached:
+            raise TrainError("the loss is nan")
+        return [Epoch(1, 0.1, 1.0, {"combined": value}) for value in (0.1, reached[rate])]
+
+    monkeypatch.setattr("eyas_host.search.baseline.train_scratch", train)
+    model, _ = build("mobilenetv3_small_050", 3, "random")
+    progress = Progress(4)
+    assert find_rate(task, model, progress, tmp_path) == 0.0003
+    assert progress.rates["0.003"] is None
+    reached.clear()
+    with pytest.raises(TrainError, match="diverges at every rate"):
+        find_rate(task, model, Progress(4), tmp_path)
 
 
 def test_scratch_trains_every_layer_and_its_batch_norm(context: RunContext, tmp_path: Path) -> None:
@@ -126,7 +160,7 @@ def test_scratch_trains_every_layer_and_its_batch_norm(context: RunContext, tmp_
     torch.manual_seed(0)
     model, _ = build("mobilenetv3_small_050", 3, "random")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_scratch(model, SupervisedTask(context.recipe, split), 1, tmp_path / "some.ckpt")
+    train_scratch(model, SupervisedTask(context.recipe, split), 1, tmp_path / "some.ckpt", 1e-3)
     still = [name for name, value in model.state_dict().items() if torch.equal(value, before[name])]
     assert set(still) <= {"mean", "std"}
 
