@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,18 @@ from typing import TextIO
 
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import try_flock
+
+_streams: set[TextIO] = set()
+"""Open lock files of this process."""
+
+
+def _close_in_child() -> None:
+    """A lock lasts until every copy of its file is closed: a loader's worker must not keep it."""
+    while _streams:
+        _streams.pop().close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class RunLock:
@@ -28,11 +41,11 @@ class RunLock:
         path = self.root / ".lock"
         if not self._create:
             with suppress(OSError):
-                self._stream = path.open(encoding="utf-8")
+                self._keep(path.open(encoding="utf-8"))
             return self
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._stream = path.open("w", encoding="utf-8")
+            self._keep(path.open("w", encoding="utf-8"))
         except OSError as error:
             raise StageError(f"{self.root}: cannot be written ({error.strerror}); choose another --runs") from None
         return self
@@ -41,7 +54,12 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._stream is not None:
+            _streams.discard(self._stream)
             self._stream.close()
+
+    def _keep(self, stream: TextIO) -> None:
+        self._stream = stream
+        _streams.add(stream)
 
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock, or change to the other kind; False if other commands are in the way."""

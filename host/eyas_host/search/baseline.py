@@ -1,9 +1,10 @@
 """`eyas baseline`: the gain from transfer learning over the same architecture trained from scratch.
 
 The baseline has the teacher's architecture with random weights. All its layers train, on the same split, augmentation,
-image size, loss and batch size, for as many seconds as the teacher took, or for a number of epochs. Its learning rate is
-its own: a rate for fine-tuning is too low for random weights, so short trainings at several rates come first, which its
-budget does not count. Both sides are compared by their best epoch on validation; the held-out test set is not used.
+image size, loss and batch size, for as many seconds as the teacher took, or for a number of epochs. It has a learning
+rate of its own: one for fine-tuning is too low for random weights, so short trainings at several rates come first,
+which its budget does not count. Both sides are compared by their best epoch on validation; the held-out test set is not
+used.
 """
 
 from __future__ import annotations
@@ -199,8 +200,8 @@ def _train(context: RunContext, epochs: int | None) -> StageResult:
     low, high = (100 * bound for bound in result.lost.interval)
     return StageResult(
         f"from scratch {scratch.balanced_accuracy:.3f} in {scratch.seconds:.0f} s at rate {rate:g}, transfer "
-        f"{transfer.balanced_accuracy:.3f} in {transfer.seconds:.0f} s: {gained:+.1f} points by transfer at this budget "
-        f"(95 % interval {low:+.1f} to {high:+.1f})"
+        f"{transfer.balanced_accuracy:.3f} in {transfer.seconds:.0f} s: {gained:+.1f} points by transfer at this "
+        f"budget (95 % interval {low:+.1f} to {high:+.1f})"
     )
 
 

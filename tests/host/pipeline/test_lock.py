@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,3 +156,24 @@ def test_a_file_system_without_locks_is_reported_and_the_work_goes_on(
     for lock in locks:
         with lock():  # type: ignore[attr-defined]
             assert "no locks" in capsys.readouterr().err
+
+
+def test_a_forked_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
+    stop = os.pipe()
+    with RunLock(tmp_path) as lock:
+        lock.require()
+        worker = os.fork()
+        if not worker:
+            os.close(stop[1])
+            os.read(stop[0], 1)  # until the parent closes its end
+            os._exit(0)
+        os.close(stop[0])
+    try:
+        with RunLock(tmp_path) as lock:
+            deadline = time.monotonic() + 10  # the worker closes its copy a moment after the fork
+            while not lock.acquire():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+    finally:
+        os.close(stop[1])
+        os.waitpid(worker, 0)
