@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -58,6 +58,12 @@ class DecodedImages(Sequence[Pixels]):
     def rows(self, rows: Iterable[int]) -> SomeImages:
         """Some of the images, still decoded on access: no more than one need be in memory."""
         return SomeImages(self, [int(row) for row in rows])
+
+    def __iter__(self) -> Iterator[Pixels]:
+        """Each image once, in order; a single pass keeps none of them. Raises `DataError` as access by index does."""
+        for number, image in enumerate(self._images):
+            pixels = self._cache.get(number) if self._cache is not None else None
+            yield _read(image, self._spec) if pixels is None else pixels
 
     def open_cache(self) -> _SharedCache:
         """Create the cache of decoded images; processes forked afterwards share it."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from itertools import cycle, zip_longest
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.runtimes import Runtime, open_runtime
 from eyas_host.data.dataset import ImageDataset
-from eyas_host.data.transforms import Batch, prepared
+from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import forward, full_float32, to_tensor, torch_threads
 from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.parity import reference_of
@@ -128,23 +128,24 @@ def _fill(rows: Logits, predict: Callable[[Batch], Logits], pixels: Batch) -> No
 
 def _prepared_ahead(images: Sequence[Pixels], spec: Preprocessing, pool: Executor) -> Iterator[tuple[int, Batch]]:
     """First row and prepared pixels of each batch; the following one is prepared meanwhile."""
+    frames = iter(images)  # read in order, which keeps none of them in memory
 
-    def prepare_batch(start: int) -> Batch:
-        rows = range(start, min(start + _BATCH, len(images)))
-        return np.stack([prepare(images[row], spec) for row in rows])
+    def prepare_batch() -> Batch:
+        return np.stack([prepare(frame, spec) for frame in islice(frames, _BATCH)])
 
-    starts = list(range(0, len(images), _BATCH))
-    ahead = deque([pool.submit(prepare_batch, start) for start in starts[:1]])
-    for start, following in zip_longest(starts, starts[1:]):
+    starts = range(0, len(images), _BATCH)
+    ahead = deque([pool.submit(prepare_batch) for _ in starts[:1]])
+    for start in starts:
         pixels = ahead.popleft().result()
-        if following is not None:
-            ahead.append(pool.submit(prepare_batch, following))
+        if start != starts[-1]:
+            ahead.append(pool.submit(prepare_batch))
         yield start, pixels
 
 
 def measure_latency(networks: Mapping[str, nn.Module], bundle: Bundle, images: ImageDataset) -> dict[str, Latency]:
     """Variant -> latency of one image at one thread, all variants measured in turns."""
-    pixels = prepared(images.pixels[:_CALLS_PER_TURN], bundle.manifest.preprocessing)
+    spec = bundle.manifest.preprocessing
+    pixels = np.stack([prepare(frame, spec) for frame in islice(images.pixels, _CALLS_PER_TURN)])
     tensors = to_tensor(pixels, torch.device("cpu")).float()
     calls: dict[str, Callable[[], object]] = {}
     for name in ("teacher", "student", "pruned"):

@@ -222,6 +222,8 @@ def test_decoded_images_are_kept_up_to_the_limit(context: RunContext, monkeypatc
     each = 40 * 36 * 3
     monkeypatch.setattr(dataset, "MAX_CACHED_BYTES", 3 * each)
     some = DecodedImages(train.images, None)
+    passes = list(some), list(some)
+    assert not any(np.shares_memory(one, two) for one, two in zip(*passes, strict=True)), "a pass keeps nothing"
     first = [some[number] for number in range(len(some))]
     second, again = list(some), list(some)
     same = [np.shares_memory(one, two) for one, two in zip(second, again, strict=True)]

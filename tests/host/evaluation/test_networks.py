@@ -64,6 +64,8 @@ class Frames(Sequence[Pixels]):
         return IMAGES
 
     def __getitem__(self, row: Any) -> Any:
+        if row >= IMAGES:
+            raise IndexError
         pixels = drawn(row).view(_Tracked)
         with self.lock:
             self.reads[row] += 1

@@ -113,7 +113,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
     class Interrupted(SupervisedTask):
         def evaluate(self, model: nn.Module) -> dict[str, float]:
             judged.append(1)
-            if len(judged) in (3, 7):  # at the third rate, then in the second epoch
+            if len(judged) in (3, 7):  # at the last rate, then in an epoch of the training
                 raise KeyboardInterrupt
             return super().evaluate(model)
 
@@ -123,7 +123,9 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 130
     assert (place / "runs/toy/baseline/scratch.ckpt").exists()
     assert eyas(place, "baseline", "recipe.toml", "--epochs", 4).code == 0
-    assert len(judged) == 4 + 4 + 2, "an epoch of each rate and four of the training, and the two that were cut off"
+    assert len(judged) == len(result(place).rates) + 4 + 2, (
+        "an epoch of each rate and four of the training, and the two that were cut off"
+    )
     assert result(place).rate == rate
     reached = [accuracy for _, accuracy in result(place).scratch.curve]
     assert reached == pytest.approx([epoch.metrics["balanced_accuracy"] for epoch in whole])
