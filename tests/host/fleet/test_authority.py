@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from eyas_host.fleet.broker import kit as kit_module
 from eyas_host.fleet.broker.enroll import enroll
@@ -21,7 +24,8 @@ Files = dict[str, bytes]
 
 
 def contents(folder: Path) -> Files:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def no_key(fleet: Path) -> None:
@@ -117,6 +121,25 @@ def test_a_pair_that_does_not_belong_together_is_issued_again(tmp_path: Path) ->
         prepare(fleet)
         assert (serial_number(kit.host.cert), serial_number(fleet / "broker/server.crt")) != serials
         assert days_left(kit.host.cert) > 800
+
+
+def test_two_first_starts_and_many_enrolments_at_once(tmp_path: Path) -> None:
+    """One authority comes of it, whose record names every certificate."""
+    script = (
+        "import sys; from pathlib import Path; from eyas_host.fleet.broker.enroll import enroll\n"
+        "for number in range(10): enroll(Path(sys.argv[1]), f'cam-{sys.argv[2]}-{number}')"
+    )
+    fleet = tmp_path / "fleet"
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(fleet), str(n)]) for n in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    authority = Authority(fleet / "ca", create=False)
+    serials = {int(issued.serial, 16): issued.name for issued in authority.issued()}
+    certificates = list(fleet.glob("devices/*/client.crt"))
+    assert len(certificates) == len(serials) == 30
+    for path in certificates:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate.verify_directly_issued_by(authority.certificate)
+        assert serials[certificate.serial_number] == path.parent.name
 
 
 def fill(disk: Path) -> Path:

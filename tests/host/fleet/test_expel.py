@@ -164,6 +164,7 @@ def test_an_expelled_device_is_out_and_others_stay(broker: RunningBroker, connec
     other = connect("cam-2", enroll(broker.fleet, "cam-2").credentials)
     session = tls_session(broker, second)
     assert set(retained(broker)) == {"eyas/s/cam-1/status", "eyas/s/cam-2/status"}
+    silent = _tls(broker, second, None)  # passed TLS, and logs in after the list was reloaded
 
     assert expel(broker.fleet, "cam-1").certificates == 2
     wait_until(lambda: old.losses and new.losses, 20, "the end of its connections")
@@ -175,6 +176,11 @@ def test_an_expelled_device_is_out_and_others_stay(broker: RunningBroker, connec
     assert not old.is_connected and not new.is_connected
     assert not resumes(broker, second, session)
     assert (other.connects, other.losses) == (1, 0)
+    silent.sendall(bytes.fromhex("101300044d5154540402003c0007") + b"silent-")  # MQTT 3.1.1 CONNECT
+    silent.settimeout(10)
+    assert silent.recv(4) == bytes.fromhex("20020000"), "accepted, as its certificate was when it was shown"
+    assert silent.recv(4) == b"", "and ended"
+    silent.close()
 
     assert expel(broker.fleet, "cam-1").certificates == 0, "it is out already"
     back = connect("cam-1", enroll(broker.fleet, "cam-1").credentials, "third")
@@ -331,6 +337,18 @@ def test_a_broker_without_the_key_takes_the_list_that_is_copied_to_it(tmp_path: 
     (site / "broker" / "ca.crl").write_bytes((tmp_path / "another" / "ca" / "ca.crl").read_bytes())
     with pytest.raises(CredentialError, match="not signed by this fleet's authority"):
         prepare(site)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's broker changes its user")
+def test_a_link_in_the_brokers_data_gives_nothing_away(tmp_path: Path) -> None:
+    """Whoever took mosquitto over may put links there; root's next start must not hand it the files behind them."""
+    kit = prepare(tmp_path / "fleet")
+    secret = tmp_path / "secret"
+    secret.write_text("of root")
+    secret.chmod(0o600)
+    (kit.config.parent / "data" / "mosquitto.db").symlink_to(secret)
+    prepare(tmp_path / "fleet")
+    assert (secret.stat().st_uid, secret.stat().st_gid, stat.S_IMODE(secret.stat().st_mode)) == (0, 0, 0o600)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's broker changes its user")

@@ -18,8 +18,8 @@ from eyas_device.telemetry.messages import Header, Status, encode, topic
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.store.validate import ValidMessage, validate
 from eyas_host.fleet.watch.fleet_state import MAX_DEVICES, FleetState
-from eyas_host.fleet.watch.live import printable, render, stream, watch
-from eyas_host.fleet.watch.subscriber import Subscriber
+from eyas_host.fleet.watch.live import _update, printable, render, stream, watch
+from eyas_host.fleet.watch.subscriber import BrokerMessage, Subscriber
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
@@ -40,6 +40,21 @@ def shown(fleet: FleetState, now: float = 100.0) -> str:
     out = io.StringIO()
     Console(file=out, width=200, force_terminal=False).print(render(fleet, now, "connected"))
     return out.getvalue()
+
+
+def test_an_expelled_device_leaves_the_table() -> None:
+    """The broker removes its retained status by an empty message, which is no invalid one."""
+
+    class Broker:
+        def take(self, timeout: float) -> list[BrokerMessage]:
+            return [BrokerMessage("eyas/s/b/status", b"", False), BrokerMessage("eyas/s/a/window", b"", False)]
+
+    fleet = FleetState()
+    for device in ("a", "b"):
+        add(fleet, online(device), "status")
+    _update(fleet, Broker())  # type: ignore[arg-type]
+    assert [device.device for device in fleet.devices(100.0)] == ["a"]
+    assert fleet.invalid == 1, "an empty window is one"
 
 
 def test_the_worst_condition_comes_first() -> None:

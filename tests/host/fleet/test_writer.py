@@ -131,6 +131,17 @@ def test_damaged_tables_end_the_writer_and_acknowledge_nothing(url: str, damage:
     assert done == []
 
 
+def test_a_removed_status_is_acknowledged_and_stored_nowhere(tmp_path: Path) -> None:
+    done: list[Committed] = []
+    now = time.monotonic()
+    empty = [Received(1, 1, "eyas/s/d/status", b"", now), Received(1, 2, "eyas/s/d/window", b"", now)]
+    with Store(f"sqlite:///{tmp_path / 'fleet.db'}") as store, Writer(store, done.append) as writer:
+        writer.put(empty)
+        wait_until(lambda: done, 10, "the commit")
+        assert store.counts() == {"quarantine": 1}, "an empty window is an invalid one"
+    assert (done[0].mids, done[0].count) == ([1, 2], 2)
+
+
 def test_an_unexpected_error_ends_the_writer(tmp_path: Path) -> None:
     class Broken(Store):
         def add(self, batch: Batch) -> int:
@@ -173,8 +184,13 @@ def trouble(
         return
     blocker = psycopg.connect(url)
     if request.param == "statement timeout":
-        postgres.execute(f"ALTER DATABASE {name} SET statement_timeout = '100ms'")
-        yield url, "statement timeout", lambda: blocker.execute("LOCK TABLE messages") and None, blocker.rollback
+        postgres.execute(f"ALTER DATABASE {name} SET statement_timeout = '500ms'")
+
+        def release() -> None:
+            postgres.execute(f"ALTER DATABASE {name} RESET statement_timeout")
+            blocker.rollback()
+
+        yield url, "statement timeout", lambda: blocker.execute("LOCK TABLE messages") and None, release
     elif request.param == "read only":
 
         def switch(value: str) -> None:

@@ -32,16 +32,17 @@ def hand_over(folder: Path, account: pwd.struct_passwd) -> None:
     Raises `CredentialError` if that fails.
     """
     try:
-        os.chown(folder, 0, account.pw_gid)
+        os.chown(folder, -1, account.pw_gid)
         folder.chmod(0o750)
         for path in folder.iterdir():
-            if path.is_file():
-                os.chown(path, 0, account.pw_gid)
+            if path.is_file() and not path.is_symlink():
+                os.chown(path, -1, account.pw_gid)
                 path.chmod(0o640)
         data = folder / "data"
-        for path in (data, *data.iterdir()):
-            os.chown(path, account.pw_uid, account.pw_gid)
         data.chmod(0o700)
+        # No link is followed: whoever took the broker over could have put it there, to be given the file behind it.
+        for path in (data, *data.iterdir()):
+            os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
     except OSError as error:
         raise CredentialError(f"{folder}: cannot be handed to {account.pw_name} ({error.strerror})") from None
 

@@ -8,7 +8,7 @@ import msgspec
 
 from eyas_device.errors import LinkError
 from eyas_host.fleet.broker.kit import AUTHORITY, BROKER, DEVICES, HOST_IDENTITY
-from eyas_host.fleet.broker.pki import Authority, serial_number
+from eyas_host.fleet.broker.pki import Authority, CredentialError, exists, serial_number
 from eyas_host.fleet.broker.revocation import LIST, hand_to_broker, revoke
 
 
@@ -33,17 +33,20 @@ def expel(folder: Path, name: str) -> Expelled:
     authority = Authority(folder / AUTHORITY, create=False)
     serials = {int(issued.serial, 16): name for issued in authority.issued() if issued.name == name}
     certificate = folder / DEVICES / name / "client.crt"
-    if name in _enrolled(folder) and certificate.exists():
+    if name in _enrolled(folder) and exists(certificate):
         serials[serial_number(certificate)] = name
     if not serials:
         known = ", ".join(_enrolled(folder)[:20]) or "none"
         raise LinkError(f"device {name!r}: it was never enrolled in {folder}; enrolled devices: {known}")
     new = revoke(authority, serials)
     broker = folder / BROKER
-    copy = hand_to_broker(authority, broker) if broker.is_dir() else None
+    copy = hand_to_broker(authority, broker) if exists(broker) else None
     return Expelled(len(new), authority.folder / LIST, copy)
 
 
 def _enrolled(folder: Path) -> list[str]:
     devices = folder / DEVICES
-    return sorted(path.name for path in devices.iterdir() if path.is_dir()) if devices.is_dir() else []
+    try:
+        return sorted(path.name for path in devices.iterdir() if path.is_dir()) if exists(devices) else []
+    except OSError as error:
+        raise CredentialError(f"{devices}: cannot be read ({error.strerror}); see to its permissions") from None

@@ -19,6 +19,7 @@ from eyas_host.fleet.broker.pki import (
     Credentials,
     belong_together,
     days_left,
+    exists,
     read_file,
     write_file,
 )
@@ -118,12 +119,8 @@ def open_authority(folder: Path) -> Authority:
     Raises `CredentialError` if it is damaged, or missing although it has signed certificates in this folder.
     """
     ca = folder / AUTHORITY
-    try:
-        missing = not (ca / "ca.crt").exists() and not (ca / "ca.key").exists()
-        trusted = [*folder.glob("*/ca.crt"), *folder.glob(f"{DEVICES}/*/ca.crt")] if missing else []
-    except OSError as error:
-        raise CredentialError(f"{ca}: cannot be read ({error.strerror}); see to its permissions") from None
-    if trusted:
+    there = exists(ca / "ca.crt") or exists(ca / "ca.key")
+    if not there and (trusted := [*folder.glob("*/ca.crt"), *folder.glob(f"{DEVICES}/*/ca.crt")]):
         raise CredentialError(
             f"{ca / 'ca.crt'} is missing, but {trusted[0]} is there: copy that to it, and put ca.key beside it where "
             "something has to be signed; a new authority would lock every device out"
@@ -140,17 +137,15 @@ def _renew_server_certificate(
     """
     hosts_file, cert = folder / "hosts", folder / "server.crt"
     usable = belong_together(cert, folder / "server.key", authority.certificate) and days_left(cert) > 0
-    stored = read_file(hosts_file).decode().split() if usable and hosts_file.exists() else []
-    same = stored == list(hosts)
-    if usable and same and days_left(cert) >= _RENEW_DAYS:
+    stored = read_file(hosts_file).decode().split() if usable and exists(hosts_file) else []
+    missing = [host for host in hosts if host not in stored]
+    if usable and days_left(cert) >= _RENEW_DAYS and (stored == list(hosts) or not (missing or authority.can_sign)):
         return []
-    if authority.can_sign or not usable or set(required) - set(stored):
+    if authority.can_sign or not usable or set(required) & set(missing):
         authority.issue(folder, hosts[0], hosts=hosts, stem="server")
         write_file(hosts_file, ("\n".join(hosts) + "\n").encode())
         return []
-    if same:
-        return [_expiring(cert)]
-    return [f"{cert}: not for {', '.join(sorted(set(hosts) - set(stored))) or hosts[0]}; {_WITH_KEY}"]
+    return [f"{cert}: not for {', '.join(missing)}; {_WITH_KEY}" if missing else _expiring(cert)]
 
 
 def _renew_host_certificate(authority: Authority, folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from eyas_device.errors import EyasError
 from eyas_host.support.errors import StageError
-from eyas_host.support.files import atomic_write
+from eyas_host.support.files import atomic_write, exclusive_lock
 
 CA_DAYS, SERVER_DAYS, CLIENT_DAYS = 3650, 825, 825
 """Lifetimes. Nobody is on site to renew a certificate: doctor warns early, `eyas enroll` issues new ones."""
@@ -31,6 +31,7 @@ _BACKDATED = timedelta(days=1)
 """A device whose clock is slightly behind must accept a new certificate."""
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
 _ISSUED = "issued.jsonl"
+_CLOSED = "cannot be read ({}); see to its permissions"
 _Parsed = TypeVar("_Parsed")
 
 
@@ -66,17 +67,19 @@ class Authority:
     def __init__(self, folder: Path, *, create: bool = True) -> None:
         self.folder = folder
         self.cert, self._key_file = folder / "ca.crt", folder / "ca.key"
-        there = [path for path in (self.cert, self._key_file) if _exists(path)]
+        there = [path for path in (self.cert, self._key_file) if exists(path)]
         if not there:
             if not create:
                 raise CredentialError(f"{folder}: there is no certificate authority; `eyas broker` creates one")
-            self._create()
+            with self.locked():
+                if not exists(self.cert):
+                    self._create()
         elif there == [self._key_file]:
             raise CredentialError(
                 f"{self.cert} is missing beside ca.key: copy it back, e.g. from host/ca.crt or devices/NAME/ca.crt"
             )
         self.certificate = _load(self.cert, x509.load_pem_x509_certificate)
-        self._private = self._load_key() if _exists(self._key_file) else None
+        self._private = self._load_key() if exists(self._key_file) else None
 
     @property
     def can_sign(self) -> bool:
@@ -92,6 +95,16 @@ class Authority:
                 "command; a new authority would lock every device out"
             )
         return self._private
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from changing the authority's files. Raises `CredentialError` if that is impossible."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive_lock(self.folder / ".lock"))
+            except OSError as error:
+                raise CredentialError(f"{self.folder}: {_CLOSED.format(error.strerror)}") from None
+            yield
 
     def issue(
         self, folder: Path, name: str, *, hosts: Iterable[str] = (), days: float | None = None, stem: str = "client"
@@ -140,7 +153,7 @@ class Authority:
     def issued(self) -> list[Issued]:
         """Every client's certificate that was issued, oldest first. Raises `CredentialError` for a damaged record."""
         path = self.folder / _ISSUED
-        lines = read_file(path).splitlines() if _exists(path) else []
+        lines = read_file(path).splitlines() if exists(path) else []
         try:
             return [msgspec.json.decode(line, type=Issued) for line in lines if line]
         except msgspec.MsgspecError as error:
@@ -149,8 +162,9 @@ class Authority:
     def _record(self, cert: x509.Certificate, name: str) -> None:
         """Record a certificate before anybody has it: what is not recorded could not be revoked."""
         one = Issued(name, f"{cert.serial_number:x}", cert.not_valid_after_utc.timestamp())
-        lines = [msgspec.json.encode(issued) for issued in (*self.issued(), one)]
-        write_file(self.folder / _ISSUED, b"\n".join(lines) + b"\n")
+        with self.locked():
+            lines = [msgspec.json.encode(issued) for issued in (*self.issued(), one)]
+            write_file(self.folder / _ISSUED, b"\n".join(lines) + b"\n")
 
     def _create(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -189,7 +203,7 @@ def belong_together(cert: Path, key: Path, ca: x509.Certificate) -> bool:
 
     Raises `CredentialError` if one cannot be read.
     """
-    if not (_exists(cert) and _exists(key)):
+    if not (exists(cert) and exists(key)):
         return False
     loaded = _load(cert, x509.load_pem_x509_certificate)
     private = _load(key, lambda data: serialization.load_pem_private_key(data, password=None))
@@ -201,7 +215,7 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CredentialError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
+        raise CredentialError(f"{path}: {_CLOSED.format(error.strerror)}") from None
 
 
 def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
@@ -230,11 +244,12 @@ def _replacing(path: Path, data: bytes, *, private: bool = False) -> Iterator[No
         raise CredentialError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder. Raises `CredentialError` if that cannot be seen."""
     try:
         return path.exists()
     except OSError as error:
-        raise CredentialError(f"{path}: cannot be read ({error.strerror}); see to its permissions") from None
+        raise CredentialError(f"{path}: {_CLOSED.format(error.strerror)}") from None
 
 
 def _load(path: Path, parse: Callable[[bytes], _Parsed]) -> _Parsed:

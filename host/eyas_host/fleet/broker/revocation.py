@@ -49,11 +49,12 @@ def revoke(authority: Authority, serials: Mapping[int, str]) -> list[int]:
     Raises `CredentialError` if the authority's key is not here, or the list cannot be read or written.
     """
     path = authority.folder / LIST
-    current = load_list(path, authority.certificate)
-    before = revoked(current)
-    new = [serial for serial in serials if serial not in before]
-    if current is None or new:
-        write_file(path, _sign(authority, {**before, **serials}, 1 + number(current)))
+    with authority.locked():
+        current = load_list(path, authority.certificate)
+        before = revoked(current)
+        new = [serial for serial in serials if serial not in before]
+        if current is None or new:
+            write_file(path, _sign(authority, {**before, **serials}, 1 + number(current)))
     return new
 
 

@@ -26,14 +26,15 @@ from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 from eyas_device.errors import EyasError, LinkError
 from eyas_host.fleet.broker.account import broker_account, check_access, hand_over
 from eyas_host.fleet.broker.client import BrokerAccess, describe_error
-from eyas_host.fleet.broker.kit import Kit
-from eyas_host.fleet.broker.pki import CredentialError
+from eyas_host.fleet.broker.kit import AUTHORITY, Kit
+from eyas_host.fleet.broker.pki import Authority, CredentialError
 from eyas_host.fleet.broker.revocation import LIST, load_list, revoked
 
 _STOP_S = 10.0
 _POLL_S = 1.0
-_WATCHED_S = 10.0
-"""How long an expelled device is disconnected again: it may return until mosquitto has reloaded the list."""
+_WATCHED_S = 150.0
+"""How long new connections of an expelled device are ended: mosquitto gives one that passed TLS before the list was
+reloaded up to 90 s to log in. A device that is enrolled again meanwhile may connect."""
 _MAX_IDS = 100
 """Client ids of one user that are remembered; one that had more is disconnected by a restart."""
 _REPLY_S = 5.0
@@ -109,7 +110,9 @@ class _Supervisor:
                 try:
                     return self._process.wait(_POLL_S)
                 except subprocess.TimeoutExpired:
-                    if not self._stopping:
+                    if self._stopping:
+                        self._process.terminate()  # it was started since
+                    else:
                         self._follow_list()
         finally:
             for kind, handler in before.items():
@@ -144,14 +147,24 @@ class _Supervisor:
         if version != self._version:
             self._version = version
             self._reload()
+        self._let_back_in()
         for name in self._watched:
             if ids := self._log.take(name):
                 self._ids |= ids
                 self._statuses.add(name)
         if self._ids or self._statuses:
             self._evict()
+
+    def _let_back_in(self) -> None:
+        """Forget expelled devices after a while, and those that the authority, if it is here, has enrolled again."""
         now = time.monotonic()
         self._watched = {name: until for name, until in self._watched.items() if until > now}
+        if self._watched or self._statuses:
+            with suppress(CredentialError):
+                issued = Authority(self._kit.folder / AUTHORITY, create=False).issued()
+                back = {one.name for one in issued if int(one.serial, 16) not in self._revoked}
+                self._watched = {name: until for name, until in self._watched.items() if name not in back}
+                self._statuses -= back
 
     def _reload(self) -> None:
         """Let mosquitto read the list, and end the connections of the devices that are new in it."""
@@ -212,7 +225,7 @@ class _Connection:
         self._client.loop_stop()
 
     def remove_statuses(self, names: Iterable[str]) -> None:
-        """Remove the retained statuses of devices; those that change for half a second more, too."""
+        """Remove the statuses of devices that are retained now."""
         for name in names:
             self._subscribed.clear()
             self._client.subscribe(f"eyas/+/{name}/status", qos=1)
@@ -222,7 +235,7 @@ class _Connection:
             time.sleep(_QUIET_S / 10)
 
     def _on_message(self, client: Client, userdata: object, message: Any) -> None:
-        if message.payload:
+        if message.retain and message.payload:  # not what a device that is enrolled again sends now
             self._last = time.monotonic()
             client.publish(message.topic, b"", qos=1, retain=True)
 
