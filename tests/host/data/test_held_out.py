@@ -221,13 +221,16 @@ def test_decoded_images_are_kept_up_to_the_limit(context: RunContext, monkeypatc
     train = Split.load(context.root).train
     each = 40 * 36 * 3
     monkeypatch.setattr(dataset, "MAX_CACHED_BYTES", 3 * each)
+    none = DecodedImages(train.images, None)  # less than half would fit
+    assert len(none) > 6 and not any(np.shares_memory(one, two) for one, two in zip(none, none, strict=True))
+    monkeypatch.setattr(dataset, "MAX_CACHED_BYTES", 6 * each)
     some = DecodedImages(train.images, None)
     passes = list(some), list(some)
     assert not any(np.shares_memory(one, two) for one, two in zip(*passes, strict=True)), "a pass keeps nothing"
     first = [some[number] for number in range(len(some))]
     second, again = list(some), list(some)
     same = [np.shares_memory(one, two) for one, two in zip(second, again, strict=True)]
-    assert same == [True] * 3 + [False] * (len(some) - 3)
+    assert same == [True] * 6 + [False] * (len(some) - 6)
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     assert [p.shape for p in some[1:3]] == [(36, 40, 3)] * 2 and some[-1].shape == (36, 40, 3)
     with pytest.raises(IndexError):
