@@ -92,7 +92,8 @@ class Augmenter:
         resized = np.rot90(resized, turns)[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
         tensor = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):  # torchvision only draws from torch's global generator
-            torch.manual_seed(int(rng.integers(2**31)))
+            # the processor's alone: torch.manual_seed would restart dropout on a GPU with every view
+            torch.default_generator.manual_seed(int(rng.integers(2**31)))
             jitter = v2.ColorJitter(brightness=settings.brightness * strength, contrast=settings.contrast * strength)
             tensor = jitter(tensor)
             if settings.randaugment:

@@ -24,6 +24,9 @@ class RunSection(Section, frozen=True):
     amp: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision of all trainings except QAT. `auto`: bf16 on a GPU that has it, else none; fp16 needs a GPU, bf16
     works on CPUs too, where it is seldom faster."""
+    compile: bool = False
+    """Compile teacher and student with torch.compile for their training: a minute or more at the start of each, then
+    faster steps on a GPU. Needs a C++ compiler; not for the head alone, QAT and students with `feature_layers`."""
     selection_metric: Literal["combined", "balanced_accuracy", "accuracy", "f1", "auc", "loss"] = "combined"
     """Validation metric that selects the best epoch, stops training early and unfreezes blocks; `combined` is balanced
     accuracy + AUC / 2."""

@@ -32,6 +32,7 @@ from eyas_host.pipeline.runner import RunContext, Stage, StageRecord, StageResul
 from eyas_host.support.errors import StageError, TrainError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.progress import show
+from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Plan, fit
 from eyas_host.train.schedule import Epoch, full_batches, selection_value
 from eyas_host.train.supervised import SupervisedTask
@@ -241,11 +242,12 @@ def train_scratch(
         batch=task.recipe.teacher.batch,
         checkpoint=checkpoint,
     )
+    forward = compiled(model, task.recipe.run.compile)
     return fit(
         model,
         param_groups_weight_decay(model, task.recipe.teacher.weight_decay),
         plan,
-        steps=lambda epoch, first: task.steps(model, epoch, first, plan.steps_per_epoch - first),
+        steps=lambda epoch, first: task.steps(forward, epoch, first, plan.steps_per_epoch - first),
         evaluate=task.evaluate,
     )
 

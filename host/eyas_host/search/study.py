@@ -8,7 +8,6 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +37,8 @@ _HEARTBEAT_S, _GRACE_S = 20, 120
 _LOCK_TIMEOUT_S = 60.0
 """How long a writer waits for the lock of an SQLite file."""
 _RETRY_WAITS_S = (0.5, 1.0, 2.0)
-_WORKER_ID_GRACE = timedelta(seconds=5)
-"""Time within which a new trial records its worker id."""
+_WORKER_ID_GRACE_S, _POLL_S = 10.0, 0.2
+"""Time within which a new trial records its worker id, and between two looks for it."""
 _MAX_DIFFERENCES = 4
 
 
@@ -104,7 +103,7 @@ def identity(recipe: Recipe, manifest: SplitManifest, what: What, method: Method
         for key, value in msgspec.to_builtins(getattr(recipe, name)).items()
         if f"{name}.{key}" not in searched and f"{name}.{key}" != f"{what}.epochs"
     }
-    plain |= {f"run.{key}": getattr(recipe.run, key) for key in ("seed", "selection_metric", "amp")}
+    plain |= {f"run.{key}": getattr(recipe.run, key) for key in ("seed", "selection_metric", "amp", "compile")}
     plain |= {"images": images_hash(manifest), "search": what, "method": method, "epochs of a trial": epochs}
     plain |= {f"values of {key}": values for key, values in searched.items()}
     return dict(msgspec.json.decode(msgspec.json.encode(plain)))
@@ -186,7 +185,7 @@ def requeue_dead_trials(study: Study) -> int:
 
     Optuna requeues trials of other machines two minutes after their last heartbeat.
     """
-    dead = [trial for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_dead(trial)]
+    dead = [trial for trial in _running_trials(study) if _is_dead(trial)]
     sampler, study.sampler = study.sampler, RandomSampler()  # the grid sampler would stop the study
     for trial in dead:
         study.tell(trial.number, state=TrialState.FAIL)
@@ -197,11 +196,23 @@ def requeue_dead_trials(study: Study) -> int:
     return len(dead)
 
 
+def _running_trials(study: Study) -> list[FrozenTrial]:
+    """The running trials, after trials without a worker id had time to record it.
+
+    The wait is timed by this process: a trial's start is in the time zone of whichever machine began it.
+    """
+    deadline = time.monotonic() + _WORKER_ID_GRACE_S
+    while True:
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if all(WORKER in trial.user_attrs for trial in running) or time.monotonic() >= deadline:
+            return running
+        time.sleep(_POLL_S)
+
+
 def _is_dead(trial: FrozenTrial) -> bool:
     """Whether the process of a running trial on this machine has ended, or ended before it recorded its id."""
     if WORKER not in trial.user_attrs:
-        start = trial.datetime_start or datetime.now()
-        return datetime.now() - start > _WORKER_ID_GRACE
+        return True
     host, pid, started = trial.user_attrs[WORKER].split(" ")
     return bool(host == socket.gethostname() and _start_time(int(pid)) != started)
 

@@ -26,6 +26,7 @@ from eyas_host.support.errors import TrainError
 from eyas_host.support.files import exclusive_lock
 from eyas_host.support.progress import meter
 from eyas_host.train.checkpoint import read_checkpoint, save_tensors
+from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Hooks, Plan, fit
 from eyas_host.train.schedule import selection_value
 from eyas_host.train.student import DistillationTask
@@ -84,11 +85,12 @@ class TeacherTrials:
             batch=settings.batch,
             checkpoint=checkpoint,
         )
+        forward = compiled(model, recipe.run.compile)
         return fit(
             model,
             unfreeze(model, msgspec.structs.replace(settings, unfreeze_by="once")),
             plan,
-            steps=lambda epoch, first: task.steps(model, epoch, first),
+            steps=lambda epoch, first: task.steps(forward, epoch, first),
             evaluate=_with_callback(task.evaluate, on_epoch),
             hooks=Hooks(prepare=freeze_batch_norm),
         )

@@ -26,7 +26,7 @@ def _stage(name: str, sections: tuple[str, ...], needs: tuple[str, ...], **optio
     return Stage(name, sections, needs, run, module, **options)
 
 
-_SELECTION = ("run.amp", "run.selection_metric")
+_SELECTION = ("run.amp", "run.compile", "run.selection_metric")
 _DISTILLATION = ("teacher", "student", "augment", "image", *_SELECTION)
 
 STAGES = (

@@ -24,7 +24,8 @@ from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import all_gather
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import TrainError
-from eyas_host.train.engine import Groups, Hooks, Plan, fit
+from eyas_host.train.compiled import compiled
+from eyas_host.train.engine import Groups, Hooks, Plan, Steps, fit
 from eyas_host.train.feature_distillation import BlockCache, FeatureLoss, capture_maps
 from eyas_host.train.losses import student_loss
 from eyas_host.train.sampler import Rows, epoch_order
@@ -134,21 +135,37 @@ class DistillationTask:
             model,
             groups,
             plan,
-            steps=partial(self._steps, model, feature_loss),
+            steps=self._steps(model, feature_loss),
             evaluate=self.evaluate,
             hooks=Hooks(after_step=after_step),
             auxiliary=feature_loss,
         )
 
-    def _steps(self, model: nn.Module, feature_loss: FeatureLoss | None, epoch: int, first: int) -> Iterator[Tensor]:
-        """The loss of each batch of an epoch from `first` on."""
+    def _steps(self, model: nn.Module, feature_loss: FeatureLoss | None) -> Steps:
+        """The loss of each batch, by epoch and first batch."""
+        compile_network = self.recipe.run.compile
+        if feature_loss is None or not isinstance(model, PixelClassifier):
+            return partial(self._logit_losses, compiled(model, compile_network))
+        pooled_of = compiled(model.pooled, compile_network and not feature_loss.names)
+        return partial(self._feature_losses, model, pooled_of, feature_loss)
+
+    def _logit_losses(self, forward: Callable[[Tensor], Tensor], epoch: int, first: int) -> Iterator[Tensor]:
+        for batch in self.batches(epoch, first):
+            logits = all_gather(forward(batch.pixels.float()), len(batch.labels))
+            yield self.loss(logits, batch.logits, batch.labels)
+
+    def _feature_losses(
+        self,
+        model: PixelClassifier,
+        pooled_of: Callable[[Tensor], Tensor],
+        feature_loss: FeatureLoss,
+        epoch: int,
+        first: int,
+    ) -> Iterator[Tensor]:
         for batch in self.batches(epoch, first):
             rows = len(batch.labels)
-            if feature_loss is None or not isinstance(model, PixelClassifier):
-                yield self.loss(all_gather(model(batch.pixels.float()), rows), batch.logits, batch.labels)
-                continue
             with capture_maps(model, feature_loss.names) as maps:
-                pooled = model.pooled(batch.pixels)
+                pooled = pooled_of(batch.pixels)
             loss = self.loss(all_gather(model.classify(pooled), rows), batch.logits, batch.labels)
             own = [all_gather(m, rows) for m in maps]
             yield loss + feature_loss(all_gather(pooled, rows), batch.features, own, batch.maps)

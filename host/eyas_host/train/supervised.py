@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -75,11 +75,13 @@ class SupervisedTask:
         views = self.loader.views(shards, (self.recipe.run.seed, purpose, number), strength=strength, mixed=False)
         return (to_tensor(pixels, self.device) for pixels in views)
 
-    def steps(self, model: nn.Module, epoch: int, first: int = 0, count: int | None = None) -> Iterator[Tensor]:
-        """The loss of each batch of an epoch, or of `count` batches, from `first` on."""
+    def steps(
+        self, forward: Callable[[Tensor], Tensor], epoch: int, first: int = 0, count: int | None = None
+    ) -> Iterator[Tensor]:
+        """The loss of each batch of an epoch, or of `count` batches, from `first` on; `forward` computes logits."""
         batches = self.batches(ORDER_SEED, epoch)[first : None if count is None else first + count]
         for rows, pixels in zip(batches, self.views(batches, VIEW_SEED, epoch, epoch), strict=True):
-            yield self.loss(all_gather(model(pixels), len(rows)), self.targets[rows])
+            yield self.loss(all_gather(forward(pixels), len(rows)), self.targets[rows])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics."""

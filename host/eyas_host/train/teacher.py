@@ -20,6 +20,7 @@ from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
 from eyas_host.pipeline.distributed import all_gather, local_shard
 from eyas_host.recipe import Recipe
+from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Hooks, Plan, fit, is_better
 from eyas_host.train.schedule import Epoch, Schedule, best_epoch
 from eyas_host.train.supervised import SupervisedTask
@@ -104,6 +105,7 @@ def _train_blocks(
     """Stage 2: train the last blocks too; a head that `reached` better validation metrics is kept instead."""
     settings, metric = task.recipe.teacher, task.recipe.run.selection_metric
     gradual = GradualUnfreezing(model, settings, metric)
+    forward = compiled(model, task.recipe.run.compile)
     plan = Plan(
         title="teacher, blocks",
         schedule=task.schedule(settings.epochs, settings.patience),
@@ -117,7 +119,7 @@ def _train_blocks(
         model,
         unfreeze(model, settings),
         plan,
-        steps=lambda epoch, first: task.steps(model, epoch, first),
+        steps=lambda epoch, first: task.steps(forward, epoch, first),
         evaluate=task.evaluate,
         hooks=Hooks(
             prepare=freeze_batch_norm, stages=gradual if settings.unfreeze_by == "plateau" else lambda _: BLOCKS

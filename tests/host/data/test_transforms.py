@@ -8,6 +8,7 @@ import cv2
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from eyas_device.preprocess import Preprocessing, prepare
 from eyas_host.data.index import build_index
@@ -204,6 +205,16 @@ def test_mixup_blends_some_views_with_another() -> None:
     assert all((view == view[0, 0, 0]).all() for view in views)
     mixed = [int(view[0, 0, 0]) != 20 * n for n, view in enumerate(views)]
     assert 2 <= sum(mixed) <= 10
+
+
+def test_a_view_leaves_a_gpus_random_generator_alone(frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout on a GPU would otherwise depend on whether this process draws the views."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    Augmenter(EVERYTHING, SPEC).views(frames, (2,))
+    assert not seeded
+    torch.manual_seed(3)
+    assert seeded == [3]
 
 
 def test_nothing_is_mixed_where_nobody_answers_for_it(frames: list[np.ndarray]) -> None:

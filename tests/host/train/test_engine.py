@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import multiprocessing
 import signal
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.support.errors import TrainError
+from eyas_host.train import engine
 from eyas_host.train.losses import label_loss
+from eyas_host.train.precision import resolve_amp
 from eyas_host.train.schedule import (
     Epoch,
     Schedule,
@@ -186,6 +189,55 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     for name, value in ends[1].items():
         assert torch.allclose(ends[0][name], value, atol=1e-6, rtol=0), name
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_checks_every_third_batch_change_nothing_and_name_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where each check waits for the device: the step is exact, and no checkpoint has such numbers."""
+    every = Toy(tmp_path / "every.ckpt", ema=0.9)
+    expected = every.fit()
+    monkeypatch.setattr(engine, "CHECK_STEPS", {"cpu": 3})
+    third = Toy(tmp_path / "third.ckpt", ema=0.9)
+    assert [epoch.loss for epoch in third.fit()] == [epoch.loss for epoch in expected]
+    states = zip(every.model.state_dict().values(), third.model.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in states)
+    for save_minutes in (None, 0.0):
+        toy = Toy(tmp_path / f"{save_minutes}.ckpt", save_minutes=save_minutes)
+
+        def steps(epoch: int, first: int, toy: Toy = toy) -> Iterable[Tensor]:
+            for number, loss in enumerate(toy.steps(epoch, first), first):
+                yield loss * (math.nan if (epoch, number) == (1, 1) else 1.0)
+
+        with pytest.raises(TrainError, match="toy, epoch 2, step 2: the loss is nan"):
+            toy.fit(steps=steps)
+        assert len(toy.made) == (7 if save_minutes is None else 6)
+        saved = torch.load(toy.checkpoint, weights_only=True)
+        assert all(torch.isfinite(value).all() for value in saved["model"].values())
+        assert len(saved["history"]) == 1 and all(map(math.isfinite, saved["losses"]))
+
+
+def test_a_start_that_no_epoch_beats_is_kept(tmp_path: Path) -> None:
+    """Also where the training was interrupted in between; an epoch that is only as good does not replace it."""
+    toy = Toy(tmp_path / "a.ckpt", ema=0.5, epochs=3)
+    first = copy.deepcopy(toy.model.state_dict())
+    toy.stop_at = (2, 1)
+    scores = {"combined": 0.5}
+    with pytest.raises(KeyboardInterrupt):
+        toy.fit(evaluate=lambda _: scores, start={"combined": 0.5})
+    again = Toy(tmp_path / "a.ckpt", ema=0.5, epochs=3)
+    again.fit(evaluate=lambda _: scores, start={"combined": 0.5})
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in first.items())
+    better = Toy(tmp_path / "b.ckpt", epochs=3)
+    better.fit(evaluate=lambda _: scores, start={"combined": 0.4})
+    assert not torch.equal(better.model[0].weight, first["0.weight"])
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_automatic_precision(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native and not including_emulation)
+    assert resolve_amp("auto", torch.device("cuda")) == ("bf16" if native else "no")
+    assert resolve_amp("auto", CPU) == "no" and resolve_amp("bf16", CPU) == "bf16"
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.01])
