@@ -33,6 +33,11 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "make bench-pretrained",
         "`random` and `pretrained` name the student's initial weights.",
     ),
+    "truth": (
+        "Right answers where they are known",
+        "make bench-truth",
+        "Simulated data with a known truth. What needs a machine of its own is *not measured* beside other processes.",
+    ),
     "training": ("Training", "make bench-training", ""),
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),
     "soak": ("Soak: a camera that dies every twenty seconds", "make soak", ""),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -51,6 +53,17 @@ def test_the_duration_of_verify_and_report_is_scaled(
     bundle, dataset = Bundle.open(pristine_bundle), truth.dataset_of(tmp_path, 6, tiny.SPEC.size)
     found = truth.estimate(200, bundle, networks, dataset)
     assert 0 < found.wall < 5 and 0 < found.idle < 5 and "for 8 variants" in found.parts
+
+
+def test_memory_of_a_tree_of_processes_is_counted(truth: ModuleType) -> None:
+    large = importlib.import_module("sides.large_images")
+    command = "x = bytearray(b'1' * (200 << 20)); print(flush=True); input()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {command!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tree:
+        assert tree.stdin is not None and tree.stdout is not None
+        tree.stdout.readline()
+        assert 200 < large._tree_mb(tree.pid) < 300
+        tree.stdin.close()
 
 
 def test_large_images_are_drawn_and_loaded(truth: ModuleType, tmp_path: Path) -> None:

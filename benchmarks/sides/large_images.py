@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +25,7 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.support.files import write_bytes
 
 _WIDTH, _HEIGHT = 4000, 3000
+_SAMPLE_S = 0.5
 _SHORT = {
     "run.device": "cpu",
     "teacher.head_epochs": "1",
@@ -56,21 +59,48 @@ def draw(folder: Path, count: int, *, width: int = _WIDTH, height: int = _HEIGHT
     return folder
 
 
-def chain_memory(work: Path, count: int, *, size: int = 128) -> dict[str, float]:
-    """Stage -> peak resident memory in MB (largest process plus its largest child) of a chain over `count` images.
+class Memory(NamedTuple):
+    """Memory of a chain, MB."""
 
-    The chain is `eyas distill` in a process of its own, without stages of an earlier run.
-    """
+    peak: float
+    """Of all its processes together, a page that several share counted once (PSS); sampled."""
+    stages: dict[str, float]
+    """Stage -> peak of the largest process plus its largest child, which counts shared pages twice."""
+
+
+def chain_memory(work: Path, count: int, *, size: int = 128) -> Memory:
+    """Memory of `eyas distill` over `count` images, in a process of its own and without stages of an earlier run."""
     images = draw(work / "images", count)
     recipe = work / "recipe.toml"
     name = f"large-{count}"
     write_bytes(recipe, f'[run]\nname = "{name}"\n[data]\npath = "{images.resolve()}"\n'.encode())
+    shutil.rmtree(work / "runs" / name, ignore_errors=True)
     command = [str(Path(sys.executable).with_name("eyas")), "distill", str(recipe), "--runs", str(work / "runs")]
     for key, value in (_SHORT | {"image.size": str(size)}).items():
         command += ["--set", f"{key}={value}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    peak = 0.0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as chain:
+        while chain.poll() is None:
+            peak = max(peak, _tree_mb(chain.pid))
+            time.sleep(_SAMPLE_S)
+    if chain.returncode:
+        raise subprocess.CalledProcessError(chain.returncode, command)
     report = json.loads((work / "runs" / name / "report.json").read_bytes())
-    return {stage["name"]: stage["peak_rss_mb"] for stage in report["stages"]}
+    return Memory(peak, {stage["name"]: stage["peak_rss_mb"] for stage in report["stages"]})
+
+
+def _tree_mb(pid: int) -> float:
+    """Proportional set size of a process and all its descendants, MB; 0 for one that has ended."""
+    root = Path(f"/proc/{pid}")
+    try:
+        lines = (root / "smaps_rollup").read_text(encoding="ascii").splitlines()
+        own = next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+        children = [
+            child for task in root.glob("task/*/children") for child in task.read_text(encoding="ascii").split()
+        ]
+    except (OSError, StopIteration):
+        return 0.0
+    return own + sum(_tree_mb(int(child)) for child in children)
 
 
 def view_times(work: Path, views: int = 12) -> tuple[list[float], list[float]]:
