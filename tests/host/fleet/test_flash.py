@@ -33,6 +33,7 @@ from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, problems, sud
 from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.deploy.bench import BenchSettings, bench, board_name
 from eyas_host.fleet.deploy.flash import FlashResult, FlashSettings, flash
+from eyas_host.fleet.deploy.installer import Installer
 from tests.support.brokers import free_port
 from tests.support.system_parts import require, unavailable
 
@@ -378,6 +379,102 @@ sys.exit(main(sys.argv[1:]))
     assert "the service runs tiny-shapes 1.2.3 in place of tiny-shapes 2.0.0: " in result.detail
     assert "RuntimeError: a delegate failed; rolled back" in result.detail
     assert board.version() == "1.2.3"
+
+
+@pytest.fixture
+def in_use(
+    board: Board, bundle_root: Path, edit_manifest: Callable[..., None], service: dict[str, object], tmp_path: Path
+) -> dict[str, object]:
+    """Settings of a flash of version 2.0.0 with another configuration, to a device with 1.2.3 and a configuration."""
+    board.install(bundle_root)
+    (board.root / "etc/eyas").mkdir(parents=True)
+    (board.root / "etc/eyas/device.toml").write_text(device_toml(board))
+    edit_manifest(version="2.0.0")
+    (tmp_path / "device.toml").write_text(device_toml(board, "[loop]\nfps = 5\n"))
+    return service
+
+
+def interrupt(board: Board, bundle: Path, options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flash whose workstation loses its power before the device's service restarts: nothing cleans up."""
+
+    def die(*arguments: object, **options: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Installer, "health_problem", die)
+        patch.setattr(Installer, "clean_up", lambda *arguments, **options: None)
+        with pytest.raises(KeyboardInterrupt):
+            board.flash(bundle, **options)
+    assert board.version() == "2.0.0" and "fps = 5" in (board.root / "etc/eyas/device.toml").read_text()
+
+
+@pytest.mark.parametrize("third", ["the same", "without a configuration", "another configuration", "another model"])
+def test_a_failure_after_an_interrupted_flash_restores_what_was_known_to_work(
+    board: Board,
+    bundle_root: Path,
+    edit_manifest: Callable[..., None],
+    in_use: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    third: str,
+) -> None:
+    interrupt(board, bundle_root, in_use, monkeypatch)
+    (tmp_path / "systemctl.log.broken").write_text("b")
+    if third == "without a configuration":
+        in_use = {**in_use, "config": None}
+    elif third == "another configuration":
+        (tmp_path / "device.toml").write_text(device_toml(board, "[loop]\nfps = 7\n"))
+    elif third == "another model":
+        edit_manifest(version="3.0.0")
+    [result] = board.flash(bundle_root, **in_use)
+    assert (result.status, result.detail) == ("rolled back", "the service does not start: Job failed.; rolled back")
+    assert board.version() == "1.2.3"
+    assert (board.root / "etc/eyas/device.toml").read_text() == device_toml(board)
+    record = read_agent(board.state)
+    assert record is not None and record.model == "tiny-shapes 1.2.3"
+    assert not list((board.root / "opt/eyas").iterdir()), "nothing is left of a flash that was rolled back"
+
+
+def test_an_interrupted_flash_can_be_completed(
+    board: Board, bundle_root: Path, in_use: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(board, bundle_root, in_use, monkeypatch)
+    [result] = board.flash(bundle_root, **in_use)
+    assert result.status == "flashed" and board.version() == "2.0.0"
+    assert not list((board.root / "opt/eyas").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tool", "fault", "failed"),
+    [
+        ("cp", '*"/.before/device.toml "*', "the configuration"),
+        ("rm", '*"/eyas-device.service"', "the service's unit"),
+    ],
+)
+def test_a_failed_roll_back_leaves_what_the_device_had_and_says_where(
+    board: Board,
+    bundle_root: Path,
+    in_use: dict[str, object],
+    tmp_path: Path,
+    tool: str,
+    fault: str,
+    failed: str,
+) -> None:
+    """Each part is restored all the same, and the next flash can still go back."""
+    board.tool(tool, f'#!/bin/sh\ncase "$*" in {fault}) echo broken >&2; exit 1 ;; esac\nexec /bin/{tool} "$@"\n')
+    (tmp_path / "systemctl.log.broken").write_text("b")
+    [result] = board.flash(bundle_root, **in_use)
+    installed, kept = board.root / "etc/eyas/device.toml", board.root / "opt/eyas/.before/device.toml"
+    assert result.status == "failed" and f"could not be rolled back: {failed} (broken)" in result.detail
+    assert f"the earlier {installed} are in {kept.parent} on the device" in result.detail
+    assert kept.read_text() == device_toml(board)
+    assert ("fps = 5" in installed.read_text()) == (tool == "cp")
+    assert board.version() == "1.2.3"
+    (board.tools / tool).unlink()
+    [again] = board.flash(bundle_root, **in_use)
+    assert again.status == "rolled back", again.detail
+    assert board.version() == "1.2.3" and installed.read_text() == device_toml(board)
+    assert not kept.parent.exists()
 
 
 def test_the_check_on_the_device_uses_its_own_settings(

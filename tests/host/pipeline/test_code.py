@@ -108,7 +108,7 @@ def test_it_does_not_depend_on_what_was_imported_before() -> None:
         ("split", {"opencv-python-headless", "pillow", "numpy"}, {"torch", "timm"}),
         ("teach", {"torch", "timm", "opencv-python-headless", "accelerate"}, {"nncf", "openvino", "litert-torch"}),
         ("distill", {"torch", "timm"}, {"nncf", "openvino"}),
-        ("qat", {"nncf", "torch"}, {"openvino", "litert-torch"}),
+        ("qat", {"nncf", "torch"}, {"litert-torch", "ai-edge-quantizer"}),
         ("compile", {"nncf", "litert-torch", "ai-edge-quantizer", "openvino", "onnx"}, set()),
         ("verify", {"ai-edge-litert", "openvino", "onnxruntime", "opencv-python-headless"}, set()),
         ("report", {"scikit-learn"}, {"matplotlib", "jinja2", "rich"}),

@@ -22,6 +22,7 @@ from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.train.checkpoint import save_tensors
+from tests.support import inside
 from tests.support.small_disk import mounted
 
 RECIPE = Recipe(run=RunSection(name="toy"), data=DataSection(path="images"))
@@ -307,6 +308,42 @@ def test_a_failure_of_a_repeated_stage_leaves_no_old_record(toy: Toy) -> None:
     toy.change("student", epochs=RECIPE.student.epochs)
     toy.fault = None
     assert toy.run() == ["b"]
+
+
+def test_a_process_killed_while_it_wrote_leaves_the_old_file_and_no_output(toy: Toy) -> None:
+    """SIGKILL between content and name, in a checkpoint of the stage and in a file of the run."""
+    toy.fault = ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        toy.run()
+    code = (
+        "import os, sys; from pathlib import Path; from eyas_host.support.files import atomic_write\n"
+        "for name in sys.argv[1:]:\n"
+        "    if os.fork() == 0:\n"
+        "        with atomic_write(Path(name)) as part: part.write_bytes(b'half'); os.kill(os.getpid(), 9)\n"
+        "    os.wait()\n"
+    )
+    files = (toy.root / "b" / "checkpoint", toy.root / "recipe.json")
+    before = [path.read_bytes() for path in files]
+    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    assert [path.read_bytes() for path in files] == before and len(list(toy.root.rglob(".*.part"))) == 2
+    toy.fault = None
+    assert toy.run() == ["b", "c"] and toy.found_checkpoint
+    record = toy.context.record("b")
+    assert record is not None and list(record.outputs) == ["b/deep/out.txt"]
+    assert not list(toy.root.rglob(".*.part"))
+
+
+def test_a_full_disk_ends_with_one_line(small_disk: Path, tmp_path: Path, shape_images: Path) -> None:
+    """Exit code 2, no traceback, and the same command finishes once there is room."""
+    (tmp_path / "recipe.toml").write_text(f'[run]\nname = "toy"\n[data]\nsource = "folder"\npath = "{shape_images}"\n')
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(236 << 10))
+    words = ("split", "recipe.toml", "--runs", str(small_disk / "runs"))
+    done = inside.eyas(tmp_path, *words)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert done.err.splitlines()[-1].startswith("eyas: ") and "No space left" in done.err.splitlines()[-1]
+    ballast.unlink()
+    assert inside.eyas(tmp_path, *words).code == 0
 
 
 def test_seconds_of_interrupted_tries_are_added(toy: Toy) -> None:

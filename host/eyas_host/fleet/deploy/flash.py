@@ -178,7 +178,10 @@ def _flash(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> Fla
         problem = _switch(installer, changed)
         if problem and installer.can_roll_back:
             say(f"{target}: {problem}; rolling back")
-            remaining = _roll_back(installer)
+            try:
+                remaining = installer.roll_back()
+            except FleetError as error:
+                return result("failed", f"{problem}; {error.reason}")
             finished = not remaining
             state = f"rolled back, but not healthy: {remaining}" if remaining else "rolled back"
             return result("rolled back", f"{problem}; {state}")
@@ -191,14 +194,6 @@ def _flash(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> Fla
         return result("flashed", f"{slot}; new: {', '.join(changed)}")
     finally:
         installer.clean_up(finished=finished)
-
-
-def _roll_back(installer: Installer) -> str:
-    """Roll back and return what is wrong then; empty if the device is healthy."""
-    try:
-        return installer.roll_back()
-    except FleetError as error:
-        return error.reason
 
 
 def _switch(installer: Installer, changed: list[str]) -> str:

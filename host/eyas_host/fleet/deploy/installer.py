@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from eyas_device.updates.slots import SlotState
 from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, sudo_prefix
 from eyas_host.fleet.connect.ssh import CommandResult, FleetError, Remote
 from eyas_host.fleet.connect.wheels import constraints, environment_name, fetch
+from eyas_host.fleet.deploy.journal import Journal
 
 SERVICE = "eyas-device"
 _PIP_S = 1800
@@ -38,19 +40,8 @@ rm -rf "$env"
 : > "$env/eyas.stamp"
 """
 _LINK = 'cd "$1"; ln -sfn "$2" .venv.new; mv -T .venv.new venv'
+_FORGET = 'rm -f "$1"; rm -rf "$2"'
 _CLEAN_UP = 'cd "$1"; for d in venv-*; do case "$d" in "$2"|"$3") ;; *) rm -rf "$d" ;; esac; done'
-_PUT = """
-umask 022
-new=$1; target=$2; backup=$3; mode=$4; group=$5
-cmp -s "$new" "$target" && { echo same; exit 0; }
-mkdir -p "$(dirname "$target")"
-if [ -f "$target" ]; then cp -p "$target" "$backup"; else rm -f "$backup"; fi
-cp "$new" "$target.new"; chmod "$mode" "$target.new"
-[ -z "$group" ] || chgrp "$group" "$target.new"
-sync; mv "$target.new" "$target"
-echo changed
-"""
-_RESTORE = 'if [ -f "$2" ]; then mv "$2" "$1"; else rm -f "$1"; fi'
 
 
 class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +95,7 @@ class Installer:
         self._incoming = f"{plan.layout.opt}/incoming"
         self._unfinished = f"{plan.layout.opt}/.flashing"
         self._environment = plan.environment(facts)
-        self._replaced: list[str] = []
+        self._before = Journal(self._script, f"{plan.layout.opt}/.before")
         self._rolls_back_slot = False
         self.slot: SlotState | None = None
         """Current slot, None if unknown."""
@@ -143,6 +134,7 @@ class Installer:
             [ "$(stat -c %U {state})" = {user} ] || chown -R {user}: {state}
             """
         self.remote.sh(script, become=self._become)
+        self._check(self._before.begin(resumed=self.facts.unfinished == "yes"), "the device's state cannot be noted")
         if any(folder.iterdir()):
             with self.step("files sent"):
                 self.sent_bytes += self.remote.send(
@@ -169,11 +161,18 @@ class Installer:
         With `verify`, a bundle that is already current is verified again. Raises `FleetError` if the device refuses
         the bundle; the current slot stays.
         """
-        current = self.slot = self._current()
-        same = current is not None and current.manifest_sha256 == self.plan.manifest_sha256
+        current = self._current()
+        before = self._before.value("slot")
+        if current is not None and before not in ("", current.manifest_sha256) and not self._is_planned(current):
+            self._agent("slots", "--state", self.plan.layout.state, "--roll-back")  # keep the slot known to work
+            current = self._current()
+        self.slot, same = current, self._is_planned(current)
+        self._rolls_back_slot = same and before not in ("", self.plan.manifest_sha256)
         if same and not verify:
             return False
         source = current.path if current is not None else None
+        if current is not None and not same:
+            self._check(self._before.note("slot", current.manifest_sha256), "the slot in use cannot be noted")
         if not same:
             with self.step("bundle sent"):
                 self.sent_bytes += self.remote.send(
@@ -184,12 +183,15 @@ class Installer:
             arguments = ["install", str(source), "--state", self.plan.layout.state, *self._settings(), "--json"]
             result = self._agent(*arguments, timeout_s=_CHECK_S)
             if result.code and not self.facts.unfinished:
-                self._script('rm -f "$1"', self._unfinished)
+                self._script(_FORGET, self._unfinished, self._before.folder)
             failure = "the golden check failed" if result.code == EXIT_CHECK_FAILED else "the bundle was refused"
             self._check(result, f"{failure} on the device; its current bundle stays")
         self.slot = self._slots(result.out)[0]
-        self._rolls_back_slot = not same and current is not None
+        self._rolls_back_slot = self._rolls_back_slot or (not same and current is not None)
         return not same
+
+    def _is_planned(self, slot: SlotState | None) -> bool:
+        return slot is not None and slot.manifest_sha256 == self.plan.manifest_sha256
 
     @property
     def changes_environment(self) -> bool:
@@ -200,6 +202,8 @@ class Installer:
         """Switch to the built environment."""
         if not self.changes_environment:
             return False
+        if self.facts.venv_link:
+            self._check(self._before.note("venv", self.facts.venv_link), "the environment in use cannot be noted")
         self._check(self._script(_LINK, self.plan.layout.opt, self._environment), "the environment cannot be switched")
         return True
 
@@ -262,23 +266,49 @@ class Installer:
         return f"the service runs {actual} in place of {wanted.name} {wanted.version}: {reason}"
 
     @property
+    def _earlier_environment(self) -> str:
+        """The environment before this flash, or before the interrupted one that it completes; empty if none."""
+        return self._before.value("venv") or self.facts.venv_link
+
+    @property
     def can_roll_back(self) -> bool:
         """Whether there is an earlier state to restore."""
-        had_environment = self.changes_environment and bool(self.facts.venv_link)
-        return self._rolls_back_slot or had_environment or (self.facts.config == "yes" and bool(self._replaced))
+        layout = self.plan.layout
+        had_environment = self._earlier_environment not in ("", self._environment or self.facts.venv_link)
+        had_config = self.facts.config == "yes" and not self._before.was_absent(layout.config)
+        replaced = any(self._before.holds(p) or self._before.was_absent(p) for p in (layout.config, layout.unit))
+        return self._rolls_back_slot or had_environment or (had_config and replaced)
 
     def roll_back(self) -> str:
-        """Restore the earlier state as far as there is one, and return what is wrong then; empty if healthy."""
-        if self._rolls_back_slot:
-            self._check(self._agent("slots", "--state", self.plan.layout.state, "--roll-back"), "rollback failed")
-            self.slot = self._current()
-        if self.facts.venv_link and self._environment:
-            self._check(self._script(_LINK, self.plan.layout.opt, self.facts.venv_link), "rollback failed")
-        for path in self._replaced:
-            self._check(self._script(_RESTORE, path, self._backup(path)), "rollback failed")
+        """Restore the earlier state as far as there is one, and return what is wrong then; empty if healthy.
+
+        Each part is restored, whatever becomes of the others. Raises `FleetError` if one could not be: it says where
+        the device keeps the earlier files.
+        """
+        layout, failed = self.plan.layout, []
+        for what, undo in self._undo():
+            if (result := undo()).code:
+                failed.append(f"{what} ({result.last_line})")
+        if failed:
+            kept = [path for path in (layout.config, layout.unit) if self._before.holds(path)]
+            where = f"; the earlier {' and '.join(kept)} are in {self._before.folder} on the device" if kept else ""
+            with suppress(FleetError):
+                self.health_problem(restart=True)  # what could be restored should run
+            raise FleetError(f"could not be rolled back: {', '.join(failed)}{where}", self.remote.target)
+        self.slot = self._current() if self._rolls_back_slot else self.slot
         if self.serves:
             self._check(self._script("systemctl daemon-reload"), "systemctl daemon-reload failed")
         return self.health_problem(restart=True)
+
+    def _undo(self) -> Iterator[tuple[str, Callable[[], CommandResult]]]:
+        """The parts of a roll-back and what restores each."""
+        layout = self.plan.layout
+        for what, path in (("the configuration", layout.config), ("the service's unit", layout.unit)):
+            yield what, partial(self._before.restore, path)
+        if self._environment and self._earlier_environment:
+            yield "the environment", partial(self._script, _LINK, layout.opt, self._earlier_environment)
+        if self._rolls_back_slot:
+            yield "the model", partial(self._agent, "slots", "--state", layout.state, "--roll-back")
 
     def clean_up(self, *, finished: bool) -> None:
         """Remove temporary files, and when `finished` also environments older than the previous one.
@@ -288,9 +318,9 @@ class Installer:
         with suppress(FleetError):
             self._script('rm -rf "$1"', self._incoming)
             if finished:
-                self._script('rm -f "$1"', self._unfinished)
+                self._script(_FORGET, self._unfinished, self._before.folder)
             if finished and self._environment:
-                kept = (self._environment, self.facts.venv_link or self._environment)
+                kept = (self._environment, self._earlier_environment or self._environment)
                 self._script(_CLEAN_UP, self.plan.layout.opt, *kept)
 
     def _settings(self) -> list[str]:
@@ -332,17 +362,13 @@ class Installer:
         return self.remote.run(*command, timeout_s=timeout_s, become=become)
 
     def _put(self, name: str, path: str, *, mode: str, group: str = "") -> bool:
-        """Replace the remote file `path` by the sent file `name`, keeping a backup; whether it differed."""
-        result = self._script(_PUT, f"{self._incoming}/files/{name}", path, self._backup(path), mode, group)
+        """Replace the remote file `path` by the sent file `name`, after a backup; whether it differed."""
+        result = self._before.put(f"{self._incoming}/files/{name}", path, mode=mode, group=group)
         self._check(result, f"{path} cannot be written")
         if result.out.strip() == "same":
             return False
-        self._replaced.append(path)
         self._say(f"{self.remote.target}: {path} written")
         return True
-
-    def _backup(self, path: str) -> str:
-        return f"{self._incoming}/before-{Path(path).name}"
 
     def _script(self, script: str, *arguments: str, timeout_s: float = 120) -> CommandResult:
         return self.remote.run("sh", "-euc", script, "sh", *arguments, timeout_s=timeout_s, become=self._become)
