@@ -13,7 +13,7 @@ from torch import nn
 
 from eyas_host.data.split import Split
 from eyas_host.models import checkpoints
-from eyas_host.models.factory import build
+from eyas_host.models.factory import build, move
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.search.baseline import Baseline, find_rate, load_baseline, train_scratch
@@ -106,6 +106,7 @@ def test_an_interrupted_baseline_goes_on_to_the_same_end(
     torch.manual_seed(0)
     model, _ = build("mobilenetv3_small_050", 3, "random")
     task = SupervisedTask(context.recipe, split)
+    model = move(model, task.device)
     rate = find_rate(task, model, Progress(4), tmp_path)
     whole = train_scratch(model, task, 4, tmp_path / "whole.ckpt", rate)
     judged: list[int] = []
