@@ -5,7 +5,7 @@ The public names load at first use, so `import eyas_host` itself is quick.
 >>> from eyas_host import distill
 >>> run = distill("models/shapes/recipe.toml", until="split")
 >>> run.stages["split"].facts["counts"]["test"]
-{'circle': 2, 'cross': 2, 'ring': 2, 'square': 2, 'triangle': 2}
+{'circle': 1, 'cross': 2, 'ring': 1, 'square': 2, 'triangle': 2}
 """
 
 from typing import TYPE_CHECKING
