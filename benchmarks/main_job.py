@@ -1,8 +1,8 @@
 """The main job, timed and scored: `python benchmarks/main_job.py [--quick] [--json FILE]`.
 
-Runs the demonstration recipe (whole for the first seed, as far as the student for the others; what is up to date is not
-run again), then measures: the second run with nothing changed, accuracy over the seeds on each seed's held-out test
-set, int8 against fp32 on each backend, sizes, and speeds of both sides taking turns. `--quick` takes one seed.
+Runs the demonstration recipe for each seed (what is up to date is not run again), then measures: the second run with
+nothing changed, accuracy over the seeds on each seed's held-out test set, int8 against fp32 on each backend, sizes, and
+speeds of both sides taking turns. `--quick` takes one seed; `--finished` takes runs as they are.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import timm
 import torch
 
@@ -28,12 +29,10 @@ from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.runtimes.litert import LiteRT
 from eyas_host.data.split import Split
-from eyas_host.data.transforms import prepared
 from eyas_host.data.units import unit_ids
-from eyas_host.evaluation.inference import logits_of
 from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.metrics import Scores, paired_loss, score, softmax
-from eyas_host.models import checkpoints
+from eyas_host.evaluation.verdict import load_verdict
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report.model import Report
@@ -43,7 +42,7 @@ from eyas_host.support.machine import cpu_pressure
 RECIPE = Path("models/solar-cells/recipe.toml")
 RUNS = Path("runs")
 BACKENDS = ("litert", "openvino", "onnx")
-NETWORKS = ("teacher", "student", "student-labels-only")
+NETWORKS = ("teacher", "student", "student-labels-only", "pruned")
 
 
 def main() -> None:
@@ -52,16 +51,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, and only what a finished run tells (minutes)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds (default 3)")
+    parser.add_argument(
+        "--finished", action="store_true", help="measure finished runs, also of other code; run nothing"
+    )
     arguments = parser.parse_args()
     before = cpu_pressure()
     seeds = 1 if arguments.quick else arguments.seeds
     figures: dict[str, Figure] = {}
     contexts = [_context(seed) for seed in range(seeds)]
-    for seed in range(seeds):
-        _distill(seed, whole=seed == 0)
-    figures |= _run_figures(contexts[0])
-    figures |= _accuracy_figures([_scores(context) for context in contexts])
-    figures |= _int8_figures(contexts[0])
+    if not arguments.finished:
+        for seed in range(seeds):
+            _distill(seed)
+    figures |= _run_figures(contexts[0], again=not arguments.finished)
+    figures |= _accuracy_figures(contexts)
+    figures |= _int8_figures(contexts)
     figures |= _speed_figures(contexts[0], rounds=10 if arguments.quick else 40)
     finish(figures, before, arguments.json)
 
@@ -78,22 +81,18 @@ def _context(seed: int) -> RunContext:
     return RunContext(load_recipe(RECIPE, _settings(seed)), RUNS / _name(seed))
 
 
-def _distill(seed: int, *, whole: bool) -> float:
+def _distill(seed: int) -> float:
     """Run the chain through the command line; returns seconds."""
-    verbs = (["distill"],) if whole else (["teach"], ["distill", "--only", "distill"])
     started = time.monotonic()
-    for verb in verbs:
-        if verb[-1] == "distill" and not whole and (_context(seed).root / checkpoints.STUDENT).exists():
-            continue
-        command = [str(Path(sys.executable).with_name("eyas")), verb[0], str(RECIPE), *verb[1:]]
-        for setting in _settings(seed):
-            command += ["--set", setting]
-        subprocess.run(command, check=True)
+    command = [str(Path(sys.executable).with_name("eyas")), "distill", str(RECIPE)]
+    for setting in _settings(seed):
+        command += ["--set", setting]
+    subprocess.run(command, check=True)
     return time.monotonic() - started
 
 
-def _run_figures(context: RunContext) -> dict[str, Figure]:
-    """Time of the finished run and of a second one, memory, agreement of the artefacts."""
+def _run_figures(context: RunContext, *, again: bool) -> dict[str, Figure]:
+    """Time of the finished run and, with `again`, of a second one; memory."""
     report = msgspec.json.decode((context.root / "report.json").read_bytes(), type=Report)
     stages = sum(stage.seconds for stage in report.stages)
     return {
@@ -105,7 +104,7 @@ def _run_figures(context: RunContext) -> dict[str, Figure]:
             note="all stages; install and start-up not included",
         ),
         "second_run_seconds": Figure(
-            value=_distill(0, whole=True),
+            value=_distill(0) if again else None,
             unit="s",
             bound=15,
             better="lower",
@@ -121,77 +120,85 @@ def _run_figures(context: RunContext) -> dict[str, Figure]:
     }
 
 
+class _Images(NamedTuple):
+    """Images of a finished run with the logits that its stages stored."""
+
+    logits: dict[str, npt.NDArray[np.float32]]
+    """Variant -> float32 [n, classes]."""
+    targets: npt.NDArray[np.int64]
+    units: npt.NDArray[np.int64]
+
+
+def _images(context: RunContext, *, validation: bool = False) -> _Images:
+    """The test set of a finished run, with `validation` after it: no image is predicted again."""
+    manifest = Split.load(context.root).manifest
+    paths = [context.root / TEST_LOGITS] + [context.folder("verify") / "logits.npz"] * validation
+    stored = [np.load(path) for path in paths]
+    names = [name for name in stored[0].files if name != "key"]
+    images = manifest.test + manifest.validation * validation
+    return _Images(
+        {name: np.concatenate([data[name] for data in stored]) for name in names},
+        np.array([manifest.labels.index(image.label) for image in images], dtype=np.int64),
+        unit_ids(images, manifest.clusters, grouped=manifest.by == "group"),
+    )
+
+
 def _scores(context: RunContext) -> dict[str, Scores]:
-    """Teacher and both students on this seed's held-out test set part (the access is logged)."""
-    split = Split.load(context.root)
-    part = split.open_test("benchmarks/main_job.py", early=True)
-    pixels = prepared(part.pixels, context.recipe.image.preprocessing())
-    classes = len(split.labels)
-    networks = {
-        "teacher": checkpoints.load_teacher(context, classes),
-        "student": checkpoints.load_student(context, classes),
-        "student-labels-only": checkpoints.load_student(context, classes, checkpoints.LABELS_ONLY),
-    }
-    torch.set_num_threads(1)
-    return {
-        name: score(softmax(logits_of(net, pixels, torch.device("cpu"))), part.targets, units=part.units)
-        for name, net in networks.items()
-    }
+    """Variant -> metrics on this seed's held-out test set."""
+    images = _images(context)
+    return {name: score(softmax(logits), images.targets, units=images.units) for name, logits in images.logits.items()}
 
 
-def _accuracy_figures(scores: list[dict[str, Scores]]) -> dict[str, Figure]:
-    balanced = {name: [s[name].balanced_accuracy for s in scores] for name in NETWORKS}
-    areas = {name: [s[name].auc for s in scores] for name in NETWORKS}
-    kept = [own / best for own, best in zip(balanced["student"], balanced["teacher"], strict=True)]
-    return {
-        "teacher_balanced_accuracy": mean(balanced["teacher"], bound=0.80),
-        "teacher_auc": mean(areas["teacher"]),
-        "student_balanced_accuracy": mean(balanced["student"]),
-        "student_auc": mean(areas["student"], bound=float(np.mean(areas["student-labels-only"])), note="> labels only"),
-        "labels_only_balanced_accuracy": mean(balanced["student-labels-only"]),
-        "labels_only_auc": mean(areas["student-labels-only"]),
-        "student_share_of_teacher": mean(kept, bound=0.92, note="balanced accuracy, mean over the seeds"),
-        "least_share_of_teacher": Figure(value=min(kept), unit="", bound=0.88, note="the worst seed"),
-    }
+def _accuracy_figures(contexts: list[RunContext]) -> dict[str, Figure]:
+    """Balanced accuracy and AUC of each network over the seeds, and what is left of the teacher's."""
+    scores = [_scores(context) for context in contexts]
+    own = [bundle_used(context) for context in contexts]
+    balanced = {name: [s[name].balanced_accuracy for s in scores if name in s] for name in NETWORKS}
+    areas = {name: [s[name].auc for s in scores if name in s] for name in NETWORKS}
+    balanced["shipped"] = [s[name].balanced_accuracy for s, name in zip(scores, own, strict=True)]
+    areas["shipped"] = [s[name].auc for s, name in zip(scores, own, strict=True)]
+    bounds = {"teacher": 0.80}
+    figures: dict[str, Figure] = {}
+    for name, values in balanced.items():
+        if values:
+            key, note = name.replace("-", "_"), f"{len(values)} seeds"
+            figures[f"{key}_balanced_accuracy"] = mean(values, bound=bounds.get(name), note=note)
+            figures[f"{key}_auc"] = mean(areas[name], note=note)
+    for name in ("student", "shipped"):
+        kept = [value / best for value, best in zip(balanced[name], balanced["teacher"], strict=True)]
+        figures[f"{name}_share_of_teacher"] = mean(kept, bound=0.96, note="balanced accuracy, mean over the seeds")
+    return figures
 
 
-def _int8_figures(context: RunContext) -> dict[str, Figure]:
+def _int8_figures(contexts: list[RunContext]) -> dict[str, Figure]:
     """What int8 costs on each backend, on validation and test together, and how it agrees with the QAT model."""
-    split = Split.load(context.root)
-    with (
-        np.load(context.root / TEST_LOGITS) as test,
-        np.load(context.folder("verify") / "logits.npz") as validation,
-    ):
-        p = {name: softmax(np.concatenate([validation[name], test[name]])) for name in validation.files}
-    images = split.manifest.validation + split.manifest.test
-    units = unit_ids(images, split.manifest.clusters, grouped=split.manifest.by == "group")
-    targets = np.array([split.labels.index(image.label) for image in images], dtype=np.int64)
-    answers = {name: values.argmax(1) for name, values in p.items()}
-    floor = float((answers["exact-int8"] == answers["qat"]).mean())
-    sizes = msgspec.json.decode((context.folder("verify") / "verdict.json").read_bytes())["sizes"]
-    figures = {
-        "exact_int8_agreement": Figure(value=floor, unit="", note=f"{len(targets)} images, integer arithmetic in torch")
-    }
+    seeds = [_images(context, validation=True) for context in contexts]
+    answers = [{name: logits.argmax(1) for name, logits in images.logits.items()} for images in seeds]
+    floor = float(np.mean([(own["exact-int8"] == own["qat"]).mean() for own in answers]))
+    figures = {"exact_int8_agreement": Figure(value=floor, unit="", note="integer arithmetic in torch, with QAT")}
     for backend in BACKENDS:
         name = f"{backend}-int8"
-        lost = paired_loss(p["pruned"], p[name], targets, units=units)
-        figures[f"{name}_loss_bound"] = Figure(
-            value=100 * lost.bound,
+        losses = [
+            100 * paired_loss(images.logits["pruned"], images.logits[name], images.targets, units=images.units).loss
+            for images in seeds
+        ]
+        packed = [name in {a.name for a in Bundle.open(c.root / "bundle").manifest.artefacts} for c in contexts]
+        figures[f"{name}_loss"] = Figure(
+            value=float(np.mean(losses)),
             unit="points",
-            bound=3,
+            bound=0.5,
             better="lower",
-            spread=f"loss {100 * lost.loss:.2f}",
-            note="balanced accuracy against fp32, 95 % paired bootstrap over images, for this training alone",
+            spread=", ".join(f"{loss:.2f}" for loss in losses),
+            note="balanced accuracy against fp32, validation and test, mean over the seeds",
         )
+        figures[f"{name}_packed"] = Figure(value=float(np.mean(packed)), unit="of the seeds", bound=1.0)
         figures[f"{name}_agreement"] = Figure(
-            value=float((answers[name] == answers["qat"]).mean()),
+            value=float(np.mean([(own[name] == own["qat"]).mean() for own in answers])),
             unit="",
             bound=floor - 0.01,
             note="with the QAT model",
         )
-        figures[f"{name}_mean_dp"] = Figure(
-            value=float(np.abs(p[name] - p["qat"]).mean()), unit="", bound=0.02, better="lower"
-        )
+    sizes = load_verdict(contexts[0]).sizes
     figures["litert_int8_size_mb"] = Figure(
         value=sizes["litert-int8"] / 1e6,
         unit="MB",
