@@ -15,7 +15,7 @@ from eyas_host.pipeline.distributed import SINGLE_THREAD_SIZE
 from eyas_host.pipeline.lock import RunLock
 from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.images import APT, find_images, missing_packages, read_images, split_held_out
-from eyas_host.pretrain.train import PretrainSettings, check_settings, fingerprint, pretrain
+from eyas_host.pretrain.train import PretrainSettings, check_models, check_settings, fingerprint, pretrain
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import machine
 from eyas_host.support.progress import warn
@@ -31,8 +31,8 @@ def make_pretrained(
 ) -> str:
     """Train in `folder` from the images that packages under `root` ship; returns a one-line summary.
 
-    Raises `WeightsError` for too few images, `StageError` for a full disk or a folder in use, and as `check_settings`
-    does.
+    Raises `WeightsError` for too few images, `StageError` for a full disk or a folder in use, and as
+    `check_models` and `check_settings` do.
     """
     gpu = pick_device(device).type == "cuda"
     cores = os.cpu_count() or 1
@@ -43,9 +43,10 @@ def make_pretrained(
         warn(f"{len(files)} images; none of {', '.join(missing)}: few images give poor weights; {APT}")
     training, held_out = split_held_out(files)
     settings = msgspec.structs.replace(settings, images=fingerprint([file.sha256 for file in training]))
+    check_models(settings)  # fail before anything is written or read
     with RunLock(folder) as lock:
         lock.require()
-        check_settings(settings, folder)  # fail before the images are read
+        check_settings(settings, folder)
         result = pretrain(
             settings,
             read_images(training, "images"),

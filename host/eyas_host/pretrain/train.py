@@ -224,17 +224,21 @@ def _cutmix(pixels: Tensor, settings: PretrainSettings, step: int) -> Tensor:
     return mixed
 
 
-def check_settings(settings: PretrainSettings, folder: Path) -> None:
-    """Store the settings in the folder, or compare them with the stored ones.
-
-    Raises `RecipeError` for a student unknown to timm, `WeightsError` for a teacher without packaged weights and for a
-    folder of a training with other settings.
-    """
+def check_models(settings: PretrainSettings) -> None:
+    """Raise `RecipeError` for a student unknown to timm, and `WeightsError` for a teacher without packaged weights."""
     if not known_model(settings.student):
         raise RecipeError(f"student {settings.student!r}: timm has no such network")
     for name in settings.teachers:
         if name not in PACKAGED:
             raise WeightsError(f"teacher {name!r}: no packaged ImageNet weights; there are: {', '.join(PACKAGED)}")
+
+
+def check_settings(settings: PretrainSettings, folder: Path) -> None:
+    """Store the settings in the folder, or compare them with the stored ones.
+
+    Raises as `check_models` does, and `WeightsError` for a folder of a training with other settings.
+    """
+    check_models(settings)
     path = folder / _SETTINGS
     if not path.exists():
         write_bytes(path, msgspec.json.format(msgspec.json.encode(settings), indent=1))

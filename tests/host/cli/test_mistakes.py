@@ -168,7 +168,7 @@ def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
 
 def test_new_quotes_unusual_names(tmp_path: Path) -> None:
     images = draw_folder(tmp_path / 'odd "name"\n[run]', labels=SHAPES[:2])
-    (images / "cross").rename(images / 'cross\nseed = 7 "')
+    (images / "cross").rename(images / 'cross "seed = 7"')
     assert eyas(tmp_path, "new", images, "--name", "odd").code == 0
     done = eyas(tmp_path, "split", "models/odd/recipe.toml")
     assert done.code == 0, done.err

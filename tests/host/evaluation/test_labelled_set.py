@@ -131,18 +131,21 @@ def test_artefacts_are_compared_and_mistakes_listed(
 
 def test_images_of_the_run_are_found(run: Path, source: Path, tmp_path: Path) -> None:
     manifest = msgspec.json.decode((run / "split" / "manifest.json").read_bytes())
-    copied, encoded = (next(i for i in manifest["train"] if i["label"] == label) for label in ("disc", "cross"))
-    tested = next(i for i in manifest["test"] if i["label"] == "stripes")
+    paths = msgspec.json.decode((run / "split" / "locations.json").read_bytes())["paths"]
+    copied, encoded, tested = (
+        paths[next(image["sha256"] for image in manifest[split] if image["label"] == label)]
+        for split, label in (("train", "disc"), ("train", "cross"), ("test", "stripes"))
+    )
     mixed = Path(shutil.copytree(source, tmp_path / "mixed"))
-    shutil.copy(copied["path"], mixed / "disc" / "copied.png")
-    shutil.copy(tested["path"], mixed / "stripes" / "tested.png")
-    pixels = cv2.resize(read_image(Path(encoded["path"])), None, fx=1.5, fy=1.5)
+    shutil.copy(copied, mixed / "disc" / "copied.png")
+    shutil.copy(tested, mixed / "stripes" / "tested.png")
+    pixels = cv2.resize(read_image(Path(encoded)), None, fx=1.5, fy=1.5)
     cv2.imwrite(str(mixed / "cross" / "encoded.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
     found = evaluate_bundle(run / "bundle", mixed, artefacts=["onnx-fp32"])
     assert found.overlap.checked and found.overlap.near_duplicates_checked
     seen = {Path(one.path).name: one for one in found.overlap.images}
     assert (seen["copied.png"].split, seen["copied.png"].match) == ("train", "exact")
-    assert seen["copied.png"].original == copied["path"]
+    assert seen["copied.png"].original == copied
     assert (seen["tested.png"].split, seen["tested.png"].match) == ("test", "exact")
     assert (seen["encoded.jpg"].match, seen["encoded.jpg"].bits > 0) == ("near-duplicate", True)
     assert seen["encoded.jpg"].split in ("train", "validation", "test")

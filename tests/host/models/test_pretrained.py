@@ -13,6 +13,7 @@ import torch
 from eyas_host.models import pretrained
 from eyas_host.models.factory import build
 from eyas_host.models.weights import fit_to_images
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.images import SOURCES
 from eyas_host.recipe import Recipe
@@ -74,13 +75,18 @@ def test_what_is_said_of_it_is_what_it_was_trained_on() -> None:
 
 
 def test_another_start_runs_the_students_stage_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inputs(weights: str) -> dict[str, str]:
+    def inputs(weights: str) -> dict[str, dict[str, str]]:
         recipe = Recipe(
             run=RunSection(name="toy"),
             teacher=TeacherSection(model="mobilenetv3_small_100", weights=weights),  # type: ignore[arg-type]
             student=StudentSection(model="mobilenetv3_small_100", weights=weights),  # type: ignore[arg-type]
         )
-        return {stage.name: stage.source(recipe) for stage in STAGES if stage.name in ("teach", "distill")}
+        context = RunContext(recipe, tmp_path)
+        return {
+            stage.name: stage.sources(context)
+            for stage in STAGES
+            if stage.name in ("teach", "distill") and stage.sources
+        }
 
     before = {weights: inputs(weights) for weights in ("auto", "pretrained", "random")}
     (tmp_path / "mobilenetv3_small_100.safetensors").write_bytes(b"others")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.models.weights import fit_to_images
+from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
@@ -240,9 +241,10 @@ def test_a_changed_file_is_another_beginning(tmp_path: Path) -> None:
         student=StudentSection(weights_file=str(path)),
     )
     stages = [stage for stage in STAGES if stage.name in ("teach", "distill")]
-    before = [stage.source(recipe) for stage in stages if stage.source is not None]
+    context = RunContext(recipe, tmp_path)
+    before = [stage.sources(context) for stage in stages if stage.sources is not None]
     path.write_bytes(b"second")
-    after = [stage.source(recipe) for stage in stages if stage.source is not None]
+    after = [stage.sources(context) for stage in stages if stage.sources is not None]
     assert len(before) == 2 and all(a != b for a, b in zip(before, after, strict=True))
 
 

@@ -39,7 +39,7 @@ TINY = {
     "teacher.epochs": "1",
     "teacher.batch": "16",
     "student.views": "2",
-    "student.epochs": "3",
+    "student.epochs": "8",
     "student.batch": "16",
     "prune.epochs": "1",
     "quantize.epochs": "1",
@@ -283,8 +283,9 @@ def test_the_device_applies_the_bundle_costs_as_the_report_does(place: Path) -> 
     assert report["test_accesses"] == 1, "the same models: their stored logits are used"
     confusion = np.zeros((len(SHAPES), len(SHAPES)), dtype=int)
     with Classifier.open(run / "bundle", artefact=report["shipped"]) as classifier:
+        paths = json.loads((run / "split/locations.json").read_bytes())["paths"]
         for image in json.loads((run / "split/manifest.json").read_bytes())["test"]:
-            prediction = classifier.predict(read_image(Path(image["path"]), classifier.spec))
+            prediction = classifier.predict(read_image(Path(paths[image["sha256"]]), classifier.spec))
             confusion[SHAPES.index(image["label"]), prediction.index] += 1
     assert confusion.tolist() == report["decided"]["confusion"]
     test = next(own for own in report["cost"]["splits"] if own["split"] == "test")
