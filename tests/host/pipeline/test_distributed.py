@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from eyas_host.data.index import build_index
+from eyas_host.data.split import split_index
 from eyas_host.pipeline import distributed
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.load import load_recipe
 from tests.support.inside import eyas
 
 RECIPE = """
@@ -56,12 +60,17 @@ method = "none"
 
 @pytest.fixture
 def place(tmp_path: Path, shape_images: Path) -> Path:
-    """A folder with a recipe whose last batch has one image, and with fewer images of one class."""
+    """A folder with a recipe of three batches and one image, and with fewer images of one class."""
     images = shutil.copytree(shape_images, tmp_path / "images")
-    for path in sorted((images / "circle").iterdir())[:5]:
+    data, recipe = DataSection(path=str(images)), tmp_path / "recipe.toml"
+    for path in sorted((images / "circle").iterdir())[:8]:
         path.unlink()
-    (tmp_path / "recipe.toml").write_text(RECIPE.format(batch=12))
-    return tmp_path
+        counts = split_index(build_index(data), data, 0).counts["train"]
+        batch, left = divmod(sum(counts.values()), 3)
+        if left == 1 and len(set(counts.values())) > 1:
+            recipe.write_text(RECIPE.format(batch=batch))
+            return tmp_path
+    raise AssertionError("no split leaves one image")
 
 
 def taught(run: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -98,7 +107,8 @@ def test_two_processes_teach_as_one_and_distil_together(place: Path) -> None:
     assert main.err.splitlines()[-1].startswith("prune ")
     assert not other.err and not other.out
     counts = json.loads((place / "two/toy/split/stage.json").read_bytes())["facts"]["counts"]["train"]
-    assert sum(counts.values()) % 12 == 1 and len(set(counts.values())) > 1
+    batch = load_recipe(place / "recipe.toml").teacher.batch
+    assert sum(counts.values()) == 3 * batch + 1 and len(set(counts.values())) > 1
 
     (histories, state), (expected, wanted) = taught(place / "two/toy"), taught(place / "one/toy")
     for title, history in expected.items():
