@@ -2,7 +2,8 @@
 
 The device halves an image by means of 2 x 2 pixels while that still covers the model's input, then interpolates
 linearly once. A rotated crop is made the same way: the image is halved as often as the device would halve the crop, and
-one affine warp then rotates, crops and resizes it.
+one affine warp then rotates, crops and resizes it. Each time the device halves, it leaves out the last row or column of
+an odd side; the warp ends where the device does.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ def prepare_crop(image: Pixels, crop: Crop, spec: Preprocessing) -> Pixels:
         scale = spec.size / max(kept_width, kept_height)
         width, height = max(1, round(kept_width * scale)), max(1, round(kept_height * scale))
     left, top = crop.left + (crop.width - kept_width) // 2, crop.top + (crop.height - kept_height) // 2
+    halvings = 0
+    if spec.interpolation == "area":
+        halvings = max(1, min(kept_width // width, kept_height // height)).bit_length() - 1
+        kept_width, kept_height = (side >> halvings << halvings for side in (kept_width, kept_height))
     mapping = _rotation(image, crop.degrees) @ _resize(kept_width / width, kept_height / height, left, top)
     if spec.interpolation == "area":
-        image, mapping = _shrink(image, mapping, kept_width / width, kept_height / height)
+        image, mapping = _shrink(image, mapping, halvings, kept_width / width, kept_height / height)
     out = np.full((spec.size, spec.size, 3), _GREY, dtype=np.uint8)
     x, y = (spec.size - width) // 2, (spec.size - height) // 2
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -58,9 +63,9 @@ def prepare_crop(image: Pixels, crop: Crop, spec: Preprocessing) -> Pixels:
     return out
 
 
-def _shrink(image: Pixels, mapping: Affine, ratio_x: float, ratio_y: float) -> tuple[Pixels, Affine]:
+def _shrink(image: Pixels, mapping: Affine, halvings: int, ratio_x: float, ratio_y: float) -> tuple[Pixels, Affine]:
     """Shrink `image` as the device would before it interpolates, when it resizes by these ratios."""
-    while ratio_x >= 2.0 and ratio_y >= 2.0 and min(image.shape[:2]) >= 2:
+    for _ in range(halvings):
         height, width = image.shape[0] // 2, image.shape[1] // 2
         even = image[: 2 * height, : 2 * width]
         image = np.asarray(cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -43,7 +43,7 @@ def test_one_warp_equals_step_by_step(fit: str, height: int, width: int, degrees
     ):
         difference = prepare_crop(image, crop, spec).astype(int) - step_by_step(image, crop, spec)
         inner = difference[4:-4, 4:-4]
-        assert np.abs(inner).mean() < 1.0 and np.quantile(np.abs(inner), 0.9) <= 6
+        assert np.abs(inner).mean() < 0.6 and np.quantile(np.abs(inner), 0.9) <= 1  # roundings, and what is mirrored
         assert np.abs(inner.mean()) < 0.4  # nothing is shifted
 
 
