@@ -338,6 +338,27 @@ def test_integers_are_selected_only_where_they_are_faster_beyond_the_spread(
     assert fastest(replace(complete, results=results)).artefact == best
 
 
+@given(st.lists(st.tuples(*[st.integers(1, 9)] * 3), min_size=2, max_size=2))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_selection_is_the_rule_of_the_spread(complete: Bench, times: list[tuple[int, int, int]]) -> None:
+    """Integers run where a float artefact's times from p10 to p90 and theirs share no point, and theirs are lower."""
+    ranges = {name: sorted(three) for name, three in zip(("fp32", "int8"), times, strict=True)}
+    results = tuple(
+        Result(
+            runtime="litert",
+            artefact=name,
+            precision=name,
+            loop={"total": replace(spread(p50), p10=p10, p90=p90)},
+            passed=True,
+        )
+        for name, (p10, p50, p90) in ranges.items()
+    )
+    (f10, _, f90), (i10, _, i90) = ranges["fp32"], ranges["int8"]
+    shared = set(range(f10, f90 + 1)) & set(range(i10, i90 + 1))
+    expected = "int8" if not shared and min(i10, f10) == i10 else "fp32"
+    assert fastest(replace(complete, results=results)).artefact == expected
+
+
 @pytest.fixture
 def chosen(pristine_bundle: Path) -> SavedSelection:
     bundle = Bundle.open(pristine_bundle)
@@ -443,14 +464,41 @@ def test_compare_from_files(complete: Bench, tmp_path: Path, capsys: pytest.Capt
     assert "different: threads: 1 and 2" in out and "B / A" in out
 
 
-def test_choose_saves_what_run_reads(pristine_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("fp32", "int8", "best"),
+    [
+        ((1.0, 2.0, 2.2), (0.5, 0.8, 1.1), "litert-fp32"),  # 2.5 times as fast, and within the spread
+        ((1.0, 2.0, 2.2), (0.5, 0.8, 0.9), "litert-int8"),
+    ],
+)
+def test_choose_saves_what_run_reads(
+    fp32: tuple[float, ...],
+    int8: tuple[float, ...],
+    best: str,
+    pristine_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is measured has fixed timings (p10, p50 and p90 of whole frames, milliseconds)."""
+    times = {"litert-fp32": fp32, "litert-int8": int8}
+
+    def measured(options: BenchOptions, **more: Any) -> Bench:
+        found = bench(dataclasses.replace(options, starts=1), **more)
+        return replace(found, results=tuple(fixed(r, *times[r.artefact]) for r in found.results))
+
+    def fixed(found: Result, p10: float, p50: float, p90: float) -> Result:
+        total = replace(found.loop["total"], p10=p10, p50=p50, p90=p90)
+        return replace(found, loop=found.loop | {"total": total})
+
+    monkeypatch.setattr("eyas_device.bench.run.bench", measured)
     arguments = ("--bundle", pristine_bundle, "--choose", "--runtime", "litert", "--seconds", 0.1)
     assert run(*arguments, "--state", tmp_path) == 0
     choice = read_selection(tmp_path, Bundle.open(pristine_bundle))
-    assert choice is not None and choice.runtime == "litert" and len(choice.measured) == 2
-    best = min(choice.measured, key=lambda candidate: candidate.latency_ms)
-    assert (choice.artefact, choice.latency_ms) == (best.artefact, best.latency_ms)
-    assert f"selected: {choice.artefact} on litert" in capsys.readouterr().out
+    assert choice is not None and (choice.runtime, choice.artefact) == ("litert", best)
+    assert choice.latency_ms == times[best][1]
+    assert {m.artefact: m.latency_ms for m in choice.measured} == {name: p50 for name, (_, p50, _) in times.items()}
+    assert f"selected: {best} on litert, {times[best][1]:.3f} ms" in capsys.readouterr().out
 
 
 def test_a_wrong_prediction_is_code_1_and_never_selected(
