@@ -178,7 +178,8 @@ class Reporter(Closing, Listener):
         manifest = classifier.bundle.manifest
         model, artefact = f"{manifest.name} {manifest.version}", classifier.artefact.name
         with self._lock:
-            if self._aggregator.stats.frames and (model, artefact) != (self._model, self._artefact):
+            changed = (model, artefact) != (self._model, self._artefact)
+            if self._aggregator.stats.frames and changed:
                 self._finished.append((self._aggregator, self._model, self._artefact))
                 self._aggregator = WindowAggregator()
             self._model, self._artefact = model, artefact
@@ -186,6 +187,8 @@ class Reporter(Closing, Listener):
         self._reference = classifier.bundle.reference()
         self._policy.use_model(manifest)
         self._uplink.will = self._will()
+        if changed and self._thread.started:
+            self.report_status()
 
     def request_event(self) -> None:
         """Report the next prediction as an event, with its image if the privacy rules allow that."""

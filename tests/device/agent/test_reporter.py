@@ -463,6 +463,17 @@ def test_a_swapped_model_begins_a_new_window(broker: Broker, pristine_bundle: Pa
     assert [(w.artefact, w.frames) for w in (first, second)] == [("litert-int8", 3), ("openvino-fp32", 2)]
 
 
+def test_the_status_after_a_swap_names_the_new_model(broker: Broker, pristine_bundle: Path) -> None:
+    """Also where the change was reported before the reporter knew the model."""
+    with inbox(broker.port) as box, linked(pristine_bundle, broker.port) as (_, reporter):
+        assert box.next("status")[2].artefact == "litert-int8"
+        reporter.report_status()
+        assert box.next("status")[2].artefact == "litert-int8"
+        with Classifier.open(pristine_bundle, "openvino") as other:
+            reporter.on_model(other)
+            assert box.next("status")[2].artefact == "openvino-fp32"
+
+
 def test_a_window_costs_little(pristine_bundle: Path, tmp_path: Path) -> None:
     spool = Spool(tmp_path, device="cam-7")
     with linked(pristine_bundle, free_port(), spool=spool) as (_, reporter):

@@ -85,7 +85,7 @@ def test_a_camera_that_is_not_one_now_is_reported_and_tried_again(
         spec = server.spec("login", "guard:wrong@") if source == "login" else source
         with inbox(broker.port) as box:
             process = start(spec, broker.port)
-            status = status_with(box, lambda status: status.camera == "lost")
+            status = status_with(box, lambda status: status.camera == "lost" and status.model)
             expected = {"v4l2:/dev/null": "not a video device", "login": "refused (401)"}[source]
             assert expected in status.reason and "wrong" not in status.reason
             assert status.model == "tiny-shapes 1.2.3" and status.selection == "the bundle's preference"
