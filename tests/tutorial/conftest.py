@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fleet_parts import open_folder  # noqa: F401 - fixture
 from tests.support.proofs import unless_named
 
 HERE = Path(__file__).parent

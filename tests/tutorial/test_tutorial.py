@@ -34,17 +34,17 @@ def test_every_command_block_runs_or_says_why_not() -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_page_from_images_to_stored_telemetry(tmp_path: Path) -> None:
+def test_the_page_from_images_to_stored_telemetry(open_folder: Path) -> None:
     require("mosquitto", "openssl")
-    draw_folder(tmp_path / "images", count=24, labels=("circle", "cross", "square"))
-    output = _run(tmp_path, "\n".join(f"echo '== block {n}'\n{block}" for n, block in enumerate(BLOCKS, 1)))
+    draw_folder(open_folder / "images", count=24, labels=("circle", "cross", "square"))
+    output = _run(open_folder, "\n".join(f"echo '== block {n}'\n{block}" for n, block in enumerate(BLOCKS, 1)))
 
     assert re.findall(r"^== block (\d+)$", output, flags=re.MULTILINE) == [str(n + 1) for n in range(len(BLOCKS))]
-    assert (tmp_path / "runs/images/report.html").stat().st_size > 10_000
-    assert (tmp_path / "runs/images/preview/sheet.png").exists()
+    assert (open_folder / "runs/images/report.html").stat().st_size > 10_000
+    assert (open_folder / "runs/images/preview/sheet.png").exists()
     assert len(re.findall(r"^images/\w+/\d+\.png (circle|cross|square) [01]\.\d\d$", output, re.MULTILINE)) == 3
     assert f"({_IMAGES} labelled images)" in output
-    with Store(f"sqlite:///{tmp_path}/fleet.db") as store:
+    with Store(f"sqlite:///{open_folder}/fleet.db") as store:
         assert sum(window.frames for window in store.windows("cam-1")) == _IMAGES
 
 
@@ -59,7 +59,7 @@ def _run(folder: Path, script: str) -> str:
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": f"{ROOT / 'device'}:{ROOT / 'host'}",
     }
-    script = "set -euo pipefail\n" + script.replace("8883", str(free_port()))
+    script = "set -euo pipefail\ntrap 'kill $(jobs -p) 2> /dev/null' ERR\n" + script.replace("8883", str(free_port()))
     process = subprocess.Popen(
         ["bash", "-c", script],
         cwd=folder,
