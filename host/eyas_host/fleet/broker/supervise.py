@@ -194,6 +194,7 @@ class _Supervisor:
             for client_id in sorted(self._ids):
                 with _Connection(access, client_id):
                     self._ids.discard(client_id)
+            self._let_back_in()  # ending connections took a while
             with _Connection(access, "") as connection:
                 connection.remove_statuses(self._statuses)
             self._statuses.clear()
