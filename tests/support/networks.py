@@ -34,12 +34,8 @@ def briefly_trained(
     model, _ = build(name, len(SHAPES), weights)
     pixels = torch.from_numpy(shape_frames).permute(0, 3, 1, 2)
     take_steps(model, pixels, steps=12, rate=2e-3)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.5
+    _settle_statistics(model, pixels)
     with torch.no_grad():
-        for _ in range(8):
-            model(pixels)
         for parameter in model.classifier.parameters():
             parameter.mul_(0.3)  # high confidence hides differences, very high confidence exaggerates them
     return model.eval()
@@ -76,10 +72,15 @@ def tiny_gated(pixels: torch.Tensor) -> PixelClassifier:
     torch.manual_seed(0)
     model = PixelClassifier(TinyGated(len(SHAPES)), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     take_steps(model, pixels, steps=10, rate=5e-3)
+    _settle_statistics(model, pixels)
+    return model.eval()
+
+
+def _settle_statistics(model: torch.nn.Module, pixels: torch.Tensor) -> None:
+    """Let the BatchNorm statistics of a network in training mode become those of images [n, 3, h, w]."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5
     with torch.no_grad():
         for _ in range(8):
             model(pixels)
-    return model.eval()

@@ -103,17 +103,16 @@ class PostgresServer:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """The session's server; a test that stops it uses `own_postgres`."""
-    server = PostgresServer()
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
+    yield from _running_server()
 
 
 @pytest.fixture
 def own_postgres() -> Iterator[PostgresServer]:
     """A running server for one test, which may stop and kill it."""
+    yield from _running_server()
+
+
+def _running_server() -> Iterator[PostgresServer]:
     server = PostgresServer()
     try:
         server.start()
