@@ -19,7 +19,7 @@ from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool
 
 LABELS = tuple(f"label-{n}" for n in range(10))
-TENTHS = (1, 0, 0, 0, 0, 2, 3, 4, 5, 15)
+BINS = (1, 0, 0, 0, 0, 2, 3, 4, 5, 15)
 
 
 def window(number: int) -> Window:
@@ -27,10 +27,12 @@ def window(number: int) -> Window:
     return Window(
         seconds=30.0,
         model="benchmark 1.0.0",
+        digest="0123456789ab",
         artefact="litert-int8",
         frames=number,
         counts=dict.fromkeys(LABELS, 30),
-        confidence=dict.fromkeys(LABELS, TENTHS),
+        confidence_bins=dict.fromkeys(LABELS, BINS),
+        confidence_sum=dict.fromkeys(LABELS, 29.12),
         latency_bins={100 + n: 15 for n in range(20)},
         latency_ms={"p50": 3.1, "p90": 4.2, "p99": 6.3, "max": 9.9},
         camera="delivering",

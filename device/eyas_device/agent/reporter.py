@@ -26,6 +26,7 @@ from eyas_device.camera.reconnecting import CameraState
 from eyas_device.config import PrivacySection
 from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
+from eyas_device.runtimes.selection import manifest_sha256
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import check_address, check_name
 from eyas_device.support.supervised import OnError, SupervisedThread
@@ -38,6 +39,8 @@ from eyas_device.telemetry.remote import CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import Spool
 
 _TOP = 5
+_DIGEST = 12
+"""Hex digits of the manifest's sha256 in the messages."""
 _MAX_WAITING_EVENTS = 2
 _MAX_SOURCE = 200
 _TURN_S = 5.0
@@ -55,6 +58,14 @@ class ReporterSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Commands that the device executes."""
     arm: str = ""
     """Arm of an A/B comparison."""
+
+
+class _Model(msgspec.Struct, frozen=True):
+    """Identity of what predicts, as the messages name it."""
+
+    model: str = ""
+    digest: str = ""
+    artefact: str = ""
 
 
 class Reporter(Closing, Listener):
@@ -88,9 +99,9 @@ class Reporter(Closing, Listener):
         self._settings, self._health = settings, health
         self._lock = threading.Lock()
         self._aggregator = WindowAggregator()
-        self._model = self._artefact = ""
-        self._finished: deque[tuple[WindowAggregator, str, str]] = deque()
-        """Aggregators of previous models since the last window, each with model and artefact."""
+        self._model = _Model()
+        self._finished: deque[tuple[WindowAggregator, _Model]] = deque()
+        """Aggregators of previous models since the last window, each with its model."""
         self._closed, self._wake = threading.Event(), threading.Event()
         self._dropped = 0
         self._policy = Policy(settings.privacy)
@@ -176,13 +187,14 @@ class Reporter(Closing, Listener):
     def on_model(self, classifier: Classifier) -> None:
         """Name the new model from now on; the predictions of the previous one become a window of their own."""
         manifest = classifier.bundle.manifest
-        model, artefact = f"{manifest.name} {manifest.version}", classifier.artefact.name
+        digest = manifest_sha256(classifier.bundle)[:_DIGEST]
+        model = _Model(f"{manifest.name} {manifest.version}", digest, classifier.artefact.name)
         with self._lock:
-            changed = (model, artefact) != (self._model, self._artefact)
+            changed = model != self._model
             if self._aggregator.stats.frames and changed:
-                self._finished.append((self._aggregator, self._model, self._artefact))
+                self._finished.append((self._aggregator, self._model))
                 self._aggregator = WindowAggregator()
-            self._model, self._artefact = model, artefact
+            self._model = model
         self._labels = manifest.labels
         self._reference = classifier.bundle.reference()
         self._policy.use_model(manifest)
@@ -220,15 +232,24 @@ class Reporter(Closing, Listener):
 
     def _will(self) -> Status:
         device = self._settings.uplink.device
-        return Status(device=device, state="lost", agent=__version__, model=self._model, artefact=self._artefact)
+        model = self._model
+        return Status(
+            device=device,
+            state="lost",
+            agent=__version__,
+            model=model.model,
+            digest=model.digest,
+            artefact=model.artefact,
+        )
 
     def _status(self, state: Literal["online", "offline"]) -> Status:
         health = self._health()
         return Status(
             state=state,
             agent=__version__,
-            model=self._model,
-            artefact=self._artefact,
+            model=self._model.model,
+            digest=self._model.digest,
+            artefact=self._model.artefact,
             selection=health.selection,
             refused_model=health.refused_model,
             refused_reason=health.refused_reason,
@@ -237,6 +258,11 @@ class Reporter(Closing, Listener):
             reason=health.reason,
             paused=health.paused,
             ood=health.ood,
+            ood_reason=health.ood_reason,
+            machine=health.machine,
+            certificate_days=health.certificate_days,
+            paused_until=health.paused_until,
+            faults=health.faults,
         )
 
     def _run(self) -> None:
@@ -259,12 +285,19 @@ class Reporter(Closing, Listener):
         health = self._health()
         self._policy.ood = bool(health.ood)
         with self._lock:
-            finished = [*self._finished, (self._aggregator, self._model, self._artefact)]
+            finished = [*self._finished, (self._aggregator, self._model)]
             self._finished.clear()
             self._aggregator = WindowAggregator()
         dropped, self._dropped = health.dropped - self._dropped, health.dropped
-        for aggregator, model, artefact in finished:
-            window = aggregator.window(model, artefact, arm=self._settings.arm, dropped=dropped, health=health)
+        for aggregator, model in finished:
+            window = aggregator.window(
+                model.model,
+                model.artefact,
+                digest=model.digest,
+                arm=self._settings.arm,
+                dropped=dropped,
+                health=health,
+            )
             self.spool.append(window)
             dropped = 0
 
@@ -274,8 +307,9 @@ class Reporter(Closing, Listener):
         margin, entropy = uncertainty(prediction.probabilities)
         best = np.argsort(prediction.probabilities)[::-1][:_TOP]
         return Event(
-            model=self._model,
-            artefact=self._artefact,
+            model=self._model.model,
+            digest=self._model.digest,
+            artefact=self._model.artefact,
             arm=self._settings.arm,
             label=prediction.label,
             confidence=round(prediction.confidence, 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections import Counter
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy.typing as npt
 from eyas_device.bundle import Floats, Reference
 from eyas_device.predict import Prediction, Probabilities
 from eyas_device.support.histogram import LogHistogram
-from eyas_device.telemetry.messages import GROWTH, TENTHS, Health, Sketch, Window
+from eyas_device.telemetry.messages import CONFIDENCE_EDGES, GROWTH, TENTHS, Health, Sketch, Window
 
 MAX_BINS = 18
 """Maximum bins of a window's histogram of durations, so that its size is bounded."""
 MAX_DIRECTIONS = 8
+_CONFIDENCE_UNITS = 10_000
 
 
 class LoopStats:
@@ -50,7 +52,10 @@ class WindowAggregator:
 
     def __init__(self) -> None:
         self.stats = LoopStats(growth=GROWTH)
-        self._confidence: dict[str, list[int]] = {}
+        self._nonfinite = 0
+        self._confidence_bins: dict[str, list[int]] = {}
+        self._confidence_sum: Counter[str] = Counter()
+        """Label -> sum of confidences, in units of 1 / `_CONFIDENCE_UNITS`: integers add up exactly."""
         self._margin, self._entropy = [0] * TENTHS, [0] * TENTHS
         self._age = LogHistogram(GROWTH)
         self._images = 0
@@ -62,7 +67,12 @@ class WindowAggregator:
         self.stats.add(prediction, latency_ms)
         self._age.add(age_ms)
         margin, entropy = uncertainty(prediction.probabilities)
-        self._confidence.setdefault(prediction.label, [0] * TENTHS)[_tenth(prediction.confidence)] += 1
+        finite = math.isfinite(prediction.confidence)
+        confidence = min(max(prediction.confidence, 0.0), 1.0) if finite else 0.0
+        self._nonfinite += not finite
+        bins = self._confidence_bins.setdefault(prediction.label, [0] * (len(CONFIDENCE_EDGES) + 1))
+        bins[bisect_right(CONFIDENCE_EDGES, confidence)] += 1
+        self._confidence_sum[prediction.label] += round(confidence * _CONFIDENCE_UNITS)
         self._margin[_tenth(margin)] += 1
         self._entropy[_tenth(entropy)] += 1
 
@@ -75,12 +85,13 @@ class WindowAggregator:
         self._mean += difference / self._images
         self._m2 += difference * (projection - self._mean)
 
-    def window(self, model: str, artefact: str, *, arm: str, dropped: int, health: Health) -> Window:
+    def window(self, model: str, artefact: str, *, arm: str, dropped: int, health: Health, digest: str = "") -> Window:
         """Return the aggregated window."""
         stats, images = self.stats, self._images
         return Window(
             seconds=round(stats.seconds(), 3),
             model=model,
+            digest=digest,
             artefact=artefact,
             arm=arm,
             frames=stats.frames,
@@ -88,7 +99,11 @@ class WindowAggregator:
             unreadable=stats.unreadable,
             uncertain=stats.uncertain,
             counts=dict(stats.counts),
-            confidence={label: tuple(tenths) for label, tenths in self._confidence.items()},
+            nonfinite=self._nonfinite,
+            confidence_bins={label: tuple(bins) for label, bins in self._confidence_bins.items()},
+            confidence_sum={
+                label: round(units / _CONFIDENCE_UNITS, 2) for label, units in self._confidence_sum.items()
+            },
             margin=tuple(self._margin),
             entropy=tuple(self._entropy),
             sketch=Sketch(n=images, mean=_rounded(self._mean), m2=_rounded(self._m2)) if images else Sketch(),
@@ -99,6 +114,8 @@ class WindowAggregator:
             camera=health.camera,
             losses=health.losses,
             ood_quantile=health.ood_quantile,
+            ood_images=health.ood_images,
+            ood_reason=health.ood_reason,
             temperature_c=health.temperature_c,
             throttled=health.throttled,
         )

@@ -22,6 +22,9 @@ MAX_BYTES = 256 << 10
 """Maximum size of a message; readers refuse longer ones."""
 GROWTH = 1.05
 """Ratio of neighbouring bins of a window's histograms of durations."""
+CONFIDENCE_EDGES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+"""Inner edges of a window's confidence bins, about evenly spaced on the logit: most of a good network's answers lie
+above 0.9. A confidence on an edge is counted in the bin above it."""
 _EMPTY = (0,) * TENTHS
 
 
@@ -42,6 +45,12 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Increases by one within a spool; -1 in the last will."""
     time: float = 0.0
     """Seconds since 1970, UTC, by the device's clock."""
+    uptime_s: float = 0.0
+    """Seconds since the board started, by a clock that never jumps; 0 if unknown."""
+    boot: str = ""
+    """First 8 hex digits of the kernel's id of that start; empty if unknown."""
+    synchronised: bool | None = None
+    """Whether the device's clock was synchronised when the message was made; None if unknown."""
 
 
 class Status(Header, frozen=True, kw_only=True):
@@ -53,6 +62,8 @@ class Status(Header, frozen=True, kw_only=True):
     """Version of the agent."""
     model: str = ""
     """`name version` of the active bundle; empty while it is loaded, and if none is good."""
+    digest: str = ""
+    """First 12 hex digits of the sha256 of the active bundle's manifest."""
     artefact: str = ""
     """Active artefact of the bundle."""
     selection: str = ""
@@ -64,13 +75,24 @@ class Status(Header, frozen=True, kw_only=True):
     restarts: dict[str, int] = {}
     """Part of the agent (`loop`, `window`, `uplink`, `commands`) -> errors after which it started again."""
     camera: str = ""
-    """State of the camera: `delivering`, `opening`, `lost`, `frozen`, `black` or `resized`."""
+    """State of the camera: `delivering`, `opening`, `lost`, `frozen`, `black`, `resized`, or `degraded` (many broken
+    frames)."""
     reason: str = ""
     """Reason for the camera's state, for people."""
     paused: bool = False
     """Whether the frame loop is paused."""
     ood: bool | None = None
     """Whether the camera is out of distribution; None if that is unknown (yet)."""
+    ood_reason: str = ""
+    """Why, for people: the statistic of the images that differs from the training images."""
+    machine: str = ""
+    """12 hex digits that identify the board: two boards with one device name differ here; empty if unknown."""
+    certificate_days: float | None = None
+    """Days until the device's client certificate expires; None without one."""
+    paused_until: float | None = None
+    """When a pause ends, seconds since 1970 by the device's clock; None if it is not paused, or without an end."""
+    faults: tuple[str, ...] = ()
+    """Further problems that people should know of, without passwords."""
 
 
 class Sketch(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +116,8 @@ class Window(Header, frozen=True, kw_only=True):
     """Duration, all merged windows together."""
     model: str = ""
     """`name version` of the bundle that made the predictions."""
+    digest: str = ""
+    """First 12 hex digits of the sha256 of its manifest: tells bundles of one name and version apart."""
     artefact: str = ""
     """Artefact of the bundle."""
     arm: str = ""
@@ -108,10 +132,16 @@ class Window(Header, frozen=True, kw_only=True):
     """Frames that could not be decoded or were black."""
     uncertain: int = 0
     """Predictions below the confidence threshold."""
+    nonfinite: int = 0
+    """Predictions with NaN or infinite probabilities; they are uncertain, with confidence 0."""
     counts: dict[str, int] = {}
     """Label -> predictions."""
+    confidence_bins: dict[str, tuple[int, ...]] = {}
+    """Label -> predictions per bin of confidence, between the ten bins' inner edges `CONFIDENCE_EDGES`."""
+    confidence_sum: dict[str, float] = {}
+    """Label -> sum of the calibrated confidences of its predictions."""
     confidence: dict[str, tuple[int, ...]] = {}
-    """Label -> predictions per tenth of confidence, 0..1."""
+    """Label -> predictions per tenth of confidence, 0..1; from agents 0.1.0 only, which send no `confidence_bins`."""
     margin: tuple[int, ...] = _EMPTY
     """Predictions per tenth of the margin (best minus second-best probability)."""
     entropy: tuple[int, ...] = _EMPTY
@@ -132,6 +162,10 @@ class Window(Header, frozen=True, kw_only=True):
     """Number of times that the camera was lost since the start."""
     ood_quantile: float | None = None
     """Fraction of the validation images that are nearer to the training images than the camera's images, 0..1."""
+    ood_images: int = 0
+    """Camera images that `ood_quantile` was measured on."""
+    ood_reason: str = ""
+    """Why the camera is out of distribution, as in `Status`."""
     temperature_c: float | None = None
     """Processor temperature; None without a sensor."""
     throttled: tuple[str, ...] = ()
@@ -146,6 +180,8 @@ class Event(Header, frozen=True, kw_only=True):
 
     model: str = ""
     """`name version` of the bundle that made the prediction."""
+    digest: str = ""
+    """First 12 hex digits of the sha256 of its manifest."""
     artefact: str = ""
     """Artefact of the bundle."""
     arm: str = ""
@@ -244,9 +280,15 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int = 0
     """Frames dropped since the start."""
     ood_quantile: float | None = None
+    ood_images: int = 0
     ood: bool | None = None
+    ood_reason: str = ""
     temperature_c: float | None = None
     throttled: tuple[str, ...] = ()
+    machine: str = ""
+    certificate_days: float | None = None
+    paused_until: float | None = None
+    faults: tuple[str, ...] = ()
 
 
 KINDS: Mapping[str, type[Header]] = {
@@ -295,11 +337,11 @@ def json_schema() -> bytes:
 def merge(a: Window, b: Window) -> Window:
     """Merge two windows into one: counts are added, so the order of merging does not matter.
 
-    Identity, time and momentary state (camera, losses, OOD quantile) come from the window with the higher sequence;
+    Identity, time and momentary state (camera, losses, OOD) come from the window with the higher sequence;
     the temperature is the maximum, `throttled` the union. Raises `ValueError` for windows of different devices,
-    models, artefacts or arms.
+    models (digests too), artefacts or arms.
     """
-    for name in ("device", "model", "artefact", "arm"):
+    for name in ("device", "model", "digest", "artefact", "arm"):
         if getattr(a, name) != getattr(b, name):
             raise ValueError(f"windows of {name} {getattr(a, name)!r} and {getattr(b, name)!r} cannot be merged")
     newer = max(a, b, key=lambda window: (window.sequence, window.time, window.spool))
@@ -313,11 +355,11 @@ def merge(a: Window, b: Window) -> Window:
         dropped=a.dropped + b.dropped,
         unreadable=a.unreadable + b.unreadable,
         uncertain=a.uncertain + b.uncertain,
+        nonfinite=a.nonfinite + b.nonfinite,
         counts=_sum(a.counts, b.counts),
-        confidence={
-            label: _add(a.confidence.get(label, ()), b.confidence.get(label, ()))
-            for label in sorted({*a.confidence, *b.confidence})
-        },
+        confidence_bins=_add_each(a.confidence_bins, b.confidence_bins),
+        confidence_sum={k: round(v, 2) for k, v in _sum(a.confidence_sum, b.confidence_sum).items()},
+        confidence=_add_each(a.confidence, b.confidence),
         margin=_add(a.margin, b.margin),
         entropy=_add(a.entropy, b.entropy),
         sketch=_merge_sketches(a.sketch, b.sketch),
@@ -332,11 +374,16 @@ def merge(a: Window, b: Window) -> Window:
 
 
 _Key = TypeVar("_Key", bound=Any)
+_Number = TypeVar("_Number", int, float)
 
 
-def _sum(a: Mapping[_Key, int], b: Mapping[_Key, int]) -> dict[_Key, int]:
+def _sum(a: Mapping[_Key, _Number], b: Mapping[_Key, _Number]) -> dict[_Key, _Number]:
     keys: set[_Key] = {*a, *b}
     return {key: a.get(key, 0) + b.get(key, 0) for key in sorted(keys)}
+
+
+def _add_each(a: Mapping[str, tuple[int, ...]], b: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {label: _add(a.get(label, ()), b.get(label, ())) for label in sorted({*a, *b})}
 
 
 def _add(a: Iterable[int], b: Iterable[int]) -> tuple[int, ...]:

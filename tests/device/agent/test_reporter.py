@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import queue
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -216,8 +219,9 @@ def test_online_status_windows_and_offline_status(broker: Broker, pristine_bundl
         assert window.sketch.n >= 1 and 0 < len(window.sketch.mean) <= 8
         assert (topic, retained) == ("eyas/hall-2/cam-7/window", False)
         assert window.frames == sum(window.counts.values()) == 11
-        assert {label: sum(tenths) for label, tenths in window.confidence.items()} == window.counts
-        assert all(len(tenths) == 10 for tenths in window.confidence.values())
+        assert {label: sum(bins) for label, bins in window.confidence_bins.items()} == window.counts
+        assert all(len(bins) == 10 for bins in window.confidence_bins.values())
+        assert 0 < sum(window.confidence_sum.values()) <= window.frames
         assert 0 < window.latency_ms["p50"] <= window.latency_ms["p99"] <= window.latency_ms["max"]
         assert window.seconds > 0
         offline = box.next("status")[2]
@@ -461,6 +465,31 @@ def test_a_swapped_model_begins_a_new_window(broker: Broker, pristine_bundle: Pa
                 Loop(other, camera, [reporter]).run()
         first, second = box.next("window")[2], box.next("window")[2]
     assert [(w.artefact, w.frames) for w in (first, second)] == [("litert-int8", 3), ("openvino-fp32", 2)]
+
+
+def test_a_model_of_the_same_name_and_version_begins_a_new_window(
+    broker: Broker, pristine_bundle: Path, tmp_path: Path
+) -> None:
+    """Retrained under an old version, it may answer differently: the digest of its manifest tells them apart."""
+    retrained = tmp_path / "retrained"
+    shutil.copytree(pristine_bundle, retrained)
+    manifest = json.loads((retrained / "manifest.json").read_text())
+    manifest["confidence"]["threshold"] = 0.99
+    (retrained / "manifest.json").write_text(json.dumps(manifest))
+    with inbox(broker.port) as box:
+        with linked(pristine_bundle, broker.port) as (classifier, reporter):
+            status = box.next("status")[2]
+            with open_camera("fake:?frames=3") as camera:
+                Loop(classifier, camera, [reporter]).run()
+            with Classifier.open(retrained, "litert") as other, open_camera("fake:?frames=2") as camera:
+                Loop(other, camera, [reporter]).run()
+        first, second = box.next("window")[2], box.next("window")[2]
+    digests = [
+        hashlib.sha256((root / "manifest.json").read_bytes()).hexdigest()[:12] for root in (pristine_bundle, retrained)
+    ]
+    assert [(w.digest, w.frames) for w in (first, second)] == [(digests[0], 3), (digests[1], 2)]
+    assert (first.model, first.artefact) == (second.model, second.artefact)
+    assert status.digest == digests[0]
 
 
 def test_the_status_after_a_swap_names_the_new_model(broker: Broker, pristine_bundle: Path) -> None:

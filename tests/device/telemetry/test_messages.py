@@ -20,6 +20,7 @@ from eyas_device.predict import Prediction
 from eyas_device.support.histogram import LogHistogram
 from eyas_device.telemetry.aggregate import WindowAggregator, uncertainty
 from eyas_device.telemetry.messages import (
+    CONFIDENCE_EDGES,
     GROWTH,
     KINDS,
     Ack,
@@ -65,7 +66,10 @@ def windows(draw: st.DrawFn) -> Window:
         frames=draw(_count),
         seconds=float(draw(_count)),
         counts=draw(st.dictionaries(_labels, _count)),
+        confidence_bins=draw(st.dictionaries(_labels, _tenths)),
+        confidence_sum=draw(st.dictionaries(_labels, st.integers(0, 10**7).map(lambda n: n / 100))),
         confidence=draw(st.dictionaries(_labels, _tenths)),
+        nonfinite=draw(_count),
         margin=draw(_tenths),
         entropy=draw(_tenths),
         sketch=sketch,
@@ -131,7 +135,9 @@ def test_merged_sketches_are_those_of_all_images() -> None:
     np.testing.assert_allclose(np.array(sketch.m2) / 50, points.var(axis=0), rtol=1e-3)
 
 
-@pytest.mark.parametrize("other", [{"model": "n"}, {"artefact": "b"}, {"arm": "B"}, {"device": "e"}])
+@pytest.mark.parametrize(
+    "other", [{"model": "n"}, {"digest": "0" * 12}, {"artefact": "b"}, {"arm": "B"}, {"device": "e"}]
+)
 def test_windows_of_different_origin_are_not_merged(other: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="cannot be merged"):
         merge(
@@ -161,17 +167,67 @@ def busy(classes: int, frames: int, seed: int = 0) -> Window:
     for _ in range(10):
         aggregator.add_projection(rng.normal(0, 1, 8).astype(np.float32))
     health = Health(
-        camera="delivering", losses=3, ood_quantile=0.123, temperature_c=61.25, throttled=("under-voltage",)
+        camera="delivering",
+        losses=3,
+        ood_quantile=0.123,
+        ood_images=600,
+        ood_reason="darker than 99 % of the training images",
+        temperature_c=61.25,
+        throttled=("under-voltage",),
     )
-    window = aggregator.window("solar-cells 12.34.56", "litert-int8", arm="B", dropped=1234, health=health)
+    window = aggregator.window(
+        "solar-cells 12.34.56", "litert-int8", digest="0" * 12, arm="B", dropped=1234, health=health
+    )
     return msgspec.structs.replace(
-        window, device="camera-" + "x" * 20, spool="0" * 36, sequence=10**6, time=1.7e9, lost={"merged": 12}
+        window,
+        device="camera-" + "x" * 20,
+        spool="0" * 36,
+        sequence=10**6,
+        time=1.7e9,
+        uptime_s=1234567.891,
+        boot="0" * 8,
+        synchronised=True,
+        lost={"merged": 12},
     )
 
 
 @pytest.mark.parametrize("frames", [30, 3000, 30_000])
-def test_a_window_of_ten_classes_takes_two_kilobytes_at_any_frame_rate(frames: int) -> None:
-    assert len(encode(busy(10, frames))) <= 2048
+def test_a_window_of_ten_classes_takes_two_and_a_half_kilobytes_at_any_frame_rate(frames: int) -> None:
+    assert len(encode(busy(10, frames))) <= 2560
+
+
+def test_confidences_are_counted_on_the_logit_and_summed() -> None:
+    """A good network's answers lie above 0.9, where tenths say nothing."""
+    confidences = [0.31, 0.5, 0.95, 0.9701, 0.981, 0.9899, 0.9951, 0.9991, 1.0]
+    aggregator = WindowAggregator()
+    for confidence in confidences:
+        aggregator.add(Prediction("ok", 0, confidence, False, np.array([0.9, 0.1], np.float32), 1.0), 1.0, 1.0)
+    window = aggregator.window("m", "a", arm="", dropped=0, health=Health())
+    inner = np.histogram(confidences, bins=[0, *CONFIDENCE_EDGES, 1])[0]
+    assert window.confidence_bins == {"ok": tuple(inner.tolist())} == {"ok": (1, 1, 0, 0, 0, 2, 2, 0, 1, 2)}
+    assert window.confidence_sum == {"ok": pytest.approx(sum(confidences), abs=0.006)}
+    assert window.confidence == {}, "tenths are those of agents 0.1.0"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_prediction_that_is_no_number_is_counted_apart(value: float) -> None:
+    aggregator = WindowAggregator()
+    probabilities = np.array([0.9, 0.1], np.float32)
+    aggregator.add(Prediction("ok", 0, value, True, probabilities, 1.0), 1.0, 1.0)
+    aggregator.add(Prediction("ok", 0, 0.75, False, probabilities, 1.0), 1.0, 1.0)
+    window = aggregator.window("m", "a", arm="", dropped=0, health=Health())
+    assert (window.frames, window.nonfinite) == (2, 1)
+    assert window.confidence_sum == {"ok": 0.75}
+    assert window.confidence_bins == {"ok": (1, 0, 1, 0, 0, 0, 0, 0, 0, 0)}
+
+
+def test_windows_of_old_and_new_agents_merge_without_mixing_their_bins() -> None:
+    tenths, bins = (0,) * 9 + (30,), (0,) * 4 + (10, 10, 10, 0, 0, 0)
+    old = Window(frames=30, confidence={"ok": tenths})
+    new = Window(frames=30, confidence_bins={"ok": bins}, confidence_sum={"ok": 29.1})
+    both = merge(old, new)
+    assert (both.frames, both.confidence, both.confidence_bins) == (60, {"ok": tenths}, {"ok": bins})
+    assert both.confidence_sum == {"ok": 29.1}
 
 
 def test_an_event_without_its_image_takes_a_kilobyte() -> None:

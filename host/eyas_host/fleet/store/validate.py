@@ -41,12 +41,14 @@ _Label = Annotated[str, msgspec.Meta(max_length=256)]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 _Tenths = Annotated[tuple[_Count, ...], msgspec.Meta(min_length=TENTHS, max_length=TENTHS)]
 _Vector = Annotated[tuple[Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)], ...], msgspec.Meta(max_length=8)]
+_Confidences = Annotated[dict[_Label, _Amount], msgspec.Meta(max_length=1000)]
 _Spread = Annotated[tuple[_Amount, ...], msgspec.Meta(max_length=8)]
 _Quantiles = Annotated[dict[_Label, _Amount], msgspec.Meta(max_length=32)]
 _Bins = Annotated[dict[Annotated[int, msgspec.Meta(ge=0, le=1000)], _Count], msgspec.Meta(max_length=1000)]
 _Counts = Annotated[dict[_Label, _Count], msgspec.Meta(max_length=1000)]
 _Histograms = Annotated[dict[_Label, _Tenths], msgspec.Meta(max_length=1000)]
 _Labels = Annotated[tuple[_Label, ...], msgspec.Meta(max_length=64)]
+_Texts = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=64)]
 _Top = Annotated[dict[_Label, _Fraction], msgspec.Meta(max_length=32)]
 
 _TOPIC = re.compile(rf"eyas/({NAME})/({NAME})/({'|'.join(KINDS)})", re.ASCII)
@@ -58,8 +60,12 @@ class _Status(Status, frozen=True, kw_only=True):
     agent: _Label = ""
     model: _Label = ""
     artefact: _Label = ""
+    digest: _Label = ""
     camera: _Label = ""
     reason: _Text = ""
+    ood_reason: _Text = ""
+    machine: _Label = ""
+    faults: _Texts = ()
 
 
 class _Sketch(Sketch, frozen=True, kw_only=True):
@@ -71,6 +77,7 @@ class _Sketch(Sketch, frozen=True, kw_only=True):
 class _Window(Window, frozen=True, kw_only=True):
     seconds: _Amount = 0.0
     model: _Label = ""
+    digest: _Label = ""
     artefact: _Label = ""
     arm: _Label = ""
     merged: Annotated[int, msgspec.Meta(ge=1, le=_MAX_COUNT)] = 1
@@ -78,7 +85,10 @@ class _Window(Window, frozen=True, kw_only=True):
     dropped: _Count = 0
     unreadable: _Count = 0
     uncertain: _Count = 0
+    nonfinite: _Count = 0
     counts: _Counts = msgspec.field(default_factory=dict)
+    confidence_bins: _Histograms = msgspec.field(default_factory=dict)
+    confidence_sum: _Confidences = msgspec.field(default_factory=dict)
     confidence: _Histograms = msgspec.field(default_factory=dict)
     margin: _Tenths = (0,) * TENTHS
     entropy: _Tenths = (0,) * TENTHS
@@ -90,6 +100,8 @@ class _Window(Window, frozen=True, kw_only=True):
     camera: _Label = ""
     losses: _Count = 0
     ood_quantile: _Fraction | None = None
+    ood_images: _Count = 0
+    ood_reason: _Text = ""
     temperature_c: _Celsius | None = None
     throttled: _Labels = ()
     lost: _Counts = msgspec.field(default_factory=dict)
@@ -97,6 +109,7 @@ class _Window(Window, frozen=True, kw_only=True):
 
 class _Event(Event, frozen=True, kw_only=True):
     model: _Label = ""
+    digest: _Label = ""
     artefact: _Label = ""
     arm: _Label = ""
     label: _Label = ""

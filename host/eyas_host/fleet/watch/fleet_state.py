@@ -69,9 +69,11 @@ class DeviceState(msgspec.Struct, kw_only=True):
 
     @property
     def confidence(self) -> float | None:
-        """Mean confidence in the last window, within 0.05 (the histogram's bins are tenths)."""
+        """Mean confidence in the last window; of an agent 0.1.0 within 0.05, from tenths."""
         if self.window is None:
             return None
+        if self.window.confidence_sum and self.window.frames:
+            return sum(self.window.confidence_sum.values()) / self.window.frames
         tenths = [sum(column) for column in zip(*self.window.confidence.values(), strict=False)]
         total = sum(tenths)
         return sum((n + 0.5) / TENTHS * count for n, count in enumerate(tenths)) / total if total else None
