@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import queue
-import re
 import threading
 import time
 from collections import deque
@@ -29,6 +28,7 @@ from eyas_device.predict import Classifier
 from eyas_device.runtimes.selection import manifest_sha256
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import check_address, check_name
+from eyas_device.support.redact import redact
 from eyas_device.support.supervised import OnError, SupervisedThread
 from eyas_device.telemetry.aggregate import WindowAggregator, project, uncertainty
 from eyas_device.telemetry.messages import Event, Health, Profile, Status, Why
@@ -252,10 +252,10 @@ class Reporter(Closing, Listener):
             artefact=self._model.artefact,
             selection=health.selection,
             refused_model=health.refused_model,
-            refused_reason=health.refused_reason,
+            refused_reason=redact(health.refused_reason),
             restarts=health.restarts,
             camera=health.camera,
-            reason=health.reason,
+            reason=redact(health.reason),
             paused=health.paused,
             ood=health.ood,
             ood_reason=health.ood_reason,
@@ -317,7 +317,7 @@ class Reporter(Closing, Listener):
             entropy=round(entropy, 4),
             top={self._labels[i]: round(float(prediction.probabilities[i]), 4) for i in best},
             why=why,
-            source=re.sub(r"//[^/@\s]*@", "//***@", predicted.source)[:_MAX_SOURCE],
+            source=redact(predicted.source)[:_MAX_SOURCE],
         )
 
     def _append_event(self, event: Event, frame: Frame) -> None:

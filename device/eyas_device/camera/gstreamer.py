@@ -8,6 +8,7 @@ from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.opencv import OpenCVReader, Settings
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
+from eyas_device.support.redact import redact
 
 _EXAMPLE = "gst:v4l2src ! videoconvert ! video/x-raw,format=BGR ! appsink"
 
@@ -22,19 +23,20 @@ class GStreamerCamera(SubprocessCamera):
         Raises `CameraSpecError` if the pipeline has no appsink, and `CameraError` if this OpenCV has no GStreamer or
         the pipeline does not start.
         """
+        shown = f"gst:{redact(rest)}"
         elements = [element.split() for element in rest.split("!")]
         if len(elements) < 2 or not elements[-1] or elements[-1][0] != "appsink" or "\0" in rest:
-            raise CameraSpecError(f"camera gst:{rest}: a pipeline that ends in appsink is needed, e.g. {_EXAMPLE}")
+            raise CameraSpecError(f"camera {shown}: a pipeline that ends in appsink is needed, e.g. {_EXAMPLE}")
         if not has_gstreamer():
             raise CameraError(
-                f"camera gst:{rest}: this OpenCV ({cv2.__version__}) has no GStreamer (no wheel from PyPI has). "
+                f"camera {shown}: this OpenCV ({cv2.__version__}) has no GStreamer (no wheel from PyPI has). "
                 "Use the system's: sudo apt install python3-opencv, and a virtual environment created with "
                 "--system-site-packages and without opencv-python-headless"
             )
         return cls(
             f"{__name__}:GStreamerReader",
             Settings(source=keep_newest(rest), timeout_s=timeout_s),
-            shown=f"gst:{rest}",
+            shown=shown,
             timeout_s=timeout_s,
         )
 

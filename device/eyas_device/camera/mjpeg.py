@@ -20,9 +20,10 @@ from urllib.parse import SplitResult, quote, unquote, urljoin
 
 from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.camera.multipart import MultipartParser
-from eyas_device.camera.spec import parse_address, redact
+from eyas_device.camera.spec import parse_address
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.support.closing import Closing
+from eyas_device.support.redact import redact
 
 _READ_BYTES = 1 << 16
 _MAX_DRAIN_BYTES = 32 << 20

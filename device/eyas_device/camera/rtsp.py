@@ -11,9 +11,10 @@ import cv2
 
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.opencv import OpenCVReader, Settings
-from eyas_device.camera.spec import parse_address, redact
+from eyas_device.camera.spec import parse_address
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError
+from eyas_device.support.redact import redact
 
 _PORT = 554
 _REACH_S = 1.0

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from urllib.parse import SplitResult, urlsplit
 
 from eyas_device.errors import CameraSpecError
+from eyas_device.support.redact import redact
 
 SIZE = r"[1-9]\d{0,3}x[1-9]\d{0,3}"
 """Pattern of WIDTHxHEIGHT."""
@@ -77,10 +78,6 @@ def parse_address(url: str, schemes: Collection[str], *, kind: str) -> SplitResu
         except ValueError as error:  # UnicodeError included
             problem = f"is not such an address ({error})"
     if problem is not None:
-        raise CameraSpecError(f"camera {kind}: {redact(url)!r} {problem}; allowed is {allowed}")
+        shown = redact(re.sub(r"//.*@", "//***@", url, flags=re.DOTALL))  # all of it is one address
+        raise CameraSpecError(f"camera {kind}: {shown!r} {problem}; allowed is {allowed}")
     return parts
-
-
-def redact(url: str) -> str:
-    """Replace user and password in `url`, if any, by `***`."""
-    return re.sub(r"//.*@", "//***@", url, flags=re.DOTALL)

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from eyas_device.camera import Camera, Frame, is_live, open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.multipart import MultipartParser
-from eyas_device.camera.spec import redact
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.preprocess import image_size
+from eyas_device.support.redact import redact
 from tests.support.clocks import FakeClock
 from tests.support.servers import PLENTY_S, StreamServer
 from tests.support.streams import jpeg_image, part
