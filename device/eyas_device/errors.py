@@ -5,6 +5,7 @@
     - `CheckFailed`: a model's predictions here differ from those recorded on the host.
   - `CameraError`: a camera cannot be opened or stopped delivering.
     - `CameraLost`: a camera stopped delivering and did not recover in time.
+    - `CameraRefused`: a camera refused the login: retry rarely, because cameras lock users out.
     - `CameraSpecError`: a camera specification is wrong: do not retry.
   - `ImageError`: bytes that are not an image, or pixels of an unsupported type or shape.
   - `RuntimeUnavailable`: an inference runtime is not installed or cannot run here.
@@ -41,11 +42,18 @@ class CheckFailed(BundleError):  # noqa: N818 - reads as the state it reports
 class CameraError(EyasError, OSError):
     """A camera cannot be opened or stopped delivering."""
 
+    started_s = 0.0
+    """Time that starting a process for the camera took in vain, seconds."""
+
 
 class CameraLost(CameraError):  # noqa: N818 - reads as the state it reports
     """A camera stopped delivering and did not recover in time."""
 
     exit_code = EXIT_CAMERA_LOST
+
+
+class CameraRefused(CameraError):  # noqa: N818 - reads as the state it reports
+    """A camera refused the login: retry rarely, because cameras lock users out."""
 
 
 class CameraSpecError(CameraError):

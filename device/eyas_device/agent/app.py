@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -170,7 +171,7 @@ class Agent(Closing):
             refused_reason=record.refused_reason,
             restarts=self._restarts | errors,
             camera=state.condition if state else "",
-            reason=state.reason if state else "",
+            reason=state.reason_at(time.monotonic()) if state else "",
             losses=state.losses if state else 0,
             paused=loop is not None and loop.paused,
             dropped=loop.dropped if loop is not None else 0,

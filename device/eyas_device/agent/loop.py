@@ -18,7 +18,7 @@ import msgspec
 
 from eyas_device.agent.latest import Ended, LatestFrame
 from eyas_device.camera import Camera, Frame
-from eyas_device.camera.reconnecting import CameraState
+from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
 from eyas_device.errors import CameraError, CameraLost, EyasError, ImageError
 from eyas_device.predict import Classifier, Prediction
 
@@ -28,6 +28,7 @@ MAX_ERRORS = 10
 """Unexpected errors without a prediction between them after which the loop of a live camera ends."""
 _PAUSE_S = 1.0
 """Pause after an unexpected error."""
+_NOTICES, _NOTICE_S = 8, 10.0
 
 
 class FramePrediction(msgspec.Struct, frozen=True):
@@ -58,7 +59,7 @@ class Listener:
         """Called for a frame that cannot be decoded or is black; the loop goes on with the next one."""
 
     def on_camera_state(self, state: CameraState) -> None:
-        """Called when the camera's condition changes."""
+        """Called when the camera's condition or reason changes; while it changes all the time, every ten seconds."""
 
     def on_model(self, classifier: Classifier) -> None:
         """Called with the first model and with each model that is swapped in."""
@@ -99,8 +100,8 @@ class Loop:
         pace: Pace | None = None,
     ) -> None:
         self.classifier = classifier
-        self.dropped = 0
-        """Live frames that were replaced by a newer one or too old."""
+        self._dropped = 0
+        """Frames that were too old, and those that sources of earlier runs replaced."""
         self.errors = 0
         """Unexpected errors after which the loop went on."""
         self.pace = pace or Pace()
@@ -115,7 +116,9 @@ class Loop:
         """Protects `_next` and `_ended`."""
         self._next: deque[Classifier] = deque()
         self._ended = False
+        self._source: _Live | _Finite | None = None
         self._camera_state: CameraState | None = None
+        self._notices = _Notices()
         self._errors_since = 0
 
     def stop(self) -> None:
@@ -129,6 +132,12 @@ class Loop:
     def resume(self) -> None:
         """Continue after `pause`."""
         self._paused = False
+
+    @property
+    def dropped(self) -> int:
+        """Live frames so far that were replaced by a newer one or too old."""
+        source = self._source
+        return self._dropped + (source.dropped if source is not None else 0)
 
     @property
     def paused(self) -> bool:
@@ -170,10 +179,11 @@ class Loop:
                 listener.on_model(self.classifier)
         source = _Live(self._camera) if self._camera.live else _Finite(self._camera)
         with source:
+            self._source = source
             try:
                 self._run(source, frames)
             finally:
-                self.dropped += source.dropped
+                self._source, self._dropped = None, self.dropped
                 self._notify_camera_state()
                 with self._swapping:
                     self._ended = True
@@ -215,7 +225,7 @@ class Loop:
             return
         turn.last = now
         if self.pace.max_age_s is not None and source.live and now - frame.captured > self.pace.max_age_s:
-            self.dropped += 1
+            self._dropped += 1
             return
         if self._predict(self.classifier, frame, turn.number):
             self._errors_since = 0
@@ -250,8 +260,10 @@ class Loop:
             decoded = time.perf_counter()
             prediction = classifier.predict(pixels)
         except ImageError as error:
+            self._tell_camera(good=False)
             self._notify_unreadable(error)
             return False
+        self._tell_camera(good=True)
         predicted = FramePrediction(
             number=number,
             source=frame.source,
@@ -279,12 +291,22 @@ class Loop:
         for listener in self.listeners:
             listener.on_tick()
 
+    def _tell_camera(self, *, good: bool) -> None:
+        """Tell a reconnecting camera whether its frame could be decoded."""
+        if isinstance(self._camera, ReconnectingCamera):
+            self._camera.decoded(good)
+
     def _notify_camera_state(self) -> None:
         state: CameraState | None = getattr(self._camera, "state", None)
-        if state is not None and (self._camera_state is None or state.condition != self._camera_state.condition):
-            self._camera_state = state
+        before = self._camera_state
+        if state is None or state is before:
+            return
+        if before is None or (state.condition, state.reason) != (before.condition, before.reason):
+            if state.condition != "closed" and not self._notices.allow(time.monotonic()):
+                return
             for listener in self.listeners:
                 listener.on_camera_state(state)
+        self._camera_state = state
 
     def _notify_unreadable(self, error: ImageError) -> None:
         for listener in self.listeners:
@@ -295,6 +317,22 @@ class Loop:
             state: CameraState | None = getattr(self._camera, "state", None)
             why = f": {state.reason}" if state is not None and state.reason else ""
             raise CameraLost(f"camera: no frame for {silence:.0f} s{why}")
+
+
+class _Notices:
+    """Bounds the notifications of a camera that keeps changing: `_NOTICES` at once, then one every `_NOTICE_S`."""
+
+    def __init__(self) -> None:
+        self._left, self._since = float(_NOTICES), time.monotonic()
+
+    def allow(self, now: float) -> bool:
+        """Whether one more notification is allowed now."""
+        self._left = min(_NOTICES, self._left + (now - self._since) / _NOTICE_S)
+        self._since = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class _Turn:

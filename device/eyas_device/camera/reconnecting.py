@@ -1,25 +1,37 @@
-"""Camera wrapper that detects lost, frozen and black sources and reopens them with jittered backoff."""
+"""Camera wrapper that detects lost, frozen, black and degraded sources and reopens them.
+
+A source that delivered is opened again at once; one that is absent or refuses is tried at most twice a second, so that
+it is back within two seconds of being well. Two kinds are tried less often: a camera that refuses the login (cameras
+lock users out), and a source whose child process takes long to start on this board.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Literal
 
-import cv2
 import msgspec
-import numpy as np
 
 from eyas_device.camera import Camera, Frame
-from eyas_device.errors import CameraError, CameraSpecError, ImageError
-from eyas_device.preprocess import MAX_SIDE, Pixels, image_size
+from eyas_device.camera.opening import Opening, Patience
+from eyas_device.camera.quality import RECENT_S, BrokenShare, frame_size, is_black
+from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, ImageError
 from eyas_device.support.clock import SYSTEM, Clock
 from eyas_device.support.closing import Closing
 
-Condition = Literal["opening", "delivering", "lost", "frozen", "black", "resized", "closed"]
+Condition = Literal["opening", "delivering", "degraded", "resized", "lost", "frozen", "black", "closed"]
 _BLACK_EVERY_S = 1.0
+_MIN_AGE_S = 5
+_RENEW_S = 10.0
+_START_SHARE = 2.0
+"""A child process that was started in vain is started again after this multiple of the time that it took."""
+_FLAPPING, _FLAPPING_S = 5, 60.0
+"""A camera that was lost this often within this time is degraded."""
 _POLL_S = 60.0
 _ROW_STEP = 16
 """Every 16th row of raw pixels is compared: sensor noise alone makes any of them differ."""
@@ -29,11 +41,14 @@ class CameraState(msgspec.Struct, frozen=True):
     """Condition and counters of a camera. Immutable and replaced atomically: safe to read from any thread."""
 
     condition: Condition = "opening"
-    """`resized` delivers frames of another size than at first; `black` delivers no usable frames."""
+    """`delivering`, `degraded` (too many broken frames or losses) and `resized` (frames of another size than at first)
+    deliver; the others do not."""
     reason: str = ""
     """Why it does not deliver normally; empty if it does."""
     since: float = 0.0
     """Start of this condition, monotonic seconds."""
+    reason_since: float = 0.0
+    """Since when this reason holds, monotonic seconds."""
     losses: int = 0
     """Number of times that the source was closed to be reopened."""
     frames: int = 0
@@ -43,23 +58,32 @@ class CameraState(msgspec.Struct, frozen=True):
     last_frame: float | None = None
     """When the last good frame was returned, monotonic seconds."""
 
+    def reason_at(self, now: float) -> str:
+        """The reason with its age, e.g. `connection refused (for 40 s)`."""
+        age = int(now - self.reason_since)
+        if not self.reason or age < _MIN_AGE_S:
+            return self.reason
+        shown = f"{age} s" if age < 120 else f"{age // 60} min" if age < 7200 else f"{age // 3600} h"
+        return f"{self.reason} (for {shown})"
+
     def __str__(self) -> str:
         reason = self.reason.removeprefix("camera ")
         return f"camera {self.condition}" + (f": {reason}" if reason else "")
 
 
 class Backoff(msgspec.Struct, frozen=True, kw_only=True):
-    """Wait before reopening: exponential with full jitter, so that a fleet does not retry in step.
+    """Wait before reopening: exponential with equal jitter, so that cameras of one host are not retried in step.
 
-    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    A delivered frame restarts the count of attempts. Source: M. Brooker, "Exponential Backoff And Jitter", AWS
+    Architecture Blog, 2015.
     """
 
-    first_s: float = 0.5
-    """Maximum wait before the first attempt; it doubles with each further one."""
-    max_s: float = 30.0
+    first_s: float = 0.1
+    """Maximum wait before the first attempt; it doubles with each further one. The minimum is half of it."""
+    max_s: float = 1.0
     """Upper bound of the maximum wait."""
-    reset_s: float = 10.0
-    """After good delivery for this long, the count of attempts restarts."""
+    interval_s: float = 0.5
+    """Minimum time between the starts of two attempts, for a source that delivers little each time."""
 
     jitter: Callable[[], float] = random.random
     """Returns random numbers 0..1."""
@@ -69,8 +93,12 @@ class Backoff(msgspec.Struct, frozen=True, kw_only=True):
         return min(self.max_s, self.first_s * 2.0 ** min(attempt, 60))
 
     def wait_s(self, attempt: int) -> float:
-        """A random wait before an attempt, at most its bound."""
-        return self.jitter() * self.bound_s(attempt)
+        """A random wait before an attempt, from half of its bound to its bound."""
+        return (0.5 + 0.5 * self.jitter()) * self.bound_s(attempt)
+
+
+REFUSED = Backoff(first_s=30.0, max_s=300.0)
+"""Waits after a refused login: a camera that locks users out counts every attempt."""
 
 
 class ReconnectingCamera(Closing):
@@ -111,10 +139,21 @@ class ReconnectingCamera(Closing):
         self._lock = threading.Lock()
         """Protects `_camera`, `_opening` and `state`."""
         self._camera: Camera | None = None
-        self._opening: _Opening | None = None
+        self._opening: Opening | None = None
         self.state = CameraState(since=clock.monotonic())
-        self._attempt = 0
-        self._good_since: float | None = None
+        self._attempt = self._refusals = 0
+        self._opened_at = clock.monotonic()
+        self._min_wait_s = 0.0
+        self._first_frame = False
+        """Whether the open source has delivered a good frame."""
+        self._patience = Patience()
+        self._losses: deque[float] = deque(maxlen=_FLAPPING)
+        self._broken = BrokenShare()
+        """Protected by `_lock`, like the next two."""
+        self._undecoded_since: float | None = None
+        self._degraded_reason = ""
+        self._broken_share = self._degraded_at = 0.0
+        self._first_frame_from = clock.monotonic()
         self._bad_since: float | None = None
         self._checksum: int | None = None
         self._same_since = 0.0
@@ -127,7 +166,12 @@ class ReconnectingCamera(Closing):
         except CameraSpecError:
             raise
         except OSError as error:
-            self._set_state("lost", str(error))
+            self._open_failed(error)
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether the open source drops the frames that nobody captures."""
+        return bool(getattr(self._camera, "on_demand", False))
 
     def capture(self) -> Frame | None:
         """Wait for the next good frame; None only after `close`.
@@ -140,12 +184,13 @@ class ReconnectingCamera(Closing):
                 self._reopen()
                 continue
             try:
-                frame = camera.capture()
+                with self._limited(camera) as limit:
+                    frame = camera.capture()
                 if frame is None:
-                    self._lose("lost", "the stream ended")
+                    self._lose("lost", limit.reason or "the stream ended")
                     continue
                 if self._is_good(frame):
-                    self._set_state(*self._good_condition(), frame=True)
+                    self._delivered()
                     return frame
             except ImageError as error:
                 if self._is_stalled():
@@ -155,6 +200,16 @@ class ReconnectingCamera(Closing):
             except OSError as error:  # CameraError, and other errors that a source did not convert
                 self._lose("lost", str(error))
         return None
+
+    def decoded(self, good: bool) -> None:
+        """Count whether a captured frame could be decoded; for the thread that decodes."""
+        now = self._clock.monotonic()
+        with self._lock:
+            self._broken.decoded(now, broken=not good)
+            if good:
+                self._undecoded_since = None
+            elif self._undecoded_since is None:
+                self._undecoded_since = now
 
     def close(self) -> None:
         """Close the source; a capture that waits in another thread returns None at once."""
@@ -169,18 +224,30 @@ class ReconnectingCamera(Closing):
 
     def _reopen(self) -> None:
         """Wait, then try to open the source once."""
-        wait_s = self._backoff.wait_s(self._attempt)
+        now = self._clock.monotonic()
+        wait_s = max(
+            self._backoff.wait_s(self._attempt), self._opened_at + self._backoff.interval_s - now, self._min_wait_s
+        )
         self._attempt += 1
         if self._clock.wait(self._closing, wait_s):
             return
         try:
             self._open_once()
         except OSError as error:
-            self._set_state("lost", str(error))
+            self._open_failed(error)
+
+    def _open_failed(self, error: OSError) -> None:
+        """Report why the source does not open, and decide how long to wait."""
+        self._min_wait_s = _START_SHARE * (error.started_s if isinstance(error, CameraError) else 0.0)
+        if isinstance(error, CameraRefused):
+            self._min_wait_s = REFUSED.wait_s(self._refusals)
+            self._refusals += 1
+        self._set_state("lost", str(error))
 
     def _open_once(self) -> None:
         """Open the source in a separate thread: opening cannot be interrupted, but `close` must not wait for it."""
-        opening = _Opening(self._open)
+        self._opened_at = self._clock.monotonic()
+        opening = Opening(self._open)
         with self._lock:
             if self._closing.is_set():
                 return
@@ -195,19 +262,53 @@ class ReconnectingCamera(Closing):
                 self._camera = opening.take()
         if not keep:
             opening.abandon()
-        self._good_since = self._bad_since = None
+        self._first_frame, self._first_frame_from = False, self._clock.monotonic()
+        self._bad_since = None
+
+    @contextlib.contextmanager
+    def _limited(self, camera: Camera) -> Iterator[_Limit]:
+        """Close a reopened source that stays silent for longer than it usually does before its first frame."""
+        limit = _Limit()
+        seconds = self._patience.next_s() if not self._first_frame and self.state.losses else None
+        if seconds is None:
+            yield limit
+            return
+
+        def close() -> None:
+            limit.reason = f"opened, but no frame came within {seconds:.1f} s"
+            camera.close()
+
+        timer = threading.Timer(seconds, close)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield limit
+        finally:
+            timer.cancel()
+
+    def _delivered(self) -> None:
+        """Note a good frame."""
+        now = self._clock.monotonic()
+        if not self._first_frame:
+            self._first_frame = True
+            self._patience.learn(now - self._first_frame_from)
+        self._attempt = self._refusals = 0
+        with self._lock:
+            self._broken.captured(now, broken=False)
+        self._set_state(*self._good_condition(now), frame=True)
 
     def _lose(self, condition: Condition, reason: str, *, frozen: bool = False) -> None:
         """Close the source, so that `capture` reopens it; a `frozen` image is still recognised afterwards."""
         if self._closing.is_set():
             return
-        now = self._clock.monotonic()
-        if self._good_since is not None and now - self._good_since >= self._backoff.reset_s:
-            self._attempt = 0
         if not frozen:
             self._checksum = None
+        self._losses.append(self._clock.monotonic())
         with self._lock:
             camera, self._camera = self._camera, None
+            self._undecoded_since = None
+        # Without a good frame, starting a child process again and again would take the processor from the model.
+        self._min_wait_s = 0.0 if self._first_frame else _START_SHARE * getattr(camera, "started_s", 0.0)
         self._set_state(condition, reason, loss=True)
         if camera is not None:
             camera.close()
@@ -218,7 +319,7 @@ class ReconnectingCamera(Closing):
         Raises `ImageError` for a frame that is unusable or black.
         """
         now = self._clock.monotonic()
-        size = _size(frame)
+        size = frame_size(frame)
         if self._is_frozen(frame, now):
             condition: Condition = "black" if self._black else "frozen"
             reason = f"the same {'black ' if self._black else ''}image for {self._frozen_s:g} s"
@@ -230,8 +331,10 @@ class ReconnectingCamera(Closing):
             raise ImageError(f"{frame.source}: black; is the lens covered, or the light off?")
         if size is not None and self._is_resized(size):
             return False
-        if self._good_since is None:
-            self._good_since = now
+        since = self._undecoded_since
+        if since is not None and 0 < self._frozen_s <= now - since:
+            self._lose("lost", f"no image could be decoded for {self._frozen_s:g} s")
+            return False
         return True
 
     def _is_frozen(self, frame: Frame, now: float) -> bool:
@@ -252,7 +355,7 @@ class ReconnectingCamera(Closing):
             self._other_size = None if size == self._size else size
             return False
         self._other_size = size
-        self._lose("resized", self._resize_reason(size))
+        self._lose("lost", self._resize_reason(size))
         return True
 
     def _is_black(self, frame: Frame, now: float) -> bool:
@@ -260,23 +363,49 @@ class ReconnectingCamera(Closing):
         if not self._black and self._black_checked is not None and now - self._black_checked < _BLACK_EVERY_S:
             return False
         self._black_checked = now
-        self._black = int(_downscaled(frame).max()) <= self._black_level
+        self._black = is_black(frame, self._black_level)
         return self._black
 
     def _is_stalled(self) -> bool:
         """Count an unusable frame. True once there was no usable frame for `frozen_s` (black frames do not count)."""
         now = self._clock.monotonic()
-        self._set_state(self.state.condition, self.state.reason, unusable=True)
+        condition, reason = self.state.condition, self.state.reason
+        if not self._black:
+            with self._lock:
+                self._broken.captured(now, broken=True)
+            if condition in ("delivering", "degraded", "resized"):
+                condition, reason = self._good_condition(now)
+        self._set_state(condition, reason, unusable=True)
         if self._black:
             return False
         if self._bad_since is None:
             self._bad_since = now
         return 0 < self._frozen_s <= now - self._bad_since
 
-    def _good_condition(self) -> tuple[Condition, str]:
-        return (
-            ("resized", self._resize_reason(self._other_size)) if self._other_size is not None else ("delivering", "")
-        )
+    def _good_condition(self, now: float) -> tuple[Condition, str]:
+        """Condition and reason of a source that delivers."""
+        reasons = []
+        with self._lock:
+            if self._broken.degraded:
+                reasons.append(self._broken_reason(now))
+            else:
+                self._degraded_reason = ""
+        if len(self._losses) == _FLAPPING and now - self._losses[0] < _FLAPPING_S:
+            reasons.append(f"lost {_FLAPPING} times or more within {_FLAPPING_S:g} s")
+        if self._other_size is not None:
+            reasons.append(self._resize_reason(self._other_size))
+            if len(reasons) == 1:
+                return "resized", reasons[0]
+        return ("degraded", "; ".join(reasons)) if reasons else ("delivering", "")
+
+    def _broken_reason(self, now: float) -> str:
+        """The share of broken frames, renewed at most every ten seconds: each new reason is a message."""
+        share = self._broken.share
+        changed = abs(share - self._broken_share) > 0.2 * self._broken_share
+        if not self._degraded_reason or (changed and now - self._degraded_at >= _RENEW_S):
+            self._broken_share, self._degraded_at = share, now
+            self._degraded_reason = f"{share:.0%} of the frames of the last {RECENT_S:g} s are broken"
+        return self._degraded_reason
 
     def _resize_reason(self, size: tuple[int, int]) -> str:
         first = self._size or size
@@ -295,6 +424,7 @@ class ReconnectingCamera(Closing):
                 condition=condition,
                 reason=reason,
                 since=before.since if before.condition == condition else now,
+                reason_since=before.reason_since if before.reason == reason else now,
                 losses=before.losses + loss,
                 frames=before.frames + frame,
                 unusable=before.unusable + unusable,
@@ -306,78 +436,7 @@ class ReconnectingCamera(Closing):
             self._on_change(state)
 
 
-class _Opening:
-    """One attempt to open a source in a thread that can be abandoned; a camera that is then opened is closed there."""
+class _Limit:
+    """Why a capture was ended early; empty if it was not."""
 
-    def __init__(self, open: Callable[[], Camera]) -> None:
-        self.done = threading.Event()
-        self._open = open
-        self._lock = threading.Lock()
-        self._abandoned = False
-        self._camera: Camera | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="eyas-open", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def take(self) -> Camera:
-        """Return the opened camera. Raises what opening raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        if self._camera is None:
-            raise CameraError("opening returned no camera")
-        return self._camera
-
-    def abandon(self) -> None:
-        """Close the camera, now or when it has been opened."""
-        with self._lock:
-            self._abandoned = True
-            camera, self._camera = self._camera, None
-        if camera is not None:
-            camera.close()
-
-    def _run(self) -> None:
-        camera = None
-        try:
-            camera = self._open()
-        except BaseException as error:  # raised by `take`
-            self._error = error
-        with self._lock:
-            if not self._abandoned:
-                self._camera, camera = camera, None
-        if camera is not None:
-            camera.close()
-        self.done.set()
-
-
-def _size(frame: Frame) -> tuple[int, int] | None:
-    """Width and height, pixels; None for encoded images other than JPEG. Raises `ImageError` for unsupported images."""
-    image = frame.image
-    if isinstance(image, bytes):
-        size = image_size(image)
-        if size is None and (not image or image.startswith(b"\xff\xd8")):
-            raise ImageError(f"{frame.source}: a damaged JPEG of {len(image)} bytes, without a frame header")
-        if size is not None and max(size) > MAX_SIDE:
-            raise ImageError(f"{frame.source}: {size[0]}x{size[1]} pixels; at most {MAX_SIDE} a side are allowed")
-        return size
-    plain = image.dtype == np.uint8 and image.ndim in (2, 3) and 0 not in image.shape
-    if not plain or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise ImageError(
-            f"{frame.source}: {image.dtype} pixels of shape {image.shape}; uint8 [h, w] or [h, w, 1|3|4] is allowed"
-        )
-    return image.shape[1], image.shape[0]
-
-
-def _downscaled(frame: Frame) -> Pixels:
-    """The image for the black check, a JPEG decoded at 1/8 scale. Raises `ImageError`."""
-    if not isinstance(frame.image, bytes):
-        return frame.image
-    try:
-        pixels = cv2.imdecode(np.frombuffer(frame.image, dtype=np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
-    except cv2.error as error:
-        raise ImageError(f"{frame.source}: not an image that can be decoded ({error.err})") from None
-    if pixels is None:
-        raise ImageError(f"{frame.source}: not an image that can be decoded")
-    return np.asarray(pixels, dtype=np.uint8)
+    reason = ""

@@ -22,6 +22,7 @@ from eyas_device.agent.latest import Ended, LatestFrame
 from eyas_device.agent.loop import MAX_ERRORS, FramePrediction, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
 from eyas_device.camera import Frame, open_camera
+from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import CameraError, CameraLost, ImageError
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
@@ -102,6 +103,55 @@ def test_a_fast_camera_is_answered_with_its_newest_frame(classifier: Classifier)
     assert loop.dropped >= numbers[-1] - len(numbers) - 1
     ages = sorted(predicted.age_ms for predicted in recorder.predictions)
     assert ages[len(ages) // 2] < 30, "frames waited for longer than the camera's interval and the prediction"
+
+
+def test_dropped_frames_are_counted_while_the_loop_runs(classifier: Classifier) -> None:
+    """Each reader of the count, such as a telemetry window, sees what was dropped so far."""
+    seen: list[tuple[int, int]] = []
+
+    class Reader(Recorder):
+        def on_prediction(self, predicted: FramePrediction) -> None:
+            super().on_prediction(predicted)
+            seen.append((loop.dropped, int(predicted.source) - predicted.number))
+
+    reader = Reader(loop_s=0.02)
+    loop = Loop(classifier, LiveCamera(numbered(), every_s=0.001), [reader])
+    for _ in range(2):  # the count goes on over several runs
+        before = loop.dropped
+        loop._stopping = False
+        loop.run(frames=10)
+        assert loop.dropped >= seen[-1][0] > before
+    dropped, missing = zip(*seen[:10], strict=True)
+    assert dropped[0] < dropped[5] < dropped[9] and list(dropped) == sorted(dropped)
+    assert all(0 <= count - lost <= 25 for count, lost in zip(dropped, missing, strict=True)), seen
+
+
+class ChangingCamera(LiveCamera):
+    """A live camera with a state that the test sets."""
+
+    state = CameraState()
+
+
+def test_the_reason_of_a_lost_camera_is_reported_when_it_changes(classifier: Classifier) -> None:
+    states: list[CameraState] = []
+
+    class Told(Recorder):
+        def on_camera_state(self, state: CameraState) -> None:
+            states.append(state)
+
+    camera = ChangingCamera(numbered(), every_s=0.002)
+    loop = Loop(classifier, camera, [Told()])
+    for reason in ("connection refused", "refused (401)", "refused (401)"):
+        camera.state = CameraState(condition="lost", reason=reason)
+        loop._notify_camera_state()
+    assert [state.reason for state in states] == ["connection refused", "refused (401)"]
+    for number in range(1000):
+        camera.state = CameraState(condition="lost" if number % 2 else "delivering", reason=str(number))
+        loop._notify_camera_state()
+    assert len(states) < 12, "a camera that flaps makes no flood"
+    camera.state = CameraState(condition="closed")
+    loop._notify_camera_state()
+    assert states[-1].condition == "closed"
 
 
 def test_what_is_replaced_is_not_decoded(classifier: Classifier) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from eyas_device.camera import Camera, Frame, open_camera
 from eyas_device.camera.fake import FakeCamera, Hang
 from eyas_device.camera.reconnecting import Backoff, CameraState, ReconnectingCamera
-from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, ImageError
 from eyas_device.support.closing import Closing
 from tests.support.clocks import FakeClock
 from tests.support.servers import PLENTY_S, RtspServer, StreamServer
@@ -114,23 +115,73 @@ def test_a_wrong_specification_raises_and_an_absent_camera_is_awaited() -> None:
     assert [state.reason for state in plan.states] == ["not there", "gone mad", "no descriptors", ""]
 
 
-def test_backoff_doubles_up_to_a_bound_with_full_jitter() -> None:
-    plan = Plan(*[LOST] * 10, [(0.0, shown(0))])
+def test_backoff_doubles_up_to_a_second_with_jitter() -> None:
+    plan = Plan(*[LOST] * 8, [(0.0, shown(0))])
     plan.take()
-    assert plan.clock.waits == [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
-    plan = Plan(*[LOST] * 3, [(0.0, shown(0))], backoff=Backoff(first_s=8, max_s=10, jitter=lambda: 0.25))
+    assert plan.clock.waits == [0.5, 0.5, 0.5, 0.8, 1, 1, 1, 1]  # 0.1, 0.2, 0.4, but at most two attempts a second
+    plan = Plan(*[LOST] * 3, [(0.0, shown(0))], backoff=Backoff(first_s=8, max_s=10, jitter=lambda: 0.0))
     plan.take()
-    assert plan.clock.waits == [2.0, 2.5, 2.5]
-    assert Backoff().bound_s(10_000) == 30
+    assert plan.clock.waits == [4.0, 5.0, 5.0]
+    assert Backoff().bound_s(10_000) == 1
 
 
-@pytest.mark.parametrize(("good_s", "waits"), [(59.0, [0.5, 1.0, 2.0, 4.0]), (61.0, [0.5, 1.0, 2.0, 0.5])])
-def test_good_delivery_for_long_enough_resets_the_backoff(good_s: float, waits: list[float]) -> None:
-    sources = [(0.0, shown(0)), (good_s, shown(1)), (0.0, LOST)], [(0.0, shown(2))]
-    plan = Plan(LOST, LOST, LOST, *sources, backoff=Backoff(reset_s=60, jitter=lambda: 1.0))
-    for _ in range(3):
+@pytest.mark.parametrize("end", [LOST, None, OSError(5, "I/O")])
+def test_a_camera_that_ends_every_two_seconds_and_accepts_again_delivers_nearly_always(end: Any) -> None:
+    clips = [[(0.04, shown(n)) for n in range(50)] + [(0.0, end)] for _ in range(30)]
+    plan = Plan(*clips)
+    started = plan.clock.monotonic()
+    for _ in range(30 * 50):
         plan.take()
-    assert plan.clock.waits == waits
+    dark = plan.clock.monotonic() - started - 30 * 2.0
+    assert len(plan.opened) == 30 and dark <= 0.05 * 60, f"dark for {dark:.1f} of 60 s"
+    assert plan.camera.state.condition == "degraded" and "lost 5 times or more within 60 s" in plan.camera.state.reason
+
+
+def test_a_source_that_gives_one_frame_each_time_is_opened_at_most_twice_a_second() -> None:
+    plan = Plan(*[[(0.0, shown(n)), (0.0, None)] for n in range(20)])
+    started = plan.clock.monotonic()
+    for _ in range(20):
+        plan.take()
+    assert plan.clock.monotonic() - started == pytest.approx(19 * 0.5)
+
+
+@pytest.mark.parametrize("tries", [1, 6, 40])
+def test_a_source_that_is_well_again_is_back_within_two_seconds(tries: int) -> None:
+    plan = Plan([(0.0, shown(0)), (0.0, LOST)], *[LOST] * tries, [(0.0, shown(1))])
+    plan.take()
+    plan.take()
+    assert max(plan.clock.waits) <= 1.0 and plan.camera.state.condition == "delivering"
+
+
+def test_a_refused_login_is_tried_again_rarely_because_cameras_lock_users_out() -> None:
+    refused = [CameraRefused("camera x: refused (401)")] * 6
+    plan = Plan(*refused, LOST, [(0.0, shown(0))])
+    plan.take()
+    low, high = (15, 30, 60, 120, 150, 150), (30, 60, 120, 240, 300, 300)
+    waits = plan.clock.waits
+    assert all(least <= wait <= most for least, wait, most in zip(low, waits[:6], high, strict=True))
+    assert waits[6] <= 1.0, "a refusal that is over no longer counts"
+
+
+def test_a_child_process_that_starts_slowly_is_not_started_in_vain_all_the_time() -> None:
+    slow = CameraError("camera x: the device is busy")
+    slow.started_s = 4.0
+    plan = Plan(slow, slow, [(0.0, shown(0))])
+    plan.take()
+    assert plan.clock.waits == [8.0, 8.0]
+
+
+def test_the_reason_is_the_present_one_and_says_how_old_it_is() -> None:
+    killed, refused = CameraError("camera x: connection refused"), CameraRefused("camera x: refused (401)")
+    plan = Plan([(0.0, shown(0)), (0.0, None)], killed, refused, [(0.0, shown(1))])
+    plan.take()
+    plan.take()
+    assert [state.reason for state in plan.states] == ["", "the stream ended", str(killed), str(refused), ""]
+    state, now = plan.states[2], plan.states[2].reason_since
+    assert state.reason_at(now + 2) == str(killed)
+    ages = [state.reason_at(now + seconds).removeprefix(str(killed)) for seconds in (40, 119, 600, 7300)]
+    assert ages == [" (for 40 s)", " (for 119 s)", " (for 10 min)", " (for 2 h)"]
+    assert plan.camera.state.reason_at(now + 1e6) == ""
 
 
 @pytest.mark.parametrize(
@@ -235,7 +286,7 @@ def test_another_size_is_reopened_once_and_then_accepted() -> None:
     )
     sizes = [plan.take().pixels().shape[1] for _ in range(5)]
     assert sizes == [32, 16, 16, 32, 32]
-    assert plan.conditions == ["delivering", "resized", "delivering", "resized", "delivering"]
+    assert plan.conditions == ["delivering", "lost", "resized", "delivering", "lost", "delivering"]
     assert "16x12 pixels, 32x24 at first" in plan.states[1].reason and plan.camera.state.losses == 2
 
 
@@ -246,6 +297,70 @@ def test_a_changed_size_is_reported_while_it_lasts() -> None:
         plan.take()
     state = plan.camera.state
     assert state.condition == "resized" and state.frames == 8 and state.losses == 1 and len(plan.opened) == 2
+
+
+def test_a_resized_source_that_does_not_come_back_is_lost() -> None:
+    plan = Plan([(1.0, shown(0)), (1.0, shown(1, width=16))], CameraError("camera x: gone"), [(0.0, shown(2))])
+    plan.take()
+    plan.take()
+    assert plan.conditions == ["delivering", "lost", "lost", "delivering"]
+    assert "16x24 pixels" in plan.states[1].reason and plan.states[2].reason == "camera x: gone"
+
+
+def broken_plan(broken: list[bool], every_s: float = 0.1) -> Plan:
+    """A plan that is captured to its end."""
+    torn = ImageError("torn")
+    plan = Plan([(every_s, torn if bad else shown(number)) for number, bad in enumerate(broken)])
+    for _ in broken:
+        with contextlib.suppress(ImageError):
+            plan.camera.capture()
+    return plan
+
+
+def test_a_camera_with_broken_frames_is_degraded_and_says_how_many() -> None:
+    plan = broken_plan([number % 3 == 0 for number in range(300)])
+    state = plan.camera.state
+    assert state.condition == "degraded" and state.losses == 0
+    share, text = state.reason.split("%")
+    assert abs(int(share) - 33) <= 2 and text == " of the frames of the last 30 s are broken"
+
+
+@pytest.mark.parametrize(("period", "degraded"), [(10, True), (15, True), (25, False), (50, False)])
+def test_more_than_a_twentieth_of_broken_frames_is_degraded(period: int, degraded: bool) -> None:
+    conditions = broken_plan([number % period == period // 2 for number in range(2000)]).conditions
+    assert ("degraded" in conditions[1:]) == degraded
+
+
+def test_a_degraded_camera_recovers_and_few_messages_come_of_it() -> None:
+    rng = np.random.default_rng(7)
+    plan = broken_plan([*(rng.random(6000) < 0.05), *[False] * 400])  # 10 minutes at the threshold itself
+    assert plan.camera.state.condition == "delivering"
+    assert len(plan.states) <= 10 + 400 / 10, plan.conditions
+
+
+def test_frames_that_only_decoding_finds_broken_degrade_and_at_last_reopen() -> None:
+    plan = Plan([(0.5, shown(n)) for n in range(200)], [(0.5, shown(n)) for n in range(20)], frozen_s=30.0)
+    for number in range(20):
+        plan.take()
+        plan.camera.decoded(number % 2 == 0)
+    assert plan.camera.state.condition == "degraded" and "50% of the frames" in plan.camera.state.reason
+    while plan.camera.state.losses == 0:
+        plan.take()
+        plan.camera.decoded(False)
+    assert [state.reason for state in plan.states if state.condition == "lost"] == [
+        "no image could be decoded for 30 s"
+    ]
+
+
+def test_a_server_that_accepts_and_stays_silent_is_left_soon() -> None:
+    """The first frame usually came at once, so the time-out of five minutes is not waited for."""
+    silent = FakeCamera([Hang()], live=True, timeout_s=300)
+    openings = iter([FakeCamera([Frame(shown(0), 0.0, "x"), LOST], live=True), silent])
+    well = FakeCamera([Frame(shown(1), 0.0, "x")], live=True)
+    started = time.monotonic()
+    with ReconnectingCamera(lambda: next(openings, well)) as camera:
+        assert camera.capture() is not None and camera.capture() is not None
+        assert time.monotonic() - started < PLENTY_S and silent.closed and camera.state.losses == 2
 
 
 ODD = [
@@ -279,9 +394,8 @@ def test_nothing_but_unusable_frames_is_a_loss() -> None:
         with pytest.raises(ImageError):
             plan.camera.capture()
     plan.take()
-    assert (
-        plan.conditions == ["delivering", "lost", "delivering"] and "no usable image for 30 s" in plan.states[1].reason
-    )
+    lost = [state.reason for state in plan.states if state.condition == "lost"]
+    assert len(lost) == 1 and "no usable image for 30 s" in lost[0]
 
 
 images = st.one_of(
@@ -313,7 +427,7 @@ def test_whatever_a_source_does(openings: list[Any]) -> None:
         if frame is None:
             break
         good += 1
-        assert plan.camera.state.condition in ("delivering", "resized")
+        assert plan.camera.state.condition in ("delivering", "resized", "degraded")
     assert (plan.camera.state.frames, plan.camera.state.unusable) >= (good, bad)
     assert plan.camera.state.frames == good
     assert [source.closed for source in plan.opened] == [1] * len(plan.opened)
@@ -362,7 +476,7 @@ def test_closing_does_not_wait_for_opening_and_closes_a_late_camera() -> None:
         made.append(FakeCamera([LOST], live=True))
         return made[-1]
 
-    camera = ReconnectingCamera(opened, backoff=Backoff(first_s=0.01))
+    camera = ReconnectingCamera(opened, backoff=Backoff(first_s=0.01, interval_s=0.0))
     slow.set()
     waits_and_is_closed(camera)
     assert [source.closed for source in made] == [True]
@@ -375,7 +489,7 @@ def test_closing_does_not_wait_for_opening_and_closes_a_late_camera() -> None:
 
 # --- Real sources that die and come back
 
-QUICK = Backoff(first_s=0.1, max_s=0.5)
+QUICK = Backoff(first_s=0.1, max_s=0.5, interval_s=0.0)
 
 
 def frames_until(camera: ReconnectingCamera, done: Callable[[CameraState], bool]) -> CameraState:
