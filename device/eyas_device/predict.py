@@ -29,12 +29,15 @@ class Prediction(msgspec.Struct, frozen=True):
     confidence: float
     """Calibrated probability of the label, 0..1; not always the largest one: see `eyas_device.decision.decide`."""
     uncertain: bool
-    """Whether the confidence is below the bundle's threshold."""
+    """Whether the confidence is below the bundle's threshold, or the answer is not finite."""
     probabilities: Probabilities
     latency_ms: float
     """Preprocessing, inference and calibration, milliseconds."""
     prepare_ms: float = 0.0
     """Preprocessing alone, into the runtime's own input."""
+    finite: bool = True
+    """Whether all logits are finite numbers. If not, the model said nothing: the probabilities are equal, the label is
+    what the decision rule makes of them, the confidence is 0."""
 
 
 class Classifier(Closing):
@@ -98,17 +101,23 @@ class Classifier(Closing):
             prepared_at = perf_counter()
 
         logits = self.runtime.infer_in_place(write)
-        probabilities = calibrated_probabilities(logits, self._confidence)
+        finite = bool(np.isfinite(logits).all())
+        if finite:
+            probabilities = calibrated_probabilities(logits, self._confidence)
+        else:
+            logits = np.zeros_like(logits)
+            probabilities = np.full(len(self._labels), 1.0 / len(self._labels))
         index = int(decide(logits, probabilities, self._labels, self._decision))
-        confidence = float(probabilities[index])
+        confidence = float(probabilities[index]) if finite else 0.0
         return Prediction(
             label=self._labels[index],
             index=index,
             confidence=confidence,
-            uncertain=confidence < self.threshold,
+            uncertain=not finite or confidence < self.threshold,
             probabilities=probabilities.astype(np.float32),
             latency_ms=1000 * (perf_counter() - started),
             prepare_ms=1000 * (prepared_at - started),
+            finite=finite,
         )
 
     def close(self) -> None:

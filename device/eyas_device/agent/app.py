@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from msgspec.structs import replace
 
 from eyas_device.agent.active import ModelSwitch, Reread
+from eyas_device.agent.finite import FiniteWatch
 from eyas_device.agent.handlers import handlers
 from eyas_device.agent.loop import Listener, Loop, Pace
 from eyas_device.agent.ood import OodDetector
@@ -118,6 +119,7 @@ class Agent(Closing):
         self._loop: Loop | None = None
         self._restarts: dict[str, int] = {}
         self._ood = OodDetector()
+        self._finite = FiniteWatch()
         with ExitStack() as stack:
             signals = stack.enter_context(Signals())
             self._notifier = stack.enter_context(Notifier())
@@ -177,6 +179,7 @@ class Agent(Closing):
             dropped=loop.dropped if loop is not None else 0,
             ood_quantile=round(judgement.ood_quantile, 3) if judgement and judgement.images else None,
             ood=judgement.ood if judgement and judgement.enough else None,
+            faults=(self._finite.fault,) if self._finite.fault else (),
             temperature_c=board.temperature_c,
             throttled=board.throttled,
         )
@@ -184,7 +187,7 @@ class Agent(Closing):
     def _start_reporter(self, reporter: Reporter) -> None:
         reporter.watch(self._on_thread_error)
         self._notifier.stalled = lambda: reporter.stalled
-        self._models.on_change = reporter.report_status
+        self._models.on_change = self._finite.on_change = reporter.report_status
         reporter.start()
         if reporter.spool.state is SpoolState.IN_MEMORY:
             state = self._config.device.state
@@ -192,7 +195,7 @@ class Agent(Closing):
 
     def _add_listeners(self, further: Sequence[Listener]) -> None:
         loop, reporter = self.loop, self._reporter
-        loop.listeners += [*further, self.status, self._models, self._ood, self._reloader]
+        loop.listeners += [*further, self.status, self._models, self._ood, self._finite, self._reloader]
         if reporter is not None:
             loop.listeners.append(reporter)
             self._ood.on_descriptor.append(reporter.add_descriptor)

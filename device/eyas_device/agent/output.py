@@ -124,6 +124,7 @@ class JsonLines(Listener):
             "label": prediction.label,
             "confidence": round(prediction.confidence, 4),
             "uncertain": prediction.uncertain,
+            "finite": prediction.finite,
             "probabilities": [round(float(p), 4) for p in prediction.probabilities],
             "latency_ms": round(predicted.latency_ms, 3),
         }

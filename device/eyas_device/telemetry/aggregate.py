@@ -67,7 +67,7 @@ class WindowAggregator:
         self.stats.add(prediction, latency_ms)
         self._age.add(age_ms)
         margin, entropy = uncertainty(prediction.probabilities)
-        finite = math.isfinite(prediction.confidence)
+        finite = prediction.finite and math.isfinite(prediction.confidence)
         confidence = min(max(prediction.confidence, 0.0), 1.0) if finite else 0.0
         self._nonfinite += not finite
         bins = self._confidence_bins.setdefault(prediction.label, [0] * (len(CONFIDENCE_EDGES) + 1))

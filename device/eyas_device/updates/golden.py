@@ -76,14 +76,19 @@ def compare_to_golden(classifier: Classifier, golden: Golden) -> GoldenResult:
     predictions = [classifier.predict(frame) for _ in range(_ROUNDS) for frame in golden.frames]
     probabilities = np.stack([p.probabilities for p in predictions[-len(golden.frames) :]])
     max_dp = float(np.abs(probabilities - recorded).max())
-    good = max_dp <= manifest.golden_tolerance  # false for NaN, too
+    finite = all(prediction.finite for prediction in predictions)
+    good = finite and max_dp <= manifest.golden_tolerance  # false for NaN, too
     return replace(
         unchecked,
         status="ok" if good else "failed",
         max_dp=max_dp,
         agreement=float((probabilities.argmax(axis=1) == recorded.argmax(axis=1)).mean()),
         latency_ms=float(np.median([p.latency_ms for p in predictions])),
-        note="" if good else f"a probability differs by more than {manifest.golden_tolerance:g} from the recorded one",
+        note=""
+        if good
+        else f"a probability differs by more than {manifest.golden_tolerance:g} from the recorded one"
+        if finite
+        else "logits are not finite numbers (NaN or infinity)",
     )
 
 
