@@ -16,6 +16,7 @@ from eyas_device.bundle import Artefact, Bundle, RuntimeName
 from eyas_device.errors import BundleError, ImageError, RuntimeUnavailable
 from eyas_device.preprocess import Pixels
 from eyas_device.support.closing import Closing
+from eyas_device.support.quiet import disable_usage_reports
 
 ENGINE_CACHE = "EYAS_ENGINE_CACHE"
 """Environment variable: folder in which a runtime keeps what it builds for this device; child processes share it."""
@@ -159,6 +160,7 @@ def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = No
 
 def load(name: str) -> type[ImageRuntime]:
     """Import the class of a known runtime. Raises `RuntimeUnavailable` with the install command if it cannot work."""
+    disable_usage_reports()
     module, attribute = RUNTIMES[name].split(":")
     try:
         loaded = cast(type[ImageRuntime], getattr(importlib.import_module(module), attribute))

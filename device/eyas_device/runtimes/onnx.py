@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: the default build reports usage to its vendor
-
 import onnxruntime
 
 from eyas_device.bundle import sha256

@@ -6,21 +6,21 @@ import contextlib
 import io
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+
+from eyas_device.support.quiet import disable_usage_reports
 
 
 def quiet_libraries() -> None:
     """Disable usage statistics and start-up messages; call it before importing frameworks.
 
-    NNCF and OpenVINO use their own stubs if the package that reports usage cannot be imported; ONNX Runtime reads an
-    environment variable.
+    Optuna's reports need a package of their own, which nothing of ours installs.
     """
-    cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
-    os.environ.setdefault("NNCF_CI", "1")
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    disable_usage_reports()
+    os.environ["NNCF_CI"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # an image that cannot be decoded is listed by us
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,0 +1,55 @@
+"""No verb looks a server up, connects to one that was not named, or leaves a file outside its folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.audited import Audited, audited
+
+VERBS = {
+    "check": ("check", "{bundle}"),
+    "info": ("info", "{bundle}"),
+    "run on litert": ("run", "--bundle", "{bundle}", "--camera", "fake:?frames=3", "--runtime", "litert"),
+    "run on openvino": ("run", "--bundle", "{bundle}", "--camera", "fake:?frames=3", "--runtime", "openvino"),
+    "run on onnx": ("run", "--bundle", "{bundle}", "--camera", "fake:?frames=3", "--runtime", "onnx"),
+    "blocks": (
+        *("bench", "--bundle", "{bundle}", "--runtime", "openvino", "--seconds", "0.1"),
+        "--blocks",
+        "{folder}/b.json",
+    ),
+    "doctor": ("doctor", "--bundle", "{bundle}", "--camera", "fake:?frames=3"),
+    "install": ("install", "{bundle}", "--state", "{state}"),
+    "slots": ("slots", "--state", "{state}"),
+    "snapshot": ("snapshot", "--camera", "fake:?frames=1", "--bundle", "{bundle}", "--out", "{folder}/out"),
+}
+
+
+def run(folder: Path, home: Path, bundle: Path, verb: str) -> Audited:
+    state = folder / "state"
+    state.mkdir(exist_ok=True)
+    words = [word.format(bundle=bundle, state=state, folder=folder) for word in VERBS[verb]]
+    return audited(folder, "eyas_device", *words, home=home)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_asks_nobody_and_leaves_nothing(verb: str, pristine_bundle: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    done = run(tmp_path, home, pristine_bundle, verb)
+    assert done.code in (0, 1), done.output  # the doctor finds a machine without a service
+    assert done.lookups == []
+    assert list(home.iterdir()) == []
+    assert [path for path in done.written if not _is_ours(path, tmp_path)] == []
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/nonexistent/home"])
+def test_a_user_without_a_home_folder(home: str, pristine_bundle: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, Path(home), pristine_bundle, "check")
+    assert done.code == 0, done.output
+    assert "Traceback" not in done.output
+
+
+def _is_ours(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(folder) or path.is_relative_to("/dev") or path.is_relative_to("/proc")
