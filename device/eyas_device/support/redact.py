@@ -21,7 +21,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,31}(?:://|%3a%2f%2f)", re.IGNORECASE)
 _BARE_USER = re.compile(r"(?<![\w@/.%+~-])[\w.%+~-]{1,64}:(?!/|\S{0,64}?://)\S{1,256}@(?=[\w\[])")
 """`USER:PASSWORD@HOST` without a scheme, as people write a broker's address."""
 _HOST_AND_PORT = re.compile(r"(?:\[[^\]\s]*\]|[^\[\]:@/?#\s]*)(?::\d{1,5})?(?=[/?#\s'\"]|$)")
-_PASSWORD_WITH_SPACE = re.compile(r"[^@\n]{0,256}@")
+_PASSWORD_WITH_SPACE = re.compile(r"[^@]{0,256}@")
 _HEADER = re.compile(
     r"(?:authorization|(?<![\w-])(?:set-)?cookie|(?<![\w-])x-[\w-]*(?:key|token))['\"]?\s*[:=]\s*"
     r"|(?<!\w)digest\s+(?=\w+\s*=)",
