@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from eyas_device import __version__
 from eyas_device.errors import EyasError
+from eyas_device.support.redact import redact
 
 VERBS = {
     "run": "eyas_device.commands.run",
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.main(args)
         sys.stdout.flush()
     except EyasError as error:
-        print(f"eyas-device: {error}", file=sys.stderr)
+        print(f"eyas-device: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

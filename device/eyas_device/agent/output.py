@@ -16,6 +16,7 @@ from eyas_device.agent.reporter import Reporter
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
+from eyas_device.support.redact import redact
 from eyas_device.telemetry.aggregate import LoopStats
 
 _PERIOD_S = 1.0
@@ -104,7 +105,7 @@ class StatusLine(Listener):
 
     def say(self, text: str) -> None:
         """Print a line of its own."""
-        self._stream.write(f"{self._start_of_line()}{text}\n")
+        self._stream.write(f"{self._start_of_line()}{redact(text)}\n")
         self._stream.flush()
 
     def _start_of_line(self) -> str:
@@ -119,7 +120,7 @@ class JsonLines(Listener):
         prediction = predicted.prediction
         row = {
             "number": predicted.number,
-            "source": predicted.source,
+            "source": redact(predicted.source),
             "time": predicted.time,
             "label": prediction.label,
             "confidence": round(prediction.confidence, 4),

@@ -20,6 +20,7 @@ from eyas_device.ood import describe, distance, ood_quantile
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 from eyas_device.support.files import atomic_write
+from eyas_device.support.redact import redact
 
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
 
@@ -65,7 +66,7 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
     snapshot = Snapshot(
         frame=f"{stem}-frame{_ENDINGS.get(encoded[:2], '.bin')}",
         input=f"{stem}-input.png",
-        source=frame.source,
+        source=redact(frame.source),
         time=frame.time,
         size=(pixels.shape[1], pixels.shape[0]),
         model=str(classifier),

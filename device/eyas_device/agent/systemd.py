@@ -18,6 +18,7 @@ from eyas_device.agent.loop import Listener
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
+from eyas_device.support.redact import redact
 
 UNIT = Path(__file__).parents[1] / "eyas-device.service"
 """The hardened unit file for a camera."""
@@ -99,7 +100,7 @@ class Notifier(Closing, Listener):
 
     def status(self, text: str) -> None:
         """Set the line that `systemctl status` shows; sent when it changes."""
-        line = re.sub(r"[\x00-\x1f\x7f]+", " ", text)[:_MAX_STATUS]  # a line break would start another field
+        line = re.sub(r"[\x00-\x1f\x7f]+", " ", redact(text))[:_MAX_STATUS]  # a line break would start another field
         if line != self._status and self._send(f"STATUS={line}"):
             self._status = line
 

@@ -14,9 +14,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol, cast
 
-from eyas_device.errors import CameraSpecError
+from eyas_device.errors import CameraError, CameraSpecError
 from eyas_device.preprocess import Pixels, Preprocessing, decode
 from eyas_device.support.closing import Closing
+from eyas_device.support.redact import redact
 
 KINDS = {
     "v4l2": "eyas_device.camera.v4l2:V4L2Camera",
@@ -118,8 +119,11 @@ def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) 
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in KINDS:
-        raise CameraSpecError(f"camera {spec!r}: unknown kind; allowed are {', '.join(f'{k}:' for k in KINDS)}")
+        raise CameraSpecError(f"camera {redact(spec)!r}: unknown kind; allowed are {', '.join(f'{k}:' for k in KINDS)}")
     if loop:
         return LoopingCamera(spec, timeout_s=timeout_s)
     module, name = KINDS[kind].split(":")
-    return cast(Camera, getattr(importlib.import_module(module), name).open(rest, timeout_s=timeout_s))
+    try:
+        return cast(Camera, getattr(importlib.import_module(module), name).open(rest, timeout_s=timeout_s))
+    except CameraError as error:
+        raise type(error)(redact(str(error))) from None

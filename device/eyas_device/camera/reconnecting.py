@@ -23,6 +23,7 @@ from eyas_device.camera.quality import RECENT_S, BrokenShare, frame_size, is_bla
 from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, ImageError
 from eyas_device.support.clock import SYSTEM, Clock
 from eyas_device.support.closing import Closing
+from eyas_device.support.redact import redact
 
 Condition = Literal["opening", "delivering", "degraded", "resized", "lost", "frozen", "black", "closed"]
 _BLACK_EVERY_S = 1.0
@@ -422,7 +423,7 @@ class ReconnectingCamera(Closing):
                 return
             self.state = CameraState(
                 condition=condition,
-                reason=reason,
+                reason=redact(reason),
                 since=before.since if before.condition == condition else now,
                 reason_since=before.reason_since if before.reason == reason else now,
                 losses=before.losses + loss,

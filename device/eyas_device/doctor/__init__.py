@@ -17,6 +17,7 @@ import msgspec
 from eyas_device.doctor import probes, software, system
 from eyas_device.doctor.finding import CheckStatus, Context, Finding, red
 from eyas_device.errors import EyasError
+from eyas_device.support.redact import redact
 
 __all__ = ["CHECKS", "CheckResult", "Context", "Finding", "check_name", "examine", "run_checks"]
 
@@ -58,7 +59,7 @@ _MAX_CHARS = 400
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """Result of a check, sanitised for display: single lines, no control characters, no passwords in addresses."""
+    """Result of a check, sanitised for display: single lines, no control characters, no credentials."""
 
     check: str
     status: CheckStatus
@@ -108,6 +109,5 @@ def _run_bounded(check: Callable[[_Context], Finding], context: _Context, limit_
 
 
 def _sanitise(text: str) -> str:
-    text = re.sub(r"(//[^/@\s:]*):[^/@\s]*@", r"\1:***@", text)
-    text = re.sub(r"[^\S ]+", " ", text)
+    text = re.sub(r"[^\S ]+", " ", redact(text))
     return "".join(c if c.isprintable() else "?" for c in text)[:_MAX_CHARS]
