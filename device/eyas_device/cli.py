@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from eyas_device import __version__
-from eyas_device.errors import EyasError
-from eyas_device.support.redact import redact
+from eyas_device.errors import EXIT_OUTPUT, EyasError
+from eyas_device.support.streams import open_streams, output_of
 
 VERBS = {
     "run": "eyas_device.commands.run",
@@ -34,24 +33,44 @@ _EXAMPLES = """examples:
   eyas-device doctor --config /etc/eyas/device.toml
 
 exit codes: 0 success, 1 a check failed, 2 an error in the command or the bundle,
-            3 the camera was lost and did not recover, 78 an error in the configuration file
+            3 the camera was lost and did not recover, 74 the output could not be written,
+            78 an error in the configuration file
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit code; an error made by the user is one message on standard error and code 2."""
-    args = _parser().parse_args(argv)
+    """Run a verb and return the exit code; an error made by the user is one message on standard error and code 2.
+
+    Standard streams that are closed or fail never end a verb; if standard output did not take everything, the exit code
+    is 74 instead of 0. A reader that closes the pipe ends the verb quietly.
+    """
+    with open_streams():
+        try:
+            code = _run(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return 0
+        output = output_of(sys.stdout)
+        if output is None or output.first_error is None:
+            return code
+        if not output.reported:
+            print(f"eyas-device: standard output: {output.first_error.strerror}", file=sys.stderr)
+        return code or EXIT_OUTPUT
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
+        args = _parser().parse_args(argv)
         code: int = args.main(args)
-        sys.stdout.flush()
     except EyasError as error:
-        print(f"eyas-device: {redact(str(error))}", file=sys.stderr)
+        from eyas_device.support import logs
+
+        logs.print_error(f"eyas-device: {error}")
         return error.exit_code
+    except SystemExit as ended:  # of argparse: --help, --version, wrong arguments
+        return ended.code if isinstance(ended.code, int) else 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
-        return 0
     return code
 
 

@@ -43,6 +43,8 @@ class DeviceSection(Section, frozen=True):
     """Third level of the telemetry topic; default: the host's name."""
     state: str = STATE
     """Folder of the two slots, the saved selection and the spool: an absolute path."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged; `--log-level` and `$EYAS_LOG` override it."""
 
 
 class CameraSection(Section, frozen=True):

@@ -18,6 +18,8 @@ An error made by the user ends the command with its message and its `exit_code`,
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_CAMERA_LOST = 3
+EXIT_OUTPUT = 74
+"""`EX_IOERR` of sysexits.h: standard output did not take everything, because of a full disk for example."""
 EXIT_CONFIG = 78
 """`EX_CONFIG` of sysexits.h: starting again cannot help, so the service does not."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +16,12 @@ from eyas_device.agent.systemd import ENGINE_S, LOAD_S, Notifier
 from eyas_device.config import Config
 from eyas_device.predict import Classifier
 from eyas_device.support.closing import Closing
+from eyas_device.support.logs import KEEP
 from eyas_device.updates.activate import ActiveModel, open_model
 from eyas_device.updates.records import AgentFile, AgentRecord, short_reason
 from eyas_device.updates.slots import Slots
+
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1
 Reread = Callable[[], Config]
@@ -27,7 +31,7 @@ Reread = Callable[[], Config]
 class ModelSwitch(Closing, Listener):
     """Opens the agent's models one at a time, swaps them into the loop, and says which runs and what was refused."""
 
-    def __init__(self, config: Config, notifier: Notifier, say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, notifier: Notifier) -> None:
         self.config = config
         """The configuration that is in force."""
         self.on_change: Callable[[], None] = lambda: None
@@ -36,7 +40,7 @@ class ModelSwitch(Closing, Listener):
         """Called with each configuration that was read again and whose model runs."""
         self.crashed = False
         """Whether the agent ends with an unexpected error, which counts against the slot."""
-        self._notifier, self._say = notifier, say
+        self._notifier = notifier
         state = Path(config.device.state)
         self._file = AgentFile(state)
         self.record = AgentRecord()
@@ -88,10 +92,10 @@ class ModelSwitch(Closing, Listener):
             self._probation.begin(self._active.record.slot)
         self._set_record(msgspec.structs.replace(self._active.record, loaded=self._loaded))
         record = self.record
-        self._say(f"{record.artefact} was selected: {record.selection}")
+        logger.info("%s was selected: %s", record.artefact, record.selection, extra=KEEP)
         refused = f"{record.refused_model} was refused: {record.refused_reason}" if record.refused_model else ""
         if refused:
-            self._say(refused)
+            logger.error("%s", refused, extra=KEEP)
         self._notifier.problem(refused)
         self._taken.set()
 
@@ -121,7 +125,8 @@ class ModelSwitch(Closing, Listener):
 
     def _refused(self, error: Exception, consequence: str) -> None:
         reason = short_reason(error)
-        self._say(f"{consequence}: {reason}")
+        requested = bool(self.record.model)  # not tried again by itself
+        logger.error("%s: %s", consequence, reason, extra=KEEP if requested else None)
         self._notifier.problem(f"{consequence}: {reason}")
         record = msgspec.structs.replace(self.record, problem=reason, loaded=self._loaded)
         if not record.model:
@@ -138,6 +143,6 @@ class ModelSwitch(Closing, Listener):
         names = ("device", "camera", "telemetry", "privacy")
         changed = [f"[{name}]" for name in names if getattr(config, name) != getattr(self.config, name)]
         if changed:
-            self._say(f"{', '.join(changed)} changed: restart the agent for that")
+            logger.warning("%s changed: restart the agent for that", ", ".join(changed), extra=KEEP)
         self.config = config
         self.on_config(config)

@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from msgspec.structs import replace
 
 from eyas_device.agent.active import ModelSwitch, Reread
-from eyas_device.agent.finite import FiniteWatch
 from eyas_device.agent.handlers import handlers
+from eyas_device.agent.health import HealthMonitor
 from eyas_device.agent.loop import Listener, Loop, Pace
-from eyas_device.agent.ood import OodDetector
-from eyas_device.agent.output import StatusLine, error_with_place
+from eyas_device.agent.output import RunLog
 from eyas_device.agent.reloading import Reloader
 from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.signals import Signals
 from eyas_device.agent.systemd import LOAD_S, Notifier
-from eyas_device.board import read_vitals
 from eyas_device.camera import Camera, is_live, open_camera
-from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
+from eyas_device.camera.reconnecting import ReconnectingCamera
 from eyas_device.config import STATE, CameraSection, Config, ModelSection, read_config
 from eyas_device.errors import CameraSpecError, ConfigError, EyasError
-from eyas_device.predict import Classifier
 from eyas_device.runtimes import use_engine_cache
 from eyas_device.support.closing import Closing
+from eyas_device.support.logs import LogHandler
 from eyas_device.support.names import parse_broker
 from eyas_device.support.opencv import silence_opencv
-from eyas_device.telemetry.messages import Health
 from eyas_device.telemetry.mqtt import UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool, SpoolLimits, SpoolState
 from eyas_device.telemetry.tls import Security
+
+logger = logging.getLogger(__name__)
 
 
 def load_config(path: Path | None, **over: dict[str, Any]) -> Config:
@@ -96,50 +95,47 @@ class Agent(Closing):
     def __init__(
         self,
         config: Config,
-        stream: TextIO,
         *,
-        listeners: Callable[[Classifier | None], Sequence[Listener]] = lambda _: (),
+        listeners: Callable[[Agent], Iterable[Listener]] = lambda agent: (),
         loop: bool = False,
         service: Callable[[], Config] | None = None,
+        log: LogHandler | None = None,
     ) -> None:
         """Open everything; `run` starts the loop.
 
         Args:
             config: The device's configuration.
-            stream: Where the status line goes.
-            listeners: Returns further listeners for the first model; None for a service that has no good one yet.
+            listeners: Returns further listeners; called when everything is open. There is no model yet
+                (`loop.classifier`) for a service that has no good one.
             loop: Start a finite source again when it ends.
             service: Reads the configuration again. With it, the lack of a good model does not end the agent: that is
                 reported and tried again.
+            log: Where log messages go; it writes its counts of repeated ones from time to time.
 
         """
         self._config = config
         self._reread: Reread = service or (lambda: config)
-        self._camera: Camera | None = None
-        self._loop: Loop | None = None
-        self._restarts: dict[str, int] = {}
-        self._ood = OodDetector()
-        self._finite = FiniteWatch()
+        self.monitor = monitor = HealthMonitor()
+        """The health of the agent's parts."""
         with ExitStack() as stack:
             signals = stack.enter_context(Signals())
             self._notifier = stack.enter_context(Notifier())
             self._notifier.extend(LOAD_S)
             limit_cpu(config.model)
             use_engine_cache(Path(config.device.state))
-            self._reporter = self._open_reporter()
-            self.status = StatusLine(stream, self._reporter)
-            self._models = ModelSwitch(config, self._notifier, self.status.say)
+            self._reporter = monitor.reporter = self._open_reporter()
+            self._models = monitor.models = ModelSwitch(config, self._notifier)
             if self._reporter is not None:
                 self._start_reporter(stack.enter_context(self._reporter))
             stack.enter_context(self._models)
             classifier = self._models.open_first(required=service is None)
             self._notifier.extend(LOAD_S)
-            self._camera = stack.enter_context(open_source(config.camera, loop=loop))
-            self.loop = self._loop = Loop(classifier, self._camera, pace=_pace(config))
+            camera = monitor.camera = stack.enter_context(open_source(config.camera, loop=loop))
+            self.loop = monitor.loop = Loop(classifier, camera, pace=_pace(config))
             self._reloader = stack.enter_context(
                 Reloader(self._reload, has_model=lambda: self.loop.classifier is not None)
             )
-            self._add_listeners(listeners(classifier))
+            self._add_listeners(listeners(self), log)
             signals.guard(self.loop, reload=self._reloader.request)
             stack.enter_context(self._notifier)  # says that the service stops before anything else is closed
             self._stack = stack.pop_all()
@@ -147,7 +143,6 @@ class Agent(Closing):
     def run(self, *, frames: int | None = None) -> None:
         """Run until the source ends, `frames` were predicted, or a signal came; raises what `Loop.run` raises."""
         self._reloader.start()
-        self.status.begin()
         try:
             self.loop.run(frames=frames)
         except (EyasError, KeyboardInterrupt):
@@ -160,45 +155,22 @@ class Agent(Closing):
         """Send the final telemetry, release camera and model, and restore the signal handlers."""
         self._stack.close()
 
-    def health(self) -> Health:
-        """Return the health of model, camera, loop and board."""
-        state: CameraState | None = getattr(self._camera, "state", None)
-        judgement = self._ood.judgement()
-        board = read_vitals()
-        loop, record = self._loop, self._models.record
-        errors = {"loop": loop.errors} if loop is not None and loop.errors else {}
-        return Health(
-            selection=record.selection,
-            refused_model=record.refused_model,
-            refused_reason=record.refused_reason,
-            restarts=self._restarts | errors,
-            camera=state.condition if state else "",
-            reason=state.reason_at(time.monotonic()) if state else "",
-            losses=state.losses if state else 0,
-            paused=loop is not None and loop.paused,
-            dropped=loop.dropped if loop is not None else 0,
-            ood_quantile=round(judgement.ood_quantile, 3) if judgement and judgement.images else None,
-            ood=judgement.ood if judgement and judgement.enough else None,
-            faults=(self._finite.fault,) if self._finite.fault else (),
-            temperature_c=board.temperature_c,
-            throttled=board.throttled,
-        )
-
     def _start_reporter(self, reporter: Reporter) -> None:
-        reporter.watch(self._on_thread_error)
+        reporter.watch(self.monitor.on_thread_error)
         self._notifier.stalled = lambda: reporter.stalled
-        self._models.on_change = self._finite.on_change = reporter.report_status
+        self._models.on_change = self.monitor.finite.on_change = reporter.report_status
         reporter.start()
         if reporter.spool.state is SpoolState.IN_MEMORY:
             state = self._config.device.state
-            self.status.say(f"{state} does not exist: messages wait in memory only (see device.state)")
+            logger.warning("%s does not exist: messages wait in memory only (see device.state)", state)
 
-    def _add_listeners(self, further: Sequence[Listener]) -> None:
-        loop, reporter = self.loop, self._reporter
-        loop.listeners += [*further, self.status, self._models, self._ood, self._finite, self._reloader]
+    def _add_listeners(self, further: Iterable[Listener], log: LogHandler | None) -> None:
+        loop, reporter, monitor = self.loop, self._reporter, self.monitor
+        run_log = RunLog(monitor.recent, camera=lambda: monitor.camera_state, link=lambda: monitor.link, handler=log)
+        loop.listeners += [monitor.recent, run_log, *further, self._models, monitor.ood, monitor.finite, self._reloader]
         if reporter is not None:
             loop.listeners.append(reporter)
-            self._ood.on_descriptor.append(reporter.add_descriptor)
+            monitor.ood.on_descriptor.append(reporter.add_descriptor)
             reporter.register(handlers(self._config, loop, reporter))
         loop.listeners.append(self._notifier)
         self._models.on_config = self._use_config
@@ -208,12 +180,6 @@ class Agent(Closing):
 
     def _reload(self) -> None:
         self._models.reload(self.loop, self._reread)
-
-    def _on_thread_error(self, name: str, error: BaseException) -> None:
-        self._restarts = self._restarts | {name: self._restarts.get(name, 0) + 1}
-        self.status.say(f"the {name} thread starts again after an error: {error_with_place(error)}")
-        if self._reporter is not None:
-            self._reporter.report_status()
 
     def _open_reporter(self) -> Reporter | None:
         telemetry, device = self._config.telemetry, self._config.device
@@ -237,7 +203,7 @@ class Agent(Closing):
             max_bytes=int(telemetry.spool_mb * (1 << 20)), max_days=telemetry.spool_days, sync_s=telemetry.sync_s
         )
         spool = Spool(_spool_folder(Path(device.state)), device=device.name, limits=limits)
-        return Reporter(settings, health=self.health, spool=spool)
+        return Reporter(settings, health=self.monitor.health, spool=spool)
 
 
 def _spool_folder(state: Path) -> Path | None:

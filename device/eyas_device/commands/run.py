@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
 from eyas_device.errors import CameraSpecError, ConfigError
+from eyas_device.support.logs import LEVELS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
-    from eyas_device.agent.accuracy import Accuracy
     from eyas_device.agent.loop import Listener
     from eyas_device.config import Config
-    from eyas_device.predict import Classifier
 
 HELP = "classify the frames of a camera"
 _CAMERAS = """v4l2:0[?size=1280x720&fps=30], rtsp://HOST/PATH, mjpeg:http://HOST/PATH, picamera2:, gst:PIPELINE,
@@ -50,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loop", action="store_true", help="start again when the source ends")
     add("--accuracy", action="store_true", help="compare predictions with the names of the images' folders")
     add("--json", action="store_true", help="one JSON object per prediction on standard output")
+    add("--log-level", choices=LEVELS, help="what is logged on standard error (default: $EYAS_LOG, else info)")
     add("--mqtt", type=values.broker, metavar="HOST[:PORT]", help="send status and windows to this broker")
     add("--site", type=values.topic_level, help="second level of the topic (default: default)")
     add("--device-id", type=values.topic_level, metavar="NAME", help="third level (default: the host's name)")
@@ -60,34 +60,47 @@ def main(args: argparse.Namespace) -> int:
     """Run the loop until the source ends or a signal stops it; print a summary."""
     from eyas_device.agent.accuracy import Accuracy
     from eyas_device.agent.app import Agent
-    from eyas_device.agent.output import JsonLines, Scorer
+    from eyas_device.agent.output import JsonLines, LiveLine, Scorer, Summary
     from eyas_device.camera import is_live
+    from eyas_device.support import logs
 
     config = _config(args)
     if args.accuracy and not config.camera.source.startswith("folder:"):
         raise CameraSpecError(f"camera {config.camera.source}: --accuracy needs folder:PATH with one folder per label")
+    log = logs.set_up(logs.choose_level(args.log_level, config.device.log_level))
     score: Accuracy | None = None
+    summary = Summary()
+    live_line = LiveLine.fits(sys.stderr) and not (args.json and sys.stdout.isatty())
 
-    def listeners(classifier: Classifier | None) -> Sequence[Listener]:
+    def listeners(agent: Agent) -> Iterator[Listener]:
         nonlocal score
-        score = Accuracy(classifier.bundle.manifest.labels) if args.accuracy and classifier else None
-        return [*([Scorer(score)] if score else []), *([JsonLines()] if args.json else [])]
+        yield summary
+        if args.accuracy and agent.loop.classifier is not None:
+            score = Accuracy(agent.loop.classifier.bundle.manifest.labels)
+            yield Scorer(score)
+        if args.json:
+            yield JsonLines(on_closed=agent.loop.stop)
+        if live_line:
+            yield LiveLine(sys.stderr, agent.monitor.recent, log, link=lambda: agent.monitor.link)
 
-    stream = sys.stderr if args.json else sys.stdout
     service = args.config is not None and is_live(config.camera.source)
     reread = (lambda: _config(args)) if service else None
     try:
-        agent = Agent(config, stream, listeners=listeners, loop=args.loop, service=reread)
+        agent = Agent(config, listeners=listeners, loop=args.loop, service=reread, log=log)
     except CameraSpecError as error:
         if service and args.camera is None:
             raise ConfigError(f"{args.config}: [camera] source: {error}") from None
         raise
     with agent:
+        summary.begin()
         try:
             agent.run(frames=args.frames)
         finally:
             agent.close()
-            agent.status.summary(score)
+            log.close()
+            stream = sys.stderr if args.json else sys.stdout
+            sys.stderr.write(log.start_of_line)
+            print("\n".join([*summary.lines(score), *agent.monitor.last_words()]), file=stream)
     return 0
 
 

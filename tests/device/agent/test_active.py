@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -223,8 +222,8 @@ def test_a_model_that_ends_the_process_gives_way_after_three_attempts(
         return  # what follows is the same
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "tiny-shapes 1.0.0" in done.stdout
-    assert "tiny-shapes 2.0.0 was refused: 3 attempts to run it ended before it was healthy" in done.stdout
+    assert "tiny-shapes 1.0.0" in done.stderr
+    assert "tiny-shapes 2.0.0 was refused: 3 attempts to run it ended before it was healthy" in done.stderr
     assert cli(["slots", "--state", str(state)]) == 0
     assert "3 attempts to run it ended" in capsys.readouterr().out
     slots.install(tmp_path / "bundle-2.0.0")  # the same again, on purpose
@@ -301,10 +300,10 @@ def test_a_stop_on_purpose_and_a_source_that_ends_do_not_count(state: Path, make
     slots = Slots(state)
     slots.install(make("1.0.0"))
     for _ in range(MAX_ATTEMPTS + 1):
-        with Agent(configured(state, source="fake:?frames=2&size=64x48"), io.StringIO()) as agent:
+        with Agent(configured(state, source="fake:?frames=2&size=64x48")) as agent:
             agent.run()
     with pytest.raises(EyasError):
-        Agent(configured(state, source="nonsense:"), io.StringIO())
+        Agent(configured(state, source="nonsense:"))
     assert slots.attempts("a") == 0
 
 
@@ -393,7 +392,7 @@ def test_signals_during_a_reload_become_one_more_after_it(
 
     monkeypatch.setattr(active_module, "open_model", slowly)
     config = configured(state, bundle=str(make("1.0.0")))
-    with Agent(config, io.StringIO()) as agent:
+    with Agent(config) as agent:
 
         def hang_up() -> None:
             for _ in range(6):

@@ -34,7 +34,7 @@ class Service:
     """`eyas-device run` in a process of its own; its lines on standard output as they come."""
 
     def __init__(self, *arguments: object) -> None:
-        command = [sys.executable, "-m", "eyas_device", "run", *map(str, arguments)]
+        command = [sys.executable, "-m", "eyas_device", "run", "--log-level", "debug", *map(str, arguments)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -190,7 +190,9 @@ def test_the_remembered_choice_is_used_and_can_be_overruled(
     service = serve("--config", config, "--bundle", pristine_bundle, "--frames", "3")
     assert service.process.wait(30) == 0
     service.wait_for("onnx-fp32 on onnx")
-    service = serve("--config", config, "--bundle", pristine_bundle, "--frames", "3", "--runtime", "litert")
+    service = serve(
+        "--log-level", "debug", "--config", config, "--bundle", pristine_bundle, "--frames", "3", "--runtime", "litert"
+    )
     assert service.process.wait(30) == 0
     service.wait_for("litert-int8 on litert")
 

@@ -128,6 +128,10 @@ class Rows(Closing):
         """Return the oldest messages of any kind."""
         return self._held("ORDER BY sequence LIMIT ?", limit)
 
+    def count(self) -> int:
+        """Return the number of messages."""
+        return self._number("SELECT COUNT(*) FROM messages")
+
     def oldest(self) -> tuple[int, str, float] | None:
         """Return sequence, kind and `at` of the oldest message."""
         row = self._db.execute("SELECT sequence, kind, at FROM messages ORDER BY sequence LIMIT 1").fetchone()

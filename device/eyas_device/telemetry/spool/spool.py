@@ -29,7 +29,7 @@ from eyas_device.telemetry.messages import KINDS, Event, Header, Window, decode,
 from eyas_device.telemetry.spool.eviction import IN_FLIGHT, Eviction
 from eyas_device.telemetry.spool.rows import Held, Rows, is_locked
 
-__all__ = ["IN_FLIGHT", "Held", "Spool", "SpoolError", "SpoolLimits", "SpoolState"]
+__all__ = ["IN_FLIGHT", "Held", "Spool", "SpoolError", "SpoolLimits", "SpoolState", "Waiting"]
 
 FILE = "telemetry.db"
 _RESERVE = 4096
@@ -72,6 +72,14 @@ class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
 _DEFAULT_LIMITS = SpoolLimits()
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """Messages that wait for their acknowledgement."""
+
+    on_disk: int = 0
+    in_memory: int = 0
+    """They are lost when the process ends."""
+
+
 class Spool(Closing):
     """The messages of one device, oldest first, in `folder`/telemetry.db, or in memory without a folder.
 
@@ -102,6 +110,9 @@ class Spool(Closing):
         """Why messages are not on disk, for people."""
         self.appended = 0
         """Messages appended since the start."""
+        self.evicted: dict[str, int] = {}
+        """What was given up since the start, as in `Window.lost`."""
+        self._left = Waiting()
         self._folder, self._device = folder, device
         self._checkpoint_bytes = max(min(4 << 20, limits.max_bytes // 16), 64 << 10)
         self._max_bytes = max(limits.max_bytes - 2 * self._checkpoint_bytes, 64 << 10)
@@ -184,6 +195,16 @@ class Spool(Closing):
             self.forget([held.sequence])
             self._try(lambda: self._count(held.kind), failed=None)
 
+    def waiting(self) -> Waiting:
+        """Count the messages that wait; after `close`, those that it left behind."""
+        with self._lock:
+            if self._closed:
+                return self._left
+            rows = self._try(self._rows.count, failed=0, always=True) - len(self._forgotten)
+            memory = self._memory.count() if self._memory is not None else 0
+            on_disk = self._rows.path is not None
+            return Waiting(on_disk=max(rows, 0) * on_disk, in_memory=memory + max(rows, 0) * (not on_disk))
+
     def maintain(self) -> None:
         """Do what is due: sync, drop what is too old, retry a disk that failed.
 
@@ -225,6 +246,7 @@ class Spool(Closing):
 
             self._try(self._write_back, failed=None)
             self._try(mark_clean, failed=None)
+            self._left = self.waiting()
             self._closed = True
             self._rows.close()
             if self._memory is not None:
@@ -469,6 +491,7 @@ class Spool(Closing):
 
     def _count(self, what: str, number: int = 1) -> None:
         if number:
+            self.evicted = {**self.evicted, what: self.evicted.get(what, 0) + number}
             self._lost = {**self._lost, what: self._lost.get(what, 0) + number}
             if not self._disk_is_failing():
                 self._rows.set_meta("lost", self._lost_text())
