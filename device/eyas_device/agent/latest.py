@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from eyas_device.camera import Frame
+from eyas_device.errors import ImageError
 
 
 class Ended:
@@ -39,3 +40,9 @@ class LatestFrame:
                 self._filled.wait(timeout_s)
             item, self._item = self._item, None
             return item
+
+    def discard(self) -> None:
+        """Drop a waiting frame, or the reason why one is unusable."""
+        with self._filled:
+            if isinstance(self._item, Frame | ImageError):
+                self._item = None

@@ -7,23 +7,22 @@ inference, however fast the camera is, and replaced frames are not even decoded.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
 
 import msgspec
 
-from eyas_device.agent.latest import Ended, LatestFrame
+from eyas_device.agent.latest import Ended
+from eyas_device.agent.sources import POLL_S, FiniteSource, LiveSource
 from eyas_device.camera import Camera, Frame
 from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
-from eyas_device.errors import CameraError, CameraLost, EyasError, ImageError
+from eyas_device.errors import CameraLost, EyasError, ImageError
 from eyas_device.predict import Classifier, Prediction
 
-_POLL_S = 0.05
-_JOIN_S = 10.0
 MAX_ERRORS = 10
 """Unexpected errors without a prediction between them after which the loop of a live camera ends."""
 _PAUSE_S = 1.0
@@ -116,7 +115,7 @@ class Loop:
         """Protects `_next` and `_ended`."""
         self._next: deque[Classifier] = deque()
         self._ended = False
-        self._source: _Live | _Finite | None = None
+        self._source: LiveSource | FiniteSource | None = None
         self._camera_state: CameraState | None = None
         self._notices = _Notices()
         self._errors_since = 0
@@ -177,7 +176,7 @@ class Loop:
         if self.classifier is not None:
             for listener in self.listeners:
                 listener.on_model(self.classifier)
-        source = _Live(self._camera) if self._camera.live else _Finite(self._camera)
+        source = LiveSource(self._camera) if self._camera.live else FiniteSource(self._camera)
         with source:
             self._source = source
             try:
@@ -190,8 +189,9 @@ class Loop:
                     while self._next:  # came too late
                         self._next.popleft().close()
 
-    def _run(self, source: _Live | _Finite, frames: int | None) -> None:
+    def _run(self, source: LiveSource | FiniteSource, frames: int | None) -> None:
         turn = _Turn(frames)
+        self._schedule(source, turn)
         while not self._stopping and not turn.ended:
             try:
                 self._turn(source, turn)
@@ -200,21 +200,26 @@ class Loop:
             except Exception as error:
                 self._on_error(error, live=source.live)
 
-    def _turn(self, source: _Live | _Finite, turn: _Turn) -> None:
+    def _turn(self, source: LiveSource | FiniteSource, turn: _Turn) -> None:
         """One turn of the loop, with or without a frame."""
         self._between_frames()
         if self._paused or self.classifier is None:
-            time.sleep(_POLL_S)
-            turn.last = time.monotonic()
+            self._rest(source, turn)
             return
+        if turn.resting:  # a waiting frame is as old as the pause
+            turn.resting, turn.due = False, time.monotonic()
+            source.discard()
+            self._schedule(source, turn)
         if (left := turn.due - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_S))
+            time.sleep(min(left, POLL_S))
             return
         try:
             frame = source.take()
         except ImageError as error:
-            turn.last = time.monotonic()
+            turn.last = now = time.monotonic()
             self._notify_unreadable(error)
+            turn.due = self._due(turn.due, now)
+            self._schedule(source, turn)
             return
         now = time.monotonic()
         if isinstance(frame, Ended):
@@ -226,11 +231,26 @@ class Loop:
         turn.last = now
         if self.pace.max_age_s is not None and source.live and now - frame.captured > self.pace.max_age_s:
             self._dropped += 1
+            self._schedule(source, turn)
             return
         if self._predict(self.classifier, frame, turn.number):
             self._errors_since = 0
             turn.count()
         turn.due = self._due(turn.due, now)
+        self._schedule(source, turn)
+
+    def _schedule(self, source: LiveSource | FiniteSource, turn: _Turn) -> None:
+        """Ask for the next frame: with a pace one when it is due, else all of them."""
+        paced = self.pace.fps is not None or self.pace.duty < 1
+        source.schedule(turn.due if paced else None)
+
+    def _rest(self, source: LiveSource | FiniteSource, turn: _Turn) -> None:
+        """Wait without a model, or paused."""
+        turn.last = time.monotonic()
+        if not turn.resting:
+            turn.resting = True
+            source.schedule(math.inf)
+        time.sleep(POLL_S)
 
     def _on_error(self, error: Exception, *, live: bool) -> None:
         """Go on after an unexpected error, or raise it."""
@@ -243,13 +263,13 @@ class Loop:
                 listener.on_error(error)
         until = time.monotonic() + _PAUSE_S
         while not self._stopping and time.monotonic() < until:
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
     def _due(self, due: float, started: float) -> float:
         """Time at which the next frame may be taken, after the frame rate's interval and the duty cycle's rest."""
         now = time.monotonic()
         if self.pace.fps is not None:
-            due = max(due, started - _POLL_S) + 1.0 / self.pace.fps
+            due = max(due, started - POLL_S) + 1.0 / self.pace.fps
         rest = (now - started) * (1.0 / self.pace.duty - 1.0)
         return max(due, now + rest) if rest > 0 else due
 
@@ -342,6 +362,8 @@ class _Turn:
         self.number = 0
         """Number of the next prediction."""
         self.ended = False
+        self.resting = False
+        """Whether the loop is paused or without a model."""
         self.due = self.last = time.monotonic()
         """When the next frame may be taken, and when something was last taken."""
         self._frames = frames
@@ -350,77 +372,3 @@ class _Turn:
         """Count a prediction; the last of the requested frames ends the loop."""
         self.number += 1
         self.ended = self.number == self._frames
-
-
-class _Finite:
-    """Source that waits: each frame is captured when the loop takes it."""
-
-    live = False
-    dropped = 0
-
-    def __init__(self, camera: Camera) -> None:
-        self._camera = camera
-
-    def __enter__(self) -> _Finite:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def take(self) -> Frame | Ended | None:
-        """Capture the next frame. Raises `ImageError` for an unusable one and `CameraError` if the source fails."""
-        frame = self._camera.capture()
-        return Ended() if frame is None else frame
-
-
-class _Live:
-    """Source with a capture thread and a latest-frame buffer; `take` raises what the thread raised."""
-
-    live = True
-
-    def __init__(self, camera: Camera) -> None:
-        self._camera = camera
-        self._latest = LatestFrame()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._capture, name="capture", daemon=True)
-
-    @property
-    def dropped(self) -> int:
-        """Frames that were replaced by a newer one."""
-        return self._latest.replaced
-
-    def __enter__(self) -> _Live:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stopping = True
-        self._camera.close()  # wakes a waiting capture
-        self._thread.join(_JOIN_S)
-
-    def take(self) -> Frame | Ended | None:
-        """Take the newest frame, None if there is none soon. Raises what `Camera.capture` raised."""
-        item = self._latest.take(_POLL_S)
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def _capture(self) -> None:
-        while not self._stopping:
-            try:
-                frame = self._camera.capture()
-            except ImageError as error:
-                self._latest.put(error)
-            except CameraError as error:
-                self._latest.put(error)
-                return
-            except Exception as error:  # `take` raises it: the loop counts it and decides whether to go on
-                self._latest.put(error)
-                time.sleep(_PAUSE_S)
-            else:
-                if frame is None:
-                    self._latest.put(Ended())
-                    return
-                self._latest.put(frame)

@@ -125,6 +125,8 @@ class SubprocessCamera(Closing):
     """A live camera that returns or raises in time, whatever its library does; the parent's side."""
 
     live = True
+    on_demand = True
+    """The child drops the frames that nobody captures."""
 
     def __init__(
         self,
@@ -151,12 +153,18 @@ class SubprocessCamera(Closing):
             self._child = _Child({**_ENVIRONMENT, **os.environ, **(environment or {})})
         except OSError as error:
             raise CameraError(f"camera {shown}: its process cannot be started ({error.strerror})") from None
+        begun = time.monotonic()
+        self.started_s = 0.0
+        """Time that the process took to start and import its library, seconds."""
         try:
             self._child.send(msgspec.json.encode(_OpenRequest(reader, msgspec.to_builtins(settings))))
             self._expect(_Ready, START_S, "its process did not start")
+            self.started_s = time.monotonic() - begun
             opened = self._expect(_Opened, timeout_s + _OPEN_MARGIN_S, "it did not open")
-        except BaseException:
+        except BaseException as error:
             self._child.end(grace_s=0)
+            if isinstance(error, CameraError):
+                error.started_s = self.started_s or time.monotonic() - begun
             raise
         self._source = f"{shown} ({opened.note})" if opened.note else shown
 

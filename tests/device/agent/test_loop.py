@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eyas_device.agent import loop as loop_module
+from eyas_device.agent import sources
 from eyas_device.agent.latest import Ended, LatestFrame
 from eyas_device.agent.loop import MAX_ERRORS, FramePrediction, Listener, Loop, Pace
 from eyas_device.agent.signals import Signals
@@ -126,6 +127,69 @@ def test_dropped_frames_are_counted_while_the_loop_runs(classifier: Classifier) 
     assert all(0 <= count - lost <= 25 for count, lost in zip(dropped, missing, strict=True)), seen
 
 
+class DemandCamera(LiveCamera):
+    """A live camera that drops what nobody captures; counts the captures."""
+
+    on_demand = True
+
+    def __init__(self, items: Iterator[Frame | Exception | None], every_s: float = 0.0) -> None:
+        super().__init__(items, every_s)
+        self.captures = 0
+
+    def capture(self) -> Frame | None:
+        self.captures += 1
+        return super().capture()
+
+
+def fresh(image: bytes | Pixels = JPEG) -> Iterator[Frame]:
+    """Frames that are captured when they are asked for."""
+    return (Frame(image=image, time=time.time(), source=str(n)) for n in itertools.count())
+
+
+@pytest.mark.parametrize("pace", [Pace(fps=25.0), Pace(duty=0.05)], ids=["fps", "duty"])
+def test_a_pace_bounds_what_is_captured(classifier: Classifier, pace: Pace) -> None:
+    camera, recorder = DemandCamera(fresh(), every_s=0.001), Recorder(loop_s=0.002)
+    Loop(classifier, camera, [recorder], pace=pace).run(frames=15)
+    assert camera.captures <= 1.2 * len(recorder.predictions), camera.captures
+    ages = sorted(predicted.age_ms for predicted in recorder.predictions)
+    assert ages[len(ages) // 2] < 30, "frames waited for long"
+    camera = DemandCamera(fresh(), every_s=0.001)
+    Loop(classifier, camera, [Recorder(loop_s=0.02)]).run(frames=15)
+    assert camera.captures > 40, "without a pace the newest of all frames is taken"
+
+
+@pytest.mark.parametrize("error", [ImageError("x: black"), None], ids=["black", "broken"])
+def test_frames_that_are_no_use_are_paced_too(classifier: Classifier, error: ImageError | None) -> None:
+    items: Iterator[Frame | Exception] = itertools.repeat(error) if error else fresh(JPEG[:200])
+    camera, recorder = DemandCamera(items, every_s=0.001), Recorder()
+    loop = Loop(classifier, camera, [recorder], pace=Pace(fps=20.0))
+    threading.Timer(0.6, loop.stop).start()
+    loop.run()
+    assert 5 <= len(recorder.reasons) <= 14 and camera.captures <= 1.2 * len(recorder.reasons) + 1
+
+
+def test_a_paused_loop_asks_for_no_frames_and_then_takes_a_fresh_one(classifier: Classifier) -> None:
+    camera, recorder = DemandCamera(fresh(), every_s=0.001), Recorder()
+    loop = Loop(classifier, camera, [recorder], pace=Pace(fps=20.0))
+    loop.pause()
+    threading.Timer(0.5, loop.resume).start()
+    started = time.monotonic()
+    loop.run(frames=2)
+    assert time.monotonic() - started >= 0.5 and camera.captures <= 5
+    assert max(predicted.age_ms for predicted in recorder.predictions) < 250, "a frame from before the pause"
+
+
+def test_a_camera_that_is_seldom_asked_is_still_watched(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_CHECK_S", 0.05)
+    camera = DemandCamera(fresh(), every_s=0.001)
+    loop = Loop(classifier, camera, pace=Pace(fps=0.01))
+    threading.Timer(0.5, loop.stop).start()
+    loop.run()
+    assert 4 <= camera.captures <= 12
+
+
 class ChangingCamera(LiveCamera):
     """A live camera with a state that the test sets."""
 
@@ -210,6 +274,7 @@ def test_a_live_loop_goes_on_after_unexpected_errors_and_ends_when_nothing_else_
     classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(sources, "_PAUSE_S", 0.0)
     frame = Frame(image=JPEG, time=0.0, source="x")
     defects = [ZeroDivisionError(f"oops {n}") for n in range(3 * MAX_ERRORS)]
     noticed: list[Exception] = []
@@ -231,6 +296,7 @@ def test_a_model_and_a_listener_that_fail_once_do_not_end_a_live_loop(
     pristine_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop_module, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(sources, "_PAUSE_S", 0.0)
 
     class Flaky(Classifier):
         calls = 0

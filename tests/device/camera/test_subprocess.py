@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from eyas_device.camera import Frame
+from eyas_device.agent.loop import FramePrediction, Listener, Loop, Pace
+from eyas_device.camera import Camera, Frame
+from eyas_device.camera.reconnecting import ReconnectingCamera
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from eyas_device.predict import Prediction
 from tests.support.camera_readers import Behaviour, pixels
 from tests.support.paths import ROOT
 from tests.support.servers import PLENTY_S, gone, taken
@@ -83,6 +86,42 @@ def test_a_frame_is_recent_after_any_pause() -> None:
         time.sleep(1.0)
         asked = time.monotonic()
         assert taken(camera).captured >= asked - 0.5
+
+
+def test_a_slow_loop_asks_a_fast_camera_for_few_frames_and_gets_recent_ones() -> None:
+    """Also through the wrapper that reopens it."""
+    captured = []
+
+    class Counting(SubprocessCamera):
+        def capture(self) -> Frame | None:
+            captured.append(1)
+            return super().capture()
+
+    class Model:
+        """Stands in for a classifier."""
+
+        spec = None
+
+        def predict(self, frame: Any) -> Prediction:
+            return Prediction("a", 0, 1.0, False, np.array([1.0], np.float32), 1.0)
+
+        def close(self) -> None:
+            """Nothing is held."""
+
+    ages: list[float] = []
+
+    class Ages(Listener):
+        def on_prediction(self, predicted: FramePrediction) -> None:
+            ages.append(predicted.age_ms)
+
+    def opened() -> Camera:
+        settings = Behaviour(how="raw", fps=200, at=10**9)
+        return Counting("tests.support.camera_readers:Drawn", settings, shown="test:raw", timeout_s=10.0)
+
+    loop = Loop(cast(Any, Model()), ReconnectingCamera(opened), [Ages()], pace=Pace(fps=20.0))
+    loop.run(frames=20)
+    assert len(captured) <= 1.2 * 20, len(captured)
+    assert sorted(ages)[10] < 100
 
 
 def test_a_stopped_child_is_killed_in_time() -> None:
