@@ -12,8 +12,9 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
+from eyas_device.board.identity import default_name
 from eyas_device.errors import ConfigError
-from eyas_device.support.names import check_name, host_name, parse_broker
+from eyas_device.support.names import BrokerAddress, check_name, parse_broker
 from eyas_device.support.toml import Section, convert, error_report, parse
 
 CONFIG = Path("/etc/eyas/device.toml")
@@ -39,8 +40,9 @@ class DeviceSection(Section, frozen=True):
 
     site: str = "default"
     """Second level of the telemetry topic."""
-    name: str = msgspec.field(default_factory=host_name)
-    """Third level of the telemetry topic; default: the host's name."""
+    name: str = msgspec.field(default_factory=default_name)
+    """Third level of the telemetry topic; default: the host's name, if that is a factory default with six digits that
+    tell machines apart."""
     state: str = STATE
     """Folder of the two slots, the saved selection and the spool: an absolute path."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -100,7 +102,8 @@ class TelemetrySection(Section, frozen=True):
     """Broker, credentials and the spool for messages that cannot be sent."""
 
     broker: str = ""
-    """HOST or HOST:PORT of an MQTT broker; empty: no telemetry."""
+    """HOST, HOST:PORT, mqtt://HOST or mqtts://HOST of an MQTT broker; empty: no telemetry. Default port: 8883 with TLS,
+    1883 without."""
     window_s: Annotated[float, msgspec.Meta(ge=0.1)] = 10.0
     """Length of a telemetry window."""
     delivery: Literal["collector", "broker"] = "collector"
@@ -117,6 +120,8 @@ class TelemetrySection(Section, frozen=True):
     """User name at the broker; empty: anonymous, or the name in the certificate."""
     password_file: str = ""
     """File whose first line is the password."""
+    insecure: bool = False
+    """Allow a password or commands without TLS: whoever can reach the network can read the one and send the other."""
     spool_mb: Annotated[float, msgspec.Meta(ge=1, le=65536)] = 64.0
     """Disk space for waiting messages, MiB."""
     spool_days: Annotated[float, msgspec.Meta(gt=0, le=3650)] = 30.0
@@ -125,6 +130,19 @@ class TelemetrySection(Section, frozen=True):
     """A power cut may lose the messages of this time."""
     commands: tuple[CommandName, ...] = ()
     """Commands that the host may send to this device."""
+
+    @property
+    def address(self) -> BrokerAddress:
+        """The broker's address. Raises `ValueError` for an impossible one."""
+        return parse_broker(self.broker, tls=self.tls or bool(self.ca or self.certificate))
+
+    @property
+    def exposed(self) -> tuple[str, ...]:
+        """Keys that are not safe without TLS, if there is a broker and no TLS."""
+        if not self.broker or self.address.tls:
+            return ()
+        keys = {"commands": self.commands, "user": self.user, "password_file": self.password_file}
+        return tuple(key for key, value in keys.items() if value)
 
 
 class PrivacySection(Section, frozen=True):
@@ -170,7 +188,7 @@ def read_config(path: Path) -> Config:
     try:
         if path.exists() and not path.is_file():  # a pipe would block
             raise ConfigError(f"{path}: not a file; the configuration is a TOML file")
-        tree = parse(path.read_text(encoding="utf-8"))
+        tree = parse(path.read_text(encoding="utf-8-sig"))
     except ConfigError:
         raise
     except (OSError, UnicodeDecodeError) as error:
@@ -202,16 +220,26 @@ def _invalid_values(config: Config) -> Iterable[str]:
             yield f"[device] {key} = {error}"
     if not Path(config.device.state).is_absolute():
         yield f"[device] state = {config.device.state!r}: an absolute path is needed"
-    if config.telemetry.broker:
-        try:
-            parse_broker(config.telemetry.broker)
-        except ValueError as error:
-            yield f"[telemetry] broker = {error}"
-    if bool(config.telemetry.certificate) != bool(config.telemetry.key):
-        yield "[telemetry] certificate, key: both are needed, or none"
+    yield from (f"[telemetry] {error}" for error in connection_errors(config.telemetry))
     low, high = config.privacy.band
     if low > high:
         yield f"[privacy] band = [{low:g}, {high:g}]: the first must not be above the second"
     crop = config.privacy.crop
     if crop and not (len(crop) == 4 and min(crop[2:]) > 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1):
         yield f"[privacy] crop = {list(crop)}: left, top, width and height within 0..1 are needed"
+
+
+def connection_errors(telemetry: TelemetrySection) -> Iterable[str]:
+    """Errors of the broker's address and its credentials: key, what is wrong, what is allowed."""
+    try:
+        exposed = telemetry.exposed
+    except ValueError as error:
+        yield f"broker = {error}"
+        exposed = ()
+    if exposed and not telemetry.insecure:
+        yield (
+            f"{', '.join(exposed)}: not without TLS: set ca (or tls = true for a public certificate), or accept that "
+            "the network can read and send them with insecure = true"
+        )
+    if bool(telemetry.certificate) != bool(telemetry.key):
+        yield "certificate, key: both are needed, or none"

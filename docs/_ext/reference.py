@@ -197,7 +197,7 @@ def _fields(kind: type[msgspec.Struct], nested: dict[str, type], *, toml: bool) 
 def _default(field: Any, *, toml: bool) -> str:
     if field.default is not msgspec.NODEFAULT:
         return f"`{_value(field.default, toml=toml)}`"
-    if getattr(field.default_factory, "__name__", "") == "host_name":
+    if getattr(field.default_factory, "__name__", "") == "default_name":
         return "the host's name"
     value = field.default_factory()
     return f"`{_value(value, toml=toml)}`"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eyas_device.board.identity import default_name
 from eyas_device.config import COMMANDS, EXAMPLE, RENAMED, Config, read_config
 from eyas_device.errors import ConfigError
-from eyas_device.support.names import host_name
 
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
 _EXAMPLE_NAME = "camera-1"
@@ -70,7 +70,9 @@ def test_example_has_every_key_no_other_and_the_defaults(tmp_path: Path) -> None
     assert count == sum(len(values) for values in keys().values()) > 15
     config = read_config(path)
     assert config.device.name == _EXAMPLE_NAME, "the one key whose default depends on the host"
-    assert msgspec.structs.replace(config, device=msgspec.structs.replace(config.device, name=host_name())) == Config()
+    assert (
+        msgspec.structs.replace(config, device=msgspec.structs.replace(config.device, name=default_name())) == Config()
+    )
 
 
 def test_example_explains_every_key_and_names_units() -> None:
@@ -153,6 +155,15 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     [
         ('[telemetry]\ncertificate = "a.pem"', "certificate, key: both are needed"),
         ('[telemetry]\ncommands = ["reboot"]', "commands"),
+        ('[telemetry]\nbroker = "10.0.0.7"\ncommands = ["pause"]', "commands: not without TLS: set ca"),
+        (
+            '[telemetry]\nbroker = "[::1]:8883"\nuser = "u"\npassword_file = "/p"',
+            "user, password_file: not without TLS",
+        ),
+        ('[telemetry]\nbroker = "mqtt://h"\nuser = "u"', "insecure = true"),
+        ('[telemetry]\nbroker = "mqtt://h"\nca = "ca.pem"', "mqtts://"),
+        ('[telemetry]\nbroker = "ws://h"', "[telemetry] broker = 'ws://h': MQTT over WebSocket"),
+        ('[telemetry]\nbroker = "u:pw@h"', "user and password do not belong into the address"),
         ("[privacy]\nband = [0.9, 0.2]", "the first must not be above the second"),
         ("[privacy]\nband = [nan, 0.2]", "must be float >= 0"),
         ("[privacy]\ncrop = [0.5, 0.0, 0.6, 1.0]", "within 0..1"),
@@ -162,6 +173,20 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_impossible_combinations(tmp_path: Path, text: str, error: str) -> None:
     (path := tmp_path / "c.toml").write_text(text)
     assert error in errors(path)[0]
+
+
+@pytest.mark.parametrize("tls", ['ca = "ca.pem"', "tls = true", "insecure = true", 'broker = "mqtts://h"'])
+def test_a_password_and_commands_with_tls_or_accepted_without(tmp_path: Path, tls: str) -> None:
+    broker = "" if "broker" in tls else 'broker = "h"\n'
+    (path := tmp_path / "c.toml").write_text(f'[telemetry]\n{broker}{tls}\nuser = "u"\ncommands = ["pause"]\n')
+    telemetry = read_config(path).telemetry
+    assert telemetry.exposed == (("commands", "user") if telemetry.insecure else ())
+    assert telemetry.address == ("h", 1883, False) if telemetry.insecure else ("h", 8883, True)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (path := tmp_path / "c.toml").write_bytes(b'\xef\xbb\xbf[device]\r\nname = "cam-2"\r\n')
+    assert read_config(path).device.name == "cam-2"
 
 
 _hosts = st.from_regex(r"\A[a-z0-9-]{1,10}(\.[a-z0-9-]{1,10}){0,2}\Z")
@@ -201,6 +226,7 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "delivery": st.sampled_from(["collector", "broker"]),
         "tls": st.booleans(),
         "ca": _text,
+        "insecure": st.just(True),  # else a user or commands may need TLS
         "certificate": st.just(""),  # with `key` or not at all
         "key": st.just(""),
         "user": _text,
@@ -233,6 +259,8 @@ def test_the_round_trip_below_draws_every_key() -> None:
 @relaxed
 @given(tree=st.fixed_dictionaries({}, optional={s: st.fixed_dictionaries({}, optional=v) for s, v in _VALID.items()}))
 def test_any_valid_configuration_is_read_as_written(tmp_path: Path, tree: dict[str, dict[str, Any]]) -> None:
+    if "telemetry" in tree:
+        tree["telemetry"].setdefault("insecure", True)
     config = read_config(written(tmp_path / "valid.toml", tree))
     for section, values in keys().items():
         for key, default in values.items():

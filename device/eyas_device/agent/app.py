@@ -22,13 +22,13 @@ from eyas_device.agent.signals import Signals
 from eyas_device.agent.systemd import LOAD_S, Notifier
 from eyas_device.camera import Camera, is_live, open_camera
 from eyas_device.camera.reconnecting import ReconnectingCamera
-from eyas_device.config import STATE, CameraSection, Config, ModelSection, read_config
-from eyas_device.errors import CameraSpecError, ConfigError, EyasError
+from eyas_device.config import STATE, CameraSection, Config, ModelSection, connection_errors, read_config
+from eyas_device.errors import CameraSpecError, ConfigError, EyasError, LinkError
 from eyas_device.runtimes import use_engine_cache
 from eyas_device.support.closing import Closing
 from eyas_device.support.logs import LogHandler
-from eyas_device.support.names import parse_broker
 from eyas_device.support.opencv import silence_opencv
+from eyas_device.support.toml import error_report
 from eyas_device.telemetry.mqtt import UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool, SpoolLimits, SpoolState
 from eyas_device.telemetry.tls import Security
@@ -39,13 +39,19 @@ logger = logging.getLogger(__name__)
 def load_config(path: Path | None, **over: dict[str, Any]) -> Config:
     """Read the configuration and override it with the command line's values: section -> key -> value.
 
-    Values of None override nothing. Raises `ConfigError` for a faulty file, and `CameraSpecError` if no camera is
-    configured.
+    Values of None override nothing. Raises `ConfigError` for a faulty file or connection, `LinkError` for one that the
+    command line alone describes, and `CameraSpecError` if no camera is configured.
     """
     config = read_config(path) if path else Config()
     for name, section in over.items():
         values = {key: value for key, value in section.items() if value is not None}
         config = replace(config, **{name: replace(getattr(config, name), **values)})
+    if errors := list(connection_errors(config.telemetry)):
+        raise (
+            ConfigError(error_report(path, [f"[telemetry] {error}" for error in errors]))
+            if path
+            else LinkError(f"telemetry: {'; '.join(errors)}")
+        )
     if not config.camera.source:
         raise CameraSpecError("no camera: give --camera SPEC, or camera.source in the configuration")
     return config
@@ -185,11 +191,11 @@ class Agent(Closing):
         telemetry, device = self._config.telemetry, self._config.device
         if not telemetry.broker:
             return None
-        host, port = parse_broker(telemetry.broker)
+        address = telemetry.address
         settings = ReporterSettings(
             uplink=UplinkSettings(
-                host=host,
-                port=port,
+                host=address.host,
+                port=address.port,
                 site=device.site,
                 device=device.name,
                 delivery=telemetry.delivery,

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eyas_device.commands import values
+from eyas_device.commands.broker import add_broker_arguments, broker_values
 from eyas_device.errors import EXIT_CHECK_FAILED, ConfigError
 
 if TYPE_CHECKING:
@@ -25,11 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: /etc/eyas/device.toml, if it exists")
     parser.add_argument("--bundle", metavar="B", help="check this bundle instead of the current slot's")
     parser.add_argument("--camera", metavar="SPEC", help="check this camera, e.g. v4l2:0")
-    parser.add_argument("--mqtt", type=values.broker, metavar="HOST[:PORT]", help="check this broker")
-    parser.add_argument("--mqtt-user", metavar="NAME", default="", help="connect to the broker as this user")
-    parser.add_argument(
-        "--mqtt-password-file", type=Path, metavar="FILE", help="file whose first line is the password; chmod 600"
-    )
+    add_broker_arguments(parser, purpose="check this broker")
     parser.add_argument("--json", action="store_true", help="one JSON object with all findings")
 
 
@@ -76,15 +72,10 @@ def _context(args: argparse.Namespace) -> Context:
         config = replace(config, model=replace(config.model, bundle=args.bundle))
     if args.camera:
         config = replace(config, camera=replace(config.camera, source=args.camera))
-    if args.mqtt:
-        config = replace(config, telemetry=replace(config.telemetry, broker=":".join(map(str, args.mqtt))))
-    return Context(
-        config=config,
-        config_path=path,
-        config_error=problem,
-        username=args.mqtt_user,
-        password=Security(password_file=str(args.mqtt_password_file or "")).password() or "",
-    )
+    given = {key: value for key, value in broker_values(args).items() if value is not None}
+    config = replace(config, telemetry=replace(config.telemetry, **given))
+    Security(password_file=args.mqtt_password_file or "").password()  # an unreadable one is an error of the command
+    return Context(config=config, config_path=path, config_error=problem)
 
 
 def print_result(result: CheckResult, width: int) -> None:

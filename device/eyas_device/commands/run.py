@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
+from eyas_device.commands.broker import add_broker_arguments, broker_values
 from eyas_device.errors import CameraSpecError, ConfigError
 from eyas_device.support.logs import LEVELS
 
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--accuracy", action="store_true", help="compare predictions with the names of the images' folders")
     add("--json", action="store_true", help="one JSON object per prediction on standard output")
     add("--log-level", choices=LEVELS, help="what is logged on standard error (default: $EYAS_LOG, else info)")
-    add("--mqtt", type=values.broker, metavar="HOST[:PORT]", help="send status and windows to this broker")
+    add_broker_arguments(parser, purpose="send status and windows to this broker")
     add("--site", type=values.topic_level, help="second level of the topic (default: default)")
     add("--device-id", type=values.topic_level, metavar="NAME", help="third level (default: the host's name)")
     add("--window", type=values.window_s, metavar="SECONDS", help="length of a window (default 10)")
@@ -119,5 +120,5 @@ def _config(args: argparse.Namespace) -> Config:
             "affinity": args.affinity,
         },
         loop={"fps": args.fps, "duty": args.duty},
-        telemetry={"broker": args.mqtt and "{}:{}".format(*args.mqtt), "window_s": args.window},
+        telemetry={**broker_values(args), "window_s": args.window},
     )

@@ -59,11 +59,3 @@ def cores(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(f"{text!r}: core numbers are needed, such as 0, 2,3 or 0-3")
         numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(numbers))
-
-
-def broker(text: str) -> tuple[str, int]:
-    """Address of a broker: HOST or HOST:PORT."""
-    try:
-        return names.parse_broker(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

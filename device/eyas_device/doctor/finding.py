@@ -70,9 +70,6 @@ class Context:
     """File that it was read from; None: the defaults."""
     config_error: str = ""
     """Why the file could not be read; empty if it could."""
-    username: str = ""
-    password: str = ""
-    """Credentials for the broker, instead of the configured ones."""
     root: Path = Path("/")
     """Parent of `proc`, `sys`, `run` and `etc`."""
     now: Callable[[], float] = time.time

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.doctor.system import service_is_active
-from eyas_device.support.names import parse_broker
+from eyas_device.support.names import BrokerAddress
 from eyas_device.support.processes import JobError
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def broker(context: Context) -> Finding:
     """Check that the broker can be reached and accepts this device."""
     if not context.config.telemetry.broker:
         return grey("no broker is configured", "use --mqtt, or set telemetry.broker")
-    host, port = parse_broker(context.config.telemetry.broker)
-    address = f"{host}:{port}"
+    address = context.config.telemetry.address
+    host, port = address.host, address.port
     try:
         socket.create_connection((host, port), timeout=_TCP_S).close()
     except socket.gaierror as error:
@@ -154,18 +154,17 @@ def broker(context: Context) -> Finding:
         )
     except OSError as error:
         return red(f"{address}: {error.strerror or error}", "check the device's network: ip route")
-    return _mqtt_handshake(context, host, port)
+    return _mqtt_handshake(context, address)
 
 
-def _mqtt_handshake(context: Context, host: str, port: int) -> Finding:
+def _mqtt_handshake(context: Context, address: BrokerAddress) -> Finding:
     """Connect with MQTT 5, else 3.1.1, as a separate client, so that the running service keeps its session."""
     from eyas_device.telemetry.mqtt_client import Connector, Session
 
-    address = f"{host}:{port}"
     section = context.config.telemetry
-    user = context.username or section.user or ("this certificate" if section.certificate else "anybody")
+    user = section.user or ("this certificate" if section.certificate else "anybody")
     session = Session(client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", keepalive_s=int(_CONNACK_S))
-    connector = Connector((host, port), session)
+    connector = Connector((address.host, address.port), session)
     reason = _connect(context, connector)
     if reason is not None and reason.is_failure and connector.switch_if_unsupported(reason):
         reason = _connect(context, connector)
@@ -195,8 +194,6 @@ def _connect(context: Context, connector: Connector) -> ReasonCode | None:
 
     client = connector.make_client()
     Security.from_config(context.config.telemetry).apply(client)
-    if context.username:
-        client.username_pw_set(context.username, context.password or None)
     done = threading.Event()
     reasons: list[ReasonCode] = []
 

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
+from typing import NamedTuple
 
 NAME = r"[A-Za-z0-9._-]{1,64}"
 """Pattern of a site's or device's name: one level of a topic."""
-MQTT_PORT = 1883
+MQTT_PORT, TLS_PORT = 1883, 8883
+"""Default ports without and with TLS."""
+_SCHEMES = {"mqtt": False, "tcp": False, "mqtts": True, "ssl": True, "tls": True}
+"""Scheme of an address -> whether it means TLS."""
+_FORMS = "HOST or HOST:PORT is needed, an IPv6 address with a port as [::1]:8883"
+_PLACEHOLDERS = ("BROKER", "HOST", "HOSTNAME", "ADDRESS")
+
+
+class BrokerAddress(NamedTuple):
+    """Where a broker listens, and whether its address asks for TLS."""
+
+    host: str
+    port: int
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return format_address(self.host, self.port)
+
+
+def format_address(host: str, port: int) -> str:
+    """`HOST:PORT`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def host_name() -> str:
@@ -22,22 +45,87 @@ def check_name(name: str) -> str:
     return name
 
 
-def parse_broker(text: str) -> tuple[str, int]:
-    """Host and port of `HOST` or `HOST:PORT` (1883 by default). Raises `ValueError` for anything else."""
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        host, port = text, str(MQTT_PORT)
-    if not re.fullmatch(r"\d{1,5}", port, re.ASCII):
-        raise ValueError(f"{text!r}: HOST or HOST:PORT is needed")
-    return check_address(host, int(port))
+def parse_broker(text: str, *, tls: bool = False) -> BrokerAddress:
+    """Parse the address of a broker in any of its usual forms.
+
+    Args:
+        text: A host name or an IPv4 or IPv6 address, each with or without a port; an IPv6 address with a port has
+            brackets. `mqtt://` or `tcp://` in front means without TLS, `mqtts://`, `ssl://` or `tls://` with it.
+        tls: Whether TLS is configured; it makes 8883 the default port instead of 1883.
+
+    Raises:
+        ValueError: for anything else; the message names the right form and never a password.
+
+    """
+    scheme, separator, rest = text.rpartition("://")
+    if "@" in text:
+        raise ValueError(
+            "user and password do not belong into the address of a broker: `user` and `password_file` in [telemetry], "
+            "or the options for them, take them"
+        )
+    if separator:
+        rest = rest.removesuffix("/")
+        if "/" not in rest:
+            tls = _scheme_tls(scheme, text, tls=tls)
+    if "/" in rest:
+        raise ValueError(f"{text!r}: the address of a broker has no path; {_FORMS}")
+    host, port = _split_port(rest, text)
+    check_address(host, TLS_PORT if port is None else port, text)
+    return BrokerAddress(host, port if port is not None else TLS_PORT if tls else MQTT_PORT, tls)
 
 
-def check_address(host: str, port: int) -> tuple[str, int]:
-    """Return host and port if both are possible. Raises `ValueError` otherwise."""
+def check_address(host: str, port: int, text: str = "") -> None:
+    """Raise `ValueError` unless a broker can have this host and port; the message quotes `text`."""
+    text = text or format_address(host, port)
+    if not 1 <= port <= 65535:
+        raise ValueError(f"{text!r}: HOST or HOST:PORT is needed, the port from 1 to 65535")
+    if ":" in host:
+        if not _is_ipv6(host):
+            raise ValueError(f"{text!r}: not an IPv6 address; with a port it is written [2001:db8::17]:8883")
+        return
+    if host in _PLACEHOLDERS:
+        raise ValueError(f"{text!r}: {host} is a placeholder; put the broker's own name or address there")
     try:
-        possible = bool(host.encode("idna")) and 1 <= port <= 65535
+        possible = bool(re.fullmatch(r"[\w.-]+", host)) and bool(host.encode("idna"))
     except UnicodeError:
         possible = False
     if not possible:
-        raise ValueError(f"{f'{host}:{port}'!r}: HOST or HOST:PORT is needed, the port from 1 to 65535")
-    return host, port
+        raise ValueError(f"{text!r}: {_FORMS}")
+
+
+def _scheme_tls(scheme: str, text: str, *, tls: bool) -> bool:
+    """Whether a scheme means TLS. Raises `ValueError` for one that is not MQTT's or contradicts the configured TLS."""
+    kind = scheme.lower()
+    if kind in ("ws", "wss"):
+        raise ValueError(f"{text!r}: MQTT over WebSocket is not supported; name the broker's MQTT port, mqtts://HOST")
+    if kind not in _SCHEMES:
+        raise ValueError(f"{text!r}: {scheme}:// is not for MQTT; {_FORMS}")
+    if tls and not _SCHEMES[kind]:
+        raise ValueError(f"{text!r}: {kind}:// is without TLS, but TLS is configured; write mqtts://")
+    return _SCHEMES[kind]
+
+
+def _split_port(rest: str, text: str) -> tuple[str, int | None]:
+    """Host, without brackets, and port, None without one."""
+    if bracketed := re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", rest, re.DOTALL):
+        host, port = bracketed[1], bracketed[2]
+        if ":" not in host:
+            raise ValueError(f"{text!r}: brackets are for an IPv6 address; {_FORMS}")
+    elif rest.count(":") > 1:
+        host, port = rest, None
+    else:
+        host, colon, after = rest.partition(":")
+        port = after if colon else None
+    if port is None:
+        return host, None
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII):
+        raise ValueError(f"{text!r}: HOST or HOST:PORT is needed, the port from 1 to 65535; IPv6 as [::1]:8883")
+    return host, int(port)
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True

@@ -34,7 +34,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_config(cls, section: TelemetrySection) -> Security:
         """Read the settings from the `[telemetry]` section."""
-        return cls(**{field.name: getattr(section, field.name) for field in msgspec.structs.fields(cls)})
+        values = {field.name: getattr(section, field.name) for field in msgspec.structs.fields(cls)}
+        return cls(**{**values, "tls": section.address.tls if section.broker else section.tls})
 
     def context(self) -> ssl.SSLContext | None:
         """Create the TLS context (1.2 or newer, certificates verified); None without TLS.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eyas_device.errors import LinkError
 from eyas_host.cli.options import (
     STORE,
     BrokerOption,
@@ -45,12 +46,12 @@ def broker(
 
         serve_embedded(port or 1883, say=_print)
         return
-    from eyas_host.fleet.broker.client import TLS_PORT
+    from eyas_device.support.names import TLS_PORT, format_address
     from eyas_host.fleet.broker.kit import prepare
     from eyas_host.fleet.broker.supervise import serve
 
     kit = prepare(folder, bind=bind, port=port or TLS_PORT, names=names or ())
-    address = f"{kit.hosts[0]}:{kit.port}"
+    address = format_address(kit.hosts[0], kit.port)
     for warning in kit.warnings:
         _print(f"warning:   {warning}")
     _print(f"devices:   eyas enroll NAME --folder {folder} --broker {address}")
@@ -64,18 +65,28 @@ def enroll(
     device: Annotated[str, typer.Argument(metavar="NAME", help="Name of the device, unique in the fleet.")],
     site: Annotated[str, typer.Option(help="Site of the device: second level of its topics.")] = "default",
     broker: Annotated[
-        str, typer.Option("--broker", metavar="HOST:PORT", help="Broker to write into its device.toml.")
-    ] = "BROKER:8883",
+        str | None,
+        typer.Option("--broker", metavar="HOST[:PORT]", help="Broker for its device.toml.  [default: the kit's own]"),
+    ] = None,
     folder: FolderOption = Path("fleet"),
     days: Annotated[float, typer.Option(min=1, max=3650, help="Lifetime of the certificate.")] = 825.0,
 ) -> None:
     """Issue a device's credentials: key, certificate and a section for its device.toml."""
     from eyas_host.fleet.broker.enroll import DEVICE_FOLDER
     from eyas_host.fleet.broker.enroll import enroll as run
+    from eyas_host.fleet.broker.kit import device_address
 
+    if broker is None and device_address(folder) is None:
+        raise LinkError(f"--broker HOST:PORT is needed: no broker was started with `eyas broker --folder {folder}` yet")
     enrolled = run(folder, device, site=site, broker=broker, days=days)
     typer.echo(enrolled.section)
-    _print(f"{enrolled.archive}: unpack into {Path(DEVICE_FOLDER).parent}/ on the device; it contains a private key")
+    host = enrolled.broker.host if enrolled.broker else ""
+    if host in ("localhost", "::1") or host.startswith("127."):
+        _print(f"warning: {host} is the device itself; `eyas broker --bind 0.0.0.0 --name HOST` serves a network")
+    _print(
+        f"{enrolled.archive}: contains a private key; on the device, as root: "
+        f"tar -xf {enrolled.archive.name} -C {Path(DEVICE_FOLDER).parent}"
+    )
 
 
 def expel(
@@ -96,7 +107,7 @@ def expel(
 
 
 def collect(
-    broker: BrokerOption = "127.0.0.1",
+    broker: BrokerOption = None,
     store: StoreOption = STORE,
     group: Annotated[str, typer.Option(help="Collectors of one group share the messages.")] = "eyas",
     name: Annotated[
@@ -123,7 +134,7 @@ def collect(
 
 
 def watch(
-    broker: BrokerOption = "127.0.0.1",
+    broker: BrokerOption = None,
     ca: CaOption = None,
     cert: CertOption = None,
     key: KeyOption = None,

@@ -41,7 +41,12 @@ SshOption = Annotated[
 ]
 
 BrokerOption = Annotated[
-    str, typer.Option("--broker", metavar="HOST[:PORT]", help="Default port: 8883 with --ca or --kit, else 1883.")
+    str | None,
+    typer.Option(
+        "--broker",
+        metavar="HOST[:PORT]",
+        help="Default port: 8883 with TLS, else 1883.  [default: the broker of --kit, else 127.0.0.1]",
+    ),
 ]
 CaOption = Annotated[
     Path | None, typer.Option("--ca", metavar="FILE", help="CA certificate of the broker; turns TLS on.")
@@ -105,7 +110,7 @@ def ssh_access(identity: Path | None, port: int | None, options: list[str] | Non
 
 
 def broker_access(
-    broker: str,
+    broker: str | None,
     kit: Path | None,
     *,
     ca: Path | None,
@@ -114,10 +119,15 @@ def broker_access(
     user: str,
     password: Path | None,
 ) -> BrokerAccess:
-    """Collect the broker options; the kit's credentials are the defaults of `ca`, `cert` and `key`."""
+    """Collect the broker options; the kit's address and credentials are the defaults."""
     from eyas_host.fleet.broker.client import BrokerAccess
 
     if kit is not None:
-        host = kit / "host"
+        from eyas_host.fleet.broker.kit import HOST, local_address
+
+        host = kit / HOST
         ca, cert, key = ca or host / "ca.crt", cert or host / "client.crt", key or host / "client.key"
+        if broker is None and (address := local_address(kit)) is not None:
+            broker = str(address)
+    broker = "127.0.0.1" if broker is None else broker
     return BrokerAccess(broker=broker, ca=ca, cert=cert, key=key, user=user, password_file=password)

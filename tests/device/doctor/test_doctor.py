@@ -39,7 +39,13 @@ NOW = datetime(2026, 12, 24, 12, tzinfo=timezone.utc).timestamp()
 
 
 def context(
-    state: Path | None = None, *, bundle: Path | str = "", camera: str = "", broker: str = "", **more: Any
+    state: Path | None = None,
+    *,
+    bundle: Path | str = "",
+    camera: str = "",
+    broker: str = "",
+    telemetry: dict[str, Any] | None = None,
+    **more: Any,
 ) -> Context:
     config = Config()
     config = replace(
@@ -47,7 +53,7 @@ def context(
         device=replace(config.device, state=str(state or "/nowhere/eyas")),
         model=replace(config.model, bundle=str(bundle)),
         camera=replace(config.camera, source=camera, timeout_s=2.0),
-        telemetry=replace(config.telemetry, broker=broker),
+        telemetry=replace(config.telemetry, broker=broker, **(telemetry or {})),
     )
     return Context(config=config, **more)
 
@@ -421,11 +427,17 @@ def test_a_wrong_password_differs_from_a_missing_broker(make_broker: Callable[..
     subprocess.run([tool, "-b", "-c", tmp_path / "passwords", "camera", "right"], check=True, capture_output=True)
     options = f"user root\nallow_anonymous false\npassword_file {tmp_path / 'passwords'}"
     guarded = make_broker(options=options).start()
-    right = at(guarded.port, username="camera", password="right")
-    wrong = at(guarded.port, username="camera", password="wrong")
+    files = {}
+    for word in ("right", "wrong"):
+        files[word] = tmp_path / word
+        files[word].write_text(f"{word}\n")
+        files[word].chmod(0o600)
+    login = {word: {"user": "camera", "password_file": str(path)} for word, path in files.items()}
+    right = at(guarded.port, telemetry=login["right"])
+    wrong = at(guarded.port, telemetry=login["wrong"])
     nobody = at(guarded.port)
     guarded.stop()
-    gone = at(guarded.port, username="camera", password="right")
+    gone = at(guarded.port, telemetry=login["right"])
     assert right.status == "green" and "accepts camera" in right.text
     assert wrong.status == "red" and "the broker refused camera: Not authorized" in wrong.text
     assert nobody.status == "red" and "the broker refused" in nobody.text

@@ -28,9 +28,10 @@ from eyas_device.errors import LinkError
 from eyas_device.support.names import NAME
 from eyas_device.telemetry.messages import encode
 from eyas_device.telemetry.mqtt_client import LinkState
+from eyas_host.cli.app import app
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.enroll import _section, enroll
-from eyas_host.fleet.broker.kit import Kit, prepare
+from eyas_host.fleet.broker.kit import Kit, local_address, prepare
 from eyas_host.fleet.broker.pki import Authority, Credentials, days_left
 from eyas_host.fleet.collect.collector import Collector, CollectorSettings
 from eyas_host.fleet.store.database import Store
@@ -305,3 +306,29 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
         processes.close()
     with Store(url) as store:
         assert store.counts() == {"window": 1, "quarantine": 0}
+
+
+def test_enroll_takes_the_kits_own_address(tmp_path: Path) -> None:
+    with pytest.raises(LinkError, match="--broker HOST:PORT is needed"):
+        app(["enroll", "cam-1", "--folder", str(tmp_path / "none")], standalone_mode=False)
+    assert not (tmp_path / "none").exists()
+    prepare(tmp_path, bind="::1", port=21883, names=["2001:db8::17"])
+    enrolled = enroll(tmp_path, "cam-1")
+    config = read_config(tmp_path / "devices" / "cam-1" / "device.toml")
+    assert config.telemetry.address == enrolled.broker == ("2001:db8::17", 21883, True)
+    assert local_address(tmp_path) == ("::1", 21883, True)
+    assert "#[camera]\n#source" in enrolled.section
+
+
+def test_root_unpacks_what_the_service_may_read(tmp_path: Path) -> None:
+    with tarfile.open(enroll(tmp_path, "cam-1", broker="h").archive) as tar:
+        members = {Path(member.name).name: member for member in tar.getmembers()}
+    assert {(member.uname, member.gname, member.uid, member.gid) for member in members.values()} == {
+        ("root", "eyas", 0, 0)
+    }
+    assert {name: member.mode for name, member in members.items()} == {
+        "ca.crt": 0o644,
+        "client.crt": 0o644,
+        "client.key": 0o640,
+        "device.toml": 0o644,
+    }

@@ -10,9 +10,8 @@ import msgspec
 from paho.mqtt.client import Client
 
 from eyas_device.errors import LinkError
-from eyas_device.support.names import parse_broker
+from eyas_device.support.names import BrokerAddress, parse_broker
 
-PORT, TLS_PORT = 1883, 8883
 PASSWORD = "EYAS_MQTT_PASSWORD"
 """Environment variable with the password: other users can read command lines."""
 
@@ -21,7 +20,7 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
     """Address of a broker and credentials for it."""
 
     broker: str = "127.0.0.1"
-    """HOST or HOST:PORT."""
+    """HOST, HOST:PORT, mqtt://HOST or mqtts://HOST; the default port is 8883 with TLS, 1883 without."""
     ca: Path | None = None
     """Certificate authority of the broker's certificate; turns TLS on."""
     cert: Path | None = None
@@ -31,13 +30,12 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
     """File whose first line is the password."""
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port; the default port depends on TLS. Raises `LinkError` for a wrong address."""
+    def address(self) -> BrokerAddress:
+        """Address of the broker, and whether TLS is on. Raises `LinkError` for an impossible one."""
         try:
-            host, port = parse_broker(self.broker)
+            return parse_broker(self.broker, tls=self.ca is not None)
         except ValueError as error:
             raise LinkError(f"--broker {error}") from None
-        return host, TLS_PORT if self.ca and ":" not in self.broker else port
 
     def apply(self, client: Client) -> None:
         """Set TLS and login of a client that has not connected yet.
@@ -48,7 +46,7 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
             client.username_pw_set(self.user, _password(self))
         if (self.cert or self.key) and not (self.ca and self.cert and self.key):
             raise LinkError("a client certificate needs three files: --ca, --cert and --key")
-        if self.ca:
+        if self.address.tls:
             client.tls_set_context(_tls(self))
 
 
@@ -77,7 +75,7 @@ def _password(access: BrokerAccess) -> str | None:
 
 def _tls(access: BrokerAccess) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=str(access.ca))
+        context = ssl.create_default_context(cafile=str(access.ca) if access.ca else None)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if access.cert and access.key:
             context.load_cert_chain(access.cert, access.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.errors import LinkError
+from eyas_device.support.names import TLS_PORT, BrokerAddress
 from eyas_device.telemetry.messages import MAX_BYTES
 from eyas_host.fleet.broker.account import broker_account, hand_over
-from eyas_host.fleet.broker.client import TLS_PORT
 from eyas_host.fleet.broker.pki import (
     Authority,
     CredentialError,
@@ -86,7 +87,7 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
 
     """
     try:
-        unspecified = ipaddress.ip_address(bind).is_unspecified
+        ipaddress.ip_address(bind)
     except ValueError:
         raise LinkError(f"--bind {bind!r}: an address is needed, e.g. 127.0.0.1 or 0.0.0.0") from None
     folder = folder.resolve()
@@ -110,7 +111,21 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
     if account:
         hand_over(broker, account)
     credentials = Credentials(host / "ca.crt", host / "client.crt", host / "client.key")
-    return Kit(folder, port, hosts, config, credentials, "localhost" if unspecified else bind, tuple(warnings))
+    return Kit(folder, port, hosts, config, credentials, _reachable(bind), tuple(warnings))
+
+
+def device_address(folder: Path) -> BrokerAddress | None:
+    """Address at which devices reach the broker that was prepared in `folder`; None if there is none."""
+    port, _ = _listener(folder) or (0, "")
+    hosts = folder / BROKER / "hosts"
+    names = read_file(hosts).decode().split() if port and exists(hosts) else []
+    return BrokerAddress(names[0], port, tls=True) if names else None
+
+
+def local_address(folder: Path) -> BrokerAddress | None:
+    """Address at which this machine reaches the broker that was prepared in `folder`; None if there is none."""
+    port, bind = _listener(folder) or (0, "")
+    return BrokerAddress(_reachable(bind), port, tls=True) if port else None
 
 
 def open_authority(folder: Path) -> Authority:
@@ -170,6 +185,20 @@ def _hosts(bind: str, names: Sequence[str]) -> tuple[str, ...]:
     """Names and addresses of the broker, the preferred one first."""
     own = [socket.gethostname(), *_addresses()] if ipaddress.ip_address(bind).is_unspecified else [bind]
     return tuple(dict.fromkeys([*names, *own, "localhost", "127.0.0.1"]))
+
+
+def _listener(folder: Path) -> tuple[int, str] | None:
+    """Port and address that the broker of a kit listens on, as configured; None without a configuration."""
+    config = folder / BROKER / "mosquitto.conf"
+    if not exists(config):
+        return None
+    match = re.search(r"^listener (\d+) (\S+)$", read_file(config).decode(), re.MULTILINE)
+    return (int(match[1]), match[2]) if match else None
+
+
+def _reachable(bind: str) -> str:
+    """Address at which this machine reaches what listens on `bind`."""
+    return "localhost" if ipaddress.ip_address(bind).is_unspecified else bind
 
 
 def _addresses() -> list[str]:

@@ -24,6 +24,7 @@ from cryptography import x509
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 
 from eyas_device.errors import EyasError, LinkError
+from eyas_device.support.names import format_address
 from eyas_host.fleet.broker.account import broker_account, check_access, hand_over
 from eyas_host.fleet.broker.client import BrokerAccess, describe_error
 from eyas_host.fleet.broker.kit import AUTHORITY, Kit
@@ -189,7 +190,9 @@ class _Supervisor:
     def _evict(self) -> None:
         """End connections and remove statuses; what fails is tried again at the next call."""
         host = self._kit.host
-        access = BrokerAccess(broker=f"{self._kit.address}:{self._kit.port}", ca=host.ca, cert=host.cert, key=host.key)
+        access = BrokerAccess(
+            broker=format_address(self._kit.address, self._kit.port), ca=host.ca, cert=host.cert, key=host.key
+        )
         try:
             for client_id in sorted(self._ids):
                 with _Connection(access, client_id):
@@ -216,7 +219,7 @@ class _Connection:
 
     def __enter__(self) -> _Connection:
         self._access.apply(self._client)
-        self._client.connect(*self._access.address, clean_start=True)
+        self._client.connect(*self._access.address[:2], clean_start=True)
         self._client.loop_start()
         _wait(self._connected)
         return self

@@ -118,7 +118,7 @@ class Collector(Closing):
             receive_maximum=settings.receive_maximum,
             manual_ack=True,
         )
-        self._connector = Connector(access.address, session)
+        self._connector = Connector(access.address[:2], session)
         self._client = self._make_client()
         self._stopping = False
         self._connected = False

@@ -43,7 +43,7 @@ class Subscriber(Closing):
         self.dropped = 0
         self._access = access
         self._queue: queue.Queue[BrokerMessage] = queue.Queue(_QUEUE_SIZE)
-        self._connector = Connector(access.address, Session(client_id=f"eyas-watch-{uuid4().hex[:12]}"))
+        self._connector = Connector(access.address[:2], Session(client_id=f"eyas-watch-{uuid4().hex[:12]}"))
         self._restart = False
         self._client = self._start()
 
