@@ -348,7 +348,6 @@ def pack(root: Path, model: Path, precision: str, spec: Preprocessing) -> Path:
     with LiteRT(root / f"{name}.tflite", size=spec.size, classes=2, threads=1) as runtime:
         logits = runtime.infer(prepare(frame, spec)).astype(np.float64)
     p: npt.NDArray[np.float32] = (np.exp(logits) / np.exp(logits).sum()).astype(np.float32)
-    write_golden(root / GOLDEN, [encoded], {name: p[None]})
 
     def entry(path: Path) -> File:
         return File(path=path.name, sha256=sha256(path), size_bytes=path.stat().st_size)
@@ -361,8 +360,9 @@ def pack(root: Path, model: Path, precision: str, spec: Preprocessing) -> Path:
         preprocessing=spec,
         artefacts=(Artefact(name, "litert", precision, (entry(root / f"{name}.tflite"),)),),  # type: ignore[arg-type]
         use={"litert": name},
-        golden=entry(root / GOLDEN),
     )
+    write_golden(root / GOLDEN, [encoded], {name: p[None]}, manifest)
+    manifest = msgspec.structs.replace(manifest, golden=entry(root / GOLDEN))
     (root / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return root
 

@@ -2,7 +2,7 @@
 
     manifest.json   contents, preprocessing, measured evidence
     litert-int8.tflite, openvino-int8.xml + .bin, ...   the artefacts
-    golden.npz      small JPEG images with the probabilities each artefact gave on the host
+    golden.npz      small JPEG images, what each artefact predicted for them on the host, and the settings that it used
     reference.npz   statistics of the training images, for out-of-distribution detection
     CARD.md, README.md, NOTICE
 
@@ -125,12 +125,37 @@ class Manifest(msgspec.Struct, frozen=True):
         return [file for artefact in self.artefacts for file in artefact.files] + extras
 
 
+class PredictionSettings(msgspec.Struct, frozen=True):
+    """What in a manifest decides about predictions; the golden images carry a copy, so that a change is noticed."""
+
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    confidence: Confidence
+    decision: Decision | None
+    golden_tolerance: float
+    governance: Governance
+    reference: str
+    """sha256 of the OOD reference; empty without one."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> PredictionSettings:
+        """The settings of a manifest."""
+        values = {name: getattr(manifest, name) for name in cls.__struct_fields__ if name != "reference"}
+        return cls(**values, reference=manifest.reference.sha256 if manifest.reference else "")
+
+
 class Golden(msgspec.Struct, frozen=True):
-    """Decoded images and the probabilities that each artefact gave for them on the host."""
+    """Decoded images and what each artefact predicted for them on the host."""
 
     frames: tuple[Pixels, ...]
     probabilities: Mapping[str, npt.NDArray[np.float32]]
     """Artefact name -> float32 [images, classes]."""
+    labels: Mapping[str, tuple[str, ...]] = {}
+    """Artefact name -> predicted label of each image."""
+    uncertain: Mapping[str, tuple[bool, ...]] = {}
+    """Artefact name -> whether each prediction was uncertain."""
+    settings: PredictionSettings | None = None
+    """The manifest's settings at packing; None for a bundle of an early version, which recorded probabilities alone."""
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -193,17 +218,20 @@ class Bundle:
         """Load the golden images. Raises `BundleError` if they are missing or malformed."""
         if self.manifest.golden is None:
             raise BundleError(f"{self.root}: the bundle has no golden images; pack it again")
+        path = self.root / self.manifest.golden.path
         data = self._arrays(self.manifest.golden)
-        frames = self._decode_images([data[k] for k in sorted(data) if k.startswith("image_")])
+        try:
+            images = sorted((name for name in data if name.startswith("image_")), key=lambda name: int(name[6:]))
+        except ValueError:
+            raise BundleError(f"{path}: golden images without a number; pack the bundle again") from None
+        frames = self._decode_images([data[name] for name in images])
         probabilities = {k.removeprefix("p."): data[k] for k in data if k.startswith("p.")}
         shape = (len(frames), len(self.manifest.labels))
         complete = all(p.shape == shape and p.dtype.kind == "f" for p in probabilities.values())
         if not frames or not probabilities or not complete:
-            raise BundleError(
-                f"{self.root / self.manifest.golden.path}: images and recorded probabilities do not match; "
-                "pack the bundle again"
-            )
-        return Golden(frames=frames, probabilities=probabilities)
+            raise BundleError(f"{path}: images and recorded probabilities do not match; pack the bundle again")
+        golden = Golden(frames=frames, probabilities=probabilities)
+        return _with_predictions(golden, data, path) if "settings" in data else golden
 
     def _decode_images(self, images: Sequence[npt.NDArray[Any]]) -> tuple[Pixels, ...]:
         """Decode golden images, JPEG files as uint8 [bytes], as a camera's frames are decoded."""
@@ -337,6 +365,19 @@ def _validate(manifest: Manifest, path: Path) -> None:
         pure = PurePosixPath(file.path)
         if pure.is_absolute() or ".." in pure.parts or not pure.parts or not file.path.isprintable():
             raise BundleError(f"{path}: file {file.path!r} is not a plain path inside the bundle")
+
+
+def _with_predictions(golden: Golden, data: Mapping[str, npt.NDArray[Any]], path: Path) -> Golden:
+    """Add the recorded settings, labels and uncertainty. Raises `BundleError` if they are malformed."""
+    try:
+        settings = msgspec.json.decode(data["settings"].tobytes(), type=PredictionSettings)
+        labels = {name: tuple(map(str, data[f"label.{name}"].tolist())) for name in golden.probabilities}
+        uncertain = {name: tuple(map(bool, data[f"uncertain.{name}"].tolist())) for name in golden.probabilities}
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: malformed settings or predictions ({error}); pack the bundle again") from None
+    if any(len(values) != len(golden.frames) for values in (*labels.values(), *uncertain.values())):
+        raise BundleError(f"{path}: images and recorded predictions do not match; pack the bundle again")
+    return msgspec.structs.replace(golden, labels=labels, uncertain=uncertain, settings=settings)
 
 
 def _is_reference(arrays: Mapping[str, Floats]) -> bool:

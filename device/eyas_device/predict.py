@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.bundle import Artefact, Bundle, Confidence
+from eyas_device.bundle import Artefact, Bundle, Confidence, Manifest
 from eyas_device.decision import decide
 from eyas_device.preprocess import Pixels, Scratch, prepare
 from eyas_device.runtimes import Runtime, choose, open_runtime
@@ -123,6 +123,18 @@ class Classifier(Closing):
     def close(self) -> None:
         """Free the model."""
         self.runtime.close()
+
+
+def labels_of(probabilities: npt.NDArray[np.floating[Any]], manifest: Manifest) -> tuple[list[str], list[bool]]:
+    """Label and uncertainty of calibrated probabilities [n, classes], as `Classifier.predict` derives them."""
+    with np.errstate(divide="ignore"):
+        logits = np.log(np.asarray(probabilities, dtype=np.float64))  # up to a factor and an offset per image
+    if manifest.confidence.bias:
+        logits -= manifest.confidence.bias
+    indices = decide(logits, probabilities, manifest.labels, manifest.decision)
+    confidences = np.take_along_axis(probabilities, indices[:, None], axis=1)[:, 0]
+    uncertain = confidences < manifest.confidence.threshold
+    return [manifest.labels[index] for index in indices], [bool(flag) for flag in uncertain]
 
 
 def calibrated_probabilities(logits: npt.NDArray[np.floating[Any]], confidence: Confidence) -> npt.NDArray[np.float64]:

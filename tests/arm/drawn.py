@@ -54,7 +54,6 @@ def write_bundle(
     for artefact in artefacts:
         path = artefact_files(root, artefact.runtime, artefact.precision)[0]
         probabilities[artefact.name] = answers(artefact.runtime, path, frames, spec, temperature)
-    write_golden(root / GOLDEN, images, probabilities)
     manifest = Manifest(
         schema=SCHEMA,
         name="drawn-shapes",
@@ -65,10 +64,11 @@ def write_bundle(
         use={artefact.runtime: _USE[artefact.runtime] for artefact in artefacts},
         # a network that was trained for seconds amplifies the last bit far more than a finished one
         confidence=Confidence(temperature=temperature),
-        golden=file_entry(root / GOLDEN, root),
         golden_tolerance=0.2,
         notices=("Trained for a few seconds, for a test.",),
     )
+    write_golden(root / GOLDEN, images, probabilities, manifest)
+    manifest = msgspec.structs.replace(manifest, golden=file_entry(root / GOLDEN, root))
     (root / MANIFEST).write_bytes(msgspec.json.encode(manifest))
     return root
 

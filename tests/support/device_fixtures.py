@@ -19,11 +19,14 @@ from eyas_device.bundle import (
     Artefact,
     Confidence,
     Manifest,
+    PredictionSettings,
     RuntimeName,
 )
 from eyas_device.preprocess import decode, prepare
 from tests.support import tiny
-from tests.support.bundles import TEMPERATURE, entry
+from tests.support.bundles import TEMPERATURE, entry, record_settings
+
+THRESHOLD = 0.9
 
 
 @pytest.fixture(scope="session")
@@ -61,8 +64,10 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tin
     arrays = {f"image_{n:02d}": image for n, image in enumerate(encoded)} | {
         f"p.{a.name}": probabilities for a in artefacts
     }
-    with (root / GOLDEN).open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+    labels = np.array([tiny.LABELS[row.argmax()] for row in probabilities])
+    for artefact in artefacts:
+        arrays[f"label.{artefact.name}"] = labels
+        arrays[f"uncertain.{artefact.name}"] = probabilities.max(axis=1) < THRESHOLD
     images = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
     with (root / REFERENCE).open("wb") as stream:
         np.savez(stream, **msgspec.structs.asdict(tiny.reference_of(images[:60], images[60:])))
@@ -75,12 +80,15 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tin
         artefacts=tuple(artefacts),
         use={"litert": "litert-int8", "openvino": "openvino-fp32", "onnx": "onnx-fp32"},
         reasons={"litert": "faster: int8 1.00 ms, fp32 2.00 ms"},
-        confidence=Confidence(temperature=TEMPERATURE, threshold=0.9),
-        golden=entry(root / GOLDEN),
+        confidence=Confidence(temperature=TEMPERATURE, threshold=THRESHOLD),
         reference=entry(root / REFERENCE),
         notices=("Drawn for a test.",),
         evidence={"litert-int8": {"balanced_accuracy": 0.98765, "latency_ms_p50": None}},
     )
+    arrays["settings"] = np.frombuffer(msgspec.json.encode(PredictionSettings.of(manifest)), np.uint8)
+    with (root / GOLDEN).open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    manifest = msgspec.structs.replace(manifest, golden=entry(root / GOLDEN))
     (root / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
     return root
 
@@ -93,11 +101,12 @@ def bundle_root(pristine_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edit_manifest(bundle_root: Path) -> Callable[..., None]:
-    """Overwrite top-level fields of the manifest; a field set to `...` is removed."""
+    """Overwrite top-level fields of the manifest, as packing would; a field set to `...` is removed."""
 
     def edit(**fields: object) -> None:
         path = bundle_root / MANIFEST
         content = {**msgspec.json.decode(path.read_bytes()), **fields}
         path.write_bytes(msgspec.json.encode({k: v for k, v in content.items() if v is not ...}))
+        record_settings(bundle_root)
 
     return edit

@@ -24,7 +24,7 @@ from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels, prepare
 from eyas_device.runtimes import RUNTIMES, Logits, Runtime, Selection, artefact_runtime, choose, load, open_runtime
 from eyas_device.support.closing import Closing
-from eyas_device.updates.golden import compare_to_golden
+from eyas_device.updates.golden import check_contents, compare_to_golden
 
 Progress = Callable[[float], None]
 """Called with the completed fraction, 0..1."""
@@ -144,9 +144,10 @@ def load_candidates(
 ) -> Iterator[tuple[list[Candidate], dict[tuple[str, str], Result]]]:
     """Load the selections and run their golden check; yields the candidates and a result for each selection.
 
-    One that does not load is left out, with the reason in its result. Raises `BenchError` if none loads.
+    One that does not load is left out, with the reason in its result. Raises `BenchError` if none loads, and what
+    `check_contents` raises.
     """
-    golden = bundle.golden()
+    golden = check_contents(bundle)
     ready: list[Candidate] = []
     results: dict[tuple[str, str], Result] = {}
     with ExitStack() as stack:

@@ -1,4 +1,10 @@
-"""`eyas-device check`: verify a bundle and run its golden check on this device."""
+"""`eyas-device check`: verify a bundle and run its golden check on this device.
+
+It proves what `install`, the agent, `doctor` and `eyas flash` prove, and that for every artefact whose runtime is here:
+each file has its recorded hash, labels and settings are those that the golden images were packed with, the OOD
+reference can be used, and each model gives the recorded predictions. That is integrity, not authenticity: nothing is
+signed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ from pathlib import Path
 from eyas_device.commands import values
 from eyas_device.errors import EXIT_CHECK_FAILED
 
-HELP = "verify a bundle's hashes and run its golden check"
+HELP = "verify a bundle: hashes, settings, reference, and every artefact's golden check"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
         return _judge(args.bundle, args.config)
 
     from eyas_device.bundle import Bundle
-    from eyas_device.updates.golden import check_bundle
+    from eyas_device.updates.golden import check_bundle, unproven
 
     bundle = Bundle.open(args.bundle)
     results = check_bundle(bundle, runtime=args.runtime, threads=args.threads)
@@ -49,6 +55,8 @@ def main(args: argparse.Namespace) -> int:
                 f"(allowed {bundle.manifest.golden_tolerance:g}), {result.latency_ms:.2f} ms"
             )
         print(f"{line}: {result.note}" if result.note else line)
+    if not args.json and (notice := unproven(bundle)):
+        print(f"notice: {notice}")
     return EXIT_CHECK_FAILED if any(result.status == "failed" for result in results) else 0
 
 
@@ -60,5 +68,8 @@ def _judge(bundle: Path, path: Path) -> int:
     config = read_config(path)
     state = Path(config.device.state)
     use_engine_cache(state)
-    print(f"good here: {prove(bundle, config.model, state)}")
+    proof = prove(bundle, config.model, state)
+    print(f"good here: {proof.good}")
+    if proof.notice:
+        print(f"notice: {proof.notice}")
     return 0

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eyas_device.commands.slots import STATE_HELP, device_config
 
+if TYPE_CHECKING:
+    from eyas_device.updates.slots import SlotState
+
 HELP = "install a bundle: verify, golden check, atomic switch"
 CONFIG_HELP = "the device's configuration, whose [model] settings the check uses (default: /etc/eyas/device.toml)"
+
+_DIGEST = 12
+"""Hex digits of a digest that are shown."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,26 +31,43 @@ def main(args: argparse.Namespace) -> int:
     import msgspec
 
     from eyas_device.runtimes import use_engine_cache
-    from eyas_device.updates.judge import prove
+    from eyas_device.updates.judge import Proof, prove
     from eyas_device.updates.slots import Slots
 
     config = device_config(args.config)
     slots = Slots(args.state or Path(config.device.state))
     use_engine_cache(slots.state)
-    before = slots.current()
-    good = ""
+    before, states = slots.current(), slots.states()
+    proof = Proof("", "")
 
     def check(root: Path) -> None:
-        nonlocal good
-        good = prove(root, config.model, slots.state)
+        nonlocal proof
+        proof = prove(root, config.model, slots.state)
 
     installed = slots.install(args.bundle, check=check)
     state = next(state for state in slots.states() if state.path == str(installed))
     changed = installed != before
+    notices = [notice for notice in (_same_version(state, states), proof.notice) if notice]
     if args.json:
-        print(msgspec.json.encode({**msgspec.to_builtins(state), "changed": changed, "checked": good}).decode())
-    else:
-        change = "is now current" if changed else "was already current"
-        print(f"{state.name} {state.version} {change}: slot {state.slot}, {state.path}")
-        print(f"good here: {good}")
+        extra = {"changed": changed, "checked": proof.good, "notices": notices}
+        print(msgspec.json.encode({**msgspec.to_builtins(state), **extra}).decode())
+        return 0
+    change = "is now current" if changed else "was already current"
+    print(f"{state.name} {state.version} {change}: slot {state.slot}, {state.path}")
+    print(f"good here: {proof.good}")
+    for notice in notices:
+        print(f"notice: {notice}")
     return 0
+
+
+def _same_version(installed: SlotState, before: list[SlotState]) -> str:
+    """Which bundle of the same name and version but other contents was in a slot before; empty if none."""
+    model = (installed.name, installed.version)
+    for state in before:
+        if (state.name, state.version) == model and state.manifest_sha256 != installed.manifest_sha256:
+            old, new = state.manifest_sha256[:_DIGEST], installed.manifest_sha256[:_DIGEST]
+            return (
+                f"slot {state.slot} had another {state.name} {state.version}: digest {old}, now {new}; "
+                "give each bundle its own version"
+            )
+    return ""

@@ -49,22 +49,24 @@ def runtime(*, name: str, bundle: str, state: str, threads: int) -> dict[str, An
         return {"artefact": artefact.name, "latency_ms": latencies[ROUNDS // 2]}
 
 
-def golden(*, bundle: str, state: str, threads: int) -> dict[str, Any]:
-    """Run the golden check.
+def golden(*, bundle: str, state: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Judge the bundle with the device's `[model]` settings, as the agent does.
 
-    Returns `bundle` (name, version and folder; "" without one) and `checked`, per artefact: `artefact`, `status`,
-    `max_dp`, `latency_ms` and `note`.
+    Returns `bundle` (name, version and folder; "" without one), `good` (which model runs, and why) and `notice`.
     """
-    from eyas_device.updates.golden import check_bundle
+    import msgspec
+
+    from eyas_device.config import ModelSection
+    from eyas_device.runtimes import use_engine_cache
+    from eyas_device.updates.judge import prove
 
     opened = _open_bundle(bundle, state)
     if opened is None:
-        return {"bundle": "", "checked": []}
-    results = [
-        {key: getattr(result, key) for key in ("artefact", "status", "max_dp", "latency_ms", "note")}
-        for result in check_bundle(opened, threads=threads)
-    ]
-    return {"bundle": f"{opened.manifest.name} {opened.manifest.version} in {opened.root}", "checked": results}
+        return {"bundle": "", "good": "", "notice": ""}
+    use_engine_cache(Path(state))
+    proof = prove(opened.root, msgspec.convert(settings, ModelSection), Path(state))
+    named = f"{opened.manifest.name} {opened.manifest.version} in {opened.root}"
+    return {"bundle": named, "good": proof.good, "notice": proof.notice}
 
 
 def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_level: float) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.doctor.system import service_is_active
 from eyas_device.support.names import BrokerAddress
@@ -61,24 +63,17 @@ def runtime(name: str) -> Callable[[Context], Finding]:
 
 
 def golden(context: Context) -> Finding:
-    """Check that the bundle passes its golden check here."""
+    """Check that the bundle is good here: the judgement of `install` and of the agent."""
+    settings = msgspec.to_builtins(context.config.model)
     try:
-        result = context.job(
-            "golden", {"threads": context.config.model.threads, **_bundle_arguments(context)}, _MODEL_S
-        )
+        result = context.job("golden", {"settings": settings, **_bundle_arguments(context)}, _MODEL_S)
     except JobError as error:
         return red(str(error), "eyas-device install BUNDLE, with a bundle that passes `eyas-device check`")
     if not result["bundle"]:
         text, fix = f"no good slot below {context.state}", "eyas-device install BUNDLE, or use --bundle"
         return grey(text, fix) if context.config_path is None else red(text, fix)
-    checked = [row for row in result["checked"] if row["status"] != "not checked"]
-    failed = [row for row in checked if row["status"] == "failed"]
-    if failed:
-        reasons = ", ".join(f"{row['artefact']} ({row['note']})" for row in failed)
-        return red(f"{result['bundle']}: {reasons}", "do not use it here; pack it again on the workstation")
-    worst = max(row["max_dp"] for row in checked)
-    names = ", ".join(row["artefact"] for row in checked)
-    return green(f"{result['bundle']}: {names}; a probability differs by {worst:.4f} at most")
+    text = f"{result['bundle']}: {result['good']}"
+    return yellow(f"{text}; {result['notice']}", "pack it again") if result["notice"] else green(text)
 
 
 def camera(context: Context) -> Finding:

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
+import msgspec
 import torch
 
 from eyas_device import __version__
@@ -57,10 +58,11 @@ def write_bundle(context: RunContext) -> Manifest:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     artefacts = _copy_artefacts(context, verdict, folder)
-    _write_golden(context, verdict, split, artefacts, folder)
     reference = fit_reference(split.train.pixels, split.validation.pixels, context.recipe.image.preprocessing())
     write_reference(reference, folder / REFERENCE)
     manifest = _manifest(context, verdict, split, artefacts, folder)
+    _write_golden(context, split, manifest, folder)
+    manifest = msgspec.structs.replace(manifest, golden=file_entry(folder / GOLDEN, folder))
     write_manifest(manifest, folder)
     card = model_card(manifest, training=_training_summaries(context), strategy=split.manifest.strategy)
     write_bytes(folder / "CARD.md", card.encode())
@@ -87,21 +89,21 @@ def _copy_artefacts(context: RunContext, verdict: Verdict, folder: Path) -> list
     return packed
 
 
-def _write_golden(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> None:
-    """Write validation images as golden images, with the probabilities that every artefact gives for them as stored."""
-    confidence, spec = verdict.confidence[verdict.shipped], context.recipe.image.preprocessing()
+def _write_golden(context: RunContext, split: Split, manifest: Manifest, folder: Path) -> None:
+    """Write validation images as golden images, with what every artefact predicts for them as stored."""
+    confidence, spec = manifest.confidence, manifest.preprocessing
     validation = calibrated_probabilities(validation_logits(context)["qat"], confidence)
     rows = golden_rows(validation, context.recipe.pack.golden)
     images = [golden_image(split.validation.pixels[row], spec, len(rows)) for row in rows]
     frames = [decode(image, spec=spec) for image in images]
     logits = all_logits({}, load_candidate(context), frames, torch.device("cpu"))
-    probabilities = {a.name: calibrated_probabilities(logits[a.name], confidence) for a in artefacts}
-    write_golden(folder / GOLDEN, images, probabilities)
+    probabilities = {a.name: calibrated_probabilities(logits[a.name], confidence) for a in manifest.artefacts}
+    write_golden(folder / GOLDEN, images, probabilities, manifest)
 
 
 def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> Manifest:
     recipe = context.recipe
-    return Manifest(
+    return Manifest(  # all but `golden`, which records the rest
         schema=SCHEMA,
         name=recipe.run.name,
         version=recipe.pack.version,
@@ -118,7 +120,6 @@ def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: li
             recipe=sha256(context.root / LINEAGE_RECIPE),
         ),
         evidence={artefact.name: verdict.evidence(artefact.name) for artefact in artefacts},
-        golden=file_entry(folder / GOLDEN, folder),
         reference=file_entry(folder / REFERENCE, folder),
         governance=Governance(images=recipe.pack.images),
         notices=split.manifest.notices,

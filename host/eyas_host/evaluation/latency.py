@@ -102,7 +102,6 @@ class Stopwatch(Closing):
         with torch.inference_mode():
             probabilities = model(pixels[:1]).softmax(1).numpy()
         name = artefact_name(self._runtime, precision)
-        write_golden(folder / GOLDEN, [golden_image(self._images[0], self._spec, 1)], {name: probabilities})
         manifest = Manifest(
             schema=SCHEMA,
             name="stopwatch",
@@ -111,8 +110,9 @@ class Stopwatch(Closing):
             preprocessing=self._spec,
             artefacts=tuple(artefacts_of(folder, [(self._runtime, precision)])),
             use={self._runtime: name},
-            golden=file_entry(folder / GOLDEN, folder),
         )
+        write_golden(folder / GOLDEN, [golden_image(self._images[0], self._spec, 1)], {name: probabilities}, manifest)
+        manifest = msgspec.structs.replace(manifest, golden=file_entry(folder / GOLDEN, folder))
         (folder / MANIFEST).write_bytes(msgspec.json.encode(manifest))
         return Bundle.open(folder)
 

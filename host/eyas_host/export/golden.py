@@ -1,4 +1,4 @@
-"""Golden images of a bundle, and their reference probabilities.
+"""Golden images of a bundle, and the predictions that are recorded for them.
 
 A golden image has to go through everything a frame goes through: decoding, cropping, resizing, inference. It is stored
 as a JPEG file little larger than the model's input, so that a device with little memory checks it in passing and no
@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from eyas_device.bundle import Manifest, PredictionSettings
+from eyas_device.predict import labels_of
 from eyas_device.preprocess import Pixels, Preprocessing
 
 MAX_BYTES = 4 << 20
@@ -46,11 +49,28 @@ def golden_image(pixels: Pixels, spec: Preprocessing, count: int) -> bytes:
     return bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1])
 
 
-def write_golden(path: Path, images: Sequence[bytes], probabilities: Mapping[str, npt.NDArray[np.floating]]) -> None:
-    """Write encoded images and every artefact's probabilities [n, classes] as `golden.npz`."""
+def write_golden(
+    path: Path, images: Sequence[bytes], probabilities: Mapping[str, npt.NDArray[np.floating]], manifest: Manifest
+) -> None:
+    """Write `golden.npz`: encoded images, and for every artefact what it gives for them.
+
+    Args:
+        path: The file.
+        images: Encoded images.
+        probabilities: Artefact -> calibrated probabilities [n, classes].
+        manifest: The bundle's manifest, complete but for its `golden`; its settings are recorded too.
+
+    """
     arrays: dict[str, npt.NDArray[np.generic]] = {
         f"image_{number:02d}": np.frombuffer(image, dtype=np.uint8) for number, image in enumerate(images)
     }
-    arrays |= {f"p.{name}": np.asarray(p, dtype=np.float32) for name, p in probabilities.items()}
+    settings = msgspec.json.encode(PredictionSettings.of(manifest))
+    arrays["settings"] = np.frombuffer(settings, dtype=np.uint8)
+    for name, values in probabilities.items():
+        recorded = np.asarray(values, dtype=np.float32)
+        labels, uncertain = labels_of(recorded, manifest)
+        arrays[f"p.{name}"] = recorded
+        arrays[f"label.{name}"] = np.asarray(labels, dtype=np.str_)
+        arrays[f"uncertain.{name}"] = np.asarray(uncertain, dtype=np.bool_)
     with path.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]

@@ -189,7 +189,7 @@ def test_a_job_that_hangs_is_killed(bundle_root: Path) -> None:
     os.mkfifo(bundle_root / "manifest.json")  # reading it waits for ever
     started = time.monotonic()
     with pytest.raises(JobError, match="no result within 2 s") as caught:
-        run_job("eyas_device.doctor.jobs", "golden", {"bundle": str(bundle_root), "state": "", "threads": 1}, 2.0)
+        run_job("eyas_device.doctor.jobs", "golden", {"bundle": str(bundle_root), "state": "", "settings": {}}, 2.0)
     assert caught.value.kind == "timeout"
     assert time.monotonic() - started < 20
     assert not [path for path in Path("/proc").glob("[0-9]*") if is_job_of_ours(path)]
@@ -355,9 +355,9 @@ def test_a_runtime_that_is_installed_and_broken_is_red_unless_another_is_used() 
 
 
 def test_golden_names_the_artefacts_that_fail(bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
-    edit_manifest(confidence={"temperature": 30.0})
+    edit_manifest(confidence={"temperature": 30.0})  # and packed so, but for the probabilities
     finding = probes.golden(context(bundle=bundle_root))
-    assert finding.status == "red" and "litert-int8 (a probability differs" in finding.text
+    assert finding.status == "red" and "litert-int8 failed the golden check: a probability differs" in finding.text
 
 
 def test_golden_of_a_damaged_bundle(bundle_root: Path) -> None:

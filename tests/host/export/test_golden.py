@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from eyas_device.bundle import GOLDEN, Artefact, Bundle, Confidence, File, Manifest
+from eyas_device.decision import Decision
+from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Preprocessing, decode, image_size, prepare
 from eyas_host.export.golden import MAX_BYTES, golden_image, golden_rows, write_golden
+from eyas_host.export.manifest import file_entry
 
 
 def test_golden_images_go_from_low_to_high_confidence_without_the_lowest() -> None:
@@ -49,12 +55,46 @@ def test_all_golden_images_together_fit_into_4_mb(size: int, count: int, shape: 
     )
 
 
+def manifest_of(labels: tuple[str, ...], spec: Preprocessing, **fields: Any) -> Manifest:
+    artefact = Artefact("litert-int8", "litert", "int8", (File("litert-int8.tflite", "0" * 64, 0),))
+    use = {"litert": "litert-int8"}
+    return Manifest(1, "made", "1.0.0", labels, spec, (artefact,), use, **fields)
+
+
 def test_golden_images_are_stored_as_files(tmp_path: Path) -> None:
     """`golden.npz` unpacks to less than the decoded images."""
     spec = Preprocessing(size=224)
     noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), dtype=np.uint8)
     images = [golden_image(noise, spec, 12)] * 12
-    write_golden(tmp_path / "golden.npz", images, {"litert-int8": np.zeros((12, 2), np.float32)})
+    probabilities = {"litert-int8": np.full((12, 2), 0.5, np.float32)}
+    write_golden(tmp_path / "golden.npz", images, probabilities, manifest_of(("a", "b"), spec))
     with np.load(tmp_path / "golden.npz") as data:
         assert sum(data[name].nbytes for name in data.files) <= MAX_BYTES
         assert bytes(data["image_00"]) == images[0] and data["p.litert-int8"].shape == (12, 2)
+
+
+@pytest.mark.parametrize("count", [3, 101, 130])
+def test_a_device_reads_what_was_written_in_the_same_order(count: int, tmp_path: Path) -> None:
+    """Numbers above 99 do not sort as text; labels and uncertainty follow bias, threshold and costs."""
+    spec = Preprocessing(size=8)
+    images = [golden_image(np.full((12, 12, 3), n, np.uint8), spec, count) for n in range(count)]
+    rng = np.random.default_rng(count)
+    logits = rng.normal(size=(count, 3))
+    confidence = Confidence(temperature=0.5, bias=(0.0, -1.5, 0.7), threshold=0.8)
+    probabilities = calibrated_probabilities(logits, confidence)
+    costs = ((0.0, 1.0, 9.0), (5.0, 0.0, 1.0), (1.0, 2.0, 0.0))
+    for decision in (None, Decision(costs=costs)):
+        manifest = manifest_of(("x", "y", "z"), spec, confidence=confidence, decision=decision)
+        write_golden(tmp_path / GOLDEN, images, {"litert-int8": probabilities}, manifest)
+        golden = Bundle(tmp_path, replace(manifest, golden=file_entry(tmp_path / GOLDEN, tmp_path))).golden()
+        assert [int(frame.mean() + 0.5) for frame in golden.frames] == list(range(count))
+        expected = [int(np.argmax(row)) for row in logits]
+        if decision is not None:
+            expected = [
+                min(range(3), key=lambda p, row=row: sum(row[t] * costs[t][p] for t in range(3)))  # type: ignore[misc]
+                for row in probabilities
+            ]
+        assert golden.labels["litert-int8"] == tuple("xyz"[index] for index in expected)
+        flags = tuple(bool(row[index] < 0.8) for row, index in zip(probabilities, expected, strict=True))
+        assert golden.uncertain["litert-int8"] == flags
+        assert len(set(flags)) == 2 and golden.settings is not None and golden.settings.decision == decision

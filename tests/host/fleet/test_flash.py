@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import eyas_device
-from eyas_device.bundle import MANIFEST, sha256
+from eyas_device.bundle import MANIFEST, REFERENCE, sha256
 from eyas_device.errors import BundleError, ConfigError
 from eyas_device.updates.records import Lock, read_agent
 from eyas_device.updates.slots import Slots
@@ -35,6 +35,7 @@ from eyas_host.fleet.deploy.bench import BenchSettings, bench, board_name
 from eyas_host.fleet.deploy.flash import FlashResult, FlashSettings, flash
 from eyas_host.fleet.deploy.installer import Installer
 from tests.support.brokers import free_port
+from tests.support.bundles import edit, rewrite
 from tests.support.system_parts import require, unavailable
 
 _SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -212,6 +213,24 @@ def test_a_failed_golden_check(board: Board, bundle_root: Path, edit_manifest: C
     assert "the golden check failed on the device; its current bundle stays" in result.detail
     assert board.version() == "1.2.3"
     assert not (board.root / "opt/eyas/.flashing").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda root: edit(root, labels=["stripes", "disc", "cross"]), "not what the golden images were packed with"),
+        (lambda root: rewrite(root, REFERENCE, lambda a: a["scale"].fill(-1.0)), "reference.npz: malformed"),
+    ],
+)
+def test_an_edited_manifest_and_a_malformed_reference(
+    spoil: Callable[[Path], object], reason: str, board: Board, bundle_root: Path, pristine_bundle: Path
+) -> None:
+    board.install(pristine_bundle)
+    spoil(edit(bundle_root, version="2.0.0"))
+    [result] = board.flash(bundle_root)
+    assert result.status == "failed"
+    assert reason in result.detail and "its current bundle stays" in result.detail
+    assert board.version() == "1.2.3"
 
 
 def test_a_dry_run_changes_nothing(board: Board, bundle_root: Path) -> None:
