@@ -21,6 +21,7 @@ VERBS = {
     "install": "eyas_device.commands.install",
     "slots": "eyas_device.commands.slots",
     "reload": "eyas_device.commands.reload",
+    "status": "eyas_device.commands.status",
 }
 """Verb -> the module that describes and runs it, in the order of `--help`."""
 

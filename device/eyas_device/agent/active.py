@@ -51,6 +51,11 @@ class ModelSwitch(Closing, Listener):
         self._loaded = 0.0
         self._taken = threading.Event()
 
+    @property
+    def holds_state(self) -> bool:
+        """Whether no other agent has the state folder, and there is one."""
+        return self._file.held
+
     def open_first(self, *, required: bool) -> Classifier | None:
         """Open the first model; None if none is good, unless it is `required`: then raises like `open_model`."""
         self._loaded = time.monotonic()

@@ -17,6 +17,7 @@ from eyas_device.agent.health import HealthMonitor
 from eyas_device.agent.loop import Listener, Loop, Pace
 from eyas_device.agent.output import RunLog
 from eyas_device.agent.reloading import Reloader
+from eyas_device.agent.report import StatusText, describe
 from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.signals import Signals
 from eyas_device.agent.systemd import LOAD_S, Notifier
@@ -29,6 +30,7 @@ from eyas_device.support.closing import Closing
 from eyas_device.support.logs import LogHandler
 from eyas_device.support.opencv import silence_opencv
 from eyas_device.support.toml import error_report
+from eyas_device.telemetry.local import StatusServer
 from eyas_device.telemetry.mqtt import UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool, SpoolLimits, SpoolState
 from eyas_device.telemetry.tls import Security
@@ -142,6 +144,7 @@ class Agent(Closing):
                 Reloader(self._reload, has_model=lambda: self.loop.classifier is not None)
             )
             self._add_listeners(listeners(self), log)
+            self._serve_status(stack, log)
             signals.guard(self.loop, reload=self._reloader.request)
             stack.enter_context(self._notifier)  # says that the service stops before anything else is closed
             self._stack = stack.pop_all()
@@ -170,6 +173,21 @@ class Agent(Closing):
             state = self._config.device.state
             logger.warning("%s does not exist: messages wait in memory only (see device.state)", state)
 
+    def _serve_status(self, stack: ExitStack, log: LogHandler | None) -> None:
+        """Answer `eyas-device status`, if this is the agent of its state folder."""
+        monitor, state = self.monitor, Path(self._config.device.state)
+        if not self._models.holds_state:
+            logger.debug("%s is missing or another agent's: `eyas-device status` cannot ask this one", state)
+            return
+        try:
+            stack.enter_context(
+                StatusServer(
+                    state, lambda: describe(monitor, self._models.config, log), on_error=monitor.on_thread_error
+                )
+            )
+        except OSError as error:
+            logger.warning("%s: `eyas-device status` cannot ask this agent: %s", state, error.strerror or error)
+
     def _add_listeners(self, further: Iterable[Listener], log: LogHandler | None) -> None:
         loop, reporter, monitor = self.loop, self._reporter, self.monitor
         run_log = RunLog(monitor.recent, camera=lambda: monitor.camera_state, link=lambda: monitor.link, handler=log)
@@ -178,7 +196,7 @@ class Agent(Closing):
             loop.listeners.append(reporter)
             monitor.ood.on_descriptor.append(reporter.add_descriptor)
             reporter.register(handlers(self._config, loop, reporter))
-        loop.listeners.append(self._notifier)
+        loop.listeners += [StatusText(monitor, self._notifier), self._notifier]
         self._models.on_config = self._use_config
 
     def _use_config(self, config: Config) -> None:

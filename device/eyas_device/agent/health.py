@@ -25,6 +25,8 @@ class HealthMonitor:
     """Asks the parts of the agent how they are. Parts are None until they have been started; any thread may ask."""
 
     def __init__(self) -> None:
+        self.started = time.monotonic()
+        """Start of the agent, monotonic seconds."""
         self.recent = Recent()
         """Predictions of the last minute."""
         self.ood = OodDetector()

@@ -7,39 +7,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
-import msgspec
-
 from eyas_device.agent.loop import FramePrediction, Listener
 from eyas_device.errors import ImageError
 from eyas_device.support.histogram import LogHistogram
+from eyas_device.telemetry.local import Figures
 
 SPAN_S = 60
 """Longest time that is looked back, seconds."""
 _GROWTH = 1.02
-
-
-class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts and latencies of the last seconds."""
-
-    seconds: float = 0.0
-    """How far back they go."""
-    frames: int = 0
-    """Predictions."""
-    fps: float = 0.0
-    """Predictions a second."""
-    uncertain: int = 0
-    """Predictions below the confidence threshold."""
-    unreadable: int = 0
-    """Frames that could not be decoded or were black."""
-    latency_ms: dict[str, float] = {}
-    """p50, p90, p99 and max of decode + preprocess + infer, milliseconds."""
-    counts: dict[str, int] = {}
-    """Label -> predictions."""
-
-    @property
-    def unreadable_share(self) -> float:
-        """Fraction of the frames that could not be decoded or were black, 0..1."""
-        return self.unreadable / max(self.frames + self.unreadable, 1)
 
 
 class _Second:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -12,6 +14,9 @@ from eyas_device.agent.loop import Loop
 class Signals:
     """Signal handlers within a `with` block: SIGINT and SIGTERM stop the loop, SIGUSR1 pauses and SIGUSR2 resumes it,
     SIGHUP calls `reload`. A second SIGINT or SIGTERM has its default effect. Main thread only.
+
+    SIGHUP also comes when a terminal is closed. If one of the standard streams is a terminal that is gone, it stops the
+    loop instead, unless the process was started with SIGHUP ignored, as `nohup` does.
     """
 
     def __init__(self, loop: Loop | None = None, *, reload: Callable[[], None] | None = None) -> None:
@@ -20,8 +25,10 @@ class Signals:
         """Whether SIGINT or SIGTERM arrived, perhaps before there was a loop."""
         self._reload = reload
         self._previous: dict[int, signal.Handlers | None] = {}
+        self._terminals: tuple[int, ...] = ()
 
     def __enter__(self) -> Signals:
+        self._terminals = tuple(number for number in (0, 1, 2) if os.isatty(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
             self._previous[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
         return self
@@ -40,7 +47,10 @@ class Signals:
         return loop
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number in (signal.SIGINT, signal.SIGTERM):
+        hangup = number == signal.SIGHUP and self._is_hangup()
+        if hangup and self._previous[number] == signal.SIG_IGN:
+            return
+        if hangup or number in (signal.SIGINT, signal.SIGTERM):
             self.requested = True
             signal.signal(number, self._previous[number])
         loop = self.loop
@@ -50,8 +60,17 @@ class Signals:
             loop.pause()
         elif number == signal.SIGUSR2:
             loop.resume()
-        elif number == signal.SIGHUP:
+        elif number == signal.SIGHUP and not hangup:
             if self._reload is not None:
                 self._reload()
         else:
             loop.stop()
+
+    def _is_hangup(self) -> bool:
+        """Whether one of the terminals is gone."""
+        if not self._terminals:
+            return False
+        poll = select.poll()
+        for terminal in self._terminals:
+            poll.register(terminal, 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -51,7 +51,7 @@ class Notifier(Closing, Listener):
         """Names the part of the agent that makes no progress; empty if all do."""
         self._clock = clock
         self._next_beat = -math.inf
-        self._status = self._model = self._camera = self._problem = ""
+        self._status = self._model = self._camera = self._problem = self._facts = ""
         self._reloading = False
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._socket = None if self._address is None else _open()
@@ -64,6 +64,11 @@ class Notifier(Closing, Listener):
     def problem(self, text: str) -> None:
         """Show what is wrong with the model; empty if nothing is."""
         self._problem = text
+        self._describe()
+
+    def facts(self, text: str) -> None:
+        """Show figures and the state of the link; call it every few seconds at most."""
+        self._facts = text
         self._describe()
 
     def on_model(self, classifier: Classifier) -> None:
@@ -124,7 +129,7 @@ class Notifier(Closing, Listener):
             self._socket = None
 
     def _describe(self) -> None:
-        self.status("; ".join(text for text in (self._model, self._problem, self._camera) if text))
+        self.status("; ".join(text for text in (self._model, self._problem, self._camera, self._facts) if text))
 
     def _send(self, *lines: str) -> bool:
         if self._socket is None or self._address is None:

@@ -9,6 +9,7 @@ signed.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from eyas_device.commands import values
@@ -33,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
 
     With `--config`, print instead which artefact would run on this device, and why; exit code 1 if none would.
     """
-    import msgspec
+    from eyas_device.support.streams import to_json
 
     if args.config is not None:
         return _judge(args.bundle, args.config)
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     results = check_bundle(bundle, runtime=args.runtime, threads=args.threads)
     for result in results:
         if args.json:
-            print(msgspec.json.encode(result).decode())
+            print(to_json(result, sys.stdout))
             continue
         status = result.status.upper() if result.status == "failed" else result.status
         line = f"{result.artefact:14} {status}"

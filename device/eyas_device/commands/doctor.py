@@ -31,10 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print one line per check, with the fix below if it is not green; exit code 1 if one is red."""
-    import msgspec
-
     from eyas_device import __version__
     from eyas_device.doctor import CHECKS, check_name, examine
+    from eyas_device.support.streams import to_json
 
     context = _context(args)
     results: list[CheckResult] = []
@@ -46,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     counts: Counter[str] = Counter(result.status for result in results)
     if args.json:
         worst = next((status for status in ("red", "yellow") if counts[status]), "green")
-        print(msgspec.json.encode({"agent": __version__, "worst": worst, "findings": results}).decode())
+        print(to_json({"agent": __version__, "worst": worst, "findings": results}, sys.stdout))
     else:
         labels = {"green": "green", "yellow": "yellow", "red": "red", "grey": "not checked"}
         print(", ".join(f"{counts[status]} {label}" for status, label in labels.items()))

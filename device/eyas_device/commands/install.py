@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ def main(args: argparse.Namespace) -> int:
     import msgspec
 
     from eyas_device.runtimes import use_engine_cache
+    from eyas_device.support.streams import to_json
     from eyas_device.updates.judge import Proof, prove
     from eyas_device.updates.slots import Slots
 
@@ -50,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
     notices = [notice for notice in (_same_version(state, states), proof.notice) if notice]
     if args.json:
         extra = {"changed": changed, "checked": proof.good, "notices": notices}
-        print(msgspec.json.encode({**msgspec.to_builtins(state), **extra}).decode())
+        print(to_json({**msgspec.to_builtins(state), **extra}, sys.stdout))
         return 0
     change = "is now current" if changed else "was already current"
     print(f"{state.name} {state.version} {change}: slot {state.slot}, {state.path}")

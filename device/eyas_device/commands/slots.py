@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,7 @@ def main(args: argparse.Namespace) -> int:
 
     `*` marks the current slot. A slot that the agent or an installation refused shows why.
     """
-    import msgspec
-
+    from eyas_device.support.streams import to_json
     from eyas_device.updates.records import read_agent
     from eyas_device.updates.slots import Slots
 
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     if args.roll_back:
         slots.roll_back()
     for state in slots.states():
-        print(msgspec.json.encode(state).decode() if args.json else _line(state))
+        print(to_json(state, sys.stdout) if args.json else _line(state))
     agent = read_agent(slots.state)
     if agent is not None and not args.json:
         print(f"the agent runs {agent.model or 'no model'}" + (f" from {agent.bundle}" if agent.bundle else ""))

@@ -50,6 +50,7 @@ CHECKS: tuple[Check, ...] = (
     system.memory,
     system.descriptors,
     system.service,
+    system.agent,
 )
 """All checks, in the order in which they are run and shown; a check has the name of its function."""
 

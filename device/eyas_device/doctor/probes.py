@@ -14,6 +14,8 @@ from eyas_device.doctor.finding import Context, Finding, green, grey, red, yello
 from eyas_device.doctor.system import service_is_active
 from eyas_device.support.names import BrokerAddress
 from eyas_device.support.processes import JobError
+from eyas_device.telemetry.local import ask
+from eyas_device.updates.records import read_agent
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -95,6 +97,14 @@ def camera(context: Context) -> Finding:
         text = str(error) if error.kind in _CAMERA_ERRORS else f"camera {settings.source}: {error}"
         if error.kind == "CameraSpecError":
             return red(text, "name the camera as `eyas-device run --help` shows")
+        if (agent := read_agent(context.state)) is not None:
+            camera = ask(context.state).camera
+            text = f"{camera.source}: {camera.state or 'in use'}, held by the agent (process {agent.pid})"
+            return (
+                green(text)
+                if camera.state in ("", "delivering")
+                else yellow(f"{text}: {camera.reason}", "check its cable and address")
+            )
         if service_is_active(context):
             fix = "the running service may use it: systemctl stop eyas-device, then run the doctor again"
             return yellow(text, fix)

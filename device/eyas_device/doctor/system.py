@@ -14,6 +14,8 @@ from pathlib import Path
 from eyas_device.board import Throttle, read_pressure, read_vitals
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.support.clock import is_plausible
+from eyas_device.telemetry.local import ask
+from eyas_device.updates.records import read_agent
 
 UNIT = "eyas-device.service"
 _DAY_S = 86400.0
@@ -126,6 +128,17 @@ def descriptors(context: Context) -> Finding:
     unlimited = limit == resource.RLIM_INFINITY
     text = f"{'any number of' if unlimited else limit} open files"
     return green(text) if unlimited or limit >= DESCRIPTORS else yellow(text, f"ulimit -n {DESCRIPTORS} or more")
+
+
+def agent(context: Context) -> Finding:
+    """Check what the running agent says of itself."""
+    if read_agent(context.state) is None:
+        return grey(f"none runs with {context.state}")
+    status = ask(context.state)
+    model = f"{status.model.name or 'no model'}, {status.recent.fps:.1f} fps, up {status.uptime_s / 3600:.1f} h"
+    if status.healthy:
+        return green(model)
+    return yellow(f"{model}: {'; '.join(status.problems)}", "eyas-device status shows more")
 
 
 def service(context: Context) -> Finding:

@@ -81,6 +81,11 @@ class Repeated:
         self.held_back = 0
         """Occurrences since it was written."""
 
+    @property
+    def level_name(self) -> str:
+        """Name of its level, e.g. `warning`."""
+        return str(logging.getLevelName(self.level)).lower()
+
     def occurred(self, text: str, now: float) -> None:
         """Count an occurrence."""
         self.text, self.seen, self.time = text, now, time.time()
@@ -200,9 +205,14 @@ class LogHandler(logging.Handler):
             self._write_due()
 
     def close(self) -> None:
-        """Write the counts that were held back."""
+        """Write the counts that were held back, and take no more messages."""
         with self.lock or threading.RLock():
             self._write_due(all_of_them=True)
+        root = logging.getLogger()
+        if self in root.handlers:
+            root.removeHandler(self)
+            sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
+            logging.captureWarnings(False)
         super().close()
 
     def warnings(self) -> list[Repeated]:
@@ -244,7 +254,6 @@ def set_up(level: str = "info", stream: TextIO | None = None) -> LogHandler:
     stream = sys.stderr if stream is None else stream
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, LogHandler)]:
-        root.removeHandler(handler)
         handler.close()
     handler = LogHandler(stream, journal=is_journal(stream))
     root.addHandler(handler)

@@ -30,7 +30,7 @@ class SupervisedThread:
         self._target, self._pauses_s = target, pauses_s
         self._ending = threading.Event()
         self._progress = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"telemetry-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"eyas-{name}", daemon=True)
 
     @property
     def started(self) -> bool:

@@ -91,7 +91,7 @@ class Uplink(Closing):
             on_command: Called with each command's payload in the uplink's thread; must not block.
 
         """
-        self.status = LinkStatus()
+        self.status = LinkStatus(since=time.monotonic())
         """State of the connection."""
         self.refused = 0
         """Messages that the broker refused."""
@@ -223,7 +223,8 @@ class Uplink(Closing):
             self._set_state(LinkState.DISCONNECTED, "the connection was lost")
 
     def _set_state(self, state: LinkState, detail: str = "") -> None:
-        self.status = LinkStatus(state, detail)
+        same = self.status.state is state
+        self.status = LinkStatus(state, detail, self.status.since if same else time.monotonic())
 
     # Callbacks of paho, in the same thread
 

@@ -31,6 +31,8 @@ class LinkStatus(msgspec.Struct, frozen=True):
 
     state: LinkState = LinkState.CONNECTING
     detail: str = ""
+    since: float = 0.0
+    """Start of the state, monotonic seconds; 0 if that was not noted."""
 
     def __str__(self) -> str:
         return f"{self.state.value}: {self.detail}" if self.detail else self.state.value

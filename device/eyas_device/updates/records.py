@@ -133,6 +133,11 @@ class AgentFile(Closing):
             with suppress(OSError):
                 self._lock = Lock.acquire(state / ".agent.lock")
 
+    @property
+    def held(self) -> bool:
+        """Whether this agent is the one of the state folder."""
+        return self._lock is not None
+
     def write(self, record: AgentRecord) -> None:
         """Replace the record."""
         if self._lock is not None:
