@@ -203,6 +203,7 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "site": _names,
         "name": _names,
         "state": st.from_regex(r"\A/[A-Za-z0-9 /._-]{0,40}\Z"),
+        "log_level": st.sampled_from(["debug", "info", "warning", "error"]),
     },
     "camera": {
         "source": _text,
