@@ -93,7 +93,7 @@ class LoopSection(Section, frozen=True):
 
 
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-CommandName = Literal["pause", "resume", "set-thresholds", "snapshot", "bench", "doctor", "check-update"]
+CommandName = Literal["pause", "resume", "set-thresholds", "snapshot", "bench", "doctor"]
 COMMANDS: tuple[str, ...] = get_args(CommandName)
 """Commands that a host may send."""
 

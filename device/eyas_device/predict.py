@@ -50,8 +50,10 @@ class Classifier(Closing):
     ('cross', True)
     """
 
-    def __init__(self, bundle: Bundle, runtime: Runtime, artefact: Artefact) -> None:
+    def __init__(self, bundle: Bundle, runtime: Runtime, artefact: Artefact, *, threads: int = 1) -> None:
         self.bundle = bundle
+        self.threads = threads
+        """Inference threads of the runtime."""
         self.runtime = runtime
         self.artefact = artefact
         manifest = bundle.manifest
@@ -81,7 +83,7 @@ class Classifier(Closing):
         """Load a model of a bundle that is already open; arguments as for `open`."""
         chosen = choose(bundle, runtime, artefact)
         loaded = open_runtime(bundle, chosen.runtime, chosen.artefact.name, threads=threads)
-        return cls(bundle, loaded, chosen.artefact)
+        return cls(bundle, loaded, chosen.artefact, threads=threads)
 
     def __str__(self) -> str:
         manifest, runtime = self.bundle.manifest, self.runtime

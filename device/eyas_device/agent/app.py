@@ -16,6 +16,7 @@ from eyas_device.agent.handlers import handlers
 from eyas_device.agent.health import HealthMonitor
 from eyas_device.agent.loop import Listener, Loop, Pace
 from eyas_device.agent.output import RunLog
+from eyas_device.agent.overrides import Overrides
 from eyas_device.agent.reloading import Reloader
 from eyas_device.agent.report import StatusText, describe
 from eyas_device.agent.reporter import Reporter, ReporterSettings
@@ -195,7 +196,9 @@ class Agent(Closing):
         if reporter is not None:
             loop.listeners.append(reporter)
             monitor.ood.on_descriptor.append(reporter.add_descriptor)
-            reporter.register(handlers(self._config, loop, reporter))
+            monitor.overrides = overrides = Overrides(loop, on_change=reporter.report_status)
+            loop.listeners.append(overrides)
+            reporter.register(handlers(self._config, loop, reporter, overrides))
         loop.listeners += [StatusText(monitor, self._notifier), self._notifier]
         self._models.on_config = self._use_config
 

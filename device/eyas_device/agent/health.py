@@ -10,6 +10,7 @@ from eyas_device.agent.finite import FiniteWatch
 from eyas_device.agent.loop import Loop
 from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.output import error_with_place
+from eyas_device.agent.overrides import Overrides
 from eyas_device.agent.recent import Recent
 from eyas_device.agent.reporter import Reporter
 from eyas_device.board import read_vitals
@@ -35,6 +36,7 @@ class HealthMonitor:
         self.models: ModelSwitch | None = None
         self.camera: Camera | None = None
         self.loop: Loop | None = None
+        self.overrides: Overrides | None = None
         self._restarts: dict[str, int] = {}
 
     @property
@@ -61,6 +63,8 @@ class HealthMonitor:
     def health(self) -> Health:
         """Return the health for a status or a window."""
         state, loop, record = self.camera_state, self.loop, self.record
+        overrides = self.overrides
+        faults = (self.finite.fault, overrides.fault if overrides is not None else "")
         judgement = self.ood.judgement()
         board = read_vitals()
         return Health(
@@ -75,7 +79,8 @@ class HealthMonitor:
             dropped=loop.dropped if loop is not None else 0,
             ood_quantile=round(judgement.ood_quantile, 3) if judgement and judgement.images else None,
             ood=judgement.ood if judgement and judgement.enough else None,
-            faults=(self.finite.fault,) if self.finite.fault else (),
+            paused_until=overrides.paused_until if overrides is not None else None,
+            faults=tuple(fault for fault in faults if fault),
             temperature_c=board.temperature_c,
             throttled=board.throttled,
         )

@@ -120,7 +120,7 @@ class Reporter(Closing, Listener):
             on_command=self._commands.take,
         )
         self._thread = SupervisedThread("window", self._run)
-        self._threads = (self._thread, self._uplink.thread, self._commands.thread)
+        self._threads = (self._thread, self._uplink.thread, *self._commands.threads)
         if classifier is not None:
             self.on_model(classifier)
 
@@ -158,8 +158,10 @@ class Reporter(Closing, Listener):
         """Count the prediction in the current window, and choose whether it becomes an event."""
         with self._lock:
             self._aggregator.add(predicted.prediction, predicted.latency_ms, predicted.age_ms)
+        if self._events.full():
+            return  # a requested event waits for a later prediction
         why = self._policy.choose(predicted.prediction)
-        if why is not None and not self._events.full():
+        if why is not None:
             image = predicted.frame.image
             copied = image if isinstance(image, bytes) else np.array(image)  # a camera may reuse its memory
             self._events.put_nowait((self._event(predicted, why), replace(predicted.frame, image=copied)))
@@ -202,9 +204,12 @@ class Reporter(Closing, Listener):
         if changed and self._thread.started:
             self.report_status()
 
-    def request_event(self) -> None:
-        """Report the next prediction as an event, with its image if the privacy rules allow that."""
-        self._policy.request_event()
+    def request_event(self) -> str:
+        """Report a coming prediction as an event; return `included` if its image goes along, else why not.
+
+        Raises `PrivacyError` if the privacy rules allow no event.
+        """
+        return self._policy.request_event()
 
     def report_status(self) -> None:
         """Report the device's status soon."""
@@ -262,7 +267,7 @@ class Reporter(Closing, Listener):
             machine=health.machine,
             certificate_days=health.certificate_days,
             paused_until=health.paused_until,
-            faults=health.faults,
+            faults=tuple(redact(fault) for fault in health.faults),
         )
 
     def _run(self) -> None:

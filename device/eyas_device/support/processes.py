@@ -54,25 +54,19 @@ def run_command(command: Sequence[str], timeout_s: float) -> str | None:
     return done.stdout[:_MAX_OUTPUT_BYTES].decode(errors="replace") if done.returncode == 0 else None
 
 
-def run_job(module: str, job: str, arguments: Mapping[str, object], timeout_s: float) -> Any:
-    """Run `JOBS[job](**arguments)` of a module like `eyas_device.doctor.jobs` in a child process and return its result.
+def run_group(command: Sequence[str], timeout_s: float, *, data: bytes = b"") -> tuple[int, bytes, bytes]:
+    """Run a command with `data` on its standard input; return its exit code, standard output and standard error.
 
-    Arguments and result are plain JSON. On return the child and everything it started are gone. Raises `JobError` if
-    the job fails, crashes or takes longer than `timeout_s`.
+    The command leads a process group of its own; on return it and everything that it started are gone. Raises
+    `subprocess.TimeoutExpired` if it takes longer than `timeout_s`, and `OSError` if it cannot be started.
     """
     process = subprocess.Popen(
-        module_command(module, job, str(int(timeout_s) + _ALARM_MARGIN_S)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        output, errors = process.communicate(json.dumps(arguments).encode(), timeout_s)
-    except subprocess.TimeoutExpired:
-        raise JobError(f"no result within {timeout_s:g} s; it was stopped", "timeout") from None
+        output, errors = process.communicate(data, timeout_s)
     finally:
-        with suppress(ProcessLookupError):  # also what the child left behind
+        with suppress(ProcessLookupError):  # also what the command left behind
             os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_REAP_S)
@@ -80,13 +74,27 @@ def run_job(module: str, job: str, arguments: Mapping[str, object], timeout_s: f
             if pipe is not None:
                 with suppress(OSError):
                     pipe.close()
-    if process.returncode < 0:
-        raise JobError(f"the process was killed by {_signal_name(-process.returncode)}", "killed")
+    return process.returncode, output, errors
+
+
+def run_job(module: str, job: str, arguments: Mapping[str, object], timeout_s: float) -> Any:
+    """Run `JOBS[job](**arguments)` of a module like `eyas_device.doctor.jobs` in a child process and return its result.
+
+    Arguments and result are plain JSON. On return the child and everything it started are gone. Raises `JobError` if
+    the job fails, crashes or takes longer than `timeout_s`.
+    """
+    command = module_command(module, job, str(int(timeout_s) + _ALARM_MARGIN_S))
+    try:
+        code, output, errors = run_group(command, timeout_s, data=json.dumps(arguments).encode())
+    except subprocess.TimeoutExpired:
+        raise JobError(f"no result within {timeout_s:g} s; it was stopped", "timeout") from None
+    if code < 0:
+        raise JobError(f"the process was killed by {_signal_name(-code)}", "killed")
     try:
         reply = json.loads(output)
     except ValueError:
         lines = errors.decode(errors="replace").strip().splitlines() or ["no error output"]
-        text = f"the process ended with code {process.returncode}: {lines[-1][:_MAX_QUOTED_CHARS]}"
+        text = f"the process ended with code {code}: {lines[-1][:_MAX_QUOTED_CHARS]}"
         raise JobError(text, "crash") from None
     if "error" in reply:
         raise JobError(reply["error"], reply["kind"])

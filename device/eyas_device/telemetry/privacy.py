@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from eyas_device.bundle import Manifest
 from eyas_device.config import PrivacySection
+from eyas_device.errors import EyasError
 from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
 from eyas_device.telemetry.messages import Why
@@ -27,7 +29,12 @@ MAX_JPEG = 150_000
 """Maximum bytes of an encoded image; the quality is lowered to keep it."""
 _BLOCKS = 16
 """Blocks along the longer side of an unrecognisable image."""
+_MAX_REQUESTS = 8
 _QUALITIES = (85, 70, 50, 30)
+
+
+class PrivacyError(EyasError):
+    """The privacy rules do not allow what was requested."""
 
 
 class Policy:
@@ -46,7 +53,7 @@ class Policy:
         self._rules, self._clock, self._chance = rules, clock, chance
         self._next = 0.0
         self._forbidden = False
-        self._requested = False
+        self._requests: deque[None] = deque()
         self.ood = False
         """Whether the camera is out of distribution, which is a reason for an event."""
 
@@ -54,15 +61,29 @@ class Policy:
         """Switch to another model, whose manifest may forbid images (`governance.images = "never"`)."""
         self._forbidden = manifest.governance.images == "never"
 
-    def request_event(self) -> None:
-        """Make the next prediction an event."""
-        self._requested = True
+    def request_event(self) -> str:
+        """Make one more prediction an event; return `included` if its image goes along, else why not.
+
+        Raises `PrivacyError` if no event may leave the device, or too many requests wait for predictions.
+        """
+        if not (self._rules.events or self._rules.images):
+            raise PrivacyError("privacy.events and privacy.images are off: no single prediction may leave this device")
+        if len(self._requests) >= _MAX_REQUESTS:
+            raise PrivacyError(f"{_MAX_REQUESTS} earlier requests wait for predictions")
+        self._requests.append(None)
+        return self._without_image() or "included"
+
+    def _without_image(self) -> str:
+        """Why no image leaves the device; empty if images do."""
+        if not self._rules.images:
+            return "none: privacy.images is off"
+        return "none: the model's governance says never" if self._forbidden else ""
 
     def choose(self, prediction: Prediction) -> Why | None:
         """Return why this prediction becomes an event, or None; at most one in `min_interval_s` unless requested."""
         rules = self._rules
-        if self._requested:
-            self._requested = False
+        if self._requests:
+            self._requests.popleft()
             return "command"
         if not (rules.events or rules.images) or self._clock() < self._next:
             return None
@@ -81,10 +102,8 @@ class Policy:
     def image(self, pixels: Pixels | None, spool: Spool) -> tuple[str, dict[str, Any]]:
         """Return the processed image (JPEG in base64, "" for none) and how it was processed or why there is none."""
         rules = self._rules
-        if not rules.images:
-            return "", {"image": "none: privacy.images is off"}
-        if self._forbidden:
-            return "", {"image": "none: the model's governance says never"}
+        if reason := self._without_image():
+            return "", {"image": reason}
         if pixels is None:
             return "", {"image": "none: the frame could not be decoded"}
         if not spool.take_quota(time.strftime("%Y-%m-%d", time.gmtime()), rules.max_images_per_day):

@@ -2,17 +2,20 @@
 
 A command is refused if it is malformed, unknown, not allowed by the device's configuration, or expired by the device's
 clock. For the id of a command that was executed before, the first result is sent again, also after a restart. Handlers
-run one after the other in a thread of their own, so that a slow one stops neither frames nor telemetry.
+run in threads of their own, so that a slow one stops neither frames nor telemetry: quick ones one after the other, and
+one of the `LONG` ones at a time beside them. Each command leaves a line in the log: its id, name, issuer and outcome.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -21,20 +24,27 @@ from eyas_device.config import COMMANDS
 from eyas_device.errors import EyasError
 from eyas_device.support.clock import is_plausible
 from eyas_device.support.closing import Closing
+from eyas_device.support.logs import KEEP
+from eyas_device.support.redact import redact, redact_tree
 from eyas_device.support.supervised import SupervisedThread
 from eyas_device.telemetry.messages import Command, Result, decode, encode
 from eyas_device.telemetry.spool.spool import Spool
+
+logger = logging.getLogger(__name__)
 
 Arguments = Mapping[str, str | float | bool]
 Handler = Callable[[Arguments], Mapping[str, Any]]
 """Executes a command and returns the `data` of its result; an `EyasError` or a `ValueError` refuses the command."""
 
+LONG = frozenset({"bench", "doctor"})
+"""Commands that take minutes; a second one is refused while one waits or runs."""
 MAX_AHEAD_S = 86_400.0
 """Longest time to expiry; ids are remembered for that long."""
 _MAX_BYTES = 16 << 10
 _MAX_DATA = 64 << 10
 _MAX_WAITING = 8
 _MAX_DETAIL = 500
+_MAX_ISSUER = 64
 _INTERRUPTED = "interrupted: the agent ended while it was executed"
 
 
@@ -50,11 +60,18 @@ class CommandExecutor(Closing):
         """Commands without a readable id, which cannot be answered."""
         self._handlers: dict[str, Handler] = {}
         self._allowed, self._spool, self._clock = frozenset(allowed), spool, clock
-        self._queue: queue.Queue[Command | None] = queue.Queue(_MAX_WAITING)
+        self._quick: queue.Queue[Command | None] = queue.Queue(_MAX_WAITING)
+        self._long: queue.Queue[Command | None] = queue.Queue(1)
+        self._busy = ""
+        """The long command that waits or runs."""
         self._accepted: set[str] = set()
         """Ids that wait or run."""
-        self.thread = SupervisedThread("commands", self._work)
-        self.thread.start()
+        self.threads = (
+            SupervisedThread("commands", lambda: self._work(self._quick)),
+            SupervisedThread("long commands", lambda: self._work(self._long)),
+        )
+        for thread in self.threads:
+            thread.start()
 
     def register(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers: command -> function."""
@@ -69,17 +86,19 @@ class CommandExecutor(Closing):
             command_id = str(uuid.UUID(command.id))
         except (ValueError, msgspec.DecodeError):
             self.malformed += 1
+            logger.warning("a command without a readable id was ignored")
             return
         command = msgspec.structs.replace(command, id=command_id, name=command.name[:64])
         if command_id in self._accepted:
             return  # it waits or runs: its result will come
         if (result := self._spool.command_result(command_id)) is not None:
             self._resend(result)
+            self._audit(command, "repeated: the first result is sent again")
             return
         try:
             self._check(command)
             self._accepted.add(command_id)
-            self._queue.put_nowait(command)
+            self._put(command)
         except CommandRefused as error:
             self._answer(command, ok=False, detail=str(error))
         except queue.Full:
@@ -88,11 +107,21 @@ class CommandExecutor(Closing):
 
     def close(self) -> None:
         """Start no other command; one that runs is abandoned."""
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:
-            return  # the thread ends with the process
-        self.thread.join(1.0)
+        for waiting, thread in zip((self._quick, self._long), self.threads, strict=True):
+            with suppress(queue.Full):  # the thread ends with the process
+                waiting.put_nowait(None)
+                thread.join(1.0)
+
+    def _put(self, command: Command) -> None:
+        """Queue an accepted command. Raises `queue.Full`, or `CommandRefused` while another long one runs."""
+        if command.name not in LONG:
+            self._quick.put_nowait(command)
+        elif self._busy:
+            self._accepted.discard(command.id)
+            raise CommandRefused(f"{self._busy} runs; send {command.name} again when its result has come")
+        else:
+            self._busy = command.name
+            self._long.put_nowait(command)
 
     def _check(self, command: Command) -> None:
         """Raises `CommandRefused` for a command that must not be executed."""
@@ -111,12 +140,14 @@ class CommandExecutor(Closing):
         if command.expires > now + MAX_AHEAD_S:
             raise CommandRefused(f"it expires more than {MAX_AHEAD_S / 3600:g} hours ahead")
 
-    def _work(self) -> None:
-        while (command := self._queue.get()) is not None:
+    def _work(self, waiting: queue.Queue[Command | None]) -> None:
+        while (command := waiting.get()) is not None:
             try:
                 self._execute(command)
             finally:
                 self._accepted.discard(command.id)
+                if waiting is self._long:
+                    self._busy = ""
 
     def _execute(self, command: Command) -> None:
         try:
@@ -139,11 +170,17 @@ class CommandExecutor(Closing):
             self._answer(command, ok=True, detail="done", data=data)
 
     def _answer(self, command: Command, *, ok: bool, detail: str, data: dict[str, Any] | None = None) -> None:
-        detail = re.sub(r"[^\x20-\x7e\xa0-\ud7ff]", "?", detail)[:_MAX_DETAIL]
-        result = Result(id=command.id, name=command.name, ok=ok, detail=detail, data=data or {})
+        detail = re.sub(r"[^\x20-\x7e\xa0-\ud7ff]", "?", redact(detail))[:_MAX_DETAIL]
+        result = Result(id=command.id, name=command.name, ok=ok, detail=detail, data=redact_tree(data or {}))
         if command.id in self._accepted:
             self._remember(command, result)
         self._spool.append(result)
+        self._audit(command, "executed" if ok else f"refused: {detail}")
+
+    def _audit(self, command: Command, outcome: str) -> None:
+        """Log a command, from whom it came and what became of it; what the sender wrote is quoted and redacted."""
+        issuer = redact(command.issuer[:_MAX_ISSUER])
+        logger.info("command %s %r from %r: %s", command.id, redact(command.name), issuer, outcome, extra=KEEP)
 
     def _resend(self, result: bytes) -> None:
         try:

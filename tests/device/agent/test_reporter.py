@@ -455,6 +455,25 @@ def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: 
     assert events[0].label == max(events[0].top, key=lambda label: events[0].top[label])
 
 
+def test_a_requested_event_waits_for_its_turn(broker: Broker, pristine_bundle: Path) -> None:
+    """Predictions that come faster than events can be encoded cost none of the requested ones."""
+    privacy = PrivacySection(images=True, max_side=32)
+    with inbox(broker.port) as box, linked(pristine_bundle, broker.port, privacy=privacy) as (classifier, reporter):
+        wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
+        go, encode_image = threading.Event(), reporter._policy.image
+        reporter._policy.image = lambda *args: go.wait(20) and encode_image(*args)  # type: ignore[method-assign]
+        assert [reporter.request_event() for _ in range(4)] == ["included"] * 4
+        with open_camera("fake:?frames=12") as camera:
+            loop = Loop(classifier, camera, [reporter])
+            loop.run(frames=6)
+            go.set()
+            for _ in range(6):
+                wait_until(lambda: reporter._events.empty())
+                loop.run(frames=1)
+        events = [box.next("event")[2] for _ in range(4)]
+    assert [event.why for event in events] == ["command"] * 4 and all(event.image for event in events)
+
+
 def test_a_swapped_model_begins_a_new_window(broker: Broker, pristine_bundle: Path) -> None:
     with inbox(broker.port) as box:
         with linked(pristine_bundle, broker.port) as (classifier, reporter):

@@ -15,7 +15,7 @@ from eyas_device.bundle import Manifest
 from eyas_device.config import PrivacySection
 from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
-from eyas_device.telemetry.privacy import MAX_JPEG, Policy, encode_jpeg, process
+from eyas_device.telemetry.privacy import MAX_JPEG, Policy, PrivacyError, encode_jpeg, process
 from eyas_device.telemetry.spool.spool import Spool
 
 
@@ -52,9 +52,35 @@ def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
     policy = Policy(PrivacySection(), chance=lambda: 0.0)
     assert [policy.choose(predicted(c / 10)) for c in range(11)] == [None] * 11
     assert policy.image(image(), spool) == ("", {"image": "none: privacy.images is off"})
-    policy.request_event()
-    assert policy.choose(predicted(0.5)) == "command"
+    with pytest.raises(PrivacyError, match="no single prediction may leave"):
+        policy.request_event()
     assert policy.choose(predicted(0.5)) is None
+
+
+@pytest.mark.parametrize(
+    ("rules", "governance", "image"),
+    [
+        (PrivacySection(events=True), "policy", "none: privacy.images is off"),
+        (PrivacySection(images=True), "policy", "included"),
+        (PrivacySection(images=True, min_interval_s=1e9, sample_rate=1.0), "policy", "included"),
+        (PrivacySection(images=True), "never", "none: the model's governance says never"),
+    ],
+)
+def test_each_requested_event_comes_once(rules: PrivacySection, governance: str, image: str) -> None:
+    policy = Policy(rules)
+    policy.use_model(manifest(governance))
+    sampled = policy.choose(predicted(0.5))
+    assert sampled == ("sampled" if rules.sample_rate else None), "and the interval begins"
+    assert [policy.request_event() for _ in range(3)] == [image] * 3
+    assert [policy.choose(predicted(0.5)) for _ in range(4)] == ["command"] * 3 + [None]
+
+
+def test_requests_that_wait_are_bounded() -> None:
+    policy = Policy(PrivacySection(events=True))
+    for _ in range(8):
+        policy.request_event()
+    with pytest.raises(PrivacyError, match="8 earlier requests wait"):
+        policy.request_event()
 
 
 def test_events_by_confidence_band_chance_and_ood() -> None:

@@ -165,14 +165,75 @@ def test_too_much_data_is_left_out(make: Callable[..., Device]) -> None:
 
 def test_commands_wait_and_too_many_are_refused(make: Callable[..., Device]) -> None:
     go = threading.Event()
-    device = make({"bench": lambda a: go.wait(20) and {}})
+    device = make({"snapshot": lambda a: go.wait(20) and {}})
     for _ in range(12):
-        device.send(name="bench")
+        device.send(name="snapshot")
     refused = device.next_result()
     assert "other commands wait" in refused.detail
     go.set()
     results = [device.next_result() for _ in range(8)]
     assert sum(result.ok for result in results) >= 5
+
+
+@pytest.mark.parametrize(("running", "second"), [("bench", "doctor"), ("doctor", "doctor"), ("doctor", "bench")])
+def test_quick_commands_do_not_wait_for_a_long_one(make: Callable[..., Device], running: str, second: str) -> None:
+    begun, go = threading.Event(), threading.Event()
+    executed: list[str] = []
+
+    def long(arguments: Arguments) -> dict[str, Any]:
+        begun.set()
+        go.wait(20)
+        return {}
+
+    quick = {name: lambda a, name=name: executed.append(name) or {} for name in ("pause", "resume", "snapshot")}
+    device = make({"bench": long, "doctor": long, **quick})
+    first = device.send(name=running)
+    assert begun.wait(20)
+    for name in quick:
+        device.send(name=name)
+    results = [device.next_result() for _ in quick]
+    assert executed == list(quick) and all(result.ok for result in results), "the long one still runs"
+    refused = device.send(name=second)
+    result = device.next_result()
+    assert (result.id, result.ok) == (refused, False)
+    assert f"{running} runs; send {second} again" in result.detail
+    go.set()
+    assert device.next_result().id == first
+    begun.clear()
+    device.send(name=second)
+    assert begun.wait(20), "the next long one is taken"
+
+
+def test_each_command_leaves_a_line(make: Callable[..., Device], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "eyas_device.telemetry.remote")
+    device = make({"pause": lambda a: {}}, allowed=("pause",))
+    issuer = "ana\n<3>forged: bench from http://ana:S3cret@desk/"
+    done = device.send(issuer=issuer)
+    device.next_result()
+    device.send(id=done, issuer=issuer)
+    device.next_result()
+    refused = device.send(name="bench", issuer="bob")
+    device.next_result()
+    expired = device.send(expires=NOW - 1)
+    device.next_result()
+    device.commands.take(b"{")
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.rpartition(": ")[2] for line in lines[:1]] == ["executed"]
+    assert lines[0] == f"command {done} 'pause' from {issuer.replace('ana:S3cret', '***')!r}: executed"
+    assert lines[1].startswith(f"command {done} ") and "repeated" in lines[1]
+    assert lines[2].startswith(f"command {refused} 'bench' from 'bob': refused: 'bench' is not allowed")
+    assert lines[3] == f"command {expired} 'pause' from '': refused: expired"
+    assert len(lines) == 5 and "without a readable id" in lines[4]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_a_result_shows_no_credentials(make: Callable[..., Device]) -> None:
+    address = "rtsp://admin:S3cret@cam/live"
+    device = make({"doctor": lambda a: {"checks": [{"finding": address}]}, "pause": _fail(ValueError(address))})
+    device.send(name="doctor")
+    assert device.next_result().data == {"checks": [{"finding": "rtsp://***@cam/live"}]}
+    device.send()
+    assert device.next_result().detail == "rtsp://***@cam/live"
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b"x" * 100_000, b'{"id": "x"}', b'{"id": 5}', b"\xff"])
