@@ -44,10 +44,11 @@ class StreamServer:
 
 
 class RtspServer:
-    """`rtsp_server.py` on a port of its own."""
+    """`rtsp_server.py` on a port of its own; with a file of certificate and key it speaks TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self.port = free_port()
+        self._arguments = [] if certificate is None else [str(certificate)]
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -56,7 +57,7 @@ class RtspServer:
         if not Path(_SYSTEM_PYTHON).exists():
             unavailable(why)
         self.process = subprocess.Popen(
-            [_SYSTEM_PYTHON, str(Path(__file__).with_name("rtsp_server.py")), str(self.port)],
+            [_SYSTEM_PYTHON, str(Path(__file__).with_name("rtsp_server.py")), str(self.port), *self._arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -74,7 +75,7 @@ class RtspServer:
 
     @property
     def url(self) -> str:
-        return f"rtsp://127.0.0.1:{self.port}/ball"
+        return f"rtsp{'s' if self._arguments else ''}://127.0.0.1:{self.port}/ball"
 
 
 def taken(camera: Any) -> Frame:

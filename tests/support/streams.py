@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import itertools
 import os
+import re
 import socket
 import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
@@ -32,6 +35,58 @@ def part(body: bytes, *, length: bool = True) -> bytes:
     return _WORDS + b"\r\nContent-Type: image/jpeg\r\n" + announced + b"\r\n" + body + b"\r\n"
 
 
+def chunk(data: bytes, extension: bytes = b"", end: bytes = b"\r\n") -> bytes:
+    return b"%x" % len(data) + extension + end + data + end
+
+
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n"
+_CHUNKED = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def big(number: int) -> bytes:
+    """A JPEG of 90 kB."""
+    return jpeg_image(number) + bytes(90_000)
+
+
+def _lf(data: bytes) -> bytes:
+    """The part with bare line feeds in its header."""
+    return data.replace(b"\r\n", b"\n", 4)
+
+
+DIALECTS: dict[str, tuple[bytes, Callable[[int], bytes]]] = {
+    "chunked-large": (_CHUNKED, lambda n: chunk(part(big(n)))),
+    "chunked-nolength": (
+        _CHUNKED,
+        lambda n: chunk(part(big(n), length=False) + _WORDS + b"\r\nX: y\r\n\r\nz\r\n"),
+    ),
+    "chunked-extension": (_CHUNKED, lambda n: chunk(part(big(n)), b' ;name="a,b" ; x')),
+    "chunked-lf": (_CHUNKED.replace(b"\r", b""), lambda n: chunk(_lf(part(big(n))), end=b"\n")),
+    "quoted": (
+        _HEAD.replace(b"boundary=frame", b'charset=utf-8; boundary="fr a me"') + b"\r\n",
+        lambda n: part(big(n)).replace(_WORDS, b"--fr a me"),
+    ),
+    "lf": (_HEAD.replace(b"\r", b"") + b"\n", lambda n: _lf(part(big(n)))),
+    "preamble": (_HEAD + b"\r\nThis is a stream; skip\r\n--fram\r\n me.\r\n", lambda n: part(big(n))),
+    "http10": (_HEAD.replace(b"1.1", b"1.0") + b"\r\n", lambda n: part(big(n))),
+}
+"""Mode -> head of the answer and encoded part. The next part comes later: who waits for it has its frames too late."""
+
+REALM = 'cam, the "first"'
+_QUOTED = r'realm="cam, the \"first\"", nonce="n0nce"'
+_DIGEST = f'Digest {_QUOTED}, qop="auth,auth-int", opaque="0p"'
+CHALLENGES = {
+    "md5": [_DIGEST],
+    "sha256": [f'{_DIGEST}, algorithm=MD5, Basic realm="x"', _DIGEST + ", algorithm=SHA-256"],
+    "sess": [_DIGEST + ", algorithm=MD5-sess"],
+    "old": [f'Basic realm="b", Digest {_QUOTED}'],
+    "stale": [_DIGEST + ", stale=TRUE"],
+    "other": ['Negotiate, Digest realm="x", nonce="y", qop="auth-int"'],
+}
+"""Digest mode -> challenges."""
+STALE: list[str] = []
+"""Logins that were answered with a new nonce."""
+
+
 class Handler(BaseHTTPRequestHandler):
     """One stream."""
 
@@ -40,7 +95,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         mode = self.path.strip("/").partition("?")[0]
         kind = "multipart/x-mixed-replace; boundary=frame"
-        if (
+        if mode in DIALECTS:
+            self._dialect(*DIALECTS[mode])
+        elif mode.startswith("digest") and not self._digest_is_right(mode):
+            self._challenge(mode)
+        elif (
             mode == "login"
             and self.headers.get("Authorization") != "Basic " + base64.b64encode(LOGIN.encode()).decode()
         ):
@@ -64,6 +123,46 @@ class Handler(BaseHTTPRequestHandler):
             self._stream(kind, getattr(self, f"_{mode}")())
         else:
             self._stream(kind, self._parts(length=mode != "nolength"))
+
+    def _dialect(self, head: bytes, encode: Callable[[int], bytes]) -> None:
+        """A whole answer, byte by byte as given; each part at once, and the next one much later."""
+        self.close_connection = True
+        try:
+            self.wfile.write(head)
+            for number in itertools.count():
+                self.wfile.write(encode(number))
+                time.sleep(0.2)
+        except OSError:
+            pass  # the camera's reader left
+
+    def _challenge(self, mode: str) -> None:
+        self.send_response(401)
+        for header in CHALLENGES[mode.partition("-")[2]]:
+            self.send_header("WWW-Authenticate", header)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _digest_is_right(self, mode: str) -> bool:
+        """Check the login as RFC 7616, 3.4.1 writes it, for the first challenge of the mode."""
+        scheme, _, rest = self.headers.get("Authorization", "").partition(" ")
+        if mode == "digest-stale" and not STALE:
+            STALE.append(rest)
+            return False
+        sent = dict(re.findall(r'(\w+)="?([^",]*)"?', rest))
+        user, _, password = LOGIN.partition(":")
+        function = hashlib.sha256 if "sha" in mode else hashlib.md5
+
+        def h(text: str) -> str:
+            return function(text.encode()).hexdigest()
+
+        a1, a2 = h(f"{user}:{REALM}:{password}"), h(f"GET:{self.path}")
+        if mode == "digest-old":
+            wanted = h(f"{a1}:n0nce:{a2}")
+        else:
+            if mode == "digest-sess":
+                a1 = h(f"{a1}:n0nce:{sent.get('cnonce')}")
+            wanted = h(f"{a1}:n0nce:{sent.get('nc')}:{sent.get('cnonce')}:auth:{a2}")
+        return scheme == "Digest" and sent.get("response") == wanted and sent.get("uri") == self.path
 
     def _head(self, status: int, **fields: str) -> None:
         self.send_response(status)

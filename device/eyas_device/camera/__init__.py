@@ -14,6 +14,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Protocol, cast
 
+from eyas_device.camera.spec import suggest
 from eyas_device.errors import CameraError, CameraSpecError
 from eyas_device.preprocess import Pixels, Preprocessing, decode
 from eyas_device.support.closing import Closing
@@ -22,6 +23,7 @@ from eyas_device.support.redact import redact
 KINDS = {
     "v4l2": "eyas_device.camera.v4l2:V4L2Camera",
     "rtsp": "eyas_device.camera.rtsp:RtspCamera",
+    "rtsps": "eyas_device.camera.rtsp:RtspsCamera",
     "mjpeg": "eyas_device.camera.mjpeg:MjpegCamera",
     "picamera2": "eyas_device.camera.picamera2:Picamera2Camera",
     "gst": "eyas_device.camera.gstreamer:GStreamerCamera",
@@ -119,11 +121,14 @@ def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) 
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in KINDS:
-        raise CameraSpecError(f"camera {redact(spec)!r}: unknown kind; allowed are {', '.join(f'{k}:' for k in KINDS)}")
+        meant = suggest(spec)
+        known = f"write {redact(meant)!r}" if meant else f"allowed are {', '.join(f'{k}:' for k in KINDS)}"
+        raise CameraSpecError(f"camera {redact(spec)!r}: unknown kind; {known}")
     if loop:
         return LoopingCamera(spec, timeout_s=timeout_s)
     module, name = KINDS[kind].split(":")
     try:
         return cast(Camera, getattr(importlib.import_module(module), name).open(rest, timeout_s=timeout_s))
     except CameraError as error:
-        raise type(error)(redact(str(error))) from None
+        error.args = (redact(str(error)),)
+        raise

@@ -1,11 +1,11 @@
 """Motion JPEG over HTTP, as most network cameras and many small boards serve it.
 
-Runs in this process: every wait has a deadline, and `close` from another thread interrupts it.
+Runs in this process, on sockets of its own because HTTP libraries wait for more than what has arrived: every wait has a
+deadline, and `close` from another thread interrupts it.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import select
@@ -13,15 +13,18 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Sequence
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from typing import Any, cast
 from urllib.parse import SplitResult, quote, unquote, urljoin
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.camera.multipart import MultipartParser
+from eyas_device.camera.http_auth import Challenge, authorization, is_stale, parse_challenges
+from eyas_device.camera.multipart import ChunkDecoder, MultipartParser
+from eyas_device.camera.net import ConnectTimeout, connect, connect_problem, remaining
 from eyas_device.camera.spec import parse_address
-from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, ImageError
 from eyas_device.support.closing import Closing
 from eyas_device.support.redact import redact
 
@@ -29,6 +32,7 @@ _READ_BYTES = 1 << 16
 _MAX_DRAIN_BYTES = 32 << 20
 """Maximum that one capture reads to reach the newest frame of a stream that is faster than the reader."""
 _SCHEMES = ("http", "https")
+_SAFE = "/%:=&?~+!$,;'@()*[]"
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -47,13 +51,15 @@ class MjpegCamera(Closing):
         parts = parse_address(url, _SCHEMES, kind="mjpeg")
         deadline = time.monotonic() + timeout_s
         try:
-            self._wire, self._response = _follow(parts, deadline, self._shown)
+            self._wire, response = _follow(parts, deadline, self._shown)
         except (OSError, HTTPException, ValueError) as error:
             if isinstance(error, CameraError):
                 raise
             raise CameraError(f"camera {self._shown}: {_reason(error, timeout_s)}") from None
+        self._chunks = ChunkDecoder() if response.chunked else None
         try:
-            self._parser = MultipartParser(_boundary(self._response.msg, self._shown))
+            self._parser = MultipartParser(_boundary(response.msg, self._shown))
+            self._received = self._wire.take_buffered(response.fp)
         except ValueError as error:
             self._wire.end()
             raise CameraError(f"camera {self._shown}: {error}") from None
@@ -116,8 +122,8 @@ class MjpegCamera(Closing):
                     return newest
                 if self._parser.ended:
                     return None
-                data = self._response.read1(_READ_BYTES)
-                if not data and newest is None:
+                data = self._read()
+                if data is None and newest is None:
                     if self._closed.is_set():
                         return None
                     raise ConnectionResetError("the server closed the connection")
@@ -125,10 +131,21 @@ class MjpegCamera(Closing):
                 if newest is None:
                     raise
                 return newest  # the next capture raises the same error
-            if not data:
+            if data is None:
                 return newest
             received += len(data)
             self._parser.feed(data)
+
+    def _read(self) -> bytes | None:
+        """Bytes of the body that have arrived, waiting for some; possibly empty between chunks, None at the end.
+
+        `HTTPResponse.read1` would wait for the next chunk after each one, so for the next frame.
+        """
+        data, self._received = self._received or self._wire.receive(), b""
+        if self._chunks is None:
+            return data or None
+        body = self._chunks.decode(data)
+        return None if not data or (not body and self._chunks.ended) else body
 
 
 class _DeadlineSocket(io.RawIOBase):
@@ -136,18 +153,31 @@ class _DeadlineSocket(io.RawIOBase):
 
     def __init__(self, connected: socket.socket, deadline: float) -> None:
         self._socket = connected
+        self._drained = False
         self.deadline = deadline
 
     def send(self, data: bytes) -> None:
-        self._socket.settimeout(_remaining(self.deadline))
+        self._socket.settimeout(remaining(self.deadline))
         self._socket.sendall(data)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._socket.settimeout(_remaining(self.deadline))
+        if self._drained:
+            return 0
+        self._socket.settimeout(remaining(self.deadline))
         return self._socket.recv_into(buffer)
+
+    def receive(self) -> bytes:
+        """Receive bytes past the buffer of `makefile`; empty at the end."""
+        self._socket.settimeout(remaining(self.deadline))
+        return self._socket.recv(_READ_BYTES)
+
+    def take_buffered(self, reader: Any) -> bytes:
+        """What the header's reader has read beyond the header; it is useless afterwards."""
+        self._drained = True
+        return bytes(reader.read())
 
     def makefile(self, mode: str) -> io.BufferedReader:
         """Called by `HTTPResponse`."""
@@ -172,8 +202,8 @@ class _DeadlineSocket(io.RawIOBase):
 
 
 def _follow(parts: SplitResult, deadline: float, shown: str) -> tuple[_DeadlineSocket, HTTPResponse]:
-    """Request the stream, following one redirection."""
-    wire, response = _request(parts, deadline)
+    """Request the stream, following one redirection and answering challenges."""
+    wire, response = _request_with_login(parts, deadline)
     try:
         if response.status in _REDIRECTS:
             target = urljoin(parts.geturl(), response.getheader("Location", ""))
@@ -186,14 +216,9 @@ def _follow(parts: SplitResult, deadline: float, shown: str) -> tuple[_DeadlineS
                 ) from None
             if (new.scheme, new.hostname, new.port) == (parts.scheme, parts.hostname, parts.port):
                 new = new._replace(netloc=parts.netloc)  # credentials only go to the same host
-            wire, response = _request(new, deadline)
+            wire, response = _request_with_login(new, deadline)
         if response.status in (401, 403):
-            challenge = response.getheader("WWW-Authenticate", "").lower()
-            method = "; it requires digest authentication, which is not supported" if "digest" in challenge else ""
-            raise CameraError(
-                f"camera {shown}: refused ({response.status}){method}; "
-                "check http://USER:PASSWORD@HOST/..., with special characters written as %XX"
-            )
+            raise CameraRefused(f"camera {shown}: refused ({response.status}){_login_problem(parts, response)}")
         if response.status in _REDIRECTS:
             raise CameraError(f"camera {shown}: redirects more than once; use the final address")
         if response.status != 200:
@@ -204,77 +229,69 @@ def _follow(parts: SplitResult, deadline: float, shown: str) -> tuple[_DeadlineS
     return wire, response
 
 
-def _request(parts: SplitResult, deadline: float) -> tuple[_DeadlineSocket, HTTPResponse]:
+def _request_with_login(parts: SplitResult, deadline: float) -> tuple[_DeadlineSocket, HTTPResponse]:
+    """Request the stream; the login is only sent as the server asks for it."""
+    wire, response = _request(parts, deadline)
+    for attempt in range(2):
+        challenges = _challenges(response)
+        if response.status != 401 or parts.username is None or (attempt and not is_stale(challenges)):
+            break
+        user, password = unquote(parts.username), unquote(parts.password or "")
+        login = authorization(challenges, user, password, method="GET", target=_target(parts))
+        if login is None:
+            break
+        wire.end()
+        wire, response = _request(parts, deadline, f"Authorization: {login}")
+    return wire, response
+
+
+def _challenges(response: HTTPResponse) -> Sequence[Challenge]:
+    return parse_challenges(response.msg.get_all("WWW-Authenticate", []))
+
+
+def _login_problem(parts: SplitResult, response: HTTPResponse) -> str:
+    """What is wrong with the login, and that it is seldom tried again."""
+    if parts.username is None:
+        return "; it needs a login: USER:PASSWORD@ before the host, with special characters written as %XX"
+    offered = _challenges(response)
+    if response.status == 401 and offered and authorization(offered, "", "", method="GET", target="/") is None:
+        return f"; it requires the authentication {offered[0][0]!r}, which is not supported (digest and basic are)"
+    return (
+        "; check user and password (USER:PASSWORD@ before the host, with special characters written as %XX) "
+        "(it is seldom tried again, because cameras lock users out)"
+    )
+
+
+def _target(parts: SplitResult) -> str:
+    """Path and query as they are sent."""
+    query = "?" + quote(parts.query, safe=_SAFE) if parts.query else ""
+    return quote(parts.path or "/", safe=_SAFE) + query
+
+
+def _request(parts: SplitResult, deadline: float, *further: str) -> tuple[_DeadlineSocket, HTTPResponse]:
     host, port = cast(str, parts.hostname), parts.port or (443 if parts.scheme == "https" else 80)
-    connected = _connect(host, port, deadline)
+    connected = connect(host, port, deadline)
     try:
         if parts.scheme == "https":
-            connected.settimeout(_remaining(deadline))  # bounds the handshake as a whole
+            connected.settimeout(remaining(deadline))  # bounds the handshake as a whole
             connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
         wire = _DeadlineSocket(connected, deadline)
-        target = quote(parts.path or "/", safe="/%:=&?~+!$,;'@()*[]") + (
-            "?" + quote(parts.query, safe="/%:=&?~+!$,;'@()*[]") if parts.query else ""
-        )
         lines = [
-            f"GET {target} HTTP/1.1",
+            f"GET {_target(parts)} HTTP/1.1",
             f"Host: {parts.netloc.rpartition('@')[2].encode('idna').decode()}",
             "User-Agent: eyas-device",
             "Accept: multipart/x-mixed-replace",
+            "Accept-Encoding: identity",
             "Connection: close",
+            *further,
         ]
-        if parts.username is not None:
-            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            lines.append(f"Authorization: Basic {base64.b64encode(login.encode()).decode()}")
-        wire.send("\r\n".join([*lines, "", ""]).encode("ascii"))
+        wire.send("\r\n".join([*lines, "", ""]).encode())
         response = HTTPResponse(cast(socket.socket, wire), method="GET")
         response.begin()
     except BaseException:
         connected.close()
         raise
     return wire, response
-
-
-def _connect(host: str, port: int, deadline: float) -> socket.socket:
-    last_error: OSError = OSError("no address")
-    for family, kind, protocol, _, address in _resolve(host, port, deadline):
-        connected = socket.socket(family, kind, protocol)
-        try:
-            connected.settimeout(_remaining(deadline))
-            connected.connect(address)
-            return connected
-        except OSError as error:
-            connected.close()
-            last_error = error
-    raise last_error
-
-
-def _resolve(host: str, port: int, deadline: float) -> list[Any]:
-    """Resolve `host` in a thread that can be abandoned, because `getaddrinfo` has no timeout."""
-    addresses: list[Any] = []
-    errors: list[OSError] = []
-
-    def resolve() -> None:
-        try:
-            addresses.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=resolve, name="eyas-resolve", daemon=True)
-    thread.start()
-    thread.join(_remaining(deadline))
-    if errors:
-        raise errors[0]
-    if thread.is_alive():
-        raise TimeoutError("the host name was not resolved")
-    return addresses
-
-
-def _remaining(deadline: float) -> float:
-    """Seconds until `deadline`. Raises `TimeoutError` if it has passed."""
-    seconds = deadline - time.monotonic()
-    if seconds <= 0:
-        raise TimeoutError("timed out")
-    return seconds
 
 
 def _boundary(header: Message, shown: str) -> str:
@@ -294,12 +311,10 @@ def _boundary(header: Message, shown: str) -> str:
 
 def _reason(error: Exception, timeout_s: float) -> str:
     """Describe a network error."""
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not isinstance(error, ConnectTimeout):
         return f"no whole frame within {timeout_s:g} s"
-    if isinstance(error, ConnectionRefusedError):
-        return "nothing listens there (connection refused); is the camera on, and the port right?"
-    if isinstance(error, socket.gaierror):
-        return f"unknown host name ({error.strerror}); check the name and the network"
+    if isinstance(error, TimeoutError | ConnectionRefusedError | socket.gaierror):
+        return connect_problem(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not trusted ({error.verify_message}); "

@@ -1,9 +1,9 @@
-"""Incremental parser of `multipart/x-mixed-replace` streams.
+"""Incremental parsers of `multipart/x-mixed-replace` streams, and of the chunks that they may come in.
 
 Cameras differ: with or without a length for each part, with or without the leading dashes in the header's boundary,
 with CRLF or bare line feeds. All of these are accepted, and all sizes are bounded.
 
-Source: RFC 2046, 5.1.1 (common syntax of multipart).
+Source: RFC 2046, 5.1.1 (common syntax of multipart); RFC 9112, 7.1 (chunks).
 """
 
 from __future__ import annotations
@@ -18,6 +18,54 @@ _MAX_BOUNDARY = 200
 _MAX_DELIMITER = _MAX_BOUNDARY + 200
 _BLANK_LINE = re.compile(rb"(?:^|\n)\r?\n")
 _LENGTH = re.compile(rb"^content-length[ \t]*:[ \t]*(\d{1,20})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+
+
+_MAX_CHUNK_LINE = 4096
+_CHUNK_SIZE = re.compile(rb"[ \t]*([0-9a-fA-F]{1,16})[ \t]*(?:;[^\r\n]*)?\r?")
+
+
+class ChunkDecoder:
+    """Removes the chunks' sizes, extensions and line ends from a body; takes bytes in pieces of any size."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        """Whether the last chunk has been read; bytes after it are ignored."""
+        self._line = b""
+        self._left = 0
+        """Bytes of the present chunk that have not come yet."""
+        self._between = False
+        """Whether a chunk has ended, but not its line."""
+
+    def decode(self, data: bytes) -> bytes:
+        """The body's next bytes. Raises `ValueError` for what is no chunk."""
+        body, view = bytearray(), memoryview(data)
+        while len(view) and not self.ended:
+            if self._left:
+                body += view[: self._left]
+                taken = min(self._left, len(view))
+                self._left -= taken
+                self._between = self._left == 0
+                view = view[taken:]
+                continue
+            line, end, rest = bytes(view).partition(b"\n")
+            self._line += line
+            if len(self._line) > _MAX_CHUNK_LINE:
+                raise ValueError(f"the size of a chunk is longer than {_MAX_CHUNK_LINE} bytes")
+            view = memoryview(rest)
+            if end:
+                self._take_line()
+        return bytes(body)
+
+    def _take_line(self) -> None:
+        line, self._line = self._line, b""
+        if self._between and line in (b"", b"\r"):
+            self._between = False
+            return
+        match = _CHUNK_SIZE.fullmatch(line)
+        if match is None or self._between:
+            raise ValueError(f"{line[:40]!r} is not the size of a chunk")
+        self._left = int(match[1], 16)
+        self.ended = self._left == 0
 
 
 class MultipartParser:

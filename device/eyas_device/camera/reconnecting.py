@@ -286,6 +286,7 @@ class ReconnectingCamera(Closing):
             yield limit
         finally:
             timer.cancel()
+            timer.join()
 
     def _delivered(self) -> None:
         """Note a good frame."""

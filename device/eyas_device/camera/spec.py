@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from eyas_device.errors import CameraSpecError
@@ -14,6 +16,8 @@ SIZE = r"[1-9]\d{0,3}x[1-9]\d{0,3}"
 RATE = r"\d{1,3}(\.\d{1,3})?"
 """Pattern of frames per second; `parse_rate` rejects 0."""
 MAX_SIDE = 8192
+_IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+_VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
 
 
 def parse_options(query: str, patterns: Mapping[str, str], *, spec: str, usage: str) -> dict[str, str]:
@@ -81,3 +85,25 @@ def parse_address(url: str, schemes: Collection[str], *, kind: str) -> SplitResu
         shown = redact(re.sub(r"//.*@", "//***@", url, flags=re.DOTALL))  # all of it is one address
         raise CameraSpecError(f"camera {kind}: {shown!r} {problem}; allowed is {allowed}")
     return parts
+
+
+def suggest(spec: str) -> str:
+    """The specification that is meant by one without a kind, such as `/dev/video0` or `clip.mp4`; empty if none is."""
+    scheme, colon, rest = spec.partition("://")
+    if colon and scheme.lower() in ("http", "https"):
+        return f"mjpeg:{scheme.lower()}://{rest}"
+    if colon:
+        return f"{scheme.lower()}://{rest}" if scheme.lower() in ("rtsp", "rtsps") else ""
+    if re.fullmatch(r"\d{1,3}", spec, re.ASCII):
+        return f"v4l2:{spec}"
+    if re.match(r"/dev/(video|v4l/)", spec):
+        return f"v4l2:{spec}"
+    path = Path(spec)
+    with contextlib.suppress(OSError, ValueError):
+        if spec and path.is_dir():
+            return f"folder:{spec}"
+        if path.suffix.lower() in _IMAGES:
+            return f"folder:{path.parent}"
+        if path.is_file() or path.suffix.lower() in _VIDEOS:
+            return f"video:{spec}"
+    return ""

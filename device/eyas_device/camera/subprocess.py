@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import Frame
-from eyas_device.errors import CameraError, CameraSpecError, EyasError, ImageError
+from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, EyasError, ImageError
 from eyas_device.preprocess import MAX_SIDE, as_bgr
 from eyas_device.support.closing import Closing
 from eyas_device.support.opencv import QUIET
@@ -91,6 +91,8 @@ class _Failed(msgspec.Struct, frozen=True, tag=True):
 
     reason: str
     permanent: bool = False
+    refused: bool = False
+    """Whether the camera refused the login."""
 
 
 class _Unusable(msgspec.Struct, frozen=True, tag=True):
@@ -233,7 +235,7 @@ class SubprocessCamera(Closing):
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise CameraError(f"camera {self._shown}: invalid reply from its process, which was ended") from None
         if isinstance(reply, _Failed):
-            kind = CameraSpecError if reply.permanent else CameraError
+            kind = CameraSpecError if reply.permanent else CameraRefused if reply.refused else CameraError
             raise kind(f"camera {self._shown}: {reply.reason[:_MAX_REASON_CHARS]}")
         return reply
 
@@ -334,7 +336,13 @@ def _serve(request: _OpenRequest, parent: socket.socket, buffer: npt.NDArray[np.
     try:
         reader = cast(Reader, getattr(importlib.import_module(module), name)(request.settings))
     except EyasError as error:
-        send(_Failed(str(error), permanent=isinstance(error, CameraSpecError)))
+        send(
+            _Failed(
+                str(error),
+                permanent=isinstance(error, CameraSpecError),
+                refused=isinstance(error, CameraRefused),
+            )
+        )
         return
     requests = select.poll()
     requests.register(parent, select.POLLIN)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from eyas_device.config import Config
 
 HELP = "classify the frames of a camera"
-_CAMERAS = """v4l2:0[?size=1280x720&fps=30], rtsp://HOST/PATH, mjpeg:http://HOST/PATH, picamera2:, gst:PIPELINE,
-video:PATH, folder:PATH or fake:[?frames=20&seed=1]"""
+_CAMERAS = """v4l2:0[?size=1280x720&fps=30], rtsp://HOST/PATH, rtsps://HOST/PATH, mjpeg:http://HOST/PATH, picamera2:,
+gst:PIPELINE, video:PATH, folder:PATH or fake:[?frames=20&seed=1]"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +21,11 @@ from eyas_device.camera import gstreamer as gst
 from eyas_device.camera import open_camera
 from eyas_device.camera import v4l2 as v4l
 from eyas_device.camera.opencv import Settings, trim_jpeg
-from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, ImageError
 from tests.support.camera_readers import pixels
 from tests.support.servers import PLENTY_S, RtspServer, taken
 from tests.support.streams import jpeg_image
+from tests.support.system_parts import require
 
 # --- RTSP, against a real server
 
@@ -66,14 +68,44 @@ def test_rtsp_that_hangs_or_dies_is_reported(rtsp: RtspServer) -> None:
         with pytest.raises(CameraError):
             for _ in range(100):
                 camera.capture()
-    with pytest.raises(CameraError, match=r"cannot be reached \(Connection refused\)"):
+    with pytest.raises(CameraError, match=r"nothing listens there \(connection refused\)"):
         open_camera(rtsp.url, timeout_s=5)
 
 
 def test_rtsp_reports_a_wrong_path_without_the_password(rtsp: RtspServer) -> None:
-    with pytest.raises(CameraError, match="the host responds, but no stream") as caught:
+    with pytest.raises(CameraError, match="answers 404; is the path right") as caught:
         open_camera(f"rtsp://user:secret@127.0.0.1:{rtsp.port}/nothing", timeout_s=3)
     assert "secret" not in str(caught.value) and "***" in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RtspServer]:
+    """RTSP over TLS, for user `guard` with password `secret`."""
+    require("openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    command = "req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=127.0.0.1"
+    subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())
+    server = RtspServer(certificate=both)
+    server.start()
+    yield server
+    server.kill()
+
+
+def test_rtsp_over_tls_and_with_a_login(locked: RtspServer) -> None:
+    with open_camera(f"rtsps://guard:secret@127.0.0.1:{locked.port}/ball", timeout_s=15) as camera:
+        assert taken(camera).pixels().shape == (240, 320, 3)
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [("", r"refused \(401\); it needs a login"), ("guard:wrong@", r"\(401\).*check user and password")],
+)
+def test_rtsp_that_refuses_the_login_is_not_tried_all_the_time(locked: RtspServer, login: str, message: str) -> None:
+    with pytest.raises(CameraRefused, match=message) as caught:
+        open_camera(f"rtsps://{login}127.0.0.1:{locked.port}/ball", timeout_s=10)
+    assert "wrong" not in str(caught.value)
 
 
 # --- V4L2. No such device can be had here: real error paths, and a stand-in for `cv2.VideoCapture` for the frames.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -15,15 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eyas_device.camera import Camera, Frame, is_live, open_camera
+from eyas_device.camera import Camera, Frame, is_live, net, open_camera
 from eyas_device.camera.fake import FakeCamera
-from eyas_device.camera.multipart import MultipartParser
-from eyas_device.errors import CameraError, CameraSpecError, ImageError
+from eyas_device.camera.http_auth import authorization, parse_challenges
+from eyas_device.camera.multipart import ChunkDecoder, MultipartParser
+from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, ImageError
 from eyas_device.preprocess import image_size
 from eyas_device.support.redact import redact
+from tests.support.brokers import free_port
 from tests.support.clocks import FakeClock
 from tests.support.servers import PLENTY_S, StreamServer
-from tests.support.streams import jpeg_image, part
+from tests.support.streams import DIALECTS, chunk, jpeg_image, part
 from tests.support.system_parts import require
 
 
@@ -63,6 +67,130 @@ def test_streams_of_all_dialects(streams: StreamServer, mode: str) -> None:
         assert numbers == sorted(set(numbers))
     assert image_size(bytes(frames[0].image)) == (64, 48)
     assert frames[5].source == f"{streams.spec(mode)}#5"
+
+
+@pytest.mark.parametrize("mode", DIALECTS)
+def test_each_frame_is_returned_when_it_has_come(streams: StreamServer, mode: str) -> None:
+    """The next part comes 0.2 s later, so a reader that waits for it, or for the end of a chunk, is a frame behind."""
+    with open_camera(streams.spec(mode), timeout_s=10) as camera:
+        frames = [taken(camera) for _ in range(5)]
+    assert [bytes(frame.image).rstrip(b"\0") for frame in frames] == [jpeg_image(n) for n in range(5)]
+    gaps = [after.captured - before.captured for before, after in itertools.pairwise(frames)]
+    assert sum(gaps) < 4 * 0.2 + 1.0, gaps
+
+
+@given(
+    bodies=st.lists(st.binary(min_size=1, max_size=300), max_size=6),
+    extensions=st.lists(st.sampled_from([b"", b";x", b' ; a="b;c"', b" "]), min_size=6, max_size=6),
+    end=st.sampled_from([b"\r\n", b"\n"]),
+    cuts=st.lists(st.integers(1, 40), min_size=1),
+)
+def test_chunks_are_removed_wherever_the_stream_is_cut(
+    bodies: list[bytes], extensions: list[bytes], end: bytes, cuts: list[int]
+) -> None:
+    stream = b"".join(chunk(body, extension, end) for body, extension in zip(bodies, extensions, strict=False))
+    stream += b"0" + end + end
+    decoder, decoded, position = ChunkDecoder(), b"", 0
+    for size in itertools.cycle(cuts):
+        if position >= len(stream):
+            break
+        decoded += decoder.decode(stream[position : position + size])
+        position += size
+    assert decoded == b"".join(bodies) and decoder.ended and decoder.decode(b"more") == b""
+
+
+@pytest.mark.parametrize(
+    "data", [b"xyz\r\n", b"-5\r\n", b"5\r\nabcdefgh\r\n", b"0x5\r\n", b"1" * 17 + b"\r\n", b";" * 9999]
+)
+def test_what_is_no_chunk_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="chunk"):
+        ChunkDecoder().decode(data)
+
+
+# RFC 7616, 3.9.1: user Mufasa, password Circle of Life
+_RFC = (
+    'Digest realm="http-auth@example.org", qop="auth, auth-int", algorithm={}, '
+    'nonce="7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v", opaque="FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"'
+)
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "response"),
+    [
+        (["MD5"], "8ca523f5e9506fed4657c9700eebdbec"),
+        (["SHA-256"], "753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1"),
+        (["MD5", "SHA-256", "SHA-512-256"], "753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1"),
+    ],
+)
+def test_the_digest_of_the_standard(algorithms: list[str], response: str) -> None:
+    login = authorization(
+        parse_challenges([_RFC.format(name) for name in algorithms]),
+        "Mufasa",
+        "Circle of Life",
+        method="GET",
+        target="/dir/index.html",
+        cnonce="f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ",
+    )
+    assert login is not None and f'response="{response}"' in login and 'uri="/dir/index.html"' in login
+    assert "qop=auth, nc=00000001" in login and 'opaque="FQhe/qaU925' in login
+
+
+@pytest.mark.parametrize("mode", ["md5", "sha256", "sess", "old", "stale"])
+def test_a_camera_that_asks_for_digest_gets_it(streams: StreamServer, mode: str) -> None:
+    spec = streams.spec(f"digest-{mode}?channel=1&sub=2", "guard:pass%2Fword%401@")
+    with open_camera(spec, timeout_s=10) as camera:
+        assert taken(camera).image
+    with pytest.raises(CameraRefused, match=r"refused \(401\).*check user and password"):
+        open_camera(streams.spec(f"digest-{mode}", "guard:wrong@"), timeout_s=10)
+
+
+def test_an_authentication_that_is_not_supported_is_named(streams: StreamServer) -> None:
+    with pytest.raises(CameraRefused, match="requires the authentication 'negotiate', which is not supported"):
+        open_camera(streams.spec("digest-other", "guard:x@"), timeout_s=10)
+
+
+def test_a_password_is_only_sent_as_it_is_asked_for(tmp_path: Path) -> None:
+    """Not before a challenge, never in the clear where digest is offered, and not to where a redirection points."""
+    requests: list[str] = []
+    port, other = free_port(), free_port()
+    answers = {
+        port: ['401 X\r\nWWW-Authenticate: Digest realm="r", nonce="n"\r\nWWW-Authenticate: Basic realm="r"'],
+        other: ['401 X\r\nWWW-Authenticate: Basic realm="r"'],
+    }
+    answers[port].append(f"302 X\r\nLocation: http://127.0.0.1:{other}/stream")
+
+    def serve(listener: socket.socket, replies: list[str]) -> None:
+        for reply in replies:
+            connected, _ = listener.accept()
+            with connected:
+                requests.append(connected.recv(65536).decode())
+                connected.sendall(f"HTTP/1.1 {reply}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    with contextlib.ExitStack() as stack:
+        for number, replies in answers.items():
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", number)))
+            threading.Thread(target=serve, args=(listener, replies), daemon=True).start()
+        with pytest.raises(CameraRefused):
+            open_camera(f"mjpeg:http://guard:secret@127.0.0.1:{port}/", timeout_s=10)
+    assert ["Authorization:" in request for request in requests] == [False, True, False]
+    assert "Authorization: Digest" in requests[1] and "secret" not in "".join(requests)
+
+
+def test_a_host_that_does_not_respond_is_left_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full backlog drops every SYN, as a host that is off does."""
+    monkeypatch.setattr(net, "CONNECT_S", 0.3)
+    with socket.socket() as deaf, contextlib.ExitStack() as stack:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        for spec in ("mjpeg:http", "rtsp"):
+            started = time.monotonic()
+            with pytest.raises(CameraError, match="the host does not respond"):
+                open_camera(f"{spec}://127.0.0.1:{deaf.getsockname()[1]}/", timeout_s=60)
+            assert time.monotonic() - started < PLENTY_S
 
 
 def test_a_slow_reader_gets_the_newest_frame(streams: StreamServer) -> None:
@@ -329,12 +457,48 @@ def test_invalid_boundaries_are_rejected(boundary: str) -> None:
         "v4l2:0?size=0x0", "v4l2:0?size=99999x9", "v4l2:0?size=4x4", "v4l2:0?fps=0", "v4l2:0?fps=many",
         "v4l2:0?format=h264", "v4l2:0?zoom=2", "v4l2:0?fps=1&fps=2", "v4l2:0?fps", "gst:", "gst:x",
         "picamera2:?size=1x1", "picamera2:x", "picamera2:?fps=0.0", "fake:?fps=0", "fake:?black=x",
-        "fake:?resize=3", "fake:?live=2", "webcam:0", "", "0",
+        "fake:?resize=3", "fake:?live=2", "webcam:0", "",
     ],
 )  # fmt: skip
 def test_a_wrong_specification_lists_what_is_allowed(spec: str) -> None:
     with pytest.raises(CameraSpecError, match=r"allowed|is needed"):
         open_camera(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [
+        ("/dev/video0", "v4l2:/dev/video0"),
+        ("/dev/v4l/by-id/usb-cam", "v4l2:/dev/v4l/by-id/usb-cam"),
+        ("2", "v4l2:2"),
+        ("http://cam/stream", "mjpeg:http://cam/stream"),
+        ("HTTPS://cam/stream", "mjpeg:https://cam/stream"),
+        ("RTSP://cam/1", "rtsp://cam/1"),
+        ("pictures", "folder:pictures"),
+        ("pictures/", "folder:pictures/"),
+        ("pictures/a.JPG", "folder:pictures"),
+        ("clip.mp4", "video:clip.mp4"),
+        ("recording", "video:recording"),
+        ("webcam:0", None),
+        ("ftp://cam/", None),
+        ("a\0b", None),
+    ],
+)
+def test_a_specification_without_its_kind_is_answered_with_the_right_spelling(
+    spec: str, meant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "recording").touch()
+    with pytest.raises(CameraSpecError) as caught:
+        open_camera(spec)
+    assert str(caught.value).endswith(f"unknown kind; write {meant!r}") == (meant is not None)
+
+
+def test_the_suggestion_shows_no_password() -> None:
+    with pytest.raises(CameraSpecError, match=r"mjpeg:http://\*\*\*@cam/") as caught:
+        open_camera("http://user:secret@cam/")
+    assert "secret" not in str(caught.value)
 
 
 KINDS = st.sampled_from(["mjpeg", "rtsp", "v4l2", "picamera2", "fake", "x"])
