@@ -9,7 +9,7 @@ import base64
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.request import parse_http_list
 
 _HASHES = {"sha-256": hashlib.sha256, "md5": hashlib.md5}
@@ -20,7 +20,7 @@ Challenge = tuple[str, Mapping[str, str]]
 """Scheme and parameters, both names in lower case."""
 
 
-def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
+def parse_challenges(headers: Iterable[str]) -> Sequence[Challenge]:
     """Parse `WWW-Authenticate` headers, each with one or more challenges."""
     challenges: list[tuple[str, dict[str, str]]] = []
     for item in (item for header in headers for item in parse_http_list(header)):
