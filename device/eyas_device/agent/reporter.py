@@ -45,6 +45,7 @@ _MAX_WAITING_EVENTS = 2
 _MAX_SOURCE = 200
 _TURN_S = 5.0
 """Longest wait of the window thread, which then shows progress."""
+_SPOOL_TURN_S = 1.0
 
 
 class ReporterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +121,8 @@ class Reporter(Closing, Listener):
             on_command=self._commands.take,
         )
         self._thread = SupervisedThread("window", self._run)
-        self._threads = (self._thread, self._uplink.thread, *self._commands.threads)
+        self._spool_thread = SupervisedThread("spool", self._maintain_spool)
+        self._threads = (self._thread, self._uplink.thread, self._spool_thread, *self._commands.threads)
         if classifier is not None:
             self.on_model(classifier)
 
@@ -141,6 +143,7 @@ class Reporter(Closing, Listener):
     def start(self, handlers: Mapping[str, Handler] | None = None) -> None:
         """Connect and report, in threads, until `close`; `handlers` execute the allowed commands."""
         self.register(handlers or {})
+        self._spool_thread.start()
         self._uplink.start()
         self._thread.start()
 
@@ -233,6 +236,7 @@ class Reporter(Closing, Listener):
             self._append_window()
             self.spool.append(self._status("offline"))
         self._uplink.close()
+        self._spool_thread.join(1.0)
         self.spool.close()
 
     def _will(self) -> Status:
@@ -285,6 +289,12 @@ class Reporter(Closing, Listener):
             if time.monotonic() >= due and not self._closed.is_set():
                 due = max(due + window_s, time.monotonic() + 0.5 * window_s)
                 self._append_window()
+
+    def _maintain_spool(self) -> None:
+        """Sync the spool when that is due, whatever the network, the camera and the board's sensors do."""
+        while not self._closed.wait(_SPOOL_TURN_S):
+            self._spool_thread.progress()
+            self.spool.maintain()
 
     def _append_window(self) -> None:
         health = self._health()

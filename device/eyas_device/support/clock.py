@@ -1,9 +1,13 @@
-"""Clocks: an interface so that tests need not wait, the uptime, and the boot it belongs to."""
+"""Clocks: an interface so that tests need not wait, the uptime, the boot it belongs to, and who sets the wall clock."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import time
 import uuid
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from threading import Event
 from typing import Protocol
@@ -11,6 +15,12 @@ from typing import Protocol
 RELEASED = 1_767_225_600.0
 """1 January 2026, seconds since 1970: a wall clock before this version was written is wrong."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_TIMESYNCD = "/run/systemd/timesync"
+"""There while systemd-timesyncd runs; with the file `synchronized` once it has set the clock since the boot."""
+_TIME_ERROR = 5
+"""`adjtimex`: the clock is not synchronised."""
+_TIMEX_BYTES = 512
+"""More than `struct timex` takes anywhere."""
 _MAX_YEARS_S = 30 * 365 * 86400.0
 
 
@@ -62,3 +72,30 @@ def boot_id() -> str:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         return str(uuid.uuid4())
+
+
+def is_synchronised() -> bool | None:
+    """Whether the wall clock was set from the network since the boot; None if that cannot be known.
+
+    The kernel's answer counts if it says yes. If it says no, or a sandbox forbids the question, systemd-timesyncd's
+    files are asked: other services (chrony without `rtcsync`, for one) set the clock and leave the kernel's flag alone.
+    """
+    if _kernel_says_synchronised():
+        return True
+    if os.path.exists(f"{_TIMESYNCD}/synchronized"):  # noqa: PTH110 - asked for each message
+        return True
+    return False if os.path.exists(_TIMESYNCD) else None  # noqa: PTH110
+
+
+def _kernel_says_synchronised() -> bool:
+    adjtimex = _adjtimex()
+    state = -1 if adjtimex is None else adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))  # zeros: only read
+    return 0 <= state < _TIME_ERROR
+
+
+@cache
+def _adjtimex() -> Callable[[object], int] | None:
+    try:
+        return ctypes.CDLL(None, use_errno=True).adjtimex
+    except (OSError, AttributeError):  # not Linux
+        return None

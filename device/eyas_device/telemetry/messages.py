@@ -42,7 +42,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     spool: str = ""
     """UUID created with the spool; a device that lost its spool has a new one."""
     sequence: int = -1
-    """Increases by one within a spool; -1 in the last will."""
+    """Increases within a spool, by one while the agent runs; -1 in the last will."""
     time: float = 0.0
     """Seconds since 1970, UTC, by the device's clock."""
     uptime_s: float = 0.0
@@ -73,7 +73,7 @@ class Status(Header, frozen=True, kw_only=True):
     refused_reason: str = ""
     """Why it was refused, or why no model runs, for people."""
     restarts: dict[str, int] = {}
-    """Part of the agent (`loop`, `window`, `uplink`, `commands`) -> errors after which it started again."""
+    """Part of the agent (`loop`, `window`, `uplink`, `commands`, `spool`) -> errors after which it started again."""
     camera: str = ""
     """State of the camera: `delivering`, `opening`, `lost`, `frozen`, `black`, `resized`, or `degraded` (many broken
     frames)."""

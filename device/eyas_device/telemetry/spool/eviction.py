@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -11,20 +13,67 @@ from eyas_device.telemetry.messages import KINDS, Event, Window, decode, encode,
 from eyas_device.telemetry.spool.rows import Held, Rows
 
 IN_FLIGHT = 20
-"""Messages of a kind that may be sent and not acknowledged yet. The oldest ones of each kind, up to this number, are
-never changed: merging a window that was received would count it twice."""
+"""Messages of a kind that may be sent and not acknowledged yet."""
+MAX_UNDELETED = 16
+"""Acknowledged messages that may still be on disk, to be deleted with the next commit."""
+GUARD = IN_FLIGHT + MAX_UNDELETED
+"""Messages of a kind, the oldest ones, that are never changed: after a kill any of them may have been received, and
+merging a window that was received would count it twice."""
+_NONE: Mapping[str, int] = {}
 _BATCHES = 16
 """Batches merged from one level before the levels are counted again."""
 
 
+class Losses:
+    """Counts of what was evicted, for the next window: in memory, and in the file that they concern."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        """Kind of loss, as in `Window.lost` -> number that no window reported yet."""
+        self.since_start: dict[str, int] = {}
+        """The same, reported or not."""
+
+    @contextmanager
+    def counted(self, rows: Rows, carried: Mapping[str, int] = _NONE) -> Iterator[Counter[str]]:
+        """Commit the block and what it adds to the counter as a whole, or neither.
+
+        `carried` are losses that were counted before, and that the block takes from the window that would report them.
+        """
+        added: Counter[str] = Counter()
+        with rows.transaction():
+            yield added
+            counts = _sum(_sum(self.counts, added), carried)
+            if counts != self.counts:
+                self.write(rows, counts)
+        self.counts, self.since_start = counts, _sum(self.since_start, added)
+
+    def add(self, added: Mapping[str, int]) -> None:
+        """Count losses in memory."""
+        self.counts, self.since_start = _sum(self.counts, added), _sum(self.since_start, added)
+
+    def take_over(self, rows: Rows) -> None:
+        """Add the counts of an earlier process."""
+        self.counts = _sum(self.counts, self._read(rows))
+
+    @staticmethod
+    def write(rows: Rows, counts: Mapping[str, int]) -> None:
+        """Store counts."""
+        rows.set_meta("lost", msgspec.json.encode(counts).decode())
+
+    @staticmethod
+    def _read(rows: Rows) -> dict[str, int]:
+        """Return the stored counts."""
+        try:
+            return msgspec.json.decode(str(rows.meta("lost", "{}")), type=dict[str, int])
+        except msgspec.DecodeError:
+            return {}
+
+
 class Eviction:
-    """Eviction policy of the spool; see `eyas_device.telemetry.spool.spool` for its order.
+    """Eviction policy of one database; see `eyas_device.telemetry.spool.spool` for its order."""
 
-    `count(what, number)` is called inside the evicting transaction.
-    """
-
-    def __init__(self, count: Callable[[str, int], None]) -> None:
-        self._count = count
+    def __init__(self, losses: Losses) -> None:
+        self._losses = losses
         self._level, self._after, self._batches = 0, -1, 0
         """Level to merge next, the sequence to continue after, and the batches left for this level."""
         self._stripped = -1
@@ -46,7 +95,7 @@ class Eviction:
 
         Each merge raises the level by one, so that older records become coarser.
         """
-        guard = rows.nth("window", IN_FLIGHT - 1)
+        guard = rows.nth("window", GUARD - 1)
         if guard is None:
             return False
         if self._batches and self._merge_level(rows, guard):
@@ -65,7 +114,7 @@ class Eviction:
 
     def _merge_pairs(self, rows: Rows, windows: list[Held]) -> int:
         merged = 0
-        with rows.transaction():
+        with self._losses.counted(rows) as lost:
             left: Held | None = None
             for right in windows:
                 both = None if left is None else _merged(left, right)
@@ -76,12 +125,12 @@ class Eviction:
                 rows.put(both)
                 merged += 1
                 left = None
-            self._count("merged", merged)
+            lost["merged"] += merged
         return merged
 
     def _strip(self, rows: Rows) -> bool:
         """Remove the images of the oldest events; False if none has one."""
-        guard = rows.nth("event", IN_FLIGHT - 1)
+        guard = rows.nth("event", GUARD - 1)
         while guard is not None:
             found = rows.of("event", after=max(self._stripped, guard), limit=16)
             if not found:
@@ -89,10 +138,10 @@ class Eviction:
             self._stripped = found[-1].sequence
             with_images = [held for held in found if held.level]
             if with_images:
-                with rows.transaction():
+                with self._losses.counted(rows) as lost:
                     for held in with_images:
                         rows.put(_stripped(held))
-                    self._count("images", len(with_images))
+                    lost["images"] += len(with_images)
                 return True
         return False
 
@@ -109,9 +158,23 @@ class Eviction:
         return first is not None
 
     def _delete(self, rows: Rows, sequence: int, kind: str) -> None:
-        with rows.transaction():
+        held = rows.get(sequence) if kind == "window" else None
+        with self._losses.counted(rows, carried=_NONE if held is None else _carried(held)) as lost:
             rows.delete([sequence])
-            self._count(kind, 1)
+            lost[kind] += 1
+
+
+def _sum(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
+    sums = {what: a.get(what, 0) + b.get(what, 0) for what in [*a, *b]}
+    return {what: number for what, number in sums.items() if number}
+
+
+def _carried(held: Held) -> dict[str, int]:
+    """Losses that a window would have reported."""
+    try:
+        return decode(held.payload, Window).lost
+    except msgspec.DecodeError:
+        return {}
 
 
 def _merged(left: Held, right: Held) -> Held | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import msgspec
 
 from eyas_device.support.closing import Closing
 
-SCHEMA = 1
+SCHEMA = 2
+"""Older files are taken over."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS messages (
@@ -26,6 +27,8 @@ CREATE INDEX IF NOT EXISTS messages_by_kind ON messages (kind);
 CREATE TABLE IF NOT EXISTS results (id TEXT PRIMARY KEY, expires REAL NOT NULL, result BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS quota (day TEXT PRIMARY KEY, used INTEGER NOT NULL) WITHOUT ROWID;
 """
+MAX_RESULT_BYTES = 1 << 20
+_MAX_RESULTS = 1000
 _SQLITE_BUSY = 5
 _COMPRESS_ABOVE = 400
 """Bytes; compression gains nothing for shorter payloads."""
@@ -55,8 +58,8 @@ class Rows(Closing):
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.unreadable = 0
-        """Messages that could not be read and were deleted."""
+        self.unreadable: set[int] = set()
+        """Sequences of messages that could not be read; the caller deletes them."""
         if path is not None:
             path.touch(mode=0o600)
         self._db = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False)
@@ -68,7 +71,7 @@ class Rows(Closing):
             with self.transaction():
                 for statement in _TABLES.split(";"):
                     self._db.execute(statement)
-                if self.meta("schema", SCHEMA) != SCHEMA:
+                if not 1 <= int(self.meta("schema", SCHEMA)) <= SCHEMA:
                     raise sqlite3.DatabaseError(f"schema {self.meta('schema', SCHEMA)}, not {SCHEMA}")
                 self.set_meta("schema", SCHEMA)
             self._page = self._number("PRAGMA page_size")
@@ -106,27 +109,31 @@ class Rows(Closing):
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def put(self, message: Held) -> None:
-        """Insert a message, or replace the one with its sequence."""
+        """Insert a message, or replace the one with its sequence; a status replaces all others."""
+        if message.kind == "status":
+            self._db.execute("DELETE FROM messages WHERE kind = 'status'")
         payload = message.payload
         if len(payload) > _COMPRESS_ABOVE:
             payload = zlib.compress(payload, 1)
         row = (message.sequence, message.kind, message.level, message.at, payload)
         self._db.execute("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?)", row)
 
-    def of(self, kind: str, *, after: int, limit: int, level: int | None = None) -> list[Held]:
-        """Return the oldest messages of a kind (and level) with a sequence above `after`."""
+    def of(
+        self, kind: str, *, after: int, limit: int, level: int | None = None, skip: Set[int] = frozenset()
+    ) -> list[Held]:
+        """Return the oldest messages of a kind (and level) with a sequence above `after` that is not in `skip`."""
         if level is not None:
-            where = "WHERE kind = ? AND level = ? AND sequence > ? ORDER BY sequence LIMIT ?"
-            return self._held(where, kind, level, after, limit)
-        return self._held("WHERE kind = ? AND sequence > ? ORDER BY sequence LIMIT ?", kind, after, limit)
+            where = "WHERE kind = ? AND level = ? AND sequence > ? ORDER BY sequence"
+            return self._held(where, kind, level, after, limit=limit, skip=skip)
+        return self._held("WHERE kind = ? AND sequence > ? ORDER BY sequence", kind, after, limit=limit, skip=skip)
 
     def get(self, sequence: int) -> Held | None:
         """Return one message, None if it is gone."""
         return next(iter(self._held("WHERE sequence = ?", sequence)), None)
 
-    def every(self, limit: int) -> list[Held]:
-        """Return the oldest messages of any kind."""
-        return self._held("ORDER BY sequence LIMIT ?", limit)
+    def every(self, *, after: int, limit: int) -> list[Held]:
+        """Return the oldest messages of any kind with a sequence above `after`."""
+        return self._held("WHERE sequence > ? ORDER BY sequence", after, limit=limit)
 
     def count(self) -> int:
         """Return the number of messages."""
@@ -148,30 +155,40 @@ class Rows(Closing):
         query = "SELECT level, COUNT(*) FROM messages WHERE kind = ? AND sequence > ? GROUP BY level"
         return dict(self._db.execute(query, (kind, after)).fetchall())
 
-    def newest(self) -> tuple[int, float]:
-        """Return the highest sequence and its `at`; -1 and 0 without messages."""
-        row = self._db.execute("SELECT sequence, at FROM messages ORDER BY sequence DESC LIMIT 1").fetchone()
-        return (-1, 0.0) if row is None else (row[0], _seconds(row[1]))
+    def newest_at(self) -> float:
+        """Return the `at` of the newest message; 0 without messages."""
+        return _seconds(self._one("SELECT at FROM messages ORDER BY sequence DESC LIMIT 1"))
 
-    def delete(self, sequences: Iterable[int]) -> None:
-        """Delete messages."""
-        self._db.executemany("DELETE FROM messages WHERE sequence = ?", ((sequence,) for sequence in sequences))
+    def shift(self, seconds: float) -> None:
+        """Move the `at` of all messages."""
+        self._db.execute("UPDATE messages SET at = at + ?", (seconds,))
 
-    def delete_kind(self, kind: str) -> None:
-        """Delete all messages of a kind."""
-        self._db.execute("DELETE FROM messages WHERE kind = ?", (kind,))
+    def delete(self, sequences: Iterable[int]) -> list[int]:
+        """Delete messages; return the sequences that were not there."""
+        query = "DELETE FROM messages WHERE sequence = ?"
+        return [sequence for sequence in sequences if not self._db.execute(query, (sequence,)).rowcount]
 
     def command_result(self, command_id: str) -> bytes | None:
         """Return the result of a command that was executed before."""
         found = self._one("SELECT result FROM results WHERE id = ?", command_id)
         return found if isinstance(found, bytes) else None
 
-    def remember_result(self, command_id: str, expires: float, result: bytes, *, now: float, limit: int) -> None:
-        """Keep a command's result; drop expired ones and, above `limit`, those that expire first."""
+    def remember_result(self, command_id: str, expires: float, result: bytes, *, now: float) -> None:
+        """Keep a command's result; drop expired ones and, above the limit, those that expire first.
+
+        Above `MAX_RESULT_BYTES` the ids are kept, and the results that expire first are emptied.
+        """
         self._db.execute("DELETE FROM results WHERE expires < ?", (now,))
         newest = "SELECT id FROM results ORDER BY expires DESC LIMIT ?"
-        self._db.execute(f"DELETE FROM results WHERE id NOT IN ({newest})", (limit - 1,))
+        self._db.execute(f"DELETE FROM results WHERE id NOT IN ({newest})", (_MAX_RESULTS - 1,))
         self._db.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", (command_id, expires, result))
+        while self._number("SELECT TOTAL(LENGTH(result)) > ? FROM results", MAX_RESULT_BYTES):
+            first = "SELECT id FROM results WHERE LENGTH(result) ORDER BY expires LIMIT 1"
+            self._db.execute(f"UPDATE results SET result = x'' WHERE id IN ({first})")
+
+    def results(self) -> list[tuple[str, float, bytes]]:
+        """Return id, expiry and result of every command that is remembered."""
+        return self._db.execute("SELECT id, expires, result FROM results").fetchall()
 
     def used_quota(self, day: str) -> int:
         """Return the used quota of a day."""
@@ -212,19 +229,31 @@ class Rows(Closing):
         finally:
             os.close(handle)
 
-    def _held(self, where: str, *values: object) -> list[Held]:
+    def sync_folder(self) -> None:
+        """Sync the folder, so that a new file is there after a power cut. Raises `OSError`."""
+        if self.path is not None:
+            handle = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def _held(self, where: str, *values: object, limit: int = 1, skip: Set[int] = frozenset()) -> list[Held]:
         found: list[Held] = []
         query = f"SELECT sequence, kind, level, payload, at FROM messages {where}"
-        for number, kind, level, payload, at in self._db.execute(query, values).fetchall():
+        for sequence, kind, level, payload, at in self._db.execute(query, values):
+            if sequence in skip or sequence in self.unreadable:
+                continue
             try:
-                found.append(Held(number, kind, level, _decompressed(payload), at))
+                found.append(Held(sequence, kind, level, _decompressed(payload), at))
             except (zlib.error, TypeError):
-                self.delete([number])
-                self.unreadable += 1
+                self.unreadable.add(sequence)
+            if len(found) == limit:
+                break
         return found
 
-    def _number(self, query: str) -> int:
-        found = self._one(query)
+    def _number(self, query: str, *values: object) -> int:
+        found = self._one(query, *values)
         return found if isinstance(found, int) else 0
 
     def _one(self, query: str, *values: object) -> object:

@@ -3,15 +3,17 @@
 Durability: a message survives a killed process as soon as `append` returns; a power cut may lose what was appended
 within the last `sync_s` seconds, because that is how often the disk is synced (syncs wear out an SD card).
 
+Identity: each start takes a block of 2**32 sequences, and the file names the block, synced, before the first one is
+used. Whatever happens to the disk after that, no later process uses one of them again. Without a file that can be
+written, the spool has a UUID of its own.
+
 Eviction from a full spool, each step counted in the next window: merge the oldest windows pairwise, then strip the
-images of the oldest events, then drop the oldest events, then drop whatever is oldest. The oldest `IN_FLIGHT` messages
-of each kind stay as they are: they may have been sent, and merging them would count them twice.
+images of the oldest events, then drop the oldest events, then drop whatever is oldest. The oldest messages of each kind
+stay as they are: they may have been sent, and merging them would count them twice.
 """
 
 from __future__ import annotations
 
-import enum
-import os
 import sqlite3
 import threading
 import time
@@ -22,62 +24,29 @@ from typing import TypeVar
 
 import msgspec
 
-from eyas_device.errors import EyasError
-from eyas_device.support.clock import boot_id, uptime_s
+from eyas_device.support.clock import boot_id, is_synchronised, uptime_s
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry.messages import KINDS, Event, Header, Window, decode, encode
-from eyas_device.telemetry.spool.eviction import IN_FLIGHT, Eviction
+from eyas_device.telemetry.messages import KINDS, Event, Header, Window, encode
+from eyas_device.telemetry.spool.eviction import IN_FLIGHT, MAX_UNDELETED, Eviction, Losses
 from eyas_device.telemetry.spool.rows import Held, Rows, is_locked
+from eyas_device.telemetry.spool.state import SpoolError, SpoolLimits, SpoolState, Waiting
 
 __all__ = ["IN_FLIGHT", "Held", "Spool", "SpoolError", "SpoolLimits", "SpoolState", "Waiting"]
 
 FILE = "telemetry.db"
-_RESERVE = 4096
+BLOCK = 1 << 32
+"""Sequences of one start."""
 _MEMORY_BYTES = 4 << 20
+_MAX_FORGOTTEN = 100_000
+"""Acknowledged messages that a failing disk keeps and that are remembered; others are sent again after a restart."""
 _RETRY_S = 5.0
 _DAY_S = 86400.0
-_MAX_RESULTS, _QUOTA_DAYS = 1000, 8
+_QUOTA_DAYS = 8
 _KIND_OF = {message: kind for kind, message in KINDS.items()}
 _T = TypeVar("_T")
 
 
-class SpoolError(EyasError, OSError):
-    """Another process holds the spool."""
-
-
-class SpoolState(enum.Enum):
-    """Where the spool keeps its messages."""
-
-    ON_DISK = "on disk"
-    IN_MEMORY = "in memory: no folder is configured"
-    UNUSABLE = "in memory: the folder cannot be used"
-    DISK_FAILED = "in memory until the disk works again"
-
-    @property
-    def is_fault(self) -> bool:
-        """Whether somebody has to look at the disk."""
-        return self in (SpoolState.UNUSABLE, SpoolState.DISK_FAILED)
-
-
-class SpoolLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of a spool in bytes, age and data that a power cut may cost."""
-
-    max_bytes: int = 64 << 20
-    max_days: float = 30.0
-    """Days of running time after which a message is dropped."""
-    sync_s: float = 10.0
-    """Longest time between an append and the sync of the disk."""
-
-
 _DEFAULT_LIMITS = SpoolLimits()
-
-
-class Waiting(msgspec.Struct, frozen=True):
-    """Messages that wait for their acknowledgement."""
-
-    on_disk: int = 0
-    in_memory: int = 0
-    """They are lost when the process ends."""
 
 
 class Spool(Closing):
@@ -86,15 +55,6 @@ class Spool(Closing):
     Any thread may call any method. None raises for a failing disk: messages then wait in memory, up to 4 MiB. Raises
     `SpoolError` if another process has the file open.
     """
-
-    _id: str
-    _next: int
-    _reserved: int
-    """Sequences below it may be used; written ahead, so that no sequence is used twice after a power cut."""
-    _written: int
-    _durable: int
-    """Sequences below it stay reserved after a power cut."""
-    _closed: bool
 
     def __init__(
         self,
@@ -105,13 +65,11 @@ class Spool(Closing):
         clock: Callable[[], float] = uptime_s,
         boot: str | None = None,
     ) -> None:
-        self.state = SpoolState.ON_DISK
-        self.detail = ""
+        self.state = SpoolState.IN_MEMORY
+        self.detail = "messages are kept in memory only"
         """Why messages are not on disk, for people."""
         self.appended = 0
         """Messages appended since the start."""
-        self.evicted: dict[str, int] = {}
-        """What was given up since the start, as in `Window.lost`."""
         self._left = Waiting()
         self._folder, self._device = folder, device
         self._checkpoint_bytes = max(min(4 << 20, limits.max_bytes // 16), 64 << 10)
@@ -119,23 +77,39 @@ class Spool(Closing):
         self._max_age_s, self._sync_s, self._clock = limits.max_days * _DAY_S, limits.sync_s, clock
         self._boot = boot_id() if boot is None else boot
         self._lock = threading.RLock()
+        self._losses = Losses()
+        self._disk: Rows | None = None
+        self._disk_eviction = Eviction(self._losses)
         self._memory: Rows | None = None
-        """Messages that wait until the disk works again."""
+        """Messages that wait until there is a disk that works."""
+        self._memory_eviction = Eviction(self._losses)
         self._forgotten: set[int] = set()
-        """Sequences that are still to be deleted."""
+        """Acknowledged messages on disk that the next commit deletes."""
+        self._newest: dict[str, int] = {}
+        """Kind -> sequence of the newest message of this process."""
+        self._id = str(uuid.uuid4())
+        self._first = self._next = 0
+        self.ids = {self._id}
+        """UUIDs that messages of this process may carry."""
+        self._age, self._opened = 0.0, clock()
         self._retry_at = self._expired_at = 0.0
         self._unsynced_since: float | None = None
-        self._lost: dict[str, int] = {}
-        self._reset()
-        self._rows = self._open()
+        self._closed = False
+        if folder is not None:
+            self._open(folder, first=True)
 
     @property
     def id(self) -> str:
-        """UUID created with the file."""
+        """UUID that new messages carry: created with the file, or with this object while there is none."""
         return self._id
 
+    @property
+    def evicted(self) -> dict[str, int]:
+        """What was evicted since the start, as in `Window.lost`."""
+        return self._losses.since_start
+
     def append(self, message: Header) -> int:
-        """Stamp a message with device, spool, sequence and time, keep it, and return its sequence.
+        """Stamp a message with device, spool, sequence and clocks, keep it, and return its sequence.
 
         A window also carries the counts of what was evicted since the last one. A status replaces the previous one. A
         closed spool keeps nothing and returns -1.
@@ -146,64 +120,76 @@ class Spool(Closing):
                 return -1
             spool_id, sequence = self._id, self._next
             stamped = msgspec.structs.replace(
-                message, device=self._device, spool=spool_id, sequence=sequence, time=time.time()
+                message,
+                device=self._device,
+                spool=spool_id,
+                sequence=sequence,
+                time=time.time(),
+                uptime_s=round(self._clock(), 3),
+                boot=self._boot[:8],
+                synchronised=is_synchronised(),
             )
-            self._next += 1
-            if carries_losses := isinstance(stamped, Window):
-                stamped = msgspec.structs.replace(stamped, lost=self._lost)
-                self._lost = {}
+            if isinstance(stamped, Window):
+                stamped = msgspec.structs.replace(stamped, lost=self._losses.counts)
             held = Held(sequence, kind, _level(stamped), encode(stamped), self._now())
-            if not self._try(lambda: self._put(held, carries_losses=carries_losses), failed=False):
+            if not self._try(lambda disk: self._put_on_disk(disk, held), failed=False):
                 if self._id != spool_id:  # the file was damaged: a new spool, a new identity
                     return self.append(message)
                 self._put_in_memory(held)
+            self._next, self._newest[kind] = sequence + 1, sequence
             self.appended += 1
             return sequence
 
     def pending(self, kind: str, *, after: int = -1, limit: int = IN_FLIGHT) -> list[Held]:
         """Return the oldest waiting messages of a kind with a sequence above `after`."""
         with self._lock:
-            limit_with_forgotten = limit + len(self._forgotten)
+            if self._closed or after >= max(self._newest.get(kind, -1), self._first - 1):
+                return []
             found: list[Held] = self._try(
-                lambda: self._rows.of(kind, after=after, limit=limit_with_forgotten), failed=[], always=True
+                lambda disk: disk.of(kind, after=after, limit=limit, skip=self._forgotten), failed=[], always=True
             )
-            if self._memory is not None and not self._closed:
-                found += self._memory.of(kind, after=after, limit=limit)
-            return sorted((h for h in found if h.sequence not in self._forgotten), key=lambda h: h.sequence)[:limit]
+            if self._memory is not None:
+                found = sorted(found + self._memory.of(kind, after=after, limit=limit), key=lambda h: h.sequence)
+            return found[:limit]
 
     def get(self, sequence: int) -> Held | None:
         """Return one waiting message, None if it is gone."""
         with self._lock:
             if self._closed or sequence in self._forgotten:
                 return None
-            held: Held | None = self._try(lambda: self._rows.get(sequence), failed=None, always=True)
+            held: Held | None = self._try(lambda disk: disk.get(sequence), failed=None, always=True)
             return self._memory.get(sequence) if held is None and self._memory is not None else held
 
     def forget(self, sequences: Iterable[int]) -> None:
-        """Delete messages that were acknowledged."""
+        """Delete messages that were acknowledged: on disk with the next commit, within `sync_s`."""
         with self._lock:
             if self._closed:
                 return
-            self._forgotten |= set(sequences)
-            if self._memory is not None:
-                self._memory.delete(self._forgotten)
-            self._try(self._delete_forgotten, failed=None)
+            on_disk = list(sequences) if self._memory is None else self._memory.delete(sequences)
+            self._close_empty_memory()
+            if self._disk is None or not on_disk:
+                return
+            if len(self._forgotten) < _MAX_FORGOTTEN:
+                self._forgotten.update(on_disk)
+            self._mark_unsynced()
+            if len(self._forgotten) >= MAX_UNDELETED:
+                self._try(self._delete_forgotten, failed=None)
 
     def refuse(self, held: Held) -> None:
         """Drop a message that no broker would take, and count it."""
         with self._lock:
+            if self._closed:
+                return
             self.forget([held.sequence])
-            self._try(lambda: self._count(held.kind), failed=None)
+            self._count(held.kind, 1)
 
     def waiting(self) -> Waiting:
         """Count the messages that wait; after `close`, those that it left behind."""
         with self._lock:
             if self._closed:
                 return self._left
-            rows = self._try(self._rows.count, failed=0, always=True) - len(self._forgotten)
-            memory = self._memory.count() if self._memory is not None else 0
-            on_disk = self._rows.path is not None
-            return Waiting(on_disk=max(rows, 0) * on_disk, in_memory=memory + max(rows, 0) * (not on_disk))
+            on_disk = self._try(lambda disk: disk.count(), failed=0, always=True) - len(self._forgotten)
+            return Waiting(max(on_disk, 0), 0 if self._memory is None else self._memory.count())
 
     def maintain(self) -> None:
         """Do what is due: sync, drop what is too old, retry a disk that failed.
@@ -212,55 +198,51 @@ class Spool(Closing):
         """
         now = self._clock()
         with self._lock:
-            due = self._unsynced_since is not None and now - self._unsynced_since >= self._sync_s
+            if self._closed:
+                return
             if now - self._expired_at >= 60.0:
                 self._expired_at = now
-                self._try(lambda: self._eviction.expire(self._rows, self._now() - self._max_age_s), failed=None)
-            waiting = self.state is not SpoolState.ON_DISK or self._memory is not None or self._forgotten
-            if waiting and now >= self._retry_at:
-                self._try(self._write_back, failed=None)
+                self._expire()
+            if now >= self._retry_at and self.state.is_fault:
+                self._retry()
+            due = self._unsynced_since is not None and now - self._unsynced_since >= self._sync_s
+            if due:
+                self._try(self._delete_forgotten, failed=None)
         if due:
             self.sync()
 
     def sync(self) -> None:
         """Sync the disk now: what was appended survives a power cut."""
         with self._lock:
-            rows, written, self._unsynced_since = self._rows, self._written, None
+            disk, self._unsynced_since = self._disk, None
         try:
-            rows.sync()
+            if disk is not None:
+                disk.sync()
         except OSError as error:
             self._disk_failed(str(error.strerror))
-            return
-        self._durable = max(self._durable, written)
 
     def close(self) -> None:
         """Sync and close the file; messages that are only in memory are lost."""
         with self._lock:
             if self._closed:
                 return
-
-            def mark_clean() -> None:
-                with self._rows.transaction():
-                    self._rows.set_meta("next", self._next)
-                    self._rows.set_meta("clean", 1)
-
-            self._try(self._write_back, failed=None)
-            self._try(mark_clean, failed=None)
+            self._try(self._write_back, failed=None, always=True)
+            self._try(lambda disk: disk.set_meta("clean", 1), failed=None)
             self._left = self.waiting()
             self._closed = True
-            self._rows.close()
-            if self._memory is not None:
-                self._memory.close()
+            for rows in (self._disk, self._memory):
+                if rows is not None:
+                    rows.close()
 
     def used(self) -> int:
         """Return the size of the messages in bytes, without the write-ahead log."""
         with self._lock:
-            return self._rows.used()
+            return sum(rows.used() for rows in (self._disk, self._memory) if rows is not None)
 
     def command_result(self, command_id: str) -> bytes | None:
-        """Return the result of a command that was executed before."""
+        """Return the result of a command that was executed before; empty if it is not kept any more."""
         with self._lock:
-            result: bytes | None = self._try(lambda: self._rows.command_result(command_id), failed=None, always=True)
+            result: bytes | None = self._try(lambda disk: disk.command_result(command_id), failed=None, always=True)
             if result is None and self._memory is not None and not self._closed:
                 return self._memory.command_result(command_id)
             return result
@@ -270,11 +252,11 @@ class Spool(Closing):
 
         def write(rows: Rows) -> bool:
             with rows.transaction():
-                rows.remember_result(command_id, expires, result, now=now, limit=_MAX_RESULTS)
+                rows.remember_result(command_id, expires, result, now=now)
             return True
 
         with self._lock:
-            if not self._closed and not self._try(lambda: write(self._rows), failed=False):
+            if not self._closed and not self._try(write, failed=False):
                 write(self._memory_rows())
 
     def take_quota(self, day: str, limit: int) -> bool:
@@ -283,229 +265,214 @@ class Spool(Closing):
         False also if the disk fails: a quota that is not written down would not bind.
         """
 
-        def take() -> bool:
-            used = self._rows.used_quota(day)
+        def take(rows: Rows) -> bool:
+            used = rows.used_quota(day)
             if used < limit:
-                with self._rows.transaction():
-                    self._rows.set_quota(day, used + 1, days=_QUOTA_DAYS)
+                with rows.transaction():
+                    rows.set_quota(day, used + 1, days=_QUOTA_DAYS)
             return used < limit
 
         with self._lock:
+            if self._folder is None and not self._closed:
+                return take(self._memory_rows())
             return self._try(take, failed=False)
 
     # Opening
 
-    def _reset(self) -> None:
-        """Set the fields of a new spool: identity, counters and eviction."""
-        self._id = str(uuid.uuid4())
-        self._next = 0
-        self._age = 0.0
-        self._reserved = self._written = self._durable = _RESERVE
-        self._eviction = Eviction(self._count)
-        self._opened = self._clock()
-        self._closed = False
-
-    def _open(self) -> Rows:
-        if self._folder is None:
-            self.state, self.detail = SpoolState.IN_MEMORY, "messages are kept in memory only"
-            return self._write_meta(Rows(None))
-        path = self._folder / FILE
+    def _open(self, folder: Path, *, first: bool = False) -> None:
+        """Open the file, or replace one that is damaged, and use it; without success it is tried again."""
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            rows = Rows(path)
-        except (OSError, sqlite3.OperationalError) as error:
-            if is_locked(error):
-                raise SpoolError(f"{path}: another process holds it; is the agent running already?") from None
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            return self._unusable(f"{self._folder} cannot be used ({reason}): messages are kept in memory only")
-        except sqlite3.DatabaseError:
-            return self._replace_damaged()
-        try:
-            return self._resume(rows)
-        except sqlite3.DatabaseError:
-            rows.close()
-            return self._replace_damaged()
-
-    def _resume(self, rows: Rows) -> Rows:
-        """Continue an existing file or initialise a new one. Raises `sqlite3.DatabaseError` if it is damaged."""
-        found = rows.meta("spool", "")
-        if not found:
-            return self._write_meta(rows)
-        newest, self._age = rows.newest()
-        self._id = str(uuid.UUID(str(found))) if _is_uuid(found) else str(uuid.uuid4())
-        self._next = max(int(rows.meta("next", 0)), newest + 1)
-        self._reserved = self._written = self._durable = int(rows.meta("reserved", _RESERVE))
-        if not rows.meta("clean", 0) and rows.meta("boot", "") != self._boot:
-            # After a power cut, used sequences may be missing on disk, but never more than were reserved. Using one
-            # twice would make the collector drop the second message as a duplicate.
-            self._next = max(self._next, self._reserved)
-            if not rows.is_sound():
-                raise sqlite3.DatabaseError("damaged")
-        try:
-            self._lost = decode(str(rows.meta("lost", "{}")).encode(), _Lost).counts
-        except msgspec.DecodeError:
-            self._lost = {}
-        self._reserved = max(self._reserved, self._next + _RESERVE)
-        return self._write_meta(rows)
-
-    def _write_meta(self, rows: Rows) -> Rows:
-        with rows.transaction():
-            for key, value in (("spool", self._id), ("boot", self._boot), ("clean", 0), ("reserved", self._reserved)):
-                rows.set_meta(key, value)
-            rows.set_meta("next", self._next)
-        try:
-            rows.sync()
-            self._written = self._durable = self._reserved
-            if self._folder is not None and rows.path is not None:
-                handle = os.open(self._folder, os.O_RDONLY)
-                os.fsync(handle)
-                os.close(handle)
-        except OSError as error:
-            self._disk_failed(str(error.strerror))
-        return rows
-
-    def _replace_damaged(self) -> Rows:
-        """Move the damaged file aside (only the last one is kept) and create a new one."""
-        assert self._folder is not None
-        self._reset()
-        self._forgotten, self._lost = set(), {**self._lost, "corrupt": self._lost.get("corrupt", 0) + 1}
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
-        try:
-            for old in self._folder.glob(f"{FILE}.corrupt-*"):
-                old.unlink()
-            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-            (self._folder / FILE).rename(self._folder / f"{FILE}.corrupt-{stamp}")
-            for ending in ("-wal", "-shm", "-journal"):
-                (self._folder / f"{FILE}{ending}").unlink(missing_ok=True)
-            return self._write_meta(Rows(self._folder / FILE))
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                self._use(Rows(folder / FILE))
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:
+                self._replace_damaged(folder)
         except (OSError, sqlite3.DatabaseError) as error:
-            return self._unusable(
-                f"{self._folder}: the spool is damaged and cannot be replaced ({error}); kept in memory only"
-            )
+            if isinstance(error, sqlite3.Error) and is_locked(error):
+                reason = f"{folder / FILE}: another process holds it; is the agent running already?"
+                if first:
+                    raise SpoolError(reason) from None
+            else:
+                reason = f"{folder} cannot be used ({getattr(error, 'strerror', None) or error})"
+            self._fault(SpoolState.UNUSABLE, f"{reason}: messages are kept in memory only, and it is tried again")
 
-    def _unusable(self, detail: str) -> Rows:
-        self.state, self.detail = SpoolState.UNUSABLE, detail
-        self._max_bytes = min(self._max_bytes, _MEMORY_BYTES)
-        return self._write_meta(Rows(None))
+    def _use(self, disk: Rows) -> None:
+        """Take a block of sequences in an open file, and keep messages there from now on.
+
+        Raises `OSError` or `sqlite3.DatabaseError`, and closes the file.
+        """
+        try:
+            spool_id = str(disk.meta("spool", "")) or str(uuid.uuid4())
+            if not _is_uuid(spool_id):
+                raise sqlite3.DatabaseError("damaged")
+            block = max(int(disk.meta("block", 0)), self._next // BLOCK) + 1
+            was_cut = not disk.meta("clean", 1) and disk.meta("boot", "") != self._boot
+            newest = disk.newest_at()
+            with disk.transaction():
+                for key, value in (("spool", spool_id), ("block", block), ("boot", self._boot), ("clean", 0)):
+                    disk.set_meta(key, value)
+            disk.sync()
+            disk.sync_folder()
+            if was_cut and not disk.is_sound():
+                raise sqlite3.DatabaseError("damaged")
+        except BaseException:
+            disk.close()
+            raise
+        if self._memory is not None:
+            self._memory.shift(newest - self._now())
+        self._age, self._opened = newest, self._clock()
+        self._id, self._first, self._next = spool_id, block * BLOCK, block * BLOCK
+        self.ids.add(spool_id)
+        self._losses.take_over(disk)
+        self._disk, self._disk_eviction = disk, Eviction(self._losses)
+        self.state, self.detail = SpoolState.ON_DISK, ""
+        self._try(self._write_back, failed=None)
+
+    def _replace_damaged(self, folder: Path) -> None:
+        """Move the damaged file aside (only the last one is kept) and use a new one."""
+        for old in folder.glob(f"{FILE}.corrupt-*"):
+            old.unlink()
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        (folder / FILE).rename(folder / f"{FILE}.corrupt-{stamp}")
+        for ending in ("-wal", "-shm", "-journal"):
+            (folder / f"{FILE}{ending}").unlink(missing_ok=True)
+        self._count("corrupt", 1)
+        self._use(Rows(folder / FILE))
 
     # Failing disks
 
-    def _try(self, work: Callable[[], _T], *, failed: _T, always: bool = False) -> _T:
-        """Return `work()`, or `failed` if the disk fails. A damaged file is replaced by a new one.
+    def _try(self, work: Callable[[Rows], _T], *, failed: _T, always: bool = False) -> _T:
+        """Return `work(disk)`, or `failed` if there is no disk or it fails. A damaged file is replaced by a new one.
 
         While the disk is known to fail, nothing is tried until the next retry, unless `always`.
         """
-        if self._closed or (self._disk_is_failing() and not always and self._clock() < self._retry_at):
+        disk = self._disk
+        if self._closed or disk is None:
+            return failed
+        if self.state is SpoolState.DISK_FAILED and not always and self._clock() < self._retry_at:
             return failed
         try:
-            result = work()
-            if self._rows.unreadable:
-                unreadable, self._rows.unreadable = self._rows.unreadable, 0
-                self._count("corrupt", unreadable)
+            result = work(disk)
         except (sqlite3.OperationalError, OSError) as error:
             self._disk_failed(str(error))
             return failed
         except sqlite3.DatabaseError:
-            if self._rows.path is not None:
-                self._rows.close()
-                self._rows = self._replace_damaged()
+            self._abandon(disk)
             return failed
+        if disk.unreadable:
+            unreadable, disk.unreadable = disk.unreadable - self._forgotten, set()
+            self._forgotten |= unreadable
+            self._count("corrupt", len(unreadable))
         return result
 
-    def _disk_is_failing(self) -> bool:
-        return self.state is SpoolState.DISK_FAILED and self._rows.path is not None
+    def _abandon(self, damaged: Rows) -> None:
+        """Close a damaged file and go on with a new one, under a new identity."""
+        damaged.close()
+        self._disk, self._forgotten = None, set()
+        self._id, self._first = str(uuid.uuid4()), self._next
+        self.ids.add(self._id)
+        assert self._folder is not None
+        try:
+            self._replace_damaged(self._folder)
+        except (OSError, sqlite3.DatabaseError) as error:
+            self._fault(SpoolState.UNUSABLE, f"{self._folder}: the spool is damaged and cannot be replaced ({error})")
 
     def _disk_failed(self, why: str) -> None:
-        self.state = SpoolState.DISK_FAILED
-        self.detail = f"{self._folder}: {why}; messages wait in memory, and the disk is tried again"
-        self._retry_at = self._clock() + _RETRY_S
+        detail = f"{self._folder}: {why}; messages wait in memory, and the disk is tried again"
+        self._fault(SpoolState.DISK_FAILED, detail)
+
+    def _fault(self, state: SpoolState, detail: str) -> None:
+        self.state, self.detail = state, detail
+        if (now := self._clock()) >= self._retry_at:
+            self._retry_at = now + _RETRY_S
+
+    def _retry(self) -> None:
+        if self._disk is not None:
+            self._try(self._write_back, failed=None)
+        elif self._folder is not None:
+            self._open(self._folder)
 
     def _memory_rows(self) -> Rows:
         if self._memory is None:
-            self._memory = Rows(None)
+            self._memory, self._memory_eviction = Rows(None), Eviction(self._losses)
         return self._memory
 
-    def _put_in_memory(self, held: Held) -> None:
-        """Keep a message in memory; above the limit the oldest ones are dropped."""
-        memory = self._memory_rows()
-        with memory.transaction():
-            if held.kind == "status":
-                memory.delete_kind("status")
-            memory.put(held)
-        while memory.used() > min(_MEMORY_BYTES, self._max_bytes) and (oldest := memory.oldest()) is not None:
-            memory.delete([oldest[0]])
-            self._count(oldest[1])
+    def _write_back(self, disk: Rows) -> None:
+        """Move the messages that waited in memory to the disk, and what else could not be written.
 
-    def _write_back(self) -> None:
-        """Move the messages in memory to the disk that failed."""
-        if self._rows.path is None:
-            return
-        self._delete_forgotten()
-        while self._memory is not None and (waiting := self._memory.every(100)):
-            with self._rows.transaction():
+        Messages of an identity that no file has stay in memory until they are acknowledged.
+        """
+        self._delete_forgotten(disk)
+        with disk.transaction():
+            Losses.write(disk, self._losses.counts)
+            for command_id, expires, result in self._memory.results() if self._memory is not None else ():
+                disk.remember_result(command_id, expires, result, now=0.0)
+        while self._memory is not None and (waiting := self._memory.every(after=self._first - 1, limit=100)):
+            with disk.transaction():
                 for held in waiting:
-                    if held.kind == "status":
-                        self._rows.delete_kind("status")
-                    self._rows.put(held)
-                self._rows.set_meta("lost", self._lost_text())
+                    disk.put(held)
             self._memory.delete(held.sequence for held in waiting)
-            self._eviction.make_room(self._rows, self._max_bytes)
+            self._disk_eviction.make_room(disk, self._max_bytes)
         self.state, self.detail = SpoolState.ON_DISK, ""
         self._mark_unsynced()
+        self._close_empty_memory()
+
+    def _close_empty_memory(self) -> None:
+        if self._memory is not None and self.state is SpoolState.ON_DISK and self._memory.oldest() is None:
+            self._memory.close()
+            self._memory = None
 
     # Writing
 
-    def _put(self, held: Held, *, carries_losses: bool) -> bool:
-        self._delete_forgotten()
-        if held.sequence + _RESERVE // 2 > self._reserved:
-            self._reserved = held.sequence + _RESERVE
-        with self._rows.transaction():
-            if held.kind == "status":
-                self._rows.delete_kind("status")
-            self._rows.put(held)
-            if self._reserved > self._durable:
-                self._rows.set_meta("reserved", self._reserved)
-            if carries_losses and self._lost:
-                self._rows.set_meta("lost", "{}")
-        self._written = self._reserved
+    def _put_on_disk(self, disk: Rows, held: Held) -> bool:
+        if self.state is SpoolState.DISK_FAILED:
+            self._write_back(disk)
+        with disk.transaction():
+            disk.delete(self._forgotten)
+            disk.put(held)
+            if held.kind == "window" and self._losses.counts:
+                Losses.write(disk, {})
+        self._forgotten.clear()
+        if held.kind == "window":
+            self._losses.counts = {}
         self._mark_unsynced()
-        if held.sequence >= self._durable:
-            self.sync()
-        self._eviction.make_room(self._rows, self._max_bytes)
-        if self._rows.log_bytes() > self._checkpoint_bytes:
-            self._rows.checkpoint()
+        self._disk_eviction.make_room(disk, self._max_bytes)
+        if disk.log_bytes() > self._checkpoint_bytes:
+            disk.checkpoint()
         return True
+
+    def _put_in_memory(self, held: Held) -> None:
+        memory = self._memory_rows()
+        with memory.transaction():
+            memory.put(held)
+        if held.kind == "window":
+            self._losses.counts = {}
+        self._memory_eviction.make_room(memory, min(_MEMORY_BYTES, self._max_bytes))
+
+    def _delete_forgotten(self, disk: Rows) -> None:
+        if self._forgotten:
+            with disk.transaction():
+                disk.delete(self._forgotten)
+            self._forgotten.clear()
+
+    def _expire(self) -> None:
+        before = self._now() - self._max_age_s
+        self._try(lambda disk: self._disk_eviction.expire(disk, before), failed=None)
+        if self._memory is not None:
+            self._memory_eviction.expire(self._memory, before)
+
+    def _count(self, what: str, number: int) -> None:
+        self._losses.add({what: number})
+        self._try(lambda disk: Losses.write(disk, self._losses.counts), failed=None)
 
     def _mark_unsynced(self) -> None:
         self._unsynced_since = self._clock() if self._unsynced_since is None else self._unsynced_since
 
-    def _delete_forgotten(self) -> None:
-        if not self._forgotten:
-            return
-        with self._rows.transaction():
-            self._rows.delete(self._forgotten)
-            self._rows.set_meta("next", self._next)
-        self._forgotten = set()
-
-    def _count(self, what: str, number: int = 1) -> None:
-        if number:
-            self.evicted = {**self.evicted, what: self.evicted.get(what, 0) + number}
-            self._lost = {**self._lost, what: self._lost.get(what, 0) + number}
-            if not self._disk_is_failing():
-                self._rows.set_meta("lost", self._lost_text())
-
-    def _lost_text(self) -> str:
-        return encode(_Lost(counts=self._lost)).decode()
-
     def _now(self) -> float:
         """Seconds that the spool has been open, over all processes, whatever the wall clock says."""
         return self._age + self._clock() - self._opened
-
-
-class _Lost(msgspec.Struct):
-    counts: dict[str, int] = {}
 
 
 def _level(message: Header) -> int:
@@ -516,6 +483,6 @@ def _level(message: Header) -> int:
 
 def _is_uuid(value: object) -> bool:
     try:
-        return bool(uuid.UUID(str(value)))
+        return str(uuid.UUID(str(value))) == value
     except ValueError:
         return False
