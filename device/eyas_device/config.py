@@ -9,12 +9,14 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 
 from eyas_device.board.identity import default_name
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import BrokerAddress, check_name, parse_broker
+from eyas_device.support.redact import redact
 from eyas_device.support.toml import Section, convert, error_report, parse
 
 CONFIG = Path("/etc/eyas/device.toml")
@@ -30,6 +32,7 @@ RENAMED = {
 """Keys of earlier versions -> their present names."""
 STATE = "/var/lib/eyas"
 """State folder of the service."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -172,6 +175,46 @@ class PrivacySection(Section, frozen=True):
     """Days for which the host may keep the image."""
 
 
+class OutputSection(Section, frozen=True):
+    """What follows from predictions: a retained MQTT topic, a webhook or a pin. There may be several outputs."""
+
+    kind: Literal["mqtt", "webhook", "gpio"]
+    """`mqtt`: the retained topic `eyas/SITE/NAME/answer`; `webhook`: POST of JSON; `gpio`: a pin of the board."""
+    labels: tuple[str, ...] = ()
+    """Labels that switch it on; empty (not for `gpio`): every label."""
+    confidence: Fraction = 0.0
+    """Calibrated confidence from which a prediction switches it on, 0..1."""
+    hysteresis: Fraction = 0.0
+    """While it is on, a prediction holds it from `confidence` minus this."""
+    uncertain: bool = False
+    """Count predictions below the bundle's confidence threshold, too."""
+    hits: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 3
+    """Frames among the last `of` that must agree before it switches on or off; more than half of `of`."""
+    of: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+    """Number of last frames that are looked at; a change takes at most so many."""
+    min_on_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 0.0
+    """Minimum time on."""
+    safe: Literal["off", "on"] = "off"
+    """Its level while the device cannot say: at the start, camera lost or black, paused, out of distribution, no
+    prediction for `stale_s`, and at the end."""
+    ood: Literal["safe", "ignore"] = "safe"
+    """Whether the output is safe while the images are out of distribution."""
+    stale_s: Seconds = 10.0
+    """Without a prediction for this time the output is safe."""
+    url: str = ""
+    """webhook: address that answers are posted to, `https://...`."""
+    header_file: str = ""
+    """webhook: file whose first line is a secret header, `Authorization: Bearer ...`."""
+    ca: str = ""
+    """webhook: certificate file of the authority that signed the server's certificate; empty: the system's."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+    """webhook: time limit of one attempt."""
+    pin: Annotated[int, msgspec.Meta(ge=-1, le=1023)] = -1
+    """gpio: number of the pin, Broadcom numbering on a Raspberry Pi."""
+    active_high: bool = True
+    """gpio: whether "on" is the high level."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """All sections of the configuration."""
 
@@ -181,6 +224,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     loop: LoopSection = LoopSection()
     telemetry: TelemetrySection = TelemetrySection()
     privacy: PrivacySection = PrivacySection()
+    output: tuple[OutputSection, ...] = ()
 
 
 def read_config(path: Path) -> Config:
@@ -206,7 +250,9 @@ def read_config(path: Path) -> Config:
 
 def _invalid_values(config: Config) -> Iterable[str]:
     """Errors of values that the types allow."""
-    for section, struct in ((f.name, getattr(config, f.name)) for f in msgspec.structs.fields(Config)):
+    sections = [(f.name, getattr(config, f.name)) for f in msgspec.structs.fields(Config) if f.name != "output"]
+    sections += [(f"output {number}", output) for number, output in enumerate(config.output, 1)]
+    for section, struct in sections:
         for field in msgspec.structs.fields(type(struct)):
             value = getattr(struct, field.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -227,6 +273,7 @@ def _invalid_values(config: Config) -> Iterable[str]:
     crop = config.privacy.crop
     if crop and not (len(crop) == 4 and min(crop[2:]) > 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1):
         yield f"[privacy] crop = {list(crop)}: left, top, width and height within 0..1 are needed"
+    yield from _output_errors(config)
 
 
 def connection_errors(telemetry: TelemetrySection) -> Iterable[str]:
@@ -243,3 +290,36 @@ def connection_errors(telemetry: TelemetrySection) -> Iterable[str]:
         )
     if bool(telemetry.certificate) != bool(telemetry.key):
         yield "certificate, key: both are needed, or none"
+
+
+def _output_errors(config: Config) -> Iterable[str]:
+    """Errors of outputs whose values fit their types."""
+    for number, output in enumerate(config.output, 1):
+        where = f"[output {number}]"
+        if not output.of < 2 * output.hits <= 2 * output.of:
+            yield f"{where} hits = {output.hits}: more than half of `of` ({output.of}), and at most all, are needed"
+        if output.kind == "gpio" and not output.labels:
+            yield f'{where} labels: kind = "gpio" needs the labels that switch the pin on'
+        if output.kind == "gpio" and output.pin < 0:
+            yield f"{where} pin: missing"
+        if config.loop.fps and output.stale_s < 2 / config.loop.fps:
+            needed = 2 / config.loop.fps
+            yield f"{where} stale_s = {output.stale_s:g}: {needed:g} or more with [loop] fps = {config.loop.fps:g}"
+        if output.kind == "webhook" and (problem := _webhook_problem(output)):
+            yield f"{where} {problem}"
+    if sum(output.kind == "mqtt" for output in config.output) > 1:
+        yield '[[output]]: at most one of kind = "mqtt", a device has one topic'
+
+
+def _webhook_problem(output: OutputSection) -> str:
+    """What is wrong with the address of a webhook; empty if nothing."""
+    try:
+        url = urlsplit(output.url)
+        usable = url.scheme in ("http", "https") and url.hostname and "@" not in url.netloc and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable or " " in output.url:
+        return f"url = {redact(output.url)!r}: https://HOST[:PORT]/PATH is needed, without user and password"
+    if url.scheme == "http" and output.header_file and url.hostname not in _LOOPBACK:
+        return "header_file: a secret needs https://, or a server on this machine"
+    return ""

@@ -14,7 +14,7 @@ import os
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import msgspec
 from msgspec import inspect as types
@@ -161,8 +161,11 @@ def _documented(package: str, name: str, value: object, *, title: bool = True) -
 def _sections(kind: type[msgspec.Struct], *, toml: bool) -> Iterator[str]:
     nested: dict[str, type] = {}
     for section in msgspec.structs.fields(kind):
-        yield f"## `[{section.name}]`\n\n{_summary(section.type, title=f'[{section.name}]')}"
-        yield _fields(section.type, nested, toml=toml)
+        several = get_origin(section.type) is tuple
+        title = f"[[{section.name}]]" if several else f"[{section.name}]"
+        values = get_args(section.type)[0] if several else section.type
+        yield f"## `{title}`\n\n{_summary(values, title=title)}"
+        yield _fields(values, nested, toml=toml)
     yield from _nested(nested, toml=toml)
 
 

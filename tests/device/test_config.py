@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eyas_device.board.identity import default_name
-from eyas_device.config import COMMANDS, EXAMPLE, RENAMED, Config, read_config
+from eyas_device.config import COMMANDS, EXAMPLE, RENAMED, Config, OutputSection, read_config
 from eyas_device.errors import ConfigError
 
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
@@ -25,11 +25,11 @@ relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 
 def keys() -> dict[str, dict[str, Any]]:
     """Section -> key -> default."""
-    config = Config()
+    config = Config(output=(OutputSection(kind="mqtt"),))
     return {
         section.name: {key.name: getattr(values, key.name) for key in msgspec.structs.fields(type(values))}
         for section in msgspec.structs.fields(Config)
-        for values in [getattr(config, section.name)]
+        for values in [config.output[0] if section.name == "output" else getattr(config, section.name)]
     }
 
 
@@ -41,7 +41,7 @@ def toml(value: object) -> str:
 def written(path: Path, tree: dict[str, dict[str, object]]) -> Path:
     lines = []
     for section, values in tree.items():
-        lines.append(f"[{section}]")
+        lines.append("[[output]]" if section == "output" else f"[{section}]")
         lines += [f"{key} = {toml(value)}" for key, value in values.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -63,12 +63,15 @@ def test_example_is_valid_unchanged() -> None:
 
 
 def test_example_has_every_key_no_other_and_the_defaults(tmp_path: Path) -> None:
-    text, count = _KEY.subn(r"\1\2", EXAMPLE.read_text(encoding="utf-8"))
+    text, count = _KEY.subn(r"\1\2", EXAMPLE.read_text(encoding="utf-8").replace("#[[output]]", "[[output]]"))
     (path := tmp_path / "all.toml").write_text(text, encoding="utf-8")
     tree = msgspec.toml.decode(text)
+    [tree["output"]] = tree["output"]
     assert {section: list(values) for section, values in tree.items()} == {s: list(v) for s, v in keys().items()}
     assert count == sum(len(values) for values in keys().values()) > 15
     config = read_config(path)
+    assert config.output == (OutputSection(kind="mqtt"),)
+    config = msgspec.structs.replace(config, output=())
     assert config.device.name == _EXAMPLE_NAME, "the one key whose default depends on the host"
     assert (
         msgspec.structs.replace(config, device=msgspec.structs.replace(config.device, name=default_name())) == Config()
@@ -250,6 +253,25 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "blur": st.sampled_from(["none", "whole"]),
         "retention_days": st.integers(1, 3650),
     },
+    "output": {
+        "kind": st.just("mqtt"),
+        "labels": st.lists(_text, max_size=3),
+        "confidence": _numbers(0, 1),
+        "hysteresis": _numbers(0, 1),
+        "uncertain": st.booleans(),
+        "hits": st.integers(3, 5),
+        "of": st.just(5),
+        "min_on_s": _numbers(0, 86400),
+        "safe": st.sampled_from(["off", "on"]),
+        "ood": st.sampled_from(["safe", "ignore"]),
+        "stale_s": st.just(1e300),  # longer than any frame rate needs
+        "url": _text,
+        "header_file": _text,
+        "ca": _text,
+        "timeout_s": _numbers(0, 60, exclude_min=True),
+        "pin": st.integers(-1, 1023),
+        "active_high": st.booleans(),
+    },
 }
 
 
@@ -262,11 +284,16 @@ def test_the_round_trip_below_draws_every_key() -> None:
 def test_any_valid_configuration_is_read_as_written(tmp_path: Path, tree: dict[str, dict[str, Any]]) -> None:
     if "telemetry" in tree:
         tree["telemetry"].setdefault("insecure", True)
+    if "output" in tree:
+        tree["output"] |= {"kind": "mqtt", "stale_s": 1e300}
     config = read_config(written(tmp_path / "valid.toml", tree))
+    assert len(config.output) == ("output" in tree)
     for section, values in keys().items():
         for key, default in values.items():
             expected = tree.get(section, {}).get(key, default)
-            found = getattr(getattr(config, section), key)
+            if section == "output" and not config.output:
+                continue
+            found = getattr(config.output[0] if section == "output" else getattr(config, section), key)
             assert found == (tuple(expected) if isinstance(expected, list) else expected), (section, key)
 
 
@@ -274,7 +301,7 @@ _scalars = st.one_of(
     st.integers(), st.floats(), st.booleans(), _text, st.none(), st.lists(st.integers() | _text, max_size=3)
 )
 _lines = st.one_of(
-    st.builds("[{}]".format, st.sampled_from([*keys(), "device.site", "x"])),
+    st.builds("[{}]".format, st.sampled_from([*keys(), "[output]", "device.site", "x"])),
     st.builds(
         lambda key, value: f"{key} = {'nan' if isinstance(value, float) and math.isnan(value) else toml(value)}",
         st.sampled_from([key for values in keys().values() for key in values]),
@@ -294,6 +321,49 @@ def test_hostile_text_gives_a_configuration_or_a_config_error(tmp_path: Path, co
     except ConfigError as error:
         assert str(error).startswith(str(path))
         return
-    for section in keys():
-        for value in msgspec.structs.astuple(getattr(config, section)):
+    sections = [getattr(config, section) for section in keys() if section != "output"]
+    for section in (*sections, *config.output):
+        for value in msgspec.structs.astuple(section):
             assert not isinstance(value, float) or math.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[output]\nkind = "mqtt"', "[[output]]: must be tables, each below a line [[output]]"),
+        ('[[output]]\nlabels = ["a"]', "[output 1] kind: missing"),
+        ('[[output]]\nkind = "mqtt"\n[[output]]\nkind = "mail"', "[output 2] kind = 'mail': not allowed: 'mail'"),
+        ('[[output]]\nkind = "mqtt"\nhits = 2', "[output 1] hits = 2: more than half of `of` (5)"),
+        ('[[output]]\nkind = "mqtt"\nhits = 6', "[output 1] hits = 6: more than half of `of` (5), and at most all"),
+        ('[[output]]\nkind = "mqtt"\n[[output]]\nkind = "mqtt"', "[[output]]: at most one of kind"),
+        ('[[output]]\nkind = "gpio"\npin = 17', "[output 1] labels: kind = "),
+        ('[[output]]\nkind = "gpio"\nlabels = ["a"]', "[output 1] pin: missing"),
+        ('[[output]]\nkind = "webhook"', "[output 1] url = ''"),
+        ('[[output]]\nkind = "webhook"\nurl = "ftp://host/"', "https://HOST[:PORT]/PATH is needed"),
+        ('[[output]]\nkind = "webhook"\nurl = "https://[::1/"', "https://HOST[:PORT]/PATH is needed"),
+        ('[[output]]\nkind = "webhook"\nurl = "https://host:99999/"', "https://HOST[:PORT]/PATH is needed"),
+        ('[[output]]\nkind = "webhook"\nurl = "https://u:s3cret@host/"', "without user and password"),
+        (
+            '[[output]]\nkind = "webhook"\nurl = "http://host/"\nheader_file = "/h"',
+            "[output 1] header_file: a secret needs https://",
+        ),
+        (
+            '[loop]\nfps = 0.1\n[[output]]\nkind = "mqtt"',
+            "[output 1] stale_s = 10: 20 or more with [loop] fps = 0.1",
+        ),
+    ],
+)
+def test_outputs_that_cannot_be(text: str, message: str, tmp_path: Path) -> None:
+    (path := tmp_path / "device.toml").write_text(text + "\n")
+    [line] = errors(path)
+    assert message in line and "s3cret" not in line
+
+
+def test_several_outputs(tmp_path: Path) -> None:
+    (path := tmp_path / "device.toml").write_text(
+        '[[output]]\nkind = "gpio"\nlabels = ["a"]\npin = 17\nhits = 1\nof = 1\n'
+        '[[output]]\nkind = "webhook"\nurl = "http://localhost:8080/x"\nheader_file = "/h"\n'
+    )
+    first, second = read_config(path).output
+    assert (first.kind, first.pin, first.labels) == ("gpio", 17, ("a",))
+    assert (second.kind, second.url) == ("webhook", "http://localhost:8080/x")

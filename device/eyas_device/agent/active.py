@@ -145,7 +145,7 @@ class ModelSwitch(Closing, Listener):
 
     def _apply(self, config: Config) -> None:
         """Use the configuration that was read again, and say what takes effect at the next start only."""
-        names = ("device", "camera", "telemetry", "privacy")
+        names = ("device", "camera", "telemetry", "privacy", "output")
         changed = [f"[{name}]" for name in names if getattr(config, name) != getattr(self.config, name)]
         if changed:
             logger.warning("%s changed: restart the agent for that", ", ".join(changed), extra=KEEP)

@@ -16,6 +16,7 @@ from eyas_device.agent.handlers import handlers
 from eyas_device.agent.health import HealthMonitor
 from eyas_device.agent.loop import Listener, Loop, Pace
 from eyas_device.agent.output import RunLog
+from eyas_device.agent.outputs import Outputs, open_outputs
 from eyas_device.agent.overrides import Overrides
 from eyas_device.agent.reloading import Reloader
 from eyas_device.agent.report import StatusText, describe
@@ -144,6 +145,9 @@ class Agent(Closing):
             self._reloader = stack.enter_context(
                 Reloader(self._reload, has_model=lambda: self.loop.classifier is not None)
             )
+            self._outputs = monitor.outputs = self._open_outputs()
+            if self._outputs is not None:
+                stack.enter_context(self._outputs)
             self._add_listeners(listeners(self), log)
             self._serve_status(stack, log)
             signals.guard(self.loop, reload=self._reloader.request)
@@ -199,6 +203,10 @@ class Agent(Closing):
             monitor.overrides = overrides = Overrides(loop, on_change=reporter.report_status)
             loop.listeners.append(overrides)
             reporter.register(handlers(self._config, loop, reporter, overrides))
+        if self._outputs is not None:
+            loop.listeners.append(self._outputs)
+            self._outputs.watch(monitor.on_thread_error)
+            self._outputs.start()
         loop.listeners += [StatusText(monitor, self._notifier), self._notifier]
         self._models.on_config = self._use_config
 
@@ -207,6 +215,21 @@ class Agent(Closing):
 
     def _reload(self) -> None:
         self._models.reload(self.loop, self._reread)
+
+    def _open_outputs(self) -> Outputs | None:
+        reporter, monitor, loop = self._reporter, self.monitor, self.loop
+
+        def is_ood() -> bool:
+            judgement = monitor.ood.judgement()
+            return judgement is not None and judgement.ood
+
+        return open_outputs(
+            self._config,
+            publish=reporter.publish_answer if reporter is not None else None,
+            is_paused=lambda: loop.paused,
+            is_ood=is_ood,
+            on_change=reporter.report_status if reporter is not None else lambda: None,
+        )
 
     def _open_reporter(self) -> Reporter | None:
         telemetry, device = self._config.telemetry, self._config.device

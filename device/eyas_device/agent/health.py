@@ -10,6 +10,7 @@ from eyas_device.agent.finite import FiniteWatch
 from eyas_device.agent.loop import Loop
 from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.output import error_with_place
+from eyas_device.agent.outputs import Outputs
 from eyas_device.agent.overrides import Overrides
 from eyas_device.agent.recent import Recent
 from eyas_device.agent.reporter import Reporter
@@ -37,6 +38,7 @@ class HealthMonitor:
         self.camera: Camera | None = None
         self.loop: Loop | None = None
         self.overrides: Overrides | None = None
+        self.outputs: Outputs | None = None
         self._restarts: dict[str, int] = {}
 
     @property
@@ -60,11 +62,17 @@ class HealthMonitor:
         errors = {"loop": self.loop.errors} if self.loop is not None and self.loop.errors else {}
         return self._restarts | errors
 
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Further problems that people should know of."""
+        own = (self.finite.fault, self.overrides.fault if self.overrides is not None else "")
+        outputs = self.outputs.faults if self.outputs is not None else ()
+        return (*(fault for fault in own if fault), *outputs)
+
     def health(self) -> Health:
         """Return the health for a status or a window."""
         state, loop, record = self.camera_state, self.loop, self.record
         overrides = self.overrides
-        faults = (self.finite.fault, overrides.fault if overrides is not None else "")
         judgement = self.ood.judgement()
         board = read_vitals()
         return Health(
@@ -80,7 +88,7 @@ class HealthMonitor:
             ood_quantile=round(judgement.ood_quantile, 3) if judgement and judgement.images else None,
             ood=judgement.ood if judgement and judgement.enough else None,
             paused_until=overrides.paused_until if overrides is not None else None,
-            faults=tuple(fault for fault in faults if fault),
+            faults=self.faults,
             temperature_c=board.temperature_c,
             throttled=board.throttled,
         )

@@ -219,6 +219,10 @@ class Reporter(Closing, Listener):
         self._status_changed = True
         self._wake.set()
 
+    def publish_answer(self, payload: bytes, *, expires: bool = True) -> None:
+        """Publish the answer of an output, retained, in place of the one before; never blocks."""
+        self._uplink.publish_answer(payload, expires=expires)
+
     def report_profile(self, profile: Profile) -> None:
         """Report the result of a benchmark."""
         self.spool.append(profile)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -43,6 +43,11 @@ def convert(
         if name not in known:
             errors.append(_is_now(f"[{name}]", renamed) or f"[{name}]: unknown section; allowed: {', '.join(known)}")
     for name, field in known.items():
+        if (item := _item_of(field.type)) is not None:
+            if name in tree:
+                sections[name], more = _tables(name, item, tree[name], renamed)
+                errors += more
+            continue
         table = tree.get(name, {})
         if not isinstance(table, dict):
             errors.append(f"[{name}]: must be a section, not {type(table).__name__}")
@@ -52,6 +57,26 @@ def convert(
         if all(f.name in values for f in msgspec.structs.fields(field.type) if f.required):
             sections[name] = field.type(**values)
     return sections, errors
+
+
+def _item_of(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct of a field that is a tuple of sections, `[[name]]` in the file; None for a plain section."""
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+def _tables(
+    name: str, kind: type[msgspec.Struct], tables: Any, renamed: Mapping[str, str]
+) -> tuple[tuple[msgspec.Struct, ...], list[str]]:
+    """Convert an array of tables; an error names the table by its number, from 1."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        return (), [f"[[{name}]]: must be tables, each below a line [[{name}]]"]
+    found, errors = [], []
+    for number, table in enumerate(tables, 1):
+        values, more = _section(f"{name} {number}", kind, table, renamed)
+        errors += more
+        if all(f.name in values for f in msgspec.structs.fields(kind) if f.required):
+            found.append(kind(**values))
+    return tuple(found), errors
 
 
 def error_report(source: object, errors: list[str]) -> str:

@@ -19,6 +19,7 @@ from paho.mqtt.client import Client, MQTTErrorCode
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.support.supervised import SupervisedThread
+from eyas_device.telemetry.answers import RetainedAnswer
 from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, decode, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
@@ -103,6 +104,7 @@ class Uplink(Closing):
         """Messages that were sent again."""
         self.will = will
         """The last will of the next connection."""
+        self._answer = RetainedAnswer(topic(settings.site, settings.device, "answer"))
         self._settings, self._spool = settings, spool
         self._make_status, self._on_command = make_status, on_command
         session = Session(
@@ -135,6 +137,10 @@ class Uplink(Closing):
     def connected(self) -> bool:
         """Whether the broker accepted the connection and it stands."""
         return self._client is not None and bool(self._accepted)
+
+    def publish_answer(self, payload: bytes, *, expires: bool) -> None:
+        """Publish an output's answer, retained, in place of the one before: at once, and at each connection."""
+        self._answer.expires, self._answer.payload = expires, payload
 
     def close(self) -> None:
         """Send what can be sent within two seconds, if there is a connection, and disconnect."""
@@ -239,6 +245,7 @@ class Uplink(Closing):
         self._max_bytes = min(MAX_BYTES, getattr(properties, "MaximumPacketSize", MAX_BYTES) - _ENVELOPE)
         for message in self._in_flight.values():
             message.mid, message.due, message.tries = None, self._connected_at, 0
+        self._answer.reset()
         self._spool.append(self._make_status())
         kinds = ["cmd", "ack"] if self._settings.delivery == "collector" else ["cmd"]
         client.subscribe([(topic(self._settings.site, self._settings.device, kind), 1) for kind in kinds])
@@ -254,6 +261,11 @@ class Uplink(Closing):
             self._set_state(LinkState.SUBSCRIPTION_REFUSED, ", ".join(failed))
 
     def _on_publish(self, client: Client, userdata: object, mid: int, reason: Any, properties: Any) -> None:
+        if self._answer.acknowledge(mid):
+            if reason.is_failure:
+                self.refused += 1
+                self._set_state(LinkState.MESSAGE_REFUSED, f"answer: {reason}")
+            return
         for sequence, message in self._in_flight.items():
             if message.mid == mid:
                 message.mid = None
@@ -314,6 +326,8 @@ class Uplink(Closing):
                 return False
             if message.mid is None and message.due <= now and not self._resend(client, sequence, message, now):
                 break
+        if self._answer.is_due(now) and self._free() > 0:
+            self._answer.publish(client, now, mqtt5=self._connector.mqtt5)
         appended = self._spool.appended
         if appended != self._seen and self._send_new(client, now):
             self._seen = appended
@@ -367,11 +381,13 @@ class Uplink(Closing):
         return int(client.publish(name, held.payload, qos=1, retain=held.kind == "status").mid)
 
     def _free(self) -> int:
-        return self._receive_maximum - sum(message.mid is not None for message in self._in_flight.values())
+        waiting = sum(message.mid is not None for message in self._in_flight.values())
+        return self._receive_maximum - waiting - self._answer.in_flight
 
     def _all_sent(self) -> bool:
         """Whether the broker acknowledged everything that may be sent now."""
-        return self._seen == self._spool.appended and all(m.mid is None for m in self._in_flight.values())
+        sent = self._seen == self._spool.appended and all(m.mid is None for m in self._in_flight.values())
+        return sent and self._answer.is_done
 
 
 def _resend_pause(tries: int) -> float:

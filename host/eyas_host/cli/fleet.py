@@ -93,7 +93,7 @@ def expel(
     device: Annotated[str, typer.Argument(metavar="NAME", help="Name of an enrolled device.")],
     folder: FolderOption = Path("fleet"),
 ) -> None:
-    """Lock a device out: revoke its certificates, end its connection, remove its retained status."""
+    """Lock a device out: revoke its certificates, end its connection, remove its retained status and answer."""
     from eyas_host.fleet.broker.expel import expel as run
 
     expelled = run(folder, device)

@@ -90,6 +90,7 @@ class Device:
             self.connects += 1
             status = Status(device=self.name, spool=SPOOL, sequence=self.connects, state="online")
             client.publish(f"eyas/s/{self.name}/status", encode(status), 1, True)
+            client.publish(f"eyas/s/{self.name}/answer", b'{"state":"off"}', 1, True)
 
     def _on_disconnect(self, *_: object) -> None:
         self.losses += 1
@@ -114,8 +115,8 @@ def connect(broker: RunningBroker) -> Iterator[Callable[..., Device]]:
         device.client.loop_stop()
 
 
-def retained(broker: RunningBroker) -> dict[str, bytes]:
-    """Statuses that a new subscriber gets at once."""
+def retained(broker: RunningBroker, kind: str = "status") -> dict[str, bytes]:
+    """Messages of a kind that a new subscriber gets at once."""
     host = broker.fleet / "host"
     access = BrokerAccess(
         broker=f"127.0.0.1:{broker.port}", ca=host / "ca.crt", cert=host / "client.crt", key=host / "client.key"
@@ -123,7 +124,7 @@ def retained(broker: RunningBroker) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
     access.apply(client)
-    client.on_connect = lambda c, *_: c.subscribe("eyas/+/+/status", 1)
+    client.on_connect = lambda c, *_: c.subscribe(f"eyas/+/+/{kind}", 1)
     client.on_message = lambda c, u, message: found.update({message.topic: message.payload})
     client.connect(*access.address)
     client.loop_start()
@@ -169,6 +170,7 @@ def test_an_expelled_device_is_out_and_others_stay(broker: RunningBroker, connec
     assert expel(broker.fleet, "cam-1").certificates == 2
     wait_until(lambda: old.losses and new.losses, 20, "the end of its connections")
     wait_until(lambda: set(retained(broker)) == {"eyas/s/cam-2/status"}, 20, "the end of its status")
+    wait_until(lambda: set(retained(broker, "answer")) == {"eyas/s/cam-2/answer"}, 20, "the end of its answer")
     connects = old.connects, new.connects
     losses = old.losses, new.losses
     wait_until(lambda: old.losses > losses[0] + 3 and new.losses > losses[1] + 3, 20, "tries to come back")

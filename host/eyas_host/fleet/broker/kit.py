@@ -38,8 +38,9 @@ user {HOST_IDENTITY}
 topic read eyas/#
 topic write eyas/+/+/ack
 topic write eyas/+/+/cmd
-# to remove the retained status of a device that was expelled
+# to remove the retained status and answer of a device that was expelled
 topic write eyas/+/+/status
+topic write eyas/+/+/answer
 
 # A device publishes only below its own name, and reads only its acknowledgements and commands.
 pattern write eyas/+/%u/status
@@ -47,6 +48,7 @@ pattern write eyas/+/%u/window
 pattern write eyas/+/%u/event
 pattern write eyas/+/%u/profile
 pattern write eyas/+/%u/cmd/result
+pattern write eyas/+/%u/answer
 pattern read eyas/+/%u/ack
 pattern read eyas/+/%u/cmd
 """

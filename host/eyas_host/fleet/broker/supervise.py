@@ -229,10 +229,10 @@ class _Connection:
         self._client.loop_stop()
 
     def remove_statuses(self, names: Iterable[str]) -> None:
-        """Remove the statuses of devices that are retained now."""
+        """Remove the statuses and answers of devices that are retained now."""
         for name in names:
             self._subscribed.clear()
-            self._client.subscribe(f"eyas/+/{name}/status", qos=1)
+            self._client.subscribe([(f"eyas/+/{name}/{kind}", 1) for kind in ("status", "answer")])
             _wait(self._subscribed)
         self._last = time.monotonic()
         while time.monotonic() - self._last < _QUIET_S:
