@@ -35,6 +35,7 @@ STATE = "/var/lib/eyas"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
 
@@ -57,6 +58,12 @@ class CameraSection(Section, frozen=True):
 
     source: str = ""
     """Camera specification, as for `eyas-device run --camera`."""
+    rotate: Literal[0, 90, 180, 270] = 0
+    """Degrees by which the image is turned clockwise, after its EXIF orientation."""
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"
+    """Mirror the turned image: `horizontal` exchanges left and right, `vertical` top and bottom."""
+    region: tuple[Fraction, ...] = ()
+    """Left, top, width and height of the part that is classified, as fractions of the turned and mirrored image."""
     timeout_s: Seconds = 5.0
     """A source that delivers nothing for this time is lost and reopened."""
     frozen_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
@@ -95,7 +102,6 @@ class LoopSection(Section, frozen=True):
     """A frame that is older than this when its turn comes is dropped (0: no limit)."""
 
 
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 CommandName = Literal["pause", "resume", "set-thresholds", "snapshot", "bench", "doctor"]
 COMMANDS: tuple[str, ...] = get_args(CommandName)
 """Commands that a host may send."""
@@ -270,9 +276,9 @@ def _invalid_values(config: Config) -> Iterable[str]:
     low, high = config.privacy.band
     if low > high:
         yield f"[privacy] band = [{low:g}, {high:g}]: the first must not be above the second"
-    crop = config.privacy.crop
-    if crop and not (len(crop) == 4 and min(crop[2:]) > 0 and crop[0] + crop[2] <= 1 and crop[1] + crop[3] <= 1):
-        yield f"[privacy] crop = {list(crop)}: left, top, width and height within 0..1 are needed"
+    for key, box in (("[camera] region", config.camera.region), ("[privacy] crop", config.privacy.crop)):
+        if box and not (len(box) == 4 and min(box[2:]) > 0 and box[0] + box[2] <= 1 and box[1] + box[3] <= 1):
+            yield f"{key} = {list(box)}: left, top, width and height within 0..1 are needed"
     yield from _output_errors(config)
 
 

@@ -53,18 +53,27 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
-def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where: str = "image") -> Pixels:
+def decode(
+    data: bytes | memoryview,
+    *,
+    spec: Preprocessing | None = None,
+    where: str = "image",
+    kept: tuple[float, float] = (1.0, 1.0),
+) -> Pixels:
     """Decode an encoded image (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`, for the model of `spec` if that is given.
 
     Grey becomes three equal channels, alpha is dropped, 16 bit becomes 8 bit, CMYK becomes BGR, and the EXIF
-    orientation is applied. Raises `ImageError` if the bytes are not an image or a side exceeds 16384 pixels.
+    orientation is applied. `kept` are the fractions of width and height that are used: the scale follows from them.
+    Raises `ImageError` if the bytes are not an image or a side exceeds 16384 pixels.
     """
     if len(data) == 0:
         raise ImageError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
+    if bytes(data[:2]) == b"\xff\xd8" and is_cut_short(data):
+        raise ImageError(f"{where}: a JPEG of {len(data)} bytes that is cut short (it has no end marker)")
     flag = cv2.IMREAD_COLOR
     if spec is not None and spec.decode == "reduced":
         size = image_size(data)
-        flag = _REDUCED.get(spec.reduction(*size), flag) if size else flag
+        flag = _REDUCED.get(spec.reduction(*_kept_size(size, kept, data)), flag) if size else flag
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
     except cv2.error as error:
@@ -74,6 +83,28 @@ def decode(data: bytes | memoryview, *, spec: Preprocessing | None = None, where
     if max(pixels.shape[:2]) > MAX_SIDE:
         raise ImageError(f"{where}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at most {MAX_SIDE} a side are allowed")
     return np.asarray(pixels, dtype=np.uint8)
+
+
+def _kept_size(size: tuple[int, int], kept: tuple[float, float], data: bytes | memoryview) -> tuple[int, int]:
+    """Width and height of what is used; with EXIF data, which may turn the image, the smaller of both ways."""
+    if kept != (1.0, 1.0) and b"Exif\0\0" in bytes(data[:4096]):
+        kept = (min(kept), min(kept))
+    return int(size[0] * kept[0]), int(size[1] * kept[1])
+
+
+def is_cut_short(data: bytes | memoryview) -> bool:
+    """Whether a JPEG ends before its end marker; OpenCV before 4.11 fills what is missing with grey, silently.
+
+    Source: ITU-T T.81, B.1.1.3 (EOI; in entropy-coded data, FF is followed by 00 or a restart marker).
+    """
+    position = 2
+    while position < len(data) - 3 and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xDA:
+            return bytes(data).rfind(b"\xff\xd9", position) < 0  # a thumbnail's end would lie before the scan
+        step = 1 if marker == 0xFF else 2 if marker == 0x01 or 0xD0 <= marker <= 0xD8 else 0
+        position += step or 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
+    return False  # without a scan it is no image for any decoder
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -114,6 +115,40 @@ def test_any_bytes_give_an_image_or_an_image_error(data: bytes) -> None:
     except ImageError:
         return
     assert pixels.ndim == 3
+
+
+def jpegs() -> dict[str, bytes]:
+    """JPEGs of all structures, one with a thumbnail, which has an end marker of its own."""
+    noise = np.random.default_rng(5).integers(0, 40, (120, 160, 3), dtype=np.uint8)
+    image = np.dstack([np.tile(np.arange(160, dtype=np.uint8), (120, 1))] * 3) + noise
+    options = {
+        "baseline": [],
+        "progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+        "restart": [cv2.IMWRITE_JPEG_RST_INTERVAL, 4],
+        "grey": [],
+    }
+    made = {
+        name: cv2.imencode(".jpg", image[..., 0] if name == "grey" else image, flags)[1].tobytes()
+        for name, flags in options.items()
+    }
+    thumbnail = cv2.imencode(".jpg", image[:16, :16])[1].tobytes()
+    segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    return made | {"thumbnail": made["baseline"][:2] + segment + made["baseline"][2:]}
+
+
+@pytest.mark.parametrize("name", jpegs())
+@pytest.mark.parametrize("kind", ["full", "reduced"])
+def test_a_jpeg_that_is_cut_short_is_refused_by_every_opencv(
+    name: str, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions before 4.11 return what they could read, and grey."""
+    data, spec = jpegs()[name], Preprocessing(size=16, decode=kind)
+    assert decode(data, spec=spec).size and decode(data + b"\0" * 300, spec=spec).size, "cameras pad"
+    assert decode(memoryview(data), spec=spec).size and decode(data + data, spec=spec).size
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: np.full((120, 160, 3), 128, dtype=np.uint8))
+    for part in (0.98, 0.6, 0.3):
+        with pytest.raises(ImageError, match=r"seen here: a JPEG of \d+ bytes that is cut short"):
+            decode(data[: int(len(data) * part)], spec=spec, where="seen here")
 
 
 def test_a_missing_file() -> None:

@@ -23,7 +23,7 @@ from eyas_device.agent.report import StatusText, describe
 from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.signals import Signals
 from eyas_device.agent.systemd import LOAD_S, Notifier
-from eyas_device.camera import Camera, is_live, open_camera
+from eyas_device.camera import Camera, is_live, open_configured
 from eyas_device.camera.reconnecting import ReconnectingCamera
 from eyas_device.config import STATE, CameraSection, Config, ModelSection, connection_errors, read_config
 from eyas_device.errors import CameraSpecError, ConfigError, EyasError, LinkError
@@ -87,7 +87,7 @@ def open_source(camera: CameraSection, *, loop: bool = False) -> Camera:
     """
 
     def opened() -> Camera:
-        return open_camera(camera.source, loop=loop, timeout_s=camera.timeout_s)
+        return open_configured(camera, loop=loop)
 
     if not is_live(camera.source):
         return opened()

@@ -1,6 +1,7 @@
 """Snapshots on disk of what the camera and the model see, for the installation on site and for labelling.
 
-<time>-frame.jpg     the frame as the camera delivered it (.png if it delivered pixels)
+<time>-frame.jpg     the frame as the camera delivered it (.png if it delivered pixels); with `rotate`, `flip` or
+                     `region` of the configuration, what they give, as .png
 <time>-input.png     exactly the pixels that went into the model
 <time>.json          the prediction, the model, and the image's OOD quantile
 """
@@ -62,7 +63,8 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
     prediction = classifier.predict(pixels)
     reference = classifier.bundle.reference()
     stem = datetime.fromtimestamp(frame.time, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-    encoded = frame.image if isinstance(frame.image, bytes) else _png(frame.image)
+    plain = isinstance(frame.image, bytes) and frame.view is None
+    encoded = frame.image if plain else _png(frame.pixels())
     snapshot = Snapshot(
         frame=f"{stem}-frame{_ENDINGS.get(encoded[:2], '.bin')}",
         input=f"{stem}-input.png",

@@ -192,7 +192,7 @@ def camera_frames(spec: str, bundle: Bundle) -> list[Frame]:
             except ImageError:
                 continue
             image = frame.image if isinstance(frame.image, bytes) else frame.image.copy()
-            frames.append(Frame(image=image, time=frame.time, source=frame.source))
+            frames.append(Frame(image=image, time=frame.time, source=frame.source, view=frame.view))
             if len(frames) == _CAMERA_FRAMES:
                 break
     if not frames:

@@ -9,12 +9,14 @@ its failures and reopens it.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
 from typing import Protocol, cast
 
 from eyas_device.camera.spec import suggest
+from eyas_device.camera.view import View
+from eyas_device.config import CameraSection
 from eyas_device.errors import CameraError, CameraSpecError
 from eyas_device.preprocess import Pixels, Preprocessing, decode
 from eyas_device.support.closing import Closing
@@ -47,13 +49,20 @@ class Frame:
     """Origin, shown in predictions and messages: the file, or the stream and frame number."""
     captured: float = field(default_factory=monotonic)
     """Capture time on the monotonic clock, for the frame's age."""
+    view: View | None = None
+    """The part of the image that is looked at, and which way up; None: the image as it is."""
 
     def pixels(self, spec: Preprocessing | None = None) -> Pixels:
-        """The decoded image, uint8 BGR; with `spec`, decoded at the scale that its model needs.
+        """The decoded view, uint8 BGR; with `spec`, decoded at the scale that its model needs.
 
         Raises `ImageError` if the bytes cannot be decoded.
         """
-        return decode(self.image, spec=spec, where=self.source) if isinstance(self.image, bytes) else self.image
+        view = self.view
+        if not isinstance(self.image, bytes):
+            return self.image if view is None else view.apply(self.image)
+        if view is None:
+            return decode(self.image, spec=spec, where=self.source)
+        return view.apply(decode(self.image, spec=spec, where=self.source, kept=view.kept))
 
 
 class Camera(Protocol):
@@ -99,12 +108,36 @@ class LoopingCamera(Closing):
         self._camera.close()
 
 
+class ViewedCamera(Closing):
+    """Camera wrapper whose frames are looked at through a view."""
+
+    def __init__(self, camera: Camera, view: View) -> None:
+        self._camera, self._view = camera, view
+        self.live = camera.live
+        self.on_demand = bool(getattr(camera, "on_demand", False))
+        self.started_s = float(getattr(camera, "started_s", 0.0))
+
+    def capture(self) -> Frame | None:
+        frame = self._camera.capture()
+        return None if frame is None else replace(frame, view=self._view)
+
+    def close(self) -> None:
+        self._camera.close()
+
+
 def is_live(spec: str) -> bool:
     """Whether the source that `spec` names delivers in real time, without opening it."""
     kind, _, rest = spec.partition(":")
     if kind == "fake":
         return "live=1" in rest.partition("?")[2].split("&")
     return kind not in ("video", "folder")
+
+
+def open_configured(camera: CameraSection, *, loop: bool = False) -> Camera:
+    """Open a camera as it is configured; raises what `open_camera` raises."""
+    view = View(rotate=camera.rotate, flip=camera.flip, region=camera.region)
+    opened = open_camera(camera.source, loop=loop, timeout_s=camera.timeout_s)
+    return opened if view.is_plain else ViewedCamera(opened, view)
 
 
 def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) -> Camera:

@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.agent.app import limit_cpu, load_config
     from eyas_device.agent.ood import OodDetector
     from eyas_device.agent.snapshot import take
-    from eyas_device.camera import open_camera
+    from eyas_device.camera import open_configured
     from eyas_device.errors import CameraError, ImageError
     from eyas_device.updates.activate import open_model
 
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     written = 0
     with (
         open_model(config) as model,
-        open_camera(config.camera.source, timeout_s=config.camera.timeout_s) as camera,
+        open_configured(config.camera) as camera,
     ):
         classifier = model.classifier
         detector = OodDetector(classifier.bundle)

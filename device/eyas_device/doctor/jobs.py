@@ -69,20 +69,25 @@ def golden(*, bundle: str, state: str, settings: dict[str, Any]) -> dict[str, An
     return {"bundle": named, "good": proof.good, "notice": proof.notice}
 
 
-def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_level: float) -> dict[str, Any]:
-    """Open a source and capture up to `frames` frames or for `seconds`, whichever ends first.
+def camera(*, settings: dict[str, Any], frames: int, seconds: float) -> dict[str, Any]:
+    """Open a camera as configured, but for its view, and capture `frames` frames or for `seconds`: what ends first.
 
     Returns `live`, `frames` (readable ones), `unreadable`, `fps` (None for less than two frames), `width`, `height`,
-    `black` (no pixel of any frame is above `black_level`) and `same` (all frames are identical, byte for byte). Raises
-    `CameraError` without any readable frame.
+    `black` (no pixel of any frame is above the black level) and `same` (all frames are identical, byte for byte).
+    Raises `CameraError` without any readable frame.
     """
-    from eyas_device.camera import open_camera
-    from eyas_device.errors import CameraError, ImageError
+    import msgspec
 
+    from eyas_device.camera import open_configured
+    from eyas_device.config import CameraSection
+    from eyas_device.errors import CameraError, ImageError
+    from eyas_device.support.redact import redact
+
+    section = msgspec.convert(settings, CameraSection)
     unreadable, brightest, width, height = 0, 0, 0, 0
     checksums: list[int] = []
     times: list[float] = []
-    with open_camera(spec, timeout_s=timeout_s) as source:
+    with open_configured(msgspec.structs.replace(section, rotate=0, flip="none", region=())) as source:
         live = source.live
         deadline = time.monotonic() + seconds
         while len(checksums) + unreadable < frames and time.monotonic() < deadline:
@@ -98,7 +103,8 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
             checksums.append(zlib.crc32(frame.image if isinstance(frame.image, bytes) else frame.image.tobytes()))
             times.append(frame.captured)
     if not checksums:
-        raise CameraError(f"camera {spec}: it opened but delivered no readable frame ({unreadable} unreadable)")
+        name = redact(section.source)
+        raise CameraError(f"camera {name}: it opened but delivered no readable frame ({unreadable} unreadable)")
     span = times[-1] - times[0]
     return {
         "live": live,
@@ -107,17 +113,20 @@ def camera(*, spec: str, timeout_s: float, frames: int, seconds: float, black_le
         "fps": (len(checksums) - 1) / span if span > 0 else None,
         "width": width,
         "height": height,
-        "black": brightest <= black_level,
+        "black": brightest <= section.black_level,
         "same": len(checksums) > 1 and len(set(checksums)) == 1,
     }
 
 
-def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float) -> dict[str, Any]:
-    """Judge whether the camera's images are in distribution.
+def view(*, bundle: str, state: str, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Judge whether the images of a camera (its `[camera]` settings) are in distribution.
 
     Returns `judgement` (a sentence; "" if the bundle has no reference or there were too few frames) and `ood`.
     """
-    from eyas_device.camera import open_camera
+    import msgspec
+
+    from eyas_device.camera import open_configured
+    from eyas_device.config import CameraSection
     from eyas_device.errors import ImageError
     from eyas_device.ood import OodJudge
 
@@ -125,7 +134,7 @@ def view(*, bundle: str, state: str, spec: str, timeout_s: float, seconds: float
     if opened is None or opened.manifest.reference is None:
         return {"judgement": "", "ood": False}
     detector = OodJudge(opened)
-    with open_camera(spec, timeout_s=timeout_s) as source:
+    with open_configured(msgspec.convert(settings, CameraSection)) as source:
         pause = seconds / _VIEW_FRAMES if source.live else 0.0
         deadline = due = time.monotonic()
         deadline += seconds

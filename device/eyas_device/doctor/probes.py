@@ -6,9 +6,10 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.doctor.system import service_is_active
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from eyas_device.config import CameraSection
     from eyas_device.telemetry.mqtt_client import Connector
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
@@ -84,13 +86,7 @@ def camera(context: Context) -> Finding:
     if not settings.source:
         return grey("no camera is configured", "use --camera, or set camera.source")
     timeout_s = min(settings.timeout_s, _MAX_OPEN_S)
-    arguments = {
-        "spec": settings.source,
-        "timeout_s": timeout_s,
-        "frames": _FRAMES,
-        "seconds": _CAMERA_S,
-        "black_level": settings.black_level,
-    }
+    arguments = {"settings": _camera_settings(settings), "frames": _FRAMES, "seconds": _CAMERA_S}
     try:
         result = context.job("camera", arguments, 2 * timeout_s + 2 * _CAMERA_S)
     except JobError as error:
@@ -122,13 +118,18 @@ def camera(context: Context) -> Finding:
     return green(text)
 
 
+def _camera_settings(settings: CameraSection) -> dict[str, Any]:
+    """Arguments of a job that opens the camera: its settings, with a bounded time-out."""
+    return dict(msgspec.to_builtins(replace(settings, timeout_s=min(settings.timeout_s, _MAX_OPEN_S))))
+
+
 def view(context: Context) -> Finding:
     """Check that the camera's images are in distribution."""
     settings = context.config.camera
     if not settings.source:
         return grey("no camera is configured", "use --camera, or set camera.source")
     timeout_s = min(settings.timeout_s, _MAX_OPEN_S)
-    arguments = {"spec": settings.source, "timeout_s": timeout_s, "seconds": _VIEW_S, **_bundle_arguments(context)}
+    arguments = {"settings": _camera_settings(settings), "seconds": _VIEW_S, **_bundle_arguments(context)}
     try:
         result = context.job("view", arguments, 2 * timeout_s + 2 * _VIEW_S)
     except JobError as error:
