@@ -63,8 +63,8 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
     prediction = classifier.predict(pixels)
     reference = classifier.bundle.reference()
     stem = datetime.fromtimestamp(frame.time, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-    plain = isinstance(frame.image, bytes) and frame.view is None
-    encoded = frame.image if plain else _png(frame.pixels())
+    image = frame.image if frame.view is None else frame.pixels()
+    encoded = image if isinstance(image, bytes) else _png(image)
     snapshot = Snapshot(
         frame=f"{stem}-frame{_ENDINGS.get(encoded[:2], '.bin')}",
         input=f"{stem}-input.png",
