@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
 _MIN_MS = 0.01
 _MAX_MS = _MIN_MS * 1.05**450
 """Longer durations, of nine hours and more, are counted in the last bin."""
+_KEPT = (0.35, 0.997)
+"""Fractions between which bins are kept as they are. A quantile from p50 to p99 of many windows lies between them in
+each of these windows."""
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -46,15 +51,34 @@ class LogHistogram:
         return quantiles | {"max": round(self.max_ms, 3)}
 
     def folded(self, max_bins: int) -> dict[int, int]:
-        """Return at most `max_bins` bins: the rarest, one after the other, are counted with the nearer neighbour."""
-        bins = dict(sorted(self.bins.items()))
-        while len(bins) > max_bins:
-            rarest = min(bins, key=lambda number: (bins[number], number))
-            count = bins.pop(rarest)
-            bins[min(bins, key=lambda number: (abs(number - rarest), -number))] += count
-        return bins
+        """Return at most `max_bins` bins that keep the quantiles from p50 to p99, also of merged histograms.
+
+        Adjacent bins of least combined weight and distance are joined, at their weighted mean: first those outside of
+        `_KEPT`, and others only if that is not enough. The highest bin stays where it is.
+        """
+        bins = sorted(self.bins.items())
+        first = bisect_left(list(accumulate(count for _, count in bins)), _KEPT[0] * self.bins.total())
+        last = bisect_left(list(accumulate(count for _, count in bins)), _KEPT[1] * self.bins.total())
+        low, kept, high = bins[:first], bins[first : last + 1], bins[last + 1 :]
+        room = max_bins - len(kept)
+        if room >= 2:
+            low = _joined(low, max(1, room - len(high), room // 2))
+            return dict([*low, *kept, *_joined(high, room - len(low))])
+        return dict(_joined(bins, max_bins))
 
     def _bin(self, milliseconds: float) -> int:
         if not milliseconds > _MIN_MS:  # also for NaN
             return 0
         return round(math.log(min(milliseconds, _MAX_MS) / _MIN_MS) / self._step)
+
+
+def _joined(bins: Sequence[tuple[int, int]], max_bins: int) -> list[tuple[int, int]]:
+    """Join adjacent bins, (number, count) in ascending order, until at most `max_bins` are left."""
+    found = list(bins)
+    while len(found) > max_bins:
+        pairs = [(a[1] + b[1]) * (b[0] - a[0]) for a, b in pairwise(found)]
+        index = pairs.index(min(pairs))
+        (left, few), (right, many) = found[index : index + 2]
+        number = right if index + 2 == len(found) else round((left * few + right * many) / (few + many))
+        found[index : index + 2] = [(number, few + many)]
+    return found

@@ -15,8 +15,9 @@ from eyas_device.predict import Prediction, Probabilities
 from eyas_device.support.histogram import LogHistogram
 from eyas_device.telemetry.messages import CONFIDENCE_EDGES, GROWTH, TENTHS, Health, Sketch, Window
 
-MAX_BINS = 18
-"""Maximum bins of a window's histogram of durations, so that its size is bounded."""
+MAX_BINS = 128
+"""Maximum bins of a window's histogram of durations, so that its size is bounded: as many as keep the quantiles of
+durations that spread over a factor of several hundred."""
 MAX_DIRECTIONS = 8
 _CONFIDENCE_UNITS = 10_000
 
