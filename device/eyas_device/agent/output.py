@@ -26,11 +26,16 @@ from eyas_device.telemetry.aggregate import LoopStats
 logger = logging.getLogger(__name__)
 
 _TURN_S = 1.0
+_SKIP_S = 10.0
 _LIVE_SPAN_S = 10.0
 _SUMMARIES_S = (10.0, 60.0, 600.0, 3600.0)
 """Pauses between the summary lines of the log; the last one is repeated."""
 _CLEAR = "\r\x1b[K"
 _MIN_COLUMNS = 20
+_COLUMNS = 80
+"""Of a terminal that does not tell."""
+_DIGITS = dict.fromkeys(map(ord, "0123456789"))
+"""For `str.translate`: removes them."""
 
 
 class RunLog(Listener):
@@ -52,14 +57,20 @@ class RunLog(Listener):
         """Log what `recent` counts; `camera` and `link` return the present state of either, empty without one."""
         self._recent, self._camera, self._link, self._handler, self._clock = recent, camera, link, handler, clock
         self._known: dict[str, str] = {}
-        """What of -> the text that was logged last, without its numbers."""
+        """Subject -> its last state."""
         self._turn_at = clock()
         self._summary_at = self._turn_at + _SUMMARIES_S[0]
+        self._skipped_for, self._skipped_at, self._skipped = "", self._turn_at, 0
         self._summaries, self._counted = 0, (self._turn_at, 0, 0, 0)
 
     def on_unreadable(self, error: ImageError) -> None:
-        """Log why the frame was skipped."""
-        logger.warning("skipped: %s", error)
+        """Log why the frame was skipped; a reason that comes with each frame is only counted for a while."""
+        now, reason = self._clock(), str(error)
+        same = reason.translate(_DIGITS)
+        self._skipped += 1
+        if same != self._skipped_for or now - self._skipped_at >= _SKIP_S:
+            logger.warning("skipped: %s", reason, extra={"times": self._skipped})
+            self._skipped_for, self._skipped_at, self._skipped = same, now, 0
 
     def on_camera_state(self, state: CameraState) -> None:
         """Log the camera's new state."""
@@ -87,7 +98,8 @@ class RunLog(Listener):
         link = self._link()
         if link and self._is_news("mqtt", link):
             logger.log(logging.INFO if link == "connected" else logging.WARNING, "mqtt %s", link)
-        logger.debug("%s", "  ".join(fields(self._recent, link)))
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s", "  ".join(fields(self._recent, link)))
         if now >= self._summary_at:
             self._summaries += 1
             self._summary_at = now + _SUMMARIES_S[min(self._summaries, len(_SUMMARIES_S) - 1)]
@@ -96,8 +108,9 @@ class RunLog(Listener):
             self._handler.tick()
 
     def _is_news(self, subject: str, text: str) -> bool:
-        before, self._known[subject] = self._known.get(subject), logs.normalise(text)
-        return before != self._known[subject]
+        """Whether a state differs from the one before in more than numbers."""
+        before, self._known[subject] = self._known.get(subject), text
+        return before is None or (text != before and logs.normalise(text) != logs.normalise(before))
 
     def _summary(self, now: float) -> str:
         """What happened since the last summary, and the states of camera and link now."""
@@ -271,9 +284,10 @@ def _source(source: str) -> str:
 
 def _columns(stream: TextIO) -> int:
     try:
-        return max(os.get_terminal_size(stream.fileno()).columns, _MIN_COLUMNS)
+        columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
-        return 80
+        columns = 0
+    return max(columns, _MIN_COLUMNS) if columns else _COLUMNS
 
 
 def _accuracy_summary(accuracy: Accuracy) -> str:

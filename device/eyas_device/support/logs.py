@@ -36,12 +36,13 @@ MAX_QUIET_S = 3600.0
 """Longest time between two counts of the same message."""
 
 _FIRST_QUIET_S = 60.0
+_LOOK_S = 1.0
 _FORGET_S = 2 * MAX_QUIET_S
 _MAX_KEYS = 256
 _MAX_KEY_CHARS = 200
 _MAX_CHARS = 2000
 _MAX_WARNINGS = 10
-_NUMBER = re.compile(r"\b(?:0x)?(?=[a-f]*\d)[0-9a-f]+\b|[0-9a-f]{8,}|\d+", re.IGNORECASE)
+_NUMBER = re.compile(r"\b[^\W\d]*\d\w*|\b[a-f]{8,}\b", re.IGNORECASE)
 _NUMBERS = re.compile(r"#(?:[-+.,:x/]*#)+")
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
@@ -59,7 +60,7 @@ def clean(text: str, max_chars: int = _MAX_CHARS) -> str:
 
 
 def normalise(text: str) -> str:
-    """Return what stays the same when a message occurs again: numbers, hexadecimal or not, become `#`.
+    """Return what stays the same when a message occurs again: words with a digit, and hexadecimal ones, become `#`.
 
     >>> normalise("frame 1042: damaged JPEG of 8,193 bytes at 0x7f3a, 3.5 s")
     'frame #: damaged JPEG of # bytes at #, # s'
@@ -86,10 +87,10 @@ class Repeated:
         """Name of its level, e.g. `warning`."""
         return str(logging.getLevelName(self.level)).lower()
 
-    def occurred(self, text: str, now: float) -> None:
-        """Count an occurrence."""
+    def occurred(self, text: str, now: float, times: int) -> None:
+        """Count an occurrence, or several."""
         self.text, self.seen, self.time = text, now, time.time()
-        self.count += 1
+        self.count += times
 
     def write(self, now: float) -> str:
         """Return the line to write now, with the count of what was held back; the next one comes later."""
@@ -106,30 +107,36 @@ class Fold:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._messages: OrderedDict[tuple[str, int, str], Repeated] = OrderedDict()
+        self._looked = -math.inf
 
-    def add(self, source: str, level: int, text: str) -> str | None:
-        """Count a message; return the line to write, None for nothing."""
+    def add(self, source: str, level: int, text: str, times: int = 1) -> str | None:
+        """Count a message that occurred, perhaps several `times`; return the line to write, None for nothing."""
         now = self._clock()
         # The numbers of a change are its point (`model 1.2.3`), those of an error are not (`frame 1042`).
         key = (source, level, normalise(text) if level >= logging.WARNING else text[:_MAX_CHARS])
         message = self._messages.get(key)
         if message is None or now - message.seen > _FORGET_S:
             message = self._messages[key] = Repeated(level, text, now)
-            message.occurred(text, now)
+            message.occurred(text, now, times)
+            message.held_back = times - 1
             self._messages.move_to_end(key)
             if len(self._messages) > _MAX_KEYS:
                 self._messages.popitem(last=False)
             return text
-        message.occurred(text, now)
+        message.occurred(text, now, times)
         self._messages.move_to_end(key)
         if now - message.written >= message.quiet_s:
+            message.held_back += times - 1
             return message.write(now)
-        message.held_back += 1
+        message.held_back += times
         return None
 
     def due(self, *, all_of_them: bool = False) -> list[tuple[int, str]]:
         """Level and line of each message whose repetitions were held back for long enough."""
         now = self._clock()
+        if now - self._looked < _LOOK_S and not all_of_them:
+            return []
+        self._looked = now
         return [
             (message.level, message.write(now))
             for message in self._messages.values()
@@ -190,7 +197,7 @@ class LogHandler(logging.Handler):
             return
         self._write_due()
         if getattr(record, "fold", True):
-            line = self._fold.add(record.name, record.levelno, lines[0])
+            line = self._fold.add(record.name, record.levelno, lines[0], getattr(record, "times", 1))
             if line is None:
                 return
             lines[0] = line
