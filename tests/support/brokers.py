@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import time
@@ -36,6 +37,11 @@ class Broker:
                 assert self._process.poll() is None, "mosquitto ended at once"
                 time.sleep(0.02)
         raise AssertionError("mosquitto did not listen within 10 s")
+
+    def reload(self) -> None:
+        """Let it read its access list again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
         if self._process is not None:

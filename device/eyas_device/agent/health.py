@@ -15,6 +15,7 @@ from eyas_device.agent.overrides import Overrides
 from eyas_device.agent.recent import Recent
 from eyas_device.agent.reporter import Reporter
 from eyas_device.board import read_vitals
+from eyas_device.board.identity import machine
 from eyas_device.camera import Camera
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.telemetry.messages import Health
@@ -88,7 +89,9 @@ class HealthMonitor:
             ood_quantile=round(judgement.ood_quantile, 3) if judgement and judgement.images else None,
             ood=judgement.ood if judgement and judgement.enough else None,
             paused_until=overrides.paused_until if overrides is not None else None,
-            faults=self.faults,
+            faults=self.faults + (self.reporter.link_faults if self.reporter is not None else ()),
+            machine=machine(),
+            certificate_days=self.reporter.certificate_days if self.reporter is not None else None,
             temperature_c=board.temperature_c,
             throttled=board.throttled,
         )

@@ -110,6 +110,8 @@ class Reporter(Closing, Listener):
         self._labels: tuple[str, ...] = ()
         self._events: queue.Queue[tuple[Event, Frame]] = queue.Queue(_MAX_WAITING_EVENTS)
         self._status_changed = False
+        self._faults: tuple[str, ...] = ()
+        """Faults of the link when the last window was made."""
         device = settings.uplink.device
         self.spool = spool or Spool(None, device=device)
         self._commands = CommandExecutor(allowed=settings.commands, spool=self.spool)
@@ -207,6 +209,16 @@ class Reporter(Closing, Listener):
         if changed and self._thread.started:
             self.report_status()
 
+    @property
+    def certificate_days(self) -> float | None:
+        """Days until the device's certificate expires; None without one."""
+        return self._settings.uplink.security.certificate_days(time.time())
+
+    @property
+    def link_faults(self) -> tuple[str, ...]:
+        """Problems of the connection and its certificates, for people."""
+        return tuple(redact(fault) for fault in self._uplink.faults())
+
     def request_event(self) -> str:
         """Report a coming prediction as an event; return `included` if its image goes along, else why not.
 
@@ -253,6 +265,7 @@ class Reporter(Closing, Listener):
             model=model.model,
             digest=model.digest,
             artefact=model.artefact,
+            machine=self._settings.uplink.machine,
         )
 
     def _status(self, state: Literal["online", "offline"]) -> Status:
@@ -272,10 +285,10 @@ class Reporter(Closing, Listener):
             paused=health.paused,
             ood=health.ood,
             ood_reason=health.ood_reason,
-            machine=health.machine,
-            certificate_days=health.certificate_days,
+            machine=self._settings.uplink.machine,
+            certificate_days=self.certificate_days,
             paused_until=health.paused_until,
-            faults=tuple(redact(fault) for fault in health.faults),
+            faults=tuple(dict.fromkeys((*map(redact, health.faults), *self.link_faults))),
         )
 
     def _run(self) -> None:
@@ -302,6 +315,9 @@ class Reporter(Closing, Listener):
 
     def _append_window(self) -> None:
         health = self._health()
+        if (faults := self.link_faults) != self._faults:
+            self._faults = faults
+            self.report_status()
         self._policy.ood = bool(health.ood)
         with self._lock:
             finished = [*self._finished, (self._aggregator, self._model)]

@@ -8,39 +8,51 @@ With `"broker"` the broker's acknowledgement is enough, which a broker may send 
 from __future__ import annotations
 
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 from paho.mqtt.client import Client, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
+from eyas_device.board.identity import machine
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.support.supervised import SupervisedThread
 from eyas_device.telemetry.answers import RetainedAnswer
-from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, decode, encode, topic
-from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
+from eyas_device.telemetry.certificates import Certificate, parse_certificate
+from eyas_device.telemetry.diagnosis import diagnose
+from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, Status, decode, encode, topic
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id
+from eyas_device.telemetry.outbox import Delivery, Outbox
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
 from eyas_device.telemetry.tls import Security
 
-Delivery = Literal["collector", "broker"]
-
-_MAX_IN_FLIGHT = {"cmd/result": IN_FLIGHT, "event": 4, "profile": 1, "window": IN_FLIGHT, "status": IN_FLIGHT}
-"""Kind -> messages that may wait for the collector, in sending order: the final status comes last."""
 _SESSION_S = 86400
 _MAX_RECEIVED = 64 << 10
-_MAX_RANGES = 1000
 _POLL_S = 0.1
 _CONNACK_S = 10.0
-_PUBACK_S = 30.0
-_RESEND_S = (30.0, 600.0)
 _BACKOFF_S = (1.0, 60.0)
+_BLAMED_S = 1.0
+"""Pause after a connection that ended because of a single message: it is no reason to wait."""
 _STABLE_S = 60.0
 _CLOSE_S = 2.0
+_TAKEN_OVER = 0x8E
+"""MQTT 5 reason code of a DISCONNECT: another client connected with the same client id."""
+_UNEXPLAINED = 2
+"""Short connections in a row after which another device of the same name is looked for."""
+_TWIN_PAUSE_S = (60.0, 180.0)
+"""Pause while another machine uses the name: each gets the connection for a while."""
+_TWIN_GONE_S = 300.0
+_CLOCK_JUMP_S = 60.0
 _ENVELOPE = 256
-"""Maximum bytes of a packet besides its payload, with a topic of allowed names."""
+_OVERHEAD = 10
+"""Bytes of a PUBLISH packet besides topic and payload: fixed header, length of the topic, packet number, properties."""
 
 
 class UplinkSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,17 +65,15 @@ class UplinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     delivery: Delivery = "collector"
     """Whose acknowledgement lets the device forget a message."""
     security: Security = Security()
+    will_delay_s: int = 5
+    """A connection that comes back within this time was not lost: the broker publishes no last will (MQTT 5)."""
+    machine: str = msgspec.field(default_factory=machine)
+    """Hash of the machine: tells two devices of one name apart."""
 
-
-class _InFlight(msgspec.Struct):
-    """A message that was sent and that the collector has not acknowledged yet."""
-
-    kind: str
-    sent: float
-    due: float
-    tries: int = 1
-    mid: int | None = None
-    """Packet number until the broker acknowledges it."""
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port
 
 
 class Uplink(Closing):
@@ -94,38 +104,43 @@ class Uplink(Closing):
         """
         self.status = LinkStatus(since=time.monotonic())
         """State of the connection."""
-        self.refused = 0
-        """Messages that the broker refused."""
         self.ignored = 0
         """Received messages ignored: wrong topic, device or spool, or malformed."""
         self.listening = False
         """Whether the broker granted the subscriptions to acknowledgements and commands."""
-        self.resent = 0
-        """Messages that were sent again."""
         self.will = will
         """The last will of the next connection."""
+        self.twin = ""
+        """Who else uses the device's name, for people; empty if nobody was noticed."""
         self._answer = RetainedAnswer(topic(settings.site, settings.device, "answer"))
         self._settings, self._spool = settings, spool
         self._make_status, self._on_command = make_status, on_command
         session = Session(
-            client_id=f"eyas-{settings.site}-{settings.device}",
+            client_id=client_id("device", settings.site, settings.device),
             expiry_s=_SESSION_S,
             receive_maximum=IN_FLIGHT,
             max_packet_bytes=_MAX_RECEIVED,
         )
-        self._connector = Connector((settings.host, settings.port), session)
+        self._connector = Connector(settings.address, session)
+        self._outbox = Outbox(spool, delivery=settings.delivery)
         self._client: Client | None = None
-        self._in_flight: dict[int, _InFlight] = {}
-        self._sent: dict[str, int] = {}
-        """Kind -> the highest sequence that was sent."""
-        self._acknowledged: set[int] = set()
-        self._seen = -1
-        self._receive_maximum, self._max_bytes = IN_FLIGHT, MAX_BYTES
+        self._max_packet = MAX_BYTES + _ENVELOPE
         self._accepted: bool | None = None
         """Whether the broker accepted the connection; None: no CONNACK yet."""
         self._connected_at = 0.0
         """Time of the accepting CONNACK."""
+        self._ended_by_broker = False
         self._failures = 0
+        self._unexplained = 0
+        """Accepted connections in a row that ended soon, not because of a message."""
+        self._taken_over = 0
+        """Connections in a row that ended because another client has the same id."""
+        self._broker_certificate: Certificate | None = None
+        self._subscription: int | None = None
+        """Packet number of the subscription to acknowledgements and commands."""
+        self._subscription_error = ""
+        self._status_was_accepted = False
+        """Whether the broker accepted a status on an earlier connection."""
         self._closing = threading.Event()
         self.thread = SupervisedThread("uplink", self._run)
 
@@ -147,6 +162,23 @@ class Uplink(Closing):
         self._closing.set()
         self.thread.join(_CLOSE_S + 3.0)
 
+    @property
+    def refused(self) -> int:
+        """Messages that the broker refused."""
+        return self._outbox.refused
+
+    @property
+    def resent(self) -> int:
+        """Messages that were sent again."""
+        return self._outbox.resent
+
+    def faults(self) -> tuple[str, ...]:
+        """Problems of the connection that people should know of, though messages may pass."""
+        certificates = [*self._settings.security.certificates(), self._broker_certificate]
+        warnings = [certificate.warning(time.time()) for certificate in certificates if certificate is not None]
+        refusals = [f"the broker refused a message: {kind}: {why}" for kind, why in self._outbox.refusals.items()]
+        return tuple(text for text in (self.twin, *refusals, *warnings) if text)
+
     # The connection
 
     def _run(self) -> None:
@@ -154,13 +186,35 @@ class Uplink(Closing):
             self._serve_connection()
             if self._closing.is_set():
                 return
-            stable = self._connected_at and time.monotonic() - self._connected_at >= _STABLE_S
-            self._failures = 0 if stable else self._failures + 1
-            pause = min(_BACKOFF_S[0] * 2.0 ** min(self._failures - 1, 10), _BACKOFF_S[1]) if self._failures else 0.5
-            until = time.monotonic() + pause * random.uniform(0.5, 1.0)
-            while (left := until - time.monotonic()) > 0 and not self._closing.is_set():
-                self.thread.progress()
-                self._closing.wait(min(left, 1.0))
+            self._pause(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Note how the connection ended, and return how long to wait for the next one."""
+        now = time.monotonic()
+        was_accepted, lasted_s = bool(self._connected_at), now - self._connected_at
+        self._status_was_accepted |= self._outbox.status_accepted
+        blamed = self._outbox.disconnected(now, by_broker=self._ended_by_broker)
+        if was_accepted and blamed:
+            return _BLAMED_S
+        if was_accepted and lasted_s < _STABLE_S:
+            self._unexplained += 1
+        elif was_accepted:
+            self._unexplained = self._taken_over = 0
+        if self.twin:
+            return random.uniform(*_TWIN_PAUSE_S)
+        self._failures = 0 if was_accepted and lasted_s >= _STABLE_S else self._failures + 1
+        pause = min(_BACKOFF_S[0] * 2.0 ** min(self._failures - 1, 10), _BACKOFF_S[1]) if self._failures else 0.5
+        return pause * random.uniform(0.5, 1.0)
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not on after the wall clock was set: certificates that were not valid yet may be now."""
+        until, offset = time.monotonic() + seconds, time.time() - time.monotonic()
+        while (left := until - time.monotonic()) > 0 and not self._closing.is_set():
+            self.thread.progress()
+            self._closing.wait(min(left, 1.0))
+            if abs(time.time() - time.monotonic() - offset) > _CLOCK_JUMP_S:
+                self._failures = 0
+                return
 
     def _serve_connection(self) -> None:
         """Connect, then send and receive until the connection ends."""
@@ -172,42 +226,51 @@ class Uplink(Closing):
             self._set_state(LinkState.DISCONNECTED, str(error))
             return
         except (OSError, ValueError) as error:  # TLS's errors are OSErrors
-            self._set_state(LinkState.DISCONNECTED, f"the broker cannot be reached ({error}); trying again")
+            known = self._diagnosis() if isinstance(error, ssl.SSLError | ConnectionResetError) else ""
+            self._set_state(LinkState.DISCONNECTED, known or f"the broker cannot be reached ({error}); trying again")
             return
         self._client = client
         started = time.monotonic()
         close_by: float | None = None
         try:
-            while client.loop(_POLL_S) == MQTTErrorCode.MQTT_ERR_SUCCESS and self._accepted is not False:
+            while (code := client.loop(_POLL_S)) == MQTTErrorCode.MQTT_ERR_SUCCESS and self._accepted is not False:
                 now = time.monotonic()
                 self.thread.progress()
                 if self._accepted is None:
                     if now - started > _CONNACK_S or self._closing.is_set():
-                        self._set_state(
-                            LinkState.DISCONNECTED, "something listens but does not answer as an MQTT broker"
-                        )
                         return
                     continue
-                if not self._send(client, now):
+                if problem := self._send(client, now):
+                    self._set_state(LinkState.DISCONNECTED, problem)
+                    return
+                self._refresh_state(now)
+                if self._connector.should_try_mqtt5():
                     return
                 if self._closing.is_set():
                     close_by = close_by or now + _CLOSE_S
-                    if now > close_by or self._all_sent():
+                    if now > close_by or (self._outbox.all_sent and self._answer.is_done):
                         client.disconnect()
                         return
+            self._ended_by_broker = code in (MQTTErrorCode.MQTT_ERR_CONN_LOST, MQTTErrorCode.MQTT_ERR_PROTOCOL)
         except (OSError, ValueError) as error:  # of a socket that closed in between
+            self._ended_by_broker = True
             self._set_state(LinkState.DISCONNECTED, str(error))
         finally:
             self._drop(client)
 
     def _reset(self) -> None:
         self._accepted, self._connected_at, self.listening = None, 0.0, False
+        self._ended_by_broker, self._subscription_error = False, ""
 
     def _connect(self) -> Client:
         settings = self._settings
         client = self._connector.make_client()
         client.max_inflight_messages_set(IN_FLIGHT)
-        client.will_set(topic(settings.site, settings.device, "status"), encode(self.will), qos=1, retain=True)
+        will = Properties(PacketTypes.WILLMESSAGE) if self._connector.client_mqtt5 else None
+        if will is not None:
+            will.WillDelayInterval = settings.will_delay_s
+        status = topic(settings.site, settings.device, "status")
+        client.will_set(status, encode(self.will), qos=1, retain=True, properties=will)
         settings.security.apply(client)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_subscribe = self._on_publish, self._on_subscribe
@@ -222,14 +285,43 @@ class Uplink(Closing):
         sock = client.socket()
         if sock is not None:
             sock.close()
-        if self._accepted is None and not self._closing.is_set():
-            self._connector.switch_version()
-        if self.status.state not in (LinkState.REFUSED, LinkState.DISCONNECTED):
+        if self._closing.is_set():
+            return
+        if self._accepted is None:
+            self._connector.not_answered()
+            # Without TLS, a broker of before MQTT 5 is the likelier cause: that is tried first.
+            known = self._diagnosis() if self._settings.security.uses_tls or self._connector.mqtt5 else ""
+            detail = known or "something listens but does not answer as an MQTT broker"
+            self._set_state(LinkState.DISCONNECTED, detail)
+        elif self.twin:
+            self._set_state(LinkState.DISCONNECTED, self.twin)
+        elif self.status.state not in (LinkState.REFUSED, LinkState.DISCONNECTED):
             self._set_state(LinkState.DISCONNECTED, "the connection was lost")
+
+    def _diagnosis(self) -> str:
+        """Why the broker did not accept the connection, as far as another one can tell."""
+        self.thread.progress()
+        return "" if self._closing.is_set() else diagnose(self._settings.address, self._settings.security)
 
     def _set_state(self, state: LinkState, detail: str = "") -> None:
         same = self.status.state is state
         self.status = LinkStatus(state, detail, self.status.since if same else time.monotonic())
+
+    def _refresh_state(self, now: float) -> None:
+        """Set the state of an accepted connection from what is wrong with it now."""
+        if self.twin and now - self._connected_at > _TWIN_GONE_S:
+            self.twin = ""
+        refusals = "; ".join(f"{kind}: {why}" for kind, why in self._outbox.refusals.items())
+        if self.twin:
+            self._set_state(LinkState.NAME_IN_USE, self.twin)
+        elif self._subscription_error:
+            self._set_state(LinkState.SUBSCRIPTION_REFUSED, self._subscription_error)
+        elif refusals:
+            self._set_state(LinkState.MESSAGE_REFUSED, refusals)
+        elif self._outbox.unanswered:
+            self._set_state(LinkState.NO_COLLECTOR, "messages wait")
+        elif self.status.state is not LinkState.CONNECTED:
+            self._set_state(LinkState.CONNECTED)
 
     # Callbacks of paho, in the same thread
 
@@ -239,42 +331,53 @@ class Uplink(Closing):
             self._set_state(LinkState.REFUSED, str(reason))
             self._connector.switch_if_unsupported(reason)
             return
-        self._accepted, self._connected_at = True, time.monotonic()
+        now = time.monotonic()
+        self._accepted, self._connected_at = True, now
+        self._connector.accepted()
         self._set_state(LinkState.CONNECTED)
-        self._receive_maximum = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
-        self._max_bytes = min(MAX_BYTES, getattr(properties, "MaximumPacketSize", MAX_BYTES) - _ENVELOPE)
-        for message in self._in_flight.values():
-            message.mid, message.due, message.tries = None, self._connected_at, 0
+        self._max_packet = getattr(properties, "MaximumPacketSize", MAX_BYTES + _ENVELOPE)
         self._answer.reset()
+        self._outbox.connected(receive_maximum=getattr(properties, "ReceiveMaximum", IN_FLIGHT), now=now)
+        site, device = self._settings.site, self._settings.device
+        if self._unexplained >= _UNEXPLAINED or self.twin:
+            # Before the own status: the retained one says who was here meanwhile. Only then, because some brokers hang
+            # up on a client that subscribes to what it may not read.
+            client.subscribe(topic(site, device, "status"), 1)
+        self._note_broker_certificate(client)
         self._spool.append(self._make_status())
         kinds = ["cmd", "ack"] if self._settings.delivery == "collector" else ["cmd"]
-        client.subscribe([(topic(self._settings.site, self._settings.device, kind), 1) for kind in kinds])
+        _, self._subscription = client.subscribe([(topic(site, device, kind), 1) for kind in kinds])
+
+    def _note_broker_certificate(self, client: Client) -> None:
+        connection = client.socket()
+        if isinstance(connection, ssl.SSLSocket):
+            with suppress(ValueError):
+                der = connection.getpeercert(binary_form=True) or b""
+                self._broker_certificate = parse_certificate(der, "the broker's certificate")
 
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
+        if getattr(reason, "value", 0) == _TAKEN_OVER:
+            self._taken_over += 1
+            self._unexplained = _UNEXPLAINED
+            if self._taken_over > 1:
+                self._note_twin("")
         if self.status.state is not LinkState.REFUSED:
             self._set_state(LinkState.DISCONNECTED, str(reason))
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
+        if mid != self._subscription:
+            return
         failed = [str(reason) for reason in reasons if reason.is_failure]
-        self.listening = not failed
-        if failed:
-            self._set_state(LinkState.SUBSCRIPTION_REFUSED, ", ".join(failed))
+        self.listening, self._subscription_error = not failed, ", ".join(failed)
 
     def _on_publish(self, client: Client, userdata: object, mid: int, reason: Any, properties: Any) -> None:
-        if self._answer.acknowledge(mid):
-            if reason.is_failure:
-                self.refused += 1
-                self._set_state(LinkState.MESSAGE_REFUSED, f"answer: {reason}")
+        if not self._answer.acknowledge(mid):
+            self._outbox.on_puback(mid, reason, time.monotonic())
             return
-        for sequence, message in self._in_flight.items():
-            if message.mid == mid:
-                message.mid = None
-                if reason.is_failure:
-                    self.refused += 1
-                    self._set_state(LinkState.MESSAGE_REFUSED, str(reason))
-                elif self._settings.delivery == "broker":
-                    self._acknowledged.add(sequence)
-                return
+        self._outbox.refusals.pop("answer", None)
+        if reason.is_failure:
+            self._outbox.refused += 1
+            self._outbox.refusals["answer"] = str(reason)
 
     def _on_message(self, client: Client, userdata: object, message: Any) -> None:
         site, device = self._settings.site, self._settings.device
@@ -285,6 +388,8 @@ class Uplink(Closing):
                 self._on_ack(message.payload)
             elif message.topic == topic(site, device, "cmd"):
                 self._on_command(message.payload)
+            elif message.topic == topic(site, device, "status"):
+                self._on_status(message.payload)
             else:
                 self.ignored += 1
         except UnicodeDecodeError:  # paho decodes the topic when it is asked for
@@ -297,99 +402,46 @@ class Uplink(Closing):
         except msgspec.DecodeError:
             self.ignored += 1
             return
-        settings = self._settings
-        if ack.device != settings.device or ack.spool not in self._spool.ids or settings.delivery != "collector":
+        if ack.device != self._settings.device or not self._outbox.on_ack(ack, time.monotonic()):
             self.ignored += 1
+
+    def _on_status(self, payload: bytes) -> None:
+        """Notice another device of this name by its status where this device's own should be."""
+        try:
+            status = decode(payload, Status)
+        except msgspec.DecodeError:
             return
-        ranges = ack.ranges[:_MAX_RANGES]
-        self._acknowledged |= {s for s in self._in_flight if any(first <= s <= last for first, last in ranges)}
-        now = time.monotonic()
-        for message in self._in_flight.values():  # the collector is there: what it has not seen by now may be lost
-            if now - message.sent > _RESEND_S[0]:
-                message.due = now
+        other_machine = bool(status.machine) and status.machine != self._settings.machine
+        other_agent = bool(status.spool) and status.spool not in self._spool.ids
+        if self._status_was_accepted and (other_machine or other_agent):
+            self._note_twin(status.machine)
+
+    def _note_twin(self, other: str) -> None:
+        name = f"{self._settings.site}/{self._settings.device}"
+        if other and other == self._settings.machine:
+            who = "another agent on this machine"
+        elif other:
+            who = f"another machine ({other})"
+        elif self.twin:
+            return
+        else:
+            who = "another machine"
+        self.twin = f"{who} uses the name {name}; give each device a [device] name of its own"
 
     # Sending
 
-    def _send(self, client: Client, now: float) -> bool:
-        """Forget what was acknowledged and send what may be sent. False if the connection has to be dropped."""
-        if self._acknowledged:
-            for sequence in self._acknowledged:
-                self._in_flight.pop(sequence, None)
-            self._spool.forget(self._acknowledged)
-            self._acknowledged, self._seen = set(), -1
-            if self.status.state is LinkState.NO_COLLECTOR:
-                self._set_state(LinkState.CONNECTED)
-        for sequence, message in list(self._in_flight.items()):
-            if message.mid is not None and now - message.sent > _PUBACK_S:
-                detail = f"the broker did not acknowledge a message within {_PUBACK_S:g} s"
-                self._set_state(LinkState.DISCONNECTED, detail)
-                return False
-            if message.mid is None and message.due <= now and not self._resend(client, sequence, message, now):
-                break
-        if self._answer.is_due(now) and self._free() > 0:
-            self._answer.publish(client, now, mqtt5=self._connector.mqtt5)
-        appended = self._spool.appended
-        if appended != self._seen and self._send_new(client, now):
-            self._seen = appended
-        return True
-
-    def _send_new(self, client: Client, now: float) -> bool:
-        """Send new messages of every kind; False if there may be more that the broker cannot take now."""
-        complete = True
-        for kind, max_in_flight in _MAX_IN_FLIGHT.items():
-            free = max_in_flight - sum(message.kind == kind for message in self._in_flight.values())
-            reserved = kind != "status" and self._receive_maximum > 1  # one is kept for the status
-            free = min(free, self._free() - reserved)
-            if free <= 0:
-                complete = False
-                continue
-            pending = self._spool.pending(kind, after=self._sent.get(kind, -1), limit=free)
-            complete &= len(pending) < free
-            for held in pending:
-                self._sent[kind] = held.sequence
-                if kind == "status":  # it replaces the statuses before
-                    old = [s for s, m in self._in_flight.items() if m.kind == "status" and m.mid is None]
-                    self._in_flight = {s: m for s, m in self._in_flight.items() if s not in old}
-                mid = self._publish(client, held)
-                if mid is not None:
-                    due = now + _resend_pause(1)
-                    self._in_flight[held.sequence] = _InFlight(kind=kind, sent=now, due=due, mid=mid)
-        return complete
-
-    def _resend(self, client: Client, sequence: int, message: _InFlight, now: float) -> bool:
-        """Send a message again; False if the broker cannot take it now."""
-        if self._free() <= 0:
-            return False
-        held = self._spool.get(sequence)
-        mid = None if held is None else self._publish(client, held)
-        if mid is None:
-            del self._in_flight[sequence]
-            return True
-        message.mid, message.sent, message.tries = mid, now, message.tries + 1
-        message.due = now + _resend_pause(message.tries)
-        self.resent += 1
-        if message.tries > 2 and self.status.state is LinkState.CONNECTED and self._settings.delivery == "collector":
-            self._set_state(LinkState.NO_COLLECTOR, "messages wait")
-        return True
+    def _send(self, client: Client, now: float) -> str:
+        """Send what may be sent; return why the connection has to be dropped, empty if it need not."""
+        self._outbox.others = self._answer.in_flight
+        problem = self._outbox.send(now, lambda held: self._publish(client, held))
+        if self._answer.is_due(now) and self._outbox.free > 0:
+            self._answer.publish(client, now, mqtt5=self._connector.client_mqtt5)
+        return problem
 
     def _publish(self, client: Client, held: Held) -> int | None:
-        """Send a message and return its packet number; None for one that the broker would not take: it is dropped."""
-        if len(held.payload) > self._max_bytes:
-            self._spool.refuse(held)
-            return None
+        """Send a message and return its packet number; None for one that is too long for the broker."""
         name = topic(self._settings.site, self._settings.device, held.kind)
+        packet = len(held.payload) + len(name.encode()) + _OVERHEAD
+        if len(held.payload) > MAX_BYTES or packet > self._max_packet:
+            return None
         return int(client.publish(name, held.payload, qos=1, retain=held.kind == "status").mid)
-
-    def _free(self) -> int:
-        waiting = sum(message.mid is not None for message in self._in_flight.values())
-        return self._receive_maximum - waiting - self._answer.in_flight
-
-    def _all_sent(self) -> bool:
-        """Whether the broker acknowledged everything that may be sent now."""
-        sent = self._seen == self._spool.appended and all(m.mid is None for m in self._in_flight.values())
-        return sent and self._answer.is_done
-
-
-def _resend_pause(tries: int) -> float:
-    """Seconds until a message is sent again."""
-    return min(_RESEND_S[0] * 2.0 ** (max(tries, 1) - 1), _RESEND_S[1]) * random.uniform(0.9, 1.1)

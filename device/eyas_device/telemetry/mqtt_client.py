@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import enum
+import hashlib
+import re
+import time
 from typing import Any
 
 import msgspec
@@ -22,6 +26,7 @@ class LinkState(enum.Enum):
     NO_COLLECTOR = "connected, but no collector acknowledges"
     MESSAGE_REFUSED = "connected, but the broker refused a message"
     SUBSCRIPTION_REFUSED = "connected, but the broker refused a subscription"
+    NAME_IN_USE = "connected, but the name is used twice"
     REFUSED = "refused by the broker"
     DISCONNECTED = "not connected"
 
@@ -53,20 +58,43 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the application acknowledges each message itself."""
 
 
+_ID_LENGTH = 23
+"""Every broker takes client ids of this length (MQTT 3.1.1, 3.1.3.1)."""
+_HASH_LENGTH = 8
+_RETRY_MQTT5_S = 3600.0
+
+
+def client_id(kind: str, *names: str) -> str:
+    """A client id that no other kind or names have: something readable and 40 bits of a hash, at most 23 characters.
+
+    Joined names alone would not do: site `hall-2` with device `cam` and site `hall` with device `2-cam`.
+    """
+    digest = hashlib.sha256("\0".join((kind, *names)).encode("utf-8", "surrogatepass")).digest()
+    code = base64.b32encode(digest).decode("ascii").lower()[:_HASH_LENGTH]
+    readable = re.sub(r"[^A-Za-z0-9.-]", "", names[-1])[: _ID_LENGTH - len(f"eyas--{code}")]
+    return f"eyas-{readable}-{code}"
+
+
 class Connector:
     """Creates and connects clients of one broker and session: MQTT 5 first, 3.1.1 for brokers that know nothing newer.
 
-    The owner of a connection calls `switch_if_unsupported` with a refusing CONNACK, and `switch_version` without a
-    CONNACK; the next client then speaks the other version.
+    The owner of a connection calls `accepted` with an accepting CONNACK, `switch_if_unsupported` with a refusing one,
+    and `not_answered` after a connection that ended without any. MQTT 3.1.1 is for the next connection only, and after
+    silence only if the broker never accepted MQTT 5: a lost packet must not cost the reason codes of MQTT 5.
     """
 
     def __init__(self, address: tuple[str, int], session: Session) -> None:
         self.mqtt5 = True
         """Whether the next client speaks MQTT 5."""
+        self.client_mqtt5 = True
+        """Whether the client that was made last does."""
         self._address, self._session = address, session
+        self._speaks_mqtt5 = self._refuses_mqtt5 = False
+        self._accepted_at = 0.0
 
     def make_client(self) -> Client:
         """Create a client that is not connected yet and has no credentials."""
+        self.client_mqtt5 = self.mqtt5
         return Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._session.client_id,
@@ -83,20 +111,32 @@ class Connector:
         """Let the client's own thread (`loop_start`) open the connection."""
         client.connect_async(*self._address, keepalive=self._session.keepalive_s, **self._options())
 
+    def accepted(self) -> None:
+        """Note that the broker accepted the connection; the one after it begins with MQTT 5 again."""
+        self._speaks_mqtt5 |= self.client_mqtt5
+        self._accepted_at = time.monotonic()
+        self.mqtt5 = True
+
     def switch_if_unsupported(self, reason: Any) -> bool:
-        """Switch the version if a CONNACK refuses it; return whether that is so."""
-        if int(getattr(reason, "value", reason)) not in _UNSUPPORTED_VERSION:
+        """Speak MQTT 3.1.1 next if a CONNACK refuses MQTT 5; return whether that is so."""
+        if int(getattr(reason, "value", reason)) not in _UNSUPPORTED_VERSION or not self.client_mqtt5:
+            self.mqtt5 = True
             return False
-        self.switch_version()
+        self._refuses_mqtt5, self.mqtt5 = True, False
         return True
 
-    def switch_version(self) -> None:
+    def not_answered(self) -> None:
         """Speak the other version next: some brokers older than MQTT 5 ignore its CONNECT or hang up."""
-        self.mqtt5 = not self.mqtt5
+        self.mqtt5 = self._speaks_mqtt5 or not self.client_mqtt5
+
+    def should_try_mqtt5(self) -> bool:
+        """Whether to connect again, because the broker never said that it does not know MQTT 5."""
+        old_enough = time.monotonic() - self._accepted_at > _RETRY_MQTT5_S
+        return not self.client_mqtt5 and not self._refuses_mqtt5 and old_enough
 
     def _options(self) -> dict[str, Any]:
         session = self._session
-        if not (self.mqtt5 and session.expiry_s):
+        if not (self.client_mqtt5 and session.expiry_s):
             return {}
         properties = Properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = session.expiry_s

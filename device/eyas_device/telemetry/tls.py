@@ -1,8 +1,12 @@
-"""Authentication between device and broker: TLS with certificates, user and password."""
+"""Authentication between a client and a broker: TLS with certificates, user and password."""
 
 from __future__ import annotations
 
+import grp
+import os
+import pwd
 import ssl
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import msgspec
 
 from eyas_device.config import TelemetrySection
 from eyas_device.errors import LinkError
+from eyas_device.telemetry.certificates import Certificate, read_certificates
 
 _FORBIDDEN_MODE = 0o027
 """Mode bits that a password file must not have: writable by its group, or accessible to others."""
@@ -24,7 +29,7 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
     ca: str = ""
     """File of the certificate authority that signed the broker's certificate."""
     certificate: str = ""
-    """File of the device's own certificate."""
+    """File of the client's own certificate."""
     key: str = ""
     """File of its private key."""
     user: str = ""
@@ -37,43 +42,47 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
         values = {field.name: getattr(section, field.name) for field in msgspec.structs.fields(cls)}
         return cls(**{**values, "tls": section.address.tls if section.broker else section.tls})
 
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.tls or bool(self.ca or self.certificate)
+
     def context(self) -> ssl.SSLContext | None:
         """Create the TLS context (1.2 or newer, certificates verified); None without TLS.
 
-        Raises `LinkError` for files that are unreadable or do not belong together.
+        Raises `LinkError` that names the file which is unreadable, no PEM file, or does not belong to the others.
         """
-        if not (self.tls or self.ca or self.certificate):
+        if not self.uses_tls:
             return None
         if bool(self.certificate) != bool(self.key):
             raise LinkError("telemetry: set both certificate and key, or none of them")
+        for path in filter(None, (self.ca, self.certificate, self.key)):
+            _require_readable(Path(path))
         try:
             context = ssl.create_default_context(cafile=self.ca or None)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            if self.certificate:
-                # With an empty password OpenSSL does not ask on the terminal.
-                context.load_cert_chain(self.certificate, self.key, password="")
         except (OSError, ValueError) as error:
-            files = ", ".join(name for name in (self.ca, self.certificate, self.key) if name)
-            raise LinkError(
-                f"telemetry: {files or 'TLS'}: {error}; PEM files that belong together are needed"
-            ) from None
+            raise LinkError(f"{self.ca or 'TLS'}: no certificates of an authority: {_reason(error)}; {_PEM}") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate:
+            self._load_pair(context)
         return context
+
+    def certificates(self) -> Iterator[Certificate]:
+        """The own certificate, and the authority's that lasts longest; unreadable ones are left out."""
+        if self.certificate:
+            yield from read_certificates(Path(self.certificate), "the certificate")[:1]
+        if self.ca:
+            found = read_certificates(Path(self.ca), "the authority's certificate")
+            yield from sorted(found, key=lambda one: one.not_after)[-1:]
+
+    def certificate_days(self, now: float) -> float | None:
+        """Days until the client's own certificate expires; None without a readable one."""
+        found = read_certificates(Path(self.certificate), "")[:1] if self.certificate else []
+        return round(found[0].days_left(now), 2) if found else None
 
     def password(self) -> str | None:
         """Read the password, None without one. Raises `LinkError` for a file that is unreadable or open to others."""
-        if not self.password_file:
-            return None
-        path = Path(self.password_file)
-        try:
-            mode = path.stat().st_mode
-            with path.open(encoding="utf-8") as stream:
-                text = stream.readline(_MAX_PASSWORD)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise LinkError(f"{path}: the password cannot be read ({reason})") from None
-        if mode & _FORBIDDEN_MODE:
-            raise LinkError(f"{path}: others can read or change the password; run chmod 600 {path}")
-        return text.rstrip("\r\n")
+        return read_password(Path(self.password_file)) if self.password_file else None
 
     def apply(self, client: Any) -> None:
         """Set TLS and login of a paho client that has not connected yet. Raises `LinkError` like the methods above."""
@@ -82,3 +91,72 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
             client.tls_set_context(context)
         if self.user:
             client.username_pw_set(self.user, self.password())
+
+    def _load_pair(self, context: ssl.SSLContext) -> None:
+        try:
+            # With an empty password OpenSSL does not ask on the terminal.
+            context.load_cert_chain(self.certificate, self.key, password="")
+        except (OSError, ValueError) as error:
+            if "KEY_VALUES_MISMATCH" in str(error):
+                raise LinkError(f"{self.key}: not the private key of {self.certificate}") from None
+            path = self.certificate if not _is_certificate(self.certificate) else self.key
+            what = "no certificate" if path == self.certificate else "no private key without a passphrase"
+            raise LinkError(f"{path}: {what}: {_reason(error)}; {_PEM}") from None
+
+
+def read_password(path: Path, *, private: bool = True) -> str:
+    """Read the first line of a file, with or without a byte order mark.
+
+    Raises `LinkError` for one that is unreadable or, if it has to be `private`, open to others.
+    """
+    try:
+        mode = path.stat().st_mode
+        with path.open(encoding="utf-8-sig") as stream:
+            text = stream.readline(_MAX_PASSWORD)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise LinkError(f"{path}: the password cannot be read ({reason})") from None
+    if private and mode & _FORBIDDEN_MODE:
+        raise LinkError(f"{path}: others can read or change the password; run chmod 600 {path}")
+    return text.rstrip("\r\n")
+
+
+_PEM = "PEM files are needed"
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        with path.open("rb") as stream:
+            stream.read(1)
+    except PermissionError:
+        raise LinkError(f"{path}: this user may not read it; {_access(path)}") from None
+    except (OSError, ValueError) as error:
+        raise LinkError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); {_PEM}") from None
+
+
+def _access(path: Path) -> str:
+    """Who owns a file, and how this process may be allowed to read it."""
+    group = _named(lambda: grp.getgrgid(os.getegid()).gr_name, os.getegid())
+    user = _named(lambda: pwd.getpwuid(os.geteuid()).pw_name, os.geteuid())
+    fix = f"chgrp {group} {path} && chmod g+r {path}"
+    try:
+        info = path.stat()
+    except OSError:
+        return f"nor enter its folder as {user}: chgrp {group} {path.parent} && chmod g+rx {path.parent}"
+    owner = _named(lambda: pwd.getpwuid(info.st_uid).pw_name, info.st_uid)
+    return f"it belongs to {owner}, and {user} reads it: {fix}"
+
+
+def _named(look_up: Callable[[], str], number: int) -> str:
+    try:
+        return look_up()
+    except KeyError:
+        return str(number)
+
+
+def _is_certificate(path: str) -> bool:
+    return bool(read_certificates(Path(path), ""))
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eyas_device.errors import LinkError
+
 if TYPE_CHECKING:
     from eyas_host.fleet.broker.client import BrokerAccess
     from eyas_host.fleet.connect.ssh import SshAccess
@@ -124,8 +126,11 @@ def broker_access(
 
     if kit is not None:
         from eyas_host.fleet.broker.kit import HOST, local_address
+        from eyas_host.fleet.broker.pki import exists
 
         host = kit / HOST
+        if ca is None and not exists(host / "ca.crt"):
+            raise LinkError(f"{host}: no credentials; the first start of `eyas broker --folder {kit}` makes them")
         ca, cert, key = ca or host / "ca.crt", cert or host / "client.crt", key or host / "client.key"
         if broker is None and (address := local_address(kit)) is not None:
             broker = str(address)

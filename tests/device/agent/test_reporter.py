@@ -312,7 +312,7 @@ def test_only_the_collectors_acknowledgement_empties_the_spool(broker: Broker, t
             collector.acknowledges = False
             time.sleep(1.0)
             assert [held.sequence for held in spool.pending("window", limit=200)] == sequences
-            assert sum(message.kind == "window" for message in uplink._in_flight.values()) == IN_FLIGHT
+            assert sum(message.kind == "window" for message in uplink._outbox._in_flight.values()) == IN_FLIGHT
             collector.acknowledges = True
             client = collector.client
             wrong: tuple[bytes, ...] = (
@@ -337,7 +337,7 @@ def test_nothing_is_lost_though_broker_and_device_die(
     make_broker: Callable[..., Broker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The broker forgets everything when it dies, and the collector hears nothing while it is not connected."""
-    monkeypatch.setattr("eyas_device.telemetry.mqtt._RESEND_S", (1.0, 5.0))
+    monkeypatch.setattr("eyas_device.telemetry.outbox._RESEND_S", (1.0, 5.0))
     broker, names, appended = make_broker().start(), set(), set()
     with collecting(broker.port) as collector:
         for part in range(3):

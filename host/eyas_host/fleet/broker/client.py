@@ -11,6 +11,8 @@ from paho.mqtt.client import Client
 
 from eyas_device.errors import LinkError
 from eyas_device.support.names import BrokerAddress, parse_broker
+from eyas_device.telemetry.diagnosis import diagnose
+from eyas_device.telemetry.tls import Security, read_password
 
 PASSWORD = "EYAS_MQTT_PASSWORD"
 """Environment variable with the password: other users can read command lines."""
@@ -37,17 +39,32 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
         except ValueError as error:
             raise LinkError(f"--broker {error}") from None
 
+    @property
+    def security(self) -> Security:
+        """TLS and login, as a device would use them."""
+        files = {"ca": self.ca, "certificate": self.cert, "key": self.key}
+        return Security(tls=self.address.tls, **{name: str(path or "") for name, path in files.items()})
+
     def apply(self, client: Client) -> None:
         """Set TLS and login of a client that has not connected yet.
 
         Raises `LinkError` for files that are unreadable or do not belong together.
         """
-        if self.user:
-            client.username_pw_set(self.user, _password(self))
         if (self.cert or self.key) and not (self.ca and self.cert and self.key):
             raise LinkError("a client certificate needs three files: --ca, --cert and --key")
-        if self.address.tls:
-            client.tls_set_context(_tls(self))
+        self.security.apply(client)
+        if self.user:
+            path = self.password_file
+            client.username_pw_set(self.user, read_password(path, private=False) if path else os.environ.get(PASSWORD))
+
+    def describe(self, error: BaseException | str) -> str:
+        """Describe why a connection failed or ended before the broker accepted it, with the fix if one is known.
+
+        Connects again to find out; takes a few seconds at most.
+        """
+        silent = isinstance(error, str | ssl.SSLError | ConnectionResetError)
+        known = diagnose(self.address[:2], self.security) if silent else ""
+        return known or (error if isinstance(error, str) else describe_error(error))
 
 
 def describe_error(error: BaseException) -> str:
@@ -61,25 +78,3 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
-
-
-def _password(access: BrokerAccess) -> str | None:
-    if access.password_file is None:
-        return os.environ.get(PASSWORD)
-    try:
-        lines = access.password_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LinkError(f"{access.password_file}: the password cannot be read ({describe_error(error)})") from None
-    return lines[0] if lines else ""
-
-
-def _tls(access: BrokerAccess) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=str(access.ca) if access.ca else None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if access.cert and access.key:
-            context.load_cert_chain(access.cert, access.key)
-    except (OSError, ssl.SSLError) as error:
-        files = ", ".join(str(file) for file in (access.ca, access.cert, access.key) if file)
-        raise LinkError(f"{files}: unusable ({describe_error(error)}); see `eyas enroll --help`") from None
-    return context

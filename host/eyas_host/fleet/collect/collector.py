@@ -24,11 +24,8 @@ from paho.mqtt.client import Client
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
-from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
-from eyas_host.fleet.broker.client import (
-    BrokerAccess,
-    describe_error,
-)
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id
+from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.ranges import as_ranges
@@ -109,7 +106,9 @@ class Collector(Closing):
         settings = settings or CollectorSettings()
         self.status = LinkStatus()
         self._access, self._settings, self._on_report = access, settings, on_report
-        self._client_id = f"eyas-collect-{settings.group}-{settings.name}"
+        self._client_id = client_id("collector", settings.group, settings.name)
+        self._opened = False
+        """Whether the last attempt reached a listening server."""
         self._max_uncommitted = settings.receive_maximum
         self._batch = min(max(1, settings.receive_maximum // 2), settings.batch)
         session = Session(
@@ -207,40 +206,45 @@ class Collector(Closing):
 
     def _connect(self) -> None:
         self._epoch += 1
-        self._was_connected = False
+        self._was_connected = self._opened = False
         try:
             self._connector.connect(self._client)
+            self._opened = True
         except (OSError, ValueError) as error:
-            self._set_state(LinkState.DISCONNECTED, f"{describe_error(error)}; trying again")
+            self._set_state(LinkState.DISCONNECTED, f"{self._access.describe(error)}; trying again")
 
     def _set_state(self, state: LinkState, detail: str = "") -> None:
         self.status = LinkStatus(state, detail)
 
     def _check_connack(self) -> None:
-        """Switch the protocol version if there is no CONNACK: some MQTT 3.1.1 brokers ignore an MQTT 5 CONNECT."""
+        """End a connection without a CONNACK: some MQTT 3.1.1 brokers ignore an MQTT 5 CONNECT."""
         if (
             not self._was_connected
             and time.monotonic() - self._attempt_at > _CONNACK_S
             and (sock := self._client.socket())
         ):
-            self._connector.switch_version()
-            version = "5" if self._connector.mqtt5 else "3.1.1"
-            self._set_state(LinkState.DISCONNECTED, f"no reply; trying MQTT {version}")
             sock.close()
-            self._client = self._make_client()
+            self._client = self._make_client()  # without a socket: `run` resets and connects again
 
     def _reset(self) -> None:
         """Drop the state of the lost connection and back off; unacknowledged messages are sent again."""
         self._connected = False
         self._pending_acks.clear()
         self._flush()
+        if self._opened and not self._was_connected and self.status.state is not LinkState.REFUSED:
+            self._connector.not_answered()
+            version = "5" if self._connector.mqtt5 else "3.1.1"
+            tls = self._access.address.tls
+            known = self._access.describe("") if tls or self._connector.mqtt5 else ""
+            self._set_state(LinkState.DISCONNECTED, f"{known or 'no reply'}; trying MQTT {version}")
         # A new client has no half-read packet and no acknowledgement of the lost connection.
         self._client = self._make_client()
         self._unstable = 0 if time.monotonic() - self._attempt_at > _STABLE_S else self._unstable + 1
         if self._was_connected and self._unstable > _UNSTABLE:
+            name = self._settings.name
             self._set_state(
                 LinkState.DISCONNECTED,
-                f"lost repeatedly; does another collector have the name {self._client_id!r}? (--name)",
+                f"lost repeatedly; does another collector have the name {name!r} in this group? (--name)",
             )
         low, high = _RETRY_S
         self._wait(min(low * 2 ** min(self._unstable, 10), high) * random.uniform(0.5, 1.0))
@@ -372,14 +376,15 @@ class Collector(Closing):
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             detail = str(reason)
-            if self._connector.mqtt5 and self._connector.switch_if_unsupported(reason):
+            if self._connector.switch_if_unsupported(reason):
                 detail = "no MQTT 5; trying 3.1.1, without shared subscriptions"
             self._set_state(LinkState.REFUSED, detail)
             return
         self._connected = self._was_connected = True  # queued messages arrive before SUBACK
+        self._connector.accepted()
         self._inflight = 0
         self._max_inflight = min(_MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", _MAX_INFLIGHT))
-        mqtt5 = self._connector.mqtt5
+        mqtt5 = self._connector.client_mqtt5
         prefix = f"$share/{self._settings.group}/" if mqtt5 else ""
         client.subscribe([(f"{prefix}eyas/+/+/{kind}", _options(mqtt5)) for kind in KINDS])
 
@@ -393,7 +398,10 @@ class Collector(Closing):
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         self._connected = False
         if getattr(reason, "value", 0) == _SESSION_TAKEN_OVER:
-            self._failure = LinkError(f"another collector connected as {self._client_id!r}; give each its own --name")
+            self._failure = LinkError(
+                f"another collector of the group {self._settings.group!r} is called {self._settings.name!r}: "
+                "each needs its own --name"
+            )
         elif self.status.state is not LinkState.REFUSED:
             self._set_state(LinkState.DISCONNECTED, f"{reason}; trying again")
 

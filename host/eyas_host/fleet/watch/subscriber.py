@@ -16,7 +16,7 @@ from paho.mqtt.client import Client
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
-from eyas_host.fleet.broker.client import BrokerAccess, describe_error
+from eyas_host.fleet.broker.client import BrokerAccess
 
 _CONNACK_S = 5.0
 _RECONNECT_S = (1, 15)
@@ -44,17 +44,18 @@ class Subscriber(Closing):
         self._access = access
         self._queue: queue.Queue[BrokerMessage] = queue.Queue(_QUEUE_SIZE)
         self._connector = Connector(access.address[:2], Session(client_id=f"eyas-watch-{uuid4().hex[:12]}"))
-        self._restart = False
+        self._restart = self._accepted = self._opened = False
+        self._pause_s = float(_RECONNECT_S[0])
         self._client = self._start()
 
     def take(self, timeout: float) -> Iterator[BrokerMessage]:
         """Yield received messages, waiting at most `timeout` seconds for the first."""
-        connecting = self.status.state is LinkState.CONNECTING
-        if connecting and time.monotonic() - self._started > _CONNACK_S:
-            self._connector.switch_version()
-            self._restart = True
-        if self._restart:
-            self._restart, self.status = False, LinkStatus()
+        waited = time.monotonic() - self._started
+        if self._opened and not (self._accepted or self._restart) and waited > _CONNACK_S:
+            self._give_up_attempt()
+        if self._restart and waited > self._pause_s:
+            self._pause_s = min(2 * self._pause_s, _RECONNECT_S[1])
+            self._restart = self._accepted = self._opened = False
             self._stop()
             self._client = self._start()
         with suppress(queue.Empty):
@@ -72,6 +73,7 @@ class Subscriber(Closing):
         self._access.apply(client)
         client.reconnect_delay_set(*_RECONNECT_S)
         client.on_connect = self._on_connect
+        client.on_socket_open = self._on_socket_open
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
@@ -84,21 +86,39 @@ class Subscriber(Closing):
         self._client.disconnect()
         self._client.loop_stop()
 
+    def _on_socket_open(self, client: Client, userdata: object, sock: object) -> None:
+        self._opened = True
+
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self.status = LinkStatus(LinkState.REFUSED, str(reason))
             self._restart = self._connector.switch_if_unsupported(reason)
+            self._opened = False
             return
+        self._connector.accepted()
+        self._accepted, self._pause_s = True, float(_RECONNECT_S[0])
         client.subscribe([(f"eyas/+/+/{kind}", 0) for kind in KINDS])
 
     def _on_connect_fail(self, client: Client, userdata: object) -> None:
         error = sys.exc_info()[1]
-        reason = describe_error(error) if error else "the broker cannot be reached"
+        reason = self._access.describe(error) if error else "the broker cannot be reached"
         self.status = LinkStatus(LinkState.DISCONNECTED, f"{reason}; trying again")
 
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
-        if self.status.state is not LinkState.REFUSED:
+        if self.status.state is LinkState.REFUSED:
+            return
+        if self._accepted:
             self.status = LinkStatus(LinkState.DISCONNECTED, f"{reason}; trying again")
+        else:
+            self._give_up_attempt()
+        self._accepted = self._opened = False
+
+    def _give_up_attempt(self) -> None:
+        """Note an attempt without a CONNACK, and begin again: some MQTT 3.1.1 brokers ignore an MQTT 5 CONNECT."""
+        self._connector.not_answered()
+        known = self._access.describe("") if self._access.address.tls or self._connector.mqtt5 else ""
+        self.status = LinkStatus(LinkState.DISCONNECTED, f"{known or 'no reply'}; trying again")
+        self._restart = True
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
