@@ -12,7 +12,7 @@ READERS := tflite tensorflow
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format figures docs flash bench broker collect watch test-arm soak system-deps clean clean-runs \
+.PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch test-arm soak system-deps clean clean-runs \
 	test-readers test-tutorial bench-here bench-main-job bench-truth bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
 
 help: ## show this
@@ -116,6 +116,9 @@ bench-here: install ## what a bundle costs on this machine
 
 soak: install ## half an hour with a camera that dies every twenty seconds
 	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
+
+bench-camera-faults: install ## how soon a camera's faults are noticed, and how soon it is back (minutes)
+	$(BIN)/python benchmarks/camera_faults.py --json benchmarks/results/camera-faults.json
 
 bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe (minutes)
 	$(BIN)/python benchmarks/frame_loop.py --json benchmarks/results/frame-loop.json

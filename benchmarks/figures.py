@@ -40,6 +40,7 @@ PAGES: dict[str, tuple[str, str, str]] = {
     ),
     "training": ("Training", "make bench-training", ""),
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),
+    "camera-faults": ("Faults of a camera", "make bench-camera-faults", ""),
     "soak": ("Soak: a camera that dies every twenty seconds", "make soak", ""),
     "telemetry": ("Telemetry", "make bench-telemetry", ""),
     "kill-matrix": ("Kill matrix", "python benchmarks/kill_matrix.py", ""),

@@ -33,6 +33,8 @@ _START_SHARE = 2.0
 """A child process that was started in vain is started again after this multiple of the time that it took."""
 _FLAPPING, _FLAPPING_S = 5, 60.0
 """A camera that was lost this often within this time is degraded."""
+_MOVE_S = 1.0
+"""Time for a source that was frozen to deliver another image after it was reopened, seconds."""
 _POLL_S = 60.0
 _ROW_STEP = 16
 """Every 16th row of raw pixels is compared: sensor noise alone makes any of them differ."""
@@ -158,7 +160,7 @@ class ReconnectingCamera(Closing):
         self._bad_since: float | None = None
         self._checksum: int | None = None
         self._same_since = 0.0
-        self._black = False
+        self._black = self._still = False
         self._black_checked: float | None = None
         self._size: tuple[int, int] | None = None
         self._other_size: tuple[int, int] | None = None
@@ -322,7 +324,12 @@ class ReconnectingCamera(Closing):
         """
         now = self._clock.monotonic()
         size = frame_size(frame)
-        if self._is_frozen(frame, now):
+        self._still = self._is_frozen(frame, now)
+        if self._still and not self._first_frame and now - self._first_frame_from < _MOVE_S:
+            raise ImageError(
+                f"{frame.source}: still the image that did not change"
+            )  # some cameras send an old one first
+        if self._still:
             condition: Condition = "black" if self._black else "frozen"
             reason = f"the same {'black ' if self._black else ''}image for {self._frozen_s:g} s"
             self._lose(condition, reason, frozen=True)
@@ -372,7 +379,7 @@ class ReconnectingCamera(Closing):
         """Count an unusable frame. True once there was no usable frame for `frozen_s` (black frames do not count)."""
         now = self._clock.monotonic()
         condition, reason = self.state.condition, self.state.reason
-        if not self._black:
+        if not self._black and not self._still:
             with self._lock:
                 self._broken.captured(now, broken=True)
             if condition in ("delivering", "degraded", "resized"):

@@ -23,9 +23,10 @@ from eyas_device.support.redact import redact
 _PORTS = {"rtsp": 554, "rtsps": 322}
 _ASK_S = 1.5
 # TCP, because UDP loses packets silently; only the protocols of RTSP, because the server chooses what it points to.
+# The rate of frames is not estimated before the first one is returned: that takes more than a second.
 _FFMPEG = {
-    "rtsp": "rtsp_transport;tcp|protocol_whitelist;tcp,udp,rtp,rtsp",
-    "rtsps": "rtsp_transport;tcp|protocol_whitelist;tcp,rtp,rtsp,tls",
+    "rtsp": "rtsp_transport;tcp|fpsprobesize;0|protocol_whitelist;tcp,udp,rtp,rtsp",
+    "rtsps": "rtsp_transport;tcp|fpsprobesize;0|protocol_whitelist;tcp,rtp,rtsp,tls",
 }
 
 

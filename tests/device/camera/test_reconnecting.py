@@ -207,6 +207,19 @@ def test_a_frozen_source_is_reopened_until_it_moves(image: Any) -> None:
     assert plan.camera.state.losses == 3 and plan.camera.state.frames == 5
 
 
+def test_a_camera_that_begins_with_its_old_image_is_not_frozen_for_ever() -> None:
+    """It keeps the last image and sends it to each new reader first; here twice, and then what it sees."""
+    old = shown(7)
+    plan = Plan([(10.0, old)] * 5, [(0.1, old), (0.1, old), (0.1, shown(8))], [(0.5, old)] * 3, frozen_s=30.0)
+    for _ in range(3):
+        plan.take()
+    for _ in range(2):
+        with pytest.raises(ImageError, match="still the image that did not change"):
+            plan.camera.capture()
+        assert plan.camera.state.condition == "frozen", "an old image is not classified, and not called broken"
+    assert plan.take().image is not old and plan.camera.state.condition == "delivering"
+
+
 def test_a_still_image_is_not_frozen_before_its_time() -> None:
     plan = Plan([(20.0, shown(0))] * 2 + [(0.0, LOST)], [(20.0, shown(0))] * 2 + [(0.0, LOST)], frozen_s=30.0)
     for _ in range(4):
@@ -258,7 +271,7 @@ def test_what_counts_as_black() -> None:
 
 
 def test_a_sensor_stuck_in_black_is_reopened() -> None:
-    plan = Plan([(10.0, BLACK)] * 9, [(0.0, BLACK)], [(0.0, shown(0))], frozen_s=30.0)
+    plan = Plan([(10.0, BLACK)] * 9, [(2.0, BLACK)], [(0.0, shown(0))], frozen_s=30.0)
     for _ in range(3):
         with pytest.raises(ImageError):
             plan.camera.capture()
