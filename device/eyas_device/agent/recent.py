@@ -15,6 +15,7 @@ from eyas_device.telemetry.local import Figures
 SPAN_S = 60
 """Longest time that is looked back, seconds."""
 _GROWTH = 1.02
+_MAX_LABELS = 50
 
 
 class _Second:
@@ -86,7 +87,7 @@ class Recent(Listener):
             uncertain=uncertain,
             unreadable=unreadable,
             latency_ms=latency.summary(),
-            counts=dict(counts),
+            counts=dict(counts.most_common(_MAX_LABELS)),
         )
 
     def _second(self) -> _Second:

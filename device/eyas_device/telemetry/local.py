@@ -26,7 +26,7 @@ from eyas_device.updates.records import read_agent
 SOCKET = "agent.sock"
 _BACKLOG = 16
 _POLL_S = 0.5
-_SEND_S = 1.0
+_RETRY_S = 0.05
 _CACHE_S = 0.25
 _ASK_S = 5.0
 _MAX_BYTES = 1 << 20
@@ -184,7 +184,7 @@ class StatusServer(Closing):
         if self._closing.is_set():
             return
         self._closing.set()
-        self._thread.join(_SEND_S + 2 * _POLL_S)
+        self._thread.join(4 * _POLL_S)
         self._listener.close()
         with suppress(OSError):
             self._path.unlink(missing_ok=True)
@@ -196,11 +196,10 @@ class StatusServer(Closing):
                 client, _ = self._listener.accept()
             except TimeoutError:
                 continue
-            with client:
-                client.settimeout(_SEND_S)
+            with client, suppress(OSError):  # a client that left, or a buffer that is too small
                 answer = self._encoded()
-                with suppress(OSError):  # a client that left or reads too slowly
-                    client.sendall(answer)
+                client.setblocking(False)  # a new connection's buffer takes it all: nobody has to read for it
+                client.sendall(answer)
 
     def _encoded(self) -> bytes:
         """The status, the same for clients within a quarter of a second: many of them cost no more than one."""
@@ -250,10 +249,14 @@ def _exchange(state: Path, timeout_s: float) -> bytes:
         if not stat.S_ISSOCK(os.stat(SOCKET, dir_fd=descriptor, follow_symlinks=False).st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         connection.settimeout(timeout_s)
-        try:
-            connection.connect(address)
-        except BlockingIOError:  # its queue of connections is full
-            raise TimeoutError from None
+        while True:
+            try:
+                connection.connect(address)
+                break
+            except BlockingIOError:  # its queue of connections is full
+                if time.monotonic() > deadline:
+                    raise TimeoutError from None
+                time.sleep(_RETRY_S)
         while len(received) < _MAX_BYTES:
             left = deadline - time.monotonic()
             if left <= 0:

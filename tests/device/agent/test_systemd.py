@@ -18,12 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from eyas_device.agent import report
+from eyas_device.agent.health import HealthMonitor
 from eyas_device.agent.loop import Loop
+from eyas_device.agent.recent import Recent
+from eyas_device.agent.report import StatusText
 from eyas_device.agent.systemd import LOAD_S, UNIT, Notifier
 from eyas_device.camera import open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
 from eyas_device.commands import run
+from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
 from tests.support.system_parts import require
@@ -473,3 +478,25 @@ def test_litert_and_onnx_runtime_answer_without_writable_code(pristine_bundle: P
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3), what MemoryDenyWriteExecute does cannot be tried")
     assert found["refused"], "the process could still make memory both writable and executable"
     assert max(found["differences"].values()) < 0.05 and len(found["differences"]) == 2
+
+
+def test_the_status_line_holds_figures_and_the_link_and_is_seldom_sent(
+    one_manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    notifier = Notifier(environ={"NOTIFY_SOCKET": one_manager.name}, clock=lambda: now[0])
+    monitor = HealthMonitor()
+    monitor.recent = Recent(lambda: now[0])
+    monkeypatch.setattr(HealthMonitor, "link", property(lambda self: "not connected: mqtt://me:S3cret@h refused\nx=1"))
+    text = StatusText(monitor, notifier)
+    monitor.recent.on_tick()
+    for _ in range(300):  # a minute
+        monitor.recent.on_unreadable(ImageError("x"))
+        now[0] += 0.2
+        text.on_tick()
+    lines = [line for line in one_manager.lines() if line.startswith("STATUS=")]
+    assert 1 <= len(lines) <= 7
+    assert "0.0 fps" in lines[-1] and "unreadable 100 %" in lines[-1] and "mqtt not connected" in lines[-1]
+    assert "S3cret" not in " ".join(lines) and not any(line == "x=1" for line in one_manager.lines())
+    notifier.close()
