@@ -15,12 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.errors import ImageError
+from eyas_device.support.image_header import FORMATS, header_size, jpeg_size, oversize
 
 Pixels = npt.NDArray[np.uint8]
 """An image: uint8 [height, width, 3], blue-green-red."""
 
-MAX_SIDE = 16_384
-"""Largest side of an image that is taken, pixels."""
 _MAX_SCRATCH = 8
 
 Scratch = dict[tuple[int, int], Pixels]
@@ -60,16 +59,18 @@ def decode(
     where: str = "image",
     kept: tuple[float, float] = (1.0, 1.0),
 ) -> Pixels:
-    """Decode an encoded image (JPEG, PNG, BMP, WebP, TIFF) to `Pixels`, for the model of `spec` if that is given.
+    """Decode an encoded image (JPEG, PNG, BMP, WebP, TIFF, GIF) to `Pixels`, for the model of `spec` if that is given.
 
     Grey becomes three equal channels, alpha is dropped, 16 bit becomes 8 bit, CMYK becomes BGR, and the EXIF
     orientation is applied. `kept` are the fractions of width and height that are used: the scale follows from them.
-    Raises `ImageError` if the bytes are not an image or a side exceeds 16384 pixels.
+    Raises `ImageError` if the bytes are not an image, or one of more than 50 megapixels or 16384 pixels a side: that is
+    read from its header, before any of it is decoded.
     """
     if len(data) == 0:
         raise ImageError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
     if bytes(data[:2]) == b"\xff\xd8" and is_cut_short(data):
         raise ImageError(f"{where}: a JPEG of {len(data)} bytes that is cut short (it has no end marker)")
+    check_encoded(data, where=where)
     flag = cv2.IMREAD_COLOR
     if spec is not None and spec.decode == "reduced":
         size = image_size(data)
@@ -79,9 +80,7 @@ def decode(
     except cv2.error as error:
         raise ImageError(f"{where}: not an image that can be decoded ({error.err})") from None
     if pixels is None:
-        raise ImageError(f"{where}: not an image that can be decoded; allowed are JPEG, PNG, BMP, WebP and TIFF")
-    if max(pixels.shape[:2]) > MAX_SIDE:
-        raise ImageError(f"{where}: {pixels.shape[1]}x{pixels.shape[0]} pixels; at most {MAX_SIDE} a side are allowed")
+        raise ImageError(f"{where}: not an image that can be decoded; allowed are {FORMATS}")
     return np.asarray(pixels, dtype=np.uint8)
 
 
@@ -108,28 +107,21 @@ def is_cut_short(data: bytes | memoryview) -> bool:
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
-    """Width and height in a JPEG's header, pixels, without decoding it; None for other or broken bytes.
+    """Width and height in a JPEG's header, pixels, without decoding it; None for other or broken bytes."""
+    return jpeg_size(data)
 
-    Source: ITU-T T.81, B.2.2 (frame header: marker, length, precision, lines, samples per line).
+
+def check_encoded(data: bytes | memoryview, *, where: str = "image") -> tuple[int, int]:
+    """Width and height in the header of an encoded image, pixels, without decoding it.
+
+    Raises `ImageError` for bytes that are no image, and for one of more than 50 megapixels or 16384 pixels a side.
     """
-    position, end = 2, len(data) - 8
-    if bytes(data[:2]) != b"\xff\xd8":
-        return None
-    while position < end and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill
-            position += 1
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:  # stands alone
-            position += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = (
-                int.from_bytes(data[position + 5 : position + 7], "big"),
-                int.from_bytes(data[position + 7 : position + 9], "big"),
-            )
-            return (width, height) if width and height else None
-        else:
-            position += 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
-    return None
+    size = header_size(data)
+    if size is None:
+        raise ImageError(f"{where}: not an image that can be decoded; allowed are {FORMATS}")
+    if problem := oversize(*size):
+        raise ImageError(f"{where}: {problem}")
+    return size
 
 
 def read_image(path: Path, spec: Preprocessing | None = None) -> Pixels:
@@ -223,7 +215,7 @@ def _resize(image: Pixels, out: Pixels, spec: Preprocessing, scratch: Scratch | 
             method = cv2.INTER_AREA
     # OpenCV refuses a dst that is not contiguous, and silently allocates a new one if it cannot use it.
     written = cv2.resize(image, (width, height), dst=out if out.flags.c_contiguous else None, interpolation=method)
-    if not np.shares_memory(written, out):
+    if not np.may_share_memory(written, out):
         out[...] = written
 
 

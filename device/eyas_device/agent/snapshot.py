@@ -23,6 +23,8 @@ from eyas_device.preprocess import Pixels, prepare
 from eyas_device.support.files import atomic_write
 from eyas_device.support.redact import redact
 
+_MODE = 0o600
+"""Images are private: others on the device may not read them."""
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"BM": ".bmp", b"RI": ".webp", b"II": ".tif", b"MM": ".tif"}
 
 
@@ -53,7 +55,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
-    """Write a snapshot into `folder`, which is created if missing; each file is written atomically.
+    """Write a snapshot into `folder`, which is created if missing; each file is written atomically, for its owner only.
 
     Raises `ImageError` for a frame that cannot be decoded and `SnapshotError` if a file cannot be written.
     """
@@ -83,10 +85,14 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
         else round(ood_quantile(distance(describe(model_input), reference), reference), 3),
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / snapshot.frame, encoded)
-        atomic_write(folder / snapshot.input, _png(model_input))
-        atomic_write(folder / f"{stem}.json", msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        description = msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n"
+        for name, data in (
+            (snapshot.frame, encoded),
+            (snapshot.input, _png(model_input)),
+            (f"{stem}.json", description),
+        ):
+            atomic_write(folder / name, data, mode=_MODE)
     except OSError as error:
         raise SnapshotError(
             f"{folder}: a snapshot cannot be written ({error.strerror}); check free space and permissions"

@@ -9,7 +9,8 @@ import numpy as np
 
 from eyas_device.camera import Frame
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import MAX_SIDE, Pixels, image_size
+from eyas_device.preprocess import Pixels, check_encoded, image_size
+from eyas_device.support.image_header import oversize
 
 DEGRADED_SHARE = 0.05
 """A camera is degraded when more than this share of its recent frames is broken."""
@@ -82,22 +83,22 @@ class _RecentCounts:
             self.broken -= bad
 
 
-def frame_size(frame: Frame) -> tuple[int, int] | None:
-    """Width and height, pixels; None for encoded images other than JPEG. Raises `ImageError` for unsupported images."""
+def frame_size(frame: Frame) -> tuple[int, int]:
+    """Width and height, pixels. Raises `ImageError` for unsupported and for too large images."""
     image = frame.image
     if isinstance(image, bytes):
-        size = image_size(image)
-        if size is None and (not image or image.startswith(b"\xff\xd8")):
+        if image_size(image) is None and (not image or image.startswith(b"\xff\xd8")):
             raise ImageError(f"{frame.source}: a damaged JPEG of {len(image)} bytes, without a frame header")
-        if size is not None and max(size) > MAX_SIDE:
-            raise ImageError(f"{frame.source}: {size[0]}x{size[1]} pixels; at most {MAX_SIDE} a side are allowed")
-        return size
+        return check_encoded(image, where=frame.source)
     plain = image.dtype == np.uint8 and image.ndim in (2, 3) and 0 not in image.shape
     if not plain or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise ImageError(
             f"{frame.source}: {image.dtype} pixels of shape {image.shape}; uint8 [h, w] or [h, w, 1|3|4] is allowed"
         )
-    return image.shape[1], image.shape[0]
+    height, width = image.shape[:2]
+    if problem := oversize(width, height):
+        raise ImageError(f"{frame.source}: {problem}")
+    return width, height
 
 
 def is_black(frame: Frame, level: float) -> bool:

@@ -338,7 +338,7 @@ class ReconnectingCamera(Closing):
         if self._is_black(frame, now):
             self._set_state("black", f"every value of the image is at most {self._black_level:g}")
             raise ImageError(f"{frame.source}: black; is the lens covered, or the light off?")
-        if size is not None and self._is_resized(size):
+        if self._is_resized(size):
             return False
         since = self._undecoded_since
         if since is not None and 0 < self._frozen_s <= now - since:

@@ -32,8 +32,9 @@ import numpy.typing as npt
 
 from eyas_device.camera import Frame
 from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, EyasError, ImageError
-from eyas_device.preprocess import MAX_SIDE, as_bgr
+from eyas_device.preprocess import as_bgr
 from eyas_device.support.closing import Closing
+from eyas_device.support.image_header import oversize
 from eyas_device.support.opencv import QUIET
 from eyas_device.support.processes import module_command
 
@@ -209,7 +210,7 @@ class SubprocessCamera(Closing):
         if isinstance(reply, _Encoded) and 0 < reply.length <= BUFFER_BYTES:
             image = self._child.memory[: reply.length]
             return Frame(image=image, time=reply.time, source=source, captured=reply.captured)
-        if isinstance(reply, _Raw) and 0 < reply.width <= MAX_SIDE and 0 < reply.height <= MAX_SIDE:
+        if isinstance(reply, _Raw) and reply.width > 0 < reply.height and not oversize(reply.width, reply.height):
             count = reply.width * reply.height * 3
             if count <= BUFFER_BYTES:
                 flat = np.frombuffer(self._child.memory, dtype=np.uint8, count=count)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from eyas_device.commands import values
 
+_MAX_BROKEN = 100
+"""Unusable frames in a row after which the command ends."""
 HELP = "write frames, the exact model input and the predictions as files"
 
 
@@ -34,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.agent.snapshot import take
     from eyas_device.camera import open_configured
     from eyas_device.errors import CameraError, ImageError
+    from eyas_device.support.redact import redact
     from eyas_device.updates.activate import open_model
 
     config = load_config(args.config, camera={"source": args.camera}, model={"bundle": args.bundle})
@@ -46,24 +49,28 @@ def main(args: argparse.Namespace) -> int:
         classifier = model.classifier
         detector = OodDetector(classifier.bundle)
         due = time.monotonic()
-        while written < args.frames:
-            frame = camera.capture()
-            if frame is None:
-                break
-            if camera.live and time.monotonic() < due:
-                continue  # drain a live camera, so that the next snapshot is fresh
-            due = time.monotonic() + args.every
+        broken = 0
+        while written < args.frames and broken < _MAX_BROKEN:
             try:
+                frame = camera.capture()
+                if frame is None:
+                    break
+                if camera.live and time.monotonic() < due:
+                    continue  # drain a live camera, so that the next snapshot is fresh
                 snapshot = take(frame, classifier, args.out)
             except ImageError as error:
-                print(f"skipped: {error}")
+                broken += camera.live  # a folder has an end
+                print(f"skipped: {redact(str(error))}")
                 continue
+            broken, due = 0, time.monotonic() + args.every
             detector.measure(frame.pixels(classifier.spec))
             written += 1
             mark = "?" * snapshot.uncertain
             print(f"{args.out / snapshot.frame}  {snapshot.label} {snapshot.confidence:.2f}{mark}", flush=True)
         if written == 0:
             raise CameraError(f"camera {config.camera.source}: no usable frame was delivered")
+        if broken == _MAX_BROKEN:
+            raise CameraError(f"camera {config.camera.source}: {broken} unusable frames in a row; {written} written")
         judgement = detector.judgement()
         if judgement is not None:
             print(judgement)

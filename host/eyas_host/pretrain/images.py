@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from eyas_device.bundle import sha256
-from eyas_device.preprocess import Pixels
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Pixels, check_encoded
 from eyas_host.support.errors import WeightsError
 from eyas_host.support.progress import say, track
 
@@ -129,7 +130,12 @@ def _largest_versions(paths: Iterable[Path]) -> list[Path]:
 
 
 def _read(path: Path) -> Pixels | None:
-    image: Any = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        data = path.read_bytes()
+        check_encoded(data, where=str(path))
+    except (OSError, ImageError):
+        return None
+    image: Any = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if image is not None:
         image = _crop_transparent(image)
     if image is None or min(image.shape[:2]) < MIN_SIDE:

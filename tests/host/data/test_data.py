@@ -89,6 +89,15 @@ def test_every_unreadable_image_is_listed(folder: Path) -> None:
     assert [str(path) in line for path, line in zip((empty, junk), found.unreadable, strict=True)] == [True, True]
 
 
+def test_an_image_that_is_too_large_is_named_with_the_limit(folder: Path) -> None:
+    """A hundred megapixels, of which only the header is read: 10,000 x 10,000 in a few bytes."""
+    path = folder / "ring" / "panorama.png"
+    good = (folder / "ring" / "000.png").read_bytes()
+    path.write_bytes(good[:16] + (10_000).to_bytes(4, "big") * 2 + good[24:])
+    with pytest.raises(DataError, match=r"panorama.png: 10000x10000 pixels, 100.0 megapixels; at most 50 are allowed"):
+        index(folder)
+
+
 def test_long_lists_of_unreadable_images_end(folder: Path) -> None:
     for number in range(13):
         (folder / "ring" / f"bad{number}.png").touch()
