@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -64,6 +65,8 @@ class CameraSection(Section, frozen=True):
     """Mirror the turned image: `horizontal` exchanges left and right, `vertical` top and bottom."""
     region: tuple[Fraction, ...] = ()
     """Left, top, width and height of the part that is classified, as fractions of the turned and mirrored image."""
+    controls: dict[str, float | Literal["auto"]] = msgspec.field(default_factory=dict)
+    """Controls of a v4l2 or picamera2 camera: exposure, gain, focus, white_balance, ... -> a number or "auto"."""
     timeout_s: Seconds = 5.0
     """A source that delivers nothing for this time is lost and reopened."""
     frozen_s: Annotated[float, msgspec.Meta(ge=0)] = 30.0
@@ -273,6 +276,11 @@ def _invalid_values(config: Config) -> Iterable[str]:
     if not Path(config.device.state).is_absolute():
         yield f"[device] state = {config.device.state!r}: an absolute path is needed"
     yield from (f"[telemetry] {error}" for error in connection_errors(config.telemetry))
+    for name, value in config.camera.controls.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+            yield f"[camera] controls: {name!r} is not a name; small letters, digits and '_' are allowed"
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f'[camera] controls: {name} = {value}: a finite number or "auto" is needed'
     low, high = config.privacy.band
     if low > high:
         yield f"[privacy] band = [{low:g}, {high:g}]: the first must not be above the second"

@@ -214,6 +214,7 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "frozen_s": _numbers(0),
         "black_level": _numbers(0, 255),
         "give_up_s": _numbers(0),
+        "controls": st.just({}),
         "rotate": st.sampled_from([0, 90, 180, 270]),
         "flip": st.sampled_from(["none", "horizontal", "vertical", "both"]),
         "region": st.sampled_from([[], [0, 0, 1, 1], [0.25, 0.5, 0.75, 0.5]]),

@@ -9,6 +9,8 @@ its failures and reopens it.
 from __future__ import annotations
 
 import importlib
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
@@ -34,7 +36,12 @@ KINDS = {
     "fake": "eyas_device.camera.fake:FakeCamera",
 }
 """Kind -> class. Its `open(rest, timeout_s=...)` parses the part after the colon."""
+CONTROLLED = ("v4l2", "picamera2")
+"""Kinds whose `open` also takes `controls`."""
 TIMEOUT_S = 5.0
+_logger = logging.getLogger(__name__)
+_warned: set[str] = set()
+_MAX_WARNED = 100
 
 
 @dataclass(frozen=True)
@@ -136,16 +143,23 @@ def is_live(spec: str) -> bool:
 def open_configured(camera: CameraSection, *, loop: bool = False) -> Camera:
     """Open a camera as it is configured; raises what `open_camera` raises."""
     view = View(rotate=camera.rotate, flip=camera.flip, region=camera.region)
-    opened = open_camera(camera.source, loop=loop, timeout_s=camera.timeout_s)
+    opened = open_camera(camera.source, loop=loop, timeout_s=camera.timeout_s, controls=camera.controls)
     return opened if view.is_plain else ViewedCamera(opened, view)
 
 
-def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) -> Camera:
+def open_camera(
+    spec: str,
+    *,
+    loop: bool = False,
+    timeout_s: float = TIMEOUT_S,
+    controls: Mapping[str, float | str] | None = None,
+) -> Camera:
     """Open the source that `spec` names; with `loop` it restarts at its end.
 
     `folder:PATH` delivers the images below a folder in order, `video:PATH` the frames of a video file, and
     `fake:?frames=20&size=640x480&seed=1` synthetic images; the other kinds are live. `timeout_s` bounds opening and
-    each capture. Raises `CameraSpecError` if `spec` is wrong and `CameraError` if the source does not open.
+    each capture. `controls` (name -> value or `auto`) are set on v4l2 and picamera2 cameras; a refused one is logged.
+    Raises `CameraSpecError` if `spec` is wrong and `CameraError` if the source does not open.
 
     >>> with open_camera("fake:?frames=3&size=640x480") as camera:
     ...     shapes = [camera.capture().pixels().shape for _ in range(3)]
@@ -160,8 +174,24 @@ def open_camera(spec: str, *, loop: bool = False, timeout_s: float = TIMEOUT_S) 
     if loop:
         return LoopingCamera(spec, timeout_s=timeout_s)
     module, name = KINDS[kind].split(":")
+    further = {"controls": controls} if controls and kind in CONTROLLED else {}
     try:
-        return cast(Camera, getattr(importlib.import_module(module), name).open(rest, timeout_s=timeout_s))
+        camera = getattr(importlib.import_module(module), name).open(rest, timeout_s=timeout_s, **further)
     except CameraError as error:
         error.args = (redact(str(error)),)
         raise
+    problems = getattr(camera, "problems", ())
+    if controls and not further:
+        problems = (f"{kind} cameras have no controls; those of v4l2 and picamera2 can be set",)
+    for problem in problems:
+        _warn_once(f"camera {redact(spec)}: {problem}")
+    return cast(Camera, camera)
+
+
+def _warn_once(text: str) -> None:
+    """Log a warning; a camera that is reopened all the time logs it once."""
+    if text not in _warned:
+        if len(_warned) >= _MAX_WARNED:
+            _warned.clear()
+        _warned.add(text)
+        _logger.warning("%s", text)

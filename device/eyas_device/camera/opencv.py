@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True):
     """Requested frame rate, frames per second."""
     format: str = ""
     """`mjpg`, `yuyv`, or empty: mjpg if the device supports it."""
+    controls: dict[str, float | str] = {}
+    """Control -> value or `auto`."""
 
 
 class OpenCVReader:
@@ -41,6 +43,8 @@ class OpenCVReader:
         self.settings = msgspec.convert(settings, Settings)
         self.note = ""
         """How the source differs from the request."""
+        self.problems: list[str] = []
+        """Controls that could not be set."""
         self._undecoded = False
         self._tries_left = 0
         self._buffer: npt.NDArray[np.uint8] | None = None

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import TIMEOUT_S
+from eyas_device.camera.controls import Wanted, for_libcamera
 from eyas_device.camera.spec import RATE, SIZE, parse_options, parse_rate, parse_size
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
@@ -29,13 +30,15 @@ class Settings(msgspec.Struct, frozen=True):
     size: tuple[int, int] = (1640, 1232)
     """Width and height, pixels."""
     fps: float | None = None
+    controls: dict[str, float | str] = {}
+    """Control -> value or `auto`."""
 
 
 class Picamera2Camera(SubprocessCamera):
     """A camera on the CSI connector, read in a separate process."""
 
     @classmethod
-    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> Picamera2Camera:
+    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S, controls: Wanted | None = None) -> Picamera2Camera:
         """Open `picamera2:?size=1640x1232&fps=10`; a number before the question mark selects one of several cameras.
 
         Raises `CameraSpecError` for a wrong specification, and `CameraError` without Picamera2 or if
@@ -50,6 +53,7 @@ class Picamera2Camera(SubprocessCamera):
             number=int(number or 0),
             size=parse_size(values["size"], spec=shown, usage=_USAGE) if "size" in values else Settings().size,
             fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
+            controls=dict(controls or {}),
         )
         return cls(f"{__name__}:Picamera2Reader", settings, shown=shown, timeout_s=timeout_s)
 
@@ -71,14 +75,21 @@ class Picamera2Reader:
                 "`rpicam-hello --list-cameras`"
             )
         self.note = ""
+        self.problems: list[str] = []
+        """Controls that could not be set."""
         self._request: Any = None
         self._camera: Any = None
         try:
             self._camera = library.Picamera2(requested.number)
+            values: dict[str, Any] = {}
+            if requested.controls:
+                values, self.problems = for_libcamera(requested.controls, self._camera.camera_controls)
+            if requested.fps is not None:
+                values["FrameRate"] = requested.fps
             self._camera.configure(
                 self._camera.create_video_configuration(
                     main={"size": requested.size, "format": "RGB888"},
-                    controls={} if requested.fps is None else {"FrameRate": requested.fps},
+                    controls=values,
                     queue=False,
                 )
             )

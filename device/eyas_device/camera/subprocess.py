@@ -47,6 +47,7 @@ _OPEN_MARGIN_S = 2.0
 _GRACE_S = 0.5
 _MAX_MESSAGE_BYTES = 1 << 16
 _MAX_REASON_CHARS = 500
+_MAX_PROBLEMS = 20
 _ENVIRONMENT = {
     **QUIET,
     "LIBCAMERA_LOG_LEVELS": "*:ERROR",
@@ -82,9 +83,10 @@ class _Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class _Opened(msgspec.Struct, frozen=True, tag=True):
-    """The source is open; `note` says how it differs from the request."""
+    """The source is open; `note` says how it differs from the request, `problems` which controls were refused."""
 
     note: str = ""
+    problems: list[str] = []
 
 
 class _Failed(msgspec.Struct, frozen=True, tag=True):
@@ -170,6 +172,8 @@ class SubprocessCamera(Closing):
                 error.started_s = self.started_s or time.monotonic() - begun
             raise
         self._source = f"{shown} ({opened.note})" if opened.note else shown
+        self.problems = tuple(problem[:_MAX_REASON_CHARS] for problem in opened.problems[:_MAX_PROBLEMS])
+        """Controls that could not be set."""
 
     @property
     def pid(self) -> int:
@@ -348,7 +352,7 @@ def _serve(request: _OpenRequest, parent: socket.socket, buffer: npt.NDArray[np.
     requests = select.poll()
     requests.register(parent, select.POLLIN)
     try:
-        send(_Opened(getattr(reader, "note", "")))
+        send(_Opened(getattr(reader, "note", ""), getattr(reader, "problems", [])))
         while reader.grab():
             moment = time.time(), time.monotonic()
             if requests.poll(0):

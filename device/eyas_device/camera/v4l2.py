@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 
 from eyas_device.camera import TIMEOUT_S
+from eyas_device.camera.controls import Wanted, set_v4l2
 from eyas_device.camera.opencv import OpenCVReader, Settings
 from eyas_device.camera.spec import RATE, SIZE, parse_options, parse_rate, parse_size
 from eyas_device.camera.subprocess import SubprocessCamera
@@ -32,10 +33,11 @@ class V4L2Camera(SubprocessCamera):
     """A V4L2 device, read in a separate process; JPEG from the driver stays undecoded."""
 
     @classmethod
-    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> V4L2Camera:
+    def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S, controls: Wanted | None = None) -> V4L2Camera:
         """Open `v4l2:0?size=1280x720&fps=30&format=mjpg`; the default format is mjpg if the device supports it.
 
         A driver may deliver the nearest size instead of the requested one; `Frame.source` then names it.
+        `controls` are set once it is open; those that are refused are in `problems`.
         Raises `CameraSpecError` for a wrong specification, and `CameraError` if the device is missing, not permitted,
         in use, or not a camera: device numbers change when others are plugged in.
         """
@@ -52,6 +54,7 @@ class V4L2Camera(SubprocessCamera):
             size=parse_size(values["size"], spec=shown, usage=_USAGE) if "size" in values else None,
             fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
             format=values.get("format", ""),
+            controls=dict(controls or {}),
         )
         # The most common failure is checked here: starting a process on each attempt would cost much more.
         if not Path(device).exists():
@@ -91,6 +94,7 @@ class V4L2Reader(OpenCVReader):
         size = int(self.video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(self.video.get(cv2.CAP_PROP_FRAME_HEIGHT))
         if requested.size is not None and size != requested.size:
             self.note = f"{size[0]}x{size[1]}, the nearest supported size"
+        self.problems = set_v4l2(requested.source, requested.controls)
 
 
 def find_problem(

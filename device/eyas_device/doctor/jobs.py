@@ -73,7 +73,8 @@ def camera(*, settings: dict[str, Any], frames: int, seconds: float) -> dict[str
     """Open a camera as configured, but for its view, and capture `frames` frames or for `seconds`: what ends first.
 
     Returns `live`, `frames` (readable ones), `unreadable`, `fps` (None for less than two frames), `width`, `height`,
-    `black` (no pixel of any frame is above the black level) and `same` (all frames are identical, byte for byte).
+    `problems` (refused controls), `black` (no pixel of any frame is above the black level) and `same` (all frames are
+    identical, byte for byte).
     Raises `CameraError` without any readable frame.
     """
     import msgspec
@@ -88,7 +89,7 @@ def camera(*, settings: dict[str, Any], frames: int, seconds: float) -> dict[str
     checksums: list[int] = []
     times: list[float] = []
     with open_configured(msgspec.structs.replace(section, rotate=0, flip="none", region=())) as source:
-        live = source.live
+        live, problems = source.live, list(getattr(source, "problems", ()))
         deadline = time.monotonic() + seconds
         while len(checksums) + unreadable < frames and time.monotonic() < deadline:
             try:
@@ -114,6 +115,7 @@ def camera(*, settings: dict[str, Any], frames: int, seconds: float) -> dict[str
         "width": width,
         "height": height,
         "black": brightest <= section.black_level,
+        "problems": problems,
         "same": len(checksums) > 1 and len(set(checksums)) == 1,
     }
 

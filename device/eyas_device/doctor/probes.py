@@ -109,6 +109,8 @@ def camera(context: Context) -> Finding:
     text = f"{settings.source}: {result['frames']} frames of {result['width']} x {result['height']}, {rate}"
     if result["unreadable"]:
         return yellow(f"{text}, {result['unreadable']} unreadable", "a bad cable or link; a lower resolution may help")
+    if result["problems"]:
+        return yellow(f"{text}; {'; '.join(result['problems'])}", "correct [camera] controls")
     if result["black"]:
         return yellow(f"{text}, black", "check lens cap, light and exposure")
     if result["same"] and result["live"] and settings.frozen_s:

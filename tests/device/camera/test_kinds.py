@@ -305,6 +305,11 @@ class Picamera2:
     def __init__(self, number): pass
     @classmethod
     def global_camera_info(cls): return cls.cameras
+    camera_controls = {
+        "ExposureTime": (14, 66666, None), "AeEnable": (False, True, True), "AnalogueGain": (1.0, 16.0, 1.0),
+        "LensPosition": (0.0, 15.0, 1.0), "AfMode": (0, 2, 0), "Brightness": (-1.0, 1.0, 0.0),
+        "NoiseReductionMode": (0, 4, 0), "AwbEnable": (False, True, None), "FrameDurationLimits": (33333, 120000, None),
+    }
     def create_video_configuration(self, **asked): return asked
     def configure(self, asked): self.asked = asked
     def camera_configuration(self): return self.asked
