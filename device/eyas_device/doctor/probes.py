@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
-import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +11,12 @@ from msgspec.structs import replace
 
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.doctor.system import service_is_active
-from eyas_device.support.names import BrokerAddress
 from eyas_device.support.processes import JobError
 from eyas_device.telemetry.local import ask
 from eyas_device.updates.records import read_agent
 
 if TYPE_CHECKING:
-    from paho.mqtt.client import Client
-    from paho.mqtt.reasoncodes import ReasonCode
-
     from eyas_device.config import CameraSection
-    from eyas_device.telemetry.mqtt_client import Connector
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "litert": ("ai-edge-litert",),
@@ -40,7 +33,7 @@ _MODEL_S = 50.0
 _FRAMES, _CAMERA_S, _MAX_OPEN_S = 30, 8.0, 15.0
 _SLOW_FPS = 1.0
 _VIEW_S = 4.0
-_TCP_S, _CONNACK_S = 5.0, 10.0
+_TCP_S = 5.0
 
 
 def runtime(name: str) -> Callable[[Context], Finding]:
@@ -162,61 +155,9 @@ def broker(context: Context) -> Finding:
         )
     except OSError as error:
         return red(f"{address}: {error.strerror or error}", "check the device's network: ip route")
-    return _mqtt_handshake(context, address)
+    from eyas_device.doctor.mqtt import examine
 
-
-def _mqtt_handshake(context: Context, address: BrokerAddress) -> Finding:
-    """Connect with MQTT 5, else 3.1.1, as a separate client, so that the running service keeps its session."""
-    from eyas_device.telemetry.mqtt_client import Connector, Session
-
-    section = context.config.telemetry
-    user = section.user or ("this certificate" if section.certificate else "anybody")
-    session = Session(client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", keepalive_s=int(_CONNACK_S))
-    connector = Connector((address.host, address.port), session)
-    reason = _connect(context, connector)
-    if reason is not None and reason.is_failure and connector.switch_if_unsupported(reason):
-        reason = _connect(context, connector)
-        if reason is not None and not reason.is_failure:
-            return yellow(
-                f"{address}: accepts {user} with MQTT 3.1.1 only", "a broker with MQTT 5 reports why it refuses"
-            )
-    if reason is None:
-        return red(f"{address}: something listens but is not an MQTT broker", "check the port: TLS, HTTP, a proxy?")
-    if reason.is_failure:
-        return red(
-            f"{address}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reason}",
-            "check user, password and the broker's access list",
-        )
-    return green(f"{address}: accepts {user}; {_DELIVERY[section.delivery]}")
-
-
-_DELIVERY = {
-    "collector": "messages are kept here until a collector has stored them",
-    "broker": "messages are kept here until the broker has them, which may then lose them (telemetry.delivery)",
-}
-
-
-def _connect(context: Context, connector: Connector) -> ReasonCode | None:
-    """The reason code of the broker's CONNACK, None without one."""
-    from eyas_device.telemetry.tls import Security
-
-    client = connector.make_client()
-    Security.from_config(context.config.telemetry).apply(client)
-    done = threading.Event()
-    reasons: list[ReasonCode] = []
-
-    def on_connect(client: Client, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
-        reasons.append(reason)
-        done.set()
-
-    client.on_connect = on_connect
-    client.on_disconnect = client.on_connect_fail = lambda *_: done.set()
-    connector.connect_async(client)
-    client.loop_start()
-    done.wait(_CONNACK_S)
-    client.disconnect()
-    client.loop_stop()
-    return reasons[0] if reasons else None
+    return examine(context.config, address)
 
 
 def _bundle_arguments(context: Context) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 from eyas_device.errors import LinkError
@@ -44,7 +43,7 @@ _ASKS_FOR_CERTIFICATE = (
 _SPEAKS_PLAIN = "the broker speaks MQTT without TLS on this port; with TLS it usually listens on 8883"
 
 
-def diagnose(address: tuple[str, int], security: Security, *, now: Callable[[], float] = time.time) -> str:
+def diagnose(address: tuple[str, int], security: Security) -> str:
     """Say why connections to a listening broker end before it accepts them; empty if that is not found out.
 
     Takes a few seconds at most.
@@ -53,16 +52,9 @@ def diagnose(address: tuple[str, int], security: Security, *, now: Callable[[], 
         if not security.uses_tls:
             return _SPEAKS_TLS if _speaks_tls(address) else ""
         for certificate in security.certificates():
-            if problem := certificate.problem(now()):
+            if problem := certificate.problem(time.time()):
                 return problem
-        return _diagnose_tls(address, security, now())
-    return ""
-
-
-def broker_certificate_warning(address: tuple[str, int], security: Security, now: float) -> str:
-    """When the broker's certificate expires, if that is soon; empty otherwise."""
-    with suppress(OSError, ValueError):
-        return parse_certificate(_peer_certificate(address), "the broker's certificate").warning(now)
+        return _diagnose_tls(address, security, time.time())
     return ""
 
 

@@ -361,7 +361,7 @@ class Uplink(Closing):
             self._unexplained = _UNEXPLAINED
             if self._taken_over > 1:
                 self._note_twin("")
-        if self.status.state is not LinkState.REFUSED:
+        if self._accepted:  # else `_drop` finds out why
             self._set_state(LinkState.DISCONNECTED, str(reason))
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:

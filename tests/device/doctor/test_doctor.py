@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
+from paho.mqtt.client import CallbackAPIVersion, Client
 
 from eyas_device import doctor
 from eyas_device.cli import main as eyas_device
@@ -32,6 +34,7 @@ from eyas_device.doctor.finding import green
 from eyas_device.errors import BundleError, LinkError
 from eyas_device.runtimes import RUNTIMES
 from eyas_device.support.processes import JobError, run_job
+from eyas_device.telemetry.messages import Status, encode
 from eyas_device.updates.slots import Slots
 from tests.support.brokers import Broker
 
@@ -438,7 +441,7 @@ def test_a_wrong_password_differs_from_a_missing_broker(make_broker: Callable[..
     nobody = at(guarded.port)
     guarded.stop()
     gone = at(guarded.port, telemetry=login["right"])
-    assert right.status == "green" and "accepts camera" in right.text
+    assert right.status == "yellow" and "accepts camera, but without TLS" in right.text
     assert wrong.status == "red" and "the broker refused camera: Not authorized" in wrong.text
     assert nobody.status == "red" and "the broker refused" in nobody.text
     assert gone.status == "red" and "nothing listens there" in gone.text
@@ -503,6 +506,29 @@ def test_a_broker_with_the_older_protocol_only() -> None:
     assert finding.status == "yellow" and "3.1.1 only" in finding.text
 
 
+def test_commands_without_tls_are_a_warning(broker: Broker) -> None:
+    finding = at(broker.port, telemetry={"commands": ("pause", "snapshot"), "insecure": True})
+    assert finding.status == "yellow" and "without TLS the network can read or send commands" in finding.text
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_another_machine_of_this_name(broker: Broker, noticed: bool) -> None:
+    faults = ("another machine (0123456789ab) uses the name default/cam-1; give each another",) if noticed else ()
+    other = Status(device="cam-1", machine="0123456789ab", state="online", time=NOW, faults=faults)
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    client.publish("eyas/default/cam-1/status", encode(other), qos=1, retain=True).wait_for_publish(10)
+    client.disconnect()
+    client.loop_stop()
+    checked = context(broker=f"127.0.0.1:{broker.port}")
+    config = replace(checked.config, device=replace(checked.config.device, name="cam-1"))
+    finding = probes.broker(dataclasses.replace(checked, config=config))
+    assert finding.status == "yellow" and "another machine (0123456789ab)" in finding.text
+    config = replace(checked.config, device=replace(checked.config.device, name="cam-2"))
+    assert probes.broker(dataclasses.replace(checked, config=config)).status == "green"
+
+
 def test_an_unknown_host_name() -> None:
     finding = probes.broker(context(broker="no-such-host.invalid:1883"))
     assert finding.status == "red", finding
@@ -531,6 +557,33 @@ def test_a_clock_before_the_installation_and_an_unsynchronised_one(
     assert "not synchronised" in system.clock(context(now=lambda: installed_at + 60, root=tmp_path)).text
     file(tmp_path / "run/systemd/timesync/synchronized", "")
     assert system.clock(context(now=lambda: installed_at + 60, root=tmp_path)).status == "green"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "timedatectl", "status"),
+    [
+        (-1, None, "grey"),
+        (-1, "yes\n", "green"),
+        (-1, "no\n", "yellow"),
+        (5, None, "yellow"),
+        (5, "yes\n", "green"),
+        (0, None, "green"),
+    ],
+)
+def test_a_clock_inside_of_the_services_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: int, timedatectl: str | None, status: str
+) -> None:
+    """Where adjtimex is forbidden, systemd's bus knows; where nobody may say, it is no warning for ever."""
+    monkeypatch.setattr(system, "_ask_kernel", lambda: (kernel, 0))
+    now = Path(system.__file__).stat().st_mtime + 60
+    asked: list[object] = []
+
+    def run(command: Any, timeout_s: float) -> str | None:
+        asked.append(command[0])
+        return timedatectl
+
+    assert system.clock(context(now=lambda: now, root=tmp_path, run=run)).status == status
+    assert asked == ([] if kernel == 0 else ["timedatectl"])
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,9 @@ topic write eyas/+/+/cmd
 topic write eyas/+/+/status
 topic write eyas/+/+/answer
 
-# A device publishes only below its own name, and reads only its acknowledgements and commands.
-pattern write eyas/+/%u/status
+# A device publishes only below its own name, and reads only its acknowledgements, its commands and its status: the
+# last one shows it whether another device has its name.
+pattern readwrite eyas/+/%u/status
 pattern write eyas/+/%u/window
 pattern write eyas/+/%u/event
 pattern write eyas/+/%u/profile

@@ -1,0 +1,133 @@
+"""Whether a listening broker accepts this device: a connection beside the service's, which keeps its session."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+from paho.mqtt.client import Client
+from paho.mqtt.reasoncodes import ReasonCode
+
+from eyas_device.board.identity import machine
+from eyas_device.config import Config
+from eyas_device.doctor.finding import Finding, green, red, yellow
+from eyas_device.support.names import BrokerAddress
+from eyas_device.telemetry.certificates import Certificate, date, parse_certificate
+from eyas_device.telemetry.diagnosis import diagnose
+from eyas_device.telemetry.messages import Status, decode, topic
+from eyas_device.telemetry.mqtt_client import Connector, Session
+from eyas_device.telemetry.tls import Security
+
+_CONNACK_S = 10.0
+_RETAINED_S = 1.0
+"""How long a broker may take to send the retained status."""
+_DELIVERY = {
+    "collector": "messages are kept here until a collector has stored them",
+    "broker": "messages are kept here until the broker has them, which may then lose them (telemetry.delivery)",
+}
+
+
+class _Reply(msgspec.Struct):
+    """What the broker answered."""
+
+    reason: ReasonCode | None = None
+    """Reason code of its CONNACK; None without one."""
+    certificate: Certificate | None = None
+    status: Status | None = None
+    """Retained status of a device of this name."""
+
+
+def examine(config: Config, address: BrokerAddress) -> Finding:
+    """Connect with MQTT 5, else 3.1.1. Raises `LinkError` for credentials that cannot be used."""
+    section, security = config.telemetry, Security.from_config(config.telemetry)
+    for certificate in security.certificates():
+        if problem := certificate.problem(time.time()):
+            return red(f"{address}: {problem}", "eyas enroll makes a new certificate; check the clock")
+    user = section.user or ("this certificate" if section.certificate else "anybody")
+    session = Session(client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", keepalive_s=int(_CONNACK_S))
+    connector = Connector((address.host, address.port), session)
+    reply = _connect(config, security, connector)
+    old = reply.reason is not None and reply.reason.is_failure and connector.switch_if_unsupported(reply.reason)
+    if old:
+        reply = _connect(config, security, connector)
+    if reply.reason is None:
+        known = diagnose((address.host, address.port), security)
+        return red(
+            f"{address}: {known or 'something listens but is not an MQTT broker'}",
+            "see docs/fleet.md, The broker kit" if known else "check the port: TLS, HTTP, a proxy?",
+        )
+    if reply.reason.is_failure:
+        return red(
+            f"{address}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reply.reason}",
+            "check user, password and the broker's access list",
+        )
+    for text, fix in _warnings(config, security, reply):
+        return yellow(f"{address}: accepts {user}, but {text}", fix)
+    if old:
+        return yellow(f"{address}: accepts {user} with MQTT 3.1.1 only", "a broker with MQTT 5 reports why it refuses")
+    return green(f"{address}: accepts {user}; {_DELIVERY[section.delivery]}")
+
+
+def _warnings(config: Config, security: Security, reply: _Reply) -> Iterator[tuple[str, str]]:
+    """What is wrong although the broker accepts the device, with the fix."""
+    status, name = reply.status, f"{config.device.site}/{config.device.name}"
+    if status is not None:
+        twin = next((fault for fault in status.faults if f"uses the name {name}" in fault), "")
+        if twin:
+            yield twin, "give each device a [device] name of its own"
+        elif status.machine and machine() and status.machine != machine():
+            yield (
+                f"the last status of {name}, of {date(status.time)}, came from another machine ({status.machine})",
+                "if this board does not replace that one, give each a [device] name of its own",
+            )
+    now = time.time()
+    for certificate in (*security.certificates(), reply.certificate):
+        if certificate is not None and (text := certificate.warning(now)):
+            yield text, "eyas enroll makes a new one for a device; eyas broker renews its own at a start"
+    if config.telemetry.exposed:
+        keys = ", ".join(config.telemetry.exposed)
+        yield f"without TLS the network can read or send {keys}", "set telemetry.ca, or tls = true"
+
+
+def _connect(config: Config, security: Security, connector: Connector) -> _Reply:
+    client = connector.make_client()
+    security.apply(client)
+    done, retained = threading.Event(), threading.Event()
+    reply = _Reply()
+    own_topic = topic(config.device.site, config.device.name, "status")
+
+    def on_connect(client: Client, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
+        connection = client.socket()
+        if isinstance(connection, ssl.SSLSocket):
+            with suppress(ValueError):
+                der = connection.getpeercert(binary_form=True) or b""
+                reply.certificate = parse_certificate(der, "the broker's certificate")
+        reply.reason = reason
+        done.set()
+
+    def on_message(client: Client, userdata: object, message: Any) -> None:
+        with suppress(msgspec.DecodeError):
+            reply.status = decode(message.payload, Status)
+            retained.set()
+
+    def on_end(*_: object) -> None:
+        done.set()
+        retained.set()
+
+    client.on_connect, client.on_message = on_connect, on_message
+    client.on_disconnect = client.on_connect_fail = on_end
+    connector.connect_async(client)
+    client.loop_start()
+    done.wait(_CONNACK_S)
+    if reply.reason is not None and not reply.reason.is_failure:
+        client.subscribe(own_topic, 1)
+        retained.wait(_RETAINED_S)
+    client.disconnect()
+    client.loop_stop()
+    return reply
