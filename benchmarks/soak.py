@@ -37,7 +37,7 @@ class Agent:
 
     def __init__(self, bundle: Path, port: int) -> None:
         command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(bundle)]
-        command += ["--camera", f"mjpeg:http://127.0.0.1:{port}/normal"]
+        command += ["--log-level", "debug", "--camera", f"mjpeg:http://127.0.0.1:{port}/normal"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.log: list[tuple[float, str]] = []
         threading.Thread(target=self._read_log, daemon=True).start()
@@ -111,9 +111,9 @@ def figures(
     """Compute the figures from the samples and the agent's log."""
     times, memory, threads, files = np.array(samples[int(len(samples) * _SETTLED) :]).T
     slope, noise = _slope((times - times[0]) / 3600, memory)
-    back = [when for when, line in log if line.startswith("camera delivering")]
+    back = [when for when, line in log if "camera delivering" in line]
     waits = [min((when - returned for when in back if when > returned), default=np.inf) for returned in returns]
-    frames = [int(match[1]) for _, line in log if (match := re.match(r"frames (\d+)", line))]
+    frames = [int(match[1]) for _, line in log if (match := re.search(r" debug   frames (\d+)", line))]
     return {
         "losses": Figure(value=len(returns), unit="", note=f"the server was killed every {_UP_S:.0f} s"),
         "recovered": Figure(

@@ -1,6 +1,5 @@
-"""The device's own loop, with everything it does for a frame (status line, OOD detector, telemetry window)."""
+"""The device's own loop, with everything it does for a frame (log, figures, OOD detector, telemetry window)."""
 
-import io
 import json
 import sys
 import time
@@ -12,7 +11,8 @@ import numpy as np
 
 from eyas_device.agent.loop import FramePrediction, Listener, Loop
 from eyas_device.agent.ood import OodDetector
-from eyas_device.agent.output import StatusLine
+from eyas_device.agent.output import RunLog, Summary
+from eyas_device.agent.recent import Recent
 from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.camera import Frame
 from eyas_device.predict import Classifier
@@ -62,8 +62,9 @@ def main() -> None:
     ):
         reporter.start()
         labels = Labels()
-        status = StatusLine(io.StringIO(), reporter)
-        listeners = [labels, status, OodDetector(classifier.bundle), reporter]
+        recent = Recent()
+        log = RunLog(recent, link=lambda: reporter.description)
+        listeners = [labels, recent, log, Summary(), OodDetector(classifier.bundle), reporter]
         loop = Loop(classifier, Replay(for_ever()), listeners)
         loop.run(frames=20)
         print("ready", flush=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from eyas_device.commands import values
 from eyas_device.commands.broker import add_broker_arguments, broker_values
 from eyas_device.errors import CameraSpecError, ConfigError
-from eyas_device.support.logs import LEVELS
+from eyas_device.support.names import LOG_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--loop", action="store_true", help="start again when the source ends")
     add("--accuracy", action="store_true", help="compare predictions with the names of the images' folders")
     add("--json", action="store_true", help="one JSON object per prediction on standard output")
-    add("--log-level", choices=LEVELS, help="what is logged on standard error (default: $EYAS_LOG, else info)")
+    add("--log-level", choices=LOG_LEVELS, help="what is logged on standard error (default: $EYAS_LOG, else info)")
     add_broker_arguments(parser, purpose="send status and windows to this broker")
     add("--site", type=values.topic_level, help="second level of the topic (default: default)")
     add("--device-id", type=values.topic_level, metavar="NAME", help="third level (default: the host's name)")

@@ -8,7 +8,7 @@ change of state (rare), debug is everything else.
 
 A camera writes on an SD card and may be broken for months. So a message that says the same as before, whatever numbers
 it carries, is written at once the first time and then as a count at growing intervals, up to an hour; and all messages
-together have a budget of about 200 lines a day. Debug messages are not folded: somebody is looking.
+together have a budget of about 200 lines a day. At the level debug nothing is folded: somebody is looking.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
+from eyas_device.support.names import LOG_LEVELS
 from eyas_device.support.redact import redact
 
-LEVELS = ("debug", "info", "warning", "error")
-"""Names of the levels, for the command line and the configuration."""
 ENVIRONMENT = "EYAS_LOG"
 """Environment variable with a level; the command line overrides it, and it overrides the configuration."""
 KEEP: Mapping[str, object] = {"fold": False}
@@ -170,7 +169,15 @@ class Budget:
 class LogHandler(logging.Handler):
     """Writes log lines on a stream. It never raises: a full disk or a closed terminal costs the line."""
 
-    def __init__(self, stream: TextIO, *, journal: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        journal: bool = False,
+        folds: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Write on `stream`, with the priorities of a `journal` or with time stamps; `folds` repeated messages."""
         super().__init__()
         self.start_of_line = ""
         """Written before each line; clears a live status line."""
@@ -178,7 +185,7 @@ class LogHandler(logging.Handler):
         """Lines that were written."""
         self.failed = 0
         """Lines that the stream did not take."""
-        self._stream, self._journal = stream, journal
+        self._stream, self._journal, self._folds = stream, journal, folds
         self._fold = Fold(clock)
         self._budget, self._reserve = Budget(100, 900.0, clock), Budget(200, 60.0, clock)
         self._over_budget = 0
@@ -196,6 +203,10 @@ class LogHandler(logging.Handler):
             self._write(record.levelno, lines)
             return
         self._write_due()
+        if not self._folds:
+            self._fold.add(record.name, record.levelno, lines[0])
+            self._write(record.levelno, lines)
+            return
         if getattr(record, "fold", True):
             line = self._fold.add(record.name, record.levelno, lines[0], getattr(record, "times", 1))
             if line is None:
@@ -228,6 +239,8 @@ class LogHandler(logging.Handler):
             return self._fold.warnings()
 
     def _write_due(self, *, all_of_them: bool = False) -> None:
+        if not self._folds:
+            return
         for level, line in self._fold.due(all_of_them=all_of_them):
             self._write_within(self._budget, level, [line])
 
@@ -262,7 +275,7 @@ def set_up(level: str = "info", stream: TextIO | None = None) -> LogHandler:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, LogHandler)]:
         handler.close()
-    handler = LogHandler(stream, journal=is_journal(stream))
+    handler = LogHandler(stream, journal=is_journal(stream), folds=level != "debug")
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("eyas_device").setLevel(level.upper())
@@ -276,7 +289,7 @@ def set_up(level: str = "info", stream: TextIO | None = None) -> LogHandler:
 def choose_level(argument: str | None, configured: str) -> str:
     """The level of the command line, else of `$EYAS_LOG`, else of the configuration."""
     environment = os.environ.get(ENVIRONMENT, "").lower()
-    return argument or (environment if environment in LEVELS else "") or configured
+    return argument or (environment if environment in LOG_LEVELS else "") or configured
 
 
 def priority(level: int) -> str:

@@ -28,6 +28,10 @@ class BrokerAddress(NamedTuple):
         return format_address(self.host, self.port)
 
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+"""Names of the levels of log messages, for the command line and the configuration."""
+
+
 def format_address(host: str, port: int) -> str:
     """`HOST:PORT`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -131,16 +130,12 @@ def test_through_the_agent(
         privacy={"events": True, "band": (0.0, 1.0), "min_interval_s": 0.0},
     )
     faults: list[tuple[str, ...]] = []
-    stream = io.StringIO()
-    with Agent(config, stream, listeners=lambda _: [JsonLines()]) as agent:
+    with Agent(config, listeners=lambda agent: [JsonLines(agent.loop.stop)]) as agent:
         classifier = agent.loop.classifier
         assert classifier is not None
         classifier.runtime = Broken(classifier.runtime, lambda call: logits if call < 15 else None)
-        monkeypatch.setattr(
-            agent._finite, "on_change", lambda report=agent._finite.on_change: faults.append(agent.health().faults)
-        )
+        monkeypatch.setattr(agent.monitor.finite, "on_change", lambda: faults.append(agent.monitor.health().faults))
         agent.run()
-        agent.status.summary()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["finite"] for row in rows] == [False] * 15 + [True] * 10
     assert all(row["uncertain"] and row["confidence"] == 0 for row in rows[:15])
@@ -160,9 +155,9 @@ def test_through_the_agent(
 def test_a_few_broken_answers_are_no_fault(pristine_bundle: Path) -> None:
     config = load_config(None, camera={"source": "fake:?frames=60&size=64x48"}, model={"bundle": str(pristine_bundle)})
     nan = BROKEN["nan"]
-    with Agent(config, io.StringIO()) as agent:
+    with Agent(config) as agent:
         classifier = agent.loop.classifier
         assert classifier is not None and isinstance(classifier.bundle, Bundle)
         classifier.runtime = Broken(classifier.runtime, lambda call: nan if call % MAX_NONFINITE else None)
         agent.run()
-        assert agent.health().faults == ()
+        assert agent.monitor.health().faults == ()

@@ -165,11 +165,17 @@ def test_ever_new_texts_have_a_budget(log: tuple[logging.Logger, io.StringIO, Lo
     assert len(handler.warnings()) == 10
 
 
-def test_debugging_shows_everything(log: tuple[logging.Logger, io.StringIO, LogHandler]) -> None:
-    logger, stream, _ = log
-    for _ in range(500):
+def test_debugging_shows_everything() -> None:
+    stream = io.StringIO()
+    logger, handler = logging.Logger("alone"), LogHandler(stream, folds=False)
+    logger.addHandler(handler)
+    for number in range(300):
         logger.debug("frames 1")
-    assert len(texts(stream)) == 500
+        logger.warning("camera lost %d", number)
+        logger.info("camera delivering")
+    handler.close()
+    assert len(texts(stream)) == 900 and "more in the last" not in stream.getvalue()
+    assert [(w.text, w.count) for w in handler.warnings()] == [("camera lost 299", 300)]
 
 
 def test_the_last_warnings_are_known_with_their_counts(log: tuple[logging.Logger, io.StringIO, LogHandler]) -> None:
