@@ -3,8 +3,8 @@
     python benchmarks/kill_matrix.py [--messages N] [--case NAME ...] [--plain] [--json FILE]
 
 Real mosquitto with persistence, real spool, uplink and collector, each a process that gets SIGKILL. `--plain` does the
-same to a plain paho QoS 1 -> SQLite script. A message counts once it is in the device's spool (plain script: once
-`publish` returned).
+same to a plain paho QoS 1 -> SQLite script. A message counts once it is in the device's file (plain script: once
+`publish` returned). In the cases with a full disk the file is on a small file system of its own (needs root).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ _TIMEOUT_S = 240.0
 _DOWN_S = 0.5
 
 Step = tuple[float, str, str]
-"""Fraction of messages produced, action (kill or start), and processes, e.g. "broker collector"."""
+"""Fraction of messages produced, action (kill or start; fill or free), and processes ("broker collector") or disk."""
 
 _ALL = "device broker collector"
 
@@ -72,6 +73,32 @@ CASES: dict[str, list[Step]] = {
         (0.6, "start", "broker"),
         (0.8, "start", "collector"),
     ],
+    "disk full, then device": [
+        (0.2, "fill", "disk"),
+        (0.4, "kill", "device"),
+        (0.4, "free", "disk"),
+        (0.4, "start", "device"),
+        (0.6, "fill", "disk"),
+        (0.8, "kill", "device"),
+        (0.8, "free", "disk"),
+        (0.8, "start", "device"),
+    ],
+    "disk full at a start": [
+        (0.2, "fill", "disk"),
+        (0.3, "kill", "device"),
+        (0.3, "start", "device"),
+        (0.5, "free", "disk"),
+        (0.7, "kill", "device"),
+        (0.7, "start", "device"),
+    ],
+    "offline, disk full": [
+        (0.2, "kill", "broker"),
+        (0.3, "fill", "disk"),
+        (0.4, "start", "broker"),
+        (0.6, "kill", "device broker"),
+        (0.6, "free", "disk"),
+        (0.6, "start", "device broker"),
+    ],
 }
 
 
@@ -81,7 +108,7 @@ class CaseResult(msgspec.Struct, frozen=True, kw_only=True):
     case: str
     plain: bool
     messages: int
-    """Messages in the device's spool."""
+    """Messages in the device's file."""
     lost: int
     twice: int
     """Messages stored more than once, under any identity."""
@@ -124,6 +151,33 @@ class Rig:
             "device": [sys.executable, str(SIDES / device), self._port, str(folder), "cam", str(messages), str(rate)],
         }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._disk: Path | None = None
+
+    def mount(self) -> None:
+        """Put the device's file on a file system of its own."""
+        disk = self.folder / "cam"
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            raise SystemExit("a small file system cannot be mounted: a full disk needs root; choose others by --case")
+        self._disk = disk
+
+    def unmount(self) -> None:
+        """Undo `mount`."""
+        if self._disk is not None:
+            subprocess.run(["umount", "--lazy", self._disk], check=True)
+
+    def fill(self, disk: str) -> None:
+        """Leave no room on the device's disk."""
+        with (self.folder / "cam" / "other").open("wb", buffering=0) as stream:
+            for size in (4096, 1):
+                with suppress(OSError):
+                    while True:
+                        stream.write(b"x" * size)
+
+    def free(self, disk: str) -> None:
+        """Undo `fill`."""
+        (self.folder / "cam" / "other").unlink()
 
     def start(self, who: str) -> None:
         """Start processes, broker first."""
@@ -140,8 +194,8 @@ class Rig:
             process.wait()
 
     def produced(self) -> int:
-        """Number of messages in the device's spool so far."""
-        path = self.folder / "cam.kept"
+        """Number of messages that the device made so far."""
+        path = self.folder / ("cam.kept" if self.plain else "cam.tried")
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def device_ended(self) -> bool:
@@ -165,15 +219,15 @@ def run(case: str, *, messages: int, rate: float, plain: bool) -> CaseResult:
     started = time.monotonic()
     end = started + _TIMEOUT_S
     try:
+        if any(who == "disk" for _, _, who in CASES[case]):
+            rig.mount()
         rig.start(_ALL)
         for fraction, verb, who in CASES[case]:
             while rig.produced() < fraction * messages and time.monotonic() < end:
                 time.sleep(0.02)
+            {"kill": rig.kill, "start": rig.start, "fill": rig.fill, "free": rig.free}[verb](who)
             if verb == "kill":
-                rig.kill(who)
                 time.sleep(_DOWN_S)
-            else:
-                rig.start(who)
         while not rig.device_ended() and time.monotonic() < end:
             time.sleep(0.1)
         if plain:
@@ -191,6 +245,7 @@ def run(case: str, *, messages: int, rate: float, plain: bool) -> CaseResult:
         )
     finally:
         rig.kill(_ALL)
+        rig.unmount()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -3,7 +3,7 @@
     telemetry_device.py PORT FOLDER NAME MESSAGES RATE
 
 Each window has its number in `frames`. FOLDER/NAME.tried gets the number before the window is in the spool,
-FOLDER/NAME.kept after that: the latter have to arrive. Restarted, it continues after the last number tried. It
+FOLDER/NAME.kept once it is on disk: the latter have to arrive. Restarted, it continues after the last number tried. It
 ends when the spool is empty.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from eyas_device.telemetry.messages import Status, Window
 from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
-from eyas_device.telemetry.spool.spool import Spool
+from eyas_device.telemetry.spool.spool import Spool, SpoolState
 
 LABELS = tuple(f"label-{n}" for n in range(10))
 BINS = (1, 0, 0, 0, 0, 2, 3, 4, 5, 15)
@@ -66,7 +66,9 @@ def main() -> None:
     for number in range(start, total):
         os.write(out[0], b"%d\n" % number)
         spool.append(window(number))
-        os.write(out[1], b"%d\n" % number)
+        if spool.state is SpoolState.ON_DISK:
+            os.write(out[1], b"%d\n" % number)
+        spool.maintain()
         due += 1 / rate
         time.sleep(max(0.0, due - time.monotonic()))
     while spool.pending("window", limit=1):
