@@ -33,6 +33,9 @@ RENAMED = {
 """Keys of earlier versions -> their present names."""
 STATE = "/var/lib/eyas"
 """State folder of the service."""
+INSTANCES = Path("/etc/eyas/devices")
+"""Folder of the configurations NAME.toml of several cameras on one machine, for the services `eyas-device@NAME`. In it,
+the default of `device.state` is `/var/lib/eyas/devices/NAME`, and that of `device.name` ends with `-NAME`."""
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -250,11 +253,28 @@ def read_config(path: Path) -> Config:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     sections, errors = convert(tree, Config, RENAMED)
-    config = Config(**sections)
+    config = _with_instance(Config(**sections), instance_of(path), tree.get("device"))
     errors += _invalid_values(config)
     if errors:
         raise ConfigError(error_report(path, errors))
     return config
+
+
+def instance_of(path: Path | None) -> str:
+    """NAME for the configuration of one camera among several, `INSTANCES/NAME.toml`; empty for any other."""
+    if path is None or path.suffix != ".toml" or Path.cwd() / path.parent != INSTANCES:
+        return ""
+    return path.stem
+
+
+def _with_instance(config: Config, instance: str, written: object) -> Config:
+    """Set an instance's own defaults where the file has no values."""
+    if not instance:
+        return config
+    keys = written if isinstance(written, dict) else {}
+    own = {"state": f"{STATE}/devices/{instance}", "name": f"{config.device.name}-{instance}"}
+    changed = {key: value for key, value in own.items() if key not in keys}
+    return msgspec.structs.replace(config, device=msgspec.structs.replace(config.device, **changed))
 
 
 def _invalid_values(config: Config) -> Iterable[str]:

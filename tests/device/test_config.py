@@ -13,8 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eyas_device import config as config_module
 from eyas_device.board.identity import default_name
-from eyas_device.config import COMMANDS, EXAMPLE, RENAMED, Config, OutputSection, read_config
+from eyas_device.config import (
+    COMMANDS,
+    EXAMPLE,
+    RENAMED,
+    Config,
+    DeviceSection,
+    OutputSection,
+    instance_of,
+    read_config,
+)
 from eyas_device.errors import ConfigError
 
 _KEY = re.compile(r"^#([a-z_]+)( = .*)$", re.MULTILINE)
@@ -371,3 +381,28 @@ def test_several_outputs(tmp_path: Path) -> None:
     first, second = read_config(path).output
     assert (first.kind, first.pin, first.labels) == ("gpio", 17, ("a",))
     assert (second.kind, second.url) == ("webhook", "http://localhost:8080/x")
+
+
+def test_one_camera_among_several_has_its_own_state_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the folder of its file; what the file says wins; anywhere else it is a file like any other."""
+    monkeypatch.setattr(config_module, "INSTANCES", tmp_path / "devices")
+    (tmp_path / "devices").mkdir()
+    (path := tmp_path / "devices" / "line-7.toml").write_text("[loop]\nfps = 5\n")
+    config = read_config(path)
+    assert (config.device.state, config.device.name) == ("/var/lib/eyas/devices/line-7", f"{default_name()}-line-7")
+    assert config.loop.fps == 5
+    monkeypatch.chdir(tmp_path)
+    assert read_config(Path("devices/line-7.toml")).device == config.device
+    path.write_text('[device]\nname = "press"\nstate = "/data/press"\n')
+    assert read_config(path).device == DeviceSection(name="press", state="/data/press")
+    path.write_text('[device]\nsite = "hall"\n')
+    assert read_config(path).device.state == "/var/lib/eyas/devices/line-7"
+    (other := tmp_path / "line-7.toml").write_text("")
+    assert read_config(other).device == DeviceSection()
+    assert [instance_of(p) for p in (path, other, None, tmp_path / "devices" / "readme.txt")] == ["line-7", "", "", ""]
+
+
+def test_a_name_of_a_file_that_no_device_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_module, "INSTANCES", tmp_path)
+    (path := tmp_path / "line 7.toml").write_text("")
+    assert any(line.startswith("[device] name = ") for line in errors(path))

@@ -26,7 +26,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Wheel) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["py.typed", "device.example.toml", "eyas-device.service", "telemetry/schema.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["py.typed", "device.example.toml", "eyas-device.service", "eyas-device@.service", "telemetry/schema.json"],
+)
 def test_files_beside_the_code_are_in_the_wheel(wheel: Wheel, name: str) -> None:
     assert f"eyas_device/{name}" in wheel.files
 
@@ -34,7 +37,7 @@ def test_files_beside_the_code_are_in_the_wheel(wheel: Wheel, name: str) -> None
 def test_the_metadata(wheel: Wheel) -> None:
     assert wheel.metadata["Name"] == "eyas-device"
     assert wheel.metadata["Version"] == __version__
-    assert set(wheel.metadata.get_all("Provides-Extra") or []) == {"onnx", "openvino", "tensorflow", "tflite"}
+    assert set(wheel.metadata.get_all("Provides-Extra") or []) == {"gpio", "onnx", "openvino", "tensorflow", "tflite"}
     assert wheel.entry_points.split() == ["[console_scripts]", "eyas-device", "=", "eyas_device.cli:main"]
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.files)
     assert "eyas-device check" in str(wheel.metadata.get_payload())

@@ -18,6 +18,7 @@ STATE_HELP = "the state folder (default: device.state of the configuration, else
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
     parser.add_argument("--state", type=Path, metavar="DIR", help=STATE_HELP)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the device's configuration")
     parser.add_argument("--roll-back", action="store_true", help="switch to the other slot, if it is good")
     parser.add_argument("--json", action="store_true", help="one JSON object per slot")
 
@@ -31,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.updates.records import read_agent
     from eyas_device.updates.slots import Slots
 
-    slots = Slots(state_folder(args.state))
+    slots = Slots(state_folder(args.state, args.config))
     if args.roll_back:
         slots.roll_back()
     for state in slots.states():

@@ -12,12 +12,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from eyas_device.board import Throttle, read_pressure, read_vitals
+from eyas_device.config import EXAMPLE, STATE, instance_of
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.support.clock import is_plausible
 from eyas_device.telemetry.local import ask
 from eyas_device.updates.records import read_agent
 
 UNIT = "eyas-device.service"
+TEMPLATE = "eyas-device@.service"
 _DAY_S = 86400.0
 _MB = 1e6
 DISK_MB = (100.0, 500.0)
@@ -150,30 +152,49 @@ def service(context: Context) -> Finding:
     """Check that the service is installed, running and enabled."""
     if not (context.root / "run/systemd/system").is_dir():
         return grey("systemd is not running")
-    names = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts")
-    output = context.run(["systemctl", "show", UNIT, *(f"--property={name}" for name in names)], _COMMAND_S)
+    unit, file = _unit(context)
+    names = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts", "ReadWritePaths")
+    output = context.run(["systemctl", "show", unit, *(f"--property={name}" for name in names)], _COMMAND_S)
     if output is None:
         return yellow("systemctl fails", "see `systemctl status`")
     state = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
     if state.get("LoadState") != "loaded":
-        text, fix = f"{UNIT} is not installed", f"copy device/{UNIT} to /etc/systemd/system"
+        text, fix = f"{unit} is not installed", f"copy {file} to /etc/systemd/system"
         return yellow(text, fix) if context.config_path is None else red(text, fix)
+    folder = context.config.device.state
+    if not _may_write(folder, state.get("ReadWritePaths", "")):
+        text = f"the hardened service may not write to device.state, {folder}"
+        return red(text, f"systemctl edit {unit}: [Service] and ReadWritePaths={folder}; the user eyas must own it")
     active, enabled = state.get("ActiveState", ""), state.get("UnitFileState", "")
     text = f"{active} ({state.get('SubState', '')}), {enabled or 'not enabled'}, {state.get('NRestarts', '0')} restarts"
     if active == "activating":
         return yellow(
-            f"{text}: no frame has been classified yet", f"journalctl -u {UNIT} -n 20 shows what it waits for"
+            f"{text}: no frame has been classified yet", f"journalctl -u {unit} -n 20 shows what it waits for"
         )
     if active != "active":
-        return red(text, f"systemctl start {UNIT}; journalctl -u {UNIT} -n 20 shows why it stopped")
+        return red(text, f"systemctl start {unit}; journalctl -u {unit} -n 20 shows why it stopped")
     if enabled != "enabled":
-        return yellow(f"{text}: it will not start at boot", f"systemctl enable {UNIT}")
+        return yellow(f"{text}: it will not start at boot", f"systemctl enable {unit}")
     return green(text)
+
+
+def _unit(context: Context) -> tuple[str, Path]:
+    """The service of this configuration, and the file that defines it."""
+    instance = instance_of(context.config_path)
+    if not instance:
+        return UNIT, EXAMPLE.with_name(UNIT)
+    return TEMPLATE.replace("@", f"@{instance}"), EXAMPLE.with_name(TEMPLATE)
+
+
+def _may_write(folder: str, read_write_paths: str) -> bool:
+    """Whether the service's read-only system leaves a folder writable: its own one, or one in a drop-in."""
+    writable = [STATE, *(path.lstrip("-+") for path in read_write_paths.split())]
+    return any(Path(folder).is_relative_to(path) for path in writable)
 
 
 def service_is_active(context: Context) -> bool:
     """Whether the service is running, and so may use the camera."""
-    return context.run(["systemctl", "is-active", "--quiet", UNIT], _COMMAND_S) is not None
+    return context.run(["systemctl", "is-active", "--quiet", _unit(context)[0]], _COMMAND_S) is not None
 
 
 class _Timex(ctypes.Structure):

@@ -28,7 +28,7 @@ from paho.mqtt.client import CallbackAPIVersion, Client
 from eyas_device import doctor
 from eyas_device.cli import main as eyas_device
 from eyas_device.commands import doctor as verb
-from eyas_device.config import Config
+from eyas_device.config import INSTANCES, Config
 from eyas_device.doctor import CHECKS, CheckResult, Context, Finding, check_name, examine, probes, software, system
 from eyas_device.doctor.finding import green
 from eyas_device.errors import BundleError, LinkError
@@ -710,9 +710,42 @@ def test_service(tmp_path: Path, load: str, active: str, enabled: str, status: s
         asked.append(command)
         return f"LoadState={load}\nActiveState={active}\nSubState=running\nUnitFileState={enabled}\nNRestarts=2\n"
 
-    finding = system.service(context(root=tmp_path, run=run, config_path=tmp_path))
+    finding = system.service(context(Path("/var/lib/eyas"), root=tmp_path, run=run, config_path=tmp_path))
     assert (finding.status, message in finding.text) == (status, True), finding
     assert asked[0][:3] == ["systemctl", "show", "eyas-device.service"]
+
+
+def test_the_service_of_one_camera_among_several(tmp_path: Path) -> None:
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    asked: list[Sequence[str]] = []
+
+    def run(command: Sequence[str], timeout_s: float) -> str:
+        asked.append(command)
+        return "LoadState=not-found\n"
+
+    finding = system.service(context(root=tmp_path, run=run, config_path=INSTANCES / "line-7.toml"))
+    assert asked[0][2] == "eyas-device@line-7.service" and "eyas-device@line-7.service is not installed" in finding.text
+    assert Path(finding.fix.split()[1]).is_file(), "the file to copy"
+
+
+@pytest.mark.parametrize(
+    ("state", "paths", "status"),
+    [
+        ("/var/lib/eyas", "", "green"),
+        ("/var/lib/eyas/devices/line-7", "", "green"),
+        ("/data/eyas", "", "red"),
+        ("/var/lib/eyas-2", "", "red"),
+        ("/data/eyas", "/data", "green"),
+        ("/data/eyas", "/srv -/data/eyas", "green"),
+        ("/data/eyas", "/data/eyas/slots", "red"),
+    ],
+)
+def test_the_service_may_write_to_the_state_folder(state: str, paths: str, status: str, tmp_path: Path) -> None:
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    unit = f"LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nReadWritePaths={paths}\n"
+    finding = system.service(context(Path(state), root=tmp_path, run=lambda command, timeout_s: unit))
+    assert finding.status == status, finding
+    assert status == "green" or f"ReadWritePaths={state}" in finding.fix
 
 
 def test_service_without_systemd_or_with_one_that_does_not_answer(tmp_path: Path) -> None:

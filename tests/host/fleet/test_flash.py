@@ -345,6 +345,22 @@ def test_the_service_is_installed_and_started(
     assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 2
 
 
+def test_further_cameras_on_the_device_restart_on_a_new_environment(
+    board: Board, bundle_root: Path, service: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first one is healthy; without a new environment they go on undisturbed."""
+    log = tmp_path / "systemctl.log"
+    board.flash(bundle_root, **service)
+    assert "try-restart" not in log.read_text()
+    monkeypatch.setattr(Installer, "use_environment", lambda installer: True)
+    [result] = board.flash(bundle_root, **service)
+    assert result.detail.endswith("new: environment"), result
+    commands = log.read_text().splitlines()
+    restart = commands.index("try-restart eyas-device@*.service")
+    assert "restart eyas-device" in commands[:restart]
+    assert commands[restart - 1].startswith(("show", "is-active")), "before the first one was seen to stay up"
+
+
 def test_a_service_that_does_not_start_is_rolled_back(
     board: Board,
     bundle_root: Path,

@@ -188,6 +188,8 @@ def _flash(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> Fla
         if problem:
             return result("failed", f"{problem}; nothing to roll back to")
         finished = True
+        if "environment" in changed:
+            installer.restart_instances()
         slot = f"{plan.model} in slot {installer.slot.slot if installer.slot else '-'}"
         if not changed:
             return result("unchanged", f"{slot}; nothing to do")

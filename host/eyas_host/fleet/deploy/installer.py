@@ -224,6 +224,11 @@ class Installer:
         self._check(enabled, "the service cannot be enabled")
         return changed
 
+    def restart_instances(self) -> None:
+        """Restart the device's further cameras: they share the environment, and none may run a mixture of versions."""
+        if self.serves:
+            self._script(f"systemctl try-restart '{SERVICE}@*.service' || true", timeout_s=_START_S + 60)
+
     def health_problem(self, *, restart: bool) -> str:
         """Describe what is wrong with the device; empty if it is healthy.
 
