@@ -57,6 +57,7 @@ _SPOOL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 
 # The wire messages with the ranges that the host accepts: values out of range are rejected while decoding.
 class _Status(Status, frozen=True, kw_only=True):
+    state: _Label = "lost"
     agent: _Label = ""
     model: _Label = ""
     artefact: _Label = ""
@@ -117,6 +118,7 @@ class _Event(Event, frozen=True, kw_only=True):
     margin: _Fraction = 0.0
     entropy: _Fraction = 0.0
     top: _Top = msgspec.field(default_factory=dict)
+    why: _Label = "sampled"
     source: _Text = ""
 
 
