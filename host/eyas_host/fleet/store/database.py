@@ -130,15 +130,18 @@ class Store(Closing):
         return new
 
     def counts(self) -> dict[str, int]:
-        """Count stored messages by kind, those of a newer schema again under `unread`, and quarantined ones."""
+        """Count stored messages by kind, and quarantined ones under `quarantine`."""
         with self._reading() as connection:
             by_kind = select(messages.c.kind, func.count()).group_by(messages.c.kind)
             counts = {str(kind): int(number) for kind, number in connection.execute(by_kind)}
-            unread = select(func.count()).select_from(messages).where(messages.c.problem != "")
-            if number := int(connection.execute(unread).scalar_one()):
-                counts["unread"] = number
             counts["quarantine"] = int(connection.execute(select(func.count()).select_from(quarantine)).scalar_one())
         return counts
+
+    def unread(self) -> list[str]:
+        """Why stored messages of newer schemas could not be read in full, each reason once."""
+        query = select(messages.c.problem).where(messages.c.problem != "").distinct()
+        with self._reading() as connection:
+            return sorted(str(problem) for (problem,) in connection.execute(query))
 
     def windows(self, device: str | None = None, *, since: float = 0.0) -> Iterator[Window]:
         """Iterate over windows from `since` on (seconds since 1970), oldest first.
