@@ -22,8 +22,8 @@ from eyas_device.config import PrivacySection
 from eyas_device.errors import BundleError, RuntimeUnavailable
 from eyas_device.predict import Classifier
 from eyas_device.runtimes import choose
-from eyas_device.telemetry.messages import KINDS, UNKNOWN, WHY, Result, Status, decode, known
-from eyas_device.telemetry.mqtt import Uplink, UplinkSettings, _InFlight
+from eyas_device.telemetry.messages import KINDS, UNKNOWN, WHY, Ack, Result, Status, Window, decode, known
+from eyas_device.telemetry.outbox import Outbox
 from eyas_device.telemetry.privacy import Policy
 from eyas_device.telemetry.remote import Arguments, CommandExecutor
 from eyas_device.telemetry.spool.spool import Spool
@@ -33,6 +33,7 @@ from eyas_host.fleet.store.retention import expire
 from eyas_host.fleet.store.tables import VERSION
 from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
 from eyas_host.fleet.watch.fleet_state import FleetState
+from tests.support.bundles import record_settings
 from tests.support.tiny import LABELS, draw_shape
 
 HERE = Path(__file__).parent
@@ -251,14 +252,19 @@ def test_a_command_of_any_version_is_answered(
 )
 def test_an_acknowledgement_of_a_newer_schema_forgets_nothing(version: str, name: str, forgotten: bool) -> None:
     with Spool(None, device="cam-7") as spool:
-        settings = UplinkSettings(host="127.0.0.1", port=1, site="hall-2", device="cam-7")
-        uplink = Uplink(
-            settings, spool, will=Status(), make_status=lambda: Status(state="online"), on_command=lambda payload: None
-        )
-        uplink._spool_id = spool.id
-        uplink._in_flight = {n: _InFlight(kind="window", sent=0.0, due=0.0, mid=None) for n in (2, 6, 12, 40)}
-        uplink._on_ack(msgspec.json.encode(json.loads(stored(version, name)) | {"spool": spool.id}))
-        assert uplink._acknowledged == ({2, 6, 12} if forgotten else set())
+        outbox = Outbox(spool, delivery="collector")
+        for _ in range(15):
+            spool.append(Window())
+        sent: list[int] = []
+        outbox.connected(receive_maximum=20, now=0.0)
+        outbox.send(0.0, lambda held: sent.append(held.sequence) or len(sent))
+        assert sent == list(range(15))
+        ack = json.loads(stored(version, name)) | {"spool": spool.id}
+        assert ack["ranges"] == [[2, 2], [6, 7], [12, 12]]
+        assert outbox.on_ack(decode(msgspec.json.encode(ack), Ack), 1.0) == forgotten
+        outbox.send(1.0, lambda held: None)
+        left = [held.sequence for held in spool.pending("window", limit=99)]
+    assert left == [n for n in range(15) if not forgotten or n not in (2, 6, 7, 12)]
 
 
 # The device reads the host's bundles.
@@ -274,6 +280,7 @@ def bundle_of(root: Path, version: str, **fields: Any) -> Path:
             artefact["files"] = [files[file["path"]] for file in artefact["files"]]
     manifest |= {"golden": own["golden"], "reference": own["reference"], **fields}
     (root / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    record_settings(root)
     return root
 
 

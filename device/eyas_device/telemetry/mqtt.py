@@ -27,7 +27,7 @@ from eyas_device.support.supervised import SupervisedThread
 from eyas_device.telemetry.answers import RetainedAnswer
 from eyas_device.telemetry.certificates import Certificate, parse_certificate
 from eyas_device.telemetry.diagnosis import diagnose
-from eyas_device.telemetry.messages import MAX_BYTES, SCHEMA, Ack, Header, Status, decode, encode, topic
+from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, Status, decode, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id
 from eyas_device.telemetry.outbox import Delivery, Outbox
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
@@ -400,9 +400,6 @@ class Uplink(Closing):
         try:
             ack = decode(payload, Ack)
         except msgspec.DecodeError:
-            self.ignored += 1
-            return
-        if ack.schema > SCHEMA:  # its ranges may mean something else
             self.ignored += 1
             return
         if ack.device != self._settings.device or not self._outbox.on_ack(ack, time.monotonic()):
