@@ -7,6 +7,7 @@ import select
 import signal
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 from eyas_device.agent.loop import Loop
 
@@ -24,13 +25,15 @@ class Signals:
         self.requested = False
         """Whether SIGINT or SIGTERM arrived, perhaps before there was a loop."""
         self._reload = reload
-        self._previous: dict[int, signal.Handlers | None] = {}
+        self._previous: dict[int, Any] = {}
         self._terminals: tuple[int, ...] = ()
 
     def __enter__(self) -> Signals:
         self._terminals = tuple(number for number in (0, 1, 2) if os.isatty(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._on_signal)  # type: ignore[assignment]
+            previous = signal.signal(number, self._on_signal)
+            # None: installed by other code than Python's, which Python cannot install again.
+            self._previous[number] = signal.SIG_DFL if previous is None else previous
         return self
 
     def __exit__(

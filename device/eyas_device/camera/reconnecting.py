@@ -7,12 +7,11 @@ lock users out), and a source whose child process takes long to start on this bo
 
 from __future__ import annotations
 
-import contextlib
 import random
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -149,6 +148,8 @@ class ReconnectingCamera(Closing):
         self._min_wait_s = 0.0
         self._first_frame = False
         """Whether the open source has delivered a good frame."""
+        self._just_opened = False
+        """Whether nothing has been captured from it."""
         self._patience = Patience()
         self._losses: deque[float] = deque(maxlen=_FLAPPING)
         self._broken = BrokenShare()
@@ -187,10 +188,9 @@ class ReconnectingCamera(Closing):
                 self._reopen()
                 continue
             try:
-                with self._limited(camera) as limit:
-                    frame = camera.capture()
+                frame, end = self._next(camera)
                 if frame is None:
-                    self._lose("lost", limit.reason or "the stream ended")
+                    self._lose("lost", end)
                     continue
                 if self._is_good(frame):
                     self._delivered()
@@ -265,30 +265,30 @@ class ReconnectingCamera(Closing):
                 self._camera = opening.take()
         if not keep:
             opening.abandon()
-        self._first_frame, self._first_frame_from = False, self._clock.monotonic()
+        self._first_frame, self._just_opened, self._first_frame_from = False, True, self._clock.monotonic()
         self._bad_since = None
 
-    @contextlib.contextmanager
-    def _limited(self, camera: Camera) -> Iterator[_Limit]:
-        """Close a reopened source that stays silent for longer than it usually does before its first frame."""
-        limit = _Limit()
-        seconds = self._patience.next_s() if not self._first_frame and self.state.losses else None
+    def _next(self, camera: Camera) -> tuple[Frame | None, str]:
+        """Capture a frame, or None and why; the first one of a reopened source is not waited for longer than usual."""
+        seconds = self._patience.next_s() if self._just_opened and self.state.losses else None
+        self._just_opened = False
         if seconds is None:
-            yield limit
-            return
+            return camera.capture(), "the stream ended"
+        silent = threading.Event()
 
         def close() -> None:
-            limit.reason = f"opened, but no frame came within {seconds:.1f} s"
+            silent.set()
             camera.close()
 
         timer = threading.Timer(seconds, close)
         timer.daemon = True
         timer.start()
         try:
-            yield limit
+            frame = camera.capture()
         finally:
             timer.cancel()
             timer.join()
+        return frame, f"opened, but no frame came within {seconds:.1f} s" if silent.is_set() else "the stream ended"
 
     def _delivered(self) -> None:
         """Note a good frame."""
@@ -443,9 +443,3 @@ class ReconnectingCamera(Closing):
         changed = (before.condition, before.reason) != (condition, reason)
         if changed and self._on_change is not None:
             self._on_change(state)
-
-
-class _Limit:
-    """Why a capture was ended early; empty if it was not."""
-
-    reason = ""

@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -485,3 +486,21 @@ def until(true: object, timeout: float = 15) -> None:
     while not true():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def test_a_handler_that_python_did_not_install_is_replaced_by_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`signal.signal` returns None for it, and does not take None."""
+    before, real = signal.getsignal(signal.SIGUSR1), signal.signal
+
+    def foreign(number: int, handler: Any) -> Any:
+        assert handler is not None
+        previous = real(number, handler)
+        return None if number == signal.SIGUSR1 and callable(handler) else previous
+
+    monkeypatch.setattr(signal, "signal", foreign)
+    try:
+        with Signals():
+            pass
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    finally:
+        real(signal.SIGUSR1, before)

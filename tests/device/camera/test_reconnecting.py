@@ -376,6 +376,18 @@ def test_a_server_that_accepts_and_stays_silent_is_left_soon() -> None:
         assert time.monotonic() - started < PLENTY_S and silent.closed and camera.state.losses == 2
 
 
+def test_a_reopened_camera_in_the_dark_starts_no_thread_for_each_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: started.append(timer))
+    monkeypatch.setattr(threading.Timer, "join", lambda timer: None)
+    plan = Plan([(0.0, shown(0)), (0.0, LOST)], [(1.0, BLACK), *[(0.1, BLACK)] * 39])
+    plan.take()
+    for _ in range(40):
+        with pytest.raises(ImageError):
+            plan.camera.capture()
+    assert len(started) == 1
+
+
 ODD = [
     np.zeros((0, 0, 3), dtype=np.uint8),
     np.zeros((24, 32, 3), dtype=np.uint16),
