@@ -129,6 +129,8 @@ class Uplink(Closing):
         """Whether the broker accepted the connection; None: no CONNACK yet."""
         self._connected_at = 0.0
         """Time of the accepting CONNACK."""
+        self._known = ""
+        """Why the broker does not answer, since that was last looked for."""
         self._ended_by_broker = False
         self._failures = 0
         self._unexplained = 0
@@ -290,8 +292,9 @@ class Uplink(Closing):
         if self._accepted is None:
             self._connector.not_answered()
             # Without TLS, a broker of before MQTT 5 is the likelier cause: that is tried first.
-            known = self._diagnosis() if self._settings.security.uses_tls or self._connector.mqtt5 else ""
-            detail = known or "something listens but does not answer as an MQTT broker"
+            if self._settings.security.uses_tls or self._connector.mqtt5:
+                self._known = self._diagnosis()
+            detail = self._known or "something listens but does not answer as an MQTT broker"
             self._set_state(LinkState.DISCONNECTED, detail)
         elif self.twin:
             self._set_state(LinkState.DISCONNECTED, self.twin)
@@ -334,6 +337,7 @@ class Uplink(Closing):
         now = time.monotonic()
         self._accepted, self._connected_at = True, now
         self._connector.accepted()
+        self._known = ""
         self._set_state(LinkState.CONNECTED)
         self._max_packet = getattr(properties, "MaximumPacketSize", MAX_BYTES + _ENVELOPE)
         self._answer.reset()

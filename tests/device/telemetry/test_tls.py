@@ -222,6 +222,8 @@ def test_tls_and_plain_ports_are_told_apart(pki: dict[str, Any], tls_broker: Any
     security = Security(ca=pki["ca"], certificate=pki["good"][0], key=pki["good"][1])
     with uplinked(tls, Security()) as uplink:
         wait_until(lambda: "the broker speaks TLS on this port" in str(uplink.status))
+        time.sleep(2.5)
+        assert "the broker speaks TLS on this port" in str(uplink.status), "and it goes on saying so"
     assert "set telemetry.ca" in examined(tls, Security()).text
     assert "speaks MQTT without TLS on this port" in state_of(plain, security)
     assert "speaks MQTT without TLS on this port" in examined(plain, security).text
