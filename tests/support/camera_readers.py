@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,6 +36,27 @@ def pixels(number: int, width: int = 32, height: int = 24) -> npt.NDArray[np.uin
     return (ramp % 251).astype(np.uint8).reshape(height, width, 3)
 
 
+def _rights(path: str) -> dict[str, Any]:
+    """What this process is, and what it can read."""
+    try:
+        read = Path(path).read_text()
+    except OSError as error:
+        read = type(error).__name__
+    lines = Path("/proc/self/status").read_text().splitlines()
+    status = {line.partition(":")[0]: line.partition(":")[2].split() for line in lines}
+    return {
+        "uid": status["Uid"],
+        "groups": sorted(os.getgroups()),
+        "caps": status["CapEff"][0],
+        "nnp": status["NoNewPrivs"][0],
+        "oom": Path("/proc/self/oom_score_adj").read_text().strip(),
+        "read": read,
+        "secret": [name for name in os.environ if "SECRET" in name or "NOTIFY" in name],
+        "path": "PATH" in os.environ,
+        "fds": len(list(Path("/proc/self/fd").iterdir())),
+    }
+
+
 class Drawn:
     """Numbered frames, and what `how` names at frame `at`, or for the first frame that is asked for."""
 
@@ -42,6 +65,8 @@ class Drawn:
         self.number = -1
         self.asked = False
         self.note = self.behaviour.text if self.behaviour.how == "note" else ""
+        if self.behaviour.how == "tell":
+            raise CameraError(json.dumps(_rights(self.behaviour.text)))
         if self.behaviour.how == "slow opening":
             time.sleep(600)
         if self.behaviour.how == "no opening":

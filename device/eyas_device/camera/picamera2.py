@@ -16,6 +16,8 @@ from eyas_device.camera.spec import RATE, SIZE, parse_options, parse_rate, parse
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError
 
+PRELOAD = ("picamera2",)
+"""Imported before the process becomes another user."""
 _USAGE = "picamera2:[NUMBER]?size=WIDTHxHEIGHT&fps=N"
 _INSTALL = (
     "sudo apt install python3-picamera2, and a virtual environment created with the system's Python and "

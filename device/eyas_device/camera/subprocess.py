@@ -7,7 +7,8 @@ requests the child keeps reading and dropping frames, so that a reply is always 
 The child ends with its parent, however that ends: the kernel kills it when the pipe on its standard input loses its
 writer. (`PR_SET_PDEATHSIG` would kill it when the *thread* ends that opened the camera.)
 
-Replies are validated like network input: a malicious stream may have taken over the decoder.
+Replies are validated like network input, because a malicious stream may have taken over the decoder: sizes, types and
+the time of the capture. What the process may do is in `confine.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
+import logging
 import mmap
 import os
 import select
@@ -23,7 +25,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
@@ -31,12 +33,16 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.camera import Frame
+from eyas_device.camera.confine import confine, filter_environment, raise_oom_score
 from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, EyasError, ImageError
 from eyas_device.preprocess import as_bgr
 from eyas_device.support.closing import Closing
 from eyas_device.support.image_header import oversize
 from eyas_device.support.opencv import QUIET
 from eyas_device.support.processes import module_command
+from eyas_device.support.redact import redact
+
+logger = logging.getLogger(__name__)
 
 BUFFER_BYTES = 64 << 20
 """Size of the shared buffer; only written pages take memory."""
@@ -47,6 +53,7 @@ _OPEN_MARGIN_S = 2.0
 _GRACE_S = 0.5
 _MAX_MESSAGE_BYTES = 1 << 16
 _MAX_REASON_CHARS = 500
+_MAX_NOTE_CHARS = 200
 _MAX_PROBLEMS = 20
 _ENVIRONMENT = {
     **QUIET,
@@ -81,6 +88,9 @@ class _OpenRequest(msgspec.Struct, frozen=True):
 class _Ready(msgspec.Struct, frozen=True, tag=True):
     """The child is running; from now on the source's own timeout applies."""
 
+    as_root: str = ""
+    """Why it keeps the rights of root; empty if it has none."""
+
 
 class _Opened(msgspec.Struct, frozen=True, tag=True):
     """The source is open; `note` says how it differs from the request, `problems` which controls were refused."""
@@ -108,7 +118,6 @@ class _Encoded(msgspec.Struct, frozen=True, tag=True):
     """The shared memory starts with an encoded image of `length` bytes."""
 
     length: int
-    time: float
     captured: float
 
 
@@ -117,7 +126,6 @@ class _Raw(msgspec.Struct, frozen=True, tag=True):
 
     width: int
     height: int
-    time: float
     captured: float
 
 
@@ -148,6 +156,7 @@ class SubprocessCamera(Closing):
         `START_S` for the process, then `timeout_s` and a margin for the source. Raises `CameraError`, or
         `CameraSpecError` if the reader reports an error that retrying cannot fix.
         """
+        _LINGERING.check(shown)
         self._shown = shown
         self.timeout_s = timeout_s
         """Time limit of a capture, seconds."""
@@ -155,7 +164,7 @@ class SubprocessCamera(Closing):
         self._closed = threading.Event()
         self._lock = threading.Lock()
         try:
-            self._child = _Child({**_ENVIRONMENT, **os.environ, **(environment or {})})
+            self._child = _Child({**_ENVIRONMENT, **filter_environment(os.environ), **(environment or {})})
         except OSError as error:
             raise CameraError(f"camera {shown}: its process cannot be started ({error.strerror})") from None
         begun = time.monotonic()
@@ -163,16 +172,19 @@ class SubprocessCamera(Closing):
         """Time that the process took to start and import its library, seconds."""
         try:
             self._child.send(msgspec.json.encode(_OpenRequest(reader, msgspec.to_builtins(settings))))
-            self._expect(_Ready, START_S, "its process did not start")
+            ready = self._expect(_Ready, START_S, "its process did not start")
+            if ready.as_root:
+                logger.warning("camera %s: its process keeps the rights of root: %s", shown, ready.as_root)
             self.started_s = time.monotonic() - begun
             opened = self._expect(_Opened, timeout_s + _OPEN_MARGIN_S, "it did not open")
         except BaseException as error:
-            self._child.end(grace_s=0)
+            self._end(grace_s=0)
             if isinstance(error, CameraError):
                 error.started_s = self.started_s or time.monotonic() - begun
             raise
-        self._source = f"{shown} ({opened.note})" if opened.note else shown
-        self.problems = tuple(problem[:_MAX_REASON_CHARS] for problem in opened.problems[:_MAX_PROBLEMS])
+        note = redact(opened.note)[:_MAX_NOTE_CHARS]
+        self._source = f"{shown} ({note})" if note else shown
+        self.problems = tuple(redact(problem)[:_MAX_REASON_CHARS] for problem in opened.problems[:_MAX_PROBLEMS])
         """Controls that could not be set."""
 
     @property
@@ -192,12 +204,13 @@ class SubprocessCamera(Closing):
             source = f"{self._source}#{self._number}"
             self._number += 1
             try:
+                requested = time.monotonic()
                 self._child.send(b"n")
-                return self._frame(self._receive(self.timeout_s, "no frame came"), source)
+                return self._frame(self._receive(self.timeout_s, "no frame came"), source, requested)
             except CameraError:
                 if self._closed.is_set():
                     return None  # and `close` ends the child
-                self._child.end(grace_s=0)
+                self._end(grace_s=0)
                 raise
 
     def close(self) -> None:
@@ -205,22 +218,40 @@ class SubprocessCamera(Closing):
         self._closed.set()
         self._child.disconnect()
         with self._lock:
-            self._child.end(grace_s=_GRACE_S)
+            self._end(grace_s=_GRACE_S)
 
-    def _frame(self, reply: _Reply, source: str) -> Frame:
+    def _end(self, *, grace_s: float) -> None:
+        if not self._child.end(grace_s=grace_s):
+            _LINGERING.add(self._shown, self._child)
+
+    def _frame(self, reply: _Reply, source: str, requested: float) -> Frame:
         """Copy the image that `reply` describes out of the shared memory."""
         if isinstance(reply, _Unusable):
             raise ImageError(f"{source}: {reply.reason[:_MAX_REASON_CHARS]}")
         if isinstance(reply, _Encoded) and 0 < reply.length <= BUFFER_BYTES:
-            image = self._child.memory[: reply.length]
-            return Frame(image=image, time=reply.time, source=source, captured=reply.captured)
+            moment, image = self._time(reply, requested), self._child.memory[: reply.length]
+            return Frame(image=image, time=moment, source=source, captured=reply.captured)
         if isinstance(reply, _Raw) and reply.width > 0 < reply.height and not oversize(reply.width, reply.height):
             count = reply.width * reply.height * 3
             if count <= BUFFER_BYTES:
+                moment = self._time(reply, requested)
                 flat = np.frombuffer(self._child.memory, dtype=np.uint8, count=count)
                 pixels = flat.reshape(reply.height, reply.width, 3).copy()
-                return Frame(image=pixels, time=reply.time, source=source, captured=reply.captured)
+                return Frame(image=pixels, time=moment, source=source, captured=reply.captured)
         raise CameraError(f"camera {self._shown}: invalid reply from its process, which was ended")
+
+    def _time(self, reply: _Encoded | _Raw, requested: float) -> float:
+        """Wall-clock time of the capture. Raises `CameraError` for one in the future or long before its request.
+
+        The child grabs a frame before it looks for a request, so a request may be a little younger than its frame.
+        """
+        now = time.monotonic()
+        if not requested - self.timeout_s <= reply.captured <= now:
+            raise CameraError(
+                f"camera {self._shown}: its process says that it captured a frame {reply.captured - now:+.3g} s from "
+                f"now, requested {now - requested:.3g} s ago; the process was ended"
+            )
+        return time.time() - (now - reply.captured)
 
     def _expect(self, kind: type[_Kind], timeout_s: float, timeout_reason: str) -> _Kind:
         reply = self._receive(timeout_s, timeout_reason)
@@ -301,8 +332,16 @@ class _Child:
             return f"signal {-code}" if code < 0 else f"exit code {code}"
         return "still running"
 
-    def end(self, *, grace_s: float) -> None:
-        """Wait `grace_s` for the process to end, else kill it, and free everything. Calling it twice is allowed."""
+    @property
+    def alive(self) -> bool:
+        """Whether the process still exists."""
+        return self._process.poll() is None
+
+    def end(self, *, grace_s: float) -> bool:
+        """Wait `grace_s` for the process to end, else kill it, and free everything; return whether it is gone.
+
+        Calling it twice is allowed.
+        """
         self.disconnect()
         if grace_s:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -315,6 +354,36 @@ class _Child:
             self._process.stdin.close()
         self._socket.close()
         self.memory.close()
+        return not self.alive
+
+
+class _Lingering:
+    """Processes that were killed and live on, because a driver does not return: each source may leave one at most."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._children: dict[str, _Child] = {}
+
+    def add(self, shown: str, child: _Child) -> None:
+        """Remember a child that could not be killed."""
+        with self._lock:
+            self._children[shown] = child
+
+    def check(self, shown: str) -> None:
+        """Raises `CameraError` while the earlier process of a source lives."""
+        with self._lock:
+            child = self._children.get(shown)
+            if child is not None and not child.alive:
+                del self._children[shown]
+                return
+        if child is not None:
+            raise CameraError(
+                f"camera {shown}: its earlier process {child.pid} hangs in a driver and cannot be killed; it is opened "
+                "again when that has ended. Unplugging the camera may help, restarting the device will"
+            )
+
+
+_LINGERING = _Lingering()
 
 
 def main(arguments: list[str]) -> None:
@@ -325,21 +394,39 @@ def main(arguments: list[str]) -> None:
     with socket.socket(fileno=int(arguments[0])) as parent:
         if not _end_with_parent():
             return
+        raise_oom_score()
         request = msgspec.json.decode(parent.recv(_MAX_MESSAGE_BYTES), type=_OpenRequest)
+        reader = _load(request.reader)
+        as_root = confine(str(request.settings.get("source", "")))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            parent.send(msgspec.json.encode(_Ready()))
-            _serve(request, parent, buffer)
+            parent.send(msgspec.json.encode(_Ready(as_root)))
+            _serve(reader, request.settings, parent, buffer)
 
 
-def _serve(request: _OpenRequest, parent: socket.socket, buffer: npt.NDArray[np.uint8]) -> None:
+def _load(name: str) -> Callable[[dict[str, Any]], Reader]:
+    """Import a reader and what its library imports late: another user may not be able to read those files."""
+    module_name, class_name = name.split(":")
+    module = importlib.import_module(module_name)
+    "x".encode("idna")
+    for late in getattr(module, "PRELOAD", ()):
+        with contextlib.suppress(ImportError):  # the reader reports it
+            importlib.import_module(late)
+    return cast("Callable[[dict[str, Any]], Reader]", getattr(module, class_name))
+
+
+def _serve(
+    open_reader: Callable[[dict[str, Any]], Reader],
+    settings: dict[str, Any],
+    parent: socket.socket,
+    buffer: npt.NDArray[np.uint8],
+) -> None:
     """Open the source and serve requests for frames until the parent disconnects or the source fails."""
 
     def send(reply: _Reply) -> None:
         parent.send(msgspec.json.encode(reply))
 
-    module, name = request.reader.split(":")
     try:
-        reader = cast(Reader, getattr(importlib.import_module(module), name)(request.settings))
+        reader = open_reader(settings)
     except EyasError as error:
         send(
             _Failed(
@@ -354,11 +441,11 @@ def _serve(request: _OpenRequest, parent: socket.socket, buffer: npt.NDArray[np.
     try:
         send(_Opened(getattr(reader, "note", ""), getattr(reader, "problems", [])))
         while reader.grab():
-            moment = time.time(), time.monotonic()
+            captured = time.monotonic()
             if requests.poll(0):
                 if not parent.recv(_MAX_MESSAGE_BYTES):
                     return
-                send(_image(reader, buffer, *moment))
+                send(_image(reader, buffer, captured))
         send(_Failed("the source ended or stopped delivering"))
     except CameraError as error:
         send(_Failed(str(error)))
@@ -366,7 +453,7 @@ def _serve(request: _OpenRequest, parent: socket.socket, buffer: npt.NDArray[np.
         reader.close()
 
 
-def _image(reader: Reader, buffer: npt.NDArray[np.uint8], moment: float, captured: float) -> _Reply:
+def _image(reader: Reader, buffer: npt.NDArray[np.uint8], captured: float) -> _Reply:
     """Write the grabbed frame to the shared buffer."""
     try:
         image = reader.retrieve(buffer)
@@ -375,7 +462,7 @@ def _image(reader: Reader, buffer: npt.NDArray[np.uint8], moment: float, capture
             return _Unusable(f"{size} bytes; at most {len(buffer)} are allowed")
         if isinstance(image, bytes):
             buffer[:size] = np.frombuffer(image, dtype=np.uint8)
-            return _Encoded(size, moment, captured)
+            return _Encoded(size, captured)
         pixels = as_bgr(image)
     except ImageError as error:
         return _Unusable(str(error))
@@ -383,7 +470,7 @@ def _image(reader: Reader, buffer: npt.NDArray[np.uint8], moment: float, capture
     target = buffer[: pixels.nbytes].reshape(pixels.shape)
     if pixels.ctypes.data != target.ctypes.data:
         target[...] = pixels
-    return _Raw(width, height, moment, captured)
+    return _Raw(width, height, captured)
 
 
 def _end_with_parent() -> bool:

@@ -2,16 +2,14 @@
 
 Every message of a device carries device id, spool id and sequence number: its identity for deduplication. The last will
 has none, because the broker publishes it after the device is gone. Every field has a default and unknown fields are
-ignored, so that an older reader understands a newer sender. Enumerations are plain text on the wire: a word of tomorrow
-is kept as it is, and `known` reads it as `unknown`. A field that changes its type or meaning needs another `SCHEMA`.
-`docs/telemetry.md` has what is promised, with sizes.
+ignored, so that an older reader understands a newer sender. `docs/telemetry.md` has what is promised, with sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -32,15 +30,6 @@ _EMPTY = (0,) * TENTHS
 
 Why = Literal["uncertain", "sampled", "ood", "command"]
 """Why a prediction became an event: confidence in the configured band, random sample, OOD camera, or a command."""
-WHY: tuple[str, ...] = get_args(Why)
-State = Literal["online", "offline", "lost"]
-STATES: tuple[str, ...] = get_args(State)
-UNKNOWN = "unknown"
-
-
-def known(word: str, words: Iterable[str]) -> str:
-    """Read a word of an enumeration: `unknown` if this version does not know it."""
-    return word if word in words else UNKNOWN
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +56,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 class Status(Header, frozen=True, kw_only=True):
     """State of a device; retained. `online` at each connection, `offline` at a shutdown, `lost` as the last will."""
 
-    state: Annotated[str, msgspec.Meta(examples=list(STATES))] = "lost"
+    state: Literal["online", "offline", "lost"] = "lost"
     """`online`, `offline` (a regular shutdown) or `lost` (the last will, sent by the broker)."""
     agent: str = ""
     """Version of the agent."""
@@ -207,7 +196,7 @@ class Event(Header, frozen=True, kw_only=True):
     """Entropy of the probabilities, normalised by log(classes), 0..1."""
     top: dict[str, float] = {}
     """Up to five best labels -> probability."""
-    why: Annotated[str, msgspec.Meta(examples=list(WHY))] = "sampled"
+    why: Why = "sampled"
     """Reason for the event: confidence in the configured band, random sample, OOD camera, or a command."""
     source: str = ""
     """Source of the frame, without passwords."""
@@ -236,7 +225,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     """Collector to device: sequences that are in the store, so that the device may forget them."""
 
     schema: int = SCHEMA
-    """Version of the message schema, that of the acknowledged messages; a device ignores a newer one than its own."""
+    """Version of the message schema."""
     device: str = ""
     """Name of the device whose messages are stored."""
     spool: str = ""
@@ -249,7 +238,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """Host to device: a command with an expiry time."""
 
     schema: int = SCHEMA
-    """Version of the message schema; a device refuses a newer one than its own."""
+    """Version of the message schema."""
     id: str = ""
     """UUID; the result carries it, and a device executes each id only once."""
     name: str = ""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import grp
+import json
 import os
+import pwd
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -15,7 +20,7 @@ import numpy as np
 import pytest
 
 from eyas_device.agent.loop import FramePrediction, Listener, Loop, Pace
-from eyas_device.camera import Camera, Frame
+from eyas_device.camera import Camera, Frame, confine
 from eyas_device.camera.reconnecting import ReconnectingCamera
 from eyas_device.camera.subprocess import SubprocessCamera
 from eyas_device.errors import CameraError, CameraSpecError, ImageError
@@ -199,6 +204,109 @@ def test_a_note_shows_in_the_source() -> None:
 def test_replies_of_a_compromised_child_are_rejected(text: str) -> None:
     with start("say", at=0, text=text) as camera, pytest.raises(CameraError, match="invalid reply"):
         camera.capture()
+
+
+@pytest.mark.parametrize("captured", ["-1e308", "1e308", "0", "1e12", "-1"])
+@pytest.mark.parametrize("kind", ['"_Raw","width":8,"height":8', '"_Encoded","length":9'])
+def test_an_implausible_time_is_named(kind: str, captured: str) -> None:
+    """It would be the age of a prediction, and overflow its histogram."""
+    text = f'{{"type":{kind},"captured":{captured}}}'
+    with (
+        start("say", at=0, text=text) as camera,
+        pytest.raises(CameraError, match=r"a frame [+-]\S+ s from now"),
+    ):
+        camera.capture()
+    assert gone(camera.pid)
+
+
+def test_the_time_of_a_frame_is_between_its_request_and_now() -> None:
+    with start(fps=20.0) as camera:
+        for _ in range(3):
+            before = time.monotonic()
+            frame = taken(camera)
+            assert before - 0.5 < frame.captured <= time.monotonic()
+            assert abs((time.time() - frame.time) - (time.monotonic() - frame.captured)) < 0.1
+
+
+def _told(path: Path | None = None) -> dict[str, Any]:
+    with pytest.raises(CameraError) as caught:
+        start("tell", text=str(path or "/nowhere"))
+    return cast(dict[str, Any], json.loads(str(caught.value).partition("test:tell: ")[2]))
+
+
+def test_the_child_inherits_no_secrets_and_is_ended_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "S3cret")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    with (tmp_path / "key").open("w") as held:
+        os.set_inheritable(held.fileno(), True)
+        told = _told()
+    assert told["secret"] == [] and told["path"]
+    assert told["fds"] <= 7, "standard streams, socket, shared memory, and the one that lists them"
+    assert (told["oom"], told["nnp"]) == ("500", "1")
+    assert Path("/proc/self/oom_score_adj").read_text().strip() != "500"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose child becomes somebody else")
+@pytest.mark.parametrize("user", ["", "daemon", "root", "nobody-of-this-name"])
+def test_the_child_of_root_is_another_user(
+    user: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        key = Path(folder) / "device.key"
+        key.write_text("private")
+        key.chmod(0o600)
+        Path(folder).chmod(0o755)
+        if user:
+            monkeypatch.setenv("EYAS_CAMERA_USER", user)
+        told = _told(key)
+        key.chmod(0o644)
+        assert _told(key)["read"] == "private", "what others may read, it may"
+    if user in ("root", "nobody-of-this-name"):
+        assert told["uid"] == ["0"] * 4 and told["read"] == "private"
+        assert ("there is no user 'nobody-of-this-name'" in caplog.text) == (user != "root")
+        return
+    account = pwd.getpwnam(user or "nobody")
+    assert told["uid"] == [str(account.pw_uid)] * 4 and int(told["caps"], 16) == 0
+    assert told["read"] == "PermissionError"
+    assert 0 not in told["groups"] and grp.getgrnam("video").gr_gid in told["groups"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose child becomes somebody else")
+def test_a_device_stays_accessible_to_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its group, whatever that is called; a node for root alone keeps the child root, and says so."""
+    made: list[tuple[str, list[int]]] = []
+    monkeypatch.setattr(os, "setgroups", lambda groups: made.append(("groups", groups)))
+    monkeypatch.setattr(os, "setresgid", lambda *ids: None)
+    monkeypatch.setattr(os, "setresuid", lambda *ids: None)
+    monkeypatch.setattr(confine, "raise_oom_score", lambda: None)
+    monkeypatch.setattr(confine, "_NO_NEW_PRIVS", -1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        node = Path(folder) / "video0"
+        os.mknod(node, 0o660 | stat.S_IFCHR, os.makedev(1, 3))
+        node.chmod(0o660)
+        os.chown(node, 0, 4711)
+        assert confine.confine(str(node)) == "" and 4711 in made[0][1]
+        os.chown(node, 0, 0)
+        assert confine.confine(str(node)) == f"only root may open {node}; give it the group video"
+        node.chmod(0o666)
+        assert confine.confine(str(node)) == "" and len(made) == 2
+
+
+def test_a_process_that_cannot_be_killed_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that hangs in a driver: the source is not opened again before it has ended; another source is."""
+    camera = start("hang", at=0, timeout_s=0.3)
+    process = camera._child._process
+    kill = process.kill
+    monkeypatch.setattr(process, "kill", lambda: None)
+    with pytest.raises(CameraError, match="no frame came"):
+        camera.capture()
+    for _ in range(3):
+        with pytest.raises(CameraError, match=f"its earlier process {camera.pid} hangs in a driver"):
+            start("hang", at=0)
+    start("raw").close()
+    kill()
+    process.wait(PLENTY_S)
+    start("hang", at=0).close()
 
 
 def test_the_shared_memory_cannot_be_truncated() -> None:
