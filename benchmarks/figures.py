@@ -42,6 +42,7 @@ PAGES: dict[str, tuple[str, str, str]] = {
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),
     "camera-faults": ("Faults of a camera", "make bench-camera-faults", ""),
     "soak": ("Soak: a camera that dies every twenty seconds", "make soak", ""),
+    "log-lines": ("Log lines in a day on the device", "python benchmarks/log_lines.py", ""),
     "telemetry": ("Telemetry", "make bench-telemetry", ""),
     "kill-matrix": ("Kill matrix", "python benchmarks/kill_matrix.py", ""),
     "kill-matrix-plain": (
