@@ -94,7 +94,8 @@ def versioned(source: Path, target: Path, version: str, *, wrong: bool = False) 
     manifest = msgspec.json.decode((target / MANIFEST).read_bytes())
     if wrong:
         with np.load(target / GOLDEN) as data:
-            arrays = {name: 1 - data[name] if name.startswith("p.") else data[name] for name in data.files}
+            packed = [name for name in data.files if not name.startswith(("label.", "uncertain.", "settings"))]
+            arrays = {name: 1 - data[name] if name.startswith("p.") else data[name] for name in packed}
         np.savez(target / GOLDEN, **arrays)
         manifest["golden"] = msgspec.to_builtins(entry(target / GOLDEN))
     (target / MANIFEST).write_bytes(msgspec.json.encode(manifest | {"version": version}))
