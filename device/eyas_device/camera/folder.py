@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import time
 from pathlib import Path
 
 from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.errors import CameraError, ImageError
 from eyas_device.support.closing import Closing
+from eyas_device.support.image_files import SUFFIXES, describe_left_out, list_image_files
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_logger = logging.getLogger(__name__)
 
 
 class FolderCamera(Closing):
-    """Every image file below `root`, sorted by path, each once and still encoded."""
+    """Every image file below `root`, sorted by path, each once and still encoded; others are counted in the log."""
 
     live = False
 
@@ -41,16 +42,16 @@ class FolderCamera(Closing):
             raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _images(root: Path) -> list[Path]:
+def _images(root: Path) -> tuple[Path, ...]:
     def fail(error: OSError) -> None:
         raise CameraError(f"camera folder:{root}: {error.filename} cannot be listed ({error.strerror})") from None
 
-    paths = sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(root, onerror=fail)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    )
-    if not paths:
-        raise CameraError(f"camera folder:{root}: no image files; looked for {', '.join(sorted(SUFFIXES))}")
-    return paths
+    images, left_out = list_image_files(root, on_error=fail)
+    said = describe_left_out(left_out)
+    if not images:
+        raise CameraError(
+            f"camera folder:{root}: no image files; looked for {', '.join(sorted(SUFFIXES))}" + f"; {said}" * bool(said)
+        )
+    if said:
+        _logger.info("camera folder:%s: %s", root, said)
+    return images

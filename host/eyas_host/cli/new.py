@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +17,19 @@ def new(
     models: Annotated[Path, typer.Option(metavar="DIR", help="Folder of recipes.")] = Path("models"),
 ) -> None:
     """Inspect a folder of labelled images and write a recipe for it."""
-    from eyas_host.data.sources import list_class_folders
+    from eyas_device.support.image_files import describe_left_out
+    from eyas_host.data.class_folders import inspect_folder
     from eyas_host.recipe.presets import STUDENTS, TEACHERS, pick
     from eyas_host.recipe.scaffold import new_recipe
 
     networks = pick(TEACHERS, teacher), pick(STUDENTS, student)
-    path = new_recipe(images, list_class_folders(images), models, name, *networks)
-    typer.echo(f"{path}\nnext: eyas distill {path}")
+    found = inspect_folder(images)
+    path = new_recipe(images, found.classes, models, name, *networks, divided=bool(found.splits))
+    total = sum(map(len, found.classes.values()))
+    counts = ", ".join(f"{label} {len(files):,}" for label, files in found.classes.items())
+    typer.echo(f"{images}: {total:,} images, {len(found.classes)} classes ({counts})")
+    if found.splits:
+        typer.echo(f'divided already into {", ".join(found.splits)}: the recipe keeps that ([data] by = "folders")')
+    if found.left_out:
+        typer.echo(describe_left_out(found.left_out))
+    typer.echo(f"{path}\nnext: eyas distill {shlex.quote(str(path))}")

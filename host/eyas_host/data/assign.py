@@ -173,6 +173,34 @@ def _complete(parts: list[list[_Unit]], fractions: Sequence[float]) -> None:
             counts[target].update(unit.labels)
 
 
+def assign_by_folders(
+    images: Sequence[LabelledImage], units: Sequence[Indices], fractions: tuple[float, float, float], seed: int
+) -> tuple[Indices, Indices, Indices]:
+    """Indices of training, validation and test as the images' folders say (`LabelledImage.split`).
+
+    A split without a folder takes its fraction of the training images, by their hash.
+    """
+    names = ("train", "validation", "test")
+    own = {name: [i for i, image in enumerate(images) if image.split == name] for name in names}
+    missing = [0.0 if own[name] else fraction for name, fraction in zip(own, fractions, strict=True)]
+    if any(missing):
+        rows = own["train"]
+        position = {row: index for index, row in enumerate(rows)}
+        inner = [[position[i] for i in unit if i in position] for unit in units]
+        parts = assign_stratified(
+            [images[row] for row in rows],
+            [unit for unit in inner if unit],
+            (1.0 - sum(missing), missing[1], missing[2]),
+            seed,
+        )
+        for name, part, fraction in zip(names, parts, missing, strict=True):
+            if fraction:
+                own[name] = [rows[i] for i in part]
+        taken = {*own["validation"], *own["test"]}
+        own["train"] = [row for row in rows if row not in taken]
+    return own["train"], own["validation"], own["test"]
+
+
 def assign_by_time(
     images: Sequence[LabelledImage], clusters: Sequence[Indices], fractions: tuple[float, float, float], gap_days: float
 ) -> tuple[tuple[Indices, Indices, Indices], dict[str, Indices]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from eyas_host.support.progress import meter
 _READ_AHEAD = 256
 """Images submitted to the reading threads at a time."""
 _SHOWN = 10
+_KEPT_FIRST = {"": 0, "test": 0, "validation": 1, "train": 2}
+"""Of copies in several given splits, the one in the split with the smallest number is kept."""
 
 
 class FileInfo(msgspec.Struct, frozen=True):
@@ -48,6 +50,8 @@ class Index(msgspec.Struct, frozen=True):
     labels: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = {}
+    """Reason -> files of the sources that are no images, or not meant as such."""
     files: dict[str, FileInfo] = {}
     """sha256 -> properties of the file."""
     copies: tuple[tuple[LabelledImage, LabelledImage], ...] = ()
@@ -69,7 +73,7 @@ def build_index(data: DataSection) -> Index:
     Raises `DataError` for an unusable source, fewer than two classes, an empty class, the same image under two labels,
     or unreadable images (unless `skip_unreadable`); `MissingExtra` without the demonstration set.
     """
-    candidates, notices = list_images(data)
+    candidates, notices, left_out = list_images(data)
     if data.limit:
         candidates = subsample(candidates, data.limit)
     images, files, unreadable = [], {}, []
@@ -95,6 +99,7 @@ def build_index(data: DataSection) -> Index:
         labels=tuple(sorted({p.label for p in candidates})),
         unreadable=tuple(unreadable),
         notices=notices,
+        left_out=left_out,
         files=files,
         copies=copies,
     )
@@ -150,17 +155,21 @@ def _unique(
     for the same bytes under two labels.
     """
     kept: dict[str, LabelledImage] = {}
-    copies = []
-    for image in images:
+    copies, contradictions = [], []
+    for image in sorted(images, key=lambda image: _KEPT_FIRST[image.split]):
         first = kept.setdefault(image.sha256, image)
         if first is image:
             continue
         if first.label != image.label:
-            raise DataError(
-                f"the same image has two labels: {first.path} ({first.label}) and {image.path} ({image.label}); "
-                "remove the wrong one"
-            )
+            contradictions.append(f"{first.path} ({first.label}) and {image.path} ({image.label})")
+            continue
         if image.time is not None and (first.time is None or image.time < first.time):
             kept[image.sha256], image, first = image, first, image
         copies.append((image, first))
+    if len(contradictions) == 1:
+        raise DataError(f"the same image has two labels: {contradictions[0]}; remove the wrong one")
+    if contradictions:
+        shown = "".join(f"\n  {line}" for line in contradictions[:_SHOWN])
+        more = f"\n  and {len(contradictions) - _SHOWN} more" if len(contradictions) > _SHOWN else ""
+        raise DataError(f"{len(contradictions)} images have two labels; remove the wrong copy of each{shown}{more}")
     return tuple(kept.values()), tuple(copies)

@@ -6,14 +6,18 @@ import contextlib
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from eyas_device.camera.folder import SUFFIXES
+from eyas_device.support.image_files import list_image_files
+from eyas_host.data.class_folders import ClassFolders, list_class_folders, list_divided
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError, MissingExtra
 
@@ -48,21 +52,41 @@ class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     """Group whose images must stay in one split: a patient, a batch, a module, a camera."""
     time: float | None = None
     """When it was taken, seconds since 1970 UTC."""
+    split: Literal["", "train", "validation", "test"] = ""
+    """The split whose folder it lies in, where the data set is divided already; empty in a manifest."""
 
 
-def list_images(data: DataSection) -> tuple[list[LabelledImage], tuple[str, ...]]:
-    """Every image of `data`, not yet read (sha256 is empty), and the sources' notices.
+class Candidates(NamedTuple):
+    """What the sources of a data set have."""
+
+    images: list[LabelledImage]
+    """Not yet read: sha256 is empty."""
+    notices: tuple[str, ...]
+    left_out: Mapping[str, int]
+    """Reason -> files that were left out."""
+
+
+def list_images(data: DataSection) -> Candidates:
+    """Every image of `data`, and what was left out.
 
     Raises `DataError` for an unusable source, or one without groups or times where `data.by` needs them;
     `MissingExtra` without the demonstration set.
     """
     images = list(_elpv()) if data.source == "elpv" else []
+    left_out: Counter[str] = Counter()
     several = len(data.sources) + bool(images) > 1
     for source in data.sources:
+        root = Path(source.path)
         if source.source == "csv":
-            images += _table(Path(source.path), times=data.by == "time")
+            images += _table(root, times=data.by == "time")
+        elif data.by == "folders":
+            for split, listed in list_divided(root).items():
+                images += _labelled(listed, split)
+                left_out.update(listed.left_out)
         else:
-            images += _folder(Path(source.path), min_classes=1 if several else 2)
+            listed = list_class_folders(root, min_classes=1 if several else 2)
+            images += _labelled(listed)
+            left_out.update(listed.left_out)
     labels = sorted({image.label for image in images})
     if len(labels) < 2:
         raise DataError(f"{_describe(data)}: two or more classes are needed, found {len(labels)} ({', '.join(labels)})")
@@ -73,6 +97,7 @@ def list_images(data: DataSection) -> tuple[list[LabelledImage], tuple[str, ...]
             f"{_describe(data)}: {len(wrong)} label{'s' * (len(wrong) > 1)} cannot be used: "
             f"{', '.join(wrong[:_SHOWN])}{more}; a label is a folder's name: {LABEL_RULE}"
         )
+    _check_spelling(labels, _describe(data))
     grouped = data.by == "group" or (data.by == "auto" and any(image.group for image in images))
     for column in ("group",) if grouped else ("time",) if data.by == "time" else ():
         without = [image.path for image in images if getattr(image, column) in ("", None)]
@@ -81,7 +106,17 @@ def list_images(data: DataSection) -> tuple[list[LabelledImage], tuple[str, ...]
                 f"{len(without)} of {len(images)} images have no {column}, e.g. {without[0]}; fill the column "
                 f"`{column}` of their table or set [data] by = 'stratified'"
             )
-    return images, (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
+    notices = (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
+    return Candidates(images, notices, dict(left_out))
+
+
+def _check_spelling(labels: Iterable[str], where: str) -> None:
+    """Raise `DataError` for two labels that nobody can tell apart on a screen."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        look = "".join(unicodedata.normalize("NFKC", label).split())
+        if seen.setdefault(look, label) != label:
+            raise DataError(f"{where}: the labels {seen[look]!a} and {label!a} look the same; use one spelling")
 
 
 def label_error(label: str) -> str:
@@ -110,7 +145,7 @@ def list_source(path: Path) -> list[LabelledImage]:
     """
     if not path.exists():
         raise DataError(f"{path}: no such folder or table; class folders or a CSV table path,label[,group] are needed")
-    return list(_table(path, times=False) if path.is_file() else _folder(path, min_classes=1))
+    return list(_table(path, times=False) if path.is_file() else _labelled(list_class_folders(path, min_classes=1)))
 
 
 def fingerprint(data: DataSection) -> str:
@@ -122,9 +157,9 @@ def fingerprint(data: DataSection) -> str:
         root = Path(source.path)
         if source.source == "csv":
             digest.update(root.read_bytes() if root.is_file() else b"")
-            files = [root.parent / row["path"] for _, row in _read_table(root)]
+            files: Iterable[Path] = [root.parent / row["path"] for _, row in _read_table(root)]
         else:
-            files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+            files = list_image_files(root, on_error=lambda _: None).images if root.is_dir() else ()
         for path in files:
             with contextlib.suppress(OSError):  # missing files are reported when the images are listed
                 stat = path.stat()
@@ -132,36 +167,11 @@ def fingerprint(data: DataSection) -> str:
     return digest.hexdigest()
 
 
-def list_class_folders(root: Path, *, min_classes: int = 2) -> dict[str, list[Path]]:
-    """Label -> images, for a folder that holds one folder per class.
-
-    Raises `DataError` for a missing folder, fewer than `min_classes` classes, or a class without images.
-    """
-    if root.is_file():
-        raise DataError(f"{root}: is a file; a table needs [data] source = 'csv'")
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; a folder with one folder per class is needed")
-    classes = sorted(d for d in root.iterdir() if d.is_dir() and not d.name.startswith("."))
-    if len(classes) < min_classes:
-        names = classes[0].name if classes else "none"
-        needed = "two or more class folders are" if min_classes > 1 else "a folder for each class is"
-        raise DataError(f"{root}: {needed} needed, found {len(classes)} ({names})")
-    files = {folder.name: _images(folder) for folder in classes}
-    empty = [label for label, paths in files.items() if not paths]
-    if empty:
-        raise DataError(f"{root}: class without images: {', '.join(empty)}; add images or remove the folder")
-    return files
-
-
-def _folder(root: Path, *, min_classes: int) -> Iterator[LabelledImage]:
-    """Images of class folders, labelled by the folder's name."""
-    for label, files in list_class_folders(root, min_classes=min_classes).items():
+def _labelled(folders: ClassFolders, split: Literal["", "train", "validation", "test"] = "") -> Iterator[LabelledImage]:
+    """Images of class folders, labelled by the folder's name; of a link, its own path and not where it leads."""
+    for label, files in folders.classes.items():
         for path in files:
-            yield LabelledImage(path=str(path.resolve()), label=label, sha256="")
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            yield LabelledImage(path=os.path.normpath(path.absolute()), label=label, sha256="", split=split)
 
 
 def _table(path: Path, *, times: bool) -> Iterator[LabelledImage]:

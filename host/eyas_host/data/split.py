@@ -15,7 +15,7 @@ import msgspec
 
 from eyas_device.preprocess import Preprocessing
 from eyas_host.data.access_log import AccessLog, LoggedAccess, append_access, read_accesses
-from eyas_host.data.assign import DAY, assign_by_time, assign_stratified
+from eyas_host.data.assign import DAY, assign_by_folders, assign_by_time, assign_stratified
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.duplicates import BITS, cluster_hashes
 from eyas_host.data.held_out import check_test_access
@@ -104,12 +104,17 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
         former = load_kept(data.keep)
         kept = check_kept(former, data, by, images)
         chosen, aside = assign_kept(images, found, former, data, seed)
+    elif by == "folders":
+        chosen = assign_by_folders(images, found.units, data.split, seed)
     elif by == "time":
         chosen, aside = assign_by_time(images, found.clusters, data.split, data.gap_days)
     else:
         chosen = assign_stratified(images, found.units, data.split, seed, data.fold, grouped=grouped)
         _check_sizes(images, found.units, chosen, data)
-    splits = {name: tuple(images[i] for i in indices) for name, indices in zip(SPLITS, chosen, strict=True)}
+    splits = {
+        name: tuple(msgspec.structs.replace(images[i], split="") for i in indices)
+        for name, indices in zip(SPLITS, chosen, strict=True)
+    }
     counts = {name: dict(sorted(Counter(p.label for p in splits[name]).items())) for name in SPLITS}
     _check_classes(index, splits, by, data)
     manifest = SplitManifest(
@@ -145,6 +150,7 @@ def _strategy(images: Sequence[LabelledImage], data: DataSection) -> str:
 
 def _strategy_text(by: str, data: DataSection) -> str:
     text = {
+        "folders": "as the folders divide the images",
         "stratified": "stratified by label x stratum",
         "group": "by group, stratified by label x stratum",
         "time": "by time" + (f", {data.gap_days:g} days apart" if data.gap_days else ""),

@@ -120,7 +120,7 @@ def _images(context: Context) -> tuple[int, str]:
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return len(msgspec.json.decode(path.read_bytes(), type=_TrainImages).train), ""
     try:
-        return len(list_images(context.recipe.data)[0]), ""
+        return len(list_images(context.recipe.data).images), ""
     except (DataError, ImportError, OSError) as error:
         return 0, str(error)
 

@@ -27,6 +27,13 @@ def combination_errors(recipe: Recipe) -> Iterable[str]:
         yield "[data] keep_missing belongs to keep, which is not set"
     if data.by != "time" and data.gap_days:
         yield f"[data] gap_days belongs to by = 'time', not to {data.by!r}"
+    if (data.by == "folders" and any(one.source != "folder" for one in data.sources)) or (
+        data.by == "folders" and data.source == "elpv"
+    ):
+        yield "[data] by = 'folders': source = 'folder' is needed, a folder with train/ and val/ or test/"
+    for key, given in (("fold", data.fold[1]), ("keep", data.keep), ("limit", data.limit)):
+        if data.by == "folders" and given:
+            yield f"[data] {key} cannot be used with by = 'folders': the folders divide the images"
     if data.by == "time" and data.fold[1]:
         yield "[data] fold: by = 'time' has no folds, training would see what comes after the test; leave one out"
     if not recipe.compile.runtimes or len(set(recipe.compile.runtimes)) != len(recipe.compile.runtimes):

@@ -29,9 +29,10 @@ class DataSection(Section, frozen=True):
     """The folder of class folders or the table, relative to the recipe file."""
     more: tuple[Source, ...] = ()
     """Further sources to join: [{source = "csv", path = "line2.csv"}, ...]."""
-    by: Literal["auto", "stratified", "group", "time"] = "auto"
+    by: Literal["auto", "stratified", "group", "time", "folders"] = "auto"
     """How images are assigned to the splits: `stratified` one by one, `group` with each group in one split, `time` with
-    training before validation before test; `auto`: `group` where the images have groups, else `stratified`."""
+    training before validation before test, `folders` as the folders train/, val/ and test/ divide them already; `auto`:
+    `group` where the images have groups, else `stratified`."""
     gap_days: Annotated[float, Meta(ge=0.0, le=36_500.0)] = 0.0
     """time: days between two splits whose images are set aside."""
     near_duplicates: Annotated[int, Meta(ge=0, le=64)] = 16

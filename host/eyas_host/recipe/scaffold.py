@@ -26,7 +26,7 @@ seed = 0
 
 [data]
 source = "folder"
-path = {folder}
+path = {folder}{division}
 
 [image]
 size = {size}    # most images are {width} x {height}
@@ -60,12 +60,15 @@ def new_recipe(
     name: str | None = None,
     teacher: Teacher = TEACHERS["efficientnet_lite0"],
     student: Student = STUDENTS["mobilenetv3_small"],
+    *,
+    divided: bool = False,
 ) -> Path:
     """Write `models/<name>/recipe.toml` for the folder `images` and return its path.
 
     Args:
         images: Folder with one sub-folder for each class.
-        classes: Label -> its images, as `eyas_host.data.sources.list_class_folders` lists them.
+        classes: Label -> its images.
+        divided: Whether the folder is divided into splits already.
         models: Folder of recipes.
         name: Name of the run; the folder's name by default.
         teacher: Preset of the teacher.
@@ -81,14 +84,15 @@ def new_recipe(
     path = models / name / "recipe.toml"
     if path.exists():
         raise RecipeError(f"{path}: exists already; edit it, or choose another --name")
-    files = [image for found in classes.values() for image in found]
+    files = [image for own in classes.values() for image in own]
     width, height = _typical_size(files)
     text = _TEMPLATE.format(
         name=name,
         path=path,
         images=len(files),
         classes=len(classes),
-        counts=", ".join(f"{' '.join(label.split())} {len(found)}" for label, found in classes.items()),
+        counts=", ".join(f"{' '.join(label.split())} {len(own)}" for label, own in classes.items()),
+        division='\nby = "folders"    # as they are divided already' if divided else "",
         folder=json.dumps(str(images.resolve()), ensure_ascii=False),  # a JSON string is a TOML basic string
         size=next(size for size in (teacher.size, 128, 96, 64) if size <= max(64, min(width, height))),
         width=width,

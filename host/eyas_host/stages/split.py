@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.markup import escape
 
+from eyas_device.support.image_files import describe_left_out
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.index import build_index
 from eyas_host.data.manifest import save_split
@@ -25,6 +26,8 @@ def run(context: RunContext) -> StageResult:
     cautions = warnings(manifest)
     for line in (*manifest.notices, *cautions):
         warn(line)
+    if index.left_out:
+        say(f"  {escape(describe_left_out(index.left_out))}")
     for line in index.unreadable:
         say(f"  left out: {escape(line)}")
     return StageResult(
@@ -37,6 +40,7 @@ def run(context: RunContext) -> StageResult:
             "warnings": cautions,
             "labels": list(index.labels),
             "left_out": len(index.unreadable),
+            "other_files": dict(index.left_out),
             "copies": manifest.copies,
             "near_duplicates": sum(map(len, manifest.clusters)),
             "set_aside": {why: len(images) for why, images in manifest.set_aside.items()},

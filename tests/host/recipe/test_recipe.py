@@ -12,7 +12,7 @@ import tomllib
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from eyas_host.data.sources import list_class_folders
+from eyas_host.data.class_folders import list_class_folders
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import RENAMED, load_recipe
 from eyas_host.recipe.scaffold import new_recipe
@@ -266,7 +266,7 @@ def test_the_solar_recipe_departs_from_the_defaults_only_where_it_says_so() -> N
 
 
 def test_new_writes_a_recipe_that_loads(tmp_path: Path, shape_images: Path) -> None:
-    classes = list_class_folders(shape_images)
+    classes = list_class_folders(shape_images).classes
     path = new_recipe(shape_images, classes, tmp_path, "shapes")
     recipe = load_recipe(path)
     assert (recipe.run.name, recipe.data.path) == ("shapes", str(shape_images))
