@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -39,6 +39,7 @@ REFERENCE = "reference.npz"
 Floats = npt.NDArray[np.float32]
 RuntimeName = Literal["litert", "openvino", "onnx"]
 Precision = Literal["fp32", "int8", "int16"]
+_RUNTIMES, _PRECISIONS = frozenset(get_args(RuntimeName)), frozenset(get_args(Precision))
 
 
 class File(msgspec.Struct, frozen=True):
@@ -54,9 +55,24 @@ class Artefact(msgspec.Struct, frozen=True):
     """One compiled model: its runtime, precision and files (the first is the one to load)."""
 
     name: str
-    runtime: RuntimeName
-    precision: Precision
+    runtime: str
+    """A `RuntimeName`, or a runtime of tomorrow: see `known`."""
+    precision: str
+    """A `Precision`, or one of tomorrow."""
     files: tuple[File, ...]
+
+    @property
+    def known(self) -> bool:
+        """Whether this agent knows runtime and precision; other artefacts are installed with the rest but never run."""
+        return self.runtime in _RUNTIMES and self.precision in _PRECISIONS
+
+    @property
+    def unknown(self) -> str:
+        """Why an artefact that is not `known` cannot be run."""
+        return (
+            f"artefact {self.name!r} is {self.precision} for {self.runtime}, which this agent ({__version__}) does not "
+            "know: update the agent"
+        )
 
 
 class Confidence(msgspec.Struct, frozen=True):
@@ -87,8 +103,13 @@ class Lineage(msgspec.Struct, frozen=True):
 class Governance(msgspec.Struct, frozen=True):
     """What may be done with the images that the model sees."""
 
-    images: Literal["allowed", "never"] = "allowed"
-    """`never`: no image leaves a device, whatever its configuration says."""
+    images: str = "allowed"
+    """`allowed`, or `never`: no image leaves a device, whatever its configuration says. Another word counts as that."""
+
+    @property
+    def images_allowed(self) -> bool:
+        """Whether images may leave a device."""
+        return self.images == "allowed"
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -108,7 +129,7 @@ class Manifest(msgspec.Struct, frozen=True):
     decision: Decision | None = None
     """Decision rule from misclassification costs; None: the label with the largest logit."""
     lineage: Lineage = Lineage()
-    evidence: dict[str, dict[str, float | str | None]] = {}
+    evidence: dict[str, dict[str, Any]] = {}
     """Artefact -> measurements on the host: accuracy, parity, latency."""
     golden: File | None = None
     golden_tolerance: float = 0.05
@@ -199,12 +220,27 @@ class Bundle:
             bundle._verify(file)
         return bundle
 
+    def runtimes(self) -> list[str]:
+        """The runtimes of the manifest's `use` for which the bundle has an artefact that this agent knows."""
+        known = {artefact.runtime for artefact in self.manifest.artefacts if artefact.known}
+        return [runtime for runtime in self.manifest.use if runtime in known]
+
     def artefact(self, runtime: str, name: str | None = None) -> Artefact:
-        """The preferred artefact of `runtime`, or the one called `name`. Raises `BundleError` if there is none."""
+        """The preferred artefact of `runtime`, or the one called `name`.
+
+        Where the preferred one is of a precision that this agent does not know, it is the float one, else the first
+        that it knows. Raises `BundleError` if there is none.
+        """
         requested = name or self.manifest.use.get(runtime)
-        for artefact in self.manifest.artefacts:
-            if artefact.name == requested and artefact.runtime == runtime:
+        known = [artefact for artefact in self.manifest.artefacts if artefact.known and artefact.runtime == runtime]
+        for artefact in known:
+            if artefact.name == requested:
                 return artefact
+        preferred = next((artefact for artefact in self.manifest.artefacts if artefact.name == requested), None)
+        if preferred is not None and preferred.runtime == runtime and name is None and known:
+            return min(known, key=lambda artefact: artefact.precision != "fp32")
+        if preferred is not None and not preferred.known:
+            raise BundleError(f"{self.root}: {preferred.unknown}")
         available = ", ".join(a.name for a in self.manifest.artefacts) or "none"
         raise BundleError(
             f"{self.root}: no artefact {requested or ''!r} for runtime {runtime!r}; the bundle has: {available}"
@@ -305,8 +341,8 @@ def read_manifest(root: Path) -> Manifest:
     except OSError as error:
         raise BundleError(f"{path}: {error.strerror}; is {root} a bundle?") from None
     try:
-        schema = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("schema")
-        version = None if schema is None else msgspec.json.decode(schema)
+        fields = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        version, needed = (_decode_field(fields, name) for name in ("schema", "min_agent_version"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: not a manifest ({error})") from None
     if version != SCHEMA:
@@ -314,20 +350,45 @@ def read_manifest(root: Path) -> Manifest:
             f"{path}: schema {version!r}; this agent ({__version__}) reads schema {SCHEMA}: "
             "update the agent or pack again"
         )
+    if isinstance(needed, str) and version_numbers(needed) > version_numbers(__version__):
+        raise BundleError(f"{path}: needs eyas {needed} or newer; this is {__version__}: update the agent")
     try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
+        manifest = _decode_manifest(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from None
     _validate(manifest, path)
     return manifest
 
 
+def _decode_field(fields: Mapping[str, msgspec.Raw], name: str) -> object:
+    return msgspec.json.decode(fields[name]) if name in fields else None
+
+
+def _decode_manifest(raw: bytes) -> Manifest:
+    """Decode a manifest; artefacts of tomorrow whose entries have another shape are left out."""
+    try:
+        return msgspec.json.decode(raw, type=Manifest)
+    except msgspec.ValidationError:
+        tree = msgspec.json.decode(raw)
+        entries = tree.get("artefacts")
+        if not isinstance(entries, list):
+            raise
+        tree["artefacts"] = [entry for entry in entries if not _is_of_tomorrow(entry)]
+        return msgspec.convert(tree, Manifest)
+
+
+def _is_of_tomorrow(entry: object) -> bool:
+    """Whether an artefact's entry cannot be read and names a runtime or precision that this agent does not know."""
+    try:
+        msgspec.convert(entry, Artefact)
+    except msgspec.ValidationError:
+        known = isinstance(entry, dict) and entry.get("runtime") in _RUNTIMES and entry.get("precision") in _PRECISIONS
+        return isinstance(entry, dict) and not known
+    return False
+
+
 def _validate(manifest: Manifest, path: Path) -> None:
     """Raise `BundleError` for values that the types allow but a bundle does not."""
-    if version_numbers(manifest.min_agent_version) > version_numbers(__version__):
-        raise BundleError(
-            f"{path}: needs eyas {manifest.min_agent_version} or newer; this is {__version__}: update the agent"
-        )
     if len(manifest.labels) < 2 or len(set(manifest.labels)) != len(manifest.labels):
         raise BundleError(f"{path}: labels {manifest.labels}; two or more different ones are needed")
     if not 8 <= manifest.preprocessing.size <= 2048:
@@ -356,10 +417,13 @@ def _validate(manifest: Manifest, path: Path) -> None:
     if not names or len(set(names)) != len(names):
         raise BundleError(f"{path}: artefacts {names}; at least one is needed, each with its own name")
     for artefact in manifest.artefacts:
-        if not artefact.files:
+        if not artefact.files and artefact.known:
             raise BundleError(f"{path}: artefact {artefact.name!r} has no files")
+    if not any(artefact.known for artefact in manifest.artefacts):
+        kinds = ", ".join(f"{a.name} ({a.precision} for {a.runtime})" for a in manifest.artefacts)
+        raise BundleError(f"{path}: this agent ({__version__}) knows none of its artefacts: {kinds}; update the agent")
     for runtime, name in manifest.use.items():
-        if not any(a.name == name and a.runtime == runtime for a in manifest.artefacts):
+        if runtime in _RUNTIMES and not any(a.name == name and a.runtime == runtime for a in manifest.artefacts):
             raise BundleError(f"{path}: use.{runtime} is {name!r}, which is not a {runtime} artefact of this bundle")
     for file in manifest.files():
         pure = PurePosixPath(file.path)

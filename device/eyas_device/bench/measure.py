@@ -124,7 +124,7 @@ def select_candidates(
     selections: list[Selection] = []
     missing: list[str] = []
     for name in RUNTIMES if runtime is None else (runtime,):
-        artefacts = [a for a in bundle.manifest.artefacts if a.runtime == artefact_runtime(name)]
+        artefacts = [a for a in bundle.manifest.artefacts if a.known and a.runtime == artefact_runtime(name)]
         try:
             if artefacts:
                 load(name)

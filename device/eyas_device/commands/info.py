@@ -26,6 +26,7 @@ def main(args: argparse.Namespace) -> int:
     print(f"  prediction: {manifest.decision or 'the label with the largest logit'}")
     for artefact in manifest.artefacts:
         used = " (used)" if artefact.name in manifest.use.values() else ""
+        used = used if artefact.known else f" (not known to this agent: {artefact.precision} for {artefact.runtime})"
         print(f"  {artefact.name:14} {sum(f.size_bytes for f in artefact.files) / 1e6:6.2f} MB{used}")
         evidence = manifest.evidence.get(artefact.name, {})
         if evidence:
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _format_value(value: float | str | None) -> str:
+def _format_value(value: object) -> str:
     if value is None:
         return "not measured"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -40,7 +40,7 @@ def runtime(*, name: str, bundle: str, state: str, threads: int) -> dict[str, An
 
     load(name)
     opened = _open_bundle(bundle, state)
-    if opened is None or artefact_runtime(name) not in opened.manifest.use:
+    if opened is None or artefact_runtime(name) not in opened.runtimes():
         return {"artefact": "", "latency_ms": None}
     artefact = opened.artefact(artefact_runtime(name))
     frame = opened.golden().frames[0]

@@ -143,7 +143,9 @@ def choose(bundle: Bundle, runtime: str | None = None, artefact: str | None = No
     artefacts = {a.name: a for a in bundle.manifest.artefacts}
     if artefact is not None and artefact not in artefacts:
         raise BundleError(f"{bundle.root}: no artefact {artefact!r}; the bundle has: {', '.join(artefacts)}")
-    supported = [artefacts[artefact].runtime] if artefact else list(bundle.manifest.use)
+    if artefact is not None and not artefacts[artefact].known:
+        raise RuntimeUnavailable(f"{bundle.root}: {artefacts[artefact].unknown}")
+    supported = [artefacts[artefact].runtime] if artefact else bundle.runtimes()
     candidates = [name for name in RUNTIMES if artefact_runtime(name) in supported]
     if not candidates:
         raise BundleError(f"{bundle.root}: the manifest's `use` names no runtime; pack the bundle again")

@@ -103,7 +103,7 @@ def read_selection(state: Path, bundle: Bundle) -> SavedSelection | None:
     if selection.versions != library_versions():
         return None
     runtime = artefact_runtime(selection.runtime)
-    if not any(a.name == selection.artefact and a.runtime == runtime for a in bundle.manifest.artefacts):
+    if not any(a.known and a.name == selection.artefact and a.runtime == runtime for a in bundle.manifest.artefacts):
         return None
     try:
         load(selection.runtime)

@@ -2,14 +2,16 @@
 
 Every message of a device carries device id, spool id and sequence number: its identity for deduplication. The last will
 has none, because the broker publishes it after the device is gone. Every field has a default and unknown fields are
-ignored, so that an older reader understands a newer sender. `docs/telemetry.md` has what is promised, with sizes.
+ignored, so that an older reader understands a newer sender. Enumerations are plain text on the wire: a word of tomorrow
+is kept as it is, and `known` reads it as `unknown`. A field that changes its type or meaning needs another `SCHEMA`.
+`docs/telemetry.md` has what is promised, with sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -30,6 +32,15 @@ _EMPTY = (0,) * TENTHS
 
 Why = Literal["uncertain", "sampled", "ood", "command"]
 """Why a prediction became an event: confidence in the configured band, random sample, OOD camera, or a command."""
+WHY: tuple[str, ...] = get_args(Why)
+State = Literal["online", "offline", "lost"]
+STATES: tuple[str, ...] = get_args(State)
+UNKNOWN = "unknown"
+
+
+def known(word: str, words: Iterable[str]) -> str:
+    """Read a word of an enumeration: `unknown` if this version does not know it."""
+    return word if word in words else UNKNOWN
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +67,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 class Status(Header, frozen=True, kw_only=True):
     """State of a device; retained. `online` at each connection, `offline` at a shutdown, `lost` as the last will."""
 
-    state: Literal["online", "offline", "lost"] = "lost"
+    state: Annotated[str, msgspec.Meta(examples=list(STATES))] = "lost"
     """`online`, `offline` (a regular shutdown) or `lost` (the last will, sent by the broker)."""
     agent: str = ""
     """Version of the agent."""
@@ -196,7 +207,7 @@ class Event(Header, frozen=True, kw_only=True):
     """Entropy of the probabilities, normalised by log(classes), 0..1."""
     top: dict[str, float] = {}
     """Up to five best labels -> probability."""
-    why: Why = "sampled"
+    why: Annotated[str, msgspec.Meta(examples=list(WHY))] = "sampled"
     """Reason for the event: confidence in the configured band, random sample, OOD camera, or a command."""
     source: str = ""
     """Source of the frame, without passwords."""
@@ -225,7 +236,7 @@ class Ack(msgspec.Struct, frozen=True, kw_only=True):
     """Collector to device: sequences that are in the store, so that the device may forget them."""
 
     schema: int = SCHEMA
-    """Version of the message schema."""
+    """Version of the message schema, that of the acknowledged messages; a device ignores a newer one than its own."""
     device: str = ""
     """Name of the device whose messages are stored."""
     spool: str = ""
@@ -238,7 +249,7 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     """Host to device: a command with an expiry time."""
 
     schema: int = SCHEMA
-    """Version of the message schema."""
+    """Version of the message schema; a device refuses a newer one than its own."""
     id: str = ""
     """UUID; the result carries it, and a device executes each id only once."""
     name: str = ""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from eyas_device.telemetry.messages import Ack
+from eyas_device.telemetry.messages import SCHEMA, Ack
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
 
 Delivery = Literal["collector", "broker"]
@@ -165,8 +165,10 @@ class Outbox:
                 return
 
     def on_ack(self, ack: Ack, now: float) -> bool:
-        """Note what the collector stored; false for another spool's. What was not sent cannot be acknowledged."""
-        if ack.spool not in self._spool.ids or self._delivery != "collector":
+        """Note what the collector stored; false for another spool's, and for a newer schema, whose ranges may mean
+        something else. What was not sent cannot be acknowledged.
+        """
+        if ack.schema > SCHEMA or ack.spool not in self._spool.ids or self._delivery != "collector":
             return False
         ranges = ack.ranges[:_MAX_RANGES]
         arrived = {s for s in self._in_flight if any(first <= s <= last for first, last in ranges)}

@@ -59,7 +59,7 @@ class Policy:
 
     def use_model(self, manifest: Manifest) -> None:
         """Switch to another model, whose manifest may forbid images (`governance.images = "never"`)."""
-        self._forbidden = manifest.governance.images == "never"
+        self._forbidden = not manifest.governance.images_allowed
 
     def request_event(self) -> str:
         """Make one more prediction an event; return `included` if its image goes along, else why not.

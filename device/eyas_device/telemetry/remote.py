@@ -1,7 +1,8 @@
 """Execution of the host's commands: checked, executed once, always answered.
 
-A command is refused if it is malformed, unknown, not allowed by the device's configuration, or expired by the device's
-clock. For the id of a command that was executed before, the first result is sent again, also after a restart. Handlers
+A command is refused if it is malformed, of a newer schema, unknown, not allowed by the device's configuration, or
+expired by the device's clock. Its id is read first, so that a command of which nothing else can be read is answered,
+too. For the id of a command that was executed before, the first result is sent again, also after a restart. Handlers
 run in threads of their own, so that a slow one stops neither frames nor telemetry: quick ones one after the other, and
 one of the `LONG` ones at a time beside them. Each command leaves a line in the log: its id, name, issuer and outcome.
 """
@@ -27,7 +28,7 @@ from eyas_device.support.closing import Closing
 from eyas_device.support.logs import KEEP
 from eyas_device.support.redact import redact, redact_tree
 from eyas_device.support.supervised import SupervisedThread
-from eyas_device.telemetry.messages import Command, Result, decode, encode
+from eyas_device.telemetry.messages import SCHEMA, Command, Result, decode, encode
 from eyas_device.telemetry.spool.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,14 @@ _MAX_WAITING = 8
 _MAX_DETAIL = 500
 _MAX_ISSUER = 64
 _INTERRUPTED = "interrupted: the agent ended while it was executed"
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """What is read of any command, whatever else it holds."""
+
+    schema: Any = SCHEMA
+    id: str = ""
+    name: Any = ""
 
 
 class CommandRefused(EyasError):  # noqa: N818 - reads as the outcome it is
@@ -82,13 +91,13 @@ class CommandExecutor(Closing):
         try:
             if len(payload) > _MAX_BYTES:
                 raise ValueError("too long")
-            command = decode(payload, Command)
-            command_id = str(uuid.UUID(command.id))
+            head = decode(payload, _Head)
+            command_id = str(uuid.UUID(head.id))
         except (ValueError, msgspec.DecodeError):
             self.malformed += 1
             logger.warning("a command without a readable id was ignored")
             return
-        command = msgspec.structs.replace(command, id=command_id, name=command.name[:64])
+        command = Command(id=command_id, name=head.name[:64] if isinstance(head.name, str) else "")
         if command_id in self._accepted:
             return  # it waits or runs: its result will come
         if (result := self._spool.command_result(command_id)) is not None:
@@ -96,6 +105,7 @@ class CommandExecutor(Closing):
             self._audit(command, "repeated: the first result is sent again")
             return
         try:
+            command = msgspec.structs.replace(_read(payload, head), id=command_id, name=command.name)
             self._check(command)
             self._accepted.add(command_id)
             self._put(command)
@@ -125,8 +135,6 @@ class CommandExecutor(Closing):
 
     def _check(self, command: Command) -> None:
         """Raises `CommandRefused` for a command that must not be executed."""
-        if command.name not in COMMANDS:
-            raise CommandRefused(f"{command.name!r} is no command; there are: {', '.join(COMMANDS)}")
         if command.name not in self._allowed:
             allowed = ", ".join(sorted(self._allowed)) or "none"
             raise CommandRefused(f"{command.name!r} is not allowed here; telemetry.commands allows: {allowed}")
@@ -194,3 +202,17 @@ class CommandExecutor(Closing):
 
     def _remember(self, command: Command, result: Result) -> None:
         self._spool.remember_result(command.id, command.expires, encode(result), now=self._clock())
+
+
+def _read(payload: bytes, head: _Head) -> Command:
+    """Decode a whole command. Raises `CommandRefused` for one of a newer schema, or that this agent cannot read."""
+    if type(head.schema) is not int or head.schema > SCHEMA:
+        raise CommandRefused(
+            f"schema {head.schema!r}; this agent reads schema {SCHEMA}: update the agent"[:_MAX_DETAIL]
+        )
+    if isinstance(head.name, str) and head.name not in COMMANDS:
+        raise CommandRefused(f"{head.name[:64]!r} is no command; there are: {', '.join(COMMANDS)}")
+    try:
+        return decode(payload, Command)
+    except msgspec.DecodeError as error:
+        raise CommandRefused(f"this agent cannot read it: {error}") from None

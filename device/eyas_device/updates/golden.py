@@ -84,7 +84,9 @@ def check_bundle(bundle: Bundle, *, runtime: str | None = None, threads: int = 1
     and failed if it cannot be loaded. Without its runtime, an artefact is not checked. Raises `RuntimeUnavailable` if
     nothing can be checked, `BundleError` without an artefact for `runtime`, and what `check_contents` raises.
     """
-    artefacts = [a for a in bundle.manifest.artefacts if runtime is None or a.runtime == artefact_runtime(runtime)]
+    artefacts = [
+        a for a in bundle.manifest.artefacts if runtime is None or (a.known and a.runtime == artefact_runtime(runtime))
+    ]
     if not artefacts:
         raise BundleError(f"{bundle.root}: no artefact for runtime {runtime}")
     golden = check_contents(bundle)

@@ -113,7 +113,7 @@ def _candidates(bundle: Bundle, model: ModelSection, state: Path) -> list[_Candi
     why = PREFERRED
     for name in RUNTIMES:
         runtime = artefact_runtime(name)
-        if name in _BY_NAME_ONLY or runtime not in bundle.manifest.use:
+        if name in _BY_NAME_ONLY or runtime not in bundle.runtimes():
             continue
         try:
             load(name)

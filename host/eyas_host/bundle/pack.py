@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import torch
 
-from eyas_device import __version__
 from eyas_device.bundle import (
     GOLDEN,
     REFERENCE,
@@ -23,6 +22,7 @@ from eyas_device.bundle import (
 )
 from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import decode
+from eyas_host.bundle.agent_version import min_agent_version
 from eyas_host.bundle.card import bundle_readme, model_card
 from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
@@ -103,7 +103,7 @@ def _write_golden(context: RunContext, split: Split, manifest: Manifest, folder:
 
 def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> Manifest:
     recipe = context.recipe
-    return Manifest(  # all but `golden`, which records the rest
+    manifest = Manifest(  # all but `golden`, which records the rest
         schema=SCHEMA,
         name=recipe.run.name,
         version=recipe.pack.version,
@@ -123,9 +123,9 @@ def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: li
         reference=file_entry(folder / REFERENCE, folder),
         governance=Governance(images=recipe.pack.images),
         notices=split.manifest.notices,
-        min_agent_version=__version__,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
+    return msgspec.structs.replace(manifest, min_agent_version=min_agent_version(manifest))
 
 
 def _training_summaries(context: RunContext) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 import uuid
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from eyas_device.config import COMMANDS
@@ -88,6 +90,41 @@ def test_refused(make: Callable[..., Device], fields: dict[str, Any], message: s
     assert (result.id, result.ok) == (command_id, False)
     assert message in result.detail
     assert not executed
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"arguments": {"seconds": None}}, r"cannot read it: .*null"),
+        ({"arguments": {"seconds": [1, 2]}}, r"cannot read it: .*array"),
+        ({"arguments": {"region": {"x": 1}}}, r"cannot read it: .*object"),
+        ({"arguments": ["seconds", 5]}, r"cannot read it: .*array"),
+        ({"expires": "tomorrow"}, r"cannot read it: .*expires"),
+        ({"expires": None}, r"cannot read it: .*expires"),
+        ({"issuer": {"name": "me"}}, r"cannot read it: .*issuer"),
+        ({"name": "reboot", "arguments": {"now": None}}, "'reboot' is no command; there are: pause"),
+        ({"name": None}, r"cannot read it: .*name"),
+        ({"schema": 2}, "schema 2; this agent reads schema 1"),
+        ({"schema": 99, "name": "reboot", "arguments": [None]}, "schema 99"),
+        ({"schema": "1"}, "schema '1'"),
+        ({"schema": None}, "schema None"),
+        ({"schema": True}, "schema True"),
+    ],
+)
+def test_a_command_of_tomorrow_is_answered_and_not_executed(
+    make: Callable[..., Device], fields: dict[str, Any], message: str
+) -> None:
+    executed: list[Arguments] = []
+    device = make({"pause": lambda a: executed.append(a) or {}})
+    command_id = str(uuid.uuid4())
+    head = {"schema": 1, "id": command_id, "name": "pause", "expires": NOW + 60, "of_tomorrow": [{}]}
+    device.commands.take(msgspec.json.encode(head | fields))
+    result = device.next_result()
+    assert (result.id, result.ok, executed) == (command_id, False, [])
+    assert re.search(message, result.detail)
+    assert device.commands.malformed == 0
+    device.send()
+    assert device.next_result().ok, "a command of today is executed after it"
 
 
 def test_a_wrong_clock_refuses(make: Callable[..., Device]) -> None:

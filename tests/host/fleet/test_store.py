@@ -20,6 +20,7 @@ from eyas_device.telemetry.messages import Status, Window, encode
 from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store, StoreError
 from eyas_host.fleet.store.ranges import as_ranges, union
 from eyas_host.fleet.store.retention import Retention, expire
+from eyas_host.fleet.store.tables import VERSION
 from eyas_host.fleet.store.validate import ValidMessage, validate
 from tests.support.fleet_parts import event, window
 from tests.support.postgres import PostgresServer
@@ -299,7 +300,7 @@ def test_first_starts_at_the_same_time(url: str) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert rows(url, "SELECT version FROM eyas_store") == [(2,)]
+    assert rows(url, "SELECT version FROM eyas_store") == [(VERSION,)]
     with Store(url) as store:
         assert store.counts() == {"window": 2, "quarantine": 0}
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import Header, Status, encode, topic
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.store.validate import ValidMessage, validate
@@ -36,9 +37,10 @@ def online(device: str, sequence: int = 0, **more: Any) -> Status:
     return Status(device=device, spool=SPOOL, sequence=sequence, state="online", **more)
 
 
-def shown(fleet: FleetState, now: float = 100.0) -> str:
+def shown(fleet: FleetState, now: float = 100.0, width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=False).print(render(fleet, now, "connected"))
+    console = Console(file=out, width=width, force_terminal=False)
+    console.print(render(fleet, now, "connected", width=console.width))
     return out.getvalue()
 
 
@@ -74,6 +76,112 @@ def test_the_worst_condition_comes_first() -> None:
         ("a-fine", "online"),
     ]
     assert fleet.summary(100.0)["lost"] == 1
+
+
+def troubled() -> FleetState:
+    """Devices whose long names and reasons do not fit a narrow terminal in one line."""
+    fleet = FleetState()
+    reason = "the server closed the connection after 17 bytes of a frame that should have 51 200"
+    add(
+        fleet,
+        online("line-3-camera-above-belt", 1, camera="lost", reason=reason, model="solar-cells 12.34.56"),
+        "status",
+    )
+    refused = "litert-int8 failed the golden check: a probability differs by more than 0.05 from the recorded one"
+    add(fleet, online("b", 1, model="m 1.0.0", refused_model="m 2.0.0", refused_reason=refused), "status")
+    add(
+        fleet, online("c", 1, model="m 1.0.0", ood=True, ood_reason="darker than 99 % of the training images"), "status"
+    )
+    add(fleet, online("d", 1, restarts={"loop": 3, "uplink": 1}, synchronised=False), "status")
+    add(fleet, online("e", 1, refused_reason="/var/lib/eyas: no bundle is installed"), "status")
+    add(fleet, window("f", SPOOL, 2, frames=65, unreadable=35, nonfinite=7, model="m 1.0.0", digest="0123456789ab"))
+    add(
+        fleet,
+        online("g", 1, camera="degraded", reason="12 % of the frames are broken", faults=("disk full",)),
+        "status",
+    )
+    add(fleet, Status(device="h", spool=SPOOL, sequence=1, state="updating", certificate_days=3.2), "status")
+    return fleet
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_every_problem_can_be_read_at_any_width(width: int) -> None:
+    text = shown(troubled(), 103.0, width)
+    assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    for problem in (
+        "camera lost: the server closed the connection after 17 bytes of a frame that should have 51 200",
+        "m 2.0.0 was refused: litert-int8 failed the golden check: a probability differs by more than 0.05 from",
+        "out of distribution: darker than 99 % of the training images",
+        "started again after errors: loop 3, uplink 1; its clock is not synchronised",
+        "no model runs: /var/lib/eyas: no bundle is installed",
+        "35% of the frames cannot be read; 7 predictions were not finite",
+        "camera degraded: 12 % of the frames are broken; disk full",
+        "its state is 'updating', which this version does not know; its certificate expires in 3 days",
+    ):
+        assert problem in words, problem
+    assert "line-3-camera-above" in text, "the device's name is cut last"
+    for device, state in {
+        "b": "refused",
+        "c": "ood",
+        "d": "online",
+        "e": "no model",
+        "f": "degraded",
+        "h": "updating",
+    }.items():
+        assert any(line.split()[:1] == [f"s/{device}"] and state in line for line in text.splitlines()), device
+
+
+def test_a_terminal_of_80_columns_shows_the_important_figures() -> None:
+    fleet = FleetState()
+    add(fleet, online("line-3-camera", 1, model="solar-cells 1.0.0", digest="0123456789ab", agent="0.1.0"), "status")
+    facts: dict[str, Any] = {"seconds": 10.0, "uncertain": 3, "latency_ms": {"p50": 12.34, "p99": 45.6}}
+    facts |= {"confidence_sum": {"a": 11.4}, "model": "solar-cells 1.0.0", "digest": "0123456789ab"}
+    add(fleet, window("line-3-camera", SPOOL, 6, frames=12, **facts))
+    narrow, wide = (shown(fleet, 103.0, width).splitlines() for width in (80, 160))
+    assert narrow[1].split() == ["device", "state", "fps", "conf.", "uncertain", "seen", "model"]
+    assert narrow[2].split() == [
+        "s/line-3-camera",
+        "online",
+        "1.2",
+        "0.95",
+        "25%",
+        "3",
+        "s",
+        "solar-cells",
+        "1.0.0",
+        "0123456",
+    ]
+    assert {"unreadable", "p50", "p99", "dropped", "agent"} <= set(wide[1].split())
+    assert wide[2].split()[-4:] == ["12.3", "45.6", "0", "0.1.0"], "a column in which nobody has a value is left out"
+
+
+def test_models_of_one_name_and_version_are_told_apart() -> None:
+    fleet = FleetState()
+    for device, digest in (("a", "0123456789ab"), ("b", "fedcba987654")):
+        add(fleet, window(device, SPOOL, 1, model="m 1.0.0", digest=digest))
+    assert [device.model for device in fleet.devices(100.0)] == ["m 1.0.0 0123456", "m 1.0.0 fedcba9"]
+
+
+def test_a_full_screen_keeps_the_worst() -> None:
+    fleet = troubled()
+    out = io.StringIO()
+    console = Console(file=out, width=80, height=12, force_terminal=False)
+    console.print(render(fleet, 103.0, "connected", width=80, height=12))
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= 12
+    first = next(line for line in lines if line.startswith("s/"))
+    assert first.split() == ["s/e", "no", "model", "3", "s"]
+    assert lines[-1].endswith(" more")
+
+
+def test_a_broker_that_is_never_reached_is_an_error() -> None:
+    """An empty table would read as an empty fleet."""
+    access = BrokerAccess(broker=f"127.0.0.1:{free_port()}")
+    with pytest.raises(LinkError, match="connection refused"):
+        watch(access, seconds=0.6, console=Console(file=io.StringIO(), width=80))
+    with pytest.raises(LinkError, match="connection refused"):
+        stream(access, io.StringIO(), seconds=0.6, log=io.StringIO())
 
 
 def test_a_row_shows_the_last_window() -> None:

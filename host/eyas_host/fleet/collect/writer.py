@@ -119,7 +119,7 @@ class Writer(Closing):
                 continue
             message = validate(one.topic, one.payload)
             if isinstance(message, InvalidMessage):
-                quarantined.append(QuarantinedMessage(one.topic, message.reason, one.payload))
+                quarantined.append(QuarantinedMessage(one.topic, message.reason, one.payload, message.id is not None))
                 if message.id is not None:
                     ids.append(message.id)
             else:
@@ -162,7 +162,7 @@ class Writer(Closing):
             (message,) = batch.messages
             topic = f"eyas/{message.id.site}/{message.id.device}/{message.kind}"
             reason = f"the database rejects it: {first_line(error)}"
-            rejected = QuarantinedMessage(topic, reason, message.payload.encode())
+            rejected = QuarantinedMessage(topic, reason, message.payload.encode(), acknowledged=True)
             return self._commit(Batch(batch.received, (), (*batch.quarantined, rejected)))
         singles = [Batch(batch.received, (message,)) for message in batch.messages]
         return all(self._commit(single) for single in (*singles, Batch(batch.received, (), batch.quarantined)))

@@ -13,14 +13,18 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, delete, exists, func, inspect, or_, select
+from msgspec.structs import replace
+from sqlalchemy import Connection, delete, exists, func, inspect, literal, or_, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from eyas_device.support.closing import Closing
-from eyas_device.telemetry.messages import Event, Header, Status, Window
+from eyas_device.telemetry.messages import MAX_BYTES, Event, Header, Status, Window
+from eyas_host.fleet.store.clocks import Clocks
 from eyas_host.fleet.store.engine import READING, insert_into, open_engine, without_password, writing
 from eyas_host.fleet.store.faults import StoreError, first_line
+from eyas_host.fleet.store.migrate import migrate
 from eyas_host.fleet.store.tables import (
+    MIGRATIONS,
     VERSION,
     devices,
     expired,
@@ -30,10 +34,10 @@ from eyas_host.fleet.store.tables import (
     quarantine,
     version,
 )
-from eyas_host.fleet.store.validate import ValidMessage
+from eyas_host.fleet.store.validate import ValidMessage, read, read_again
 
 QUARANTINE_BYTES = 16 * 1024
-"""Max. stored bytes of a quarantined payload."""
+"""Max. stored bytes of a quarantined payload whose sender is unknown, so that it is not acknowledged."""
 _PAGE = 2000
 """Rows fetched at a time."""
 _SEEN_S = 10.0
@@ -48,6 +52,8 @@ class QuarantinedMessage(msgspec.Struct, frozen=True):
     topic: str
     reason: str
     payload: bytes
+    acknowledged: bool = False
+    """Whether its sender will forget it: then it is kept whole."""
     key: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
     """A batch that is added again, because the outcome of its commit is unknown, quarantines it once."""
 
@@ -85,6 +91,7 @@ class Store(Closing):
         self.name = without_password(url)
         self._last_seen: dict[str, float] = {}
         """Device -> last written `last_seen`."""
+        self._clocks = Clocks()
         try:
             self._prepare(create=create)
         except BaseException as error:
@@ -111,10 +118,12 @@ class Store(Closing):
         rows = [_row(m, batch.received) for m in by_key if not m.is_will]
         try:
             with self.begin() as connection:
+                self._clocks.correct(connection, rows, batch.received)
                 new = self._insert_new(connection, rows, batch.received)
                 self._quarantine(connection, batch)
                 seen = self._update_devices(connection, batch)
         except DBAPIError:
+            self._clocks = Clocks()
             self._engine.dispose()  # the next try connects again: the address may lead to another server by then
             raise
         self._last_seen.update(dict.fromkeys(seen, batch.received))
@@ -128,13 +137,20 @@ class Store(Closing):
             counts["quarantine"] = int(connection.execute(select(func.count()).select_from(quarantine)).scalar_one())
         return counts
 
-    def windows(self, device: str | None = None, *, since: float = 0.0) -> Iterator[Window]:
-        """Iterate over windows from `since` on (seconds since 1970, device clock), oldest first.
+    def unread(self) -> list[str]:
+        """Why stored messages of newer schemas could not be read in full, each reason once."""
+        query = select(messages.c.problem).where(messages.c.problem != "").distinct()
+        with self._reading() as connection:
+            return sorted(str(problem) for (problem,) in connection.execute(query))
 
-        Expired windows come first, merged into one for each hour, model, artefact and arm.
+    def windows(self, device: str | None = None, *, since: float = 0.0) -> Iterator[Window]:
+        """Iterate over windows from `since` on (seconds since 1970), oldest first.
+
+        Expired windows come first, merged into one for each hour, model, artefact and arm. Times are the devices', or
+        corrected ones of boards whose clock was wrong. Windows of a newer schema than this version's are left out.
         """
         hours = (
-            select(hourly_windows.c.payload)
+            select(hourly_windows.c.payload, literal(""), literal(0), literal(0.0))
             .where(hourly_windows.c.hour >= int(since // 3600))
             .order_by(hourly_windows.c.hour)
         )
@@ -144,7 +160,7 @@ class Store(Closing):
         yield from self._decoded(_query("window", device, since), Window)
 
     def events(self, device: str | None = None, *, since: float = 0.0) -> Iterator[Event]:
-        """Iterate over hard samples from `since` on (seconds since 1970, device clock), oldest first."""
+        """Iterate over hard samples from `since` on (seconds since 1970), oldest first; see `windows`."""
         return self._decoded(_query("event", device, since), Event)
 
     def devices(self) -> list[DeviceRecord]:
@@ -157,7 +173,7 @@ class Store(Closing):
                 r["site"],
                 r["last_seen"],
                 r["status_received"],
-                msgspec.json.decode(r["status"], type=Status),
+                _status(r["status"]),
             )
             for r in sorted(rows, key=lambda row: str(row["device"]))  # databases sort by languages
         ]
@@ -181,8 +197,15 @@ class Store(Closing):
 
     def _decoded(self, query: Any, kind: type[_Message]) -> Iterator[_Message]:
         with self._reading() as connection:
-            for (payload,) in connection.execution_options(yield_per=_PAGE).execute(query):
-                yield msgspec.json.decode(payload, type=kind)
+            rows = connection.execution_options(yield_per=_PAGE).execute(query)
+            for payload, problem, corrected, moment in rows:
+                if problem:
+                    message = read_again("window" if kind is Window else "event", payload)
+                    if not isinstance(message, kind):
+                        continue
+                else:
+                    message = msgspec.json.decode(payload, type=kind)
+                yield replace(message, time=moment) if corrected else message
 
     def _prepare(self, *, create: bool) -> None:
         """Check the tables, and create them where there are none; several first starts at once create them once."""
@@ -201,6 +224,9 @@ class Store(Closing):
                     connection.execute(version.insert(), {"version": VERSION})
         with self._reading() as connection:
             found = connection.execute(select(func.max(version.c.version))).scalar_one()
+        if found in MIGRATIONS:
+            with self.begin(exclusive=True) as connection:
+                found = migrate(connection)
         if found != VERSION:
             raise StoreError(f"store {self.name}: version {found}, not {VERSION}; use the Eyas that wrote it")
 
@@ -268,9 +294,16 @@ class Store(Closing):
         connection.execute(upsert, row | {"spool": a.spool, "sequence": a.sequence})
 
 
+def _status(payload: str) -> Status:
+    """A stored status; one of a newer schema as far as it can be read."""
+    message, _ = read("status", payload.encode())
+    assert isinstance(message, Status)
+    return message
+
+
 def _query(kind: str, device: str | None, since: float) -> Any:
     c = messages.c
-    query = select(c.payload).where(c.kind == kind, c.time >= since).order_by(c.time)
+    query = select(c.payload, c.problem, c.corrected, c.time).where(c.kind == kind, c.time >= since).order_by(c.time)
     return query if device is None else query.where(c.device == device)
 
 
@@ -286,6 +319,11 @@ def _row(message: ValidMessage, received: float) -> dict[str, Any]:
         "received": received,
         "model": getattr(message.message, "model", ""),
         "payload": message.payload,
+        "boot": message.message.boot,
+        "uptime": message.message.uptime_s,
+        "synchronised": message.message.synchronised,
+        "corrected": 0,
+        "problem": message.problem,
     }
 
 
@@ -296,7 +334,7 @@ def _quarantine_row(message: QuarantinedMessage, received: float) -> dict[str, o
         "topic": _safe(message.topic.encode("utf-8", "replace")[:1024]),
         "reason": _safe(message.reason.encode("utf-8", "replace")[:1024]),
         "size": len(message.payload),
-        "payload": _safe(message.payload[:QUARANTINE_BYTES]),
+        "payload": _safe(message.payload[: MAX_BYTES if message.acknowledged else QUARANTINE_BYTES]),
     }
 
 

@@ -10,10 +10,12 @@ from functools import reduce
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.telemetry.messages import Window, encode, merge
+from eyas_host.fleet.store.clocks import forget_starts, rewrite_corrected
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.faults import StoreError, first_line
 from eyas_host.fleet.store.ranges import union
@@ -23,8 +25,8 @@ _DAY_S = 86400.0
 _CHUNK = 2000
 """Messages in one transaction, for which collectors wait."""
 
-_Hour = tuple[str, str, int, str, str, str]
-"""Device, site, hour since 1970, model, artefact, arm: key of a merged window."""
+_Hour = tuple[str, str, int, str, str, str, str]
+"""Device, site, hour since 1970, model, artefact, arm, digest: key of a merged window."""
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +35,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     windows_days: float = 30.0
     """Older windows are merged by hour; merged windows stay."""
     events_days: float = 365.0
-    """Events, profiles, results and statuses are kept for this many days."""
+    """Events, profiles, results, statuses, and windows of a newer schema, are kept for this many days."""
     quarantine_days: float = 30.0
     quarantine_max: int = 100_000
     """Max. quarantined messages, whatever their age; the newest are kept."""
@@ -66,8 +68,13 @@ def expire(store: Store, retention: Retention | None = None, *, now: float | Non
     """
     retention, now = retention or Retention(), time.time() if now is None else now
     try:
-        merged = _expire_all(store, messages.c.kind == "window", now - retention.windows_days * _DAY_S)
-        deleted = _expire_all(store, messages.c.kind != "window", now - retention.events_days * _DAY_S)
+        with store.begin(exclusive=True) as connection:
+            rewrite_corrected(connection)
+        is_window = (messages.c.kind == "window") & (messages.c.problem == "")
+        merged = _expire_all(store, is_window, now - retention.windows_days * _DAY_S)
+        deleted = _expire_all(store, ~is_window, now - retention.events_days * _DAY_S)
+        with store.begin(exclusive=True) as connection:
+            forget_starts(connection, now - max(retention.windows_days, retention.events_days) * _DAY_S)
         quarantined = _expire_quarantine(store, now - retention.quarantine_days * _DAY_S, retention.quarantine_max)
     except SQLAlchemyError as error:
         raise StoreError(f"the store cannot be written: {first_line(error)}; run it again later") from None
@@ -88,7 +95,7 @@ def _expire_chunk(connection: Connection, which: Any, before: float) -> int:
     """Expire the oldest messages: merge windows by hour, delete the others, and record the sequence numbers."""
     c = messages.c
     query = (
-        select(c.device, c.spool, c.sequence, c.kind, c.site, c.payload)
+        select(c.device, c.spool, c.sequence, c.kind, c.site, c.payload, c.problem, c.time)
         .where(which, c.received < before)
         .order_by(c.received)
         .limit(_CHUNK)
@@ -96,11 +103,12 @@ def _expire_chunk(connection: Connection, which: Any, before: float) -> int:
     rows = connection.execute(query).all()
     hours: dict[_Hour, list[Window]] = defaultdict(list)
     spools: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    for device, spool, sequence, kind, site, payload in rows:
+    for device, spool, sequence, kind, site, payload, problem, moment in rows:
         spools[device, spool].append((sequence, sequence))
-        if kind == "window":
-            window = msgspec.json.decode(payload, type=Window)
-            hours[device, site, int(window.time // 3600), window.model, window.artefact, window.arm].append(window)
+        if kind == "window" and not problem:
+            window = replace(msgspec.json.decode(payload, type=Window), time=moment)
+            hour = (device, site, int(moment // 3600), window.model, window.artefact, window.arm, window.digest)
+            hours[hour].append(window)
     for hour, windows in hours.items():
         _merge_into_hour(connection, hour, windows)
     for (device, spool), ranges in spools.items():
@@ -112,7 +120,7 @@ def _expire_chunk(connection: Connection, which: Any, before: float) -> int:
 
 
 def _merge_into_hour(connection: Connection, hour: _Hour, windows: Iterable[Window]) -> None:
-    key = hashlib.sha256(msgspec.json.encode(hour)).hexdigest()
+    key = hashlib.sha256(msgspec.json.encode(hour if hour[-1] else hour[:-1])).hexdigest()  # agents 0.1.0 send none
     same = hourly_windows.c.key == key
     stored = connection.execute(select(hourly_windows.c.payload).where(same)).scalar_one_or_none()
     earlier = [] if stored is None else [msgspec.json.decode(stored, type=Window)]

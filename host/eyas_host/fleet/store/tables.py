@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
 
-VERSION = 2
-"""Version of the tables; a store of another version is refused."""
+VERSION = 3
+"""Version of the tables; an older store is brought to it when it is opened, a newer one is refused."""
 
 metadata = MetaData()
 version = Table("eyas_store", metadata, Column("version", Integer, primary_key=True))
@@ -21,11 +21,31 @@ messages = Table(
     Column("received", Double, nullable=False),
     Column("model", Text, nullable=False),
     Column("payload", Text, nullable=False),
+    Column("boot", String(64), nullable=False, server_default=""),
+    Column("uptime", Double, nullable=False, server_default="0"),
+    Column("corrected", Integer, nullable=False, server_default="0"),
+    Column("problem", Text, nullable=False, server_default=""),
     Index("messages_by_arrival", "kind", "received"),
     Index("messages_by_time", "kind", "time"),
     Index("messages_by_device", "device", "kind", "time"),
 )
-"""All messages, as received."""
+"""All messages, as received. `time` is the device's, or, with `corrected` 1, computed by `clocks`; the payload keeps
+the device's. `problem` is what of a message of a newer schema could not be read."""
+boots = Table(
+    "boots",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("boot", String(64), primary_key=True),
+    Column("spool", String(36), nullable=False),
+    Column("first", BigInteger, nullable=False),
+    Column("uptime", Double, nullable=False),
+    Column("start", Double, nullable=False),
+    Column("exact", Integer, nullable=False),
+    Column("written", Double, nullable=False),
+    Column("received", Double, nullable=False),
+)
+"""When each board started, by its boot id: `start` in seconds since 1970, `exact` 1 by its synchronised clock, else
+estimated; the lowest sequence number and longest uptime seen, and the start that its messages were `written` with."""
 hourly_windows = Table(
     "hourly_windows",
     metadata,
@@ -71,3 +91,13 @@ devices = Table(
     Column("status", Text, nullable=False),
 )
 """Last status of each device, and when it last sent anything."""
+
+MIGRATIONS: dict[int, tuple[tuple[str, str], ...]] = {
+    2: (
+        ("boot", "VARCHAR(64) NOT NULL DEFAULT ''"),
+        ("uptime", "DOUBLE PRECISION NOT NULL DEFAULT 0"),
+        ("corrected", "INTEGER NOT NULL DEFAULT 0"),
+        ("problem", "TEXT NOT NULL DEFAULT ''"),
+    ),
+}
+"""Version -> columns of `messages` that the next version added; tables that it added are created where missing."""

@@ -1,7 +1,8 @@
 """Validate messages from the network: of a known kind, complete, in range, and on the sender's own topic.
 
 Anything else is an `InvalidMessage` with a reason. It keeps its identity where that can be read, so that it can be
-acknowledged and its sender stops resending it.
+acknowledged and its sender stops resending it. A message of a newer schema is valid: what of it this version can read
+is read, `problem` says what not, and its payload is kept for a version that reads it all.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 _Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Celsius = Annotated[float, msgspec.Meta(ge=-274, le=1000)]
 _Label = Annotated[str, msgspec.Meta(max_length=256)]
+_Boot = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9A-Za-z-]*$")]
 _Text = Annotated[str, msgspec.Meta(max_length=4096)]
 _Tenths = Annotated[tuple[_Count, ...], msgspec.Meta(min_length=TENTHS, max_length=TENTHS)]
 _Vector = Annotated[tuple[Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)], ...], msgspec.Meta(max_length=8)]
@@ -57,6 +59,9 @@ _SPOOL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 
 # The wire messages with the ranges that the host accepts: values out of range are rejected while decoding.
 class _Status(Status, frozen=True, kw_only=True):
+    uptime_s: _Amount = 0.0
+    boot: _Boot = ""
+    state: _Label = "lost"
     agent: _Label = ""
     model: _Label = ""
     artefact: _Label = ""
@@ -75,6 +80,8 @@ class _Sketch(Sketch, frozen=True, kw_only=True):
 
 
 class _Window(Window, frozen=True, kw_only=True):
+    uptime_s: _Amount = 0.0
+    boot: _Boot = ""
     seconds: _Amount = 0.0
     model: _Label = ""
     digest: _Label = ""
@@ -108,6 +115,8 @@ class _Window(Window, frozen=True, kw_only=True):
 
 
 class _Event(Event, frozen=True, kw_only=True):
+    uptime_s: _Amount = 0.0
+    boot: _Boot = ""
     model: _Label = ""
     digest: _Label = ""
     artefact: _Label = ""
@@ -117,10 +126,18 @@ class _Event(Event, frozen=True, kw_only=True):
     margin: _Fraction = 0.0
     entropy: _Fraction = 0.0
     top: _Top = msgspec.field(default_factory=dict)
+    why: _Label = "sampled"
     source: _Text = ""
 
 
+class _Profile(Profile, frozen=True, kw_only=True):
+    uptime_s: _Amount = 0.0
+    boot: _Boot = ""
+
+
 class _Result(Result, frozen=True, kw_only=True):
+    uptime_s: _Amount = 0.0
+    boot: _Boot = ""
     id: _Label = ""
     name: _Label = ""
 
@@ -128,18 +145,20 @@ class _Result(Result, frozen=True, kw_only=True):
 class _Identity(msgspec.Struct, frozen=True):
     """The identity fields of a header."""
 
+    schema: Any = SCHEMA
     device: str = ""
     spool: str = ""
     sequence: int = -1
 
 
-_READERS: dict[str, msgspec.json.Decoder[Any]] = {
-    "status": msgspec.json.Decoder(_Status),
-    "window": msgspec.json.Decoder(_Window),
-    "event": msgspec.json.Decoder(_Event),
-    "profile": msgspec.json.Decoder(Profile),
-    "cmd/result": msgspec.json.Decoder(_Result),
+_TYPES: dict[str, type[Header]] = {
+    "status": _Status,
+    "window": _Window,
+    "event": _Event,
+    "profile": _Profile,
+    "cmd/result": _Result,
 }
+_READERS: dict[str, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(type_) for kind, type_ in _TYPES.items()}
 _IDENTITY = msgspec.json.Decoder(_Identity)
 
 
@@ -161,6 +180,8 @@ class ValidMessage(msgspec.Struct, frozen=True):
     message: Header
     payload: str
     """The JSON text as received, with fields unknown to this version."""
+    problem: str = ""
+    """What of it this version cannot read; empty if it reads all."""
 
     @property
     def is_will(self) -> bool:
@@ -184,9 +205,10 @@ def validate(topic: str, payload: bytes) -> ValidMessage | InvalidMessage:
     site, device, kind = match.groups()
     if len(payload) > MAX_BYTES:
         return _invalid(f"{len(payload)} bytes; at most {MAX_BYTES} are accepted", site, device, payload)
+    problem = ""
     try:
         text = payload.decode("utf-8")
-        message: Header = _READERS[kind].decode(payload)
+        message, problem = read(kind, payload)
     except UnicodeDecodeError:
         return _invalid("not UTF-8", site, device, payload)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -194,8 +216,8 @@ def validate(topic: str, payload: bytes) -> ValidMessage | InvalidMessage:
     if message.device != device:
         return InvalidMessage(f"a message of device {message.device[:64]!r} on the topic of {device!r}")
     id_ = MessageId(site, device, message.spool, message.sequence)
-    if message.schema != SCHEMA:
-        return InvalidMessage(f"schema {message.schema}; this version reads {SCHEMA}", _valid_id(id_))
+    if message.schema < 1:
+        return InvalidMessage(f"schema {message.schema}; there are 1 to {SCHEMA}", _valid_id(id_))
     is_will = kind == "status" and isinstance(message, Status) and _is_will(message)
     if not is_will and _valid_id(id_) is None:
         return InvalidMessage("no identity: a spool (UUID) and a sequence number >= 0 are needed")
@@ -203,7 +225,46 @@ def validate(topic: str, payload: bytes) -> ValidMessage | InvalidMessage:
         return InvalidMessage(f"time {message.time}: seconds since 1970 are needed", _valid_id(id_))
     if "\x00" in text:
         return InvalidMessage("contains a NUL character", _valid_id(id_))
-    return ValidMessage(kind, id_, message, text)
+    return ValidMessage(kind, id_, message, text, problem)
+
+
+def read_again(kind: str, payload: str) -> Header | None:
+    """Read a stored message that an earlier version could not read in full; None if this one cannot either."""
+    try:
+        message, problem = read(kind, payload.encode())
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return None if problem else message
+
+
+def read(kind: str, payload: bytes) -> tuple[Header, str]:
+    """The message, and what of it this version cannot read. Raises `msgspec.MsgspecError` for an invalid one."""
+    try:
+        message: Header = _READERS[kind].decode(payload)
+    except msgspec.ValidationError:
+        schema = _IDENTITY.decode(payload).schema
+        if type(schema) is not int or schema <= SCHEMA:
+            raise
+        return _read_newer(kind, payload)
+    problem = f"schema {message.schema}; this version reads {SCHEMA}" if message.schema > SCHEMA else ""
+    return message, problem
+
+
+def _read_newer(kind: str, payload: bytes) -> tuple[Header, str]:
+    """Read what can be read of a message of a newer schema, field by field; the header has to be readable."""
+    fields = msgspec.json.decode(payload, type=dict[str, msgspec.Raw])
+    read: dict[str, Any] = {}
+    unread: list[str] = []
+    for field in msgspec.structs.fields(_TYPES[kind]):
+        if field.name in fields:
+            try:
+                read[field.name] = msgspec.json.decode(fields[field.name], type=field.type)
+            except msgspec.ValidationError:
+                if field.name in ("schema", "device", "spool", "sequence", "time"):
+                    raise
+                unread.append(field.name)
+    message = _TYPES[kind](**read)
+    return message, f"schema {message.schema}; this version reads {SCHEMA}, and not its {', '.join(unread)}"[:300]
 
 
 def cleared_status(topic: str, payload: bytes) -> tuple[str, str] | None:

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from eyas_device.telemetry.messages import TENTHS, Event, Status, Window
+from eyas_device.telemetry.messages import STATES, TENTHS, UNKNOWN, Event, Status, Window, known
 from eyas_host.fleet.store.validate import ValidMessage
 
 MAX_DEVICES = 20_000
@@ -15,9 +15,16 @@ MAX_DEVICES = 20_000
 _SAMPLES = 8
 _SILENT_WINDOWS = 3.0
 _SILENT_S = 30.0
+_DEGRADED = 0.05
+"""Fraction of unreadable frames above which a camera is degraded."""
+_EXPIRES_DAYS = 30.0
+"""A certificate that expires sooner is a problem."""
 
-Condition = Literal["lost", "silent", "camera", "offline", "ood", "paused", "online"]
-"""Condition of a device, the worst first."""
+Condition = Literal[
+    "lost", "silent", "no model", "camera", "offline", "degraded", "unknown", "ood", "refused", "paused", "online"
+]
+"""Condition of a device, the worst first. `degraded`: many frames cannot be read; `refused`: another model runs than
+the one that should; `unknown`: a state that this version does not know."""
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 
@@ -30,20 +37,71 @@ class DeviceState(msgspec.Struct, kw_only=True):
     window: Window | None = None
     last_seen: float = 0.0
     """Arrival of its last message, seconds; 0 if there were only retained ones."""
+    unread: str = ""
+    """What of its last message this version cannot read, because its schema is newer."""
 
     def condition(self, now: float) -> Condition:
         """Condition at `now`, seconds."""
-        if self.status is not None and self.status.state == "lost":
-            return "lost"
-        if self.status is not None and self.status.state != "online":
-            return "offline"
+        status = self.status or Status(state="online")
+        if status.state in ("lost", "offline"):
+            return "lost" if status.state == "lost" else "offline"
         if self.last_seen and now - self.last_seen > self.silent_s:
             return "silent"
-        if self.camera not in ("", "delivering"):
+        if not status.model and status.refused_reason:
+            return "no model"
+        if self.camera not in ("", "delivering", "degraded"):
             return "camera"
-        if self.status is not None and self.status.ood:
+        if self.camera == "degraded" or self.unreadable > _DEGRADED:
+            return "degraded"
+        if known(status.state, STATES) == UNKNOWN:
+            return "unknown"
+        if status.ood:
             return "ood"
-        return "paused" if self.status is not None and self.status.paused else "online"
+        if status.refused_model:
+            return "refused"
+        return "paused" if status.paused else "online"
+
+    @property
+    def problems(self) -> list[str]:
+        """What people should know, worst first; as the device says it."""
+        status, window = self.status or Status(), self.window or Window()
+        found = []
+        if not status.model and status.refused_reason:
+            found.append(f"no model runs: {status.refused_reason}")
+        elif status.refused_model:
+            found.append(f"{status.refused_model} was refused: {status.refused_reason}")
+        if self.camera not in ("", "delivering"):
+            found.append(f"camera {self.camera}" + (f": {status.reason}" if status.reason else ""))
+        if self.unreadable > _DEGRADED:
+            found.append(f"{self.unreadable:.0%} of the frames cannot be read")
+        if known(status.state, STATES) == UNKNOWN:
+            found.append(f"its state is {status.state!r}, which this version does not know")
+        if status.ood:
+            found.append(
+                f"out of distribution: {status.ood_reason or window.ood_reason or 'check view, light and focus'}"
+            )
+        if window.nonfinite:
+            found.append(f"{window.nonfinite} predictions were not finite")
+        if status.restarts:
+            counts = ", ".join(f"{name} {count}" for name, count in status.restarts.items())
+            found.append(f"started again after errors: {counts}")
+        if status.certificate_days is not None and status.certificate_days < _EXPIRES_DAYS:
+            found.append(f"its certificate expires in {max(status.certificate_days, 0):.0f} days")
+        newest = self._newest
+        if newest is not None and newest.synchronised is False:
+            found.append("its clock is not synchronised")
+        return [*found, *status.faults, *([self.unread] if self.unread else [])]
+
+    @property
+    def unreadable(self) -> float:
+        """Fraction of the frames of the last window that could not be read or were black, 0..1."""
+        frames = self.window.frames + self.window.unreadable if self.window else 0
+        return self.window.unreadable / frames if self.window and frames else 0.0
+
+    @property
+    def _newest(self) -> Status | Window | None:
+        messages = [message for message in (self.status, self.window) if message is not None]
+        return max(messages, key=lambda message: message.sequence, default=None)
 
     @property
     def silent_s(self) -> float:
@@ -53,14 +111,16 @@ class DeviceState(msgspec.Struct, kw_only=True):
     @property
     def camera(self) -> str:
         """Camera state in the newer of status and window."""
-        messages = [m for m in (self.status, self.window) if m is not None]
-        newest = max(messages, key=lambda m: m.sequence, default=None)
+        newest = self._newest
         return newest.camera if newest is not None else ""
 
     @property
     def model(self) -> str:
-        """Model in use."""
-        return (self.window.model if self.window else "") or (self.status.model if self.status else "")
+        """Model in use, with the first digits of its digest: name and version may be the same."""
+        for message in (self.window, self.status):
+            if message is not None and message.model:
+                return f"{message.model} {message.digest[:7]}".rstrip()
+        return ""
 
     @property
     def fps(self) -> float | None:
@@ -110,6 +170,7 @@ class FleetState:
             state.window = _newer(state.window, content)
         elif isinstance(content, Event):
             self.samples.appendleft(content)
+        state.unread = message.problem
         if not retained and not message.is_will:
             state.last_seen = now
 

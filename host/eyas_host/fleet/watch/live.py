@@ -12,12 +12,14 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.padding import Padding
 from rich.text import Text
 
-from eyas_device.telemetry.messages import Event, Window
+from eyas_device.errors import LinkError
+from eyas_device.telemetry.messages import UNKNOWN, Event, Window
 from eyas_device.telemetry.mqtt_client import LinkStatus
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.store.validate import InvalidMessage, cleared_status, validate
@@ -28,18 +30,29 @@ _REFRESH_S = 0.5
 _COLOURS: dict[Condition, str] = {
     "lost": "bold red",
     "silent": "red",
+    "no model": "bold red",
     "camera": "red",
     "offline": "yellow",
+    "degraded": "yellow",
+    "unknown": "yellow",
     "ood": "yellow",
+    "refused": "yellow",
 }
-_TEXT_COLUMNS = ("device", "state", "model", "camera")
-_NUMBER_COLUMNS = ("fps", "p50 ms", "p99 ms", "confidence", "uncertain", "dropped", "°C", "last seen")
+_TITLES = [
+    "device", "state", "fps", "conf.", "uncertain", "seen", "model",
+    "unreadable", "p50 ms", "p99 ms", "°C", "dropped", "camera", "agent",
+]  # fmt: skip
+"""Columns, the most important first."""
+_LEFT = frozenset(_TITLES.index(title) for title in ("device", "state", "model", "camera", "agent"))
+_GAP, _INDENT = "  ", "    "
+_MAX_NAME = 28
 
 
 def watch(access: BrokerAccess, *, seconds: float | None = None, console: Console | None = None) -> None:
     """Show the fleet until q or Ctrl-C, or for `seconds`; without a terminal, print one table at the end.
 
-    Raises `LinkError` for an invalid address or invalid credentials.
+    Raises `LinkError` for an invalid address or invalid credentials, and without a terminal for a broker that was never
+    reached.
     """
     console = console or Console()
     fleet, end = FleetState(), None if seconds is None else time.monotonic() + seconds
@@ -47,20 +60,23 @@ def watch(access: BrokerAccess, *, seconds: float | None = None, console: Consol
         if not console.is_terminal:
             while end is None or time.monotonic() < end:
                 _update(fleet, subscriber)
-            console.print(render(fleet, time.monotonic(), str(subscriber.status)))
+            console.print(render(fleet, time.monotonic(), str(subscriber.status), width=console.width))
+            _check_connected(subscriber, access)
             return
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while (end is None or time.monotonic() < end) and not quit_pressed():
                 _update(fleet, subscriber)
-                screen = render(fleet, time.monotonic(), str(subscriber.status), height=console.height)
+                screen = render(
+                    fleet, time.monotonic(), str(subscriber.status), width=console.width, height=console.height
+                )
                 live.update(screen, refresh=True)
 
 
 def stream(access: BrokerAccess, out: TextIO, *, seconds: float | None = None, log: TextIO = sys.stderr) -> None:
     """Write each valid message to `out` as one line of JSON, until Ctrl-C or for `seconds`.
 
-    Changes of the connection's state go to `log`. Raises `LinkError` for an invalid address or invalid credentials,
-    `BrokenPipeError` if the reader of `out` goes away.
+    Changes of the connection's state go to `log`. Raises `LinkError` for an invalid address or invalid credentials, and
+    for a broker that was never reached; `BrokenPipeError` if the reader of `out` goes away.
     """
     end = None if seconds is None else time.monotonic() + seconds
     status: LinkStatus | None = None
@@ -70,6 +86,8 @@ def stream(access: BrokerAccess, out: TextIO, *, seconds: float | None = None, l
                 message = validate(received.topic, received.payload)
                 if not isinstance(message, InvalidMessage):
                     head = {"topic": received.topic, "kind": message.kind, "site": message.id.site}
+                    if message.problem:
+                        head["problem"] = message.problem
                     line = {**head, "retained": received.retained, "message": msgspec.Raw(message.payload.encode())}
                     # Compact the payload: JSON that was sent over several lines has to fit one.
                     out.write(msgspec.json.format(msgspec.json.encode(line), indent=-1).decode() + "\n")
@@ -77,33 +95,77 @@ def stream(access: BrokerAccess, out: TextIO, *, seconds: float | None = None, l
             if subscriber.status != status:
                 status = subscriber.status
                 print(f"eyas watch: {status}", file=log)
+        _check_connected(subscriber, access)
 
 
-def render(fleet: FleetState, now: float, connection: str, *, height: int = 200) -> Group:
-    """Draw the screen: a summary, the devices, the latest hard samples. Text from the network is never markup."""
+def render(fleet: FleetState, now: float, connection: str, *, width: int = 80, height: int = 200) -> Group:
+    """Draw the screen: a summary, the devices with their problems, the latest hard samples.
+
+    The columns are chosen to fit `width`; what does not fit is left out, problems never are. Text from the network is
+    never markup.
+    """
     summary = ", ".join(f"{count} {name}" for name, count in fleet.summary(now).items()) or "no devices yet"
     invalid = f"   {fleet.invalid} invalid messages" if fleet.invalid else ""
-    parts: list[RenderableType] = [Text(f"{printable(connection, 100)}   {summary}{invalid}", "bold")]
-    table = Table(expand=True)
-    for name in _TEXT_COLUMNS:
-        table.add_column(name, no_wrap=True)
-    for name in _NUMBER_COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
+    headline = Text(f"{printable(connection, 100)}   {summary}{invalid}", "bold")
+    parts: list[RenderableType] = [headline]
     devices = fleet.devices(now)
-    max_rows = max(3, height - 8 - len(fleet.samples))
-    for device in devices[:max_rows]:
-        table.add_row(*(Text(cell, _COLOURS.get(device.condition(now), "")) for cell in _cells(device, now)))
-    parts.append(table)
-    if len(devices) > max_rows:
-        parts.append(Text(f"and {len(devices) - max_rows} more", "dim"))
+    left = max(3, height - 3 - _lines(len(headline), width) - len(fleet.samples))
+    blocks: list[tuple[list[str], str, str]] = []
+    for device in devices:
+        problems = printable("; ".join(device.problems), 400)
+        left -= 1 + _lines(len(problems), width - len(_INDENT))
+        if left < 0:
+            break
+        blocks.append((_cells(device, now), problems, _COLOURS.get(device.condition(now), "")))
+    table = _fit([_TITLES, *(cells for cells, _, _ in blocks)], width)
+    parts.append(Text(table[0], "bold underline", no_wrap=True))
+    for line, (_, problems, colour) in zip(table[1:], blocks, strict=True):
+        parts.append(Text(line, colour, no_wrap=True))
+        if problems:
+            parts.append(Padding(Text(problems, colour), (0, 0, 0, len(_INDENT))))
+    if len(devices) > len(blocks):
+        parts.append(Text(f"and {len(devices) - len(blocks)} more", "dim"))
     parts += [Text(_sample_line(sample), "dim") for sample in fleet.samples]
     return Group(*parts)
+
+
+def _lines(length: int, width: int) -> int:
+    """Lines that a text takes when it is wrapped at words, or one more."""
+    return -(-length // max(10, width - 10))
+
+
+def _fit(rows: list[list[str]], width: int) -> list[str]:
+    """Lay out the first row's columns in order of importance, as many as fit; texts left, figures right."""
+    columns: list[int] = []
+    used = 0
+    for column in range(len(_TITLES)):
+        own = max(cell_len(row[column]) for row in rows)
+        empty = own == cell_len(_TITLES[column]) and not any(row[column] for row in rows[1:])
+        if used + own > width or (empty and len(rows) > 1):
+            continue
+        used += own + len(_GAP)
+        columns.append(column)
+    widths = {column: max(cell_len(row[column]) for row in rows) for column in columns}
+    lines = []
+    for row in rows:
+        cells = []
+        for column in columns:
+            space = " " * (widths[column] - cell_len(row[column]))
+            cells.append(row[column] + space if column in _LEFT else space + row[column])
+        lines.append(_GAP.join(cells).rstrip())
+    return lines
 
 
 def printable(text: str, max_length: int = 40) -> str:
     """Make text from the network safe to print: one line, printable characters, bounded length."""
     shown = "".join(c if c.isprintable() else "�" for c in text[: max_length + 1])
     return shown if len(shown) <= max_length else shown[: max_length - 1] + "…"
+
+
+def _check_connected(subscriber: Subscriber, access: BrokerAccess) -> None:
+    """Raise `LinkError` if the broker was never reached: an empty table would look like an empty fleet."""
+    if not subscriber.was_connected:
+        raise LinkError(f"broker {access.broker}: {subscriber.status}")
 
 
 def _update(fleet: FleetState, subscriber: Subscriber) -> None:
@@ -118,23 +180,32 @@ def _update(fleet: FleetState, subscriber: Subscriber) -> None:
             fleet.add(message, time.monotonic(), retained=received.retained)
 
 
-def _cells(device: DeviceState, now: float) -> tuple[str, ...]:
+def _cells(device: DeviceState, now: float) -> list[str]:
     window = device.window or Window()
-    temperature = _number(window.temperature_c, ".0f")
-    return (
-        f"{printable(device.site, 16)}/{printable(device.device, 24)}",
-        device.condition(now),
-        printable(device.model, 24),
-        printable(device.camera, 12),
+    condition = device.condition(now)
+    state = printable(device.status.state, 12) if condition == UNKNOWN and device.status else condition
+    return [
+        _name(device),
+        state,
         _number(device.fps, ".1f"),
-        _number(window.latency_ms.get("p50"), ".1f"),
-        _number(window.latency_ms.get("p99"), ".1f"),
         _number(device.confidence, ".2f"),
         _number(device.uncertain, ".0%"),
-        str(window.dropped) if device.window else "",
-        temperature + ("!" if window.throttled else ""),
         f"{now - device.last_seen:.0f} s" if device.last_seen else "",
-    )
+        printable(device.model, 32),
+        f"{device.unreadable:.0%}" if device.window else "",
+        _number(window.latency_ms.get("p50"), ".1f"),
+        _number(window.latency_ms.get("p99"), ".1f"),
+        _number(window.temperature_c, ".0f") + ("!" if window.throttled else ""),
+        str(window.dropped) if device.window else "",
+        printable(device.camera, 12),
+        printable(device.status.agent, 12) if device.status else "",
+    ]
+
+
+def _name(device: DeviceState) -> str:
+    """Site and device, at most `_MAX_NAME` long: the site is cut first."""
+    name = printable(device.device, _MAX_NAME - 4)
+    return f"{printable(device.site, _MAX_NAME - 1 - len(name))}/{name}"
 
 
 def _sample_line(sample: Event) -> str:

@@ -41,6 +41,8 @@ class Subscriber(Closing):
     def __init__(self, access: BrokerAccess) -> None:
         self.status = LinkStatus()
         self.dropped = 0
+        self.was_connected = False
+        """Whether messages could be received at any time."""
         self._access = access
         self._queue: queue.Queue[BrokerMessage] = queue.Queue(_QUEUE_SIZE)
         self._connector = Connector(access.address[:2], Session(client_id=f"eyas-watch-{uuid4().hex[:12]}"))
@@ -122,6 +124,7 @@ class Subscriber(Closing):
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
+        self.was_connected |= not refused
         connected = LinkStatus(LinkState.CONNECTED)
         self.status = LinkStatus(LinkState.SUBSCRIPTION_REFUSED, refused[0]) if refused else connected
 
