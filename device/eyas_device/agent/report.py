@@ -105,7 +105,7 @@ def _camera(monitor: HealthMonitor, config: Config) -> CameraReport:
     return CameraReport(
         source=source,
         state=state.condition,
-        reason=redact(state.reason),
+        reason=redact(state.reason_at(now)),
         since_s=round(now - state.since, 1),
         last_frame_s=None if state.last_frame is None else round(now - state.last_frame, 1),
         losses=state.losses,
