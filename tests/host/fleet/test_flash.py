@@ -233,6 +233,14 @@ def test_an_edited_manifest_and_a_malformed_reference(
     assert board.version() == "1.2.3"
 
 
+def test_another_bundle_of_the_same_version_is_named(board: Board, bundle_root: Path, pristine_bundle: Path) -> None:
+    board.install(pristine_bundle)
+    edit(bundle_root, notices=["Trained again."])
+    [result] = board.flash(bundle_root)
+    assert result.status == "flashed"
+    assert any("notice: slot a had another tiny-shapes 1.2.3" in line for line in board.lines)
+
+
 def test_a_dry_run_changes_nothing(board: Board, bundle_root: Path) -> None:
     [result] = board.flash(bundle_root, dry_run=True)
     assert result.status == "planned"

@@ -83,6 +83,12 @@ class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
         return match[1]
 
 
+class _Installed(msgspec.Struct, frozen=True):
+    """What `eyas-device install --json` prints beside the slot."""
+
+    notices: tuple[str, ...] = ()
+
+
 class Installer:
     """Installs a plan on one device, step by step."""
 
@@ -186,6 +192,8 @@ class Installer:
                 self._script(_FORGET, self._unfinished, self._before.folder)
             failure = "the golden check failed" if result.code == EXIT_CHECK_FAILED else "the bundle was refused"
             self._check(result, f"{failure} on the device; its current bundle stays")
+        for notice in self._notices(result.out):
+            self._say(f"{self.remote.target}: notice: {notice}")
         self.slot = self._slots(result.out)[0]
         self._rolls_back_slot = self._rolls_back_slot or (not same and current is not None)
         return not same
@@ -353,6 +361,13 @@ class Installer:
         if not slots:
             raise FleetError("the agent's list of slots cannot be parsed; flash the agent again", self.remote.target)
         return slots
+
+    def _notices(self, text: str) -> tuple[str, ...]:
+        """What `install` noticed about a bundle that is good; an older agent notices nothing."""
+        try:
+            return msgspec.json.decode(text, type=_Installed).notices
+        except msgspec.DecodeError:
+            return ()
 
     def _agent(self, *arguments: str, timeout_s: float = 120) -> CommandResult:
         """Run `eyas-device` on the device, as the service's user."""
