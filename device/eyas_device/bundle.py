@@ -382,8 +382,12 @@ def _is_of_tomorrow(entry: object) -> bool:
     try:
         msgspec.convert(entry, Artefact)
     except msgspec.ValidationError:
-        known = isinstance(entry, dict) and entry.get("runtime") in _RUNTIMES and entry.get("precision") in _PRECISIONS
-        return isinstance(entry, dict) and not known
+        if not isinstance(entry, dict):
+            return False
+        runtime, precision = entry.get("runtime"), entry.get("precision")
+        if not (isinstance(runtime, str) and isinstance(precision, str)):
+            return False
+        return runtime not in _RUNTIMES or precision not in _PRECISIONS
     return False
 
 
