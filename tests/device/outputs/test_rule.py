@@ -70,13 +70,13 @@ def run(rule: OutputSection, frames: list[Seen], step_s: float = 0.25) -> list[b
     return states
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rules(), st.lists(seen, max_size=60))
 def test_states_follow_the_definition(rule: OutputSection, frames: list[Seen]) -> None:
     assert run(rule, frames) == expected(rule, frames, 0.25)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rules(), st.lists(seen, max_size=30), st.sampled_from(LABELS))
 def test_a_lasting_change_arrives_within_n_frames(rule: OutputSection, before: list[Seen], label: str) -> None:
     """Whatever came before; the minimum on-time excepted."""
@@ -90,7 +90,7 @@ def test_a_lasting_change_arrives_within_n_frames(rule: OutputSection, before: l
         assert run(rule, [*before, *[frame] * rule.of])[-1] is wanted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rules(), st.lists(seen, min_size=1, max_size=60))
 def test_it_stays_on_for_its_minimum_and_needs_its_hits(rule: OutputSection, frames: list[Seen]) -> None:
     states = run(rule, frames)
