@@ -123,7 +123,7 @@ def test_a_key_that_cannot_be_read_is_no_reason_to_be_dark(
     process = start(LIVE, free_port(), f'ca = "{tmp_path / "renewed-ca.pem"}"\n')
     assert process.stdout is not None
     line = next(line for line in process.stdout if "renewed-ca.pem" in line)
-    assert "PEM files that belong together are needed" in line
+    assert "PEM files" in line and "needed" in line
 
 
 @pytest.mark.parametrize(
