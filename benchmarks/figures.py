@@ -38,6 +38,12 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "make bench-truth",
         "Simulated data with a known truth. What needs a machine of its own is *not measured* beside other processes.",
     ),
+    "ood": (
+        "Out-of-distribution images",
+        "make bench-ood",
+        "Streams flagged within thirty frames; a bound of 90 % where a change costs ten points of balanced accuracy or "
+        "more, 1 % for unchanged images. `before` is the former detector on the same streams.",
+    ),
     "training": ("Training", "make bench-training", ""),
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),
     "camera-faults": ("Faults of a camera", "make bench-camera-faults", ""),

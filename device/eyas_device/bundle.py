@@ -27,6 +27,7 @@ from eyas_device import __version__, decision
 from eyas_device.decision import Decision
 from eyas_device.errors import BundleError, ImageError
 from eyas_device.preprocess import Pixels, Preprocessing, decode, image_size
+from eyas_device.reference import Reference, read_reference
 from eyas_device.support.versions import version_numbers
 
 SCHEMA = 1
@@ -36,7 +37,6 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 REFERENCE = "reference.npz"
 
-Floats = npt.NDArray[np.float32]
 RuntimeName = Literal["litert", "openvino", "onnx"]
 Precision = Literal["fp32", "int8", "int16"]
 _RUNTIMES, _PRECISIONS = frozenset(get_args(RuntimeName)), frozenset(get_args(Precision))
@@ -179,23 +179,6 @@ class Golden(msgspec.Struct, frozen=True):
     """The manifest's settings at packing; None for a bundle of an early version, which recorded probabilities alone."""
 
 
-class Reference(msgspec.Struct, frozen=True):
-    """Gaussian model of the training images' descriptors (length d), for `eyas_device.agent.ood`."""
-
-    mean: Floats
-    """float32 [d]"""
-    scale: Floats
-    """float32 [d], above 0: standard deviation of each element; descriptors are divided by it first."""
-    components: Floats
-    """float32 [k, d]: principal directions."""
-    spread: Floats
-    """float32 [k], above 0: standard deviation along each."""
-    residual: float
-    """Mean squared residual outside the principal directions, above 0."""
-    distances: Floats
-    """float32 [n], ascending: distances of the validation images."""
-
-
 class Bundle:
     """A bundle whose manifest is valid and whose files have the recorded hashes.
 
@@ -295,13 +278,10 @@ class Bundle:
         if self.manifest.reference is None:
             return None
         data = self._arrays(self.manifest.reference)
-        names = [field.name for field in msgspec.structs.fields(Reference)]
-        arrays = {
-            name: data[name].astype(np.float32) for name in names if name in data and data[name].dtype.kind == "f"
-        }
-        if len(arrays) != len(names) or not _is_reference(arrays):
+        reference = read_reference(data)
+        if reference is None:
             raise BundleError(f"{self.root / self.manifest.reference.path}: malformed; pack the bundle again")
-        return Reference(**{**arrays, "residual": float(arrays["residual"])})  # type: ignore[arg-type]
+        return reference
 
     def _arrays(self, file: File) -> dict[str, npt.NDArray[Any]]:
         """The arrays of an `.npz`, refused if they would unpack to more than `_MAX_NPZ_BYTES`."""
@@ -446,18 +426,6 @@ def _with_predictions(golden: Golden, data: Mapping[str, npt.NDArray[Any]], path
     if any(len(values) != len(golden.frames) for values in (*labels.values(), *uncertain.values())):
         raise BundleError(f"{path}: images and recorded predictions do not match; pack the bundle again")
     return msgspec.structs.replace(golden, labels=labels, uncertain=uncertain, settings=settings)
-
-
-def _is_reference(arrays: Mapping[str, Floats]) -> bool:
-    """Whether the arrays of a `Reference` have matching shapes and finite values, positive where they must be."""
-    if arrays["components"].ndim != 2 or not all(np.isfinite(array).all() for array in arrays.values()):
-        return False
-    k, d = arrays["components"].shape
-    n = arrays["distances"].size
-    shapes = {"mean": (d,), "scale": (d,), "spread": (k,), "distances": (n,), "residual": ()}
-    if n == 0 or d == 0 or k == 0 or any(arrays[name].shape != shape for name, shape in shapes.items()):
-        return False
-    return bool(min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0)
 
 
 def sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ from eyas_device.bundle import (
     RuntimeName,
 )
 from eyas_device.preprocess import decode, prepare
+from eyas_device.reference import reference_arrays
 from tests.support import tiny
 from tests.support.bundles import TEMPERATURE, entry, record_settings
 
@@ -70,7 +71,7 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory, weights: tuple[tin
         arrays[f"uncertain.{artefact.name}"] = probabilities.max(axis=1) < THRESHOLD
     images = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
     with (root / REFERENCE).open("wb") as stream:
-        np.savez(stream, **msgspec.structs.asdict(tiny.reference_of(images[:60], images[60:])))
+        np.savez(stream, **reference_arrays(tiny.reference_of(images[:60], images[60:])))
     manifest = Manifest(
         schema=SCHEMA,
         name="tiny-shapes",

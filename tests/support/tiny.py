@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.bundle import Reference
 from eyas_device.ood import describe, distance
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
+from eyas_device.reference import Reference
 
 LABELS = ("cross", "disc", "stripes")
 SPEC = Preprocessing(size=16)

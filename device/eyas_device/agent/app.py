@@ -141,6 +141,8 @@ class Agent(Closing):
             classifier = self._models.open_first(required=service is None)
             self._notifier.extend(LOAD_S)
             camera = monitor.camera = stack.enter_context(open_source(config.camera, loop=loop))
+            if not camera.live:
+                monitor.ood.interval_s = 0.0
             self.loop = monitor.loop = Loop(classifier, camera, pace=_pace(config))
             self._reloader = stack.enter_context(
                 Reloader(self._reload, has_model=lambda: self.loop.classifier is not None)
@@ -172,7 +174,8 @@ class Agent(Closing):
     def _start_reporter(self, reporter: Reporter) -> None:
         reporter.watch(self.monitor.on_thread_error)
         self._notifier.stalled = lambda: reporter.stalled
-        self._models.on_change = self.monitor.finite.on_change = reporter.report_status
+        monitor = self.monitor
+        self._models.on_change = monitor.finite.on_change = monitor.ood.on_change = reporter.report_status
         reporter.start()
         if reporter.spool.state is SpoolState.IN_MEMORY:
             state = self._config.device.state

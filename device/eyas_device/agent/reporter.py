@@ -19,12 +19,12 @@ import numpy as np
 
 from eyas_device import __version__
 from eyas_device.agent.loop import FramePrediction, Listener
-from eyas_device.bundle import Floats, Reference
 from eyas_device.camera import Frame
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.config import PrivacySection
 from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
+from eyas_device.reference import Floats, Reference
 from eyas_device.runtimes.selection import manifest_sha256
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import check_address, check_name

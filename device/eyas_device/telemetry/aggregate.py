@@ -10,8 +10,8 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from eyas_device.bundle import Floats, Reference
 from eyas_device.predict import Prediction, Probabilities
+from eyas_device.reference import Floats, Reference
 from eyas_device.support.histogram import LogHistogram
 from eyas_device.telemetry.messages import CONFIDENCE_EDGES, GROWTH, TENTHS, Health, Sketch, Window
 

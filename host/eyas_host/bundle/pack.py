@@ -24,7 +24,7 @@ from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import decode
 from eyas_host.bundle.agent_version import min_agent_version
 from eyas_host.bundle.card import bundle_readme, model_card
-from eyas_host.bundle.reference import fit_reference, write_reference
+from eyas_host.bundle.reference import fit_reference, sub_populations, write_reference
 from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.manifest import data_hash
 from eyas_host.data.split import Split
@@ -58,8 +58,7 @@ def write_bundle(context: RunContext) -> Manifest:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     artefacts = _copy_artefacts(context, verdict, folder)
-    reference = fit_reference(split.train.pixels, split.validation.pixels, context.recipe.image.preprocessing())
-    write_reference(reference, folder / REFERENCE)
+    _write_reference(context, verdict, split, folder)
     manifest = _manifest(context, verdict, split, artefacts, folder)
     _write_golden(context, split, manifest, folder)
     manifest = msgspec.structs.replace(manifest, golden=file_entry(folder / GOLDEN, folder))
@@ -99,6 +98,19 @@ def _write_golden(context: RunContext, split: Split, manifest: Manifest, folder:
     logits = all_logits({}, load_candidate(context), frames, torch.device("cpu"))
     probabilities = {a.name: calibrated_probabilities(logits[a.name], confidence) for a in manifest.artefacts}
     write_golden(folder / GOLDEN, images, probabilities, manifest)
+
+
+def _write_reference(context: RunContext, verdict: Verdict, split: Split, folder: Path) -> None:
+    """Write what the training images look like, with labels, strata and groups as sub-populations."""
+    logits = validation_logits(context)["qat"]
+    reference = fit_reference(
+        split.train.pixels,
+        split.validation.pixels,
+        context.recipe.image.preprocessing(),
+        groups=(sub_populations(split.train.images), sub_populations(split.validation.images)),
+        probabilities=calibrated_probabilities(logits, verdict.confidence[verdict.shipped]),
+    )
+    write_reference(reference, folder / REFERENCE)
 
 
 def _manifest(context: RunContext, verdict: Verdict, split: Split, artefacts: list[Artefact], folder: Path) -> Manifest:

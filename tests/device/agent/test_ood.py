@@ -13,12 +13,13 @@ import pytest
 from eyas_device.agent.loop import FramePrediction
 from eyas_device.agent.ood import OodDetector
 from eyas_device.agent.snapshot import Snapshot, SnapshotError, take
-from eyas_device.bundle import REFERENCE, Bundle, Reference
+from eyas_device.bundle import REFERENCE, Bundle
 from eyas_device.camera import Frame
 from eyas_device.errors import BundleError, ImageError
 from eyas_device.ood import describe, distance, ood_quantile
-from eyas_device.predict import Classifier
+from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels, prepare
+from eyas_device.reference import Reference, reference_arrays
 from tests.support import tiny
 from tests.support.bundles import entry
 
@@ -62,13 +63,13 @@ def test_a_camera_that_sees_something_else_is_out_of_distribution(
 
 
 def test_the_distance_is_mahalanobis_inside_and_the_residual_outside(reference: Reference) -> None:
-    """Second formulation: the covariance matrix that the reference stands for, inverted."""
+    """Second formulation: the covariance matrix that the reference stands for, inverted as a whole."""
     image = describe(shapes(1, 77)[0]).astype(np.float64)
     centred = (image - reference.mean) / reference.scale
     basis = reference.components.astype(np.float64)
-    inside = basis.T @ np.diag(1 / reference.spread.astype(np.float64) ** 2) @ basis
-    outside = (np.eye(len(centred)) - basis.T @ basis) / reference.residual
-    wanted = np.sqrt(centred @ (inside + outside) @ centred / (len(basis) + 1))
+    inside = basis.T @ np.diag(reference.spread.astype(np.float64) ** 2) @ basis
+    outside = (np.eye(len(centred)) - basis.T @ basis) * reference.residual
+    wanted = np.sqrt(centred @ np.linalg.inv(inside + outside) @ centred / (len(basis) + 1))
     assert distance(image.astype(np.float32), reference) == pytest.approx(wanted, rel=1e-3)
 
 
@@ -82,7 +83,7 @@ def test_every_size_has_a_descriptor(shape: tuple[int, ...]) -> None:
 
 def with_reference(root: Path, edit_manifest: Callable[..., None], **over: object) -> Path:
     train = [prepare(tiny.draw_shape(tiny.LABELS[n % 3], 1000 + n), tiny.SPEC) for n in range(90)]
-    reference = msgspec.structs.asdict(tiny.reference_of(train, train[:40])) | over
+    reference = reference_arrays(tiny.reference_of(train, train[:40])) | over
     with (root / REFERENCE).open("wb") as stream:
         np.savez(stream, **{name: value for name, value in reference.items() if value is not None})
     edit_manifest(reference=msgspec.to_builtins(entry(root / REFERENCE)))
@@ -91,7 +92,8 @@ def with_reference(root: Path, edit_manifest: Callable[..., None], **over: objec
 
 def frame_prediction(number: int, image: Pixels) -> FramePrediction:
     frame = Frame(image=image, time=0.0, source=str(number))
-    return FramePrediction(number, "", 0.0, None, 0.0, 0.0, 0.0, frame)  # type: ignore[arg-type]
+    prediction = Prediction("disc", 1, 0.9, False, np.array([0.05, 0.9, 0.05], np.float32), 0.0)
+    return FramePrediction(number, "", 0.0, prediction, 0.0, 0.0, 0.0, frame)
 
 
 def test_the_loop_judges_a_frame_a_second(

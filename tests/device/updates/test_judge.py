@@ -17,6 +17,7 @@ from eyas_device.doctor import probes
 from eyas_device.doctor.finding import Context
 from eyas_device.doctor.jobs import JOBS
 from eyas_device.errors import BundleError, CheckFailed, EyasError
+from eyas_device.reference import reference_arrays
 from eyas_device.support.processes import JobError
 from eyas_device.updates.golden import check_contents
 from eyas_device.updates.slots import Slots
@@ -71,7 +72,7 @@ def test_a_field_that_was_edited_by_hand(field: str, value: object, bundle_root:
 def test_the_reference_of_another_model(bundle_root: Path) -> None:
     """Whole, with its right hash, and of other images."""
     others = [np.full((16, 16, 3), n, np.uint8) for n in range(90)]
-    np.savez(bundle_root / REFERENCE, **msgspec.structs.asdict(tiny.reference_of(others[:60], others[60:])))
+    np.savez(bundle_root / REFERENCE, **reference_arrays(tiny.reference_of(others[:60], others[60:])))
     edit(bundle_root, reference=msgspec.to_builtins(entry(bundle_root / REFERENCE)))
     with pytest.raises(CheckFailed, match="another reference"):
         check_contents(Bundle.open(bundle_root))

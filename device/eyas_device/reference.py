@@ -1,0 +1,134 @@
+"""`reference.npz`: what a bundle's training images look like, for out-of-distribution detection.
+
+Arrays are read by name and others are ignored, so that older agents read newer references and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+_TABLE = "table."
+"""Prefix of the arrays of a `ScoreTable`."""
+_MAX_NAME = 64
+
+
+class ScoreTable(msgspec.Struct, frozen=True):
+    """What is usual for each named statistic of an image, and how far a camera's images may be from it.
+
+    A statistic's value becomes a normal score: the quantile of a standard normal distribution at the fraction of images
+    with a lower value. m statistics, s scores, k numbers of images.
+    """
+
+    names: tuple[str, ...]
+    """[m]; an agent ignores those that it does not know."""
+    scores: Floats
+    """float32 [s], ascending: the normal scores of `quantiles`."""
+    quantiles: Floats
+    """float32 [m, s], ascending: the value of each statistic at each score."""
+    low: Floats
+    """float32 [m]: lowest mean score of a known sub-population (label, stratum, group)."""
+    high: Floats
+    """float32 [m]: highest one."""
+    distinct: float
+    """Distance in scores from which two images show different scenes."""
+    effective: Floats
+    """float32 [k], ascending: numbers of different scenes among a camera's images."""
+    thresholds: Floats
+    """float32 [k], above 0: largest distance of a mean score from `low`..`high` for that many scenes."""
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """Gaussian model of the training images' descriptors (length d), for `eyas_device.ood`."""
+
+    mean: Floats
+    """float32 [d]"""
+    scale: Floats
+    """float32 [d], above 0: standard deviation of each element; descriptors are divided by it first."""
+    components: Floats
+    """float32 [k, d]: principal directions."""
+    spread: Floats
+    """float32 [k], above 0: standard deviation along each."""
+    residual: float
+    """Mean squared residual outside the principal directions, above 0: per dimension, in older bundles their sum."""
+    distances: Floats
+    """float32 [n], ascending: distances of the validation images."""
+    table: ScoreTable | None = None
+    """None in bundles of before: the distances alone judge a camera."""
+
+
+def reference_arrays(reference: Reference) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of `reference.npz`."""
+    values = {field.name: getattr(reference, field.name) for field in msgspec.structs.fields(Reference)}
+    table = values.pop("table")
+    if table is not None:
+        values |= {_TABLE + name: value for name, value in msgspec.structs.asdict(table).items()}
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def read_reference(data: Mapping[str, npt.NDArray[Any]]) -> Reference | None:
+    """The reference that arrays hold; None if they are malformed."""
+    arrays = _floats(data, Reference, "")
+    if not {"mean", "scale", "components", "spread", "residual", "distances"} <= set(arrays) or not _is_gaussian(
+        arrays
+    ):
+        return None
+    table = None
+    if any(name.startswith(_TABLE) for name in data):
+        table = _read_table(data)
+        if table is None:
+            return None
+    return Reference(**{**arrays, "residual": float(arrays["residual"]), "table": table})  # type: ignore[arg-type]
+
+
+def _floats(data: Mapping[str, npt.NDArray[Any]], kind: type[msgspec.Struct], prefix: str) -> dict[str, Floats]:
+    """The arrays of floats for the fields of `kind`."""
+    names = [field.name for field in msgspec.structs.fields(kind)]
+    found = {name: data[prefix + name] for name in names if prefix + name in data}
+    return {name: array.astype(np.float32) for name, array in found.items() if array.dtype.kind == "f"}
+
+
+def _read_table(data: Mapping[str, npt.NDArray[Any]]) -> ScoreTable | None:
+    arrays = _floats(data, ScoreTable, _TABLE)
+    given = data.get(_TABLE + "names")
+    if given is None or given.dtype.kind != "U" or given.ndim != 1 or len(arrays) != 7:
+        return None
+    names = tuple(str(name) for name in given)
+    m, s, k = len(names), arrays["scores"].size, arrays["effective"].size
+    shapes = {
+        "scores": (s,),
+        "quantiles": (m, s),
+        "low": (m,),
+        "high": (m,),
+        "distinct": (),
+        "effective": (k,),
+        "thresholds": (k,),
+    }
+    if not (m and k and s >= 2) or any(arrays[name].shape != shape for name, shape in shapes.items()):
+        return None
+    if not all(np.isfinite(array).all() for array in arrays.values()) or any(len(name) > _MAX_NAME for name in names):
+        return None
+    ascending = all((np.diff(arrays[name]) > 0).all() for name in ("scores", "effective"))
+    if not ascending or (np.diff(arrays["quantiles"]) < 0).any() or (arrays["low"] > arrays["high"]).any():
+        return None
+    if not (arrays["distinct"] > 0 and (arrays["thresholds"] > 0).all()):
+        return None
+    distinct = float(arrays.pop("distinct"))
+    return ScoreTable(names=names, distinct=distinct, **arrays)
+
+
+def _is_gaussian(arrays: Mapping[str, Floats]) -> bool:
+    """Whether the arrays of a `Reference` have matching shapes and finite values, positive where they must be."""
+    if arrays["components"].ndim != 2 or not all(np.isfinite(array).all() for array in arrays.values()):
+        return False
+    k, d = arrays["components"].shape
+    n = arrays["distances"].size
+    shapes = {"mean": (d,), "scale": (d,), "spread": (k,), "distances": (n,), "residual": ()}
+    if n == 0 or d == 0 or k == 0 or any(arrays[name].shape != shape for name, shape in shapes.items()):
+        return False
+    return bool(min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0)
