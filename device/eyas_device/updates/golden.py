@@ -147,7 +147,8 @@ def _check_artefact(
         chosen = choose(bundle, runtime, artefact.name)
         load(chosen.runtime)
     except RuntimeUnavailable:
-        return replace(unchecked, note=_unavailable(runtime or artefact.runtime))
+        note = _unavailable(runtime or artefact.runtime) if artefact.known else artefact.unknown
+        return replace(unchecked, note=note)
     try:
         loaded = open_runtime(bundle, chosen.runtime, artefact.name, threads=threads)
         with Classifier(bundle, loaded, artefact) as classifier:
