@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,11 +124,14 @@ def collect(
     json: Annotated[bool, typer.Option("--json", help="Print each report as one line of JSON.")] = False,
 ) -> None:
     """Store what devices send and acknowledge what is stored, until SIGTERM or Ctrl-C."""
+    from eyas_device.support.names import host_name
     from eyas_host.fleet.collect.collector import CollectorSettings
     from eyas_host.fleet.collect.collector import collect as run
 
     access = broker_access(broker, kit, ca=ca, cert=cert, key=key, user=user, password=password_file)
-    settings = CollectorSettings(name=name or socket.gethostname(), group=group, receive_maximum=receive_maximum)
+    settings = CollectorSettings(
+        name=host_name() if name is None else name, group=group, receive_maximum=receive_maximum
+    )
     run(store, access, settings, on_report=_print_json if json else _print_report)
 
 
@@ -185,6 +187,7 @@ def _print(text: str) -> None:
 def _print_report(report: CollectorReport) -> None:
     state = ": ".join(filter(None, (report.state.replace("_", " "), report.detail)))
     error = f"; cannot write: {report.store_error}; nothing is acknowledged until it can" if report.store_error else ""
+    error += f"; warning: {report.warning}" if report.warning else ""
     _print(
         f"{state}; {report.messages} stored, {report.per_second:.0f}/s, {report.duplicates} duplicates, "
         f"{report.quarantined} quarantined, {report.waiting} waiting, lag {report.lag_s:.2f} s{error}"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
 from eyas_host.fleet.broker.client import BrokerAccess
-from eyas_host.fleet.collect.collector import Collector, CollectorSettings
+from eyas_host.fleet.collect.collector import Collector, CollectorSettings, collect
 from eyas_host.fleet.store.database import Batch, Store
 from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
 from tests.support.brokers import free_port
@@ -166,12 +166,72 @@ def test_the_broker_queues_for_an_absent_collector(
 ) -> None:
     first = processes.collector(port, sqlite)
     processes.connected()
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(20) == 0
+    first.kill()
+    first.wait(20)
     one = sender()
     one.windows(range(20))
     processes.collector(port, sqlite)
     assert one.acked(set(range(20))) == set(range(20)), "the broker queued them for the collector's session"
+
+
+def test_a_stopped_collector_keeps_no_share(
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str
+) -> None:
+    """The device sends nothing twice: what went to the session of the stopped one would be missing."""
+    first = processes.collector(port, sqlite, name="a")
+    processes.collector(port, sqlite, name="b")
+    processes.connected("a")
+    processes.connected("b")
+    one = sender()
+    one.windows(range(100))
+    first.send_signal(signal.SIGTERM)  # while messages arrive
+    one.windows(range(100, 200))
+    assert first.wait(20) == 0
+    one.windows(range(200, 300))
+    assert one.acked(set(range(300))) == set(range(300))
+    with Store(sqlite) as store:
+        assert store.counts() == {"window": 300, "quarantine": 0}
+
+
+def test_collectors_of_a_group_with_different_stores_notice_each_other(
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str, tmp_path: Path
+) -> None:
+    warnings = {name: lambda name=name: processes.reports(name)[-1]["warning"] for name in ("a", "b", "c")}
+    processes.collector(port, sqlite, name="a")
+    processes.connected("a")
+    path = sqlite.removeprefix("sqlite:///")
+    processes.collector(port, f"sqlite:////{path.lstrip('/')}", name="b")  # the same file by another URL
+    processes.connected("b")
+    processes.collector(port, f"sqlite:///{tmp_path / 'other.db'}", name="c")
+    processes.connected("c")
+    for name in ("a", "b"):
+        wait_until(lambda name=name: "eyas-collect-eyas-c of the same group stores elsewhere" in warnings[name](), 20)
+    both = "eyas-collect-eyas-a, eyas-collect-eyas-b of the same group store elsewhere"
+    wait_until(lambda: both in warnings["c"](), 20)
+    one = sender()
+    one.windows(range(10))
+    assert one.acked(set(range(10))) == set(range(10)), "a warning stops nothing"
+
+
+@pytest.mark.parametrize("option", ["group", "name"])
+@pytest.mark.parametrize("value", ["", "a/2", "+", "#", "a b", "x\ny", "x\0", "\u00e4", "x" * 65, "x" * 70_000])
+def test_names_that_no_broker_takes_are_refused_before_anything_is_made(
+    tmp_path: Path, option: str, value: str
+) -> None:
+    chosen = CollectorSettings(**{"name": "a", "group": "g", option: value})
+    with pytest.raises(
+        LinkError, match=rf"^--{option} .*: 1 to 64 letters, digits, '.', '_' and '-' are allowed$"
+    ) as e:
+        collect(f"sqlite:///{tmp_path / 'fleet.db'}", BrokerAccess(), chosen)
+    assert len(str(e.value)) < 150 and str(e.value).isprintable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_refuses_a_group_in_one_line(processes: Processes, tmp_path: Path) -> None:
+    command = processes.eyas("collect", "--group", "hall/2", "--store", f"sqlite:///{tmp_path / 'f.db'}")
+    assert command.wait(60) == 2
+    (line,) = (tmp_path / "eyas.log").read_text().splitlines()
+    assert line.endswith("--group 'hall/2': 1 to 64 letters, digits, '.', '_' and '-' are allowed")
 
 
 def test_collectors_of_a_group_share_the_messages(

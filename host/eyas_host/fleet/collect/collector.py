@@ -23,9 +23,11 @@ from paho.mqtt.client import Client
 
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
+from eyas_device.support.names import host_name
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id
 from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.fleet.collect.group import Group, check_names
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.ranges import as_ranges
@@ -52,6 +54,8 @@ _MAX_INFLIGHT = 500
 """Max. in-flight acknowledgements to devices."""
 _STOP_S = 15.0
 """Time limit to commit and acknowledge the remaining messages after `stop`."""
+_LEAVE_S, _QUIET_S = 5.0, 0.3
+"""Time limit to receive what the broker has queued for this collector after `stop`, and the silence that ends it."""
 
 
 class CollectorReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +68,8 @@ class CollectorReport(msgspec.Struct, frozen=True, kw_only=True):
     """Why it is not connected."""
     store_error: str
     """Why the store cannot write; empty if it can."""
+    warning: str
+    """Collectors of the group that store elsewhere, so that each store gets only a share; empty if there are none."""
     messages: int
     """Stored since the start."""
     duplicates: int
@@ -80,10 +86,10 @@ class CollectorReport(msgspec.Struct, frozen=True, kw_only=True):
 class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of a collector."""
 
-    name: str = msgspec.field(default_factory=socket.gethostname)
-    """Unique within the group: the broker keeps the session under it."""
+    name: str = msgspec.field(default_factory=host_name)
+    """Unique within the group: the broker keeps the session under it. A name as of a device."""
     group: str = "eyas"
-    """Collectors of one group share the messages."""
+    """Collectors of one group share the messages. A name as of a device."""
     receive_maximum: int = 500
     """Max. messages received but not yet committed."""
     batch: int = 500
@@ -102,8 +108,9 @@ class Collector(Closing):
         settings: CollectorSettings | None = None,
         on_report: Callable[[CollectorReport], None] = lambda report: None,
     ) -> None:
-        """Prepare; `run` connects. Raises `LinkError` for an invalid address or invalid credentials."""
+        """Prepare; `run` connects. Raises `LinkError` for an invalid address, name or group, or invalid credentials."""
         settings = settings or CollectorSettings()
+        self._group = Group(settings.group, settings.name, store.id)
         self.status = LinkStatus()
         self._access, self._settings, self._on_report = access, settings, on_report
         self._client_id = client_id("collector", settings.group, settings.name)
@@ -112,7 +119,7 @@ class Collector(Closing):
         self._max_uncommitted = settings.receive_maximum
         self._batch = min(max(1, settings.receive_maximum // 2), settings.batch)
         session = Session(
-            client_id=self._client_id,
+            client_id=self._group.client_id,
             expiry_s=_SESSION_S,
             receive_maximum=settings.receive_maximum,
             manual_ack=True,
@@ -120,6 +127,8 @@ class Collector(Closing):
         self._connector = Connector(access.address[:2], session)
         self._client = self._make_client()
         self._stopping = False
+        self._left = False
+        """Whether the broker has ended this collector's subscriptions."""
         self._connected = False
         self._was_connected = False
         self._attempt_at = time.monotonic()
@@ -129,7 +138,7 @@ class Collector(Closing):
         self._epoch = 0
         """Number of the connection: packet identifiers of an earlier one belong to other messages now."""
         self._gathered: list[Received] = []
-        self._uncommitted = 0
+        self._uncommitted = self._received = 0
         self._pending_acks: OrderedDict[tuple[str, str, str], tuple[float, list[int]]] = OrderedDict()
         """(site, device, spool) -> since when, and the sequence numbers to acknowledge."""
         self._inflight, self._max_inflight = 0, _MAX_INFLIGHT
@@ -168,7 +177,7 @@ class Collector(Closing):
         """End the writer; uncommitted messages were not acknowledged and are sent again."""
         self._writer.close()
         if self._client.socket() is not None:
-            self._client.disconnect()
+            self._client.disconnect(properties=_session_ends() if self._left and self._connector.mqtt5 else None)
             self._client.loop_write()
         self._wake_read.close()
         self._wake_write.close()
@@ -183,6 +192,7 @@ class Collector(Closing):
             state=self.status.state.name.lower(),
             detail=self.status.detail,
             store_error=self._writer.error,
+            warning=self._group.warning,
             messages=stored,
             duplicates=self._writer.duplicates,
             quarantined=self._writer.quarantined,
@@ -200,6 +210,7 @@ class Collector(Closing):
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        client.on_unsubscribe = self._on_unsubscribe
         # With this hook, packets wait for loop_write: a batch of acknowledgements is one write.
         client.on_socket_register_write = lambda *_: None
         return client
@@ -346,7 +357,8 @@ class Collector(Closing):
         self._client.publish(topic(site, device, "ack"), encode(ack), qos=1)
 
     def _finish(self) -> None:
-        """After `stop`, commit and acknowledge the remaining messages."""
+        """After `stop`, leave the group, and commit and acknowledge the remaining messages."""
+        self._leave()
         self._flush()
         self._writer.finish()
         end = time.monotonic() + _STOP_S
@@ -364,6 +376,23 @@ class Collector(Closing):
             self._acknowledge()
             self._client.loop_write()
         self._on_report(self.report())
+
+    def _leave(self) -> None:
+        """Unsubscribe, so that the broker keeps no share for this collector, and receive what it has queued for it."""
+        if not self._connected or self._failure is not None:
+            return
+        self._client.unsubscribe([*self._subscriptions(), self._group.topic])
+        end, quiet, received = time.monotonic() + _LEAVE_S, time.monotonic(), self._received
+        while (now := time.monotonic()) < end and self._client.socket() is not None and self._writer.failure is None:
+            self._step(0.05)
+            if self._received != received or not self._left:
+                quiet, received = now, self._received
+            elif now - quiet > _QUIET_S:
+                break
+
+    def _subscriptions(self) -> list[str]:
+        prefix = f"$share/{self._settings.group}/" if self._connector.mqtt5 else ""
+        return [f"{prefix}eyas/+/+/{kind}" for kind in KINDS]
 
     def _wait_for_writer(self) -> None:
         select.select([self._wake_read], [], [], _TICK_S)
@@ -385,8 +414,7 @@ class Collector(Closing):
         self._inflight = 0
         self._max_inflight = min(_MAX_INFLIGHT, getattr(properties, "ReceiveMaximum", _MAX_INFLIGHT))
         mqtt5 = self._connector.client_mqtt5
-        prefix = f"$share/{self._settings.group}/" if mqtt5 else ""
-        client.subscribe([(f"{prefix}eyas/+/+/{kind}", _options(mqtt5)) for kind in KINDS])
+        client.subscribe([(name, _options(mqtt5)) for name in (*self._subscriptions(), self._group.topic)])
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         refused = [str(reason) for reason in reasons if reason.is_failure]
@@ -394,6 +422,14 @@ class Collector(Closing):
             self._set_state(LinkState.SUBSCRIPTION_REFUSED, refused[0])
         else:
             self._set_state(LinkState.CONNECTED)
+        self._tell_group(self._group.greeting)
+
+    def _on_unsubscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
+        self._left = True
+
+    def _tell_group(self, message: bytes) -> None:
+        self._inflight += 1
+        self._client.publish(self._group.topic, message, qos=0)
 
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         self._connected = False
@@ -411,6 +447,13 @@ class Collector(Closing):
             self._set_state(LinkState.MESSAGE_REFUSED, str(reason))
 
     def _on_message(self, client: Client, userdata: object, message: Any) -> None:
+        if message.topic == self._group.topic:
+            if message.qos:
+                client.ack(message.mid, 1)
+            if (answer := self._group.on_message(message.payload)) is not None:
+                self._tell_group(answer)
+            return
+        self._received += 1
         if message.qos == 0 and not self._has_room:
             return  # QoS 0 may be dropped
         self._uncommitted += 1
@@ -425,6 +468,8 @@ def collect(
     on_report: Callable[[CollectorReport], None] = lambda report: None,
 ) -> None:
     """Collect until SIGTERM or SIGINT; see `Collector`. Raises `StoreError` and `LinkError`."""
+    settings = settings or CollectorSettings()
+    check_names(settings.group, settings.name)
     with Store(store_url) as store, Collector(store, access, settings, on_report) as collector:
         before = {kind: signal.signal(kind, lambda *_: collector.stop()) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -432,6 +477,16 @@ def collect(
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
+
+
+def _session_ends() -> Any:
+    """Properties of a DISCONNECT after which the broker keeps nothing."""
+    from paho.mqtt.packettypes import PacketTypes
+    from paho.mqtt.properties import Properties
+
+    properties = Properties(PacketTypes.DISCONNECT)
+    properties.SessionExpiryInterval = 0
+    return properties
 
 
 def _options(mqtt5: bool) -> Any:

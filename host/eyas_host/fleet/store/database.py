@@ -89,6 +89,8 @@ class Store(Closing):
     def __init__(self, url: str, *, create: bool = True) -> None:
         self._engine = open_engine(url, create=create)
         self.name = without_password(url)
+        self.id = ""
+        """Identity of the database, by whatever URL it is reached."""
         self._last_seen: dict[str, float] = {}
         """Device -> last written `last_seen`."""
         self._clocks = Clocks()
@@ -221,13 +223,16 @@ class Store(Closing):
             with self.begin(exclusive=True) as connection:
                 if not self._has_tables(connection):
                     metadata.create_all(connection)
-                    connection.execute(version.insert(), {"version": VERSION})
+                    connection.execute(version.insert(), {"version": VERSION, "id": str(uuid.uuid4())})
         with self._reading() as connection:
             found = connection.execute(select(func.max(version.c.version))).scalar_one()
         if found in MIGRATIONS:
             with self.begin(exclusive=True) as connection:
                 found = migrate(connection)
-        if found != VERSION:
+        if found == VERSION:
+            with self._reading() as connection:
+                self.id = str(connection.execute(select(func.max(version.c.id))).scalar_one())
+        else:
             raise StoreError(f"store {self.name}: version {found}, not {VERSION}; use the Eyas that wrote it")
 
     def _has_tables(self, connection: Connection) -> bool:

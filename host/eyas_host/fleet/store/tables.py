@@ -8,7 +8,12 @@ VERSION = 3
 """Version of the tables; an older store is brought to it when it is opened, a newer one is refused."""
 
 metadata = MetaData()
-version = Table("eyas_store", metadata, Column("version", Integer, primary_key=True))
+version = Table(
+    "eyas_store",
+    metadata,
+    Column("version", Integer, primary_key=True),
+    Column("id", String(36), nullable=False, server_default=""),
+)
 messages = Table(
     "messages",
     metadata,
@@ -92,12 +97,13 @@ devices = Table(
 )
 """Last status of each device, and when it last sent anything."""
 
-MIGRATIONS: dict[int, tuple[tuple[str, str], ...]] = {
+MIGRATIONS: dict[int, tuple[tuple[str, str, str], ...]] = {
     2: (
-        ("boot", "VARCHAR(64) NOT NULL DEFAULT ''"),
-        ("uptime", "DOUBLE PRECISION NOT NULL DEFAULT 0"),
-        ("corrected", "INTEGER NOT NULL DEFAULT 0"),
-        ("problem", "TEXT NOT NULL DEFAULT ''"),
+        ("messages", "boot", "VARCHAR(64) NOT NULL DEFAULT ''"),
+        ("messages", "uptime", "DOUBLE PRECISION NOT NULL DEFAULT 0"),
+        ("messages", "corrected", "INTEGER NOT NULL DEFAULT 0"),
+        ("messages", "problem", "TEXT NOT NULL DEFAULT ''"),
+        ("eyas_store", "id", "VARCHAR(36) NOT NULL DEFAULT ''"),
     ),
 }
-"""Version -> columns of `messages` that the next version added; tables that it added are created where missing."""
+"""Version -> table, column and type that the next version added; tables that it added are created where missing."""
