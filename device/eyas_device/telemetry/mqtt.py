@@ -30,12 +30,14 @@ from eyas_device.telemetry.diagnosis import diagnose
 from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, Status, decode, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id
 from eyas_device.telemetry.outbox import Delivery, Outbox
+from eyas_device.telemetry.packet_loop import PacketLoop
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
 from eyas_device.telemetry.tls import Security
 
 _SESSION_S = 86400
 _MAX_RECEIVED = 64 << 10
-_POLL_S = 0.1
+_TURN_S, _CLOSING_TURN_S = 0.5, 0.05
+"""Longest wait for packets or messages."""
 _CONNACK_S = 10.0
 _BACKOFF_S = (1.0, 60.0)
 _BLAMED_S = 1.0
@@ -144,6 +146,8 @@ class Uplink(Closing):
         self._status_was_accepted = False
         """Whether the broker accepted a status on an earlier connection."""
         self._closing = threading.Event()
+        self._packets = PacketLoop()
+        spool.on_append = self._packets.wake
         self.thread = SupervisedThread("uplink", self._run)
 
     def start(self) -> None:
@@ -158,11 +162,15 @@ class Uplink(Closing):
     def publish_answer(self, payload: bytes, *, expires: bool) -> None:
         """Publish an output's answer, retained, in place of the one before: at once, and at each connection."""
         self._answer.expires, self._answer.payload = expires, payload
+        self._packets.wake()
 
     def close(self) -> None:
         """Send what can be sent within two seconds, if there is a connection, and disconnect."""
         self._closing.set()
+        self._packets.wake()
         self.thread.join(_CLOSE_S + 3.0)
+        if not self.thread.alive:
+            self._packets.close()
 
     @property
     def refused(self) -> int:
@@ -235,7 +243,7 @@ class Uplink(Closing):
         started = time.monotonic()
         close_by: float | None = None
         try:
-            while (code := client.loop(_POLL_S)) == MQTTErrorCode.MQTT_ERR_SUCCESS and self._accepted is not False:
+            while (code := self._turn(client)) == MQTTErrorCode.MQTT_ERR_SUCCESS and self._accepted is not False:
                 now = time.monotonic()
                 self.thread.progress()
                 if self._accepted is None:
@@ -259,6 +267,9 @@ class Uplink(Closing):
             self._set_state(LinkState.DISCONNECTED, str(error))
         finally:
             self._drop(client)
+
+    def _turn(self, client: Client) -> MQTTErrorCode:
+        return self._packets.turn(client, _CLOSING_TURN_S if self._closing.is_set() else _TURN_S)
 
     def _reset(self) -> None:
         self._accepted, self._connected_at, self.listening = None, 0.0, False

@@ -33,6 +33,7 @@ from eyas_device.telemetry.messages import (
     encode,
 )
 from eyas_device.telemetry.spool.eviction import GUARD
+from eyas_device.telemetry.spool.rows import _is_kind
 from eyas_device.telemetry.spool.spool import BLOCK, FILE, Held, Spool, SpoolError, SpoolLimits, SpoolState
 from tests.support.system_parts import require
 
@@ -411,3 +412,21 @@ def test_every_kind_of_message_has_a_place(tmp_path: Path) -> None:
             (held,) = spool.pending(kind)
             assert (held.sequence, held.kind) == (sequence, kind)
             assert len(encode(created)) < len(held.payload)
+
+
+def test_an_append_writes_one_page(tmp_path: Path) -> None:
+    """A card wears out by what is written; the log grows by a frame of 4 KiB and 24 bytes for each changed page."""
+    with Spool(tmp_path, device="d") as spool:
+        for _ in range(20):
+            spool.append(Window())
+        log = tmp_path / f"{FILE}-wal"
+        before = log.stat().st_size
+        for _ in range(10):
+            spool.append(Window())
+        grown = (log.stat().st_size - before) / (4096 + 24)
+        assert 10 <= grown <= 12, "now and then a new page"
+        for kind in ("event", "status"):
+            plan = spool._disk._db.execute(  # type: ignore[union-attr]
+                f"EXPLAIN QUERY PLAN SELECT * FROM messages WHERE {_is_kind(kind)} AND sequence > ?", (kind, 0)
+            ).fetchall()
+            assert "messages_but_windows" in str(plan)

@@ -70,6 +70,8 @@ class Spool(Closing):
         """Why messages are not on disk, for people."""
         self.appended = 0
         """Messages appended since the start."""
+        self.on_append: Callable[[], None] = lambda: None
+        """Called after each append, in its thread; must not block."""
         self._left = Waiting()
         self._folder, self._device = folder, device
         self._checkpoint_bytes = max(min(4 << 20, limits.max_bytes // 16), 64 << 10)
@@ -138,7 +140,8 @@ class Spool(Closing):
                 self._put_in_memory(held)
             self._next, self._newest[kind] = sequence + 1, sequence
             self.appended += 1
-            return sequence
+        self.on_append()
+        return sequence
 
     def pending(self, kind: str, *, after: int = -1, limit: int = IN_FLIGHT) -> list[Held]:
         """Return the oldest waiting messages of a kind with a sequence above `after`."""
