@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from eyas_device import __version__
-from eyas_device.errors import EXIT_OUTPUT, EyasError
+from eyas_device.errors import EXIT_CHECK_FAILED, EXIT_OUTPUT, EyasError
 from eyas_device.support.streams import open_streams, output_of
 
 VERBS = {
@@ -62,16 +62,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
+    except SystemExit as ended:  # --help, --version, wrong arguments
+        return ended.code if isinstance(ended.code, int) else 0
+    from eyas_device.support import logs  # not for `--help`
+
+    log = logs.set_up("warning")
+    try:
         code: int = args.main(args)
     except EyasError as error:
-        from eyas_device.support import logs
-
         logs.print_error(f"eyas-device: {error}")
         return error.exit_code
-    except SystemExit as ended:  # of argparse: --help, --version, wrong arguments
-        return ended.code if isinstance(ended.code, int) else 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        raise
+    except Exception:  # a defect: its traceback is redacted like every other message
+        logs.log_defect()
+        return EXIT_CHECK_FAILED
+    finally:
+        log.close()
     return code
 
 

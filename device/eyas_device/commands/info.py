@@ -16,25 +16,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print name, labels, decision rule, artefacts with their evidence, preferences and notices."""
     from eyas_device.bundle import Bundle
+    from eyas_device.support.logs import clean
+
+    def show(line: str) -> None:
+        print(clean(line))  # a bundle may come from anywhere
 
     manifest = Bundle.open(args.bundle).manifest
     size = manifest.preprocessing.size
-    print(f"{manifest.name} {manifest.version}: {', '.join(manifest.labels)}; {size} x {size} px")
+    show(f"{manifest.name} {manifest.version}: {', '.join(manifest.labels)}; {size} x {size} px")
     confidence = manifest.confidence
     biases = "".join(f", {label} {bias:+.2f}" for label, bias in zip(manifest.labels, confidence.bias, strict=False))
-    print(f"  confidence: temperature {confidence.temperature:.3f}{biases}, uncertain below {confidence.threshold}")
-    print(f"  prediction: {manifest.decision or 'the label with the largest logit'}")
+    show(f"  confidence: temperature {confidence.temperature:.3f}{biases}, uncertain below {confidence.threshold}")
+    show(f"  prediction: {manifest.decision or 'the label with the largest logit'}")
     for artefact in manifest.artefacts:
         used = " (used)" if artefact.name in manifest.use.values() else ""
         used = used if artefact.known else f" (not known to this agent: {artefact.precision} for {artefact.runtime})"
-        print(f"  {artefact.name:14} {sum(f.size_bytes for f in artefact.files) / 1e6:6.2f} MB{used}")
+        show(f"  {artefact.name:14} {sum(f.size_bytes for f in artefact.files) / 1e6:6.2f} MB{used}")
         evidence = manifest.evidence.get(artefact.name, {})
         if evidence:
-            print(" " * 17 + ", ".join(f"{name} {_format_value(value)}" for name, value in evidence.items()))
+            show(" " * 17 + ", ".join(f"{name} {_format_value(value)}" for name, value in evidence.items()))
     for runtime, reason in manifest.reasons.items():
-        print(f"  {runtime}: {reason}")
+        show(f"  {runtime}: {reason}")
     for notice in manifest.notices:
-        print(notice)
+        show(notice)
     return 0
 
 

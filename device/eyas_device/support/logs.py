@@ -229,6 +229,7 @@ class LogHandler(logging.Handler):
         root = logging.getLogger()
         if self in root.handlers:
             root.removeHandler(self)
+            logging.getLogger("eyas_device").setLevel(logging.NOTSET)
             sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
             logging.captureWarnings(False)
         super().close()
@@ -284,6 +285,13 @@ def set_up(level: str = "info", stream: TextIO | None = None) -> LogHandler:
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     return handler
+
+
+def log_defect() -> None:
+    """Log the exception that is being handled, with its traceback, although a verb may have closed its log already."""
+    handler = set_up("warning")
+    logging.getLogger("eyas_device").critical("unexpected error", exc_info=True, extra=KEEP)
+    handler.close()
 
 
 def choose_level(argument: str | None, configured: str) -> str:

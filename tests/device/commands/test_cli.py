@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import signal
@@ -16,6 +17,8 @@ import cv2
 import pytest
 
 from eyas_device import __version__
+from eyas_device.cli import main
+from eyas_device.commands import info
 from tests.support import tiny
 
 SCRIPT = shutil.which("eyas-device", path=str(Path(sys.executable).parent))
@@ -83,6 +86,32 @@ def test_info(pristine_bundle: Path) -> None:
     for message in ("tiny-shapes 1.2.3: cross, disc, stripes", "(used)", "balanced_accuracy 0.9877", "not measured"):
         assert message in done.stdout
     assert "litert: faster" in done.stdout and "Drawn for a test." in done.stdout
+
+
+def test_info_moves_no_cursor(
+    bundle_root: Path, edit_manifest: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_manifest(notices=["drawn\x1b[2J\x1b]0;title\x07 for a test"], reasons={"litert": "\u202ereversed"})
+    assert main(["info", str(bundle_root)]) == 0
+    shown = capsys.readouterr().out
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert r"drawn\x1b[2J\x1b]0;title\x07 for a test" in shown and r"\u202ereversed" in shown
+
+
+def test_a_defect_shows_its_place_but_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(args: object) -> int:
+        raise RuntimeError("http://me:S3cret@camera/ broke\nsecond line")
+
+    monkeypatch.setattr(info, "main", fails)
+    before = sys.excepthook, logging.getLogger("eyas_device").level
+    assert main(["info", "x"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "critical unexpected error" in lines[0] and any("test_cli.py" in line for line in lines)
+    assert "RuntimeError: http://***@camera/ broke" in "\n".join(lines) and "S3cret" not in "\n".join(lines)
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d critical ", line) for line in lines)
+    assert (sys.excepthook, logging.getLogger("eyas_device").level) == before
 
 
 def test_run_reports_accuracy(pristine_bundle: Path, image_folder: Path) -> None:
