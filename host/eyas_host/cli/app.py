@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_USER_ERROR, EyasError
+from eyas_device.support.redact import redact
 from eyas_host.cli import devices, fleet, stages, training
 from eyas_host.cli.doctor import doctor
 from eyas_host.cli.evaluate import evaluate
@@ -87,7 +88,7 @@ def main() -> None:
     try:
         app()
     except EyasError as error:
-        print(f"eyas: {error}", file=sys.stderr)
+        print(f"eyas: {redact(str(error))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except ModuleNotFoundError as error:
         if (extra := _extra(error)) is None:

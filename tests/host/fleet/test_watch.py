@@ -210,6 +210,13 @@ def test_a_retained_message_is_no_sign_of_life() -> None:
     assert fleet.devices(100.0)[0].last_seen == 0.0
 
 
+def test_an_older_devices_credentials_are_not_shown() -> None:
+    fleet = FleetState()
+    reason = "camera gst:rtspsrc location=rtsp://admin:S3cret@cam/ user-pw=S3cret ! appsink: no frame came"
+    add(fleet, online("a", camera="lost", reason=reason), kind="status")
+    assert "no frame came" in shown(fleet) and "S3cret" not in shown(fleet)
+
+
 def test_names_and_labels_cannot_control_the_terminal() -> None:
     fleet = FleetState()
     evil = "[red]x[/red]\x1b[2J\x07\n\u202e"

@@ -19,6 +19,7 @@ from eyas_device.agent.systemd import UNIT
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.config import EXAMPLE, read_config
 from eyas_device.errors import ConfigError, EyasError
+from eyas_device.support.redact import redact
 from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device, problems, warnings
 from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.connect.wheels import build_wheel
@@ -106,7 +107,8 @@ def flash(
             except EyasError as error:
                 reason = error.reason if isinstance(error, FleetError) else str(error)
                 result = FlashResult(str(target), "failed", " ".join(reason.split()))
-            return msgspec.structs.replace(result, seconds=time.monotonic() - started)
+            # An older agent's output on the device may quote its camera's address with the password.
+            return msgspec.structs.replace(result, detail=redact(result.detail), seconds=time.monotonic() - started)
 
         with ThreadPoolExecutor(min(_PARALLEL, len(parsed))) as pool:
             return list(pool.map(flash_one, parsed))

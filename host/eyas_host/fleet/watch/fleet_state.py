@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from eyas_device.support.redact import redact
 from eyas_device.telemetry.messages import STATES, TENTHS, UNKNOWN, Event, Status, Window, known
 from eyas_host.fleet.store.validate import ValidMessage
 
@@ -90,7 +91,8 @@ class DeviceState(msgspec.Struct, kw_only=True):
         newest = self._newest
         if newest is not None and newest.synchronised is False:
             found.append("its clock is not synchronised")
-        return [*found, *status.faults, *([self.unread] if self.unread else [])]
+        found += [*status.faults, *([self.unread] if self.unread else [])]
+        return [redact(text) for text in found]  # older devices send their camera's credentials
 
     @property
     def unreadable(self) -> float:
