@@ -106,10 +106,10 @@ broker: install ## an MQTT broker with certificates (BIND=0.0.0.0 lets devices r
 	$(BIN)/eyas broker --bind $(or $(BIND),127.0.0.1)
 
 collect: install ## store what devices send, and acknowledge what is stored (KIT=fleet BROKER=host)
-	$(BIN)/eyas collect $(if $(KIT),--kit $(KIT)) --broker $(or $(BROKER),127.0.0.1)
+	$(BIN)/eyas collect $(if $(KIT),--kit $(KIT)) $(if $(BROKER),--broker $(BROKER))
 
 watch: install ## all devices, live (KIT=fleet BROKER=host)
-	$(BIN)/eyas watch $(if $(KIT),--kit $(KIT)) --broker $(or $(BROKER),127.0.0.1)
+	$(BIN)/eyas watch $(if $(KIT),--kit $(KIT)) $(if $(BROKER),--broker $(BROKER))
 
 bench-telemetry: install ## rates, costs and the kill matrix of telemetry (long)
 	$(BIN)/python benchmarks/telemetry.py --json benchmarks/results/telemetry.json

@@ -28,7 +28,7 @@ from eyas_device.telemetry.answers import RetainedAnswer
 from eyas_device.telemetry.certificates import Certificate, parse_certificate
 from eyas_device.telemetry.diagnosis import diagnose
 from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, Status, decode, encode, topic
-from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id, disconnect_reason
 from eyas_device.telemetry.outbox import Delivery, Outbox
 from eyas_device.telemetry.packet_loop import PacketLoop
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
@@ -377,7 +377,7 @@ class Uplink(Closing):
             if self._taken_over > 1:
                 self._note_twin("")
         if self._accepted:  # else `_drop` finds out why
-            self._set_state(LinkState.DISCONNECTED, str(reason))
+            self._set_state(LinkState.DISCONNECTED, disconnect_reason(reason))
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
         if mid != self._subscription:

@@ -14,6 +14,7 @@ from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+_UNSPECIFIED = 0x80
 _UNSUPPORTED_VERSION = (0x01, 0x84)
 """CONNACK reason codes of MQTT 3.1.1 and 5 for a protocol version that the broker does not speak."""
 
@@ -41,6 +42,11 @@ class LinkStatus(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.state.value}: {self.detail}" if self.detail else self.state.value
+
+
+def disconnect_reason(reason: Any) -> str:
+    """Why an accepted connection ended: paho reports one without a DISCONNECT as an unspecified error."""
+    return "the connection was lost" if getattr(reason, "value", 0) == _UNSPECIFIED else str(reason)
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

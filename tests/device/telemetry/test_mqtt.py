@@ -258,6 +258,7 @@ def test_a_replaced_board_is_no_twin(broker: Broker) -> None:
                 wait_until(lambda: uplink.connected and not new.pending("status"))
                 cut(uplink)
                 wait_until(lambda: not uplink.connected)
+                assert "Unspecified" not in str(uplink.status)
             wait_until(lambda: uplink.connected)
             assert uplink.twin == ""
 

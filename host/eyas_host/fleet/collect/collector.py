@@ -25,7 +25,7 @@ from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import host_name
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
-from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id, disconnect_reason
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.collect.group import Group, check_names
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
@@ -439,7 +439,7 @@ class Collector(Closing):
                 "each needs its own --name"
             )
         elif self.status.state is not LinkState.REFUSED:
-            self._set_state(LinkState.DISCONNECTED, f"{reason}; trying again")
+            self._set_state(LinkState.DISCONNECTED, f"{disconnect_reason(reason)}; trying again")
 
     def _on_publish(self, client: Client, userdata: object, mid: int, reason: Any, properties: Any) -> None:
         self._inflight -= 1

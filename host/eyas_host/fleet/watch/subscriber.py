@@ -15,7 +15,7 @@ from paho.mqtt.client import Client
 
 from eyas_device.support.closing import Closing
 from eyas_device.telemetry.messages import KINDS
-from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, disconnect_reason
 from eyas_host.fleet.broker.client import BrokerAccess
 
 _CONNACK_S = 5.0
@@ -110,7 +110,7 @@ class Subscriber(Closing):
         if self.status.state is LinkState.REFUSED:
             return
         if self._accepted:
-            self.status = LinkStatus(LinkState.DISCONNECTED, f"{reason}; trying again")
+            self.status = LinkStatus(LinkState.DISCONNECTED, f"{disconnect_reason(reason)}; trying again")
         else:
             self._give_up_attempt()
         self._accepted = self._opened = False
