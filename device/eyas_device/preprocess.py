@@ -96,6 +96,8 @@ def is_cut_short(data: bytes | memoryview) -> bool:
 
     Source: ITU-T T.81, B.1.1.3 (EOI; in entropy-coded data, FF is followed by 00 or a restart marker).
     """
+    if bytes(data[-2:]) == b"\xff\xd9":
+        return False
     position = 2
     while position < len(data) - 3 and data[position] == 0xFF:
         marker = data[position + 1]
