@@ -226,7 +226,7 @@ class Loop:
             turn.ended = True
             return
         if frame is None:
-            self._check_silence(now - turn.last)
+            self._check_silence(now - max(turn.last, turn.due))
             return
         turn.last = now
         if self.pace.max_age_s is not None and source.live and now - frame.captured > self.pace.max_age_s:

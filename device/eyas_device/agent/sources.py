@@ -133,4 +133,5 @@ class LiveSource:
                 if (left := begin - time.monotonic()) <= 0:
                     break
                 self._scheduled.wait(left)
-            self._wanted = False
+            if self._due is None or time.monotonic() >= self._due - self._lead_s:
+                self._wanted = False  # else this capture only shows that the camera still delivers

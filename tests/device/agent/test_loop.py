@@ -199,6 +199,29 @@ def test_a_camera_that_is_seldom_asked_is_still_watched(
     assert 4 <= camera.captures <= 12
 
 
+def test_a_frame_is_fresh_though_the_camera_was_looked_at_in_between(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_CHECK_S", 0.3)
+    camera, recorder = DemandCamera(fresh(), every_s=0.001), Recorder()
+    Loop(classifier, camera, [recorder], pace=Pace(fps=2.0)).run(frames=4)
+    assert camera.captures > 5
+    assert sorted(predicted.age_ms for predicted in recorder.predictions)[2] < 120
+
+
+def test_a_pace_slower_than_the_patience_does_not_give_the_camera_up(classifier: Classifier) -> None:
+    """Each frame takes longer than the one before, so it is not there when it is due."""
+
+    class Slower(DemandCamera):
+        def capture(self) -> Frame | None:
+            self._every_s += 0.08
+            return super().capture()
+
+    recorder = Recorder()
+    Loop(classifier, Slower(fresh()), [recorder], pace=Pace(fps=3.0, give_up_s=0.25)).run(frames=4)
+    assert len(recorder.predictions) == 4
+
+
 def test_images_that_only_decoding_finds_broken_make_the_camera_degraded(classifier: Classifier) -> None:
     """Their headers are right, so the capture thread takes them for good."""
     whole = cv2.imencode(".jpg", cv2.resize(tiny.draw_shape("disc", 1), (320, 240)))[1].tobytes()
