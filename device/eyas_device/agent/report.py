@@ -13,6 +13,7 @@ from eyas_device.agent.health import HealthMonitor
 from eyas_device.agent.loop import Listener
 from eyas_device.agent.systemd import Notifier
 from eyas_device.config import Config
+from eyas_device.support import logs
 from eyas_device.support.logs import LogHandler
 from eyas_device.support.redact import redact, redact_tree
 from eyas_device.telemetry.local import AgentStatus, CameraReport, LinkReport, LogReport, ModelReport
@@ -138,7 +139,8 @@ def _problems(status: AgentStatus, health: Health) -> Iterator[str]:
     if model.name and model.problem:
         yield f"the last reload changed nothing: {model.problem}"
     if status.paused:
-        yield "paused"
+        left = None if status.paused_until is None else status.paused_until - time.time()
+        yield "paused" if left is None else f"paused for another {logs.duration(left)}"
     if camera.state not in ("", "delivering"):
         yield f"camera {camera.state}" + (f": {camera.reason.removeprefix('camera ')}" if camera.reason else "")
     if recent.unreadable_share > UNREADABLE_SHARE:

@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from eyas_device.agent.health import HealthMonitor
+from eyas_device.agent.report import describe
 from eyas_device.agent.systemd import UNIT
 from eyas_device.bundle import MANIFEST
 from eyas_device.cli import main
@@ -35,6 +38,7 @@ from eyas_device.telemetry.local import (
     StatusServer,
     ask,
 )
+from eyas_device.telemetry.messages import Health
 from eyas_device.updates.records import AgentFile, AgentRecord
 from eyas_device.updates.slots import Slots
 from tests.device.agent.test_app import LIVE, Service, serve  # noqa: F401 - fixture
@@ -263,6 +267,42 @@ def test_nobody_to_ask(state: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     with AgentFile(state) as held:
         held.write(AgentRecord())
         assert f"process {os.getpid()} runs here but cannot be asked" in said("--state", state)
+
+
+# What counts as a problem
+
+
+@pytest.mark.parametrize(
+    ("health", "problem"),
+    [
+        ({"paused": True, "paused_until": time.time() + 7200}, "paused for another 2.0 h"),
+        ({"paused": True}, "paused"),
+        (
+            {"ood": True, "ood_reason": "darker than the training images"},
+            "out of distribution: darker than the training",
+        ),
+        ({"throttled": ("under-voltage", "throttled")}, "throttled: under-voltage, throttled"),
+        ({"faults": ("output http://me:S3cret@h/ fails",)}, "output http://***@h/ fails"),
+    ],
+)
+def test_each_problem_is_one_sentence(health: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = HealthMonitor()
+    monitor.models = SimpleNamespace(record=AgentRecord(model="m 1.0.0"))  # type: ignore[assignment]
+    monkeypatch.setattr(HealthMonitor, "health", lambda self: Health(**health))  # type: ignore[arg-type]
+    status = describe(monitor, Config())
+    assert len(status.problems) == 1 and problem in status.problems[0] and not status.healthy
+    monkeypatch.setattr(HealthMonitor, "health", lambda self: Health())
+    assert describe(monitor, Config()).healthy
+
+
+def test_a_model_that_was_refused_or_is_missing_is_a_problem() -> None:
+    monitor = HealthMonitor()
+    assert "no model runs" in describe(monitor, Config()).problems[0]
+    record = AgentRecord(model="m 1.0.0", refused_model="m 2.0.0", refused_reason="too slow", manifest_sha256="ab" * 32)
+    monitor.models = SimpleNamespace(record=record)  # type: ignore[assignment]
+    status = describe(monitor, Config())
+    assert status.problems == ("m 2.0.0 was refused: too slow",)
+    assert (status.model.name, status.model.digest) == ("m 1.0.0", "ab" * 6)
 
 
 # The verb
