@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from typing import Any, get_args, get_origin
 
 import msgspec
 import pytest
@@ -26,11 +27,16 @@ def pages() -> dict[str, str]:
         sys.path.remove(str(_EXTENSIONS))
 
 
+def _values(section: Any) -> Any:
+    """The struct of a section; of each of them where there may be several."""
+    return get_args(section)[0] if get_origin(section) is tuple else section
+
+
 @pytest.mark.parametrize(("page", "kind"), [("recipe", Recipe), ("device-toml", Config)])
 def test_every_key_of_every_section(pages: dict[str, str], page: str, kind: type[msgspec.Struct]) -> None:
-    sections = dict(zip(*[iter(_split(pages[page], "## `["))] * 2, strict=True))
+    sections = {name.strip("[]"): text for name, text in zip(*[iter(_split(pages[page], "## `["))] * 2, strict=True)}
     for section in msgspec.structs.fields(kind):
-        for field in msgspec.structs.fields(section.type):
+        for field in msgspec.structs.fields(_values(section.type)):
             assert f"| `{field.name}` |" in sections[section.name], f"[{section.name}] {field.name}"
 
 
@@ -84,5 +90,7 @@ def test_verbs_and_keys_that_a_page_names_exist(pages: dict[str, str], name: str
     assert [(p, verb) for p, verb in verbs if f"# {p} {verb}\n" not in pages[p]] == []
     keys = re.findall(r"`\[(\w+)\] (\w+)", text)
     sections = [section for kind in (Recipe, Config) for section in msgspec.structs.fields(kind)]
-    known = {(section.name, field.name) for section in sections for field in msgspec.structs.fields(section.type)}
+    known = {
+        (section.name, field.name) for section in sections for field in msgspec.structs.fields(_values(section.type))
+    }
     assert [key for key in keys if key not in known] == []
