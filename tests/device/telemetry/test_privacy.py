@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from eyas_device.bundle import Manifest
+from eyas_device.bundle import Governance, Manifest
 from eyas_device.config import PrivacySection
 from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
@@ -41,7 +41,7 @@ def image(width: int = 320, height: int = 240) -> Pixels:
 
 
 def manifest(images: str) -> Manifest:
-    return cast(Manifest, SimpleNamespace(governance=SimpleNamespace(images=images)))
+    return cast(Manifest, SimpleNamespace(governance=Governance(images=images)))
 
 
 def read(text: str) -> Pixels:
@@ -60,10 +60,11 @@ def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
 @pytest.mark.parametrize(
     ("rules", "governance", "image"),
     [
-        (PrivacySection(events=True), "policy", "none: privacy.images is off"),
-        (PrivacySection(images=True), "policy", "included"),
-        (PrivacySection(images=True, min_interval_s=1e9, sample_rate=1.0), "policy", "included"),
+        (PrivacySection(events=True), "allowed", "none: privacy.images is off"),
+        (PrivacySection(images=True), "allowed", "included"),
+        (PrivacySection(images=True, min_interval_s=1e9, sample_rate=1.0), "allowed", "included"),
         (PrivacySection(images=True), "never", "none: the model's governance says never"),
+        (PrivacySection(images=True), "a word of tomorrow", "none: the model's governance says never"),
     ],
 )
 def test_each_requested_event_comes_once(rules: PrivacySection, governance: str, image: str) -> None:
