@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import deque
+from statistics import median
 from types import TracebackType
 
 from eyas_device.agent.latest import Ended, LatestFrame
@@ -15,7 +18,7 @@ POLL_S = 0.05
 _JOIN_S = 10.0
 _PAUSE_S = 1.0
 _MAX_LEAD_S = 0.5
-_LEAD_DECAY = 0.9
+_RECENT = 5
 _CHECK_S = 5.0
 """A camera is captured at least this often, wanted or not, so that its loss is noticed."""
 
@@ -66,7 +69,7 @@ class LiveSource:
         self._due: float | None = 0.0
         self._wanted = True
         self._lead_s = 0.0
-        """How long a capture takes: it begins so long before the frame is due."""
+        """How long a capture usually takes: it begins so long before the frame is due."""
         self._thread = threading.Thread(target=self._capture, name="capture", daemon=True)
 
     @property
@@ -105,13 +108,15 @@ class LiveSource:
             self._scheduled.notify()
 
     def _capture(self) -> None:
+        durations: deque[float] = deque(maxlen=_RECENT)
         while not self._stopping:
-            self._wait_until_wanted()
+            wanted = self._wait_until_wanted()
             started = time.monotonic()
             try:
                 frame = self._camera.capture()
             except ImageError as error:
-                self._latest.put(error)
+                if wanted:
+                    self._latest.put(error)
             except CameraError as error:
                 self._latest.put(error)
                 return
@@ -122,16 +127,34 @@ class LiveSource:
                 if frame is None:
                     self._latest.put(Ended())
                     return
-                self._latest.put(frame)
-            self._lead_s = min(_MAX_LEAD_S, max(time.monotonic() - started, _LEAD_DECAY * self._lead_s))
+                if wanted:
+                    self._latest.put(frame)
+            durations.append(time.monotonic() - started)
+            self._lead_s = min(_MAX_LEAD_S, median(durations))
 
-    def _wait_until_wanted(self) -> None:
+    def _wait_until_wanted(self) -> bool:
+        """Wait until a frame is wanted, or the camera is looked at; whether the frame is wanted."""
         latest = time.monotonic() + _CHECK_S
         with self._scheduled:
-            while not self._stopping and self._due is not None and getattr(self._camera, "on_demand", False):
-                begin = min(latest, self._due - self._lead_s) if self._wanted else latest
+            while not self._stopping and self._paced:
+                begin = min(latest, self._begin) if self._wanted else latest
                 if (left := begin - time.monotonic()) <= 0:
                     break
                 self._scheduled.wait(left)
-            if self._due is None or time.monotonic() >= self._due - self._lead_s:
-                self._wanted = False  # else this capture only shows that the camera still delivers
+            if not self._paced:
+                return True
+            wanted = self._wanted and time.monotonic() >= self._begin
+            if wanted:
+                self._wanted = False
+                self._latest.discard()  # captured while the camera was reopened: it is older
+            return wanted
+
+    @property
+    def _paced(self) -> bool:
+        """Whether single frames are wanted, and the camera drops the others."""
+        return self._due is not None and bool(getattr(self._camera, "on_demand", False))
+
+    @property
+    def _begin(self) -> float:
+        """When to begin to capture the wanted frame, monotonic seconds."""
+        return math.inf if self._due is None else self._due - self._lead_s
