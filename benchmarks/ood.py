@@ -157,7 +157,7 @@ def _rates(
     """Fraction of streams that each detector flags at any moment."""
     table = _table(reference)
     streams = draw_streams(pools, scenes, count, np.random.default_rng(7))
-    seen = observe(streams, measured.scores, scene_distances(measured.scores, table.names), table)
+    seen = observe(streams, measured.scores[streams], scene_distances(measured.scores, table.names), table)
     allowed = np.interp(seen.scenes, table.effective, table.thresholds)
     limit = former.distances[int(OOD_THRESHOLD * len(former.distances))]  # the first with a quantile above it
     medians = np.stack(

@@ -197,11 +197,12 @@ def _thresholds(
     distances = scene_distances(scores, table.names)
     whole = [np.arange(len(scores))]
     parts = [rows for rows in _rows(groups) if len(rows) >= _MIN_SUBPOPULATION] or whole
-    streams = [
-        observe(draw_streams(pools, scenes, _STREAMS, generator), scores, distances, table)
-        for scenes in _SCENES
-        for pools in (whole, parts)
-    ]
+    streams = []
+    for scenes_shown in _SCENES:
+        for pools in (whole, parts):
+            drawn = draw_streams(pools, scenes_shown, _STREAMS, generator)
+            drawn_again = resample(drawn, pools, generator)
+            streams.append(observe(drawn, scores[drawn_again], distances, table))
     scenes = np.concatenate([stream.scenes.ravel() for stream in streams])
     deviation = np.concatenate([stream.deviation.ravel() for stream in streams])
     edges = np.concatenate([[0.0], 0.5 * (_EFFECTIVE[1:] + _EFFECTIVE[:-1]), [np.inf]])
@@ -227,11 +228,27 @@ def draw_streams(pools: Sequence[Rows], scenes: int, count: int, generator: np.r
     return streams
 
 
+def resample(streams: Rows, pools: Sequence[Rows], generator: np.random.Generator) -> Rows:
+    """Streams with the same scenes in time, each replaced by a random image of the same pool, with replacement.
+
+    Thirty of eighty images without replacement have a mean that varies less than that of thirty images to come.
+    """
+    again = np.empty_like(streams)
+    for row, stream in enumerate(streams):
+        pool = next(pool for pool in pools if stream[0] in pool)
+        _, scene = np.unique(stream, return_inverse=True)
+        again[row] = generator.choice(pool, int(scene.max()) + 1)[scene]
+    return again
+
+
 def observe(streams: Rows, scores: Values, distances: Values, table: ScoreTable) -> _Streams:
-    """What a device sees of streams of images [streams, 30] at each moment from the fifth image on."""
+    """What a device sees at each moment from the fifth image on.
+
+    `streams` are images [streams, 30], `scores` their scores [streams, 30, names], `distances` those of all images.
+    """
     among = distances[streams[:, :, None], streams[:, None, :]]
     scenes = np.cumsum(novelty(among, table.distinct), axis=1)
-    means = np.cumsum(scores[streams], axis=1) / np.arange(1, HISTORY + 1)[None, :, None]
+    means = np.cumsum(scores, axis=1) / np.arange(1, HISTORY + 1)[None, :, None]
     return _Streams(scenes[:, MIN_IMAGES - 1 :], deviations(means, table).max(axis=-1)[:, MIN_IMAGES - 1 :])
 
 
