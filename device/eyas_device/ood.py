@@ -287,9 +287,12 @@ def judge_scores(scores: Values, table: ScoreTable) -> tuple[float, str]:
     means = scores.mean(axis=0)
     largest = float(deviations(means, table).max())
     ratio = largest / float(np.interp(scenes, table.effective, table.thresholds))
-    newest = scores[-MIN_IMAGES:].mean(axis=0)
-    if float(deviations(newest, table).max()) > _UNDER_WAY * largest:  # most of the images are from before the change
-        means = newest
+    newest = scores[-MIN_IMAGES:]
+    alone = deviations(newest, table).max(axis=1) > table.thresholds[0]
+    if alone.any():  # they are unusual whatever the others are
+        means = newest[alone].mean(axis=0)
+    elif float(deviations(newest.mean(axis=0), table).max()) > _UNDER_WAY * largest:  # most are from before the change
+        means = newest.mean(axis=0)
     return ratio, _explain(means, table)
 
 
