@@ -146,8 +146,7 @@ def test_a_live_camera_that_becomes_dark(
     assert seen[1].ood_reason.endswith("% of the training images")
     assert (seen[0].ood_reason, seen[2].ood_reason) == ("", "")
     assert counts[0] <= 60, "frames that were in flight when it became dark, and thirty"
-    state = DeviceState("s", "cam", status=seen[1])
-    assert state.status is not None and state.status.ood
+    assert DeviceState(site="s", device="cam", status=seen[1]).condition(0.0) == "ood", "`eyas watch` does not show it"
     lines = [record for record in caplog.records if "distribution" in record.getMessage()]
     assert [record.levelname for record in lines] == ["WARNING", "INFO"], "a line for each change, not for each frame"
     assert "darker than " in lines[0].getMessage()
