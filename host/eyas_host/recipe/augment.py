@@ -45,9 +45,10 @@ class AugmentSection(Section, frozen=True):
     """Largest random rotation to either side, degrees."""
     crop_scale: Rate = 0.7
     """Smallest fraction of the image's area that a random crop keeps."""
-    brightness: Fraction = 0.2
-    """Largest random change of brightness, as a fraction."""
-    contrast: Fraction = 0.2
+    brightness: Fraction = 0.6
+    """Largest random change of brightness, as a fraction: 0.6 covers factors from 0.4 to 1.6, as lamps and exposure
+    make them."""
+    contrast: Fraction = 0.3
     """Largest random change of contrast, as a fraction."""
     randaugment: Annotated[int, Meta(ge=0, le=8)] = 0
     """RandAugment operations per view, photometric ones only: geometry is set by the keys above."""

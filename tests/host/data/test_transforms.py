@@ -89,6 +89,14 @@ def test_brightness_and_contrast_stay_within_their_bounds() -> None:
     assert 69 <= min(levels) < 78 and 122 < max(levels) <= 131
 
 
+def test_the_logarithm_of_a_change_of_light_is_uniform() -> None:
+    grey = np.full((32, 32, 3), 100, np.uint8)
+    settings = msgspec.structs.replace(STILL, brightness=0.6)
+    levels = [int(Augmenter(settings, SPEC).views([grey], (n,))[0, 0, 0, 0]) for n in range(600)]
+    quartiles = np.quantile(levels, (0.25, 0.5, 0.75))
+    assert quartiles == pytest.approx([40 * 2**0.5, 80, 80 * 2**0.5], rel=0.06)  # of 40 to 160, two doublings
+
+
 def test_cutmix_pastes_a_patch_of_another_view() -> None:
     black, white = np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)
     settings = msgspec.structs.replace(STILL, cutmix=1.0)
@@ -114,7 +122,7 @@ def loaded(folder: Path, augment: str) -> AugmentSection:
 def test_forbidden_defaults_are_off(tmp_path: Path) -> None:
     found = loaded(tmp_path, 'forbid = ["horizontal_flip", "rotate_degrees", "crop_scale", "brightness", "solarize"]')
     assert not found.horizontal_flip and found.rotate_degrees == 0.0 and found.crop_scale == 1.0
-    assert found.brightness == 0.0 and found.contrast == 0.2
+    assert found.brightness == 0.0 and found.contrast == 0.3
 
 
 @pytest.mark.parametrize(
