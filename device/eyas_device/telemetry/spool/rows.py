@@ -157,6 +157,12 @@ class Rows(Closing):
         query = "SELECT level, COUNT(*) FROM messages WHERE kind = ? AND sequence > ? GROUP BY level"
         return dict(self._db.execute(query, (kind, after)).fetchall())
 
+    def newest(self, kind: str) -> int:
+        """Return the highest sequence of a kind; -1 if there is none."""
+        query = f"SELECT sequence FROM messages WHERE {_is_kind(kind)} ORDER BY sequence DESC LIMIT 1"
+        found = self._one(query, kind)
+        return found if isinstance(found, int) else -1
+
     def newest_at(self) -> float:
         """Return the `at` of the newest message; 0 without messages."""
         return _seconds(self._one("SELECT at FROM messages ORDER BY sequence DESC LIMIT 1"))

@@ -88,7 +88,7 @@ class Spool(Closing):
         self._forgotten: set[int] = set()
         """Acknowledged messages on disk that the next commit deletes."""
         self._newest: dict[str, int] = {}
-        """Kind -> sequence of the newest message of this process."""
+        """Kind -> sequence of the newest message, of this process or of one before."""
         self._id = str(uuid.uuid4())
         self._first = self._next = 0
         self.ids = {self._id}
@@ -146,7 +146,7 @@ class Spool(Closing):
     def pending(self, kind: str, *, after: int = -1, limit: int = IN_FLIGHT) -> list[Held]:
         """Return the oldest waiting messages of a kind with a sequence above `after`."""
         with self._lock:
-            if self._closed or after >= max(self._newest.get(kind, -1), self._first - 1):
+            if self._closed or after >= self._newest.get(kind, -1):
                 return []
             found: list[Held] = self._try(
                 lambda disk: disk.of(kind, after=after, limit=limit, skip=self._forgotten), failed=[], always=True
@@ -312,7 +312,8 @@ class Spool(Closing):
                 raise sqlite3.DatabaseError("damaged")
             block = max(int(disk.meta("block", 0)), self._next // BLOCK) + 1
             was_cut = not disk.meta("clean", 1) and disk.meta("boot", "") != self._boot
-            newest = disk.newest_at()
+            newest = {kind: max(self._newest.get(kind, -1), disk.newest(kind)) for kind in KINDS}
+            newest_at = disk.newest_at()
             with disk.transaction():
                 for key, value in (("spool", spool_id), ("block", block), ("boot", self._boot), ("clean", 0)):
                     disk.set_meta(key, value)
@@ -324,8 +325,8 @@ class Spool(Closing):
             disk.close()
             raise
         if self._memory is not None:
-            self._memory.shift(newest - self._now())
-        self._age, self._opened = newest, self._clock()
+            self._memory.shift(newest_at - self._now())
+        self._age, self._opened, self._newest = newest_at, self._clock(), newest
         self._id, self._first, self._next = spool_id, block * BLOCK, block * BLOCK
         self.ids.add(spool_id)
         self._losses.take_over(disk)
