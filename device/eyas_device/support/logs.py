@@ -4,7 +4,7 @@ Every module logs with `logging.getLogger(__name__)`. Levels: error needs people
 change of state (rare), debug is everything else.
 
     logger.warning("camera lost: %s", reason)
-    logger.info("%s was selected", model, extra=KEEP)
+    logger.info("%s was selected", model, extra=KEEP)  # its numbers are its point
 
 A camera writes on an SD card and may be broken for months. So a message that says the same as before, whatever numbers
 it carries, is written at once the first time and then as a count at growing intervals, up to an hour; and all messages
@@ -111,8 +111,7 @@ class Fold:
     def add(self, source: str, level: int, text: str, times: int = 1) -> str | None:
         """Count a message that occurred, perhaps several `times`; return the line to write, None for nothing."""
         now = self._clock()
-        # The numbers of a change are its point (`model 1.2.3`), those of an error are not (`frame 1042`).
-        key = (source, level, normalise(text) if level >= logging.WARNING else text[:_MAX_CHARS])
+        key = (source, level, normalise(text))
         message = self._messages.get(key)
         if message is None or now - message.seen > _FORGET_S:
             message = self._messages[key] = Repeated(level, text, now)
