@@ -33,7 +33,7 @@ VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "A finished bundle": (evaluate,),
     "This workstation": (doctor,),
     "Devices": (devices.flash, devices.bench),
-    "The fleet": (fleet.broker, fleet.enroll, fleet.expel, fleet.collect, fleet.watch, fleet.expire),
+    "The fleet": (fleet.broker, fleet.enroll, fleet.expel, fleet.forget, fleet.collect, fleet.watch, fleet.expire),
 }
 """Panel of `eyas --help` -> verbs in it, each named like its function."""
 

@@ -1,4 +1,4 @@
-"""Verbs of the fleet's server: `broker`, `enroll`, `expel`, `collect`, `watch` and `expire`."""
+"""Verbs of the fleet's server: `broker`, `enroll`, `expel`, `forget`, `collect`, `watch` and `expire`."""
 
 from __future__ import annotations
 
@@ -103,6 +103,26 @@ def expel(
     if expelled.broker_crl:
         _print(f"{expelled.broker_crl}: a running `eyas broker` of this folder applies it within seconds")
     _print(f"{expelled.crl}: copy it over broker/ca.crl of the same fleet on any other machine that runs its broker")
+
+
+def forget(
+    device: Annotated[str, typer.Argument(metavar="NAME", help="Name of a device that is gone.")],
+    broker: BrokerOption = None,
+    ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    kit: KitOption = None,
+    user: UserOption = "",
+    password_file: PasswordFile = None,
+) -> None:
+    """Remove what a broker retains of a device that is gone, also of one without a certificate."""
+    from eyas_host.fleet.broker.forget import forget as run
+
+    removed = run(broker_access(broker, kit, ca=ca, cert=cert, key=key, user=user, password=password_file), device)
+    for name in removed:
+        typer.echo(f"{name}: removed")
+    if not removed:
+        typer.echo(f"{device}: the broker retains nothing of it")
 
 
 def collect(

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eyas_device.errors import LinkError
-from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode
+from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode, topic
 from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.fleet.broker.forget import forget
 from eyas_host.fleet.collect.collector import Collector, CollectorSettings, collect
 from eyas_host.fleet.store.database import Batch, Store
 from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
@@ -172,6 +173,38 @@ def test_the_broker_queues_for_an_absent_collector(
     one.windows(range(20))
     processes.collector(port, sqlite)
     assert one.acked(set(range(20))) == set(range(20)), "the broker queued them for the collector's session"
+
+
+def test_a_device_without_a_certificate_is_forgotten(
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str
+) -> None:
+    """Status and answer of all its sites, on the broker and in the store's list; other devices and its windows stay."""
+    processes.collector(port, sqlite)
+    processes.connected()
+    one, other, moved = sender(), sender("cam-10"), sender("cam-1", site="s2")
+    for device in (one, other, moved):
+        status = encode(Status(device=device.device, spool=device.spool, sequence=0, state="offline"))
+        device.client.publish(topic(device.site, device.device, "status"), status, qos=1, retain=True)
+        device.client.publish(topic(device.site, device.device, "answer"), b"{}", qos=1, retain=True)
+    one.windows([1, 2])
+    one.acked({0, 1, 2})
+    other.acked({0})
+    moved.acked({0})
+    access = BrokerAccess(broker=f"127.0.0.1:{port}")
+    assert forget(access, "cam-1") == [
+        f"eyas/{site}/cam-1/{kind}" for site in ("s", "s2") for kind in ("answer", "status")
+    ]
+    assert forget(access, "cam-1") == []
+    with Store(sqlite) as store:
+        wait_until(lambda: [device.device for device in store.devices()] == ["cam-10"], 20, "forgetting")
+        assert store.counts() == {"status": 3, "window": 2, "quarantine": 0}
+        one.windows([3])
+        one.acked({3})
+        assert [device.device for device in store.devices()] == ["cam-1", "cam-10"], "it is back"
+    with pytest.raises(LinkError, match="1 to 64 letters"):
+        forget(access, "+")
+    with pytest.raises(LinkError, match="refused"):
+        forget(BrokerAccess(broker=f"127.0.0.1:{free_port()}"), "cam-1")
 
 
 def test_a_stopped_collector_keeps_no_share(

@@ -114,8 +114,10 @@ class Writer(Closing):
         messages: list[ValidMessage] = []
         quarantined: list[QuarantinedMessage] = []
         ids: list[MessageId] = []
+        cleared: dict[str, None] = {}
         for one in arrived:
-            if cleared_status(one.topic, one.payload):
+            if (gone := cleared_status(one.topic, one.payload)) is not None:
+                cleared[gone[1]] = None
                 continue
             message = validate(one.topic, one.payload)
             if isinstance(message, InvalidMessage):
@@ -124,9 +126,10 @@ class Writer(Closing):
                     ids.append(message.id)
             else:
                 messages.append(message)
+                cleared.pop(message.id.device, None)
                 if not message.is_will:
                     ids.append(message.id)
-        if not self._commit(Batch(time.time(), messages, quarantined)):
+        if not self._commit(Batch(time.time(), messages, quarantined, tuple(cleared))):
             return
         self._lag = max(self._lag, time.monotonic() - arrived[0].at)
         mids = [one.mid for one in arrived if one.mid]
@@ -163,9 +166,10 @@ class Writer(Closing):
             topic = f"eyas/{message.id.site}/{message.id.device}/{message.kind}"
             reason = f"the database rejects it: {first_line(error)}"
             rejected = QuarantinedMessage(topic, reason, message.payload.encode(), acknowledged=True)
-            return self._commit(Batch(batch.received, (), (*batch.quarantined, rejected)))
+            return self._commit(Batch(batch.received, (), (*batch.quarantined, rejected), batch.cleared))
         singles = [Batch(batch.received, (message,)) for message in batch.messages]
-        return all(self._commit(single) for single in (*singles, Batch(batch.received, (), batch.quarantined)))
+        rest = Batch(batch.received, (), batch.quarantined, batch.cleared)
+        return all(self._commit(single) for single in (*singles, rest))
 
     def _count(self, batch: Batch, new: int) -> None:
         self.stored += new

@@ -65,6 +65,8 @@ class Batch(msgspec.Struct, frozen=True):
     """Time of arrival, seconds since 1970."""
     messages: Sequence[ValidMessage] = ()
     quarantined: Sequence[QuarantinedMessage] = ()
+    cleared: Sequence[str] = ()
+    """Devices whose retained status was removed, and that sent nothing after that: they leave the list of devices."""
 
 
 class DeviceRecord(msgspec.Struct, frozen=True):
@@ -124,11 +126,15 @@ class Store(Closing):
                 new = self._insert_new(connection, rows, batch.received)
                 self._quarantine(connection, batch)
                 seen = self._update_devices(connection, batch)
+                if batch.cleared:
+                    connection.execute(delete(devices).where(devices.c.device.in_(sorted(batch.cleared))))
         except DBAPIError:
             self._clocks = Clocks()
             self._engine.dispose()  # the next try connects again: the address may lead to another server by then
             raise
         self._last_seen.update(dict.fromkeys(seen, batch.received))
+        for device in batch.cleared:
+            self._last_seen.pop(device, None)
         return new
 
     def counts(self) -> dict[str, int]:
@@ -322,7 +328,7 @@ def _row(message: ValidMessage, received: float) -> dict[str, Any]:
         "site": a.site,
         "time": message.message.time,
         "received": received,
-        "model": getattr(message.message, "model", ""),
+        "model": getattr(message.message, "model", "").replace("\x00", "\ufffd"),  # PostgreSQL stores no NUL
         "payload": message.payload,
         "boot": message.message.boot,
         "uptime": message.message.uptime_s,
