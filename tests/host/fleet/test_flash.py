@@ -726,3 +726,16 @@ def test_profiles_and_sudo() -> None:
     assert sudo_prefix(pi, Layout("/home/pi/eyas"), service=False) == ()
     assert warnings(READY) == []
     assert warnings(change(READY, skew_s=-1.7e9)) == ["its clock is 1700000000 s behind: set up NTP"]
+
+
+def test_a_result_shows_no_credentials(bundle_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent of yesterday quotes its camera's address as it is."""
+
+    def refuse(target: Target, access: SshAccess) -> Remote:
+        raise FleetError("camera rtsp://admin:S3cret@10.0.0.7/live: the host does not respond")
+
+    monkeypatch.setattr("eyas_host.fleet.deploy.flash.Remote", refuse)
+    monkeypatch.setattr("eyas_host.fleet.deploy.flash.build_wheel", lambda folder, wheels: folder / "x.whl")
+    [result] = flash(["pi@camera-7"], bundle_root, FlashSettings(), say=lambda line: None)
+    assert (result.status, "S3cret" in result.detail) == ("failed", False)
+    assert "rtsp://***@10.0.0.7/live: the host does not respond" in result.detail
