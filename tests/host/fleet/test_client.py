@@ -118,4 +118,5 @@ def test_collectors_whose_names_join_to_one_do_not_meet(tmp_path: Path) -> None:
         Collector(store, one, CollectorSettings(group="a-b", name="c")) as first,
         Collector(store, one, CollectorSettings(group="a", name="b-c")) as second,
     ):
-        assert first._client_id != second._client_id and len(first._client_id) <= 23
+        ids = {one._connector.make_client()._client_id for one in (first, second)}
+        assert len(ids) == 2 and all(len(one) <= 23 for one in ids)

@@ -25,7 +25,7 @@ from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import host_name
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
-from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id, disconnect_reason
+from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, disconnect_reason
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.collect.group import Group, check_names
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
@@ -113,7 +113,6 @@ class Collector(Closing):
         self._group = Group(settings.group, settings.name, store.id)
         self.status = LinkStatus()
         self._access, self._settings, self._on_report = access, settings, on_report
-        self._client_id = client_id("collector", settings.group, settings.name)
         self._opened = False
         """Whether the last attempt reached a listening server."""
         self._max_uncommitted = settings.receive_maximum

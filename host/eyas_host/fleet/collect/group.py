@@ -11,6 +11,7 @@ import msgspec
 from eyas_device.errors import LinkError
 from eyas_device.support.names import check_name
 from eyas_device.telemetry.messages import decode, encode, topic
+from eyas_device.telemetry.mqtt_client import client_id
 
 _MAX_OTHERS, _MAX_ID, _SHOWN = 100, 200, 40
 
@@ -42,9 +43,10 @@ class Group:
     def __init__(self, group: str, name: str, store: str) -> None:
         """Raises `LinkError` as `check_names`."""
         check_names(group, name)
-        self.client_id = f"eyas-collect-{group}-{name}"
+        self.client_id = client_id("collector", group, name)
+        self._label = f"eyas-collect-{group}-{name}"
         self.topic = topic("collectors", group, "ack")
-        self._presence = Presence(collector=self.client_id, store=store)
+        self._presence = Presence(collector=self._label, store=store)
         self._others: set[str] = set()
 
     @property
@@ -67,7 +69,7 @@ class Group:
         except msgspec.DecodeError:
             return None
         name = "".join(c if c.isprintable() else "?" for c in other.collector[:_MAX_ID])
-        if name in ("", self.client_id) or not other.store:
+        if name in ("", self._label) or not other.store:
             return None
         self._others.discard(name)
         if other.store != self._presence.store and len(self._others) < _MAX_OTHERS:
