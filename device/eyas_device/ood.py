@@ -224,6 +224,15 @@ class Judgement(msgspec.Struct, frozen=True):
         )
 
 
+class Observation(NamedTuple):
+    """One frame as the detector sees it."""
+
+    descriptor: Floats
+    distance: float
+    scores: Values | None
+    """Normal scores of the reference's statistics; None if it has none."""
+
+
 class OodJudge:
     """Measures frames against a bundle's reference and judges the last thirty."""
 
@@ -237,18 +246,34 @@ class OodJudge:
 
     def measure(self, frame: Pixels, probabilities: npt.NDArray[np.floating[Any]] | None = None) -> None:
         """Measure one frame, uint8 [h, w, 3] BGR, and what the model made of it (float [classes])."""
+        observation = self.observe(frame, probabilities)
+        if observation is not None:
+            self.add(observation)
+
+    def observe(self, frame: Pixels, probabilities: npt.NDArray[np.floating[Any]] | None = None) -> Observation | None:
+        """Measure one frame without judging it; None if the bundle has no reference."""
+        reference = self._reference
+        if reference is None:
+            return None
+        image = prepare(frame, self._spec)
+        described = describe(image)
+        scores = None
+        if self._table is not None:
+            values = all_statistics(image_statistics(image), described, reference, probabilities)[self._columns]
+            scores = normal_scores(values, self._table)
+        return Observation(described, distance(described, reference), scores)
+
+    def add(self, observation: Observation) -> None:
+        """Judge a frame that was observed, together with those before it."""
         reference = self._reference
         if reference is None:
             return
-        image = prepare(frame, self._spec)
-        described = describe(image)
-        self._distances.append(distance(described, reference))
-        if self._table is not None:
-            values = all_statistics(image_statistics(image), described, reference, probabilities)[self._columns]
-            self._scores.append(normal_scores(values, self._table))
+        self._distances.append(observation.distance)
+        if observation.scores is not None:
+            self._scores.append(observation.scores)
         self._judgement = self._judge(reference)
         for callback in self.on_descriptor:
-            callback(described)
+            callback(observation.descriptor)
 
     def judgement(self) -> Judgement | None:
         """Verdict on the last images; None if the bundle has no reference."""

@@ -14,6 +14,7 @@ from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
 from eyas_host.evaluation.metrics import reliability, score, softmax
 from eyas_host.evaluation.predictions import Predictions, cost_figures, positive_label
+from eyas_host.evaluation.robustness import Robustness
 from eyas_host.evaluation.verdict import Latency, Verdict
 from eyas_host.export.manifest import load_candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
@@ -33,7 +34,12 @@ _NOTES = {
 
 
 def collect_report(
-    context: RunContext, split: Split, verdict: Verdict, validation: Predictions, test: Predictions
+    context: RunContext,
+    split: Split,
+    verdict: Verdict,
+    validation: Predictions,
+    test: Predictions,
+    robustness: Robustness | None = None,
 ) -> Report:
     """Everything that `report.json` and the page show, signals included."""
     shipped, recipe, log = verdict.shipped, context.recipe, split.access_log()
@@ -81,6 +87,7 @@ def collect_report(
         artefact_sizes=msgspec.convert(facts["compile"]["artefact_sizes"], dict[str, ArtefactSize]),
         quantization=_without_histories(facts["qat"]),
         sensitivity=load_sensitivity(context),
+        robustness=robustness,
         test_accesses=len(log.accesses),
         test_log=log.path,
         test_log_problems=log.problems,

@@ -14,7 +14,7 @@ from eyas_host.evaluation.metrics import calibration_error
 from eyas_host.report import plots, score_plots
 from eyas_host.report.model import Report, Variant
 from eyas_host.report.page import confusion_cells, environment, jpeg, megabytes, number, percent, thumbnail
-from eyas_host.report.signals import operating_point
+from eyas_host.report.signals import MIN_DROP, operating_point, unnoticed
 
 _TRAININGS = {
     "teacher": "teacher: head, then last blocks",
@@ -28,10 +28,15 @@ _TRAININGS = {
 _MAX_THUMBNAILS = 24
 
 
-def render_html(report: Report, explanations: Mapping[str, Pixels] | None = None) -> str:
+def render_html(
+    report: Report,
+    explanations: Mapping[str, Pixels] | None = None,
+    examples: Mapping[str, Pixels] | None = None,
+) -> str:
     """Render the report as HTML; images that can no longer be read are replaced by a note.
 
-    `explanations` maps the path of a mistake to the overlay shown beside it: uint8 [side, side, 3] BGR.
+    `explanations` maps the path of a mistake to the overlay shown beside it, `examples` the name of a change to an
+    image that suffered it: uint8 [height, width, 3] BGR.
     """
     explanations = explanations or {}
     decided = report.decided or report.scores.get(report.shipped)
@@ -85,6 +90,9 @@ def render_html(report: Report, explanations: Mapping[str, Pixels] | None = None
             machines=_machines(report),
             other_versions=_other_versions(report),
             front=plots.front(report.pruning.get("front", ())),
+            min_drop=MIN_DROP,
+            examples={name: jpeg(image) for name, image in (examples or {}).items()},
+            unnoticed=unnoticed(report.robustness) if report.robustness else (),
             sensitivity=plots.sensitivity(report.sensitivity) if report.sensitivity else None,
             max_bytes=max((layer.fp32_bytes for layer in report.layers), default=0) or 1,
             gate=report.recipe.get("gate", {}),

@@ -11,6 +11,7 @@ from eyas_host.compress.quantize.sensitivity import Sensitivity
 from eyas_host.evaluation.cost import CostFigures
 from eyas_host.evaluation.metrics import Bin, Scores
 from eyas_host.evaluation.parity import Parity
+from eyas_host.evaluation.robustness import Robustness
 from eyas_host.evaluation.verdict import Latency
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.report.curves import ScoreCurve
@@ -146,6 +147,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """method, preset, float_layers."""
     sensitivity: Sensitivity | None = None
     """Sensitivity of each layer to int8, if `eyas sensitivity` measured it for this model."""
+    robustness: Robustness | None = None
+    """The shipped artefact on changed validation images: light, focus, dirt, view."""
     test_accesses: int
     """How often any run read the held-out test set, or another one with half of its images."""
     test_log: str = ""

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from eyas_host.evaluation.cost import CostFigures
+from eyas_host.evaluation.robustness import Robustness, RobustnessRow
 from eyas_host.report.model import Report, Signal, Variant
 
 _FEW_TEST_IMAGES = 30
@@ -20,6 +21,12 @@ _MIN_RATIO = 0.9
 """Balanced accuracy over the teacher's."""
 _MIN_RECALL = 0.5
 _MAX_ECE = 0.05
+
+MIN_DROP = 0.1
+"""Balanced accuracy lost by a change that a device has to notice."""
+_MIN_FLAGGED = 0.9
+"""Fraction of its windows that a device has to call out of distribution then."""
+_MAX_FALSE_ALARMS = 0.01
 
 _SEVERITY = {"red": 0, "yellow": 1, "green": 2}
 
@@ -36,6 +43,7 @@ def judge(report: Report) -> tuple[Signal, ...]:
         _against_teacher(report, own),
         _calibration(report),
         _data(report),
+        _robustness(report.robustness) if report.robustness is not None else (),
         _artefacts(report),
     )
     return tuple(sorted(signals, key=lambda signal: _SEVERITY[signal.level]))
@@ -126,6 +134,23 @@ def _data(report: Report) -> Iterable[Signal]:
         yield Signal("yellow", "the use of the images and the model is restricted: see the notices")
 
 
+def _robustness(robustness: Robustness) -> Iterable[Signal]:
+    blind = unnoticed(robustness)
+    for row in blind:
+        noticed = f"devices flag only {row.flagged:.0%} of such windows" if row.flagged else "no device notices it"
+        yield Signal(
+            "yellow", f"{row.change}: balanced accuracy falls to {_percent(row.balanced_accuracy)}, and {noticed}"
+        )
+    costly = [row for row in robustness.rows if row.drop >= MIN_DROP]
+    if costly and not blind:
+        yield Signal("green", f"devices notice all {len(costly)} changes of light, focus or view that cost accuracy")
+    if robustness.flagged is not None and robustness.flagged > _MAX_FALSE_ALARMS:
+        yield Signal(
+            "yellow",
+            f"{_percent(robustness.flagged)} of the windows of unchanged images are called out of distribution",
+        )
+
+
 def _artefacts(report: Report) -> Iterable[Signal]:
     if report.refused:
         yield Signal("yellow", f"not packed: {', '.join(report.refused)}")
@@ -133,6 +158,11 @@ def _artefacts(report: Report) -> Iterable[Signal]:
     if parity is not None:
         agreement = f"agrees with the network it was made from on {_percent(parity.agreement)} of the images"
         yield Signal("green", f"{report.shipped} {agreement}")
+
+
+def unnoticed(robustness: Robustness) -> tuple[RobustnessRow, ...]:
+    """Changes that cost accuracy without being called out of distribution in nearly all windows."""
+    return robustness.unnoticed(min_drop=MIN_DROP, min_flagged=_MIN_FLAGGED)
 
 
 def operating_point(confusion: tuple[tuple[int, ...], ...], positive: int) -> dict[str, tuple[float, float]]:

@@ -14,9 +14,10 @@ from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.evaluation.networks import all_logits, load_networks, reference_network
 from eyas_host.evaluation.predictions import Predictions, targets_of, units_of
+from eyas_host.evaluation.robustness import changed_examples, measure_robustness
 from eyas_host.evaluation.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import load_candidate
-from eyas_host.pipeline.runner import REPORT, RunContext, StageResult
+from eyas_host.pipeline.runner import BUNDLE, REPORT, RunContext, StageResult
 from eyas_host.report.collect import collect_report
 from eyas_host.report.gradcam import explain_mistakes
 from eyas_host.report.html import render_html
@@ -39,9 +40,13 @@ def run(context: RunContext) -> StageResult:
     validation = Predictions.of_validation(
         validation_logits(context), split.validation.targets, split.validation.units, split.labels, verdict
     )
-    report = collect_report(context, split, verdict, validation, test)
+    robustness = measure_robustness(
+        Bundle.open(context.root / BUNDLE), verdict.shipped, split.validation.pixels, split.validation.targets
+    )
+    report = collect_report(context, split, verdict, validation, test, robustness)
     write_bytes(context.root / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
-    write_bytes(context.root / "report.html", render_html(report, _explanations(context, report)).encode())
+    html = render_html(report, _explanations(context, report), changed_examples(split.validation.pixels))
+    write_bytes(context.root / "report.html", html.encode())
     show(comparison_table(report))
     own = test.scores[report.shipped].balanced_accuracy
     teacher = test.scores.get("teacher")
