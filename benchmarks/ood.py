@@ -95,6 +95,7 @@ def detection_figures(images: ImageSet, count: int) -> dict[str, Figure]:
         images.spec,
         groups=images.groups,
         probabilities=images.predict(images.validation),
+        labels=images.labels,
     )
     former = _former(reference, images)
     clean = _measure(images, images.test, reference, former)
@@ -182,8 +183,14 @@ def _table(reference: Reference) -> Any:
 
 def cost_figures(images: ImageSet) -> Mapping[str, Figure]:
     """Microseconds of a measured frame at one thread, beside what the former detector computed."""
+    validation = [images.validation[n] for n in range(100)]
+    probabilities = images.predict(validation)
     reference = fit_reference(
-        [images.train[n] for n in range(200)], [images.validation[n] for n in range(100)], images.spec
+        [images.train[n] for n in range(200)],
+        validation,
+        images.spec,
+        probabilities=probabilities,
+        labels=images.labels[:200],
     )
     figures = {}
     for size in (128, 224):
@@ -195,8 +202,8 @@ def cost_figures(images: ImageSet) -> Mapping[str, Figure]:
             described = describe(image)
             distance(described, reference)
             former.append(perf_counter() - started)
-            values = all_statistics(image_statistics(image), described, reference)
-            normal_scores(values[: len(_table(reference).names)], _table(reference))
+            values = all_statistics(image_statistics(image), described, reference, probabilities[0])
+            normal_scores(values, _table(reference))
             judge_scores(scores, _table(reference))
             present.append(perf_counter() - started)
         figures[f"measured_frame_{size}px"] = Figure(

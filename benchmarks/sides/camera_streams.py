@@ -41,6 +41,8 @@ class ImageSet(NamedTuple):
     kinds: tuple[str, ...]
     """Sub-population of each test image."""
     groups: tuple[Groups, Groups]
+    labels: npt.NDArray[np.int64]
+    """Label number of each training image."""
     predict: Callable[[Sequence[Pixels]], Floats]
     """Calibrated probabilities, float [n, classes]."""
 
@@ -67,6 +69,7 @@ def solar_cells(run: Path, limit: int) -> ImageSet:
         test.targets[rows],
         tuple(kinds[row] for row in rows),
         (sub_populations(split.train.images), sub_populations(split.validation.images)),
+        split.train.targets,
         predict,
     )
 
@@ -110,6 +113,7 @@ def textures(limit: int) -> ImageSet:
         np.array(labels["test"][:: max(1, len(test) // limit)]),
         tuple(names["test"][:: max(1, len(test) // limit)]),
         ((names["train"],), (names["validation"],)),
+        np.array(labels["train"]),
         lambda images: np.asarray(head.predict_proba(features(images))),
     )
 

@@ -8,10 +8,13 @@ alone, so they are the same for every runtime and precision.
 A camera is judged by its last thirty images, one a second. Each statistic is averaged over them and compared with the
 range that known sub-populations (labels, strata, groups) have. How far it may leave that range depends on how many
 different scenes the images show: the mean of thirty different scenes hardly varies, one scene seen thirty times is one
-image. The thresholds are calibrated on the validation images, see `eyas_host.bundle.ood_thresholds`.
+image. Where labels look very different, hardly an image is unusual among all of them; it is also compared with those of
+the label that the model predicts (the most probable one). The thresholds are calibrated on the validation images, see
+`eyas_host.bundle.ood_thresholds`.
 
 Source: the distance is Mahalanobis' within the principal subspace plus the residual outside of it, as in Moghaddam &
-Pentland, "Probabilistic Visual Learning for Object Representation", 1997.
+Pentland, "Probabilistic Visual Learning for Object Representation", 1997. Means of labels with one covariance: Lee et
+al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks", 2018.
 """
 
 from __future__ import annotations
@@ -49,8 +52,14 @@ _EXPLAINS = 0.4
 _UNDER_WAY = 1.5
 """Where the newest images deviate this many times as much as all, they explain a judgement."""
 LAYOUT, DETAILS, CERTAINTY = "layout", "details", "certainty"
-NAMES = (*(statistic.name for statistic in STATISTICS), LAYOUT, DETAILS, CERTAINTY)
-"""What an image is judged by: named statistics, distance in the principal subspace, residual, the model's certainty."""
+_OF_LABEL = "_of_label"
+TOGETHER, LAYOUT_OF_LABEL, DETAILS_OF_LABEL = "together" + _OF_LABEL, LAYOUT + _OF_LABEL, DETAILS + _OF_LABEL
+OF_LABEL = (*(statistic.name + _OF_LABEL for statistic in STATISTICS), TOGETHER, LAYOUT_OF_LABEL, DETAILS_OF_LABEL)
+"""The same compared with the training images of the predicted label: a page that is called a brick must look like one.
+`TOGETHER` is the distance of all named statistics."""
+NAMES = (*(statistic.name for statistic in STATISTICS), LAYOUT, DETAILS, CERTAINTY, *OF_LABEL)
+"""What an image is judged by: named statistics, distance in the principal subspace, residual, the model's certainty,
+and the same among the images of the predicted label."""
 
 
 class Reason(NamedTuple):
@@ -59,7 +68,7 @@ class Reason(NamedTuple):
     name: str
     sign: int
     words: str
-    """Followed by "99 % of the training images"."""
+    """Followed by "99 % of the training images", or by those of the same label."""
 
 
 REASONS = (
@@ -99,6 +108,7 @@ REASONS = (
     Reason("white", -1, "less overexposed than"),
     Reason(LAYOUT, 1, "laid out less usually than"),
     Reason(DETAILS, 1, "with more unusual details than"),
+    Reason("together", 1, "with a more unusual mix of light, colour and detail than"),
     Reason(CERTAINTY, -1, "with less certain predictions than"),
     Reason(CERTAINTY, 1, "with more certain predictions than"),
 )
@@ -155,9 +165,39 @@ def all_statistics(
     """
     inside, outside = _energies((descriptor - reference.mean) / reference.scale, reference)
     k, d = reference.components.shape
-    layout, details = (0.5 * math.log(1e-6 + energy) for energy in (inside / k, outside / max(1, d - k)))
+    layout, details = (_log_root(energy) for energy in (inside / k, outside / max(1, d - k)))
     certain = math.nan if probabilities is None else certainty(probabilities)
-    return np.concatenate([of_pixels, [layout, details, certain]])
+    return np.concatenate(
+        [of_pixels, [layout, details, certain], _of_label(of_pixels, descriptor, reference, probabilities)]
+    )
+
+
+def _of_label(
+    of_pixels: Values,
+    descriptor: Floats,
+    reference: Reference,
+    probabilities: npt.NDArray[np.floating[Any]] | None,
+) -> Values:
+    """The values of `OF_LABEL`: how an image differs from the training images of the predicted label."""
+    labels = reference.labels
+    if labels is None or probabilities is None or labels.mean.shape != (len(probabilities), len(of_pixels)):
+        return np.full(len(OF_LABEL), math.nan)
+    label = int(np.argmax(probabilities))
+    differences = (of_pixels - labels.mean[label]) / labels.scale[label]
+    centred = (descriptor - reference.mean) / reference.scale - labels.centre[label]
+    along = labels.components @ centred
+    outside = centred - labels.components.T @ along
+    k, d = labels.components.shape
+    energies = (
+        float(np.square(labels.whitening @ differences).mean()),
+        float(np.square(along / labels.spread).mean()),
+        float(np.square(outside).sum()) / max(1, d - k) / float(labels.residual[label]),
+    )
+    return np.concatenate([differences, [_log_root(energy) for energy in energies]])
+
+
+def _log_root(energy: float) -> float:
+    return 0.5 * math.log(1e-6 + energy)
 
 
 def certainty(probabilities: npt.NDArray[np.floating[Any]]) -> float:
@@ -175,7 +215,7 @@ def normal_scores(values: Values, table: ScoreTable) -> Values:
 
 def scene_distances(scores: Values, names: tuple[str, ...]) -> Values:
     """Distances between images, float64 [n, n], of their scores [n, names]; by the statistics of the pixels alone."""
-    pixels = [name not in (LAYOUT, DETAILS, CERTAINTY) for name in names]
+    pixels = [name not in (LAYOUT, DETAILS, CERTAINTY, *OF_LABEL) for name in names]
     used = np.clip(scores[:, pixels], -_MAX_DIFFERENCE, _MAX_DIFFERENCE)
     return np.asarray(np.sqrt(np.square(used[:, None] - used[None]).sum(axis=-1)))
 
@@ -327,11 +367,14 @@ def _explain(means: Values, table: ScoreTable) -> str:
     least = max(_EXPLAINS * float(deviation.max()), 1e-9)
     by_name = dict(zip(table.names, zip(means.tolist(), deviation.tolist(), strict=True), strict=True))
     for name, sign, words in REASONS:
-        mean, size = by_name.get(name, (0.0, -1.0))
-        if size >= least and mean * sign > 0:
-            fraction = 1.0 - 0.5 * math.erfc(abs(mean) / math.sqrt(2))
-            of = "validation" if name in (LAYOUT, DETAILS, CERTAINTY) else "training"
-            return f"{words} {_percent(fraction)} of the {of} images"
+        for among, of in (
+            (name, "the validation images" if name in (LAYOUT, DETAILS, CERTAINTY) else "the training images"),
+            (name + _OF_LABEL, "the validation images of the same label"),
+        ):
+            mean, size = by_name.get(among, (0.0, -1.0))
+            if size >= least and mean * sign > 0:
+                fraction = 1.0 - 0.5 * math.erfc(abs(mean) / math.sqrt(2))
+                return f"{words} {_percent(fraction)} of {of}"
     return "unlike the training images"
 
 

@@ -15,6 +15,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 _TABLE = "table."
 """Prefix of the arrays of a `ScoreTable`."""
+_LABELS = "labels."
+"""Prefix of the arrays of `LabelStatistics`."""
 _MAX_NAME = 64
 
 
@@ -43,6 +45,25 @@ class ScoreTable(msgspec.Struct, frozen=True):
     """float32 [k], above 0: largest distance of a mean score from `low`..`high` for that many scenes."""
 
 
+class LabelStatistics(msgspec.Struct, frozen=True):
+    """What the training images of each label look like: c labels, m statistics of `image_statistics`, descriptors d."""
+
+    mean: Floats
+    """float32 [c, m]: mean of each statistic."""
+    scale: Floats
+    """float32 [c, m], above 0: its standard deviation."""
+    whitening: Floats
+    """float32 [m, m]: makes the standardized statistics of the images of a label uncorrelated."""
+    centre: Floats
+    """float32 [c, d]: mean of the standardized descriptors."""
+    components: Floats
+    """float32 [k, d]: principal directions about the labels' means."""
+    spread: Floats
+    """float32 [k], above 0: standard deviation along each."""
+    residual: Floats
+    """float32 [c], above 0: mean squared residual outside the principal directions, per dimension."""
+
+
 class Reference(msgspec.Struct, frozen=True):
     """Gaussian model of the training images' descriptors (length d), for `eyas_device.ood`."""
 
@@ -60,14 +81,16 @@ class Reference(msgspec.Struct, frozen=True):
     """float32 [n], ascending: distances of the validation images."""
     table: ScoreTable | None = None
     """None in bundles of before: the distances alone judge a camera."""
+    labels: LabelStatistics | None = None
+    """None in bundles of before: no image is compared with those of its predicted label."""
 
 
 def reference_arrays(reference: Reference) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `reference.npz`."""
     values = {field.name: getattr(reference, field.name) for field in msgspec.structs.fields(Reference)}
-    table = values.pop("table")
-    if table is not None:
-        values |= {_TABLE + name: value for name, value in msgspec.structs.asdict(table).items()}
+    for prefix, part in ((_TABLE, values.pop("table")), (_LABELS, values.pop("labels"))):
+        if part is not None:
+            values |= {prefix + name: value for name, value in msgspec.structs.asdict(part).items()}
     return {name: np.asarray(value) for name, value in values.items()}
 
 
@@ -83,7 +106,12 @@ def read_reference(data: Mapping[str, npt.NDArray[Any]]) -> Reference | None:
         table = _read_table(data)
         if table is None:
             return None
-    return Reference(**{**arrays, "residual": float(arrays["residual"]), "table": table})  # type: ignore[arg-type]
+    labels = None
+    if any(name.startswith(_LABELS) for name in data):
+        labels = _read_labels(data, len(arrays["mean"]))
+        if labels is None:
+            return None
+    return Reference(**{**arrays, "residual": float(arrays["residual"]), "table": table, "labels": labels})  # type: ignore[arg-type]
 
 
 def _floats(data: Mapping[str, npt.NDArray[Any]], kind: type[msgspec.Struct], prefix: str) -> dict[str, Floats]:
@@ -120,6 +148,27 @@ def _read_table(data: Mapping[str, npt.NDArray[Any]]) -> ScoreTable | None:
         return None
     distinct = float(arrays.pop("distinct"))
     return ScoreTable(names=names, distinct=distinct, **arrays)
+
+
+def _read_labels(data: Mapping[str, npt.NDArray[Any]], d: int) -> LabelStatistics | None:
+    arrays = _floats(data, LabelStatistics, _LABELS)
+    if len(arrays) != 7 or arrays["mean"].ndim != 2 or not all(np.isfinite(array).all() for array in arrays.values()):
+        return None
+    (c, m), k = arrays["mean"].shape, arrays["spread"].size
+    shapes = {
+        "mean": (c, m),
+        "scale": (c, m),
+        "whitening": (m, m),
+        "centre": (c, d),
+        "components": (k, d),
+        "spread": (k,),
+        "residual": (c,),
+    }
+    if not (c and m and k) or any(arrays[name].shape != shape for name, shape in shapes.items()):
+        return None
+    if not min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0:
+        return None
+    return LabelStatistics(**arrays)
 
 
 def _is_gaussian(arrays: Mapping[str, Floats]) -> bool:

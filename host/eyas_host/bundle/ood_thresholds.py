@@ -22,10 +22,14 @@ from eyas_device.image_statistics import STATISTICS
 from eyas_device.ood import (
     CERTAINTY,
     DETAILS,
+    DETAILS_OF_LABEL,
     HISTORY,
     LAYOUT,
+    LAYOUT_OF_LABEL,
     MIN_IMAGES,
     NAMES,
+    OF_LABEL,
+    TOGETHER,
     deviations,
     normal_scores,
     novelty,
@@ -54,7 +58,8 @@ _ERRORS = 3.0
 _MIN_VALIDATION = 100
 """With fewer validation images the training images are calibrated on too."""
 _GROWTH = 1.02
-_FITTED = (LAYOUT, DETAILS, CERTAINTY)
+_DISTANCES = (LAYOUT, DETAILS, TOGETHER, LAYOUT_OF_LABEL, DETAILS_OF_LABEL)
+_FITTED = (LAYOUT, DETAILS, CERTAINTY, *OF_LABEL)
 """Training images look too good by these, because reference and model were fitted to them."""
 _RESOLUTION = {statistic.name: statistic.resolution for statistic in STATISTICS} | dict.fromkeys(_FITTED, 0.1)
 
@@ -118,7 +123,7 @@ def fit_table(train: Measured, validation: Measured, *, seed: int = 0) -> ScoreT
         distinct=_distinct(scene_distances(everything, names), generator),
     )
     # Closer to the usual than all others is no reason for an alarm.
-    for name in (LAYOUT, DETAILS):
+    for name in set(_DISTANCES) & set(names):
         table.low[names.index(name)] = _SCORES[0]
     return msgspec.structs.replace(table, thresholds=_thresholds(everything, groups, table, generator))
 

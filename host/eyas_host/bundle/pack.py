@@ -109,6 +109,7 @@ def _write_reference(context: RunContext, verdict: Verdict, split: Split, folder
         context.recipe.image.preprocessing(),
         groups=(sub_populations(split.train.images), sub_populations(split.validation.images)),
         probabilities=calibrated_probabilities(logits, verdict.confidence[verdict.shipped]),
+        labels=split.train.targets,
     )
     write_reference(reference, folder / REFERENCE)
 

@@ -14,6 +14,7 @@ from eyas_device.image_statistics import image_statistics
 from eyas_device.ood import Values, all_statistics, describe, distance
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.reference import Floats, Reference, reference_arrays
+from eyas_host.bundle.ood_labels import fit_labels
 from eyas_host.bundle.ood_thresholds import Measured, fit_table
 from eyas_host.data.sources import LabelledImage
 
@@ -32,6 +33,7 @@ def fit_reference(
     *,
     groups: tuple[Groups, Groups] | None = None,
     probabilities: npt.NDArray[np.floating[Any]] | None = None,
+    labels: npt.NDArray[np.integer[Any]] | None = None,
 ) -> Reference:
     """Fit what training images look like, and calibrate on the validation images how far a camera's may be from it.
 
@@ -43,10 +45,15 @@ def fit_reference(
             each set is one.
         probabilities: Calibrated probabilities, float [validation, classes], of the model that devices run; without
             them its certainty is not judged.
+        labels: Label number of each training image, in the order of the columns of `probabilities`; with both, images
+            are compared with the training images of the predicted label too.
 
     """
     of_train, of_validation = _measure(train, spec), _measure(validation, spec)
     reference = _fit_gaussian(of_train[1].astype(np.float64))
+    if labels is not None and probabilities is not None:
+        fitted = fit_labels(*of_train, np.asarray(labels), probabilities.shape[1], reference)
+        reference = msgspec.structs.replace(reference, labels=fitted)
     distances = np.sort(np.asarray([distance(each, reference) for each in of_validation[1]], dtype=np.float32))
     table = fit_table(
         Measured(_values(of_train, reference, None), groups[0] if groups else ([""] * len(of_train[0]),)),
