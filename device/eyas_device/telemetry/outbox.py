@@ -194,13 +194,16 @@ class Outbox:
             for sequence in self._acknowledged:
                 self._in_flight.pop(sequence, None)
             self._spool.forget(self._acknowledged)
-            self._acknowledged, self._seen = set(), -1
+            self._acknowledged = set()
             self.unanswered = False
 
     def _send_new(self, now: float, publish: Callable[[Held], int | None]) -> bool:
         """Send new messages of every kind; False if there may be more that cannot be sent now."""
         complete = True
         for kind, max_in_flight in _MAX_IN_FLIGHT.items():
+            after = self._sent.get(kind, -1)
+            if not self._spool.has(kind, after=after):
+                continue
             free = max_in_flight - sum(
                 m.kind == kind and not (m.suspect or m.ignored) for m in self._in_flight.values()
             )
@@ -209,7 +212,7 @@ class Outbox:
             if free <= 0:
                 complete = False
                 continue
-            pending = self._spool.pending(kind, after=self._sent.get(kind, -1), limit=free)
+            pending = self._spool.pending(kind, after=after, limit=free)
             complete &= len(pending) < free
             for held in pending:
                 self._sent[kind] = held.sequence

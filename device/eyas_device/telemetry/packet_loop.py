@@ -23,6 +23,9 @@ class PacketLoop(Closing):
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
         self._woken = False
+        """Whether `wake` was called since the last turn."""
+        self._signalled = False
+        """Whether its signal can be received."""
 
     def wake(self) -> None:
         """End the wait of `turn` soon."""
@@ -36,9 +39,10 @@ class PacketLoop(Closing):
         code = self._exchange(client, seconds, listen=True)
         if code == MQTTErrorCode.MQTT_ERR_SUCCESS and self._woken:
             code = self._exchange(client, _GATHER_S, listen=False)
-        with suppress(OSError):  # nothing came
-            self._receiver.recv(64)
-        self._woken = False
+        if self._woken or self._signalled:
+            with suppress(OSError):  # not sent yet: it ends the next wait
+                self._receiver.recv(64)
+            self._woken = self._signalled = False
         return code if code != MQTTErrorCode.MQTT_ERR_SUCCESS else client.loop_misc()
 
     def close(self) -> None:
@@ -55,6 +59,7 @@ class PacketLoop(Closing):
         readable, writable, _ = select.select(
             reads, [sock] if client.want_write() else [], [], 0.0 if decrypted else seconds
         )
+        self._signalled |= self._receiver in readable
         code = MQTTErrorCode.MQTT_ERR_SUCCESS
         if sock in readable or decrypted:
             code = client.loop_read()

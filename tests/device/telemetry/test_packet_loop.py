@@ -42,6 +42,13 @@ class Connection:
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
+class HeldUp:
+    """A sender whose signal is on its way."""
+
+    def send(self, data: bytes) -> int:
+        return len(data)
+
+
 @pytest.fixture
 def connection() -> Iterator[Any]:
     made = Connection()
@@ -68,6 +75,24 @@ def test_a_turn_ends_by_packets_by_room_to_write_and_by_other_threads(connection
         started = time.monotonic()
         loop.turn(client, 0.2)
         assert time.monotonic() - started >= 0.2, "all wake-ups before are gone"
+
+
+def test_a_signal_that_comes_after_its_turn_does_not_keep_the_loop_awake(connection: Any) -> None:
+    """A thread that is held up between noting its wake-up and sending the signal."""
+    client = cast(Client, connection)
+    with PacketLoop() as loop:
+        sender, loop._sender = loop._sender, cast(Any, HeldUp())
+        threading.Timer(0.05, sender.send, [b"\0"]).start()
+        loop.wake()
+        connection.theirs.send(b"packet")  # ends the wait, before there is a signal
+        loop.turn(client, _LONG_S)
+        loop._sender = sender
+        loop.turn(client, _LONG_S)  # ended by the late signal
+        started = time.monotonic()
+        loop.turn(client, 0.2)
+        assert time.monotonic() - started >= 0.2
+        threading.Timer(0.05, loop.wake).start()
+        loop.turn(client, _LONG_S)
 
 
 def test_packets_arrive_while_wake_ups_are_gathered_and_the_end_is_noticed(connection: Any) -> None:

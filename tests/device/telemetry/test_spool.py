@@ -33,7 +33,7 @@ from eyas_device.telemetry.messages import (
     encode,
 )
 from eyas_device.telemetry.spool.eviction import GUARD
-from eyas_device.telemetry.spool.rows import _is_kind
+from eyas_device.telemetry.spool.rows import Rows, _is_kind
 from eyas_device.telemetry.spool.spool import BLOCK, FILE, Held, Spool, SpoolError, SpoolLimits, SpoolState
 from tests.support.system_parts import require
 
@@ -277,6 +277,32 @@ def test_windows_are_merged_before_anything_is_dropped(tmp_path: Path) -> None:
         assert set().union(*(each.lost for each in kept)) == {"merged"}
     held = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert held <= 1 << 20
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_size_is_measured_before_it_can_be_above_the_bound(seed: int, tmp_path: Path) -> None:
+    """Writes of every kind and size, deletions between them: `uses_more_than` answers as the file's own pages do."""
+    rng = random.Random(seed)
+    sequence, day = 0, 0
+    with Rows(tmp_path / "x.db") as rows:
+        for _ in range(1500):
+            choice = rng.random()
+            with rows.transaction:
+                if choice < 0.7:
+                    sequence += rng.choice((1, 1, 1, BLOCK))
+                    kind = rng.choice(("window", "window", "event", "profile", "status", "cmd/result"))
+                    payload = rng.randbytes(int(10 ** rng.uniform(1.0, 4.6)))
+                    rows.put(Held(sequence, kind, 1, b"{" + payload, 0.0))
+                elif choice < 0.8:
+                    rows.delete(range(sequence - 5, sequence))
+                elif choice < 0.9:
+                    rows.remember_result(str(uuid.uuid4()), rng.random(), rng.randbytes(rng.randrange(9000)), now=0.0)
+                else:
+                    day += 1
+                    rows.set_quota(f"{day:09d}", 1, days=8)
+                    rows.set_meta("lost", "x" * rng.randrange(3000))
+            for size in (rows.used() - 4096, rows.used(), rows.used() + rng.randrange(1 << 20)):
+                assert rows.uses_more_than(size) == (rows.used() > size)
 
 
 def test_windows_of_different_models_stay_apart(tmp_path: Path) -> None:

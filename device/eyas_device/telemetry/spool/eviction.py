@@ -40,7 +40,7 @@ class Losses:
         `carried` are losses that were counted before, and that the block takes from the window that would report them.
         """
         added: Counter[str] = Counter()
-        with rows.transaction():
+        with rows.transaction:
             yield added
             counts = _sum(_sum(self.counts, added), carried)
             if counts != self.counts:
@@ -81,7 +81,7 @@ class Eviction:
 
     def make_room(self, rows: Rows, max_bytes: int) -> None:
         """Evict until the messages take at most `max_bytes`."""
-        while rows.used() > max_bytes:
+        while rows.uses_more_than(max_bytes):
             if not (self._merge(rows) or self._strip(rows) or self._drop(rows, "event") or self._drop_oldest(rows)):
                 return
 

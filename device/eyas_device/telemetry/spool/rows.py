@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 import msgspec
@@ -33,6 +32,9 @@ _MAX_RESULTS = 1000
 _SQLITE_BUSY = 5
 _COMPRESS_ABOVE = 400
 """Bytes; compression gains nothing for shorter payloads."""
+_MOST_PAGES = 16
+"""Pages that writing a row can add besides its content: each level of the table and of its index may split."""
+_UNKNOWN = 1 << 62
 _MAX_BYTES = 1 << 20
 """Maximum bytes of a decompressed payload."""
 
@@ -50,6 +52,24 @@ class Held(msgspec.Struct, frozen=True):
     """Time of the append, seconds of the spool's clock."""
 
 
+class _Transaction:
+    """A class, because each message pays for it and a generator costs more."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+
 class Rows(Closing):
     """A database at `path`, or in memory without a path. Used by one thread at a time.
 
@@ -63,19 +83,25 @@ class Rows(Closing):
         """Sequences of messages that could not be read; the caller deletes them."""
         if path is not None:
             path.touch(mode=0o600)
+        self._log: int | None = None
+        """Descriptor of the write-ahead log, which exists from the first commit to the end."""
+        self._most_used = _UNKNOWN
+        """Upper bound of `used`: each write adds what it can add at most. Deleting adds nothing."""
         self._db = sqlite3.connect(path or ":memory:", timeout=1.0, isolation_level=None, check_same_thread=False)
+        self.transaction = _Transaction(self._db)
+        """Context manager that commits its block as a whole, or rolls it back."""
         try:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=0"):
                 self._db.execute(f"PRAGMA {pragma}").fetchall()
             for pragma in ("cache_size=-512", "journal_size_limit=65536"):  # the log starts small after each checkpoint
                 self._db.execute(f"PRAGMA {pragma}").fetchall()
-            with self.transaction():
+            self._page = self._number("PRAGMA page_size")
+            with self.transaction:
                 for statement in _TABLES.split(";"):
                     self._db.execute(statement)
                 if not 1 <= int(self.meta("schema", SCHEMA)) <= SCHEMA:
                     raise sqlite3.DatabaseError(f"schema {self.meta('schema', SCHEMA)}, not {SCHEMA}")
                 self.set_meta("schema", SCHEMA)
-            self._page = self._number("PRAGMA page_size")
         except BaseException:
             self._db.close()
             raise
@@ -83,18 +109,9 @@ class Rows(Closing):
     def close(self) -> None:
         """Checkpoint the log, sync and close the file."""
         self._db.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Commit the block as a whole, or roll it back."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
 
     def is_sound(self) -> bool:
         """Whether every page of the file is intact; reads the whole file."""
@@ -107,6 +124,7 @@ class Rows(Closing):
 
     def set_meta(self, key: str, value: int | str) -> None:
         """Store a value."""
+        self._grow(0)
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def put(self, message: Held) -> None:
@@ -116,6 +134,7 @@ class Rows(Closing):
         payload = message.payload
         if len(payload) > _COMPRESS_ABOVE:
             payload = zlib.compress(payload, 1)
+        self._grow(len(payload))
         row = (message.sequence, message.kind, message.level, message.at, payload)
         self._db.execute("INSERT OR REPLACE INTO messages VALUES (?, ?, ?, ?, ?)", row)
 
@@ -169,6 +188,7 @@ class Rows(Closing):
 
     def shift(self, seconds: float) -> None:
         """Move the `at` of all messages."""
+        self._most_used = _UNKNOWN
         self._db.execute("UPDATE messages SET at = at + ?", (seconds,))
 
     def delete(self, sequences: Iterable[int]) -> list[int]:
@@ -186,6 +206,7 @@ class Rows(Closing):
 
         Above `MAX_RESULT_BYTES` the ids are kept, and the results that expire first are emptied.
         """
+        self._grow(len(result))
         self._db.execute("DELETE FROM results WHERE expires < ?", (now,))
         newest = "SELECT id FROM results ORDER BY expires DESC LIMIT ?"
         self._db.execute(f"DELETE FROM results WHERE id NOT IN ({newest})", (_MAX_RESULTS - 1,))
@@ -205,6 +226,7 @@ class Rows(Closing):
 
     def set_quota(self, day: str, used: int, *, days: int) -> None:
         """Store the used quota of a day; only the last `days` days are kept."""
+        self._grow(0)
         self._db.execute("INSERT OR REPLACE INTO quota VALUES (?, ?)", (day, used))
         last = "SELECT day FROM quota ORDER BY day DESC LIMIT ?"
         self._db.execute(f"DELETE FROM quota WHERE day != ? AND day NOT IN ({last})", (day, days))
@@ -213,10 +235,20 @@ class Rows(Closing):
         """Return the size of the used pages in bytes."""
         return (self._number("PRAGMA page_count") - self._number("PRAGMA freelist_count")) * self._page
 
+    def uses_more_than(self, size: int) -> bool:
+        """Whether `used` is above `size` bytes; the file is asked only if what was written since may have done it."""
+        if self._most_used > size:
+            self._most_used = self.used()
+        return self._most_used > size
+
     def log_bytes(self) -> int:
         """Return the size of the write-ahead log."""
+        if self.path is None:
+            return 0
         try:
-            return 0 if self.path is None else Path(f"{self.path}-wal").stat().st_size
+            if self._log is None:
+                self._log = os.open(f"{self.path}-wal", os.O_RDONLY)
+            return os.fstat(self._log).st_size
         except OSError:
             return 0
 
@@ -245,6 +277,9 @@ class Rows(Closing):
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+    def _grow(self, content: int) -> None:
+        self._most_used += content + _MOST_PAGES * self._page
 
     def _held(self, where: str, *values: object, limit: int = 1, skip: Set[int] = frozenset()) -> list[Held]:
         found: list[Held] = []

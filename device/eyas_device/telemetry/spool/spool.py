@@ -121,6 +121,7 @@ class Spool(Closing):
             if self._closed:
                 return -1
             spool_id, sequence = self._id, self._next
+            losses = {"lost": self._losses.counts} if kind == "window" else {}
             stamped = msgspec.structs.replace(
                 message,
                 device=self._device,
@@ -130,9 +131,8 @@ class Spool(Closing):
                 uptime_s=round(self._clock(), 3),
                 boot=self._boot[:8],
                 synchronised=is_synchronised(),
+                **losses,
             )
-            if isinstance(stamped, Window):
-                stamped = msgspec.structs.replace(stamped, lost=self._losses.counts)
             held = Held(sequence, kind, _level(stamped), encode(stamped), self._now())
             if not self._try(lambda disk: self._put_on_disk(disk, held), failed=False):
                 if self._id != spool_id:  # the file was damaged: a new spool, a new identity
@@ -143,10 +143,14 @@ class Spool(Closing):
         self.on_append()
         return sequence
 
+    def has(self, kind: str, *, after: int) -> bool:
+        """Whether a message of a kind with a sequence above `after` was ever appended; asks no disk."""
+        return after < self._newest.get(kind, -1)
+
     def pending(self, kind: str, *, after: int = -1, limit: int = IN_FLIGHT) -> list[Held]:
         """Return the oldest waiting messages of a kind with a sequence above `after`."""
         with self._lock:
-            if self._closed or after >= self._newest.get(kind, -1):
+            if self._closed or not self.has(kind, after=after):
                 return []
             found: list[Held] = self._try(
                 lambda disk: disk.of(kind, after=after, limit=limit, skip=self._forgotten), failed=[], always=True
@@ -254,7 +258,7 @@ class Spool(Closing):
         """Keep the result of a command until the command expires (times in seconds since 1970)."""
 
         def write(rows: Rows) -> bool:
-            with rows.transaction():
+            with rows.transaction:
                 rows.remember_result(command_id, expires, result, now=now)
             return True
 
@@ -271,7 +275,7 @@ class Spool(Closing):
         def take(rows: Rows) -> bool:
             used = rows.used_quota(day)
             if used < limit:
-                with rows.transaction():
+                with rows.transaction:
                     rows.set_quota(day, used + 1, days=_QUOTA_DAYS)
             return used < limit
 
@@ -314,7 +318,7 @@ class Spool(Closing):
             was_cut = not disk.meta("clean", 1) and disk.meta("boot", "") != self._boot
             newest = {kind: max(self._newest.get(kind, -1), disk.newest(kind)) for kind in KINDS}
             newest_at = disk.newest_at()
-            with disk.transaction():
+            with disk.transaction:
                 for key, value in (("spool", spool_id), ("block", block), ("boot", self._boot), ("clean", 0)):
                     disk.set_meta(key, value)
             disk.sync()
@@ -409,12 +413,12 @@ class Spool(Closing):
         Messages of an identity that no file has stay in memory until they are acknowledged.
         """
         self._delete_forgotten(disk)
-        with disk.transaction():
+        with disk.transaction:
             Losses.write(disk, self._losses.counts)
             for command_id, expires, result in self._memory.results() if self._memory is not None else ():
                 disk.remember_result(command_id, expires, result, now=0.0)
         while self._memory is not None and (waiting := self._memory.every(after=self._first - 1, limit=100)):
-            with disk.transaction():
+            with disk.transaction:
                 for held in waiting:
                     disk.put(held)
             self._memory.delete(held.sequence for held in waiting)
@@ -433,7 +437,7 @@ class Spool(Closing):
     def _put_on_disk(self, disk: Rows, held: Held) -> bool:
         if self.state is SpoolState.DISK_FAILED:
             self._write_back(disk)
-        with disk.transaction():
+        with disk.transaction:
             disk.delete(self._forgotten)
             disk.put(held)
             if held.kind == "window" and self._losses.counts:
@@ -449,7 +453,7 @@ class Spool(Closing):
 
     def _put_in_memory(self, held: Held) -> None:
         memory = self._memory_rows()
-        with memory.transaction():
+        with memory.transaction:
             memory.put(held)
         if held.kind == "window":
             self._losses.counts = {}
@@ -457,7 +461,7 @@ class Spool(Closing):
 
     def _delete_forgotten(self, disk: Rows) -> None:
         if self._forgotten:
-            with disk.transaction():
+            with disk.transaction:
                 disk.delete(self._forgotten)
             self._forgotten.clear()
 
