@@ -82,11 +82,11 @@ def test_a_signal_that_comes_after_its_turn_does_not_keep_the_loop_awake(connect
     client = cast(Client, connection)
     with PacketLoop() as loop:
         sender, loop._sender = loop._sender, cast(Any, HeldUp())
-        threading.Timer(0.05, sender.send, [b"\0"]).start()
         loop.wake()
         connection.theirs.send(b"packet")  # ends the wait, before there is a signal
         loop.turn(client, _LONG_S)
         loop._sender = sender
+        sender.send(b"\0")
         loop.turn(client, _LONG_S)  # ended by the late signal
         started = time.monotonic()
         loop.turn(client, 0.2)
