@@ -42,6 +42,8 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 
+_MIN_FPS = 1e-5
+
 
 class DeviceSection(Section, frozen=True):
     """Identity and state folder of the device."""
@@ -293,6 +295,8 @@ def _invalid_values(config: Config) -> Iterable[str]:
             check_name(name)
         except ValueError as error:
             yield f"[device] {key} = {error}"
+    if 0 < config.loop.fps < _MIN_FPS:
+        yield f"[loop] fps = {config.loop.fps:g}: 0 (no limit), or {_MIN_FPS:g} (about one frame a day) and more"
     if not Path(config.device.state).is_absolute():
         yield f"[device] state = {config.device.state!r}: an absolute path is needed"
     yield from (f"[telemetry] {error}" for error in connection_errors(config.telemetry))

@@ -237,7 +237,11 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "max_latency_ms": _numbers(0),
         "affinity": st.lists(st.integers(0, 1023), max_size=5),
     },
-    "loop": {"fps": _numbers(0), "duty": _numbers(0, 1, exclude_min=True), "max_age_ms": _numbers(0)},
+    "loop": {
+        "fps": st.just(0.0) | _numbers(1e-5),
+        "duty": _numbers(0, 1, exclude_min=True),
+        "max_age_ms": _numbers(0),
+    },
     "telemetry": {
         "broker": st.just("") | st.builds("{}:{}".format, _hosts, st.integers(1, 65535)),
         "window_s": _numbers(0.1),
@@ -350,6 +354,7 @@ def test_hostile_text_gives_a_configuration_or_a_config_error(tmp_path: Path, co
         ('[[output]]\nkind = "mqtt"\nhits = 2', "[output 1] hits = 2: more than half of `of` (5)"),
         ('[[output]]\nkind = "mqtt"\nhits = 6', "[output 1] hits = 6: more than half of `of` (5), and at most all"),
         ('[[output]]\nkind = "mqtt"\n[[output]]\nkind = "mqtt"', "[[output]]: at most one of kind"),
+        ("[loop]\nfps = 1e-9", "[loop] fps = 1e-09: 0 (no limit), or 1e-05 (about one frame a day) and more"),
         ('[[output]]\nkind = "gpio"\npin = 17', "[output 1] labels: kind = "),
         ('[[output]]\nkind = "gpio"\nlabels = ["a"]', "[output 1] pin: missing"),
         ('[[output]]\nkind = "webhook"', "[output 1] url = ''"),

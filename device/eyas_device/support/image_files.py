@@ -105,10 +105,10 @@ def _walk(root: Path, on_error: Callable[[OSError], None] | None) -> Iterator[tu
         folders = []
         for entry in found:
             path, reason = folder / entry.name, outer or _name_reason(entry.name)
-            if _is_folder(entry):
+            if _is_folder(entry) and not (reason and entry.is_symlink()):
                 folders.append((path, reason))
             else:
-                yield path, reason or _file_reason(path)
+                yield path, reason or _file_reason(path)  # of a link to a folder that is left out, the link alone
         # real folders before links to them, so that a link does not take a folder's name away
         waiting += sorted(folders, key=lambda item: (not item[0].is_symlink(), item[0].name), reverse=True)
 

@@ -177,11 +177,13 @@ def _value(text: str, start: int) -> tuple[int, int]:
         end = _closing(text, first, quote)
         if (_AFTER_QUOTE if end > first else _SPACE).match(text, end + len(quote)):
             return first, end
-    end = start
+    end, spaced = start, False
     while end < len(text) and not text[end].isspace():
-        if end > start and _NEXT_KEY.match(text, end):
+        if end > start and not spaced and _NEXT_KEY.match(text, end):
             return start, end
-        end += 2 if text[end] == "\\" and end + 1 < len(text) else 1
+        escape = text[end] == "\\" and end + 1 < len(text)
+        spaced |= escape and text[end + 1].isspace()  # or the secret ends with a backslash: then too much is redacted
+        end += 2 if escape else 1
     end = min(end, len(text))
     while end > start + 1 and text[end - 1] in _TRAILING:
         end -= 1

@@ -275,7 +275,7 @@ def test_nobody_to_ask(state: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("health", "problem"),
     [
-        ({"paused": True, "paused_until": time.time() + 7200}, "paused for another 2.0 h"),
+        ({"paused": True, "paused_until": 7200.0}, "paused for another 2.0 h"),
         ({"paused": True}, "paused"),
         (
             {"ood": True, "ood_reason": "darker than the training images"},
@@ -288,6 +288,8 @@ def test_nobody_to_ask(state: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_each_problem_is_one_sentence(health: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = HealthMonitor()
     monitor.models = SimpleNamespace(record=AgentRecord(model="m 1.0.0"))  # type: ignore[assignment]
+    if "paused_until" in health:  # seconds from now
+        health = health | {"paused_until": time.time() + 7200.0}
     monkeypatch.setattr(HealthMonitor, "health", lambda self: Health(**health))  # type: ignore[arg-type]
     status = describe(monitor, Config())
     assert len(status.problems) == 1 and problem in status.problems[0] and not status.healthy

@@ -71,6 +71,10 @@ def _check(form: str, secret: str, user: str = "admin") -> str:
     return redacted
 
 
+def test_a_secret_that_ends_with_a_backslash_and_looks_like_a_key() -> None:
+    assert "0=" not in redact("gst:rtspsrc user-id=;0=\\ user-pw=;0=\\ ! decodebin ! appsink")
+
+
 @pytest.mark.parametrize("form", [*_ADDRESSES, *_VALUES, *_HEADERS])
 @settings(max_examples=40)
 @given(user=_USER, secret=_CODED)

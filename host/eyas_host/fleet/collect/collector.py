@@ -176,7 +176,7 @@ class Collector(Closing):
         """End the writer; uncommitted messages were not acknowledged and are sent again."""
         self._writer.close()
         if self._client.socket() is not None:
-            self._client.disconnect(properties=_session_ends() if self._left and self._connector.mqtt5 else None)
+            self._client.disconnect(properties=_session_ends() if self._left and self._connector.client_mqtt5 else None)
             self._client.loop_write()
         self._wake_read.close()
         self._wake_write.close()
@@ -390,7 +390,7 @@ class Collector(Closing):
                 break
 
     def _subscriptions(self) -> list[str]:
-        prefix = f"$share/{self._settings.group}/" if self._connector.mqtt5 else ""
+        prefix = f"$share/{self._settings.group}/" if self._connector.client_mqtt5 else ""
         return [f"{prefix}eyas/+/+/{kind}" for kind in KINDS]
 
     def _wait_for_writer(self) -> None:
