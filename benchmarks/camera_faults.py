@@ -210,13 +210,13 @@ def measure(fault: str) -> Row:
     server.switch(ill=False)
     well_at = time.monotonic()
     wait_until(lambda: any(when > well_at + 0.2 for when in watch.frames), _PATIENCE_S)
-    told = [(when - ill_at, str(state)) for when, state in watch.states if ill_at < when < well_at and state.reason]
+    seen = [(when - ill_at, str(state)) for when, state in watch.states if ill_at < when < well_at and state.reason]
     frames = np.array([when for when in watch.frames if ill_at < when < well_at])
     seconds = np.unique(np.floor((frames - ill_at) * 5)) / 5
     back = min((when - well_at for when in watch.frames if when > well_at + 1 / _FPS), default=None)
     watch.camera.close()
     server.close()
-    return told[0][0] if told else None, told[-1][1] if told else "", back, len(seconds) / 5 / (well_at - ill_at)
+    return seen[0][0] if seen else None, seen[-1][1] if seen else "", back, len(seconds) / 5 / (well_at - ill_at)
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> None:

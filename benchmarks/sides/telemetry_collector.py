@@ -22,12 +22,12 @@ LATENCY_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
 class SlowStore(Store):
     """A store with a slow connection: each transaction waits, without locking the database."""
 
-    def begin(self) -> AbstractContextManager[Any]:
+    def begin(self, *, exclusive: bool = False) -> AbstractContextManager[Any]:
         """Open a transaction and wait after it."""
 
         @contextmanager
         def delayed() -> Any:
-            with super(SlowStore, self).begin() as connection:
+            with super(SlowStore, self).begin(exclusive=exclusive) as connection:
                 yield connection
             time.sleep(LATENCY_S)
 
