@@ -164,7 +164,7 @@ def test_a_terminal_that_is_closed_ends_the_loop_but_not_under_nohup(ignored: bo
         stderr=slave,
         env=os.environ | {"TERM": "xterm"},
         start_new_session=True,
-        preexec_fn=(lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL),  # not inherited
     )
     os.close(slave)
     try:
