@@ -48,3 +48,15 @@ class Broker:
             self._process.terminate()
             self._process.wait(10)
             self._process = None
+
+
+def forward(source: socket.socket, target: socket.socket) -> None:
+    """Pass on what arrives until one side ends, then close both."""
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+    except OSError:
+        pass
+    finally:
+        source.close()
+        target.close()

@@ -70,6 +70,7 @@ class Recorder(Listener):
     def __init__(self, loop_s: float = 0.0) -> None:
         self.predictions: list[FramePrediction] = []
         self.reasons: list[str] = []
+        self.states: list[CameraState] = []
         self.models: list[str] = []
         self.turns = 0
         self._loop_s = loop_s
@@ -80,6 +81,9 @@ class Recorder(Listener):
 
     def on_unreadable(self, error: ImageError) -> None:
         self.reasons.append(str(error))
+
+    def on_camera_state(self, state: CameraState) -> None:
+        self.states.append(state)
 
     def on_model(self, classifier: Classifier) -> None:
         self.models.append(classifier.artefact.name)
@@ -229,14 +233,8 @@ def test_images_that_only_decoding_finds_broken_make_the_camera_degraded(classif
     changing = (image + bytes([0, number % 251]) for number, image in enumerate(images))
     source = LiveCamera((Frame(image=image, time=0.0, source="x") for image in changing), every_s=0.005)
     camera, recorder = ReconnectingCamera(lambda: source), Recorder()
-    states: list[CameraState] = []
-
-    class Told(Recorder):
-        def on_camera_state(self, state: CameraState) -> None:
-            states.append(state)
-
-    Loop(classifier, camera, [recorder, Told()]).run(frames=40)
-    share, _, text = next(state.reason for state in states if state.condition == "degraded").partition("%")
+    Loop(classifier, camera, [recorder]).run(frames=40)
+    share, _, text = next(state.reason for state in recorder.states if state.condition == "degraded").partition("%")
     assert text == " of the frames of the last 30 s are broken" and 5 <= int(share) <= 75
     assert len(recorder.predictions) == 40 and recorder.reasons, "the good frames are answered"
 
@@ -248,25 +246,20 @@ class ChangingCamera(LiveCamera):
 
 
 def test_the_reason_of_a_lost_camera_is_reported_when_it_changes(classifier: Classifier) -> None:
-    states: list[CameraState] = []
-
-    class Told(Recorder):
-        def on_camera_state(self, state: CameraState) -> None:
-            states.append(state)
-
+    recorder = Recorder()
     camera = ChangingCamera(numbered(), every_s=0.002)
-    loop = Loop(classifier, camera, [Told()])
+    loop = Loop(classifier, camera, [recorder])
     for reason in ("connection refused", "refused (401)", "refused (401)"):
         camera.state = CameraState(condition="lost", reason=reason)
         loop._notify_camera_state()
-    assert [state.reason for state in states] == ["connection refused", "refused (401)"]
+    assert [state.reason for state in recorder.states] == ["connection refused", "refused (401)"]
     for number in range(1000):
         camera.state = CameraState(condition="lost" if number % 2 else "delivering", reason=str(number))
         loop._notify_camera_state()
-    assert len(states) < 12, "a camera that flaps makes no flood"
+    assert len(recorder.states) < 12, "a camera that flaps makes no flood"
     camera.state = CameraState(condition="closed")
     loop._notify_camera_state()
-    assert states[-1].condition == "closed"
+    assert recorder.states[-1].condition == "closed"
 
 
 def test_what_is_replaced_is_not_decoded(classifier: Classifier) -> None:

@@ -50,7 +50,7 @@ from eyas_device.telemetry.remote import CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import IN_FLIGHT, Spool, SpoolLimits
 from eyas_device.telemetry.tls import Security
 from tests.device.telemetry.test_messages import FUZZED, hostile
-from tests.support.brokers import Broker, free_port
+from tests.support.brokers import Broker, forward, free_port
 from tests.support.system_parts import require
 
 
@@ -181,18 +181,7 @@ class OldBroker:
             behind = socket.create_connection(("127.0.0.1", self._behind))
             behind.sendall(hello)
             for a, b in ((client, behind), (behind, client)):
-                threading.Thread(target=self._pass, args=(a, b), daemon=True).start()
-
-    @staticmethod
-    def _pass(a: socket.socket, b: socket.socket) -> None:
-        try:
-            while data := a.recv(65536):
-                b.sendall(data)
-        except OSError:
-            pass
-        finally:
-            a.close()
-            b.close()
+                threading.Thread(target=forward, args=(a, b), daemon=True).start()
 
     def close(self) -> None:
         self._socket.close()

@@ -228,7 +228,7 @@ def test_the_time_of_a_frame_is_between_its_request_and_now() -> None:
             assert abs((time.time() - frame.time) - (time.monotonic() - frame.captured)) < 0.1
 
 
-def _told(path: Path | None = None) -> dict[str, Any]:
+def _reported(path: Path | None = None) -> dict[str, Any]:
     with pytest.raises(CameraError) as caught:
         start("tell", text=str(path or "/nowhere"))
     return cast(dict[str, Any], json.loads(str(caught.value).partition("test:tell: ")[2]))
@@ -239,10 +239,10 @@ def test_the_child_inherits_no_secrets_and_is_ended_first(monkeypatch: pytest.Mo
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
     with (tmp_path / "key").open("w") as held:
         os.set_inheritable(held.fileno(), True)
-        told = _told()
-    assert told["secret"] == [] and told["path"]
-    assert told["fds"] <= 7, "standard streams, socket, shared memory, and the one that lists them"
-    assert (told["oom"], told["nnp"]) == ("500", "1")
+        reported = _reported()
+    assert reported["secret"] == [] and reported["path"]
+    assert reported["fds"] <= 7, "standard streams, socket, shared memory, and the one that lists them"
+    assert (reported["oom"], reported["nnp"]) == ("500", "1")
     assert Path("/proc/self/oom_score_adj").read_text().strip() != "500"
 
 
@@ -258,17 +258,17 @@ def test_the_child_of_root_is_another_user(
         Path(folder).chmod(0o755)
         if user:
             monkeypatch.setenv("EYAS_CAMERA_USER", user)
-        told = _told(key)
+        reported = _reported(key)
         key.chmod(0o644)
-        assert _told(key)["read"] == "private", "what others may read, it may"
+        assert _reported(key)["read"] == "private", "what others may read, it may"
     if user in ("root", "nobody-of-this-name"):
-        assert told["uid"] == ["0"] * 4 and told["read"] == "private"
+        assert reported["uid"] == ["0"] * 4 and reported["read"] == "private"
         assert ("there is no user 'nobody-of-this-name'" in caplog.text) == (user != "root")
         return
     account = pwd.getpwnam(user or "nobody")
-    assert told["uid"] == [str(account.pw_uid)] * 4 and int(told["caps"], 16) == 0
-    assert told["read"] == "PermissionError"
-    assert 0 not in told["groups"] and grp.getgrnam("video").gr_gid in told["groups"]
+    assert reported["uid"] == [str(account.pw_uid)] * 4 and int(reported["caps"], 16) == 0
+    assert reported["read"] == "PermissionError"
+    assert 0 not in reported["groups"] and grp.getgrnam("video").gr_gid in reported["groups"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, whose child becomes somebody else")

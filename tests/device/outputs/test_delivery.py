@@ -82,7 +82,7 @@ def test_failures_are_counted_and_tried_again_without_secrets() -> None:
         until(lambda: sink.answers)
         until(lambda: not delivery.fault)
     assert delivery.errors == 3 and sink.answers == [ON]
-    assert [bool(fault) for fault in changes] == [True, False], "told when it begins and when it ends"
+    assert [bool(fault) for fault in changes] == [True, False], "reported when it begins and when it ends"
     assert "secret" not in changes[0] and "refused" in changes[0]
 
 

@@ -22,7 +22,7 @@ from eyas_device.telemetry.messages import Ack, Event, Header, Status, Window, d
 from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, client_id
 from eyas_device.telemetry.spool.spool import Spool
-from tests.support.brokers import Broker, free_port
+from tests.support.brokers import Broker, forward, free_port
 
 
 @pytest.fixture(autouse=True)
@@ -324,7 +324,7 @@ def test_mqtt_3_1_1_is_not_kept_after_a_lost_connack(broker: Broker) -> None:
             behind.sendall(hello)
             connections.append((client, behind))
             for a, b in ((client, behind), (behind, client)):
-                threading.Thread(target=_pass, args=(a, b), daemon=True).start()
+                threading.Thread(target=forward, args=(a, b), daemon=True).start()
 
     connections: list[tuple[socket.socket, socket.socket]] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -338,17 +338,6 @@ def test_mqtt_3_1_1_is_not_kept_after_a_lost_connack(broker: Broker) -> None:
             wait_until(lambda: len(levels) >= 5 and uplink.connected)
         server.shutdown(socket.SHUT_RDWR)
     assert levels[:5] == [5, 4, 5, 5, 5], "3.1.1 once after silence, never again once MQTT 5 was accepted"
-
-
-def _pass(a: socket.socket, b: socket.socket) -> None:
-    try:
-        while data := a.recv(65536):
-            b.sendall(data)
-    except OSError:
-        pass
-    finally:
-        a.close()
-        b.close()
 
 
 def test_settings_have_this_machines_hash() -> None:

@@ -208,8 +208,8 @@ def test_what_a_fixed_view_can_notice(bundle: Bundle) -> None:
 
 def test_a_model_that_guesses_is_noticed(bundle: Bundle) -> None:
     images, kinds = parts(30, 4)
-    unsure = 0.5 + 0.002 * (certain(images, kinds) - 0.5)
-    reason = flagged(bundle, images, unsure)
+    uncertain = 0.5 + 0.002 * (certain(images, kinds) - 0.5)
+    reason = flagged(bundle, images, uncertain)
     assert reason.startswith("with less certain predictions than 9") and reason.endswith("% of the validation images")
 
 
