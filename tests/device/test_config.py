@@ -112,8 +112,8 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     reported = errors(path)
     expected = [
         r"\[top\]: unknown section; allowed: device, camera",
-        r"\[telemetri\]: unknown section",
-        r"\[device\] stat: unknown key; allowed: site, name, state",
+        r"\[telemetri\]: unknown section; did you mean 'telemetry'\? allowed: ",
+        r"\[device\] stat: unknown key; did you mean 'state'\? allowed: site, name, state",
         r"\[device\] site = 'a/b': 1 to 64 letters",
         r"\[device\] state = 'relative': an absolute path",
         r"\[camera\] timeout_s = 0: must be float > 0",
@@ -129,6 +129,29 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
     for pattern in expected:
         assert sum(bool(re.search(pattern, line)) for line in reported) == 1, (pattern, reported)
     assert len(reported) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("fps = 3", "fps: a key needs its section; it belongs below [loop]"),
+        ("[camera]\nfps = 3", "[camera] fps: unknown key; it belongs to [loop]"),
+        ("[telemetry]\npin = 3", "[telemetry] pin: unknown key; it belongs to [[output]]"),
+        ("[device]\nca = 'x'", "[device] ca: unknown key; it belongs to [telemetry] or [[output]]"),
+        ("[Camera]", "[Camera]: unknown section; did you mean 'camera'? allowed: device, "),
+        ("[[outputs]]\nkind = 'mqtt'", "[outputs]: unknown section; did you mean 'output'? allowed: device, "),
+        ("[telemetry]\nWindow-S = 3", "[telemetry] Window-S: unknown key; did you mean 'window_s'? allowed: "),
+        ("[camera]\nxyz = 3", "[camera] xyz: unknown key; allowed: source, "),
+        ("[device]\nlog_level = 'warn'", "must be one of debug, info, warning, error; did you mean 'warning'?"),
+        ("[camera]\nrotate = 45", "[camera] rotate = 45: must be one of 0, 90, 180, 270"),
+        ("[camera.controls]\ngain = 'aut'", "must be one of a number, auto; did you mean 'auto'?"),
+        ("[telemetry]\ncommands = ['pause', 'bnch']", "snapshot, bench, doctor; did you mean 'bench'?"),
+    ],
+)
+def test_what_is_unknown_gets_the_name_that_was_meant(content: str, message: str, tmp_path: Path) -> None:
+    (path := tmp_path / "c.toml").write_text(content)
+    [only] = errors(path)
+    assert message in only
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
@@ -350,7 +373,10 @@ def test_hostile_text_gives_a_configuration_or_a_config_error(tmp_path: Path, co
     [
         ('[output]\nkind = "mqtt"', "[[output]]: must be tables, each below a line [[output]]"),
         ('[[output]]\nlabels = ["a"]', "[output 1] kind: missing"),
-        ('[[output]]\nkind = "mqtt"\n[[output]]\nkind = "mail"', "[output 2] kind = 'mail': not allowed: 'mail'"),
+        (
+            '[[output]]\nkind = "mqtt"\n[[output]]\nkind = "mail"',
+            "[output 2] kind = 'mail': must be one of mqtt, webhook, gpio",
+        ),
         ('[[output]]\nkind = "mqtt"\nhits = 2', "[output 1] hits = 2: more than half of `of` (5)"),
         ('[[output]]\nkind = "mqtt"\nhits = 6', "[output 1] hits = 6: more than half of `of` (5), and at most all"),
         ('[[output]]\nkind = "mqtt"\n[[output]]\nkind = "mqtt"', "[[output]]: at most one of kind"),

@@ -8,11 +8,11 @@ rates than networks with BatchNorm, deep networks a layer decay closer to 1, bec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import TypeVar
 
 from msgspec import Struct
 
+from eyas_device.support.toml import did_you_mean
 from eyas_host.support.errors import RecipeError
 
 
@@ -79,10 +79,8 @@ def pick(networks: Mapping[str, _Network], name: str) -> _Network:
     """Find a preset by its short name or by timm's name. Raises `RecipeError`, with all names, if there is none."""
     found = networks.get(name) or next((one for one in networks.values() if one.model == name), None)
     if found is None:
-        close = get_close_matches(name, networks, n=1)
-        suggestion = f"did you mean {close[0]!r}? " if close else ""
         raise RecipeError(
-            f"{name!r}: not a preset; {suggestion}allowed: {', '.join(networks)}. "
+            f"{name!r}: not a preset; {did_you_mean(name, networks)}allowed: {', '.join(networks)}. "
             "Name any other timm network in the recipe"
         )
     return found

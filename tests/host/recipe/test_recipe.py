@@ -90,7 +90,7 @@ def test_all_faults_come_together(tmp_path: Path) -> None:
     )
     wanted = (
         "[run] colour: unknown key; allowed: name, seed, device, threads",
-        "[pruning]: unknown section; allowed: run, data,",
+        "[pruning]: unknown section; did you mean 'prune'? allowed: run, data,",
         "[run] name = 'no/slash'",
         "[image] fit = 'zoom'",
         "[image] size = 100: must be a multiple of 32",
