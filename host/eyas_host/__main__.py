@@ -1,6 +1,20 @@
-"""`python -m eyas_host` is `eyas`; also what `torchrun -m eyas_host` starts."""
+"""`eyas` and `python -m eyas_host`; also what `torchrun -m eyas_host` starts."""
 
-from eyas_host.cli.app import main
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it in one line also while it is imported."""
+    try:
+        from eyas_host.cli.app import main as run
+    except KeyboardInterrupt:
+        os.write(2, b"eyas: interrupted\n")
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

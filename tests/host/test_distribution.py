@@ -51,7 +51,7 @@ def test_the_metadata(wheel: Wheel) -> None:
     assert wheel.metadata["Version"] == eyas_device.__version__
     assert f"eyas-device=={eyas_device.__version__}" in wheel.requirements
     assert set(wheel.metadata.get_all("Provides-Extra") or []) == EXTRAS
-    assert wheel.entry_points.split() == ["[console_scripts]", "eyas", "=", "eyas_host.cli.app:main"]
+    assert wheel.entry_points.split() == ["[console_scripts]", "eyas", "=", "eyas_host.__main__:main"]
 
 
 def without(extra: str, *kept: str) -> str:

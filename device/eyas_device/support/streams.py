@@ -7,11 +7,12 @@ the standard streams for the time of a command:
   it whatever a library prints.
 - A write that fails is dropped and counted; later ones are tried again.
 - A reader that has closed the pipe is reported once, as `BrokenPipeError`, for standard output only.
-- A character that the encoding lacks is escaped.
+- A character that the encoding lacks is replaced by one that looks like it (lines of a table, "…", "°"), or escaped.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import re
@@ -20,6 +21,37 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
+
+PLAIN = "eyas.plain"
+"""The name of the error handler for encodings that lack a character."""
+
+_LIKE = {
+    **dict.fromkeys("─━═┄┅┈┉╌╍╴╶╸╺–—‐‑−", "-"),  # noqa: RUF001
+    **dict.fromkeys("│┃║┆┇┊┋╎╏╵╷╹╻", "|"),
+    **dict.fromkeys("•·●▪", "*"),
+    **dict.fromkeys("‘’′", "'"),  # noqa: RUF001
+    **dict.fromkeys("“”″", '"'),
+    **dict.fromkeys("µμ", "u"),
+    **dict(zip("…°×→←█�", "~ x><#?", strict=True)),  # noqa: RUF001
+    **{"±": "+-", "≥": ">=", "≤": "<="},  # noqa: PIE800
+}
+"""Typography -> what to write where the encoding lacks it, as wide where columns depend on it."""
+
+
+def _replace_plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace what an encoding lacks, as an error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+def _plain(character: str) -> str:
+    if "\N{BOX DRAWINGS LIGHT HORIZONTAL}" <= character <= "\N{BOX DRAWINGS HEAVY LEFT AND LIGHT RIGHT}":
+        return _LIKE.get(character, "+")
+    return _LIKE.get(character) or character.encode("ascii", "backslashreplace").decode()
+
+
+codecs.register_error(PLAIN, _replace_plainly)
 
 
 class Output(io.RawIOBase):
@@ -144,6 +176,6 @@ def _replaced(stream: TextIO | None, number: int, *, reports_reader: bool) -> Te
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=getattr(stream, "encoding", None) or "utf-8",
-        errors="backslashreplace",
+        errors=PLAIN,
         line_buffering=live,
     )

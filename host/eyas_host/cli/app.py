@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Annotated, Any
@@ -11,17 +12,20 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.padding import Padding
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from eyas_device import __version__
-from eyas_device.errors import EXIT_USER_ERROR, EyasError
+from eyas_device.errors import EXIT_OUTPUT, EXIT_USER_ERROR, EyasError
 from eyas_device.support.redact import redact
+from eyas_device.support.streams import open_streams, output_of
 from eyas_host.cli import devices, fleet, stages, training
 from eyas_host.cli.doctor import doctor
 from eyas_host.cli.evaluate import evaluate
 from eyas_host.cli.new import new
 from eyas_host.cli.sensitivity import sensitivity
+from eyas_host.support.interrupts import describe, exit_code, interruptible
 from eyas_host.support.quiet import quiet_libraries
+from eyas_host.support.trouble import describe_trouble
 
 HELP = resources.files("eyas_host.cli") / "help"
 """A page for each verb, shown by `--help` below the options."""
@@ -46,6 +50,22 @@ _TRAIN = (
 """Modules of each extra."""
 
 
+class _Passed(Exception):  # noqa: N818 - an envelope
+    """Carries an error past typer, which would end with the word "Aborted" or without any."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, KeyboardInterrupt, OSError) as error:
+            raise _Passed(error) from error
+
+
 class _Verb(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
@@ -55,6 +75,7 @@ class _Verb(TyperCommand):
 
 app = typer.Typer(
     name="eyas",
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -83,20 +104,64 @@ def _extra(error: ModuleNotFoundError) -> str | None:
 
 
 def main() -> None:
-    """Run `eyas`: a user's mistake ends with one message and exit code 2, without a traceback."""
+    """Run `eyas` and exit: 0 success, 1 the system's trouble or a failed check, 2 a user's mistake, 130 Ctrl-C.
+
+    Only a defect prints a traceback. Standard streams that are closed or fail never end a verb; if standard output did
+    not take everything, the exit code is 74 instead of 0. A reader that closes the pipe ends the verb quietly.
+    """
+    with open_streams():
+        try:
+            code = _run()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            code = 0
+        output = output_of(sys.stdout)
+        if output is not None and output.first_error is not None:
+            if not output.reported:
+                _complain(f"standard output: {output.first_error.strerror}")
+            code = code or EXIT_OUTPUT
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run a verb; an error is one line on standard error."""
     quiet_libraries()
     try:
-        app()
+        with interruptible():
+            _call_verb()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except EyasError as error:
-        print(f"eyas: {redact(str(error))}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except ModuleNotFoundError as error:
-        if (extra := _extra(error)) is None:
-            raise
-        print(f"eyas: {error.name} is not installed: pip install 'eyas[{extra}]'", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        print("eyas: interrupted; run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
+        _complain(redact(str(error)))
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt as error:
+        _complain(describe(error))
+        return exit_code(error)
     except BrokenPipeError:
-        sys.exit(0)
+        raise
+    except Exception as error:
+        return _failed(error)
+    return 0
+
+
+def _call_verb() -> None:
+    try:
+        app()
+    except _Passed as passed:
+        raise passed.error from None
+
+
+def _failed(error: Exception) -> int:
+    """Print what ended the verb; a traceback if it is a defect."""
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra(error)) is not None:
+        _complain(f"{error.name} is not installed: pip install 'eyas[{extra}]'")
+        return EXIT_USER_ERROR
+    if (line := describe_trouble(error)) is not None:
+        _complain(redact(line))
+    else:
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    return 1
+
+
+def _complain(line: str) -> None:
+    print(f"eyas: {line}", file=sys.stderr)
