@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from eyas_host.data.sources import label_error
+from eyas_host.data.label_rules import label_error
 from eyas_host.data.split import Split
 from eyas_host.pipeline.runner import BUNDLE, RunContext
 from eyas_host.support.errors import DataError

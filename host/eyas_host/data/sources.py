@@ -6,7 +6,6 @@ import contextlib
 import csv
 import hashlib
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ import numpy as np
 
 from eyas_device.support.image_files import list_image_files
 from eyas_host.data.class_folders import ClassFolders, list_class_folders, list_divided
+from eyas_host.data.label_rules import check_labels
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError, MissingExtra
 
@@ -30,11 +30,6 @@ ELPV_NO_MODULES = (
 )
 COLUMNS = ("path", "label", "group", "time")
 """Columns of a table; the last two are optional."""
-
-
-LABEL_RULE = "up to 200 bytes of UTF-8 without / or \\, control characters, a dot in front, or blanks at the ends"
-_SHOWN = 5
-_MAX_LABEL = 200
 
 
 class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -90,14 +85,7 @@ def list_images(data: DataSection) -> Candidates:
     labels = sorted({image.label for image in images})
     if len(labels) < 2:
         raise DataError(f"{_describe(data)}: two or more classes are needed, found {len(labels)} ({', '.join(labels)})")
-    wrong = [f"{label!r} ({why})" for label in labels if (why := label_error(label))]
-    if wrong:
-        more = ", ..." if len(wrong) > _SHOWN else ""
-        raise DataError(
-            f"{_describe(data)}: {len(wrong)} label{'s' * (len(wrong) > 1)} cannot be used: "
-            f"{', '.join(wrong[:_SHOWN])}{more}; a label is a folder's name: {LABEL_RULE}"
-        )
-    _check_spelling(labels, _describe(data))
+    check_labels(labels, _describe(data))
     grouped = data.by == "group" or (data.by == "auto" and any(image.group for image in images))
     for column in ("group",) if grouped else ("time",) if data.by == "time" else ():
         without = [image.path for image in images if getattr(image, column) in ("", None)]
@@ -108,28 +96,6 @@ def list_images(data: DataSection) -> Candidates:
             )
     notices = (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
     return Candidates(images, notices, dict(left_out))
-
-
-def _check_spelling(labels: Iterable[str], where: str) -> None:
-    """Raise `DataError` for two labels that nobody can tell apart on a screen."""
-    seen: dict[str, str] = {}
-    for label in labels:
-        look = "".join(unicodedata.normalize("NFKC", label).split())
-        if seen.setdefault(look, label) != label:
-            raise DataError(f"{where}: the labels {seen[look]!a} and {label!a} look the same; use one spelling")
-
-
-def label_error(label: str) -> str:
-    """Why a label cannot be used, it names a folder on many systems; empty if it can."""
-    if any(mark in label for mark in "/\\"):
-        return "has a path separator"
-    if not label.isprintable():
-        return "has a control character"
-    if label.startswith("."):
-        return "begins with a dot"
-    if label != label.strip() or not label:
-        return "begins or ends with a blank"
-    return "is too long" if len(label.encode()) > _MAX_LABEL else ""
 
 
 def source_folders(data: DataSection) -> tuple[str, ...]:
