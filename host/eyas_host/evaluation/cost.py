@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from eyas_device.decision import Decision, decide
 from eyas_host.evaluation.bootstrap import Floats, Ints
+from eyas_host.recipe.accept import AcceptSection
 from eyas_host.recipe.cost import CostSection
 from eyas_host.support.errors import RecipeError
 
@@ -56,6 +57,30 @@ def cost_matrix(section: CostSection, labels: tuple[str, ...]) -> Matrix | None:
         if max(rows[-1]) <= correct:
             raise RecipeError(f"[cost] table: no mistake on {true!r} costs more than the correct prediction")
     return np.asarray(rows)
+
+
+def accepted_class(accept: AcceptSection, labels: tuple[str, ...], costs: Matrix | None) -> str:
+    """The class whose recall `[accept] min_recall` bounds: as named, or the one whose miss costs most; else empty.
+
+    Raises `RecipeError` for an unknown class, and where a recall is asked for but no miss costs more than the others.
+    """
+    if accept.positive_class:
+        if accept.positive_class not in labels:
+            raise RecipeError(
+                f"[accept] positive_class: no label {accept.positive_class!r} in the data; allowed: {', '.join(labels)}"
+            )
+        return accept.positive_class
+    if costs is None:
+        return ""
+    misses = (costs.sum(axis=1) - np.diag(costs)) / (len(labels) - 1) - np.diag(costs)
+    dearest = np.flatnonzero(np.isclose(misses, misses.max()))
+    if len(dearest) == 1:
+        return labels[int(dearest[0])]
+    if accept.min_recall is not None:
+        raise RecipeError(
+            "[accept] min_recall: by [cost] no class costs most to miss; name one in [accept] positive_class"
+        )
+    return ""
 
 
 def choose_decision(

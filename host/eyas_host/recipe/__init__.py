@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from eyas_host.recipe.accept import AcceptSection
 from eyas_host.recipe.augment import AugmentSection
 from eyas_host.recipe.compress import PruneSection, QuantizeSection
 from eyas_host.recipe.cost import CostSection
@@ -34,5 +35,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     compile: CompileSection = CompileSection()
     gate: GateSection = GateSection()
     cost: CostSection = CostSection()
+    accept: AcceptSection = AcceptSection()
     pack: PackSection = PackSection()
     tune: TuneSection = TuneSection()

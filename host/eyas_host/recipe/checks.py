@@ -61,6 +61,10 @@ def combination_errors(recipe: Recipe) -> Iterable[str]:
         yield f"[run] trackers = {list(recipe.run.trackers)}: each once"
     if recipe.run.amp == "fp16" and recipe.run.device == "cpu":
         yield "[run] amp = 'fp16' needs a GPU, but device = 'cpu'; 'bf16' works there"
+    if recipe.accept.min_recall is not None and not (recipe.accept.positive_class or recipe.cost.table):
+        yield "[accept] min_recall: name its class in [accept] positive_class, or give a [cost] table"
+    if recipe.accept.max_cost_ratio != 1.0 and not recipe.cost.table:
+        yield "[accept] max_cost_ratio: needs a [cost] table"
     if recipe.image.size % 32:
         yield f"[image] size = {recipe.image.size}: must be a multiple of 32 (the networks downsample by 32)"
     yield from training_errors(recipe.teacher, recipe.student)

@@ -12,7 +12,7 @@ import numpy as np
 from eyas_device.bundle import MANIFEST, read_manifest, sha256
 from eyas_host.compress.quantize.sensitivity import load_sensitivity
 from eyas_host.data.split import Split
-from eyas_host.evaluation.metrics import reliability, score, softmax
+from eyas_host.evaluation.metrics import PairedLoss, paired_loss, reliability, score, softmax
 from eyas_host.evaluation.predictions import Predictions, cost_figures, positive_label
 from eyas_host.evaluation.robustness import Robustness
 from eyas_host.evaluation.verdict import Latency, Verdict
@@ -21,13 +21,16 @@ from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, RunContext
 from eyas_host.report.curves import ScoreCurve, score_curves
 from eyas_host.report.model import Mistake, Report, StageSummary, Variant
-from eyas_host.report.signals import with_signals
+from eyas_host.report.ship import decide
+from eyas_host.report.signals import judge
 
 _MAX_MISTAKES = 12
+LABELS_ONLY = "student-labels-only"
+"""The student's network trained from labels only."""
 
 _SIMULATED = "size and latency not measured: int8 is only simulated in torch"
 _NOTES = {
-    "student-labels-only": "latency not measured: the same network as the student",
+    LABELS_ONLY: "latency not measured: the same network as the student",
     "qat": _SIMULATED,
     "exact-int8": _SIMULATED + "; integer arithmetic as a backend would do it",
 }
@@ -40,8 +43,13 @@ def collect_report(
     validation: Predictions,
     test: Predictions,
     robustness: Robustness | None = None,
+    *,
+    positive: str = "",
 ) -> Report:
-    """Everything that `report.json` and the page show, signals included."""
+    """Everything that `report.json` and the page show, the verdict included.
+
+    `positive` is the class whose recall the recipe bounds.
+    """
     shipped, recipe, log = verdict.shipped, context.recipe, split.access_log()
     facts = {name: record.facts for name in BUNDLE_STAGES if (record := context.record(name)) is not None}
     precisions = {artefact.name: artefact.precision for artefact in load_candidate(context).manifest.artefacts}
@@ -67,7 +75,13 @@ def collect_report(
         decided=decided,
         intervals=intervals,
         cost=cost_figures(validation, test, shipped, intervals[shipped].get("cost")),
-        curves=_curves(split, verdict, test, detailed),
+        curves=_curves(split, verdict, test, detailed, positive),
+        positive_class=positive,
+        test_losses={
+            name: paired_loss(test.logits["pruned"], test.logits[name], test.targets, units=test.units)
+            for name in verdict.parity
+        },
+        distillation=_distillation(test),
         parity=verdict.parity,
         reliability={
             "before": tuple(reliability(before, test.targets)),
@@ -99,7 +113,7 @@ def collect_report(
         recipe=msgspec.to_builtins(recipe),
         notices=split.manifest.notices,
     )
-    return with_signals(report)
+    return msgspec.structs.replace(report, ship=decide(report, recipe.accept), signals=judge(report))
 
 
 def variants_of(
@@ -170,9 +184,18 @@ def _agreement(test: Predictions, verdict: Verdict) -> dict[str, float]:
     return {name: float((labels[name] == labels[p.reference]).mean()) for name, p in verdict.parity.items()}
 
 
-def _curves(split: Split, verdict: Verdict, test: Predictions, names: list[str]) -> tuple[ScoreCurve, ...]:
+def _distillation(test: Predictions) -> PairedLoss | None:
+    """The student against the same network trained from labels only; None if that was not trained."""
+    if not {"student", LABELS_ONLY} <= set(test.logits):
+        return None
+    return paired_loss(test.logits[LABELS_ONLY], test.logits["student"], test.targets, units=test.units)
+
+
+def _curves(
+    split: Split, verdict: Verdict, test: Predictions, names: list[str], positive: str
+) -> tuple[ScoreCurve, ...]:
     """ROC and precision-recall curves of these variants; those of single labels for the shipped one only."""
-    positive = positive_label(split.labels, verdict.decision, split.manifest.counts)
+    positive = positive or positive_label(split.labels, verdict.decision, split.manifest.counts)
     return tuple(
         curve
         for name in names

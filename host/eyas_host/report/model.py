@@ -9,7 +9,7 @@ import msgspec
 from eyas_device.bundle import Confidence
 from eyas_host.compress.quantize.sensitivity import Sensitivity
 from eyas_host.evaluation.cost import CostFigures
-from eyas_host.evaluation.metrics import Bin, Scores
+from eyas_host.evaluation.metrics import Bin, PairedLoss, Scores
 from eyas_host.evaluation.parity import Parity
 from eyas_host.evaluation.robustness import Robustness
 from eyas_host.evaluation.verdict import Latency
@@ -61,11 +61,34 @@ class Mistake(msgspec.Struct, frozen=True):
 
 
 class Signal(msgspec.Struct, frozen=True):
-    """One reason for or against shipping."""
+    """A remark on the model or its data, which does not change the verdict."""
 
-    level: Literal["green", "yellow", "red"]
-    """green: good; yellow: look before you ship; red: do not ship."""
+    level: Literal["green", "yellow"]
+    """green: good; yellow: worth a look."""
     text: str
+
+
+Outcome = Literal["met", "open", "missed"]
+"""Of a bound: the whole interval keeps it, the interval holds it, the whole interval breaks it."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One bound of `[accept]` against its figure on the held-out test set."""
+
+    bound: str
+    """The key of `[accept]`; empty for what no recipe has to ask for."""
+    outcome: Outcome
+    text: str
+
+
+class Ship(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether to ship."""
+
+    verdict: Literal["ship", "look", "do not ship"]
+    reasons: tuple[str, ...]
+    """What decided: the missed and open bounds, or all the met ones."""
+    checks: tuple[Check, ...] = ()
+    """Every check, missed ones first."""
 
 
 class StageSummary(msgspec.Struct, frozen=True):
@@ -106,8 +129,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Shipped variant and teacher -> figure -> 95 % bootstrap interval over units on test, under the bundle's rule."""
     cost: CostFigures | None = None
     curves: tuple[ScoreCurve, ...] = ()
+    ship: Ship | None = None
+    """Whether to ship, by the recipe's `[accept]`."""
+    positive_class: str = ""
+    """The class whose recall `[accept] min_recall` bounds."""
+    test_losses: dict[str, PairedLoss] = {}
+    """Artefact -> balanced accuracy lost on test against the float network before quantization."""
+    distillation: PairedLoss | None = None
+    """Balanced accuracy that the student lost on test (negative: gained) against the same network from labels only."""
     signals: tuple[Signal, ...] = ()
-    """Reasons for and against shipping, the most serious first."""
+    """Remarks beside the verdict, those worth a look first."""
     warnings: tuple[str, ...] = ()
     """Warnings about the data and the recipe."""
     hashes: dict[str, str] = {}

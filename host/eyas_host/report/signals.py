@@ -1,41 +1,39 @@
-"""Whether to ship: the report's findings as green, yellow and red signals."""
+"""Remarks beside the verdict: what is worth a look (yellow) and what is well (green)."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-import msgspec
 import numpy as np
 
 from eyas_host.evaluation.cost import CostFigures
 from eyas_host.evaluation.robustness import Robustness, RobustnessRow
 from eyas_host.report.model import Report, Signal, Variant
 
-_FEW_TEST_IMAGES = 30
+FEW_TEST_IMAGES = 30
 """Images of a class below which its recall is known to about +-0.18 at best (95 %, binomial)."""
-_WIDE = 0.05
+WIDE = 0.05
 """Half-width of an interval above which it is reported."""
 _MIN_RATIO = 0.9
 """Balanced accuracy over the teacher's."""
-_MIN_RECALL = 0.5
 _MAX_ECE = 0.05
 
 MIN_DROP = 0.1
 """Balanced accuracy lost by a change that a device has to notice."""
-_MIN_FLAGGED = 0.9
+MIN_FLAGGED = 0.9
 """Fraction of its windows that a device has to call out of distribution then."""
 _MAX_FALSE_ALARMS = 0.01
 
-_SEVERITY = {"red": 0, "yellow": 1, "green": 2}
+_MAX_NAMES = 6
 
 
 def judge(report: Report) -> tuple[Signal, ...]:
-    """All signals, the most serious first."""
+    """All remarks, those worth a look first; none without figures of the shipped variant."""
     own = next((variant for variant in report.variants if variant.name == report.shipped), None)
     if own is None:
-        return (Signal("red", f"{report.shipped} was not measured on the held-out test set"),)
+        return ()
     signals = itertools.chain(
         _accuracy(report, own),
         _cost(report.cost) if report.cost is not None else (),
@@ -46,41 +44,24 @@ def judge(report: Report) -> tuple[Signal, ...]:
         _robustness(report.robustness) if report.robustness is not None else (),
         _artefacts(report),
     )
-    return tuple(sorted(signals, key=lambda signal: _SEVERITY[signal.level]))
+    return tuple(sorted(signals, key=lambda signal: signal.level == "green"))
 
 
 def _accuracy(report: Report, own: Variant) -> Iterable[Signal]:
     low, high = own.balanced_accuracy_ci
-    text = f"balanced accuracy {_percent(own.balanced_accuracy)}, 95 % interval {_percent(low)} to {_percent(high)}"
-    chance = 1 / len(report.labels)
-    if low <= chance:
-        yield Signal("red", f"{text}: no better than chance ({_percent(chance)})")
-    elif (high - low) / 2 > _WIDE:
-        yield Signal("yellow", f"{text}: too few test images for a firm figure")
-    else:
-        yield Signal("green", text)
+    if (high - low) / 2 > WIDE:
+        text = f"balanced accuracy is known to {(high - low) * 50:.0f} points either way only: the test set is small"
+        yield Signal("yellow", text)
     validation = next((variant for variant in report.validation_variants if variant.name == own.name), None)
     if validation is not None and high < validation.balanced_accuracy:
-        yield Signal("yellow", f"on validation it was {_percent(validation.balanced_accuracy)}, above that interval")
+        promised = f"balanced accuracy was {_percent(validation.balanced_accuracy)} on validation"
+        yield Signal("yellow", f"{promised}, above the test set's interval")
 
 
 def _cost(figures: CostFigures) -> Iterable[Signal]:
     test = next((own for own in figures.splits if own.split == "test"), None)
-    if test is None:
-        return
-    unit = f" {figures.decision.currency}".rstrip()
-    text = f"the mean cost per image is {test.decided:,.4g}{unit}"
-    always = f"always predicting {figures.constant_label!r} costs {test.constant:,.4g}"
-    high = test.interval[1] if test.interval else test.decided
-    if test.decided >= test.constant:
-        yield Signal("red", f"{text}, and {always}: the model saves nothing")
-    elif high >= test.constant:
-        yield Signal(
-            "yellow", f"{text} (up to {high:,.4g}), and {always}: the test set is too small to tell them apart"
-        )
-    else:
-        yield Signal("green", f"{text}; {always}")
-    if test.decided > test.likeliest:
+    if test is not None and test.decided > test.likeliest:
+        unit = f" {figures.decision.currency}".rstrip()
         yield Signal(
             "yellow", f"the most probable label would have cost less on the test set: {test.likeliest:,.4g}{unit}"
         )
@@ -88,11 +69,16 @@ def _cost(figures: CostFigures) -> Iterable[Signal]:
 
 def _classes(report: Report) -> Iterable[Signal]:
     scores = report.decided or report.scores.get(report.shipped)
-    for label, own in zip(report.labels, scores.classes if scores else (), strict=False):
-        if own.support < _FEW_TEST_IMAGES:
-            yield Signal("yellow", f"{label}: only {own.support} test images, so its figures are very uncertain")
-        elif own.recall < _MIN_RECALL:
-            yield Signal("yellow", f"{label}: recall is only {_percent(own.recall)}")
+    few = {
+        label: own.support
+        for label, own in zip(report.labels, scores.classes if scores else (), strict=False)
+        if own.support < FEW_TEST_IMAGES
+    }
+    if few:
+        have, their = ("1 class has", "its") if len(few) == 1 else (f"{len(few)} classes have", "their")
+        named = class_names([f"{label} ({support})" for label, support in few.items()])
+        text = f"{have} fewer than {FEW_TEST_IMAGES} test images, so {their} figures are uncertain: {named}"
+        yield Signal("yellow", text)
 
 
 def _against_teacher(report: Report, own: Variant) -> Iterable[Signal]:
@@ -112,15 +98,13 @@ def _calibration(report: Report) -> Iterable[Signal]:
     text = f"confidence is off by {_percent(scores.ece)} on average"
     if scores.classwise_ece is not None:
         text += f", the probability of a label by {_percent(scores.classwise_ece)}"
-    if sum(map(sum, scores.confusion)) < _FEW_TEST_IMAGES * len(report.labels):
+    if sum(map(sum, scores.confusion)) < FEW_TEST_IMAGES * len(report.labels):
         yield Signal("yellow", f"{text}: too few test images for a firm figure")
     else:
         yield Signal("green" if error <= _MAX_ECE else "yellow", text)
 
 
 def _data(report: Report) -> Iterable[Signal]:
-    for problem in report.test_log_problems:
-        yield Signal("red", f"how often the held-out test set was read is not known: {problem}")
     if report.test_accesses > 1:
         yield Signal(
             "yellow", f"the held-out test set was read {report.test_accesses} times: its figures become optimistic"
@@ -162,7 +146,7 @@ def _artefacts(report: Report) -> Iterable[Signal]:
 
 def unnoticed(robustness: Robustness) -> tuple[RobustnessRow, ...]:
     """Changes that cost accuracy without being called out of distribution in nearly all windows."""
-    return robustness.unnoticed(min_drop=MIN_DROP, min_flagged=_MIN_FLAGGED)
+    return robustness.unnoticed(min_drop=MIN_DROP, min_flagged=MIN_FLAGGED)
 
 
 def operating_point(confusion: tuple[tuple[int, ...], ...], positive: int) -> dict[str, tuple[float, float]]:
@@ -177,9 +161,12 @@ def operating_point(confusion: tuple[tuple[int, ...], ...], positive: int) -> di
     }
 
 
-def with_signals(report: Report) -> Report:
-    """The report with its signals."""
-    return msgspec.structs.replace(report, signals=judge(report))
+def class_names(names: Sequence[str]) -> str:
+    """`a, b and c`; of many only the first few, and how many more there are."""
+    shown, more = names[:_MAX_NAMES], len(names) - _MAX_NAMES
+    if more > 0:
+        return f"{', '.join(shown)} and {more} more"
+    return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
 
 
 def _percent(value: float) -> str:

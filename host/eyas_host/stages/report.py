@@ -11,6 +11,7 @@ import numpy as np
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
+from eyas_host.evaluation.cost import accepted_class
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.evaluation.networks import all_logits, load_networks, reference_network
 from eyas_host.evaluation.predictions import Predictions, targets_of, units_of
@@ -34,6 +35,8 @@ def run(context: RunContext) -> StageResult:
     """Write `report.json` and `report.html`, and print the comparison."""
     verdict = load_verdict(context)
     split = Split.load(context.root, context.recipe.image.preprocessing())
+    costs = np.asarray(verdict.decision.costs) if verdict.decision is not None else None
+    positive = accepted_class(context.recipe.accept, split.labels, costs)  # a mistake shows before the test set is read
     test = Predictions.of(
         test_logits(context, split), targets_of(split, "test"), units_of(split, "test"), split.labels, verdict
     )
@@ -43,7 +46,7 @@ def run(context: RunContext) -> StageResult:
     robustness = measure_robustness(
         Bundle.open(context.root / BUNDLE), verdict.shipped, split.validation.pixels, split.validation.targets
     )
-    report = collect_report(context, split, verdict, validation, test, robustness)
+    report = collect_report(context, split, verdict, validation, test, robustness, positive=positive)
     write_bytes(context.root / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
     html = render_html(report, _explanations(context, report), changed_examples(split.validation.pixels))
     write_bytes(context.root / "report.html", html.encode())

@@ -10,7 +10,7 @@ from eyas_host.data.index import build_index
 from eyas_host.data.manifest import save_split
 from eyas_host.data.sources import source_folders
 from eyas_host.data.split import split_index
-from eyas_host.evaluation.cost import cost_matrix
+from eyas_host.evaluation.cost import accepted_class, cost_matrix
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.support.progress import say, warn
 
@@ -19,8 +19,8 @@ def run(context: RunContext) -> StageResult:
     """Index the images, split them, and report the class balance."""
     data = context.recipe.data
     index = build_index(data)
-    if context.recipe.cost.table:
-        cost_matrix(context.recipe.cost, index.labels)  # a mistake shows now, not after the training
+    costs = cost_matrix(context.recipe.cost, index.labels)  # a mistake shows now, not after the training
+    accepted_class(context.recipe.accept, index.labels, costs)
     manifest = split_index(index, data, context.recipe.run.seed)
     save_split(manifest, context.root, index, source_folders(data))
     cautions = warnings(manifest)
