@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import decode
 from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
-from eyas_host.data.sources import LabelledImage, list_images, subsample
+from eyas_host.data.sources import Candidates, LabelledImage, list_images, subsample
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.machine import usable_cores
@@ -54,6 +55,8 @@ class Index(msgspec.Struct, frozen=True):
     """Reason -> files of the sources that are no images, or not meant as such."""
     files: dict[str, FileInfo] = {}
     """sha256 -> properties of the file."""
+    remarks: tuple[str, ...] = ()
+    """How the tables were read, and what looks odd about the sources."""
     copies: tuple[tuple[LabelledImage, LabelledImage], ...] = ()
     """Exact copies that were dropped, each with the image that replaces it."""
 
@@ -67,25 +70,24 @@ class Index(msgspec.Struct, frozen=True):
         return np.frombuffer(joined, dtype=np.uint8).reshape(len(images), BITS // 8)
 
 
+class ReadImages(NamedTuple):
+    """The images of the sources as they were read, copies included."""
+
+    candidates: Candidates
+    images: list[LabelledImage]
+    files: dict[str, FileInfo]
+    """sha256 -> properties of the file."""
+    unreadable: list[str]
+
+
 def build_index(data: DataSection) -> Index:
     """List and read every image of `data`; no pixels are kept.
 
     Raises `DataError` for an unusable source, fewer than two classes, an empty class, the same image under two labels,
     or unreadable images (unless `skip_unreadable`); `MissingExtra` without the demonstration set.
     """
-    candidates, notices, left_out = list_images(data)
-    if data.limit:
-        candidates = subsample(candidates, data.limit)
-    images, files, unreadable = [], {}, []
-    with meter("reading images", len(candidates)) as bar:
-        for result in _read_all(candidates):
-            if isinstance(result, str):
-                unreadable.append(result)
-            else:
-                image, file = result
-                images.append(image)
-                files[image.sha256] = file
-            bar.advance()
+    read = read_images(data)
+    unreadable = read.unreadable
     if unreadable and not data.skip_unreadable:
         shown = "\n".join(f"  {line}" for line in unreadable[:_SHOWN])
         more = f"\n  and {len(unreadable) - _SHOWN} more" if len(unreadable) > _SHOWN else ""
@@ -93,14 +95,16 @@ def build_index(data: DataSection) -> Index:
             f"{len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)}; fix or remove them, or set "
             f"[data] skip_unreadable = true\n{shown}{more}"
         )
-    kept, copies = _unique(images)
+    found = read.candidates
+    kept, copies, remarks = _unique(read.images, found.origins)
     index = Index(
         images=kept,
-        labels=tuple(sorted({p.label for p in candidates})),
+        labels=tuple(sorted({p.label for p in found.images})),
         unreadable=tuple(unreadable),
-        notices=notices,
-        left_out=left_out,
-        files=files,
+        notices=found.notices,
+        left_out=found.left_out,
+        files=read.files,
+        remarks=(*found.remarks, *remarks),
         copies=copies,
     )
     counts = index.counts()
@@ -108,6 +112,24 @@ def build_index(data: DataSection) -> Index:
         if not counts[label]:
             raise DataError(f"class {label!r} has no readable image; add some or remove its folder")
     return index
+
+
+def read_images(data: DataSection) -> ReadImages:
+    """List and read every image of `data`, also copies and what cannot be read. Raises `DataError` as `list_images`."""
+    candidates = list_images(data)
+    if data.limit:
+        candidates = candidates._replace(images=subsample(candidates.images, data.limit))
+    read = ReadImages(candidates, [], {}, [])
+    with meter("reading images", len(candidates.images)) as bar:
+        for result in _read_all(candidates.images):
+            if isinstance(result, str):
+                read.unreadable.append(result)
+            else:
+                image, file = result
+                read.images.append(image)
+                read.files[image.sha256] = file
+            bar.advance()
+    return read
 
 
 def _read_all(images: Sequence[LabelledImage]) -> Iterator[tuple[LabelledImage, FileInfo] | str]:
@@ -147,12 +169,12 @@ def _mode(data: bytes) -> tuple[str, int]:
 
 
 def _unique(
-    images: Sequence[LabelledImage],
-) -> tuple[tuple[LabelledImage, ...], tuple[tuple[LabelledImage, LabelledImage], ...]]:
-    """One image per hash, and the exact copies of each.
+    images: Sequence[LabelledImage], origins: Mapping[tuple[str, str], str]
+) -> tuple[tuple[LabelledImage, ...], tuple[tuple[LabelledImage, LabelledImage], ...], list[str]]:
+    """One image per hash, the exact copies of each, and remarks about copies in two splits or groups.
 
     The earliest copy is kept, so that a split by time cannot put a copy of the past into the future. Raises `DataError`
-    for the same bytes under two labels.
+    for the same bytes under two labels, with all that the copies contradict.
     """
     kept: dict[str, LabelledImage] = {}
     copies, contradictions = [], []
@@ -161,15 +183,47 @@ def _unique(
         if first is image:
             continue
         if first.label != image.label:
-            contradictions.append(f"{first.path} ({first.label}) and {image.path} ({image.label})")
+            contradictions.append(f"{_named(first, origins)} and {_named(image, origins)}")
             continue
         if image.time is not None and (first.time is None or image.time < first.time):
             kept[image.sha256], image, first = image, first, image
         copies.append((image, first))
+    remarks = list(_copy_remarks(copies))
+    if not contradictions:
+        return tuple(kept.values()), tuple(copies), remarks
+    further = "".join(f"\nand {line}" for line in remarks)
     if len(contradictions) == 1:
-        raise DataError(f"the same image has two labels: {contradictions[0]}; remove the wrong one")
-    if contradictions:
-        shown = "".join(f"\n  {line}" for line in contradictions[:_SHOWN])
-        more = f"\n  and {len(contradictions) - _SHOWN} more" if len(contradictions) > _SHOWN else ""
-        raise DataError(f"{len(contradictions)} images have two labels; remove the wrong copy of each{shown}{more}")
-    return tuple(kept.values()), tuple(copies)
+        raise DataError(f"the same image has two labels: {contradictions[0]}; remove the wrong one{further}")
+    shown = "".join(f"\n  {line}" for line in contradictions[:_SHOWN])
+    more = f"\n  and {len(contradictions) - _SHOWN} more" if len(contradictions) > _SHOWN else ""
+    raise DataError(
+        f"{len(contradictions)} images have two labels; remove the wrong copy of each (eyas labels check RECIPE shows "
+        f"them side by side){shown}{more}{further}"
+    )
+
+
+def _named(image: LabelledImage, origins: Mapping[tuple[str, str], str]) -> str:
+    """`a.png (ring)`, with the table and line if one names it."""
+    origin = origins.get((image.path, image.label))
+    return f"{image.path} ({image.label}{f', {origin}' if origin else ''})"
+
+
+def _copy_remarks(copies: Sequence[tuple[LabelledImage, LabelledImage]]) -> Iterator[str]:
+    """What exact copies contradict besides labels, a line a kind with the count and an example."""
+    twice = [copy for copy, first in copies if copy.path == first.path]
+    if twice:
+        yield f"{len(twice)} files are named twice, e.g. {twice[0].path}: each is taken once"
+    splits = [(copy, first) for copy, first in copies if copy.split != first.split]
+    if splits:
+        copy, first = splits[0]
+        yield (
+            f"{len(splits)} images lie in two splits, e.g. {first.path} and {copy.path}: kept in test, else in "
+            "validation, so that no copy of them is trained on"
+        )
+    groups = [(copy, first) for copy, first in copies if copy.group and first.group and copy.group != first.group]
+    if groups:
+        copy, first = groups[0]
+        yield (
+            f"{len(groups)} images are in two groups, e.g. {first.path} in {first.group!r} and {copy.group!r}: by "
+            "group, the two count as one"
+        )

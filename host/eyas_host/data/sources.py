@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,6 +16,7 @@ import numpy as np
 from eyas_device.support.image_files import list_image_files
 from eyas_host.data.class_folders import ClassFolders, list_class_folders, list_divided
 from eyas_host.data.label_rules import check_labels
+from eyas_host.data.tables import Table, read_table, table_files
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError, MissingExtra
 
@@ -28,8 +27,6 @@ ELPV_NOTICE = (
 ELPV_NO_MODULES = (
     "The set has no module ids: cells of one module may be in several splits, so the metrics are optimistic."
 )
-COLUMNS = ("path", "label", "group", "time")
-"""Columns of a table; the last two are optional."""
 
 
 class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -59,6 +56,10 @@ class Candidates(NamedTuple):
     notices: tuple[str, ...]
     left_out: Mapping[str, int]
     """Reason -> files that were left out."""
+    remarks: tuple[str, ...] = ()
+    """How the tables were read, and labels that look like one another."""
+    origins: Mapping[tuple[str, str], str] = {}
+    """(path, label) of an image -> the table and line that name it."""
 
 
 def list_images(data: DataSection) -> Candidates:
@@ -69,11 +70,13 @@ def list_images(data: DataSection) -> Candidates:
     """
     images = list(_elpv()) if data.source == "elpv" else []
     left_out: Counter[str] = Counter()
+    tables: dict[str, Table] = {}
     several = len(data.sources) + bool(images) > 1
     for source in data.sources:
         root = Path(source.path)
         if source.source == "csv":
-            images += _table(root, times=data.by == "time")
+            tables[source.path] = read_table(root, times=data.by == "time")
+            images += _rows(tables[source.path])
         elif data.by == "folders":
             for split, listed in list_divided(root).items():
                 images += _labelled(listed, split)
@@ -86,6 +89,8 @@ def list_images(data: DataSection) -> Candidates:
     if len(labels) < 2:
         raise DataError(f"{_describe(data)}: two or more classes are needed, found {len(labels)} ({', '.join(labels)})")
     check_labels(labels, _describe(data))
+    if data.by == "time":
+        _check_axis(tables)
     grouped = data.by == "group" or (data.by == "auto" and any(image.group for image in images))
     for column in ("group",) if grouped else ("time",) if data.by == "time" else ():
         without = [image.path for image in images if getattr(image, column) in ("", None)]
@@ -95,7 +100,39 @@ def list_images(data: DataSection) -> Candidates:
                 f"`{column}` of their table or set [data] by = 'stratified'"
             )
     notices = (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
-    return Candidates(images, notices, dict(left_out))
+    remarks = [f"{path}: {remark}" for path, table in tables.items() for remark in table.remarks]
+    groups = sorted({image.group for image in images})
+    remarks += [*similar_values("labels", labels), *(similar_values("groups", groups) if grouped else ())]
+    origins = {(row.path, row.label): f"{path} line {row.line}" for path, table in tables.items() for row in table.rows}
+    return Candidates(images, notices, dict(left_out), tuple(remarks), origins)
+
+
+def _check_axis(tables: Mapping[str, Table]) -> None:
+    """Raise `DataError` for tables whose times cannot be compared."""
+    axes = {table.axis: path for path, table in tables.items() if table.axis}
+    if len(axes) > 1:
+        kinds = {
+            "instants": "have a zone or count from 1970",
+            "local": "have no zone",
+            "order": "are small numbers, no dates",
+        }
+        listed = ", ".join(f"those of {path} {kinds[axis]}" for axis, path in axes.items())
+        raise DataError(f"the times of the tables cannot be compared: {listed}; write all in one form")
+
+
+def similar_values(kind: str, values: Iterable[str]) -> list[str]:
+    """Remarks about different values that may be meant as one: the same number, or the same letters in another case."""
+    alike: dict[str, list[str]] = {}
+    for value in values:
+        try:
+            alike.setdefault(f"{float(value):g}", []).append(value)
+        except ValueError:
+            alike.setdefault(value.casefold(), []).append(value)
+    return [
+        f"the {kind} {', '.join(map(repr, same))} are kept apart; if they mean one, write them in one way"
+        for same in alike.values()
+        if len(same) > 1
+    ]
 
 
 def source_folders(data: DataSection) -> tuple[str, ...]:
@@ -111,7 +148,7 @@ def list_source(path: Path) -> list[LabelledImage]:
     """
     if not path.exists():
         raise DataError(f"{path}: no such folder or table; class folders or a CSV table path,label[,group] are needed")
-    return list(_table(path, times=False) if path.is_file() else _labelled(list_class_folders(path, min_classes=1)))
+    return list(_rows(read_table(path)) if path.is_file() else _labelled(list_class_folders(path, min_classes=1)))
 
 
 def fingerprint(data: DataSection) -> str:
@@ -123,7 +160,7 @@ def fingerprint(data: DataSection) -> str:
         root = Path(source.path)
         if source.source == "csv":
             digest.update(root.read_bytes() if root.is_file() else b"")
-            files: Iterable[Path] = [root.parent / row["path"] for _, row in _read_table(root)]
+            files: Iterable[Path] = table_files(root)
         else:
             files = list_image_files(root, on_error=lambda _: None).images if root.is_dir() else ()
         for path in files:
@@ -140,76 +177,10 @@ def _labelled(folders: ClassFolders, split: Literal["", "train", "validation", "
             yield LabelledImage(path=os.path.normpath(path.absolute()), label=label, sha256="", split=split)
 
 
-def _table(path: Path, *, times: bool) -> Iterator[LabelledImage]:
-    """Images of a CSV table path,label[,group,time] in UTF-8; paths are relative to the table.
-
-    `times`: whether a time that does not parse is an error. Raises `DataError` with all errors of the table.
-    """
-    base = path.parent.resolve()
-    errors: dict[str, list[int]] = {}
-    rows = 0
-    for line, row in _read_table(path):
-        rows += 1
-        file = os.path.normpath(base / row["path"])
-        moment = seconds(row["time"]) if row["time"] else None
-        for wrong, error in (
-            (not row["path"], "no path"),
-            (not row["label"], "no label"),
-            (bool(row["path"]) and not Path(file).is_file(), f"no such file (paths are relative to {base})"),
-            (times and bool(row["time"]) and moment is None, "time is neither ISO 8601 (2026-11-30T14:05) nor seconds"),
-        ):
-            if wrong:
-                errors.setdefault(error, []).append(line)
-        yield LabelledImage(path=file, label=row["label"], sha256="", group=row["group"], time=moment)
-    if errors:
-        listed = "; ".join(f"{len(lines)} x {error}, first in line {lines[0]}" for error, lines in errors.items())
-        raise DataError(f"{path}: {listed}; fix the table and run again")
-    if not rows:
-        raise DataError(f"{path}: the table has no rows below its header; one row per image is needed")
-
-
-def _read_table(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each row; missing columns are empty."""
-    usage = f"a table with the header {','.join(COLUMNS[:2])}[,{','.join(COLUMNS[2:])}] is needed"
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder; {usage}, or [data] source = 'folder' for class folders")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, strict=True)
-            header = [name.strip().lower() for name in next(reader, [])]
-            missing = [name for name in COLUMNS[:2] if name not in header]
-            unknown = [name for name in header if name not in COLUMNS]
-            if missing or unknown or len(set(header)) < len(header):
-                advice = "; separate the columns by commas" if len(header) == 1 and set(header[0]) & set(";\t|") else ""
-                raise DataError(f"{path}: the columns are {', '.join(header) or 'none'}; {usage}{advice}")
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}: line {reader.line_num} has {len(cells)} cells where the header has {len(header)}; "
-                        'put names that contain commas in quotes: "a, b.png"'
-                    )
-                row = dict.fromkeys(COLUMNS, "") | dict(zip(header, (cell.strip() for cell in cells), strict=True))
-                yield reader.line_num, row
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; {usage}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 CSV ({error}); {usage}") from None
-
-
-def seconds(text: str) -> float | None:
-    """Seconds since 1970 UTC of an ISO 8601 time (UTC unless it has a zone) or a number; None for anything else."""
-    try:
-        value = float(text)
-        return value if np.isfinite(value) else None
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text[:-1] + "+00:00" if text[-1:] in "Zz" else text)
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+def _rows(table: Table) -> Iterator[LabelledImage]:
+    """Images of a table."""
+    for _, path, label, group, moment in table.rows:
+        yield LabelledImage(path=path, label=label, sha256="", group=group, time=moment)
 
 
 def _elpv() -> Iterator[LabelledImage]:

@@ -23,7 +23,7 @@ def run(context: RunContext) -> StageResult:
     accepted_class(context.recipe.accept, index.labels, costs)
     manifest = split_index(index, data, context.recipe.run.seed)
     save_split(manifest, context.root, index, source_folders(data))
-    cautions = warnings(manifest)
+    cautions = [*index.remarks, *warnings(manifest)]
     for line in (*manifest.notices, *cautions):
         warn(line)
     if index.left_out:

@@ -169,8 +169,8 @@ def one_group_a_class(folder: Path) -> None:
     rows(folder, "path,label,group", lambda n, label: f",{n // 3 if label != 'ring' else 'r' + str(n % 2)}")
 
 
-def german_times(folder: Path) -> None:
-    rows(folder, "path,label,time", lambda n, _: f",{1 + n % 28}.12.2026")
+def ambiguous_times(folder: Path) -> None:
+    rows(folder, "path,label,time", lambda n, _: f",{1 + n % 9}/12/2025")
 
 
 def short_times(folder: Path) -> None:
@@ -206,7 +206,7 @@ TABLE = 'source = "csv"\npath = "table.csv"'
         (zero_bytes, 'path = "images"', ["1 unreadable image;", "skip_unreadable", "0 bytes"]),
         (large_group, TABLE, ["group 'all' holds 81 of 90", "change [data] split"]),
         (one_group_a_class, TABLE, ["'ring' comes in 2 groups (r0, r1)", "add groups"]),
-        (german_times, TABLE + '\nby = "time"', ["90 x time is neither ISO 8601", "first in line 2"]),
+        (ambiguous_times, TABLE + '\nby = "time"', ["90 x time is the day or the month first?", "line 2 (1/12/2025)"]),
         (short_times, TABLE + '\nby = "time"\ngap_days = 9', ["span 27 days", "take less than gap_days = 9"]),
         (short_times, TABLE + '\nby = "time"\nfold = [0, 5]', ["by = 'time' has no folds"]),
         (short_times, TABLE + '\nby = "group"', ["90 of 90 images have no group"]),
