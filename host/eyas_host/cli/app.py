@@ -23,6 +23,7 @@ from eyas_host.cli.doctor import doctor
 from eyas_host.cli.evaluate import evaluate
 from eyas_host.cli.new import new
 from eyas_host.cli.sensitivity import sensitivity
+from eyas_host.support.extras import extra_of
 from eyas_host.support.interrupts import describe, exit_code, interruptible
 from eyas_host.support.quiet import quiet_libraries
 from eyas_host.support.trouble import describe_trouble
@@ -40,14 +41,6 @@ VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "The fleet": (fleet.broker, fleet.enroll, fleet.expel, fleet.forget, fleet.collect, fleet.watch, fleet.expire),
 }
 """Panel of `eyas --help` -> verbs in it, each named like its function."""
-
-
-_FLEET = ("amqtt", "cryptography", "sqlalchemy")
-_TRAIN = (
-    *("accelerate", "ai_edge_quantizer", "jinja2", "litert_torch", "matplotlib", "nncf", "onnx", "onnxruntime"),
-    *("openvino", "optuna", "PIL", "safetensors", "scipy", "sklearn", "timm", "torch", "torch_pruning", "torchvision"),
-)
-"""Modules of each extra."""
 
 
 class _Passed(Exception):  # noqa: N818 - an envelope
@@ -95,12 +88,6 @@ def _version(
     if version:
         typer.echo(f"eyas {__version__}")
         raise typer.Exit
-
-
-def _extra(error: ModuleNotFoundError) -> str | None:
-    """The extra that contains the missing module, None if there is none."""
-    module = (error.name or "").partition(".")[0]
-    return "train" if module in _TRAIN else "fleet" if module in _FLEET else None
 
 
 def main() -> None:
@@ -153,7 +140,7 @@ def _call_verb() -> None:
 
 def _failed(error: Exception) -> int:
     """Print what ended the verb; a traceback if it is a defect."""
-    if isinstance(error, ModuleNotFoundError) and (extra := _extra(error)) is not None:
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")) is not None:
         _complain(f"{error.name} is not installed: pip install 'eyas[{extra}]'")
         return EXIT_USER_ERROR
     if (line := describe_trouble(error)) is not None:

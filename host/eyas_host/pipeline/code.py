@@ -48,9 +48,20 @@ class _Source(NamedTuple):
     """(module, imported name or empty); None instead of a name for text that may be a module."""
 
 
-@functools.cache
 def dependencies(module: str, packages: Sequence[str] = PACKAGES) -> Dependencies:
     """Code and libraries of `module`, within `packages`."""
+    code, libraries = _closure(module, packages)
+    return Dependencies(code, _versions(set(libraries - _LIBRARIES_WITHOUT_EFFECT)))
+
+
+def imported_modules(module: str, packages: Sequence[str] = PACKAGES) -> frozenset[str]:
+    """Top-level modules of other distributions that `module`, and what it imports of `packages`, import somewhere."""
+    return _closure(module, packages)[1]
+
+
+@functools.cache
+def _closure(module: str, packages: Sequence[str]) -> tuple[str, frozenset[str]]:
+    """Hash of the code of `module`, and the libraries that it imports, within `packages`."""
     digests: dict[str, str] = {}
     libraries: set[str] = set()
     waiting = [module]
@@ -68,7 +79,7 @@ def dependencies(module: str, packages: Sequence[str] = PACKAGES) -> Dependencie
             elif attribute is not None:
                 libraries.add(imported.split(".")[0])
     code = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()
-    return Dependencies(code, _versions(libraries - sys.stdlib_module_names - _LIBRARIES_WITHOUT_EFFECT))
+    return code, frozenset(libraries - sys.stdlib_module_names)
 
 
 def _file(module: str, packages: Sequence[str]) -> Path | None:

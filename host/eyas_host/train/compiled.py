@@ -22,6 +22,11 @@ def compiled(forward: Callable[[Tensor], Tensor], enabled: bool) -> Callable[[Te
     """
     if not enabled:
         return forward
+    check_compiler()
+    return torch.compile(forward, dynamic=False, backend=BACKEND)
+
+
+def check_compiler() -> None:
+    """Raise `TrainError` if there is no C++ compiler."""
     if not any(map(shutil.which, _COMPILERS)):
         raise TrainError("[run] compile = true needs a C++ compiler: apt-get install g++, or set it to false")
-    return torch.compile(forward, dynamic=False, backend=BACKEND)

@@ -39,7 +39,7 @@ def toykit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def look() -> code.Dependencies:
-    dependencies.cache_clear()
+    code._closure.cache_clear()
     code._read.cache_clear()
     return dependencies("toykit.stage", ("toykit",))
 
