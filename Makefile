@@ -30,7 +30,7 @@ install: $(STAMP) ## the virtual environment with everything in it; quick when n
 $(STAMP): pyproject.toml device/pyproject.toml constraints/host.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints/host.txt \
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints/host.txt \
 		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable ./device --editable '.[train,fleet,demo,dev]'
 	@touch $@
 

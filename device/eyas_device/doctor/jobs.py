@@ -186,9 +186,13 @@ def main(arguments: list[str], jobs: Mapping[str, Callable[..., Any]] = JOBS) ->
     signal.alarm(int(seconds))
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    try:
-        reply: dict[str, Any] = {"result": jobs[job](**json.load(sys.stdin))}
-    except Exception as error:  # any error is the finding
-        reply = {"error": str(error) or type(error).__name__, "kind": type(error).__name__}
     with out:
-        json.dump(reply, out)
+        json.dump(reply(jobs[job], json.load(sys.stdin)), out)
+
+
+def reply(job: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Call a job; its `result`, or its `error` and the `kind` of that."""
+    try:
+        return {"result": job(**arguments)}
+    except Exception as error:  # any error is the finding
+        return {"error": str(error) or type(error).__name__, "kind": type(error).__name__}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,12 +34,14 @@ def doctor(
     from rich.text import Text
 
     from eyas_device.doctor import check_name, run_checks
-    from eyas_host.doctor import CHECKS
+    from eyas_host.doctor import CHECKS, shared_jobs
 
     console = Console(highlight=False, soft_wrap=True)
     width = max(len(check_name(check)) for check in CHECKS)
     findings = []
-    for row in run_checks(_context(recipe, overrides or (), runs), CHECKS, limit_s=LIMIT_S):
+    context = _context(recipe, overrides or (), runs)
+    context = replace(context, job=shared_jobs(context.recipe))
+    for row in run_checks(context, CHECKS, limit_s=LIMIT_S):
         findings.append(row)
         if not json:
             colour = "bright_black" if row.status == "grey" else row.status

@@ -1,9 +1,9 @@
 """The access log of a held-out test set: which run read it when, in one place for all runs on the same images.
 
 It lies beside the images, in `.eyas/test-sets/`, keyed by the hash of the test set; where that folder cannot be
-written, or belongs to an installed package, in the user's data folder. Each line holds the hash of the one before and
-its own, so that an edited, removed or inserted line is noticed; each run has a copy of its own lines, by which a
-removed log is.
+written, or belongs to an installed package, in the user's data folder, and for a user without one beside the runs. Each
+line holds the hash of the one before and its own, so that an edited, removed or inserted line is noticed; each run has
+a copy of its own lines, by which a removed log is.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from eyas_host.support.errors import DataError
-from eyas_host.support.files import write_bytes
+from eyas_host.support.files import try_flock, write_bytes
 
 FOLDER = Path(".eyas") / "test-sets"
 """Below the folder of the images."""
@@ -67,11 +68,11 @@ def append_access(access: LoggedAccess, images: Sequence[str], sources: Sequence
 
     Raises `DataError` if no folder for the log can be written.
     """
-    folder = _writable(sources)
     key = test_set_hash(images)
+    folder = _writable(sources, root, key)
     write_bytes(folder / f"{key}.images", "\n".join(sorted(images)).encode())
     with (folder / f"{key}.jsonl").open("a+b") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+        try_flock(stream, fcntl.LOCK_EX, wait=True)
         stream.seek(0)
         lines = stream.read().splitlines()
         previous = _line_digest(lines[-1]) if lines else ""
@@ -89,7 +90,7 @@ def read_accesses(images: Sequence[str], sources: Sequence[str], root: Path) -> 
     key, wanted = test_set_hash(images), set(images)
     found: dict[str, LoggedAccess] = {}
     problems: list[str] = []
-    for folder in _folders(sources):
+    for folder in _folders(sources, root):
         for path in sorted(folder.glob("*.jsonl")) if folder.is_dir() else ():
             if path.stem != key and not _overlap(path.with_suffix(".images"), wanted):
                 continue
@@ -103,29 +104,33 @@ def read_accesses(images: Sequence[str], sources: Sequence[str], root: Path) -> 
         problems.append(f"{len(missing)} accesses by this run are missing in the log beside the images")
         found |= {access.digest: access for access in missing}
     try:
-        log = str(_writable(sources) / f"{key}.jsonl")
+        log = str(_writable(sources, root, key) / f"{key}.jsonl")
     except DataError:
         log = ""
     return AccessLog(log, tuple(sorted(found.values(), key=lambda access: access.time)), tuple(problems))
 
 
-def _folders(sources: Sequence[str]) -> list[Path]:
-    """Where the log may lie, the preferred place first."""
+def _folders(sources: Sequence[str], root: Path) -> list[Path]:
+    """Where the log of the run at `root` may lie, the preferred place first."""
     packages = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     beside = [Path(source) for source in sources[:1]]
     beside = [path for path in beside if not any(path.resolve().is_relative_to(package) for package in packages)]
-    return [*(path / FOLDER for path in beside), Path(home).expanduser() / "eyas" / "test-sets"]
+    folders = [path / FOLDER for path in beside]
+    with suppress(RuntimeError):  # a user without a home
+        folders.append(Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "eyas" / "test-sets")
+    return [*folders, root.absolute().parent / FOLDER]
 
 
-def _writable(sources: Sequence[str]) -> Path:
-    folders = _folders(sources)
+def _writable(sources: Sequence[str], root: Path, key: str) -> Path:
+    """The first folder in which the log of the test set `key` can be written."""
+    folders = _folders(sources, root)
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
             continue
-        if os.access(folder, os.W_OK):
+        logs = [path for path in (folder / f"{key}.jsonl", folder / f"{key}.images") if path.exists()]
+        if all(os.access(path, os.W_OK) for path in (folder, *logs)):
             return folder
     raise DataError(
         f"the access log of the held-out test set cannot be written to {' or '.join(map(str, folders))}; make one of "
@@ -155,7 +160,11 @@ def _read_log(path: Path) -> tuple[list[LoggedAccess], list[str]]:
 
 def _read_lines(path: Path) -> tuple[list[LoggedAccess], list[str]]:
     accesses, wrong = [], []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
+    try:
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+    except OSError as error:
+        return [], [f"{path}: cannot be read ({error.strerror})"]
+    for number, line in enumerate(lines, 1):
         try:
             access = msgspec.json.decode(line, type=LoggedAccess)
         except msgspec.DecodeError:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 from eyas_device.doctor.finding import Finding
 from eyas_host.doctor import gpu, machine, software
-from eyas_host.doctor.context import Context
+from eyas_host.doctor.context import Context, SharedJobs
+from eyas_host.recipe import Recipe
 
 CHECKS: tuple[Callable[[Context], Finding], ...] = (
     machine.recipe,
@@ -30,3 +31,15 @@ CHECKS: tuple[Callable[[Context], Finding], ...] = (
     software.programs,
 )
 """All checks, in order; a check is named after its function."""
+
+
+def shared_jobs(recipe: Recipe) -> SharedJobs:
+    """The jobs of all checks of a recipe, in one subprocess: four would import torch four times."""
+    return SharedJobs(
+        {
+            "torch_build": {},
+            "weights": software.weights_job(recipe),
+            "int8_kernels": {},
+            "libraries": software.libraries_job(),
+        }
+    )

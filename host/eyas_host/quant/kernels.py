@@ -15,6 +15,7 @@ import functools
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from nncf.torch.quantization.extensions import (
     CUDA_EXT_SRC_LIST,
@@ -34,8 +36,9 @@ from nncf.torch.quantization.reference import torch_executor
 from torch import Tensor
 from torch.utils import cpp_extension
 
+from eyas_device.bundle import sha256
 from eyas_host.support.errors import CompressError
-from eyas_host.support.files import cache_folder, try_flock
+from eyas_host.support.files import cache_folder, try_flock, write_bytes
 from eyas_host.support.machine import cuda_compiler
 from eyas_host.support.progress import warn
 
@@ -46,6 +49,7 @@ _ANY_FUNCTION = "Quantize_forward"
 _TIMEOUT_S = "1200"
 """NNCF's default is a minute, which two busy cores exceed."""
 _FOLDER = "TORCH_EXTENSIONS_DIR"
+_LOCK, _CHECKSUMS = ".eyas.lock", ".eyas.json"
 
 
 class ReferenceKernels:
@@ -77,9 +81,9 @@ class ReferenceKernels:
 def load_kernels() -> None:
     """Load the CPU kernels, compiled if necessary; those for CUDA are loaded at their first use on a GPU."""
     os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", _TIMEOUT_S)
-    _use_own_folder()
+    build_folder()
     QuantizedFunctionsCUDALoader.load = staticmethod(cuda_kernels)
-    with _one_process(Path(QuantizedFunctionsCPULoader.get_build_dir())):
+    with _whole_build(Path(QuantizedFunctionsCPULoader.get_build_dir())):
         QuantizedFunctionsCPU.get(_ANY_FUNCTION)
 
 
@@ -90,7 +94,7 @@ def cuda_kernels() -> Any:
     else:
         folder = QuantizedFunctionsCUDALoader.get_build_dir()
         try:
-            with _one_process(Path(folder)):
+            with _whole_build(Path(folder)):
                 return cpp_extension.load(
                     QuantizedFunctionsCUDALoader.name(),
                     CUDA_EXT_SRC_LIST,
@@ -105,15 +109,16 @@ def cuda_kernels() -> Any:
 
 def compiled() -> list[str]:
     """The kernels compiled in this environment: `cpu`, `cuda`."""
-    _use_own_folder()
+    build_folder()
     loaders = {"cpu": QuantizedFunctionsCPULoader, "cuda": QuantizedFunctionsCUDALoader}
     return [kind for kind, loader in loaders.items() if any(Path(loader.get_build_dir()).glob("*.so"))]
 
 
-def _use_own_folder() -> None:
-    """Use a build folder of this environment's own: sharing it would recompile at every switch of environments.
+def build_folder() -> Path:
+    """The folder of the compiled kernels, one for each environment: sharing it would recompile at every switch.
 
-    Raises `CompressError` if the environment variable names a folder that cannot be used.
+    Without a usable home it is in a private folder of TMPDIR. Raises `CompressError` if `TORCH_EXTENSIONS_DIR` names a
+    folder that cannot be used.
     """
     own = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
     if not os.environ.get(_FOLDER):
@@ -126,12 +131,68 @@ def _use_own_folder() -> None:
         usable = False
     if not usable:
         raise CompressError(f"{_FOLDER} = {folder}: cannot be written; unset it, or name a writable folder")
+    return folder
+
+
+@contextmanager
+def _whole_build(folder: Path) -> Iterator[None]:
+    """Hold a build folder for a block that compiles or loads; what a power cut damaged in it is compiled again.
+
+    Loading a library that was cut short would kill the process. So its checksum is kept from the time when it worked.
+    """
+    with _one_process(folder):
+        if not _is_whole(folder):
+            _clear(folder)
+        yield
+        libraries = {path.name: sha256(path) for path in folder.glob("*.so")}
+        if libraries and libraries != _recorded(folder):
+            write_bytes(folder / _CHECKSUMS, msgspec.json.encode(libraries))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a finished build of earlier is there, as it was."""
+    try:
+        libraries = list(folder.glob("*.so"))
+        recorded = _recorded(folder)
+        if recorded is None:
+            return bool(libraries) and all(map(_is_whole_library, libraries))
+        return {path.name: sha256(path) for path in libraries} == recorded
+    except OSError:
+        return False
+
+
+def _recorded(folder: Path) -> dict[str, str] | None:
+    """Checksums of the libraries when they were last loaded, None if there are none."""
+    try:
+        return msgspec.json.decode((folder / _CHECKSUMS).read_bytes(), type=dict[str, str])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _is_whole_library(path: Path) -> bool:
+    """Whether a 64-bit little-endian ELF file has its end, where its table of sections lies."""
+    with path.open("rb") as stream:
+        header = stream.read(64)
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":
+        return False
+    (offset,) = struct.unpack_from("<Q", header, 0x28)
+    entry_size, entries = struct.unpack_from("<HH", header, 0x3A)
+    return bool(path.stat().st_size >= offset + entry_size * entries)
+
+
+def _clear(folder: Path) -> None:
+    """Remove all but the lock from a build folder."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != _LOCK:
+            path.unlink()
 
 
 @contextmanager
 def _one_process(folder: Path) -> Iterator[None]:
     """Hold the lock of a build folder, without a lock file that a killed process left there."""
-    with (folder / ".eyas.lock").open("w") as stream:
+    with (folder / _LOCK).open("w") as stream:
         try_flock(stream, fcntl.LOCK_EX, wait=True)
         (folder / _BATON).unlink(missing_ok=True)
         yield

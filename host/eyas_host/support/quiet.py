@@ -1,4 +1,4 @@
-"""Silences libraries: no usage statistics, no start-up messages."""
+"""Silences libraries: no usage statistics, no start-up messages, no files at places of their own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ import warnings
 from collections.abc import Iterator
 
 from eyas_device.support.quiet import disable_usage_reports
+from eyas_host.support.caches import place_caches
+
+_NO_REPORTS = {
+    "NNCF_CI": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+}
+"""Switches of usage reports: NNCF, Hugging Face's libraries, the trackers, and those who heed https://donottrack.sh."""
 
 
 def quiet_libraries() -> None:
-    """Disable usage statistics and start-up messages; call it before importing frameworks.
+    """Disable usage statistics and start-up messages, and place caches; call it before importing frameworks.
 
-    Optuna's reports need a package of their own, which nothing of ours installs.
+    Child processes inherit it. Optuna has no reports; what a tracker sends goes to the server that the recipe asks for.
     """
     disable_usage_reports()
-    os.environ["NNCF_CI"] = "1"
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    for name, value in _NO_REPORTS.items():
+        os.environ[name] = value
+    place_caches()
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # an image that cannot be decoded is listed by us
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

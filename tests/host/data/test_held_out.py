@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import shutil
 from pathlib import Path
 
@@ -179,7 +181,7 @@ def test_an_edited_log_is_noticed(tmp_path: Path, change: str) -> None:
 
 
 def test_a_log_without_a_writable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the images if that is possible, else in the user's data folder, never inside a package."""
+    """Beside the images if possible, else in the user's data folder, else beside the runs; never in a package."""
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder is needed")
     package = [str(Path(msgspec.__file__).parent)]
@@ -190,8 +192,11 @@ def test_a_log_without_a_writable_folder(tmp_path: Path, monkeypatch: pytest.Mon
         assert Path(log.path).parent == tmp_path / "home/eyas/test-sets" and len(log.accesses) == 1
     assert not (Path(msgspec.__file__).parent / ".eyas").exists()
     monkeypatch.setenv("XDG_DATA_HOME", str(blocked))
+    append_access(LoggedAccess(time=1.0, reason="a"), ["0" * 64], [str(blocked)], tmp_path / "runs/one")
+    log = read_accesses(["0" * 64], [str(blocked)], tmp_path / "runs/two")
+    assert Path(log.path).parent == tmp_path / "runs/.eyas/test-sets" and len(log.accesses) == 1
     with pytest.raises(DataError, match=r"access log of the held-out test set cannot be written.*XDG_DATA_HOME"):
-        append_access(LoggedAccess(time=1.0, reason="a"), ["0" * 64], [str(blocked)], tmp_path / "run")
+        append_access(LoggedAccess(time=1.0, reason="a"), ["0" * 64], [str(blocked)], blocked / "run")
 
 
 def test_images_that_moved_change_no_input(context: RunContext, tmp_path: Path) -> None:
@@ -248,3 +253,23 @@ def test_a_manifest_without_the_optional_fields_is_read(context: RunContext) -> 
         and split.manifest.clusters == ()
         and split.manifest.set_aside == {}
     )
+
+
+def test_a_user_without_a_home_has_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    append_access(LoggedAccess(time=1.0, reason="a"), ["0" * 64], [], tmp_path / "runs/one")
+    log = read_accesses(["0" * 64], [], tmp_path / "runs/one")
+    assert len(log.accesses) == 1 and not log.problems
+
+
+def test_a_file_system_without_locks_has_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*words: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    append_access(LoggedAccess(time=1.0, reason="a"), ["0" * 64], [str(tmp_path)], tmp_path / "runs/one")
+    assert len(read_accesses(["0" * 64], [str(tmp_path)], tmp_path / "runs/one").accesses) == 1

@@ -11,12 +11,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from huggingface_hub import constants
 
 from eyas_device.doctor import run_checks
 from eyas_device.doctor.finding import Finding
 from eyas_device.support.processes import JobError
-from eyas_host.doctor import CHECKS, gpu, machine, software
-from eyas_host.doctor.context import Context
+from eyas_host.doctor import CHECKS, gpu, machine, software, work
+from eyas_host.doctor.context import Context, SharedJobs
 from eyas_host.doctor.gpu import runs_on
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
@@ -143,15 +144,25 @@ def test_without_packaging_the_extras_are_a_finding(monkeypatch: pytest.MonkeyPa
     assert found.status == "red" and "packaging" in found.text
 
 
-def hub(*, unreachable: str = "", teacher: Sequence[str] = (), student: Sequence[str] = ()) -> dict[str, Any]:
-    models = {"t": {"hub": True, "places": list(teacher)}, "s": {"hub": True, "places": list(student)}}
-    return {"endpoint": "huggingface.co", "unreachable": unreachable, "how": "can be reached", "models": models}
+def hub(
+    *,
+    unreachable: str = "",
+    teacher: Sequence[str] = (),
+    student: Sequence[str] = (),
+    damaged: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    models = {
+        "t": {"hub": True, "places": list(teacher), "damaged": damaged or {}},
+        "s": {"hub": True, "places": list(student), "damaged": {}},
+    }
+    return {"endpoint": "huggingface.co", "unreachable": unreachable, "models": models, "files": files or {}}
 
 
 @pytest.mark.parametrize(
     ("known", "teacher", "status", "words"),
     [
-        (hub(), {}, "green", "teacher t: from the hub; student s: from the hub"),
+        (hub(), {}, "green", "(huggingface.co) answers; teacher t: from the hub; student s: from the hub"),
         (hub(unreachable="no route"), {}, "red", "teacher t: none available; student s: random"),
         (
             hub(unreachable="no route", teacher=["packaged"]),
@@ -164,6 +175,15 @@ def hub(*, unreachable: str = "", teacher: Sequence[str] = (), student: Sequence
         (hub(), {"weights": "random"}, "green", "random, as set in the recipe"),
         (hub(unreachable="no route"), {"weights": "pretrained"}, "red", "teacher t: none available"),
         (hub(), {"weights": "file", "weights_file": "/nowhere.pt"}, "red", "/nowhere.pt is missing"),
+        (hub(damaged={"cache": "/c: damaged"}), {}, "red", "teacher t: none available; student s: from the hub; /c: "),
+        (
+            hub(damaged={"cache": "/c: damaged"}, teacher=["packaged"]),
+            {},
+            "yellow",
+            "teacher t: packaged weights; student s: from the hub; /c: damaged",
+        ),
+        (hub(files={__file__: "it is no weights"}), {"weights": "file", "weights_file": __file__}, "red", "no weights"),
+        (hub(files={__file__: ""}), {"weights": "file", "weights_file": __file__}, "green", "from its file"),
     ],
 )
 def test_which_weights_would_be_used(known: dict[str, Any], teacher: dict[str, Any], status: str, words: str) -> None:
@@ -172,11 +192,57 @@ def test_which_weights_would_be_used(known: dict[str, Any], teacher: dict[str, A
     assert (found.status, words in found.text) == (status, True), found
 
 
+def test_jobs_share_a_process_unless_it_crashes() -> None:
+    calls: list[str] = []
+    crashes = True
+
+    def run(job: str, arguments: Mapping[str, object], timeout_s: float) -> Any:
+        calls.append(job)
+        if job != "together":
+            return f"{job} alone"
+        if crashes:
+            raise JobError("the process was killed by SIGSEGV", "killed")
+        return {"a": {"result": 1}, "b": {"error": "no such library", "kind": "ImportError"}}
+
+    jobs = SharedJobs({"a": {}, "b": {"x": 1}}, run)
+    assert [jobs("a", {}, 1.0), jobs("b", {"x": 1}, 1.0)] == ["a alone", "b alone"]
+    assert calls == ["together", "a", "b"]
+    calls.clear()
+    crashes = False
+    jobs = SharedJobs({"a": {}, "b": {"x": 1}}, run)
+    assert jobs("a", {}, 1.0) == 1
+    with pytest.raises(JobError, match="no such library") as caught:
+        jobs("b", {"x": 1}, 1.0)
+    assert caught.value.kind == "ImportError" and calls == ["together"]
+    assert jobs("b", {"x": 2}, 1.0) == "b alone"
+
+
+def test_damaged_weights_are_found_by_the_real_job(
+    tmp_path: Path, no_hub: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "models--timm--mobilenetv3_small_100.lamb_in1k/snapshots/x"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"cut")
+    (snapshot / "../../refs").resolve().mkdir()
+    (snapshot / "../../refs/main").write_text("x")
+    rubbish = tmp_path / "rubbish.pt"
+    rubbish.write_bytes(b"rubbish")
+    found = work.weights(models=["mobilenetv3_small_100", "tf_efficientnet_lite0"], files=[str(rubbish)])
+    assert found["unreachable"] == "HF_HUB_OFFLINE is set"
+    assert str(snapshot / "model.safetensors") in found["models"]["mobilenetv3_small_100"]["damaged"]["cache"]
+    assert found["models"]["tf_efficientnet_lite0"]["places"] == ["packaged"]
+    assert str(rubbish) in found["files"][str(rubbish)]
+
+
 def test_int8_kernels_and_programs() -> None:
-    assert software.int8_kernels(context(job=["cpu"])).status == "green"
-    found = software.int8_kernels(context(job=[]))
+    assert software.int8_kernels(context(job={"kinds": ["cpu"], "folder": "/k"})).status == "green"
+    found = software.int8_kernels(context(job={"kinds": [], "folder": "/k"}))
     assert found.status == "yellow" and "apt install g++" in found.fix
-    assert software.int8_kernels(context(job=[], which=lambda name: f"/usr/bin/{name}")).status == "green"
+    assert (
+        software.int8_kernels(context(job={"kinds": [], "folder": "/k"}, which=lambda name: f"/usr/bin/{name}")).status
+        == "green"
+    )
     found = software.programs(context(which=lambda name: None if name.endswith("rsync") else f"/usr/bin/{name}"))
     assert found.status == "yellow" and "rsync (for eyas flash)" in found.text and found.fix == "apt install rsync"
 
@@ -197,7 +263,9 @@ def test_a_gpu_without_nvcc_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def look(kinds: Sequence[str] = ("cpu",), **more: Any) -> Finding:
         absent = {"which": lambda name: None if name.startswith("/usr/local/cuda") else shutil.which(name)}
-        return software.int8_kernels(Context(job=lambda *work: list(kinds), **(absent | more)))
+        return software.int8_kernels(
+            Context(job=lambda *work: {"kinds": list(kinds), "folder": "/k"}, **(absent | more))
+        )
 
     assert look().status == "green"  # no GPU
     shim(path, "nvidia-smi", f"echo '{CARD.strip()}'")

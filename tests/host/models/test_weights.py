@@ -182,15 +182,13 @@ def test_every_torch_file_is_read_without_running_code() -> None:
 def test_a_file_comes_after_the_hub_and_before_chance(
     tmp_path: Path, of_imagenet: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_hub() -> None:
-        raise OSError("no hub here")
-
-    monkeypatch.setattr("eyas_host.models.factory._require_hub", no_hub)
+    monkeypatch.setattr("eyas_host.models.hub.unreachable", lambda where: "no hub here")
+    monkeypatch.setattr("eyas_host.models.hub.cached_weights", lambda where: None)
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(of_imagenet, path)
     assert build(NAME, 5, "auto", weights_file=str(path), trained=True)[1] == "file"
     assert build(NAME, 5, "auto")[1] == "random"
-    with pytest.raises(WeightsError, match=r"no hub here; packaged: none for .*set weights_file"):
+    with pytest.raises(WeightsError, match=r"no hub here, .*; packaged: none for .*set weights_file"):
         build(NAME, 5, "auto", trained=True)
 
 

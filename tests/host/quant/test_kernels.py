@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import shutil
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -126,3 +130,57 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "below"))
     with pytest.raises(CompressError, match=r"TORCH_EXTENSIONS_DIR = .*below: cannot be written"):
         kernels.compiled()
+
+
+LIBRARY = Path(msgspec._core.__file__)
+"""A library to damage."""
+
+
+def test_a_build_that_worked_is_kept(tmp_path: Path, seen: list[bool]) -> None:
+    library = tmp_path / "kernels.so"
+    shutil.copy(LIBRARY, library)
+    (tmp_path / "kernels.o").touch()
+    for _ in range(2):  # of an earlier version of Eyas, and with its checksum
+        kernels.load_kernels.__wrapped__()
+        assert library.read_bytes() == LIBRARY.read_bytes() and (tmp_path / "kernels.o").exists()
+    assert len(seen) == 2
+
+
+def zero_page(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes(4096) + data[middle + 4096 :]
+
+
+CUTS = [lambda data: b"", lambda data: data[:50], lambda data: data[: len(data) // 2], lambda data: data[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("worked", "damage"), [*((worked, cut) for worked in (False, True) for cut in CUTS), (True, zero_page)]
+)
+def test_a_damaged_library_is_never_loaded(
+    damage: Callable[[bytes], bytes], worked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[bool]
+) -> None:
+    """Mapping a file that was cut short kills the process."""
+    library, found = tmp_path / "kernels.so", []
+    if worked:
+        shutil.copy(LIBRARY, library)
+        kernels.load_kernels.__wrapped__()
+    library.write_bytes(damage(LIBRARY.read_bytes()))
+    (tmp_path / "kernels.o").mkdir()  # something else that the compiler would stumble over
+    monkeypatch.setattr(
+        kernels.QuantizedFunctionsCPU, "get", lambda name: found.extend(path.name for path in tmp_path.iterdir())
+    )
+    kernels.load_kernels.__wrapped__()
+    assert found == [".eyas.lock"]
+
+
+def test_without_a_home_the_kernels_are_built_in_a_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCH_EXTENSIONS_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HOME", "/dev/null")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert kernels.build_folder().is_dir()
+    (private,) = tmp_path.iterdir()
+    assert kernels.build_folder().is_relative_to(private) and private.stat().st_mode & 0o077 == 0

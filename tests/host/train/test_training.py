@@ -24,7 +24,7 @@ from eyas_host.data.transforms import prepared
 from eyas_host.evaluation import metrics
 from eyas_host.evaluation.inference import logits_of, to_tensor
 from eyas_host.evaluation.metrics import validation_metrics
-from eyas_host.models.factory import PixelClassifier, build, packaged_state
+from eyas_host.models.factory import PixelClassifier, build, load_packaged
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import ImageSection
@@ -125,7 +125,7 @@ def test_paired_loss() -> None:
 
 def test_packaged_weights_know_well_known_images() -> None:
     backbone = timm.create_model("tf_efficientnet_lite0", num_classes=1000)
-    backbone.load_state_dict(packaged_state("tf_efficientnet_lite0", backbone.state_dict()), strict=True)
+    load_packaged(backbone, "tf_efficientnet_lite0")
     norm = backbone.pretrained_cfg
     model = PixelClassifier(backbone, norm["mean"], norm["std"]).eval()
     expected = {"chelsea": {281, 282, 285}, "coffee": {967}, "rocket": {657}}

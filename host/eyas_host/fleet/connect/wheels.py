@@ -41,7 +41,8 @@ def build_wheel(folder: Path, wheel_dir: Path | None = None) -> Path:
     if uv is not None:
         _run([uv, "build", "--wheel", "--quiet", *tail], _BUILD_S, "the wheel of eyas-device cannot be built")
     else:
-        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", *tail[1:]]
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        pip += ["--wheel-dir", *tail[1:]]
         _run(pip, _BUILD_S, "the wheel of eyas-device cannot be built")
     return next(folder.glob("eyas_device-*.whl"))
 
