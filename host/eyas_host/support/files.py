@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from eyas_host.support.errors import StageError
 from eyas_host.support.progress import warn
@@ -94,7 +94,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         yield
 
 
-def try_flock(stream: TextIO, operation: int, *, wait: bool = False) -> bool:
+def try_flock(stream: IO[Any], operation: int, *, wait: bool = False) -> bool:
     """Lock an open file, `LOCK_EX` or `LOCK_SH`; False if another process holds it.
 
     A file system without locks (some network ones) is reported once, and the work goes on unlocked.
