@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,9 +23,9 @@ from eyas_host.data.held_out import check_test_access
 from eyas_host.data.index import Index
 from eyas_host.data.keep import assign_kept, check_kept, load_kept
 from eyas_host.data.locations import load_locations
-from eyas_host.data.manifest import MANIFEST, SPLITS, SplitManifest, data_hash, load_manifest, map_images
+from eyas_host.data.manifest import MANIFEST, SPLITS, KeptSplit, SplitManifest, data_hash, load_manifest, map_images
 from eyas_host.data.sources import LabelledImage
-from eyas_host.data.units import Indices, find_units, unit_ids
+from eyas_host.data.units import Indices, Units, find_units, unit_ids
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 
@@ -88,6 +89,17 @@ class Split:
         return ImageDataset(images, self.labels, self.spec, units)
 
 
+class _UnitSizeError(DataError):
+    """A unit cannot be divided and is too large for a split."""
+
+
+class _Assignment(NamedTuple):
+    found: Units
+    chosen: tuple[Indices, Indices, Indices]
+    aside: dict[str, Indices]
+    kept: KeptSplit | None
+
+
 def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
     """Assign the images to the splits as `data` asks; near-duplicates, and by group whole groups, stay together.
 
@@ -95,22 +107,10 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
     """
     images = sorted(index.images, key=lambda p: p.sha256)  # not by path: the split does not depend on the folder
     by = _strategy(images, data)
-    clusters = _clusters(index, images, data.near_duplicates)
-    grouped = by == "group"
-    found = find_units(images, clusters, index.copies, grouped=grouped, splits=max(len(SPLITS), data.fold[1]))
-    aside: dict[str, Indices] = {}
-    kept = None
-    if data.keep:
-        former = load_kept(data.keep)
-        kept = check_kept(former, data, by, images)
-        chosen, aside = assign_kept(images, found, former, data, seed)
-    elif by == "folders":
-        chosen = assign_by_folders(images, found.units, data.split, seed)
-    elif by == "time":
-        chosen, aside = assign_by_time(images, found.clusters, data.split, data.gap_days)
-    else:
-        chosen = assign_stratified(images, found.units, data.split, seed, data.fold, grouped=grouped)
-        _check_sizes(images, found.units, chosen, data)
+    try:
+        found, chosen, aside, kept = _assign(index, images, data, by, seed)
+    except _UnitSizeError as error:
+        raise DataError(f"{error}; {_smaller_units(index, images, data, by, seed)}") from None
     splits = {
         name: tuple(msgspec.structs.replace(images[i], split="") for i in indices)
         for name, indices in zip(SPLITS, chosen, strict=True)
@@ -140,6 +140,47 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
         kept=kept,
     )
     return msgspec.structs.replace(manifest, data=data_hash(manifest))
+
+
+def _assign(index: Index, images: Sequence[LabelledImage], data: DataSection, by: str, seed: int) -> _Assignment:
+    """Find the units and assign them. Raises `_UnitSizeError`, and `DataError` for a former split that does not fit."""
+    clusters = _clusters(index, images, data.near_duplicates)
+    grouped = by == "group"
+    found = find_units(images, clusters, index.copies, grouped=grouped, splits=max(len(SPLITS), data.fold[1]))
+    aside: dict[str, Indices] = {}
+    kept = None
+    if data.keep:
+        former = load_kept(data.keep)
+        kept = check_kept(former, data, by, images)
+        chosen, aside = assign_kept(images, found, former, data, seed)
+    elif by == "folders":
+        chosen = assign_by_folders(images, found.units, data.split, seed)
+    elif by == "time":
+        chosen, aside = assign_by_time(images, found.clusters, data.split, data.gap_days)
+    else:
+        chosen = assign_stratified(images, found.units, data.split, seed, data.fold, grouped=grouped)
+        _check_sizes(images, found.units, chosen, data)
+    return _Assignment(found, chosen, aside, kept)
+
+
+def _smaller_units(index: Index, images: Sequence[LabelledImage], data: DataSection, by: str, seed: int) -> str:
+    """What to change where a unit is too large: a smaller bound on near-duplicates only if it was tried and works."""
+    advice = "change [data] split or fold, or add images" + (" of other groups" if by == "group" else "")
+    bits = data.near_duplicates
+    while bits:
+        bits = bits * 3 // 4 if bits > 1 else 0
+        try:
+            chosen = _assign(index, images, msgspec.structs.replace(data, near_duplicates=bits), by, seed).chosen
+        except _UnitSizeError:
+            continue
+        if any(len({images[i].label for i in indices}) < len(index.labels) for indices in chosen):
+            continue
+        works = f"set near_duplicates = {bits} (tried: it can be split so); " if bits else ""
+        return (
+            f"{works}near_duplicates = 0 turns the search off. Where one fixed camera sees a new part in each image, "
+            f"all look alike: by = 'time' or 'group' says what belongs together; else {advice}"
+        )
+    return advice
 
 
 def _strategy(images: Sequence[LabelledImage], data: DataSection) -> str:
@@ -174,7 +215,7 @@ def _clusters(index: Index, images: Sequence[LabelledImage], max_bits: int) -> l
 def _check_sizes(
     images: Sequence[LabelledImage], units: Sequence[Indices], chosen: Sequence[Indices], data: DataSection
 ) -> None:
-    """Raise `DataError` if a unit is so large that a split gets less than half or more than twice its fraction."""
+    """Raise `_UnitSizeError` if a unit is so large that a split gets less than half or more than twice its fraction."""
     if not units:
         return
     test = 1 / data.fold[1] if data.fold[1] else data.split[2]
@@ -186,10 +227,9 @@ def _check_sizes(
             names = sorted({images[i].group for i in largest} - {""})
             what = f"group {names[0]!r}" if len(names) == 1 else f"{len(names)} groups linked by near-duplicates"
             what = what if names and data.by != "stratified" else "a cluster of near-duplicates"
-            raise DataError(
+            raise _UnitSizeError(
                 f"the {name} split would get {fraction:.0%} of the images instead of {wanted:.0%}: {what} holds "
-                f"{len(largest)} of {len(images)} (e.g. {images[largest[0]].path}) and cannot be divided; "
-                "change [data] split or fold, or add other groups; a smaller near_duplicates links fewer images"
+                f"{len(largest)} of {len(images)} (e.g. {images[largest[0]].path}) and cannot be divided"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import tracemalloc
 from collections import Counter
@@ -264,6 +265,28 @@ def test_group_larger_than_a_part() -> None:
     rows = [("ab"[n % 2], "giant" if n < 180 else f"g{n}", None) for n in range(200)]
     message = refused(made_up(rows), DataSection())
     assert "'giant' holds 180 of 200" in message and "instead of" in message
+
+
+@pytest.mark.parametrize(("flipped", "wanted"), [(3, 4), (0, 0)])
+def test_clusters_larger_than_a_part_are_answered_with_a_distance_that_works(flipped: int, wanted: int) -> None:
+    """Five shots of each part, two parts and a bit of each class: the largest distance that splits, or 0 alone."""
+    rng = np.random.default_rng(0)
+    rows, hashes = [], []
+    for label in "ab":
+        for number in range(12):
+            if number % 5 == 0:
+                bits = rng.integers(0, 2, BITS, dtype=np.uint8)
+            shot = bits.copy()
+            shot[rng.choice(BITS, flipped, replace=False)] ^= 1
+            rows.append((label, "", None))
+            hashes.append(np.packbits(shot).tobytes())
+    index = made_up(rows, hashes)
+    message = refused(index, DataSection())
+    assert "a cluster of near-duplicates holds 5 of 24" in message
+    assert "near_duplicates = 0 turns the search off" in message and "by = 'time' or 'group'" in message
+    named = re.search(r"set near_duplicates = (\d+)", message)
+    assert int(named[1] if named else 0) == wanted
+    split_index(index, DataSection(near_duplicates=wanted), 0)
 
 
 def test_class_in_too_few_groups() -> None:
