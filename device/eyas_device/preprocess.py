@@ -7,7 +7,7 @@ Normalisation and channel order are part of the models, so no float image exists
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import msgspec
@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.errors import ImageError
-from eyas_device.support.image_header import FORMATS, header_size, jpeg_size, oversize
+from eyas_device.support.image_header import FORMATS, describe_start, header_size, jpeg_size, oversize
+from eyas_device.support.jpeg import is_cut_short, jpeg_frame, jpeg_problem
+from eyas_device.support.stored_image import StoredImage, inspect_image, to_bgr
 
 Pixels = npt.NDArray[np.uint8]
 """An image: uint8 [height, width, 3], blue-green-red."""
@@ -40,6 +42,8 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Central fraction that is kept before resizing, above 0 to 1 (1 keeps all)."""
     decode: Literal["full", "reduced"] = "full"
     """`reduced` decodes a JPEG at 1/2, 1/4 or 1/8 scale where that still covers `size`, which is cheaper."""
+    bits: int = 16
+    """Bits, 9 to 16, that the values of 16-bit images use: 12 for a camera of 12 bits, whose white is 4095."""
 
     def reduction(self, width: int, height: int) -> int:
         """Divisor (1, 2, 4 or 8) of the scale at which a JPEG of width x height pixels is decoded."""
@@ -61,27 +65,72 @@ def decode(
 ) -> Pixels:
     """Decode an encoded image (JPEG, PNG, BMP, WebP, TIFF, GIF) to `Pixels`, for the model of `spec` if that is given.
 
-    Grey becomes three equal channels, alpha is dropped, 16 bit becomes 8 bit, CMYK becomes BGR, and the EXIF
-    orientation is applied. `kept` are the fractions of width and height that are used: the scale follows from them.
-    Raises `ImageError` if the bytes are not an image, or one of more than 50 megapixels or 16384 pixels a side: that is
-    read from its header, before any of it is decoded.
+    Grey becomes three equal channels, CMYK becomes BGR, transparency is composited on black, the Exif orientation is
+    applied, and of several frames or pages the first is taken. Of 16 bits the upper 8 are kept, of the `spec.bits` that
+    are used; colour profiles are ignored. `kept` are the fractions of width and height that are used: the scale follows
+    from them.
+
+    Raises `ImageError` if the bytes are not an image, or not a whole one, or one whose values have no plain meaning as
+    8-bit colours (floats, signed integers, Lab), or one of more than 50 megapixels or 16384 pixels a side: that is read
+    from its header, before any of it is decoded.
     """
     if len(data) == 0:
         raise ImageError(f"{where}: the file is empty (0 bytes); remove it or copy it again")
-    if bytes(data[:2]) == b"\xff\xd8" and is_cut_short(data):
+    if bytes(data[:2]) == b"\xff\xd8":
+        return _decode_jpeg(data, spec, where, kept)
+    stored = _inspect(data, where)
+    pixels = to_bgr(_imdecode(stored.data, _flag(stored), where), stored, 16 if spec is None else spec.bits)
+    return np.asarray(pixels, dtype=np.uint8)
+
+
+def max_stored(data: bytes | memoryview, *, where: str = "image") -> int | None:
+    """Largest value of an image of 16 bits per channel, as it is stored; None for other images.
+
+    Raises `ImageError` as `decode` does.
+    """
+    if bytes(data[:2]) == b"\xff\xd8":
+        return None
+    stored = _inspect(data, where)
+    if stored.bits != 16 or stored.scaled:
+        return None
+    values = _imdecode(stored.data, _flag(stored), where)
+    return int((values[..., :3] if values.ndim == 3 else values).max())
+
+
+def _decode_jpeg(data: bytes | memoryview, spec: Preprocessing | None, where: str, kept: tuple[float, float]) -> Pixels:
+    size = check_encoded(data, where=where)
+    if is_cut_short(data):
         raise ImageError(f"{where}: a JPEG of {len(data)} bytes that is cut short (it has no end marker)")
-    check_encoded(data, where=where)
+    frame = jpeg_frame(data)
+    if frame is not None and (problem := jpeg_problem(frame)):
+        raise ImageError(f"{where}: {problem}")
     flag = cv2.IMREAD_COLOR
     if spec is not None and spec.decode == "reduced":
-        size = image_size(data)
-        flag = _REDUCED.get(spec.reduction(*_kept_size(size, kept, data)), flag) if size else flag
+        flag = _REDUCED.get(spec.reduction(*_kept_size(size, kept, data)), flag)
+    return np.asarray(_imdecode(data, flag, where), dtype=np.uint8)
+
+
+def _inspect(data: bytes | memoryview, where: str) -> StoredImage:
+    check_encoded(data, where=where)
+    stored = inspect_image(data)
+    if isinstance(stored, str):
+        raise ImageError(f"{where}: {stored}")
+    return stored
+
+
+def _flag(stored: StoredImage) -> int:
+    return cv2.IMREAD_UNCHANGED if stored.as_stored else cv2.IMREAD_COLOR
+
+
+def _imdecode(data: bytes | memoryview, flag: int, where: str) -> npt.NDArray[Any]:
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
-    except cv2.error as error:
-        raise ImageError(f"{where}: not an image that can be decoded ({error.err})") from None
-    if pixels is None:
-        raise ImageError(f"{where}: not an image that can be decoded; allowed are {FORMATS}")
-    return np.asarray(pixels, dtype=np.uint8)
+        values = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
+    except (cv2.error, SystemError, MemoryError) as error:
+        reason = " ".join(str(getattr(error, "err", "") or error).split())
+        raise ImageError(f"{where}: not an image that can be decoded ({reason})") from None
+    if values is None:
+        raise ImageError(f"{where}: not an image that can be decoded: it is damaged, or of a rare kind")
+    return np.asarray(values)
 
 
 def _kept_size(size: tuple[int, int], kept: tuple[float, float], data: bytes | memoryview) -> tuple[int, int]:
@@ -89,23 +138,6 @@ def _kept_size(size: tuple[int, int], kept: tuple[float, float], data: bytes | m
     if kept != (1.0, 1.0) and b"Exif\0\0" in bytes(data[:4096]):
         kept = (min(kept), min(kept))
     return int(size[0] * kept[0]), int(size[1] * kept[1])
-
-
-def is_cut_short(data: bytes | memoryview) -> bool:
-    """Whether a JPEG ends before its end marker; OpenCV before 4.11 fills what is missing with grey, silently.
-
-    Source: ITU-T T.81, B.1.1.3 (EOI; in entropy-coded data, FF is followed by 00 or a restart marker).
-    """
-    if bytes(data[-2:]) == b"\xff\xd9":
-        return False
-    position = 2
-    while position < len(data) - 3 and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xDA:
-            return bytes(data).rfind(b"\xff\xd9", position) < 0  # a thumbnail's end would lie before the scan
-        step = 1 if marker == 0xFF else 2 if marker == 0x01 or 0xD0 <= marker <= 0xD8 else 0
-        position += step or 2 + max(2, int.from_bytes(data[position + 2 : position + 4], "big"))
-    return False  # without a scan it is no image for any decoder
 
 
 def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
@@ -120,7 +152,8 @@ def check_encoded(data: bytes | memoryview, *, where: str = "image") -> tuple[in
     """
     size = header_size(data)
     if size is None:
-        raise ImageError(f"{where}: not an image that can be decoded; allowed are {FORMATS}")
+        what = describe_start(data)
+        raise ImageError(f"{where}: not an image that can be decoded{f': {what}' * bool(what)}; allowed are {FORMATS}")
     if problem := oversize(*size):
         raise ImageError(f"{where}: {problem}")
     return size

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from eyas_device.support.jpeg import jpeg_frame
+from eyas_device.support.png import png_chunks
+
 MAX_PIXELS = 50_000_000
 """Most pixels of an image: above the 48 megapixels of today's largest camera modules."""
 MAX_SIDE = 16_384
@@ -15,9 +18,26 @@ MAX_SIDE = 16_384
 FORMATS = "JPEG, PNG, BMP, WebP, TIFF and GIF"
 _TIFF_SIDES = {256: 0, 257: 1, 322: 2, 323: 3}
 """Tag -> place: width, height, and width and height of a tile, which is decoded as a whole."""
+_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"jxl ": "a JPEG XL image"}
+_BRANDS |= dict.fromkeys((b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"heim"), "an HEIC image")
+_OTHERS = {
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"\x76\x2f\x31\x01": "an OpenEXR image",
+    b"#?R": "a Radiance HDR image",
+    b"8BPS": "a Photoshop file",
+    b"%PDF": "a PDF",
+    b"<svg": "an SVG",
+    b"<?xml": "an XML or SVG file",
+    b"<!DOCTYPE": "a web page",
+    b"<html": "a web page",
+    b"PK\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file with `git lfs pull`",
+}
 _TIFF_BYTES = {1: 1, 3: 2, 4: 4, 16: 8}
 _MAX_TIFF_ENTRIES = 4096
-_MAX_PNG_CHUNKS = 100_000
 
 Size = tuple[int, int]
 
@@ -30,10 +50,22 @@ def header_size(data: bytes | memoryview) -> Size | None:
     """
     start = bytes(data[:16])
     parse: Callable[[bytes | memoryview], Size | None] | None = next(
-        (parse for magic, parse in _PARSERS if start.startswith(magic)), None
+        (parse for magic, _, parse in _PARSERS if start.startswith(magic)), None
     )
     size = parse(data) if parse is not None else None
     return size if size is not None and min(size) > 0 else None
+
+
+def describe_start(data: bytes | memoryview) -> str:
+    """What bytes that are not decoded are instead, for messages: `an AVIF image`; empty if that is not known."""
+    start = bytes(data[:32])
+    brand = start[8:12] if start[4:8] == b"ftyp" else b""
+    if brand:
+        return _BRANDS.get(brand, "a film or an image of a phone")
+    known = next((name for magic, name, _ in _PARSERS if start.startswith(magic)), "")
+    if known:
+        return f"a {known} that is cut short or damaged"
+    return next((what for magic, what in _OTHERS.items() if start.startswith(magic)), "")
 
 
 def oversize(width: int, height: int) -> str:
@@ -49,51 +81,14 @@ def oversize(width: int, height: int) -> str:
 
 
 def jpeg_size(data: bytes | memoryview) -> Size | None:
-    """Width and height in a JPEG's first frame header.
-
-    Source: ITU-T T.81, B.2.2 (marker, length, precision, lines, samples per line). Bytes between two segments are
-    skipped, as libjpeg does.
-    """
-    position, end = 2, len(data) - 8
-    if bytes(data[:2]) != b"\xff\xd8":
-        return None
-    while position < end:
-        if data[position] != 0xFF:
-            found = bytes(data[position:]).find(b"\xff")
-            if found < 0:
-                return None
-            position += found
-            continue
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill
-            position += 1
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # stands alone
-            position += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = _big(data, position + 5, 2), _big(data, position + 7, 2)
-            return (width, height) if width and height else None
-        elif marker in (0xD9, 0xDA):  # end or scan without a frame header
-            return None
-        else:
-            position += 2 + max(2, _big(data, position + 2, 2))
-    return None
+    """Width and height in a JPEG's first frame header."""
+    frame = jpeg_frame(data) if bytes(data[:2]) == b"\xff\xd8" else None
+    return None if frame is None else (frame.width, frame.height)
 
 
 def _png_size(data: bytes | memoryview) -> Size | None:
-    """Source: ISO/IEC 15948, 5.3 and 11.2.2: IHDR is the first chunk.
-
-    A chunk that is longer than the file is damage, and OpenCV 5.0 allocates its length (up to 2 GiB) before it notices.
-    """
-    position = 8
-    for _ in range(_MAX_PNG_CHUNKS):
-        if position + 12 > len(data):
-            return None
-        if bytes(data[position + 4 : position + 8]) == b"IEND":
-            break
-        position += 12 + _big(data, position, 4)
-    else:
-        return None
-    return (_big(data, 16, 4), _big(data, 20, 4)) if bytes(data[12:16]) == b"IHDR" else None
+    """Source: ISO/IEC 15948, 11.2.2."""
+    return None if png_chunks(data) is None else (_big(data, 16, 4), _big(data, 20, 4))
 
 
 def _gif_size(data: bytes | memoryview) -> Size | None:
@@ -160,15 +155,15 @@ def _little(data: bytes | memoryview, at: int, size: int) -> int:
     return int.from_bytes(data[at : at + size], "little")
 
 
-_PARSERS: tuple[tuple[bytes, Callable[[bytes | memoryview], Size | None]], ...] = (
-    (b"\xff\xd8", jpeg_size),
-    (b"\x89PNG\r\n\x1a\n", _png_size),
-    (b"GIF8", _gif_size),
-    (b"BM", _bmp_size),
-    (b"RIFF", _webp_size),
-    (b"II\x2a\x00", _tiff_size),
-    (b"MM\x00\x2a", _tiff_size),
-    (b"II\x2b\x00", _tiff_size),
-    (b"MM\x00\x2b", _tiff_size),
+_PARSERS: tuple[tuple[bytes, str, Callable[[bytes | memoryview], Size | None]], ...] = (
+    (b"\xff\xd8", "JPEG", jpeg_size),
+    (b"\x89PNG\r\n\x1a\n", "PNG", _png_size),
+    (b"GIF8", "GIF", _gif_size),
+    (b"BM", "BMP", _bmp_size),
+    (b"RIFF", "WebP", _webp_size),
+    (b"II\x2a\x00", "TIFF", _tiff_size),
+    (b"MM\x00\x2a", "TIFF", _tiff_size),
+    (b"II\x2b\x00", "TIFF", _tiff_size),
+    (b"MM\x00\x2b", "TIFF", _tiff_size),
 )
-"""First bytes of a format -> its parser."""
+"""First bytes of a format, its name and its parser."""

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import decode
+from eyas_device.preprocess import Preprocessing, decode
 from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
 from eyas_host.data.sources import Candidates, LabelledImage, list_images, subsample
+from eyas_host.data.stored_values import StoredImageFile, StoredValues, check_bits, describe_values, examine
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
 from eyas_host.support.machine import usable_cores
@@ -42,6 +43,8 @@ class FileInfo(msgspec.Struct, frozen=True):
     """Per channel, in the file; models see 8."""
     hash: bytes
     """Perceptual hash, 32 bytes."""
+    values: StoredValues = StoredValues()
+    """What it stores that is to be reported."""
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -56,7 +59,7 @@ class Index(msgspec.Struct, frozen=True):
     files: dict[str, FileInfo] = {}
     """sha256 -> properties of the file."""
     remarks: tuple[str, ...] = ()
-    """How the tables were read, and what looks odd about the sources."""
+    """How the tables were read, what looks odd about the sources, and what the images store, a line a kind."""
     copies: tuple[tuple[LabelledImage, LabelledImage], ...] = ()
     """Exact copies that were dropped, each with the image that replaces it."""
 
@@ -80,13 +83,14 @@ class ReadImages(NamedTuple):
     unreadable: list[str]
 
 
-def build_index(data: DataSection) -> Index:
+def build_index(data: DataSection, bits: int = 0) -> Index:
     """List and read every image of `data`; no pixels are kept.
 
-    Raises `DataError` for an unusable source, fewer than two classes, an empty class, the same image under two labels,
-    or unreadable images (unless `skip_unreadable`); `MissingExtra` without the demonstration set.
+    `bits` is `[image] bits`. Raises `DataError` for an unusable source, fewer than two classes, an empty class, the
+    same image under two labels, 16-bit images that do not use those bits, or unreadable images (unless
+    `skip_unreadable`); `MissingExtra` without the demonstration set.
     """
-    read = read_images(data)
+    read = read_images(data, bits)
     unreadable = read.unreadable
     if unreadable and not data.skip_unreadable:
         shown = "\n".join(f"  {line}" for line in unreadable[:_SHOWN])
@@ -97,6 +101,9 @@ def build_index(data: DataSection) -> Index:
         )
     found = read.candidates
     kept, copies, remarks = _unique(read.images, found.origins)
+    stored = [(image.path, read.files[image.sha256]) for image in kept]
+    values = [StoredImageFile(path, file.width, file.height, file.values) for path, file in stored]
+    check_bits(values, bits)
     index = Index(
         images=kept,
         labels=tuple(sorted({p.label for p in found.images})),
@@ -104,7 +111,7 @@ def build_index(data: DataSection) -> Index:
         notices=found.notices,
         left_out=found.left_out,
         files=read.files,
-        remarks=(*found.remarks, *remarks),
+        remarks=(*found.remarks, *remarks, *describe_values(values, bits)),
         copies=copies,
     )
     counts = index.counts()
@@ -114,14 +121,14 @@ def build_index(data: DataSection) -> Index:
     return index
 
 
-def read_images(data: DataSection) -> ReadImages:
+def read_images(data: DataSection, bits: int = 0) -> ReadImages:
     """List and read every image of `data`, also copies and what cannot be read. Raises `DataError` as `list_images`."""
     candidates = list_images(data)
     if data.limit:
         candidates = candidates._replace(images=subsample(candidates.images, data.limit))
     read = ReadImages(candidates, [], {}, [])
     with meter("reading images", len(candidates.images)) as bar:
-        for result in _read_all(candidates.images):
+        for result in _read_all(candidates.images, bits):
             if isinstance(result, str):
                 read.unreadable.append(result)
             else:
@@ -132,23 +139,25 @@ def read_images(data: DataSection) -> ReadImages:
     return read
 
 
-def _read_all(images: Sequence[LabelledImage]) -> Iterator[tuple[LabelledImage, FileInfo] | str]:
+def _read_all(images: Sequence[LabelledImage], bits: int) -> Iterator[tuple[LabelledImage, FileInfo] | str]:
     """Each image with its hash and file properties, or why it cannot be read, in order; decoded on all cores."""
+    spec = Preprocessing(size=1, bits=bits or 16)  # decoded in full: the size plays no part
     with ThreadPoolExecutor(usable_cores()) as pool:
         for start in range(0, len(images), _READ_AHEAD):
-            yield from pool.map(_read, images[start : start + _READ_AHEAD])
+            yield from pool.map(lambda image: _read(image, spec), images[start : start + _READ_AHEAD])
 
 
-def _read(image: LabelledImage) -> tuple[LabelledImage, FileInfo] | str:
+def _read(image: LabelledImage, spec: Preprocessing) -> tuple[LabelledImage, FileInfo] | str:
     try:
         data = Path(image.path).read_bytes()
-        pixels = decode(data, where=image.path)
+        pixels = decode(data, spec=spec, where=image.path)
+        values = examine(data, pixels, where=image.path)
     except ImageError as error:
         return str(error)
     except OSError as error:
         return f"{image.path}: cannot be read ({error.strerror})"
     mode, bits = _mode(data)
-    file = FileInfo(pixels.shape[1], pixels.shape[0], mode, bits, perceptual_hash(pixels))
+    file = FileInfo(pixels.shape[1], pixels.shape[0], mode, bits, perceptual_hash(pixels), values)
     return msgspec.structs.replace(image, sha256=hashlib.sha256(data).hexdigest()), file
 
 

@@ -319,7 +319,7 @@ def _read_all(images: Sequence[LabelledImage], spec: Preprocessing) -> Iterator[
 def _read(image: LabelledImage, spec: Preprocessing) -> _Read | str:
     try:
         data = Path(image.path).read_bytes()
-        pixels = decode(data, where=image.path)
+        pixels = decode(data, spec=msgspec.structs.replace(spec, decode="full"), where=image.path)
         frame = pixels if spec.decode == "full" else decode(data, spec=spec, where=image.path)
     except ImageError as error:
         return str(error)

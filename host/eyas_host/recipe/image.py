@@ -24,6 +24,8 @@ class ImageSection(Section, frozen=True):
     """Central fraction of the image that is kept before `fit`."""
     decode: Literal["full", "reduced"] = "full"
     """`reduced`: decode JPEGs at 1/2, 1/4 or 1/8 scale where that still covers `size`, on the host and the device."""
+    bits: Literal[0, 9, 10, 11, 12, 13, 14, 15, 16] = 0
+    """Bits that the values of 16-bit images use (12 for a camera of 12 bits); 0: all 16, and `split` checks that."""
 
     def preprocessing(self) -> Preprocessing:
         """The device's `Preprocessing` with these settings."""
@@ -33,4 +35,5 @@ class ImageSection(Section, frozen=True):
             interpolation=self.interpolation,
             crop_fraction=self.crop_fraction,
             decode=self.decode,
+            bits=self.bits or 16,
         )

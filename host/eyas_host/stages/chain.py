@@ -30,7 +30,7 @@ _SELECTION = ("run.amp", "run.compile", "run.selection_metric")
 _DISTILLATION = ("teacher", "student", "augment", "image", *_SELECTION)
 
 STAGES = (
-    _stage("split", ("data",), (), sources=images),
+    _stage("split", ("data", "image.bits"), (), sources=images),
     _stage(
         "teach",
         ("teacher", "augment", "image", *_SELECTION, "student.checkpoint"),

@@ -18,7 +18,7 @@ from eyas_host.support.progress import say, warn
 def run(context: RunContext) -> StageResult:
     """Index the images, split them, and report the class balance."""
     data = context.recipe.data
-    index = build_index(data)
+    index = build_index(data, context.recipe.image.bits)
     costs = cost_matrix(context.recipe.cost, index.labels)  # a mistake shows now, not after the training
     accepted_class(context.recipe.accept, index.labels, costs)
     manifest = split_index(index, data, context.recipe.run.seed)

@@ -197,7 +197,11 @@ def _long_chunk() -> bytes:
     ("data", "message"),
     [
         (BOMBS["png"], "16000x16000 pixels, 256.0 megapixels; at most 50 are allowed: scale it down first"),
-        (_long_chunk(), "not an image that can be decoded; allowed are JPEG, PNG, BMP, WebP, TIFF and GIF"),
+        (
+            _long_chunk(),
+            "not an image that can be decoded: a PNG that is cut short or damaged; allowed are JPEG, PNG, BMP, WebP, "
+            "TIFF and GIF",
+        ),
     ],
     ids=["pixels", "chunk"],
 )
