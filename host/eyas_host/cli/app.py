@@ -25,6 +25,7 @@ from eyas_host.cli.new import new
 from eyas_host.cli.sensitivity import sensitivity
 from eyas_host.support.extras import extra_of
 from eyas_host.support.interrupts import describe, exit_code, interruptible
+from eyas_host.support.machine import limit_threads
 from eyas_host.support.quiet import quiet_libraries
 from eyas_host.support.trouble import describe_trouble
 
@@ -113,6 +114,7 @@ def main() -> None:
 def _run() -> int:
     """Run a verb; an error is one line on standard error."""
     quiet_libraries()
+    limit_threads()
     try:
         with interruptible():
             _call_verb()

@@ -21,7 +21,7 @@ from eyas_host.data.sources import Candidates, LabelledImage, list_images, subsa
 from eyas_host.data.stored_values import StoredImageFile, StoredValues, check_bits, describe_values, examine
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
-from eyas_host.support.machine import usable_cores
+from eyas_host.support.machine import decoding_threads
 from eyas_host.support.progress import meter
 
 _READ_AHEAD = 256
@@ -140,9 +140,9 @@ def read_images(data: DataSection, bits: int = 0) -> ReadImages:
 
 
 def _read_all(images: Sequence[LabelledImage], bits: int) -> Iterator[tuple[LabelledImage, FileInfo] | str]:
-    """Each image with its hash and file properties, or why it cannot be read, in order; decoded on all cores."""
+    """Each image with its hash and file properties, or why it cannot be read, in order; decoded on all usable cores."""
     spec = Preprocessing(size=1, bits=bits or 16)  # decoded in full: the size plays no part
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         for start in range(0, len(images), _READ_AHEAD):
             yield from pool.map(lambda image: _read(image, spec), images[start : start + _READ_AHEAD])
 

@@ -7,10 +7,13 @@ share the decoded images (`data.dataset`), use no GPU, and die with the process 
 from __future__ import annotations
 
 import ctypes
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,14 +29,20 @@ from eyas_host.pipeline.distributed import local_world_size
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import TrainError
-from eyas_host.support.machine import usable_cores
+from eyas_host.support.machine import usable_cores, usable_memory
+from eyas_host.support.progress import warn
 
 Rows = npt.NDArray[np.int64]
 """Indices of images in their data set, int64 [n]."""
 
+BATCH = 64
+"""Images of a batch that no setting chooses."""
 _PREFETCH = 2
 """Batches that each worker loads ahead."""
 _MAX_WORKERS_CPU, _MAX_WORKERS_GPU = 4, 16
+_WORKER_BYTES = 500e6
+"""Memory of a worker beside what it shares."""
+_SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1  # Linux, include/uapi/linux/prctl.h
 
 
@@ -47,7 +56,8 @@ class BatchLoader:
         self.augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
         self._pixels = images.pixels
         self._pixels.open_cache()
-        self.workers = worker_count(recipe.run)
+        largest = max(BATCH, recipe.teacher.batch, recipe.student.batch)
+        self.workers = worker_count(recipe.run, batch_bytes=largest * 3 * recipe.image.size**2)
         self._prefetch = Prefetcher(self._load, self.workers)
 
     def views(
@@ -68,18 +78,47 @@ class BatchLoader:
         return prepared(self._pixels.rows(rows), self.augmenter.spec)
 
 
-def ordered_batches(count: int, batch: int = 64) -> list[Rows]:
+def ordered_batches(count: int, batch: int = BATCH) -> list[Rows]:
     """All rows in order, in batches."""
     return [np.arange(start, min(start + batch, count)) for start in range(0, count, batch)]
 
 
-def worker_count(run: RunSection) -> int:
-    """`[run] workers`; for `auto` one per free core, up to the number that one training can use."""
-    if run.workers != "auto":
-        return run.workers
-    on_gpu = run.device != "cpu" and torch.cuda.is_available()
+def worker_count(run: RunSection, *, batch_bytes: int = 0) -> int:
+    """`[run] workers`; for `auto` one per free core, up to the number that one training can use and the memory holds.
+
+    Fewer, with one warning, where their batches of `batch_bytes` do not fit into shared memory: what does not fit
+    ends a worker with a bus error.
+    """
+    workers = _free_cores(run.device) if run.workers == "auto" else run.workers
+    if workers and batch_bytes:
+        fitting = int(_free_shared_bytes() / local_world_size() / ((_PREFETCH + 1) * batch_bytes))
+        if fitting < workers:
+            _warn_of_shared_memory(workers, fitting)
+            return fitting
+    return workers
+
+
+def _free_cores(device: str) -> int:
+    """Workers that cores and memory allow."""
+    most = _MAX_WORKERS_GPU if device != "cpu" and torch.cuda.is_available() else _MAX_WORKERS_CPU
     cores = usable_cores() // local_world_size()
-    return max(0, min(_MAX_WORKERS_GPU if on_gpu else _MAX_WORKERS_CPU, cores - 1))
+    memory = int(usable_memory() / local_world_size() / _WORKER_BYTES)
+    return max(0, min(most, cores - 1, memory))
+
+
+def _free_shared_bytes() -> int:
+    try:
+        return shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:
+        return 0
+
+
+@cache
+def _warn_of_shared_memory(workers: int, fitting: int) -> None:
+    warn(
+        f"{_SHARED_MEMORY}: {_free_shared_bytes() / 1e6:.0f} MB are free, too little for the batches of {workers} "
+        f"loader processes, so there are {fitting}; docker run --shm-size 2g gives a container more"
+    )
 
 
 class Prefetcher:

@@ -32,7 +32,7 @@ from eyas_host.evaluation.bootstrap import Floats, Ints, intervals, label_interv
 from eyas_host.evaluation.metrics import Bin, reliability, score
 from eyas_host.evaluation.overlap import Overlap, SeenBefore, joined_hashes
 from eyas_host.support.errors import DataError
-from eyas_host.support.machine import machine, usable_cores
+from eyas_host.support.machine import decoding_threads, machine
 from eyas_host.support.progress import meter
 
 SCHEMA = 1
@@ -311,7 +311,7 @@ def _predict(
 
 def _read_all(images: Sequence[LabelledImage], spec: Preprocessing) -> Iterator[_Read | str]:
     """Each image read and prepared, or why it cannot be read, in order."""
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(decoding_threads()) as pool:
         for start in range(0, len(images), _CHUNK):
             yield from pool.map(lambda image: _read(image, spec), images[start : start + _CHUNK])
 

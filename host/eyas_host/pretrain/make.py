@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.images import APT, find_images, missing_packages, read_images, split_held_out
 from eyas_host.pretrain.train import PretrainSettings, check_models, check_settings, fingerprint, pretrain
 from eyas_host.support.files import write_bytes
-from eyas_host.support.machine import machine
+from eyas_host.support.machine import machine, usable_cores
 from eyas_host.support.progress import warn
 
 
@@ -35,7 +34,7 @@ def make_pretrained(
     `check_models` and `check_settings` do.
     """
     gpu = pick_device(device).type == "cuda"
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     torch.set_num_threads(1 if settings.size <= SINGLE_THREAD_SIZE else cores)
     cv2.setNumThreads(1)
     files = find_images(root)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tracemalloc
+from collections import namedtuple
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,7 @@ import torch
 from eyas_device.preprocess import Preprocessing
 from eyas_host.compress.quantize.calibration import prepare_rows
 from eyas_host.data import dataset as part_module
+from eyas_host.data import loader
 from eyas_host.data import transforms as views_module
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.index import build_index
@@ -206,6 +209,7 @@ def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     """A run that is killed may be started again at once: no child holds its lock."""
     code = f"""
 import fcntl, os, signal, time, numpy as np
+from eyas_host.data import loader
 from eyas_host.data.loader import Prefetcher, ordered_batches
 lock = open({str(tmp_path / "lock")!r}, "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -232,6 +236,29 @@ def test_how_many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count(1, workers=3) == 3 and count(64, workers=0) == 0
 
 
+def test_workers_whose_batches_do_not_fit_into_shared_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(64e6, 0, 64e6) if "shm" in str(path) else 1 / 0)
+    loader._warn_of_shared_memory.cache_clear()
+    run = RunSection(name="a", device="cpu")
+    assert [worker_count(run, batch_bytes=size) for size in (1_000_000, 10_000_000, 30_000_000)] == [3, 2, 0]
+    assert worker_count(run, batch_bytes=10_000_000) == 2
+    assert capsys.readouterr().err.count("64 MB are free, too little for the batches of 3 loader processes") == 2
+    monkeypatch.setattr(loader, "_SHARED_MEMORY", Path("/nowhere/at/all"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: os.statvfs(path))
+    assert worker_count(RunSection(name="a", workers=4), batch_bytes=1) == 0
+
+
+def test_little_memory_for_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(loader, "usable_memory", lambda: 1.2e9)
+    assert worker_count(RunSection(name="a", device="cpu")) == 2
+    assert worker_count(RunSection(name="a", device="cpu", workers=5)) == 5
+
+
 def test_the_setting_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text('[run]\nname = "a"\nworkers = 2\n[data]\npath = "images"\n')
@@ -256,6 +283,7 @@ import torch
 from pathlib import Path
 from eyas_host.data import dataset
 from eyas_host.data.index import build_index
+from eyas_host.data import loader
 from eyas_host.data.loader import BatchLoader, ordered_batches
 from eyas_host.recipe import DataSection, ImageSection, Recipe, RunSection
 torch.set_num_threads(1)
