@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 import msgspec
 import numpy as np
@@ -19,19 +22,32 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class Accuracy:
-    """Confusion matrix of the predictions on images with a known label."""
+    """Confusion matrix of the predictions on images with a known label.
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._labels = tuple(labels)
+    Args:
+        labels: The bundle's labels.
+        root: The folder that holds the class folders.
+
+    """
+
+    def __init__(self, labels: Sequence[str], root: str = "") -> None:
+        self._labels = {label: index for index, label in enumerate(labels)}
+        self._depth = len(PurePosixPath(root).parts)
         self._matrix: npt.NDArray[np.int64] = np.zeros((len(labels), len(labels)), dtype=np.int64)
         self.unlabelled = 0
         """Images in no folder that is named like a label."""
 
     def add(self, source: str, predicted: int) -> None:
-        """Count the predicted class of the image at path `source`; its label is the nearest folder named like one."""
-        for folder in reversed(source.split("/")[:-1]):
-            if folder in self._labels:
-                self._matrix[self._labels.index(folder), predicted] += 1
+        """Count the predicted class of the image at path `source`.
+
+        Its label is the first folder below the root that is named like one, as on the host; if there is none, the root
+        itself or the nearest folder around it.
+        """
+        folders = PurePosixPath(source).parts[:-1]
+        for folder in (*folders[self._depth :], *reversed(folders[: self._depth])):
+            label = self._labels.get(_label(folder))
+            if label is not None:
+                self._matrix[label, predicted] += 1
                 return
         self.unlabelled += 1
 
@@ -47,3 +63,8 @@ class Accuracy:
             accuracy=float(correct.sum() / total),
             balanced_accuracy=float((correct[occurred] / support[occurred]).mean()),
         )
+
+
+def _label(folder: str) -> str:
+    """The label that a folder's name is: UTF-8 whatever the system's character set is, in Unicode's NFC form."""
+    return unicodedata.normalize("NFC", os.fsencode(folder).decode(errors="replace"))

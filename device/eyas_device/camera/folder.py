@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 import time
 from pathlib import Path
 
@@ -20,8 +21,13 @@ class FolderCamera(Closing):
     live = False
 
     def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise CameraError(f"camera folder:{root}: no such folder")
+        try:
+            is_folder = stat.S_ISDIR(root.stat().st_mode)
+        except (OSError, ValueError) as error:
+            why = "no such folder" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", error)
+            raise CameraError(f"camera folder:{root}: {why}") from None
+        if not is_folder:
+            raise CameraError(f"camera folder:{root}: is a file; give the folder that it lies in, {root.parent}")
         self._paths = iter(_images(root))
 
     @classmethod

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from eyas_device.errors import CameraSpecError
+from eyas_device.support.image_files import SUFFIXES
 from eyas_device.support.redact import redact
 
 SIZE = r"[1-9]\d{0,3}x[1-9]\d{0,3}"
@@ -16,7 +17,6 @@ SIZE = r"[1-9]\d{0,3}x[1-9]\d{0,3}"
 RATE = r"\d{1,3}(\.\d{1,3})?"
 """Pattern of frames per second; `parse_rate` rejects 0."""
 MAX_SIDE = 8192
-_IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
 
 
@@ -102,7 +102,7 @@ def suggest(spec: str) -> str:
     with contextlib.suppress(OSError, ValueError):
         if spec and path.is_dir():
             return f"folder:{spec}"
-        if path.suffix.lower() in _IMAGES:
+        if path.suffix.lower() in SUFFIXES:
             return f"folder:{path.parent}"
         if path.is_file() or path.suffix.lower() in _VIDEOS:
             return f"video:{spec}"

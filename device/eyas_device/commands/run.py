@@ -77,7 +77,8 @@ def main(args: argparse.Namespace) -> int:
         nonlocal score
         yield summary
         if args.accuracy and agent.loop.classifier is not None:
-            score = Accuracy(agent.loop.classifier.bundle.manifest.labels)
+            root = config.camera.source.removeprefix("folder:")
+            score = Accuracy(agent.loop.classifier.bundle.manifest.labels, root)
             yield Scorer(score)
         if args.json:
             yield JsonLines(on_closed=agent.loop.stop)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from eyas_device.support.image_files import SUFFIXES
 from eyas_host.data.label_rules import label_error
 from eyas_host.data.split import Split
 from eyas_host.pipeline.runner import BUNDLE, RunContext
-from eyas_host.support.errors import DataError
+from eyas_host.support.errors import DataError, StageError
 
 
 def demonstrate(context: RunContext) -> int:
@@ -21,13 +23,35 @@ def demonstrate(context: RunContext) -> int:
 
 
 def link_validation(context: RunContext) -> Path:
-    """Link the validation images into one folder for each class, as frames for the folder camera."""
+    """Link the validation images into one folder for each class, as frames for the folder camera.
+
+    Where the file system has no links, they are copied. Raises `DataError` for a label that is no folder's name, and
+    `StageError` if the folder cannot be written.
+    """
     folder = context.root / "validation"
-    shutil.rmtree(folder, ignore_errors=True)
-    for number, image in enumerate(Split.load(context.root).manifest.validation):
-        if why := label_error(image.label):
-            raise DataError(f"{context.root}: label {image.label!r} {why}; run again with --from split")
-        link = folder / image.label / f"{number:05d}{Path(image.path).suffix}"
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(Path(image.path).resolve())
+    images = Split.load(context.root).manifest.validation
+    for label in sorted({image.label for image in images}):
+        if why := label_error(label):
+            raise DataError(f"{context.root}: label {label!r} {why}; run again with --from split")
+    try:
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+        for number, image in enumerate(images):
+            path = Path(image.path)
+            suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".png"  # decoders go by the first bytes
+            link = folder / os.fsdecode(image.label.encode()) / f"{number:05d}{suffix}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            _link(link, path.resolve())
+    except OSError as error:
+        raise StageError(f"{folder}: cannot be written ({error.strerror}); the bundle itself is finished") from None
     return folder
+
+
+def _link(link: Path, target: Path) -> None:
+    try:
+        link.symlink_to(target)
+    except OSError:  # not every file system has links
+        if target.is_file():
+            shutil.copyfile(target, link)

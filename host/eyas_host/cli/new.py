@@ -32,4 +32,6 @@ def new(
         typer.echo(f'divided already into {", ".join(found.splits)}: the recipe keeps that ([data] by = "folders")')
     if found.left_out:
         typer.echo(describe_left_out(found.left_out))
+    for doubt in found.doubts:
+        typer.echo(f"look: {doubt}")
     typer.echo(f"{path}\nnext: eyas distill {shlex.quote(str(path))}")

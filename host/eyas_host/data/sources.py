@@ -13,8 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from eyas_device.support.image_files import list_image_files
-from eyas_host.data.class_folders import ClassFolders, list_class_folders, list_divided
+from eyas_host.data.class_folders import ClassFolders, list_class_folders, list_divided, source_lines
 from eyas_host.data.label_rules import check_labels
 from eyas_host.data.tables import Table, read_table, table_files
 from eyas_host.recipe.data import DataSection
@@ -141,14 +140,17 @@ def source_folders(data: DataSection) -> tuple[str, ...]:
     return tuple(str(root if root.is_dir() else root.parent) for root in roots)
 
 
-def list_source(path: Path) -> list[LabelledImage]:
+def list_source(path: Path) -> Candidates:
     """Images of a folder of class folders, or of a table path,label[,group,time]; not yet read (sha256 is empty).
 
     Raises `DataError` for a source that cannot be used or has no images.
     """
     if not path.exists():
         raise DataError(f"{path}: no such folder or table; class folders or a CSV table path,label[,group] are needed")
-    return list(_rows(read_table(path)) if path.is_file() else _labelled(list_class_folders(path, min_classes=1)))
+    if path.is_file():
+        return Candidates(list(_rows(read_table(path))), (), {})
+    listed = list_class_folders(path, min_classes=1)
+    return Candidates(list(_labelled(listed)), (), listed.left_out)
 
 
 def fingerprint(data: DataSection) -> str:
@@ -162,7 +164,9 @@ def fingerprint(data: DataSection) -> str:
             digest.update(root.read_bytes() if root.is_file() else b"")
             files: Iterable[Path] = table_files(root)
         else:
-            files = list_image_files(root, on_error=lambda _: None).images if root.is_dir() else ()
+            files = ()
+            for line in source_lines(root, divided=data.by == "folders"):
+                digest.update(os.fsencode(f"{line}\n"))
         for path in files:
             with contextlib.suppress(OSError):  # missing files are reported when the images are listed
                 stat = path.stat()

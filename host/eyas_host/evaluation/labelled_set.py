@@ -26,6 +26,7 @@ from eyas_device.errors import ImageError, RuntimeUnavailable
 from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
 from eyas_device.runtimes import Runtime, open_runtime
+from eyas_device.support.image_files import describe_left_out
 from eyas_host.data.duplicates import Hashes, components, perceptual_hash
 from eyas_host.data.sources import LabelledImage, list_source
 from eyas_host.evaluation.bootstrap import Floats, Ints, intervals, label_intervals
@@ -153,6 +154,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     missing_labels: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
     """What was skipped, and why."""
+    left_out: dict[str, int] = {}
+    """Reason -> files of the source that are no images, or not meant as such."""
     main: str
     """The artefact that mistakes and parity refer to: what the first runtime runs on a device."""
     artefacts: tuple[ArtefactFigures, ...]
@@ -210,7 +213,8 @@ def evaluate_bundle(
     """
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    found = list_source(source)
+    listed = list_source(source)
+    found = listed.images
     _check_labels(found, manifest.labels, source)
     seen = SeenBefore.of(bundle, manifest.lineage.split, run)
     with ExitStack() as stack:
@@ -245,6 +249,7 @@ def evaluate_bundle(
         counts={label: counts[label] for label in manifest.labels if counts[label]},
         missing_labels=tuple(label for label in manifest.labels if not counts[label]),
         unreadable=tuple(unreadable),
+        left_out=dict(listed.left_out),
         main=main.artefact,
         artefacts=figures,
         unavailable=unavailable,
@@ -485,6 +490,8 @@ def _warnings(evaluation: Evaluation, images: Sequence[LabelledImage]) -> Iterat
         yield f"{name} was not evaluated: {reason}"
     if evaluation.unreadable:
         yield f"{_counted(len(evaluation.unreadable), 'unreadable image', 'unreadable images')} skipped"
+    if evaluation.left_out:
+        yield describe_left_out(evaluation.left_out)
 
 
 def _counted(count: int, one: str, several: str) -> str:

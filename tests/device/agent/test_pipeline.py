@@ -231,7 +231,7 @@ def test_no_artefact_to_check(bundle_root: Path, edit_manifest: Callable[..., No
 
 def test_every_frame_is_answered_in_order(pristine_bundle: Path, image_folder: Path) -> None:
     recorder = Recorder()
-    accuracy = Accuracy(tiny.LABELS)
+    accuracy = Accuracy(tiny.LABELS, str(image_folder))
     with Classifier.open(pristine_bundle) as classifier, open_camera(f"folder:{image_folder}") as camera:
         Loop(classifier, camera, [recorder]).run()
     for found in recorder.predictions:
@@ -317,10 +317,34 @@ def test_balanced_accuracy_is_the_mean_recall() -> None:
     assert score is not None
     assert (score.images, score.accuracy, score.balanced_accuracy) == (4, 0.5, pytest.approx((2 / 3 + 0) / 2))
     assert accuracy.unlabelled == 1
-    nested = Accuracy(("a", "b"))
-    nested.add("a/b/1.png", 1)
-    assert nested.score() is not None and nested.score().accuracy == 1.0, "the nearest folder counts"
     assert Accuracy(("a", "b")).score() is None
+
+
+@pytest.mark.parametrize(
+    ("root", "source"),
+    [
+        ("set", "set/a/b/1.png"),  # on the host the first folder is the class, too
+        ("/b/set", "/b/set/a/1.png"),  # what lies around the root says nothing
+        ("b", "b/train/a/1.png"),
+        ("/b/a", "/b/a/1.png"),  # a class folder alone
+        ("/b/a", "/b/a/2021/1.png"),
+        (".", "a/1.png"),
+        ("set/../b", "set/../b/a/1.png"),
+    ],
+)
+def test_the_label_is_the_first_folder_below_the_root(root: str, source: str) -> None:
+    accuracy = Accuracy(("b", "a"), root)
+    accuracy.add(source, 1)
+    score = accuracy.score()
+    assert score is not None and score.accuracy == 1.0
+
+
+def test_a_folders_name_is_a_label_in_every_form_of_unicode() -> None:
+    accuracy = Accuracy(("Ger\u00e4t", "ok"), "set")
+    accuracy.add("set/Gera\u0308t/1.png", 0)
+    accuracy.add("set/\udcfc/2.png", 0)
+    assert accuracy.score() is not None
+    assert accuracy.unlabelled == 1
 
 
 def test_loop_stats_count_by_label(pristine_bundle: Path) -> None:

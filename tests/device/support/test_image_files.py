@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eyas_device.support.image_files import (
+    AROUND,
     BROKEN,
     HIDDEN,
     LISTED,
@@ -18,6 +22,7 @@ from eyas_device.support.image_files import (
     SPECIAL,
     TOOLS,
     describe_left_out,
+    is_litter,
     list_image_files,
 )
 
@@ -65,12 +70,132 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert listing.left_out == {BROKEN: 2, LISTED: 2}
 
 
+def test_a_folder_keeps_its_own_place_and_links_around_end(tmp_path: Path) -> None:
+    root = tmp_path / "outer" / "root"
+    write(root, "b/1.png", "c/deep/2.png", ".store/3.png")
+    write(tmp_path / "outer" / "beside", "4.png")
+    (root / "a").mkdir()
+    for number, target in enumerate((root / "b", root / "c" / "deep", root, root.parent, Path("/"), root / ".store")):
+        (root / "a" / f"link{number}").symlink_to(target)
+    (root / "z").symlink_to("../beside")
+    (root / "zz").symlink_to("z")
+    listing = list_image_files(root)
+    assert [str(path.relative_to(root)) for path in listing.images] == [
+        *("a/link5/3.png", "b/1.png", "c/deep/2.png", "z/4.png")  # what a link shows is not hidden
+    ]
+    assert listing.left_out == {HIDDEN: 1, LISTED: 4, AROUND: 2}  # root itself counts as listed
+    (tmp_path / "alias").symlink_to(root)
+    assert list_image_files(tmp_path / "alias").left_out == listing.left_out
+
+
+def test_hard_links_are_files_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "b.png").hardlink_to(tmp_path / "a.png")
+    (tmp_path / "c.png").symlink_to("a.png")
+    assert taken(tmp_path) == ["a.png", "b.png", "c.png"]
+
+
+def test_folders_without_numbers_are_told_apart_by_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems number no files."""
+    write(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "c").symlink_to(tmp_path / "b")
+    real = Path.stat
+
+    def unnumbered(self: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        values = list(real(self, follow_symlinks=follow_symlinks))
+        values[1] = 0
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "stat", unnumbered)
+    listing = list_image_files(tmp_path)
+    assert [path.name for path in listing.images] == ["1.png", "2.png"]
+    assert listing.left_out == {LISTED: 1}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "@eaDir",
+            "@Recycle",
+            "#recycle",
+            "#snapshot",
+            "@tmp",
+            ".@__thumb",
+            ".AppleDouble",
+            ".Trash-1000",
+            ".thumbnails",
+        ),
+        *("lost+found", "System Volume Information", "$RECYCLE.BIN", "$Recycle.Bin", "FOUND.000", "RECYCLER"),
+        *(".git", ".dvc", ".eyas", ".ipynb_checkpoints", "__MACOSX", "__pycache__", ".stversions", "~snapshot"),
+        *("Catalog Previews.lrdata", "Temporary Items", "node_modules", ".Spotlight-V100", "CaptureOne"),
+    ],
+)
+def test_folders_of_systems_and_tools_are_no_classes_and_have_no_images(name: str, tmp_path: Path) -> None:
+    write(tmp_path, f"{name}/deep/1.png", f"{name}/2.jpg", "ok/3.png")
+    assert is_litter(name)
+    listing = list_image_files(tmp_path)
+    assert [path.name for path in listing.images] == ["3.png"]
+    assert sum(listing.left_out.values()) == 2
+
+
+@pytest.mark.parametrize("name", ["thumbs", "tmp", "recycle", "found", "Lost and found", "@home", "macosx", "a~"])
+def test_folders_of_people_are_taken(name: str, tmp_path: Path) -> None:
+    write(tmp_path, f"{name}/1.png")
+    assert len(taken(tmp_path)) == 1
+
+
+def test_suffixes_are_counted_and_no_name_reaches_the_message(tmp_path: Path) -> None:
+    write(tmp_path, *(f"x{suffix}" for suffix in (".heic", ".HEIC", ".raw", ".npy", ".avif", ".jxl", ".txt", ".png~")))
+    write(
+        tmp_path, "y.tmp", "y.part", "frame.000001", "frame.000002", "v1.2 final", "z.\x1b[31m", "w.\n", "u.фото", "t."
+    )
+    listing = list_image_files(tmp_path)
+    assert not listing.images
+    usual = {".raw", ".npy", ".avif", ".jxl", ".txt", ".png~", ".tmp", ".part"}
+    assert listing.left_out == {".heic": 2, NO_SUFFIX: 7} | dict.fromkeys(usual, 1)
+    said = describe_left_out(listing.left_out)
+    assert said.isprintable()
+    assert said.startswith("17 files left out: 7 without a usual suffix, 2 .heic, 1 ")
+    assert said.endswith("4 of other kinds")
+
+
+def test_strange_names_are_taken(tmp_path: Path) -> None:
+    names = ["a\nb.png", "\x07.png", "\u202egnp.png", "😀.png", "x" * 251 + ".png", " .png", "-rf.png", "*.png"]
+    names += [unicodedata.normalize(form, "é.png") for form in ("NFC", "NFD")]
+    write(tmp_path, *names)
+    assert sorted(taken(tmp_path)) == sorted(names)
+
+
+def test_litter_that_cannot_be_listed_is_left_out_and_a_class_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lost+found` is its owner's alone; a folder may also go away while it is listed."""
+    write(tmp_path, "a/1.png", "lost+found/2.png")
+    real = os.scandir
+
+    def scandir(path: Path) -> Iterator[os.DirEntry[str]]:
+        if path.name in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = {"lost+found"}
+    assert list_image_files(tmp_path).left_out == {TOOLS: 1}
+    closed = {"a"}
+    with pytest.raises(PermissionError):
+        list_image_files(tmp_path)
+
+
 def test_what_is_no_file_is_no_image(tmp_path: Path) -> None:
     write(tmp_path, "folder.png/inner.png", "a.png")
     os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(os.fspath(tmp_path / "s.png"))
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
     listing = list_image_files(tmp_path)
     assert sorted(path.name for path in listing.images) == ["a.png", "inner.png"]
-    assert listing.left_out == {SPECIAL: 1}
+    assert listing.left_out == {SPECIAL: 3}
 
 
 def test_a_name_that_is_no_text_is_left_out(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluation(pristine_bundle: Path, source: Path) -> Evaluation:
+    (source / "notes.heic").write_bytes(b"x")
     return evaluate_bundle(pristine_bundle, source)
 
 
@@ -231,6 +232,11 @@ def test_costs_decide_as_on_the_device(bundle_root: Path, edit_manifest: Callabl
             priced.append(costs[tiny.LABELS.index(path.parent.name)][predicted])
     assert found.artefacts[0].cost == pytest.approx(np.mean(priced))
     assert found.mistakes[0].cost == max(priced)
+
+
+def test_files_that_are_left_out_are_said(evaluation: Evaluation) -> None:
+    assert evaluation.left_out == {".heic": 1}
+    assert "1 file left out: 1 .heic" in evaluation.warnings
 
 
 def test_the_page_holds_everything(evaluation: Evaluation) -> None:
