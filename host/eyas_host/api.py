@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from eyas_device.support.toml import did_you_mean
 from eyas_host.pipeline.runner import BUNDLE, RECIPE, REPORT, RunContext, StageRecord, read_stage_record, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe as load_recipe
 from eyas_host.recipe.warnings import recipe_warnings
 from eyas_host.stages.chain import STAGES
+from eyas_host.stages.plan import show_plan
 from eyas_host.support.errors import RunError
 from eyas_host.support.progress import warn
 from eyas_host.support.quiet import quiet_libraries
@@ -63,22 +65,27 @@ def distill(
     ['split']
 
     """
-    context = begin_run(recipe, runs, start, only, until)
-    run_chain(STAGES, context, start=start, only=only, until=until)
+    check_stages(start, only, until)
+    quiet_libraries()
+    settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    show_warnings(settings)
+    context = RunContext(settings, Path(runs) / settings.run.name)
+    run_chain(STAGES, context, start=start, only=only, until=until, plan=show_plan)
     return open_run(context.root)
 
 
-def begin_run(recipe: Recipe | Path | str, runs: Path | str, *stages: str | None) -> RunContext:
-    """Load a recipe, print its warnings, and return its run. Raises `RunError` for an unknown name among `stages`."""
+def check_stages(*stages: str | None) -> None:
+    """Raise `RunError` for an unknown name among `stages`."""
     known = [stage.name for stage in STAGES]
     for value in stages:
         if value is not None and value not in known:
-            raise RunError(f"{value!r} is not a stage; allowed: {', '.join(known)}")
-    quiet_libraries()
-    settings = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    for line in recipe_warnings(settings):
+            raise RunError(f"{value!r} is not a stage; {did_you_mean(value, known)}allowed: {', '.join(known)}")
+
+
+def show_warnings(recipe: Recipe) -> None:
+    """Print the warnings that need no images."""
+    for line in recipe_warnings(recipe):
         warn(line)
-    return RunContext(settings, Path(runs) / settings.run.name)
 
 
 def evaluate(

@@ -21,7 +21,14 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override a setting; remembered with the run, KEY= drops it; repeatable.",
+    ),
+]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Do finished stages again for other settings than the run's without asking.")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file.")]
@@ -77,9 +84,10 @@ def run_chain(
     start: str | None = None,
     only: str | None = None,
     until: str | None = None,
+    yes: bool = False,
 ) -> RunContext:
     """Load a recipe, print its warnings, run the stages that are out of date, and return the run."""
-    with prepared_run(recipe_path, runs, overrides, start=start, only=only, until=until) as context:
+    with prepared_run(recipe_path, runs, overrides, start=start, only=only, until=until, yes=yes) as context:
         return context
 
 
@@ -92,16 +100,36 @@ def prepared_run(
     start: str | None = None,
     only: str | None = None,
     until: str | None = None,
+    yes: bool = False,
     shared: bool = False,
 ) -> Iterator[RunContext]:
     """As `run_chain`, and the run stays locked while the block uses it; `shared` blocks only read."""
-    from eyas_host.api import begin_run, load_recipe
     from eyas_host.pipeline import runner
     from eyas_host.stages.chain import STAGES
+    from eyas_host.stages.plan import show_plan
 
-    context = begin_run(load_recipe(recipe_path, overrides or ()), runs, start, only, until)
-    with runner.prepared_run(STAGES, context, start=start, only=only, until=until, shared=shared):
+    context = settled_run(recipe_path, runs, overrides, start=start, only=only, yes=yes)
+    with runner.prepared_run(STAGES, context, start=start, only=only, until=until, shared=shared, plan=show_plan):
         yield context
+
+
+def settled_run(
+    recipe_path: Path,
+    runs: Path,
+    overrides: list[str] | None,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    yes: bool = False,
+) -> RunContext:
+    """The run of a recipe with this command's settings and the remembered ones; prints the recipe's warnings."""
+    from eyas_host.api import check_stages, show_warnings
+    from eyas_host.cli.remembered import settle
+
+    check_stages(start, only)
+    context = settle(recipe_path, runs, overrides or (), stages={"start": start, "only": only}, yes=yes)
+    show_warnings(context.recipe)
+    return context
 
 
 def ssh_access(identity: Path | None, port: int | None, options: list[str] | None) -> SshAccess:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, prepared_run
+from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, YesOption, prepared_run
 
 if TYPE_CHECKING:
     from eyas_host.compress.quantize.mixed import Degradation
@@ -19,10 +19,11 @@ def sensitivity(
     images: Annotated[int, typer.Option(min=2, help="Validation images, balanced over the classes.")] = 256,
     json: JsonFile = None,
     overrides: Overrides = None,
+    yes: YesOption = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Measure which layers lose most from int8, and suggest which to keep in float."""
-    with prepared_run(recipe, runs, overrides, until="qat") as context:
+    with prepared_run(recipe, runs, overrides, until="qat", yes=yes) as context:
         import msgspec
         import torch
 

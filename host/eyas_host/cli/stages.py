@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eyas_host.cli.options import RUNS, Overrides, RecipeArgument, RunsOption, prepared_run, run_chain
+from eyas_host.cli.options import (
+    RUNS,
+    Overrides,
+    RecipeArgument,
+    RunsOption,
+    YesOption,
+    prepared_run,
+    run_chain,
+    settled_run,
+)
+
+if TYPE_CHECKING:
+    from eyas_host.pipeline.runner import RunContext
 
 
 def distill(
@@ -17,21 +29,39 @@ def distill(
         str | None, typer.Option("--from", metavar="STAGE", help="Run this stage and all later ones again.")
     ] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="STAGE", help="Run just this stage, again.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print what would run, and about how long.")] = False,
     overrides: Overrides = None,
+    yes: YesOption = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Run the whole chain: from the images of a recipe to a verified bundle and a report."""
-    with prepared_run(recipe, runs, overrides, start=start, only=only) as context:
+    if plan:
+        _print_plan(settled_run(recipe, runs, overrides, start=start, only=only, yes=True), start, only)
+        return
+    with prepared_run(recipe, runs, overrides, start=start, only=only, yes=yes) as context:
         if only is None:
             from eyas_host.bundle.demonstrate import demonstrate
+            from eyas_host.cli.ending import show_ending
 
-            if code := demonstrate(context):
+            code = demonstrate(context)
+            show_ending(context)
+            if code:
                 raise typer.Exit(code)
 
 
+def _print_plan(context: RunContext, start: str | None, only: str | None) -> None:
+    from eyas_host.pipeline.runner import due_stages
+    from eyas_host.stages.chain import STAGES
+    from eyas_host.stages.plan import show_plan
+
+    show_plan(context, due_stages(STAGES, context, start=start, only=only), always=True)
+
+
 def _stage_verb(stage: str, summary: str) -> Callable[..., None]:
-    def verb(recipe: RecipeArgument, overrides: Overrides = None, runs: RunsOption = RUNS) -> None:
-        run_chain(recipe, runs, overrides, until=stage)
+    def verb(
+        recipe: RecipeArgument, overrides: Overrides = None, yes: YesOption = False, runs: RunsOption = RUNS
+    ) -> None:
+        run_chain(recipe, runs, overrides, until=stage, yes=yes)
 
     verb.__name__, verb.__doc__ = stage, summary
     return verb
@@ -50,6 +80,7 @@ def prune(
         Path | None, typer.Option("--table", metavar="FILE", help="Block times measured on the target device.")
     ] = None,
     overrides: Overrides = None,
+    yes: YesOption = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Prune the distilled student's channels and fine-tune it."""
@@ -59,7 +90,7 @@ def prune(
     settings += [] if keep is None else [f"prune.keep={keep}", "prune.ms=0.0"]
     settings += [] if table is None else [f"prune.table={table.resolve()}"]
     by_latency = ["prune.method=channel", "prune.target=latency"] if settings else []
-    run_chain(recipe, runs, [*(overrides or ()), *by_latency, *settings], until="prune")
+    run_chain(recipe, runs, [*(overrides or ()), *by_latency, *settings], until="prune", yes=yes)
 
 
 VERBS = (
@@ -80,10 +111,11 @@ def preview(
     images: Annotated[int, typer.Option(min=1, max=20, help="Images of each class.")] = 3,
     views: Annotated[int, typer.Option(min=1, max=20, help="Augmented views of each image.")] = 6,
     overrides: Overrides = None,
+    yes: YesOption = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Draw a contact sheet: stored images, as the device prepares them, and augmented views."""
-    with prepared_run(recipe, runs, overrides, until="split", shared=True) as context:
+    with prepared_run(recipe, runs, overrides, until="split", yes=yes, shared=True) as context:
         from eyas_host.data.preview import write_preview
 
         typer.echo(write_preview(context, images=images, views=views))

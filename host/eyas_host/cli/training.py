@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, prepared_run, run_chain
+from eyas_host.cli.options import (
+    RUNS,
+    JsonFile,
+    Overrides,
+    RecipeArgument,
+    RunsOption,
+    YesOption,
+    prepared_run,
+    run_chain,
+)
 
 
 def baseline(
@@ -20,10 +29,11 @@ def baseline(
     ] = None,
     json: JsonFile = None,
     overrides: Overrides = None,
+    yes: YesOption = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Train the teacher's architecture from scratch, to measure what transfer learning adds."""
-    context = run_chain(recipe, runs, overrides, until="teach")
+    context = run_chain(recipe, runs, overrides, until="teach", yes=yes)
     from eyas_host.search.baseline import baseline as train
 
     train(context, epochs, json)
@@ -52,11 +62,12 @@ def tune(
     ] = None,
     json: JsonFile = None,
     overrides: Overrides = None,
+    yes: YesOption = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Search training settings (hyperparameters) on validation."""
     until = "split" if what == "teacher" else "distill"
-    with prepared_run(recipe, runs, overrides, until=until, shared=True) as context:
+    with prepared_run(recipe, runs, overrides, until=until, yes=yes, shared=True) as context:
         from eyas_host.search.tune import SearchSettings
         from eyas_host.search.tune import tune as search
 

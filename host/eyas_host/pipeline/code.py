@@ -22,7 +22,7 @@ PACKAGES = ("eyas_host", "eyas_device")
 
 _WITHOUT_EFFECT = (
     *("eyas_device.errors", "eyas_host.support"),
-    *(f"eyas_host.pipeline.{name}" for name in ("code", "lock", "memory", "runner")),
+    *(f"eyas_host.pipeline.{name}" for name in ("clock", "code", "lock", "memory", "runner")),
 )
 """Modules that no result depends on: files, progress, errors, the runner itself."""
 _LIBRARIES_WITHOUT_EFFECT = frozenset(

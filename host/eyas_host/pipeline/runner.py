@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 from rich.markup import escape
@@ -24,6 +24,7 @@ from rich.markup import escape
 from eyas_device import __version__
 from eyas_device.bundle import sha256
 from eyas_host.pipeline import distributed
+from eyas_host.pipeline.clock import ChainClock
 from eyas_host.pipeline.code import dependencies
 from eyas_host.pipeline.lock import RunLock
 from eyas_host.pipeline.memory import peak_rss_mb, reset_peak_rss
@@ -31,11 +32,13 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import remove_partial_files, sync_files, write_bytes
 from eyas_host.support.machine import machine
-from eyas_host.support.progress import say
+from eyas_host.support.progress import say, show_clock
 
 RECORD = "stage.json"
 RECIPE = "recipe.json"
 """The recipe as it was loaded, below the run's folder."""
+SETTINGS = "settings.json"
+"""The settings that a command gave besides the recipe's, below the run's folder: `section.key` -> value."""
 REPORT = "report.json"
 """What the report stage writes, below the run's folder."""
 SENSITIVITY = "sensitivity/sensitivity.json"
@@ -54,6 +57,8 @@ _LOCAL = (LOCATIONS, IMAGE_TABLE)
 _FILE_SETTINGS = ("weights_file", "checkpoint", "table", "keep")
 """Settings that name a file: its content counts (`Stage.sources`), not where it lies."""
 _MAX_REASONS = 3
+ASKED, NEW = "asked for", "new"
+"""Why a stage runs: `--from` or `--only` names it or one before it, or it has not finished yet."""
 
 
 class Basis(msgspec.Struct, frozen=True):
@@ -111,6 +116,8 @@ class StageRecord(Basis, frozen=True, kw_only=True):
     summary: str
     facts: dict[str, Any]
     """Values for later stages and the report."""
+    estimated_s: float = 0.0
+    """What the plan said; 0 without one."""
 
     @property
     def content(self) -> dict[str, str]:
@@ -133,11 +140,15 @@ def read_stage_record(folder: Path) -> StageRecord | None:
 
 
 class RunContext:
-    """A run: its recipe, its folder, and the records of finished stages."""
+    """A run: its recipe, its folder, and the records of finished stages.
 
-    def __init__(self, recipe: Recipe, root: Path) -> None:
+    `settings` were given besides the recipe's and are remembered with the run: `section.key` -> value.
+    """
+
+    def __init__(self, recipe: Recipe, root: Path, settings: Mapping[str, str] | None = None) -> None:
         self.recipe = recipe
         self.root = root
+        self.settings = dict(settings or {})
 
     def folder(self, stage: str) -> Path:
         """The folder of a stage."""
@@ -174,6 +185,20 @@ class Stage(msgspec.Struct, frozen=True):
     """Whether all processes of the job run it; otherwise only the main one does."""
 
 
+class Due(NamedTuple):
+    """A stage that a command is about."""
+
+    name: str
+    reasons: tuple[str, ...]
+    """Why it will run; empty if it is up to date."""
+    record: StageRecord | None
+    """Its last record, whose results are cleared if it runs."""
+
+
+Planner = Callable[[RunContext, Sequence[Due]], ChainClock | None]
+"""Shows what will run, and returns a clock if that takes long enough for one."""
+
+
 def run_chain(
     stages: Sequence[Stage],
     context: RunContext,
@@ -181,9 +206,10 @@ def run_chain(
     start: str | None = None,
     only: str | None = None,
     until: str | None = None,
+    plan: Planner | None = None,
 ) -> None:
     """Run the stages that need it, in order; see `prepared_run`."""
-    with prepared_run(stages, context, start=start, only=only, until=until):
+    with prepared_run(stages, context, start=start, only=only, until=until, plan=plan):
         pass
 
 
@@ -196,10 +222,12 @@ def prepared_run(
     only: str | None = None,
     until: str | None = None,
     shared: bool = False,
+    plan: Planner | None = None,
 ) -> Iterator[None]:
     """Run the stages that need it, in order, and keep the run locked while the block uses them.
 
-    `start` runs that stage and all behind it rerun, `only` just that one rerun, `until` ends the chain with that one.
+    `start` runs that stage and all behind it rerun, `only` just that one rerun, `until` ends the chain with that one;
+    `plan` shows beforehand what will run.
     A `shared` block only reads, beside others of the kind. Of several processes the main one decides, writes the
     records and holds the folder; the others do not return. Raises `StageError` if another command is in the way or an
     earlier stage is missing for `only`.
@@ -212,10 +240,15 @@ def prepared_run(
         if lock.acquire():
             remove_partial_files(context.root)
             write_bytes(context.root / RECIPE, msgspec.json.format(msgspec.json.encode(context.recipe), indent=1))
-            rerun = False
-            for stage in chosen:
-                rerun = rerun or stage.name in (start, only)
-                _run_stage(stage, context, rerun=rerun)
+            if not shared:
+                write_bytes(context.root / SETTINGS, msgspec.json.format(msgspec.json.encode(context.settings)))
+            due = due_stages(stages, context, start=start, only=only, until=until) if plan is not None else ()
+            clock = plan(context, due) if plan is not None else None
+            with show_clock(clock) if clock is not None else contextlib.nullcontext():
+                rerun = False
+                for stage in chosen:
+                    rerun = rerun or stage.name in (start, only)
+                    _run_stage(stage, context, rerun=rerun, clock=clock or ChainClock({}))
         elif not shared:
             raise lock.busy()
         else:
@@ -249,12 +282,36 @@ def _follow(stages: Sequence[Stage], context: RunContext) -> NoReturn:
     sys.exit(0)
 
 
+def due_stages(
+    stages: Sequence[Stage],
+    context: RunContext,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    until: str | None = None,
+) -> list[Due]:
+    """The stages of a command, and why each will run. One may turn out unchanged after all behind another that runs."""
+    found: list[Due] = []
+    for stage in _chosen(stages, only=only, until=until):
+        record, before = context.record(stage.name), next((due.name for due in found if due.reasons), "")
+        if stage.name in (start, only) or (start is not None and any(due.name == start for due in found)):
+            reasons: tuple[str, ...] = (ASKED,)
+        elif record is None:
+            reasons = (NEW,)
+        else:
+            reasons = tuple(_reasons(stage, context, _basis(stage, context)))
+            if not reasons and any(due.reasons and due.name in stage.needs for due in found):
+                reasons = (f"after {before}",)
+        found.append(Due(stage.name, reasons, record))
+    return found
+
+
 def up_to_date(stage: Stage, context: RunContext) -> bool:
     """Whether the stage's record fits the recipe, its inputs, the code and the files on disk."""
     return not _reasons(stage, context, _basis(stage, context))
 
 
-def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
+def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainClock) -> None:
     basis, record = _basis(stage, context), context.record(stage.name)
     if not rerun and record is not None:
         reasons = _reasons(stage, context, basis)
@@ -273,10 +330,12 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
     reset_peak_rss()
     if stage.together:
         distributed.from_main(stage.name)
+    clock.enter(stage.name)
     try:
         with contextlib.nullcontext() if stage.together else distributed.single_process():
             outcome = stage.run(context)
     finally:
+        clock.leave()
         seconds = attempt.seconds + time.monotonic() - started
         if folder.exists():
             write_bytes(folder / _RUNNING, msgspec.json.encode(msgspec.structs.replace(attempt, seconds=seconds)))
@@ -295,6 +354,7 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool) -> None:
         machines=attempt.machines,
         summary=outcome.summary,
         facts=outcome.facts,
+        estimated_s=clock.estimated(stage.name),
     )
     _write_record(context, record)
     (folder / _RUNNING).unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from eyas_device.support.toml import convert, error_report, parse
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.augment_rules import augment_errors, without_forbidden
 from eyas_host.recipe.checks import combination_errors
-from eyas_host.recipe.run import RunSection
+from eyas_host.recipe.run import NAME, RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
 from eyas_host.support.errors import RecipeError
 
@@ -48,15 +49,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"{path}: {reason}; a recipe is a TOML file, `eyas new FOLDER` writes one") from None
-    try:
-        tree = parse(text)
-    except ValueError as error:
-        raise RecipeError(f"{path}: {error}") from None
+    tree = _read(path)
     errors = [error for override in overrides for error in _override(tree, override)]
     sections, more = convert(tree, Recipe, RENAMED)
     recipe = Recipe(**({"run": RunSection(name="unnamed")} | sections))
@@ -69,12 +62,34 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def run_name(path: Path | str, overrides: Sequence[str] = ()) -> str | None:
+    """The `[run] name` of a recipe that need not be valid otherwise, None without one."""
+    tree = _read(Path(path))
+    for override in overrides:
+        list(_override(tree, override))
+    run = tree.get("run")
+    name = run.get("name") if isinstance(run, dict) else None
+    return name if isinstance(name, str) and re.fullmatch(NAME, name) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors begin with a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"{path}: {reason}; a recipe is a TOML file, `eyas new FOLDER` writes one") from None
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
 def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
     """Put one `section.key=value` into the tree; yields an error if it has another form."""
     target, equals, value = override.partition("=")
     section, dot, key = target.strip().partition(".")
     if not (equals and dot and section and key):
-        yield f"--set {override}: the form is section.key=value"
+        yield f"--set {override}: the form is section.key=value{_sections_of(target.strip())}"
         return
     try:
         parsed = parse(f"value = {value}")["value"]
@@ -83,6 +98,13 @@ def _override(tree: dict[str, Any], override: str) -> Iterable[str]:
     branch = tree.setdefault(section, {})
     if isinstance(branch, dict):
         branch[key] = parsed
+
+
+def _sections_of(key: str) -> str:
+    """`, e.g. teacher.epochs=2 or student.epochs=2`: the settings called `key` without its section."""
+    fields = msgspec.structs.fields(Recipe)
+    names = [f"{field.name}.{key}" for field in fields if key in field.type.__struct_fields__]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:

@@ -9,11 +9,13 @@ from msgspec import Meta
 from eyas_device.support.toml import Section
 from eyas_host.recipe.types import Count
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 
 class RunSection(Section, frozen=True):
     """`[run]`: the name of the run and how it uses the machine."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Meta(pattern=NAME)]
     """Results go to runs/<name>."""
     seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     """Seeds the split, initial weights, data order and augmentation."""

@@ -1,37 +1,44 @@
-"""Progress bars with the remaining time, on standard error; occasional lines without a terminal."""
+"""Progress on standard error: one status line on a terminal, an occasional line without one.
+
+A chain of stages sets a `Clock`, which knows the time left for all of it; a meter outside a chain shows its own.
+"""
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
 _MIN_WIDTH = 120
 
 console = Console(stderr=True, highlight=False)
 
-_LINE_SECONDS = 20.0
+_LINE_SECONDS = 30.0
 _Item = TypeVar("_Item")
 
 
 class Meter:
-    """A progress bar: `advance` after each step, with a short note."""
+    """The progress of one loop: `advance` after each step, with a short note."""
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self.title = title
         self.total = total
         self.done = done
         self.note = ""
-        self._started = time.monotonic()
-        self._first = done
-        self._printed = self._started
+        self.first = done
+        self.started = time.monotonic()
+        self._printed = self.started
 
     def advance(self, note: str | None = None) -> None:
         """Count one more step."""
@@ -44,9 +51,23 @@ class Meter:
         now = time.monotonic()
         if now - self._printed >= _LINE_SECONDS and self.done < self.total:
             self._printed = now
-            left = (now - self._started) / (self.done - self._first) * (self.total - self.done)
-            line = f"  {self.title}: {self.done}/{self.total}, {_clock(left)} left  {self.note}"
-            console.print(line.rstrip(), soft_wrap=True)
+            left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+            console.print(f"  {self.title}: {self.done}/{self.total}, {clock(left)} left  {self.note}".rstrip())
+
+
+class Clock(Protocol):
+    """What a chain of stages knows about its time."""
+
+    def follow(self, meter: Meter | None) -> None:
+        """A loop begins; None: the last one has ended."""
+
+    def line(self) -> str:
+        """The stage, its loop, and the time left for the whole chain."""
+
+
+class _ClockMeter(Meter):
+    def _show(self) -> None:
+        """The chain's clock shows it."""
 
 
 class _BarMeter(Meter):
@@ -59,9 +80,62 @@ class _BarMeter(Meter):
         self._progress.update(self._task, completed=self.done, note=self.note)
 
 
+_clocks: list[Clock] = []
+"""The clock of the chain that runs in this process, if any."""
+
+
+@contextmanager
+def show_clock(chain: Clock) -> Iterator[None]:
+    """Show a chain's time while the block runs: a status line on a terminal, else a line every half minute."""
+    _clocks.append(chain)
+    try:
+        with _status_line(chain) if console.is_terminal else _regular_lines(chain):
+            yield
+    finally:
+        _clocks.pop()
+
+
+@contextmanager
+def _status_line(chain: Clock) -> Iterator[None]:
+    class _Line:
+        spinner = Spinner("dots")
+
+        def __rich__(self) -> Spinner:
+            self.spinner.update(text=Text(chain.line(), overflow="ellipsis", no_wrap=True))
+            return self.spinner
+
+    with Live(_Line(), console=console, transient=True, refresh_per_second=4):
+        yield
+
+
+@contextmanager
+def _regular_lines(chain: Clock) -> Iterator[None]:
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(_LINE_SECONDS):
+            say(f"  {escape(chain.line())}")
+
+    thread = threading.Thread(target=report, name="time-left", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @contextmanager
 def meter(title: str, total: int, *, done: int = 0) -> Iterator[Meter]:
-    """Show a bar for `total` steps, `done` of them before (of a resumed stage)."""
+    """Show `total` steps, `done` of them before (of a resumed stage): in the chain's status line, else as a bar."""
+    if _clocks:
+        chain, followed = _clocks[-1], _ClockMeter(title, total, done)
+        chain.follow(followed)
+        try:
+            yield followed
+        finally:
+            chain.follow(None)
+        return
     if not console.is_terminal:
         yield Meter(title, total, done)
         return
@@ -92,7 +166,7 @@ def warn(line: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line on standard error, above the bars."""
+    """Print one line on standard error, above the status line."""
     console.print(text, soft_wrap=True)
     sys.stderr.flush()
 
@@ -103,5 +177,15 @@ def show(table: Table) -> None:
     out.print(table) if out.is_terminal else Console(highlight=False, width=_MIN_WIDTH).print(table)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`3:20`."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def about(seconds: float) -> str:
+    """A duration as an estimate: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 55:
+        return f"{max(1, round(seconds, -1 if seconds > 15 else 0)):.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

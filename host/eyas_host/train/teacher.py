@@ -20,6 +20,7 @@ from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
 from eyas_host.pipeline.distributed import all_gather, local_shard
 from eyas_host.recipe import Recipe
+from eyas_host.support.progress import Meter, meter
 from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Hooks, Plan, fit, is_better
 from eyas_host.train.schedule import Epoch, Schedule, best_epoch
@@ -61,11 +62,12 @@ def train_head(
 ) -> list[Epoch]:
     """Stage 1: train the head on the frozen backbone's features."""
     run, settings, classifier = task.recipe.run, task.recipe.teacher, model.classifier
-    batches = ordered_batches(len(task.targets))
-    features = [_features(model, batches, task.views(batches, 1, number, 0)) for number in range(_HEAD_VIEWS)]
-    batches = ordered_batches(len(task.validation))
-    images = (to_tensor(task.validation[local_shard(rows)], task.device) for rows in batches)
-    validation = _features(model, batches, images)
+    batches, held_back = ordered_batches(len(task.targets)), ordered_batches(len(task.validation))
+    images = (to_tensor(task.validation[local_shard(rows)], task.device) for rows in held_back)
+    with meter("teacher, features", _HEAD_VIEWS * len(batches) + len(held_back)) as bar:
+        views = (task.views(batches, 1, number, 0) for number in range(_HEAD_VIEWS))
+        features = [_features(model, batches, view, bar) for view in views]
+        validation = _features(model, held_back, images, bar)
 
     def steps(epoch: int, first: int) -> Iterator[Tensor]:
         for rows in task.batches(2, epoch)[first:]:
@@ -128,8 +130,11 @@ def _train_blocks(
 
 
 @torch.inference_mode()
-def _features(model: PixelClassifier, batches: Sequence[Rows], images: Iterable[Tensor]) -> Tensor:
+def _features(model: PixelClassifier, batches: Sequence[Rows], images: Iterable[Tensor], bar: Meter) -> Tensor:
     """Pooled features of all rows; `images` are this process's shard of each batch."""
     model.eval()
-    features = [all_gather(model.pooled(pixels), len(rows)) for rows, pixels in zip(batches, images, strict=True)]
+    features = []
+    for rows, pixels in zip(batches, images, strict=True):
+        features.append(all_gather(model.pooled(pixels), len(rows)))
+        bar.advance()
     return torch.cat(features).clone()

@@ -1,0 +1,105 @@
+"""How much work each stage is: a rough model of images x epochs x seconds per image, for the plan of a run."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from eyas_host.pipeline.clock import Step
+from eyas_host.recipe import Recipe
+
+_HASH_S = 0.002
+"""Reading a file, its hashes and its perceptual hash, per image."""
+_HEAD_VIEWS = 3
+"""Views of each image whose features the teacher's head is trained on."""
+_QAT_STEPS = 4.0
+"""A step with simulated int8, and the float student's prediction beside it, in steps of the student."""
+_ARTEFACT_PASSES = 6.0
+"""Predictions of all artefacts, one image at a time, in forward passes of the student."""
+_EXACT_PASSES = 60.0
+"""Integer arithmetic in float64, likewise."""
+_ROBUSTNESS_PASSES, _ROBUSTNESS_IMAGES = 20, 200
+_LATENCY_CALLS = 150
+_START_S = 6.0
+"""Importing the frameworks and loading the networks at the start of a stage."""
+_COMPILE_S = {"litert": 16.0, "openvino": 6.0, "onnx": 4.0}
+"""Runtime -> seconds for each precision."""
+
+
+class Speed(Struct, frozen=True):
+    """Seconds that an image costs on this machine."""
+
+    read: float
+    view: float
+    teacher: float
+    """A forward pass."""
+    teacher_step: float
+    """A step of training."""
+    student: float
+    student_step: float
+
+
+class Counts(Struct, frozen=True):
+    """Images of each split."""
+
+    train: int
+    validation: int
+    test: int
+
+
+def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int) -> dict[str, tuple[Step, ...]]:
+    """Stage -> its steps, with their estimated seconds."""
+    train, validation, test = counts.train, counts.validation, counts.test
+    student, prune, quantize = recipe.student, recipe.prune, recipe.quantize
+    trained = not student.checkpoint
+    labels_only = 2.0 if student.labels_only and cores < 2 else 1.0
+
+    def epochs(count: int, step: float, check: float) -> float:
+        return count * (train * step + validation * check)
+
+    read_all = sum((train, validation, test)) * (speed.read + _HASH_S)
+    features = (_HEAD_VIEWS * train + validation) * (speed.view + speed.teacher)
+    teach = (
+        Step(_START_S + train * speed.read),
+        Step(features, "teacher, features"),
+        Step(recipe.teacher.head_epochs * (0.05 + train * 2e-5), "teacher, head"),
+        Step(epochs(recipe.teacher.epochs, speed.teacher_step + speed.view, speed.teacher), "teacher, blocks"),
+    )
+    student_epochs = epochs(student.epochs, speed.student_step, speed.student) * labels_only
+    distill = (
+        Step(student.views * train * (speed.view + speed.teacher), "views and the teacher's outputs"),
+        Step(_START_S),
+        Step(student_epochs, "student"),
+    )
+    size = 1.0 if prune.method == "none" else prune.keep**0.7
+    recovery = epochs(prune.epochs, speed.student_step * size, speed.student * size)
+    if prune.method == "none":
+        pruned: tuple[Step, ...] = (Step(3.0),)
+    elif (prune.method, prune.target) == ("channel", "latency"):
+        between = 30 + epochs(prune.round_epochs, speed.student_step, speed.student)
+        seconds = [between] * (prune.rounds - 1) + [30 + recovery]
+        titles = [f"pruned student, round {number} of {prune.rounds}" for number in range(1, prune.rounds + 1)]
+        pruned = (Step(_START_S), *map(Step, seconds, titles))
+    else:
+        pruned = (Step(_START_S), Step(recovery, "pruned student"))
+    fine = epochs(quantize.epochs, speed.student_step * size * _QAT_STEPS, speed.student * 3 * size)
+    calibration = Step(2 * _START_S + quantize.calibration * speed.student * 5)
+    qat: tuple[Step, ...] = (calibration, Step(fine, "int8 student")) if quantize.method == "qat" else (calibration,)
+    artefacts = [runtime for runtime in recipe.compile.runtimes for _ in recipe.compile.precisions]
+    passes = speed.teacher * trained + speed.student * (3 + _ARTEFACT_PASSES + _EXACT_PASSES * size)
+    calls = _LATENCY_CALLS * (speed.teacher * trained + speed.student * (2 + _ARTEFACT_PASSES))
+    robust = min(validation, _ROBUSTNESS_IMAGES) * _ROBUSTNESS_PASSES * (speed.student + speed.view)
+
+    def predictions(images: int) -> Step:
+        return Step(images * (speed.read + passes) / cores, "predictions of every variant")
+
+    return {
+        "split": (Step(1.0 + read_all, "reading images"),),
+        "teach": teach if trained else (Step(1.0),),
+        "distill": distill if trained else (Step(_START_S),),
+        "prune": pruned,
+        "qat": qat,
+        "compile": (Step(_START_S), Step(sum(_COMPILE_S[runtime] for runtime in artefacts), "compiling")),
+        "verify": (Step(_START_S), predictions(validation), Step(3.0), Step(calls, "latency"), Step(2.0)),
+        "pack": (Step(2.0 + train * (speed.read + speed.student) / cores),),
+        "report": (Step(_START_S), predictions(test), Step(robust, "robustness"), Step(10.0)),
+    }

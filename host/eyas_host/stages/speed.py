@@ -1,0 +1,103 @@
+"""A short measurement of this machine: seconds that an image costs in each kind of work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+import torch
+
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Pixels, read_image
+from eyas_host.data.loader import worker_count
+from eyas_host.data.transforms import Augmenter
+from eyas_host.evaluation.inference import pick_device, torch_threads
+from eyas_host.models.factory import build, move
+from eyas_host.pipeline.distributed import training_threads
+from eyas_host.recipe import Recipe
+from eyas_host.stages.estimate import Speed
+
+_SECONDS = 1.0
+"""Longest measurement of one kind of work, beyond its first step."""
+_STEPS = 4
+_MAX_BATCH = 16
+_IMAGES = 12
+
+
+def measure_speed(recipe: Recipe, images: Sequence[Path]) -> Speed:
+    """Time reading and augmenting some of `images`, and steps of both networks at random weights."""
+    pixels = _read([*images[:: max(1, len(images) // _IMAGES)]][:_IMAGES])
+    augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
+    rng = np.random.default_rng(0)
+    device = pick_device(recipe.run.device)
+    with torch_threads(training_threads(recipe)):
+        teacher = _network(recipe.teacher.model, recipe.image.size, recipe.teacher.batch, device)
+        student = _network(recipe.student.model, recipe.image.size, recipe.student.batch, device)
+        view = _seconds(lambda: [augmenter.view(image, rng) for image in pixels.images]) / len(pixels.images)
+    return Speed(
+        read=pixels.seconds,
+        view=view / max(1, worker_count(recipe.run)),
+        teacher=teacher[0],
+        teacher_step=teacher[1],
+        student=student[0],
+        student_step=student[1],
+    )
+
+
+class _Sample(msgspec.Struct):
+    images: list[Pixels]
+    seconds: float
+
+
+def _read(paths: Sequence[Path]) -> _Sample:
+    """Decode some images; a grey one stands for those that cannot be read, which the split reports."""
+    images, started = [], time.perf_counter()
+    for path in paths:
+        try:
+            images.append(read_image(path))
+        except ImageError:
+            continue
+    seconds = (time.perf_counter() - started) / max(1, len(images))
+    return _Sample(images or [np.full((256, 256, 3), 128, np.uint8)], seconds)
+
+
+def _network(name: str, size: int, batch: int, device: torch.device) -> tuple[float, float]:
+    """Seconds per image of a forward pass, and of a training step."""
+    model = move(build(name, 2, "random")[0], device)
+    batch = max(2, min(batch, _MAX_BATCH))
+    pixels = torch.randint(0, 255, (batch, 3, size, size), device=device).float()
+    pixels = pixels.to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        model.train()(pixels).square().mean().backward()
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model.eval()(pixels)
+
+    seconds = [_seconds(_synchronised(work, device)) / batch for work in (forward, step)]
+    return seconds[0], seconds[1]
+
+
+def _synchronised(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def wait() -> None:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return wait
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Median duration after a first step, which prepares."""
+    work()
+    times: list[float] = []
+    while len(times) < _STEPS and sum(times) < _SECONDS:
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return median(times)
