@@ -11,6 +11,7 @@ import numpy as np
 from eyas_device.errors import RuntimeUnavailable
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes import ImageRuntime, Logits, load_error, model_mismatch
+from eyas_device.support.quiet import quiet_native_code
 
 
 class TfliteModel(ImageRuntime):
@@ -27,8 +28,9 @@ class TfliteModel(ImageRuntime):
 
     def __init__(self, path: Path, *, size: int, classes: int, threads: int) -> None:
         try:
-            interpreter = self.interpreter(model_path=str(path), num_threads=threads)
-            interpreter.allocate_tensors()
+            with quiet_native_code():
+                interpreter = self.interpreter(model_path=str(path), num_threads=threads)
+                interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise load_error(path, error) from None
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()

@@ -1,9 +1,11 @@
-"""Libraries report their usage to nobody: call this before one of them is imported."""
+"""Libraries report their usage to nobody, and do not chat on standard error."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 
@@ -15,3 +17,24 @@ def disable_usage_reports() -> None:
     """
     cast(dict[str, Any], sys.modules).setdefault("openvino_telemetry", None)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+@contextmanager
+def quiet_native_code() -> Iterator[None]:
+    """Discard what any thread writes to file descriptor 2 meanwhile; keep the block short.
+
+    Native code writes there whatever Python's `sys.stderr` is, e.g. "INFO: Created TensorFlow Lite XNNPACK delegate".
+    """
+    try:
+        saved = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 2)
+        os.close(sink)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

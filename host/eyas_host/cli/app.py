@@ -26,7 +26,7 @@ from eyas_host.cli.sensitivity import sensitivity
 from eyas_host.support.extras import extra_of
 from eyas_host.support.interrupts import describe, exit_code, interruptible
 from eyas_host.support.machine import limit_threads
-from eyas_host.support.quiet import quiet_libraries
+from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 from eyas_host.support.trouble import describe_trouble
 
 HELP = resources.files("eyas_host.cli") / "help"
@@ -115,6 +115,7 @@ def _run() -> int:
     """Run a verb; an error is one line on standard error."""
     quiet_libraries()
     limit_threads()
+    quiet_warnings()
     try:
         with interruptible():
             _call_verb()

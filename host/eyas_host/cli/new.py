@@ -1,12 +1,13 @@
-"""`eyas new`: write a recipe for a folder of images."""
+"""`eyas new`: look at a folder of images, and write a recipe for it."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+_SHOWN = 12
 
 
 def new(
@@ -19,19 +20,50 @@ def new(
     """Inspect a folder of labelled images and write a recipe for it."""
     from eyas_device.support.image_files import describe_left_out
     from eyas_host.data.class_folders import inspect_folder
+    from eyas_host.data.first_look import doubts, look_at
+    from eyas_host.recipe.load import load_recipe
     from eyas_host.recipe.presets import STUDENTS, TEACHERS, pick
-    from eyas_host.recipe.scaffold import new_recipe
+    from eyas_host.recipe.scaffold import input_size, new_recipe, recipe_path
+    from eyas_host.support.commands import command
 
     networks = pick(TEACHERS, teacher), pick(STUDENTS, student)
+    path = recipe_path(images, models, name)
     found = inspect_folder(images)
-    path = new_recipe(images, found.classes, models, name, *networks, divided=bool(found.splits))
+    look = look_at(found.classes)
     total = sum(map(len, found.classes.values()))
-    counts = ", ".join(f"{label} {len(files):,}" for label, files in found.classes.items())
-    typer.echo(f"{images}: {total:,} images, {len(found.classes)} classes ({counts})")
+    counts = [f"{label} {len(files):,}" for label, files in found.classes.items()]
+    more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+    typer.echo(f"{images}: {total:,} images, {len(counts)} classes: {', '.join(counts[:_SHOWN])}{more}")
+    typer.echo(f"size:    {look.describe_sizes()}")
     if found.splits:
-        typer.echo(f'divided already into {", ".join(found.splits)}: the recipe keeps that ([data] by = "folders")')
+        typer.echo(f'split:   as the folders are divided already: {", ".join(found.splits)} ([data] by = "folders")')
+    else:
+        typer.echo("split:   70 % training, 15 % validation, 15 % held-out test")
     if found.left_out:
         typer.echo(describe_left_out(found.left_out))
-    for doubt in found.doubts:
-        typer.echo(f"look: {doubt}")
-    typer.echo(f"{path}\nnext: eyas distill {shlex.quote(str(path))}")
+    size = input_size(networks[0], *look.typical)
+    for doubt in [*found.doubts, *doubts(found.classes, look, size)]:
+        typer.echo(f"doubt:   {doubt}")
+    if path.exists():
+        _refuse(path, images)
+    new_recipe(images, found.classes, models, name, *networks, divided=bool(found.splits), typical=look.typical)
+    recipe = load_recipe(path)
+    image, augment = recipe.image, recipe.augment
+    mirror = "mirrored at random" if augment.horizontal_flip else "never mirrored"
+    typer.echo(f"recipe:  {path}: {image.size} x {image.size} pixels (fit {image.fit}), {mirror}")
+    typer.echo(f"next:    {command('eyas', 'preview', path)}    # what the model will see")
+    typer.echo(f"then:    {command('eyas', 'distill', path)}    # trains; with --plan it only says how long that takes")
+
+
+def _refuse(path: Path, images: Path) -> None:
+    """Raise `RecipeError` for a recipe that exists, with what to type."""
+    from eyas_host.support.commands import command
+    from eyas_host.support.errors import RecipeError
+    from eyas_host.support.files import free_name
+
+    other = free_name(path.parent).name
+    raise RecipeError(
+        f"{path}: exists already and stays as it is. Type one of:\n"
+        f"  {command('eyas', 'distill', path)}    to use it\n"
+        f"  {command('eyas', 'new', images, '--name', other)}    to write another one"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -17,6 +16,7 @@ from eyas_host.recipe.load import load_recipe, run_name
 from eyas_host.stages.chain import STAGES
 from eyas_host.support.commands import called_again
 from eyas_host.support.errors import RecipeError, RunError
+from eyas_host.support.files import free_name
 from eyas_host.support.progress import about, say
 
 _NAME = "run.name"
@@ -83,7 +83,7 @@ def _ask(path: Path, context: RunContext, remembered: Mapping[str, str], stages:
     raise RunError(
         f"{why}; {what}. Type one of:\n"
         f"  {called_again('--yes')}    to do them again\n"
-        f"  {called_again('--set', f'{_NAME}={_free_name(context.root)}')}    to make another run beside it"
+        f"  {called_again('--set', f'{_NAME}={free_name(context.root).name}')}    to make another run beside it"
     )
 
 
@@ -112,11 +112,6 @@ def _minutes(cleared: Sequence[Due]) -> str:
 
 def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _free_name(root: Path) -> str:
-    names = (f"{root.name}-{number}" for number in count(2))
-    return next(name for name in names if not root.with_name(name).exists())
 
 
 def _texts(settings: Mapping[str, str]) -> list[str]:

@@ -29,6 +29,8 @@ class Teacher(Struct, frozen=True):
     batch: int = 32
     size: int = 128
     """Smallest image side without a large loss of accuracy, pixels."""
+    min_size: int = 128
+    """Side for smaller images: more than half of what it was trained at, below which its knowledge is of little use."""
 
 
 class Student(Struct, frozen=True):
@@ -46,9 +48,15 @@ TEACHERS: Mapping[str, Teacher] = {
         "tf_efficientnet_lite1", "a little stronger; weights come with eyas[train]", layer_decay=0.85
     ),
     "efficientnet_lite2": Teacher(
-        "tf_efficientnet_lite2", "stronger still; weights come with eyas[train]", layer_decay=0.85
+        "tf_efficientnet_lite2",
+        "stronger still; weights come with eyas[train]",
+        layer_decay=0.85,
+        size=160,
+        min_size=160,
     ),
-    "efficientnet_b3": Teacher("efficientnet_b3", "strong on fine textures", rate=5e-4, layer_decay=0.9, size=160),
+    "efficientnet_b3": Teacher(
+        "efficientnet_b3", "strong on fine textures", rate=5e-4, layer_decay=0.9, size=160, min_size=160
+    ),
     "resnet50": Teacher("resnet50", "the plain reference, fast on GPUs", rate=3e-4, layer_decay=0.85),
     "densenet201": Teacher(
         "densenet201", "good with few images and X-rays; slow", rate=3e-4, layer_decay=0.97, unfreeze="34", batch=16

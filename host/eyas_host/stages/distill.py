@@ -28,8 +28,8 @@ from eyas_host.recipe.warnings import student_warnings
 from eyas_host.stages.summary import best_metrics, format_metrics
 from eyas_host.support.errors import StageError
 from eyas_host.support.processes import end_with_parent
-from eyas_host.support.progress import warn
-from eyas_host.support.quiet import quiet_libraries
+from eyas_host.support.progress import console, warn
+from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.feature_distillation import BlockCache, check_feature_layers
 from eyas_host.train.schedule import Epoch
@@ -118,6 +118,8 @@ def _in_parallel(work: Callable[..., _Result], *arguments: object) -> Iterator[F
 def _train_labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
     """Train the student without a teacher; runs in a child process that ends with its parent."""
     quiet_libraries()
+    quiet_warnings()
+    console.quiet = True  # the parent shows the time left, and the warnings
     end_with_parent()
     distributed.leave()
     torch.set_num_threads(training_threads(recipe))

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -63,6 +64,12 @@ def remove_partial_files(folder: Path) -> None:
     """Remove what killed processes left of atomic writes in a folder that no other process writes to."""
     for path in folder.glob(".*.part"):
         path.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """A path beside `path` that does not exist: `name-2`, `name-3`, ..."""
+    names = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(name for name in names if not name.exists())
 
 
 def cache_folder(name: str) -> Path:

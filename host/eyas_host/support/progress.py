@@ -5,11 +5,12 @@ A chain of stages sets a `Clock`, which knows the time left for all of it; a met
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from rich.console import Console
@@ -82,6 +83,8 @@ class _BarMeter(Meter):
 
 _clocks: list[Clock] = []
 """The clock of the chain that runs in this process, if any."""
+_lives: list[Live] = []
+"""Its status line, on a terminal."""
 
 
 @contextmanager
@@ -104,8 +107,14 @@ def _status_line(chain: Clock) -> Iterator[None]:
             self.spinner.update(text=Text(chain.line(), overflow="ellipsis", no_wrap=True))
             return self.spinner
 
-    with Live(_Line(), console=console, transient=True, refresh_per_second=4):
-        yield
+    with Live(
+        _Line(), console=console, transient=True, refresh_per_second=4, redirect_stdout=False, redirect_stderr=False
+    ) as live:
+        _lives.append(live)
+        try:
+            yield
+        finally:
+            _lives.pop()
 
 
 @contextmanager
@@ -174,7 +183,31 @@ def say(text: str) -> None:
 def show(table: Table) -> None:
     """Print a table on standard output, at least 120 columns wide without a terminal."""
     out = Console(highlight=False)
-    out.print(table) if out.is_terminal else Console(highlight=False, width=_MIN_WIDTH).print(table)
+    with _without_status_line():
+        out.print(table) if out.is_terminal else Console(highlight=False, width=_MIN_WIDTH).print(table)
+
+
+@contextmanager
+def _without_status_line() -> Iterator[None]:
+    for live in _lives:
+        live.stop()
+    yield
+    for live in _lives:
+        live.start()
+
+
+@contextmanager
+def keep_printing() -> Iterator[None]:
+    """Print to today's standard error while the block redirects it, in Python or below."""
+    stream = sys.stderr
+    with ExitStack() as stack:
+        with suppress(OSError, ValueError):  # a closed stream, or a test's
+            stream = stack.enter_context(os.fdopen(os.dup(stream.fileno()), "w", encoding="utf-8", errors="replace"))
+        console.file = stream
+        try:
+            yield
+        finally:
+            console._file = None
 
 
 def clock(seconds: float) -> str:

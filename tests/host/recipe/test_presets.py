@@ -10,6 +10,7 @@ from torch import nn
 
 from eyas_host.cli.app import HELP
 from eyas_host.data.class_folders import list_class_folders
+from eyas_host.data.first_look import look_at
 from eyas_host.models.factory import PixelClassifier, build_student, build_teacher, known_model
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.load import load_recipe
@@ -31,7 +32,8 @@ def preset_recipe(
 ) -> Recipe:
     """The recipe that `eyas new` writes, with random weights, because there may be no hub."""
     networks = TEACHERS[teacher], STUDENTS[student]
-    path = new_recipe(images, list_class_folders(images).classes, models, "toy", *networks)
+    classes = list_class_folders(images).classes
+    path = new_recipe(images, classes, models, "toy", *networks, typical=look_at(classes).typical)
     return load_recipe(path, ("teacher.weights=random", "student.weights=random"))
 
 

@@ -270,7 +270,7 @@ def test_new_writes_a_recipe_that_loads(tmp_path: Path, shape_images: Path) -> N
     path = new_recipe(shape_images, classes, tmp_path, "shapes")
     recipe = load_recipe(path)
     assert (recipe.run.name, recipe.data.path) == ("shapes", str(shape_images))
-    assert (recipe.image.size, recipe.image.fit, recipe.student.epochs) == (64, "crop", 60)
+    assert (recipe.image.size, recipe.image.fit, recipe.student.epochs) == (128, "crop", 60)
     assert recipe.augment.horizontal_flip
     with pytest.raises(RecipeError, match="exists already"):
         new_recipe(shape_images, classes, tmp_path, "shapes")
