@@ -48,8 +48,7 @@ def settle(
     context = RunContext(recipe, runs / recipe.run.name, {k: v for k, v in wanted.items() if k != _NAME})
     kept = {key: value for key, value in wanted.items() if key in remembered and key not in given}
     if kept:
-        drop = " ".join(f"--set {key}=" for key in kept)
-        say(f"  settings remembered with {context.root}: {escape(', '.join(_texts(kept)))} (drop with {drop})")
+        say(f"  settings remembered with {context.root} (--set KEY= drops one): {escape(', '.join(_texts(kept)))}")
     if not yes and context.settings != remembered and name is not None:
         _ask(path, context, remembered, stages)
     return context

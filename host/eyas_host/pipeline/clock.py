@@ -83,7 +83,7 @@ class ChainClock:
 
     def line(self) -> str:
         """`distill: student 12/90  loss 0.31; about 12 min left`."""
-        what = self._stage or "starting"
+        what = self._stage or (self._steps[max(self._at, 0)][0] if self._at < len(self._steps) else "finishing")
         if self._meter is not None:
             what += f": {self._meter.title} {self._meter.done}/{self._meter.total}  {self._meter.note}".rstrip()
         return f"{what}; about {about(self.left())} left in all" if self._steps else what

@@ -36,6 +36,8 @@ class Speed(Struct, frozen=True):
     """A step of training."""
     student: float
     student_step: float
+    python: float = 1.0
+    """Time of a loop in Python, in units of the machine that the constants were measured on when it was idle."""
 
 
 class Counts(Struct, frozen=True):
@@ -48,6 +50,7 @@ class Counts(Struct, frozen=True):
 
 def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int) -> dict[str, tuple[Step, ...]]:
     """Stage -> its steps, with their estimated seconds."""
+    start = _START_S * speed.python
     train, validation, test = counts.train, counts.validation, counts.test
     student, prune, quantize = recipe.student, recipe.prune, recipe.quantize
     trained = not student.checkpoint
@@ -56,10 +59,10 @@ def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int)
     def epochs(count: int, step: float, check: float) -> float:
         return count * (train * step + validation * check)
 
-    read_all = sum((train, validation, test)) * (speed.read + _HASH_S)
+    read_all = sum((train, validation, test)) * (speed.read + _HASH_S * speed.python)
     features = (_HEAD_VIEWS * train + validation) * (speed.view + speed.teacher)
     teach = (
-        Step(_START_S + train * speed.read),
+        Step(start + train * speed.read),
         Step(features, "teacher, features"),
         Step(recipe.teacher.head_epochs * (0.05 + train * 2e-5), "teacher, head"),
         Step(epochs(recipe.teacher.epochs, speed.teacher_step + speed.view, speed.teacher), "teacher, blocks"),
@@ -67,7 +70,7 @@ def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int)
     student_epochs = epochs(student.epochs, speed.student_step, speed.student) * labels_only
     distill = (
         Step(student.views * train * (speed.view + speed.teacher), "views and the teacher's outputs"),
-        Step(_START_S),
+        Step(start),
         Step(student_epochs, "student"),
     )
     size = 1.0 if prune.method == "none" else prune.keep**0.7
@@ -75,16 +78,17 @@ def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int)
     if prune.method == "none":
         pruned: tuple[Step, ...] = (Step(3.0),)
     elif (prune.method, prune.target) == ("channel", "latency"):
-        between = 30 + epochs(prune.round_epochs, speed.student_step, speed.student)
-        seconds = [between] * (prune.rounds - 1) + [30 + recovery]
+        between = 30 * speed.python + epochs(prune.round_epochs, speed.student_step, speed.student)
+        seconds = [between] * (prune.rounds - 1) + [30 * speed.python + recovery]
         titles = [f"pruned student, round {number} of {prune.rounds}" for number in range(1, prune.rounds + 1)]
-        pruned = (Step(_START_S), *map(Step, seconds, titles))
+        pruned = (Step(start), *map(Step, seconds, titles))
     else:
-        pruned = (Step(_START_S), Step(recovery, "pruned student"))
+        pruned = (Step(start), Step(recovery, "pruned student"))
     fine = epochs(quantize.epochs, speed.student_step * size * _QAT_STEPS, speed.student * 3 * size)
-    calibration = Step(2 * _START_S + quantize.calibration * speed.student * 5)
+    calibration = Step(2 * start + quantize.calibration * speed.student * 5)
     qat: tuple[Step, ...] = (calibration, Step(fine, "int8 student")) if quantize.method == "qat" else (calibration,)
     artefacts = [runtime for runtime in recipe.compile.runtimes for _ in recipe.compile.precisions]
+    compiling = speed.python * sum(_COMPILE_S[runtime] for runtime in artefacts)  # too uneven to follow its meter
     passes = speed.teacher * trained + speed.student * (3 + _ARTEFACT_PASSES + _EXACT_PASSES * size)
     calls = _LATENCY_CALLS * (speed.teacher * trained + speed.student * (2 + _ARTEFACT_PASSES))
     robust = min(validation, _ROBUSTNESS_IMAGES) * _ROBUSTNESS_PASSES * (speed.student + speed.view)
@@ -93,13 +97,19 @@ def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int)
         return Step(images * (speed.read + passes) / cores, "predictions of every variant")
 
     return {
-        "split": (Step(1.0 + read_all, "reading images"),),
+        "split": (Step(speed.python + read_all, "reading images"),),
         "teach": teach if trained else (Step(1.0),),
-        "distill": distill if trained else (Step(_START_S),),
+        "distill": distill if trained else (Step(start),),
         "prune": pruned,
         "qat": qat,
-        "compile": (Step(_START_S), Step(sum(_COMPILE_S[runtime] for runtime in artefacts), "compiling")),
-        "verify": (Step(_START_S), predictions(validation), Step(3.0), Step(calls, "latency"), Step(2.0)),
-        "pack": (Step(2.0 + train * (speed.read + speed.student) / cores),),
-        "report": (Step(_START_S), predictions(test), Step(robust, "robustness"), Step(10.0)),
+        "compile": (Step(start + compiling),),
+        "verify": (
+            Step(start),
+            predictions(validation),
+            Step(3 * speed.python),
+            Step(calls, "latency"),
+            Step(2 * speed.python),
+        ),
+        "pack": (Step(2 * speed.python + train * (speed.read + speed.student) / cores),),
+        "report": (Step(start), predictions(test), Step(robust, "robustness"), Step(10 * speed.python)),
     }
