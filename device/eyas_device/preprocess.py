@@ -6,6 +6,7 @@ Normalisation and channel order are part of the models, so no float image exists
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from eyas_device.errors import ImageError
+from eyas_device.support.decoders import DECODERS
 from eyas_device.support.image_header import FORMATS, describe_start, header_size, jpeg_size, oversize
 from eyas_device.support.jpeg import is_cut_short, jpeg_frame, jpeg_problem
 from eyas_device.support.stored_image import StoredImage, inspect_image, to_bgr
@@ -53,6 +55,8 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return next((by for by in (8, 4, 2) if int(side * self.crop_fraction) // by >= self.size), 1)
 
 
+_logger = logging.getLogger(__name__)
+_logger.addHandler(logging.NullHandler())  # else Python prints a line per image where nobody configured logging
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
@@ -79,7 +83,7 @@ def decode(
     if bytes(data[:2]) == b"\xff\xd8":
         return _decode_jpeg(data, spec, where, kept)
     stored = _inspect(data, where)
-    pixels = to_bgr(_imdecode(stored.data, _flag(stored), where), stored, 16 if spec is None else spec.bits)
+    pixels = to_bgr(imdecode(stored.data, _flag(stored), where), stored, 16 if spec is None else spec.bits)
     return np.asarray(pixels, dtype=np.uint8)
 
 
@@ -93,8 +97,16 @@ def max_stored(data: bytes | memoryview, *, where: str = "image") -> int | None:
     stored = _inspect(data, where)
     if stored.bits != 16 or stored.scaled:
         return None
-    values = _imdecode(stored.data, _flag(stored), where)
+    values = imdecode(stored.data, _flag(stored), where)
     return int((values[..., :3] if values.ndim == 3 else values).max())
+
+
+def decoder_messages(data: bytes) -> list[str]:
+    """What the decoder complains of in an image. Raises `ImageError` as `decode` does."""
+    messages: list[str] = []
+    stored = None if bytes(data[:2]) == b"\xff\xd8" else _inspect(data, "image")
+    imdecode(data if stored is None else stored.data, cv2.IMREAD_UNCHANGED, "image", messages)
+    return messages
 
 
 def _decode_jpeg(data: bytes | memoryview, spec: Preprocessing | None, where: str, kept: tuple[float, float]) -> Pixels:
@@ -107,7 +119,7 @@ def _decode_jpeg(data: bytes | memoryview, spec: Preprocessing | None, where: st
     flag = cv2.IMREAD_COLOR
     if spec is not None and spec.decode == "reduced":
         flag = _REDUCED.get(spec.reduction(*_kept_size(size, kept, data)), flag)
-    return np.asarray(_imdecode(data, flag, where), dtype=np.uint8)
+    return np.asarray(imdecode(data, flag, where), dtype=np.uint8)
 
 
 def _inspect(data: bytes | memoryview, where: str) -> StoredImage:
@@ -122,14 +134,25 @@ def _flag(stored: StoredImage) -> int:
     return cv2.IMREAD_UNCHANGED if stored.as_stored else cv2.IMREAD_COLOR
 
 
-def _imdecode(data: bytes | memoryview, flag: int, where: str) -> npt.NDArray[Any]:
+def imdecode(data: bytes | memoryview, flag: int, where: str, complaints: list[str] | None = None) -> npt.NDArray[Any]:
+    """Decode with OpenCV; what its decoders print is logged, or added to `complaints`.
+
+    Raises `ImageError` if there is no image.
+    """
     try:
-        values = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
+        with DECODERS.kept() as messages:
+            values = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
     except (cv2.error, SystemError, MemoryError) as error:
         reason = " ".join(str(getattr(error, "err", "") or error).split())
         raise ImageError(f"{where}: not an image that can be decoded ({reason})") from None
     if values is None:
-        raise ImageError(f"{where}: not an image that can be decoded: it is damaged, or of a rare kind")
+        reason = messages[0] if messages else "it is damaged, or of a rare kind"
+        raise ImageError(f"{where}: not an image that can be decoded: {reason}")
+    if complaints is not None:
+        complaints += messages
+        return np.asarray(values)
+    for message in messages:
+        _logger.warning("%s: damaged, but decoded: %s", where, message)
     return np.asarray(values)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from eyas_device.camera import Frame
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Pixels, check_encoded, image_size
+from eyas_device.preprocess import Pixels, check_encoded, image_size, imdecode
 from eyas_device.support.image_header import oversize
 
 DEGRADED_SHARE = 0.05
@@ -109,10 +109,4 @@ def is_black(frame: Frame, level: float) -> bool:
 def _downscaled(frame: Frame) -> Pixels:
     if not isinstance(frame.image, bytes):
         return frame.image
-    try:
-        pixels = cv2.imdecode(np.frombuffer(frame.image, dtype=np.uint8), cv2.IMREAD_REDUCED_COLOR_8)
-    except cv2.error as error:
-        raise ImageError(f"{frame.source}: not an image that can be decoded ({error.err})") from None
-    if pixels is None:
-        raise ImageError(f"{frame.source}: not an image that can be decoded")
-    return np.asarray(pixels, dtype=np.uint8)
+    return np.asarray(imdecode(frame.image, cv2.IMREAD_REDUCED_COLOR_8, frame.source), dtype=np.uint8)

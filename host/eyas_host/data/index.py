@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Preprocessing, decode
+from eyas_device.preprocess import Preprocessing
 from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
 from eyas_host.data.sources import Candidates, LabelledImage, list_images, subsample
 from eyas_host.data.stored_values import StoredImageFile, StoredValues, check_bits, describe_values, examine
@@ -150,8 +150,7 @@ def _read_all(images: Sequence[LabelledImage], bits: int) -> Iterator[tuple[Labe
 def _read(image: LabelledImage, spec: Preprocessing) -> tuple[LabelledImage, FileInfo] | str:
     try:
         data = Path(image.path).read_bytes()
-        pixels = decode(data, spec=spec, where=image.path)
-        values = examine(data, pixels, where=image.path)
+        pixels, values = examine(data, spec, where=image.path)
     except ImageError as error:
         return str(error)
     except OSError as error:

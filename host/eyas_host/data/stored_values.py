@@ -6,6 +6,7 @@ images. One thing cannot be known from a single file and is decided for the whol
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -17,7 +18,9 @@ import msgspec
 import numpy as np
 from PIL import Image, ImageCms
 
-from eyas_device.preprocess import Pixels, max_stored
+from eyas_device.errors import ImageError
+from eyas_device.preprocess import Pixels, Preprocessing, decode, decoder_messages, max_stored
+from eyas_device.support.decoders import DECODERS, message_kind
 from eyas_device.support.stored_image import inspect_image
 from eyas_host.support.errors import DataError
 
@@ -27,6 +30,7 @@ _DARK_PERCENTILE = 99
 _SAMPLED = 65_536
 """Pixels of an image that are looked at."""
 _SHOWN = 3
+_MAX_SUSPECTS = 500
 _BITS = (10, 12, 14, 16)
 """Depths of cameras whose values are stored in 16 bits."""
 _SIZE_RATIO, _ASPECT_RATIO = 4.0, 2.5
@@ -50,6 +54,8 @@ class StoredValues(msgspec.Struct, frozen=True):
     max_value: int | None = None
     """Largest stored value of an image of 16 bits per channel."""
     coloured: bool = True
+    suspect: bool = False
+    """Whether a decoder complained while it was decoded, perhaps about another image."""
 
 
 class StoredImageFile(NamedTuple):
@@ -61,11 +67,14 @@ class StoredImageFile(NamedTuple):
     values: StoredValues
 
 
-def examine(data: bytes, pixels: Pixels, *, where: str = "image") -> StoredValues:
-    """Look at an encoded image and its decoded `pixels`, uint8 [h, w, 3]; cheap beside decoding it.
+def examine(data: bytes, spec: Preprocessing, *, where: str = "image") -> tuple[Pixels, StoredValues]:
+    """Decode an encoded image for `spec`, and look at what it stores, which is cheap beside that.
 
     Raises `ImageError` if it cannot be decoded.
     """
+    before = DECODERS.count
+    pixels = decode(data, spec=spec, where=where)
+    suspect = DECODERS.count > before
     kinds = list(_kinds_of_file(data))
     step = max(1, int((pixels.shape[0] * pixels.shape[1] / _SAMPLED) ** 0.5))
     sample = pixels[::step, ::step]
@@ -74,7 +83,7 @@ def examine(data: bytes, pixels: Pixels, *, where: str = "image") -> StoredValue
     elif np.percentile(sample, _DARK_PERCENTILE) <= MAX_DARK:
         kinds.append(_DARK)
     coloured = bool((sample[..., 0] != sample[..., 1]).any() or (sample[..., 1] != sample[..., 2]).any())
-    return StoredValues(tuple(kinds), max_stored(data, where=where), coloured)
+    return pixels, StoredValues(tuple(kinds), max_stored(data, where=where), coloured, suspect)
 
 
 def check_bits(files: Iterable[StoredImageFile], bits: int) -> None:
@@ -132,11 +141,30 @@ def describe_values(files: Sequence[StoredImageFile], bits: int = 0) -> list[str
         ratio = file.width / file.height / aspect
         if max(ratio, 1 / ratio) >= _ASPECT_RATIO:
             add("of another shape than the others", file)
-    return [
-        f"{len(paths)} image{'s' * (len(paths) > 1)} {kind} ({', '.join(map(_short, paths[:_SHOWN]))}"
-        + (", …)" if len(paths) > _SHOWN else ")")
+    lines = [
+        f"{len(paths)} image{'s' * (len(paths) > 1)} {kind} ({_examples(paths)})"
         for kind, paths in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
+    return lines + _describe_damage(files)
+
+
+def _describe_damage(files: Iterable[StoredImageFile]) -> list[str]:
+    """What decoders complain of, a line for each kind; suspects are decoded again, one at a time, to name them."""
+    groups: dict[str, list[str]] = {}
+    suspects = [file.path for file in files if file.values.suspect]
+    for path in suspects[:_MAX_SUSPECTS]:
+        with contextlib.suppress(OSError, ImageError):
+            for kind in {message_kind(message) for message in decoder_messages(Path(path).read_bytes())}:
+                groups.setdefault(kind, []).append(path)
+    least = "at least " * (len(suspects) > _MAX_SUSPECTS)
+    return [
+        f"{least}{len(paths)} damaged image{'s' * (len(paths) > 1)}, used as decoded ({kind}): {_examples(paths)}"
+        for kind, paths in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _examples(paths: Sequence[str]) -> str:
+    return ", ".join(map(_short, paths[:_SHOWN])) + ", …" * (len(paths) > _SHOWN)
 
 
 def _kinds_of_file(data: bytes) -> Iterable[str]:

@@ -88,6 +88,20 @@ def test_each_kind_is_a_line_with_a_count_and_examples(root: Path) -> None:
     assert len(lines) == len(wanted), lines
 
 
+def test_damage_inside_images_is_a_line_a_kind_and_not_printed(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        data = bytearray(saved(varied(), "JPEG", quality=95))
+        data[-200:-180] = b"\xff" * 20
+        place(root, f"a/damaged{number}.jpg", bytes(data))
+    place(root, "b/spare.png", png(varied().reshape(24, -1), 8, 2, spare=b"z" * 400))
+    lines = index(root).remarks
+    assert capfd.readouterr().err == ""
+    jpeg, other = sorted(lines, key=len, reverse=True)
+    assert jpeg.startswith("2 damaged images, used as decoded (Corrupt JPEG data: ")
+    assert jpeg.endswith("): a/damaged1.jpg, a/damaged2.jpg")
+    assert other == "1 damaged image, used as decoded (libpng warning: IDAT: Too much image data): b/spare.png"
+
+
 @pytest.mark.parametrize(("used", "bits"), [(10, 10), (11, 12), (12, 12), (14, 14)])
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_16_bit_images_of_a_camera_of_fewer_bits_are_refused_with_the_fix(
