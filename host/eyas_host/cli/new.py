@@ -46,7 +46,9 @@ def new(
         typer.echo(f"doubt:   {doubt}")
     if path.exists():
         _refuse(path, images)
-    new_recipe(images, found.classes, models, name, *networks, divided=bool(found.splits), typical=look.typical)
+    new_recipe(
+        images, found.classes, models, name, *networks, divided=bool(found.splits), typical=look.typical, bits=look.bits
+    )
     recipe = load_recipe(path)
     image, augment = recipe.image, recipe.augment
     mirror = "mirrored at random" if augment.horizontal_flip else "never mirrored"

@@ -12,13 +12,16 @@ import numpy as np
 from msgspec import Struct
 
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Pixels, read_image
+from eyas_device.preprocess import Pixels, Preprocessing
 from eyas_host.data.class_balance import MAX_RATIO, MIN_IMAGES
 from eyas_host.data.duplicates import perceptual_hash
+from eyas_host.data.stored_values import StoredImageFile, describe_values, examine, examine_files, used_bits
 
 _PAIRS = 24
 """Pairs of neighbouring files that are read."""
 _SECONDS = 4.0
+_IN_FULL = Preprocessing(size=1)
+"""Images are decoded at their full size."""
 _ALIKE_BITS = 16
 """As `[data] near_duplicates`."""
 _TRAINING = 0.7
@@ -42,6 +45,10 @@ class FirstLook(Struct, frozen=True):
     """Pairs of neighbouring files that were compared."""
     alike: int
     """How many of them look nearly the same."""
+    stored: tuple[str, ...] = ()
+    """What they store that is to be known, a line for each kind."""
+    bits: int = 0
+    """Bits that images of 16 bits per channel use, if those are fewer than 16."""
 
     @property
     def typical(self) -> tuple[int, int]:
@@ -67,15 +74,21 @@ def look_at(classes: Mapping[str, Sequence[Path]]) -> FirstLook:
     """Read pairs of neighbouring files, spread over all classes, for some seconds at most."""
     sizes: list[tuple[int, int]] = []
     unreadable, grey, pairs, alike = [], True, 0, 0
+    files: list[StoredImageFile] = []
     until = time.monotonic() + _SECONDS
     for pair in _neighbours([files for files in classes.values() if files]):
         read: list[Pixels] = []
         for path in pair:
             try:
-                read.append(read_image(path))
+                image, values = examine(path.read_bytes(), _IN_FULL, where=str(path))
             except ImageError as error:
                 unreadable.append(str(error))
-        for image in read:
+                continue
+            except OSError as error:
+                unreadable.append(f"{path}: cannot be read ({error.strerror})")
+                continue
+            read.append(image)
+            files.append(StoredImageFile(str(path), image.shape[1], image.shape[0], values))
             sizes.append((image.shape[1], image.shape[0]))
             grey = grey and bool((image == image[..., :1]).all())
         if len(read) == 2:
@@ -85,7 +98,12 @@ def look_at(classes: Mapping[str, Sequence[Path]]) -> FirstLook:
             break
     counts = Counter(sizes)
     ordered = tuple(sorted(sizes, key=lambda size: (-counts[size], size)))
-    return FirstLook(ordered, grey and bool(sizes), tuple(unreadable), pairs, alike)
+    deep = [file.values.max_value for file in files if file.values.max_value is not None]
+    bits = used_bits(max(deep)) % 16 if deep else 0
+    if bits:
+        files = examine_files((file.path for file in files), bits)
+    stored = tuple(describe_values(files, bits))
+    return FirstLook(ordered, grey and bool(sizes), tuple(unreadable), pairs, alike, stored, bits)
 
 
 def _neighbours(classes: Sequence[Sequence[Path]]) -> Iterator[Sequence[Path]]:
@@ -144,6 +162,12 @@ def _looks(look: FirstLook, size: int) -> Iterator[str]:
             f"large images: {width} x {height} pixels are reduced to {size} x {size}; if what matters is too small to "
             "be seen there (look at the preview), cut it out or raise [image] size"
         )
+    if look.bits:
+        yield (
+            f"images of 16 bits that use {look.bits} would be seen almost black: the recipe has bits = {look.bits}; 16 "
+            "if they are meant to be so dark"
+        )
+    yield from (f"of a sample, {line}" for line in look.stored)
     if look.unreadable:
         yield f"{len(look.unreadable)} of a sample cannot be read, e.g. {look.unreadable[0]}"
     if look.pairs and look.alike / look.pairs > 0.2:

@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 
 from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
+from eyas_host.data.stored_values import describe_values, examine_files
 from eyas_host.data.transforms import Augmenter, prepared
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe import Recipe
 from eyas_host.support.files import atomic_write
+from eyas_host.support.progress import warn
 
 SHEET = Path("preview") / "sheet.png"
 """Below the run's folder."""
@@ -62,6 +64,9 @@ def write_preview(context: RunContext, *, images: int = 3, views: int = 6) -> Pa
     path = context.root / SHEET
     with atomic_write(path) as temporary:
         _draw(cells, captions, titles, head, side).savefig(temporary, format="png", dpi=_DPI)
+    bits = recipe.image.bits
+    for line in describe_values(examine_files((train.images[row].path for row in rows), bits), bits):
+        warn(f"of those shown, {line}")
     return path
 
 

@@ -86,6 +86,21 @@ def examine(data: bytes, spec: Preprocessing, *, where: str = "image") -> tuple[
     return pixels, StoredValues(tuple(kinds), max_stored(data, where=where), coloured, suspect)
 
 
+def used_bits(largest: int) -> int:
+    """Bits of the camera whose largest value is `largest`: 10, 12, 14 or 16."""
+    return next(depth for depth in _BITS if largest < 1 << depth)
+
+
+def examine_files(paths: Iterable[str], bits: int = 0) -> list[StoredImageFile]:
+    """Examine some files; those that cannot be read are left out."""
+    files = []
+    for path in paths:
+        with contextlib.suppress(OSError, ImageError):
+            pixels, values = examine(Path(path).read_bytes(), Preprocessing(size=1, bits=bits or 16), where=path)
+            files.append(StoredImageFile(path, pixels.shape[1], pixels.shape[0], values))
+    return files
+
+
 def check_bits(files: Iterable[StoredImageFile], bits: int) -> None:
     """Check that the images of 16 bits per channel use the `bits` of the recipe; 0: all 16.
 
@@ -97,7 +112,7 @@ def check_bits(files: Iterable[StoredImageFile], bits: int) -> None:
         return
     brightest = max(deep, key=lambda path: deep[path] or 0)
     largest = deep[brightest] or 0
-    used = next(depth for depth in _BITS if largest < 1 << depth)
+    used = used_bits(largest)
     count = f"{len(deep)} image{'s' * (len(deep) > 1)} of 16 bits per channel"
     if not bits and used < 16:
         raise DataError(

@@ -37,7 +37,7 @@ path = {folder}{division}
 
 [image]
 size = {size}    # the images are {width} x {height}{reason}
-fit = "{fit}"
+fit = "{fit}"{bits}
 
 [augment]        # only what the real camera could see
 horizontal_flip = {mirrored}
@@ -81,6 +81,7 @@ def new_recipe(
     *,
     divided: bool = False,
     typical: tuple[int, int] = (128, 128),
+    bits: int = 0,
 ) -> Path:
     """Write `models/<name>/recipe.toml` for the folder `images` and return its path.
 
@@ -93,6 +94,7 @@ def new_recipe(
         teacher: Preset of the teacher.
         student: Preset of the student.
         typical: Most frequent width and height of the images, pixels.
+        bits: Bits that images of 16 bits per channel use; 0: all.
 
     Raises:
         RecipeError: the recipe exists, or the name is invalid.
@@ -120,6 +122,7 @@ def new_recipe(
         height=height,
         reason="; the networks were trained on images of about this size" if min(width, height) < size else "",
         fit=fit,
+        bits=f"\nbits = {bits}    # of the 16 that the files have" if bits else "",
         mirrored="true    # false for text, signs, X-rays"
         if mirrored
         else "false    # a mirrored image may be another class",

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from eyas_host.data.first_look import doubts, look_at
 from eyas_host.data.index import Index, build_index
 from eyas_host.data.stored_values import StoredImageFile, StoredValues, check_bits, describe_values
 from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.load import load_recipe
+from eyas_host.recipe.scaffold import new_recipe
 from eyas_host.support.errors import DataError
 from tests.support.stored_images import ALPHA, GREY, RGB, big_endian, png, saved, tiff
 
@@ -139,3 +142,22 @@ def test_one_camera_of_fewer_bits_among_others_is_reported() -> None:
         for line in describe_values(files)
     )
     assert describe_values([]) == []
+
+
+def test_a_new_recipe_has_the_bits_of_the_camera(tmp_path: Path) -> None:
+    for number in range(4):
+        for label in "ab":
+            deep = varied()[..., 0].astype(np.uint16) << 4
+            place(tmp_path, f"set/{label}/{number}.png", png(big_endian(deep), 16, 0))
+    classes = {label: sorted((tmp_path / "set" / label).iterdir()) for label in "ab"}
+    look = look_at(classes)
+    assert look.bits == 12 and look.grey
+    said = doubts(classes, look, 64)
+    assert any("16 bits that use 12 would be seen almost black: the recipe has bits = 12" in line for line in said)
+    assert not any("very dark" in line for line in said)
+    recipe = load_recipe(new_recipe(tmp_path / "set", classes, tmp_path / "models", bits=look.bits))
+    assert recipe.image.bits == recipe.image.preprocessing().bits == 12
+    remarks = build_index(recipe.data, recipe.image.bits).remarks
+    assert [line.partition(" (")[0] for line in remarks if "bits" in line] == [
+        "8 images of 16 bits per channel: the upper 8 of 12 bits are used"
+    ]
