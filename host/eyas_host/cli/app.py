@@ -21,6 +21,7 @@ from eyas_device.support.streams import open_streams, output_of
 from eyas_host.cli import devices, fleet, stages, training
 from eyas_host.cli.doctor import doctor
 from eyas_host.cli.evaluate import evaluate
+from eyas_host.cli.labels import labels
 from eyas_host.cli.new import new
 from eyas_host.cli.sensitivity import sensitivity
 from eyas_host.support.extras import extra_of
@@ -33,7 +34,7 @@ HELP = resources.files("eyas_host.cli") / "help"
 """A page for each verb, shown by `--help` below the options."""
 
 VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
-    "The main job": (new, stages.preview, stages.distill),
+    "The main job": (new, labels, stages.preview, stages.distill),
     "Its stages (earlier ones run first where they are out of date)": stages.VERBS,
     "Training": (training.baseline, training.tune, sensitivity, training.pretrain),
     "A finished bundle": (evaluate,),

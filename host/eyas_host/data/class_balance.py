@@ -78,7 +78,7 @@ def _label_conflicts(manifest: SplitManifest) -> list[str]:
     two = next(p for p in mixed[0] if p.label != one.label)
     return [
         f"{len(mixed)} cluster{'s' * (len(mixed) > 1)} of near-duplicates with more than one label, e.g. {one.path} "
-        f"({one.label}) and {two.path} ({two.label}): check them in split/index.csv"
+        f"({one.label}) and {two.path} ({two.label}): `eyas labels check RECIPE` shows them"
     ]
 
 

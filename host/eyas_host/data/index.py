@@ -220,18 +220,22 @@ def _copy_remarks(copies: Sequence[tuple[LabelledImage, LabelledImage]]) -> Iter
     """What exact copies contradict besides labels, a line a kind with the count and an example."""
     twice = [copy for copy, first in copies if copy.path == first.path]
     if twice:
-        yield f"{len(twice)} files are named twice, e.g. {twice[0].path}: each is taken once"
+        yield f"{_are(len(twice), 'file')} named twice, e.g. {twice[0].path}: taken once"
     splits = [(copy, first) for copy, first in copies if copy.split != first.split]
     if splits:
         copy, first = splits[0]
         yield (
-            f"{len(splits)} images lie in two splits, e.g. {first.path} and {copy.path}: kept in test, else in "
-            "validation, so that no copy of them is trained on"
+            f"{len(splits)} image{' lies' if len(splits) == 1 else 's lie'} in two splits, e.g. {first.path} and "
+            f"{copy.path}: kept in test, else in validation, so that no copy is trained on"
         )
     groups = [(copy, first) for copy, first in copies if copy.group and first.group and copy.group != first.group]
     if groups:
         copy, first = groups[0]
         yield (
-            f"{len(groups)} images are in two groups, e.g. {first.path} in {first.group!r} and {copy.group!r}: by "
+            f"{_are(len(groups), 'image')} in two groups, e.g. {first.path} in {first.group!r} and {copy.group!r}: by "
             "group, the two count as one"
         )
+
+
+def _are(number: int, noun: str) -> str:
+    return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"

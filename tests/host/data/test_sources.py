@@ -182,3 +182,38 @@ def test_no_pixels_are_kept(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert len(index.images) == 60
     assert peak < 40e6
+
+
+def test_contradictions_of_tables_name_their_lines_in_one_message(place: Path) -> None:
+    """A file named twice, by a link, by another path and in a second table: each label against the first."""
+    (place / "link.png").symlink_to(place / "images/ring/000.png")
+    one = "path,label\n" + ROWS + "images/../images/ring/001.jpg,square\nlink.png,square\n"
+    (place / "two.csv").write_text("path,label\nimages/square/000.png,ring\nimages/ring/002.png,ring\n")
+    data = DataSection(
+        source="csv", path=table(place, one).path, more=(Source(source="csv", path=str(place / "two.csv")),)
+    )
+    with pytest.raises(DataError) as caught:
+        build_index(data)
+    head, *lines = str(caught.value).splitlines()
+    assert head.startswith("3 images have two labels") and "eyas labels check" in head
+    expected = [("000.png", 2, "link.png", "table.csv line 6"), ("square/000.png", 4, "000.png", "two.csv line 2")]
+    for first, line, second, where in expected:
+        assert any(
+            f"{first} (" in text and f"line {line})" in text and second in text and where in text for text in lines
+        )
+    assert any("ring/001.jpg (ring," in text and "ring/001.jpg (square," in text for text in lines)
+
+
+def test_copies_in_two_groups_or_named_twice_are_said(place: Path) -> None:
+    (place / "copy.png").write_bytes((place / "images/ring/000.png").read_bytes())
+    text = "path,label,group\n" + ROWS.replace("\n", ",a\n") + "copy.png,ring,b\nimages/square/000.png,square,a\n"
+    remarks = " | ".join(build_index(table(place, text)).remarks)
+    assert "1 file is named twice, e.g. " in remarks and "square/000.png: taken once" in remarks
+    assert "1 image is in two groups, e.g. " in remarks and "'a' and 'b'" in remarks
+
+
+def test_copies_in_two_given_splits_are_said(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        draw_folder(tmp_path / split, count=2, labels=("ring", "square"))
+    index = build_index(DataSection(path=str(tmp_path), by="folders"))
+    assert "4 images lie in two splits, e.g. " in index.remarks[0] and {p.split for p in index.images} == {"test"}
