@@ -33,19 +33,19 @@ Pixels = npt.NDArray[np.uint8]
 def draw_garment(label: str, seed: int) -> Pixels:
     """A garment of its own width, height, angle and cloth, uint8 [28, 28] grey on black."""
     rng = np.random.default_rng((GARMENTS.index(label), seed))
-    scale, angle = rng.uniform(0.8, 1.1, 2), np.radians(rng.uniform(-8, 8))
+    scale, angle = rng.uniform(0.7, 1.15, 2), np.radians(rng.uniform(-15, 15))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    centre, size = _SIDE / 2 + rng.uniform(-1.5, 1.5, 2), _SIDE * _FINE
+    centre, size = _SIDE / 2 + rng.uniform(-2.5, 2.5, 2), _SIDE * _FINE
     canvas = np.zeros((size, size), np.uint8)
     for polygon in _OUTLINES[label]:
-        corners = (np.array(polygon) + rng.uniform(-0.7, 0.7, (len(polygon), 2))) * scale @ turn.T + centre
+        corners = (np.array(polygon) + rng.uniform(-1.8, 1.8, (len(polygon), 2))) * scale @ turn.T + centre
         points = (corners * _FINE).astype(np.int32)
         cv2.fillPoly(canvas, [points], 255)
         cv2.polylines(canvas, [points], isClosed=True, color=255, thickness=_FINE)
     shape = cv2.resize(canvas, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) / 255
     rows = np.arange(_SIDE)[:, None]
-    cloth = rng.uniform(90, 230) + rng.uniform(0, 30) * np.sin(rows * rng.uniform(0.3, 2.0) + rng.uniform(0, 6))
-    return np.clip(shape * (cloth + rng.normal(0, 12, shape.shape)), 0, 255).astype(np.uint8)
+    cloth = rng.uniform(50, 230) + rng.uniform(0, 30) * np.sin(rows * rng.uniform(0.3, 2.0) + rng.uniform(0, 6))
+    return np.clip(shape * (cloth + rng.normal(0, 25, shape.shape)), 0, 255).astype(np.uint8)
 
 
 def draw_garments(root: Path, *, count: int = 60) -> Path:

@@ -108,7 +108,8 @@ def prepared_run(
     from eyas_host.stages.chain import STAGES
     from eyas_host.stages.plan import show_plan
 
-    context = settled_run(recipe_path, runs, overrides, start=start, only=only, yes=yes)
+    last = until if shared else None  # later stages stay as they are, and the settings are for this command alone
+    context = settled_run(recipe_path, runs, overrides, start=start, only=only, until=last, yes=yes)
     with runner.prepared_run(STAGES, context, start=start, only=only, until=until, shared=shared, plan=show_plan):
         yield context
 
@@ -120,6 +121,7 @@ def settled_run(
     *,
     start: str | None = None,
     only: str | None = None,
+    until: str | None = None,
     yes: bool = False,
 ) -> RunContext:
     """The run of a recipe with this command's settings and the remembered ones; prints the recipe's warnings."""
@@ -127,7 +129,8 @@ def settled_run(
     from eyas_host.cli.remembered import settle
 
     check_stages(start, only)
-    context = settle(recipe_path, runs, overrides or (), stages={"start": start, "only": only}, yes=yes)
+    stages = {"start": start, "only": only, "until": until}
+    context = settle(recipe_path, runs, overrides or (), stages=stages, yes=yes)
     show_warnings(context.recipe)
     return context
 

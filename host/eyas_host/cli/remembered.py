@@ -32,7 +32,7 @@ def settle(
         path: The recipe.
         runs: Folder of all runs.
         overrides: `section.key=value`; `section.key=` drops what is remembered.
-        stages: `start`, `only` and `until` of the command: what `start` and `only` name may be cleared.
+        stages: `start` and `only` of the command, which may be cleared, and `until` if it leaves later ones alone.
         yes: Clear finished stages without a question.
 
     Raises:
@@ -64,10 +64,10 @@ def _ask(path: Path, context: RunContext, remembered: Mapping[str, str], stages:
     consented = stages.get("only") or stages.get("start")
     names = [stage.name for stage in STAGES]
     last = names.index(consented) if consented in names else len(names)
-    kept = {due.name for due in due_stages(STAGES, before) if not due.reasons}
+    kept = {due.name for due in due_stages(STAGES, before, until=stages.get("until")) if not due.reasons}
     cleared = [
         due
-        for due in due_stages(STAGES, context)
+        for due in due_stages(STAGES, context, until=stages.get("until"))
         if due.reasons and due.record is not None and due.name in kept and names.index(due.name) < last
     ]
     if not cleared or [due.name for due in cleared] == ["report"]:  # a report is written again in a minute

@@ -183,6 +183,6 @@ def test_mistakes(place: Path, words: tuple[str, ...], message: str) -> None:
     if "cuda" in words[-1] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     before = json.loads((place / "runs/toy/baseline.json").read_bytes())
-    done = eyas(place, "baseline", "recipe.toml", *words)
+    done = eyas(place, "baseline", "recipe.toml", "--yes", *words)
     assert done.code == 2 and message in done.err and "Traceback" not in done.err, done.err
     assert json.loads((place / "runs/toy/baseline.json").read_bytes()) == before

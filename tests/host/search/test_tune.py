@@ -176,7 +176,7 @@ def test_a_killed_search_goes_on_and_tries_its_last_trial_again(tmp_path: Path) 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert states() == ["COMPLETE", "RUNNING"]
-    done = tune(place, *words)
+    done = tune(place, "--yes", *words)
     assert done.code == 0 and "1 of 2 trials finished" in done.err
     found = result(place)
     assert found.put_back == 1 and states().count("FAIL") == 1 and "RUNNING" not in states()
@@ -269,7 +269,7 @@ def test_mistakes(place: Path, words: tuple[str, ...], message: tuple[str, ...])
     if "cuda" in words[-1] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     before = result(place)
-    done = tune(place, *words)
+    done = tune(place, "--yes", *words)
     assert done.code == 2 and all(word in done.err for word in message), done.err
     assert "secret" not in done.err and "Traceback" not in done.err
     assert sum(line.startswith("eyas: ") for line in done.err.splitlines()) == (words not in USAGE)

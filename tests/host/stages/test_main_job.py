@@ -260,7 +260,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_numbers(place: Path) -> Non
 def test_magnitude_pruning_reaches_the_artefact(place: Path) -> None:
     shutil.copytree(place / "runs", place / "sparse")
     more = settings(prune__method="nncf", prune__sparsity="0.5", compile__runtimes='["litert"]')
-    done = eyas(place, "compile", RECIPE, "--runs", "sparse", *more)
+    done = eyas(place, "compile", RECIPE, "--runs", "sparse", "--yes", *more)
     assert done.err.count("unchanged") == 3  # split, teach, distill
     pruning = json.loads((place / "sparse/shapes/prune/stage.json").read_bytes())["facts"]
     assert pruning["method"] == "nncf" and set(pruning["measured_speed"]) == {"fp32", "int8"}
@@ -272,7 +272,7 @@ def test_magnitude_pruning_reaches_the_artefact(place: Path) -> None:
 def test_the_device_applies_the_bundle_costs_as_the_report_does(place: Path) -> None:
     shutil.copytree(place / "runs", place / "priced")
     more = settings(cost__table="{ circle = { ring = 100 } }", cost__other="1")
-    done = eyas(place, "distill", RECIPE, "--runs", "priced", *more)
+    done = eyas(place, "distill", RECIPE, "--runs", "priced", "--yes", *more)
     assert done.err.count("unchanged") == 6  # up to compile
     run = place / "priced/shapes"
     decision = json.loads((run / "bundle/manifest.json").read_bytes())["decision"]
