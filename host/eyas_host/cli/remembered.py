@@ -31,7 +31,7 @@ def settle(
     Args:
         path: The recipe.
         runs: Folder of all runs.
-        overrides: `section.key=value`; `section.key=` drops what is remembered.
+        overrides: `section.key=value`; `section.key=` drops what is remembered, `=` all of it.
         stages: `start` and `only` of the command, which may be cleared, and `until` if it leaves later ones alone.
         yes: Clear finished stages without a question.
 
@@ -43,12 +43,14 @@ def settle(
     name = run_name(path, overrides)
     remembered = _read(runs / name / SETTINGS) if name is not None else {}
     given = {key.strip(): value for key, equals, value in (one.partition("=") for one in overrides) if equals}
-    wanted = {key: value for key, value in {**remembered, **given}.items() if value or key not in remembered}
+    inherited = {} if "" in given else remembered
+    wanted = {key: value for key, value in {**inherited, **given}.items() if key and (value or key not in remembered)}
     recipe = load_recipe(path, [*(one for one in overrides if "=" not in one), *_texts(wanted)])
     context = RunContext(recipe, runs / recipe.run.name, {k: v for k, v in wanted.items() if k != _NAME})
     kept = {key: value for key, value in wanted.items() if key in remembered and key not in given}
     if kept:
-        say(f"  settings remembered with {context.root} (--set KEY= drops one): {escape(', '.join(_texts(kept)))}")
+        shown = escape(", ".join(_texts(kept)))
+        say(f"  settings remembered with {context.root} (--set KEY= drops one, --set = all): {shown}")
     if not yes and context.settings != remembered and name is not None:
         _ask(path, context, remembered, stages)
     return context

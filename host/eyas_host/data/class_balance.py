@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from eyas_host.data.keep import kept_warnings
 from eyas_host.data.manifest import SPLITS, SplitManifest
 
 MIN_IMAGES = 20
 """Training images of a class below which its metrics are mostly chance."""
+_SHOWN = 6
 MAX_RATIO = 10.0
 """Largest over smallest class from which training favours the large one."""
 
@@ -53,11 +56,8 @@ def summary(manifest: SplitManifest) -> str:
 def warnings(manifest: SplitManifest) -> list[str]:
     """Warnings about class counts and labels, each with a remedy."""
     counts = manifest.counts["train"]
-    found = [
-        f"class {label!r} has {count} training images: its metrics are mostly chance; collect at least {MIN_IMAGES}"
-        for label, count in counts.items()
-        if count < MIN_IMAGES
-    ]
+    few = {label: count for label, count in counts.items() if count < MIN_IMAGES}
+    found = [_small_classes(few)] if few else []
     if ratio(manifest) >= MAX_RATIO:
         large, small = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
         found.append(
@@ -66,6 +66,21 @@ def warnings(manifest: SplitManifest) -> list[str]:
         )
     kept = kept_warnings(manifest.kept) if manifest.kept is not None else []
     return kept + found + _label_conflicts(manifest) + _unjoined_clusters(manifest)
+
+
+def _small_classes(counts: Mapping[str, int]) -> str:
+    """One line for all of them."""
+    if len(counts) == 1:
+        label, count = next(iter(counts.items()))
+        return (
+            f"class {label!r} has {count} training images: its metrics are mostly chance; collect at least {MIN_IMAGES}"
+        )
+    shown = ", ".join(f"{label!r} {count}" for label, count in [*counts.items()][:_SHOWN])
+    more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+    return (
+        f"{len(counts)} classes have fewer than {MIN_IMAGES} training images ({shown}{more}): their metrics are mostly "
+        f"chance; collect at least {MIN_IMAGES} of each"
+    )
 
 
 def _label_conflicts(manifest: SplitManifest) -> list[str]:

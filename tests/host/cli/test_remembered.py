@@ -123,6 +123,14 @@ def test_an_edited_recipe_is_an_ordinary_change(toy: Toy) -> None:
     assert toy.settings == {}
 
 
+def test_all_settings_can_be_dropped_at_once(toy: Toy) -> None:
+    toy.run("teacher.epochs=2", "teacher.rate=1e-4", "data.limit=30")
+    with pytest.raises(RunError, match="limit 30 -> 0"):
+        toy.run("=")
+    assert toy.run("=", "teacher.rate=1e-4", yes=True) == ["split", "teach"]
+    assert toy.settings == {"teacher.rate": "1e-4"}
+
+
 def _yes() -> bool:
     return True
 
