@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from eyas_device import __version__
-from eyas_device.errors import EXIT_CHECK_FAILED, EXIT_OUTPUT, EyasError
+from eyas_device.errors import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_OUTPUT, EyasError
+from eyas_device.support.interrupts import describe, exit_code, interruptible
 from eyas_device.support.streams import open_streams, output_of
+from eyas_device.support.trouble import describe_trouble
 
 VERBS = {
     "run": "eyas_device.commands.run",
@@ -35,7 +38,7 @@ _EXAMPLES = """examples:
 
 exit codes: 0 success, 1 a check failed, 2 an error in the command or the bundle,
             3 the camera was lost and did not recover, 74 the output could not be written,
-            78 an error in the configuration file
+            78 an error in the configuration file, 130 Ctrl-C
 """
 
 
@@ -43,20 +46,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code; an error made by the user is one message on standard error and code 2.
 
     Standard streams that are closed or fail never end a verb; if standard output did not take everything, the exit code
-    is 74 instead of 0. A reader that closes the pipe ends the verb quietly.
+    is 74 instead of 0. A reader that closes the pipe ends the verb quietly, and so does a signal, once its children are
+    ended.
     """
     with open_streams():
         try:
-            code = _run(argv)
-            sys.stdout.flush()
+            with interruptible():
+                code = _run(argv)
+                sys.stdout.flush()
         except BrokenPipeError:
             return 0
+        except KeyboardInterrupt as error:
+            return _interrupted(error)
         output = output_of(sys.stdout)
         if output is None or output.first_error is None:
             return code
         if not output.reported:
             print(f"eyas-device: standard output: {output.first_error.strerror}", file=sys.stderr)
         return code or EXIT_OUTPUT
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    """End by the signal itself where that is what systemd and shells look at; Ctrl-C is a line and 130."""
+    print(f"eyas-device: {describe(error)}", file=sys.stderr)
+    if exit_code(error) != EXIT_INTERRUPTED:
+        sys.stdout.flush()
+        os.kill(os.getpid(), exit_code(error) - 128)
+    return exit_code(error)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -72,12 +88,13 @@ def _run(argv: Sequence[str] | None) -> int:
     except EyasError as error:
         logs.print_error(f"eyas-device: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         raise
-    except Exception:  # a defect: its traceback is redacted like every other message
-        logs.log_defect()
+    except Exception as error:
+        if (trouble := describe_trouble(error)) is not None:
+            logs.print_error(f"eyas-device: {trouble}")
+        else:  # a defect: its traceback is redacted like every other message
+            logs.log_defect()
         return EXIT_CHECK_FAILED
     finally:
         log.close()

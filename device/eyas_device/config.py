@@ -9,13 +9,14 @@ import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import msgspec
 
 from eyas_device.board.identity import default_name
 from eyas_device.errors import ConfigError
+from eyas_device.support.files import expand_home
 from eyas_device.support.names import BrokerAddress, check_name, parse_broker
 from eyas_device.support.redact import redact
 from eyas_device.support.toml import Section, convert, error_report, parse
@@ -36,6 +37,7 @@ STATE = "/var/lib/eyas"
 INSTANCES = Path("/etc/eyas/devices")
 """Folder of the configurations NAME.toml of several cameras on one machine, for the services `eyas-device@NAME`. In it,
 the default of `device.state` is `/var/lib/eyas/devices/NAME`, and that of `device.name` ends with `-NAME`."""
+_Section = TypeVar("_Section", bound=Section)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -255,7 +257,7 @@ def read_config(path: Path) -> Config:
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     sections, errors = convert(tree, Config, RENAMED)
-    config = _with_instance(Config(**sections), instance_of(path), tree.get("device"))
+    config = with_home(_with_instance(Config(**sections), instance_of(path), tree.get("device")))
     errors += _invalid_values(config)
     if errors:
         raise ConfigError(error_report(path, errors))
@@ -264,9 +266,25 @@ def read_config(path: Path) -> Config:
 
 def instance_of(path: Path | None) -> str:
     """NAME for the configuration of one camera among several, `INSTANCES/NAME.toml`; empty for any other."""
-    if path is None or path.suffix != ".toml" or Path.cwd() / path.parent != INSTANCES:
+    if path is None or path.suffix != ".toml":
         return ""
-    return path.stem
+    folder = path.parent if path.is_absolute() else Path.cwd() / path.parent
+    return path.stem if folder == INSTANCES else ""
+
+
+def with_home(config: Config) -> Config:
+    """Replace a leading `~` of every path by the home folder of the user who runs the agent."""
+
+    def expanded(section: _Section, *keys: str) -> _Section:
+        return msgspec.structs.replace(section, **{key: expand_home(getattr(section, key)) for key in keys})
+
+    return msgspec.structs.replace(
+        config,
+        device=expanded(config.device, "state"),
+        model=expanded(config.model, "bundle"),
+        telemetry=expanded(config.telemetry, "ca", "certificate", "key", "password_file"),
+        output=tuple(expanded(output, "header_file", "ca") for output in config.output),
+    )
 
 
 def _with_instance(config: Config, instance: str, written: object) -> Config:

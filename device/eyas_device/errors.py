@@ -23,6 +23,9 @@ EXIT_OUTPUT = 74
 EXIT_CONFIG = 78
 """`EX_CONFIG` of sysexits.h: starting again cannot help, so the service does not."""
 
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells count: 128 and the number of the signal."""
+
 
 class EyasError(Exception):
     """Base class of all errors that Eyas raises on purpose."""

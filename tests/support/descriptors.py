@@ -9,8 +9,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
-from eyas_host.cli import app
-
 FULL = Path("/dev/full")
 
 
@@ -40,6 +38,8 @@ def descriptors(out: Path | None, err: Path | None, *, encoding: str = "utf-8") 
 
 def eyas(*arguments: object, out: Path | None, err: Path | None, encoding: str = "utf-8") -> int:
     """Run `eyas ARGUMENTS` on such streams and return its exit code."""
+    from eyas_host.cli import app  # not for the device's tests
+
     with (
         descriptors(out, err, encoding=encoding),
         mock.patch.object(sys, "argv", ["eyas", *map(str, arguments)]),

@@ -25,7 +25,7 @@ from eyas_device.agent.signals import Signals
 from eyas_device.agent.systemd import LOAD_S, Notifier
 from eyas_device.camera import Camera, is_live, open_configured
 from eyas_device.camera.reconnecting import ReconnectingCamera
-from eyas_device.config import STATE, CameraSection, Config, ModelSection, connection_errors, read_config
+from eyas_device.config import STATE, CameraSection, Config, ModelSection, connection_errors, read_config, with_home
 from eyas_device.errors import CameraSpecError, ConfigError, EyasError, LinkError
 from eyas_device.runtimes import use_engine_cache
 from eyas_device.support.closing import Closing
@@ -49,7 +49,7 @@ def load_config(path: Path | None, **over: dict[str, Any]) -> Config:
     config = read_config(path) if path else Config()
     for name, section in over.items():
         values = {key: value for key, value in section.items() if value is not None}
-        config = replace(config, **{name: replace(getattr(config, name), **values)})
+        config = with_home(replace(config, **{name: replace(getattr(config, name), **values)}))
     if errors := list(connection_errors(config.telemetry)):
         raise (
             ConfigError(error_report(path, [f"[telemetry] {error}" for error in errors]))

@@ -55,7 +55,8 @@ class Signals:
             return
         if hangup or number in (signal.SIGINT, signal.SIGTERM):
             self.requested = True
-            signal.signal(number, self._previous[number])
+            ignored = self._previous[number] == signal.SIG_IGN
+            signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)  # ends it also while native code hangs
         loop = self.loop
         if loop is None:
             return

@@ -10,6 +10,7 @@ from pathlib import Path
 from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.errors import CameraError, ImageError
 from eyas_device.support.closing import Closing
+from eyas_device.support.files import expand_home
 from eyas_device.support.image_files import SUFFIXES, describe_left_out, list_image_files
 
 _logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class FolderCamera(Closing):
         """Open `folder:PATH`. Raises `CameraError` if the folder is missing, unreadable or has no image file."""
         if not rest:
             raise CameraError("camera folder: no folder given; write folder:PATH")
-        return cls(Path(rest))
+        return cls(Path(expand_home(rest)))
 
     def capture(self) -> Frame | None:
         """Return the next image file; None after the last. Raises `ImageError` if it cannot be read."""

@@ -11,6 +11,7 @@ import numpy as np
 from eyas_device.camera import TIMEOUT_S, Frame
 from eyas_device.errors import CameraError
 from eyas_device.support.closing import Closing
+from eyas_device.support.files import expand_home
 
 
 class VideoCamera(Closing):
@@ -33,7 +34,7 @@ class VideoCamera(Closing):
         """Open `video:PATH`. Raises `CameraError` if the file is missing or not a video."""
         if not rest:
             raise CameraError("camera video: no file given; write video:PATH")
-        return cls(Path(rest))
+        return cls(Path(expand_home(rest)))
 
     def capture(self) -> Frame | None:
         """Return the next frame; None after the last. Raises `CameraError` if not even the first can be decoded."""

@@ -32,7 +32,7 @@ _PROGRESS_EVERY_S = 5.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
     add = parser.add_argument
-    add("--bundle", type=Path, metavar="B", help="the bundle to measure")
+    add("--bundle", type=values.path, metavar="B", help="the bundle to measure")
     add("--camera", metavar="SPEC", help="source of the frames (default: the golden images, small JPEGs)")
     add("--runtime", help="litert, tflite, openvino, onnx, ... (default: the first that works here)")
     selection = parser.add_mutually_exclusive_group()
@@ -51,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--choose", action="store_true", help="measure all, save the fastest that passes the golden check"
     )
     mode.add_argument(
-        "--blocks", type=Path, metavar="FILE", help="write the latency of each block of the model to FILE"
+        "--blocks", type=values.path, metavar="FILE", help="write the latency of each block of the model to FILE"
     )
-    mode.add_argument("--compare", type=Path, nargs=2, metavar=("A.json", "B.json"), help="compare two results")
-    add("--state", type=Path, metavar="DIR", help=f"where --choose saves the selection; {STATE_HELP}")
+    mode.add_argument("--compare", type=values.path, nargs=2, metavar=("A.json", "B.json"), help="compare two results")
+    add("--state", type=values.path, metavar="DIR", help=f"where --choose saves the selection; {STATE_HELP}")
     add(
         "--json",
         metavar="FILE",
@@ -83,13 +83,14 @@ def main(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, seconds: float) -> int:
     from eyas_device.bench import show
     from eyas_device.bench.run import BenchOptions, bench
+    from eyas_device.support import logs
 
     stream = sys.stderr if args.json == "-" else sys.stdout
     progress = ProgressLine(sys.stderr)
 
     def on_interval(interval: Interval) -> None:
         progress.clear()
-        print(show.interval_line(interval), file=stream, flush=True)
+        logs.show(show.interval_line(interval), stream)
 
     options = BenchOptions(
         bundle=args.bundle,
@@ -106,7 +107,7 @@ def _measure(args: argparse.Namespace, seconds: float) -> int:
     finally:
         progress.clear()
     for line in show.report_lines(result):
-        print(line, file=stream)
+        logs.show(line, stream)
     _write(result, args.json)
     if args.choose:
         _save_fastest(result, state_folder(args.state), stream)
@@ -117,12 +118,13 @@ def _measure(args: argparse.Namespace, seconds: float) -> int:
 def _save_fastest(result: Bench, state: Path, stream: TextIO) -> None:
     from eyas_device.bench.choose import fastest
     from eyas_device.runtimes.selection import write_selection
+    from eyas_device.support import logs
 
     selection = fastest(result)
     path = write_selection(state, selection)
-    print(
+    logs.show(
         f"selected: {selection.artefact} on {selection.runtime}, {selection.latency_ms:.3f} ms per frame; {path}",
-        file=stream,
+        stream,
     )
 
 
@@ -138,9 +140,10 @@ def _write(result: Bench, target: str | None) -> None:
 def _compare(first: Path, second: Path) -> int:
     from eyas_device.bench.compare import comparison_lines
     from eyas_device.bench.result import read
+    from eyas_device.support import logs
 
     for line in comparison_lines(read(first), read(second)):
-        print(line)
+        logs.show(line)
     return 0
 
 
@@ -149,6 +152,7 @@ def _blocks(args: argparse.Namespace, seconds: float) -> int:
     from eyas_device.bench.result import BenchError, write
     from eyas_device.bundle import Bundle
     from eyas_device.runtimes import choose
+    from eyas_device.support import logs
 
     if args.all or args.camera or args.json:
         raise BenchError("--blocks measures one artefact and writes its own file: omit --all, --camera, --json")
@@ -167,7 +171,7 @@ def _blocks(args: argparse.Namespace, seconds: float) -> int:
         progress.clear()
     write(args.blocks, times)
     for line in table_lines(times):
-        print(line)
+        logs.show(line)
     return 0
 
 

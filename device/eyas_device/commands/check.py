@@ -20,11 +20,14 @@ HELP = "verify a bundle: hashes, settings, reference, and every artefact's golde
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=values.path, metavar="BUNDLE")
     parser.add_argument("--runtime", help="check only this one, e.g. litert (default: all that are installed)")
     parser.add_argument("--threads", type=values.positive_int, default=1, help="inference threads (default 1)")
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="judge it with this configuration, as `install` and the agent do"
+        "--config",
+        type=values.path,
+        metavar="FILE",
+        help="judge it with this configuration, as `install` and the agent do",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per artefact")
 
@@ -34,6 +37,7 @@ def main(args: argparse.Namespace) -> int:
 
     With `--config`, print instead which artefact would run on this device, and why; exit code 1 if none would.
     """
+    from eyas_device.support.logs import show
     from eyas_device.support.streams import to_json
 
     if args.config is not None:
@@ -55,22 +59,23 @@ def main(args: argparse.Namespace) -> int:
                 f": agreement {result.agreement:.2f}, max |dp| {result.max_dp:.4f} "
                 f"(allowed {bundle.manifest.golden_tolerance:g}), {result.latency_ms:.2f} ms"
             )
-        print(f"{line}: {result.note}" if result.note else line)
+        show(f"{line}: {result.note}" if result.note else line)
     if not args.json and (notice := unproven(bundle)):
-        print(f"notice: {notice}")
+        show(f"notice: {notice}")
     return EXIT_CHECK_FAILED if any(result.status == "failed" for result in results) else 0
 
 
 def _judge(bundle: Path, path: Path) -> int:
     from eyas_device.config import read_config
     from eyas_device.runtimes import use_engine_cache
+    from eyas_device.support.logs import show
     from eyas_device.updates.judge import prove
 
     config = read_config(path)
     state = Path(config.device.state)
     use_engine_cache(state)
     proof = prove(bundle, config.model, state)
-    print(f"good here: {proof.good}")
+    show(f"good here: {proof.good}")
     if proof.notice:
-        print(f"notice: {proof.notice}")
+        show(f"notice: {proof.notice}")
     return 0

@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eyas_device.commands import values
 from eyas_device.commands.broker import add_broker_arguments, broker_values
 from eyas_device.errors import EXIT_CHECK_FAILED, ConfigError
 
@@ -22,7 +22,9 @@ _COLOURS = {"green": "32", "yellow": "33", "red": "31", "grey": "90"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="default: /etc/eyas/device.toml, if it exists")
+    parser.add_argument(
+        "--config", type=values.path, metavar="FILE", help="default: /etc/eyas/device.toml, if it exists"
+    )
     parser.add_argument("--bundle", metavar="B", help="check this bundle instead of the current slot's")
     parser.add_argument("--camera", metavar="SPEC", help="check this camera, e.g. v4l2:0")
     add_broker_arguments(parser, purpose="check this broker")
@@ -56,7 +58,7 @@ def _context(args: argparse.Namespace) -> Context:
     """Configuration with command-line overrides; an invalid file becomes a finding, not an error."""
     from msgspec.structs import replace
 
-    from eyas_device.config import CONFIG, Config, read_config
+    from eyas_device.config import CONFIG, Config, read_config, with_home
     from eyas_device.doctor import Context
     from eyas_device.telemetry.tls import Security
 
@@ -73,16 +75,21 @@ def _context(args: argparse.Namespace) -> Context:
         config = replace(config, camera=replace(config.camera, source=args.camera))
     given = {key: value for key, value in broker_values(args).items() if value is not None}
     config = replace(config, telemetry=replace(config.telemetry, **given))
-    Security(password_file=args.mqtt_password_file or "").password()  # an unreadable one is an error of the command
+    config = with_home(config)
+    if args.mqtt_password_file:
+        # An unreadable one is an error of the command.
+        Security(password_file=config.telemetry.password_file).password()
     return Context(config=config, config_path=path, config_error=problem)
 
 
 def print_result(result: CheckResult, width: int) -> None:
     """Print a result in two lines at most, in colour on a terminal; `width` is that of the longest name."""
+    from eyas_device.support.logs import show
+
     status = f"{result.status:6}"
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
         status = f"\x1b[{_COLOURS[result.status]}m{status}\x1b[0m"
-    print(f"{status}  {result.check:{width}}  {result.finding}")
+    print(f"{status}  ", end="")
+    show(f"{result.check:{width}}  {result.finding}")
     if result.fix:
-        print(f"{'':6}  {'':{width}}  -> {result.fix}")
-    sys.stdout.flush()
+        show(f"{'':6}  {'':{width}}  -> {result.fix}")

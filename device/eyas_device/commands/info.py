@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from eyas_device.commands import values
 
 HELP = "show the contents of a bundle"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=values.path, metavar="BUNDLE")
 
 
 def main(args: argparse.Namespace) -> int:
     """Print name, labels, decision rule, artefacts with their evidence, preferences and notices."""
     from eyas_device.bundle import Bundle
-    from eyas_device.support.logs import clean
-
-    def show(line: str) -> None:
-        print(clean(line))  # a bundle may come from anywhere
+    from eyas_device.support.logs import show
 
     manifest = Bundle.open(args.bundle).manifest
     size = manifest.preprocessing.size

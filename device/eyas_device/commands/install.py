@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eyas_device.commands import values
 from eyas_device.commands.slots import STATE_HELP, device_config
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ _DIGEST = 12
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--config", type=Path, metavar="FILE", help=CONFIG_HELP)
-    parser.add_argument("--state", type=Path, metavar="DIR", help=STATE_HELP)
+    parser.add_argument("bundle", type=values.path, metavar="BUNDLE")
+    parser.add_argument("--config", type=values.path, metavar="FILE", help=CONFIG_HELP)
+    parser.add_argument("--state", type=values.path, metavar="DIR", help=STATE_HELP)
     parser.add_argument("--json", action="store_true", help="the slot as one JSON object")
 
 
@@ -32,6 +33,7 @@ def main(args: argparse.Namespace) -> int:
     import msgspec
 
     from eyas_device.runtimes import use_engine_cache
+    from eyas_device.support.logs import show
     from eyas_device.support.streams import to_json
     from eyas_device.updates.judge import Proof, prove
     from eyas_device.updates.slots import Slots
@@ -55,10 +57,10 @@ def main(args: argparse.Namespace) -> int:
         print(to_json({**msgspec.to_builtins(state), **extra}, sys.stdout))
         return 0
     change = "is now current" if changed else "was already current"
-    print(f"{state.name} {state.version} {change}: slot {state.slot}, {state.path}")
-    print(f"good here: {proof.good}")
+    show(f"{state.name} {state.version} {change}: slot {state.slot}, {state.path}")
+    show(f"good here: {proof.good}")
     for notice in notices:
-        print(f"notice: {notice}")
+        show(f"notice: {notice}")
     return 0
 
 

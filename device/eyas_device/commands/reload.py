@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from eyas_device.commands import values
 from eyas_device.commands.slots import STATE_HELP, state_folder
@@ -15,8 +14,8 @@ _POLL_S = 0.1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the device's configuration")
-    parser.add_argument("--state", type=Path, metavar="DIR", help=STATE_HELP)
+    parser.add_argument("--config", type=values.path, metavar="FILE", help="the device's configuration")
+    parser.add_argument("--state", type=values.path, metavar="DIR", help=STATE_HELP)
     parser.add_argument(
         "--timeout", type=values.positive_number, default=300.0, metavar="SECONDS", help="longest wait (default 300)"
     )
@@ -29,6 +28,7 @@ def main(args: argparse.Namespace) -> int:
     import time
 
     from eyas_device.errors import EyasError
+    from eyas_device.support.logs import show
     from eyas_device.updates.records import read_agent
 
     state = state_folder(args.state, args.config)
@@ -48,9 +48,9 @@ def main(args: argparse.Namespace) -> int:
     if agent is None:
         raise EyasError("the agent ended during the reload; see journalctl -u eyas-device")
     active = f"{agent.model}: {agent.artefact} on {agent.runtime} ({agent.selection})"
-    print(active if agent.model else "no model runs")
+    show(active if agent.model else "no model runs")
     if agent.problem:
-        print(f"nothing changed: {agent.problem}")
+        show(f"nothing changed: {agent.problem}")
     elif agent.refused_reason:
-        print(f"{agent.refused_model or 'every model'} was refused: {agent.refused_reason}")
+        show(f"{agent.refused_model or 'every model'} was refused: {agent.refused_reason}")
     return EXIT_CHECK_FAILED if agent.problem or agent.refused_reason else 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
@@ -33,7 +32,7 @@ gst:PIPELINE, video:PATH, folder:PATH or fake:[?frames=20&seed=1]"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
     add = parser.add_argument
-    add("--config", type=Path, metavar="FILE", help="the device's configuration; other options override it")
+    add("--config", type=values.path, metavar="FILE", help="the device's configuration; other options override it")
     add("--bundle", metavar="B", help="the bundle to run (default: the current slot)")
     add("--camera", metavar="SPEC", help=_CAMERAS)
     add(
@@ -102,7 +101,8 @@ def main(args: argparse.Namespace) -> int:
             log.close()
             stream = sys.stderr if args.json else sys.stdout
             sys.stderr.write(log.start_of_line)
-            print("\n".join([*summary.lines(score), *agent.monitor.last_words()]), file=stream)
+            for line in (*summary.lines(score), *agent.monitor.last_words()):
+                logs.show(line, stream)
     return 0
 
 

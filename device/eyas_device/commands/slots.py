@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eyas_device.commands import values
+
 if TYPE_CHECKING:
     from eyas_device.config import Config
     from eyas_device.updates.slots import SlotState
@@ -17,8 +19,8 @@ STATE_HELP = "the state folder (default: device.state of the configuration, else
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("--state", type=Path, metavar="DIR", help=STATE_HELP)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the device's configuration")
+    parser.add_argument("--state", type=values.path, metavar="DIR", help=STATE_HELP)
+    parser.add_argument("--config", type=values.path, metavar="FILE", help="the device's configuration")
     parser.add_argument("--roll-back", action="store_true", help="switch to the other slot, if it is good")
     parser.add_argument("--json", action="store_true", help="one JSON object per slot")
 
@@ -28,6 +30,7 @@ def main(args: argparse.Namespace) -> int:
 
     `*` marks the current slot. A slot that the agent or an installation refused shows why.
     """
+    from eyas_device.support.logs import show
     from eyas_device.support.streams import to_json
     from eyas_device.updates.records import read_agent
     from eyas_device.updates.slots import Slots
@@ -36,12 +39,15 @@ def main(args: argparse.Namespace) -> int:
     if args.roll_back:
         slots.roll_back()
     for state in slots.states():
-        print(to_json(state, sys.stdout) if args.json else _line(state))
+        if args.json:
+            print(to_json(state, sys.stdout))
+        else:
+            show(_line(state))
     agent = read_agent(slots.state)
     if agent is not None and not args.json:
-        print(f"the agent runs {agent.model or 'no model'}" + (f" from {agent.bundle}" if agent.bundle else ""))
+        show(f"the agent runs {agent.model or 'no model'}" + (f" from {agent.bundle}" if agent.bundle else ""))
         if agent.refused_reason:
-            print(f"  it refused {agent.refused_model or 'every model'}: {agent.refused_reason}")
+            show(f"  it refused {agent.refused_model or 'every model'}: {agent.refused_reason}")
     return 0
 
 

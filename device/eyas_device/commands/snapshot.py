@@ -17,10 +17,10 @@ HELP = "write frames, the exact model input and the predictions as files"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the device's configuration")
+    parser.add_argument("--config", type=values.path, metavar="FILE", help="the device's configuration")
     parser.add_argument("--bundle", metavar="B", help="the bundle to run (default: the current slot)")
     parser.add_argument("--camera", metavar="SPEC", help="as for `run`")
-    parser.add_argument("--out", type=Path, default=Path("snapshots"), metavar="DIR", help="default: snapshots")
+    parser.add_argument("--out", type=values.path, default=Path("snapshots"), metavar="DIR", help="default: snapshots")
     parser.add_argument("--frames", type=values.positive_int, default=1, metavar="N", help="how many (default 1)")
     parser.add_argument(
         "--every", type=values.positive_number, default=1.0, metavar="SECONDS", help="time between two (default 1)"
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
     from eyas_device.agent.snapshot import take
     from eyas_device.camera import open_configured
     from eyas_device.errors import CameraError, ImageError
-    from eyas_device.support.redact import redact
+    from eyas_device.support.logs import show
     from eyas_device.updates.activate import open_model
 
     config = load_config(args.config, camera={"source": args.camera}, model={"bundle": args.bundle})
@@ -60,18 +60,18 @@ def main(args: argparse.Namespace) -> int:
                 snapshot = take(frame, classifier, args.out)
             except ImageError as error:
                 broken += camera.live  # a folder has an end
-                print(f"skipped: {redact(str(error))}")
+                show(f"skipped: {error}")
                 continue
             broken, due = 0, time.monotonic() + args.every
             detector.measure(frame.pixels(classifier.spec))
             written += 1
             mark = "?" * snapshot.uncertain
-            print(f"{args.out / snapshot.frame}  {snapshot.label} {snapshot.confidence:.2f}{mark}", flush=True)
+            show(f"{args.out / snapshot.frame}  {snapshot.label} {snapshot.confidence:.2f}{mark}")
         if written == 0:
             raise CameraError(f"camera {config.camera.source}: no usable frame was delivered")
         if broken == _MAX_BROKEN:
             raise CameraError(f"camera {config.camera.source}: {broken} unusable frames in a row; {written} written")
         judgement = detector.judgement()
         if judgement is not None:
-            print(judgement)
+            show(str(judgement))
     return 0

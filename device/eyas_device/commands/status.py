@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
@@ -21,8 +20,8 @@ HELP = "ask the running agent what it does; exit code 1 if something is wrong, 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="the device's configuration")
-    parser.add_argument("--state", type=Path, metavar="DIR", help=STATE_HELP)
+    parser.add_argument("--config", type=values.path, metavar="FILE", help="the device's configuration")
+    parser.add_argument("--state", type=values.path, metavar="DIR", help=STATE_HELP)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
         "--timeout", type=values.positive_number, default=5.0, metavar="SECONDS", help="longest wait (default 5)"
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print the agent's status: model, camera, predictions of the last minute, link, board and the last warnings."""
-    from eyas_device.support.logs import clean
+    from eyas_device.support.logs import show
     from eyas_device.support.streams import to_json
     from eyas_device.telemetry.local import ask
 
@@ -40,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
         print(to_json(status, sys.stdout))
     else:
         for name, text in _rows(status):
-            print(clean(f"{name:10}{text}"))
+            show(f"{name:10}{text}")
     return 0 if status.healthy else EXIT_CHECK_FAILED
 
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 from eyas_device.support import names
+from eyas_device.support.files import expand_home
+
+
+def path(text: str) -> Path:
+    """A path; `~` is the home folder also where the shell leaves it alone, as in `--config=~/device.toml`."""
+    return Path(expand_home(text))
 
 
 def positive_int(text: str) -> int:

@@ -8,6 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 
+def expand_home(path: str) -> str:
+    """Replace a leading `~` by the home folder; unchanged where the system knows none."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises without a home
+
+
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace the content of `path`: a reader, also after a power cut, finds the old content or the new one.
 

@@ -40,6 +40,7 @@ _FORGET_S = 2 * MAX_QUIET_S
 _MAX_KEYS = 256
 _MAX_KEY_CHARS = 200
 _MAX_CHARS = 2000
+_MAX_SHOWN_CHARS = 1_000_000
 _MAX_WARNINGS = 10
 _NUMBER = re.compile(r"\b[^\W\d]*\d\w*|\b[a-f]{8,}\b", re.IGNORECASE)
 _NUMBERS = re.compile(r"#(?:[-+.,:x/]*#)+")
@@ -309,6 +310,11 @@ def print_error(text: str) -> None:
     start = priority(logging.ERROR) if is_journal(sys.stderr) else ""
     for line in redact(text).splitlines():
         print(start + clean(line), file=sys.stderr)
+
+
+def show(line: str, stream: TextIO | None = None) -> None:
+    """Print a line of a verb's result, cleaned like a log message: names, labels and paths may come from anywhere."""
+    print(clean(line, _MAX_SHOWN_CHARS), file=stream or sys.stdout, flush=True)
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:

@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_OUTPUT, EXIT_USER_ERROR, EyasError
+from eyas_device.support.interrupts import describe, exit_code, interruptible
 from eyas_device.support.redact import redact
 from eyas_device.support.streams import open_streams, output_of
 from eyas_host.cli import devices, fleet, stages, training
@@ -25,7 +26,6 @@ from eyas_host.cli.labels import labels
 from eyas_host.cli.new import new
 from eyas_host.cli.sensitivity import sensitivity
 from eyas_host.support.extras import extra_of
-from eyas_host.support.interrupts import describe, exit_code, interruptible
 from eyas_host.support.machine import limit_threads
 from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 from eyas_host.support.trouble import describe_trouble

@@ -124,7 +124,7 @@ def test_a_signal_ends_a_verb_with_its_code(
 
 PROGRAM = """
 import os, signal, sys, time
-from eyas_host.support.interrupts import interruptible
+from eyas_device.support.interrupts import interruptible
 with interruptible():
     try:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -138,7 +138,7 @@ def test_a_second_signal_ends_it_at_once_and_nohup_holds() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
     ignored = "trap '' HUP; exec \"$@\""
-    program = "import os, signal\nfrom eyas_host.support.interrupts import interruptible\n"
+    program = "import os, signal\nfrom eyas_device.support.interrupts import interruptible\n"
     program += "with interruptible():\n    os.kill(os.getpid(), signal.SIGHUP)\nprint('went on')"
     done = subprocess.run(
         ["sh", "-c", ignored, "sh", sys.executable, "-c", program], capture_output=True, text=True, check=False
