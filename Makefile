@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch test-arm soak system-deps clean clean-runs \
-	test-readers test-tutorial bench-here bench-main-job bench-truth bench-ood bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
+	test-readers test-tutorial bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -58,6 +58,9 @@ bench-main-job: install ## time and score the main job over three seeds (about a
 
 bench-truth: install ## right answers where they are known: losses, probabilities, intervals, split, memory, durations (minutes)
 	$(BIN)/python benchmarks/truth.py --quick --json benchmarks/results/truth.json
+
+bench-strange-data: install ## 2,000 random folder trees, tables and damaged images: no traceback, nothing lost in silence (minutes)
+	$(BIN)/python benchmarks/strange_data.py --json benchmarks/results/strange-data.json
 
 bench-ood: install ## does a model that is out of its depth say so: changes of images, false alarms (needs runs/solar-cells)
 	$(BIN)/python benchmarks/ood.py --json benchmarks/results/ood.json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import time
 from pathlib import Path
@@ -53,8 +54,8 @@ def _images(root: Path) -> tuple[Path, ...]:
     def fail(error: OSError) -> None:
         raise CameraError(f"camera folder:{root}: {error.filename} cannot be listed ({error.strerror})") from None
 
-    images, left_out = list_image_files(root, on_error=fail)
-    said = describe_left_out(left_out)
+    images, left_out, misnamed = list_image_files(root, on_error=fail)
+    said = describe_left_out(left_out) + (f" ({os.fsencode(misnamed[0])!r})" if misnamed else "")
     if not images:
         raise CameraError(
             f"camera folder:{root}: no image files; looked for {', '.join(sorted(SUFFIXES))}" + f"; {said}" * bool(said)

@@ -46,6 +46,8 @@ class Listing(NamedTuple):
     """Image files, sorted by path; links to files and to folders are followed."""
     left_out: Mapping[str, int]
     """Reason (a suffix such as `.heic`, or one of the constants here) -> files, or links to folders."""
+    misnamed: tuple[Path, ...] = ()
+    """Image files among them whose names are not UTF-8, so that no message and no table can hold them."""
 
 
 def list_image_files(root: Path, *, on_error: Callable[[OSError], None] | None = None) -> Listing:
@@ -56,13 +58,16 @@ def list_image_files(root: Path, *, on_error: Callable[[OSError], None] | None =
     cannot be listed; by default the error is raised.
     """
     images: list[Path] = []
+    misnamed: list[Path] = []
     left_out: Counter[str] = Counter()
     for path, reason in _walk(root, on_error):
         if reason:
             left_out[reason] += 1
         else:
             images.append(path)
-    return Listing(tuple(sorted(images)), dict(sorted(left_out.items())))
+        if reason == NO_TEXT:
+            misnamed.append(path)
+    return Listing(tuple(sorted(images)), dict(sorted(left_out.items())), tuple(sorted(misnamed)))
 
 
 def is_litter(name: str) -> bool:
@@ -153,13 +158,13 @@ def _name_reason(name: str) -> str:
 
 
 def _file_reason(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        return suffix if _USUAL_SUFFIX.fullmatch(suffix) else NO_SUFFIX
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
         return NO_TEXT
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        return suffix if _USUAL_SUFFIX.fullmatch(suffix) else NO_SUFFIX
     try:
         if path.is_file():
             return ""

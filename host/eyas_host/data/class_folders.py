@@ -274,7 +274,12 @@ def _listed(folder: Path) -> Listing:
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); allow it or move it away") from None
 
-    return list_image_files(folder, on_error=fail)
+    listing = list_image_files(folder, on_error=fail)
+    if listing.misnamed:
+        count, first = len(listing.misnamed), os.fsencode(listing.misnamed[0])
+        what = f"{count:,} images have names that are" if count > 1 else "1 image has a name that is"
+        raise DataError(f"{folder}: {what} not UTF-8, e.g. {first!r}; rename {'them' if count > 1 else 'it'}")
+    return listing
 
 
 def _with(left_out: Mapping[str, int], loose: int) -> dict[str, int]:

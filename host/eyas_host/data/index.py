@@ -47,12 +47,22 @@ class FileInfo(msgspec.Struct, frozen=True):
     """What it stores that is to be reported."""
 
 
+class UnreadableImage(NamedTuple):
+    """A file that is no whole image."""
+
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
 class Index(msgspec.Struct, frozen=True):
     """All images of a data set, and the files that were left out."""
 
     images: tuple[LabelledImage, ...]
     labels: tuple[str, ...]
-    unreadable: tuple[str, ...] = ()
+    unreadable: tuple[UnreadableImage, ...] = ()
     notices: tuple[str, ...] = ()
     left_out: Mapping[str, int] = {}
     """Reason -> files of the sources that are no images, or not meant as such."""
@@ -80,7 +90,7 @@ class ReadImages(NamedTuple):
     images: list[LabelledImage]
     files: dict[str, FileInfo]
     """sha256 -> properties of the file."""
-    unreadable: list[str]
+    unreadable: list[UnreadableImage]
 
 
 def build_index(data: DataSection, bits: int = 0) -> Index:
@@ -129,7 +139,7 @@ def read_images(data: DataSection, bits: int = 0) -> ReadImages:
     read = ReadImages(candidates, [], {}, [])
     with meter("reading images", len(candidates.images)) as bar:
         for result in _read_all(candidates.images, bits):
-            if isinstance(result, str):
+            if isinstance(result, UnreadableImage):
                 read.unreadable.append(result)
             else:
                 image, file = result
@@ -139,7 +149,7 @@ def read_images(data: DataSection, bits: int = 0) -> ReadImages:
     return read
 
 
-def _read_all(images: Sequence[LabelledImage], bits: int) -> Iterator[tuple[LabelledImage, FileInfo] | str]:
+def _read_all(images: Sequence[LabelledImage], bits: int) -> Iterator[tuple[LabelledImage, FileInfo] | UnreadableImage]:
     """Each image with its hash and file properties, or why it cannot be read, in order; decoded on all usable cores."""
     spec = Preprocessing(size=1, bits=bits or 16)  # decoded in full: the size plays no part
     with ThreadPoolExecutor(decoding_threads()) as pool:
@@ -147,14 +157,14 @@ def _read_all(images: Sequence[LabelledImage], bits: int) -> Iterator[tuple[Labe
             yield from pool.map(lambda image: _read(image, spec), images[start : start + _READ_AHEAD])
 
 
-def _read(image: LabelledImage, spec: Preprocessing) -> tuple[LabelledImage, FileInfo] | str:
+def _read(image: LabelledImage, spec: Preprocessing) -> tuple[LabelledImage, FileInfo] | UnreadableImage:
     try:
         data = Path(image.path).read_bytes()
         pixels, values = examine(data, spec, where=image.path)
     except ImageError as error:
-        return str(error)
+        return UnreadableImage(image.path, str(error).removeprefix(f"{image.path}: "))
     except OSError as error:
-        return f"{image.path}: cannot be read ({error.strerror})"
+        return UnreadableImage(image.path, f"cannot be read ({error.strerror})")
     mode, bits = _mode(data)
     file = FileInfo(pixels.shape[1], pixels.shape[0], mode, bits, perceptual_hash(pixels), values)
     return msgspec.structs.replace(image, sha256=hashlib.sha256(data).hexdigest()), file

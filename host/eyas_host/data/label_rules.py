@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from eyas_host.support.errors import DataError
 
@@ -28,10 +28,13 @@ _LOOKALIKES = str.maketrans(
 """Letters of other alphabets that look like Latin ones, and the dashes."""
 
 
-def check_labels(labels: Iterable[str], where: object) -> None:
-    """Raise `DataError` for labels that cannot be used, and for two that nobody can tell apart."""
+def check_labels(labels: Iterable[str], where: object, lines: Mapping[str, str] = {}) -> None:
+    """Raise `DataError` for labels that cannot be used, and for two that nobody can tell apart.
+
+    `lines` says of labels from a table where they are first.
+    """
     labels = sorted(labels)
-    wrong = [f"{label!r} ({why})" for label in labels if (why := label_error(label))]
+    wrong = [f"{label!r} ({why}{_at(label, lines)})" for label in labels if (why := label_error(label))]
     if wrong:
         more = ", ..." if len(wrong) > _SHOWN else ""
         raise DataError(
@@ -42,7 +45,12 @@ def check_labels(labels: Iterable[str], where: object) -> None:
     for label in labels:
         look = appearance(label)
         if seen.setdefault(look, label) != label:
-            raise DataError(f"{where}: the labels {seen[look]!a} and {label!a} look the same; use one spelling")
+            one, two = (f"{same!a}{_at(same, lines)}" for same in (seen[look], label))
+            raise DataError(f"{where}: the labels {one} and {two} look the same; use one spelling")
+
+
+def _at(label: str, lines: Mapping[str, str]) -> str:
+    return f", {lines[label]}" if label in lines else ""
 
 
 def label_error(label: str) -> str:

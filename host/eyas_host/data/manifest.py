@@ -114,9 +114,9 @@ def map_images(
     )
 
 
-def _save_table(manifest: SplitManifest, index: Index, path: Path) -> None:
+def _save_table(manifest: SplitManifest, index: Index, target: Path) -> None:
     cluster = {sha: number for number, one in enumerate(manifest.clusters, 1) for sha in one}
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+    with atomic_write(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(_COLUMNS)
         for image, where in _assignments(manifest, index):
@@ -125,8 +125,8 @@ def _save_table(manifest: SplitManifest, index: Index, path: Path) -> None:
             when = "" if image.time is None else image.time
             near = cluster.get(image.sha256, "")
             table.writerow([image.path, image.label, image.group, when, image.sha256, *columns, near, where])
-        for line in index.unreadable:
-            table.writerow([line.partition(": ")[0], *[""] * 10, "unreadable: " + line.partition(": ")[2]])
+        for path, why in index.unreadable:
+            table.writerow([path, *[""] * 10, f"unreadable: {why}"])
 
 
 def _assignments(manifest: SplitManifest, index: Index) -> Iterator[tuple[LabelledImage, str]]:

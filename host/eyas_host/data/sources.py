@@ -87,7 +87,11 @@ def list_images(data: DataSection) -> Candidates:
     labels = sorted({image.label for image in images})
     if len(labels) < 2:
         raise DataError(f"{_describe(data)}: two or more classes are needed, found {len(labels)} ({', '.join(labels)})")
-    check_labels(labels, _describe(data))
+    lines: dict[str, str] = {}
+    for table in tables.values():
+        for row in table.rows:
+            lines.setdefault(row.label, f"line {row.line}")
+    check_labels(labels, _describe(data), lines)
     if data.by == "time":
         _check_axis(tables)
     grouped = data.by == "group" or (data.by == "auto" and any(image.group for image in images))

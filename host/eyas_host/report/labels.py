@@ -79,7 +79,7 @@ def check_labels(context: RunContext) -> LabelCheck:
         max_bits=max_bits,
         pairs=find_label_pairs(read.images, read.files, max_bits),
         contradictions=_contradictions(context),
-        unreadable=tuple(read.unreadable),
+        unreadable=tuple(map(str, read.unreadable)),
     )
 
 

@@ -28,8 +28,8 @@ def run(context: RunContext) -> StageResult:
         warn(line)
     if index.left_out:
         say(f"  {escape(describe_left_out(index.left_out))}")
-    for line in index.unreadable:
-        say(f"  left out: {escape(line)}")
+    for image in index.unreadable:
+        say(f"  left out: {escape(str(image))}")
     return StageResult(
         summary(manifest),
         {

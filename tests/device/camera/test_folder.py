@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from eyas_device.errors import CameraError
 def write(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(name.encode())
+        (root / name).write_bytes(os.fsencode(name))
     return root
 
 
@@ -33,6 +34,13 @@ def test_what_is_left_out_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
     assert said[0].startswith(f"camera folder:{tmp_path}: 5 files left out: ")
     for reason in ("1 .heic", "1 hidden", "1 left behind by a system or a tool", "1 .part", "1 broken link"):
         assert reason in said[0]
+
+
+def test_a_name_that_is_no_text_is_escaped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    write(tmp_path, "1.png", "\udcfc.png")
+    assert len(sources(tmp_path)) == 1
+    assert caplog.records[0].getMessage().endswith(rf"1 with a name that is not UTF-8 (b'{tmp_path}/\xfc.png')")
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

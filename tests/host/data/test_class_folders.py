@@ -402,6 +402,16 @@ def test_a_folder_with_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
         list_class_folders(tmp_path)
 
 
+def test_an_image_with_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    draw(tmp_path)
+    for name in (b"ring/\xfc.png", b"ring/\xfe/1.jpg", b"ring/\xfc.txt", b"@eaDir/\xfc.png"):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"2 images have names that are not UTF-8, e\.g\. b'.*ring/\\xfc\.png'; rename"):
+        inspect_folder(tmp_path)
+
+
 def test_contradictions_come_in_one_message(tmp_path: Path) -> None:
     draw(tmp_path, count=14)
     for path in sorted((tmp_path / "ring").iterdir())[:12]:

@@ -90,3 +90,10 @@ def test_labels_that_people_tell_apart_are_two(one: str, two: str) -> None:
 def test_all_wrong_labels_come_in_one_message() -> None:
     with pytest.raises(DataError, match=r"7 labels cannot be used: .*, \.\.\.; a label is"):
         check_labels([f"{number}/x" for number in range(7)], "set")
+
+
+def test_labels_of_a_table_come_with_their_lines() -> None:
+    with pytest.raises(DataError, match=r"'a/b' \(has a path separator, line 7\)"):
+        check_labels(["a/b", "ok"], "t.csv", {"a/b": "line 7"})
+    with pytest.raises(DataError, match=r"'OK', line 3 and 'ok', line 2 look the same"):
+        check_labels(["OK", "ok"], "t.csv", {"OK": "line 3", "ok": "line 2"})
