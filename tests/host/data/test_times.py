@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eyas_host.data.times import EARLIEST, LATEST, Times, read_times
@@ -161,6 +161,7 @@ def test_cells_without_a_time() -> None:
     assert read("", "NaT", "nan", "None", "#N/A") == Times([None] * 5, "", {}, ())
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30) | st.floats().map(str) | st.integers().map(str))
 def test_any_text_is_a_time_or_an_error(text: str) -> None:
     times = read(text)
@@ -171,6 +172,7 @@ def test_any_text_is_a_time_or_an_error(text: str) -> None:
     )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(EARLIEST, LATEST - 1e6), min_size=1, max_size=4),
     st.sampled_from([("s", 1), ("ms", 1e3), ("us", 1e6), ("ns", 1e9)]),
@@ -182,6 +184,7 @@ def test_every_unit_is_known_by_its_size(moments: list[float], unit: tuple[str, 
     assert read(*cells).seconds == [pytest.approx(moment, abs=1.0) for moment in moments]
 
 
+@settings(deadline=None)
 @given(
     st.datetimes(datetime(1980, 1, 1), datetime(2099, 12, 31)),
     st.integers(-14 * 4, 14 * 4),
