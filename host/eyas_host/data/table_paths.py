@@ -43,6 +43,8 @@ def explain_missing(text: str, base: Path) -> str:
         return "is a formula: paste the column as values"
     if _WEB.match(text):
         return "is a web address: download the images and name the files"
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "'`" and is_file(_normal(base, text[1:-1])):
+        return 'has single quotes, which count as part of the name: write double quotes (") or none'
     path = Path(_normal(base, text))
     if _is_folder(path):
         return "is a folder"

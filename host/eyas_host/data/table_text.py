@@ -68,7 +68,7 @@ def read_text(path: Path, usage: str) -> str:
         raise DataError(f"{path}: is JSON, not a CSV table; {_PANDAS}; {usage}")
     if text.lstrip()[:1] == "<":
         raise DataError(f"{path}: is HTML or XML, not a CSV table; {_SAVE_AS}; {usage}")
-    return text.removeprefix("\ufeff")
+    return text.removeprefix("\ufeff").removesuffix("\x1a")  # the end of a file, to DOS
 
 
 def _guess(data: bytes) -> str:

@@ -94,7 +94,10 @@ def read_table(path: Path, *, times: bool = False) -> Table:
         for error, example in _row_errors(row, file, base):
             errors.setdefault(error, []).append(f"line {row.line}{example}")
     column = read_times([row.time for row in content.rows])
-    remarks = [*content.remarks, *(f"{count} paths are read {how}" for how, count in readings.items() if count)]
+    remarks = [
+        *content.remarks,
+        *(f"{_count(count, 'path is', 'paths are')} read {how}" for how, count in readings.items() if count),
+    ]
     for error, indices in column.errors.items():
         named = [f"line {content.rows[i].line} ({_shorten(content.rows[i].time)})" for i in sorted(indices)]
         if times:
@@ -167,19 +170,19 @@ def _read(path: Path) -> _Content:
             continue
         missing = names[len(stripped) :]
         if any(stripped[len(names) :]) or set(missing) & set(COLUMNS[:2]):
-            wrong.append(f"line {line} has {len(cells)} cells where the header has {len(names)}")
+            wrong.append(f"line {line} has {_count(len(cells), 'cell', 'cells')} where the header has {len(names)}")
         records.append((line, [*stripped, *[""] * len(missing)], cells))
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise DataError(
-            f'{path}: {", ".join(wrong[:_SHOWN])}{more}; put names that contain commas in quotes: "a, b.png"'
+            f'{path}: {", ".join(wrong[:_SHOWN])}{more}; put cells that contain the separator in quotes: "a, b.png"'
         )
     remarks += _left_out_columns(path, names, records)
     if empty:
-        remarks.append(f"{empty} empty row{'s' * (empty > 1)} passed over")
+        remarks.append(f"{_count(empty, 'empty row', 'empty rows')} passed over")
     blank = sum(_has_blanks(names, cells) for _, _, cells in records)
     if blank:
-        remarks.append(f"{blank} label{'s' * (blank > 1)} had blanks at the ends, which do not count")
+        remarks.append(f"{_count(blank, 'label', 'labels')} had blanks at the ends, which do not count")
     rows = []
     for line, stripped, _ in records:
         row = dict.fromkeys(COLUMNS, "") | dict(zip(names, stripped, strict=False))
@@ -210,7 +213,7 @@ def _skip_preamble(text: str) -> tuple[str, int, str, list[str]]:
             break
         skipped += 1
         text = text[match.end() if match else 0 :]
-    remarks = [f"{comments} comment line{'s' * (comments > 1)} above the header passed over"] if comments else []
+    remarks = [f"{_count(comments, 'comment line', 'comment lines')} above the header passed over"] if comments else []
     return text, skipped, separator, remarks
 
 
@@ -244,10 +247,16 @@ def _records(path: Path, reader: Iterator[list[str]], skipped: int) -> Iterator[
         yield line, cells
 
 
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
 def _csv_error(error: csv.Error) -> str:
     text = str(error)
-    if "unexpected end" in text or "field limit" in text:
+    if "unexpected end" in text:
         return "a quote is opened here and not closed; double the quotes within a cell"
+    if "field limit" in text:
+        return f"a cell has more than {csv.field_size_limit():,} characters; is a quote opened and not closed?"
     if "expected after" in text:
         return "text follows a closing quote; double the quotes within a cell"
     return text
@@ -266,6 +275,8 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if name in COLUMNS and count > 1]
     if not missing and not unknown and not twice:
         return
+    if not any(names):
+        raise DataError(f"{path}: the table is empty: the columns are none; {USAGE}")
     problems = []
     for name in dict.fromkeys(unknown):
         meant = _closest(name, names)
@@ -274,8 +285,10 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
     problems += [f"{name} comes {names.count(name)} times: keep one" for name in twice]
     if missing == list(COLUMNS[:2]) and any("." in name or "/" in name for name in names):
         problems = [f"the first line looks like a row: put the header {','.join(COLUMNS[:2])} above it"]
-    elif len(names) == 1 and missing:
+    elif len(names) == 1 and re.search(r"[\s:/]", names[0]):
         problems.append("separate the columns by commas")
+    elif any(name.strip("'`") in COLUMNS for name in unknown):
+        problems.append('write double quotes (") or none')
     listed = ", ".join(name or "(without a name)" for name in names) or "none"
     raise DataError(f"{path}: the columns are {listed}: {'; '.join(problems)}; {USAGE}")
 
