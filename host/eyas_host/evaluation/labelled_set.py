@@ -168,6 +168,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     overlap: Overlap
     warnings: tuple[str, ...] = ()
     machine: dict[str, str] = {}
+    bits: int = 16
+    """Bits that images of 16 bits per channel use."""
 
 
 class _Read(NamedTuple):
@@ -244,6 +246,7 @@ def evaluate_bundle(
         bundle_version=manifest.version,
         bundle_sha256=sha256(bundle / MANIFEST),
         source=str(source),
+        bits=manifest.preprocessing.bits,
         labels=manifest.labels,
         images=len(images),
         counts={label: counts[label] for label in manifest.labels if counts[label]},

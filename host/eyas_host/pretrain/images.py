@@ -14,7 +14,7 @@ import numpy as np
 
 from eyas_device.bundle import sha256
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Pixels, check_encoded
+from eyas_device.preprocess import Pixels, check_encoded, imdecode
 from eyas_host.support.errors import WeightsError
 from eyas_host.support.progress import say, track
 
@@ -133,12 +133,10 @@ def _read(path: Path) -> Pixels | None:
     try:
         data = path.read_bytes()
         check_encoded(data, where=str(path))
+        image: Any = _crop_transparent(imdecode(data, cv2.IMREAD_UNCHANGED, str(path)))
     except (OSError, ImageError):
         return None
-    image: Any = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is not None:
-        image = _crop_transparent(image)
-    if image is None or min(image.shape[:2]) < MIN_SIDE:
+    if min(image.shape[:2]) < MIN_SIDE:
         return None
     if image.dtype != np.uint8:
         image = cv2.convertScaleAbs(image, alpha=255 / max(1, int(image.max())))

@@ -39,6 +39,7 @@ def render_html(
     image that suffered it: uint8 [height, width, 3] BGR.
     """
     explanations = explanations or {}
+    bits = report.recipe.get("image", {}).get("bits", 0)
     decided = report.decided or report.scores.get(report.shipped)
     positive = next((curve.label for curve in report.curves if curve.label), "")
     points = (
@@ -81,7 +82,7 @@ def render_html(
                 if scores and (name, scores) != ("teacher", decided)
             ],
             mistakes=[
-                (m, thumbnail(m.path), jpeg(explanations[m.path]) if m.path in explanations else None)
+                (m, thumbnail(m.path, bits), jpeg(explanations[m.path]) if m.path in explanations else None)
                 for m in report.mistakes[:_MAX_THUMBNAILS]
             ],
             total_seconds=sum(s.seconds for s in report.stages),

@@ -25,7 +25,7 @@ def render_evaluation(evaluation: Evaluation) -> str:
             source=Path(evaluation.source).name or evaluation.source,
             confusion=confusion_cells(main.confusion),
             reliability=plots.reliability(main.reliability, f"of {main.name}"),
-            mistakes=[(one, thumbnail(one.path)) for one in evaluation.mistakes],
+            mistakes=[(one, thumbnail(one.path, evaluation.bits)) for one in evaluation.mistakes],
             seen=evaluation.overlap.images[:_MAX_SEEN],
         )
     )

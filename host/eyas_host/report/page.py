@@ -16,7 +16,7 @@ import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Pixels, read_image
+from eyas_device.preprocess import Pixels, Preprocessing, read_image
 
 NOT_MEASURED = "not measured"
 
@@ -49,10 +49,13 @@ def environment() -> Environment:
     return pages
 
 
-def thumbnail(path: str) -> str | None:
-    """The image as a JPEG data URI with its longer side at 128 pixels; None if it cannot be read."""
+def thumbnail(path: str, bits: int = 0) -> str | None:
+    """The image as a JPEG data URI with its longer side at 128 pixels; None if it cannot be read.
+
+    `bits` are those that images of 16 bits use; 0: all.
+    """
     try:
-        image = read_image(Path(path))
+        image = read_image(Path(path), Preprocessing(size=_THUMBNAIL, bits=bits or 16))
     except (ImageError, ValueError):  # ValueError: a path with a null byte
         return None
     return jpeg(image)
