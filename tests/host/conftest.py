@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from huggingface_hub import constants
 
+from eyas_host.stages.estimate import Counts, Speed
 from tests.support.host_fixtures import calibration, deploy, network, quantized, shape_frames  # noqa: F401 - fixtures
 from tests.support.shapes import draw_folder
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_measurement() -> Iterator[None]:
+    """Runs of some seconds need no measurement of this machine for their plan; `test_plan` measures for real."""
+    speed = Speed(read=0.001, view=0.001, teacher=0.01, teacher_step=0.03, student=0.002, student_step=0.006)
+    with mock.patch("eyas_host.stages.plan._measured", return_value=(Counts(70, 15, 15), speed)):
+        yield
 
 
 @pytest.fixture(scope="session")

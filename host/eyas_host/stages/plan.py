@@ -12,18 +12,19 @@ from eyas_host.data.sources import list_images
 from eyas_host.pipeline.clock import ChainClock, Step
 from eyas_host.pipeline.runner import ASKED, NEW, Due, RunContext, StageRecord, read_stage_record
 from eyas_host.recipe import Recipe
-from eyas_host.stages.estimate import Counts, estimate_stages
+from eyas_host.stages.estimate import Counts, Speed, estimate_stages
 from eyas_host.support.machine import machine, usable_cores
 from eyas_host.support.progress import about, say
 
-_LONG = ("teach", "distill", "prune", "qat", "compile", "verify", "pack", "report")
+_LONG = ("teach", "distill", "prune", "qat", "compile", "verify")
+"""Stages that take minutes."""
 _BIAS = 4.0
 """Largest correction of an estimate by an earlier run's."""
 _MAX_REASONS = 3
 
 
 def show_plan(context: RunContext, stages: Sequence[Due], *, always: bool = False) -> ChainClock | None:
-    """Print the plan, and return the clock of the run; None if only the split has to run, which is not worth a plan.
+    """Print the plan, and return the clock of the run; None if only seconds of work are due, which are not worth one.
 
     Raises as the reading of the images' list and the building of the networks do.
     """
@@ -56,10 +57,8 @@ def _reason(stage: Due) -> str:
 
 def _steps(context: RunContext, due: Sequence[Due]) -> dict[str, tuple[Step, ...]]:
     """Stage -> its steps: by a measurement of this machine, corrected by how earlier estimates did here."""
-    from eyas_host.stages.speed import measure_speed  # imports torch, which a split does without
-
-    files, counts = _images(context)
-    estimates = estimate_stages(context.recipe, counts, measure_speed(context.recipe, files), cores=usable_cores())
+    counts, speed = _measured(context)
+    estimates = estimate_stages(context.recipe, counts, speed, cores=usable_cores())
     return {
         stage.name: tuple(
             msgspec.structs.replace(step, seconds=step.seconds * _bias(context, stage))
@@ -67,6 +66,13 @@ def _steps(context: RunContext, due: Sequence[Due]) -> dict[str, tuple[Step, ...
         )
         for stage in due
     }
+
+
+def _measured(context: RunContext) -> tuple[Counts, Speed]:
+    from eyas_host.stages.speed import measure_speed  # imports torch, which a split does without
+
+    files, counts = _images(context)
+    return counts, measure_speed(context.recipe, files)
 
 
 def _images(context: RunContext) -> tuple[list[Path], Counts]:

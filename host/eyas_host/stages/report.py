@@ -55,7 +55,8 @@ def run(context: RunContext) -> StageResult:
     teacher = test.scores.get("teacher")
     ratio = f", {own / teacher.balanced_accuracy:.0%} of the teacher's" if teacher is not None else ""
     return StageResult(
-        f"{report.shipped}: balanced accuracy {own:.3f} on the held-out test set{ratio}; {context.root / 'report.html'}"
+        f"{report.shipped}: balanced accuracy {own:.3f} on {sum(report.counts['test'].values())} held-out test images"
+        f"{ratio}; {context.root / 'report.html'}"
     )
 
 

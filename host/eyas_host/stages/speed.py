@@ -19,6 +19,7 @@ from eyas_host.models.factory import build, move
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.recipe import Recipe
 from eyas_host.stages.estimate import Speed
+from eyas_host.train.check import try_network
 
 _SECONDS = 0.7
 """Duration of a measurement."""
@@ -30,7 +31,11 @@ _COUNT_S = 0.027
 
 
 def measure_speed(recipe: Recipe, images: Sequence[Path]) -> Speed:
-    """Time reading and augmenting some of `images`, and steps of both networks at random weights."""
+    """Time reading and augmenting some of `images`, and steps of both networks at random weights.
+
+    Raises `RecipeError` for a network that timm does not know or that does not accept `[image] size`, and `TrainError`
+    for `[run] device = "cuda"` without a GPU.
+    """
     pixels = _read([*images[:: max(1, len(images) // _IMAGES)]][:_IMAGES])
     augmenter = Augmenter(recipe.augment, recipe.image.preprocessing())
     rng = np.random.default_rng(0)
@@ -69,7 +74,9 @@ def _read(paths: Sequence[Path]) -> _Sample:
 
 def _network(name: str, size: int, batch: int, device: torch.device) -> tuple[float, float]:
     """Seconds per image of a forward pass, and of a training step."""
-    model = move(build(name, 2, "random")[0], device)
+    network = build(name, 2, "random")[0]
+    try_network(network, name, size)
+    model = move(network, device)
     batch = max(2, min(batch, _MAX_BATCH))
     pixels = torch.randint(0, 255, (batch, 3, size, size), device=device).float()
     pixels = pixels.to(memory_format=torch.channels_last)

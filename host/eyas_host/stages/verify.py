@@ -69,7 +69,8 @@ def run(context: RunContext) -> StageResult:
     _report(verdict, calibrated.notice)
     lowest = min(parity[name].agreement for name in artefacts)
     exact = (logits["exact-int8"].argmax(1) == logits["qat"].argmax(1)).mean()
-    summary = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass; lowest agreement {lowest:.3f}"
+    passed = f"{len(artefacts) - len(refused)} of {len(artefacts)} artefacts pass"
+    summary = f"{passed}; lowest agreement on validation {lowest:.3f}"
     return StageResult(
         f"{summary} (exact int8 arithmetic: {exact:.3f})",
         {"exact_int8_agreement": float(exact), "warnings": [calibrated.notice] if calibrated.notice else []},

@@ -21,13 +21,14 @@ def check_networks(recipe: Recipe, classes: int) -> list[WeightsFit]:
     teacher, student = build_teacher(recipe.teacher, classes), build_student(recipe.student, classes)
     fits = []
     for (model, origin), name in ((teacher, recipe.teacher.model), (student, recipe.student.model)):
-        _try(model, name, image.size)
+        try_network(model, name, image.size)
         fits.append(fit_to_images(model.backbone, name, origin, image))
     check_feature_layers(recipe.student.feature_layers, teacher[0], student[0], image.size)
     return fits
 
 
-def _try(model: PixelClassifier, name: str, size: int) -> None:
+def try_network(model: PixelClassifier, name: str, size: int) -> None:
+    """Predict one image on the processor. Raises `RecipeError` for a network that does not accept this size."""
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, size, size))

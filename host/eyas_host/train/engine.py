@@ -326,6 +326,5 @@ def _curve_points(history: Sequence[Epoch]) -> dict[str, float | str]:
 def _progress_text(losses: Sequence[float], history: Sequence[Epoch]) -> str:
     metrics: Mapping[str, float] = history[-1].metrics if history else {}
     shown = [f"loss {np.mean(losses[-_LOSS_WINDOW:]):.3f}"] if losses else []
-    return "  ".join(
-        shown + [f"{label} {metrics[name]:.3f}" for name, label in _SHOWN_METRICS.items() if name in metrics]
-    )
+    figures = [f"{label} {metrics[name]:.3f}" for name, label in _SHOWN_METRICS.items() if name in metrics]
+    return "; ".join(shown + ([f"on validation {', '.join(figures)}"] if figures else []))

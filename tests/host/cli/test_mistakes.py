@@ -138,6 +138,31 @@ def test_unknown_stage(tmp_path: Path) -> None:
     assert "quantise" in done.err and "qat" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("--from", "techer"), "did you mean 'teach'?"),
+        (("--only", "quat"), "did you mean 'qat'?"),
+        (("--set", "epochs=3"), "did you mean teacher.epochs or student.epochs or prune.epochs"),
+        (("--set", "size=96"), "did you mean image.size?"),
+        (("--set", "teacher.epoch=3"), "did you mean 'epochs'?"),
+        (("--set", "image.epochs=3"), "[teacher]"),
+        (("--set", "techer.epochs=3"), "did you mean 'teacher'?"),
+        (("--set", "teacher.weights=hubb"), "did you mean 'hub'?"),
+        (("--sett", "a.b=1"), "--set"),
+    ],
+)
+def test_what_was_probably_meant(tmp_path: Path, words: tuple[str, ...], meant: str) -> None:
+    done = eyas(tmp_path, "distill", recipe(tmp_path), *words)
+    assert done.code == 2 and meant in done.err, done.err
+    assert "Traceback" not in done.err and not (tmp_path / "runs").exists()
+
+
+def test_a_verb_that_was_probably_meant(tmp_path: Path) -> None:
+    done = eyas(tmp_path, "distil", recipe(tmp_path))
+    assert done.code == 2 and "Did you mean 'distill'?" in done.err
+
+
 def test_only_a_stage_whose_inputs_are_missing(tmp_path: Path) -> None:
     draw_folder(tmp_path / "images", labels=SHAPES[:2])
     refused(eyas(tmp_path, "distill", recipe(tmp_path), "--only", "qat"), "needs split")

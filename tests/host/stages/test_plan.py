@@ -23,10 +23,13 @@ from eyas_host.pipeline.runner import (
 )
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.stages import plan
 from eyas_host.stages.chain import STAGES
 from eyas_host.stages.estimate import Counts, Speed, estimate_stages
+from eyas_host.stages.speed import measure_speed
+from eyas_host.support.errors import RecipeError
 from eyas_host.support.machine import machine
 from eyas_host.support.progress import about
 from tests.support.garments import GARMENTS, draw_garments
@@ -95,8 +98,7 @@ def record(context: RunContext, stage: str, **values: Any) -> StageRecord:
 
 
 def shown(context: RunContext, stages: list[Due], capsys: pytest.CaptureFixture[str], **options: bool) -> str:
-    with mock.patch("eyas_host.stages.speed.measure_speed", return_value=SPEED):
-        plan.show_plan(context, stages, **options)
+    plan.show_plan(context, stages, **options)
     return capsys.readouterr().err
 
 
@@ -128,14 +130,13 @@ def test_a_split_alone_is_not_worth_a_plan(run: RunContext, capsys: pytest.Captu
 
 def test_an_estimate_that_was_wrong_before_is_corrected(run: RunContext) -> None:
     """A stage that took three times its estimate: this run's own record, or that of a run beside it."""
-    with mock.patch("eyas_host.stages.speed.measure_speed", return_value=SPEED):
-        plain = plan.show_plan(run, [Due("compile", (NEW,), None)])
-        corrected = plan.show_plan(run, [Due("compile", ("x",), record(run, "compile"))])
-        elsewhere = plan.show_plan(run, [Due("compile", ("x",), record(run, "compile", machines=({"cores": "512"},)))])
-        beside = run.root.parent / "other" / "compile" / "stage.json"
-        beside.parent.mkdir(parents=True)
-        beside.write_bytes(msgspec.json.encode(record(run, "compile", seconds=60.0)))
-        learned = plan.show_plan(run, [Due("compile", (NEW,), None)])
+    plain = plan.show_plan(run, [Due("compile", (NEW,), None)])
+    corrected = plan.show_plan(run, [Due("compile", ("x",), record(run, "compile"))])
+    elsewhere = plan.show_plan(run, [Due("compile", ("x",), record(run, "compile", machines=({"cores": "512"},)))])
+    beside = run.root.parent / "other" / "compile" / "stage.json"
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(msgspec.json.encode(record(run, "compile", seconds=60.0)))
+    learned = plan.show_plan(run, [Due("compile", (NEW,), None)])
     assert plain is not None and corrected is not None and elsewhere is not None and learned is not None
     assert corrected.left() == pytest.approx(3 * plain.left())
     assert elsewhere.left() == pytest.approx(plain.left())
@@ -146,6 +147,17 @@ def test_the_images_are_counted_before_there_is_a_split(run: RunContext) -> None
     files, counts = plan._images(run)
     assert len(files) == 4 * len(GARMENTS)
     assert (counts.train, counts.validation, counts.test) == (28, 6, 6)
+
+
+def test_this_machine_is_measured() -> None:
+    recipe = changed("image", size=64)
+    with mock.patch("eyas_host.stages.speed._SECONDS", 0.05), mock.patch("eyas_host.stages.speed._MAX_STEPS", 3):
+        speed = measure_speed(recipe, [])
+        assert all(value > 0 for name, value in msgspec.structs.asdict(speed).items() if name != "read")
+        assert speed.teacher_step > speed.teacher and speed.student_step > speed.student
+        odd = msgspec.structs.replace(changed("teacher", model="vit_small_patch16_224"), image=ImageSection(size=40))
+        with pytest.raises(RecipeError, match=r"vit_small_patch16_224.*does not accept"):
+            measure_speed(odd, [])
 
 
 def test_why_each_stage_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
