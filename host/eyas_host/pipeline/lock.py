@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -36,6 +38,7 @@ class RunLock:
         self.root = root
         self._create = create
         self._stream: TextIO | None = None
+        self._exclusive = False
 
     def __enter__(self) -> RunLock:
         path = self.root / ".lock"
@@ -45,7 +48,7 @@ class RunLock:
             return self
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._keep(path.open("w", encoding="utf-8"))
+            self._keep(path.open("a+", encoding="utf-8"))
         except OSError as error:
             raise StageError(f"{self.root}: cannot be written ({error.strerror}); choose another --runs") from None
         return self
@@ -55,6 +58,7 @@ class RunLock:
     ) -> None:
         if self._stream is not None:
             _streams.discard(self._stream)
+            self._write_holder("")
             self._stream.close()
 
     def _keep(self, stream: TextIO) -> None:
@@ -63,8 +67,14 @@ class RunLock:
 
     def acquire(self, *, shared: bool = False) -> bool:
         """Take the lock, or change to the other kind; False if other commands are in the way."""
-        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        return self._stream is None or try_flock(self._stream, operation)
+        if self._stream is None:
+            return True
+        if not try_flock(self._stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+            return False
+        self._exclusive = self._exclusive or not shared
+        self._write_holder("" if shared else f"{os.getpid()} {datetime.now():%Y-%m-%d %H:%M} {socket.gethostname()}")
+        self._exclusive = not shared
+        return True
 
     def require(self, *, shared: bool = False) -> None:
         """Take the lock. Raises `StageError` if other commands are in the way."""
@@ -75,4 +85,23 @@ class RunLock:
         """The error that another command uses the folder."""
         return StageError(
             f"{self.root}: another eyas command uses this folder{what}; wait for it, or give this one another name"
+            f"{self._holder()}"
         )
+
+    def _write_holder(self, text: str) -> None:
+        """Write who holds the lock into it, for those who wait; only its exclusive holder may."""
+        if self._stream is not None and self._exclusive:
+            with suppress(OSError):  # it is a help, no more
+                self._stream.truncate(0)
+                self._stream.write(text)
+                self._stream.flush()
+
+    def _holder(self) -> str:
+        """Who holds the lock, in words; nothing if that is unknown, or who wrote it is gone."""
+        try:
+            pid, day, time, host = (self.root / ".lock").read_text(encoding="utf-8").split(maxsplit=3)
+            if host == socket.gethostname():
+                os.kill(int(pid), 0)
+        except (OSError, ValueError):
+            return ""
+        return f" (it is process {pid} on {host}, since {day} {time})"

@@ -16,11 +16,10 @@ from typing import IO, Any
 
 from eyas_host.support.errors import StageError
 from eyas_host.support.progress import warn
+from eyas_host.support.trouble import FULL, REFUSED
 
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems that cannot sync a file or folder."""
-
-_FULL, _REFUSED = (errno.ENOSPC, errno.EDQUOT), (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
@@ -38,8 +37,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.errno in _FULL + _REFUSED:
-            fix = "free some space" if error.errno in _FULL else "see to its permissions"
+        if error.errno in FULL + REFUSED:
+            fix = "free some space" if error.errno in FULL else "see to its permissions"
             raise StageError(f"{path}: cannot be written ({error.strerror}); {fix} and run again") from None
         raise
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -60,9 +61,23 @@ def test_a_killed_command_holds_nothing(tmp_path: Path) -> None:
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
     with RunLock(tmp_path) as lock:
         assert not lock.acquire()
+        with pytest.raises(StageError, match=rf"\(it is process {other.pid} on {socket.gethostname()}, since 20"):
+            lock.require(shared=True)
         other.kill()
         other.communicate()
+        assert "process" not in str(lock.busy()), "who is dead holds nothing"
         assert lock.acquire()
+        assert (tmp_path / ".lock").read_text().split()[0] == str(os.getpid())
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_readers_are_not_named_as_writers(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as one, RunLock(tmp_path) as other:
+        assert one.acquire()
+        assert one.acquire(shared=True) and other.acquire(shared=True)
+        assert "process" not in str(other.busy())
+        (tmp_path / ".lock").write_text("7 somebody's notes")
+        assert str(other.busy()).endswith("another name")
 
 
 def test_a_reader_leaves_a_folder_as_it_is(tmp_path: Path) -> None:
