@@ -50,6 +50,16 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+@contextmanager
+def resumable(note: str) -> Iterator[None]:
+    """Add how the work goes on to whatever ends it from outside: a signal, a full disk, too little memory."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError, MemoryError) as error:
+        error.add_note(note)
+        raise
+
+
 def exit_code(error: KeyboardInterrupt) -> int:
     """128 and the signal's number, as shells count."""
     return 128 + getattr(error, "number", signal.SIGINT)

@@ -28,13 +28,16 @@ def flash(
     ssh_option: SshOption = None,
 ) -> None:
     """Install a bundle and the agent on devices: check, install, switch, watch, roll back on failure."""
+    from eyas_device.support.interrupts import resumable
     from eyas_host.fleet.deploy.flash import FlashSettings
     from eyas_host.fleet.deploy.flash import flash as run
 
     settings = FlashSettings(
         config=config, wheel_dir=wheel_dir, offline=offline, dry_run=dry_run, python=python, root=root
     )
-    results = run(devices, bundle, settings, access=ssh_access(identity, port, ssh_option))
+    access = ssh_access(identity, port, ssh_option)
+    with resumable("devices keep the bundle that they run; the same command finishes what was begun"):
+        results = run(devices, bundle, settings, access=access)
     for result in results:
         sent = f", {result.sent_bytes / 1e3:.0f} kB sent" if result.sent_bytes else ""
         typer.echo(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")

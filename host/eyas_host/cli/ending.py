@@ -25,12 +25,13 @@ def show_ending(context: RunContext) -> None:
         more = f" (and {len(ship['reasons']) - _SHOWN} more)" if len(ship["reasons"]) > _SHOWN else ""
         colour = _COLOURS.get(ship["verdict"], "yellow")
         _line("verdict", f"[{colour}]{escape(ship['verdict'])}[/{colour}]: {escape('; '.join(reasons) + more)}")
-    _line("accuracy", accuracy(report))
+    _line("accuracy", escape(accuracy(report)))
     _line("report", (context.root / "report.html").resolve().as_uri())
     frames = context.root / "validation"
     images = frames if frames.is_dir() else Path("IMAGES")
-    _line("try it", command("eyas-device", "run", "--bundle", bundle, "--camera", f"folder:{images}", "--accuracy"))
-    _line("flash it", command("eyas", "flash", "USER@HOST", "--bundle", bundle))
+    tried = command("eyas-device", "run", "--bundle", bundle, "--camera", f"folder:{images}", "--accuracy")
+    _line("try it", escape(tried))
+    _line("flash it", escape(command("eyas", "flash", "USER@HOST", "--bundle", bundle)))
 
 
 def accuracy(report: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from eyas_host.cli.options import RUNS, JsonFile, Overrides, RecipeArgument, RunsOption, YesOption, prepared_run
@@ -38,8 +39,8 @@ def sensitivity(
         if json is not None:
             write_bytes(json, msgspec.json.format(msgspec.json.encode(measured), indent=1))
         show(sensitivity_table(measured))
-        say(f"  figures: {context.root / SENSITIVITY}")
-        say(f"[bold]sensitivity[/bold]   {measured.advice}")
+        say(f"  figures: {escape(str(context.root / SENSITIVITY))}")
+        say(f"[bold]sensitivity[/bold]   {escape(str(measured.advice))}")
 
 
 def sensitivity_table(measured: Sensitivity) -> Table:

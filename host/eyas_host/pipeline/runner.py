@@ -23,6 +23,7 @@ from rich.markup import escape
 
 from eyas_device import __version__
 from eyas_device.bundle import sha256
+from eyas_device.support.interrupts import resumable
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.clock import ChainClock
 from eyas_host.pipeline.code import dependencies
@@ -317,7 +318,7 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainCl
         reasons = _reasons(stage, context, basis)
         if not reasons:
             _keep_times(context, record)
-            say(f"[dim]{stage.name:8} unchanged    {record.summary}[/dim]")
+            say(f"[dim]{stage.name:8} unchanged    {escape(record.summary)}[/dim]")
             return
         more = f" and {len(reasons) - _MAX_REASONS} more" if len(reasons) > _MAX_REASONS else ""
         say(f"[dim]{stage.name:8} runs again   {escape(', '.join(reasons[:_MAX_REASONS]))}{more} changed[/dim]")
@@ -332,7 +333,10 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainCl
         distributed.from_main(stage.name)
     clock.enter(stage.name)
     try:
-        with contextlib.nullcontext() if stage.together else distributed.single_process():
+        with (
+            resumable(f"stage {stage.name!r} goes on where it was when the same command is run again"),
+            contextlib.nullcontext() if stage.together else distributed.single_process(),
+        ):
             outcome = stage.run(context)
     finally:
         clock.leave()
@@ -358,7 +362,7 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainCl
     )
     _write_record(context, record)
     (folder / _RUNNING).unlink()
-    say(f"[bold]{stage.name:8}[/bold] {_duration(seconds):>10}   {outcome.summary}")
+    say(f"[bold]{stage.name:8}[/bold] {_duration(seconds):>10}   {escape(outcome.summary)}")
 
 
 def _outputs(stage: Stage, context: RunContext) -> Iterator[Path]:

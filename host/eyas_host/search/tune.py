@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 import optuna
 import torch
+from rich.markup import escape
 
+from eyas_device.support.interrupts import resumable
 from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.pipeline.distributed import training_threads
@@ -76,10 +78,11 @@ def tune(context: RunContext, settings: SearchSettings, json: Path | None = None
     if method == "tpe" and not study.get_trials(deepcopy=False) and (current := own_settings(recipe, values)):
         study.enqueue_trial(current)
     done = finished(study)
-    say(f"  study {study.study_name} in {without_password(url)}: {done} of {wanted} trials finished")
+    say(f"  study {escape(study.study_name)} in {escape(without_password(url))}: {done} of {wanted} trials finished")
     training, full = _trainings(context, what, split, own, work, trials=done < wanted)
     if training is not None:
-        search(study, training, recipe, values, method=method, trials=wanted, epochs=length, work=work)
+        with resumable("finished trials are kept; the same command goes on with the others"):
+            search(study, training, recipe, values, method=method, trials=wanted, epochs=length, work=work)
     best = ranked(study)
     if not best:
         raise TuneError(
@@ -101,9 +104,9 @@ def tune(context: RunContext, settings: SearchSettings, json: Path | None = None
     show(shown_trials(result))
     if finals:
         show(finals_table(result))
-    say(f"  {work / PAGE}")
+    say(f"  {escape(str(work / PAGE))}")
     top = f"validation {metric} {max(f.value for f in finals) if finals else best[0].value:.3f}"
-    say(f"[bold]tune[/bold]     {len(result.trials)} trials, {top}: {result.overrides}")
+    say(f"[bold]tune[/bold]     {len(result.trials)} trials, {top}: {escape(result.overrides)}")
 
 
 def _trainings(

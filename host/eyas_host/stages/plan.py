@@ -13,6 +13,7 @@ from eyas_host.pipeline.clock import ChainClock, Step
 from eyas_host.pipeline.runner import ASKED, NEW, Due, RunContext, StageRecord, read_stage_record
 from eyas_host.recipe import Recipe
 from eyas_host.stages.estimate import Counts, Speed, estimate_stages
+from eyas_host.stages.preflight import check_chain
 from eyas_host.support.machine import machine, usable_cores
 from eyas_host.support.progress import about, say
 
@@ -26,7 +27,8 @@ _MAX_REASONS = 3
 def show_plan(context: RunContext, stages: Sequence[Due], *, always: bool = False) -> ChainClock | None:
     """Print the plan, and return the clock of the run; None if only seconds of work are due, which are not worth one.
 
-    Raises as the reading of the images' list and the building of the networks do.
+    Raises as the reading of the images' list and the building of the networks do, and as `check_chain` where a later
+    stage could not end well.
     """
     due = [stage for stage in stages if stage.reasons]
     if not any(stage.name in _LONG for stage in due) and not always:
@@ -34,6 +36,7 @@ def show_plan(context: RunContext, stages: Sequence[Due], *, always: bool = Fals
     if not due:
         say("[bold]plan[/bold]: nothing to do, all stages are up to date")
         return None
+    check_chain(context, [stage.name for stage in due])
     steps = _steps(context, due)
     shown = {stage.name: f"{about(sum(step.seconds for step in steps[stage.name])):>7}" for stage in due}
     total = about(sum(step.seconds for own in steps.values() for step in own))

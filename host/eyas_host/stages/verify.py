@@ -99,9 +99,9 @@ def _shipped_confidence(
 
 def _report(verdict: Verdict, notice: str) -> None:
     for name, why in verdict.refused.items():
-        say(f"  [red]{name} is not packed:[/red] {why}")
+        say(f"  [red]{escape(name)} is not packed:[/red] {escape(why)}")
     for runtime, why in verdict.reasons.items():
-        say(f"  {runtime} runs {verdict.use[runtime]}: {why}")
+        say(f"  {runtime} runs {verdict.use[runtime]}: {escape(why)}")
     if notice:
         say(f"  [yellow]{escape(notice)}[/yellow]")
     if verdict.decision is not None:

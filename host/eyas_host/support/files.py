@@ -14,9 +14,9 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from eyas_device.support.trouble import FULL, REFUSED
 from eyas_host.support.errors import StageError
 from eyas_host.support.progress import warn
-from eyas_host.support.trouble import FULL, REFUSED
 
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """Errors of file systems that cannot sync a file or folder."""

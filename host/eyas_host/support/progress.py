@@ -16,12 +16,14 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 _MIN_WIDTH = 120
+_UNLIMITED = 10_000
 
 console = Console(stderr=True, highlight=False)
 
@@ -181,10 +183,34 @@ def say(text: str) -> None:
 
 
 def show(table: Table) -> None:
-    """Print a table on standard output, at least 120 columns wide without a terminal."""
-    out = Console(highlight=False)
+    """Print a table on standard output, at least 120 columns wide without a terminal. Cells are never markup.
+
+    A terminal that is too narrow for it gets a line for each cell instead.
+    """
+    out = Console(highlight=False, markup=False)
     with _without_status_line():
-        out.print(table) if out.is_terminal else Console(highlight=False, width=_MIN_WIDTH).print(table)
+        if not out.is_terminal:
+            Console(highlight=False, markup=False, width=_MIN_WIDTH).print(table)
+        elif _width(out, table) <= out.width:
+            out.print(table)
+        else:
+            _show_rows(out, table)
+
+
+def _width(out: Console, table: Table) -> int:
+    """The width that a table has where there is room."""
+    return Measurement.get(out, out.options.update_width(_UNLIMITED), table).maximum
+
+
+def _show_rows(out: Console, table: Table) -> None:
+    """Print each row of a table as lines of title and value."""
+    titles = [str(column.header) for column in table.columns]
+    for text in (table.title, table.caption):
+        if text:
+            out.print(text, soft_wrap=True)
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        first, *others = (f"{title}: {value}" for title, value in zip(titles, row, strict=True) if str(value))
+        out.print(f"- {first}", *(f"  {line}" for line in others), sep="\n", soft_wrap=True)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.markup import escape
 from torch import Tensor, nn
 
 from eyas_host.data.loader import Rows, ordered_batches
@@ -240,7 +241,8 @@ def _encode_maps(
 
 def _check_space(cache: ViewCache, needed: int, one: int, cache_gb: float) -> None:
     """Print how much will be written; raises `StageError` if the disk or `cache_gb` have no space for it."""
-    say(f"  the teacher's feature maps: {one / 1e3:.1f} kB per view, {needed / 1e6:,.1f} MB in {cache.root}")
+    size = f"{one / 1e3:.1f} kB per view, {needed / 1e6:,.1f} MB"
+    say(f"  the teacher's feature maps: {size} in {escape(str(cache.root))}")
     used = sum(path.stat().st_size for path in cache.root.glob("*-*.*"))
     advice = "take blocks with fewer channels, or fewer [student] views"
     check_space(cache.root, "[student] feature_layers", used, needed, cache_gb, lambda *_: advice)

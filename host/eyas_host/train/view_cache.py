@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.markup import escape
 
 from eyas_host.data.loader import BatchLoader, Rows, ordered_batches
 from eyas_host.data.split import Split
@@ -88,7 +89,7 @@ class ViewCache:
         if missing:
             output_bytes = 2 * (2 * len(split.labels) + teacher.pooled_channels)
             needed = check_views_fit(root, recipe, count, output_bytes=output_bytes, existing=len(paths) - len(missing))
-            say(f"  cached views: {len(missing)} x {count:,} images, {format_gb(needed)} in {root}")
+            say(f"  cached views: {len(missing)} x {count:,} images, {format_gb(needed)} in {escape(str(root))}")
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
         loader, batches = BatchLoader(recipe, split.train), ordered_batches(count)

@@ -181,9 +181,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield disk
 
 
-def test_full_disk(tmp_path: Path, small_disk: Path) -> None:
+def test_full_disk(tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_folder(tmp_path / "images", labels=SHAPES[:2])
     text = "[image]\nsize = 64\n[teacher]\nhead_epochs = 1\nepochs = 1\n[student]\nviews = 1\n"
+    done = eyas(tmp_path, "distill", recipe(tmp_path, text), "--runs", small_disk)
+    refused(done, "the run needs about", "1 MB are free", "free some space")
+    nothing_finished(small_disk)
+    monkeypatch.setattr("eyas_host.stages.preflight._check_space", lambda *_: None)  # a disk that fills meanwhile
     done = eyas(tmp_path, "distill", recipe(tmp_path, text), "--runs", small_disk)
     refused(done, "No space left on device")
     assert (small_disk / "mistake/split/stage.json").exists()  # finished stages stay

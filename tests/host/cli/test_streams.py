@@ -122,6 +122,23 @@ def test_a_signal_ends_a_verb_with_its_code(
         signal.signal(number, before)
 
 
+def test_an_interrupted_stage_says_how_it_goes_on(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for error, code in ((KeyboardInterrupt(), 130), (OSError(5, "Input/output error", "x.png"), 1)):
+
+        def stop(*arguments: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr("eyas_host.stages.split.build_index", stop)
+        done = inside(tmp_path, "split", recipe)
+        assert done.code == code and "Traceback" not in done.err
+        last = done.err.splitlines()[-1]
+        assert last.startswith("eyas: ") and "stage 'split' goes on where it was when the same command is run" in last
+    monkeypatch.undo()
+    assert inside(tmp_path, "split", recipe).code == 0
+
+
 PROGRAM = """
 import os, signal, sys, time
 from eyas_device.support.interrupts import interruptible

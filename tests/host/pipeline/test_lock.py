@@ -131,6 +131,7 @@ def test_the_verbs_hold_the_run_while_they_work(
     (tmp_path / "images").mkdir()
     (tmp_path / "recipe.toml").write_text('[run]\nname = "toy"\n[data]\nsource = "folder"\npath = "images"\n')
     monkeypatch.setattr("eyas_host.stages.chain.STAGES", STAGES)
+    monkeypatch.setattr("eyas_host.stages.plan.show_plan", lambda *_: None)
     seen: list[bool] = []
 
     def look(context: RunContext, *arguments: object, **options: object) -> None:

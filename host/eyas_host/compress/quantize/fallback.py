@@ -8,6 +8,7 @@ from itertools import islice
 
 import msgspec
 import numpy as np
+from rich.markup import escape
 from torch import nn
 
 from eyas_host.compress.quantize.mixed import Degradation, MixedPrecision
@@ -97,7 +98,7 @@ def fallback_layers(model: nn.Module, deploy: nn.Module, pixels: Batch, targets:
         max_drop=recipe.gate.max_drop,
         max_layers=recipe.quantize.fallback,
     )
-    say(f"  {fallback}")
+    say(f"  {escape(str(fallback))}")
     return fallback
 
 
