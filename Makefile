@@ -129,10 +129,10 @@ bench-camera-faults: install ## how soon a camera's faults are noticed, and how 
 bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe (minutes)
 	$(BIN)/python benchmarks/frame_loop.py --json benchmarks/results/frame-loop.json
 
-SYSTEM_DEPS := mosquitto openssl openssh-client openssh-server postgresql-15 rsync strace systemd \
+SYSTEM_DEPS := chromium-headless-shell mosquitto openssl openssh-client openssh-server postgresql-15 rsync strace systemd \
 	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot
 
-system-deps: ## what tests need from the system (apt): MQTT broker, PostgreSQL, ssh and RTSP servers, aarch64 tools
+system-deps: ## what tests need from the system (apt): MQTT broker, browser, PostgreSQL, ssh and RTSP servers, aarch64 tools
 	@if dpkg-query --show --showformat='$${db:Status-Status}\n' $(SYSTEM_DEPS) 2>&1 | grep -qvx installed; then \
 		$(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_DEPS); \

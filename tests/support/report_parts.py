@@ -6,12 +6,26 @@ from html.parser import HTMLParser
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from eyas_device.bundle import Confidence
-from eyas_host.evaluation.metrics import Bin, Scores
+from eyas_device.decision import decide
+from eyas_host.evaluation.bootstrap import intervals
+from eyas_host.evaluation.cost import CostFigures, choose_decision, split_cost
+from eyas_host.evaluation.metrics import Bin, PairedLoss, Scores, score, softmax
 from eyas_host.evaluation.parity import Parity
+from eyas_host.evaluation.robustness import Robustness, RobustnessRow
 from eyas_host.evaluation.verdict import Latency
+from eyas_host.export.sizes import ArtefactSize, LayerSize
+from eyas_host.recipe.accept import AcceptSection
+from eyas_host.report.curves import score_curves
+from eyas_host.report.facts import key_facts
 from eyas_host.report.model import Mistake, Report, StageSummary, Variant
+from eyas_host.report.ship import decide as decide_to_ship
+from eyas_host.report.signals import judge
+
+Costs = npt.NDArray[np.float64]
 
 HOSTILE = '<script>alert("1")</script> $x_1$'
 NOTICE = "CC-BY-NC-SA-4.0: non-commercial use only"
@@ -23,6 +37,8 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.rows: dict[str, list[str]] = {}
+        """First cell -> cells, of the first row that begins so."""
+        self.all_rows: list[tuple[str, list[str]]] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
         self._cells: list[str] | None = None
@@ -38,6 +54,7 @@ class Page(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         if tag == "tr" and self._cells:
             self.rows.setdefault(self._cells[0], self._cells)
+            self.all_rows.append((self._cells[0], self._cells))
             self._cells = None
 
     def handle_data(self, data: str) -> None:
@@ -46,7 +63,7 @@ class Page(HTMLParser):
             self._cells[-1] += data + " "
 
     def row(self, start: str) -> list[str]:
-        return next(cells for first, cells in self.rows.items() if first.startswith(start))
+        return next(cells for first, cells in self.rows.items() if " ".join(first.split()).startswith(start))
 
     @property
     def text(self) -> str:
@@ -169,3 +186,86 @@ def make_report(labels: tuple[str, ...], mistakes: tuple[Mistake, ...] = (), **c
         notices=(NOTICE,),
     )
     return msgspec.structs.replace(report, **changes)
+
+
+def predictions(
+    classes: int, n: int = 400, seed: int = 0, separate: float = 1.5
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(classes, size=n)
+    return softmax(rng.normal(size=(n, classes)) + separate * np.eye(classes)[targets]), targets
+
+
+def scored(labels: tuple[str, ...], costs: Costs | None = None, **changes: Any) -> Report:
+    """A report whose test metrics all come from one set of predictions."""
+    p, targets = predictions(len(labels))
+    decision = choose_decision(costs, labels, p, targets, currency="EUR")
+    predicted = decide(p, p, labels, decision)
+    report = make_report(labels)
+    found = intervals(p, predicted, targets, costs=costs)
+    cost = None
+    if decision is not None:
+        test = split_cost("test", decision, labels, p, targets, constant=0, interval=found["cost"])
+        both = (msgspec.structs.replace(test, split="validation", interval=None), test)
+        cost = CostFigures(decision=decision, bayes_threshold=0.0909, constant_label=labels[0], splits=both)
+    return msgspec.structs.replace(
+        report,
+        scores={"teacher": score(p, targets), "litert-int8": score(p, targets)},
+        decided=score(p, targets, predicted=predicted) if decision else None,
+        intervals={"litert-int8": found},
+        cost=cost,
+        variants=tuple(
+            msgspec.structs.replace(r, pr_auc=0.8, cost=1234.5 if decision else None) for r in report.variants
+        ),
+        curves=tuple(
+            c for name in ("litert-int8", "teacher") for c in score_curves(name, labels, p, targets, positive=labels[0])
+        ),
+        **changes,
+    )
+
+
+def complete(labels: tuple[str, ...], costs: Costs | None = None, **changes: Any) -> Report:
+    """A report with everything that a page can show, as `collect_report` makes it."""
+    changes = {
+        "robustness": Robustness(
+            images=200,
+            windows=100,
+            window_frames=30,
+            balanced_accuracy=0.8,
+            flagged=0.0,
+            rows=tuple(
+                RobustnessRow(
+                    change=f"{change} {labels[0]}",
+                    balanced_accuracy=0.8 - drop,
+                    drop=drop,
+                    confidence=0.93,
+                    flagged=1 - drop,
+                    reason="darker than 99 % of the training images; check light, focus and view",
+                )
+                for change, drop in (("light x0.3", 0.3), ("blur", 0.02))
+            ),
+        ),
+        "test_losses": {name: PairedLoss(0.012, (-0.004, 0.031), 0.028) for name in ("litert-fp32", "litert-int8")},
+        "distillation": PairedLoss(-0.021, (-0.04, -0.003), -0.006),
+        "positive_class": labels[0],
+        "split_by": "stratified",
+        "strategy": "stratified by label",
+        "warnings": (f"class {labels[-1]} has 12 training images",),
+        "hashes": {"data": "ab" * 32, "bundle manifest": "cd" * 32},
+        "layers": tuple(
+            LayerSize(
+                name=f"backbone.blocks.{n}.0.conv_pwl",
+                shape=(96, 16, 1, 1),
+                parameters=1536,
+                fp32_bytes=6144,
+                int8_bytes=1920,
+            )
+            for n in range(3)
+        ),
+        "artefact_sizes": {"litert-int8": ArtefactSize(constants=900_000, graph=200_000)},
+        "test_log": "images/.eyas/test-sets/" + "ef" * 16 + ".jsonl",
+        **changes,
+    }
+    report = scored(labels, costs, **changes)
+    ship = decide_to_ship(report, AcceptSection(min_balanced_accuracy=0.6, min_recall=0.5))
+    return msgspec.structs.replace(report, ship=ship, facts=key_facts(report), signals=judge(report))

@@ -30,6 +30,9 @@ class SystemPart(NamedTuple):
     purpose: str
 
 
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+"""Any of these draws the reports."""
+BROWSER = SystemPart(BROWSERS[0], "chromium-headless-shell", "how reports look in a browser")
 RTSP = SystemPart("GstRtspServer", "gir1.2-gst-rtsp-server-1.0", "RTSP cameras")
 PARTS = (
     SystemPart("mosquitto", "mosquitto", "telemetry, collector and live view"),
@@ -40,6 +43,7 @@ PARTS = (
     SystemPart("strace", "strace", "how often the spool syncs"),
     SystemPart("initdb", "postgresql-15", "the telemetry store on PostgreSQL"),
     SystemPart("systemd-analyze", "systemd", "the hardening of the service"),
+    BROWSER,
     RTSP,
 )
 
@@ -52,6 +56,8 @@ def find(program: str) -> str | None:
 
 def is_there(part: SystemPart) -> bool:
     """Whether a part can be used here."""
+    if part is BROWSER:
+        return any(map(find, BROWSERS))
     if part is not RTSP:
         return find(part.program) is not None
     if not os.access(SYSTEM_PYTHON, os.X_OK):

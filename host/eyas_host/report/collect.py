@@ -20,6 +20,7 @@ from eyas_host.export.manifest import load_candidate
 from eyas_host.export.sizes import ArtefactSize, LayerSize
 from eyas_host.pipeline.runner import BUNDLE, BUNDLE_STAGES, RunContext
 from eyas_host.report.curves import ScoreCurve, score_curves
+from eyas_host.report.facts import key_facts
 from eyas_host.report.model import Mistake, Report, StageSummary, Variant
 from eyas_host.report.ship import decide
 from eyas_host.report.signals import judge
@@ -113,7 +114,9 @@ def collect_report(
         recipe=msgspec.to_builtins(recipe),
         notices=split.manifest.notices,
     )
-    return msgspec.structs.replace(report, ship=decide(report, recipe.accept), signals=judge(report))
+    return msgspec.structs.replace(
+        report, ship=decide(report, recipe.accept), facts=key_facts(report), signals=judge(report)
+    )
 
 
 def variants_of(

@@ -29,6 +29,9 @@ _VARIABLES = {
 }
 """Placeholder colour -> CSS variable of the page."""
 
+WIDE, SQUARE, SMALL = (11.4, 4.4), (5.4, 5.2), (3.6, 3.5)
+"""Sizes of plots, inches: as wide as the page, half of it or a third of it at the same size of their text."""
+
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a label may hold a dollar sign
@@ -54,7 +57,7 @@ STYLE: dict[str, Any] = {
 
 
 def svg(figure: Figure, alt: str) -> Markup:
-    """The figure as inline SVG without prologue, metadata and fixed size, in the page's CSS variables."""
+    """The figure as inline SVG without prologue and metadata, as wide as its room, in the page's CSS variables."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": alt}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -64,7 +67,5 @@ def svg(figure: Figure, alt: str) -> Markup:
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")
-    width = re.search(r'width="([\d.]+)pt"', text)
-    limit = f"max-width:{float(width.group(1)) * 1.34:.0f}px" if width else ""
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text)
-    return Markup(text.replace("<svg", f'<svg role="img" style="{limit}" aria-label="{escape(alt)}"', 1))
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1))

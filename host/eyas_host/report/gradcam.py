@@ -13,20 +13,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.markup import escape
 from torch import Tensor, nn
 
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import Pixels, Preprocessing, prepare, read_image
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import full_float32, to_tensor
-from eyas_host.report.model import Mistake
-from eyas_host.support.progress import say
+from eyas_host.report.model import Explanations, Mistake
 
 Heat = npt.NDArray[np.float32]
 """float32 [n, side, side], 0..1."""
 
 _STRENGTH = 0.55
+_MIN_CELLS = 4
+"""Rows and columns below which a map shows no place in the image."""
 _BATCH = 16
 """Images whose activations and gradients are in memory together."""
 _CPU = torch.device("cpu")
@@ -38,24 +38,27 @@ def explain_mistakes(
     labels: Sequence[str],
     spec: Preprocessing,
     device: torch.device = _CPU,
-) -> dict[str, Pixels]:
-    """Path -> the image as the model sees it with the evidence for its wrong prediction, uint8 [side, side, 3] BGR.
+) -> Explanations:
+    """The images as the model sees them with the evidence for their wrong predictions; unreadable ones are left out.
 
-    Unreadable images are left out; the result is empty for a network that Grad-CAM cannot explain.
+    A reason instead, for a network that Grad-CAM cannot explain or whose last map is too coarse to show a place.
     """
     images: dict[str, Pixels] = {}
     for mistake in mistakes:
         with contextlib.suppress(ImageError, ValueError):  # ValueError: a path with a null byte
             images[mistake.path] = prepare(read_image(Path(mistake.path), spec=spec), spec)
     if not images:
-        return {}
+        return Explanations()
     predictions = {mistake.path: labels.index(mistake.prediction) for mistake in mistakes}
     try:
+        height, width = map_cells(network, np.stack(list(images.values()))[:1], device)
+        if min(height, width) < _MIN_CELLS:
+            reason = f"at {spec.size} px the last convolution has {height} × {width} cells, too few to show a place"  # noqa: RUF001
+            return Explanations(reason=reason)
         heat = grad_cam(network, np.stack(list(images.values())), [predictions[path] for path in images], device)
     except ValueError as error:
-        say(f"  [yellow]no Grad-CAM: {escape(str(error))}[/yellow]")
-        return {}
-    return {path: overlay(image, own) for (path, image), own in zip(images.items(), heat, strict=True)}
+        return Explanations(reason=str(error))
+    return Explanations({path: overlay(image, own) for (path, image), own in zip(images.items(), heat, strict=True)})
 
 
 def grad_cam(network: nn.Module, pixels: Batch, classes: list[int], device: torch.device = _CPU) -> Heat:
@@ -88,6 +91,22 @@ def _evidence(network: nn.Module, layer: nn.Module, pixels: Tensor, classes: lis
         handle.remove()
     maps = (gradient.mean(dim=(2, 3), keepdim=True) * outputs[-1]).sum(dim=1).relu().detach()
     return np.asarray(maps.cpu().numpy())
+
+
+def map_cells(network: nn.Module, pixels: Batch, device: torch.device = _CPU) -> tuple[int, int]:
+    """Rows and columns of the map that Grad-CAM weighs, for prepared pixels uint8 [1, side, side, 3].
+
+    Raises `ValueError` as `last_convolution` does.
+    """
+    network = network.to(device).eval()
+    layer, sizes = last_convolution(network, pixels, device), []
+    handle = layer.register_forward_hook(lambda _module, _inputs, output: sizes.append(output.shape[2:]))
+    try:
+        with torch.no_grad():
+            network(to_tensor(pixels, device).float())
+    finally:
+        handle.remove()
+    return int(sizes[-1][0]), int(sizes[-1][1])
 
 
 def last_convolution(network: nn.Module, pixels: Batch, device: torch.device = _CPU) -> nn.Conv2d:

@@ -12,8 +12,18 @@ from typing import Any
 from eyas_device.preprocess import Pixels
 from eyas_host.evaluation.metrics import calibration_error
 from eyas_host.report import plots, score_plots
-from eyas_host.report.model import Report, Variant
-from eyas_host.report.page import confusion_cells, environment, jpeg, megabytes, number, percent, thumbnail
+from eyas_host.report.glossary import Glossary
+from eyas_host.report.model import Explanations, Report, Variant
+from eyas_host.report.page import (
+    confused_pairs,
+    confusion_cells,
+    environment,
+    jpeg,
+    megabytes,
+    number,
+    percent,
+    thumbnail,
+)
 from eyas_host.report.signals import MIN_DROP, operating_point, unnoticed
 
 _TRAININGS = {
@@ -30,15 +40,21 @@ _MAX_THUMBNAILS = 24
 
 def render_html(
     report: Report,
-    explanations: Mapping[str, Pixels] | None = None,
+    explanations: Explanations | None = None,
     examples: Mapping[str, Pixels] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> str:
     """Render the report as HTML; images that can no longer be read are replaced by a note.
 
-    `explanations` maps the path of a mistake to the overlay shown beside it, `examples` the name of a change to an
-    image that suffered it: uint8 [height, width, 3] BGR.
+    Args:
+        report: What the page shows.
+        explanations: Overlays shown beside mistakes, or why there are none.
+        examples: Name of a change -> an image that suffered it, uint8 [height, width, 3] BGR.
+        files: Path of a mistake as the report shows it -> its file; by default the path itself.
+
     """
-    explanations = explanations or {}
+    explanations, files, glossary = explanations or Explanations(), files or {}, Glossary()
+    overlays = {path: jpeg(image) for path, image in explanations.overlays.items()}
     bits = report.recipe.get("image", {}).get("bits", 0)
     decided = report.decided or report.scores.get(report.shipped)
     positive = next((curve.label for curve in report.curves if curve.label), "")
@@ -54,6 +70,8 @@ def render_html(
         .get_template("report.html.j2")
         .render(
             report=report,
+            glossary=glossary,
+            term=glossary.term,
             verdict=verdict(report),
             ratios={r.name: ratios(r, teacher) for r in report.variants} if teacher else {},
             validation={r.name: r for r in report.validation_variants},
@@ -82,9 +100,14 @@ def render_html(
                 if scores and (name, scores) != ("teacher", decided)
             ],
             mistakes=[
-                (m, thumbnail(m.path, bits), jpeg(explanations[m.path]) if m.path in explanations else None)
+                (m, thumbnail(files.get(m.path, m.path), bits), overlays.get(files.get(m.path, m.path)))
                 for m in report.mistakes[:_MAX_THUMBNAILS]
             ],
+            explained=bool(overlays),
+            unexplained=explanations.reason,
+            confused=confused_pairs(decided.confusion) if decided else [],
+            totals={label: sum(split.get(label, 0) for split in report.counts.values()) for label in report.labels},
+            accept=report.recipe.get("accept", {}),
             total_seconds=sum(s.seconds for s in report.stages),
             max_seconds=max((s.seconds for s in report.stages), default=0.0) or 1.0,
             max_rss_mb=max((s.peak_rss_mb for s in report.stages), default=0.0) or 1.0,
@@ -109,9 +132,10 @@ def verdict(report: Report) -> str:
         return f"The shipped model {report.shipped} was not measured on the held-out test set."
     latency = f"in {number(own.latency_ms.p50, 3)} ms per image" if own.latency_ms else "latency not measured"
     size = f"in {megabytes(own.size_bytes)}" if own.size_bytes is not None else "size not measured"
+    by_largest_logit = "" if report.decided is None else " by its largest logit"
     sentence = (
         f"The shipped model {own.name} reaches {percent(own.balanced_accuracy)} balanced accuracy on unseen "
-        f"images, {latency}, {size}"
+        f"images{by_largest_logit}, {latency}, {size}"
     )
     if teacher is None or teacher is own:
         return sentence + "."

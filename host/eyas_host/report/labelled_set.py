@@ -8,13 +8,17 @@ from rich.table import Table
 
 from eyas_host.evaluation.labelled_set import Evaluation
 from eyas_host.report import plots
-from eyas_host.report.page import confusion_cells, environment, fixed, percent, thumbnail
+from eyas_host.report.glossary import Glossary
+from eyas_host.report.page import confused_pairs, confusion_cells, environment, fixed, percent, thumbnail
+from eyas_host.report.portable import without_roots
 
 _MAX_SEEN = 100
 
 
 def render_evaluation(evaluation: Evaluation) -> str:
     """The page: no scripts, no links, thumbnails and plots inside. Images that cannot be read again are left out."""
+    files = [one.path for one in evaluation.mistakes]
+    evaluation, glossary = without_roots(evaluation, (Path(evaluation.source).resolve(),)), Glossary()
     main = next(one for one in evaluation.artefacts if one.name == evaluation.main)
     return (
         environment()
@@ -23,9 +27,14 @@ def render_evaluation(evaluation: Evaluation) -> str:
             evaluation=evaluation,
             main=main,
             source=Path(evaluation.source).name or evaluation.source,
-            confusion=confusion_cells(main.confusion),
+            glossary=glossary,
+            term=glossary.term,
+            matrix=confusion_cells(main.confusion),
+            confused=confused_pairs(main.confusion),
             reliability=plots.reliability(main.reliability, f"of {main.name}"),
-            mistakes=[(one, thumbnail(one.path, evaluation.bits)) for one in evaluation.mistakes],
+            mistakes=[
+                (one, thumbnail(file, evaluation.bits)) for one, file in zip(evaluation.mistakes, files, strict=True)
+            ],
             seen=evaluation.overlap.images[:_MAX_SEEN],
         )
     )

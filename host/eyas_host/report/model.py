@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from eyas_device.bundle import Confidence
+from eyas_device.preprocess import Pixels
 from eyas_host.compress.quantize.sensitivity import Sensitivity
 from eyas_host.evaluation.cost import CostFigures
 from eyas_host.evaluation.metrics import Bin, PairedLoss, Scores
@@ -58,6 +59,15 @@ class Mistake(msgspec.Struct, frozen=True):
     prediction: str
     confidence: float
     cost: float | None = None
+
+
+class Explanations(msgspec.Struct, frozen=True):
+    """What Grad-CAM shows of the mistakes."""
+
+    overlays: dict[str, Pixels] = {}
+    """Path of a mistake -> the image as the model sees it with the evidence, uint8 [side, side, 3] BGR."""
+    reason: str = ""
+    """Why there are none."""
 
 
 class Signal(msgspec.Struct, frozen=True):
@@ -137,6 +147,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Artefact -> balanced accuracy lost on test against the float network before quantization."""
     distillation: PairedLoss | None = None
     """Balanced accuracy that the student lost on test (negative: gained) against the same network from labels only."""
+    facts: dict[str, str] = {}
+    """In words: worst class, small classes, distillation, int8."""
     signals: tuple[Signal, ...] = ()
     """Remarks beside the verdict, those worth a look first."""
     warnings: tuple[str, ...] = ()

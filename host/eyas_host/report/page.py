@@ -77,6 +77,17 @@ def confusion_cells(matrix: Sequence[Sequence[int]]) -> list[list[tuple[int, flo
     return [[(cell, cell / (sum(row) or 1)) for cell in row] for row in matrix]
 
 
+def confused_pairs(confusion: Sequence[Sequence[int]], count: int = 10) -> list[tuple[int, int, int, float]]:
+    """(true label, predicted label, images, fraction of the true label's images) of the commonest confusions."""
+    cells = [
+        (true, predicted, images, images / sum(row))
+        for true, row in enumerate(confusion)
+        for predicted, images in enumerate(row)
+        if predicted != true and images
+    ]
+    return sorted(cells, key=lambda cell: (-cell[2], -cell[3], cell[:2]))[:count]
+
+
 def percent(value: float | None, decimals: int = 1) -> str:
     """`80.1 %`."""
     return NOT_MEASURED if value is None or not math.isfinite(value) else f"{100 * value:.{decimals}f} %"

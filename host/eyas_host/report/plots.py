@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from eyas_host.evaluation.metrics import Bin
-from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, STYLE, TRAIN, VALIDATION, svg
+from eyas_host.report.drawing import MUTED, PAPER, RUNTIMES, SMALL, SQUARE, STYLE, TRAIN, VALIDATION, WIDE, svg
 
 if TYPE_CHECKING:  # without torch for the pages that need no training
     from eyas_host.compress.quantize.sensitivity import Sensitivity
@@ -31,7 +31,7 @@ def scatter(variants: Sequence[Variant], shipped: str) -> Markup:
     if not shown:
         return Markup("")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 4.3), layout="constrained")
+        figure = Figure(figsize=WIDE, layout="constrained")
         axes = figure.add_subplot()
         largest = max(r.size_bytes or 0 for r in shown) or 1
         places = [(r.latency_ms.p50, r.balanced_accuracy) for r in shown if r.latency_ms]
@@ -99,7 +99,7 @@ def front(points: Sequence[Mapping[str, Any]]) -> Markup:
     ]
     accuracy = [float(point["balanced_accuracy"]) for point in shown]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        figure = Figure(figsize=WIDE, layout="constrained")
         axes = figure.add_subplot()
         axes.plot(ms, accuracy, color=VALIDATION, linewidth=1.2, alpha=0.5)
         colours = [VALIDATION if known else PAPER for known in measured]
@@ -151,7 +151,7 @@ def _curves(title: str, history: Sequence[Mapping[str, Any]], limits: tuple[floa
     kept = max(finite, key=lambda pair: (pair[0], -pair[1]))[1] if finite else None
     marker = "o" if len(epochs) == 1 else ""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.5, 3.4), layout="constrained")
+        figure = Figure(figsize=SMALL, layout="constrained")
         losses, accuracy = figure.subplots(2, 1, sharex=True)
         losses.plot(epochs, [float(e["loss"]) for e in history], color=TRAIN, marker=marker)
         losses.plot(
@@ -195,7 +195,7 @@ def reliability(bins: Sequence[Bin], title: str) -> Markup:
     if not bins:
         return Markup("")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.5, 3.3), layout="constrained")
+        figure = Figure(figsize=SQUARE, layout="constrained")
         axes = figure.add_subplot()
         low = max(0.0, min(0.5, *(b.confidence for b in bins), *(b.accuracy for b in bins)) - 0.04)
         axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1, linestyle=":")
@@ -232,7 +232,7 @@ def sensitivity(measured: Sensitivity) -> Markup:
     worst = [entry.layer for entry in measured.ranked][:_NAMED]
     kept = measured.advice.layers if measured.advice else ()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        figure = Figure(figsize=WIDE, layout="constrained")
         axes = figure.add_subplot()
         axes.axhline(measured.all_int8.snr_db, color=MUTED, linewidth=1, linestyle=":")
         axes.scatter(

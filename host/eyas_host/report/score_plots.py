@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from eyas_host.evaluation.cost import CostFigures
 from eyas_host.report.curves import Kind, ScoreCurve
-from eyas_host.report.drawing import INK, MUTED, RUNTIMES, STYLE, VALIDATION, svg
+from eyas_host.report.drawing import INK, MUTED, RUNTIMES, SQUARE, STYLE, VALIDATION, WIDE, svg
 
 _Y_LABELS = {"roc": "true positive rate (recall)", "pr": "precision"}
 _X_LABELS = {"roc": "false positive rate", "pr": "recall"}
@@ -29,7 +29,7 @@ def draw_curves(
         return Markup("")
     means = {curve.variant for curve in shown if not curve.label}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.6, 3.5), layout="constrained")
+        figure = Figure(figsize=SQUARE, layout="constrained")
         axes = figure.add_subplot()
         if kind == "roc":
             axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
@@ -66,7 +66,7 @@ def draw_costs(figures: CostFigures) -> Markup:
     if not splits or threshold is None:
         return Markup("")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+        figure = Figure(figsize=WIDE, layout="constrained")
         axes = figure.add_subplot()
         for own in splits:
             validation = own.split == "validation"

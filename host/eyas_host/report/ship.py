@@ -18,7 +18,7 @@ from eyas_host.evaluation.metrics import Scores
 from eyas_host.evaluation.robustness import RobustnessRow
 from eyas_host.recipe.accept import AcceptSection
 from eyas_host.report.model import Check, Outcome, Report, Ship, Variant
-from eyas_host.report.signals import MIN_DROP, MIN_FLAGGED, WIDE, class_names
+from eyas_host.report.signals import MIN_DROP, MIN_FLAGGED, WIDE, class_names, isolated
 
 Interval = tuple[float, float]
 
@@ -154,7 +154,7 @@ def _recall(bound: str, figure: _Figure, required: float) -> Check:
 
 def _recall_figures(report: Report, scores: Scores) -> list[_Figure]:
     return [
-        _Figure(f"recall of {label}", own.recall, own.recall_ci or (0.0, 1.0), own.support)
+        _Figure(f"recall of {isolated(label)}", own.recall, own.recall_ci or (0.0, 1.0), own.support)
         for label, own in zip(report.labels, scores.classes, strict=False)
     ]
 
@@ -168,7 +168,7 @@ def _cost(report: Report, accept: AcceptSection) -> Iterable[Check]:
     limit = accept.max_cost_ratio * test.constant
     between = f" (95 % interval {low:,.4g} to {high:,.4g})" if test.interval else ""
     figure = f"the mean cost per image is {test.decided:,.4g}{unit}{between}"
-    asked = f"always predicting {report.cost.constant_label} costs {test.constant:,.4g}"
+    asked = f"always predicting {isolated(report.cost.constant_label)} costs {test.constant:,.4g}"
     if accept.max_cost_ratio < 1:
         asked += f", of which at most {_percent(accept.max_cost_ratio)} ({limit:,.4g}) is accepted"
     if high < limit:
@@ -183,15 +183,16 @@ def _int8(report: Report, own: Variant, accept: AcceptSection) -> Iterable[Check
     if own.precision == "fp32" or accept.max_int8_loss >= 1:
         return
     loss = report.test_losses.get(own.name)
-    asked = f"at most {_points(accept.max_int8_loss)} points are accepted"
+    asked = f"a loss of at most {_points(accept.max_int8_loss)} points is accepted"
     if loss is None:
         text = f"what {own.precision} lost on the test set was not measured; {asked}"
         yield Check(bound="max_int8_loss", outcome="open", text=text)
         return
     low, high = loss.interval
+    verb = "lost" if loss.loss >= 0 else "gained"
     figure = (
-        f"{own.precision} lost {_points(loss.loss)} points of balanced accuracy on the test set "
-        f"(95 % interval {_points(low)} to {_points(high)})"
+        f"{own.precision} {verb} {_points(abs(loss.loss))} points of balanced accuracy on the test set "
+        f"(95 % interval {_points(low)} to {_points(high)} lost)"
     )
     if high <= accept.max_int8_loss:
         yield Check(bound="max_int8_loss", outcome="met", text=f"{figure}; {asked}")

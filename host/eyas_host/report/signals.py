@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -37,7 +38,6 @@ def judge(report: Report) -> tuple[Signal, ...]:
     signals = itertools.chain(
         _accuracy(report, own),
         _cost(report.cost) if report.cost is not None else (),
-        _classes(report),
         _against_teacher(report, own),
         _calibration(report),
         _data(report),
@@ -65,20 +65,6 @@ def _cost(figures: CostFigures) -> Iterable[Signal]:
         yield Signal(
             "yellow", f"the most probable label would have cost less on the test set: {test.likeliest:,.4g}{unit}"
         )
-
-
-def _classes(report: Report) -> Iterable[Signal]:
-    scores = report.decided or report.scores.get(report.shipped)
-    few = {
-        label: own.support
-        for label, own in zip(report.labels, scores.classes if scores else (), strict=False)
-        if own.support < FEW_TEST_IMAGES
-    }
-    if few:
-        have, their = ("1 class has", "its") if len(few) == 1 else (f"{len(few)} classes have", "their")
-        named = class_names([f"{label} ({support})" for label, support in few.items()])
-        text = f"{have} fewer than {FEW_TEST_IMAGES} test images, so {their} figures are uncertain: {named}"
-        yield Signal("yellow", text)
 
 
 def _against_teacher(report: Report, own: Variant) -> Iterable[Signal]:
@@ -161,9 +147,15 @@ def operating_point(confusion: tuple[tuple[int, ...], ...], positive: int) -> di
     }
 
 
+def isolated(label: str) -> str:
+    """The label as a part of an English sentence: one with letters that run from right to left is isolated (UAX 9)."""
+    right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in label)
+    return f"\u2068{label}\u2069" if right_to_left else label
+
+
 def class_names(names: Sequence[str]) -> str:
     """`a, b and c`; of many only the first few, and how many more there are."""
-    shown, more = names[:_MAX_NAMES], len(names) - _MAX_NAMES
+    shown, more = [isolated(name) for name in names[:_MAX_NAMES]], len(names) - _MAX_NAMES
     if more > 0:
         return f"{', '.join(shown)} and {more} more"
     return " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))

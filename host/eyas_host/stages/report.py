@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 
 from eyas_device.bundle import Bundle
-from eyas_device.preprocess import Pixels
 from eyas_host.data.split import Split
 from eyas_host.evaluation.cost import accepted_class
 from eyas_host.evaluation.inference import pick_device
@@ -22,7 +21,8 @@ from eyas_host.pipeline.runner import BUNDLE, REPORT, RunContext, StageResult
 from eyas_host.report.collect import collect_report
 from eyas_host.report.gradcam import explain_mistakes
 from eyas_host.report.html import render_html
-from eyas_host.report.model import Report
+from eyas_host.report.model import Explanations, Report
+from eyas_host.report.portable import portable
 from eyas_host.report.table import comparison_table
 from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.progress import show
@@ -47,8 +47,11 @@ def run(context: RunContext) -> StageResult:
         Bundle.open(context.root / BUNDLE), verdict.shipped, split.validation.pixels, split.validation.targets
     )
     report = collect_report(context, split, verdict, validation, test, robustness, positive=positive)
-    write_bytes(context.root / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1))
-    html = render_html(report, _explanations(context, report), changed_examples(split.validation.pixels))
+    explanations = _explanations(context, report)
+    shown = portable(report, (*split.sources, context.root.resolve()))
+    files = {own.path: mistake.path for own, mistake in zip(shown.mistakes, report.mistakes, strict=True)}
+    write_bytes(context.root / REPORT, msgspec.json.format(msgspec.json.encode(shown), indent=1))
+    html = render_html(shown, explanations, changed_examples(split.validation.pixels), files)
     write_bytes(context.root / "report.html", html.encode())
     show(comparison_table(report))
     own = test.scores[report.shipped].balanced_accuracy
@@ -81,10 +84,10 @@ def test_logits(context: RunContext, split: Split) -> dict[str, Logits]:
     return logits
 
 
-def _explanations(context: RunContext, report: Report) -> dict[str, Pixels]:
-    """Path -> Grad-CAM overlay of each mistake, from the torch network that the shipped artefact was made from."""
+def _explanations(context: RunContext, report: Report) -> Explanations:
+    """Grad-CAM overlay of each mistake, from the torch network that the shipped artefact was made from."""
     if not report.mistakes:
-        return {}
+        return Explanations()
     network = reference_network(context, len(report.labels), report.shipped)
     device = pick_device(context.recipe.run.device)
     return explain_mistakes(network, report.mistakes, report.labels, context.recipe.image.preprocessing(), device)

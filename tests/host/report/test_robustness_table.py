@@ -80,7 +80,7 @@ def test_the_table_shows_each_change_with_an_example() -> None:
     page = Page(html)
     negative = [" ".join(cell.split()) for cell in page.row("negative")]
     assert negative[0] == "negative unnoticed"
-    assert negative[2:] == ["55.0 %", "25.0 points", "93 %", "40 %", ""]
+    assert negative[2:] == ["55.0 %", "25.0", "93 %", "40 %", ""]
     dark = [" ".join(cell.split()) for cell in page.row("light x0.3")]
     assert dark[0] == "light x0.3"
     assert dark[6].startswith("darker than 99 %")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +13,22 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from eyas_device.decision import Decision, decide
-from eyas_host.evaluation.bootstrap import intervals
-from eyas_host.evaluation.cost import CostFigures, choose_decision, split_cost
-from eyas_host.evaluation.metrics import score, softmax
+from eyas_device.decision import Decision
+from eyas_device.preprocess import Preprocessing
+from eyas_host.evaluation.metrics import reliability, score
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.report import plots
 from eyas_host.report.curves import score_curves
-from eyas_host.report.gradcam import grad_cam, last_convolution, overlay
+from eyas_host.report.gradcam import explain_mistakes, grad_cam, last_convolution, map_cells, overlay
 from eyas_host.report.html import render_html
-from eyas_host.report.model import Mistake, Report
+from eyas_host.report.model import Explanations, Mistake, Report
 from eyas_host.report.page import money
+from eyas_host.report.score_plots import draw_curves
 from eyas_host.report.signals import judge, operating_point
-from tests.support.report_parts import HOSTILE, Page, make_report
-from tests.support.shapes import Pixels
+from tests.support.report_parts import HOSTILE, Page, make_report, predictions, scored
+from tests.support.shapes import Pixels, draw_shape
 
 COSTS = np.array([[0.0, 50_000.0], [5_000.0, 0.0]])
-
-
-def predictions(classes: int, n: int = 400, seed: int = 0, separate: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    targets = rng.integers(classes, size=n)
-    return softmax(rng.normal(size=(n, classes)) + separate * np.eye(classes)[targets]), targets
-
-
-def scored(labels: tuple[str, ...], costs: np.ndarray | None = None, **changes: Any) -> Report:
-    """A report whose test metrics all come from one set of predictions."""
-    p, targets = predictions(len(labels))
-    decision = choose_decision(costs, labels, p, targets, currency="EUR")
-    predicted = decide(p, p, labels, decision)
-    report = make_report(labels)
-    found = intervals(p, predicted, targets, costs=costs)
-    cost = None
-    if decision is not None:
-        test = split_cost("test", decision, labels, p, targets, constant=0, interval=found["cost"])
-        both = (msgspec.structs.replace(test, split="validation", interval=None), test)
-        cost = CostFigures(decision=decision, bayes_threshold=0.0909, constant_label=labels[0], splits=both)
-    return msgspec.structs.replace(
-        report,
-        scores={"teacher": score(p, targets), "litert-int8": score(p, targets)},
-        decided=score(p, targets, predicted=predicted) if decision else None,
-        intervals={"litert-int8": found},
-        cost=cost,
-        variants=tuple(
-            msgspec.structs.replace(r, pr_auc=0.8, cost=1234.5 if decision else None) for r in report.variants
-        ),
-        curves=tuple(
-            c for name in ("litert-int8", "teacher") for c in score_curves(name, labels, p, targets, positive=labels[0])
-        ),
-        **changes,
-    )
 
 
 def test_metrics_per_label_follow_the_decision_rule() -> None:
@@ -71,12 +38,12 @@ def test_metrics_per_label_follow_the_decision_rule() -> None:
     cells = [cell.strip() for cell in page.row("defective")]
     own = report.decided.classes[0]
     assert own.recall_ci is not None
-    recall = f"{100 * own.recall:.1f} % {own.recall_ci[0]:.3f} to {own.recall_ci[1]:.3f}"
+    recall = f"{100 * own.recall:.1f} % {100 * own.recall_ci[0]:.1f} % to {100 * own.recall_ci[1]:.1f} %"
     assert cells[1:4] == [f"{100 * own.precision:.1f} %", recall, f"{own.f1:.3f}"]
     assert cells[6] == str(own.support)
     assert own.recall > report.scores["litert-int8"].classes[0].recall, "the positive class has a higher recall"
     low, high = report.intervals["litert-int8"]["pr_auc"]
-    assert f"95 % interval {low:.3f} to {high:.3f}" in page.text
+    assert f"{low:.3f} to {high:.3f}" in page.text
 
 
 def test_the_page_shows_costs_only_where_there_is_a_table() -> None:
@@ -276,7 +243,7 @@ def test_mistakes_show_the_image_and_the_evidence(tmp_path: Path) -> None:
     heat[:32] = 1.0
     explained = overlay(np.full((64, 64, 3), 200, np.uint8), heat)
     assert (explained[32:] == 200).all() and (explained[:32] != 200).any()
-    page = Page(render_html(report, {str(path): explained}))
+    page = Page(render_html(report, Explanations({str(path): explained})))
     images = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
     assert images == ["Image labelled a, predicted b", "Evidence for b"]
     assert "cost 50,000" in page.text and "image not found" in page.text
@@ -296,3 +263,30 @@ def test_a_decision_as_text() -> None:
     rows = ((0.0, 1.0), (1.0, 0.0))
     assert str(Decision(costs=rows, label="defective", threshold=0.1818)) == "defective from a probability of 18.2 % on"
     assert "least expected cost" in str(Decision(costs=rows))
+
+
+@pytest.mark.parametrize(("side", "cells"), [(64, 2), (96, 3), (128, 4)])
+def test_a_map_of_less_than_four_by_four_cells_is_left_out_with_the_reason(
+    side: int, cells: int, network: PixelClassifier, tmp_path: Path
+) -> None:
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), draw_shape("circle", 3, side, side))
+    found = explain_mistakes(network, [Mistake(str(path), "a", "b", 0.9)], list("abcde"), Preprocessing(size=side))
+    assert map_cells(network, np.zeros((1, side, side, 3), np.uint8)) == (cells, cells)
+    if cells < 4:
+        assert not found.overlays and f"{cells} × {cells} cells" in found.reason  # noqa: RUF001
+        text = Page(render_html(make_report(("a", "b"), (Mistake(str(path), "a", "b", 0.9),)), found)).text
+        assert f"is left out: {found.reason}." in text
+    else:
+        assert set(found.overlays) == {str(path)} and not found.reason
+
+
+def test_plots_with_a_diagonal_have_equal_axes() -> None:
+    report = scored(("a", "b"))
+    bins = reliability(*predictions(2))
+    for drawn in (draw_curves(report.curves, "roc", "litert-int8"), plots.reliability(bins, "x")):
+        frame = re.search(r'id="patch_2">\s*<path d="M ([\d.]+) ([\d.]+)\s*L ([\d.]+) \S+\s*L \S+ ([\d.]+)', str(drawn))
+        assert frame is not None
+        left, bottom, right, top = map(float, frame.groups())
+        assert right - left == pytest.approx(bottom - top, rel=1e-3)
+        assert right - left > 250, "as large as half of the page allows"
