@@ -82,11 +82,11 @@ class ChainClock:
         return ahead + (self._left_of_step() if self._at >= 0 else 0.0)
 
     def line(self) -> str:
-        """`distill: student 12/90  loss 0.31; about 12 min left`."""
+        """`about 12 min left in all; distill: student 12/90  loss 0.31`."""
         what = self._stage or (self._steps[max(self._at, 0)][0] if self._at < len(self._steps) else "finishing")
         if self._meter is not None:
             what += f": {self._meter.title} {self._meter.done}/{self._meter.total}  {self._meter.note}".rstrip()
-        return f"{what}; about {about(self.left())} left in all" if self._steps else what
+        return f"about {about(left)} left in all; {what}" if (left := self.left()) else what
 
     def _matches(self, at: int) -> bool:
         """Whether the meter shows step `at`."""

@@ -65,7 +65,7 @@ class Clock(Protocol):
         """A loop begins; None: the last one has ended."""
 
     def line(self) -> str:
-        """The stage, its loop, and the time left for the whole chain."""
+        """The time left for the whole chain, the stage and its loop."""
 
 
 class _ClockMeter(Meter):
@@ -106,7 +106,9 @@ def _status_line(chain: Clock) -> Iterator[None]:
         spinner = Spinner("dots")
 
         def __rich__(self) -> Spinner:
-            self.spinner.update(text=Text(chain.line(), overflow="ellipsis", no_wrap=True))
+            text = Text(chain.line())
+            text.truncate(console.width - 3, overflow="ellipsis")
+            self.spinner.update(text=text)
             return self.spinner
 
     with Live(

@@ -75,7 +75,7 @@ def test_stages_that_are_skipped_and_loops_that_are_in_no_plan() -> None:
     clock.follow(Meter("something else", 5))
     time.now += 20
     assert clock.left() == pytest.approx(30.0)
-    assert clock.line() == "qat: something else 0/5; about 30 s left in all"
+    assert clock.line() == "about 30 s left in all; qat: something else 0/5"
     clock.follow(None)
     clock.leave()
     assert clock.left() == 0.0

@@ -44,7 +44,7 @@ def test_without_a_terminal_a_line_comes_now_and_then(
         while text.count("left in all") < 2:
             assert time.monotonic() < deadline
             text += capsys.readouterr().err
-    assert "  teach: blocks 1/40  loss [0.5]; about" in text
+    assert "left in all; teach: blocks 1/40  loss [0.5]\n" in text
     capsys.readouterr()
     time.sleep(0.05)
     assert capsys.readouterr().err == "", "the chain has ended"
@@ -52,10 +52,11 @@ def test_without_a_terminal_a_line_comes_now_and_then(
 
 def test_a_terminal_has_one_status_line_and_lines_above_it(clock: ChainClock, terminal: io.StringIO) -> None:
     with show_clock(clock), meter("blocks", 40) as bar:
-        bar.advance()
+        bar.advance("a note that is much longer than the line of a terminal, and of no great importance")
         say("split   done")
     shown = terminal.getvalue()
     assert "teach: blocks" in shown and "left in all" in shown and "split   done\n" in shown
+    assert "importance" not in shown, "one line, cut at the terminal's width"
     assert shown.endswith(("\x1b[2K", "\x1b[?25h", "\r")), "the status line is gone at the end"
 
 
