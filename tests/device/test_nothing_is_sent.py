@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.audited import Audited, audited
+from eyas_device.cli import VERBS as ALL
+from eyas_device.updates.slots import Slots
+from tests.support.audited import Audit, Audited, audited, remote, written
+from tests.support.fleet_parts import wait_until
 
 VERBS = {
     "check": ("check", "{bundle}"),
@@ -25,6 +28,13 @@ VERBS = {
     "snapshot": ("snapshot", "--camera", "fake:?frames=1", "--bundle", "{bundle}", "--out", "{folder}/out"),
 }
 
+BESIDE_AN_AGENT = {"status": ("status", "--state", "{state}"), "reload": ("reload", "--state", "{state}")}
+"""Verbs that ask the running agent."""
+
+
+def test_every_verb_is_here() -> None:
+    assert {words[0] for words in (*VERBS.values(), *BESIDE_AN_AGENT.values())} == set(ALL)
+
 
 def run(folder: Path, home: Path, bundle: Path, verb: str) -> Audited:
     state = folder / "state"
@@ -42,6 +52,28 @@ def test_a_verb_asks_nobody_and_leaves_nothing(verb: str, pristine_bundle: Path,
     assert done.lookups == []
     assert list(home.iterdir()) == []
     assert [path for path in done.written if not _is_ours(path, tmp_path)] == []
+
+
+def test_the_agent_and_those_who_ask_it_ask_nobody_else(pristine_bundle: Path, tmp_path: Path) -> None:
+    home, state = tmp_path / "home", tmp_path / "state"
+    home.mkdir()
+    Slots(state).install(pristine_bundle)
+    config = tmp_path / "device.toml"
+    config.write_text(f'[device]\nstate = "{state}"\n[camera]\nsource = "fake:?live=1&fps=5&frames=100000"\n')
+    audit = Audit(tmp_path, home)
+    agent = audit.start("eyas_device", "run", "--config", config)
+    try:
+        wait_until(lambda: (state / "agent.json").exists() or agent.poll() is not None, 60)
+        for words in BESIDE_AN_AGENT.values():
+            done = audit.run("eyas_device", *(word.format(state=state) for word in words))
+            assert done.code == 0, done.output
+    finally:
+        agent.terminate()
+        agent.wait(60)
+    lines = audit.lines()
+    assert any(line.startswith("connect") for line in lines) and remote(lines) == []
+    assert list(home.iterdir()) == []
+    assert [path for path in written(lines) if not _is_ours(path, tmp_path)] == []
 
 
 @pytest.mark.parametrize("home", ["/dev/null", "/nonexistent/home"])

@@ -81,6 +81,8 @@ def check_whole(path: Path) -> None:
 
 def _damaged(path: Path, error: Exception) -> DamagedWeightsError:
     why = " ".join((str(error) or type(error).__name__).split())[:200]
+    if why.startswith("Weights only load failed"):  # torch goes on with advice to run what the file says
+        why = "it is no file of tensors"
     return DamagedWeightsError(f"{path}: no weights can be read from it ({why})")
 
 

@@ -7,14 +7,15 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
@@ -49,21 +50,39 @@ def open_study(url: str, name: str, identity: Mapping[str, Any], sampler: BaseSa
     """
     where = without_password(url)
     try:
-        study = _create_study(url, name, sampler, pruner)
-        stored = study.user_attrs.get(_IDENTITY)
-        if stored is None:
-            study.set_user_attr(_IDENTITY, dict(identity))
+        with database_errors(url):
+            study = _create_study(url, name, sampler, pruner)
+            stored = study.user_attrs.get(_IDENTITY)
+            if stored is None:
+                study.set_user_attr(_IDENTITY, dict(identity))
     except ImportError as error:
         raise TuneError(f"{where}: its driver is not installed: pip install {error.name}") from None
-    except (SQLAlchemyError, OSError, ValueError, RuntimeError) as error:
-        why = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-        raise TuneError(f"{where}: the study's database cannot be opened ({why})") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unusable(url, error) from None
     if stored is not None and stored != identity:
         raise TuneError(
             f"{where}: study {name!r} belongs to another recipe ({_describe_differences(stored, identity)}); use "
             "another --name, or remove the study"
         )
     return study
+
+
+@contextmanager
+def database_errors(url: str) -> Iterator[None]:
+    """Turn what the study's database raises into a `TuneError` that says what to do."""
+    try:
+        yield
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise _unusable(url, error) from None
+
+
+def _unusable(url: str, error: Exception) -> TuneError:
+    cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
+    why = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
+    fix = ""
+    if any(word in why for word in ("malformed", "not a database", "disk image", "no such table", "no such column")):
+        fix = "; it is damaged: remove it to begin the search again, or put a copy of it back"
+    return TuneError(f"{without_password(url)}: the study's database cannot be opened or read ({why}){fix}")
 
 
 def _create_study(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> Study:

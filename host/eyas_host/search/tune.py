@@ -18,7 +18,16 @@ from eyas_host.pipeline.runner import RunContext
 from eyas_host.search.finals import Final, FullTraining, full_student_training, full_teacher_training, train_final
 from eyas_host.search.result import PAGE, RESULT, finals_table, make_result, shown_trials, write_result
 from eyas_host.search.space import What, grid_size, own_settings, space, with_settings
-from eyas_host.search.study import Method, digest, identity, make_pruner, make_sampler, open_study, without_password
+from eyas_host.search.study import (
+    Method,
+    database_errors,
+    digest,
+    identity,
+    make_pruner,
+    make_sampler,
+    open_study,
+    without_password,
+)
 from eyas_host.search.trials import StudentTrials, TeacherTrials, Training, finished, ranked, search
 from eyas_host.support.errors import TuneError
 from eyas_host.support.files import write_bytes
@@ -51,12 +60,19 @@ def tune(context: RunContext, settings: SearchSettings, json: Path | None = None
     """Search, train the best settings in full, and show and write the result (also to `json`).
 
     Raises:
-        TuneError: the study is of another recipe, the database cannot be opened, or no trial finished.
+        TuneError: the study is of another recipe, the database cannot be opened or read, or no trial finished.
 
     """
-    what, method = settings.what, settings.method
-    recipe, root = context.recipe, context.root / "tune"
+    root = context.root / "tune"
     root.mkdir(parents=True, exist_ok=True)
+    url = settings.storage or f"sqlite:///{root / DATABASE}"
+    with database_errors(url):
+        _tune(context, settings, url, root, json)
+
+
+def _tune(context: RunContext, settings: SearchSettings, url: str, root: Path, json: Path | None) -> None:
+    what, method = settings.what, settings.method
+    recipe = context.recipe
     pick_device(recipe.run.device)
     torch.set_num_threads(training_threads(recipe))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -64,7 +80,6 @@ def tune(context: RunContext, settings: SearchSettings, json: Path | None = None
     values, length = space(recipe.tune, what), settings.epochs or recipe.tune.epochs
     wanted = settings.trials or (grid_size(values) if method == "grid" else recipe.tune.trials)
     wanted = min(wanted, grid_size(values)) if method == "grid" else wanted
-    url = settings.storage or f"sqlite:///{root / DATABASE}"
     own = identity(recipe, split.manifest, what, method, length)
     study = open_study(
         url,

@@ -98,7 +98,8 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StageError(f"{path}: cannot be read ({error.strerror or error})") from None
+        fix = "see to its permissions, or remove it to train from the stage's beginning"
+        raise StageError(f"{path}: cannot be read ({error.strerror or error}); {fix}") from None
     except (zipfile.BadZipFile, *UNREADABLE) as error:
         discard_checkpoint(path, error)
         return None

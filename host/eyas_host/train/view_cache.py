@@ -29,7 +29,7 @@ from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import atomic_write
-from eyas_host.support.progress import meter, say
+from eyas_host.support.progress import meter, say, warn
 from eyas_host.train.precision import fast_gpu_math
 
 Half = npt.NDArray[np.float16]
@@ -85,7 +85,8 @@ class ViewCache:
         """
         count = len(split.train)
         paths = [root / f"view-{number}.logits.npy" for number in range(recipe.student.views)]
-        missing = [path for path in paths if not path.exists()]
+        shapes = (count, recipe.image.size), (count, len(split.labels)), (count, teacher.pooled_channels)
+        missing = [path for path in paths if not _is_complete(path, *shapes)]
         if missing:
             output_bytes = 2 * (2 * len(split.labels) + teacher.pooled_channels)
             needed = check_views_fit(root, recipe, count, output_bytes=output_bytes, existing=len(paths) - len(missing))
@@ -185,6 +186,32 @@ def format_gb(size: float) -> str:
 
 def _number(path: Path) -> int:
     return int(path.name.split(".")[0].partition("-")[2])
+
+
+def _is_complete(path: Path, images: tuple[int, int], logits: tuple[int, int], features: tuple[int, int]) -> bool:
+    """Whether a view (the path of its logits) has files of these sizes; a damaged one is reported and removed.
+
+    `images` is the number and the side of its images, `logits` and `features` the shapes of these arrays. Raises
+    `StageError` for a file that may not be removed.
+    """
+    if not os.path.lexists(path):
+        return False
+    files = (path, _labels_of(path), _features_of(path), _pixels_of(path))
+    count, side = images
+    try:
+        shapes = [np.load(file, mmap_mode="r").shape for file in files[:3]]
+        if shapes == [logits, logits, features] and files[3].stat().st_size == count * 3 * side**2:
+            return True
+        problem = "files of other sizes"
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        problem = " ".join((str(error) or type(error).__name__).split())[:120]
+    warn(f"{path.parent}: view {_number(path)} is damaged ({problem}); it is made again")
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StageError(f"{file}: cannot be removed ({error.strerror}); see to it by hand") from None
+    return False
 
 
 def _pixels_of(logits: Path) -> Path:

@@ -9,12 +9,16 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from eyas_host.search import study as study_module
 from eyas_host.search.study import WORKER, requeue_dead_trials, worker_id
+from eyas_host.support.errors import TuneError
 
 
 @pytest.mark.parametrize("hours", [-9, 0, 9])
@@ -60,3 +64,43 @@ def test_a_trial_of_a_process_that_ended_is_tried_again(tmp_path: Path) -> None:
         study.ask().set_user_attr(WORKER, worker)
     assert requeue_dead_trials(study) == 1
     assert study.get_trials()[1].state == TrialState.FAIL
+
+
+def damaged(kind: str, data: bytes) -> bytes:
+    page = 4096
+    return {
+        "cut to a half": data[: len(data) // 2],
+        "cut within the header": data[:50],
+        "zeros": bytes(len(data)),
+        "text": b"no database\n" * 400,
+        "zero pages": data[:page] + bytes(page * 3) + data[page * 4 :],
+        "noise": data[:200] + np.random.default_rng(0).bytes(len(data) - 200),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["cut to a half", "cut within the header", "zeros", "text", "zero pages", "noise"])
+def test_a_damaged_database_is_one_line_with_what_to_do(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    url = f"sqlite:///{path}"
+
+    def opened() -> optuna.Study:
+        return study_module.open_study(url, "name", {"a": 1}, RandomSampler(), NopPruner())
+
+    study = opened()
+    for _ in range(3):
+        study.add_trial(optuna.create_trial(value=0.5))
+    study._storage.remove_session()
+    study._storage._backend.engine.dispose()
+    path.write_bytes(damaged(kind, path.read_bytes()))
+    with pytest.raises(TuneError) as caught, study_module.database_errors(url):
+        opened().get_trials()
+    message = str(caught.value)
+    assert str(path) in message and len(message.splitlines()) == 1
+    assert "remove it to begin the search again" in message
+
+
+def test_an_empty_file_is_a_new_study(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    path.touch()
+    study = study_module.open_study(f"sqlite:///{path}", "name", {"a": 1}, RandomSampler(), NopPruner())
+    assert study.get_trials() == []

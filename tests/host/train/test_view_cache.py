@@ -6,7 +6,7 @@ import copy
 import shutil
 import subprocess
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -52,6 +52,14 @@ def recipe(shape_images: Path) -> Recipe:
 def split(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Split:
     manifest = split_index(build_index(recipe.data), recipe.data, 0)
     return Split(manifest, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def cached(recipe: Recipe, split: Split, network: PixelClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a view cache. Not to be changed by a test."""
+    root = tmp_path_factory.mktemp("cached") / "views"
+    ViewCache.make(root, recipe, split, copy.deepcopy(network))
+    return root
 
 
 def with_student(recipe: Recipe, **changes: object) -> Recipe:
@@ -249,3 +257,29 @@ def test_a_disk_that_others_fill_meanwhile(
 
 
 KINDS = ("features.npy", "labels.npy", "logits.npy", "u8")
+
+
+@pytest.mark.parametrize("kind", ["logits.npy", "labels.npy", "features.npy", "u8"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: data[:7], lambda data: data[: len(data) // 2], lambda data: data[:-1]],
+    ids=["empty", "seven bytes", "half", "without its end"],
+)
+def test_a_damaged_view_is_made_again(
+    kind: str,
+    damage: Callable[[bytes], bytes],
+    recipe: Recipe,
+    split: Split,
+    cached: Path,
+    network: PixelClassifier,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "views"
+    shutil.copytree(cached, root)
+    path = root / f"view-1.{kind}"
+    path.write_bytes(damage(path.read_bytes()))
+    ViewCache.make(root, recipe, split, copy.deepcopy(network))
+    assert f"{root}: view 1 is damaged" in capsys.readouterr().err
+    for file in cached.iterdir():
+        assert (root / file.name).read_bytes() == file.read_bytes(), file.name
