@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from eyas_device import __version__
 from eyas_device.errors import EXIT_OUTPUT, EXIT_USER_ERROR, EyasError
 from eyas_device.support.interrupts import describe, exit_code, interruptible
+from eyas_device.support.logs import clean
 from eyas_device.support.redact import redact
 from eyas_device.support.streams import open_streams, output_of
 from eyas_host.cli import devices, fleet, stages, training
@@ -30,6 +31,7 @@ from eyas_host.support.machine import limit_threads
 from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 from eyas_host.support.trouble import describe_trouble
 
+_MAX_LINE = 20_000
 HELP = resources.files("eyas_host.cli") / "help"
 """A page for each verb, shown by `--help` below the options."""
 
@@ -154,5 +156,7 @@ def _failed(error: Exception) -> int:
     return 1
 
 
-def _complain(line: str) -> None:
-    print(f"eyas: {line}", file=sys.stderr)
+def _complain(text: str) -> None:
+    """Print an error; what a file's name would do to the terminal is escaped."""
+    lines = "\n".join(clean(line, _MAX_LINE) for line in text.split("\n"))
+    print(f"eyas: {lines}", file=sys.stderr)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eyas_device.support.image_files import SUFFIXES, Listing, describe_left_out, is_litter, list_image_files
+from eyas_device.support.logs import clean
 from eyas_host.data.label_rules import check_labels
 from eyas_host.data.split_names import SplitName, split_name
 from eyas_host.support.errors import DataError
@@ -323,4 +324,4 @@ def _shown(names: Iterable[str]) -> str:
     """The first names, and how many there are more."""
     names = tuple(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(map(clean, names[:_SHOWN])) + more

@@ -252,6 +252,9 @@ def _check_classes(index: Index, splits: dict[str, tuple[LabelledImage, ...]], b
             shown = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
             why = f"{missing[0]!r} comes in {len(groups)} group{'s' * (len(groups) > 1)} ({shown})"
             fix = "each split needs a group with each class: add groups, or try another [data] split or [run] seed"
+        elif by == "folders":
+            why = f"the folders have {missing[0]!r} in {', '.join(sorted({p.split for p in own}))} alone"
+            fix = "every split's folder needs images of every class: add some, or leave the class out everywhere"
         else:
             counts = index.counts()
             why = f"images per class: { ({label: counts[label] for label in index.labels[:_SHOWN]}) }"

@@ -22,8 +22,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from eyas_device.support.logs import clean
+
 _MIN_WIDTH = 120
 _UNLIMITED = 10_000
+_MAX_LINE = 20_000
 
 console = Console(stderr=True, highlight=False)
 
@@ -179,7 +182,9 @@ def warn(line: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line on standard error, above the status line."""
+    """Print one line on standard error, above the status line; control characters in names of files are escaped."""
+    if not text.isprintable():
+        text = "\n".join(clean(line, _MAX_LINE) for line in text.split("\n"))
     console.print(text, soft_wrap=True)
     sys.stderr.flush()
 

@@ -13,6 +13,7 @@ import typer
 
 from eyas_device.errors import EXIT_OUTPUT
 from eyas_host.cli import app
+from eyas_host.support.progress import say
 from tests.support.descriptors import FULL, eyas
 from tests.support.inside import eyas as inside
 from tests.support.shapes import SHAPES, draw_folder
@@ -169,3 +170,12 @@ def test_an_interrupt_during_the_imports_is_no_traceback() -> None:
     program += "sys.meta_path.insert(0, Hook())\nfrom eyas_host.__main__ import main\nmain()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "eyas: interrupted\n")
+
+
+def test_names_of_files_do_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    app._complain("a\x1b[2J\u202e.png: is no image\n  second line \udcfc")
+    say("  left out: \x1b]0;title\x07.png")
+    printed = capsys.readouterr().err
+    assert printed.splitlines()[:2] == ["eyas: a\\x1b[2J\\u202e.png: is no image", "  second line \\udcfc"]
+    assert "\x1b" not in printed
+    assert "\x07" not in printed

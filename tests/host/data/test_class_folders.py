@@ -169,6 +169,15 @@ def test_all_splits_that_lack_classes_are_said_at_once(divided: Path) -> None:
         inspect_folder(divided)
 
 
+def test_a_class_that_a_split_lacks_is_said_by_the_split_too(divided: Path) -> None:
+    draw(divided / "train", labels=("ring", "square", "third"), start=700, count=4)
+    data = section(divided, by="folders")
+    with pytest.raises(
+        DataError, match=r"none of third \(the folders have 'third' in train alone\); every split's folder"
+    ):
+        split_index(build_index(data), data, 0)
+
+
 @pytest.mark.parametrize("middle", ["images", "train"])
 def test_class_folders_too_deep_in_each_split_are_said(middle: str, tmp_path: Path) -> None:
     for number, name in enumerate(("train", "test")):
