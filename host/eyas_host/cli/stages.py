@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from eyas_host.cli.options import (
     RUNS,
@@ -117,5 +118,8 @@ def preview(
     """Draw a contact sheet: stored images, as the device prepares them, and augmented views."""
     with prepared_run(recipe, runs, overrides, until="split", yes=yes, shared=True) as context:
         from eyas_host.data.preview import write_preview
+        from eyas_host.support.commands import command
+        from eyas_host.support.progress import say
 
         typer.echo(write_preview(context, images=images, views=views))
+        say(f"next: {escape(command('eyas', 'distill', recipe))}    if the views could occur in front of the camera")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,8 +84,13 @@ def _images(context: RunContext) -> tuple[list[Path], Counts]:
     images = list_images(context.recipe.data).images
     data = context.recipe.data
     total = min(len(images), data.limit or len(images))
-    train, validation, test = (round(total * fraction) for fraction in data.split)
-    return [Path(image.path) for image in images], Counts(train, validation, test)
+    divided = Counter(image.split for image in images)
+    if data.by == "folders":  # what is not divided off is taken from the training images
+        off = {split: divided[split] or round(divided["train"] * data.split[-1]) for split in ("validation", "test")}
+        counts = Counts(sum(divided.values()) - sum(off.values()), off["validation"], off["test"])
+    else:
+        counts = Counts(*(round(total * fraction) for fraction in data.split))
+    return [Path(image.path) for image in images], counts
 
 
 def _bias(context: RunContext, stage: Due) -> float:

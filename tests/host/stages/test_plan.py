@@ -149,6 +149,14 @@ def test_the_images_are_counted_before_there_is_a_split(run: RunContext) -> None
     assert (counts.train, counts.validation, counts.test) == (28, 6, 6)
 
 
+def test_images_that_are_divided_already_are_counted_so(tmp_path: Path) -> None:
+    for split, count in (("train", 10), ("val", 3), ("test", 2)):
+        draw_garments(tmp_path / split, count=count)
+    data = DataSection(path=str(tmp_path), by="folders")
+    _, counts = plan._images(RunContext(msgspec.structs.replace(RECIPE, data=data), tmp_path / "run"))
+    assert (counts.train, counts.validation, counts.test) == (100, 30, 20)
+
+
 def test_this_machine_is_measured() -> None:
     recipe = changed("image", size=64)
     with mock.patch("eyas_host.stages.speed._SECONDS", 0.05), mock.patch("eyas_host.stages.speed._MAX_STEPS", 3):
