@@ -194,6 +194,8 @@ class Due(NamedTuple):
     """Why it will run; empty if it is up to date."""
     record: StageRecord | None
     """Its last record, whose results are cleared if it runs."""
+    spent: float = 0.0
+    """Seconds of an interrupted attempt, which goes on where it stopped."""
 
 
 Planner = Callable[[RunContext, Sequence[Due]], ChainClock | None]
@@ -303,7 +305,8 @@ def due_stages(
             reasons = tuple(_reasons(stage, context, _basis(stage, context)))
             if not reasons and any(due.reasons and due.name in stage.needs for due in found):
                 reasons = (f"after {before}",)
-        found.append(Due(stage.name, reasons, record))
+        spent = _spent(stage, context) if reasons and reasons != (ASKED,) else 0.0
+        found.append(Due(stage.name, reasons, record, spent))
     return found
 
 
@@ -372,12 +375,21 @@ def _outputs(stage: Stage, context: RunContext) -> Iterator[Path]:
         yield from (path for path in found if path.name not in (RECORD, _RUNNING))
 
 
+def _spent(stage: Stage, context: RunContext) -> float:
+    running = _read_attempt(context.folder(stage.name))
+    return running.seconds if running and running.fingerprint == _basis(stage, context).fingerprint else 0.0
+
+
+def _read_attempt(folder: Path) -> _Running | None:
+    try:
+        return msgspec.json.decode((folder / _RUNNING).read_bytes(), type=_Running)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
 def _resume_or_clear(folder: Path, fingerprint: str, *, rerun: bool) -> _Running:
     """The interrupted attempt to resume, with this machine; otherwise clears the stage's folder for a first one."""
-    try:
-        running = msgspec.json.decode((folder / _RUNNING).read_bytes(), type=_Running)
-    except (OSError, msgspec.DecodeError):
-        running = None
+    running = _read_attempt(folder)
     if rerun or running is None or running.fingerprint != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
         running = _Running(fingerprint)

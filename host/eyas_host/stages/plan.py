@@ -22,6 +22,8 @@ _LONG = ("teach", "distill", "prune", "qat", "compile", "verify")
 """Stages that take minutes."""
 _BIAS = 4.0
 """Largest correction of an estimate by an earlier run's."""
+_RESUMED = 0.05
+"""Fraction of a step's time that it takes to find that it is done."""
 _MAX_REASONS = 3
 
 
@@ -49,6 +51,8 @@ def show_plan(context: RunContext, stages: Sequence[Due], *, always: bool = Fals
 
 def _reason(stage: Due) -> str:
     """Why a finished stage runs again; nothing for a new one."""
+    if stage.spent:
+        return "goes on where it was interrupted"
     if not stage.reasons or stage.reasons == (NEW,):
         return ""
     took = f" (took {about(stage.record.seconds)})" if stage.record is not None else ""
@@ -63,13 +67,17 @@ def _steps(context: RunContext, due: Sequence[Due]) -> dict[str, tuple[Step, ...
     """Stage -> its steps: by a measurement of this machine, corrected by how earlier estimates did here."""
     counts, speed = _measured(context)
     estimates = estimate_stages(context.recipe, counts, speed, cores=usable_cores())
-    return {
-        stage.name: tuple(
-            msgspec.structs.replace(step, seconds=step.seconds * _bias(context, stage))
-            for step in estimates[stage.name]
-        )
-        for stage in due
-    }
+    return {stage.name: _what_is_left(estimates[stage.name], _bias(context, stage), stage.spent) for stage in due}
+
+
+def _what_is_left(steps: Sequence[Step], bias: float, spent: float) -> tuple[Step, ...]:
+    """Steps whose estimates are corrected by a factor, without the seconds that are done already."""
+    left = []
+    for step in steps:
+        seconds = step.seconds * bias
+        left.append(msgspec.structs.replace(step, seconds=max(seconds - spent, _RESUMED * seconds)))
+        spent = max(0.0, spent - seconds)
+    return tuple(left)
 
 
 def _measured(context: RunContext) -> tuple[Counts, Speed]:

@@ -18,6 +18,7 @@ from eyas_host.pipeline.runner import (
     Stage,
     StageRecord,
     StageResult,
+    _basis,
     due_stages,
     run_chain,
 )
@@ -143,6 +144,18 @@ def test_an_estimate_that_was_wrong_before_is_corrected(run: RunContext) -> None
     assert learned.left() == pytest.approx(2 * plain.left())
 
 
+def test_an_interrupted_stage_is_planned_without_what_is_done(
+    run: RunContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = plan.show_plan(run, [Due("teach", (NEW,), None)])
+    rest = plan.show_plan(run, [Due("teach", (NEW,), None, spent=10.0)])
+    assert whole is not None and rest is not None
+    assert whole.left() - 10 < rest.left() < whole.left() - 9
+    assert "teach" in capsys.readouterr().err.rpartition("goes on where it was interrupted")[0]
+    done = plan.show_plan(run, [Due("teach", (NEW,), None, spent=1e6)])
+    assert done is not None and done.left() == pytest.approx(0.05 * whole.left())
+
+
 def test_the_images_are_counted_before_there_is_a_split(run: RunContext) -> None:
     files, counts = plan._images(run)
     assert len(files) == 4 * len(GARMENTS)
@@ -182,5 +195,11 @@ def test_why_each_stage_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [due.reasons for due in due_stages(stages, context)] == [(), ()]
     assert [due.reasons for due in due_stages(stages, context, start="a")] == [(ASKED,), (ASKED,)]
     assert [due.name for due in due_stages(stages, context, only="b")] == ["b"]
+    (context.folder("b") / "running.json").write_bytes(
+        msgspec.json.encode({"fingerprint": _basis(stages[1], context).fingerprint, "seconds": 7.0})
+    )
+    (context.folder("b") / "stage.json").unlink()
+    assert [due.spent for due in due_stages(stages, context)] == [0.0, 7.0]
+    run_chain(stages, context)
     other = RunContext(changed("teacher", epochs=9), context.root)
     assert [due.reasons for due in due_stages(stages, other)] == [("teacher.epochs 8 -> 9",), ("after a",)]
