@@ -141,7 +141,11 @@ def to_json(value: object, stream: TextIO) -> str:
     r"""Encode `value` as one line of JSON that `stream` can carry: what its encoding lacks is written as `\uXXXX`."""
     import msgspec  # not for `--help`
 
-    text = msgspec.json.encode(value).decode()
+    return escape_json(msgspec.json.encode(value).decode(), stream)
+
+
+def escape_json(text: str, stream: TextIO) -> str:
+    r"""Write what the encoding of `stream` lacks as `\uXXXX`, in a text of JSON."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

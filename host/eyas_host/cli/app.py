@@ -90,7 +90,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     if version:
-        typer.echo(f"eyas {__version__}")
+        print(f"eyas {__version__}")
         raise typer.Exit
 
 

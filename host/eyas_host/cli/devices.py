@@ -40,7 +40,7 @@ def flash(
         results = run(devices, bundle, settings, access=access)
     for result in results:
         sent = f", {result.sent_bytes / 1e3:.0f} kB sent" if result.sent_bytes else ""
-        typer.echo(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
+        print(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
@@ -63,4 +63,4 @@ def bench(
     from eyas_host.fleet.deploy.bench import bench as run
 
     settings = BenchSettings(seconds=seconds, root=root, python=python)
-    typer.echo(run(device, bundle, out, settings, access=ssh_access(identity, port, ssh_option)))
+    print(run(device, bundle, out, settings, access=ssh_access(identity, port, ssh_option)))

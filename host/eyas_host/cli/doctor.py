@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import typer
 
 from eyas_device import __version__
 from eyas_device.errors import EXIT_CHECK_FAILED
+from eyas_device.support.streams import to_json
 from eyas_host.cli.options import RUNS, Overrides, RunsOption
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ def doctor(
     runs: RunsOption = RUNS,
 ) -> None:
     """Check this workstation: packages, GPU, weights, memory, disk, programs."""
-    import msgspec
     from rich.console import Console
     from rich.text import Text
 
@@ -51,7 +52,7 @@ def doctor(
     counts: Counter[str] = Counter(row.status for row in findings)
     if json:
         worst = next((status for status in ("red", "yellow") if counts[status]), "green")
-        print(msgspec.json.encode({"eyas": __version__, "worst": worst, "findings": findings}).decode())
+        print(to_json({"eyas": __version__, "worst": worst, "findings": findings}, sys.stdout))
     else:
         console.print(Text(", ".join(f"{counts[status]} {label}" for status, label in _LABELS.items())))
     if counts["red"]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from eyas_device.support.streams import escape_json
 
 
 def evaluate(
@@ -48,7 +51,7 @@ def evaluate(
     write_bytes(page, render_evaluation(evaluation).encode())
     figures = msgspec.json.format(msgspec.json.encode(evaluation), indent=1)
     if json == "-":
-        typer.echo(figures.decode())
+        print(escape_json(figures.decode(), sys.stdout))
     else:
         show(evaluation_table(evaluation))
     if json not in (None, "-"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eyas_device.errors import LinkError
+from eyas_device.support.streams import to_json
 from eyas_host.cli.options import (
     STORE,
     BrokerOption,
@@ -78,7 +79,7 @@ def enroll(
     if broker is None and device_address(folder) is None:
         raise LinkError(f"--broker HOST:PORT is needed: no broker was started with `eyas broker --folder {folder}` yet")
     enrolled = run(folder, device, site=site, broker=broker, days=days)
-    typer.echo(enrolled.section)
+    print(enrolled.section)
     host = enrolled.broker.host if enrolled.broker else ""
     if host in ("localhost", "::1") or host.startswith("127."):
         _print(f"warning: {host} is the device itself; `eyas broker --bind 0.0.0.0 --name HOST` serves a network")
@@ -97,9 +98,7 @@ def expel(
 
     expelled = run(folder, device)
     count = expelled.certificates
-    typer.echo(
-        f"{device}: {count} certificate{'' if count == 1 else 's'} revoked{'' if count else ', all were before'}"
-    )
+    print(f"{device}: {count} certificate{'' if count == 1 else 's'} revoked{'' if count else ', all were before'}")
     if expelled.broker_crl:
         _print(f"{expelled.broker_crl}: a running `eyas broker` of this folder applies it within seconds")
     _print(f"{expelled.crl}: copy it over broker/ca.crl of the same fleet on any other machine that runs its broker")
@@ -120,9 +119,9 @@ def forget(
 
     removed = run(broker_access(broker, kit, ca=ca, cert=cert, key=key, user=user, password=password_file), device)
     for name in removed:
-        typer.echo(f"{name}: removed")
+        print(f"{name}: removed")
     if not removed:
-        typer.echo(f"{device}: the broker retains nothing of it")
+        print(f"{device}: the broker retains nothing of it")
 
 
 def collect(
@@ -195,13 +194,11 @@ def expire(
 
     with Store(store) as opened:
         expired = run(opened, Retention(windows_days=windows, events_days=events, quarantine_days=quarantine))
-    typer.echo(
-        f"{expired.merged} windows merged, {expired.deleted} messages deleted, {expired.quarantined} quarantined"
-    )
+    print(f"{expired.merged} windows merged, {expired.deleted} messages deleted, {expired.quarantined} quarantined")
 
 
 def _print(text: str) -> None:
-    typer.echo(text, err=True)
+    print(text, file=sys.stderr)
 
 
 def _print_report(report: CollectorReport) -> None:
@@ -215,6 +212,4 @@ def _print_report(report: CollectorReport) -> None:
 
 
 def _print_json(report: CollectorReport) -> None:
-    import msgspec
-
-    typer.echo(msgspec.json.encode(report).decode())
+    print(to_json(report, sys.stdout))

@@ -121,5 +121,5 @@ def preview(
         from eyas_host.support.commands import command
         from eyas_host.support.progress import say
 
-        typer.echo(write_preview(context, images=images, views=views))
+        print(write_preview(context, images=images, views=views))
         say(f"next: {escape(command('eyas', 'distill', recipe))}    if the views could occur in front of the camera")

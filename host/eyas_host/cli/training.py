@@ -119,4 +119,4 @@ def pretrain(
         batch=batch,
         seed=seed,
     )
-    typer.echo(make_pretrained(settings, images, runs / "pretrain" / student, minutes=minutes, device=device))
+    print(make_pretrained(settings, images, runs / "pretrain" / student, minutes=minutes, device=device))

@@ -61,7 +61,7 @@ def test_text_stays_legible_in_any_encoding(encoding: str, recipe: Path, tmp_pat
     lines = [line for line in text.splitlines() if "--version" in line]
     assert len({len(line) for line in lines}) == 1 and lines, "the frame keeps its shape"
     assert eyas("split", recipe, "--runs", tmp_path, out=out, err=err, encoding=encoding) == 0
-    assert eyas("new", recipe.parent / "無", out=out, err=err, encoding=encoding) == 2
+    assert eyas("split", recipe.parent / "無.toml", out=out, err=err, encoding=encoding) == 2
     assert "\\u7121" in err.read_bytes().decode(encoding)
 
 

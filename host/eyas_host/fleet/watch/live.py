@@ -19,6 +19,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from eyas_device.errors import LinkError
+from eyas_device.support.streams import escape_json
 from eyas_device.telemetry.messages import UNKNOWN, Event, Window
 from eyas_device.telemetry.mqtt_client import LinkStatus
 from eyas_host.fleet.broker.client import BrokerAccess
@@ -39,13 +40,15 @@ _COLOURS: dict[Condition, str] = {
     "refused": "yellow",
 }
 _TITLES = [
-    "device", "state", "fps", "conf.", "uncertain", "seen", "model",
+    "device", "state", "fps", "frames", "model", "conf.", "uncertain", "seen",
     "unreadable", "p50 ms", "p99 ms", "°C", "dropped", "camera", "agent",
 ]  # fmt: skip
 """Columns, the most important first."""
 _LEFT = frozenset(_TITLES.index(title) for title in ("device", "state", "model", "camera", "agent"))
 _GAP, _INDENT = "  ", "    "
 _MAX_NAME = 28
+_MAX_MODEL, _MAX_MODEL_NARROW, _WIDE = 32, 25, 100
+"""Longest model on screens that are wider than the last one, and on others."""
 
 
 def watch(access: BrokerAccess, *, seconds: float | None = None, console: Console | None = None) -> None:
@@ -90,7 +93,8 @@ def stream(access: BrokerAccess, out: TextIO, *, seconds: float | None = None, l
                         head["problem"] = message.problem
                     line = {**head, "retained": received.retained, "message": msgspec.Raw(message.payload.encode())}
                     # Compact the payload: JSON that was sent over several lines has to fit one.
-                    out.write(msgspec.json.format(msgspec.json.encode(line), indent=-1).decode() + "\n")
+                    text = msgspec.json.format(msgspec.json.encode(line), indent=-1).decode()
+                    out.write(escape_json(text, out) + "\n")
             out.flush()
             if subscriber.status != status:
                 status = subscriber.status
@@ -116,7 +120,7 @@ def render(fleet: FleetState, now: float, connection: str, *, width: int = 80, h
         left -= 1 + _lines(len(problems), width - len(_INDENT))
         if left < 0:
             break
-        blocks.append((_cells(device, now), problems, _COLOURS.get(device.condition(now), "")))
+        blocks.append((_cells(device, now, width), problems, _COLOURS.get(device.condition(now), "")))
     table = _fit([_TITLES, *(cells for cells, _, _ in blocks)], width)
     parts.append(Text(table[0], "bold underline", no_wrap=True))
     for line, (_, problems, colour) in zip(table[1:], blocks, strict=True):
@@ -180,7 +184,7 @@ def _update(fleet: FleetState, subscriber: Subscriber) -> None:
             fleet.add(message, time.monotonic(), retained=received.retained)
 
 
-def _cells(device: DeviceState, now: float) -> list[str]:
+def _cells(device: DeviceState, now: float, width: int) -> list[str]:
     window = device.window or Window()
     condition = device.condition(now)
     state = printable(device.status.state, 12) if condition == UNKNOWN and device.status else condition
@@ -188,10 +192,11 @@ def _cells(device: DeviceState, now: float) -> list[str]:
         _name(device),
         state,
         _number(device.fps, ".1f"),
+        str(window.frames) if device.window else "",
+        printable(device.model, _MAX_MODEL if width > _WIDE else _MAX_MODEL_NARROW),
         _number(device.confidence, ".2f"),
         _number(device.uncertain, ".0%"),
         f"{now - device.last_seen:.0f} s" if device.last_seen else "",
-        printable(device.model, 32),
         f"{device.unreadable:.0%}" if device.window else "",
         _number(window.latency_ms.get("p50"), ".1f"),
         _number(window.latency_ms.get("p99"), ".1f"),
