@@ -82,6 +82,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return ended.code if isinstance(ended.code, int) else 0
     from eyas_device.support import logs  # not for `--help`
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else NumPy starts one for each core of the machine
     log = logs.set_up("warning")
     try:
         code: int = args.main(args)

@@ -17,7 +17,7 @@ import msgspec
 from eyas_device.board.identity import default_name
 from eyas_device.errors import ConfigError
 from eyas_device.support.files import expand_home
-from eyas_device.support.names import BrokerAddress, check_name, parse_broker
+from eyas_device.support.names import MAX_NAME, BrokerAddress, check_name, check_site, parse_broker
 from eyas_device.support.redact import redact
 from eyas_device.support.toml import Section, convert, error_report, parse
 
@@ -292,7 +292,8 @@ def _with_instance(config: Config, instance: str, written: object) -> Config:
     if not instance:
         return config
     keys = written if isinstance(written, dict) else {}
-    own = {"state": f"{STATE}/devices/{instance}", "name": f"{config.device.name}-{instance}"}
+    host = config.device.name[: max(1, MAX_NAME - 1 - len(instance))]
+    own = {"state": f"{STATE}/devices/{instance}", "name": f"{host}-{instance}"}
     changed = {key: value for key, value in own.items() if key not in keys}
     return msgspec.structs.replace(config, device=msgspec.structs.replace(config.device, **changed))
 
@@ -308,9 +309,9 @@ def _invalid_values(config: Config) -> Iterable[str]:
                 yield f"[{section}] {field.name} = {value}: a finite number is needed"
             if isinstance(value, str) and not value.isprintable():
                 yield f"[{section}] {field.name} = {value!r}: control characters are not allowed"
-    for key, name in (("site", config.device.site), ("name", config.device.name)):
+    for key, check, name in (("site", check_site, config.device.site), ("name", check_name, config.device.name)):
         try:
-            check_name(name)
+            check(name)
         except ValueError as error:
             yield f"[device] {key} = {error}"
     if 0 < config.loop.fps < _MIN_FPS:

@@ -23,6 +23,7 @@ from eyas_device.agent.report import StatusText, describe
 from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.signals import Signals
 from eyas_device.agent.systemd import LOAD_S, Notifier
+from eyas_device.board.limits import usable_cores
 from eyas_device.camera import Camera, is_live, open_configured
 from eyas_device.camera.reconnecting import ReconnectingCamera
 from eyas_device.config import STATE, CameraSection, Config, ModelSection, connection_errors, read_config, with_home
@@ -74,6 +75,8 @@ def limit_cpu(model: ModelSection) -> None:
             raise ConfigError(
                 f"model.affinity {list(model.affinity)}: {error.strerror}; this process may use {cores}"
             ) from None
+    if model.threads > (cores := usable_cores()):
+        logger.warning("[model] threads = %d, but this process may use %d cores only", model.threads, cores)
     silence_opencv()
     import cv2
 

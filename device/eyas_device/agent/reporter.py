@@ -27,7 +27,7 @@ from eyas_device.predict import Classifier
 from eyas_device.reference import Floats, Reference
 from eyas_device.runtimes.selection import manifest_sha256
 from eyas_device.support.closing import Closing
-from eyas_device.support.names import check_address, check_name
+from eyas_device.support.names import check_address, check_name, check_site
 from eyas_device.support.redact import redact
 from eyas_device.support.supervised import OnError, SupervisedThread
 from eyas_device.telemetry.aggregate import WindowAggregator, project, uncertainty
@@ -368,7 +368,7 @@ def _check(settings: ReporterSettings) -> None:
     uplink = settings.uplink
     try:
         check_address(uplink.host, uplink.port)
-        check_name(uplink.site)
+        check_site(uplink.site)
         check_name(uplink.device)
     except ValueError as error:
         raise LinkError(f"telemetry: {error}") from None

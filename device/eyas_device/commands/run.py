@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON object per prediction on standard output")
     add("--log-level", choices=LOG_LEVELS, help="what is logged on standard error (default: $EYAS_LOG, else info)")
     add_broker_arguments(parser, purpose="send status and windows to this broker")
-    add("--site", type=values.topic_level, help="second level of the topic (default: default)")
-    add("--device-id", type=values.topic_level, metavar="NAME", help="third level (default: the host's name)")
+    add("--site", type=values.site, help="second level of the topic (default: default)")
+    add("--device-id", type=values.device, metavar="NAME", help="third level (default: the host's name)")
     add("--window", type=values.window_s, metavar="SECONDS", help="length of a window (default 10)")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from eyas_device.support import names
@@ -49,12 +50,14 @@ def window_s(text: str) -> float:
     return value
 
 
-def topic_level(text: str) -> str:
-    """One level of an MQTT topic: site or device."""
-    try:
-        return names.check_name(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def site(text: str) -> str:
+    """Name of a site."""
+    return _named(names.check_site, text)
+
+
+def device(text: str) -> str:
+    """Name of a device."""
+    return _named(names.check_name, text)
 
 
 def cores(text: str) -> tuple[int, ...]:
@@ -66,3 +69,10 @@ def cores(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(f"{text!r}: core numbers are needed, such as 0, 2,3 or 0-3")
         numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return tuple(dict.fromkeys(numbers))
+
+
+def _named(check: Callable[[str], str], text: str) -> str:
+    try:
+        return check(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from eyas_device.board import Throttle, read_pressure, read_vitals
+from eyas_device.board.limits import usable_cores, usable_memory
 from eyas_device.config import EXAMPLE, STATE, instance_of
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.support.clock import is_plausible
@@ -107,10 +108,12 @@ def temperature(context: Context) -> Finding:
 
 def processor(context: Context) -> Finding:
     """Check that other processes leave the processor to the agent."""
-    cores, pressure = os.cpu_count() or 1, read_pressure(context.root)
+    cores, pressure = usable_cores(context.root), read_pressure(context.root)
     if pressure is None:
-        return grey(f"{cores} cores; the kernel does not report CPU pressure", "boot with psi=1")
-    text = f"{cores} cores, pressure {pressure.avg60:.0f} % of the last minute"
+        return grey(f"{cores} usable cores; the kernel does not report CPU pressure", "boot with psi=1")
+    text = f"{cores} usable cores, pressure {pressure.avg60:.0f} % of the last minute"
+    if context.config.model.threads > cores:
+        return yellow(f"{text}; {context.config.model.threads} inference threads", f"[model] threads = {cores}")
     return green(text) if pressure.avg60 < PRESSURE else yellow(text, "see what else runs: top")
 
 
@@ -122,7 +125,7 @@ def memory(context: Context) -> Finding:
     )
     if match is None:
         return grey("the kernel does not report it")
-    available = int(match[1]) * 1024 / _MB
+    available = usable_memory(context.root) / _MB
     text, fix = f"{available:.0f} MB available", "see what else runs, or use a smaller model"
     if available < MEMORY_MB[0]:
         return red(text, fix)

@@ -7,13 +7,18 @@ import re
 import socket
 from typing import NamedTuple
 
-NAME = r"[A-Za-z0-9._-]{1,64}"
+MAX_NAME = 64
+NAME = rf"[A-Za-z0-9._-]{{1,{MAX_NAME}}}"
 """Pattern of a site's or device's name: one level of a topic."""
 MQTT_PORT, TLS_PORT = 1883, 8883
 """Default ports without and with TLS."""
 _SCHEMES = {"mqtt": False, "tcp": False, "mqtts": True, "ssl": True, "tls": True}
 """Scheme of an address -> whether it means TLS."""
 _FORMS = "HOST or HOST:PORT is needed, an IPv6 address with a port as [::1]:8883"
+COLLECTORS = "collectors"
+"""Level of the topics of collectors, where devices have their site."""
+_SHOWN = 40
+"""Characters of a name that are quoted."""
 _PLACEHOLDERS = ("BROKER", "HOST", "HOSTNAME", "ADDRESS")
 
 
@@ -43,10 +48,23 @@ def host_name() -> str:
 
 
 def check_name(name: str) -> str:
-    """Return `name` if a site or device may be called so. Raises `ValueError` otherwise."""
+    """Return `name` if a site, device or collector may be called so. Raises `ValueError` otherwise.
+
+    It becomes a level of topics, a folder and a part of a client id.
+    """
+    if name in (".", ".."):
+        raise ValueError(f"{name!r}: not a name; choose another one")
     if not re.fullmatch(NAME, name):
-        raise ValueError(f"{name!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed")
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+        raise ValueError(f"{shown!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed")
     return name
+
+
+def check_site(site: str) -> str:
+    """Return `site` if a site may be called so. Raises `ValueError` otherwise."""
+    if site == COLLECTORS:
+        raise ValueError(f"{site!r}: reserved for collectors; choose another name")
+    return check_name(site)
 
 
 def parse_broker(text: str, *, tls: bool = False) -> BrokerAddress:
@@ -116,6 +134,9 @@ def _split_port(rest: str, text: str) -> tuple[str, int | None]:
         if ":" not in host:
             raise ValueError(f"{text!r}: brackets are for an IPv6 address; {_FORMS}")
     elif rest.count(":") > 1:
+        if rest.endswith((f":{MQTT_PORT}", f":{TLS_PORT}")):
+            start, _, last = rest.rpartition(":")
+            raise ValueError(f"{text!r}: an address, or one with a port? Write [{rest}] or [{start}]:{last}")
         host, port = rest, None
     else:
         host, colon, after = rest.partition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import grp
 import os
 import pwd
@@ -19,6 +20,8 @@ from eyas_device.telemetry.certificates import Certificate, read_certificates
 _FORBIDDEN_MODE = 0o027
 """Mode bits that a password file must not have: writable by its group, or accessible to others."""
 _MAX_PASSWORD = 4096
+_HEAD = 4096
+"""Bytes of a file that are looked at to say what it is."""
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +64,8 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
         try:
             context = ssl.create_default_context(cafile=self.ca or None)
         except (OSError, ValueError) as error:
-            raise LinkError(f"{self.ca or 'TLS'}: no certificates of an authority: {_reason(error)}; {_PEM}") from None
+            problem = f"no certificates of an authority: {_unfit(self.ca, error)}"
+            raise LinkError(f"{self.ca or 'TLS'}: {problem}") from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.certificate:
             self._load_pair(context)
@@ -101,27 +105,33 @@ class Security(msgspec.Struct, frozen=True, kw_only=True):
                 raise LinkError(f"{self.key}: not the private key of {self.certificate}") from None
             path = self.certificate if not _is_certificate(self.certificate) else self.key
             what = "no certificate" if path == self.certificate else "no private key without a passphrase"
-            raise LinkError(f"{path}: {what}: {_reason(error)}; {_PEM}") from None
+            raise LinkError(f"{path}: {what}: {_unfit(path, error)}") from None
 
 
 def read_password(path: Path, *, private: bool = True) -> str:
     """Read the first line of a file, with or without a byte order mark.
 
-    Raises `LinkError` for one that is unreadable or, if it has to be `private`, open to others.
+    Raises `LinkError` for one that is unreadable, not a line of text or, if it has to be `private`, open to others.
     """
     try:
         mode = path.stat().st_mode
         with path.open(encoding="utf-8-sig") as stream:
-            text = stream.readline(_MAX_PASSWORD)
+            text = stream.readline(_MAX_PASSWORD + 1).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else _NOT_UTF8
         raise LinkError(f"{path}: the password cannot be read ({reason})") from None
     if private and mode & _FORBIDDEN_MODE:
         raise LinkError(f"{path}: others can read or change the password; run chmod 600 {path}")
-    return text.rstrip("\r\n")
+    if not text:
+        raise LinkError(f"{path}: the first line is empty; the password belongs there")
+    if len(text) > _MAX_PASSWORD or not text.isprintable():
+        reason = _NOT_UTF8 if "\0" in text else f"one line of at most {_MAX_PASSWORD} characters is needed"
+        raise LinkError(f"{path}: the first line is not a password ({reason})")
+    return text
 
 
 _PEM = "PEM files are needed"
+_NOT_UTF8 = "not UTF-8 text; save it as UTF-8"
 
 
 def _require_readable(path: Path) -> None:
@@ -155,8 +165,27 @@ def _named(look_up: Callable[[], str], number: int) -> str:
 
 
 def _is_certificate(path: str) -> bool:
-    return bool(read_certificates(Path(path), ""))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+def _unfit(path: str, error: Exception) -> str:
+    """What a file holds instead of PEM that can be used, and the fix; else the library's words."""
+    try:
+        with Path(path).open("rb") as stream:
+            head = stream.read(_HEAD)
+    except (OSError, ValueError):
+        head = b"?"
+    if not head.strip():
+        return f"the file is empty; {_PEM}"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0-\0-" in head:
+        return "UTF-16 text; save it as ASCII or UTF-8"
+    if b"ENCRYPTED" in head:
+        return f"it has a passphrase, which nobody can type here; without: openssl pkey -in {path} -out NEW"
+    if head[:1] == b"\x30" and b"-----BEGIN" not in head:
+        return f"DER, the binary form; convert it: openssl x509 (or pkey) -inform der -in {path} -out NEW"
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+    return f"{reason}; {_PEM}"

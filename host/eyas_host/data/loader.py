@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from eyas_device.board.limits import usable_cores, usable_memory
 from eyas_device.errors import EyasError
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.transforms import Augmenter, Batch, prepared
@@ -29,7 +30,6 @@ from eyas_host.pipeline.distributed import local_world_size
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.support.errors import TrainError
-from eyas_host.support.machine import usable_cores, usable_memory
 from eyas_host.support.progress import warn
 
 Rows = npt.NDArray[np.int64]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from eyas_device.board.limits import usable_cores
 from eyas_device.bundle import Bundle
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.runtimes import Runtime, open_runtime
@@ -28,7 +29,6 @@ from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_quantized
 from eyas_host.quant.exact import ExactNetwork, exact_int8
-from eyas_host.support.machine import usable_cores
 from eyas_host.support.progress import meter
 
 NETWORKS = ("teacher", "student-labels-only", "student", "pruned", "qat", "exact-int8")

@@ -15,8 +15,8 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from eyas_device.board.limits import usable_cores
 from eyas_host.recipe import Recipe
-from eyas_host.support.machine import usable_cores
 from eyas_host.support.progress import console
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import cv2
 import msgspec
 import torch
 
+from eyas_device.board.limits import usable_cores
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.pipeline.distributed import SINGLE_THREAD_SIZE
 from eyas_host.pipeline.lock import RunLock
@@ -16,7 +17,7 @@ from eyas_host.pretrain.card import Record, weights_card
 from eyas_host.pretrain.images import APT, find_images, missing_packages, read_images, split_held_out
 from eyas_host.pretrain.train import PretrainSettings, check_models, check_settings, fingerprint, pretrain
 from eyas_host.support.files import write_bytes
-from eyas_host.support.machine import machine, usable_cores
+from eyas_host.support.machine import machine
 from eyas_host.support.progress import warn
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import torch
 
+from eyas_device.board.limits import usable_cores
 from eyas_host.export.build import build_artefacts
 from eyas_host.pipeline.runner import RunContext, StageResult
-from eyas_host.support.machine import usable_cores
 
 
 def run(context: RunContext) -> StageResult:

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 from rich.markup import escape
 
+from eyas_device.board.limits import usable_cores
 from eyas_host.data.sources import list_images
 from eyas_host.pipeline.clock import ChainClock, Step
 from eyas_host.pipeline.runner import ASKED, NEW, Due, RunContext, StageRecord, read_stage_record
 from eyas_host.recipe import Recipe
 from eyas_host.stages.estimate import Counts, Speed, estimate_stages
 from eyas_host.stages.preflight import check_chain
-from eyas_host.support.machine import machine, usable_cores
+from eyas_host.support.machine import machine
 from eyas_host.support.progress import about, say
 
 _LONG = ("teach", "distill", "prune", "qat", "compile", "verify")

@@ -28,7 +28,7 @@ from paho.mqtt.client import CallbackAPIVersion, Client
 from eyas_device import doctor
 from eyas_device.cli import main as eyas_device
 from eyas_device.commands import doctor as verb
-from eyas_device.config import INSTANCES, Config
+from eyas_device.config import INSTANCES, Config, ModelSection
 from eyas_device.doctor import CHECKS, CheckResult, Context, Finding, check_name, examine, probes, software, system
 from eyas_device.doctor.finding import green
 from eyas_device.errors import BundleError, LinkError
@@ -669,6 +669,18 @@ def test_temperature(tmp_path: Path, zones: list[str], bits: str | None, status:
 def test_pressure(tmp_path: Path, text: str, status: str) -> None:
     file(tmp_path / "proc/pressure/cpu", text)
     assert system.processor(context(root=tmp_path)).status == status
+
+
+def test_a_container_has_its_own_cores_and_memory(tmp_path: Path) -> None:
+    file(tmp_path / "proc/pressure/cpu", "some avg10=0.00 avg60=3.10 avg300=0.00 total=1\n")
+    file(tmp_path / "proc/meminfo", "MemAvailable:  900000 kB\n")
+    file(tmp_path / "proc/self/cgroup", "0::/\n")
+    file(tmp_path / "sys/fs/cgroup/cpu.max", "50000 100000\n")
+    file(tmp_path / "sys/fs/cgroup/memory.max", "40000000\n")
+    config = Config(model=ModelSection(threads=4))
+    assert system.processor(context(root=tmp_path)) == green("1 usable cores, pressure 3 % of the last minute")
+    assert system.processor(Context(config=config, root=tmp_path)).fix == "[model] threads = 1"
+    assert system.memory(context(root=tmp_path)).text == "40 MB available"
 
 
 @pytest.mark.parametrize(

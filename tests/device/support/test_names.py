@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eyas_device.support.names import check_address, format_address, parse_broker
+from eyas_device.support.names import check_address, check_name, check_site, format_address, parse_broker
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,8 @@ from eyas_device.support.names import check_address, format_address, parse_broke
         ("[fe80::1%eth0]:8883", "fe80::1%eth0", 8883),
         ("2001:db8::17", "2001:db8::17", None),
         ("2001:db8:0:0:0:0:0:1", "2001:db8:0:0:0:0:0:1", None),
+        ("[::1:1883]", "::1:1883", None),
+        ("bröker.example:1883", "bröker.example", 1883),
     ],
 )
 def test_the_forms_of_an_address(text: str, host: str, port: int | None) -> None:
@@ -61,6 +63,8 @@ def test_the_forms_of_an_address(text: str, host: str, port: int | None) -> None
         ("[::1", r"written [2001:db8::17]:8883"),
         ("::1:21883", r"written [2001:db8::17]:8883"),
         ("host:1:2", r"written [2001:db8::17]:8883"),
+        ("::1:1883", "Write [::1:1883] or [::1]:1883"),
+        ("2001:db8::17:8883", "Write [2001:db8::17:8883] or [2001:db8::17]:8883"),
         ("[host]:1", "brackets"),
         ("", "HOST or HOST:PORT"),
     ],
@@ -108,3 +112,46 @@ def test_whatever_is_typed_is_an_address_or_one_line(text: str) -> None:
         check_address(host, port)
         assert not any(c.isspace() for c in host) and host.isprintable()
         assert parse_broker(format_address(host, port)) == (host, port, False)
+
+
+_HOSTS = st.one_of(
+    st.ip_addresses(v=6).map(str),
+    st.ip_addresses(v=4).map(str),
+    st.builds("fe80::{:x}%{}".format, st.integers(1, 0xFFFF), st.sampled_from(["eth0", "wlan0", "2", "br-lan.7"])),
+    st.from_regex(r"[a-z]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z0-9]{1,10}){0,3}\.?", fullmatch=True),
+    st.sampled_from(["bröker.example", "猫.example", "a_b.local"]),
+)
+
+
+@given(_HOSTS, st.integers(1, 65535), st.booleans(), st.sampled_from(["", "mqtt://", "tcp://", "mqtts://", "ssl://"]))
+def test_what_is_printed_is_read_as_it_was(host: str, port: int, tls: bool, scheme: str) -> None:
+    address = parse_broker(scheme + format_address(host, port), tls=tls and scheme not in ("mqtt://", "tcp://"))
+    assert (address.host, address.port) == (host, port)
+    assert parse_broker(str(address), tls=address.tls) == address
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "+", "#", "$SYS", "hall/2", "a b", "a\n", "a\0", "Ä", "e\u0301", "x" * 65, "x" * 70_000, "\ud800"],
+)
+def test_a_name_is_one_level_of_a_topic_and_one_folder(name: str) -> None:
+    for check in (check_name, check_site):
+        with pytest.raises(ValueError, match="letters, digits|not a name") as caught:
+            check(name)
+        assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=70))
+def test_an_allowed_name_can_be_a_topic_and_a_folder(name: str) -> None:
+    try:
+        check_site(name)
+    except ValueError as error:
+        assert str(error).isprintable()
+        return
+    assert name.isascii() and not set(name) & set("+#/\\\0$ ") and name not in (".", "..") and len(name) <= 64
+
+
+def test_the_level_of_collectors_is_no_site() -> None:
+    assert check_name("collectors") == "collectors"
+    with pytest.raises(ValueError, match="reserved"):
+        check_site("collectors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import ipaddress
 import os
@@ -261,6 +262,19 @@ def test_the_file_that_is_wrong_is_named(pki: dict[str, Any], tmp_path: Path) ->
     good, other = pki["good"], pki["soon"]
     (tmp_path / "text").write_text("hello\n")
     text, gone = str(tmp_path / "text"), str(tmp_path / "gone")
+    pem = Path(good[0]).read_bytes()
+    key = serialization.load_pem_private_key(Path(good[1]).read_bytes(), None)
+    encryption = serialization.BestAvailableEncryption(b"secret")
+    files = {
+        "indented": b"  " + pem,
+        "locked": key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption),
+        "der": ssl.PEM_cert_to_DER_cert(pem.decode()),
+        "wide": pem.decode().encode("utf-16"),
+        "empty": b"",
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    indented, locked, der, wide, empty = (str(tmp_path / name) for name in files)
     for security, words in (
         (Security(ca=pki["ca"], certificate=good[0], key=other[1]), (other[1], "not the private key of", good[0])),
         (Security(ca=pki["ca"], certificate=text, key=good[1]), (f"{text}: no certificate",)),
@@ -268,6 +282,11 @@ def test_the_file_that_is_wrong_is_named(pki: dict[str, Any], tmp_path: Path) ->
         (Security(ca=text, certificate=good[0], key=good[1]), (f"{text}: no certificates of an authority",)),
         (Security(ca=pki["ca"], certificate=good[0], key=gone), (f"{gone}: cannot be read (No such file",)),
         (Security(ca=str(tmp_path)), (f"{tmp_path}: cannot be read (Is a directory",)),
+        (Security(ca=pki["ca"], certificate=indented, key=good[1]), (f"{indented}: no certificate",)),
+        (Security(ca=pki["ca"], certificate=good[0], key=locked), (f"{locked}: ", "passphrase", "openssl pkey -in")),
+        (Security(ca=der, certificate=good[0], key=good[1]), (f"{der}: ", "DER", "-inform der")),
+        (Security(ca=wide, certificate=good[0], key=good[1]), (f"{wide}: ", "UTF-16", "UTF-8")),
+        (Security(ca=pki["ca"], certificate=empty, key=good[1]), (f"{empty}: no certificate: the file is empty",)),
     ):
         with pytest.raises(LinkError) as caught:
             security.context()
@@ -306,6 +325,34 @@ def test_a_password_file_of_any_editor(tmp_path: Path, content: bytes) -> None:
     (path := tmp_path / "password").write_bytes(content)
     path.chmod(0o600)
     assert read_password(path) == Security(password_file=str(path)).password() == "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"\nhunter2\n", "empty"),
+        ("hunter2\r\n".encode("utf-16"), "save it as UTF-8"),
+        ("hunter2\r\n".encode("utf-16-le"), "save it as UTF-8"),
+        (b"hun\tter2\n", "not a password"),
+        (b"x" * 5000, "4096 characters"),
+    ],
+)
+def test_what_is_no_password_is_not_sent(tmp_path: Path, content: bytes, words: str) -> None:
+    (path := tmp_path / "password").write_bytes(content)
+    path.chmod(0o600)
+    with pytest.raises(LinkError, match=words) as caught:
+        read_password(path)
+    assert str(path) in str(caught.value) and "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [lambda b: codecs.BOM_UTF8 + b, lambda b: b.replace(b"\n", b"\r\n")])
+def test_pem_files_of_any_editor(pki: dict[str, Any], tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    paths = [Path(pki["ca"]), *map(Path, pki["good"])]
+    for path in paths:
+        (tmp_path / path.name).write_bytes(change(path.read_bytes()))
+    ca, certificate, key = (str(tmp_path / path.name) for path in paths)
+    assert Security(ca=ca, certificate=certificate, key=key).context() is not None
 
 
 def test_a_user_and_password_beyond_ascii(make_broker: Callable[..., Broker], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.support.names import BrokerAddress, check_name, parse_broker
+from eyas_device.support.names import BrokerAddress, check_name, check_site, parse_broker
 from eyas_host.fleet.broker.kit import DEVICES, HOST_IDENTITY, device_address, open_authority
 from eyas_host.fleet.broker.pki import CLIENT_DAYS, CredentialError, Credentials, write_file
 
@@ -43,13 +43,11 @@ def enroll(
     The device's broker is that of the kit in `folder`, unless `broker` names another one. Raises `LinkError` for an
     invalid name or address, `CredentialError` if the files cannot be written or signed.
     """
-    for kind, value in (("device", name), ("site", site)):
+    for kind, check, value in (("device", check_name, name), ("site", check_site, site)):
         try:
-            check_name(value)
+            check(value)
         except ValueError as error:
             raise LinkError(f"{kind} {error}") from None
-        if value in (".", ".."):
-            raise LinkError(f"{kind} {value!r}: not a name; choose another one")
     address = device_address(folder)
     if broker is not None:
         try:

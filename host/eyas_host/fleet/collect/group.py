@@ -9,11 +9,11 @@ from __future__ import annotations
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.support.names import check_name
+from eyas_device.support.names import COLLECTORS, check_name
 from eyas_device.telemetry.messages import decode, encode, topic
 from eyas_device.telemetry.mqtt_client import client_id
 
-_MAX_OTHERS, _MAX_ID, _SHOWN = 100, 200, 40
+_MAX_OTHERS, _MAX_ID = 100, 200
 
 
 def check_names(group: str, name: str) -> None:
@@ -21,9 +21,8 @@ def check_names(group: str, name: str) -> None:
     for option, value in (("--group", group), ("--name", name)):
         try:
             check_name(value)
-        except ValueError:
-            shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
-            raise LinkError(f"{option} {shown!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed") from None
+        except ValueError as error:
+            raise LinkError(f"{option} {error}") from None
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +44,7 @@ class Group:
         check_names(group, name)
         self.client_id = client_id("collector", group, name)
         self._label = f"eyas-collect-{group}-{name}"
-        self.topic = topic("collectors", group, "ack")
+        self.topic = topic(COLLECTORS, group, "ack")
         self._presence = Presence(collector=self._label, store=store)
         self._others: set[str] = set()
 
