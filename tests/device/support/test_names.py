@@ -136,7 +136,7 @@ def test_what_is_printed_is_read_as_it_was(host: str, port: int, tls: bool, sche
 )
 def test_a_name_is_one_level_of_a_topic_and_one_folder(name: str) -> None:
     for check in (check_name, check_site):
-        with pytest.raises(ValueError, match="letters, digits|not a name") as caught:
+        with pytest.raises(ValueError, match=r"letters, digits|not a name") as caught:
             check(name)
         assert len(str(caught.value)) < 200 and str(caught.value).isprintable()
 
