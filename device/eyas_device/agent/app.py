@@ -75,8 +75,8 @@ def limit_cpu(model: ModelSection) -> None:
             raise ConfigError(
                 f"model.affinity {list(model.affinity)}: {error.strerror}; this process may use {cores}"
             ) from None
-    if model.threads > (cores := usable_cores()):
-        logger.warning("[model] threads = %d, but this process may use %d cores only", model.threads, cores)
+    if model.threads > (usable := usable_cores()):
+        logger.warning("[model] threads = %d, but this process may use %d cores only", model.threads, usable)
     silence_opencv()
     import cv2
 
