@@ -347,7 +347,9 @@ def _try_table(outcome: Outcome, folder: Path, table: dict[str, Any]) -> None:
     data = DataSection(source="csv", path=str(path), by=table["by"], near_duplicates=0, skip_unreadable=True)
     index = _try_split(outcome, data, folder / "run")
     if index is not None:
-        labels = {f"{number}.png": label.strip() for number, label, *_ in table["rows"]}
+        encoding = table["encoding"]
+        written = {number: label.encode(encoding, "replace").decode(encoding) for number, label, *_ in table["rows"]}
+        labels = {f"{number}.png": label.strip() for number, label in written.items()}
         outcome.expect("rows", sorted(Path(path).name for path in _paths(index)), sorted(labels))
         outcome.expect(
             "labels", {Path(one.path).name: one.label for one in index.images}.items() <= labels.items(), True

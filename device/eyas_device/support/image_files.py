@@ -27,6 +27,8 @@ _LITTER_PATTERN = re.compile(r"found\.\d{3}|.*\.lrdata|~\$.*", re.DOTALL)
 """What a disk check finds, previews of a photo program, locks of an office program."""
 _USUAL_SUFFIX = re.compile(r"\.(?=.*[a-z])[a-z0-9_+~-]{1,10}")
 _MAX_KINDS = 6
+OWN_FOLDER = ".eyas"
+"""Folder of Eyas' own beside images; it is not even counted."""
 
 HIDDEN = "hidden"
 TOOLS = "left behind by a system or a tool"
@@ -116,6 +118,8 @@ def _walk(root: Path, on_error: Callable[[OSError], None] | None) -> Iterator[tu
             seen.add(key)
         followed = []
         for entry in found:
+            if entry.name == OWN_FOLDER:
+                continue
             path, reason = folder / entry.name, outer or _name_reason(entry.name)
             if not _is_folder(entry):
                 yield path, reason or _file_reason(path)

@@ -127,7 +127,7 @@ def test_folders_without_numbers_are_told_apart_by_their_place(tmp_path: Path, m
             ".thumbnails",
         ),
         *("lost+found", "System Volume Information", "$RECYCLE.BIN", "$Recycle.Bin", "FOUND.000", "RECYCLER"),
-        *(".git", ".dvc", ".eyas", ".ipynb_checkpoints", "__MACOSX", "__pycache__", ".stversions", "~snapshot"),
+        *(".git", ".dvc", ".ipynb_checkpoints", "__MACOSX", "__pycache__", ".stversions", "~snapshot"),
         *("Catalog Previews.lrdata", "Temporary Items", "node_modules", ".Spotlight-V100", "CaptureOne"),
     ],
 )
@@ -137,6 +137,11 @@ def test_folders_of_systems_and_tools_are_no_classes_and_have_no_images(name: st
     listing = list_image_files(tmp_path)
     assert [path.name for path in listing.images] == ["3.png"]
     assert sum(listing.left_out.values()) == 2
+
+
+def test_the_folder_of_eyas_itself_is_not_counted(tmp_path: Path) -> None:
+    write(tmp_path, ".eyas/test-sets/log.jsonl", "ok/1.png")
+    assert list_image_files(tmp_path).left_out == {}
 
 
 @pytest.mark.parametrize("name", ["thumbs", "tmp", "recycle", "found", "Lost and found", "@home", "macosx", "a~"])
