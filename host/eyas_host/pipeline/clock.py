@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from eyas_host.support.progress import Meter, about
 
-_PRIOR_S = 20.0
-"""Weight of the estimates against the measured times, in seconds of work."""
+_PRIOR = 0.1
+"""Weight of the estimates against the measured times, as a fraction of all work: the first seconds say little."""
 _TRUSTED_S = 15.0
 """A loop's own speed counts fully after this time."""
 _MAX_CORRECTION = 5.0
@@ -110,7 +110,8 @@ class ChainClock:
         return 0.0 if meter is None else (meter.done - meter.first) / max(1, meter.total - meter.first)
 
     def _correction(self) -> float:
-        ratio = (self._measured + _PRIOR_S) / (self._estimated + _PRIOR_S)
+        prior = _PRIOR * sum(step.seconds for _, step in self._steps)
+        ratio = (self._measured + prior) / (self._estimated + prior)
         return min(max(ratio, 1 / _MAX_CORRECTION), _MAX_CORRECTION)
 
     def _left_of_step(self) -> float:

@@ -46,6 +46,15 @@ def test_a_loop_is_estimated_by_its_own_speed_and_what_follows_by_how_wrong_the_
     assert 75 < clock.left() < 100, "200 s instead of 100: what is left is half as long again at least"
 
 
+def test_a_first_second_that_was_quick_does_not_halve_the_rest() -> None:
+    time = Time()
+    clock = ChainClock({"split": (Step(10.0),), "teach": (Step(600.0, "blocks"),)}, time)
+    clock.enter("split")
+    time.now += 1
+    clock.leave()
+    assert clock.left() == pytest.approx(600.0, rel=0.15)
+
+
 def test_a_loop_that_ends_early_says_nothing_about_the_speed() -> None:
     time = Time()
     clock = ChainClock(PLAN, time)
