@@ -81,8 +81,10 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as ended:  # --help, --version, wrong arguments
         return ended.code if isinstance(ended.code, int) else 0
     from eyas_device.support import logs  # not for `--help`
+    from eyas_device.support.opencv import silence_opencv
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else NumPy starts one for each core of the machine
+    silence_opencv()
     log = logs.set_up("warning")
     try:
         code: int = args.main(args)

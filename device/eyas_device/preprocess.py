@@ -18,8 +18,9 @@ import numpy.typing as npt
 from eyas_device.errors import ImageError
 from eyas_device.support.decoders import DECODERS
 from eyas_device.support.image_header import FORMATS, describe_start, header_size, jpeg_size, oversize
-from eyas_device.support.jpeg import is_cut_short, jpeg_frame, jpeg_problem
-from eyas_device.support.stored_image import StoredImage, inspect_image, to_bgr
+from eyas_device.support.jpeg import is_cut_short, jpeg_exif, jpeg_frame, jpeg_problem
+from eyas_device.support.stored_image import StoredImage, inspect_image, oriented, to_bgr
+from eyas_device.support.tiff import exif_orientation
 
 Pixels = npt.NDArray[np.uint8]
 """An image: uint8 [height, width, 3], blue-green-red."""
@@ -116,10 +117,13 @@ def _decode_jpeg(data: bytes | memoryview, spec: Preprocessing | None, where: st
     frame = jpeg_frame(data)
     if frame is not None and (problem := jpeg_problem(frame)):
         raise ImageError(f"{where}: {problem}")
+    exif = jpeg_exif(data)
     flag = cv2.IMREAD_COLOR
     if spec is not None and spec.decode == "reduced":
-        flag = _REDUCED.get(spec.reduction(*_kept_size(size, kept, data)), flag)
-    return np.asarray(imdecode(data, flag, where), dtype=np.uint8)
+        flag = _REDUCED.get(spec.reduction(*_kept_size(size, kept, turned=bool(exif))), flag)
+    # OpenCV 4.8 overlooks Exif data behind other metadata, and all versions an orientation of 32 bits
+    pixels = np.asarray(imdecode(data, flag | cv2.IMREAD_IGNORE_ORIENTATION, where), dtype=np.uint8)
+    return oriented(pixels, exif_orientation(exif)) if exif else pixels
 
 
 def _inspect(data: bytes | memoryview, where: str) -> StoredImage:
@@ -156,9 +160,9 @@ def imdecode(data: bytes | memoryview, flag: int, where: str, complaints: list[s
     return np.asarray(values)
 
 
-def _kept_size(size: tuple[int, int], kept: tuple[float, float], data: bytes | memoryview) -> tuple[int, int]:
-    """Width and height of what is used; with EXIF data, which may turn the image, the smaller of both ways."""
-    if kept != (1.0, 1.0) and b"Exif\0\0" in bytes(data[:4096]):
+def _kept_size(size: tuple[int, int], kept: tuple[float, float], *, turned: bool) -> tuple[int, int]:
+    """Width and height of what is used; of an image that may be `turned`, the smaller of both ways."""
+    if turned:
         kept = (min(kept), min(kept))
     return int(size[0] * kept[0]), int(size[1] * kept[1])
 

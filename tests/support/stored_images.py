@@ -246,6 +246,16 @@ def _tiffs() -> Iterator[tuple[str, Stored]]:
     yield "tiff cmyk", Stored(data, by_pillow(data))
 
 
+def jpeg_turned_late(orientation: int, order: str, kind: int) -> bytes:
+    """A JPEG whose Exif segment follows another one of the same kind; the orientation has 16 (3) or 32 bits (4)."""
+    value = struct.pack(order + ("HH" if kind == 3 else "I"), *((orientation, 0) if kind == 3 else (orientation,)))
+    entry = struct.pack(order + "HHHI", 1, 274, kind, 1) + value + bytes(4)
+    exif = b"Exif\0\0" + (b"II*\0\x08\0\0\0" if order == "<" else b"MM\0*\0\0\0\x08") + entry
+    segments = [b"http://ns.adobe.com/xap/1.0/\0<x/>", exif]
+    plain = saved(RGB, "JPEG", quality=100, subsampling=0)
+    return plain[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", 2 + len(one)) + one for one in segments) + plain[2:]
+
+
 def _turned() -> Iterator[tuple[str, Stored]]:
     options: dict[str, dict[str, Any]] = {
         "JPEG": {"quality": 100, "subsampling": 0},
@@ -259,6 +269,8 @@ def _turned() -> Iterator[tuple[str, Stored]]:
         for kind, settings in options.items():
             data = saved(RGB, kind, exif=exif, **settings)
             yield f"{kind} orientation {orientation}", Stored(data, by_pillow(data), 2)
+        data = jpeg_turned_late(orientation, "<>"[orientation % 2], 3 + orientation // 2 % 2)
+        yield f"JPEG late orientation {orientation}", Stored(data, by_pillow(data), 2)
         deep = tiff(_DEEP_RGB, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
         upright = Image.fromarray(RGB)
         upright.getexif()[0x0112] = orientation

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from eyas_device.commands import values
 from eyas_device.commands.slots import STATE_HELP, state_folder
 from eyas_device.errors import EXIT_CHECK_FAILED
-from eyas_device.support.opencv import silence_opencv
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -64,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Measure, print and write; exit code 1 if a measured artefact fails the golden check."""
-    silence_opencv()
     from eyas_device.bench.result import BenchError
 
     if args.compare:

@@ -28,24 +28,29 @@ class _Stderr:
     """
 
     def __init__(self) -> None:
-        library = ctypes.CDLL(None)
-        self._variable = ctypes.c_void_p.in_dll(library, "stderr")
+        self._library = ctypes.CDLL(None)
+        self._library.fdopen.restype = ctypes.c_void_p
+        self._library.setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t)
+        self._variable = ctypes.c_void_p.in_dll(self._library, "stderr")
+        self._real: int | None = None
+        self.count = 0
+        self._open()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _open(self) -> None:
+        """Make the file in memory; nobody is decoding."""
+        self._lock = threading.Lock()
+        self._depth = self._read = 0
         first = os.memfd_create("eyas-decoders")
         try:
             self._descriptor = fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, _MIN_DESCRIPTOR)
         finally:
             os.close(first)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, os.O_APPEND)
-        library.fdopen.restype = ctypes.c_void_p
-        library.setvbuf.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t)
-        self._file = library.fdopen(self._descriptor, b"a")
+        self._file = self._library.fdopen(self._descriptor, b"a")
         if not self._file:
             raise OSError("no file in memory")
-        library.setvbuf(self._file, None, _UNBUFFERED, 0)
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._real: int | None = None
-        os.register_at_fork(after_in_child=self._after_fork)
+        self._library.setvbuf(self._file, None, _UNBUFFERED, 0)
 
     def redirect(self) -> None:
         with self._lock:
@@ -61,29 +66,37 @@ class _Stderr:
             if self._depth == 0:
                 self._variable.value = self._real
             size = os.fstat(self._descriptor).st_size
-            if not size:
+            if size <= self._read:
                 return []
-            text = os.pread(self._descriptor, min(size, _MAX_BYTES), 0).decode(errors="replace")
-            os.ftruncate(self._descriptor, 0)
-        return [line.strip() for line in text.splitlines() if line.strip()]
+            text = os.pread(self._descriptor, min(size - self._read, _MAX_BYTES), self._read).decode(errors="replace")
+            self._read = size
+            if self._depth == 0:  # else another thread may write meanwhile
+                os.ftruncate(self._descriptor, 0)
+                self._read = 0
+            lines = [line.strip() for line in text.splitlines() if line.strip()]
+            self.count += len(lines)
+        return lines
 
     def _after_fork(self) -> None:
-        """A child process has one thread, which is not decoding."""
-        self._lock = threading.Lock()
+        """A child process has one thread, which is not decoding, and gets a file of its own."""
         if self._depth:
             self._variable.value = self._real
-        self._depth = 0
+        with contextlib.suppress(OSError):  # then the parent's, whose messages may mix with the child's
+            self._open()
 
 
 class DecoderMessages:
     """Keeps what decoders print from standard error; all threads share one."""
 
     def __init__(self) -> None:
-        self.count = 0
-        """Messages up to now: an image during whose decoding it did not grow is not meant by any."""
         self._stderr: _Stderr | None = None
         with contextlib.suppress(OSError, AttributeError, ValueError):
             self._stderr = _Stderr()
+
+    @property
+    def count(self) -> int:
+        """Messages up to now: an image during whose decoding it did not grow is not meant by any."""
+        return 0 if self._stderr is None else self._stderr.count
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[list[str]]:
@@ -97,7 +110,6 @@ class DecoderMessages:
             yield messages
         finally:
             messages += self._stderr.restore()
-            self.count += len(messages)
 
 
 DECODERS = DecoderMessages()

@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 _EOI, _SOS = 0xD9, 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _KINDS = {0xC3: "lossless", 0xC5: "hierarchical", 0xC6: "hierarchical", 0xC7: "hierarchical", 0xCB: "lossless"}
@@ -38,6 +36,14 @@ def jpeg_frame(data: bytes | memoryview) -> JpegFrame | None:
             height, width = _big(data, at + 5), _big(data, at + 7)
             return JpegFrame(marker, data[at + 4], width, height) if width and height else None
     return None
+
+
+def jpeg_exif(data: bytes | memoryview) -> bytes:
+    """The first Exif segment; empty if there is none."""
+    for marker, at in _segments(data):
+        if marker == 0xE1 and bytes(data[at + 4 : at + 10]) == b"Exif\0\0":
+            return bytes(data[at + 4 : at + 2 + _big(data, at + 2)])
+    return b""
 
 
 def jpeg_problem(frame: JpegFrame) -> str:
@@ -72,6 +78,8 @@ def is_cut_short(data: bytes | memoryview) -> bool:
 
 def _starts_within(data: bytes, start: int) -> bool:
     """Whether another JPEG may start behind `start`; much faster than `bytes.find`."""
+    import numpy as np  # not for verbs that decode nothing
+
     shifts = (start, start + 1)
     return any(bool((np.frombuffer(data, "<u2", (len(data) - at) // 2, at) == 0xD8FF).any()) for at in shifts)
 

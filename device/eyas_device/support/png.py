@@ -60,7 +60,7 @@ def read_png(data: bytes | memoryview) -> Png | None:
     found = {kind: bytes(data[start + 8 : end - 4]) for kind, start, end in reversed(chunks) if kind in _KEPT}
     bits, kind = data[24], data[25]
     colour = _COLOURS.get(kind)
-    if colour is None:
+    if colour is None or bits not in (1, 2, 4, 8, 16):
         return None
     transparency = found.get(b"tRNS", b"")
     key = tuple(int.from_bytes(transparency[at : at + 2], "big") for at in (0, 2, 4)[: 3 if kind == 2 else 1])

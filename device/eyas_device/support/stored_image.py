@@ -16,12 +16,15 @@ from eyas_device.support.png import read_png
 from eyas_device.support.tiff import exif_orientation, read_tiff, tiff_problem
 
 Array = npt.NDArray[Any]
-_CUT = "cut short: its end is missing; copy it again"
+_CUT = "cut short or damaged; copy it again"
 _BMP_MASKS: dict[int, dict[tuple[int, int, int], tuple[int, ...]]] = {
     32: {(0xFF0000, 0xFF00, 0xFF): ()},
     16: {(0x7C00, 0x3E0, 0x1F): (5, 5, 5), (0xF800, 0x7E0, 0x1F): (5, 6, 5)},
 }
 """Bits per pixel -> masks of red, green and blue that OpenCV reads rightly -> bits of each channel."""
+
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+"""Orientation -> OpenCV's code to mirror the image, transposed from 5 on: 1 left to right, 0 upside down, -1 both."""
 
 
 class StoredImage(NamedTuple):
@@ -211,7 +214,7 @@ def to_bgr(values: Array, stored: StoredImage, bits: int) -> npt.NDArray[np.uint
     image = np.ascontiguousarray(colours)
     if image.ndim == 2 or image.shape[2] == 1:
         image = np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
-    return np.ascontiguousarray(oriented(image, stored.orientation))
+    return oriented(image, stored.orientation)
 
 
 def _is_key(values: Array, key: tuple[int, ...]) -> npt.NDArray[np.bool_]:
@@ -241,12 +244,9 @@ def _full_range(colours: Array, levels: tuple[int, ...]) -> Array:
 def oriented(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
     """Turn and mirror an image [h, w, 3] upright. Source: Exif 2.32, tag 274."""
     if orientation >= 5:
-        image = image.transpose(1, 0, 2)
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return image
+        image = np.asarray(cv2.transpose(image), dtype=np.uint8)
+    flip = _FLIPS.get(orientation)
+    return image if flip is None else np.asarray(cv2.flip(image, flip), dtype=np.uint8)
 
 
 def _little(data: bytes | memoryview, at: int, size: int) -> int:

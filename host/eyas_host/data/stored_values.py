@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from eyas_device.preprocess import Pixels, Preprocessing, decode, decoder_messag
 from eyas_device.support.decoders import DECODERS, message_kind
 from eyas_device.support.stored_image import inspect_image
 from eyas_host.support.errors import DataError
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata, a line for each image
 
 MAX_DARK = 31
 """An image is very dark if 99 % of its values are at most this."""

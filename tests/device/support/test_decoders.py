@@ -95,3 +95,16 @@ def test_without_a_file_in_memory_nothing_is_kept_back(
 def test_kinds_have_no_numbers() -> None:
     lines = {f"Corrupt JPEG data: {n} extraneous bytes before marker 0x{n:02x}" for n in range(30)}
     assert {message_kind(line) for line in lines} == {"Corrupt JPEG data: N extraneous bytes before marker N"}
+
+
+def test_a_forked_child_has_messages_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    data, before = damaged()["jpeg"][0], DECODERS.count
+    child = os.fork()
+    if not child:
+        decode(data)
+        os._exit(DECODERS.count - before)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert DECODERS.count == before
+    decode(data)
+    assert DECODERS.count == before + 1
+    assert capfd.readouterr().err == ""

@@ -10,6 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import Preprocessing, decode, max_stored
@@ -126,3 +128,27 @@ def test_another_opencv_shows_the_same(tmp_path: Path) -> None:
     )
     print(done.stdout, file=sys.stderr)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.sampled_from(sorted([*FILES, *refused()])),
+    edits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=5
+    ),
+    bits=st.sampled_from([9, 12, 16]),
+)
+def test_damage_anywhere_gives_an_image_or_one_line(
+    name: str, edits: list[tuple[float, int, bytes]], bits: int
+) -> None:
+    data = bytearray(FILES[name].data if name in FILES else refused()[name][0])
+    for where, length, new in edits:  # most in the header, where they matter
+        at = int(where**2 * len(data))
+        data[at : at + length] = new
+    try:
+        pixels = decode(bytes(data), spec=Preprocessing(size=8, bits=bits, decode="reduced"), where="x")
+        max_stored(bytes(data))
+    except ImageError as error:
+        assert str(error).startswith("x: ") and "\n" not in str(error)
+    else:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
