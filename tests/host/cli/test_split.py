@@ -20,7 +20,9 @@ LABELS = SHAPES[:3]
 
 def eyas(verb: str, folder: Path, *settings: str, data: str = 'path = "images"') -> inside.Done:
     (folder / "recipe.toml").write_text(f'[run]\nname = "toy"\n[data]\n{data}\n')
-    return inside.eyas(folder, verb, "recipe.toml", *(word for setting in settings for word in ("--set", setting)))
+    return inside.eyas(
+        folder, verb, "recipe.toml", "--yes", *(word for setting in settings for word in ("--set", setting))
+    )
 
 
 def split(folder: Path, *settings: str, data: str = 'path = "images"') -> tuple[SplitManifest, str]:

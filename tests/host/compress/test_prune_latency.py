@@ -300,7 +300,7 @@ def test_options_stand_for_settings(
     path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n[prune]\nmethod = "none"\n')
     asked: list[Recipe] = []
     monkeypatch.setattr(
-        stages, "run_chain", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ()))
+        stages, "run_chain", lambda recipe, runs, more, until, yes: asked.append(load_recipe(recipe, more or ()))
     )
     done = CliRunner().invoke(app.app, ["prune", str(path), *options])
     assert done.exit_code == 0, done.output
@@ -314,7 +314,7 @@ def test_a_table_path_is_relative_to_the_working_directory(tmp_path: Path, monke
     path.write_text('[run]\nname = "toy"\n[data]\npath = "shapes"\n')
     asked: list[Recipe] = []
     monkeypatch.setattr(
-        stages, "run_chain", lambda recipe, runs, more, until: asked.append(load_recipe(recipe, more or ()))
+        stages, "run_chain", lambda recipe, runs, more, until, yes: asked.append(load_recipe(recipe, more or ()))
     )
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app.app, ["prune", "models/recipe.toml", "--keep", "0.5", "--table", "table.json"])

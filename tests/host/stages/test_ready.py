@@ -47,7 +47,9 @@ max_drop = 0.5
 
 
 def distill(place: Path, *more: str) -> inside.Done:
-    return inside.eyas(place, "distill", "recipe.toml", *(word for setting in more for word in ("--set", setting)))
+    return inside.eyas(
+        place, "distill", "recipe.toml", "--yes", *(word for setting in more for word in ("--set", setting))
+    )
 
 
 @pytest.fixture(scope="module")
