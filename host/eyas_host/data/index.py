@@ -211,7 +211,10 @@ def _unique(
         return tuple(kept.values()), tuple(copies), remarks
     further = "".join(f"\nand {line}" for line in remarks)
     if len(contradictions) == 1:
-        raise DataError(f"the same image has two labels: {contradictions[0]}; remove the wrong one{further}")
+        raise DataError(
+            f"the same image has two labels: {contradictions[0]}; remove the wrong one (eyas labels check "
+            f"RECIPE shows the two){further}"
+        )
     shown = "".join(f"\n  {line}" for line in contradictions[:_SHOWN])
     more = f"\n  and {len(contradictions) - _SHOWN} more" if len(contradictions) > _SHOWN else ""
     raise DataError(

@@ -152,7 +152,8 @@ def list_source(path: Path) -> Candidates:
     if not path.exists():
         raise DataError(f"{path}: no such folder or table; class folders or a CSV table path,label[,group] are needed")
     if path.is_file():
-        return Candidates(list(_rows(read_table(path))), (), {})
+        table = read_table(path)
+        return Candidates(list(_rows(table)), (), {}, table.remarks)
     listed = list_class_folders(path, min_classes=1)
     return Candidates(list(_labelled(listed)), (), listed.left_out)
 

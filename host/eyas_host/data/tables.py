@@ -91,7 +91,8 @@ def read_table(path: Path, *, times: bool = False) -> Table:
         file, how = find_file(row.path, base)
         files.append(file)
         readings[how] += bool(how)
-        for error, example in _row_errors(row, file, base):
+        explained = len(errors.get(_missing(base), ())) >= _SHOWN  # a hint may list a folder: not for every row
+        for error, example in _row_errors(row, file, base, explain=not explained):
             errors.setdefault(error, []).append(f"line {row.line}{example}")
     column = read_times([row.time for row in content.rows])
     remarks = [
@@ -123,16 +124,20 @@ def table_files(path: Path) -> Iterator[Path]:
     return (Path(find_file(row.path, base)[0]) for row in _read(path).rows)
 
 
-def _row_errors(row: _Cells, file: str, base: Path) -> Iterator[tuple[str, str]]:
-    """What is wrong with a row, and an example of it."""
+def _missing(base: Path) -> str:
+    return f"no such file (paths are relative to {base})"
+
+
+def _row_errors(row: _Cells, file: str, base: Path, *, explain: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with a row, and an example of it; `explain`: with what may be wrong with a path."""
     if not row.path:
         yield "no path", ""
     elif (row.path.lower(), row.label.lower()) == COLUMNS[:2]:
         yield "the header again: remove it", ""
         return
     elif not is_file(file):
-        hint = explain_missing(row.path, base)
-        yield f"no such file (paths are relative to {base})", f" ({_shorten(row.path)}{': ' * bool(hint)}{hint})"
+        hint = explain_missing(row.path, base) if explain else ""
+        yield _missing(base), f" ({_shorten(row.path)}{': ' * bool(hint)}{hint})"
     for name, cell in (("label", row.label), ("group", row.group)):
         if name == "label" and not cell:
             yield "no label", ""

@@ -34,7 +34,7 @@ from eyas_host.evaluation.metrics import Bin, reliability, score
 from eyas_host.evaluation.overlap import Overlap, SeenBefore, joined_hashes
 from eyas_host.support.errors import DataError
 from eyas_host.support.machine import decoding_threads, machine
-from eyas_host.support.progress import meter
+from eyas_host.support.progress import meter, warn
 
 SCHEMA = 1
 _CHUNK = 64
@@ -217,6 +217,8 @@ def evaluate_bundle(
     manifest = opened.manifest
     listed = list_source(source)
     found = listed.images
+    for remark in listed.remarks:
+        warn(f"{source}: {remark}")
     _check_labels(found, manifest.labels, source)
     seen = SeenBefore.of(bundle, manifest.lineage.split, run)
     with ExitStack() as stack:

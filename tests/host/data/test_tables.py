@@ -311,3 +311,11 @@ def test_a_damaged_table_loses_no_row_in_silence(
     passed_over = sum(int(found) for found in re.findall(r"(\d+) comment line", " ".join(table.remarks)))
     quoted = sum(row.label.count("\n") + row.label.count("\r") for row in table.rows)
     assert len(table.rows) >= lines - passed_over - quoted, (content, table)
+
+
+def test_only_the_rows_that_are_shown_are_explained(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hint may list a folder; a table with many wrong paths must not do that for each of them."""
+    asked = []
+    monkeypatch.setattr("eyas_host.data.tables.explain_missing", lambda text, base: asked.append(text) or "a hint")
+    message = refused(place, "path,label\n" + "".join(f"{n}.png,x\n" for n in range(50)))
+    assert "50 x no such file" in message and message.count("a hint") == len(asked) == 3
