@@ -38,7 +38,7 @@ def test_the_metadata(wheel: Wheel) -> None:
     assert wheel.metadata["Name"] == "eyas-device"
     assert wheel.metadata["Version"] == __version__
     assert set(wheel.metadata.get_all("Provides-Extra") or []) == {"gpio", "onnx", "openvino", "tensorflow", "tflite"}
-    assert wheel.entry_points.split() == ["[console_scripts]", "eyas-device", "=", "eyas_device.cli:main"]
+    assert wheel.entry_points.split() == ["[console_scripts]", "eyas-device", "=", "eyas_device.__main__:main"]
     assert any(name.endswith("/licenses/LICENSE") for name in wheel.files)
     assert "eyas-device check" in str(wheel.metadata.get_payload())
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from eyas_device import __main__ as entry
 from eyas_device import cli
 from eyas_device.camera import open_camera
 from eyas_device.config import read_config
@@ -115,12 +116,27 @@ def test_ctrl_c_while_verbs_are_imported(monkeypatch: pytest.MonkeyPatch, capsys
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_while_the_command_line_itself_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupting:
+        def find_spec(self, name: str, path: object, target: object = None) -> None:
+            if name == "eyas_device.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "eyas_device.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert entry.main() == EXIT_INTERRUPTED
+    assert capfd.readouterr().err == "eyas-device: interrupted\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_end_a_verb_as_systemd_expects(number: signal.Signals) -> None:
     """What the verb opened is closed first, and the process ends by the signal."""
     program = f"""
 import os, sys, types
 from contextlib import closing
+from eyas_device import __main__ as entry
 from eyas_device import cli
 def main(args):
     with closing(types.SimpleNamespace(close=lambda: print("closed"))):
