@@ -13,11 +13,11 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from eyas_host.support.caches import has_home
 from eyas_host.support.errors import DataError
 from eyas_host.support.files import try_flock, write_bytes
 
@@ -116,8 +116,10 @@ def _folders(sources: Sequence[str], root: Path) -> list[Path]:
     beside = [Path(source) for source in sources[:1]]
     beside = [path for path in beside if not any(path.resolve().is_relative_to(package) for package in packages)]
     folders = [path / FOLDER for path in beside]
-    with suppress(RuntimeError):  # a user without a home
-        folders.append(Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "eyas" / "test-sets")
+    if data := os.environ.get("XDG_DATA_HOME"):
+        folders.append(Path(data) / "eyas" / "test-sets")
+    elif has_home():
+        folders.append(Path.home() / ".local/share/eyas/test-sets")
     return [*folders, root.absolute().parent / FOLDER]
 
 

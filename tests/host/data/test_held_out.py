@@ -256,11 +256,11 @@ def test_a_manifest_without_the_optional_fields_is_read(context: RunContext) -> 
 
 
 def test_a_user_without_a_home_has_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home(self: Path) -> Path:
+    def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_DATA_HOME")
-    monkeypatch.setattr(Path, "expanduser", no_home)
+    monkeypatch.setattr(Path, "home", no_home)
     append_access(LoggedAccess(time=1.0, reason="a"), ["0" * 64], [], tmp_path / "runs/one")
     log = read_accesses(["0" * 64], [], tmp_path / "runs/one")
     assert len(log.accesses) == 1 and not log.problems

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eyas_host.support.caches import place_caches
+from eyas_host.support.caches import has_home, place_caches
 
 VARIABLES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 
@@ -49,6 +49,24 @@ def test_without_a_home_all_is_private(tmp_path: Path, monkeypatch: pytest.Monke
     (private,) = (tmp_path / "tmp").iterdir()
     assert all(Path(path).is_relative_to(private) for path in found.values())
     assert private.stat().st_mode & 0o077 == 0
+
+
+def test_without_any_home_there_is_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NNCF asks for the home when it is imported."""
+    real = Path.expanduser
+
+    def as_for_an_unknown_user(self: Path) -> Path:
+        if "HOME" not in os.environ:
+            raise RuntimeError("Could not determine home directory.")
+        return real(self)
+
+    monkeypatch.setattr(Path, "expanduser", as_for_an_unknown_user)
+    monkeypatch.setenv("HOME", "")  # restored after the test
+    monkeypatch.delenv("HOME")
+    assert not has_home()
+    assert set(placed()) == set(VARIABLES)
+    assert Path.home().is_relative_to(tmp_path / "tmp") and Path.home().is_dir()
+    assert not has_home()
 
 
 def test_a_private_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
