@@ -262,10 +262,11 @@ def _holds_folders(folder: Path) -> bool:
         with os.scandir(folder) as entries:
             found = False
             for entry in entries:
+                path = folder / entry.name  # unlike an entry, it takes a link to itself for no file
                 if not is_litter(entry.name):
-                    if Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
+                    if path.suffix.lower() in SUFFIXES and path.is_file():
                         return False
-                    found = found or entry.is_dir()
+                    found = found or path.is_dir()
             return found
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None

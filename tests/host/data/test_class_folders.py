@@ -11,7 +11,7 @@ import cv2
 import msgspec
 import pytest
 
-from eyas_device.support.image_files import LISTED
+from eyas_device.support.image_files import BROKEN, LISTED, NO_SUFFIX
 from eyas_host.data.class_folders import BESIDE, inspect_folder, list_class_folders, list_divided
 from eyas_host.data.index import build_index
 from eyas_host.data.sources import fingerprint
@@ -260,6 +260,12 @@ def test_a_class_linked_into_another_keeps_its_images(tmp_path: Path) -> None:
     found = inspect_folder(tmp_path)
     assert {label: len(files) for label, files in found.classes.items()} == {"a": 4, "b": 4}
     assert found.left_out == {LISTED: 2}
+
+
+def test_a_link_to_itself_is_no_trouble_in_a_split(divided: Path) -> None:
+    for name in ("loop.png", "loop"):
+        (divided / "train" / name).symlink_to(name)
+    assert inspect_folder(divided).left_out == {BROKEN: 1, NO_SUFFIX: 1}
 
 
 def test_a_class_twice_is_said(tmp_path: Path) -> None:
