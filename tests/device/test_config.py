@@ -437,3 +437,26 @@ def test_a_name_of_a_file_that_no_device_can_have(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(config_module, "INSTANCES", tmp_path)
     (path := tmp_path / "line 7.toml").write_text("")
     assert any(line.startswith("[device] name = ") for line in errors(path))
+
+
+def test_a_long_host_name_leaves_room_for_the_instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "h" * 64)
+    monkeypatch.setattr(config_module, "INSTANCES", tmp_path)
+    (path := tmp_path / "press-2.toml").write_text("")
+    name = read_config(path).device.name
+    assert name.startswith("hhh") and name.endswith("h-press-2") and len(name) == 64
+    (path := tmp_path / f"{'x' * 64}.toml").write_text("")
+    [error] = errors(path)
+    assert error.startswith("[device] name = ") and "1 to 64 letters" in error
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_file_in_another_encoding_says_so(encoding: str, tmp_path: Path) -> None:
+    (path := tmp_path / "c.toml").write_bytes("[loop]\r\nfps = 3\r\n".encode(encoding))
+    [error] = errors(path)
+    assert "TOML" in error
+
+
+def test_any_editor_may_have_written_the_file(tmp_path: Path) -> None:
+    (path := tmp_path / "c.toml").write_bytes("\ufeff[loop]\r\nfps = 3\r\n".encode())
+    assert read_config(path).loop.fps == 3
