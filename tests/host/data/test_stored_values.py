@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from eyas_device.camera import open_camera
+from eyas_device.preprocess import Preprocessing
+from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.first_look import doubts, look_at
 from eyas_host.data.index import Index, build_index
+from eyas_host.data.sources import LabelledImage
 from eyas_host.data.stored_values import StoredImageFile, StoredValues, check_bits, describe_values
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.load import load_recipe
 from eyas_host.recipe.scaffold import new_recipe
 from eyas_host.support.errors import DataError
-from tests.support.stored_images import ALPHA, GREY, RGB, big_endian, png, saved, tiff
+from tests.support.stored_images import ALPHA, GREY, RGB, big_endian, files, png, saved, tiff
 
 _RNG = np.random.default_rng(0)
 
@@ -161,3 +166,31 @@ def test_a_new_recipe_has_the_bits_of_the_camera(tmp_path: Path) -> None:
     assert [line.partition(" (")[0] for line in remarks if "bits" in line] == [
         "8 images of 16 bits per channel: the upper 8 of 12 bits are used"
     ]
+
+
+def test_training_and_the_folder_camera_see_the_same(tmp_path: Path) -> None:
+    deep = png(big_endian(GREY.astype(np.uint16) << 4), 16, 0)
+    kinds = (
+        "png alpha",
+        "tiff 16 alpha",
+        "webp alpha",
+        "bmp 565",
+        "PNG orientation 5",
+        "WEBP orientation 8",
+        "jpeg cmyk",
+    )
+    stored = {"deep": deep} | {name.replace(" ", "-"): files()[name].data for name in kinds}
+    for name, data in stored.items():
+        place(tmp_path, f"a/{name}.png", data)
+    spec = Preprocessing(size=32, bits=12)
+    paths = sorted((tmp_path / "a").iterdir())
+    images = [
+        LabelledImage(path=str(path), label="a", sha256=hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths
+    ]
+    trained = list(ImageDataset(images, ("a",), spec).pixels)
+    with open_camera(f"folder:{tmp_path}") as camera:
+        for path, pixels in zip(paths, trained, strict=True):
+            frame = camera.capture()
+            assert frame is not None and frame.source == str(path)
+            assert np.array_equal(frame.pixels(spec), pixels), path.name
+    assert np.array_equal(trained[[path.stem for path in paths].index("deep")][..., 0], GREY)
