@@ -92,9 +92,8 @@ class RunLock:
         """Write who holds the lock into it, for those who wait; only its exclusive holder may."""
         if self._stream is not None and self._exclusive:
             with suppress(OSError):  # it is a help, no more
-                self._stream.truncate(0)
-                self._stream.write(text)
-                self._stream.flush()
+                os.ftruncate(self._stream.fileno(), 0)
+                os.write(self._stream.fileno(), text.encode())  # unbuffered: a full disk must not show at the end
 
     def _holder(self) -> str:
         """Who holds the lock, in words; nothing if that is unknown, or who wrote it is gone."""

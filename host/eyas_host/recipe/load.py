@@ -76,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Windows editors begin with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text (UTF-16?); save it as UTF-8"
         raise RecipeError(f"{path}: {reason}; a recipe is a TOML file, `eyas new FOLDER` writes one") from None
     try:
         return parse(text)

@@ -71,6 +71,18 @@ def test_a_killed_command_holds_nothing(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").read_text() == ""
 
 
+def test_a_full_disk_keeps_no_lock_from_being_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with RunLock(tmp_path) as one, RunLock(tmp_path) as other:
+        assert one.acquire() and not other.acquire()
+        assert str(other.busy()).endswith("another name")
+    with RunLock(tmp_path) as later:
+        assert later.acquire()
+
+
 def test_readers_are_not_named_as_writers(tmp_path: Path) -> None:
     with RunLock(tmp_path) as one, RunLock(tmp_path) as other:
         assert one.acquire()
