@@ -115,7 +115,7 @@ def test_a_group_stays_in_one_split(folder: Path) -> None:
     assert len(set.union(*groups)) == 13 == sum(map(len, groups))
     leaky, _ = split(folder, "data.by=stratified", data=data)
     assert {p.group for p in leaky.train} & {p.group for p in leaky.test}
-    folds = [split(folder, f"data.fold=[{k}, 3]", data=data)[0].test for k in range(3)]
+    folds = [split(folder, "data.by=group", f"data.fold=[{k}, 3]", data=data)[0].test for k in range(3)]
     assert sum(len({p.group for p in fold}) for fold in folds) == 13 and sum(map(len, folds)) == 90
 
 
