@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch test-arm soak system-deps clean clean-runs \
-	test-readers test-tutorial bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
+	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -76,6 +76,9 @@ bench-compression: install ## what int8 and pruning cost and save, five folds, b
 
 docs: install ## the documentation as a site: docs/_build/html/index.html
 	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
+
+report-images: install ## the pictures of a report in docs/images, from a run on drawn shapes (minutes)
+	$(BIN)/python benchmarks/report_images.py
 
 figures: install ## docs/figures.md from benchmarks/results/*.json
 	$(BIN)/python benchmarks/figures.py

@@ -126,7 +126,7 @@ def variants_of(
     precisions: Mapping[str, str],
     split: str,
 ) -> tuple[Variant, ...]:
-    """Figures of every variant on one split, in the order of the comparison.
+    """Figures of every variant on one split: the networks from the teacher on, then the artefacts.
 
     `precisions` maps each artefact to its precision; torch networks are fp32 but for the QAT model.
     """
@@ -153,7 +153,7 @@ def variants_of(
             split=split,
             notes=_NOTES.get(name, ""),
         )
-        for name, scores in predictions.scores.items()
+        for name, scores in sorted(predictions.scores.items(), key=lambda item: item[0] in verdict.parity)
     )
 
 

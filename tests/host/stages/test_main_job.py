@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import getpass
 import json
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -166,6 +170,29 @@ def test_the_lineage_names_files_that_stay(place: Path) -> None:
     assert sha256("".join(lines).encode()).hexdigest() == lineage["data"]
     outputs = json.loads((run / "pack/stage.json").read_bytes())["outputs"]
     assert {"pack/recipe.json", "pack/split.json"} <= set(outputs)
+
+
+def test_nothing_that_travels_names_a_path_a_user_or_a_host_of_this_machine(place: Path) -> None:
+    run = place / "runs/shapes"
+    texts = [run / "report.html", run / "report.json", *run.glob("bundle/*.json"), *run.glob("bundle/*.md")]
+    assert {path.name for path in texts} == {"report.html", "report.json", "manifest.json", "CARD.md", "README.md"}
+    names = (str(place), tempfile.gettempdir(), str(Path.home()), f"/home/{getpass.getuser()}/", socket.gethostname())
+    for path in texts:
+        text = re.sub(r"data:image/[^\"]*", "", path.read_text(encoding="utf-8"))
+        assert [name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)] == [], path.name
+    report = report_of(run)
+    assert all(re.fullmatch(r"shapes/\w+/\d+\.(png|jpg)", mistake["path"]) for mistake in report["mistakes"])
+    assert report["test_log"].startswith("shapes/.eyas/")
+
+
+def test_the_verdict_asks_for_a_look_where_the_recipe_does_not_say_what_is_enough(place: Path) -> None:
+    report = report_of(place / "runs/shapes")
+    assert report["ship"]["verdict"] in ("look", "do not ship"), "a toy model of a few test images"
+    assert any("set [accept] min_balanced_accuracy" in reason for reason in report["ship"]["reasons"])
+    assert {"worst class", "small classes", "distillation", "int8"} >= set(report["facts"]) >= {"worst class"}
+    assert set(report["test_losses"]) == set(report["parity"])
+    page = (place / "runs/shapes/report.html").read_text(encoding="utf-8")
+    assert "Grad-CAM</a> is left out: at 64 px the last convolution has 2 × 2 cells" in page or not report["mistakes"]  # noqa: RUF001
 
 
 def test_the_report_names_the_machine_and_the_libraries_of_each_stage(place: Path) -> None:
