@@ -13,7 +13,8 @@ from eyas_host.support.commands import command
 from eyas_host.support.progress import say
 
 _COLOURS = {"ship": "green", "look": "yellow", "do not ship": "red"}
-_SHOWN = 2
+_SHOWN = 1
+"""Reasons of the verdict; the report has all of them."""
 
 
 def show_ending(context: RunContext) -> None:
@@ -22,7 +23,7 @@ def show_ending(context: RunContext) -> None:
     bundle = context.root / BUNDLE
     if ship := report.get("ship"):
         reasons = ship["reasons"][:_SHOWN]
-        more = f" (and {len(ship['reasons']) - _SHOWN} more)" if len(ship["reasons"]) > _SHOWN else ""
+        more = f" (and {len(ship['reasons']) - _SHOWN} more in the report)" if len(ship["reasons"]) > _SHOWN else ""
         colour = _COLOURS.get(ship["verdict"], "yellow")
         _line("verdict", f"[{colour}]{escape(ship['verdict'])}[/{colour}]: {escape('; '.join(reasons) + more)}")
     _line("accuracy", escape(accuracy(report)))

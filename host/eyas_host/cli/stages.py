@@ -43,7 +43,9 @@ def distill(
         if only is None:
             from eyas_host.bundle.demonstrate import demonstrate
             from eyas_host.cli.ending import show_ending
+            from eyas_host.support.progress import say
 
+            say("[bold]try[/bold]      the bundle on the validation images, with the device's own program:")
             code = demonstrate(context)
             show_ending(context)
             if code:
