@@ -38,6 +38,11 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "make bench-truth",
         "Simulated data with a known truth. What needs a machine of its own is *not measured* beside other processes.",
     ),
+    "strange-data": (
+        "Strange folders, tables and image files",
+        "make bench-strange-data",
+        "The same random examples each time; what is refused with a reason is neither a traceback nor a loss.",
+    ),
     "ood": (
         "Out-of-distribution images",
         "make bench-ood",
