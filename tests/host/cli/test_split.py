@@ -216,7 +216,7 @@ TABLE = 'source = "csv"\npath = "table.csv"'
         (
             strange_labels,
             TABLE,
-            ["2 labels cannot be used", "'circle/../../outside' (has a path separator)", "a label is"],
+            ["2 labels cannot be used", "'circle/../../outside' (has a path separator, line 2)", "a label is"],
         ),
         (no_columns, TABLE, ["the columns are file, class", "path,label[,group,time]"]),
         (wrong_paths, TABLE, ["90 x no such file", "relative to"]),
