@@ -19,6 +19,10 @@ _EXACT_PASSES = 60.0
 """Integer arithmetic in float64, likewise."""
 _ROBUSTNESS_PASSES, _ROBUSTNESS_IMAGES = 20, 200
 _LATENCY_CALLS = 150
+LABELS_ONLY = "student from labels only"
+"""Title of the meter while the distilled student waits for the other one."""
+_LABELS_ONLY_LATER = 0.1
+"""How much later it ends that runs beside, as a fraction of the distilled student's training."""
 _START_S = 6.0
 """Importing the frameworks and loading the networks at the start of a stage."""
 _COMPILE_S = {"litert": 16.0, "openvino": 6.0, "onnx": 4.0}
@@ -72,6 +76,7 @@ def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int)
         Step(student.views * train * (speed.view + speed.teacher), "views and the teacher's outputs"),
         Step(start),
         Step(student_epochs, "student"),
+        *([Step(_LABELS_ONLY_LATER * student_epochs, LABELS_ONLY)] if student.labels_only else []),
     )
     size = 1.0 if prune.method == "none" else prune.keep**0.7
     recovery = epochs(prune.epochs, speed.student_step * size, speed.student * size)

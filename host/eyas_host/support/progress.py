@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, TypeVar
 
@@ -48,7 +48,11 @@ class Meter:
 
     def advance(self, note: str | None = None) -> None:
         """Count one more step."""
-        self.done += 1
+        self.reach(self.done + 1, note)
+
+    def reach(self, done: int, note: str | None = None) -> None:
+        """Show that so many steps are done."""
+        self.done = done
         if note is not None:
             self.note = note
         self._show()
@@ -76,6 +80,11 @@ class _ClockMeter(Meter):
         """The chain's clock shows it."""
 
 
+class _RelayedMeter(Meter):
+    def _show(self) -> None:
+        _relays[-1][:] = [self.done, self.total]
+
+
 class _BarMeter(Meter):
     def __init__(self, title: str, total: int, done: int, progress: Progress) -> None:
         super().__init__(title, total, done)
@@ -88,6 +97,8 @@ class _BarMeter(Meter):
 
 _clocks: list[Clock] = []
 """The clock of the chain that runs in this process, if any."""
+_relays: list[MutableSequence[int]] = []
+"""Where this process, a child, writes what is done and the total, for its parent to show."""
 _lives: list[Live] = []
 """Its status line, on a terminal."""
 
@@ -141,9 +152,19 @@ def _regular_lines(chain: Clock) -> Iterator[None]:
         thread.join()
 
 
+def relay(done_and_total: MutableSequence[int]) -> None:
+    """From now on meters of this process show nothing, but write what is done and the total into a shared array."""
+    _relays.append(done_and_total)
+
+
 @contextmanager
 def meter(title: str, total: int, *, done: int = 0) -> Iterator[Meter]:
     """Show `total` steps, `done` of them before (of a resumed stage): in the chain's status line, else as a bar."""
+    if _relays:
+        relayed = _RelayedMeter(title, total, done)
+        relayed.reach(done)
+        yield relayed
+        return
     if _clocks:
         chain, followed = _clocks[-1], _ClockMeter(title, total, done)
         chain.follow(followed)

@@ -50,6 +50,19 @@ def test_without_a_terminal_a_line_comes_now_and_then(
     assert capsys.readouterr().err == "", "the chain has ended"
 
 
+def test_a_child_process_writes_down_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = [0, 0]
+    monkeypatch.setattr(progress, "_relays", [])
+    progress.relay(shared)
+    with meter("blocks", 40, done=7) as bar:
+        assert shared == [7, 40]
+        bar.advance("loss 0.5")
+        assert shared == [8, 40]
+    assert capsys.readouterr().err == ""
+
+
 def test_a_terminal_has_one_status_line_and_lines_above_it(clock: ChainClock, terminal: io.StringIO) -> None:
     with show_clock(clock), meter("blocks", 40) as bar:
         bar.advance("a note that is much longer than the line of a terminal, and of no great importance")
