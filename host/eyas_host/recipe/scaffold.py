@@ -57,6 +57,9 @@ model = "{student.model}"
 rate = {student.rate}
 batch = {student.batch}
 epochs = {epochs}{views}
+
+# [accept]       # what held-out images must reach: without it the report cannot say whether to ship
+# min_balanced_accuracy = 0.9
 """
 
 

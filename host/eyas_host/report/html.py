@@ -197,7 +197,7 @@ def _axis(variants: Sequence[Variant]) -> tuple[float, float]:
     low = min((r.balanced_accuracy_ci[0] for r in variants), default=0.0)
     high = max((r.balanced_accuracy_ci[1] for r in variants), default=1.0)
     margin = max(0.005, 0.04 * (high - low))
-    return low - margin, high + margin
+    return max(0.0, low - margin), min(1.0, high + margin)
 
 
 def _areas(report: Report, kind: str) -> list[tuple[str, float]]:

@@ -73,7 +73,7 @@ def _against_teacher(report: Report, own: Variant) -> Iterable[Signal]:
         return
     ratio = own.balanced_accuracy / teacher.balanced_accuracy
     level, only = ("green", "") if ratio >= _MIN_RATIO else ("yellow", "only ")
-    yield Signal(level, f"{only}{ratio:.0%} of the teacher's balanced accuracy")  # type: ignore[arg-type]
+    yield Signal(level, f"{only}{100 * ratio:.0f} % of the teacher's balanced accuracy")  # type: ignore[arg-type]
 
 
 def _calibration(report: Report) -> Iterable[Signal]:
@@ -107,7 +107,9 @@ def _data(report: Report) -> Iterable[Signal]:
 def _robustness(robustness: Robustness) -> Iterable[Signal]:
     blind = unnoticed(robustness)
     for row in blind:
-        noticed = f"devices flag only {row.flagged:.0%} of such windows" if row.flagged else "no device notices it"
+        noticed = (
+            f"devices flag only {100 * row.flagged:.0f} % of such windows" if row.flagged else "no device notices it"
+        )
         yield Signal(
             "yellow", f"{row.change}: balanced accuracy falls to {_percent(row.balanced_accuracy)}, and {noticed}"
         )

@@ -128,7 +128,7 @@ def _in_parallel(work: Callable[..., _Result], *arguments: object) -> Iterator[_
     """
     processes = multiprocessing.get_context("spawn")
     shared = processes.Array("q", 2)
-    with ProcessPoolExecutor(1, mp_context=processes, initializer=relay, initargs=(shared,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=processes, initializer=relay, initargs=(shared,)) as pool:  # type: ignore[arg-type]
         try:
             yield _Child(pool.submit(work, *arguments), shared)  # type: ignore[arg-type]
         except BrokenProcessPool:

@@ -38,7 +38,7 @@ def texts(measured: Robustness | None, level: str) -> list[str]:
 def test_a_change_that_costs_accuracy_unnoticed_is_a_warning() -> None:
     warned = texts(robustness(BLIND, NOTICED, HARMLESS), "yellow")
     assert [text for text in warned if "55.0 %" in text] == [
-        "negative: balanced accuracy falls to 55.0 %, and devices flag only 40% of such windows"
+        "negative: balanced accuracy falls to 55.0 %, and devices flag only 40 % of such windows"
     ]
     assert not any("light" in text for text in warned)
 

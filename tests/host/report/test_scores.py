@@ -77,7 +77,7 @@ def test_every_plot_is_drawn_and_described(labels: tuple[str, ...]) -> None:
         ({"split_by": "group"}, "green", "split by group"),
         ({"warnings": ("class 'a' has 3 training images",)}, "yellow", "3 training images"),
         ({"refused": {"onnx-int8": "why"}}, "yellow", "not packed: onnx-int8"),
-        ({}, "green", "95% of the teacher's"),
+        ({}, "green", "95 % of the teacher's"),
     ],
 )
 def test_signals_for_and_against_shipping(change: dict[str, Any], level: str, text: str) -> None:
