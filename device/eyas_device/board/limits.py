@@ -17,9 +17,13 @@ _NO_LIMIT = 1 << 60
 """Version 1 writes a number near 2**63 for no limit."""
 
 
-def usable_cores(root: Path = ROOT) -> int:
-    """Cores that this process may use: fewer than the machine has under taskset, a cpuset, or a container's quota."""
-    cores = len(os.sched_getaffinity(0))
+def usable_cores(root: Path = ROOT, cores: int | None = None) -> int:
+    """Cores that this process may use: fewer than the machine has under taskset, a cpuset, or a container's quota.
+
+    `cores` are those that it may use but for the quota, by default those of its affinity.
+    """
+    if cores is None:
+        cores = len(os.sched_getaffinity(0))
     return max(1, min([cores, *(ceil(quota) for quota in _cpu_quotas(root))]))
 
 

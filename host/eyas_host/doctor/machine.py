@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.board import read_pressure
+from eyas_device.board.limits import usable_cores, usable_memory
 from eyas_device.doctor.finding import Finding, green, grey, red, yellow
 from eyas_host.data.manifest import MANIFEST
 from eyas_host.doctor.context import Context
@@ -23,7 +24,6 @@ SHARED_GB = 0.5
 """Data loader workers pass batches through /dev/shm; containers often have 64 MB."""
 PRESSURE = 60.0
 """CPU pressure above which times are unreliable: per cent of the last minute with a process waiting."""
-_NO_LIMIT = 1 << 60
 
 
 def recipe(context: Context) -> Finding:
@@ -45,12 +45,10 @@ def recipe(context: Context) -> Finding:
 def cores(context: Context) -> Finding:
     """Check the cores and whether other processes use them."""
     count = context.cpus()
-    text = f"{count} cores"
-    quota = re.fullmatch(r"(\d+) (\d+)", context.read("sys/fs/cgroup/cpu.max") or "")
-    if quota is not None and int(quota[1]) < count * int(quota[2]):
-        text += f", of which this container may use {int(quota[1]) / int(quota[2]):.1f}"
+    usable = usable_cores(context.root, count)
+    text = f"{count} cores" + (f", of which this container may use {usable}" if usable < count else "")
     threads = context.environment.get("OMP_NUM_THREADS", "")
-    if threads.isdigit() and int(threads) > count:
+    if threads.isdigit() and int(threads) > usable:
         return yellow(f"{text}; OMP_NUM_THREADS = {threads} is more", "unset OMP_NUM_THREADS")
     pressure = read_pressure(context.root)
     if pressure is None:
@@ -66,12 +64,10 @@ def memory(context: Context) -> Finding:
     match = re.search(r"^MemAvailable:\s+(\d+) kB", context.read("proc/meminfo") or "", re.MULTILINE)
     if match is None:
         return grey("unknown: no MemAvailable in /proc/meminfo")
-    free, limit = int(match[1]) * 1024, context.read("sys/fs/cgroup/memory.max") or ""
-    text = f"{free / _GB:.1f} GB available"
-    if limit.isdigit() and int(limit) < _NO_LIMIT:
-        used = context.read("sys/fs/cgroup/memory.current") or "0"
-        left = int(limit) - int(used) if used.isdigit() else int(limit)
-        text, free = f"{text}, {left / _GB:.1f} GB of this container's {int(limit) / _GB:.1f}", min(free, left)
+    available, free = int(match[1]) * 1024, usable_memory(context.root)
+    text = f"{available / _GB:.1f} GB available"
+    if free < available:
+        text += f", of which this container may take {free / _GB:.1f} GB"
     fix = "close other programs; a smaller [image] size, [teacher] batch or [run] workers need less"
     if free < MEMORY_GB[0] * _GB:
         return red(text, fix)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,15 +35,10 @@ def error_lines(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if not logged.match(line)]
 
 
-def test_help_is_complete_and_fast() -> None:
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = eyas_device("--help")
-        times.append(time.perf_counter() - started)
+def test_help_is_complete_and_imports_nothing_heavy() -> None:
+    done = eyas_device("--help")
     assert done.returncode == 0
     assert "eyas-device check" in done.stdout and "--camera folder:" in done.stdout
-    assert min(times) < 0.5, "something heavy is imported for --help"
     heavy = "import sys, eyas_device.cli; print([m for m in ('cv2', 'numpy', 'msgspec') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", heavy], text=True).strip() == "[]"
 

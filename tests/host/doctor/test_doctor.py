@@ -294,12 +294,16 @@ def kernel(root: Path, **files: str) -> Path:
     return root
 
 
+_GROUP = {"proc__self__cgroup": "0::/\n"}
+"""This process's control group, as a container shows it."""
+
+
 def test_memory_of_the_machine_and_of_a_container(tmp_path: Path) -> None:
-    root = kernel(tmp_path, proc__meminfo="MemTotal: 33554432 kB\nMemAvailable: 16777216 kB\n")
+    root = kernel(tmp_path, proc__meminfo="MemTotal: 33554432 kB\nMemAvailable: 16777216 kB\n", **_GROUP)
     assert machine.memory(context(root=root)).status == "green"
     kernel(root, sys__fs__cgroup__memory_max="8000000000", sys__fs__cgroup__memory_current="3000000000")
     found = machine.memory(context(root=root))
-    assert found.status == "yellow" and "5.0 GB of this container's 8.0" in found.text
+    assert found.status == "yellow" and "17.2 GB available, of which this container may take 5.0 GB" in found.text
     kernel(root, sys__fs__cgroup__memory_current="7500000000")
     assert machine.memory(context(root=root)).status == "red"
     kernel(root, sys__fs__cgroup__memory_max="max")
@@ -307,8 +311,8 @@ def test_memory_of_the_machine_and_of_a_container(tmp_path: Path) -> None:
 
 
 def test_cores(tmp_path: Path) -> None:
-    root = kernel(tmp_path, sys__fs__cgroup__cpu_max="150000 100000")
-    assert "8 cores, of which this container may use 1.5" in machine.cores(context(root=root)).text
+    root = kernel(tmp_path, sys__fs__cgroup__cpu_max="150000 100000", **_GROUP)
+    assert "8 cores, of which this container may use 2" in machine.cores(context(root=root)).text
     busy = kernel(tmp_path, proc__pressure__cpu="some avg10=90.00 avg60=80.00 avg300=70.00 total=1\n")
     assert machine.cores(context(root=busy)).status == "yellow"
     assert machine.cores(context(environment={"OMP_NUM_THREADS": "64"})).status == "yellow"
