@@ -20,7 +20,7 @@ from eyas_host.support.progress import warn
 from eyas_host.support.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from eyas_host.evaluation.labelled_set import Evaluation
+    from eyas_host.evaluation.labelled_figures import Evaluation
     from eyas_host.fleet.store.database import Store
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from eyas_host.evaluation.labelled_set import Evaluation
+from eyas_host.evaluation.labelled_figures import Evaluation
 from eyas_host.report import plots
 from eyas_host.report.glossary import Glossary
 from eyas_host.report.page import confused_pairs, confusion_cells, environment, fixed, percent, thumbnail

@@ -26,7 +26,8 @@ from eyas_host.cli.app import app
 from eyas_host.data.index import build_index
 from eyas_host.data.manifest import save_split
 from eyas_host.data.split import split_index
-from eyas_host.evaluation.labelled_set import Evaluation, evaluate_bundle
+from eyas_host.evaluation.labelled_figures import Evaluation
+from eyas_host.evaluation.labelled_set import evaluate_bundle
 from eyas_host.recipe.data import DataSection
 from eyas_host.report.labelled_set import render_evaluation
 from eyas_host.support.errors import DataError
@@ -214,6 +215,21 @@ def test_exact_copies_and_images_of_one_group_count_once(
     assert high - low > 0.5 * (single.balanced_accuracy_ci[1] - single.balanced_accuracy_ci[0]), (
         "8 groups, not 72 images"
     )
+
+
+def test_images_with_two_labels_are_one_warning(pristine_bundle: Path, source: Path, tmp_path: Path) -> None:
+    table = tmp_path / "set.csv"
+    own = [(path, path.parent.name) for path in sorted(source.rglob("*.png"))]
+    copies = shutil.copytree(source / "cross", tmp_path / "again")
+    other = [(path, "disc") for path in sorted(copies.iterdir())]
+    more = shutil.copytree(source / "disc", tmp_path / "more")
+    other += [(path, "stripes") for path in sorted(more.iterdir())]
+    rows = "".join(f"{path},{label}\n" for path, label in [*own, *other])
+    table.write_text(f"path,label\n{rows}", encoding="utf-8")
+    warnings = evaluate_bundle(pristine_bundle, table, artefacts=["onnx-fp32"]).warnings
+    (line,) = (line for line in warnings if "two labels" in line)
+    assert line.startswith(f"{2 * PER_LABEL} images have two labels: ") and line.count(" and ") == 10 + 1
+    assert line.endswith(f"; and {2 * PER_LABEL - 10} more")
 
 
 def _copier(prefix: str) -> Callable[[str, str], object]:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from eyas_host.evaluation.labelled_set import (
+from eyas_host.evaluation.labelled_figures import (
     Agreement,
     ArtefactFigures,
     Evaluation,
