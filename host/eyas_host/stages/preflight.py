@@ -73,10 +73,8 @@ def check_chain(context: RunContext, stages: Sequence[str]) -> None:
 
 def _problems(context: RunContext, stages: Sequence[str]) -> Iterator[EyasError]:
     missing = list(_missing(stages))
-    yield from (
-        MissingExtra(f"stage {stage!r} needs {module}, which is not installed: pip install 'eyas[{extra_of(module)}]'")
-        for stage, module in missing
-    )
+    for extra in sorted({extra for _, module in missing if (extra := extra_of(module))}):
+        yield _missing_extra(extra, [(stage, module) for stage, module in missing if extra_of(module) == extra])
     for check in (_check_folders, _check_temporary_folder, _check_kernels_folder, _check_compiler):
         if (problem := _error_of(partial(check, context, stages))) is not None:
             yield problem
@@ -91,6 +89,13 @@ def _missing(stages: Sequence[str]) -> Iterator[tuple[str, str]]:
         for module in missing_modules(imported_modules(f"eyas_host.stages.{stage}") - known):
             known.add(module)
             yield stage, module
+
+
+def _missing_extra(extra: str, missing: Sequence[tuple[str, str]]) -> MissingExtra:
+    """One line for all modules of an extra; the first is named with its stage."""
+    (stage, module), *others = missing
+    more = f" (and {len(others)} more of its packages)" if others else ""
+    return MissingExtra(f"stage {stage!r} needs {module}{more}, which is not installed: pip install 'eyas[{extra}]'")
 
 
 def _check_folders(context: RunContext, stages: Collection[str]) -> None:
