@@ -173,12 +173,12 @@ def _complete(parts: list[list[_Unit]], fractions: Sequence[float]) -> None:
             counts[target].update(unit.labels)
 
 
-def assign_by_folders(
+def assign_divided(
     images: Sequence[LabelledImage], units: Sequence[Indices], fractions: tuple[float, float, float], seed: int
 ) -> tuple[Indices, Indices, Indices]:
-    """Indices of training, validation and test as the images' folders say (`LabelledImage.split`).
+    """Indices of training, validation and test as their folders or tables say (`LabelledImage.split`).
 
-    A split without a folder takes its fraction of the training images, by their hash.
+    A split without images takes its fraction of the training images, by their hash.
     """
     names = ("train", "validation", "test")
     own = {name: [i for i, image in enumerate(images) if image.split == name] for name in names}

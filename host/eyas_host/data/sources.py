@@ -44,7 +44,7 @@ class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
     time: float | None = None
     """When it was taken, seconds since 1970 UTC."""
     split: Literal["", "train", "validation", "test"] = ""
-    """The split whose folder it lies in, where the data set is divided already; empty in a manifest."""
+    """The split that its folder or its table names, where the data set is divided already; empty in a manifest."""
 
 
 class Candidates(NamedTuple):
@@ -74,7 +74,12 @@ def list_images(data: DataSection) -> Candidates:
     for source in data.sources:
         root = Path(source.path)
         if source.source == "csv":
-            tables[source.path] = read_table(root, times=data.by == "time")
+            tables[source.path] = read_table(root, times=data.by == "time", splits=data.by == "column")
+            if data.by != "column" and any(row.split for row in tables[source.path].rows):
+                raise DataError(
+                    f"{root}: its column split divides the images already: set [data] by = 'column' to keep that, or "
+                    "leave the column out"
+                )
             images += _rows(tables[source.path])
         elif data.by == "folders":
             for split, listed in list_divided(root).items():
@@ -84,6 +89,8 @@ def list_images(data: DataSection) -> Candidates:
             listed = list_class_folders(root, min_classes=1 if several else 2)
             images += _labelled(listed)
             left_out.update(listed.left_out)
+    if data.by == "column" and not any(image.split == "train" for image in images):
+        raise DataError(f"{_describe(data)}: the column split has no training images; name some rows train")
     labels = sorted({image.label for image in images})
     if len(labels) < 2:
         raise DataError(f"{_describe(data)}: two or more classes are needed, found {len(labels)} ({', '.join(labels)})")
@@ -145,7 +152,7 @@ def source_folders(data: DataSection) -> tuple[str, ...]:
 
 
 def list_source(path: Path) -> Candidates:
-    """Images of a folder of class folders, or of a table path,label[,group,time]; not yet read (sha256 is empty).
+    """Images of a folder of class folders, or of a table path,label[,group,time,split]; not yet read (sha256 is empty).
 
     Raises `DataError` for a source that cannot be used or has no images.
     """
@@ -188,8 +195,8 @@ def _labelled(folders: ClassFolders, split: Literal["", "train", "validation", "
 
 def _rows(table: Table) -> Iterator[LabelledImage]:
     """Images of a table."""
-    for _, path, label, group, moment in table.rows:
-        yield LabelledImage(path=path, label=label, sha256="", group=group, time=moment)
+    for _, path, label, group, moment, split in table.rows:
+        yield LabelledImage(path=path, label=label, sha256="", group=group, time=moment, split=split or "")
 
 
 def _elpv() -> Iterator[LabelledImage]:

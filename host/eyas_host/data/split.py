@@ -16,7 +16,7 @@ import msgspec
 
 from eyas_device.preprocess import Preprocessing
 from eyas_host.data.access_log import AccessLog, LoggedAccess, append_access, read_accesses
-from eyas_host.data.assign import DAY, assign_by_folders, assign_by_time, assign_stratified
+from eyas_host.data.assign import DAY, assign_by_time, assign_divided, assign_stratified
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.duplicates import BITS, cluster_hashes
 from eyas_host.data.held_out import check_test_access
@@ -153,8 +153,8 @@ def _assign(index: Index, images: Sequence[LabelledImage], data: DataSection, by
         former = load_kept(data.keep)
         kept = check_kept(former, data, by, images)
         chosen, aside = assign_kept(images, found, former, data, seed)
-    elif by == "folders":
-        chosen = assign_by_folders(images, found.units, data.split, seed)
+    elif data.divided:
+        chosen = assign_divided(images, found.units, data.split, seed)
     elif by == "time":
         chosen, aside = assign_by_time(images, found.clusters, data.split, data.gap_days)
     else:
@@ -192,6 +192,7 @@ def _strategy(images: Sequence[LabelledImage], data: DataSection) -> str:
 def _strategy_text(by: str, data: DataSection) -> str:
     text = {
         "folders": "as the folders divide the images",
+        "column": "as the column split divides the images",
         "stratified": "stratified by label x stratum",
         "group": "by group, stratified by label x stratum",
         "time": "by time" + (f", {data.gap_days:g} days apart" if data.gap_days else ""),
@@ -252,9 +253,10 @@ def _check_classes(index: Index, splits: dict[str, tuple[LabelledImage, ...]], b
             shown = ", ".join(groups[:5]) + (", ..." if len(groups) > 5 else "")
             why = f"{missing[0]!r} comes in {len(groups)} group{'s' * (len(groups) > 1)} ({shown})"
             fix = "each split needs a group with each class: add groups, or try another [data] split or [run] seed"
-        elif by == "folders":
-            why = f"the folders have {missing[0]!r} in {', '.join(sorted({p.split for p in own}))} alone"
-            fix = "every split's folder needs images of every class: add some, or leave the class out everywhere"
+        elif data.divided:
+            where = "column split has" if by == "column" else "folders have"
+            why = f"the {where} {missing[0]!r} in {', '.join(sorted({p.split for p in own}))} alone"
+            fix = "every split needs images of every class: add some, or leave the class out everywhere"
         else:
             counts = index.counts()
             why = f"images per class: { ({label: counts[label] for label in index.labels[:_SHOWN]}) }"

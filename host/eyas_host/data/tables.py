@@ -15,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from eyas_host.data.split_names import SplitName, split_name
 from eyas_host.data.table_paths import explain_missing, find_file, is_file, is_formula
 from eyas_host.data.table_text import read_text
 from eyas_host.data.times import Axis, read_times
 from eyas_host.support.errors import DataError
 
-COLUMNS = ("path", "label", "group", "time")
-"""Columns of a table; the last two are optional."""
+COLUMNS = ("path", "label", "group", "time", "split")
+"""Columns of a table; the last three are optional."""
 USAGE = f"a table with the header {','.join(COLUMNS[:2])}[,{','.join(COLUMNS[2:])}] is needed"
 
 _SEPARATORS = (",", ";", "\t", "|")
@@ -29,6 +30,7 @@ _SYNONYMS = {
     "path": "file filename file_name filepath file_path image image_path imagepath img img_path name url uri",
     "label": "class classname class_name category target labels tag y species defect annotation",
     "group": "patient patient_id subject batch camera site lot session device series serial",
+    "split": "subset partition fold set phase usage",
     "time": "timestamp datetime date_time date created created_at captured taken when t",
 }
 _ALIASES = {alias: column for column, aliases in _SYNONYMS.items() for alias in aliases.split()}
@@ -51,6 +53,8 @@ class TableRow(NamedTuple):
     group: str
     time: float | None
     """Seconds since 1970 UTC."""
+    split: SplitName | None
+    """The split that its column names; None without one."""
 
 
 class Table(NamedTuple):
@@ -69,6 +73,7 @@ class _Cells(NamedTuple):
     label: str
     group: str
     time: str
+    split: str
 
 
 class _Content(NamedTuple):
@@ -76,11 +81,11 @@ class _Content(NamedTuple):
     remarks: list[str]
 
 
-def read_table(path: Path, *, times: bool = False) -> Table:
+def read_table(path: Path, *, times: bool = False, splits: bool = False) -> Table:
     """Read a table; paths are relative to it.
 
-    `times`: whether the splits need them: what is wrong in them is an error, and how they were read is a remark. Raises
-    `DataError` with all errors of the header, or of the rows.
+    `times`: whether the splits need them: what is wrong in them is an error, and how they were read is a remark.
+    `splits`: whether every row has to name its split. Raises `DataError` with all errors of the header, or of the rows.
     """
     content = _read(path)
     base = path.parent.resolve()
@@ -94,6 +99,9 @@ def read_table(path: Path, *, times: bool = False) -> Table:
         explained = len(errors.get(_missing(base), ())) >= _SHOWN  # a hint may list a folder: not for every row
         for error, example in _row_errors(row, file, base, explain=not explained):
             errors.setdefault(error, []).append(f"line {row.line}{example}")
+        if splits and split_name(row.split) is None:
+            example = f" ({_shorten(row.split)})" if row.split else ""
+            errors.setdefault("split is not train, validation or test", []).append(f"line {row.line}{example}")
     column = read_times([row.time for row in content.rows])
     remarks = [
         *content.remarks,
@@ -112,7 +120,7 @@ def read_table(path: Path, *, times: bool = False) -> Table:
         raise DataError(f"{path}: the table has no rows below its header; one row per image is needed")
     moments = [None] * len(files) if column.errors else column.seconds
     rows = tuple(
-        TableRow(row.line, file, row.label, row.group, moment)
+        TableRow(row.line, file, row.label, row.group, moment, split_name(row.split))
         for row, file, moment in zip(content.rows, files, moments, strict=True)
     )
     return Table(rows, column.axis, (*remarks, *(column.remarks if times else ())))

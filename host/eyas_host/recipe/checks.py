@@ -16,7 +16,7 @@ def combination_errors(recipe: Recipe) -> Iterable[str]:
     if data.source == "folder" and not data.path:
         yield "[data] path: missing; source = 'folder' needs the folder of class folders"
     if data.source == "csv" and not data.path:
-        yield "[data] path: missing; source = 'csv' needs the table path,label[,group,time]"
+        yield "[data] path: missing; source = 'csv' needs the table path,label[,group,time,split]"
     if data.source == "elpv" and data.path:
         yield "[data] path: source = 'elpv' takes its images from the extra `demo`, not from a path"
     if data.by in ("group", "time") and (data.source == "elpv" or any(one.source != "csv" for one in data.sources)):
@@ -31,9 +31,11 @@ def combination_errors(recipe: Recipe) -> Iterable[str]:
         data.by == "folders" and data.source == "elpv"
     ):
         yield "[data] by = 'folders': source = 'folder' is needed, a folder with train/ and val/ or test/"
+    if data.by == "column" and (data.source != "csv" or any(one.source != "csv" for one in data.sources)):
+        yield "[data] by = 'column': source = 'csv' is needed, tables with the columns path,label,split"
     for key, given in (("fold", data.fold[1]), ("keep", data.keep), ("limit", data.limit)):
-        if data.by == "folders" and given:
-            yield f"[data] {key} cannot be used with by = 'folders': the folders divide the images"
+        if data.divided and given:
+            yield f"[data] {key} cannot be used with by = {data.by!r}: the images are divided already"
     if data.by == "time" and data.fold[1]:
         yield "[data] fold: by = 'time' has no folds, training would see what comes after the test; leave one out"
     if not recipe.compile.runtimes or len(set(recipe.compile.runtimes)) != len(recipe.compile.runtimes):

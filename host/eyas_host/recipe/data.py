@@ -23,16 +23,16 @@ class DataSection(Section, frozen=True):
     """`[data]`: the labelled images and how they are split."""
 
     source: Literal["folder", "csv", "elpv"] = "folder"
-    """`folder`: one folder a class; `csv`: a table path,label[,group,time]; `elpv`: the solar-cell demonstration set
-    (extra `demo`, non-commercial)."""
+    """`folder`: one folder a class; `csv`: a table path,label[,group,time,split]; `elpv`: the solar-cell demonstration
+    set (extra `demo`, non-commercial)."""
     path: str = ""
     """The folder of class folders or the table, relative to the recipe file."""
     more: tuple[Source, ...] = ()
     """Further sources to join: [{source = "csv", path = "line2.csv"}, ...]."""
-    by: Literal["auto", "stratified", "group", "time", "folders"] = "auto"
+    by: Literal["auto", "stratified", "group", "time", "folders", "column"] = "auto"
     """How images are assigned to the splits: `stratified` one by one, `group` with each group in one split, `time` with
-    training before validation before test, `folders` as the folders train/, val/ and test/ divide them already; `auto`:
-    `group` where the images have groups, else `stratified`."""
+    training before validation before test, `folders` as the folders train/, val/ and test/ divide them already,
+    `column` as the column split of the tables does; `auto`: `group` where the images have groups, else `stratified`."""
     gap_days: Annotated[float, Meta(ge=0.0, le=36_500.0)] = 0.0
     """time: days between two splits whose images are set aside."""
     near_duplicates: Annotated[int, Meta(ge=0, le=64)] = 16
@@ -50,6 +50,11 @@ class DataSection(Section, frozen=True):
     """Leave out images that cannot be read (they are listed) instead of stopping."""
     limit: Count = 0
     """Use at most this many images (0: all), drawn evenly from the classes; for a quick trial."""
+
+    @property
+    def divided(self) -> bool:
+        """Whether the sources divide the images already."""
+        return self.by in ("folders", "column")
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -71,7 +71,7 @@ class LabelCheck(msgspec.Struct, frozen=True):
 def check_labels(context: RunContext) -> LabelCheck:
     """Look for labels that may be wrong. Raises `DataError` for sources that cannot be used."""
     data = context.recipe.data
-    by = data.by if data.by == "folders" else "stratified"  # groups and times are of no matter here
+    by = data.by if data.divided else "stratified"  # groups and times are of no matter here
     read = read_images(msgspec.structs.replace(data, by=by))
     max_bits = data.near_duplicates or DataSection().near_duplicates
     return LabelCheck(

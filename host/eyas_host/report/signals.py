@@ -29,6 +29,11 @@ _MAX_FALSE_ALARMS = 0.01
 
 _MAX_NAMES = 6
 
+_SPLIT_BY = {
+    "folders": "the images were split as their folders divide them",
+    "column": "the images were split as their table divides them",
+}
+
 
 def judge(report: Report) -> tuple[Signal, ...]:
     """All remarks, those worth a look first; none without figures of the shipped variant."""
@@ -98,7 +103,7 @@ def _data(report: Report) -> Iterable[Signal]:
     if report.split_by == "stratified":
         yield Signal("yellow", "the images were split at random: other cameras, days or objects may do worse")
     elif report.split_by:
-        yield Signal("green", f"the images were split by {report.split_by}")
+        yield Signal("green", _SPLIT_BY.get(report.split_by, f"the images were split by {report.split_by}"))
     yield from (Signal("yellow", warning) for warning in report.warnings)
     if report.notices:
         yield Signal("yellow", "the use of the images and the model is restricted: see the notices")

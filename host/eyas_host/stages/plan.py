@@ -94,7 +94,7 @@ def _images(context: RunContext) -> tuple[list[Path], Counts]:
     data = context.recipe.data
     total = min(len(images), data.limit or len(images))
     divided = Counter(image.split for image in images)
-    if data.by == "folders":  # what is not divided off is taken from the training images
+    if data.divided:  # what is not divided off is taken from the training images
         off = {split: divided[split] or round(divided["train"] * data.split[-1]) for split in ("validation", "test")}
         counts = Counts(sum(divided.values()) - sum(off.values()), off["validation"], off["test"])
     else:

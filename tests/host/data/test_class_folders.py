@@ -173,7 +173,7 @@ def test_a_class_that_a_split_lacks_is_said_by_the_split_too(divided: Path) -> N
     draw(divided / "train", labels=("ring", "square", "third"), start=700, count=4)
     data = section(divided, by="folders")
     with pytest.raises(
-        DataError, match=r"none of third \(the folders have 'third' in train alone\); every split's folder"
+        DataError, match=r"none of third \(the folders have 'third' in train alone\); every split needs"
     ):
         split_index(build_index(data), data, 0)
 

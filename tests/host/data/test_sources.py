@@ -7,12 +7,15 @@ import tracemalloc
 from pathlib import Path
 
 import cv2
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from eyas_host.data.index import Index, build_index
+from eyas_host.data.manifest import SPLITS
 from eyas_host.data.sources import fingerprint
+from eyas_host.data.split import split_index
 from eyas_host.recipe.data import DataSection, Source
 from eyas_host.support.errors import DataError
 from tests.support.shapes import draw_folder, draw_shape
@@ -65,7 +68,7 @@ def test_table_with_groups_times_quotes_and_a_byte_order_mark(place: Path) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", ["columns are none", "path,label[,group,time]"]),
+        ("", ["columns are none", "path,label[,group,time,split]"]),
         ("path,label\n", ["no rows below its header"]),
         ("file,label\na,b\n", ["columns are file, label", "path,label"]),
         ("path,label,colour\na,b,c\n", ["columns are path, label, colour"]),
@@ -217,3 +220,36 @@ def test_copies_in_two_given_splits_are_said(tmp_path: Path) -> None:
         draw_folder(tmp_path / split, count=2, labels=("ring", "square"))
     index = build_index(DataSection(path=str(tmp_path), by="folders"))
     assert "4 images lie in two splits, e.g. " in index.remarks[0] and {p.split for p in index.images} == {"test"}
+
+
+def divided_table(place: Path, splits: dict[str, str], **settings: object) -> DataSection:
+    """A table of six images of each label; `splits` maps the number of an image to its cell, train by default."""
+    draw_folder(place / "more", count=6, width=40, height=36, labels=("ring", "square"))
+    rows = [
+        f"{path.relative_to(place)},{path.parent.name},{splits.get(path.stem, 'Train')}"
+        for path in sorted((place / "more").rglob("*.*g"))
+    ]
+    data = table(place, "path,label,Split\n" + "\n".join(rows))
+    return msgspec.structs.replace(data, near_duplicates=0, **settings)
+
+
+def test_a_column_of_splits_is_kept(place: Path) -> None:
+    data = divided_table(place, {"001": "VAL", "002": "valid", "003": "testing"}, by="column")
+    split = split_index(build_index(data), data, seed=0)
+    stems = {name: {Path(image.path).stem for image in getattr(split, name)} for name in SPLITS}
+    assert stems == {"train": {"000", "004", "005"}, "validation": {"001", "002"}, "test": {"003"}}
+
+
+@pytest.mark.parametrize(
+    ("splits", "settings", "words"),
+    [
+        ({"001": "val"}, {}, "its column split divides the images already: set [data] by = 'column' to keep that"),
+        ({"001": "fold 1"}, {"by": "column"}, "split is not train, validation or test, first in line 3 (fold 1)"),
+        ({"004": ""}, {"by": "column"}, "2 x split is not train, validation or test, first in line 6, line 12"),
+        (dict.fromkeys(["000", "001", "002", "003", "004", "005"], "test"), {"by": "column"}, "no training images"),
+    ],
+)
+def test_columns_of_splits_that_cannot_be_kept(
+    place: Path, splits: dict[str, str], settings: dict[str, object], words: str
+) -> None:
+    assert words in complaint(divided_table(place, splits, **settings))
