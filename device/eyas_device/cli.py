@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from eyas_device import __version__
-from eyas_device.errors import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_OUTPUT, EyasError
+from eyas_device.errors import EXIT_CHECK_FAILED, EXIT_INTERRUPTED, EXIT_OUTPUT, EXIT_USER_ERROR, EyasError
 from eyas_device.support.interrupts import describe, exit_code, interruptible
 from eyas_device.support.streams import open_streams, output_of
 from eyas_device.support.trouble import describe_trouble
@@ -77,7 +79,9 @@ def _interrupted(error: KeyboardInterrupt) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        args = _parser().parse_args(argv)
+        args, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     except SystemExit as ended:  # --help, --version, wrong arguments
         return ended.code if isinstance(ended.code, int) else 0
     from eyas_device.support import logs  # not for `--help`
@@ -104,8 +108,21 @@ def _run(argv: Sequence[str] | None) -> int:
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the verb or option that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        from difflib import get_close_matches
+
+        known = [*VERBS, *self._option_string_actions]
+        words = re.findall(r"(?<=choice: ')[^']+|--[\w-]+", message)
+        close = [match for word in words if word not in known for match in get_close_matches(word, known, n=1)]
+        hint = f"; did you mean {' '.join(close)}?" if close else ""
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: {' '.join(message.split())}{hint} (see {self.prog} --help)\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="eyas-device",
         description="Run a verified model bundle on a camera.",
         epilog=_EXAMPLES,
@@ -119,5 +136,5 @@ def _parser() -> argparse.ArgumentParser:
             name, help=verb.HELP, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         verb.add_arguments(subparser)
-        subparser.set_defaults(main=verb.main)
+        subparser.set_defaults(main=verb.main, parser=subparser)
     return parser

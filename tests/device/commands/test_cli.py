@@ -43,6 +43,21 @@ def test_help_is_complete_and_imports_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", heavy], text=True).strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("snapshto", "; did you mean snapshot? (see eyas-device --help)"),
+        ("check b --runtme onnx", "unrecognized arguments: --runtme onnx; did you mean --runtime?"),
+        ("run --mqtt [::1", "argument --mqtt: '[::1': "),
+        ("doctor --zzz", "eyas-device doctor: unrecognized arguments: --zzz (see eyas-device doctor --help)"),
+    ],
+)
+def test_a_command_that_is_mistyped_is_one_line(words: str, error: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and error in err and err.startswith("eyas-device") and err.count("\n") == 1
+
+
 def test_version() -> None:
     assert eyas_device("--version").stdout == f"eyas-device {__version__}\n"
 
