@@ -18,6 +18,7 @@ from eyas_host.doctor.context import Context
 from eyas_host.models import pretrained
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.support.files import private_caches
 from eyas_host.support.machine import cuda_compiler
 
 CONSTRAINTS = Path(eyas_host.__file__).parents[2] / "constraints" / "host.txt"
@@ -169,9 +170,13 @@ def int8_kernels(context: Context) -> Finding:
         fixes.append("install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to the folder with bin/nvcc")
     if problems:
         return yellow("; ".join(problems), "; ".join(fixes))
-    if "cpu" in kinds:
-        return green(f"compiled ({', '.join(kinds)}) in {folder}")
-    return green(f"not compiled yet: the first int8 training does so once, in a minute or more, in {folder}")
+    text = f"compiled ({', '.join(kinds)}) in {folder}"
+    if "cpu" not in kinds:
+        text = f"not compiled yet: the first int8 training does so once, in a minute or more, in {folder}"
+    if Path(folder).is_relative_to(private_caches()):
+        fix = "set XDG_CACHE_HOME to a folder that stays"
+        return yellow(f"{text}, which may be emptied at the next start: the home cannot be written to", fix)
+    return green(text)
 
 
 def programs(context: Context) -> Finding:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from eyas_host.support.errors import StageError
-from eyas_host.support.files import cache_folder
+from eyas_host.support.files import cache_folder, private_caches
 
 _OWN, _HOME = "eyas", "home"
 
@@ -37,7 +36,7 @@ def place_caches() -> None:
 def has_home() -> bool:
     """Whether the user has a home of their own that can be named, instead of a stand-in made by `place_caches`."""
     home = _home()
-    return home is not None and home != Path(tempfile.gettempdir()) / f"eyas-cache-{os.getuid()}" / _HOME
+    return home is not None and home != private_caches() / _HOME
 
 
 def _home() -> Path | None:

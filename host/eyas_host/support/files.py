@@ -81,7 +81,7 @@ def cache_folder(name: str) -> Path:
         usual.mkdir(parents=True, exist_ok=True)
         if os.access(usual, os.W_OK | os.X_OK):
             return usual
-    private = Path(tempfile.gettempdir()) / f"eyas-cache-{os.getuid()}"
+    private = private_caches()
     with suppress(FileExistsError):
         private.mkdir(mode=0o700)
     info = private.lstat()
@@ -89,6 +89,11 @@ def cache_folder(name: str) -> Path:
         raise StageError(f"{private}: not a private folder of this user; remove it, or set XDG_CACHE_HOME")
     (private / name).mkdir(exist_ok=True)
     return private / name
+
+
+def private_caches() -> Path:
+    """The folder of TMPDIR that has the caches of a user whose home cannot be written to."""
+    return Path(tempfile.gettempdir()) / f"eyas-cache-{os.getuid()}"
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from eyas_host.doctor.gpu import runs_on
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.support.files import private_caches
 from tests.support.inside import eyas
 from tests.support.shapes import SHAPES, draw_folder
 
@@ -243,6 +244,9 @@ def test_int8_kernels_and_programs() -> None:
         software.int8_kernels(context(job={"kinds": [], "folder": "/k"}, which=lambda name: f"/usr/bin/{name}")).status
         == "green"
     )
+    kept_elsewhere = {"kinds": ["cpu"], "folder": str(private_caches() / "torch_extensions/k")}
+    found = software.int8_kernels(context(job=kept_elsewhere))
+    assert found.status == "yellow" and "the home cannot be written to" in found.text
     found = software.programs(context(which=lambda name: None if name.endswith("rsync") else f"/usr/bin/{name}"))
     assert found.status == "yellow" and "rsync (for eyas flash)" in found.text and found.fix == "apt install rsync"
 
