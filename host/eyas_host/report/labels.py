@@ -14,7 +14,7 @@ import numpy as np
 
 from eyas_device.bundle import sha256
 from eyas_host.data.duplicates import BITS
-from eyas_host.data.index import read_images
+from eyas_host.data.index import UnreadableImage, read_images
 from eyas_host.data.label_pairs import LabelPair, find_label_pairs
 from eyas_host.data.manifest import MANIFEST
 from eyas_host.data.sources import LabelledImage, source_folders
@@ -50,7 +50,7 @@ class LabelCheck(msgspec.Struct, frozen=True):
     pairs: tuple[LabelPair, ...]
     contradictions: tuple[Contradiction, ...] | None
     """None without a teacher's predictions for the present split."""
-    unreadable: tuple[str, ...]
+    unreadable: tuple[UnreadableImage, ...]
 
     @property
     def suspects(self) -> int:
@@ -61,7 +61,7 @@ class LabelCheck(msgspec.Struct, frozen=True):
     def summary(self) -> str:
         """One line."""
         same = sum(pair.identical for pair in self.pairs)
-        text = f"{self.images} images: {_count(len(self.pairs), 'pair')} that look alike with two labels"
+        text = f"{self.images} images: {_count(len(self.pairs), 'pair')} of look-alikes with two labels"
         text += f" ({same} identical)" if same else ""
         if self.contradictions is not None:
             text += f", {_count(len(self.contradictions), 'label')} that the teacher contradicts"
@@ -79,7 +79,7 @@ def check_labels(context: RunContext) -> LabelCheck:
         max_bits=max_bits,
         pairs=find_label_pairs(read.images, read.files, max_bits),
         contradictions=_contradictions(context),
-        unreadable=tuple(map(str, read.unreadable)),
+        unreadable=tuple(read.unreadable),
     )
 
 
@@ -105,6 +105,7 @@ def render_label_check(name: str, check: LabelCheck, folders: Sequence[str] = ()
             bits=BITS,
             min_confidence=MIN_CONFIDENCE,
             pairs=[(pair, shown(pair.one), shown(pair.two)) for pair in check.pairs[:_MAX_SHOWN]],
+            unreadable=[f"{_relative(path, folders)}: {why}" for path, why in check.unreadable],
             contradictions=[(one, shown(one.image)) for one in (check.contradictions or ())[:_MAX_SHOWN]],
         )
     )
