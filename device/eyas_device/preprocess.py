@@ -48,6 +48,10 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bits: int = 16
     """Bits, 9 to 16, that the values of 16-bit images use: 12 for a camera of 12 bits, whose white is 4095."""
 
+    def at_full_scale(self) -> Preprocessing:
+        """The same, but decoding at full scale: for images that people look at."""
+        return msgspec.structs.replace(self, decode="full")
+
     def reduction(self, width: int, height: int) -> int:
         """Divisor (1, 2, 4 or 8) of the scale at which a JPEG of width x height pixels is decoded."""
         if self.decode == "full":

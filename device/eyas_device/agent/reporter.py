@@ -24,6 +24,7 @@ from eyas_device.camera.reconnecting import CameraState
 from eyas_device.config import PrivacySection
 from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
+from eyas_device.preprocess import Preprocessing
 from eyas_device.reference import Floats, Reference
 from eyas_device.runtimes.selection import manifest_sha256
 from eyas_device.support.closing import Closing
@@ -108,6 +109,8 @@ class Reporter(Closing, Listener):
         self._policy = Policy(settings.privacy)
         self._reference: Reference | None = None
         self._labels: tuple[str, ...] = ()
+        self._decoding: Preprocessing | None = None
+        """How the images of events are decoded."""
         self._events: queue.Queue[tuple[Event, Frame]] = queue.Queue(_MAX_WAITING_EVENTS)
         self._status_changed = False
         self._faults: tuple[str, ...] = ()
@@ -204,6 +207,7 @@ class Reporter(Closing, Listener):
             self._model = model
         self._labels = manifest.labels
         self._reference = classifier.bundle.reference()
+        self._decoding = manifest.preprocessing.at_full_scale()
         self._policy.use_model(manifest)
         self._uplink.will = self._will()
         if changed and self._thread.started:
@@ -357,7 +361,7 @@ class Reporter(Closing, Listener):
 
     def _append_event(self, event: Event, frame: Frame) -> None:
         try:
-            pixels = frame.pixels()
+            pixels = frame.pixels(self._decoding)
         except ImageError:
             pixels = None
         image, policy = self._policy.image(pixels, self.spool)

@@ -65,7 +65,7 @@ def take(frame: Frame, classifier: Classifier, folder: Path) -> Snapshot:
     prediction = classifier.predict(pixels)
     reference = classifier.bundle.reference()
     stem = datetime.fromtimestamp(frame.time, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-    image = frame.image if frame.view is None else frame.pixels()
+    image = frame.image if frame.view is None else frame.pixels(spec.at_full_scale())
     encoded = image if isinstance(image, bytes) else _png(image)
     snapshot = Snapshot(
         frame=f"{stem}-frame{_ENDINGS.get(encoded[:2], '.bin')}",

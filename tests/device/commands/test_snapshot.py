@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
+from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.snapshot import take
+from eyas_device.bundle import MANIFEST
 from eyas_device.camera import Frame
+from eyas_device.camera.view import View
 from eyas_device.cli import main
 from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier
+from eyas_device.preprocess import Pixels
 from eyas_device.support.closing import Closing
+from eyas_device.telemetry.messages import Event
+from eyas_device.telemetry.mqtt import UplinkSettings
 from tests.support import tiny
 
 
@@ -57,6 +67,33 @@ def test_torn_frames_are_skipped(
 
     assert main([*arguments, "--frames", "3", "--every", "0.000001"]) == 2
     assert "100 unusable frames in a row; 2 written" in capsys.readouterr().err
+
+
+def test_people_see_the_bits_that_the_model_sees(
+    bundle_root: Path, edit_manifest: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image of 12 bits in 16, turned by the camera's mount, in a snapshot and in an event."""
+    preprocessing = json.loads((bundle_root / MANIFEST).read_bytes())["preprocessing"]
+    edit_manifest(preprocessing=preprocessing | {"bits": 12})
+    shown = tiny.draw_shape("disc", 1)
+    stored = (shown.astype(np.uint16) << 4) | 0xF
+    frame = Frame(cv2.imencode(".png", stored)[1].tobytes(), time.time(), "cam", view=View(rotate=180))
+    upright = cv2.rotate(shown, cv2.ROTATE_180)
+    with Classifier.open(bundle_root, artefact="onnx-fp32") as classifier:
+        snapshot = take(frame, classifier, tmp_path / "out")
+        assert np.array_equal(cv2.imread(str(tmp_path / "out" / snapshot.frame)), upright)
+        seen: list[Pixels | None] = []
+
+        def image(pixels: Pixels | None, _: object) -> tuple[str, dict[str, Any]]:
+            seen.append(pixels)
+            return "", {}
+
+        with Reporter(
+            ReporterSettings(uplink=UplinkSettings(host="127.0.0.1", port=1, site="hall-2", device="cam-7")), classifier
+        ) as reporter:
+            monkeypatch.setattr(reporter._policy, "image", image)
+            reporter._append_event(Event(label="disc"), frame)
+    assert seen[0] is not None and np.array_equal(seen[0], upright)
 
 
 def test_a_snapshot_is_durable(pristine_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
