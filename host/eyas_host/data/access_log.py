@@ -112,7 +112,7 @@ def read_accesses(images: Sequence[str], sources: Sequence[str], root: Path) -> 
 
 def _folders(sources: Sequence[str], root: Path) -> list[Path]:
     """Where the log of the run at `root` may lie, the preferred place first."""
-    packages = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib")}
+    packages = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")}
     beside = [Path(source) for source in sources[:1]]
     beside = [path for path in beside if not any(path.resolve().is_relative_to(package) for package in packages)]
     folders = [path / FOLDER for path in beside]

@@ -241,7 +241,9 @@ def test_the_child_inherits_no_secrets_and_is_ended_first(monkeypatch: pytest.Mo
         os.set_inheritable(held.fileno(), True)
         reported = _reported()
     assert reported["secret"] == [] and reported["path"]
-    assert reported["fds"] <= 7, "standard streams, socket, shared memory, and the one that lists them"
+    assert reported["fds"] <= 8, (
+        "standard streams, socket, shared memory, decoders' messages, and the one that lists them"
+    )
     assert (reported["oom"], reported["nnp"]) == ("500", "1")
     assert Path("/proc/self/oom_score_adj").read_text().strip() != "500"
 

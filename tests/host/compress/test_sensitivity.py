@@ -379,7 +379,7 @@ def test_the_verb_shows_a_table_and_ends_with_the_advice(
     run: RunContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @contextmanager
-    def finished(path: Path, runs: Path, overrides: list[str], until: str) -> Iterator[RunContext]:
+    def finished(path: Path, runs: Path, overrides: list[str], until: str, *, yes: bool) -> Iterator[RunContext]:
         yield RunContext(load_recipe(path, overrides), run.root)
 
     monkeypatch.setattr("eyas_host.cli.sensitivity.prepared_run", finished)

@@ -160,7 +160,7 @@ def test_the_lineage_names_files_that_stay(place: Path) -> None:
     run = place / "runs/shapes"
     lineage = json.loads((run / "bundle/manifest.json").read_bytes())["lineage"]
     before = (run / "recipe.json").read_bytes()
-    eyas(place, "split", RECIPE, *settings(pack__version="9.9.9"))
+    eyas(place, "split", RECIPE, "--yes", *settings(pack__version="9.9.9"))
     assert (run / "recipe.json").read_bytes() != before == (run / "pack/recipe.json").read_bytes()
     for name in ("recipe", "split"):
         assert sha256((run / f"pack/{name}.json").read_bytes()).hexdigest() == lineage[name]
@@ -170,6 +170,8 @@ def test_the_lineage_names_files_that_stay(place: Path) -> None:
     assert sha256("".join(lines).encode()).hexdigest() == lineage["data"]
     outputs = json.loads((run / "pack/stage.json").read_bytes())["outputs"]
     assert {"pack/recipe.json", "pack/split.json"} <= set(outputs)
+    eyas(place, "split", RECIPE, "--yes", "--set", "pack.version=")
+    assert (run / "recipe.json").read_bytes() == before, "the setting is dropped for the tests below"
 
 
 def test_nothing_that_travels_names_a_path_a_user_or_a_host_of_this_machine(place: Path) -> None:
