@@ -6,9 +6,12 @@ import os
 import sys
 from contextlib import suppress
 
+from eyas_device.support.encoding import use_utf8
+
 
 def main() -> int:
     """Run the command line; Ctrl-C ends it in one line also while it is imported."""
+    use_utf8()
     try:
         from eyas_device.cli import main as run
     except KeyboardInterrupt:

@@ -172,6 +172,17 @@ def test_an_interrupt_during_the_imports_is_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (130, "eyas: interrupted\n")
 
 
+def test_names_are_utf8_in_an_ascii_locale(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "Größe", count=2, labels=("ring", "square"))
+    (tmp_path / "Größe/ring").rename(tmp_path / "Größe/größer 猫")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    new = [sys.executable, "-m", "eyas_host", "new", "Größe", "--name", "toy"]
+    done = subprocess.run(new, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert "größer 猫 2" in done.stdout.decode()
+    assert "größer 猫 2" in (tmp_path / "models/toy/recipe.toml").read_text(encoding="utf-8")
+
+
 def test_names_of_files_do_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     app._complain("a\x1b[2J\u202e.png: is no image\n  second line \udcfc")
     say("  left out: \x1b]0;title\x07.png")
