@@ -218,7 +218,7 @@ TABLE = 'source = "csv"\npath = "table.csv"'
             TABLE,
             ["2 labels cannot be used", "'circle/../../outside' (has a path separator, line 2)", "a label is"],
         ),
-        (no_columns, TABLE, ["the columns are file, class", "path,label[,group,time]"]),
+        (no_columns, TABLE, ["the columns are file, class", "path,label[,group,time,split]"]),
         (wrong_paths, TABLE, ["90 x no such file", "relative to"]),
         (one_class, 'path = "images"\nby = "time"', ["source = 'csv' is needed"]),
         (rows_only, TABLE + '\nkeep = "nothing.json"', ["[data] keep", "nothing.json", "No such file"]),
@@ -255,7 +255,14 @@ def test_help_teaches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     done = inside.eyas(tmp_path, "split", "--help")
     assert done.code == 0
-    for word in ("path,label[,group,time]", 'by = "time"', "near_duplicates", "index.csv", "test-sets", "gap_days"):
+    for word in (
+        "path,label[,group,time,split]",
+        'by = "time"',
+        "near_duplicates",
+        "index.csv",
+        "test-sets",
+        "gap_days",
+    ):
         assert word in done.out
 
 
