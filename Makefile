@@ -77,7 +77,7 @@ bench-compression: install ## what int8 and pruning cost and save, five folds, b
 docs: install ## the documentation as a site: docs/_build/html/index.html
 	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs docs/_build/html
 
-report-images: install ## the pictures of a report in docs/images, from a run on drawn shapes (minutes)
+report-images: install ## the images of a report in docs/images, from a run on drawn shapes (minutes)
 	$(BIN)/python benchmarks/report_images.py
 
 figures: install ## docs/figures.md from benchmarks/results/*.json

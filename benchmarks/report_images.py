@@ -25,7 +25,7 @@ from tests.support.shapes import draw_folder  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 WIDTHS = {1280: 1180, 1920: 1180, 390: 1500}
-"""Width of the window -> height of the picture, pixels."""
+"""Width of the window -> height of the image, pixels."""
 RECIPE = """
 [cost]           # a missed cross costs ten times as much as any other mistake
 table = { cross = { circle = 10, ring = 10, square = 10, triangle = 10 } }
@@ -44,10 +44,10 @@ MISTAKES = "[aria-label^='Confusion matrix']"
 
 
 def main() -> None:
-    """Draw, run and take the pictures."""
+    """Draw, run and take the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--page", type=Path, help="a report that exists already")
-    parser.add_argument("--into", type=Path, default=IMAGES, help="folder of the pictures")
+    parser.add_argument("--into", type=Path, default=IMAGES, help="folder of the images")
     args = parser.parse_args()
     if args.page is not None:
         take(args.page, args.into)
@@ -84,8 +84,8 @@ def take(page: Path, into: Path) -> None:
 
 
 def _save(png: bytes, path: Path) -> None:
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    screenshot = Image.open(io.BytesIO(png)).convert("RGB")
+    screenshot.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _eyas(folder: Path, *arguments: object) -> None:

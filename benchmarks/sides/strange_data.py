@@ -13,12 +13,10 @@ import re
 import shutil
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -33,13 +31,13 @@ from eyas_host.data.sources import fingerprint, source_folders
 from eyas_host.data.split import Split, split_index
 from eyas_host.pipeline.runner import IMAGE_TABLE
 from eyas_host.recipe.data import DataSection
+from sides.strange_images import FORMATS, damage, encoded_image, sample_images
 
 _SUFFIX = re.compile(r"(?is).*[^/.].*\.(bmp|jfif|jpe|jpe?g|png|tiff?|webp)")
 _LITTER = re.compile(
     r"\..*|@eadir|#recycle|__macosx|\$recycle\.bin|lost\+found|thumbs\.db|desktop\.ini|.*\.lrdata|found\.\d\d\d",
     re.I | re.S,
 )
-_FORMATS = (".png", ".jpg", ".bmp", ".webp", ".tif")
 _CLASSES = ("ring", "square", "Gerät", "猫", "valid", "a b", "-rf", "1.0", "x" * 60)
 _DIVISIONS = (("train", "Val", "testing"), ("Training", "holdout"), ("train_set", "valid", "test1"), ("train", "test"))
 _NAMES = (
@@ -202,16 +200,16 @@ def _write_tree(folder: Path, root: Path, tree: dict[str, Any]) -> None:
         store / "4.png",
         store / "5",
     ):
-        place.write_bytes(_image(next(numbers)))
+        place.write_bytes(encoded_image(next(numbers)))
     for name in tree["folders"]:
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(tree["count"]):
-            (root / name / f"{number:03d}{_FORMATS[number % len(_FORMATS)]}").write_bytes(_image(next(numbers)))
+            (root / name / f"{number:03d}{FORMATS[number % len(FORMATS)]}").write_bytes(encoded_image(next(numbers)))
     for place, inner, name, content in tree["strange"]:
         number = next(numbers)
         path = root / place / inner / name.format(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = _image(0 if content == "copy" else number)
+        image = encoded_image(0 if content == "copy" else number)
         path.write_bytes({"cut": image[: len(image) // 2], "empty": b"", "text": b"no image\n"}.get(content, image))
     for number, (place, kind) in enumerate(tree["links"]):
         link = root / place / f"link{number}"
@@ -340,7 +338,7 @@ def _table(draw: st.DrawFn) -> dict[str, Any]:
 def _try_table(outcome: Outcome, folder: Path, table: dict[str, Any]) -> None:
     (folder / "images").mkdir()
     for number in range(40):
-        (folder / "images" / f"{number}.png").write_bytes(_image(number))
+        (folder / "images" / f"{number}.png").write_bytes(encoded_image(number))
     path = folder / "table.csv"
     path.write_bytes(_table_text(folder, table).encode(table["encoding"], "replace"))
     outcome.images += len(table["rows"])
@@ -393,7 +391,7 @@ def _files(draw: st.DrawFn) -> list[tuple[str, list[tuple[str, int, int]], str]]
         st.integers(0, 4000),
         st.integers(0, 255),
     )
-    one = st.tuples(st.sampled_from(list(_samples())), st.lists(change, max_size=3), st.sampled_from(_FORMATS))
+    one = st.tuples(st.sampled_from(list(sample_images())), st.lists(change, max_size=3), st.sampled_from(FORMATS))
     return draw(st.lists(one, min_size=1, max_size=6))
 
 
@@ -403,7 +401,7 @@ def _try_files(outcome: Outcome, folder: Path, files: list[tuple[str, list[tuple
     for number, (sample, changes, suffix) in enumerate(files):
         path = root / ("ring", "square")[number % 2] / f"{number}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_damaged(_samples()[sample], changes))
+        path.write_bytes(damage(sample_images()[sample], changes))
         try:
             decode(path.read_bytes(), where=str(path))
             readable.add(str(path))
@@ -416,7 +414,7 @@ def _try_files(outcome: Outcome, folder: Path, files: list[tuple[str, list[tuple
         for number in range(6):
             path = root / label / f"good{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_image(1000 + number + 10 * len(label)))
+            path.write_bytes(encoded_image(1000 + number + 10 * len(label)))
             readable.add(str(path))
     taken, _ = _second_formulation(root)
     outcome.attempt("camera", lambda: _try_camera(outcome, root, taken))
@@ -426,21 +424,6 @@ def _try_files(outcome: Outcome, folder: Path, files: list[tuple[str, list[tuple
         outcome.expect("files", sorted(_identity(Path(path)) for path in _paths(index)), sorted(taken))
         found = {one.path for one in index.images} | {copy.path for copy, _ in index.copies}
         outcome.expect("what the device reads", found, readable)
-
-
-def _damaged(data: bytes, changes: Iterable[tuple[str, int, int]]) -> bytes:
-    for kind, place, value in changes:
-        at = place % (len(data) + 1)
-        byte = bytes([value])
-        data = {
-            "flip": data[:at] + byte + data[at + 1 :],
-            "cut": data[:at],
-            "insert": data[:at] + byte * 3 + data[at:],
-            "zero": data[:at] + bytes(min(64, len(data) - at)) + data[at + 64 :],
-            "append": data + byte * 20,
-            "repeat": data + data[:at],
-        }[kind]
-    return data
 
 
 # ------------------------------------------------------------------------------------------------------------ shared
@@ -472,48 +455,3 @@ def _paths(index: Index) -> list[str]:
     """Path of every image that the index has, knows as a copy, or could not read."""
     unreadable = (image.path for image in index.unreadable)
     return [*(one.path for one in index.images), *(copy.path for copy, _ in index.copies), *unreadable]
-
-
-_CACHE: dict[object, Any] = {}
-
-
-def _image(number: int) -> bytes:
-    """An encoded image; other numbers are other images."""
-    if number not in _CACHE:
-        pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        _CACHE[number] = cv2.imencode(_FORMATS[number % len(_FORMATS)], pixels)[1].tobytes()
-    data: bytes = _CACHE[number]
-    return data
-
-
-def _samples() -> dict[str, bytes]:
-    """Kind of image -> one of it, encoded."""
-    if "samples" not in _CACHE:
-        _CACHE["samples"] = dict(_draw_samples())
-    samples: dict[str, bytes] = _CACHE["samples"]
-    return samples
-
-
-def _draw_samples() -> Iterator[tuple[str, bytes]]:
-    from PIL import Image
-
-    rng = np.random.default_rng(7)
-    pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    for suffix in (*_FORMATS, ".gif"):
-        yield suffix, cv2.imencode(suffix, pixels)[1].tobytes()
-    yield "deep.png", cv2.imencode(".png", pixels.astype(np.uint16) * 16)[1].tobytes()
-    yield "float.tif", cv2.imencode(".tif", pixels.astype(np.float32))[1].tobytes()
-    image = Image.fromarray(pixels)
-    for name, kind, mode, more in (
-        ("cmyk.jpg", "JPEG", "CMYK", {}),
-        ("progressive.jpg", "JPEG", "RGB", {"progressive": True}),
-        ("palette.png", "PNG", "P", {}),
-        ("alpha.png", "PNG", "RGBA", {}),
-        ("bit.png", "PNG", "1", {}),
-        ("lzw.tif", "TIFF", "RGB", {"compression": "tiff_lzw"}),
-        ("pages.tif", "TIFF", "RGB", {"save_all": True, "append_images": [image]}),
-        ("animated.webp", "WEBP", "RGB", {"save_all": True, "append_images": [image]}),
-    ):
-        stream = io.BytesIO()
-        image.convert(mode).save(stream, kind, **more)
-        yield name, stream.getvalue()

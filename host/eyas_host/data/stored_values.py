@@ -1,6 +1,6 @@
 """What images store: reports of values that are not what a model should see, a line for each kind.
 
-How they are decoded is the device's rule (`eyas_device.preprocess`); here people are told what it means for their
+How they are decoded is the device's rule (`eyas_device.preprocess`); here it is reported what that means for the
 images. One thing cannot be known from a single file and is decided for the whole set: how many of 16 bits are used.
 """
 
