@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -27,6 +28,15 @@ def user_data() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_excepthook() -> Iterator[None]:
+    """A program that a test runs in this process gives back what it took: the next test would log through it."""
+    before = sys.excepthook
+    yield
+    left, sys.excepthook = sys.excepthook, before
+    assert left is before, "the hook for uncaught errors is still the program's"
 
 
 def pytest_configure() -> None:

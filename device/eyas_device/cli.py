@@ -89,7 +89,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else NumPy starts one for each core of the machine
     silence_opencv()
-    log = logs.set_up("warning")
+    logs.set_up("warning")
     try:
         code: int = args.main(args)
     except EyasError as error:
@@ -104,7 +104,7 @@ def _run(argv: Sequence[str] | None) -> int:
             logs.log_defect()
         return EXIT_CHECK_FAILED
     finally:
-        log.close()
+        logs.close()
     return code
 
 

@@ -273,9 +273,8 @@ def set_up(level: str = "info", stream: TextIO | None = None) -> LogHandler:
     Uncaught errors and Python's warnings become log messages too, so that nothing is written unredacted.
     """
     stream = sys.stderr if stream is None else stream
+    close()
     root = logging.getLogger()
-    for handler in [handler for handler in root.handlers if isinstance(handler, LogHandler)]:
-        handler.close()
     handler = LogHandler(stream, journal=is_journal(stream), folds=level != "debug")
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
@@ -285,6 +284,12 @@ def set_up(level: str = "info", stream: TextIO | None = None) -> LogHandler:
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
     return handler
+
+
+def close() -> None:
+    """Close the log that is set up, if there is one: `set_up` may have been called again since it was first."""
+    for handler in [handler for handler in logging.getLogger().handlers if isinstance(handler, LogHandler)]:
+        handler.close()
 
 
 def log_defect() -> None:

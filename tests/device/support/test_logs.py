@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from eyas_device.cli import main
 from eyas_device.support import logs
 from eyas_device.support.logs import KEEP, LogHandler, clean, normalise
 
@@ -228,6 +229,7 @@ def test_a_stream_that_fails_costs_lines_only(clock: Clock) -> None:
 
 _PROGRAM = """
 import logging, threading
+from eyas_device.cli import main
 from eyas_device.support import logs
 logs.set_up("info")
 logger = logging.getLogger("eyas_device.x")
@@ -279,3 +281,9 @@ def test_closing_gives_back_what_was_taken() -> None:
     handler.close()
     assert (sys.excepthook, threading.excepthook) == (sys.__excepthook__, threading.__excepthook__)
     assert handler not in logging.getLogger().handlers
+
+
+def test_a_verb_that_is_refused_gives_back_what_it_took() -> None:
+    assert main(["run", "--bundle", "nowhere", "--camera", "v4l2:front"]) == 2
+    assert sys.excepthook is sys.__excepthook__
+    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, logs.LogHandler)]
