@@ -30,10 +30,21 @@ VERBS = {
 }
 """Verb -> the module that describes and runs it, in the order of `--help`."""
 
+RENAMED_OPTIONS = {
+    "--mqtt": "--broker",
+    "--cert": "--certificate",
+    "--mqtt-user": "--user",
+    "--mqtt-password-file": "--password-file",
+    "--device-id": "--name",
+    "--give-up": "--give-up-s",
+    "--window": "--window-s",
+}
+"""Options of earlier versions -> their present names, which are those of the configuration's keys."""
+
 _EXAMPLES = """examples:
   eyas-device check runs/solar-cells/bundle
   eyas-device run --bundle runs/solar-cells/bundle --camera folder:images --accuracy
-  eyas-device run --bundle b --camera video:line.mp4 --fps 5 --mqtt broker.local --site hall-2
+  eyas-device run --bundle b --camera video:line.mp4 --fps 5 --broker broker.local --site hall-2
   eyas-device run --bundle b --camera fake: --json | jq .label
   eyas-device bench --bundle runs/solar-cells/bundle --all
   eyas-device doctor --config /etc/eyas/device.toml
@@ -116,8 +127,10 @@ class _Parser(argparse.ArgumentParser):
 
         known = [*VERBS, *self._option_string_actions]
         words = re.findall(r"(?<=choice: ')[^']+|--[\w-]+", message)
+        renamed = [f"{word} is now {RENAMED_OPTIONS[word]}" for word in words if word in RENAMED_OPTIONS]
         close = [match for word in words if word not in known for match in get_close_matches(word, known, n=1)]
         hint = f"; did you mean {' '.join(close)}?" if close else ""
+        hint = f"; {', '.join(renamed)}" if renamed else hint
         self.exit(EXIT_USER_ERROR, f"{self.prog}: {' '.join(message.split())}{hint} (see {self.prog} --help)\n")
 
 
@@ -133,7 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, path in VERBS.items():
         verb = importlib.import_module(path)
         subparser = verbs.add_parser(
-            name, help=verb.HELP, description=verb.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=verb.HELP,
+            description=verb.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         verb.add_arguments(subparser)
         subparser.set_defaults(main=verb.main, parser=subparser)

@@ -30,6 +30,7 @@ def eyas(folder: Path, *arguments: object) -> Done:
     try:
         with (
             mock.patch.object(sys, "argv", ["eyas", *map(str, arguments)]),
+            mock.patch.object(sys, "excepthook", sys.excepthook),  # typer sets its own
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

@@ -230,5 +230,7 @@ def _open_sink(number: int, output: OutputSection, publish: Publish | None) -> S
 
         return Webhook(output)
     if publish is None:
-        raise ConfigError(f'[output {number}] kind = "mqtt": needs a broker: set broker in [telemetry], or use --mqtt')
+        raise ConfigError(
+            f'[output {number}] kind = "mqtt": needs a broker: set broker in [telemetry], or use --broker'
+        )
     return Topic(publish)

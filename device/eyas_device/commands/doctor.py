@@ -76,7 +76,7 @@ def _context(args: argparse.Namespace) -> Context:
     given = {key: value for key, value in broker_values(args).items() if value is not None}
     config = replace(config, telemetry=replace(config.telemetry, **given))
     config = with_home(config)
-    if args.mqtt_password_file:
+    if args.password_file:
         # An unreadable one is an error of the command.
         Security(password_file=config.telemetry.password_file).password()
     return Context(config=config, config_path=path, config_error=problem)

@@ -45,15 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=values.positive_int, metavar="N", help="stop after N predictions")
     add("--fps", type=values.positive_number, help="maximum frames per second")
     add("--duty", type=values.fraction, metavar="FRACTION", help="maximum fraction of the time spent working, e.g. 0.5")
-    add("--give-up", type=values.positive_number, metavar="SECONDS", help="exit with 3 after this time without a frame")
+    add(
+        "--give-up-s",
+        type=values.positive_number,
+        metavar="SECONDS",
+        help="exit with 3 after this time without a frame",
+    )
     add("--loop", action="store_true", help="start again when the source ends")
     add("--accuracy", action="store_true", help="compare predictions with the names of the images' folders")
     add("--json", action="store_true", help="one JSON object per prediction on standard output")
     add("--log-level", choices=LOG_LEVELS, help="what is logged on standard error (default: $EYAS_LOG, else info)")
     add_broker_arguments(parser, purpose="send status and windows to this broker")
     add("--site", type=values.site, help="second level of the topic (default: default)")
-    add("--device-id", type=values.device, metavar="NAME", help="third level (default: the host's name)")
-    add("--window", type=values.window_s, metavar="SECONDS", help="length of a window (default 10)")
+    add("--name", type=values.device, metavar="NAME", help="third level (default: the host's name)")
+    add("--window-s", type=values.window_s, metavar="SECONDS", help="length of a window (default 10)")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -111,8 +116,8 @@ def _config(args: argparse.Namespace) -> Config:
 
     return load_config(
         args.config,
-        device={"site": args.site, "name": args.device_id},
-        camera={"source": args.camera, "give_up_s": args.give_up},
+        device={"site": args.site, "name": args.name},
+        camera={"source": args.camera, "give_up_s": args.give_up_s},
         model={
             "bundle": args.bundle,
             "runtime": args.runtime,
@@ -121,5 +126,5 @@ def _config(args: argparse.Namespace) -> Config:
             "affinity": args.affinity,
         },
         loop={"fps": args.fps, "duty": args.duty},
-        telemetry={**broker_values(args), "window_s": args.window},
+        telemetry={**broker_values(args), "window_s": args.window_s},
     )

@@ -139,7 +139,7 @@ def view(context: Context) -> Finding:
 def broker(context: Context) -> Finding:
     """Check that the broker can be reached and accepts this device."""
     if not context.config.telemetry.broker:
-        return grey("no broker is configured", "use --mqtt, or set telemetry.broker")
+        return grey("no broker is configured", "use --broker, or set telemetry.broker")
     address = context.config.telemetry.address
     host, port = address.host, address.port
     try:

@@ -38,7 +38,7 @@ _SPEAKS_TLS = (
     "command line"
 )
 _ASKS_FOR_CERTIFICATE = (
-    "the broker asks for a client certificate: set telemetry.certificate and telemetry.key, or --cert and --key"
+    "the broker asks for a client certificate: set telemetry.certificate and telemetry.key, or --certificate and --key"
 )
 _SPEAKS_PLAIN = "the broker speaks MQTT without TLS on this port; with TLS it usually listens on 8883"
 

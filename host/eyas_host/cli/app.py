@@ -45,6 +45,8 @@ VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "The fleet": (fleet.broker, fleet.enroll, fleet.expel, fleet.forget, fleet.collect, fleet.watch, fleet.expire),
 }
 """Panel of `eyas --help` -> verbs in it, each named like its function."""
+RENAMED_OPTIONS = {"--cert": "--certificate", "--folder": "--kit"}
+"""Options of earlier versions -> their present names."""
 
 
 class _Passed(Exception):  # noqa: N818 - an envelope
@@ -64,6 +66,13 @@ class _Verbs(TyperGroup):
 
 
 class _Verb(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {name for parameter in self.params for name in parameter.opts}
+        for name in (arg.partition("=")[0] for arg in args):
+            if name not in known and RENAMED_OPTIONS.get(name) in known:
+                raise EyasError(f"{self.name}: {name} is now {RENAMED_OPTIONS[name]}")
+        return super().parse_args(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
         page = (HELP / f"{self.name}.md").read_text(encoding="utf-8")

@@ -14,12 +14,14 @@ from eyas_host.cli.options import (
     STORE,
     BrokerOption,
     CaOption,
-    CertOption,
+    CertificateOption,
     FolderOption,
+    InsecureOption,
     KeyOption,
     KitOption,
     PasswordFile,
     StoreOption,
+    TlsOption,
     UserOption,
     broker_access,
 )
@@ -107,17 +109,30 @@ def expel(
 def forget(
     device: Annotated[str, typer.Argument(metavar="NAME", help="Name of a device that is gone.")],
     broker: BrokerOption = None,
+    tls: TlsOption = False,
     ca: CaOption = None,
-    cert: CertOption = None,
+    certificate: CertificateOption = None,
     key: KeyOption = None,
     kit: KitOption = None,
     user: UserOption = "",
     password_file: PasswordFile = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Remove what a broker retains of a device that is gone, also of one without a certificate."""
     from eyas_host.fleet.broker.forget import forget as run
 
-    removed = run(broker_access(broker, kit, ca=ca, cert=cert, key=key, user=user, password=password_file), device)
+    access = broker_access(
+        broker,
+        kit,
+        tls=tls,
+        ca=ca,
+        certificate=certificate,
+        key=key,
+        user=user,
+        password_file=password_file,
+        insecure=insecure,
+    )
+    removed = run(access, device)
     for name in removed:
         print(f"{name}: removed")
     if not removed:
@@ -134,12 +149,14 @@ def collect(
     receive_maximum: Annotated[
         int, typer.Option("--receive-maximum", min=2, max=10_000, help="Max. messages received but not yet committed.")
     ] = 500,
+    tls: TlsOption = False,
     ca: CaOption = None,
-    cert: CertOption = None,
+    certificate: CertificateOption = None,
     key: KeyOption = None,
     kit: KitOption = None,
     user: UserOption = "",
     password_file: PasswordFile = None,
+    insecure: InsecureOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print each report as one line of JSON.")] = False,
 ) -> None:
     """Store what devices send and acknowledge what is stored, until SIGTERM or Ctrl-C."""
@@ -147,7 +164,17 @@ def collect(
     from eyas_host.fleet.collect.collector import CollectorSettings
     from eyas_host.fleet.collect.collector import collect as run
 
-    access = broker_access(broker, kit, ca=ca, cert=cert, key=key, user=user, password=password_file)
+    access = broker_access(
+        broker,
+        kit,
+        tls=tls,
+        ca=ca,
+        certificate=certificate,
+        key=key,
+        user=user,
+        password_file=password_file,
+        insecure=insecure,
+    )
     settings = CollectorSettings(
         name=host_name() if name is None else name, group=group, receive_maximum=receive_maximum
     )
@@ -156,19 +183,31 @@ def collect(
 
 def watch(
     broker: BrokerOption = None,
+    tls: TlsOption = False,
     ca: CaOption = None,
-    cert: CertOption = None,
+    certificate: CertificateOption = None,
     key: KeyOption = None,
     kit: KitOption = None,
     user: UserOption = "",
     password_file: PasswordFile = None,
+    insecure: InsecureOption = False,
     json: Annotated[bool, typer.Option("--json", help="Print each message as one line of JSON.")] = False,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="Stop after this long.")] = None,
 ) -> None:
     """Show all devices live, worst condition first, until q or Ctrl-C."""
     from eyas_host.fleet.watch import live
 
-    access = broker_access(broker, kit, ca=ca, cert=cert, key=key, user=user, password=password_file)
+    access = broker_access(
+        broker,
+        kit,
+        tls=tls,
+        ca=ca,
+        certificate=certificate,
+        key=key,
+        user=user,
+        password_file=password_file,
+        insecure=insecure,
+    )
     if json:
         live.stream(access, sys.stdout, seconds=seconds)
     else:

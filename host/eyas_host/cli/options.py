@@ -57,11 +57,14 @@ BrokerOption = Annotated[
         help="Default port: 8883 with TLS, else 1883.  [default: the broker of --kit, else 127.0.0.1]",
     ),
 ]
+TlsOption = Annotated[
+    bool, typer.Option("--tls", help="Encrypt, trusting the system's certificate authorities; --ca turns it on, too.")
+]
 CaOption = Annotated[
     Path | None, typer.Option("--ca", metavar="FILE", help="CA certificate of the broker; turns TLS on.")
 ]
-CertOption = Annotated[Path | None, typer.Option("--cert", metavar="FILE", help="Client certificate.")]
-KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Private key of --cert.")]
+CertificateOption = Annotated[Path | None, typer.Option("--certificate", metavar="FILE", help="Client certificate.")]
+KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Private key of --certificate.")]
 KitOption = Annotated[
     Path | None, typer.Option("--kit", metavar="DIR", help="Folder of `eyas broker`: use the host's credentials in it.")
 ]
@@ -71,6 +74,7 @@ UserOption = Annotated[
 PasswordFile = Annotated[
     Path | None, typer.Option("--password-file", metavar="FILE", help="File whose first line is the password.")
 ]
+InsecureOption = Annotated[bool, typer.Option("--insecure", help="Allow a password without TLS.")]
 StoreOption = Annotated[str, typer.Option("--store", metavar="URL", help="Database, as an SQLAlchemy URL.")]
 FolderOption = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Folder of certificates and keys.")]
 STORE = "sqlite:///fleet.db"
@@ -146,11 +150,13 @@ def broker_access(
     broker: str | None,
     kit: Path | None,
     *,
+    tls: bool,
     ca: Path | None,
-    cert: Path | None,
+    certificate: Path | None,
     key: Path | None,
     user: str,
-    password: Path | None,
+    password_file: Path | None,
+    insecure: bool,
 ) -> BrokerAccess:
     """Collect the broker options; the kit's address and credentials are the defaults."""
     from eyas_host.fleet.broker.client import BrokerAccess
@@ -162,8 +168,18 @@ def broker_access(
         host = kit / HOST
         if ca is None and not exists(host / "ca.crt"):
             raise LinkError(f"{host}: no credentials; the first start of `eyas broker --folder {kit}` makes them")
-        ca, cert, key = ca or host / "ca.crt", cert or host / "client.crt", key or host / "client.key"
+        ca, key = ca or host / "ca.crt", key or host / "client.key"
+        certificate = certificate or host / "client.crt"
         if broker is None and (address := local_address(kit)) is not None:
             broker = str(address)
     broker = "127.0.0.1" if broker is None else broker
-    return BrokerAccess(broker=broker, ca=ca, cert=cert, key=key, user=user, password_file=password)
+    return BrokerAccess(
+        broker=broker,
+        tls=tls,
+        ca=ca,
+        certificate=certificate,
+        key=key,
+        user=user,
+        password_file=password_file,
+        insecure=insecure,
+    )

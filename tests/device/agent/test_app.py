@@ -207,7 +207,7 @@ def test_too_slow_a_model_does_not_go_live(serve: Callable[..., Service], config
 
 def test_a_camera_that_never_comes_ends_with_3(serve: Callable[..., Service], pristine_bundle: Path) -> None:
     service = serve(
-        "--bundle", pristine_bundle, "--camera", f"mjpeg:http://127.0.0.1:{free_port()}/", "--give-up", "0.5"
+        "--bundle", pristine_bundle, "--camera", f"mjpeg:http://127.0.0.1:{free_port()}/", "--give-up-s", "0.5"
     )
     assert service.process.wait(30) == 3
     service.wait_for("no frame for")
@@ -265,7 +265,7 @@ def test_messages_that_wait_in_memory_only_are_reported(
 ) -> None:
     if Path(STATE).exists():
         pytest.skip(f"{STATE} is there: this machine is set up as a device")
-    service = serve("--bundle", pristine_bundle, "--camera", LIVE, "--mqtt", f"127.0.0.1:{free_port()}")
+    service = serve("--bundle", pristine_bundle, "--camera", LIVE, "--broker", f"127.0.0.1:{free_port()}")
     service.wait_for("messages wait in memory only")
     assert service.end() == 0
     assert not Path(STATE).exists()

@@ -233,7 +233,7 @@ def test_windows_come_by_the_clock(broker: Broker, pristine_bundle: Path) -> Non
 
 def test_a_killed_device_is_reported_lost(broker: Broker, pristine_bundle: Path) -> None:
     command = [sys.executable, "-m", "eyas_device", "run", "--bundle", str(pristine_bundle), "--camera", "fake:"]
-    command += ["--loop", "--fps", "20", "--mqtt", f"127.0.0.1:{broker.port}", "--site", "s", "--device-id", "d"]
+    command += ["--loop", "--fps", "20", "--broker", f"127.0.0.1:{broker.port}", "--site", "s", "--name", "d"]
     with inbox(broker.port) as box:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

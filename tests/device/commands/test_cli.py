@@ -48,7 +48,7 @@ def test_help_is_complete_and_imports_nothing_heavy() -> None:
     [
         ("snapshto", "; did you mean snapshot? (see eyas-device --help)"),
         ("check b --runtme onnx", "unrecognized arguments: --runtme onnx; did you mean --runtime?"),
-        ("run --mqtt [::1", "argument --mqtt: '[::1': "),
+        ("run --broker [::1", "argument --broker: '[::1': "),
         ("doctor --zzz", "eyas-device doctor: unrecognized arguments: --zzz (see eyas-device doctor --help)"),
     ],
 )
@@ -226,10 +226,10 @@ def test_user_errors_are_one_line_and_exit_with_2(
         ("--frames", "0"),
         ("--fps", "fast"),
         ("--threads", "-1"),
-        ("--window", "0"),
-        ("--mqtt", "host:port"),
-        ("--mqtt", ":1883"),
-        ("--device-id", "a/b"),
+        ("--window-s", "0"),
+        ("--broker", "host:port"),
+        ("--broker", ":1883"),
+        ("--name", "a/b"),
     ],
 )
 def test_impossible_options(arguments: tuple[str, str], pristine_bundle: Path) -> None:

@@ -131,7 +131,7 @@ def test_the_verb_with_everything_real(
     file(
         tmp_path / "device.toml", f'[device]\nstate = "{tmp_path}"\n[camera]\nsource = "fake:?live=1&frames=9&fps=20"\n'
     )
-    given = ("--config", tmp_path / "device.toml", "--bundle", pristine_bundle, "--mqtt", f"127.0.0.1:{broker.port}")
+    given = ("--config", tmp_path / "device.toml", "--bundle", pristine_bundle, "--broker", f"127.0.0.1:{broker.port}")
     code = run_verb(*given, "--json")
     report = json.loads(capsys.readouterr().out)
     rows = {row["check"]: row for row in report["findings"]}
@@ -176,7 +176,7 @@ def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_an_unreadable_password_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(LinkError, match=r"none: the password cannot be read"):
-        run_verb("--mqtt-password-file", tmp_path / "none")
+        run_verb("--password-file", tmp_path / "none")
 
 
 def test_the_parent_needs_neither_numpy_nor_opencv() -> None:

@@ -169,7 +169,7 @@ def test_rejected_certificates(kit: Kit, tmp_path: Path) -> None:
 
 
 def test_the_collector_works_with_the_kit(kit: Kit, connect: Any, tmp_path: Path) -> None:
-    access = BrokerAccess(broker=f"127.0.0.1:{kit.port}", ca=kit.host.ca, cert=kit.host.cert, key=kit.host.key)
+    access = BrokerAccess(broker=f"127.0.0.1:{kit.port}", ca=kit.host.ca, certificate=kit.host.cert, key=kit.host.key)
     device = connect(enroll(kit.folder, "cam-4").credentials)
     assert device.reason() == "Success"
     assert device.subscribe("eyas/s/cam-4/ack") == "Granted QoS 1"

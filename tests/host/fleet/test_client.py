@@ -38,7 +38,7 @@ def access(kit: Kit, days: float | None = None) -> BrokerAccess:
         host = kit.host
     else:
         host = Authority(kit.folder / "ca").issue(kit.folder / f"host{days}", "eyas-host", days=days)
-    return BrokerAccess(broker=f"127.0.0.1:{kit.port}", ca=host.ca, cert=host.cert, key=host.key)
+    return BrokerAccess(broker=f"127.0.0.1:{kit.port}", ca=host.ca, certificate=host.cert, key=host.key)
 
 
 def watched(one: BrokerAccess) -> str:
@@ -106,7 +106,10 @@ def test_a_password_file_of_a_windows_editor(tmp_path: Path) -> None:
     processes.broker(port, f"user root\nallow_anonymous false\npassword_file {tmp_path / 'users'}")
     (path := tmp_path / "password").write_bytes(b"\xef\xbb\xbfsecret\r\n")
     try:
-        assert watched(BrokerAccess(broker=f"127.0.0.1:{port}", user="ü", password_file=path)) == "connected"
+        assert (
+            watched(BrokerAccess(broker=f"127.0.0.1:{port}", user="ü", password_file=path, insecure=True))
+            == "connected"
+        )
     finally:
         processes.close()
 

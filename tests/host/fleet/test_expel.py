@@ -119,7 +119,7 @@ def retained(broker: RunningBroker, kind: str = "status") -> dict[str, bytes]:
     """Messages of a kind that a new subscriber gets at once."""
     host = broker.fleet / "host"
     access = BrokerAccess(
-        broker=f"127.0.0.1:{broker.port}", ca=host / "ca.crt", cert=host / "client.crt", key=host / "client.key"
+        broker=f"127.0.0.1:{broker.port}", ca=host / "ca.crt", certificate=host / "client.crt", key=host / "client.key"
     )
     found: dict[str, bytes] = {}
     client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)

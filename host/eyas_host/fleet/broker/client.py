@@ -23,26 +23,30 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
 
     broker: str = "127.0.0.1"
     """HOST, HOST:PORT, mqtt://HOST or mqtts://HOST; the default port is 8883 with TLS, 1883 without."""
+    tls: bool = False
+    """Encrypt and trust the system's certificate authorities, if `ca` names no other."""
     ca: Path | None = None
     """Certificate authority of the broker's certificate; turns TLS on."""
-    cert: Path | None = None
+    certificate: Path | None = None
     key: Path | None = None
     user: str = ""
     password_file: Path | None = None
     """File whose first line is the password."""
+    insecure: bool = False
+    """Allow a password without TLS."""
 
     @property
     def address(self) -> BrokerAddress:
         """Address of the broker, and whether TLS is on. Raises `LinkError` for an impossible one."""
         try:
-            return parse_broker(self.broker, tls=self.ca is not None)
+            return parse_broker(self.broker, tls=self.tls or bool(self.ca or self.certificate))
         except ValueError as error:
             raise LinkError(f"--broker {error}") from None
 
     @property
     def security(self) -> Security:
         """TLS and login, as a device would use them."""
-        files = {"ca": self.ca, "certificate": self.cert, "key": self.key}
+        files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
         return Security(tls=self.address.tls, **{name: str(path or "") for name, path in files.items()})
 
     def apply(self, client: Client) -> None:
@@ -50,8 +54,13 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises `LinkError` for files that are unreadable or do not belong together.
         """
-        if (self.cert or self.key) and not (self.ca and self.cert and self.key):
-            raise LinkError("a client certificate needs three files: --ca, --cert and --key")
+        if bool(self.certificate) != bool(self.key):
+            raise LinkError("--certificate, --key: both are needed, or none")
+        if self.user and not self.address.tls and not self.insecure:
+            raise LinkError(
+                f"--user {self.user}: not without TLS, the network can read the password: set --ca (or --tls for a "
+                "public certificate), or accept that with --insecure"
+            )
         self.security.apply(client)
         if self.user:
             path = self.password_file

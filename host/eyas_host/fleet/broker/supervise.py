@@ -191,7 +191,7 @@ class _Supervisor:
         """End connections and remove statuses; what fails is tried again at the next call."""
         host = self._kit.host
         access = BrokerAccess(
-            broker=format_address(self._kit.address, self._kit.port), ca=host.ca, cert=host.cert, key=host.key
+            broker=format_address(self._kit.address, self._kit.port), ca=host.ca, certificate=host.cert, key=host.key
         )
         try:
             for client_id in sorted(self._ids):
