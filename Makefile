@@ -86,6 +86,10 @@ figures: install ## docs/figures.md from benchmarks/results/*.json
 flash: install ## bring BUNDLE to a camera: make flash DEVICE=user@host BUNDLE=DIR [CONFIG=FILE]
 	$(BIN)/eyas flash $(DEVICE) --bundle $(BUNDLE) $(if $(CONFIG),--config $(CONFIG)) $(FLASH_FLAGS)
 
+board-bundle: install ## a small bundle of drawn shapes for a first try of the fleet: runs/shapes/bundle (about two minutes)
+	$(BIN)/python -m tests.support.shapes runs/drawn-shapes
+	$(BIN)/eyas distill tests/board/shapes.toml
+
 bench: install ## measure on a camera: make bench DEVICE=user@host [BUNDLE=DIR]
 	$(BIN)/eyas bench $(DEVICE) $(if $(filter-out default undefined,$(origin BUNDLE)),--bundle $(BUNDLE))
 

@@ -1,7 +1,11 @@
-"""Class folders for tests: shapes drawn on pieces of scikit-image's free photographs."""
+"""Class folders for tests: shapes drawn on pieces of scikit-image's free photographs.
+
+`python -m tests.support.shapes FOLDER` draws a hundred images of each of three shapes
+"""
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -58,3 +62,7 @@ def draw_folder(
             path = root / label / f"{seed:03d}{'.jpg' if seed % 2 else '.png'}"
             assert cv2.imwrite(str(path), draw_shape(label, seed, width, height))
     return root
+
+
+if __name__ == "__main__":
+    draw_folder(Path(sys.argv[1]), count=100, labels=("circle", "square", "triangle"))
