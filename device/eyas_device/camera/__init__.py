@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from time import monotonic
 from types import TracebackType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from eyas_device.camera.spec import suggest
 from eyas_device.camera.view import View
@@ -35,7 +35,7 @@ KINDS = {
     "folder": "eyas_device.camera.folder:FolderCamera",
     "fake": "eyas_device.camera.fake:FakeCamera",
 }
-"""Kind -> class. Its `open(rest, timeout_s=...)` parses the part after the colon."""
+"""Kind -> class. Its `parse(rest)` checks the part after the colon, its `open(rest, timeout_s=...)` also opens it."""
 CONTROLLED = ("v4l2", "picamera2")
 """Kinds whose `open` also takes `controls`."""
 TIMEOUT_S = 5.0
@@ -166,17 +166,12 @@ def open_camera(
     >>> shapes[0], shapes[-1]
     ((480, 640, 3), (480, 640, 3))
     """
-    kind, colon, rest = spec.partition(":")
-    if not colon or kind not in KINDS:
-        meant = suggest(spec)
-        known = f"write {redact(meant)!r}" if meant else f"allowed are {', '.join(f'{k}:' for k in KINDS)}"
-        raise CameraSpecError(f"camera {redact(spec)!r}: unknown kind; {known}")
+    kind, rest = _split(spec)
     if loop:
         return LoopingCamera(spec, timeout_s=timeout_s)
-    module, name = KINDS[kind].split(":")
     further = {"controls": controls} if controls and kind in CONTROLLED else {}
     try:
-        camera = getattr(importlib.import_module(module), name).open(rest, timeout_s=timeout_s, **further)
+        camera = _class_of(kind).open(rest, timeout_s=timeout_s, **further)
     except CameraError as error:
         error.args = (redact(str(error)),)
         raise
@@ -186,6 +181,28 @@ def open_camera(
     for problem in problems:
         _warn_once(f"camera {redact(spec)}: {problem}")
     return cast(Camera, camera)
+
+
+def check_spec(spec: str) -> None:
+    """Raise `CameraSpecError` unless a camera can be specified so; opens nothing, also for a camera elsewhere."""
+    kind, rest = _split(spec)
+    _class_of(kind).parse(rest)
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """Kind and rest of a specification. Raises `CameraSpecError` for an unknown kind."""
+    kind, colon, rest = spec.partition(":")
+    if not colon or kind not in KINDS:
+        meant = suggest(spec)
+        known = f"write {redact(meant)!r}" if meant else f"allowed are {', '.join(f'{k}:' for k in KINDS)}"
+        raise CameraSpecError(f"camera {redact(spec)!r}: unknown kind; {known}")
+    return kind, rest
+
+
+def _class_of(kind: str) -> Any:
+    """The class that reads a kind of camera."""
+    module, name = KINDS[kind].split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _warn_once(text: str) -> None:

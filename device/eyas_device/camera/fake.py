@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -40,6 +41,15 @@ class Hang:
     """Script item: the source stops responding."""
 
 
+class Script(NamedTuple):
+    """Parsed options."""
+
+    values: Mapping[str, str]
+    sizes: list[tuple[int, tuple[int, int]]]
+    """First frame -> width and height, in ascending order."""
+    fps: float | None
+
+
 class FakeCamera(Closing):
     """Plays a script: frames are returned, exceptions raised, a `Hang` waits for the timeout; then the source ends."""
 
@@ -69,17 +79,20 @@ class FakeCamera(Closing):
         `black`, or the same image (`frozen`); from `resize` on they have another size.
         Raises `CameraSpecError` for an unknown option or an invalid value.
         """
+        script = cls.parse(rest)
+        frames = _scripted_frames(script.values, script.sizes, clock)
+        live = script.values.get("live") == "1"
+        return cls(frames, live=live, fps=script.fps, timeout_s=timeout_s, clock=clock)
+
+    @staticmethod
+    def parse(rest: str) -> Script:
+        """Options of a specification. Raises `CameraSpecError` for an unknown option or an invalid value."""
         shown = f"fake:{rest}"
         if rest and not rest.startswith("?"):
             raise CameraSpecError(f"camera {shown}: allowed are {_USAGE}")
         values = parse_options(rest.removeprefix("?"), _PATTERNS, spec=shown, usage=_USAGE)
-        return cls(
-            _scripted_frames(values, _sizes(values, shown), clock),
-            live=values.get("live") == "1",
-            fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
-            timeout_s=timeout_s,
-            clock=clock,
-        )
+        fps = parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None
+        return Script(values, _sizes(values, shown), fps)
 
     @property
     def closed(self) -> bool:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.errors import CameraError, ImageError
+from eyas_device.errors import CameraError, CameraSpecError, ImageError
 from eyas_device.support.closing import Closing
 from eyas_device.support.files import expand_home
 from eyas_device.support.image_files import SUFFIXES, describe_left_out, list_image_files
@@ -35,9 +35,14 @@ class FolderCamera(Closing):
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> FolderCamera:
         """Open `folder:PATH`. Raises `CameraError` if the folder is missing, unreadable or has no image file."""
+        return cls(cls.parse(rest))
+
+    @staticmethod
+    def parse(rest: str) -> Path:
+        """Path of a specification. Raises `CameraSpecError` for an empty one."""
         if not rest:
-            raise CameraError("camera folder: no folder given; write folder:PATH")
-        return cls(Path(expand_home(rest)))
+            raise CameraSpecError("camera folder: no folder given; write folder:PATH")
+        return Path(expand_home(rest))
 
     def capture(self) -> Frame | None:
         """Return the next image file; None after the last. Raises `ImageError` if it cannot be read."""

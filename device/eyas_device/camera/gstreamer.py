@@ -23,10 +23,8 @@ class GStreamerCamera(SubprocessCamera):
         Raises `CameraSpecError` if the pipeline has no appsink, and `CameraError` if this OpenCV has no GStreamer or
         the pipeline does not start.
         """
+        cls.parse(rest)
         shown = f"gst:{redact(rest)}"
-        elements = [element.split() for element in rest.split("!")]
-        if len(elements) < 2 or not elements[-1] or elements[-1][0] != "appsink" or "\0" in rest:
-            raise CameraSpecError(f"camera {shown}: a pipeline that ends in appsink is needed, e.g. {_EXAMPLE}")
         if not has_gstreamer():
             raise CameraError(
                 f"camera {shown}: this OpenCV ({cv2.__version__}) has no GStreamer (no wheel from PyPI has). "
@@ -39,6 +37,15 @@ class GStreamerCamera(SubprocessCamera):
             shown=shown,
             timeout_s=timeout_s,
         )
+
+    @staticmethod
+    def parse(rest: str) -> None:
+        """Raise `CameraSpecError` unless a pipeline ends in an appsink."""
+        elements = [element.split() for element in rest.split("!")]
+        if len(elements) < 2 or not elements[-1] or elements[-1][0] != "appsink" or "\0" in rest:
+            raise CameraSpecError(
+                f"camera gst:{redact(rest)}: a pipeline that ends in appsink is needed, e.g. {_EXAMPLE}"
+            )
 
 
 class GStreamerReader(OpenCVReader):

@@ -48,7 +48,7 @@ class MjpegCamera(Closing):
         self._number = 0
         self._closed = threading.Event()
         self._busy = threading.Lock()
-        parts = parse_address(url, _SCHEMES, kind="mjpeg")
+        parts = self.parse(url)
         deadline = time.monotonic() + timeout_s
         try:
             self._wire, response = _follow(parts, deadline, self._shown)
@@ -75,6 +75,11 @@ class MjpegCamera(Closing):
         refused password: cameras lock users out for a while.
         """
         return cls(rest, timeout_s=timeout_s)
+
+    @staticmethod
+    def parse(rest: str) -> SplitResult:
+        """Address of a specification. Raises `CameraSpecError` for a wrong one."""
+        return parse_address(rest, _SCHEMES, kind="mjpeg")
 
     def capture(self) -> Frame | None:
         """Return the newest frame; None when the server ended the stream properly, or after `close`.

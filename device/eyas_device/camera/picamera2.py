@@ -46,18 +46,22 @@ class Picamera2Camera(SubprocessCamera):
         Raises `CameraSpecError` for a wrong specification, and `CameraError` without Picamera2 or if
         the camera does not start.
         """
+        settings = msgspec.structs.replace(cls.parse(rest), controls=dict(controls or {}))
+        return cls(f"{__name__}:Picamera2Reader", settings, shown=f"picamera2:{rest}", timeout_s=timeout_s)
+
+    @staticmethod
+    def parse(rest: str) -> Settings:
+        """Number, size and rate of a specification. Raises `CameraSpecError` for a wrong one."""
         shown = f"picamera2:{rest}"
         number, _, query = rest.partition("?")
         if not re.fullmatch(r"\d{0,2}", number, re.ASCII):
             raise CameraSpecError(f"camera {shown}: {number!r} is not a camera number; allowed are {_USAGE}")
         values = parse_options(query, {"size": SIZE, "fps": RATE}, spec=shown, usage=_USAGE)
-        settings = Settings(
+        return Settings(
             number=int(number or 0),
             size=parse_size(values["size"], spec=shown, usage=_USAGE) if "size" in values else Settings().size,
             fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
-            controls=dict(controls or {}),
         )
-        return cls(f"{__name__}:Picamera2Reader", settings, shown=shown, timeout_s=timeout_s)
 
 
 class Picamera2Reader:

@@ -8,7 +8,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import cv2
 
@@ -43,7 +43,7 @@ class RtspCamera(SubprocessCamera):
         stream is served there now.
         """
         url = f"{cls.scheme}:{rest}"
-        parts = parse_address(url, (cls.scheme,), kind=cls.scheme)
+        parts = cls.parse(rest)
         # The most common failure is checked here: starting a process on each attempt would cost much more.
         try:
             connect(cast(str, parts.hostname), parts.port or _PORTS[cls.scheme], time.monotonic() + timeout_s).close()
@@ -56,6 +56,11 @@ class RtspCamera(SubprocessCamera):
             timeout_s=timeout_s,
             environment={"OPENCV_FFMPEG_CAPTURE_OPTIONS": _FFMPEG[cls.scheme]},
         )
+
+    @classmethod
+    def parse(cls, rest: str) -> SplitResult:
+        """Address of a specification. Raises `CameraSpecError` for a wrong one."""
+        return parse_address(f"{cls.scheme}:{rest}", (cls.scheme,), kind=cls.scheme)
 
 
 class RtspsCamera(RtspCamera):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import msgspec
 
 from eyas_device.camera import TIMEOUT_S
 from eyas_device.camera.controls import Wanted, set_v4l2
@@ -42,24 +43,28 @@ class V4L2Camera(SubprocessCamera):
         in use, or not a camera: device numbers change when others are plugged in.
         """
         shown = f"v4l2:{rest}"
+        settings = msgspec.structs.replace(cls.parse(rest), timeout_s=timeout_s, controls=dict(controls or {}))
+        # The most common failure is checked here: starting a process on each attempt would cost much more.
+        if not Path(settings.source).exists():
+            raise CameraError(f"camera {shown}: {_errno_message(errno.ENOENT, settings.source)}")
+        return cls(f"{__name__}:V4L2Reader", settings, shown=shown, timeout_s=timeout_s)
+
+    @staticmethod
+    def parse(rest: str) -> Settings:
+        """Device, size, rate and format of a specification. Raises `CameraSpecError` for a wrong one."""
+        shown = f"v4l2:{rest}"
         device, _, query = rest.partition("?")
         values = parse_options(query, _PATTERNS, spec=shown, usage=_USAGE)
         if re.fullmatch(r"\d{1,3}", device, re.ASCII):
             device = f"/dev/video{int(device)}"
         elif not device.startswith("/") or "\0" in device:
             raise CameraSpecError(f"camera {shown}: {device!r} is not a device; allowed are {_USAGE}")
-        settings = Settings(
+        return Settings(
             source=device,
-            timeout_s=timeout_s,
             size=parse_size(values["size"], spec=shown, usage=_USAGE) if "size" in values else None,
             fps=parse_rate(values["fps"], spec=shown, usage=_USAGE) if "fps" in values else None,
             format=values.get("format", ""),
-            controls=dict(controls or {}),
         )
-        # The most common failure is checked here: starting a process on each attempt would cost much more.
-        if not Path(device).exists():
-            raise CameraError(f"camera {shown}: {_errno_message(errno.ENOENT, device)}")
-        return cls(f"{__name__}:V4L2Reader", settings, shown=shown, timeout_s=timeout_s)
 
 
 class V4L2Reader(OpenCVReader):

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from eyas_device.camera import TIMEOUT_S, Frame
-from eyas_device.errors import CameraError
+from eyas_device.errors import CameraError, CameraSpecError
 from eyas_device.support.closing import Closing
 from eyas_device.support.files import expand_home
 
@@ -32,9 +32,14 @@ class VideoCamera(Closing):
     @classmethod
     def open(cls, rest: str, *, timeout_s: float = TIMEOUT_S) -> VideoCamera:
         """Open `video:PATH`. Raises `CameraError` if the file is missing or not a video."""
+        return cls(cls.parse(rest))
+
+    @staticmethod
+    def parse(rest: str) -> Path:
+        """Path of a specification. Raises `CameraSpecError` for an empty one."""
         if not rest:
-            raise CameraError("camera video: no file given; write video:PATH")
-        return cls(Path(expand_home(rest)))
+            raise CameraSpecError("camera video: no file given; write video:PATH")
+        return Path(expand_home(rest))
 
     def capture(self) -> Frame | None:
         """Return the next frame; None after the last. Raises `CameraError` if not even the first can be decoded."""
