@@ -112,8 +112,8 @@ test-readers: install $(READERS:%=.readers/%/.installed) ## .tflite files in oth
 		$(BIN)/uv pip install --quiet --python .readers/$* --constraint $(PINS) --editable './device[$*]' && touch $@ || \
 		echo "test-readers: $* is not installed; its tests are left out" >&2
 
-broker: install ## an MQTT broker with certificates (BIND=0.0.0.0 lets devices reach it)
-	$(BIN)/eyas broker --bind $(or $(BIND),127.0.0.1)
+broker: install ## an MQTT broker with certificates (BIND=0.0.0.0 lets devices reach it; KIT=fleet)
+	$(BIN)/eyas broker $(if $(BIND),--bind $(BIND)) $(if $(KIT),--kit $(KIT)) $(BROKER_FLAGS)
 
 collect: install ## store what devices send, and acknowledge what is stored (KIT=fleet BROKER=host)
 	$(BIN)/eyas collect $(if $(KIT),--kit $(KIT)) $(if $(BROKER),--broker $(BROKER))

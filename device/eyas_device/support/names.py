@@ -29,6 +29,14 @@ class BrokerAddress(NamedTuple):
     port: int
     tls: bool = False
 
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is the machine itself, whichever that is."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
+
     def __str__(self) -> str:
         return format_address(self.host, self.port)
 

@@ -22,6 +22,7 @@ from eyas_device.support.redact import redact
 from eyas_device.support.streams import open_streams, output_of
 from eyas_host.cli import devices, fleet, stages, training
 from eyas_host.cli.doctor import doctor
+from eyas_host.cli.enroll import enroll
 from eyas_host.cli.evaluate import evaluate
 from eyas_host.cli.labels import labels
 from eyas_host.cli.new import new
@@ -42,7 +43,7 @@ VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "A finished bundle": (evaluate,),
     "This workstation": (doctor,),
     "Devices": (devices.flash, devices.bench),
-    "The fleet": (fleet.broker, fleet.enroll, fleet.expel, fleet.forget, fleet.collect, fleet.watch, fleet.expire),
+    "The fleet": (fleet.broker, enroll, fleet.expel, fleet.forget, fleet.collect, fleet.watch, fleet.expire),
 }
 """Panel of `eyas --help` -> verbs in it, each named like its function."""
 RENAMED_OPTIONS = {"--cert": "--certificate", "--folder": "--kit"}

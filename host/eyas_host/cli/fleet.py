@@ -1,21 +1,19 @@
-"""Verbs of the fleet's server: `broker`, `enroll`, `expel`, `forget`, `collect`, `watch` and `expire`."""
+"""Verbs of the fleet's server: `broker`, `expel`, `forget`, `collect`, `watch` and `expire`."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eyas_device.errors import LinkError
 from eyas_device.support.streams import to_json
 from eyas_host.cli.options import (
+    KIT,
     STORE,
     BrokerOption,
     CaOption,
     CertificateOption,
-    FolderOption,
     InsecureOption,
     KeyOption,
     KitOption,
@@ -24,6 +22,7 @@ from eyas_host.cli.options import (
     TlsOption,
     UserOption,
     broker_access,
+    kit_option,
 )
 
 if TYPE_CHECKING:
@@ -31,12 +30,19 @@ if TYPE_CHECKING:
 
 
 def broker(
-    folder: FolderOption = Path("fleet"),
-    bind: Annotated[str, typer.Option(metavar="ADDRESS", help="0.0.0.0 lets devices connect.")] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port.  [default: 8883; embedded: 1883]")] = None,
+    kit: KitOption = None,
+    bind: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="0.0.0.0 lets devices connect.  [default: as before, else 127.0.0.1]"),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port.  [default: as before, else 8883; embedded: 1883]")
+    ] = None,
     names: Annotated[
         list[str] | None,
-        typer.Option("--name", metavar="HOST", help="Name or address that devices connect to; repeatable."),
+        typer.Option(
+            "--name", metavar="HOST", help="Name or address that devices connect to; repeatable.  [default: as before]"
+        ),
     ] = None,
     embedded: Annotated[
         bool, typer.Option("--embedded", help="For a first try without mosquitto: this machine only, no TLS.")
@@ -48,61 +54,39 @@ def broker(
 
         serve_embedded(port or 1883, say=_print)
         return
-    from eyas_device.support.names import TLS_PORT, format_address
-    from eyas_host.fleet.broker.kit import prepare
+    from eyas_host.fleet.broker.kit import device_address, prepare
     from eyas_host.fleet.broker.supervise import serve
 
-    kit = prepare(folder, bind=bind, port=port or TLS_PORT, names=names or ())
-    address = format_address(kit.hosts[0], kit.port)
-    for warning in kit.warnings:
+    folder = KIT if kit is None else kit
+    option = kit_option(folder)
+    prepared = prepare(folder, bind=bind, port=port, names=names or ())
+    address = device_address(folder)
+    for warning in prepared.warnings:
         _print(f"warning:   {warning}")
-    _print(f"devices:   eyas enroll NAME --folder {folder} --broker {address}")
-    _print(f"collector: eyas collect --kit {folder} --broker {address}")
-    _print(f"live view: eyas watch --kit {folder} --broker {address}")
-    if code := serve(kit, say=_print):
+    if address is None or address.is_loopback:
+        _print("note:      other machines cannot reach it; `eyas broker --bind 0.0.0.0` serves them")
+        local = "" if address is None else f" --broker {address}"
+        _print(f"devices:   eyas enroll NAME --camera SPEC{option}{local}   (on this machine)")
+    else:
+        _print(f"devices:   eyas enroll NAME --camera SPEC{option}   (for {address})")
+    _print(f"collector: eyas collect{option}")
+    _print(f"live view: eyas watch{option}")
+    if code := serve(prepared, say=_print):
         raise typer.Exit(code)
-
-
-def enroll(
-    device: Annotated[str, typer.Argument(metavar="NAME", help="Name of the device, unique in the fleet.")],
-    site: Annotated[str, typer.Option(help="Site of the device: second level of its topics.")] = "default",
-    broker: Annotated[
-        str | None,
-        typer.Option("--broker", metavar="HOST[:PORT]", help="Broker for its device.toml.  [default: the kit's own]"),
-    ] = None,
-    folder: FolderOption = Path("fleet"),
-    days: Annotated[float, typer.Option(min=1, max=3650, help="Lifetime of the certificate.")] = 825.0,
-) -> None:
-    """Issue a device's credentials: key, certificate and a section for its device.toml."""
-    from eyas_host.fleet.broker.enroll import DEVICE_FOLDER
-    from eyas_host.fleet.broker.enroll import enroll as run
-    from eyas_host.fleet.broker.kit import device_address
-
-    if broker is None and device_address(folder) is None:
-        raise LinkError(f"--broker HOST:PORT is needed: no broker was started with `eyas broker --folder {folder}` yet")
-    enrolled = run(folder, device, site=site, broker=broker, days=days)
-    print(enrolled.section)
-    host = enrolled.broker.host if enrolled.broker else ""
-    if host in ("localhost", "::1") or host.startswith("127."):
-        _print(f"warning: {host} is the device itself; `eyas broker --bind 0.0.0.0 --name HOST` serves a network")
-    _print(
-        f"{enrolled.archive}: contains a private key; on the device, as root: "
-        f"tar -xf {enrolled.archive.name} -C {Path(DEVICE_FOLDER).parent}"
-    )
 
 
 def expel(
     device: Annotated[str, typer.Argument(metavar="NAME", help="Name of an enrolled device.")],
-    folder: FolderOption = Path("fleet"),
+    kit: KitOption = None,
 ) -> None:
     """Lock a device out: revoke its certificates, end its connection, remove its retained status and answer."""
     from eyas_host.fleet.broker.expel import expel as run
 
-    expelled = run(folder, device)
+    expelled = run(KIT if kit is None else kit, device)
     count = expelled.certificates
     print(f"{device}: {count} certificate{'' if count == 1 else 's'} revoked{'' if count else ', all were before'}")
     if expelled.broker_crl:
-        _print(f"{expelled.broker_crl}: a running `eyas broker` of this folder applies it within seconds")
+        _print(f"{expelled.broker_crl}: a running `eyas broker` of this kit applies it within seconds")
     _print(f"{expelled.crl}: copy it over broker/ca.crl of the same fleet on any other machine that runs its broker")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eyas_device.errors import LinkError
+from eyas_device.support.names import MQTT_PORT
 
 if TYPE_CHECKING:
     from eyas_host.fleet.broker.client import BrokerAccess
@@ -33,6 +36,7 @@ YesOption = Annotated[
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result to this file.")]
 RUNS = Path("runs")
+_LISTENS_S = 2.0
 
 RootOption = Annotated[
     str, typer.Option("--root", metavar="DIR", help="Install below this folder of the device; no service unless /.")
@@ -54,7 +58,7 @@ BrokerOption = Annotated[
     typer.Option(
         "--broker",
         metavar="HOST[:PORT]",
-        help="Default port: 8883 with TLS, else 1883.  [default: the broker of --kit, else 127.0.0.1]",
+        help="Default port: 8883 with TLS, else 1883.  [default: the broker of the kit, else 127.0.0.1]",
     ),
 ]
 TlsOption = Annotated[
@@ -66,7 +70,8 @@ CaOption = Annotated[
 CertificateOption = Annotated[Path | None, typer.Option("--certificate", metavar="FILE", help="Client certificate.")]
 KeyOption = Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Private key of --certificate.")]
 KitOption = Annotated[
-    Path | None, typer.Option("--kit", metavar="DIR", help="Folder of `eyas broker`: use the host's credentials in it.")
+    Path | None,
+    typer.Option("--kit", metavar="DIR", help="Folder of `eyas broker`: certificates and addresses.  [default: fleet]"),
 ]
 UserOption = Annotated[
     str, typer.Option("--user", help="User name; password from --password-file or EYAS_MQTT_PASSWORD.")
@@ -76,7 +81,8 @@ PasswordFile = Annotated[
 ]
 InsecureOption = Annotated[bool, typer.Option("--insecure", help="Allow a password without TLS.")]
 StoreOption = Annotated[str, typer.Option("--store", metavar="URL", help="Database, as an SQLAlchemy URL.")]
-FolderOption = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Folder of certificates and keys.")]
+KIT = Path("fleet")
+"""Default of `--kit`."""
 STORE = "sqlite:///fleet.db"
 
 
@@ -146,6 +152,24 @@ def ssh_access(identity: Path | None, port: int | None, options: list[str] | Non
     return SshAccess(identity=identity, port=port, options=tuple(options or ()))
 
 
+def kit_option(kit: Path) -> str:
+    """The option that names a kit, for commands that are shown; empty for the default."""
+    return "" if kit == KIT else f" --kit {shlex.quote(str(kit))}"
+
+
+def _check_plain_broker() -> None:
+    """Raise `LinkError` if no broker listens on this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", MQTT_PORT), timeout=_LISTENS_S).close()
+    except ConnectionRefusedError:
+        raise LinkError(
+            f"no broker: there is no kit in ./{KIT}, and nothing listens on 127.0.0.1:{MQTT_PORT}; `eyas broker` comes "
+            "first, or name one with --broker or --kit"
+        ) from None
+    except OSError:
+        pass  # the connection itself says what is wrong
+
+
 def broker_access(
     broker: str | None,
     kit: Path | None,
@@ -158,16 +182,24 @@ def broker_access(
     password_file: Path | None,
     insecure: bool,
 ) -> BrokerAccess:
-    """Collect the broker options; the kit's address and credentials are the defaults."""
+    """Collect the broker options; the kit's address and credentials are the defaults.
+
+    Without a kit and a broker it is the kit in `./fleet` if there is one, else a broker on this machine. Raises
+    `LinkError` where that does not listen, or where the kit has no credentials: `eyas broker` comes first.
+    """
     from eyas_host.fleet.broker.client import BrokerAccess
 
+    if kit is None and broker is None:
+        kit = KIT if KIT.is_dir() else None
+        if kit is None and not (tls or ca):
+            _check_plain_broker()
     if kit is not None:
         from eyas_host.fleet.broker.kit import HOST, local_address
         from eyas_host.fleet.broker.pki import exists
 
         host = kit / HOST
         if ca is None and not exists(host / "ca.crt"):
-            raise LinkError(f"{host}: no credentials; the first start of `eyas broker --folder {kit}` makes them")
+            raise LinkError(f"{host}: no credentials; `eyas broker{kit_option(kit)}` comes first and makes them")
         ca, key = ca or host / "ca.crt", key or host / "client.key"
         certificate = certificate or host / "client.crt"
         if broker is None and (address := local_address(kit)) is not None:

@@ -84,25 +84,25 @@ def test_a_broker_runs_without_the_key_until_something_has_to_be_signed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = tmp_path / "fleet"
-    first = prepare(fleet, names=["broker.example"])
+    first = prepare(fleet, names=["broker.lan"])
     no_key(fleet)
     before = contents(fleet)
-    assert prepare(fleet, names=["broker.example"]) == first
+    assert prepare(fleet, names=["broker.lan"]) == first
     assert contents(fleet) == before
     with pytest.raises(CredentialError, match="put it back"):
-        prepare(fleet, names=["another.example"])
+        prepare(fleet, names=["another.lan"])
     with pytest.raises(CredentialError, match="put it back"):
         enroll(fleet, "cam-1")
     assert contents(fleet) == before
-    elsewhere = prepare(fleet, bind="127.0.0.2", names=["broker.example"])
+    elsewhere = prepare(fleet, bind="127.0.0.2", names=["broker.lan"])
     assert "not for 127.0.0.2" in elsewhere.warnings[0], "an address that changed by itself stops no broker"
     monkeypatch.setattr(kit_module, "_RENEW_DAYS", 10_000.0)
-    old = prepare(fleet, names=["broker.example"])
+    old = prepare(fleet, bind="127.0.0.1", names=["broker.lan"])
     assert len(old.warnings) == 2 and all("expires in 8" in warning for warning in old.warnings)
     for name in ("broker/server.crt", "host/client.crt"):
         (fleet / name).unlink()
         with pytest.raises(CredentialError, match="put it back"):
-            prepare(fleet, names=["broker.example"])
+            prepare(fleet, names=["broker.lan"])
         (fleet / name).write_bytes(before[name])
 
 
@@ -195,7 +195,7 @@ def test_a_closed_folder_or_file_is_one_line(open_folder: Path, closed: str) -> 
         path.chmod(0o777)
     (fleet / closed).chmod(0)
     before = contents(fleet / "ca")
-    verbs = [lambda: prepare(fleet, names=["broker.example"])]
+    verbs = [lambda: prepare(fleet, names=["broker.lan"])]
     verbs += [lambda: enroll(fleet, "cam-1")] if closed.startswith("ca") else []
     for verb in verbs:
         with another_user(), pytest.raises(CredentialError) as caught:

@@ -7,8 +7,6 @@ import queue
 import ssl
 import stat
 import sys
-import tarfile
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -16,23 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tomllib
 from cryptography import x509
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from eyas_device.config import read_config
 from eyas_device.errors import LinkError
-from eyas_device.support.names import NAME
 from eyas_device.telemetry.messages import encode
 from eyas_device.telemetry.mqtt_client import LinkState
-from eyas_host.cli.app import app
 from eyas_host.fleet.broker.client import BrokerAccess
-from eyas_host.fleet.broker.enroll import _section, enroll
-from eyas_host.fleet.broker.kit import Kit, local_address, prepare
-from eyas_host.fleet.broker.pki import Authority, Credentials, days_left
+from eyas_host.fleet.broker.enroll import enroll
+from eyas_host.fleet.broker.kit import Kit, prepare
+from eyas_host.fleet.broker.pki import Authority, Credentials
 from eyas_host.fleet.collect.collector import Collector, CollectorSettings
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.watch.subscriber import Subscriber
@@ -201,73 +193,13 @@ def test_keys_are_private_and_existing_files_stay(tmp_path: Path) -> None:
     assert len(before) >= 6
     assert prepare(tmp_path) == first
     assert {path: path.read_bytes() for path in before} == before
-    other = prepare(tmp_path, names=["broker.example"])
-    assert other.hosts[0] == "broker.example"
+    other = prepare(tmp_path, names=["broker.lan"])
+    assert other.hosts[0] == "broker.lan"
     renewed = x509.load_pem_x509_certificate((tmp_path / "broker" / "server.crt").read_bytes())
     names = renewed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert "broker.example" in names.get_values_for_type(x509.DNSName)
+    assert "broker.lan" in names.get_values_for_type(x509.DNSName)
     assert "127.0.0.1" in [str(a) for a in names.get_values_for_type(x509.IPAddress)]
     assert (tmp_path / "ca" / "ca.key").read_bytes() == before[tmp_path / "ca" / "ca.key"]
-
-
-def test_enroll_issues_credentials(tmp_path: Path) -> None:
-    enrolled = enroll(tmp_path, "cam-1", site="hall-2", broker="broker.example:8883")
-    assert 800 < days_left(enrolled.credentials.cert) <= 826
-    assert stat.S_IMODE(enrolled.archive.stat().st_mode) == 0o600
-    with tarfile.open(enrolled.archive) as tar:
-        assert sorted(tar.getnames()) == [
-            f"credentials/{name}" for name in ("ca.crt", "client.crt", "client.key", "device.toml")
-        ]
-    config = read_config(tmp_path / "devices" / "cam-1" / "device.toml")
-    assert (config.device.site, config.device.name) == ("hall-2", "cam-1")
-    assert config.telemetry.broker == "broker.example:8883"
-    assert config.telemetry.certificate == "/etc/eyas/credentials/client.crt"
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    name=st.text(min_size=1),
-    site=st.text(min_size=1),
-    broker=st.text(min_size=1) | st.sampled_from(['a"b:1', "a\\nb", "\x7f", "'''", "#", "\u2028", "[x]\r\n"]),
-)
-def test_a_section_is_toml_whatever_the_names(name: str, site: str, broker: str) -> None:
-    """The standard library's parser reads what was written, for any text, although only some is a name."""
-    read = tomllib.loads(_section(name, site, broker))
-    assert read["device"] == {"site": site, "name": name}
-    assert read["telemetry"]["broker"] == broker
-    assert set(read) == {"device", "telemetry"}
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    name=st.from_regex(NAME, fullmatch=True, alphabet=st.characters(codec="ascii")),
-    site=st.from_regex(NAME, fullmatch=True, alphabet=st.characters(codec="ascii")),
-)
-def test_any_valid_name_can_be_enrolled(name: str, site: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        if {name, site} & {".", ".."} or name == "eyas-host":
-            with pytest.raises(LinkError):
-                enroll(Path(folder), name, site=site)
-            return
-        enrolled = enroll(Path(folder), name, site=site)
-        with tarfile.open(enrolled.archive) as tar:
-            tar.extractall(folder, filter="data")
-        config = read_config(Path(folder) / "credentials" / "device.toml")
-        assert (config.device.name, config.device.site) == (name, site)
-
-
-@pytest.mark.parametrize("broker", ["", "host:0", "host:x", "host:70000", "a..b:1"])
-def test_invalid_addresses_of_the_broker(tmp_path: Path, broker: str) -> None:
-    with pytest.raises(LinkError, match="--broker"):
-        enroll(tmp_path, "cam-1", broker=broker)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "+", "#", "..", "eyas-host", "x" * 65, "a b", "cam\n"])
-def test_invalid_device_names(tmp_path: Path, name: str) -> None:
-    with pytest.raises(LinkError):
-        enroll(tmp_path, name)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_bind_has_to_be_an_address(tmp_path: Path) -> None:
@@ -306,29 +238,3 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
         processes.close()
     with Store(url) as store:
         assert store.counts() == {"window": 1, "quarantine": 0}
-
-
-def test_enroll_takes_the_kits_own_address(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="--broker HOST:PORT is needed"):
-        app(["enroll", "cam-1", "--folder", str(tmp_path / "none")], standalone_mode=False)
-    assert not (tmp_path / "none").exists()
-    prepare(tmp_path, bind="::1", port=21883, names=["2001:db8::17"])
-    enrolled = enroll(tmp_path, "cam-1")
-    config = read_config(tmp_path / "devices" / "cam-1" / "device.toml")
-    assert config.telemetry.address == enrolled.broker == ("2001:db8::17", 21883, True)
-    assert local_address(tmp_path) == ("::1", 21883, True)
-    assert "#[camera]\n#source" in enrolled.section
-
-
-def test_root_unpacks_what_the_service_may_read(tmp_path: Path) -> None:
-    with tarfile.open(enroll(tmp_path, "cam-1", broker="h").archive) as tar:
-        members = {Path(member.name).name: member for member in tar.getmembers()}
-    assert {(member.uname, member.gname, member.uid, member.gid) for member in members.values()} == {
-        ("root", "eyas", 0, 0)
-    }
-    assert {name: member.mode for name, member in members.items()} == {
-        "ca.crt": 0o644,
-        "client.crt": 0o644,
-        "client.key": 0o640,
-        "device.toml": 0o644,
-    }

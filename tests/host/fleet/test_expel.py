@@ -41,7 +41,7 @@ class RunningBroker:
         self.fleet, self.port = folder / "fleet", free_port()
         self.processes = Processes(folder)
         script = f"{before}; from eyas_host.cli.app import main; main()".removeprefix("; ")
-        arguments = ("broker", "--folder", str(self.fleet), "--port", str(self.port))
+        arguments = ("broker", "--kit", str(self.fleet), "--port", str(self.port))
         self.process = self.processes.start(sys.executable, "-c", script, *arguments, log="eyas.log")
         wait_until(lambda: listens(self.port) or self.process.poll() is not None, 60, "a listening broker")
         assert self.process.poll() is None, self.log

@@ -55,6 +55,6 @@ def check_access(folder: Path, account: pwd.struct_passwd) -> None:
         )
         if done.returncode != 0:
             raise CredentialError(
-                f"{path}: closed to the user {account.pw_name}, as which the broker runs; use a --folder that all may "
+                f"{path}: closed to the user {account.pw_name}, as which the broker runs; use a --kit that all may "
                 f"enter, e.g. below /var/lib, or chmod o+x {path}"
             )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
+import os
 import re
 import socket
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.support.names import TLS_PORT, BrokerAddress
+from eyas_device.support.names import TLS_PORT, BrokerAddress, check_address, format_address
 from eyas_device.telemetry.messages import MAX_BYTES
 from eyas_host.fleet.broker.account import broker_account, hand_over
 from eyas_host.fleet.broker.pki import (
@@ -31,6 +35,8 @@ HOST_IDENTITY = "eyas-host"
 AUTHORITY, BROKER, HOST, DEVICES = "ca", "broker", "host", "devices"
 """Folders of a kit."""
 _RENEW_DAYS = 30.0
+_SIOCGIFADDR = 0x8915
+"""Address of an interface; source: linux/sockios.h."""
 
 ACL = f"""\
 # Written by `eyas broker`. The user is the common name of its certificate.
@@ -71,7 +77,7 @@ class Kit(msgspec.Struct, frozen=True):
     """What has to be renewed, but cannot be without the authority's key."""
 
 
-def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, names: Sequence[str] = ()) -> Kit:
+def prepare(folder: Path, *, bind: str | None = None, port: int | None = None, names: Sequence[str] = ()) -> Kit:
     """Create what is missing in `folder`: authority, certificates, access control list, configuration.
 
     Existing files are reused. Certificates are renewed before they expire, the broker's also when its names change;
@@ -80,23 +86,31 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
 
     Args:
         folder: Folder of the kit.
-        bind: Address to listen on.
-        port: Port to listen on.
-        names: Further names or addresses that devices connect to.
+        bind: Address to listen on; as before by default, at first 127.0.0.1.
+        port: Port to listen on; as before by default, at first 8883.
+        names: Further names or addresses that devices connect to; as before by default, at first none.
 
     Raises:
         LinkError: `bind` is not an address.
         CredentialError: a file cannot be read or written, or has to be signed without the authority's key.
 
     """
+    folder = folder.resolve()
+    before_port, before_bind = _listener(folder) or (TLS_PORT, "127.0.0.1")
+    bind, port = bind or before_bind, port or before_port
     try:
         ipaddress.ip_address(bind)
     except ValueError:
         raise LinkError(f"--bind {bind!r}: an address is needed, e.g. 127.0.0.1 or 0.0.0.0") from None
-    folder = folder.resolve()
+    for name in names:
+        try:
+            check_address(name, port, name)
+            check_real(name)
+        except ValueError as error:
+            raise LinkError(f"--name {error}") from None
     authority = open_authority(folder)
     broker, host, account = folder / BROKER, folder / HOST, broker_account()
-    hosts = _hosts(bind, names)
+    hosts = _hosts(bind, names or _lines(broker / "names"))
     warnings = [
         *_renew_server_certificate(authority, broker, hosts, required=names),
         *_renew_host_certificate(authority, host),
@@ -105,6 +119,8 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
         revoke(authority, {})
     crl = hand_to_broker(authority, broker)
     config = broker / "mosquitto.conf"
+    if names:
+        write_file(broker / "names", "".join(f"{name}\n" for name in names).encode())
     write_file(broker / "acl", ACL.encode())
     write_file(config, _config(broker, bind, port, crl, account.pw_name if account else None).encode())
     try:
@@ -120,9 +136,41 @@ def prepare(folder: Path, *, bind: str = "127.0.0.1", port: int = TLS_PORT, name
 def device_address(folder: Path) -> BrokerAddress | None:
     """Address at which devices reach the broker that was prepared in `folder`; None if there is none."""
     port, _ = _listener(folder) or (0, "")
-    hosts = folder / BROKER / "hosts"
-    names = read_file(hosts).decode().split() if port and exists(hosts) else []
+    names = certified_hosts(folder) if port else []
     return BrokerAddress(names[0], port, tls=True) if names else None
+
+
+def broker_for_devices(folder: Path, option: str = "") -> tuple[BrokerAddress, tuple[str, ...]]:
+    """Address at which devices reach the broker of a kit, and the others that they could use.
+
+    Raises `LinkError` if there is no such broker yet; `option` is the one that names the kit in the message.
+    """
+    port, bind = _listener(folder) or (0, "")
+    address = device_address(folder)
+    if address is None:
+        raise LinkError(
+            f"{folder}: no broker was started there yet; `eyas broker{option} --bind 0.0.0.0` comes first, or name one "
+            "on another machine with --broker HOST:PORT"
+        )
+    if address.is_loopback:
+        raise LinkError(
+            f"the broker of {folder} listens on {bind} only, where no other machine reaches it: start `eyas broker"
+            f"{option} --bind 0.0.0.0`, or, for a camera on this machine, use --broker {format_address(bind, port)}"
+        )
+    others = (BrokerAddress(host, port, tls=True) for host in certified_hosts(folder) if host != address.host)
+    return address, tuple(str(other) for other in others if not other.is_loopback)
+
+
+def certified_hosts(folder: Path) -> list[str]:
+    """Names and addresses in the certificate of a kit's broker, the preferred one first; none without a broker."""
+    return _lines(folder / BROKER / "hosts")
+
+
+def check_real(host: str) -> None:
+    """Raise `ValueError` for a name that documentation uses in place of the broker's own (RFC 2606)."""
+    labels = host.lower().rstrip(".").split(".")
+    if labels[-1] in ("example", "invalid") or (labels[-2:-1] == ["example"] and labels[-1] in ("com", "net", "org")):
+        raise ValueError(f"{host!r}: an example; put the broker's own name or address there")
 
 
 def local_address(folder: Path) -> BrokerAddress | None:
@@ -155,7 +203,7 @@ def _renew_server_certificate(
     """
     hosts_file, cert = folder / "hosts", folder / "server.crt"
     usable = belong_together(cert, folder / "server.key", authority.certificate) and days_left(cert) > 0
-    stored = read_file(hosts_file).decode().split() if usable and exists(hosts_file) else []
+    stored = _lines(hosts_file) if usable else []
     missing = [host for host in hosts if host not in stored]
     if usable and days_left(cert) >= _RENEW_DAYS and (stored == list(hosts) or not (missing or authority.can_sign)):
         return []
@@ -185,9 +233,13 @@ def _expiring(cert: Path) -> str:
 
 
 def _hosts(bind: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Names and addresses of the broker, the preferred one first."""
-    own = [socket.gethostname(), *_addresses()] if ipaddress.ip_address(bind).is_unspecified else [bind]
+    """Names and addresses of the broker, the preferred one first: an address needs no name service on the devices."""
+    own = [*_addresses(), socket.gethostname()] if ipaddress.ip_address(bind).is_unspecified else [bind]
     return tuple(dict.fromkeys([*names, *own, "localhost", "127.0.0.1"]))
+
+
+def _lines(path: Path) -> list[str]:
+    return read_file(path).decode().split() if exists(path) else []
 
 
 def _listener(folder: Path) -> tuple[int, str] | None:
@@ -205,13 +257,17 @@ def _reachable(bind: str) -> str:
 
 
 def _addresses() -> list[str]:
-    """Address of the default route's interface; looking up a route sends nothing."""
+    """IPv4 addresses of this machine, that of the default route first; looking up a route sends nothing."""
+    found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
+        for _, interface in socket.if_nameindex():
+            with suppress(OSError):  # one without an IPv4 address
+                reply = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", os.fsencode(interface)[:15]))
+                found.append(socket.inet_ntoa(reply[20:24]))
+        with suppress(OSError):
             probe.connect(("192.0.2.1", 9))
-            return [str(probe.getsockname()[0])]
-        except OSError:
-            return []
+            found.insert(0, str(probe.getsockname()[0]))
+    return [address for address in dict.fromkeys(found) if not ipaddress.ip_address(address).is_loopback]
 
 
 def _config(folder: Path, bind: str, port: int, crl: Path | None, user: str | None) -> str:
