@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -139,6 +140,8 @@ class Manifest(msgspec.Struct, frozen=True):
     notices: tuple[str, ...] = ()
     min_agent_version: str = "0.1.0"
     created: str = ""
+    origin: str = ""
+    """sha256 of the manifest of the whole bundle, where this is a reduced one: some of its artefacts were left out."""
 
     def files(self) -> list[File]:
         """All recorded files: those of the artefacts, the golden images and the reference."""
@@ -202,6 +205,11 @@ class Bundle:
         for file in bundle.manifest.files():
             bundle._verify(file)
         return bundle
+
+    @property
+    def identity(self) -> str:
+        """Which model this is, as hex sha256: that of the whole bundle's manifest, also of a reduced bundle."""
+        return self.manifest.origin or sha256(self.root / MANIFEST)
 
     def runtimes(self) -> list[str]:
         """The runtimes of the manifest's `use` for which the bundle has an artefact that this agent knows."""
@@ -397,6 +405,8 @@ def _validate(manifest: Manifest, path: Path) -> None:
         raise BundleError(f"{path}: decision: {problem}")
     if not 0 <= manifest.golden_tolerance <= 1:
         raise BundleError(f"{path}: golden_tolerance {manifest.golden_tolerance}; 0 to 1 is allowed")
+    if manifest.origin and re.fullmatch("[0-9a-f]{64}", manifest.origin) is None:
+        raise BundleError(f"{path}: origin {manifest.origin!r}; the sha256 of a manifest is needed")
     names = [artefact.name for artefact in manifest.artefacts]
     if not names or len(set(names)) != len(names):
         raise BundleError(f"{path}: artefacts {names}; at least one is needed, each with its own name")

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from msgspec.structs import replace
 
 from eyas_device.agent.loop import FramePrediction, Listener
-from eyas_device.bundle import MANIFEST, sha256
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.config import Config, OutputSection
 from eyas_device.errors import ConfigError
@@ -84,7 +83,7 @@ class Outputs(Closing, Listener):
     def on_model(self, classifier: Classifier) -> None:
         """Name the model in answers, forget what the previous one saw, and look for labels that it does not have."""
         manifest = classifier.bundle.manifest
-        digest = sha256(classifier.bundle.root / MANIFEST)[:_DIGEST]
+        digest = classifier.bundle.identity[:_DIGEST]
         for output in self._outputs:
             output.use_model(f"{manifest.name} {manifest.version}", digest, manifest.labels)
         if any(output.label_problem for output in self._outputs):

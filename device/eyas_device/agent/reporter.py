@@ -26,7 +26,6 @@ from eyas_device.errors import ImageError, LinkError
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Preprocessing
 from eyas_device.reference import Floats, Reference
-from eyas_device.runtimes.selection import manifest_sha256
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import check_address, check_name, check_site
 from eyas_device.support.redact import redact
@@ -197,7 +196,7 @@ class Reporter(Closing, Listener):
     def on_model(self, classifier: Classifier) -> None:
         """Name the new model from now on; the predictions of the previous one become a window of their own."""
         manifest = classifier.bundle.manifest
-        digest = manifest_sha256(classifier.bundle)[:_DIGEST]
+        digest = classifier.bundle.identity[:_DIGEST]
         model = _Model(f"{manifest.name} {manifest.version}", digest, classifier.artefact.name)
         with self._lock:
             changed = model != self._model

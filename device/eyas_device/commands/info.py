@@ -7,6 +7,8 @@ import argparse
 from eyas_device.commands import values
 
 HELP = "show the contents of a bundle"
+_DIGEST = 12
+"""Hex digits of a digest that are shown."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +37,8 @@ def main(args: argparse.Namespace) -> int:
             show(" " * 17 + ", ".join(f"{name} {_format_value(value)}" for name, value in evidence.items()))
     for runtime, reason in manifest.reasons.items():
         show(f"  {runtime}: {reason}")
+    if manifest.origin:
+        show(f"  reduced: some artefacts of the whole bundle ({manifest.origin[:_DIGEST]}) were left out")
     for notice in manifest.notices:
         show(notice)
     return 0

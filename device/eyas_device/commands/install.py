@@ -68,8 +68,8 @@ def _same_version(installed: SlotState, before: list[SlotState]) -> str:
     """Which bundle of the same name and version but other contents was in a slot before; empty if none."""
     model = (installed.name, installed.version)
     for state in before:
-        if (state.name, state.version) == model and state.manifest_sha256 != installed.manifest_sha256:
-            old, new = state.manifest_sha256[:_DIGEST], installed.manifest_sha256[:_DIGEST]
+        if (state.name, state.version) == model and state.identity != installed.identity:
+            old, new = state.identity[:_DIGEST], installed.identity[:_DIGEST]
             return (
                 f"slot {state.slot} had another {state.name} {state.version}: digest {old}, now {new}; "
                 "give each bundle its own version"

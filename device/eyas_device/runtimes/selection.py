@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from eyas_device.bundle import MANIFEST, Bundle, sha256
+from eyas_device.bundle import Bundle
 from eyas_device.errors import EyasError, RuntimeUnavailable
 from eyas_device.runtimes import RUNTIMES, artefact_runtime, load
 from eyas_device.support.files import atomic_write
@@ -113,8 +113,8 @@ def read_selection(state: Path, bundle: Bundle) -> SavedSelection | None:
 
 
 def manifest_sha256(bundle: Bundle) -> str:
-    """Identity of a bundle: hex sha256 of its manifest, which records those of all its files."""
-    return sha256(bundle.root / MANIFEST)
+    """Identity of a bundle: hex sha256 of its manifest, of a reduced bundle that of the whole one."""
+    return bundle.identity
 
 
 def library_versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from eyas_device import __version__
-from eyas_device.bundle import MANIFEST, read_manifest, sha256
+from eyas_device.bundle import read_manifest
 from eyas_device.config import Config
 from eyas_device.errors import BundleError, CheckFailed, EyasError
 from eyas_device.predict import Classifier
@@ -170,7 +170,7 @@ def _record(classifier: Classifier, slot: str, selection: str) -> AgentRecord:
         slot=slot,
         bundle=str(root),
         model=f"{manifest.name} {manifest.version}",
-        manifest_sha256=sha256(root / MANIFEST),
+        manifest_sha256=classifier.bundle.identity,
         artefact=classifier.artefact.name,
         runtime=f"{classifier.runtime.name} {classifier.runtime.version}",
         selection=selection,

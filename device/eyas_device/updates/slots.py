@@ -66,6 +66,8 @@ class SlotState(msgspec.Struct, frozen=True):
     """Name of the bundle in it."""
     version: str = ""
     manifest_sha256: str = ""
+    identity: str = ""
+    """sha256 of the manifest of the whole bundle, which a reduced one was made from; else its own."""
     problem: str = ""
     """Why it is not good."""
     running: bool = False
@@ -302,6 +304,7 @@ class Slots:
         manifest: Manifest | None = None
         with suppress(BundleError):
             manifest = read_manifest(slot)
+        digest = "" if problem else sha256(slot / MANIFEST)
         return SlotState(
             slot=name,
             path=str(slot),
@@ -309,7 +312,8 @@ class Slots:
             good=not problem and not self.refusal(name),
             name=manifest.name if manifest else "",
             version=manifest.version if manifest else "",
-            manifest_sha256="" if problem else sha256(slot / MANIFEST),
+            manifest_sha256=digest,
+            identity=(manifest.origin if manifest and digest else "") or digest,
             problem=problem or (f"refused: {why}" if self.refusal(name) else ""),
             running=name == running,
             refused=why,

@@ -20,6 +20,14 @@ def flash(
     offline: Annotated[
         bool, typer.Option("--offline", help="The device has no network: download its wheels here and send them.")
     ] = False,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Send only what litert, openvino, onnx or tflite runs, and install that runtime; repeatable; all: the "
+            "whole bundle.  [default: the configuration's, else what is installed there]",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")] = False,
     python: PythonOption = None,
     root: RootOption = "/",
@@ -33,13 +41,20 @@ def flash(
     from eyas_host.fleet.deploy.flash import flash as run
 
     settings = FlashSettings(
-        config=config, wheel_dir=wheel_dir, offline=offline, dry_run=dry_run, python=python, root=root
+        config=config,
+        wheel_dir=wheel_dir,
+        offline=offline,
+        runtimes=tuple(runtime or ()),
+        dry_run=dry_run,
+        python=python,
+        root=root,
     )
     access = ssh_access(identity, port, ssh_option)
     with resumable("devices keep the bundle that they run; the same command finishes what was begun"):
         results = run(devices, bundle, settings, access=access)
     for result in results:
-        sent = f", {result.sent_bytes / 1e3:.0f} kB sent" if result.sent_bytes else ""
+        sent = f", {(result.sent_bytes - result.dependency_bytes) / 1e3:.0f} kB sent" if result.sent_bytes else ""
+        sent += f" beside {result.dependency_bytes / 1e6:.0f} MB of wheels" if result.dependency_bytes else ""
         print(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
     if not all(result.ok for result in results):
         raise typer.Exit(1)

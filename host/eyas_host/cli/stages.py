@@ -60,6 +60,37 @@ def _print_plan(context: RunContext, start: str | None, only: str | None) -> Non
     show_plan(context, due_stages(STAGES, context, start=start, only=only), always=True)
 
 
+def pack(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE|BUNDLE", help="The recipe, or the folder of a bundle with --target.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also write the bundle with only what pi3, pi4, pi5, jetson or x86 runs, as BUNDLE-NAME; all: with "
+            "everything.",
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    yes: YesOption = False,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Write the bundle."""
+    from eyas_host.bundle.reduce import check_target, pack_target
+
+    if target is not None:
+        check_target(target)
+    if recipe.is_dir() and target is not None:
+        bundle = recipe
+    else:
+        from eyas_host.pipeline.runner import BUNDLE
+
+        bundle = run_chain(recipe, runs, overrides, until="pack", yes=yes).root / BUNDLE
+    if target is not None:
+        print(pack_target(bundle, target))
+
+
 def _stage_verb(stage: str, summary: str) -> Callable[..., None]:
     def verb(
         recipe: RecipeArgument, overrides: Overrides = None, yes: YesOption = False, runs: RunsOption = RUNS
@@ -103,7 +134,7 @@ VERBS = (
     _stage_verb("qat", "Fine-tune with simulated int8 (quantization-aware training)."),
     _stage_verb("compile", "Build fp32 and int8 artefacts for LiteRT, OpenVINO and ONNX."),
     _stage_verb("verify", "Evaluate every artefact on validation and apply the gates."),
-    _stage_verb("pack", "Write the bundle."),
+    pack,
     _stage_verb("report", "Evaluate once on the held-out test set and write the report."),
 )
 """A verb for each stage but `distill`, which runs the whole chain."""

@@ -52,7 +52,7 @@ PROVEN = {
     "golden": "its file has the hash",
     "min_agent_version": "a newer one is refused",
 }
-FREE = {"name", "version", "reasons", "lineage", "evidence", "notices", "created"}
+FREE = {"name", "version", "reasons", "lineage", "evidence", "notices", "created", "origin"}
 """Fields that change no prediction: identity and documentation."""
 
 
@@ -81,6 +81,7 @@ def test_the_reference_of_another_model(bundle_root: Path) -> None:
 @pytest.mark.parametrize("field", sorted(FREE))
 def test_a_field_that_changes_no_prediction(field: str, bundle_root: Path) -> None:
     values: dict[str, object] = {"reasons": {}, "lineage": {"data": "1"}, "evidence": {}, "notices": ["Mine."]}
+    values["origin"] = "ab" * 32
     edit(bundle_root, **{field: values.get(field, "7.7.7")})
     check_contents(Bundle.open(bundle_root))
 

@@ -24,6 +24,8 @@ print("python=" + sys.executable)
 print("python_version=%d.%d.%d" % sys.version_info[:3])
 print("venv=" + ("yes" if u.find_spec("venv") and u.find_spec("ensurepip") else "no"))
 print("picamera2=" + ("yes" if u.find_spec("picamera2") else "no"))
+modules = dict(litert="ai_edge_litert", tflite="tflite_runtime", openvino="openvino", onnx="onnxruntime")
+print("runtimes=" + " ".join(name for name, module in modules.items() if u.find_spec(module)))
 try:
     import numpy
     print("numpy=" + numpy.__version__)
@@ -54,6 +56,9 @@ echo "venv_link=$(readlink "$1/venv")"
 [ -d "$1/venv" ] && [ ! -L "$1/venv" ] && echo "venv_link=."
 for d in "$1"/venv-*; do [ -f "$d/eyas.stamp" ] && echo "environment=${d##*/}"; done
 $as test -f "$3" && echo "config=yes"
+$as sed -n '/^[[:space:]]*\\[model\\]/,/^[[:space:]]*\\[[a-z]/{
+  s/^[[:space:]]*\\(runtime\\|artefact\\)[[:space:]]*=[[:space:]]*"\\([A-Za-z0-9_.-]*\\)".*/model_\\1=\\2/p
+}' "$3" 2>/dev/null
 [ -f "$1/.flashing" ] && echo "unfinished=yes"
 current=$($as readlink "$2/slots/current") && echo "slot=$current" &&
   echo "slot_sha256=$($as cat "$2/slots/$current.good" 2>/dev/null)"
@@ -122,6 +127,9 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     environments: tuple[str, ...] = ()
     """Complete environments."""
     config: str = ""
+    model_runtime: str = ""
+    """`[model] runtime` of the configuration there."""
+    model_artefact: str = ""
     unfinished: str = ""
     """`yes` if an earlier flash was interrupted."""
     slot: str = ""
@@ -131,6 +139,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     python_version: str = ""
     venv: str = ""
     picamera2: str = ""
+    runtimes: str = ""
+    """Runtimes that this Python can import, separated by blanks."""
     numpy: str = ""
     """Version of numpy in this Python."""
     skew_s: float = 0.0

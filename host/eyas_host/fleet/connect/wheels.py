@@ -55,21 +55,24 @@ def constraints(facts: DeviceFacts) -> Path:
     return path
 
 
-def fetch(folder: Path, wheel: Path, facts: DeviceFacts) -> None:
-    """Download into `folder` the dependencies of `wheel` for the device's Python, machine and glibc."""
+def fetch(folder: Path, wheel: Path, facts: DeviceFacts, extras: Sequence[str] = ()) -> None:
+    """Download into `folder` the dependencies of `wheel` and its extras for the device's Python, machine and glibc."""
     major, minor = facts.python_numbers[:2]
-    requirements: Sequence[str] = [str(wheel), "--constraint", str(constraints(facts))]
+    brackets = f"[{','.join(extras)}]" if extras else ""
+    requirements: Sequence[str] = [f"{wheel}{brackets}", "--constraint", str(constraints(facts))]
     if (uv := _uv()) is not None:
         # pip evaluates `python_version < "3.11"` for the Python that runs it, uv for the named one
         pinned = folder / "pinned.txt"
-        (folder / "requirements.txt").write_text(f"eyas-device @ {wheel.resolve().as_uri()}\n", encoding="utf-8")
+        (folder / "requirements.txt").write_text(
+            f"eyas-device{brackets} @ {wheel.resolve().as_uri()}\n", encoding="utf-8"
+        )
         command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
         command += ["--python-version", f"{major}.{minor}"]
         command += ["--python-platform", f"{facts.machine}-manylinux_2_28", "--constraint", str(constraints(facts))]
         command += ["--output-file", str(pinned), str(folder / "requirements.txt")]
         _run(command, _FETCH_S, "the device's dependencies cannot be resolved")
         lines = pinned.read_text(encoding="utf-8").splitlines()
-        lines = [line for line in lines if not line.startswith("eyas-device ")]
+        lines = [line for line in lines if not line.startswith(("eyas-device ", "eyas-device["))]
         pinned.write_text("\n".join(lines) + "\n", encoding="utf-8")
         requirements = ["--no-deps", "--requirement", str(pinned)]
     newest = int(re.sub(r"\D", "", facts.glibc.rpartition(".")[2]) or 28)
@@ -82,11 +85,19 @@ def fetch(folder: Path, wheel: Path, facts: DeviceFacts) -> None:
         (folder / temporary).unlink(missing_ok=True)
 
 
-def environment_name(wheel: Path, facts: DeviceFacts, wheel_dir: Path | None) -> str:
-    """Name an environment `venv-<digest>` after its wheel, constraints, Python and kind."""
+def environment_name(wheel: Path, facts: DeviceFacts, wheel_dir: Path | None, extras: Sequence[str] = ()) -> str:
+    """Name an environment `venv-<digest>` after its wheel with its extras, constraints, Python and kind."""
     digest = hashlib.sha256()
     others = sorted(path.name for path in wheel_dir.glob("*.whl")) if wheel_dir is not None else []
-    parts = (sha256(wheel), sha256(constraints(facts)), facts.python, facts.python_version, facts.picamera2, *others)
+    parts = (
+        sha256(wheel),
+        sha256(constraints(facts)),
+        facts.python,
+        facts.python_version,
+        facts.picamera2,
+        *others,
+        *sorted(extras),
+    )
     digest.update("\n".join(parts).encode())
     return f"venv-{digest.hexdigest()[:12]}"
 

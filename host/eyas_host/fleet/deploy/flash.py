@@ -24,6 +24,7 @@ from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_devic
 from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.connect.wheels import build_wheel
 from eyas_host.fleet.deploy.installer import Installer, InstallPlan
+from eyas_host.fleet.deploy.sending import Sending
 from eyas_host.support.progress import say as print_line
 
 _PARALLEL = 8
@@ -46,6 +47,9 @@ class FlashSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to install the service; None: where systemd runs and `root` is `/`."""
     unit: Path | None = None
     """Unit file of the service; the agent's own by default."""
+    runtimes: tuple[str, ...] = ()
+    """Runtimes whose artefacts are sent, `all` for all; by default that of the device's configuration, else what its
+    environment has."""
     dry_run: bool = False
     """Inspect the devices and change nothing."""
     settle_s: float = 5.0
@@ -61,6 +65,9 @@ class FlashResult(msgspec.Struct, frozen=True):
     """What was done, or why not, in one line."""
     seconds: float = 0.0
     sent_bytes: int = 0
+    """All that went over the wire."""
+    dependency_bytes: int = 0
+    """Size of the wheels among it that eyas-device depends on."""
 
     @property
     def ok(self) -> bool:
@@ -98,12 +105,13 @@ def flash(
     with tempfile.TemporaryDirectory(prefix="eyas-flash-") as folder:
         settings = settings or FlashSettings()
         plan = _plan(bundle, settings, Path(folder))
+        sending = Sending(bundle, Path(folder), settings.runtimes)
 
         def flash_one(target: Target) -> FlashResult:
             started = time.monotonic()
             try:
                 with Remote(target, access or SshAccess()) as remote:
-                    result = (_dry_run if settings.dry_run else _flash)(remote, plan, say)
+                    result = (_dry_run if settings.dry_run else _flash)(remote, plan, sending, say)
             except EyasError as error:
                 reason = error.reason if isinstance(error, FleetError) else str(error)
                 result = FlashResult(str(target), "failed", " ".join(reason.split()))
@@ -133,6 +141,7 @@ def _plan(bundle: Path, settings: FlashSettings, folder: Path) -> InstallPlan:
         bundle=bundle,
         model=f"{manifest.name} {manifest.version}",
         manifest_sha256=sha256(bundle / MANIFEST),
+        whole_sha256=sha256(bundle / MANIFEST),
         bundle_bytes=sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
         layout=layout,
         config=config,
@@ -146,9 +155,15 @@ def _plan(bundle: Path, settings: FlashSettings, folder: Path) -> InstallPlan:
     )
 
 
-def _preflight(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> DeviceFacts:
-    """Inspect the device. Raises `FleetError` with everything that has to be fixed there first."""
+def _preflight(
+    remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[[str], None]
+) -> tuple[DeviceFacts, InstallPlan, str]:
+    """Inspect the device; returns what it is, the plan for it, and what it gets of the bundle.
+
+    Raises `FleetError` with everything that has to be fixed there first.
+    """
     facts = inspect_device(remote, plan.layout, plan.python)
+    plan, parts = sending.for_device(plan, facts)
     builds = bool(facts.python) and plan.environment(facts) not in (*facts.environments, "")
     serves = plan.serves(facts)
     blockers = problems(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=builds, service=serves)
@@ -158,18 +173,20 @@ def _preflight(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) ->
         raise FleetError("; ".join(blockers), remote.target)
     for warning in warnings(facts):
         say(f"{remote.target}: warning: {warning}")
-    return facts
+    return facts, plan, parts
 
 
-def _flash(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> FlashResult:
+def _flash(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[[str], None]) -> FlashResult:
     target = str(remote.target)
-    facts = _preflight(remote, plan, say)
+    facts, plan, parts = _preflight(remote, plan, sending, say)
     say(f"{target}: {facts.os}, {facts.machine}, Python {facts.python_version}, {facts.profile}")
+    say(f"{target}: of the bundle it gets {parts}")
     installer = Installer(remote, facts, plan, say)
     finished = False
 
     def result(status: Literal["flashed", "unchanged", "rolled back", "failed"], detail: str) -> FlashResult:
-        return FlashResult(target, status, detail, sent_bytes=installer.sent_bytes)
+        sizes = {"sent_bytes": installer.sent_bytes, "dependency_bytes": installer.dependency_bytes}
+        return FlashResult(target, status, detail, **sizes)
 
     try:
         with tempfile.TemporaryDirectory(prefix="eyas-files-") as folder:
@@ -218,9 +235,9 @@ def _switch(installer: Installer, changed: list[str]) -> str:
         return error.reason
 
 
-def _dry_run(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> FlashResult:
+def _dry_run(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[[str], None]) -> FlashResult:
     """List what `_flash` would do, as far as can be seen without changing anything."""
-    facts = _preflight(remote, plan, say)
+    facts, plan, parts = _preflight(remote, plan, sending, say)
     environment = plan.environment(facts)
     steps = []
     if environment and environment not in facts.environments:
@@ -230,8 +247,9 @@ def _dry_run(remote: Remote, plan: InstallPlan, say: Callable[[str], None]) -> F
         steps.append("switch to that environment")
     if plan.config is not None:
         steps.append(f"write {plan.layout.config} if it differs")
-    if facts.slot_sha256 != plan.manifest_sha256:
-        steps.append(f"send {plan.model} (at most {plan.bundle_bytes / 1e6:.1f} MB), verify it and switch to it")
+    if facts.slot_sha256 not in plan.accepted:
+        size = f"at most {plan.bundle_bytes / 1e6:.1f} MB"
+        steps.append(f"send {plan.model}, {parts}, {size}, verify it and switch to it")
     if plan.serves(facts):
         steps.append(f"write {plan.layout.unit} if it differs and start the service")
     for step in steps:

@@ -31,11 +31,12 @@ _TIMED_OUT = 124
 
 _MAKE_ENVIRONMENT = """
 umask 022; cd /
-env=$1; python=$2; files=$3; site=$4; shift 4
+env=$1; python=$2; files=$3; site=$4; extras=$5; shift 5
 rm -rf "$env"
 "$python" -m venv $site "$env"
 "$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-  --constraint "$files/constraints.txt" --find-links "$files/wheels" "$@" "$files"/wheels/eyas_device-*.whl
+  --constraint "$files/constraints.txt" --find-links "$files/wheels" "$@" \
+  "$(echo "$files"/wheels/eyas_device-*.whl)$extras"
 "$env/bin/eyas-device" --version >/dev/null
 : > "$env/eyas.stamp"
 """
@@ -52,6 +53,10 @@ class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`name version` of the bundle."""
     manifest_sha256: str
     bundle_bytes: int
+    whole_sha256: str = ""
+    """sha256 of the manifest of the whole bundle, where `bundle` is reduced to what the device runs."""
+    extras: tuple[str, ...] = ()
+    """Extras of eyas-device to install."""
     layout: Layout = Layout()
     config: Path | None = None
     wheel: Path | None = None
@@ -66,13 +71,18 @@ class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
     settle_s: float = 5.0
     """How long a started service has to stay up, seconds."""
 
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """sha256 of the manifests that the device may have: the whole bundle holds all that the reduced one does."""
+        return (self.manifest_sha256, self.whole_sha256 or self.manifest_sha256)
+
     def serves(self, facts: DeviceFacts) -> bool:
         """Whether the service is installed on this device."""
         return facts.has_systemd and self.layout.root == "/" if self.service is None else self.service
 
     def environment(self, facts: DeviceFacts) -> str:
         """Name of the environment that this device needs; empty with `python`."""
-        return "" if self.wheel is None else environment_name(self.wheel, facts, self.wheel_dir)
+        return "" if self.wheel is None else environment_name(self.wheel, facts, self.wheel_dir, self.extras)
 
     def unit_user(self) -> str:
         """User that the service runs as. Raises `FleetError` if the unit names none."""
@@ -95,7 +105,7 @@ class Installer:
     def __init__(self, remote: Remote, facts: DeviceFacts, plan: InstallPlan, say: Callable[[str], None]) -> None:
         self.remote, self.facts, self.plan, self._say = remote, facts, plan, say
         self.serves = plan.serves(facts)
-        self.sent_bytes = 0
+        self.sent_bytes, self.dependency_bytes = 0, 0
         self._become = sudo_prefix(facts, plan.layout, service=self.serves)
         self._user = plan.unit_user() if self.serves else ""
         self._incoming = f"{plan.layout.opt}/incoming"
@@ -129,7 +139,9 @@ class Installer:
             shutil.copy(plan.wheel, wheels)
             if plan.offline and plan.wheel_dir is None:
                 with self.step("wheels downloaded here"):
-                    fetch(wheels, plan.wheel, self.facts)
+                    fetch(wheels, plan.wheel, self.facts, plan.extras)
+            others = (path for path in wheels.iterdir() if path.name != plan.wheel.name)
+            self.dependency_bytes = sum(path.stat().st_size for path in others)
         quoted = shlex.join([f"{self._incoming}/files", f"{self._incoming}/bundle", plan.layout.state])
         script = f"umask 022; mkdir -p {quoted}; : > {shlex.quote(self._unfinished)}"
         if self.serves:
@@ -153,7 +165,8 @@ class Installer:
             return
         path = f"{self.plan.layout.opt}/{self._environment}"
         site = "--system-site-packages" if self.facts.picamera2 == "yes" else ""
-        arguments = [path, self.facts.python, f"{self._incoming}/files", site]
+        extras = f"[{','.join(self.plan.extras)}]" if self.plan.extras else ""
+        arguments = [path, self.facts.python, f"{self._incoming}/files", site, extras]
         arguments += ["--no-index"] if self.plan.offline else []
         self._say(f"{self.remote.target}: building the environment; this takes minutes on a small board")
         with self.step(f"environment {self._environment} built"):
@@ -173,7 +186,7 @@ class Installer:
             self._agent("slots", "--state", self.plan.layout.state, "--roll-back")  # keep the slot known to work
             current = self._current()
         self.slot, same = current, self._is_planned(current)
-        self._rolls_back_slot = same and before not in ("", self.plan.manifest_sha256)
+        self._rolls_back_slot = same and before not in ("", *self.plan.accepted)
         if same and not verify:
             return False
         source = current.path if current is not None else None
@@ -199,7 +212,7 @@ class Installer:
         return not same
 
     def _is_planned(self, slot: SlotState | None) -> bool:
-        return slot is not None and slot.manifest_sha256 == self.plan.manifest_sha256
+        return slot is not None and slot.manifest_sha256 in self.plan.accepted
 
     @property
     def changes_environment(self) -> bool:

@@ -1,0 +1,158 @@
+"""A flash sends what the device runs, over a real SSH server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eyas_device.bundle import MANIFEST, Bundle, read_manifest, sha256
+from eyas_device.errors import BundleError
+from eyas_device.updates.slots import Slots
+from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device
+from eyas_host.fleet.connect.ssh import FleetError, Remote, Target
+from eyas_host.fleet.deploy.installer import InstallPlan
+from eyas_host.fleet.deploy.sending import Sending
+from tests.host.fleet.test_flash import Board, board, server  # noqa: F401 - fixtures
+from tests.support.bundles import edit, entry
+
+MOST = 5_000_000
+"""Bytes of a flash beside the wheels that eyas-device depends on."""
+_LARGE = 8_000_000
+
+
+@pytest.fixture
+def large_bundle(bundle_root: Path) -> Path:
+    """A bundle whose artefacts for other runtimes are as large as a real network's."""
+    artefacts = msgspec.to_builtins(read_manifest(bundle_root).artefacts)
+    for artefact in artefacts:
+        if artefact["runtime"] == "onnx":
+            path = bundle_root / artefact["files"][0]["path"]
+            path.write_bytes(path.read_bytes() + os.urandom(_LARGE))
+            artefact["files"] = [msgspec.to_builtins(entry(path))]
+    return edit(bundle_root, artefacts=artefacts)
+
+
+def artefacts(state: Path) -> list[str]:
+    current = Slots(state).current()
+    assert current is not None
+    return [artefact.name for artefact in Bundle.open(current).manifest.artefacts]
+
+
+def test_only_what_the_runtime_needs_is_sent(board: Board, large_bundle: Path) -> None:  # noqa: F811
+    [planned] = board.flash(large_bundle, runtimes=("litert",), dry_run=True)
+    assert "litert-int8 (--runtime), at most 0.0 MB" in planned.detail
+    [first] = board.flash(large_bundle, runtimes=("litert",))
+    assert first.status == "flashed" and first.sent_bytes < 100_000, first
+    assert artefacts(board.state) == ["litert-int8"]
+    [state] = [state for state in Slots(board.state).states() if state.current]
+    assert state.identity == sha256(large_bundle / MANIFEST) != state.manifest_sha256
+    [again] = board.flash(large_bundle, runtimes=("litert",))
+    assert (again.status, again.sent_bytes) == ("unchanged", 0)
+    [whole] = board.flash(large_bundle, runtimes=("all",))
+    assert whole.status == "flashed" and whole.sent_bytes > _LARGE
+    assert artefacts(board.state) == ["litert-fp32", "litert-int8", "openvino-fp32", "onnx-fp32"]
+    assert not any("had another" in line for line in board.lines), "the whole bundle is not another model"
+    [held] = board.flash(large_bundle, runtimes=("litert",))
+    assert held.status == "unchanged", "the whole bundle holds what was asked for"
+
+
+def test_the_configuration_on_the_device_decides(
+    board: Board,  # noqa: F811
+    bundle_root: Path,
+    tmp_path: Path,
+) -> None:
+    (board.root / "etc/eyas").mkdir(parents=True)
+    (board.root / "etc/eyas/device.toml").write_text('[camera]\nsource = "fake:"\n[model] # ours\n  runtime = "onnx"\n')
+    [result] = board.flash(bundle_root)
+    assert result.ok and artefacts(board.state) == ["onnx-fp32"], result
+    assert any("of the bundle it gets onnx-fp32 ([model] runtime)" in line for line in board.lines)
+    sent = tmp_path / "device.toml"
+    sent.write_text('[camera]\nsource = "fake:"\n[model]\nartefact = "litert-fp32"\n')
+    [result] = board.flash(bundle_root, config=sent)
+    assert result.ok and artefacts(board.state) == ["litert-fp32"], result
+    [result] = board.flash(bundle_root, config=sent, runtimes=("openvino",))
+    assert result.ok and artefacts(board.state) == ["litert-fp32", "openvino-fp32"], result
+    sent.write_text('[camera]\nsource = "fake:"\n[model]\nruntime = "litert"\n')
+    [result] = board.flash(bundle_root, config=sent, runtimes=("openvino",))
+    assert result.status == "failed"
+    assert result.detail == f"--runtime openvino: [model] runtime is litert in {sent}"
+
+
+def test_a_mistake_touches_no_device(bundle_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a runtime; allowed are litert"):
+        Sending(bundle_root, tmp_path, ("hailo",))
+    kept = msgspec.to_builtins(read_manifest(bundle_root).artefacts[:2])
+    edit(bundle_root, artefacts=kept, use={"litert": "litert-int8"})
+    with pytest.raises(BundleError, match="no artefact '' for runtime 'onnx'"):
+        Sending(bundle_root, tmp_path, ("onnx",))
+
+
+def plan(root: Path, **fields: object) -> InstallPlan:
+    values: dict[str, object] = {"model": "m 1", "manifest_sha256": sha256(root / MANIFEST), "bundle_bytes": 1}
+    return InstallPlan(bundle=root, **(values | fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "names", "extras"),
+    [
+        ({}, (), ["litert-int8"], ()),
+        ({"model_runtime": "openvino"}, (), ["openvino-fp32"], ("openvino",)),
+        ({"model_runtime": "tflite"}, (), ["litert-int8"], ("tflite",)),
+        ({"model_runtime": "nonsense"}, (), ["litert-int8"], ()),
+        ({"model_artefact": "onnx-fp32"}, (), ["onnx-fp32"], ("onnx",)),
+        ({}, ("onnx", "litert"), ["litert-int8", "onnx-fp32"], ("onnx",)),
+    ],
+)
+def test_what_the_environment_of_eyas_gets(
+    pristine_bundle: Path,
+    tmp_path: Path,
+    facts: dict[str, str],
+    asked: tuple[str, ...],
+    names: list[str],
+    extras: tuple,
+) -> None:
+    got, _ = Sending(pristine_bundle, tmp_path, asked).for_device(plan(pristine_bundle), DeviceFacts(**facts))
+    assert [artefact.name for artefact in Bundle.open(got.bundle).manifest.artefacts] == names
+    assert got.extras == extras and got.bundle_bytes < 60_000
+
+
+def test_an_interpreter_of_ones_own_gets_what_it_can_import(pristine_bundle: Path, tmp_path: Path) -> None:
+    sending = Sending(pristine_bundle, tmp_path)
+    ready = plan(pristine_bundle, python="/usr/bin/python3")
+    got, why = sending.for_device(ready, DeviceFacts(runtimes="tflite onnx"))
+    assert why == "litert-int8, onnx-fp32 (installed for /usr/bin/python3)" and got.extras == ()
+    got, why = sending.for_device(ready, DeviceFacts())
+    assert got == ready and why == "all 4 artefacts (no runtime of its artefacts was found)"
+
+
+@pytest.mark.parametrize(
+    ("text", "runtime", "artefact"),
+    [
+        ('[model]\nruntime = "onnx"\n', "onnx", ""),
+        ('[camera]\nsource = "fake:"\n[model]\n artefact="litert-fp32" # here\n[loop]\nfps = 5\n', "", "litert-fp32"),
+        ('[camera]\nruntime = "onnx"\n[model]\nthreads = 2\n[loop]\n', "", ""),
+        ('[model]\n# runtime = "onnx"\nruntime = "$(reboot)"\n', "", ""),
+        ('[telemetry]\npassword = "S3cret"\n', "", ""),
+    ],
+)
+def test_the_inspection_reads_the_model_section_alone(
+    board: Board,  # noqa: F811
+    text: str,
+    runtime: str,
+    artefact: str,
+) -> None:
+    (board.root / "etc/eyas").mkdir(parents=True)
+    (board.root / "etc/eyas/device.toml").write_text(text)
+    with Remote(Target.parse(board.name), board.access) as remote:
+        facts = inspect_device(remote, Layout(str(board.root)))
+    assert (facts.model_runtime, facts.model_artefact) == (runtime, artefact)
+    assert "S3cret" not in repr(facts)
+
+
+def test_a_conflict_is_named_before_anything_is_sent(pristine_bundle: Path, tmp_path: Path) -> None:
+    sending = Sending(pristine_bundle, tmp_path, ("litert",))
+    with pytest.raises(FleetError, match=r"\[model\] runtime is onnx in /etc/eyas/device.toml"):
+        sending.for_device(plan(pristine_bundle), DeviceFacts(model_runtime="onnx"))
