@@ -22,10 +22,10 @@ from eyas_device.config import PrivacySection
 from eyas_device.errors import BundleError, RuntimeUnavailable
 from eyas_device.predict import Classifier
 from eyas_device.runtimes import choose
-from eyas_device.telemetry.messages import KINDS, UNKNOWN, WHY, Ack, Result, Status, Window, decode, known
+from eyas_device.telemetry.messages import KINDS, UNKNOWN, WHY, Ack, Command, Result, Status, Window, decode, known
 from eyas_device.telemetry.outbox import Outbox
 from eyas_device.telemetry.privacy import Policy
-from eyas_device.telemetry.remote import Arguments, CommandExecutor
+from eyas_device.telemetry.remote import CommandExecutor
 from eyas_device.telemetry.spool.spool import Spool
 from eyas_device.updates.golden import check_bundle
 from eyas_host.fleet.store.database import Batch, QuarantinedMessage, Store
@@ -209,11 +209,11 @@ def test_a_store_of_the_first_version_opens_and_keeps_its_rows(tmp_path: Path) -
 
 
 @pytest.fixture
-def executor() -> Iterator[tuple[CommandExecutor, Spool, list[Arguments]]]:
-    executed: list[Arguments] = []
+def executor() -> Iterator[tuple[CommandExecutor, Spool, list[Command]]]:
+    executed: list[Command] = []
 
-    def handler(arguments: Arguments) -> dict[str, Any]:
-        executed.append(arguments)
+    def handler(command: Command) -> dict[str, Any]:
+        executed.append(command)
         return {}
 
     with Spool(None, device="cam-7") as spool:
@@ -234,7 +234,7 @@ def executor() -> Iterator[tuple[CommandExecutor, Spool, list[Arguments]]]:
     ],
 )
 def test_a_command_of_any_version_is_answered(
-    executor: tuple[CommandExecutor, Spool, list[Arguments]], version: str, name: str, ok: bool, detail: str
+    executor: tuple[CommandExecutor, Spool, list[Command]], version: str, name: str, ok: bool, detail: str
 ) -> None:
     commands, spool, executed = executor
     command = json.loads(stored(version, name)) | {"expires": NOW + 60}
@@ -244,7 +244,7 @@ def test_a_command_of_any_version_is_answered(
     result = decode(held.payload, Result)
     assert (result.id, result.name, result.ok) == (str(uuid.UUID(command["id"])), command["name"], ok)
     assert detail in result.detail
-    assert [dict(arguments)["seconds"] for arguments in executed] == ([1.0] if ok else [])
+    assert [command.arguments["seconds"] for command in executed] == ([1.0] if ok else [])
 
 
 @pytest.mark.parametrize(

@@ -103,12 +103,14 @@ OTHERS: dict[str, tuple[object, ...]] = {
     "forget": ("cam-1", "--broker", "localhost:{port}"),
     "collect": ("--broker", "localhost:{port}", "--store", "sqlite:///fleet.db"),
     "watch": ("--broker", "localhost:{port}", "--json", "--seconds", 1),
+    "send": ("cam-1", "pause", "--broker", "localhost:{port}"),
     "expire": ("--store", "sqlite:///fleet.db"),
 }
 WORDS = ON_A_RUN | OTHERS
 ENDED_AFTER = {"broker": 2.0, "collect": 3.0}
 """Seconds after which a verb that runs for ever gets a SIGTERM."""
 CODES = {"doctor": {0, 1}, "labels": {0, 1}, "evaluate": {0, 1}, "broker": {0, 143, -15}, "collect": {0, 143}}
+CODES |= {"send": {2}}  # no device is there
 
 
 class Outcome(NamedTuple):

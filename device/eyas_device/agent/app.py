@@ -112,6 +112,7 @@ class Agent(Closing):
         listeners: Callable[[Agent], Iterable[Listener]] = lambda agent: (),
         loop: bool = False,
         service: Callable[[], Config] | None = None,
+        config_path: Path | None = None,
         log: LogHandler | None = None,
     ) -> None:
         """Open everything; `run` starts the loop.
@@ -123,10 +124,11 @@ class Agent(Closing):
             loop: Start a finite source again when it ends.
             service: Reads the configuration again. With it, the lack of a good model does not end the agent: that is
                 reported and tried again.
+            config_path: File that `config` was read from, for the doctor; None if it is the command line's alone.
             log: Where log messages go; it writes its counts of repeated ones from time to time.
 
         """
-        self._config = config
+        self._config, self._config_path = config, config_path
         self._reread: Reread = service or (lambda: config)
         self.monitor = monitor = HealthMonitor()
         """The health of the agent's parts."""
@@ -208,7 +210,9 @@ class Agent(Closing):
             monitor.ood.on_descriptor.append(reporter.add_descriptor)
             monitor.overrides = overrides = Overrides(loop, on_change=reporter.report_status)
             loop.listeners.append(overrides)
-            reporter.register(handlers(self._config, loop, reporter, overrides))
+            reporter.register(
+                handlers(lambda: self._models.config, loop, reporter, overrides, config_path=self._config_path)
+            )
         if self._outputs is not None:
             loop.listeners.append(self._outputs)
             self._outputs.watch(monitor.on_thread_error)

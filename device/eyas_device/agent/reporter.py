@@ -167,11 +167,12 @@ class Reporter(Closing, Listener):
             self._aggregator.add(predicted.prediction, predicted.latency_ms, predicted.age_ms)
         if self._events.full():
             return  # a requested event waits for a later prediction
-        why = self._policy.choose(predicted.prediction)
+        command = self._policy.take_request()
+        why: Why | None = "command" if command else self._policy.choose(predicted.prediction)
         if why is not None:
             image = predicted.frame.image
             copied = image if isinstance(image, bytes) else np.array(image)  # a camera may reuse its memory
-            self._events.put_nowait((self._event(predicted, why), replace(predicted.frame, image=copied)))
+            self._events.put_nowait((self._event(predicted, why, command), replace(predicted.frame, image=copied)))
             self._wake.set()
 
     def add_descriptor(self, descriptor: Floats) -> None:
@@ -222,12 +223,14 @@ class Reporter(Closing, Listener):
         """Problems of the connection and its certificates, for people."""
         return tuple(redact(fault) for fault in self._uplink.faults())
 
-    def request_event(self) -> str:
-        """Report a coming prediction as an event; return `included` if its image goes along, else why not.
+    def request_event(self, command: str) -> str:
+        """Report a coming prediction as the event of the command with this id.
+
+        Returns: `included` if its image goes along, else why not.
 
         Raises `PrivacyError` if the privacy rules allow no event.
         """
-        return self._policy.request_event()
+        return self._policy.request_event(command)
 
     def report_status(self) -> None:
         """Report the device's status soon."""
@@ -339,7 +342,7 @@ class Reporter(Closing, Listener):
             self.spool.append(window)
             dropped = 0
 
-    def _event(self, predicted: FramePrediction, why: Why) -> Event:
+    def _event(self, predicted: FramePrediction, why: Why, command: str) -> Event:
         """An event without its image."""
         prediction = predicted.prediction
         margin, entropy = uncertainty(prediction.probabilities)
@@ -355,6 +358,7 @@ class Reporter(Closing, Listener):
             entropy=round(entropy, 4),
             top={self._labels[i]: round(float(prediction.probabilities[i]), 4) for i in best},
             why=why,
+            command=command,
             source=redact(predicted.source)[:_MAX_SOURCE],
         )
 

@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> int:
     service = args.config is not None and is_live(config.camera.source)
     reread = (lambda: _config(args)) if service else None
     try:
-        agent = Agent(config, listeners=listeners, loop=args.loop, service=reread, log=log)
+        agent = Agent(config, listeners=listeners, loop=args.loop, service=reread, config_path=args.config, log=log)
     except CameraSpecError as error:
         if service and args.camera is None:
             raise ConfigError(f"{args.config}: [camera] source: {error}") from None

@@ -145,17 +145,19 @@ def to_json(value: object, stream: TextIO) -> str:
 
 
 def escape_json(text: str, stream: TextIO) -> str:
-    r"""Write what the encoding of `stream` lacks as `\uXXXX`, in a text of JSON."""
+    r"""Write what the encoding of `stream` lacks, and what would act on a terminal, as `\uXXXX` in a line of JSON."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escape_character(c) for c in text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
     except (UnicodeEncodeError, LookupError):
-        return re.sub(r"[^\x00-\x7f]", _escaped, text)
+        return re.sub(r"[^\x00-\x7f]", lambda match: _escape_character(match[0]), text)
     return text
 
 
-def _escaped(match: re.Match[str]) -> str:
-    units = match[0].encode("utf-16-be")
+def _escape_character(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[n]:02x}{units[n + 1]:02x}" for n in range(0, len(units), 2))
 
 

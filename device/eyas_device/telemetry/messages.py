@@ -209,6 +209,8 @@ class Event(Header, frozen=True, kw_only=True):
     """Up to five best labels -> probability."""
     why: Annotated[str, msgspec.Meta(examples=list(WHY))] = "sampled"
     """Reason for the event: confidence in the configured band, random sample, OOD camera, or a command."""
+    command: str = ""
+    """Id of the command that asked for it; empty for other reasons."""
     source: str = ""
     """Source of the frame, without passwords."""
     image: str = ""

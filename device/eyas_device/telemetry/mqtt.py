@@ -111,7 +111,7 @@ class Uplink(Closing):
         self.listening = False
         """Whether the broker granted the subscriptions to acknowledgements and commands."""
         self.will = will
-        """The last will of the next connection."""
+        """The last will of the next connection; its time is when that one begins."""
         self.twin = ""
         """Who else uses the device's name, for people; empty if nobody was noticed."""
         self._answer = RetainedAnswer(topic(settings.site, settings.device, "answer"))
@@ -283,7 +283,8 @@ class Uplink(Closing):
         if will is not None:
             will.WillDelayInterval = settings.will_delay_s
         status = topic(settings.site, settings.device, "status")
-        client.will_set(status, encode(self.will), qos=1, retain=True, properties=will)
+        last = msgspec.structs.replace(self.will, time=time.time())
+        client.will_set(status, encode(last), qos=1, retain=True, properties=will)
         settings.security.apply(client)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_subscribe = self._on_publish, self._on_subscribe

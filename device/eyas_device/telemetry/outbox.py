@@ -8,6 +8,7 @@ on; one that alone ended several connections is dropped and counted.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,7 +20,11 @@ from eyas_device.telemetry.spool.spool import IN_FLIGHT, Held, Spool
 Delivery = Literal["collector", "broker"]
 
 _MAX_IN_FLIGHT = {"cmd/result": IN_FLIGHT, "event": 4, "profile": 1, "window": IN_FLIGHT, "status": IN_FLIGHT}
-"""Kind -> messages that may wait for the collector, in sending order: the final status comes last."""
+"""Kind -> messages that may wait for the broker, and be sent again to a collector that does not acknowledge them, in
+sending order: the final status comes last."""
+_MAX_WAITING = {**_MAX_IN_FLIGHT, "cmd/result": 1000, "event": 50}
+"""Kind -> messages that may wait for the collector. Who sent a command reads its result, and a snapshot's event, from
+the broker: those are sent once, whether or not a collector runs."""
 _MAX_RANGES = 1000
 _PUBACK_S = 30.0
 _SLOWEST_BYTES_S = 10_000.0
@@ -144,8 +149,11 @@ class Outbox:
                 self._resend(suspects[0], now, publish)
             return ""
         self._suspects_turn = True
+        older: Counter[str] = Counter()
         for sequence, message in list(self._in_flight.items()):
+            older[message.kind] += not (message.suspect or message.ignored)
             due = message.mid is None and message.due <= now and not message.suspect
+            due = due and older[message.kind] <= _MAX_IN_FLIGHT[message.kind]
             if due and (self.free <= 0 or not self._resend(sequence, now, publish)):
                 break
         appended = self._spool.appended
@@ -204,9 +212,8 @@ class Outbox:
             after = self._sent.get(kind, -1)
             if not self._spool.has(kind, after=after):
                 continue
-            free = max_in_flight - sum(
-                m.kind == kind and not (m.suspect or m.ignored) for m in self._in_flight.values()
-            )
+            waiting = [m for m in self._in_flight.values() if m.kind == kind and not (m.suspect or m.ignored)]
+            free = min(max_in_flight - sum(m.mid is not None for m in waiting), _MAX_WAITING[kind] - len(waiting))
             reserved = kind != "status" and self._receive_maximum > 1  # one is kept for the status
             free = min(free, self.free - reserved, self._allowed(kind, now))
             if free <= 0:

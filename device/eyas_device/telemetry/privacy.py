@@ -53,7 +53,8 @@ class Policy:
         self._rules, self._clock, self._chance = rules, clock, chance
         self._next = 0.0
         self._forbidden = False
-        self._requests: deque[None] = deque()
+        self._requests: deque[str] = deque()
+        """Ids of the commands that wait for a prediction."""
         self.ood = False
         """Whether the camera is out of distribution, which is a reason for an event."""
 
@@ -61,8 +62,10 @@ class Policy:
         """Switch to another model, whose manifest may forbid images (`governance.images = "never"`)."""
         self._forbidden = not manifest.governance.images_allowed
 
-    def request_event(self) -> str:
-        """Make one more prediction an event; return `included` if its image goes along, else why not.
+    def request_event(self, command: str) -> str:
+        """Make one more prediction an event, for the command with this id.
+
+        Returns: `included` if its image goes along, else why not.
 
         Raises `PrivacyError` if no event may leave the device, or too many requests wait for predictions.
         """
@@ -70,7 +73,7 @@ class Policy:
             raise PrivacyError("privacy.events and privacy.images are off: no single prediction may leave this device")
         if len(self._requests) >= _MAX_REQUESTS:
             raise PrivacyError(f"{_MAX_REQUESTS} earlier requests wait for predictions")
-        self._requests.append(None)
+        self._requests.append(command)
         return self._without_image() or "included"
 
     def _without_image(self) -> str:
@@ -79,12 +82,13 @@ class Policy:
             return "none: privacy.images is off"
         return "none: the model's governance says never" if self._forbidden else ""
 
+    def take_request(self) -> str:
+        """Id of a command whose event the next prediction becomes; empty if none waits."""
+        return self._requests.popleft() if self._requests else ""
+
     def choose(self, prediction: Prediction) -> Why | None:
-        """Return why this prediction becomes an event, or None; at most one in `min_interval_s` unless requested."""
+        """Return why this prediction becomes an event of its own accord; at most one in `min_interval_s`."""
         rules = self._rules
-        if self._requests:
-            self._requests.popleft()
-            return "command"
         if not (rules.events or rules.images) or self._clock() < self._next:
             return None
         low, high = rules.band

@@ -28,16 +28,16 @@ from eyas_device.support.closing import Closing
 from eyas_device.support.logs import KEEP
 from eyas_device.support.redact import redact, redact_tree
 from eyas_device.support.supervised import SupervisedThread
+from eyas_device.telemetry.arguments import LONG_S, CommandRefused
 from eyas_device.telemetry.messages import SCHEMA, Command, Result, decode, encode
 from eyas_device.telemetry.spool.spool import Spool
 
 logger = logging.getLogger(__name__)
 
-Arguments = Mapping[str, str | float | bool]
-Handler = Callable[[Arguments], Mapping[str, Any]]
+Handler = Callable[[Command], Mapping[str, Any]]
 """Executes a command and returns the `data` of its result; an `EyasError` or a `ValueError` refuses the command."""
 
-LONG = frozenset({"bench", "doctor"})
+LONG = frozenset(LONG_S)
 """Commands that take minutes; a second one is refused while one waits or runs."""
 MAX_AHEAD_S = 86_400.0
 """Longest time to expiry; ids are remembered for that long."""
@@ -55,10 +55,6 @@ class _Head(msgspec.Struct, frozen=True):
     schema: Any = SCHEMA
     id: str = ""
     name: Any = ""
-
-
-class CommandRefused(EyasError):  # noqa: N818 - reads as the outcome it is
-    """A command is not executed; the message gives the reason."""
 
 
 class CommandExecutor(Closing):
@@ -137,7 +133,10 @@ class CommandExecutor(Closing):
         """Raises `CommandRefused` for a command that must not be executed."""
         if command.name not in self._allowed:
             allowed = ", ".join(sorted(self._allowed)) or "none"
-            raise CommandRefused(f"{command.name!r} is not allowed here; telemetry.commands allows: {allowed}")
+            raise CommandRefused(
+                f"{command.name!r} is not allowed here; telemetry.commands allows: {allowed}; to allow it, add "
+                f'"{command.name}" to commands under [telemetry] in the device\'s configuration and restart the agent'
+            )
         if command.name not in self._handlers:
             raise CommandRefused(f"{command.name!r} is not known to this agent")
         now = self._clock()
@@ -166,7 +165,7 @@ class CommandExecutor(Closing):
         # Remembered before it starts: a command that ends the process is not executed again and again.
         self._remember(command, Result(id=command.id, name=command.name, detail=_INTERRUPTED))
         try:
-            data = dict(self._handlers[command.name](command.arguments))
+            data = dict(self._handlers[command.name](command))
             size = len(msgspec.json.encode(data))
         except (EyasError, ValueError) as error:
             self._answer(command, ok=False, detail=str(error))

@@ -26,7 +26,9 @@ from eyas_host.cli.enroll import enroll
 from eyas_host.cli.evaluate import evaluate
 from eyas_host.cli.labels import labels
 from eyas_host.cli.new import new
+from eyas_host.cli.send import send
 from eyas_host.cli.sensitivity import sensitivity
+from eyas_host.support.errors import BrokerUnreachable
 from eyas_host.support.extras import extra_of
 from eyas_host.support.machine import limit_threads
 from eyas_host.support.quiet import quiet_libraries, quiet_warnings
@@ -43,7 +45,16 @@ VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "A finished bundle": (evaluate,),
     "This workstation": (doctor,),
     "Devices": (devices.flash, devices.bench),
-    "The fleet": (fleet.broker, enroll, fleet.expel, fleet.forget, fleet.collect, fleet.watch, fleet.expire),
+    "The fleet": (
+        fleet.broker,
+        enroll,
+        fleet.expel,
+        fleet.forget,
+        fleet.collect,
+        fleet.watch,
+        send,
+        fleet.expire,
+    ),
 }
 """Panel of `eyas --help` -> verbs in it, each named like its function."""
 RENAMED_OPTIONS = {"--cert": "--certificate", "--folder": "--kit"}
@@ -136,7 +147,7 @@ def _run() -> int:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except EyasError as error:
         _complain(redact(str(error)))
-        return EXIT_USER_ERROR
+        return error.exit_code if isinstance(error, BrokerUnreachable) else EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         _complain(describe(error))
         return exit_code(error)

@@ -10,10 +10,11 @@
 - `RunError`: a folder is not a run that this version can read, or a stage has no such name.
 - `TuneError`: a search cannot run (its study is of another recipe or cannot be opened).
 - `GateError`: an artefact is outside the recipe's bounds and is not packed.
+- `BrokerUnreachable`: a broker cannot be reached or does not let this client in; exit code 1.
 - `MissingExtra`: an optional package is not installed; the message is the install command.
 """
 
-from eyas_device.errors import EyasError
+from eyas_device.errors import EXIT_CHECK_FAILED, EyasError, LinkError
 
 
 class RecipeError(EyasError, ValueError):
@@ -58,3 +59,9 @@ class MissingExtra(EyasError, ImportError):  # noqa: N818 - reads as the state i
 
 class TuneError(EyasError, ValueError):
     """A search cannot run: its study is of another recipe or cannot be opened."""
+
+
+class BrokerUnreachable(LinkError):  # noqa: N818 - reads as the state it reports
+    """A broker cannot be reached or does not let this client in."""
+
+    exit_code = EXIT_CHECK_FAILED

@@ -18,8 +18,9 @@ from eyas_device.bundle import Bundle
 from eyas_device.camera import Frame
 from eyas_device.config import COMMANDS, Config
 from eyas_device.predict import Classifier
-from eyas_device.telemetry.messages import Profile
-from eyas_device.telemetry.remote import CommandRefused, Handler
+from eyas_device.telemetry.arguments import CommandRefused
+from eyas_device.telemetry.messages import Command, Profile
+from eyas_device.telemetry.remote import Handler
 from tests.device.agent.test_loop import LiveCamera
 from tests.support import tiny
 
@@ -35,7 +36,8 @@ class FakeReporter:
     def report_status(self) -> None:
         self.statuses += 1
 
-    def request_event(self) -> str:
+    def request_event(self, command: str) -> str:
+        assert command == "its id"
         self.events += 1
         return "included"
 
@@ -74,9 +76,9 @@ def overrides(loop: Loop, reporter: FakeReporter, clocks: Clocks) -> Overrides:
 
 @pytest.fixture
 def do(loop: Loop, reporter: FakeReporter, overrides: Overrides) -> Callable[..., Mapping[str, Any]]:
-    table: Mapping[str, Handler] = handlers(Config(), loop, cast(Reporter, reporter), overrides)
+    table: Mapping[str, Handler] = handlers(Config, loop, cast(Reporter, reporter), overrides)
     assert set(table) == set(COMMANDS), "every command of the contract has a handler"
-    return lambda name, **arguments: table[name](arguments)
+    return lambda name, **arguments: table[name](Command(id="its id", name=name, arguments=arguments))
 
 
 Do = Callable[..., Mapping[str, Any]]
@@ -199,11 +201,14 @@ def test_a_measurement_is_of_what_runs(reporter: FakeReporter, pristine_bundle: 
     with Classifier.open(pristine_bundle, "litert", "litert-fp32", threads=2) as classifier:
         assert classifier.artefact.name == "litert-fp32" != names[0] or len(names) > 1
         loop = Loop(classifier, LiveCamera(iter(())))
-        table = handlers(Config(), loop, cast(Reporter, reporter), Overrides(loop))
-        assert table["bench"]({}) == {"results": 1}
+        table = handlers(Config, loop, cast(Reporter, reporter), Overrides(loop))
+        data = table["bench"](Command(name="bench"))
     (profile,) = reporter.profiles
     (result,) = profile.results
     assert (result["runtime"], result["artefact"]) == ("litert", "litert-fp32")
+    (measured,) = data["measured"]
+    assert data["results"] == 1 and (measured["artefact"], measured["threads"]) == ("litert-fp32", 2)
+    assert 0 < measured["p50_ms"] <= measured["p99_ms"] and measured["frames_per_second"] > 1
     assert result["settings"]["threads"] == 2 and result["settings"]["bundle_version"] == "1.2.3"
     assert "numpy" in profile.versions
 
@@ -214,9 +219,9 @@ def test_a_measurement_that_takes_too_long_leaves_no_process(
     pids = tmp_path / "pids"
     script = f"sleep 60 & echo $! $$ > {pids}; wait"
     monkeypatch.setattr("eyas_device.agent.handlers.module_command", lambda *_: ["sh", "-c", script])
-    table = handlers(Config(), loop, cast(Reporter, reporter), overrides, bench_timeout_s=1.0)
+    table = handlers(Config, loop, cast(Reporter, reporter), overrides, bench_timeout_s=1.0)
     with pytest.raises(CommandRefused, match="no result within 1 s"):
-        table["bench"]({})
+        table["bench"](Command(name="bench"))
     grandchild, child = map(int, pids.read_text().split())
     assert not reporter.profiles
     for pid in (child, grandchild):

@@ -434,8 +434,8 @@ def test_a_topic_that_is_refused_is_kept_and_reported(make_broker: Callable[...,
 def test_commands_are_executed_once_and_answered_through_the_spool(broker: Broker, pristine_bundle: Path) -> None:
     executed: list[Any] = []
 
-    def snapshot(arguments: Any) -> dict[str, Any]:
-        executed.append(dict(arguments))
+    def snapshot(command: Command) -> dict[str, Any]:
+        executed.append(dict(command.arguments))
         return {"number": len(executed)}
 
     options = {"handlers": {"snapshot": snapshot, "pause": snapshot}, "commands": ("snapshot",)}
@@ -482,7 +482,7 @@ def test_a_requested_event_waits_for_its_turn(broker: Broker, pristine_bundle: P
         wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
         go, encode_image = threading.Event(), reporter._policy.image
         reporter._policy.image = lambda *args: go.wait(20) and encode_image(*args)  # type: ignore[method-assign]
-        assert [reporter.request_event() for _ in range(4)] == ["included"] * 4
+        assert [reporter.request_event(command) for command in "abcd"] == ["included"] * 4
         with open_camera("fake:?frames=12") as camera:
             loop = Loop(classifier, camera, [reporter])
             loop.run(frames=6)
@@ -492,6 +492,7 @@ def test_a_requested_event_waits_for_its_turn(broker: Broker, pristine_bundle: P
                 loop.run(frames=1)
         events = [box.next("event")[2] for _ in range(4)]
     assert [event.why for event in events] == ["command"] * 4 and all(event.image for event in events)
+    assert [event.command for event in events] == ["a", "b", "c", "d"], "whoever sent one knows its own"
 
 
 def test_a_swapped_model_begins_a_new_window(broker: Broker, pristine_bundle: Path) -> None:
@@ -618,7 +619,7 @@ def test_hostile_messages_change_nothing(tmp_path: Path) -> None:
     with Spool(tmp_path, device="cam-7") as spool:
         kept = [spool.append(message) for message in (Window(), Event(), Profile(), Result())]
         executed: list[Any] = []
-        handlers = {"pause": lambda arguments: executed.append(arguments) or {}}
+        handlers: dict[str, Handler] = {"pause": lambda command: executed.append(command) or {}}
         with (
             CommandExecutor(allowed=["pause"], spool=spool) as commands,
             uplinked(9, spool, on_command=commands.take) as uplink,

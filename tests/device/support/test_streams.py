@@ -186,3 +186,12 @@ def test_a_terminal_that_is_closed_ends_the_loop_but_not_under_nohup(ignored: bo
     finally:
         process.kill()
         process.wait(10)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_json_cannot_control_a_terminal(encoding: str) -> None:
+    """C1 controls, directions and separators are valid in JSON as they are; what comes from a network may hold them."""
+    text = {"a\x9b31m": "\x1b[2J\x85\u202e\u2028\x00\U000e0001é猫"}
+    line = to_json(text, io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert line.isprintable() and json.loads(line) == text
+    assert ("猫" in line) == (encoding == "utf-8")

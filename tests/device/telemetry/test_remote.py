@@ -16,7 +16,7 @@ import pytest
 from eyas_device.config import COMMANDS
 from eyas_device.errors import BundleError
 from eyas_device.telemetry.messages import Command, Result, decode, encode
-from eyas_device.telemetry.remote import MAX_AHEAD_S, Arguments, CommandExecutor, Handler
+from eyas_device.telemetry.remote import MAX_AHEAD_S, CommandExecutor, Handler
 from eyas_device.telemetry.spool.spool import Spool
 
 NOW = 1.8e9
@@ -64,7 +64,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Device]]:
 
 
 def test_a_command_is_executed_with_its_arguments(make: Callable[..., Device]) -> None:
-    device = make({"pause": lambda arguments: {"got": dict(arguments)}})
+    device = make({"pause": lambda command: {"got": dict(command.arguments)}})
     command_id = device.send(arguments={"text": "a", "number": 1.5, "truth": True})
     result = device.next_result()
     assert (result.id, result.name, result.ok, result.detail) == (command_id, "pause", True, "done")
@@ -83,7 +83,7 @@ def test_a_command_is_executed_with_its_arguments(make: Callable[..., Device]) -
     ],
 )
 def test_refused(make: Callable[..., Device], fields: dict[str, Any], message: str) -> None:
-    executed: list[Arguments] = []
+    executed: list[Command] = []
     device = make({"pause": lambda a: executed.append(a) or {}, "bench": lambda a: {}}, allowed=("pause", "resume"))
     command_id = device.send(**fields)
     result = device.next_result()
@@ -114,7 +114,7 @@ def test_refused(make: Callable[..., Device], fields: dict[str, Any], message: s
 def test_a_command_of_tomorrow_is_answered_and_not_executed(
     make: Callable[..., Device], fields: dict[str, Any], message: str
 ) -> None:
-    executed: list[Arguments] = []
+    executed: list[Command] = []
     device = make({"pause": lambda a: executed.append(a) or {}})
     command_id = str(uuid.uuid4())
     head = {"schema": 1, "id": command_id, "name": "pause", "expires": NOW + 60, "of_tomorrow": [{}]}
@@ -135,7 +135,7 @@ def test_a_wrong_clock_refuses(make: Callable[..., Device]) -> None:
 
 
 def test_an_id_is_executed_once_also_after_a_restart(make: Callable[..., Device]) -> None:
-    executed: list[Arguments] = []
+    executed: list[Command] = []
     handlers = {"pause": lambda a: executed.append(a) or {"number": len(executed)}}
     device = make(handlers)
     command_id = device.send()
@@ -167,7 +167,7 @@ def test_a_command_that_ends_the_process_is_not_executed_again(make: Callable[..
 
 
 def _fail(error: Exception) -> Handler:
-    def handler(arguments: Arguments) -> dict[str, Any]:
+    def handler(command: Command) -> dict[str, Any]:
         raise error
 
     return handler
@@ -217,7 +217,7 @@ def test_quick_commands_do_not_wait_for_a_long_one(make: Callable[..., Device], 
     begun, go = threading.Event(), threading.Event()
     executed: list[str] = []
 
-    def long(arguments: Arguments) -> dict[str, Any]:
+    def long(command: Command) -> dict[str, Any]:
         begun.set()
         go.wait(20)
         return {}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 from paho.mqtt.client import Client
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from eyas_device.errors import LinkError
 from eyas_device.support.names import BrokerAddress, parse_broker
@@ -74,6 +76,14 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
         silent = isinstance(error, str | ssl.SSLError | ConnectionResetError)
         known = diagnose(self.address[:2], self.security) if silent else ""
         return known or (error if isinstance(error, str) else describe_error(error))
+
+
+def end_session(client: Client, *, mqtt5: bool) -> None:
+    """Disconnect so that the broker keeps nothing of the session: no subscription and no queued message."""
+    properties = Properties(PacketTypes.DISCONNECT) if mqtt5 else None
+    if properties is not None:
+        properties.SessionExpiryInterval = 0
+    client.disconnect(properties=properties)
 
 
 def describe_error(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from eyas_device.support.closing import Closing
 from eyas_device.support.names import host_name
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, disconnect_reason
-from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.fleet.broker.client import BrokerAccess, end_session
 from eyas_host.fleet.collect.group import Group, check_names
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
 from eyas_host.fleet.store.database import Store
@@ -176,7 +176,7 @@ class Collector(Closing):
         """End the writer; uncommitted messages were not acknowledged and are sent again."""
         self._writer.close()
         if self._client.socket() is not None:
-            self._client.disconnect(properties=_session_ends() if self._left and self._connector.client_mqtt5 else None)
+            end_session(self._client, mqtt5=self._left and self._connector.client_mqtt5)
             self._client.loop_write()
         self._wake_read.close()
         self._wake_write.close()
@@ -476,16 +476,6 @@ def collect(
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
-
-
-def _session_ends() -> Any:
-    """Properties of a DISCONNECT after which the broker keeps nothing."""
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.properties import Properties
-
-    properties = Properties(PacketTypes.DISCONNECT)
-    properties.SessionExpiryInterval = 0
-    return properties
 
 
 def _options(mqtt5: bool) -> Any:

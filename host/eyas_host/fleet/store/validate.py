@@ -127,6 +127,7 @@ class _Event(Event, frozen=True, kw_only=True):
     entropy: _Fraction = 0.0
     top: _Top = msgspec.field(default_factory=dict)
     why: _Label = "sampled"
+    command: _Label = ""
     source: _Text = ""
 
 

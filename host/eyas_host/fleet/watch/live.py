@@ -18,7 +18,6 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from eyas_device.errors import LinkError
 from eyas_device.support.streams import escape_json
 from eyas_device.telemetry.messages import UNKNOWN, Event, Window
 from eyas_device.telemetry.mqtt_client import LinkStatus
@@ -26,6 +25,7 @@ from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.store.validate import InvalidMessage, cleared_status, validate
 from eyas_host.fleet.watch.fleet_state import Condition, DeviceState, FleetState
 from eyas_host.fleet.watch.subscriber import Subscriber
+from eyas_host.support.errors import BrokerUnreachable
 
 _REFRESH_S = 0.5
 _COLOURS: dict[Condition, str] = {
@@ -167,9 +167,9 @@ def printable(text: str, max_length: int = 40) -> str:
 
 
 def _check_connected(subscriber: Subscriber, access: BrokerAccess) -> None:
-    """Raise `LinkError` if the broker was never reached: an empty table would look like an empty fleet."""
+    """Raise `BrokerUnreachable` if the broker was never reached: an empty table would look like an empty fleet."""
     if not subscriber.was_connected:
-        raise LinkError(f"broker {access.broker}: {subscriber.status}")
+        raise BrokerUnreachable(f"broker {access.broker}: {subscriber.status}")
 
 
 def _update(fleet: FleetState, subscriber: Subscriber) -> None:

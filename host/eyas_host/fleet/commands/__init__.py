@@ -1,0 +1,1 @@
+"""Commands to devices: sent to those that are connected, each with its answer."""
