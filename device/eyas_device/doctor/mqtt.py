@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import ssl
 import threading
 import time
@@ -19,7 +20,7 @@ from eyas_device.config import Config
 from eyas_device.doctor.finding import Finding, green, red, yellow
 from eyas_device.support.names import BrokerAddress
 from eyas_device.telemetry.certificates import Certificate, date, parse_certificate
-from eyas_device.telemetry.diagnosis import diagnose
+from eyas_device.telemetry.diagnosis import NOT_A_BROKER, diagnose, invalid, other_identity, refused
 from eyas_device.telemetry.messages import Status, decode, topic
 from eyas_device.telemetry.mqtt_client import Connector, Session
 from eyas_device.telemetry.tls import Security
@@ -27,6 +28,9 @@ from eyas_device.telemetry.tls import Security
 _CONNACK_S = 10.0
 _RETAINED_S = 1.0
 """How long a broker may take to send the retained status."""
+_PUBACK_S = 5.0
+_PROBE = "doctor"
+"""Last level of a topic below the device's name to which nobody subscribes."""
 _DELIVERY = {
     "collector": "messages are kept here until a collector has stored them",
     "broker": "messages are kept here until the broker has them, which may then lose them (telemetry.delivery)",
@@ -39,6 +43,8 @@ class _Reply(msgspec.Struct):
     reason: ReasonCode | None = None
     """Reason code of its CONNACK; None without one."""
     certificate: Certificate | None = None
+    refusal: str = ""
+    """Why it refuses messages of the device; empty if it takes them, or was not asked."""
     status: Status | None = None
     """Retained status of a device of this name."""
 
@@ -46,9 +52,9 @@ class _Reply(msgspec.Struct):
 def examine(config: Config, address: BrokerAddress) -> Finding:
     """Connect with MQTT 5, else 3.1.1. Raises `LinkError` for credentials that cannot be used."""
     section, security = config.telemetry, Security.from_config(config.telemetry)
-    for certificate in security.certificates():
-        if problem := certificate.problem(time.time()):
-            return red(f"{address}: {problem}", "eyas enroll makes a new certificate; check the clock")
+    for found in map(invalid, security.certificates()):
+        if found is not None:
+            return red(f"{address}: {found.problem}", found.fix)
     user = section.user or ("this certificate" if section.certificate else "anybody")
     session = Session(client_id=f"eyas-doctor-{uuid.uuid4().hex[:8]}", keepalive_s=int(_CONNACK_S))
     connector = Connector((address.host, address.port), session)
@@ -57,16 +63,15 @@ def examine(config: Config, address: BrokerAddress) -> Finding:
     if old:
         reply = _connect(config, security, connector)
     if reply.reason is None:
-        known = diagnose((address.host, address.port), security)
-        return red(
-            f"{address}: {known or 'something listens but is not an MQTT broker'}",
-            "see docs/fleet.md, The broker kit" if known else "check the port: TLS, HTTP, a proxy?",
-        )
+        known = diagnose((address.host, address.port), security) or NOT_A_BROKER
+        return red(f"{address}: {known.problem}", known.fix)
     if reply.reason.is_failure:
-        return red(
-            f"{address}: the broker refused {'an unnamed client' if user == 'anybody' else user}: {reply.reason}",
-            "check user, password and the broker's access list",
-        )
+        known = refused(reply.reason, security)
+        return red(f"{address}: {known.problem}", known.fix)
+    if reply.refusal:
+        other = other_identity(config.device.name, security)
+        assert other is not None
+        return red(f"{address}: accepts {user}, but no messages ({reply.refusal}): {other.problem}", other.fix)
     for text, fix in _warnings(config, security, reply):
         return yellow(f"{address}: accepts {user}, but {text}", fix)
     if old:
@@ -128,6 +133,19 @@ def _connect(config: Config, security: Security, connector: Connector) -> _Reply
     if reply.reason is not None and not reply.reason.is_failure:
         client.subscribe(own_topic, 1)
         retained.wait(_RETAINED_S)
+        if connector.client_mqtt5 and other_identity(config.device.name, security) is not None:
+            reply.refusal = _refusal(client, topic(config.device.site, config.device.name, _PROBE))
     client.disconnect()
     client.loop_stop()
     return reply
+
+
+def _refusal(client: Client, probe: str) -> str:
+    """Why the broker refuses a message below the device's name; empty if it does not."""
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    client.on_publish = lambda client, userdata, mid, reason, properties: answers.put(reason)
+    client.publish(probe, b"", qos=1)
+    with suppress(queue.Empty):
+        reason = answers.get(timeout=_PUBACK_S)
+        return str(reason) if reason.is_failure else ""
+    return ""

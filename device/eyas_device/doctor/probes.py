@@ -144,17 +144,12 @@ def broker(context: Context) -> Finding:
     host, port = address.host, address.port
     try:
         socket.create_connection((host, port), timeout=_TCP_S).close()
-    except socket.gaierror as error:
-        return red(f"{address}: unknown host name ({error})", "check the name and the device's DNS")
-    except ConnectionRefusedError:
-        return red(f"{address}: nothing listens there", "start the broker; check its port and listener address")
-    except TimeoutError:
-        return red(
-            f"{address}: no answer within {_TCP_S:g} s",
-            "a firewall or a wrong address: ask the network's administrator",
-        )
     except OSError as error:
-        return red(f"{address}: {error.strerror or error}", "check the device's network: ip route")
+        from eyas_device.telemetry.diagnosis import unreachable
+
+        known = unreachable((host, port), error)
+        text, fix = (known.problem, known.fix) if known else (error.strerror or str(error), "check the network")
+        return red(f"{address}: {text}", fix)
     from eyas_device.doctor.mqtt import examine
 
     return examine(context.config, address)

@@ -1,4 +1,4 @@
-"""Lifetimes of certificates, read from their DER encoding: the device has no library for X.509 of its own."""
+"""Lifetimes and names of certificates, read from their DER encoding: the device has no library for X.509 of its own."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ WARN_DAYS = 30.0
 _DAY_S = 86400.0
 _MAX_BYTES = 4 << 20
 _PEM = re.compile(r"-----BEGIN (?:TRUSTED )?CERTIFICATE-----.*?-----END (?:TRUSTED )?CERTIFICATE-----", re.DOTALL)
-_UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
+_UTC_TIME, _GENERALIZED_TIME, _VERSION, _BMP_STRING = 0x17, 0x18, 0xA0, 0x1E
+_COMMON_NAME = bytes.fromhex("0603550403")
+"""The object identifier 2.5.4.3."""
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True):
-    """A certificate's lifetime, seconds since 1970."""
+    """A certificate's name and lifetime, seconds since 1970."""
 
     name: str
     """What it is and where, for people."""
     not_before: float
     not_after: float
+    common_name: str = ""
+    """Whose it is: for a broker of the kit, the user; empty if it says nothing."""
 
     def days_left(self, now: float) -> float:
         """Days until it expires."""
@@ -62,7 +66,7 @@ def read_certificates(path: Path, kind: str) -> list[Certificate]:
 
 
 def parse_certificate(der: bytes, name: str) -> Certificate:
-    """Read the lifetime of a certificate (RFC 5280, 4.1). Raises `ValueError` for anything else."""
+    """Read the lifetime and common name of a certificate (RFC 5280, 4.1). Raises `ValueError` for anything else."""
     _, start, _ = _header(der, 0)
     _, position, _ = _header(der, start)  # TBSCertificate
     tag, _, end = _header(der, position)
@@ -70,10 +74,12 @@ def parse_certificate(der: bytes, name: str) -> Certificate:
         position = end
     for _ in ("serial number", "signature", "issuer"):
         _, _, position = _header(der, position)
-    _, position, _ = _header(der, position)
+    _, position, end = _header(der, position)
     not_before, position = _time(der, position)
     not_after, _ = _time(der, position)
-    return Certificate(name=name, not_before=not_before, not_after=not_after)
+    _, start, end = _header(der, end)  # subject
+    common_name = _common_name(der[start:end])
+    return Certificate(name=name, not_before=not_before, not_after=not_after, common_name=common_name)
 
 
 def date(seconds: float) -> str:
@@ -93,6 +99,15 @@ def _header(der: bytes, position: int) -> tuple[int, int, int]:
     if start + length > len(der):
         raise ValueError("not a certificate: cut short")
     return tag, start, start + length
+
+
+def _common_name(subject: bytes) -> str:
+    """The first common name of a subject; empty if it has none."""
+    _, found, value = subject.partition(_COMMON_NAME)
+    if not found:
+        return ""
+    tag, start, end = _header(value, 0)
+    return value[start:end].decode("utf-16-be" if tag == _BMP_STRING else "utf-8", "replace")
 
 
 def _time(der: bytes, position: int) -> tuple[float, int]:

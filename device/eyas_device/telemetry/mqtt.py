@@ -26,7 +26,7 @@ from eyas_device.support.closing import Closing
 from eyas_device.support.supervised import SupervisedThread
 from eyas_device.telemetry.answers import RetainedAnswer
 from eyas_device.telemetry.certificates import Certificate, parse_certificate
-from eyas_device.telemetry.diagnosis import diagnose
+from eyas_device.telemetry.diagnosis import NOT_A_BROKER, Diagnosis, diagnose, other_identity, refused, unreachable
 from eyas_device.telemetry.messages import MAX_BYTES, Ack, Header, Status, decode, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, client_id, disconnect_reason
 from eyas_device.telemetry.outbox import Delivery, Outbox
@@ -131,6 +131,8 @@ class Uplink(Closing):
         """Whether the broker accepted the connection; None: no CONNACK yet."""
         self._connected_at = 0.0
         """Time of the accepting CONNACK."""
+        self._other_identity: Diagnosis | None = None
+        """That the credentials are another device's, if they are."""
         self._known = ""
         """Why the broker does not answer, since that was last looked for."""
         self._ended_by_broker = False
@@ -236,8 +238,10 @@ class Uplink(Closing):
             self._set_state(LinkState.DISCONNECTED, str(error))
             return
         except (OSError, ValueError) as error:  # TLS's errors are OSErrors
-            known = self._diagnosis() if isinstance(error, ssl.SSLError | ConnectionResetError) else ""
-            self._set_state(LinkState.DISCONNECTED, known or f"the broker cannot be reached ({error}); trying again")
+            closed = isinstance(error, ssl.SSLError | TimeoutError | ConnectionResetError)
+            known = unreachable(self._settings.address, error) if isinstance(error, OSError) else None
+            detail = str(known or (self._diagnosis() if closed else "") or f"the broker cannot be reached ({error})")
+            self._set_state(LinkState.DISCONNECTED, detail)
             return
         self._client = client
         started = time.monotonic()
@@ -286,6 +290,7 @@ class Uplink(Closing):
         last = msgspec.structs.replace(self.will, time=time.time())
         client.will_set(status, encode(last), qos=1, retain=True, properties=will)
         settings.security.apply(client)
+        self._other_identity = other_identity(settings.device, settings.security)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_publish, client.on_subscribe = self._on_publish, self._on_subscribe
         client.on_message = self._on_message
@@ -306,7 +311,7 @@ class Uplink(Closing):
             # Without TLS, a broker of before MQTT 5 is the likelier cause: that is tried first.
             if self._settings.security.uses_tls or self._connector.mqtt5:
                 self._known = self._diagnosis()
-            detail = self._known or "something listens but does not answer as an MQTT broker"
+            detail = self._known or NOT_A_BROKER.problem
             self._set_state(LinkState.DISCONNECTED, detail)
         elif self.twin:
             self._set_state(LinkState.DISCONNECTED, self.twin)
@@ -316,7 +321,9 @@ class Uplink(Closing):
     def _diagnosis(self) -> str:
         """Why the broker did not accept the connection, as far as another one can tell."""
         self.thread.progress()
-        return "" if self._closing.is_set() else diagnose(self._settings.address, self._settings.security)
+        if self._closing.is_set():
+            return ""
+        return str(diagnose(self._settings.address, self._settings.security) or "")
 
     def _set_state(self, state: LinkState, detail: str = "") -> None:
         same = self.status.state is state
@@ -332,7 +339,8 @@ class Uplink(Closing):
         elif self._subscription_error:
             self._set_state(LinkState.SUBSCRIPTION_REFUSED, self._subscription_error)
         elif refusals:
-            self._set_state(LinkState.MESSAGE_REFUSED, refusals)
+            other = f"; {self._other_identity}" if self._other_identity else ""
+            self._set_state(LinkState.MESSAGE_REFUSED, f"{refusals}{other}")
         elif self._outbox.unanswered:
             self._set_state(LinkState.NO_COLLECTOR, "messages wait")
         elif self.status.state is not LinkState.CONNECTED:
@@ -343,7 +351,7 @@ class Uplink(Closing):
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             self._accepted = False
-            self._set_state(LinkState.REFUSED, str(reason))
+            self._set_state(LinkState.REFUSED, str(refused(reason, self._settings.security)))
             self._connector.switch_if_unsupported(reason)
             return
         now = time.monotonic()

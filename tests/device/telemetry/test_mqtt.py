@@ -312,7 +312,7 @@ def test_mqtt_3_1_1_is_not_kept_after_a_lost_connack(broker: Broker) -> None:
             except OSError:
                 return
             hello = client.recv(4096)
-            if b"MQTT" not in hello:
+            if b"eyas" not in hello:  # somebody who finds out what listens
                 client.close()
                 continue
             levels.append(hello[hello.index(b"MQTT") + 4])

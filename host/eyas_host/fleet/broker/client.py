@@ -13,7 +13,7 @@ from paho.mqtt.properties import Properties
 
 from eyas_device.errors import LinkError
 from eyas_device.support.names import BrokerAddress, parse_broker
-from eyas_device.telemetry.diagnosis import diagnose
+from eyas_device.telemetry.diagnosis import diagnose, unreachable
 from eyas_device.telemetry.tls import Security, read_password
 
 PASSWORD = "EYAS_MQTT_PASSWORD"
@@ -73,9 +73,11 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
 
         Connects again to find out; takes a few seconds at most.
         """
-        silent = isinstance(error, str | ssl.SSLError | ConnectionResetError)
-        known = diagnose(self.address[:2], self.security) if silent else ""
-        return known or (error if isinstance(error, str) else describe_error(error))
+        if isinstance(error, OSError) and (known := unreachable(self.address[:2], error)):
+            return str(known)
+        silent = isinstance(error, str | ssl.SSLError | TimeoutError | ConnectionResetError)
+        found = diagnose(self.address[:2], self.security) if silent else None
+        return str(found or (error if isinstance(error, str) else _in_words(error)))
 
 
 def end_session(client: Client, *, mqtt5: bool) -> None:
@@ -86,14 +88,10 @@ def end_session(client: Client, *, mqtt5: bool) -> None:
     client.disconnect(properties=properties)
 
 
-def describe_error(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     """Describe why a connection failed, with the fix if one is known."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the broker's certificate is not trusted: {error.verify_message}; check --ca and the broker's name"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}; is the certificate trusted there and still valid?"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused; is the broker running?"
-    if isinstance(error, TimeoutError):
-        return "timed out"
     return str(getattr(error, "strerror", None) or error) or type(error).__name__

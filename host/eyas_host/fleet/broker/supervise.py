@@ -26,7 +26,7 @@ from paho.mqtt.client import CallbackAPIVersion, Client, MQTTProtocolVersion
 from eyas_device.errors import EyasError, LinkError
 from eyas_device.support.names import format_address
 from eyas_host.fleet.broker.account import broker_account, check_access, hand_over
-from eyas_host.fleet.broker.client import BrokerAccess, describe_error
+from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.kit import AUTHORITY, Kit
 from eyas_host.fleet.broker.pki import Authority, CredentialError
 from eyas_host.fleet.broker.revocation import LIST, load_list, revoked
@@ -202,7 +202,7 @@ class _Supervisor:
                 connection.remove_statuses(self._statuses)
             self._statuses.clear()
         except (EyasError, OSError) as error:
-            self._say(f"broker: an expelled device may still be connected ({describe_error(error)}); trying again")
+            self._say(f"broker: an expelled device may still be connected ({access.describe(error)}); trying again")
 
 
 class _Connection:
