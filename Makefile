@@ -12,7 +12,7 @@ READERS := tflite tensorflow
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch test-arm soak system-deps clean clean-runs \
+.PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board soak system-deps clean clean-runs \
 	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
 
 help: ## show this
@@ -97,6 +97,13 @@ test-arm: install ## the device's programs on emulated aarch64, compared with th
 	tests/arm/userland.sh
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/arm
 
+board: install ## a whole emulated board with a camera, to try Eyas on without hardware (BOARD_FLAGS=--fresh starts anew)
+	@$(BIN)/python -m tests.board $(BOARD_FLAGS)
+
+test-board: install ## tests on an emulated board: service, camera, network (minutes; the first time builds it)
+	@tests/board/image.sh >/dev/null
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/board
+
 test-tutorial: install ## every command of docs/tutorial.md, on drawn images (minutes)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/tutorial
 
@@ -137,9 +144,10 @@ bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe 
 	$(BIN)/python benchmarks/frame_loop.py --json benchmarks/results/frame-loop.json
 
 SYSTEM_DEPS := chromium-headless-shell mosquitto openssl openssh-client openssh-server postgresql-15 rsync strace systemd \
-	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot
+	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot \
+	cpio e2fsprogs kmod qemu-system-arm qemu-utils
 
-system-deps: ## what tests need from the system (apt): MQTT broker, browser, PostgreSQL, ssh and RTSP servers, aarch64 tools
+system-deps: ## what tests need from the system (apt): MQTT broker, browser, PostgreSQL, ssh and RTSP servers, aarch64 tools and boards
 	@if dpkg-query --show --showformat='$${db:Status-Status}\n' $(SYSTEM_DEPS) 2>&1 | grep -qvx installed; then \
 		$(SUDO) apt-get update -qq && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM_DEPS); \

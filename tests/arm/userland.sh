@@ -6,17 +6,13 @@
 #   .arm/opencv5                  OpenCV 5 for aarch64, whose pixels differ a little
 #   .arm/qemu-aarch64             the emulator of Debian trixie (Debian 12's own crashes LiteRT)
 #
-# The Debian mirror is that of this machine's apt; ARM_MIRROR=ADDRESS names another one. No root is needed.
+# The Debian mirror is that of this machine's apt; DEBIAN_MIRROR=ADDRESS names another one. No root is needed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. tests/support/debian.sh
 arm=.arm
 uv=${UV:-.venv/bin/uv}
 mkdir -p "$arm"
-
-die() {
-    echo "test-arm: $*" >&2
-    exit 1
-}
 
 for tool in mmdebstrap proot dpkg apt-get flock; do
     command -v "$tool" >/dev/null || die "$tool is not installed; run: make system-deps"
@@ -24,15 +20,6 @@ done
 test -x "$uv" || command -v "$uv" >/dev/null || die "$uv is not there; run: make install"
 exec 9>"$arm/.lock"
 flock --timeout 900 9 || die "another run has been building in $arm for 15 minutes; end it, or remove $arm/.lock"
-
-# The first plain Debian suite that apt is configured for: not -updates, not -security, not another vendor's.
-mirror() {
-    local suites='^(bookworm|trixie|forky|duke|stable|testing|unstable|sid)$' found
-    found=${ARM_MIRROR:-$(apt-get indextargets --no-release-info --format '$(RELEASE) $(COMPONENT) $(SITE)' \
-        'Created-By: Packages' | awk -v suites="$suites" '$1 ~ suites && $2 == "main" && !n++ { print $3 }')}
-    test -n "$found" || die "apt knows no Debian mirror here; name one with ARM_MIRROR=ADDRESS"
-    echo "$found"
-}
 
 # made PLACE WHAT: whether PLACE was made from WHAT.
 made() {
@@ -55,8 +42,7 @@ finish() {
 
 # extract FOLDER SUITE ARCHITECTURE PACKAGES: the files of packages and of all that they need; nothing is configured.
 extract() {
-    # apt's proxy and clock settings hold for the mirror; nothing else of this machine's configuration is wanted
-    apt-config dump | grep -E '^Acquire::(https?|Check|Retries|ForceIPv)' >"$arm/apt.conf" || true
+    apt_settings >"$arm/apt.conf"
     # chrootless only unpacks here, as any user, and makes no device files
     mmdebstrap --mode=chrootless --variant=extract --quiet --aptopt="$arm/apt.conf" \
         --architectures="$3" --include="$4" "$2" "$1" "$mirror"

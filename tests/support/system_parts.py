@@ -43,6 +43,11 @@ PARTS = (
     SystemPart("strace", "strace", "how often the spool syncs"),
     SystemPart("initdb", "postgresql-15", "the telemetry store on PostgreSQL"),
     SystemPart("systemd-analyze", "systemd", "the hardening of the service"),
+    SystemPart("qemu-system-aarch64", "qemu-system-arm", "a whole board"),
+    SystemPart("qemu-img", "qemu-utils", "a whole board"),
+    SystemPart("mmdebstrap", "mmdebstrap", "aarch64 programs and a whole board"),
+    SystemPart("cpio", "cpio", "a whole board"),
+    SystemPart("depmod", "kmod", "a whole board"),
     BROWSER,
     RTSP,
 )

@@ -1,0 +1,54 @@
+"""The board that the tests of this folder share: started once, and again by each test that switches it off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.device_fixtures import pristine_bundle, weights  # noqa: F401 - fixtures
+from tests.support.proofs import tell, teller, unless_named
+
+from .flashing import make_two_bundles
+from .machine import Board, Image
+
+HERE = Path(__file__).parent
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Only `make test-board`, which names this folder, runs these tests: they need minutes and a built image."""
+    return unless_named(HERE, config)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what was measured."""
+    tell(terminalreporter, config, "the virtual board")
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Add a line to the summary."""
+    return teller(request.config)
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The image of all boards; without the programs that build and run it a test is skipped, or fails with CI=true."""
+    return Image.build()
+
+
+@pytest.fixture(scope="session")
+def bare_board(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A board as it comes: a system and a camera, no Eyas. It is on; who switches it off switches it on again."""
+    board = Board(tmp_path_factory.mktemp("bare"), image).start()
+    try:
+        yield board.wait_ssh()
+    finally:
+        board.close()
+
+
+@pytest.fixture(scope="session")
+def two_bundles(pristine_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:  # noqa: F811
+    """Two bundles of the same network, which differ in their version and by four megabytes of ballast."""
+    return make_two_bundles(pristine_bundle, tmp_path_factory.mktemp("bundles"))
