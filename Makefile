@@ -83,8 +83,9 @@ report-images: install ## the images of a report in docs/images, from a run on d
 figures: install ## docs/figures.md from benchmarks/results/*.json
 	$(BIN)/python benchmarks/figures.py
 
-flash: install ## bring BUNDLE to a camera: make flash DEVICE=user@host BUNDLE=DIR [CONFIG=FILE]
-	$(BIN)/eyas flash $(DEVICE) --bundle $(BUNDLE) $(if $(CONFIG),--config $(CONFIG)) $(FLASH_FLAGS)
+flash: install ## bring BUNDLE to a camera: make flash DEVICE=user@host [NAME=cam-7 KIT=fleet] [BUNDLE=DIR] [CONFIG=FILE]
+	$(BIN)/eyas flash $(DEVICE) --bundle $(BUNDLE) $(if $(NAME),--name $(NAME)) $(if $(KIT),--kit $(KIT)) \
+		$(if $(CONFIG),--config $(CONFIG)) $(FLASH_FLAGS)
 
 board-bundle: install ## a small bundle of drawn shapes for a first try of the fleet: runs/shapes/bundle (about two minutes)
 	$(BIN)/python -m tests.support.shapes runs/drawn-shapes

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from eyas_host.cli.options import IdentityOption, PortOption, PythonOption, RootOption, SshOption, ssh_access
+from eyas_host.cli.options import (
+    KIT,
+    IdentityOption,
+    KitOption,
+    PortOption,
+    PythonOption,
+    RootOption,
+    SshOption,
+    ssh_access,
+)
 
 
 def flash(
@@ -16,6 +25,11 @@ def flash(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Replace the device's device.toml with this file.")
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Bring configuration and credentials of this enrolled device from the kit."),
+    ] = None,
+    kit: KitOption = None,
     wheel_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of wheels to install from.")] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="The device has no network: download its wheels here and send them.")
@@ -42,6 +56,8 @@ def flash(
 
     settings = FlashSettings(
         config=config,
+        name=name,
+        kit=KIT if kit is None else kit,
         wheel_dir=wheel_dir,
         offline=offline,
         runtimes=tuple(runtime or ()),
@@ -56,6 +72,8 @@ def flash(
         sent = f", {(result.sent_bytes - result.dependency_bytes) / 1e3:.0f} kB sent" if result.sent_bytes else ""
         sent += f" beside {result.dependency_bytes / 1e6:.0f} MB of wheels" if result.dependency_bytes else ""
         print(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
+        for warning in result.warnings:
+            print(f"{result.target}: warning: {warning}")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 

@@ -13,10 +13,10 @@ from eyas_device.errors import BundleError
 from eyas_device.updates.slots import Slots
 from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device
 from eyas_host.fleet.connect.ssh import FleetError, Remote, Target
-from eyas_host.fleet.deploy.installer import InstallPlan
+from eyas_host.fleet.deploy.plan import InstallPlan
 from eyas_host.fleet.deploy.sending import Sending
-from tests.host.fleet.test_flash import Board, board, server  # noqa: F401 - fixtures
 from tests.support.bundles import edit, entry
+from tests.support.ssh_board import Board
 
 MOST = 5_000_000
 """Bytes of a flash beside the wheels that eyas-device depends on."""
@@ -41,7 +41,7 @@ def artefacts(state: Path) -> list[str]:
     return [artefact.name for artefact in Bundle.open(current).manifest.artefacts]
 
 
-def test_only_what_the_runtime_needs_is_sent(board: Board, large_bundle: Path) -> None:  # noqa: F811
+def test_only_what_the_runtime_needs_is_sent(board: Board, large_bundle: Path) -> None:
     [planned] = board.flash(large_bundle, runtimes=("litert",), dry_run=True)
     assert "litert-int8 (--runtime), at most 0.0 MB" in planned.detail
     [first] = board.flash(large_bundle, runtimes=("litert",))
@@ -60,7 +60,7 @@ def test_only_what_the_runtime_needs_is_sent(board: Board, large_bundle: Path) -
 
 
 def test_the_configuration_on_the_device_decides(
-    board: Board,  # noqa: F811
+    board: Board,
     bundle_root: Path,
     tmp_path: Path,
 ) -> None:
@@ -139,7 +139,7 @@ def test_an_interpreter_of_ones_own_gets_what_it_can_import(pristine_bundle: Pat
     ],
 )
 def test_the_inspection_reads_the_model_section_alone(
-    board: Board,  # noqa: F811
+    board: Board,
     text: str,
     runtime: str,
     artefact: str,

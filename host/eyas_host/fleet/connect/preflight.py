@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 import msgspec
@@ -59,6 +60,9 @@ $as test -f "$3" && echo "config=yes"
 $as sed -n '/^[[:space:]]*\\[model\\]/,/^[[:space:]]*\\[[a-z]/{
   s/^[[:space:]]*\\(runtime\\|artefact\\)[[:space:]]*=[[:space:]]*"\\([A-Za-z0-9_.-]*\\)".*/model_\\1=\\2/p
 }' "$3" 2>/dev/null
+for f in "$3" "$6"/ca.crt "$6"/client.crt "$6"/client.key "$7"; do
+  $as test -f "$f" && echo "file=$($as sha256sum "$f" | cut -c1-64) $($as stat -c '%a %G' "$f") $f"
+done
 [ -f "$1/.flashing" ] && echo "unfinished=yes"
 current=$($as readlink "$2/slots/current") && echo "slot=$current" &&
   echo "slot_sha256=$($as cat "$2/slots/$current.good" 2>/dev/null)"
@@ -93,6 +97,11 @@ class Layout(msgspec.Struct, frozen=True):
     def config(self) -> str:
         """Path of the configuration file."""
         return self._below("etc/eyas/device.toml")
+
+    @property
+    def credentials(self) -> str:
+        """Folder of certificate and key."""
+        return self._below("etc/eyas/credentials")
 
     @property
     def unit(self) -> str:
@@ -130,6 +139,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     model_runtime: str = ""
     """`[model] runtime` of the configuration there."""
     model_artefact: str = ""
+    files: tuple[str, ...] = ()
+    """Configuration, credentials and unit: sha256, mode, group and path of each."""
     unfinished: str = ""
     """`yes` if an earlier flash was interrupted."""
     slot: str = ""
@@ -145,6 +156,13 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Version of numpy in this Python."""
     skew_s: float = 0.0
     """Device clock minus ours, seconds."""
+
+    @property
+    def file_facts(self) -> Iterator[tuple[str, str, str, str]]:
+        """sha256, mode, group and path of each file in `files`."""
+        for line in self.files:
+            digest, mode, group, path = line.split(" ", 3)
+            yield digest, mode, group, path
 
     @property
     def has_systemd(self) -> bool:
@@ -166,21 +184,34 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def inspect_device(remote: Remote, layout: Layout, python: str | None = None) -> DeviceFacts:
     """Inspect a device without changing it. `python`: the only interpreter to consider."""
-    arguments = (layout.opt, layout.state, layout.config, _PROBE, python or "")
+    arguments = (layout.opt, layout.state, layout.config, _PROBE, python or "", layout.credentials, layout.unit)
     result = remote.run("sh", "-c", _INSPECT, "sh", *arguments, timeout_s=90)
     if result.code:
         raise FleetError(f"cannot be inspected ({result.last_line}); a POSIX shell is needed there", remote.target)
     here = time.time()
     values: dict[str, str] = {}
-    environments = []
+    environments, files = [], []
     for line in result.out.splitlines():
         key, equals, value = line.partition("=")
         if equals and key == "environment":
             environments.append(value)
-        elif equals and key in DeviceFacts.__struct_fields__ and key not in ("environments", "skew_s"):
+        elif equals and key == "file":
+            files.append(value)
+        elif equals and key in DeviceFacts.__struct_fields__ and key not in ("environments", "files", "skew_s"):
             values[key] = value.strip()
     skew = float(values["time"]) - here if values.get("time", "").isdecimal() else 0.0
-    return DeviceFacts(**values, environments=tuple(environments), skew_s=skew)
+    return DeviceFacts(**values, environments=tuple(environments), files=tuple(files), skew_s=skew)
+
+
+def missing_files(remote: Remote, facts: DeviceFacts, layout: Layout, paths: Sequence[str], *, service: bool) -> str:
+    """Which of these files are not on the device, in a sentence; empty if all are there."""
+    if not paths:
+        return ""
+    script = 'for f in "$@"; do [ -e "$f" ] || printf "%s\\n" "$f"; done'
+    missing = remote.run("sh", "-c", script, "sh", *paths, become=sudo_prefix(facts, layout, service=service)).out
+    names = ", ".join(missing.splitlines())
+    fix = "bring them with --name, for an enrolled device, or by hand"
+    return f"{names}: named in the configuration, but missing there; {fix}" if names else ""
 
 
 def problems(facts: DeviceFacts, layout: Layout, *, bundle_bytes: int, environment: bool, service: bool) -> list[str]:

@@ -17,13 +17,15 @@ import msgspec
 
 from eyas_device.agent.systemd import UNIT
 from eyas_device.bundle import MANIFEST, Bundle, sha256
-from eyas_device.config import EXAMPLE, read_config
-from eyas_device.errors import ConfigError, EyasError
+from eyas_device.config import EXAMPLE
+from eyas_device.errors import EyasError
 from eyas_device.support.redact import redact
-from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device, problems, warnings
+from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device, missing_files, problems, warnings
 from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.connect.wheels import build_wheel
-from eyas_host.fleet.deploy.installer import Installer, InstallPlan
+from eyas_host.fleet.deploy.credentials import device_files
+from eyas_host.fleet.deploy.installer import Installer
+from eyas_host.fleet.deploy.plan import InstallPlan
 from eyas_host.fleet.deploy.sending import Sending
 from eyas_host.support.progress import say as print_line
 
@@ -34,7 +36,11 @@ class FlashSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What to install beside the bundle, and how."""
 
     config: Path | None = None
-    """Replaces the device's configuration; None keeps it."""
+    """Replaces the device's configuration; None keeps it, or brings that of `name`."""
+    name: str | None = None
+    """Name of an enrolled device, whose credentials and configuration are brought."""
+    kit: Path = Path("fleet")
+    """Folder of `eyas broker`, in which it was enrolled."""
     wheel_dir: Path | None = None
     """Folder of wheels to install from."""
     offline: bool = False
@@ -68,6 +74,8 @@ class FlashResult(msgspec.Struct, frozen=True):
     """All that went over the wire."""
     dependency_bytes: int = 0
     """Size of the wheels among it that eyas-device depends on."""
+    warnings: tuple[str, ...] = ()
+    """What does not work although the bundle is installed, such as a camera that does not deliver."""
 
     @property
     def ok(self) -> bool:
@@ -102,6 +110,8 @@ def flash(
     parsed = list(dict.fromkeys(Target.parse(text) for text in targets))
     if not parsed:
         raise FleetError("no device given; user@host or user@host:port is needed")
+    if settings is not None and settings.name is not None and len(parsed) > 1:
+        raise FleetError(f"--name {settings.name} is one device, but {len(parsed)} are given; flash each with its own")
     with tempfile.TemporaryDirectory(prefix="eyas-flash-") as folder:
         settings = settings or FlashSettings()
         plan = _plan(bundle, settings, Path(folder))
@@ -116,7 +126,8 @@ def flash(
                 reason = error.reason if isinstance(error, FleetError) else str(error)
                 result = FlashResult(str(target), "failed", " ".join(reason.split()))
             # An older agent's output on the device may quote its camera's address with the password.
-            return msgspec.structs.replace(result, detail=redact(result.detail), seconds=time.monotonic() - started)
+            shown = {"detail": redact(result.detail), "warnings": tuple(map(redact, result.warnings))}
+            return msgspec.structs.replace(result, **shown, seconds=time.monotonic() - started)
 
         with ThreadPoolExecutor(min(_PARALLEL, len(parsed))) as pool:
             return list(pool.map(flash_one, parsed))
@@ -130,9 +141,8 @@ def _plan(bundle: Path, settings: FlashSettings, folder: Path) -> InstallPlan:
     if settings.wheel_dir is not None and not settings.wheel_dir.is_dir():
         raise FleetError(f"{settings.wheel_dir}: no such folder; --wheel-dir needs a folder of wheels")
     manifest = Bundle.open(bundle).manifest
-    layout, config, unit = Layout(settings.root), settings.config, settings.unit
-    if config is not None and read_config(config).device.state != layout.state and settings.root == "/":
-        raise ConfigError(f"{config}: [device] state must be {layout.state}, where the service may write")
+    layout, unit = Layout(settings.root), settings.unit
+    files = device_files(settings.config, settings.name, settings.kit, layout, folder)
     if unit is None and settings.service is not False and (settings.service or settings.root == "/"):
         unit = UNIT
     if unit is not None and not unit.is_file():
@@ -144,7 +154,9 @@ def _plan(bundle: Path, settings: FlashSettings, folder: Path) -> InstallPlan:
         whole_sha256=sha256(bundle / MANIFEST),
         bundle_bytes=sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file()),
         layout=layout,
-        config=config,
+        config=files.config,
+        credentials=files.credentials,
+        needed=files.needed,
         wheel=None if settings.python is not None else build_wheel(folder, settings.wheel_dir),
         wheel_dir=settings.wheel_dir,
         offline=settings.offline,
@@ -168,7 +180,12 @@ def _preflight(
     serves = plan.serves(facts)
     blockers = problems(facts, plan.layout, bundle_bytes=plan.bundle_bytes, environment=builds, service=serves)
     if serves and plan.config is None and facts.config != "yes":
-        blockers.append(f"{plan.layout.config}: missing; install one with --config FILE ({EXAMPLE} explains the keys)")
+        blockers.append(
+            f"{plan.layout.config}: missing; bring that of an enrolled device with --name NAME, or install one with "
+            f"--config FILE ({EXAMPLE} explains the keys)"
+        )
+    if missing := missing_files(remote, facts, plan.layout, plan.needed, service=serves):
+        blockers.append(missing)
     if blockers:
         raise FleetError("; ".join(blockers), remote.target)
     for warning in warnings(facts):
@@ -185,8 +202,8 @@ def _flash(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[[s
     finished = False
 
     def result(status: Literal["flashed", "unchanged", "rolled back", "failed"], detail: str) -> FlashResult:
-        sizes = {"sent_bytes": installer.sent_bytes, "dependency_bytes": installer.dependency_bytes}
-        return FlashResult(target, status, detail, **sizes)
+        sent, wheels = installer.sent_bytes, installer.dependency_bytes
+        return FlashResult(target, status, detail, sent_bytes=sent, dependency_bytes=wheels)
 
     try:
         with tempfile.TemporaryDirectory(prefix="eyas-files-") as folder:
@@ -210,9 +227,14 @@ def _flash(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[[s
         if "environment" in changed:
             installer.restart_instances()
         slot = f"{plan.model} in slot {installer.slot.slot if installer.slot else '-'}"
+        with installer.step("camera and broker"):
+            report = installer.report()
+        for line in report.works:
+            say(f"{target}: {line}")
+        done = result("flashed", f"{slot}; new: {', '.join(changed)}")
         if not changed:
-            return result("unchanged", f"{slot}; nothing to do")
-        return result("flashed", f"{slot}; new: {', '.join(changed)}")
+            done = result("unchanged", f"{slot}; nothing to do")
+        return msgspec.structs.replace(done, warnings=report.warnings)
     finally:
         installer.clean_up(finished=finished)
 
@@ -225,6 +247,7 @@ def _switch(installer: Installer, changed: list[str]) -> str:
     try:
         for name, switch in (
             ("environment", installer.use_environment),
+            ("credentials", installer.put_credentials),
             ("configuration", installer.put_config),
             ("service", installer.put_unit),
         ):
@@ -247,6 +270,8 @@ def _dry_run(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[
         steps.append("switch to that environment")
     if plan.config is not None:
         steps.append(f"write {plan.layout.config} if it differs")
+    if plan.credentials is not None:
+        steps.append(f"write {plan.layout.credentials} if they differ")
     if facts.slot_sha256 not in plan.accepted:
         size = f"at most {plan.bundle_bytes / 1e6:.1f} MB"
         steps.append(f"send {plan.model}, {parts}, {size}, verify it and switch to it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 import time
@@ -13,21 +12,21 @@ from pathlib import Path
 
 import msgspec
 
+from eyas_device.bundle import sha256
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_device.updates.slots import SlotState
-from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, sudo_prefix
+from eyas_host.fleet.broker.enroll import CREDENTIALS
+from eyas_host.fleet.connect.preflight import DeviceFacts, sudo_prefix
 from eyas_host.fleet.connect.ssh import CommandResult, FleetError, Remote
-from eyas_host.fleet.connect.wheels import constraints, environment_name, fetch
+from eyas_host.fleet.connect.wheels import constraints, fetch
+from eyas_host.fleet.deploy.health import SERVICE, START_S, Health
 from eyas_host.fleet.deploy.journal import Journal
+from eyas_host.fleet.deploy.plan import InstallPlan
+from eyas_host.fleet.deploy.report import Report
 
-SERVICE = "eyas-device"
 _PIP_S = 1800
 _CHECK_S = 2400
 """Time limit of the golden check: a runtime may build an engine for this device first."""
-_START_S = 600
-"""Time limit of a restart: the service is ready when its model is loaded and checked."""
-_TIMED_OUT = 124
-"""Exit code of `timeout` when the limit is exceeded."""
 
 _MAKE_ENVIRONMENT = """
 umask 022; cd /
@@ -43,54 +42,6 @@ rm -rf "$env"
 _LINK = 'cd "$1"; ln -sfn "$2" .venv.new; mv -T .venv.new venv'
 _FORGET = 'rm -f "$1"; rm -rf "$2"'
 _CLEAN_UP = 'cd "$1"; for d in venv-*; do case "$d" in "$2"|"$3") ;; *) rm -rf "$d" ;; esac; done'
-
-
-class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to install on every device."""
-
-    bundle: Path
-    model: str
-    """`name version` of the bundle."""
-    manifest_sha256: str
-    bundle_bytes: int
-    whole_sha256: str = ""
-    """sha256 of the manifest of the whole bundle, where `bundle` is reduced to what the device runs."""
-    extras: tuple[str, ...] = ()
-    """Extras of eyas-device to install."""
-    layout: Layout = Layout()
-    config: Path | None = None
-    wheel: Path | None = None
-    """Wheel of eyas-device; None with `python`."""
-    wheel_dir: Path | None = None
-    offline: bool = False
-    python: str | None = None
-    """Interpreter on the device that has eyas; no environment is built then."""
-    unit: Path | None = None
-    service: bool | None = None
-    """Whether to install the service; None: where systemd runs and the root is `/`."""
-    settle_s: float = 5.0
-    """How long a started service has to stay up, seconds."""
-
-    @property
-    def accepted(self) -> tuple[str, ...]:
-        """sha256 of the manifests that the device may have: the whole bundle holds all that the reduced one does."""
-        return (self.manifest_sha256, self.whole_sha256 or self.manifest_sha256)
-
-    def serves(self, facts: DeviceFacts) -> bool:
-        """Whether the service is installed on this device."""
-        return facts.has_systemd and self.layout.root == "/" if self.service is None else self.service
-
-    def environment(self, facts: DeviceFacts) -> str:
-        """Name of the environment that this device needs; empty with `python`."""
-        return "" if self.wheel is None else environment_name(self.wheel, facts, self.wheel_dir, self.extras)
-
-    def unit_user(self) -> str:
-        """User that the service runs as. Raises `FleetError` if the unit names none."""
-        text = self.unit.read_text(encoding="utf-8") if self.unit is not None else ""
-        match = re.search(r"^User=([A-Za-z_][A-Za-z0-9_-]*)$", text, re.MULTILINE)
-        if match is None:
-            raise FleetError(f"{self.unit}: no User= line; the service must not run as root by accident")
-        return match[1]
 
 
 class _Installed(msgspec.Struct, frozen=True):
@@ -113,6 +64,7 @@ class Installer:
         self._environment = plan.environment(facts)
         self._before = Journal(self._script, f"{plan.layout.opt}/.before")
         self._rolls_back_slot = False
+        self._health = Health(plan, facts, agent=self._agent, script=self._script, slots=self._states)
         self.slot: SlotState | None = None
         """Current slot, None if unknown."""
 
@@ -126,9 +78,13 @@ class Installer:
     def prepare(self, folder: Path) -> None:
         """Create the remote folders, collect everything but the bundle in the local `folder`, and send it."""
         plan = self.plan
-        if plan.config is not None:
+        if plan.config is not None and self._new_config:
             shutil.copy(plan.config, folder / "device.toml")
-        if self.serves and plan.unit is not None:
+        if plan.credentials is not None and self._new_credentials:
+            (folder / "credentials").mkdir()
+            for file in CREDENTIALS.values():
+                shutil.copy(plan.credentials / file, folder / "credentials")
+        if plan.unit is not None and self._new_unit:
             shutil.copy(plan.unit, folder / "unit")
         if plan.wheel is not None and self._environment not in self.facts.environments:
             wheels = folder / "wheels"
@@ -142,8 +98,9 @@ class Installer:
                     fetch(wheels, plan.wheel, self.facts, plan.extras)
             others = (path for path in wheels.iterdir() if path.name != plan.wheel.name)
             self.dependency_bytes = sum(path.stat().st_size for path in others)
-        quoted = shlex.join([f"{self._incoming}/files", f"{self._incoming}/bundle", plan.layout.state])
-        script = f"umask 022; mkdir -p {quoted}; : > {shlex.quote(self._unfinished)}"
+        quoted = shlex.join([f"{self._incoming}/bundle", plan.layout.state])
+        script = f"umask 022; mkdir -p {quoted}; mkdir -p -m 700 {shlex.quote(f'{self._incoming}/files')}"
+        script += f"; : > {shlex.quote(self._unfinished)}"
         if self.serves:
             user, state = shlex.quote(self._user), shlex.quote(plan.layout.state)
             script += f"""
@@ -229,16 +186,32 @@ class Installer:
         return True
 
     def put_config(self) -> bool:
-        """Install the configuration, if the plan has one."""
-        if self.plan.config is None:
+        """Install the configuration, if the plan has another one."""
+        if not self._new_config:
             return False
         return self._put("device.toml", self.plan.layout.config, mode="640", group=self._user)
+
+    def put_credentials(self) -> bool:
+        """Install certificate, key and the authority's certificate, all at once, if the plan has other ones."""
+        if not self._new_credentials:
+            return False
+        path = self.plan.layout.credentials
+        result = self._before.put_folder(
+            f"{self._incoming}/files/credentials",
+            path,
+            private=[CREDENTIALS["key"]],
+            group=self._user,
+            python=self.facts.python,
+        )
+        self._check(result, f"{path} cannot be written")
+        self._say(f"{self.remote.target}: {path} written")
+        return True
 
     def put_unit(self) -> bool:
         """Install and enable the service's unit, where the service is installed."""
         if not self.serves:
             return False
-        changed = self._put("unit", self.plan.layout.unit, mode="644")
+        changed = self._new_unit and self._put("unit", self.plan.layout.unit, mode="644")
         if changed:
             self._check(self._script("systemctl daemon-reload"), "systemctl daemon-reload failed")
         enabled = self._script(f"systemctl is-enabled --quiet {SERVICE} || systemctl enable --quiet {SERVICE}")
@@ -248,48 +221,15 @@ class Installer:
     def restart_instances(self) -> None:
         """Restart the device's further cameras: they share the environment, and none may run a mixture of versions."""
         if self.serves:
-            self._script(f"systemctl try-restart '{SERVICE}@*.service' || true", timeout_s=_START_S + 60)
+            self._script(f"systemctl try-restart '{SERVICE}@*.service' || true", timeout_s=START_S + 60)
 
     def health_problem(self, *, restart: bool) -> str:
-        """Describe what is wrong with the device; empty if it is healthy.
+        """Describe what is wrong with the device, as `Health.problem`; empty if it is healthy."""
+        return self._health.problem(self.slot, restart=restart)
 
-        With a service: after a restart it must be ready, stay up, and run the model of the current slot; whether its
-        camera delivers now is no matter. Without one: the bundle in the current slot must classify three synthetic
-        frames.
-        """
-        if not self.serves:
-            if self.slot is None:
-                return "no verified slot"
-            arguments = ("run", "--bundle", self.slot.path, "--camera", "fake:?frames=3", "--frames", "3")
-            result = self._agent(*arguments, timeout_s=120)
-            return f"three test frames were not classified: {result.last_line}" if result.code else ""
-        active = f"systemctl is-active --quiet {SERVICE}"
-        if restart or self._script(active).code:
-            command = f"timeout {_START_S} systemctl restart {SERVICE}"
-            started = self._script(command, timeout_s=_START_S + 60)
-            if started.code == _TIMED_OUT:
-                return f"not ready within {_START_S} s; run eyas-device doctor there"
-            if started.code:
-                return f"the service does not start: {started.last_line}"
-        count = f"systemctl show --property=NRestarts --value {SERVICE}"
-        before = self._script(count).out
-        time.sleep(self.plan.settle_s)
-        if self._script(active).code or self._script(count).out != before:
-            return f"the service does not stay up; see journalctl -u {SERVICE}"
-        return self._wrong_model()
-
-    def _wrong_model(self) -> str:
-        """Which other model than that of the current slot the service runs, and why; empty if it runs the right one."""
-        if self.slot is None:
-            return ""
-        slots = self._states()
-        wanted = next((slot for slot in slots if slot.slot == self.slot.slot), self.slot)
-        running = next((slot for slot in slots if slot.running), None)
-        if running is not None and running.slot == wanted.slot:
-            return ""
-        actual = f"{running.name} {running.version}" if running is not None else "no model from a slot"
-        reason = wanted.refused or f"see eyas-device slots, and model.bundle in {self.plan.layout.config}"
-        return f"the service runs {actual} in place of {wanted.name} {wanted.version}: {reason}"
+    def report(self) -> Report:
+        """Whether camera and broker work, as `Health.report`."""
+        return self._health.report(self.slot)
 
     @property
     def _earlier_environment(self) -> str:
@@ -302,7 +242,8 @@ class Installer:
         layout = self.plan.layout
         had_environment = self._earlier_environment not in ("", self._environment or self.facts.venv_link)
         had_config = self.facts.config == "yes" and not self._before.was_absent(layout.config)
-        replaced = any(self._before.holds(p) or self._before.was_absent(p) for p in (layout.config, layout.unit))
+        files = (layout.config, layout.credentials, layout.unit)
+        replaced = any(self._before.holds(path) or self._before.was_absent(path) for path in files)
         return self._rolls_back_slot or had_environment or (had_config and replaced)
 
     def roll_back(self) -> str:
@@ -316,7 +257,8 @@ class Installer:
             if (result := undo()).code:
                 failed.append(f"{what} ({result.last_line})")
         if failed:
-            kept = [path for path in (layout.config, layout.unit) if self._before.holds(path)]
+            files = (layout.config, layout.credentials, layout.unit)
+            kept = [path for path in files if self._before.holds(path)]
             where = f"; the earlier {' and '.join(kept)} are in {self._before.folder} on the device" if kept else ""
             with suppress(FleetError):
                 self.health_problem(restart=True)  # what could be restored should run
@@ -331,6 +273,7 @@ class Installer:
         layout = self.plan.layout
         for what, path in (("the configuration", layout.config), ("the service's unit", layout.unit)):
             yield what, partial(self._before.restore, path)
+        yield "the credentials", partial(self._before.restore_folder, layout.credentials, python=self.facts.python)
         if self._environment and self._earlier_environment:
             yield "the environment", partial(self._script, _LINK, layout.opt, self._earlier_environment)
         if self._rolls_back_slot:
@@ -351,12 +294,38 @@ class Installer:
 
     def _settings(self) -> list[str]:
         """The option that names the configuration with which a bundle is checked: the new one, else the present one."""
-        if self.plan.config is not None:
+        if self._new_config:
             sent, readable = f"{self._incoming}/files/device.toml", f"{self._incoming}/device.toml"
             script = 'rm -f "$2"; install -m 640 "$1" "$2"; [ -z "$3" ] || chgrp "$3" "$2"'
             self._check(self._script(script, sent, readable, self._user), f"{readable} cannot be written")
             return ["--config", readable]
         return ["--config", self.plan.layout.config] if self.facts.config == "yes" else []
+
+    @property
+    def _new_config(self) -> bool:
+        """Whether the plan has another configuration than the device."""
+        return self.plan.config is not None and not self._has(
+            self.plan.config, self.plan.layout.config, "640", self._user
+        )
+
+    @property
+    def _new_unit(self) -> bool:
+        return (
+            self.serves and self.plan.unit is not None and not self._has(self.plan.unit, self.plan.layout.unit, "644")
+        )
+
+    @property
+    def _new_credentials(self) -> bool:
+        folder, there = self.plan.credentials, self.plan.layout.credentials
+        return folder is not None and not all(
+            self._has(folder / file, f"{there}/{file}", *(("640", self._user) if key == "key" else ("644",)))
+            for key, file in CREDENTIALS.items()
+        )
+
+    def _has(self, local: Path, path: str, mode: str, group: str = "") -> bool:
+        """Whether the device has this file, with this mode and group."""
+        found = [fact for fact in self.facts.file_facts if fact[3] == path]
+        return any(fact[:2] == (sha256(local), mode) and group in ("", fact[2]) for fact in found)
 
     def _current(self) -> SlotState | None:
         return next((slot for slot in self._states() if slot.current), None)

@@ -14,7 +14,7 @@ from eyas_device.runtimes import RUNTIMES, artefact_runtime
 from eyas_host.bundle.reduce import needed_artefacts, reduce_bundle, runtimes_of
 from eyas_host.fleet.connect.preflight import DeviceFacts
 from eyas_host.fleet.connect.ssh import FleetError
-from eyas_host.fleet.deploy.installer import InstallPlan
+from eyas_host.fleet.deploy.plan import InstallPlan
 
 DEFAULT = ("litert",)
 """What the wheel of eyas-device brings with it."""
