@@ -68,7 +68,7 @@ emulator() {
     finish "$place" "$what"
 }
 
-# wheels PROFILE PYTHON GLIBC PACKAGES: what `pip install -c constraints/PROFILE.txt eyas-device PACKAGES` brings to a board.
+# wheels PROFILE PYTHON GLIBC PACKAGES: what `pip install -c constraints/PROFILE.txt ./device PACKAGES` brings to a board.
 wheels() {
     local profile=$1 python=$2 glibc=$3 place=$arm/wheels-$1 what
     shift 3

@@ -115,4 +115,4 @@ def test_a_verb_without_its_extra_names_the_install_line(extra: str, words: str,
         (tmp_path / "images" / label).mkdir(parents=True)
     done = run(without(extra) + "from eyas_host.cli.app import main; main()", *words.split(), cwd=tmp_path)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
-    assert done.stderr.endswith(f"is not installed: pip install 'eyas[{extra}]'\n")
+    assert done.stderr.endswith(f"is not installed: {sys.executable} -m pip install 'eyas[{extra}]'\n")

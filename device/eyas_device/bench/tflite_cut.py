@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eyas_device.bench.result import BenchError
+from eyas_device.support.packages import install_line
 
 MAX_BLOCKS = 20
 _MALFORMED = (AttributeError, IndexError, KeyError, OSError, OverflowError, TypeError, ValueError, struct.error)
@@ -58,7 +59,7 @@ class Graph:
             from ai_edge_litert import schema_py_generated as schema
         except ImportError as error:
             raise BenchError(
-                f"{path.name}: the blocks of a .tflite need LiteRT's schema ({error}): pip install eyas-device"
+                f"{path.name}: the blocks of a .tflite need LiteRT's schema ({error}): {install_line()}"
             ) from None
         kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
         try:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from eyas_device.config import CONFIG, EXAMPLE
 from eyas_device.doctor.finding import CheckStatus, Context, Finding, green, grey, red, yellow
+from eyas_device.support.packages import install_line
 from eyas_device.support.processes import JobError
 from eyas_device.support.versions import version_numbers
 
@@ -82,7 +83,7 @@ def libraries(context: Context) -> Finding:
     try:
         versions = context.job("libraries", {}, _IMPORT_S)
     except JobError as error:
-        return red(f"an import fails: {error}", "reinstall with the constraints file of this board: pip install -c ...")
+        return red(f"an import fails: {error}", f"{install_line()}, with -c and the constraints file of this board")
     return green(", ".join(f"{name} {version}".strip() for name, version in versions.items()))
 
 

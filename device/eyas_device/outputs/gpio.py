@@ -7,6 +7,7 @@ from typing import Any
 from eyas_device.config import OutputSection
 from eyas_device.outputs.answer import Answer
 from eyas_device.outputs.delivery import OutputError
+from eyas_device.support.packages import install_line
 
 
 class Gpio:
@@ -38,7 +39,7 @@ class Gpio:
         try:
             from gpiozero import DigitalOutputDevice
         except ImportError as error:
-            raise OutputError(f"gpiozero cannot be used ({error}); pip install 'eyas-device[gpio]'") from None
+            raise OutputError(f"gpiozero cannot be used ({error}); {install_line('gpio')}") from None
         try:
             return DigitalOutputDevice(self._pin, active_high=self._active_high, initial_value=self._safe)
         except Exception as error:  # of gpiozero's pin library, whichever is installed

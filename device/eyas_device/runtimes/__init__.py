@@ -16,6 +16,7 @@ from eyas_device.bundle import Artefact, Bundle, RuntimeName
 from eyas_device.errors import BundleError, ImageError, RuntimeUnavailable
 from eyas_device.preprocess import Pixels
 from eyas_device.support.closing import Closing
+from eyas_device.support.packages import install_line
 from eyas_device.support.quiet import disable_usage_reports
 
 ENGINE_CACHE = "EYAS_ENGINE_CACHE"
@@ -37,14 +38,14 @@ RUNTIMES = {
 _ARTEFACT_RUNTIMES: dict[str, RuntimeName] = {"tflite": "litert", "onnx-cuda": "onnx", "onnx-tensorrt": "onnx"}
 """Runtime -> the `Artefact.runtime` that it runs, where that is not its own name."""
 
+_EXTRAS = {"litert": "", "tflite": "tflite", "openvino": "openvino", "onnx": "onnx"}
+"""Runtime -> extra that installs it; LiteRT comes with eyas-device."""
 _INSTALL = {
-    "litert": "pip install eyas-device",
-    "tflite": "pip install 'eyas-device[tflite]' (numpy 1, Python 3.11 or older) or 'eyas-device[tensorflow]'",
-    "openvino": "pip install 'eyas-device[openvino]'",
-    "onnx": "pip install 'eyas-device[onnx]'",
+    "tflite": " (numpy 1, Python 3.11 or older), or 'eyas-device[tensorflow]'",
     "onnx-cuda": "install onnxruntime-gpu in place of onnxruntime",
     "onnx-tensorrt": "install JetPack's onnxruntime-gpu with TensorRT",
 }
+"""What else there is to say about it."""
 
 
 class Runtime(Protocol):
@@ -167,10 +168,16 @@ def load(name: str) -> type[ImageRuntime]:
     try:
         loaded = cast(type[ImageRuntime], getattr(importlib.import_module(module), attribute))
     except ImportError as error:
-        raise RuntimeUnavailable(f"runtime {name} cannot be used ({error}); {_INSTALL[name]}") from None
+        raise RuntimeUnavailable(f"runtime {name} cannot be used ({error}); {_fix(name)}") from None
     if missing := loaded.missing_feature():
-        raise RuntimeUnavailable(f"runtime {name} cannot be used ({missing}); {_INSTALL[name]}")
+        raise RuntimeUnavailable(f"runtime {name} cannot be used ({missing}); {_fix(name)}")
     return loaded
+
+
+def _fix(name: str) -> str:
+    """How to install a known runtime."""
+    line = install_line(_EXTRAS[name]) if name in _EXTRAS else ""
+    return line + _INSTALL.get(name, "")
 
 
 def use_engine_cache(state: Path) -> None:

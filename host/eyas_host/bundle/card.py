@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from eyas_device.bundle import Manifest
 from eyas_device.decision import Decision
+from eyas_device.support.packages import BUILD, NEW
 
 _NOT_MEASURED = "not measured"
 
@@ -86,7 +87,7 @@ An Eyas bundle: an image classifier ({labels}) with golden images that verify it
 card.
 
 ```sh
-pip install eyas-device
+{NEW}                   # the wheel: `{BUILD}` makes it in a checkout
 eyas-device check .                               # does this device reproduce the workstation's predictions?
 eyas-device run --bundle . --camera folder:PATH   # classify the images in PATH
 ```

@@ -29,7 +29,7 @@ from eyas_host.cli.new import new
 from eyas_host.cli.send import send
 from eyas_host.cli.sensitivity import sensitivity
 from eyas_host.support.errors import BrokerUnreachable
-from eyas_host.support.extras import extra_of
+from eyas_host.support.extras import extra_of, install_line
 from eyas_host.support.machine import limit_threads
 from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 from eyas_host.support.trouble import describe_trouble
@@ -168,7 +168,7 @@ def _call_verb() -> None:
 def _failed(error: Exception) -> int:
     """Print what ended the verb; a traceback if it is a defect."""
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")) is not None:
-        _complain(f"{error.name} is not installed: pip install 'eyas[{extra}]'")
+        _complain(f"{error.name} is not installed: {install_line(extra)}")
         return EXIT_USER_ERROR
     if (line := describe_trouble(error)) is not None:
         _complain(redact(line))

@@ -18,6 +18,7 @@ from eyas_host.data.label_rules import check_labels
 from eyas_host.data.tables import Table, read_table, table_files
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError, MissingExtra
+from eyas_host.support.extras import install_line
 
 ELPV_NOTICE = (
     "Images: ELPV data set (Buerhop-Lutz et al. 2018; Deitsch et al. 2019, 2021), CC-BY-NC-SA-4.0: "
@@ -204,7 +205,7 @@ def _elpv() -> Iterator[LabelledImage]:
     try:
         import elpv_dataset
     except ImportError:
-        raise MissingExtra("[data] source = 'elpv' needs the demonstration set: pip install 'eyas[demo]'") from None
+        raise MissingExtra(f"[data] source = 'elpv' needs the demonstration set: {install_line('demo')}") from None
     root = Path(elpv_dataset.__file__).parent / "data"
     table = np.genfromtxt(root / "labels.csv", dtype=None, names=["path", "probability", "type"], encoding="utf-8")
     for path, probability, kind in table:

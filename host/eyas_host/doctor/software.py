@@ -18,6 +18,7 @@ from eyas_host.doctor.context import Context
 from eyas_host.models import pretrained
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.support.extras import install_line
 from eyas_host.support.files import private_caches
 from eyas_host.support.machine import cuda_compiler
 
@@ -36,7 +37,7 @@ _EXTRAS: Mapping[str, tuple[CheckStatus, str]] = {
 _PROGRAMS = {"ssh": "eyas flash", "rsync": "eyas flash", "mosquitto": "make broker"}
 _IMPORTS_S, _ONE_IMPORT_S, _WEIGHTS_S = 240.0, 60.0, 90.0
 _SHOWN = 6
-_INSTALL = "make install, or pip install -c constraints/host.txt 'eyas[train,fleet]'"
+_INSTALL = f"make install, or {install_line('train,fleet')}"
 
 
 def python(context: Context) -> Finding:
@@ -79,7 +80,7 @@ def versions(context: Context) -> Finding:
     if not other:
         return green(f"as tested ({len(pins)} pins)")
     more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-    return yellow(", ".join(other[:_SHOWN]) + more, "make install, or pip install -c constraints/host.txt")
+    return yellow(", ".join(other[:_SHOWN]) + more, "make install")
 
 
 def libraries(context: Context) -> Finding:

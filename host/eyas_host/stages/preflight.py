@@ -17,7 +17,7 @@ from eyas_host.pipeline.code import imported_modules
 from eyas_host.pipeline.runner import BUNDLE, RunContext
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import MissingExtra, StageError
-from eyas_host.support.extras import extra_of, missing_modules
+from eyas_host.support.extras import extra_of, install_line, missing_modules
 from eyas_host.support.files import cache_folder
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _missing_extra(extra: str, missing: Sequence[tuple[str, str]]) -> MissingExt
     """One line for all modules of an extra; the first is named with its stage."""
     (stage, module), *others = missing
     more = f" (and {len(others)} more of its packages)" if others else ""
-    return MissingExtra(f"stage {stage!r} needs {module}{more}, which is not installed: pip install 'eyas[{extra}]'")
+    return MissingExtra(f"stage {stage!r} needs {module}{more}, which is not installed: {install_line(extra)}")
 
 
 def _check_folders(context: RunContext, stages: Collection[str]) -> None:

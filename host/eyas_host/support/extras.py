@@ -1,4 +1,6 @@
-"""The optional packages of Eyas's extras."""
+"""The optional packages of Eyas's extras, and how to install them: the one place of this half to change once Eyas is
+published.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,14 @@ _TRAIN = frozenset(
         "torchvision",
     )
 )
+
+NEW = "pip install ./device '.[{extra}]'"
+"""The line for a new environment, in a checkout; `pip install 'eyas[{extra}]'` once it is published."""
+
+
+def install_line(extra: str) -> str:
+    """The line that adds an extra to the environment of this program, which has Eyas: pip takes its own list for it."""
+    return f"{sys.executable} -m pip install 'eyas[{extra}]'"
 
 
 def extra_of(module: str) -> str | None:

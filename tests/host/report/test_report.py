@@ -266,7 +266,7 @@ def test_card_has_labels_notices_and_evidence() -> None:
 def test_readme_shows_how_to_run_and_its_program_is_valid_python() -> None:
     readme = bundle_readme(make_manifest())
     for command in (
-        "pip install eyas-device",
+        "pip install ./eyas_device-*.whl",
         "eyas-device check .",
         "eyas-device run --bundle . --camera folder:PATH",
     ):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from eyas_device.errors import LinkError
 from eyas_host.support.errors import MissingExtra
+from eyas_host.support.extras import install_line
 
 
 def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None:
@@ -24,7 +25,7 @@ def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None
         from amqtt.broker import Broker
         from amqtt.errors import AMQTTError
     except ImportError:
-        raise MissingExtra("the embedded broker is not installed: pip install 'eyas[fleet]'") from None
+        raise MissingExtra(f"the embedded broker is not installed: {install_line('fleet')}") from None
     logging.getLogger("amqtt").setLevel(logging.ERROR)
     logging.getLogger("transitions").setLevel(logging.ERROR)
     config = {

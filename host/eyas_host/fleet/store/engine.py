@@ -13,6 +13,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from eyas_host.fleet.store.faults import StoreError
+from eyas_host.support.extras import install_line
 
 READING = "eyas_reading"
 """Execution option of read-only connections, which take no write lock."""
@@ -51,9 +52,7 @@ def open_engine(url: str, *, create: bool = True) -> Engine:
     except (ArgumentError, NoSuchModuleError):
         raise StoreError(f"store {name!r}: a URL is needed, e.g. sqlite:///fleet.db") from None
     except ImportError as error:
-        raise StoreError(
-            f"store {name}: its driver is not installed ({error.name}): pip install 'eyas[fleet]'"
-        ) from None
+        raise StoreError(f"store {name}: its driver is not installed ({error.name}): {install_line('fleet')}") from None
     event.listen(engine, "connect", _on_sqlite_connect)
     event.listen(engine, "begin", _on_sqlite_begin)
     return engine
