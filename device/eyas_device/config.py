@@ -34,6 +34,8 @@ RENAMED = {
 """Keys of earlier versions -> their present names."""
 STATE = "/var/lib/eyas"
 """State folder of the service."""
+SERVICE_USER = "eyas"
+"""User and group of the service."""
 INSTANCES = Path("/etc/eyas/devices")
 """Folder of the configurations NAME.toml of several cameras on one machine, for the services `eyas-device@NAME`. In it,
 the default of `device.state` is `/var/lib/eyas/devices/NAME`, and that of `device.name` ends with `-NAME`."""

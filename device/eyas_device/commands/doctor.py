@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
@@ -60,6 +61,7 @@ def _context(args: argparse.Namespace) -> Context:
 
     from eyas_device.config import CONFIG, Config, read_config, with_home
     from eyas_device.doctor import Context
+    from eyas_device.doctor.service_user import become_service_user
     from eyas_device.telemetry.tls import Security
 
     path = args.config or (CONFIG if CONFIG.exists() else None)
@@ -79,7 +81,8 @@ def _context(args: argparse.Namespace) -> Context:
     if args.password_file:
         # An unreadable one is an error of the command.
         Security(password_file=config.telemetry.password_file).password()
-    return Context(config=config, config_path=path, config_error=problem)
+    judge = become_service_user([Path(args.bundle)] if args.bundle else [])
+    return Context(config=config, config_path=path, config_error=problem, judge=judge)
 
 
 def print_result(result: CheckResult, width: int) -> None:

@@ -14,10 +14,11 @@ from typing import TypeVar
 
 import msgspec
 
-from eyas_device.doctor import probes, software, system
+from eyas_device.doctor import probes, service_user, software, system
 from eyas_device.doctor.finding import CheckStatus, Context, Finding, red
 from eyas_device.errors import EyasError
 from eyas_device.support.redact import redact
+from eyas_device.telemetry.tls import ClosedFileError
 
 __all__ = ["CHECKS", "CheckResult", "Context", "Finding", "check_name", "examine", "run_checks"]
 
@@ -26,6 +27,7 @@ _Context = TypeVar("_Context")
 
 CHECKS: tuple[Check, ...] = (
     software.configuration,
+    service_user.user,
     software.operating_system,
     software.python,
     software.userland,
@@ -96,6 +98,8 @@ def _run_bounded(check: Callable[[_Context], Finding], context: _Context, limit_
     def work() -> None:
         try:
             findings.append(check(context))
+        except ClosedFileError as error:
+            findings.append(red(error.problem, error.fix))
         except EyasError as error:
             findings.append(red(str(error), "see the message"))
         except Exception as error:  # a bug in one check must not hide the results of the others

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from eyas_device.board.reading import CommandRunner, text
-from eyas_device.config import Config
+from eyas_device.config import SERVICE_USER, Config
 from eyas_device.support.processes import run_command, run_job
 
 CheckStatus = Literal["green", "yellow", "red", "grey"]
@@ -57,6 +57,19 @@ def installed(package: str) -> str | None:
         return None
 
 
+class Judge(msgspec.Struct, frozen=True):
+    """As whom the doctor judges."""
+
+    user: str
+    closed: str = ""
+    """Path that is closed to the service's user, because of which root did not become it."""
+
+    @property
+    def is_service(self) -> bool:
+        """Whether the checks see what the service sees."""
+        return self.user == SERVICE_USER
+
+
 _run_job = partial(run_job, "eyas_device.doctor.jobs")
 
 
@@ -79,6 +92,8 @@ class Context:
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs
     run: CommandRunner = run_command
     """Runs a system command."""
+    judge: Judge | None = None
+    """As whom the checks see the machine; None: as the user of this process."""
     job: Callable[[str, Mapping[str, object], float], Any] = _run_job
     """Runs one of `eyas_device.doctor.jobs.JOBS` in a child process."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eyas_device.board import Throttle, read_pressure, read_vitals
 from eyas_device.board.limits import usable_cores, usable_memory
-from eyas_device.config import EXAMPLE, STATE, instance_of
+from eyas_device.config import EXAMPLE, SERVICE_USER, STATE, instance_of
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.support.clock import is_plausible
 from eyas_device.telemetry.local import ask
@@ -68,7 +68,9 @@ def disk(context: Context) -> Finding:
         return red(text, fix)
     if not missing and (error := _write_error(context.state)) is not None:
         if error.errno in (errno.EACCES, errno.EPERM):
-            return yellow(f"{text}, not writable for this user", "run the doctor as root or as the service's user")
+            if context.judge is not None and context.judge.is_service:
+                return red(f"{text}, closed to {SERVICE_USER}", f"chown -R {SERVICE_USER}: {context.state}")
+            return yellow(f"{text}, not writable for this user", "sudo eyas-device doctor")
         return red(f"{text}, cannot be written: {error.strerror}", "a read-only card is often a dying one: replace it")
     if free < DISK_MB[1]:
         return yellow(text, fix)

@@ -8,12 +8,13 @@ import os
 import pwd
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from eyas_device.config import TelemetrySection
+from eyas_device.config import SERVICE_USER, TelemetrySection
 from eyas_device.errors import LinkError
 from eyas_device.telemetry.certificates import Certificate, read_certificates
 
@@ -22,6 +23,14 @@ _FORBIDDEN_MODE = 0o027
 _MAX_PASSWORD = 4096
 _HEAD = 4096
 """Bytes of a file that are looked at to say what it is."""
+
+
+class ClosedFileError(LinkError):
+    """A file of credentials is closed to this user."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}; {fix}")
+        self.problem, self.fix = problem, fix
 
 
 class Security(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +128,8 @@ def read_password(path: Path, *, private: bool = True) -> str:
             text = stream.readline(_MAX_PASSWORD + 1).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else _NOT_UTF8
+        if isinstance(error, PermissionError):
+            raise _closed(path) from None
         raise LinkError(f"{path}: the password cannot be read ({reason})") from None
     if private and mode & _FORBIDDEN_MODE:
         raise LinkError(f"{path}: others can read or change the password; run chmod 600 {path}")
@@ -139,22 +150,25 @@ def _require_readable(path: Path) -> None:
         with path.open("rb") as stream:
             stream.read(1)
     except PermissionError:
-        raise LinkError(f"{path}: this user may not read it; {_access(path)}") from None
+        raise _closed(path) from None
     except (OSError, ValueError) as error:
         raise LinkError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); {_PEM}") from None
 
 
-def _access(path: Path) -> str:
-    """Who owns a file, and how this process may be allowed to read it."""
-    group = _named(lambda: grp.getgrgid(os.getegid()).gr_name, os.getegid())
+def _closed(path: Path) -> ClosedFileError:
+    """Who owns a file that this process may not read, and how the service may be allowed to."""
     user = _named(lambda: pwd.getpwuid(os.geteuid()).pw_name, os.geteuid())
-    fix = f"chgrp {group} {path} && chmod g+r {path}"
+    group = _named(lambda: grp.getgrgid(os.getegid()).gr_name, os.getegid())
+    with suppress(KeyError):
+        group = grp.getgrnam(SERVICE_USER).gr_name
     try:
-        info = path.stat()
+        owner = _named(lambda: pwd.getpwuid(path.stat().st_uid).pw_name, path.stat().st_uid)
     except OSError:
-        return f"nor enter its folder as {user}: chgrp {group} {path.parent} && chmod g+rx {path.parent}"
-    owner = _named(lambda: pwd.getpwuid(info.st_uid).pw_name, info.st_uid)
-    return f"it belongs to {owner}, and {user} reads it: {fix}"
+        folder = path.parent
+        fix = f"chgrp {group} {folder} && chmod g+rx {folder}"
+        return ClosedFileError(f"{path}: the user {user} may not enter its folder", fix)
+    problem = f"{path}: the user {user} may not read it, it belongs to {owner}"
+    return ClosedFileError(problem, f"chgrp {group} {path} && chmod g+r {path}")
 
 
 def _named(look_up: Callable[[], str], number: int) -> str:

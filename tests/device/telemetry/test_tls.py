@@ -316,7 +316,10 @@ def test_an_unreadable_key_names_its_owner_and_the_fix(pki: dict[str, Any], tmp_
     os.close(reader[1])
     message = os.read(reader[0], 4096).decode()
     os.close(reader[0])
-    assert message.startswith(f"{key}: this user may not read it; ") or str(tmp_path.parent) in message
+    assert (
+        message.startswith(f"{key}: the user nobody may not read it, it belongs to root")
+        or str(tmp_path.parent) in message
+    )
     assert "chgrp nogroup" in message
 
 
