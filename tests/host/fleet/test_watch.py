@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 import time
 import uuid
@@ -23,6 +24,8 @@ from eyas_host.fleet.watch import live
 from eyas_host.fleet.watch.fleet_state import MAX_DEVICES, FleetState
 from eyas_host.fleet.watch.live import _update, printable, render, stream, watch
 from eyas_host.fleet.watch.subscriber import BrokerMessage, Subscriber
+from eyas_host.fleet.watch.table import age, shares
+from eyas_host.support.errors import BrokerUnreachable
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, event, wait_until, window
 
@@ -122,7 +125,9 @@ def test_every_problem_can_be_read_at_any_width(width: int) -> None:
         "its state is 'updating', which this version does not know; its certificate expires in 3 days",
     ):
         assert problem in words, problem
-    assert "line-3-camera-above" in text, "the device's name is cut last"
+    name = "line-3-camera-above-belt"
+    assert any(line.startswith(("line-", name)) and "camera " in line for line in text.splitlines())
+    assert width < 100 or name in text, "the device's name is cut last"
     for device, state in {
         "b": "refused",
         "c": "ood",
@@ -131,33 +136,87 @@ def test_every_problem_can_be_read_at_any_width(width: int) -> None:
         "f": "degraded",
         "h": "updating",
     }.items():
-        assert any(line.split()[:1] == [f"s/{device}"] and state in line for line in text.splitlines()), device
+        assert any(line.split()[:1] == [device] and state in line for line in text.splitlines()), device
 
 
-def test_a_terminal_of_80_columns_shows_the_important_figures() -> None:
+BASICS = ["device", "state", "labels", "conf.", "fps", "p50", "ms", "drop", "unread", "age"]
+
+
+def busy(device: str, **more: Any) -> FleetState:
     fleet = FleetState()
-    add(fleet, online("line-3-camera", 1, model="solar-cells 1.0.0", digest="0123456789ab", agent="0.1.0"), "status")
-    facts: dict[str, Any] = {"seconds": 10.0, "uncertain": 3, "latency_ms": {"p50": 12.34, "p99": 45.6}}
-    facts |= {"confidence_sum": {"a": 11.4}, "model": "solar-cells 1.0.0", "digest": "0123456789ab"}
-    add(fleet, window("line-3-camera", SPOOL, 6, frames=12, **facts))
-    narrow, wide = (shown(fleet, 103.0, width).splitlines() for width in (80, 160))
-    assert narrow[1].split() == ["device", "state", "fps", "frames", "model", "conf.", "seen"]
-    row = "s/line-3-camera online 1.2 12 solar-cells 1.0.0 0123456 0.95 3 s"
+    model: dict[str, Any] = {"model": "solar-cells 1.0.0", "digest": "0123456789ab"}
+    add(fleet, online(device, 1, agent="0.1.0", **model), "status")
+    facts: dict[str, Any] = {"seconds": 10.0, "uncertain": 3, "latency_ms": {"p50": 12.34, "p99": 45.6}, "dropped": 4}
+    facts |= {"counts": {"crack": 72, "fine": 46, "dust": 2}, "confidence_sum": {"crack": 114.0}, "unreadable": 5}
+    facts |= {"ood_quantile": 0.91, "temperature_c": 61.4, "throttled": ("hot",)}
+    add(fleet, window(device, SPOOL, 6, frames=120, **(facts | model | more)))
+    return fleet
+
+
+def test_a_terminal_of_80_columns_shows_what_everybody_needs() -> None:
+    fleet = busy("line-3-camera")
+    narrow, wide = (shown(fleet, 103.0, width).splitlines() for width in (80, 140))
+    assert narrow[1].split() == BASICS
+    row = "line-3-camera online crack 60% +2 0.95 12.0 12.3 4 4% 3 s"
     assert narrow[2].split() == row.split()
-    assert {"unreadable", "p50", "p99", "dropped", "agent"} <= set(wide[1].split())
-    assert wide[2].split()[-4:] == ["12.3", "45.6", "0", "0.1.0"], "a column in which nobody has a value is left out"
+    assert wide[1].split() == [*BASICS, "site", "model", "agent", "ood", "°C"]
+    row = "line-3-camera online crack 60% fine 38% dust 2% 0.95 12.0 12.3 4 4% 3 s"
+    row += " s solar-cells 1.0.0 0123456 0.1.0 91% 61!"
+    assert wide[2].split() == row.split()
+    everything = shown(fleet, 103.0, 200).splitlines()[1].split()
+    assert everything[-4:] == ["uncertain", "p99", "ms", "frames"], "nobody's camera has a state"
 
 
-@pytest.mark.parametrize("width", [80, 81, 100])
-def test_long_names_leave_room_for_model_and_frames(width: int) -> None:
-    fleet, name = FleetState(), "camera-" + "x" * 40
-    facts: dict[str, Any] = {"seconds": 0.1, "model": "a-model-of-a-very-long-name 1.0.0", "digest": "0123456789ab"}
-    add(fleet, online(name, 1, model=facts["model"], digest=facts["digest"], camera="lost"), "status")
-    add(fleet, window(name, SPOOL, 6, frames=123456, **facts))
+@pytest.mark.parametrize("width", [*range(20, 200, 7), 80, 100, 140])
+def test_nothing_is_wider_than_the_terminal(width: int) -> None:
+    name, long = "camera-" + "x" * 40 + "-017", {f"a-label-of-a-very-long-name-{n}": 9 - n for n in range(8)}
+    fleet = busy(name, counts=long, model="a-model-of-a-very-long-name-indeed 1.0.0")
     lines = shown(fleet, 103.0, width).splitlines()
-    assert lines[1].split()[:5] == ["device", "state", "fps", "frames", "model"]
-    assert "a-model-of-a-very-long" in lines[2] and " 123456 " in lines[2]
     assert max(map(len, lines)) <= width
+    row = next(line for line in lines if line.startswith("camera"))
+    assert row.split()[0].endswith("-017"), "names of one fleet differ at their ends"
+    if width >= 80:
+        assert re.search(r"a-\S+ 20% (\+7|a-\S+ 18%)", row) and " 12.0  " in row and row.index(" 3 s") < 120
+
+
+def test_devices_of_one_name_have_their_site() -> None:
+    fleet = busy("cam")
+    verdict = validate(topic("t", "cam", "window"), encode(window("cam", SPOOL, 1)))
+    assert isinstance(verdict, ValidMessage)
+    fleet.add(verdict, 100.0)
+    assert sorted(line.split()[0] for line in shown(fleet, 103.0, 80).splitlines()[2:]) == ["s/cam", "t/cam"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "width", "text"),
+    [
+        ({}, 20, ""),
+        ({"a": 0}, 20, ""),
+        ({"a": 5}, 20, "a 100%"),
+        ({"a": 1, "b": 3}, 20, "b 75% a 25%"),
+        ({"a": 1, "b": 3}, 10, "b 75% +1"),
+        ({"a-long-name": 1}, 12, "a-l…ame 100%"),
+        ({"x\x1b[2J": 1}, 20, "x\ufffd[2J 100%"),
+        ({"猫猫猫猫": 1, "b": 1}, 12, "b 50% +1"),
+    ],
+)
+def test_shares_of_labels_fit(counts: dict[str, int], width: int, text: str) -> None:
+    assert shares(counts, width) == text
+
+
+def test_ages_are_short() -> None:
+    assert [age(s) for s in (0.4, 99.0, 100.0, 5000, 7000, 1e6)] == ["0 s", "99 s", "2 min", "83 min", "2 h", "12 d"]
+
+
+def test_since_when_a_device_is_gone_is_said() -> None:
+    fleet = FleetState()
+    add(fleet, online("a", 1), "status")
+    add(fleet, Status(device="b", spool=SPOOL, sequence=1, state="offline", time=1.8e9), "status")
+    add(fleet, Status(device="c", state="lost", time=1.8e9), "status")
+    words = " ".join(shown(fleet, 400.0, 80).split())
+    assert "connected, but nothing came for 300 s" in words
+    assert "since 2027-01-15 08:00 UTC, when it was shut down" in words
+    assert "the broker lost its connection, which began at 2027-01-15 08:00 UTC" in words
 
 
 def test_json_is_what_was_sent_in_every_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,17 +261,18 @@ def test_a_full_screen_keeps_the_worst() -> None:
     console.print(render(fleet, 103.0, "connected", width=80, height=12))
     lines = out.getvalue().splitlines()
     assert len(lines) <= 12
-    first = next(line for line in lines if line.startswith("s/"))
-    assert first.split()[:3] == ["s/e", "no", "model"]
+    heading = next(number for number, line in enumerate(lines) if line.startswith("device "))
+    assert lines[heading + 1].split()[:3] == ["e", "no", "model"]
     assert lines[-1].endswith(" more")
 
 
 def test_a_broker_that_is_never_reached_is_an_error() -> None:
     """An empty table would read as an empty fleet."""
     access = BrokerAccess(broker=f"127.0.0.1:{free_port()}")
-    with pytest.raises(LinkError, match="connection refused"):
-        watch(access, seconds=0.6, console=Console(file=io.StringIO(), width=80))
-    with pytest.raises(LinkError, match="connection refused"):
+    for terminal in (False, True):
+        with pytest.raises(BrokerUnreachable, match="nothing listens"):
+            watch(access, seconds=0.6, console=Console(file=io.StringIO(), width=80, force_terminal=terminal))
+    with pytest.raises(LinkError, match="nothing listens"):
         stream(access, io.StringIO(), seconds=0.6, log=io.StringIO())
 
 
@@ -231,7 +291,7 @@ def test_a_row_shows_the_last_window() -> None:
     add(fleet, window("cam", SPOOL, 5, frames=999))
     add(fleet, event("cam", SPOOL, 7, top={"crack": 0.51, "fine": 0.49}), "event")
     text = shown(fleet, 103.0)
-    for words in ("s/cam", "1.2", "12.3", "45.6", "0.50", "25%", "61!", "3 s", "crack 0.51, fine 0.49"):
+    for words in ("cam ", "1.2", "12.3", "45.6", "0.50", "25%", "61!", "3 s", "crack 0.51, fine 0.49"):
         assert words in text, words
     assert "999" not in text, "a late, older window is not shown"
 

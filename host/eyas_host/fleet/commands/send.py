@@ -18,12 +18,12 @@ from typing import Any, Literal
 import msgspec
 
 from eyas_device.errors import LinkError
-from eyas_device.support.clock import is_plausible
 from eyas_device.support.names import check_name, host_name
 from eyas_device.telemetry.arguments import LONG_S, TAKES, Arguments, read_arguments
 from eyas_device.telemetry.messages import Command, Event, Result, Status
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.commands.link import CommandLink, Device, Refused
+from eyas_host.fleet.status import is_connected, since
 
 State = Literal["executed", "refused", "offline", "no answer"]
 
@@ -102,7 +102,7 @@ def send(
     check(request)
     with CommandLink(access) as link:
         chosen = choose(link.statuses, request.devices, request.site)
-        present = [device for device, status in chosen.items() if status.state not in ("offline", "lost")]
+        present = [device for device, status in chosen.items() if is_connected(status)]
         for device, status in chosen.items():
             if device not in present:
                 yield _outcome(request, device, state="offline", detail=f"{since(status)}; nothing was sent")
@@ -180,7 +180,7 @@ class _Waiting:
                 f"it began, but no event came within {wait_s:g} s: the camera delivers no frame, or the event waits on "
                 "the device because no collector runs"
             )
-        elif status.state in ("offline", "lost"):
+        elif not is_connected(status):
             detail = f"it went offline meanwhile: {since(status)}; the command has expired"
         else:
             detail = f"nothing came within {wait_s:g} s; the command has expired and is not started any more"
@@ -213,7 +213,7 @@ def choose(statuses: Mapping[Device, Status], names: Sequence[str], site: str | 
     problems = []
     for name in dict.fromkeys(names):
         found = {device: status for device, status in here.items() if device[1] == name}
-        connected = [device for device, status in found.items() if status.state not in ("offline", "lost")]
+        connected = [device for device, status in found.items() if is_connected(status)]
         if not found:
             where = f" at the site {site!r}" if site is not None else ""
             problems.append(f"device {name!r} is unknown{where}; {_known(name, sorted({n for _, n in here}))}")
@@ -227,21 +227,6 @@ def choose(statuses: Mapping[Device, Status], names: Sequence[str], site: str | 
     if problems:
         raise LinkError("\n".join([*problems, "nothing was sent"]))
     return chosen
-
-
-def since(status: Status) -> str:
-    """Since when a device is not connected, as far as its last status says."""
-    if not is_plausible(status.time):
-        return "since a time that is not known"
-    at = utc(status.time)
-    if status.state == "offline":
-        return f"since {at}, when it was shut down"
-    return f"the broker lost its connection, which began at {at}"
-
-
-def utc(seconds: float) -> str:
-    """A time for people; seconds since 1970."""
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def issuer() -> str:

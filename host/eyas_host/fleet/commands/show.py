@@ -13,7 +13,8 @@ import msgspec
 
 from eyas_device.doctor import CheckResult
 from eyas_device.support.logs import clean
-from eyas_host.fleet.commands.send import Outcome, utc
+from eyas_host.fleet.commands.send import Outcome
+from eyas_host.fleet.status import utc
 
 _MAX_DETAIL = 500
 _MAX_ROWS = 100

@@ -9,6 +9,7 @@ import msgspec
 
 from eyas_device.support.redact import redact
 from eyas_device.telemetry.messages import STATES, TENTHS, UNKNOWN, Event, Status, Window, known
+from eyas_host.fleet.status import is_connected, since
 from eyas_host.fleet.store.validate import ValidMessage
 
 MAX_DEVICES = 20_000
@@ -62,11 +63,15 @@ class DeviceState(msgspec.Struct, kw_only=True):
             return "refused"
         return "paused" if status.paused else "online"
 
-    @property
-    def problems(self) -> list[str]:
-        """What people should know, worst first; as the device says it."""
-        status, window = self.status or Status(), self.window or Window()
+    def problems(self, now: float) -> list[str]:
+        """What people should know at `now`, seconds, worst first; as the device says it."""
+        status, window = self.status or Status(state="online"), self.window or Window()
         found = []
+        condition = self.condition(now)
+        if not is_connected(status):
+            found.append(since(status))
+        elif condition == "silent":
+            found.append(f"connected, but nothing came for {now - self.last_seen:.0f} s")
         if not status.model and status.refused_reason:
             found.append(f"no model runs: {status.refused_reason}")
         elif status.refused_model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import termios
@@ -12,19 +13,19 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 import msgspec
-from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
 from eyas_device.support.streams import escape_json
-from eyas_device.telemetry.messages import UNKNOWN, Event, Window
+from eyas_device.telemetry.messages import Event
 from eyas_device.telemetry.mqtt_client import LinkStatus
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.store.validate import InvalidMessage, cleared_status, validate
 from eyas_host.fleet.watch.fleet_state import Condition, DeviceState, FleetState
 from eyas_host.fleet.watch.subscriber import Subscriber
+from eyas_host.fleet.watch.table import layout, printable
 from eyas_host.support.errors import BrokerUnreachable
 
 _REFRESH_S = 0.5
@@ -39,40 +40,45 @@ _COLOURS: dict[Condition, str] = {
     "ood": "yellow",
     "refused": "yellow",
 }
-_TITLES = [
-    "device", "state", "fps", "frames", "model", "conf.", "uncertain", "seen",
-    "unreadable", "p50 ms", "p99 ms", "°C", "dropped", "camera", "agent",
-]  # fmt: skip
-"""Columns, the most important first."""
-_LEFT = frozenset(_TITLES.index(title) for title in ("device", "state", "model", "camera", "agent"))
-_GAP, _INDENT = "  ", "    "
-_MAX_NAME = 28
-_MAX_MODEL, _MAX_MODEL_NARROW, _WIDE = 32, 25, 100
-"""Longest model on screens that are wider than the last one, and on others."""
+_INDENT = "    "
+_EVERYTHING = 1_000_000
+"""Height where nothing scrolls away."""
 
 
 def watch(access: BrokerAccess, *, seconds: float | None = None, console: Console | None = None) -> None:
     """Show the fleet until q or Ctrl-C, or for `seconds`; without a terminal, print one table at the end.
 
-    Raises `LinkError` for an invalid address or invalid credentials, and without a terminal for a broker that was never
-    reached.
+    Raises `LinkError` for an invalid address or invalid credentials, and `BrokerUnreachable` for a broker that was not
+    reached within `seconds`.
     """
-    console = console or Console()
+    console = console or _own_console()
     fleet, end = FleetState(), None if seconds is None else time.monotonic() + seconds
-    with Subscriber(access) as subscriber, _quit_key() as quit_pressed, suppress(KeyboardInterrupt):
+    with Subscriber(access) as subscriber, _quit_key() as quit_pressed:
+
+        def screen(height: int) -> Group:
+            return render(fleet, time.monotonic(), str(subscriber.status), width=console.width, height=height)
+
+        ended = False
+        with suppress(KeyboardInterrupt):
+            if console.is_terminal:
+                with Live(console=console, screen=True, auto_refresh=False) as live:
+                    while not (ended := end is not None and time.monotonic() >= end) and not quit_pressed():
+                        _update(fleet, subscriber)
+                        live.update(screen(console.height), refresh=True)
+            else:
+                while not (ended := end is not None and time.monotonic() >= end):
+                    _update(fleet, subscriber)
         if not console.is_terminal:
-            while end is None or time.monotonic() < end:
-                _update(fleet, subscriber)
-            console.print(render(fleet, time.monotonic(), str(subscriber.status), width=console.width))
+            console.print(screen(_EVERYTHING))
+        if ended:
             _check_connected(subscriber, access)
-            return
-        with Live(console=console, screen=True, auto_refresh=False) as live:
-            while (end is None or time.monotonic() < end) and not quit_pressed():
-                _update(fleet, subscriber)
-                screen = render(
-                    fleet, time.monotonic(), str(subscriber.status), width=console.width, height=console.height
-                )
-                live.update(screen, refresh=True)
+
+
+def _own_console() -> Console:
+    """A console that follows the size of its terminal; COLUMNS and LINES, which stay as they were, are for pipes."""
+    if not sys.stdout.isatty():
+        return Console()
+    return Console(_environ={key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")})
 
 
 def stream(access: BrokerAccess, out: TextIO, *, seconds: float | None = None, log: TextIO = sys.stderr) -> None:
@@ -114,16 +120,16 @@ def render(fleet: FleetState, now: float, connection: str, *, width: int = 80, h
     parts: list[RenderableType] = [headline]
     devices = fleet.devices(now)
     left = max(3, height - 3 - _lines(len(headline), width) - len(fleet.samples))
-    blocks: list[tuple[list[str], str, str]] = []
+    blocks: list[tuple[DeviceState, str, str]] = []
     for device in devices:
-        problems = printable("; ".join(device.problems), 400)
+        problems = printable("; ".join(device.problems(now)), 400)
         left -= 1 + _lines(len(problems), width - len(_INDENT))
         if left < 0:
             break
-        blocks.append((_cells(device, now, width), problems, _COLOURS.get(device.condition(now), "")))
-    table = _fit([_TITLES, *(cells for cells, _, _ in blocks)], width)
-    parts.append(Text(table[0], "bold underline", no_wrap=True))
-    for line, (_, problems, colour) in zip(table[1:], blocks, strict=True):
+        blocks.append((device, problems, _COLOURS.get(device.condition(now), "")))
+    heading, *lines = layout([device for device, _, _ in blocks], now, width)
+    parts.append(Text(heading, "bold underline", no_wrap=True))
+    for line, (_, problems, colour) in zip(lines, blocks, strict=True):
         parts.append(Text(line, colour, no_wrap=True))
         if problems:
             parts.append(Padding(Text(problems, colour), (0, 0, 0, len(_INDENT))))
@@ -136,34 +142,6 @@ def render(fleet: FleetState, now: float, connection: str, *, width: int = 80, h
 def _lines(length: int, width: int) -> int:
     """Lines that a text takes when it is wrapped at words, or one more."""
     return -(-length // max(10, width - 10))
-
-
-def _fit(rows: list[list[str]], width: int) -> list[str]:
-    """Lay out the first row's columns in order of importance, as many as fit; texts left, figures right."""
-    columns: list[int] = []
-    used = 0
-    for column in range(len(_TITLES)):
-        own = max(cell_len(row[column]) for row in rows)
-        empty = own == cell_len(_TITLES[column]) and not any(row[column] for row in rows[1:])
-        if used + own > width or (empty and len(rows) > 1):
-            continue
-        used += own + len(_GAP)
-        columns.append(column)
-    widths = {column: max(cell_len(row[column]) for row in rows) for column in columns}
-    lines = []
-    for row in rows:
-        cells = []
-        for column in columns:
-            space = " " * (widths[column] - cell_len(row[column]))
-            cells.append(row[column] + space if column in _LEFT else space + row[column])
-        lines.append(_GAP.join(cells).rstrip())
-    return lines
-
-
-def printable(text: str, max_length: int = 40) -> str:
-    """Make text from the network safe to print: one line, printable characters, bounded length."""
-    shown = "".join(c if c.isprintable() else "�" for c in text[: max_length + 1])
-    return shown if len(shown) <= max_length else shown[: max_length - 1] + "…"
 
 
 def _check_connected(subscriber: Subscriber, access: BrokerAccess) -> None:
@@ -184,43 +162,10 @@ def _update(fleet: FleetState, subscriber: Subscriber) -> None:
             fleet.add(message, time.monotonic(), retained=received.retained)
 
 
-def _cells(device: DeviceState, now: float, width: int) -> list[str]:
-    window = device.window or Window()
-    condition = device.condition(now)
-    state = printable(device.status.state, 12) if condition == UNKNOWN and device.status else condition
-    return [
-        _name(device),
-        state,
-        _number(device.fps, ".1f"),
-        str(window.frames) if device.window else "",
-        printable(device.model, _MAX_MODEL if width > _WIDE else _MAX_MODEL_NARROW),
-        _number(device.confidence, ".2f"),
-        _number(device.uncertain, ".0%"),
-        f"{now - device.last_seen:.0f} s" if device.last_seen else "",
-        f"{device.unreadable:.0%}" if device.window else "",
-        _number(window.latency_ms.get("p50"), ".1f"),
-        _number(window.latency_ms.get("p99"), ".1f"),
-        _number(window.temperature_c, ".0f") + ("!" if window.throttled else ""),
-        str(window.dropped) if device.window else "",
-        printable(device.camera, 12),
-        printable(device.status.agent, 12) if device.status else "",
-    ]
-
-
-def _name(device: DeviceState) -> str:
-    """Site and device, at most `_MAX_NAME` long: the site is cut first."""
-    name = printable(device.device, _MAX_NAME - 4)
-    return f"{printable(device.site, _MAX_NAME - 1 - len(name))}/{name}"
-
-
 def _sample_line(sample: Event) -> str:
     top = ", ".join(printable(f"{label} {p:.2f}") for label, p in list(sample.top.items())[:3])
     image = ", with image" if sample.image else ""
     return f"{printable(sample.device, 24)}: {sample.why}: {top or printable(sample.label)}{image}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 @contextmanager
