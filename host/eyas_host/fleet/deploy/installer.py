@@ -19,6 +19,7 @@ from eyas_host.fleet.broker.enroll import CREDENTIALS
 from eyas_host.fleet.connect.preflight import DeviceFacts, sudo_prefix
 from eyas_host.fleet.connect.ssh import CommandResult, FleetError, Remote
 from eyas_host.fleet.connect.wheels import constraints, fetch
+from eyas_host.fleet.deploy.environment import BUILD, UNPACK, all_sent, build_arguments
 from eyas_host.fleet.deploy.health import SERVICE, START_S, Health
 from eyas_host.fleet.deploy.journal import Journal
 from eyas_host.fleet.deploy.plan import InstallPlan
@@ -28,17 +29,6 @@ _PIP_S = 1800
 _CHECK_S = 2400
 """Time limit of the golden check: a runtime may build an engine for this device first."""
 
-_MAKE_ENVIRONMENT = """
-umask 022; cd /
-env=$1; python=$2; files=$3; site=$4; extras=$5; shift 5
-rm -rf "$env"
-"$python" -m venv $site "$env"
-"$env/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-  --constraint "$files/constraints.txt" --find-links "$files/wheels" "$@" \
-  "$(echo "$files"/wheels/eyas_device-*.whl)$extras"
-"$env/bin/eyas-device" --version >/dev/null
-: > "$env/eyas.stamp"
-"""
 _LINK = 'cd "$1"; ln -sfn "$2" .venv.new; mv -T .venv.new venv'
 _FORGET = 'rm -f "$1"; rm -rf "$2"'
 _CLEAN_UP = 'cd "$1"; for d in venv-*; do case "$d" in "$2"|"$3") ;; *) rm -rf "$d" ;; esac; done'
@@ -93,7 +83,8 @@ class Installer:
             for wheel in plan.wheel_dir.glob("*.whl") if plan.wheel_dir is not None else ():
                 shutil.copy(wheel, wheels)
             shutil.copy(plan.wheel, wheels)
-            if plan.offline and plan.wheel_dir is None:
+            if all_sent(plan):
+                shutil.copy(UNPACK, folder / "unpack.py")
                 with self.step("wheels downloaded here"):
                     fetch(wheels, plan.wheel, self.facts, plan.extras)
             others = (path for path in wheels.iterdir() if path.name != plan.wheel.name)
@@ -120,14 +111,10 @@ class Installer:
         """Build the virtual environment if it is missing; it is not used before `use_environment`."""
         if not self._environment or self._environment in self.facts.environments:
             return
-        path = f"{self.plan.layout.opt}/{self._environment}"
-        site = "--system-site-packages" if self.facts.picamera2 == "yes" else ""
-        extras = f"[{','.join(self.plan.extras)}]" if self.plan.extras else ""
-        arguments = [path, self.facts.python, f"{self._incoming}/files", site, extras]
-        arguments += ["--no-index"] if self.plan.offline else []
-        self._say(f"{self.remote.target}: building the environment; this takes minutes on a small board")
+        arguments = build_arguments(self.plan, self.facts, self._incoming)
+        self._say(f"{self.remote.target}: building the environment; this takes a minute or more on a small board")
         with self.step(f"environment {self._environment} built"):
-            result = self._script(_MAKE_ENVIRONMENT, *arguments, timeout_s=_PIP_S)
+            result = self._script(BUILD, *arguments, timeout_s=_PIP_S)
             fix = "" if self.plan.offline else "; for a device without a network use --offline"
             self._check(result, f"the environment cannot be built{fix}")
 
