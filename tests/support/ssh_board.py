@@ -35,7 +35,11 @@ case "$1" in
   is-system-running) echo running ;;
   is-active) kill -0 "$(cat {log}.pid 2>/dev/null)" 2>/dev/null ;;
   is-enabled) exit 1 ;;
-  show) echo 0 ;;
+  show) case "$*" in
+    *ActiveState*) kill -0 "$(cat {log}.pid 2>/dev/null)" 2>/dev/null || exit 0
+      printf 'ActiveState=active\\nUnitFileState=enabled\\nActiveEnterTimestampMonotonic=1\\n' ;;
+    *) echo 0 ;;
+    esac ;;
   restart)
     kill "$(cat {log}.pid 2>/dev/null)" 2>/dev/null
     while [ -e {state}/agent.json ]; do sleep 0.05; done

@@ -182,7 +182,7 @@ def test_the_service_is_installed_and_started(
     assert result.detail.endswith("new: model, configuration, service"), result
     log = (tmp_path / "systemctl.log").read_text().splitlines()
     order = [line for line in log if line.split()[0] in ("daemon-reload", "enable", "restart")]
-    assert order == ["daemon-reload", "enable --quiet eyas-device", "restart eyas-device"]
+    assert order == ["enable --quiet eyas-device", "restart eyas-device"]
     assert (board.root / "etc/systemd/system/eyas-device.service").read_text() == (tmp_path / "unit").read_text()
     [again] = board.flash(bundle_root, **service)
     assert again.status == "unchanged"

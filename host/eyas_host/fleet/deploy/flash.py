@@ -199,6 +199,10 @@ def _flash(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[[s
     say(f"{target}: {facts.os}, {facts.machine}, Python {facts.python_version}, {facts.profile}")
     say(f"{target}: of the bundle it gets {parts}")
     installer = Installer(remote, facts, plan, say)
+    if (seen := installer.see_unchanged()) is not None:
+        for line in seen.works:
+            say(f"{target}: {line}")
+        return FlashResult(target, "unchanged", f"{plan.model} in slot {facts.slot}; nothing to do")
     finished = False
 
     def result(status: Literal["flashed", "unchanged", "rolled back", "failed"], detail: str) -> FlashResult:

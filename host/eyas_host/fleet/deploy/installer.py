@@ -24,6 +24,7 @@ from eyas_host.fleet.deploy.health import SERVICE, START_S, Health
 from eyas_host.fleet.deploy.journal import Journal
 from eyas_host.fleet.deploy.plan import InstallPlan
 from eyas_host.fleet.deploy.report import Report
+from eyas_host.fleet.deploy.unchanged import see_unchanged
 
 _PIP_S = 1800
 _CHECK_S = 2400
@@ -64,6 +65,14 @@ class Installer:
         started = time.monotonic()
         yield
         self._say(f"{self.remote.target}: {name} ({time.monotonic() - started:.1f} s)")
+
+    def see_unchanged(self) -> Report | None:
+        """What the agent says, if the device has and runs all that is planned; None if there is something to do."""
+        if self.facts.unfinished or self.changes_environment or self._environment not in ("", *self.facts.environments):
+            return None
+        if self._new_config or self._new_credentials or self._new_unit:
+            return None
+        return see_unchanged(self.plan, self.facts, self._script)
 
     def prepare(self, folder: Path) -> None:
         """Create the remote folders, collect everything but the bundle in the local `folder`, and send it."""
@@ -124,7 +133,7 @@ class Installer:
         With `verify`, a bundle that is already current is verified again. Raises `FleetError` if the device refuses
         the bundle; the current slot stays.
         """
-        current = self._current()
+        current = None if self._is_bare else self._current()
         before = self._before.value("slot")
         if current is not None and before not in ("", current.manifest_sha256) and not self._is_planned(current):
             self._agent("slots", "--state", self.plan.layout.state, "--roll-back")  # keep the slot known to work
@@ -154,6 +163,11 @@ class Installer:
         self.slot = self._slots(result.out)[0]
         self._rolls_back_slot = self._rolls_back_slot or (not same and current is not None)
         return not same
+
+    @property
+    def _is_bare(self) -> bool:
+        """Whether nothing of eyas was ever installed: there is no program yet to ask for the slots but the new one."""
+        return self.plan.wheel is not None and not (self.facts.slot or self.facts.venv_link or self.facts.unfinished)
 
     def _is_planned(self, slot: SlotState | None) -> bool:
         return slot is not None and slot.manifest_sha256 in self.plan.accepted
@@ -199,10 +213,11 @@ class Installer:
         if not self.serves:
             return False
         changed = self._new_unit and self._put("unit", self.plan.layout.unit, mode="644")
-        if changed:
-            self._check(self._script("systemctl daemon-reload"), "systemctl daemon-reload failed")
-        enabled = self._script(f"systemctl is-enabled --quiet {SERVICE} || systemctl enable --quiet {SERVICE}")
-        self._check(enabled, "the service cannot be enabled")
+        reload = "systemctl daemon-reload" if changed else "true"  # `enable` reloads by itself
+        script = (
+            f"if systemctl is-enabled --quiet {SERVICE}; then {reload}; else systemctl enable --quiet {SERVICE}; fi"
+        )
+        self._check(self._script(script), "the service cannot be enabled")
         return changed
 
     def restart_instances(self) -> None:

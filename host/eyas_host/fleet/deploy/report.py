@@ -53,13 +53,13 @@ def service_report(agent: Agent, state: str, hint: str) -> Report:
             status = msgspec.json.decode(result.out, type=AgentStatus)
         except msgspec.DecodeError:
             return Report(warnings=(f"camera and broker are not known: {result.last_line}; {hint}",))
-        works, troubles = _judge(status)
+        works, troubles = judge_status(status)
         if not troubles or time.monotonic() > deadline:
             return Report(works, tuple(f"{trouble}; {hint}" for trouble in troubles))
         time.sleep(_POLL_S)
 
 
-def _judge(status: AgentStatus) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def judge_status(status: AgentStatus) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What works, and what does not."""
     camera, link = status.camera, status.link
     works, troubles = [], []
