@@ -147,7 +147,12 @@ def collect(
     from eyas_device.support.names import host_name
     from eyas_host.fleet.collect.collector import CollectorSettings
     from eyas_host.fleet.collect.collector import collect as run
+    from eyas_host.fleet.collect.group import check_names
 
+    settings = CollectorSettings(
+        name=host_name() if name is None else name, group=group, receive_maximum=receive_maximum
+    )
+    check_names(settings.group, settings.name)
     access = broker_access(
         broker,
         kit,
@@ -159,10 +164,16 @@ def collect(
         password_file=password_file,
         insecure=insecure,
     )
-    settings = CollectorSettings(
-        name=host_name() if name is None else name, group=group, receive_maximum=receive_maximum
-    )
-    run(store, access, settings, on_report=_print_json if json else _print_report)
+    if json:
+        run(store, access, settings, on_report=_print_json)
+        return
+    from eyas_host.fleet.collect.log import CollectorLog
+
+    log = CollectorLog()
+    try:
+        run(store, access, settings, on_report=log.report, on_start=log.say)
+    finally:
+        log.close()
 
 
 def watch(
@@ -222,16 +233,6 @@ def expire(
 
 def _print(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def _print_report(report: CollectorReport) -> None:
-    state = ": ".join(filter(None, (report.state.replace("_", " "), report.detail)))
-    error = f"; cannot write: {report.store_error}; nothing is acknowledged until it can" if report.store_error else ""
-    error += f"; warning: {report.warning}" if report.warning else ""
-    _print(
-        f"{state}; {report.messages} stored, {report.per_second:.0f}/s, {report.duplicates} duplicates, "
-        f"{report.quarantined} quarantined, {report.waiting} waiting, lag {report.lag_s:.2f} s{error}"
-    )
 
 
 def _print_json(report: CollectorReport) -> None:

@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -210,30 +212,75 @@ def test_a_device_without_a_certificate_is_forgotten(
 def test_a_stopped_collector_keeps_no_share(
     processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str
 ) -> None:
-    """The device sends nothing twice: what went to the session of the stopped one would be missing."""
+    """The devices send nothing twice: what went to the session of the stopped one would be missing."""
     first = processes.collector(port, sqlite, name="a")
     processes.collector(port, sqlite, name="b")
     processes.connected("a")
     processes.connected("b")
-    one = sender()
-    one.windows(range(100))
+    devices = [sender(f"cam-{number}") for number in range(3)]
+    for device in devices:
+        device.windows(range(100))
     first.send_signal(signal.SIGTERM)  # while messages arrive
-    one.windows(range(100, 200))
+    for device in devices:
+        device.windows(range(100, 200))
     assert first.wait(20) == 0
-    one.windows(range(200, 300))
-    assert one.acked(set(range(300))) == set(range(300))
+    stopped = time.monotonic()
+    for device in devices:
+        device.windows(range(200, 300))
+    for device in devices:
+        assert device.acked(set(range(300))) == set(range(300))
+    assert time.monotonic() - stopped < 10, "within seconds, not when devices repeat what was not acknowledged"
     with Store(sqlite) as store:
-        assert store.counts() == {"window": 300, "quarantine": 0}
+        assert store.counts() == {"window": 900, "quarantine": 0}
+    wait_until(
+        lambda: sum(processes.reports(name)[-1]["messages"] for name in ("a", "b")) == 900, what="the last report"
+    )
+    assert [processes.reports(name)[-1]["duplicates"] for name in ("a", "b")] == [0, 0], "none came twice"
+
+
+@pytest.mark.parametrize("ends", ["damaged tables", "closed pipe", "SIGINT"])
+def test_a_collector_that_an_error_ends_keeps_no_share(
+    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str, tmp_path: Path, ends: str
+) -> None:
+    """Whatever ends it, the other one gets all of what is sent then; a process that is killed is the exception."""
+    processes.collector(port, sqlite, name="b")
+    processes.connected("b")
+    other = tmp_path / "other.db"
+    words = ["collect", "--broker", f"127.0.0.1:{port}", "--store", f"sqlite:///{other}", "--name", "a"]
+    command = [sys.executable, "-m", "eyas_host", *words, *(["--json"] if ends == "closed pipe" else [])]
+    with (tmp_path / "a.err").open("wb") as err:
+        first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=err)
+    try:
+        wait_until(lambda: "eyas-collect-eyas-a" in processes.reports("b")[-1]["warning"], 30, "two collectors")
+        one = sender()
+        if ends == "damaged tables":
+            with sqlite3.connect(other) as database:
+                database.execute("DROP TABLE messages")
+            one.windows(range(1000, 1010))
+        elif ends == "closed pipe":
+            assert first.stdout is not None
+            first.stdout.close()
+        else:
+            first.send_signal(signal.SIGINT)
+        assert first.wait(40) == (2 if ends == "damaged tables" else 0), (tmp_path / "a.err").read_text()
+        one.windows(range(100))
+        assert one.acked(set(range(100)), timeout=10) >= set(range(100))
+    finally:
+        first.kill()
+        first.wait(10)
 
 
 def test_collectors_of_a_group_with_different_stores_notice_each_other(
-    processes: Processes, port: int, sender: Callable[..., Sender], sqlite: str, tmp_path: Path
+    processes: Processes, port: int, sender: Callable[..., Sender], url: str, tmp_path: Path
 ) -> None:
+    """A store is the same whatever its URL says."""
     warnings = {name: lambda name=name: processes.reports(name)[-1]["warning"] for name in ("a", "b", "c")}
-    processes.collector(port, sqlite, name="a")
+    processes.collector(port, url, name="a")
     processes.connected("a")
-    path = sqlite.removeprefix("sqlite:///")
-    processes.collector(port, f"sqlite:////{path.lstrip('/')}", name="b")  # the same file by another URL
+    (tmp_path / "link").symlink_to(tmp_path)
+    linked = f"sqlite:///{tmp_path / 'link' / 'fleet.db'}"
+    same = linked if url.startswith("sqlite") else f"{url}?connect_timeout=9"
+    processes.collector(port, same, name="b")
     processes.connected("b")
     processes.collector(port, f"sqlite:///{tmp_path / 'other.db'}", name="c")
     processes.connected("c")

@@ -24,6 +24,7 @@ from paho.mqtt.client import Client
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import host_name
+from eyas_device.support.redact import redact
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, disconnect_reason
 from eyas_host.fleet.broker.client import BrokerAccess, end_session
@@ -173,10 +174,18 @@ class Collector(Closing):
             raise self._failure
 
     def close(self) -> None:
-        """End the writer; uncommitted messages were not acknowledged and are sent again."""
+        """End the writer; uncommitted messages were not acknowledged and are sent again.
+
+        A collector that an error ended leaves its group, too; what the broker had sent it stays in the session for one
+        that starts again.
+        """
         self._writer.close()
+        in_order = self._left
+        if self._connected and not in_order:
+            with suppress(OSError, ValueError):
+                self._leave_at_once()
         if self._client.socket() is not None:
-            end_session(self._client, mqtt5=self._left and self._connector.client_mqtt5)
+            end_session(self._client, mqtt5=in_order and self._connector.client_mqtt5)
             self._client.loop_write()
         self._wake_read.close()
         self._wake_write.close()
@@ -380,7 +389,7 @@ class Collector(Closing):
         """Unsubscribe, so that the broker keeps no share for this collector, and receive what it has queued for it."""
         if not self._connected or self._failure is not None:
             return
-        self._client.unsubscribe([*self._subscriptions(), self._group.topic])
+        self._unsubscribe()
         end, quiet, received = time.monotonic() + _LEAVE_S, time.monotonic(), self._received
         while (now := time.monotonic()) < end and self._client.socket() is not None and self._writer.failure is None:
             self._step(0.05)
@@ -388,6 +397,18 @@ class Collector(Closing):
                 quiet, received = now, self._received
             elif now - quiet > _QUIET_S:
                 break
+
+    def _leave_at_once(self) -> None:
+        """Unsubscribe without storing what arrives meanwhile: the broker keeps that for the session."""
+        self._unsubscribe()
+        end = time.monotonic() + _LEAVE_S
+        while not self._left and (sock := self._client.socket()) is not None and (left := end - time.monotonic()) > 0:
+            self._client.loop_write()
+            if select.select([sock], [], [], min(left, _TICK_S))[0] or getattr(sock, "pending", int)():
+                self._client.loop_read()
+
+    def _unsubscribe(self) -> None:
+        self._client.unsubscribe([*self._subscriptions(), self._group.topic])
 
     def _subscriptions(self) -> list[str]:
         prefix = f"$share/{self._settings.group}/" if self._connector.client_mqtt5 else ""
@@ -465,13 +486,19 @@ def collect(
     access: BrokerAccess,
     settings: CollectorSettings | None = None,
     on_report: Callable[[CollectorReport], None] = lambda report: None,
+    on_start: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Collect until SIGTERM or SIGINT; see `Collector`. Raises `StoreError` and `LinkError`."""
+    """Collect until SIGTERM or SIGINT; see `Collector`. `on_start` is told from where and into what.
+
+    Raises `StoreError` and `LinkError`.
+    """
     settings = settings or CollectorSettings()
     check_names(settings.group, settings.name)
+    where = redact(store_url)
     with Store(store_url) as store, Collector(store, access, settings, on_report) as collector:
         before = {kind: signal.signal(kind, lambda *_: collector.stop()) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
+            on_start(f"collecting from {access.address} into {where}, as {settings.name} of the group {settings.group}")
             collector.run()
         finally:
             for kind, handler in before.items():
