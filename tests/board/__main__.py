@@ -33,14 +33,14 @@ The board answers on 127.0.0.1, port {board.port}. Its camera is /dev/video0, `v
 log in:
   ssh -p {board.port} -i {key} -o {known} root@127.0.0.1
 
-flash, with a device.toml whose broker is {HOST_ADDRESS}, which is this machine as the board sees it:
-  make flash DEVICE={board.address} CONFIG=device.toml BUNDLE=DIR \\
-    FLASH_FLAGS='--offline --identity {key} --ssh-option {known}'
-
-broker with certificates for that address, collector, live view:
+a camera in `eyas watch`; broker, collector and view go on, each in a terminal of its own, and `make board-bundle` makes
+the bundle (for the board, this machine is {HOST_ADDRESS}):
   .venv/bin/eyas broker --name {HOST_ADDRESS}
-  make collect
-  make watch
+  .venv/bin/eyas enroll cam-7 --camera v4l2:0
+  make flash DEVICE={board.address} NAME=cam-7 BUNDLE=runs/shapes/bundle \\
+    FLASH_FLAGS='--offline --identity {key} --ssh-option {known}'
+  .venv/bin/eyas collect
+  .venv/bin/eyas watch
 
 its serial console:
   tail -f {board.console}

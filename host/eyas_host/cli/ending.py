@@ -32,7 +32,7 @@ def show_ending(context: RunContext) -> None:
     images = frames if frames.is_dir() else Path("IMAGES")
     tried = command("eyas-device", "run", "--bundle", bundle, "--camera", f"folder:{images}", "--accuracy")
     _line("try it", escape(tried))
-    _line("flash it", escape(command("eyas", "flash", "USER@HOST", "--bundle", bundle)))
+    _line("flash it", escape(command("eyas", "flash", "USER@HOST", "--name", "NAME", "--bundle", bundle)))
 
 
 def accuracy(report: dict[str, Any]) -> str:

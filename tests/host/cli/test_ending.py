@@ -42,7 +42,7 @@ def test_verdict_report_and_commands(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert lines["verdict"] == "do not ship: recall of [b] is 40 % (and 2 more in the report)"
     assert lines["report"].startswith("file:///") and lines["report"].endswith("/my%20runs/toy/report.html")
     assert f"--bundle '{root}/bundle'" in lines["try it"] and "folder:IMAGES" in lines["try it"]
-    assert "flash USER@HOST --bundle" in lines["flash it"]
+    assert "flash USER@HOST --name NAME --bundle" in lines["flash it"]
 
 
 def test_a_report_without_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,11 +17,14 @@ import pytest
 
 from eyas_device.config import read_config
 from eyas_device.errors import ConfigError, EyasError
+from eyas_device.telemetry.local import AgentStatus, CameraReport, LinkReport
+from eyas_device.telemetry.mqtt_client import LinkState
 from eyas_host.fleet.broker.enroll import CREDENTIALS, enroll
 from eyas_host.fleet.broker.expel import expel
 from eyas_host.fleet.broker.kit import Kit, prepare
 from eyas_host.fleet.connect.ssh import CommandResult
 from eyas_host.fleet.deploy.journal import Journal
+from eyas_host.fleet.deploy.report import judge_status
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, listens, needs_mosquitto, wait_until
 from tests.support.inside import eyas
@@ -155,7 +158,7 @@ def test_a_camera_and_a_broker_that_do_not_answer_are_warnings(
     assert (result.status, result.ok) == ("flashed", True), result
     camera, broker = result.warnings
     assert "camera v4l2:/dev/video-none does not deliver (" in camera and "doctor" in camera
-    assert f"broker 127.0.0.1:{port} is not connected (" in broker and "doctor" in broker
+    assert f"broker 127.0.0.1:{port}: " in broker and "doctor" in broker
 
 
 def test_without_a_service_it_says_what_to_start_by_hand(board: Board, bundle_root: Path, kit: Kit) -> None:
@@ -170,6 +173,18 @@ def test_without_a_service_it_says_what_to_start_by_hand(board: Board, bundle_ro
     assert any("broker: " in line and "accepts this certificate" in line for line in board.lines), board.lines
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("state", LinkState)
+def test_a_broker_without_a_collector_is_no_trouble(state: LinkState) -> None:
+    """On the way through, the collector comes after the first flash."""
+    link = LinkReport(broker="10.1.2.3:8883", state=f"{state.value}: more")
+    if state is LinkState.CONNECTED:
+        link = LinkReport(broker="10.1.2.3:8883", state=state.value)
+    works, troubles = judge_status(AgentStatus(camera=CameraReport(state="delivering", source="v4l2:0"), link=link))
+    connected = state in (LinkState.CONNECTED, LinkState.NO_COLLECTOR)
+    assert (len(works), len(troubles)) == ((2, 0) if connected else (1, 1))
+    assert ("eyas collect" in works[-1]) == (state is LinkState.NO_COLLECTOR)
 
 
 Spoil = Callable[[Path], object]

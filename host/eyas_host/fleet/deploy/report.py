@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from eyas_device.telemetry.local import AgentStatus
+from eyas_device.telemetry.mqtt_client import LinkState
 from eyas_host.fleet.connect.ssh import CommandResult
 
 _WAIT_S = 20.0
@@ -68,8 +69,10 @@ def judge_status(status: AgentStatus) -> tuple[tuple[str, ...], tuple[str, ...]]
         troubles.append(f"camera {camera.source} does not deliver ({camera.state}{reason})")
     elif camera.state:
         works.append(f"camera {camera.source} delivers")
-    if link is not None and link.state != "connected":
-        troubles.append(f"broker {link.broker} is not connected ({link.state})")
+    if link is not None and link.state.startswith(LinkState.NO_COLLECTOR.value):
+        works.append(f"broker {link.broker} is connected; messages wait on the device for `eyas collect`")
+    elif link is not None and link.state != LinkState.CONNECTED.value:
+        troubles.append(f"broker {link.broker}: {link.state}")
     elif link is not None:
         works.append(f"broker {link.broker} is connected")
     return tuple(works), tuple(troubles)
