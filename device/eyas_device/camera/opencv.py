@@ -1,4 +1,4 @@
-"""Base class of the V4L2, RTSP and GStreamer readers: `cv2.VideoCapture` in the child of `subprocess.py`."""
+"""Base class of the RTSP and GStreamer readers: `cv2.VideoCapture` in the child of `subprocess.py`."""
 
 from __future__ import annotations
 
@@ -12,28 +12,17 @@ import numpy.typing as npt
 
 from eyas_device.errors import CameraError, ImageError
 
-_JPEG_TRIES = 3
-"""Frames without a JPEG after which a device that promised JPEG is asked for pixels instead."""
-
 
 class Settings(msgspec.Struct, frozen=True):
-    """Source and requested format of a `cv2.VideoCapture`."""
+    """Source of a `cv2.VideoCapture`."""
 
     source: str
-    """Device path, address or pipeline."""
+    """Address or pipeline."""
     timeout_s: float = 5.0
-    size: tuple[int, int] | None = None
-    """Requested width and height, pixels."""
-    fps: float | None = None
-    """Requested frame rate, frames per second."""
-    format: str = ""
-    """`mjpg`, `yuyv`, or empty: mjpg if the device supports it."""
-    controls: dict[str, float | str] = {}
-    """Control -> value or `auto`."""
 
 
 class OpenCVReader:
-    """Reads with `cv2.VideoCapture`; subclasses set the backend and properties, and explain failures."""
+    """Reads with `cv2.VideoCapture`; subclasses set the backend and its properties, and explain failures."""
 
     backend: int
 
@@ -41,12 +30,6 @@ class OpenCVReader:
         """Open the source. Raises `open_error()` if it does not open."""
         cv2.setNumThreads(1)
         self.settings = msgspec.convert(settings, Settings)
-        self.note = ""
-        """How the source differs from the request."""
-        self.problems: list[str] = []
-        """Controls that could not be set."""
-        self._undecoded = False
-        self._tries_left = 0
         self._buffer: npt.NDArray[np.uint8] | None = None
         self.check_source()
         try:
@@ -56,7 +39,6 @@ class OpenCVReader:
         if not self.video.isOpened():
             self.video.release()
             raise self.open_error()
-        self.configure()
 
     def check_source(self) -> None:
         """Check the source before OpenCV opens it. Raises `CameraError`."""
@@ -65,17 +47,9 @@ class OpenCVReader:
         """Flat pairs of property and value to open with."""
         return ()
 
-    def configure(self) -> None:
-        """Set properties of the open source."""
-
     def open_error(self) -> CameraError:
         """Error that explains why the source did not open."""
         return CameraError("it does not open")
-
-    def take_undecoded(self) -> None:
-        """Keep the device's JPEG bytes undecoded, as long as they are JPEG."""
-        self._undecoded = bool(self.video.set(cv2.CAP_PROP_CONVERT_RGB, 0))
-        self._tries_left = _JPEG_TRIES
 
     def grab(self) -> bool:
         """Wait for the next frame; False at the end of the stream."""
@@ -92,15 +66,7 @@ class OpenCVReader:
         if 1 in image.shape[:2] and image.dtype == np.uint8:
             data = trim_jpeg(image.tobytes())
             if data is not None:
-                self._tries_left = -1
                 return data
-        if self._undecoded:
-            if self._tries_left > 0:
-                self._tries_left -= 1
-                if self._tries_left == 0:
-                    self.video.set(cv2.CAP_PROP_CONVERT_RGB, 1)
-                    self._undecoded = False
-            raise ImageError("not a JPEG, though the device promised one")
         if self._buffer is None or self._buffer.shape != image.shape:
             fits = image.dtype == np.uint8 and image.ndim == 3 and 0 < image.nbytes <= len(buffer)
             self._buffer = buffer[: image.nbytes].reshape(image.shape) if fits else None

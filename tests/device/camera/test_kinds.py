@@ -1,28 +1,23 @@
-"""The cameras that live in a process of their own: RTSP, V4L2, GStreamer and Picamera2."""
+"""The cameras that live in a process of their own: RTSP, GStreamer and Picamera2."""
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import signal
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 from eyas_device.camera import gstreamer as gst
 from eyas_device.camera import open_camera
-from eyas_device.camera import v4l2 as v4l
-from eyas_device.camera.opencv import Settings, trim_jpeg
-from eyas_device.errors import CameraError, CameraRefused, CameraSpecError, ImageError
-from tests.support.camera_readers import pixels
+from eyas_device.camera.opencv import trim_jpeg
+from eyas_device.errors import CameraError, CameraRefused, CameraSpecError
 from tests.support.servers import PLENTY_S, RtspServer, taken
 from tests.support.streams import jpeg_image
 from tests.support.system_parts import require
@@ -106,167 +101,6 @@ def test_rtsp_that_refuses_the_login_is_not_tried_all_the_time(locked: RtspServe
     with pytest.raises(CameraRefused, match=message) as caught:
         open_camera(f"rtsps://{login}127.0.0.1:{locked.port}/ball", timeout_s=10)
     assert "wrong" not in str(caught.value)
-
-
-# --- V4L2. No such device can be had here: real error paths, and a stand-in for `cv2.VideoCapture` for the frames.
-
-
-@pytest.mark.parametrize(
-    ("spec", "kind", "message"),
-    [
-        ("v4l2:99", CameraError, "/dev/video99 does not exist"),
-        ("v4l2:/dev/video99", CameraError, "is the camera plugged in"),
-        ("v4l2:/dev/null", CameraError, "not a video device"),
-        (f"v4l2:{__file__}", CameraError, "not a video device"),
-        ("v4l2:/tmp", CameraError, "not a video device"),
-    ],
-)
-def test_v4l2_explains_why_a_path_is_not_a_camera(spec: str, kind: type[CameraError], message: str) -> None:
-    with pytest.raises(CameraError, match=message) as caught:
-        open_camera(spec)
-    assert caught.type is kind
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [(errno.EACCES, "usermod -aG video"), (errno.ENODEV, "plugged in"), (errno.EIO, "Input/output error")],
-)
-def test_v4l2_distinguishes_errors_of_the_device(number: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "open", refuse)
-    error = v4l.find_problem("/dev/video0")
-    assert type(error) is CameraError and message in str(error)
-    assert type(v4l.find_problem(__file__)) is CameraError  # whoever may not open it
-
-
-def _ioctl(capabilities: int, device_caps: int = 0, *, busy: bool = False) -> Callable[[int, int, bytearray], object]:
-    """A driver's replies to ioctl."""
-
-    def ioctl(device: int, request: int, data: bytearray) -> int:
-        if request == 0x80685600:
-            assert len(data) == 104
-            struct.pack_into("=II", data, 84, capabilities, device_caps)
-        else:
-            assert request == 0xC0145608 and len(data) == 20
-            if busy:
-                raise OSError(errno.EBUSY, "busy")
-        return 0
-
-    return ioctl
-
-
-def test_v4l2_queries_the_driver() -> None:
-    """Against `/dev/null`, which is a character device, with a stand-in for ioctl."""
-    assert v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1)) is None
-    assert v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x1000)) is None
-    error = v4l.find_problem("/dev/null", buffers=True, ioctl=_ioctl(1, busy=True))
-    assert type(error) is CameraError and "in use by another program" in str(error)
-    error = v4l.find_problem("/dev/null", ioctl=_ioctl(0x80000001, 0x00A00000))
-    assert type(error) is CameraError and "without capture" in str(error)
-
-
-class Video:
-    """Stands in for `cv2.VideoCapture` on a V4L2 device: a driver with the given formats, sizes and frames."""
-
-    opens = True
-    fourcc = ("MJPG", "YUYV")
-    sizes = ((640, 480), (1280, 720))
-    images: tuple[Any, ...] = ()
-
-    def __init__(self, *_: object) -> None:
-        self.values: dict[int, float] = {cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*self.fourcc[-1])}
-        self.left = list(self.images)
-
-    def isOpened(self) -> bool:  # noqa: N802
-        return self.opens
-
-    def set(self, name: int, value: float) -> bool:
-        code = cv2.VideoWriter.fourcc
-        if name == cv2.CAP_PROP_FOURCC and value not in [code(*known) for known in self.fourcc]:
-            return False
-        self.values[name] = value
-        return True
-
-    def get(self, name: int) -> float:
-        if name in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT):
-            asked = self.values.get(cv2.CAP_PROP_FRAME_WIDTH, 640)
-            return min(self.sizes, key=lambda s: abs(s[0] - asked))[name - cv2.CAP_PROP_FRAME_WIDTH]
-        return self.values.get(name, 0)
-
-    def grab(self) -> bool:
-        return bool(self.left)
-
-    def retrieve(self, *buffer: Any) -> tuple[bool, Any]:
-        return True, self.left.pop(0)
-
-    def release(self) -> None:
-        """Nothing is held."""
-
-
-@pytest.fixture
-def reader(monkeypatch: pytest.MonkeyPatch) -> Callable[..., v4l.V4L2Reader]:
-    """Make the V4L2 reader on a stand-in driver, in this process."""
-
-    def make(settings: Settings | None = None, **driver: Any) -> v4l.V4L2Reader:
-        monkeypatch.setattr(v4l, "find_problem", lambda *_, **__: None)
-        monkeypatch.setattr(cv2, "VideoCapture", type("Driver", (Video,), driver))
-        settings = settings or Settings(source="/dev/video0")
-        return v4l.V4L2Reader({name: getattr(settings, name) for name in settings.__struct_fields__})
-
-    return make
-
-
-ROOM = np.zeros(1 << 20, dtype=np.uint8)
-
-
-def row(data: bytes) -> Any:
-    return np.frombuffer(data, dtype=np.uint8)[np.newaxis]
-
-
-def test_v4l2_keeps_jpeg_undecoded_and_trimmed(reader: Callable[..., v4l.V4L2Reader]) -> None:
-    made = reader(images=(row(jpeg_image(1) + b"\x00" * 99), row(jpeg_image(2) + jpeg_image(3)[400:])))
-    assert made.video.get(cv2.CAP_PROP_CONVERT_RGB) == 0
-    assert made.video.get(cv2.CAP_PROP_FOURCC) == cv2.VideoWriter.fourcc(*"MJPG")
-    assert made.grab() and made.retrieve(ROOM) == jpeg_image(1)
-    assert made.grab() and made.retrieve(ROOM) == jpeg_image(2)
-    assert not made.grab()
-
-
-def test_v4l2_falls_back_to_pixels_without_the_promised_jpeg(reader: Callable[..., v4l.V4L2Reader]) -> None:
-    made = reader(images=(*[row(b"\x10\x80" * 64)] * 3, pixels(0), pixels(1)))
-    for _ in range(3):
-        with pytest.raises(ImageError, match="not a JPEG"):
-            made.retrieve(ROOM)
-    assert made.video.values[cv2.CAP_PROP_CONVERT_RGB] == 1
-    for number in range(2):
-        image = made.retrieve(ROOM)
-        assert isinstance(image, np.ndarray) and np.array_equal(image, pixels(number))
-
-
-def test_v4l2_recovers_after_one_torn_frame(reader: Callable[..., v4l.V4L2Reader]) -> None:
-    torn = row(b"\x00" * 50)
-    made = reader(images=(row(jpeg_image(0)), torn, torn, torn, torn, row(jpeg_image(5))))
-    assert made.retrieve(ROOM) == jpeg_image(0)
-    for _ in range(4):
-        with pytest.raises(ImageError):
-            made.retrieve(ROOM)
-    assert made.retrieve(ROOM) == jpeg_image(5)
-
-
-def test_v4l2_sets_format_size_and_rate(reader: Callable[..., v4l.V4L2Reader]) -> None:
-    asked = Settings(source="/dev/video0", size=(1280, 720), fps=15, format="yuyv")
-    made = reader(asked, images=(pixels(0),))
-    assert made.video.get(cv2.CAP_PROP_FOURCC) == cv2.VideoWriter.fourcc(*"YUYV")
-    assert cv2.CAP_PROP_CONVERT_RGB not in made.video.values and made.video.get(cv2.CAP_PROP_FPS) == 15
-    assert made.note == ""
-    assert reader(Settings(source="/dev/video0", size=(1300, 700))).note == "1280x720, the nearest supported size"
-    with pytest.raises(CameraError, match="does not deliver mjpg"):
-        reader(Settings(source="/dev/video0", format="mjpg"), fourcc=("YUYV",))
-    assert cv2.CAP_PROP_CONVERT_RGB not in reader(fourcc=("YUYV",)).video.values
-    with pytest.raises(CameraError, match="no format that OpenCV can read"):
-        reader(opens=False)
 
 
 def test_the_end_of_a_jpeg_is_not_that_of_its_thumbnail() -> None:
