@@ -31,7 +31,6 @@ _LIVE_SPAN_S = 10.0
 _SUMMARIES_S = (10.0, 60.0, 600.0, 3600.0)
 """Pauses between the summary lines of the log; the last one is repeated."""
 _CLEAR = "\r\x1b[K"
-_MIN_COLUMNS = 20
 _COLUMNS = 80
 """Of a terminal that does not tell."""
 _DIGITS = dict.fromkeys(map(ord, "0123456789"))
@@ -287,7 +286,7 @@ def _columns(stream: TextIO) -> int:
         columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
         columns = 0
-    return max(columns, _MIN_COLUMNS) if columns else _COLUMNS
+    return columns or _COLUMNS
 
 
 def _accuracy_summary(accuracy: Accuracy) -> str:

@@ -64,7 +64,7 @@ def parse_address(url: str, schemes: Collection[str], *, kind: str) -> SplitResu
 
     The message shows the address without credentials.
     """
-    allowed = " or ".join(f"{scheme}://[USER:PASSWORD@]HOST[:PORT]/PATH" for scheme in schemes)
+    allowed = " or ".join(f"{scheme}://HOST[:PORT]/PATH" for scheme in schemes)
     problem = None
     if any(ord(c) <= 0x20 or ord(c) == 0x7F for c in url):
         problem = "contains a space or a control character (write a space as %20)"
@@ -83,7 +83,7 @@ def parse_address(url: str, schemes: Collection[str], *, kind: str) -> SplitResu
             problem = f"is not such an address ({error})"
     if problem is not None:
         shown = redact(re.sub(r"//.*@", "//***@", url, flags=re.DOTALL))  # all of it is one address
-        raise CameraSpecError(f"camera {kind}: {shown!r} {problem}; allowed is {allowed}")
+        raise CameraSpecError(f"camera {kind}: {shown!r} {problem}; allowed is {allowed}, a login before HOST")
     return parts
 
 
@@ -98,9 +98,11 @@ def suggest(spec: str) -> str:
         return f"v4l2:{spec}"
     if re.match(r"/dev/(video|v4l/)", spec):
         return f"v4l2:{spec}"
+    if number := re.fullmatch(r"video(\d{1,3})", spec, re.ASCII):
+        return f"v4l2:{number[1]}"
     path = Path(spec)
     with contextlib.suppress(OSError, ValueError):
-        if spec and path.is_dir():
+        if spec and (path.is_dir() or (spec.endswith("/") and ":" not in spec)):
             return f"folder:{spec}"
         if path.suffix.lower() in SUFFIXES:
             return f"folder:{path.parent}"

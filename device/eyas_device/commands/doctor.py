@@ -35,16 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Print one line per check, with the fix below if it is not green; exit code 1 if one is red."""
     from eyas_device import __version__
-    from eyas_device.doctor import CHECKS, check_name, examine
+    from eyas_device.doctor import CHECKS, check_name, examine, running_check
     from eyas_device.support.streams import to_json
 
     context = _context(args)
     results: list[CheckResult] = []
     width = max(len(check_name(check)) for check in CHECKS)
-    for result in examine(context):
-        results.append(result)
-        if not args.json:
-            print_result(result, width)
+    with running_check(sys.stderr) as running:
+        for result in examine(context, on_start=running):
+            running("")
+            results.append(result)
+            if not args.json:
+                print_result(result, width)
     counts: Counter[str] = Counter(result.status for result in results)
     if args.json:
         worst = next((status for status in ("red", "yellow") if counts[status]), "green")

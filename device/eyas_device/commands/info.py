@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from eyas_device.commands import values
 
@@ -14,14 +15,19 @@ _DIGEST = 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments to its parser."""
     parser.add_argument("bundle", type=values.path, metavar="BUNDLE")
+    parser.add_argument("--json", action="store_true", help="the manifest as one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
     """Print name, labels, decision rule, artefacts with their evidence, preferences and notices."""
     from eyas_device.bundle import Bundle
     from eyas_device.support.logs import show
+    from eyas_device.support.streams import to_json
 
     manifest = Bundle.open(args.bundle).manifest
+    if args.json:
+        print(to_json(manifest, sys.stdout))
+        return 0
     size = manifest.preprocessing.size
     show(f"{manifest.name} {manifest.version}: {', '.join(manifest.labels)}; {size} x {size} px")
     confidence = manifest.confidence

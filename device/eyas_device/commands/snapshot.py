@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=values.path, default=Path("snapshots"), metavar="DIR", help="default: snapshots")
     parser.add_argument("--frames", type=values.positive_int, default=1, metavar="N", help="how many (default 1)")
     parser.add_argument(
-        "--every", type=values.positive_number, default=1.0, metavar="SECONDS", help="time between two (default 1)"
+        "--every",
+        type=values.seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="time between two (default 1; 0: every frame)",
     )
 
 

@@ -34,6 +34,11 @@ def positive_number(text: str) -> float:
     return value
 
 
+def seconds(text: str) -> float:
+    """A time in seconds, 0 or more."""
+    return 0.0 if re.fullmatch(r"0+(\.0+)?", text, re.ASCII) else positive_number(text)
+
+
 def fraction(text: str) -> float:
     """A fraction, above 0 to 1."""
     value = positive_number(text)

@@ -10,7 +10,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import TextIO, TypeVar
 
 import msgspec
 
@@ -20,7 +21,7 @@ from eyas_device.errors import EyasError
 from eyas_device.support.redact import redact
 from eyas_device.telemetry.tls import ClosedFileError
 
-__all__ = ["CHECKS", "CheckResult", "Context", "Finding", "check_name", "examine", "run_checks"]
+__all__ = ["CHECKS", "CheckResult", "Context", "Finding", "check_name", "examine", "run_checks", "running_check"]
 
 Check = Callable[[Context], Finding]
 _Context = TypeVar("_Context")
@@ -71,20 +72,45 @@ class CheckResult(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def examine(context: Context, checks: Sequence[Check] = CHECKS, *, limit_s: float = LIMIT_S) -> Iterator[CheckResult]:
+def examine(
+    context: Context,
+    checks: Sequence[Check] = CHECKS,
+    *,
+    limit_s: float = LIMIT_S,
+    on_start: Callable[[str], object] = lambda name: None,
+) -> Iterator[CheckResult]:
     """Run checks of a device one after the other; a check that raises or takes longer than `limit_s` is red."""
-    return run_checks(context, checks, limit_s=limit_s)
+    return run_checks(context, checks, limit_s=limit_s, on_start=on_start)
 
 
 def run_checks(
-    context: _Context, checks: Sequence[Callable[[_Context], Finding]], *, limit_s: float = LIMIT_S
+    context: _Context,
+    checks: Sequence[Callable[[_Context], Finding]],
+    *,
+    limit_s: float = LIMIT_S,
+    on_start: Callable[[str], object] = lambda name: None,
 ) -> Iterator[CheckResult]:
-    """Run checks with any kind of context, like `examine`."""
+    """Run checks with any kind of context, like `examine`; `on_start` gets the name of each before it runs."""
     for check in checks:
+        on_start(check_name(check))
         started = time.monotonic()
         finding = _run_bounded(check, context, limit_s)
         seconds = round(time.monotonic() - started, 3)
         yield CheckResult(check_name(check), finding.status, _sanitise(finding.text), _sanitise(finding.fix), seconds)
+
+
+@contextmanager
+def running_check(stream: TextIO) -> Iterator[Callable[[str], None]]:
+    """Show the name of the check that runs on a terminal: call with a name to show it, with none to remove it."""
+    clear = "\r\x1b[K"
+
+    def show(name: str) -> None:
+        if stream.isatty():
+            stream.write(f"{clear}checking {name} ..." if name else clear)
+            stream.flush()
+
+    yield show
+    show("")
 
 
 def check_name(check: Callable[..., Finding]) -> str:

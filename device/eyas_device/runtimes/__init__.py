@@ -43,7 +43,7 @@ _EXTRAS = {"litert": "", "tflite": "tflite", "openvino": "openvino", "onnx": "on
 _INSTALL = {
     "tflite": " (numpy 1, Python 3.11 or older), or 'eyas-device[tensorflow]'",
     "onnx-cuda": "install onnxruntime-gpu in place of onnxruntime",
-    "onnx-tensorrt": "install JetPack's onnxruntime-gpu with TensorRT",
+    "onnx-tensorrt": "install an onnxruntime-gpu that was built with TensorRT, on a Jetson that of JetPack",
 }
 """What else there is to say about it."""
 

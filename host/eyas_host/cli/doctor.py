@@ -34,7 +34,7 @@ def doctor(
     from rich.console import Console
     from rich.text import Text
 
-    from eyas_device.doctor import check_name, run_checks
+    from eyas_device.doctor import check_name, run_checks, running_check
     from eyas_host.doctor import CHECKS, shared_jobs
 
     console = Console(highlight=False, soft_wrap=True)
@@ -42,13 +42,15 @@ def doctor(
     findings = []
     context = _context(recipe, overrides or (), runs)
     context = replace(context, job=shared_jobs(context.recipe))
-    for row in run_checks(context, CHECKS, limit_s=LIMIT_S):
-        findings.append(row)
-        if not json:
-            colour = "bright_black" if row.status == "grey" else row.status
-            console.print(Text(f"{row.status:6}", style=colour), Text(f" {row.check:{width}}  {row.finding}"))
-            if row.fix:
-                console.print(Text(f"{'':6}  {'':{width}}  -> {row.fix}"))
+    with running_check(sys.stderr) as running:
+        for row in run_checks(context, CHECKS, limit_s=LIMIT_S, on_start=running):
+            running("")
+            findings.append(row)
+            if not json:
+                colour = "bright_black" if row.status == "grey" else row.status
+                console.print(Text(f"{row.status:6}", style=colour), Text(f" {row.check:{width}}  {row.finding}"))
+                if row.fix:
+                    console.print(Text(f"{'':6}  {'':{width}}  -> {row.fix}"))
     counts: Counter[str] = Counter(row.status for row in findings)
     if json:
         worst = next((status for status in ("red", "yellow") if counts[status]), "green")

@@ -226,7 +226,7 @@ def expire(
     from eyas_host.fleet.store.retention import Retention
     from eyas_host.fleet.store.retention import expire as run
 
-    with Store(store) as opened:
+    with Store(store, create=False) as opened:
         expired = run(opened, Retention(windows_days=windows, events_days=events, quarantine_days=quarantine))
     print(f"{expired.merged} windows merged, {expired.deleted} messages deleted, {expired.quarantined} quarantined")
 

@@ -147,8 +147,10 @@ def settled_run(
 
 def ssh_access(identity: Path | None, port: int | None, options: list[str] | None) -> SshAccess:
     """Collect the SSH options."""
-    from eyas_host.fleet.connect.ssh import SshAccess
+    from eyas_host.fleet.connect.ssh import FleetError, SshAccess
 
+    if identity is not None and not identity.is_file():
+        raise FleetError(f"--identity {identity}: no such file; the private key of the login is needed")
     return SshAccess(identity=identity, port=port, options=tuple(options or ()))
 
 
@@ -205,7 +207,7 @@ def broker_access(
         if broker is None and (address := local_address(kit)) is not None:
             broker = str(address)
     broker = "127.0.0.1" if broker is None else broker
-    return BrokerAccess(
+    access = BrokerAccess(
         broker=broker,
         tls=tls,
         ca=ca,
@@ -215,3 +217,5 @@ def broker_access(
         password_file=password_file,
         insecure=insecure,
     )
+    access.check()
+    return access

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -479,7 +480,10 @@ def test_a_wrong_specification_lists_what_is_allowed(spec: str) -> None:
         ("pictures/a.JPG", "folder:pictures"),
         ("clip.mp4", "video:clip.mp4"),
         ("recording", "video:recording"),
+        ("video3", "v4l2:3"),
+        ("absent/", "folder:absent/"),
         ("webcam:0", None),
+        ("usb:/", None),
         ("ftp://cam/", None),
         ("a\0b", None),
     ],
@@ -493,6 +497,11 @@ def test_a_specification_without_its_kind_is_answered_with_the_right_spelling(
     with pytest.raises(CameraSpecError) as caught:
         open_camera(spec)
     assert str(caught.value).endswith(f"unknown kind; write {meant!r}") == (meant is not None)
+
+
+def test_the_allowed_address_is_shown_whole() -> None:
+    with pytest.raises(CameraSpecError, match=re.escape("allowed is rtsp://HOST[:PORT]/PATH, a login before HOST")):
+        open_camera("rtsp:cam")
 
 
 def test_the_suggestion_shows_no_password() -> None:

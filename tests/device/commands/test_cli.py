@@ -97,6 +97,13 @@ def test_info(pristine_bundle: Path) -> None:
     assert "litert: faster" in done.stdout and "Drawn for a test." in done.stdout
 
 
+def test_info_as_json(pristine_bundle: Path) -> None:
+    done = eyas_device("info", "--json", pristine_bundle)
+    manifest = json.loads(done.stdout)
+    assert done.returncode == 0 and done.stdout.count("\n") == 1
+    assert manifest["labels"] == list(tiny.LABELS) and len(manifest["artefacts"]) == 4
+
+
 def test_info_moves_no_cursor(
     bundle_root: Path, edit_manifest: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

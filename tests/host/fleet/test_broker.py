@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import ssl
 import stat
+import struct
 import sys
 import threading
 import uuid
@@ -30,6 +32,7 @@ from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.watch.subscriber import Subscriber
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, listens, needs_mosquitto, wait_until, window
+from tests.support.inside import eyas
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +223,7 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
         wait_until(lambda: listens(port) or broker.poll() is not None, what="a listening broker")
         processes.collector(port, url)
         processes.connected()
+        hang_up_at_once(port)
         with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as subscriber:
             wait_until(
                 lambda: list(subscriber.take(0.1)) or subscriber.status.state is LinkState.CONNECTED,
@@ -238,3 +242,20 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
         processes.close()
     with Store(url) as store:
         assert store.counts() == {"window": 1, "quarantine": 0}
+    printed = (tmp_path / "log").read_text()
+    assert printed == f"broker: mqtt on 127.0.0.1:{port}, for a first try: no TLS, no access control, no persistence\n"
+
+
+def hang_up_at_once(port: int) -> None:
+    """Send a CONNECT of MQTT 5, as every first connection does, and reset the connection."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(b"\x10\x0d\x00\x04MQTT\x05\x02\x00\x0a\x00\x00\x00")
+
+
+def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = eyas(tmp_path, "broker", "--embedded", "--port", port)
+    assert done.code == 2 and done.out == ""
+    assert done.err == f"eyas: 127.0.0.1:{port}: the embedded broker cannot listen there ({os.strerror(98)})\n"

@@ -51,11 +51,8 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
         files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
         return Security(tls=self.address.tls, **{name: str(path or "") for name, path in files.items()})
 
-    def apply(self, client: Client) -> None:
-        """Set TLS and login of a client that has not connected yet.
-
-        Raises `LinkError` for files that are unreadable or do not belong together.
-        """
+    def check(self) -> None:
+        """Raise `LinkError` for an impossible address and for files that are unreadable or do not belong together."""
         if bool(self.certificate) != bool(self.key):
             raise LinkError("--certificate, --key: both are needed, or none")
         if self.user and not self.address.tls and not self.insecure:
@@ -63,6 +60,14 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
                 f"--user {self.user}: not without TLS, the network can read the password: set --ca (or --tls for a "
                 "public certificate), or accept that with --insecure"
             )
+        self.security.context()
+
+    def apply(self, client: Client) -> None:
+        """Set TLS and login of a client that has not connected yet.
+
+        Raises `LinkError` as `check` does.
+        """
+        self.check()
         self.security.apply(client)
         if self.user:
             path = self.password_file

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 from eyas_device.errors import LinkError
 from eyas_host.support.errors import MissingExtra
@@ -23,17 +25,18 @@ def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None
     """
     try:
         from amqtt.broker import Broker
-        from amqtt.errors import AMQTTError
+        from amqtt.errors import AMQTTError, BrokerError
     except ImportError:
         raise MissingExtra(f"the embedded broker is not installed: {install_line('fleet')}") from None
-    logging.getLogger("amqtt").setLevel(logging.ERROR)
-    logging.getLogger("transitions").setLevel(logging.ERROR)
+    for library in ("amqtt", "transitions"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what ends it is raised, too
     config = {
         "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{port}"}},
         "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
     }
 
     async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(_on_uncaught)
         broker = Broker(config)
         ended = asyncio.Event()
         for kind in (signal.SIGTERM, signal.SIGINT):
@@ -45,5 +48,13 @@ def serve_embedded(port: int = 1883, say: Callable[[str], None] = print) -> None
 
     try:
         asyncio.run(run())
-    except (OSError, AMQTTError) as error:
-        raise LinkError(f"127.0.0.1:{port}: the embedded broker cannot listen there ({error})") from None
+    except (OSError, AMQTTError, BrokerError) as error:
+        number = getattr(error.__cause__ or error, "errno", None)
+        reason = os.strerror(number) if number else error
+        raise LinkError(f"127.0.0.1:{port}: the embedded broker cannot listen there ({reason})") from None
+
+
+def _on_uncaught(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Pass over clients that hang up, as one does after it learned that there is no MQTT 5; the rest is logged."""
+    if not isinstance(context.get("exception"), OSError):
+        loop.default_exception_handler(context)
