@@ -19,10 +19,17 @@ ALL_COMMANDS = '["pause", "resume", "set-thresholds", "snapshot", "bench", "doct
 def start_kit(folder: Path, processes: Processes) -> Kit:
     """A running mosquitto with the kit's certificates and access list."""
     kit = prepare(folder / "fleet", port=free_port())
+    start_broker(kit, processes)
+    return kit
+
+
+def start_broker(kit: Kit, processes: Processes) -> subprocess.Popen[bytes]:
+    """Start the mosquitto of a kit."""
+    folder = processes.folder
     process = processes.start(needs_mosquitto(), "-c", str(kit.config), log="mosquitto.log")
     wait_until(lambda: listens(kit.port) or process.poll() is not None, 15, "a listening broker")
     assert process.poll() is None, (folder / "mosquitto.log").read_text()
-    return kit
+    return process
 
 
 class AgentProcess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _snapshot(loop: Loop, reporter: Reporter, command: Command) -> dict[str, Any
     _running(loop)
     if loop.paused:
         raise CommandRefused("snapshot: the loop is paused; send resume first")
-    return {"image": reporter.request_event(command.id)}
+    return {"image": reporter.request_event(command.id, command.expires - time.time())}
 
 
 def _bench(loop: Loop, reporter: Reporter, timeout_s: float) -> dict[str, Any]:

@@ -223,14 +223,14 @@ class Reporter(Closing, Listener):
         """Problems of the connection and its certificates, for people."""
         return tuple(redact(fault) for fault in self._uplink.faults())
 
-    def request_event(self, command: str) -> str:
-        """Report a coming prediction as the event of the command with this id.
+    def request_event(self, command: str, seconds: float) -> str:
+        """Report the next prediction, if one comes within `seconds`, as the event of the command with this id.
 
         Returns: `included` if its image goes along, else why not.
 
         Raises `PrivacyError` if the privacy rules allow no event.
         """
-        return self._policy.request_event(command)
+        return self._policy.request_event(command, seconds)
 
     def report_status(self) -> None:
         """Report the device's status soon."""

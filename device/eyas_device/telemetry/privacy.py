@@ -53,8 +53,8 @@ class Policy:
         self._rules, self._clock, self._chance = rules, clock, chance
         self._next = 0.0
         self._forbidden = False
-        self._requests: deque[str] = deque()
-        """Ids of the commands that wait for a prediction."""
+        self._requests: deque[tuple[str, float]] = deque()
+        """Ids of the commands that wait for a prediction, and until when."""
         self.ood = False
         """Whether the camera is out of distribution, which is a reason for an event."""
 
@@ -62,8 +62,8 @@ class Policy:
         """Switch to another model, whose manifest may forbid images (`governance.images = "never"`)."""
         self._forbidden = not manifest.governance.images_allowed
 
-    def request_event(self, command: str) -> str:
-        """Make one more prediction an event, for the command with this id.
+    def request_event(self, command: str, seconds: float) -> str:
+        """Make one more prediction an event, for the command with this id, if one comes within `seconds`.
 
         Returns: `included` if its image goes along, else why not.
 
@@ -71,9 +71,10 @@ class Policy:
         """
         if not (self._rules.events or self._rules.images):
             raise PrivacyError("privacy.events and privacy.images are off: no single prediction may leave this device")
+        self._drop_expired()
         if len(self._requests) >= _MAX_REQUESTS:
             raise PrivacyError(f"{_MAX_REQUESTS} earlier requests wait for predictions")
-        self._requests.append(command)
+        self._requests.append((command, self._clock() + seconds))
         return self._without_image() or "included"
 
     def _without_image(self) -> str:
@@ -84,7 +85,14 @@ class Policy:
 
     def take_request(self) -> str:
         """Id of a command whose event the next prediction becomes; empty if none waits."""
-        return self._requests.popleft() if self._requests else ""
+        if self._requests:
+            self._drop_expired()
+        return self._requests.popleft()[0] if self._requests else ""
+
+    def _drop_expired(self) -> None:
+        """A camera that comes back hours later answers nobody."""
+        now = self._clock()
+        self._requests = deque(request for request in self._requests if request[1] > now)
 
     def choose(self, prediction: Prediction) -> Why | None:
         """Return why this prediction becomes an event of its own accord; at most one in `min_interval_s`."""

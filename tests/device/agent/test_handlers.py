@@ -36,8 +36,8 @@ class FakeReporter:
     def report_status(self) -> None:
         self.statuses += 1
 
-    def request_event(self, command: str) -> str:
-        assert command == "its id"
+    def request_event(self, command: str, seconds: float) -> str:
+        assert command == "its id" and 55 < seconds <= 60
         self.events += 1
         return "included"
 
@@ -78,7 +78,9 @@ def overrides(loop: Loop, reporter: FakeReporter, clocks: Clocks) -> Overrides:
 def do(loop: Loop, reporter: FakeReporter, overrides: Overrides) -> Callable[..., Mapping[str, Any]]:
     table: Mapping[str, Handler] = handlers(Config, loop, cast(Reporter, reporter), overrides)
     assert set(table) == set(COMMANDS), "every command of the contract has a handler"
-    return lambda name, **arguments: table[name](Command(id="its id", name=name, arguments=arguments))
+    return lambda name, **arguments: table[name](
+        Command(id="its id", name=name, arguments=arguments, expires=time.time() + 60)
+    )
 
 
 Do = Callable[..., Mapping[str, Any]]

@@ -486,7 +486,7 @@ def test_a_requested_event_waits_for_its_turn(broker: Broker, pristine_bundle: P
         wait_until(lambda: reporter.link.state is LinkState.CONNECTED)
         go, encode_image = threading.Event(), reporter._policy.image
         reporter._policy.image = lambda *args: go.wait(20) and encode_image(*args)  # type: ignore[method-assign]
-        assert [reporter.request_event(command) for command in "abcd"] == ["included"] * 4
+        assert [reporter.request_event(command, 60.0) for command in "abcd"] == ["included"] * 4
         with open_camera("fake:?frames=12") as camera:
             loop = Loop(classifier, camera, [reporter])
             loop.run(frames=6)

@@ -53,7 +53,7 @@ def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
     assert [policy.choose(predicted(c / 10)) for c in range(11)] == [None] * 11
     assert policy.image(image(), spool) == ("", {"image": "none: privacy.images is off"})
     with pytest.raises(PrivacyError, match="no single prediction may leave"):
-        policy.request_event("id")
+        policy.request_event("id", 60.0)
     assert policy.choose(predicted(0.5)) is None
 
 
@@ -72,17 +72,25 @@ def test_each_requested_event_comes_once(rules: PrivacySection, governance: str,
     policy.use_model(manifest(governance))
     sampled = policy.choose(predicted(0.5))
     assert sampled == ("sampled" if rules.sample_rate else None), "and the interval begins"
-    assert [policy.request_event(command) for command in "abc"] == [image] * 3
+    assert [policy.request_event(command, 60.0) for command in "abc"] == [image] * 3
     assert [policy.take_request() for _ in range(4)] == ["a", "b", "c", ""]
     assert policy.choose(predicted(0.5)) is None
 
 
-def test_requests_that_wait_are_bounded() -> None:
-    policy = Policy(PrivacySection(events=True))
+def test_requests_that_wait_are_bounded_and_expire() -> None:
+    """A camera that delivers again hours later sends nothing that was asked for before."""
+    clock = Clock()
+    policy = Policy(PrivacySection(events=True), clock=clock)
     for _ in range(8):
-        policy.request_event("id")
+        policy.request_event("id", 60.0)
     with pytest.raises(PrivacyError, match="8 earlier requests wait"):
-        policy.request_event("id")
+        policy.request_event("id", 60.0)
+    clock.now += 60
+    policy.request_event("another", 1.0)
+    assert [policy.take_request() for _ in range(2)] == ["another", ""]
+    policy.request_event("late", 1.0)
+    clock.now += 1
+    assert policy.take_request() == ""
 
 
 def test_events_by_confidence_band_chance_and_ood() -> None:

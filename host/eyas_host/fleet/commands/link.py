@@ -26,6 +26,7 @@ MAX_DEVICES = 20_000
 """Most devices that are noted, so that invented names do not fill the memory."""
 _CONNECT_S, _QUIET_S, _STATUSES_S = 6.0, 0.5, 10.0
 """Time limit for a connection; the silence that ends the retained statuses, and their time limit."""
+_STATUSES = "eyas/+/+/status"
 _SESSION_S = 300
 """How long the broker keeps answers while the connection is interrupted."""
 _MAX_PACKET = MAX_BYTES + 1024
@@ -71,7 +72,7 @@ class CommandLink(Closing):
         """Packet number -> device and command that the broker has not acknowledged."""
         self._early: dict[int, Any] = {}
         """Acknowledgements that came before their packet number was noted."""
-        self._topics: list[str] = ["eyas/+/+/status"]
+        self._topics = [(_STATUSES, 0)]  # of QoS 1, a broker queues a thousand
         self._events: queue.Queue[tuple[str, Any]] = queue.Queue()
         session = Session(client_id=f"eyas-send-{uuid4().hex[:12]}", expiry_s=_SESSION_S, max_packet_bytes=_MAX_PACKET)
         self._connector = Connector(access.address[:2], session)
@@ -90,11 +91,11 @@ class CommandLink(Closing):
 
     def listen(self, devices: Collection[Device], kinds: Collection[str]) -> None:
         """Subscribe to messages of some kinds; returns when the broker granted it. Raises `BrokerUnreachable`."""
-        topics = [topic(site, name, kind) for site, name in devices for kind in kinds]
+        topics = [(topic(site, name, kind), 1) for site, name in devices for kind in kinds]
         for first in range(0, len(topics), _TOPICS_AT_ONCE):
             some = topics[first : first + _TOPICS_AT_ONCE]
             self._topics += some
-            self._client.subscribe([(name, 1) for name in some])
+            self._client.subscribe(some)
             self._wait_for("subscribed", _CONNECT_S)
 
     def publish(self, device: Device, command: Command, *, expires_s: float, events: bool) -> None:
@@ -186,7 +187,7 @@ class CommandLink(Closing):
         self._connector.accepted()
         self._events.put(("connected", None))
         for first in range(0, len(self._topics), _TOPICS_AT_ONCE):
-            client.subscribe([(name, 1) for name in self._topics[first : first + _TOPICS_AT_ONCE]])
+            client.subscribe(self._topics[first : first + _TOPICS_AT_ONCE])
 
     def _on_disconnect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         self._events.put(("gone", reason))

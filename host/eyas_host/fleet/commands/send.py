@@ -108,7 +108,12 @@ def send(
                 yield _outcome(request, device, state="offline", detail=f"{since(status)}; nothing was sent")
         snapshot = request.command == "snapshot"
         link.listen(present, ("cmd/result", "event") if snapshot else ("cmd/result",))
-        yield from _Waiting(link, request, present, on_progress).outcomes()
+        waiting = _Waiting(link, request, present, on_progress)
+        try:
+            yield from waiting.outcomes()
+        except KeyboardInterrupt as error:
+            error.add_note(f"{waiting}; they may still execute {request.command}")
+            raise
 
 
 class _Waiting:
@@ -146,7 +151,7 @@ class _Waiting:
             except queue.Empty:
                 if time.monotonic() >= progress:
                     progress = time.monotonic() + _PROGRESS_S[1]
-                    self._on_progress(f"{self._names()}; {left:.0f} s left")
+                    self._on_progress(f"{self}; {left:.0f} s left")
                 continue
             outcome = self._take(device, answer)
             if outcome is not None:
@@ -189,7 +194,7 @@ class _Waiting:
     def _outcome(self, device: Device, **fields: Any) -> Outcome:
         return _outcome(self._request, device, seconds=round(time.monotonic() - self._started, 2), **fields)
 
-    def _names(self) -> str:
+    def __str__(self) -> str:
         names = [f"{site}/{name}" for site, name in self._ids]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return f"waiting for {len(names)} of {self._total}: {shown}"
