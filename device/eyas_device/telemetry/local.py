@@ -1,7 +1,8 @@
-"""The status of a running agent for programs on the same machine, through a Unix socket in its state folder.
+"""The status of a running agent for programs on the same machine, through a Unix socket beside its record.
 
-Whoever connects to STATE/agent.sock gets one `AgentStatus` as JSON, and the connection is closed; nothing that a client
-sends is read. Only the agent's user and root can connect. The socket belongs to the agent that holds the folder's lock.
+Whoever connects to agent.sock gets one `AgentStatus` as JSON, and the connection is closed; nothing that a client sends
+is read. Only the agent's user and root can connect. The socket lies in the service's runtime folder, or in the state
+folder of any other agent, and belongs to the agent that holds the state folder's lock.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 from eyas_device.errors import EyasError
 from eyas_device.support.closing import Closing
 from eyas_device.support.supervised import OnError, SupervisedThread
-from eyas_device.updates.records import read_agent
+from eyas_device.updates.records import agent_folder, own_folder, read_agent
 
 SOCKET = "agent.sock"
 _BACKLOG = 16
@@ -170,11 +171,11 @@ class StatusServer(Closing):
     """
 
     def __init__(self, state: Path, describe: Callable[[], AgentStatus], *, on_error: OnError) -> None:
-        """Listen in the state folder, whose lock the caller holds. Raises `OSError` if that is not possible."""
-        self._describe = describe
-        self._path, self._closing = state / SOCKET, threading.Event()
+        """Listen for a state folder whose lock the caller holds. Raises `OSError` if that is not possible."""
+        self._describe, folder = describe, own_folder(state)
+        self._path, self._closing = folder / SOCKET, threading.Event()
         self._answer, self._answered = b"", float("-inf")
-        self._listener = _listen(state)
+        self._listener = _listen(folder)
         self._thread = SupervisedThread("status", self._serve)
         self._thread.on_error = on_error
         self._thread.start()
@@ -213,7 +214,7 @@ class StatusServer(Closing):
 def ask(state: Path, *, timeout_s: float = _ASK_S) -> AgentStatus:
     """Ask the agent on a state folder for its status. Raises `EyasError` if none answers, and says why."""
     try:
-        answer = _exchange(state, timeout_s)
+        answer = _exchange(agent_folder(state), timeout_s)
     except TimeoutError:
         agent = read_agent(state)
         process = f"process {agent.pid}" if agent is not None and agent.pid else "the agent"
@@ -241,11 +242,11 @@ def _why_silent(state: Path, error: OSError) -> str:
     return f"process {agent.pid} runs here but cannot be asked ({error.strerror}); see journalctl -u eyas-device"
 
 
-def _exchange(state: Path, timeout_s: float) -> bytes:
+def _exchange(folder: Path, timeout_s: float) -> bytes:
     """Everything that the agent sends. Raises `OSError`; `TimeoutError` if it has not sent all in time."""
     deadline = time.monotonic() + timeout_s
     received = bytearray()
-    with _folder(state) as (descriptor, address), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with _folder(folder) as (descriptor, address), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         if not stat.S_ISSOCK(os.stat(SOCKET, dir_fd=descriptor, follow_symlinks=False).st_mode):
             raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
         connection.settimeout(timeout_s)
@@ -269,11 +270,11 @@ def _exchange(state: Path, timeout_s: float) -> bytes:
     return bytes(received)
 
 
-def _listen(state: Path) -> socket.socket:
+def _listen(folder: Path) -> socket.socket:
     """A listening socket for the owner alone; a stale one, of an agent that was killed, is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        with _folder(state) as (descriptor, address):
+        with _folder(folder) as (descriptor, address):
             with suppress(FileNotFoundError):
                 os.unlink(SOCKET, dir_fd=descriptor)
             listener.bind(address)
@@ -287,9 +288,9 @@ def _listen(state: Path) -> socket.socket:
 
 
 @contextmanager
-def _folder(state: Path) -> Iterator[tuple[int, str]]:
+def _folder(folder: Path) -> Iterator[tuple[int, str]]:
     """A descriptor of the folder, and an address of the socket that is short however long the folder's path is."""
-    descriptor = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor, f"/proc/self/fd/{descriptor}/{SOCKET}"
     finally:

@@ -3,7 +3,8 @@
     STATE/slots/a.attempts      attempts to run the bundle that did not end well, counted before the model is loaded
     STATE/slots/a.refused       why the slot, or the last bundle that should have gone there, was refused
     STATE/slots/.a.lock         held shared by each process that runs the slot, exclusively while it is written
-    STATE/agent.json            what the agent runs, and what it refused; valid while STATE/.agent.lock is held
+    agent.json                  what the agent runs, and what it refused; valid while STATE/.agent.lock is held. A
+                                service keeps it in memory, below its RuntimeDirectory; any other agent in STATE
 
 Counting before loading makes an exception, a crash, a kill for lack of memory and a hang that systemd ends look alike.
 Damaged files count as missing, and a disk that takes nothing never keeps a model from running.
@@ -12,7 +13,9 @@ Damaged files count as missing, and a disk that takes nothing never keeps a mode
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +31,8 @@ MAX_ATTEMPTS = 3
 _MAX_BYTES = 64 << 10
 _MAX_REASON = 500
 _AGENT = "agent.json"
+RUN = Path("/run")
+"""Holds the runtime folders of the units, `eyas` and `eyas-devices/NAME`: in memory, whatever the disk takes."""
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +132,7 @@ class AgentFile(Closing):
     """The agent's record, held by one agent for each state folder; without the folder, or a second one, it is mute."""
 
     def __init__(self, state: Path) -> None:
-        self._path = state / _AGENT
+        self._path = own_folder(state) / _AGENT
         self._lock: Lock | None = None
         if state.is_dir():
             with suppress(OSError):
@@ -152,9 +157,30 @@ class AgentFile(Closing):
             self._lock = None
 
 
+def own_folder(state: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where this process keeps the record and the socket of the agent that it is: no full disk silences a service."""
+    folder = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if folder:
+        with suppress(OSError):
+            (own := Path(folder) / _key(state)).mkdir(mode=0o700, exist_ok=True)
+            return own
+    return state
+
+
+def agent_folder(state: Path) -> Path:
+    """Where the agent of a state folder keeps its record and its socket, if one runs."""
+    key = _key(state)
+    folders = (folder for pattern in (f"eyas/{key}", f"eyas-devices/*/{key}") for folder in RUN.glob(pattern))
+    return next(folders, state)
+
+
+def _key(state: Path) -> str:
+    return hashlib.sha256(os.fsencode(os.path.realpath(state))).hexdigest()[:16]
+
+
 def read_agent(state: Path) -> AgentRecord | None:
     """What the agent on this state folder runs; None if none is running."""
-    return read_record(state / _AGENT, AgentRecord) if Lock.is_held(state / ".agent.lock") else None
+    return read_record(agent_folder(state) / _AGENT, AgentRecord) if Lock.is_held(state / ".agent.lock") else None
 
 
 def read_record(path: Path, kind: type[_Record]) -> _Record | None:

@@ -39,6 +39,7 @@ from eyas_device.telemetry.local import (
     ask,
 )
 from eyas_device.telemetry.messages import Health
+from eyas_device.updates import records
 from eyas_device.updates.records import AgentFile, AgentRecord
 from eyas_device.updates.slots import Slots
 from tests.device.agent.test_app import LIVE, Service, serve  # noqa: F401 - fixture
@@ -111,6 +112,30 @@ def test_a_running_agent_says_what_it_does(
     assert service.end() == 0
     assert re.search(r"[\d,]+ messages? waits? on disk for the next start", "\n".join(service.lines))
     assert not (state / SOCKET).exists()
+
+
+@pytest.mark.parametrize("runtime", ["eyas", "eyas-devices/line-7"])
+def test_a_service_can_be_asked_while_its_disk_takes_nothing(
+    runtime: str, served: Callable[..., StatusServer], state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record and socket are in memory, in the unit's runtime folder."""
+    (tmp_path / "run" / runtime).mkdir(parents=True)
+    monkeypatch.setattr(records, "RUN", tmp_path / "run")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run" / runtime))
+    (state / SOCKET).mkdir()  # nothing can be put there
+    (state / "agent.json").mkdir()
+    assert records.read_agent(state) is None
+    with AgentFile(state) as file:
+        assert file.held
+        file.write(AgentRecord(model="tiny-shapes 1.2.3"))
+        served()
+        monkeypatch.delenv("RUNTIME_DIRECTORY")  # who asks is no service
+        found = records.read_agent(state)
+        assert found is not None and (found.pid, found.model) == (os.getpid(), "tiny-shapes 1.2.3")
+        assert ask(state).device == "d"
+    assert records.read_agent(state) is None
+    (other := tmp_path / "other").mkdir()
+    assert records.agent_folder(other) == other
 
 
 def test_the_last_words_count_what_is_lost(

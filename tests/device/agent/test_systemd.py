@@ -453,15 +453,18 @@ def test_the_unit_has_no_faults(
 
 
 def test_the_unit_for_several_cameras_differs_in_the_camera_alone() -> None:
-    """Configuration, state folder and description; everything else, hardening included, is the same."""
+    """Configuration, state and runtime folder, and description; everything else, hardening included, is the same."""
     one, several = settings_of(UNIT), settings_of(TEMPLATE)
     different = {key for key in one | several if one.get(key) != several.get(key)}
-    assert different == {"Description", "ExecStart", "ExecReload", "StateDirectory"}
+    assert different == {"Description", "ExecStart", "ExecReload", "RuntimeDirectory", "StateDirectory"}
     assert several["ExecStart"] == [one["ExecStart"][0].replace("device.toml", "devices/%i.toml")]
     assert several["ExecReload"] == [one["ExecReload"][0].replace("device.toml", "devices/%i.toml")]
     config = several["ExecStart"][0].split()[-1].replace("%i", "line-7")
     assert Path(config) == INSTANCES / "line-7.toml"
     assert f"/var/lib/{several['StateDirectory'][0]}" == f"{STATE}/devices/%i"
+    # systemd removes a unit's runtime folder with all that is in it when the unit stops: neither lies in the other
+    folders = [Path(settings["RuntimeDirectory"][0]) for settings in (one, several)]
+    assert folders == [Path("eyas"), Path("eyas-devices/%i")]
 
 
 def test_the_pause_between_restarts_grows_but_stays_short() -> None:
