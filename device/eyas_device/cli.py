@@ -27,6 +27,7 @@ VERBS = {
     "slots": "eyas_device.commands.slots",
     "reload": "eyas_device.commands.reload",
     "status": "eyas_device.commands.status",
+    "service": "eyas_device.commands.service",
 }
 """Verb -> the module that describes and runs it, in the order of `--help`."""
 

@@ -28,7 +28,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Wheel) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["py.typed", "device.example.toml", "eyas-device.service", "eyas-device@.service", "telemetry/schema.json"],
+    [
+        "py.typed",
+        "device.example.toml",
+        "eyas-device.service",
+        "eyas-device@.service",
+        "70-eyas-camera.rules",
+        "telemetry/schema.json",
+    ],
 )
 def test_files_beside_the_code_are_in_the_wheel(wheel: Wheel, name: str) -> None:
     assert f"eyas_device/{name}" in wheel.files

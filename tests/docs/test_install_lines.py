@@ -91,8 +91,10 @@ def test_the_lines_work_in_a_new_environment(tmp_path: Path) -> None:
     program("import gpiozero")
     folder = Path(program("import eyas_device; print(eyas_device.__path__[0])"))
     assert not folder.is_relative_to(ROOT)
-    for name in ("device.example.toml", "eyas-device.service", "eyas-device@.service"):
+    for name in ("device.example.toml", "eyas-device.service", "eyas-device@.service", "70-eyas-camera.rules"):
         assert (folder / name).is_file()
+    refused = subprocess.run([python.with_name("eyas-device"), "service", "install"], capture_output=True, check=False)
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
 
 
 @pytest.fixture

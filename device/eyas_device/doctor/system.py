@@ -13,9 +13,10 @@ from pathlib import Path
 
 from eyas_device.board import Throttle, read_pressure, read_vitals
 from eyas_device.board.limits import usable_cores, usable_memory
-from eyas_device.config import EXAMPLE, SERVICE_USER, STATE, instance_of
+from eyas_device.config import SERVICE_USER, STATE, instance_of
 from eyas_device.doctor.finding import Context, Finding, green, grey, red, yellow
 from eyas_device.support.clock import is_plausible
+from eyas_device.support.packages import program_path
 from eyas_device.telemetry.local import ask
 from eyas_device.updates.records import read_agent
 
@@ -157,14 +158,16 @@ def service(context: Context) -> Finding:
     """Check that the service is installed, running and enabled."""
     if not (context.root / "run/systemd/system").is_dir():
         return grey("systemd is not running")
-    unit, file = _unit(context)
+    unit = _unit(context)
     names = ("LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts", "ReadWritePaths")
     output = context.run(["systemctl", "show", unit, *(f"--property={name}" for name in names)], _COMMAND_S)
     if output is None:
         return yellow("systemctl fails", "see `systemctl status`")
     state = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
     if state.get("LoadState") != "loaded":
-        text, fix = f"{unit} is not installed", f"copy {file} to /etc/systemd/system"
+        instance = instance_of(context.config_path)
+        name = f" --name {instance}" if instance else ""
+        text, fix = f"{unit} is not installed", f"sudo {program_path()} service install{name}"
         return yellow(text, fix) if context.config_path is None else red(text, fix)
     folder = context.config.device.state
     if not _may_write(folder, state.get("ReadWritePaths", "")):
@@ -183,12 +186,10 @@ def service(context: Context) -> Finding:
     return green(text)
 
 
-def _unit(context: Context) -> tuple[str, Path]:
-    """The service of this configuration, and the file that defines it."""
+def _unit(context: Context) -> str:
+    """The service of this configuration."""
     instance = instance_of(context.config_path)
-    if not instance:
-        return UNIT, EXAMPLE.with_name(UNIT)
-    return TEMPLATE.replace("@", f"@{instance}"), EXAMPLE.with_name(TEMPLATE)
+    return TEMPLATE.replace("@", f"@{instance}") if instance else UNIT
 
 
 def _may_write(folder: str, read_write_paths: str) -> bool:
@@ -199,7 +200,7 @@ def _may_write(folder: str, read_write_paths: str) -> bool:
 
 def service_is_active(context: Context) -> bool:
     """Whether the service is running, and so may use the camera."""
-    return context.run(["systemctl", "is-active", "--quiet", _unit(context)[0]], _COMMAND_S) is not None
+    return context.run(["systemctl", "is-active", "--quiet", _unit(context)], _COMMAND_S) is not None
 
 
 class _Timex(ctypes.Structure):

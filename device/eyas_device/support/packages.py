@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
+from pathlib import Path
 
 WHEEL = "./eyas_device-*.whl"
 """What pip installs into a new environment: the wheel that lies there; `eyas-device` once it is published."""
@@ -24,3 +25,9 @@ def install_line(extra: str = "") -> str:
     except metadata.PackageNotFoundError:  # as `eyas flash` makes environments
         return f"python3 -m pip --python {sys.prefix} install {name}"
     return f"{sys.executable} -m pip install {name}"
+
+
+def program_path() -> str:
+    """The command that runs this program, as it was installed."""
+    script = Path(sys.executable).with_name("eyas-device")
+    return str(script) if script.is_file() else f"{sys.executable} -m eyas_device"

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from eyas_device.bundle import sha256
@@ -18,6 +19,7 @@ from eyas_host.support.files import cache_folder
 
 _BUILD_S = 300
 _FETCH_S = 1200
+_KEPT_WHEELS = 5
 
 
 def project_root() -> Path:
@@ -29,12 +31,45 @@ def project_root() -> Path:
 
 
 def build_wheel(folder: Path, wheel_dir: Path | None = None) -> Path:
-    """Return the wheel of eyas-device in `wheel_dir`, or build it from the source tree into `folder`."""
+    """Return the wheel of eyas-device in `wheel_dir`, or that of the source tree, copied or built into `folder`.
+
+    A built one is kept in the user's cache, named by the sources that it was built from.
+    """
     ready = sorted(wheel_dir.glob("eyas_device-*.whl")) if wheel_dir is not None else []
     if len(ready) > 1:
         raise FleetError(f"{wheel_dir}: {len(ready)} wheels of eyas-device; keep one")
     if ready:
         return ready[0]
+    kept = cache_folder("eyas-wheels") / _sources_digest()
+    if (built := next(kept.glob("eyas_device-*.whl"), None)) is not None:
+        return Path(shutil.copy(built, folder))
+    wheel = _build(folder)
+    _keep(wheel, kept)
+    return wheel
+
+
+def _sources_digest() -> str:
+    """Hex sha256 of everything that the wheel is built from."""
+    project = project_root() / "device"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in project.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        digest.update(f"{path.relative_to(project)} {sha256(path)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _keep(wheel: Path, kept: Path) -> None:
+    """Keep a built wheel and the newest others; a cache that cannot be written costs the next flash a second."""
+    with suppress(OSError):
+        kept.mkdir(parents=True, exist_ok=True)
+        temporary = kept / f".{os.getpid()}"
+        shutil.copy(wheel, temporary)
+        temporary.replace(kept / wheel.name)
+        folders = sorted(kept.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in folders[_KEPT_WHEELS:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _build(folder: Path) -> Path:
     uv = _uv()
     tail = ["--out-dir", str(folder), str(project_root() / "device")]
     # hatchling builds reproducible wheels: their hash identifies the environment
