@@ -126,13 +126,16 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         from difflib import get_close_matches
 
+        from eyas_device.support.logs import clean
+
         known = [*VERBS, *self._option_string_actions]
         words = re.findall(r"(?<=choice: ')[^']+|--[\w-]+", message)
         renamed = [f"{word} is now {RENAMED_OPTIONS[word]}" for word in words if word in RENAMED_OPTIONS]
         close = [match for word in words if word not in known for match in get_close_matches(word, known, n=1)]
         hint = f"; did you mean {' '.join(close)}?" if close else ""
         hint = f"; {', '.join(renamed)}" if renamed else hint
-        self.exit(EXIT_USER_ERROR, f"{self.prog}: {' '.join(message.split())}{hint} (see {self.prog} --help)\n")
+        text = clean(f"{self.prog}: {' '.join(message.split())}{hint} (see {self.prog} --help)")
+        self.exit(EXIT_USER_ERROR, f"{text}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from eyas_device.support.logs import show
 from eyas_host.cli.options import (
     KIT,
     IdentityOption,
@@ -71,9 +72,9 @@ def flash(
     for result in results:
         sent = f", {(result.sent_bytes - result.dependency_bytes) / 1e3:.0f} kB sent" if result.sent_bytes else ""
         sent += f" beside {result.dependency_bytes / 1e6:.0f} MB of wheels" if result.dependency_bytes else ""
-        print(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
+        show(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
         for warning in result.warnings:
-            print(f"{result.target}: warning: {warning}")
+            show(f"{result.target}: warning: {warning}")
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
@@ -96,4 +97,4 @@ def bench(
     from eyas_host.fleet.deploy.bench import bench as run
 
     settings = BenchSettings(seconds=seconds, root=root, python=python)
-    print(run(device, bundle, out, settings, access=ssh_access(identity, port, ssh_option)))
+    show(str(run(device, bundle, out, settings, access=ssh_access(identity, port, ssh_option))))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eyas_device.errors import LinkError
+from eyas_device.support.logs import show
 from eyas_host.cli.options import KIT, KitOption, kit_option
 
 if TYPE_CHECKING:
@@ -71,18 +72,18 @@ def enroll(
         days=days,
         replace=replace,
     )
-    print(f"{enrolled.config}: site {enrolled.site}, camera {redact(enrolled.camera)}, broker {enrolled.broker}")
+    show(f"{enrolled.config}: site {enrolled.site}, camera {redact(enrolled.camera)}, broker {enrolled.broker}")
     if others:
-        print(f"the broker is also {', '.join(others)}: --broker HOST:PORT takes another of its addresses")
-    print(f"commands it executes: {', '.join(enrolled.commands) or 'none'}")
+        show(f"the broker is also {', '.join(others)}: --broker HOST:PORT takes another of its addresses")
+    show(f"commands it executes: {', '.join(enrolled.commands) or 'none'}")
     if enrolled.revoked:
-        print(f"{_certificates(enrolled.revoked)} revoked: it is locked out until it is flashed")
+        show(f"{_certificates(enrolled.revoked)} revoked: it is locked out until it is flashed")
     elif known:
-        print(f"{_certificates(len(known))} still valid, until `eyas expel {device}{option}` revokes all of them")
+        show(f"{_certificates(len(known))} still valid, until `eyas expel {device}{option}` revokes all of them")
     for warning in enrolled.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    print(f"next:    eyas flash USER@HOST --name {device}{option} --bundle DIR")
-    print(
+        show(f"warning: {warning}", sys.stderr)
+    show(f"next:    eyas flash USER@HOST --name {device}{option} --bundle DIR")
+    show(
         f"by hand: {enrolled.archive} (with the private key); on the device, as root: "
         f"tar -xf {enrolled.archive.name} -C {CONFIG.parent}"
     )
@@ -97,7 +98,7 @@ def _ask(device: str, known: Sequence[Issued], option: str) -> None:
     )
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise LinkError(f"{text}; --yes issues another one, --replace also revokes that")
-    print(text, file=sys.stderr)
+    show(text, sys.stderr)
     if not typer.confirm("Issue another certificate?", err=True):
         raise LinkError(f"{device}: nothing was changed")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from eyas_device.support.logs import show
 from eyas_device.support.streams import to_json
 from eyas_host.cli.options import (
     KIT,
@@ -84,7 +85,7 @@ def expel(
 
     expelled = run(KIT if kit is None else kit, device)
     count = expelled.certificates
-    print(f"{device}: {count} certificate{'' if count == 1 else 's'} revoked{'' if count else ', all were before'}")
+    show(f"{device}: {count} certificate{'' if count == 1 else 's'} revoked{'' if count else ', all were before'}")
     if expelled.broker_crl:
         _print(f"{expelled.broker_crl}: a running `eyas broker` of this kit applies it within seconds")
     _print(f"{expelled.crl}: copy it over broker/ca.crl of the same fleet on any other machine that runs its broker")
@@ -118,9 +119,9 @@ def forget(
     )
     removed = run(access, device)
     for name in removed:
-        print(f"{name}: removed")
+        show(f"{name}: removed")
     if not removed:
-        print(f"{device}: the broker retains nothing of it")
+        show(f"{device}: the broker retains nothing of it")
 
 
 def collect(
@@ -228,11 +229,11 @@ def expire(
 
     with Store(store, create=False) as opened:
         expired = run(opened, Retention(windows_days=windows, events_days=events, quarantine_days=quarantine))
-    print(f"{expired.merged} windows merged, {expired.deleted} messages deleted, {expired.quarantined} quarantined")
+    show(f"{expired.merged} windows merged, {expired.deleted} messages deleted, {expired.quarantined} quarantined")
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr)
+    show(text, sys.stderr)
 
 
 def _print_json(report: CollectorReport) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from eyas_device.support.logs import show
+
 _SHOWN = 12
 
 
@@ -33,17 +35,17 @@ def new(
     total = sum(map(len, found.classes.values()))
     counts = [f"{label} {len(files):,}" for label, files in found.classes.items()]
     more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
-    print(f"{images}: {total:,} images, {len(counts)} classes: {', '.join(counts[:_SHOWN])}{more}")
-    print(f"size:    {look.describe_sizes()}")
+    show(f"{images}: {total:,} images, {len(counts)} classes: {', '.join(counts[:_SHOWN])}{more}")
+    show(f"size:    {look.describe_sizes()}")
     if found.splits:
-        print(f'split:   as the folders are divided already: {", ".join(found.splits)} ([data] by = "folders")')
+        show(f'split:   as the folders are divided already: {", ".join(found.splits)} ([data] by = "folders")')
     else:
-        print("split:   70 % training, 15 % validation, 15 % held-out test")
+        show("split:   70 % training, 15 % validation, 15 % held-out test")
     if found.left_out:
-        print(describe_left_out(found.left_out))
+        show(describe_left_out(found.left_out))
     size = input_size(networks[0], *look.typical)
     for doubt in [*found.doubts, *doubts(found.classes, look, size)]:
-        print(f"doubt:   {doubt}")
+        show(f"doubt:   {doubt}")
     if path.exists():
         _refuse(path, images)
     new_recipe(
@@ -52,9 +54,9 @@ def new(
     recipe = load_recipe(path)
     image, augment = recipe.image, recipe.augment
     mirror = "mirrored at random" if augment.horizontal_flip else "never mirrored"
-    print(f"recipe:  {path}: {image.size} x {image.size} pixels (fit {image.fit}), {mirror}")
-    print(f"next:    {command('eyas', 'preview', path)}    # what the model will see")
-    print(f"then:    {command('eyas', 'distill', path)}    # trains; with --plan it only says how long that takes")
+    show(f"recipe:  {path}: {image.size} x {image.size} pixels (fit {image.fit}), {mirror}")
+    show(f"next:    {command('eyas', 'preview', path)}    # what the model will see")
+    show(f"then:    {command('eyas', 'distill', path)}    # trains; with --plan it only says how long that takes")
 
 
 def _refuse(path: Path, images: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eyas_device.errors import EXIT_CHECK_FAILED, LinkError
+from eyas_device.support.logs import clean, show
 from eyas_device.support.streams import to_json
 from eyas_host.cli.options import (
     BrokerOption,
@@ -91,7 +92,7 @@ def send(
         insecure=insecure,
     )
     executed = True
-    for outcome in run(access, request, lambda text: print(f"eyas send: {text}", file=sys.stderr)):
+    for outcome in run(access, request, lambda text: show(f"eyas send: {text}", sys.stderr)):
         executed &= _print(outcome, out, json=json)
     if not executed:
         raise typer.Exit(EXIT_CHECK_FAILED)
@@ -123,7 +124,6 @@ def _request(
 def _print(outcome: Outcome, folder: Path, *, json: bool) -> bool:
     """Print what became of a command to one device, save its image; return whether all of it worked."""
     from eyas_device.commands.doctor import print_result
-    from eyas_device.support.logs import show
     from eyas_host.fleet.commands import images
     from eyas_host.fleet.commands.show import findings, summary
 
@@ -139,7 +139,7 @@ def _print(outcome: Outcome, folder: Path, *, json: bool) -> bool:
         return worked
     colour = _COLOURS[outcome.state] if sys.stdout.isatty() else ""
     state = f"\x1b[{colour}m{outcome.state}\x1b[0m" if colour else outcome.state
-    print(f"{outcome.site}/{outcome.device}  {state}", end="")
+    print(clean(f"{outcome.site}/{outcome.device}"), end=f"  {state}")
     show(f": {text}" if text else "")
     rows = list(findings(outcome))
     for row in rows:
@@ -148,7 +148,6 @@ def _print(outcome: Outcome, folder: Path, *, json: bool) -> bool:
 
 
 def _as_json(outcome: Outcome, text: str, path: Path | None) -> dict[str, Any]:
-    from eyas_device.support.logs import clean
 
     event = outcome.event
     snapshot = (

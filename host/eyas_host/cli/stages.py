@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from eyas_device.support.logs import show
 from eyas_host.cli.options import (
     RUNS,
     Overrides,
@@ -88,7 +89,7 @@ def pack(
 
         bundle = run_chain(recipe, runs, overrides, until="pack", yes=yes).root / BUNDLE
     if target is not None:
-        print(pack_target(bundle, target))
+        show(str(pack_target(bundle, target)))
 
 
 def _stage_verb(stage: str, summary: str) -> Callable[..., None]:
@@ -154,5 +155,5 @@ def preview(
         from eyas_host.support.commands import command
         from eyas_host.support.progress import say
 
-        print(write_preview(context, images=images, views=views))
+        show(str(write_preview(context, images=images, views=views)))
         say(f"next: {escape(command('eyas', 'distill', recipe))}    if the views could occur in front of the camera")

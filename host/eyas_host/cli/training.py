@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from eyas_device.support.logs import show
 from eyas_host.cli.options import (
     RUNS,
     JsonFile,
@@ -119,4 +120,4 @@ def pretrain(
         batch=batch,
         seed=seed,
     )
-    print(make_pretrained(settings, images, runs / "pretrain" / student, minutes=minutes, device=device))
+    show(str(make_pretrained(settings, images, runs / "pretrain" / student, minutes=minutes, device=device)))

@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
+from eyas_device.support.logs import show
 from eyas_device.support.streams import escape_json
 from eyas_device.telemetry.messages import Event
 from eyas_device.telemetry.mqtt_client import LinkStatus
@@ -104,7 +105,7 @@ def stream(access: BrokerAccess, out: TextIO, *, seconds: float | None = None, l
             out.flush()
             if subscriber.status != status:
                 status = subscriber.status
-                print(f"eyas watch: {status}", file=log)
+                show(f"eyas watch: {status}", log)
         _check_connected(subscriber, access)
 
 
