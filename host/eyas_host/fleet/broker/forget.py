@@ -13,6 +13,7 @@ from eyas_device.errors import LinkError
 from eyas_device.support.names import check_name
 from eyas_device.telemetry.mqtt_client import Connector, Session
 from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.support.errors import BrokerUnreachable
 
 RETAINED = ("status", "answer")
 """What devices retain."""
@@ -23,7 +24,8 @@ def forget(access: BrokerAccess, device: str) -> list[str]:
     """Remove the retained messages of a device at all its sites and return their topics; collectors notice it.
 
     Raises:
-        LinkError: An invalid name, or the broker cannot be reached or refuses.
+        LinkError: An invalid name, address or credentials.
+        BrokerUnreachable: The broker cannot be reached or refuses.
 
     """
     try:
@@ -42,9 +44,9 @@ def forget(access: BrokerAccess, device: str) -> list[str]:
             except queue.Empty:
                 if quiet == _QUIET_S and not pending:
                     return sorted(removed)
-                raise LinkError(f"broker {access.broker}: no reply") from None
+                raise BrokerUnreachable(f"broker {access.broker}: no reply") from None
             if kind == "failed":
-                raise LinkError(f"broker {access.broker}: {value}")
+                raise BrokerUnreachable(f"broker {access.broker}: {value}")
             if kind == "subscribed":
                 quiet = _QUIET_S
             elif kind == "retained":
@@ -84,6 +86,6 @@ def _connect(access: BrokerAccess, device: str, events: queue.Queue[tuple[str, A
     try:
         connector.connect(client)
     except (OSError, ValueError) as error:
-        raise LinkError(f"broker {access.broker}: {access.describe(error)}") from None
+        raise BrokerUnreachable(f"broker {access.broker}: {access.describe(error)}") from None
     client.loop_start()
     return client
