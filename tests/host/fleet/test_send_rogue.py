@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ from eyas_host.fleet.commands.show import findings, summary
 from eyas_host.fleet.status import since
 from eyas_host.support.errors import BrokerUnreachable
 from tests.support.brokers import free_port
-from tests.support.fleet_parts import Processes
+from tests.support.fleet_parts import Processes, wait_until
 
 SPOOL = str(uuid.UUID(int=7))
 
@@ -151,6 +152,19 @@ def test_each_device_gets_its_own_command_that_expires(port: int, rogue: Any) ->
     assert len({command.id for command in commands}) == 3
     assert all(before + 5 <= command.expires <= time.time() + 5 for command in commands)
     assert all(re.fullmatch(r"\S+@\S+", command.issuer) for command in commands)
+
+
+def test_ctrl_c_says_who_may_still_execute_it(port: int, rogue: Any, tmp_path: Path) -> None:
+    device = rogue("a", lambda command: [])
+    command = [sys.executable, "-m", "eyas_host", "send", "--all", "pause", "--timeout", "60"]
+    with subprocess.Popen([*command, "--broker", f"127.0.0.1:{port}"], stderr=subprocess.PIPE, cwd=tmp_path) as sender:
+        wait_until(lambda: device.received, 60, "the command")
+        sender.send_signal(signal.SIGINT)
+        _, errors = sender.communicate(timeout=30)
+    assert sender.returncode == 130
+    assert errors.decode().splitlines()[-1] == (
+        "eyas: interrupted; waiting for 1 of 1: s/a; they may still execute pause"
+    )
 
 
 def test_a_large_fleet(port: int) -> None:
