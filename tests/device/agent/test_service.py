@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,6 @@ from eyas_device.agent.service import RULES, Service, ServiceError, program_for_
 from eyas_device.cli import main
 from eyas_device.config import EXAMPLE
 from eyas_device.errors import ConfigError
-from tests.support.system_parts import require
 
 PROGRAM = "/opt/eyas-device/bin/eyas-device"
 
@@ -179,10 +178,7 @@ def test_the_verb_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], mon
     assert "--config and --now are for `service install`" in capsys.readouterr().err
 
 
-def test_udev_accepts_the_rules(tmp_path: Path) -> None:
+def test_the_rules_are_plain() -> None:
     lines = [line for line in RULES.read_text().splitlines() if line and not line.startswith("#")]
-    assert len(lines) == 3 and all('GROUP="video", MODE="0660"' in line for line in lines)
-    [udevadm] = require("udevadm")
-    if "verify" not in subprocess.run([udevadm, "--help"], capture_output=True, text=True, check=False).stdout:
-        return  # systemd 253 and older
-    assert subprocess.run([udevadm, "verify", RULES], capture_output=True, check=False).returncode == 0
+    rule = re.compile(r'(SUBSYSTEM|KERNEL)=="\w+", GROUP="video", MODE="0660"')
+    assert len(lines) == 3 and all(rule.fullmatch(line) for line in lines)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from eyas_device.agent.service import RULES
 from eyas_device.bundle import REFERENCE
 from eyas_device.errors import BundleError, ConfigError
 from eyas_device.updates.records import read_agent
@@ -184,6 +185,7 @@ def test_the_service_is_installed_and_started(
     order = [line for line in log if line.split()[0] in ("daemon-reload", "enable", "restart")]
     assert order == ["enable --quiet eyas-device", "restart eyas-device"]
     assert (board.root / "etc/systemd/system/eyas-device.service").read_text() == (tmp_path / "unit").read_text()
+    assert (board.root / "etc/udev/rules.d/70-eyas-camera.rules").read_bytes() == RULES.read_bytes()
     [again] = board.flash(bundle_root, **service)
     assert again.status == "unchanged"
     assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 1

@@ -60,7 +60,7 @@ $as test -f "$3" && echo "config=yes"
 $as sed -n '/^[[:space:]]*\\[model\\]/,/^[[:space:]]*\\[[a-z]/{
   s/^[[:space:]]*\\(runtime\\|artefact\\)[[:space:]]*=[[:space:]]*"\\([A-Za-z0-9_.-]*\\)".*/model_\\1=\\2/p
 }' "$3" 2>/dev/null
-for f in "$3" "$6"/ca.crt "$6"/client.crt "$6"/client.key "$7"; do
+for f in "$3" "$6"/ca.crt "$6"/client.crt "$6"/client.key "$7" "$8"; do
   $as test -f "$f" && echo "file=$($as sha256sum "$f" | cut -c1-64) $($as stat -c '%a %G' "$f") $f"
 done
 [ -f "$1/.flashing" ] && echo "unfinished=yes"
@@ -108,6 +108,11 @@ class Layout(msgspec.Struct, frozen=True):
         """Path of the service's unit file."""
         return self._below("etc/systemd/system/eyas-device.service")
 
+    @property
+    def rules(self) -> str:
+        """Path of the udev rules."""
+        return self._below("etc/udev/rules.d/70-eyas-camera.rules")
+
     def _below(self, path: str) -> str:
         return str(PurePosixPath(self.root) / path)
 
@@ -140,7 +145,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """`[model] runtime` of the configuration there."""
     model_artefact: str = ""
     files: tuple[str, ...] = ()
-    """Configuration, credentials and unit: sha256, mode, group and path of each."""
+    """Configuration, credentials, unit and udev rules: sha256, mode, group and path of each."""
     unfinished: str = ""
     """`yes` if an earlier flash was interrupted."""
     slot: str = ""
@@ -184,7 +189,16 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 def inspect_device(remote: Remote, layout: Layout, python: str | None = None) -> DeviceFacts:
     """Inspect a device without changing it. `python`: the only interpreter to consider."""
-    arguments = (layout.opt, layout.state, layout.config, _PROBE, python or "", layout.credentials, layout.unit)
+    arguments = (
+        layout.opt,
+        layout.state,
+        layout.config,
+        _PROBE,
+        python or "",
+        layout.credentials,
+        layout.unit,
+        layout.rules,
+    )
     result = remote.run("sh", "-c", _INSPECT, "sh", *arguments, timeout_s=90)
     if result.code:
         raise FleetError(f"cannot be inspected ({result.last_line}); a POSIX shell is needed there", remote.target)

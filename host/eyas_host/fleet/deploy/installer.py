@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from eyas_device.agent.service import RULES
 from eyas_device.bundle import sha256
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_device.updates.slots import SlotState
@@ -31,6 +32,12 @@ _CHECK_S = 2400
 """Time limit of the golden check: a runtime may build an engine for this device first."""
 
 _LINK = 'cd "$1"; ln -sfn "$2" .venv.new; mv -T .venv.new venv'
+_USE_RULES = """
+command -v udevadm >/dev/null || exit 0
+udevadm control --reload || true
+udevadm trigger --action=change --subsystem-match=dma_heap || true
+udevadm trigger --action=change --sysname-match=vchiq --sysname-match=vcio || true
+"""
 _FORGET = 'rm -f "$1"; rm -rf "$2"'
 _CLEAN_UP = 'cd "$1"; for d in venv-*; do case "$d" in "$2"|"$3") ;; *) rm -rf "$d" ;; esac; done'
 
@@ -70,7 +77,7 @@ class Installer:
         """What the agent says, if the device has and runs all that is planned; None if there is something to do."""
         if self.facts.unfinished or self.changes_environment or self._environment not in ("", *self.facts.environments):
             return None
-        if self._new_config or self._new_credentials or self._new_unit:
+        if self._new_config or self._new_credentials or self._new_unit or self._new_rules:
             return None
         return see_unchanged(self.plan, self.facts, self._script)
 
@@ -85,6 +92,8 @@ class Installer:
                 shutil.copy(plan.credentials / file, folder / "credentials")
         if plan.unit is not None and self._new_unit:
             shutil.copy(plan.unit, folder / "unit")
+        if self._new_rules:
+            shutil.copy(RULES, folder / "rules")
         if plan.wheel is not None and self._environment not in self.facts.environments:
             wheels = folder / "wheels"
             wheels.mkdir()
@@ -213,6 +222,9 @@ class Installer:
         if not self.serves:
             return False
         changed = self._new_unit and self._put("unit", self.plan.layout.unit, mode="644")
+        if self._new_rules:
+            self._put("rules", self.plan.layout.rules, mode="644")
+            self._script(_USE_RULES)
         reload = "systemctl daemon-reload" if changed else "true"  # `enable` reloads by itself
         script = (
             f"if systemctl is-enabled --quiet {SERVICE}; then {reload}; else systemctl enable --quiet {SERVICE}; fi"
@@ -273,7 +285,8 @@ class Installer:
     def _undo(self) -> Iterator[tuple[str, Callable[[], CommandResult]]]:
         """The parts of a roll-back and what restores each."""
         layout = self.plan.layout
-        for what, path in (("the configuration", layout.config), ("the service's unit", layout.unit)):
+        files = {"the configuration": layout.config, "the service's unit": layout.unit, "the udev rules": layout.rules}
+        for what, path in files.items():
             yield what, partial(self._before.restore, path)
         yield "the credentials", partial(self._before.restore_folder, layout.credentials, python=self.facts.python)
         if self._environment and self._earlier_environment:
@@ -315,6 +328,10 @@ class Installer:
         return (
             self.serves and self.plan.unit is not None and not self._has(self.plan.unit, self.plan.layout.unit, "644")
         )
+
+    @property
+    def _new_rules(self) -> bool:
+        return self.serves and not self._has(RULES, self.plan.layout.rules, "644")
 
     @property
     def _new_credentials(self) -> bool:
