@@ -13,6 +13,7 @@ import msgspec
 
 from eyas_device.bundle import MANIFEST, read_manifest
 from eyas_device.telemetry.local import SOCKET, AgentStatus
+from eyas_device.updates.records import RUN
 from eyas_host.fleet.connect.preflight import DeviceFacts
 from eyas_host.fleet.connect.ssh import CommandResult
 from eyas_host.fleet.deploy.health import SERVICE
@@ -26,11 +27,11 @@ systemctl show --property=ActiveState,UnitFileState,ActiveEnterTimestampMonotoni
 echo "uptime=$(cut -d ' ' -f 1 /proc/uptime)"
 cd "$4"
 "$5" -c '
-import socket, sys
+import glob, socket, sys
 with socket.socket(socket.AF_UNIX) as agent:
     agent.settimeout(5)
-    agent.connect(sys.argv[1])
-    print("status=" + agent.makefile(encoding="utf-8").readline().strip())' "$6"
+    agent.connect((glob.glob(sys.argv[2]) + sys.argv[1:])[0])
+    print("status=" + agent.makefile(encoding="utf-8").readline().strip())' "$6" "$7"
 """
 
 
@@ -44,7 +45,7 @@ def see_unchanged(plan: InstallPlan, facts: DeviceFacts, script: Callable[..., C
         return None
     state = plan.layout.state
     arguments = (f"{state}/slots/{facts.slot}", _hashes(plan.bundle, facts.slot_sha256), SERVICE, state)
-    result = script(_ASK, *arguments, facts.python, SOCKET)
+    result = script(_ASK, *arguments, facts.python, SOCKET, f"{RUN}/eyas/*/{SOCKET}")
     said = dict(line.split("=", 1) for line in result.out.splitlines() if "=" in line)
     if result.code or said.get("files") != "same" or not _stays_up(said, plan.settle_s):
         return None
