@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
-from eyas_device.commands.broker import add_broker_arguments, broker_values
+from eyas_device.commands.broker import add_broker_arguments, broker_values, identity_values
 from eyas_device.errors import EXIT_CHECK_FAILED, ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def _context(args: argparse.Namespace) -> Context:
     if args.camera:
         config = replace(config, camera=replace(config.camera, source=args.camera))
     given = {key: value for key, value in broker_values(args).items() if value is not None}
-    config = replace(config, telemetry=replace(config.telemetry, **given))
+    identity = {key: value for key, value in identity_values(args).items() if value is not None}
+    config = replace(config, device=replace(config.device, **identity), telemetry=replace(config.telemetry, **given))
     config = with_home(config)
     if args.password_file:
         # An unreadable one is an error of the command.

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from eyas_device.commands import values
-from eyas_device.commands.broker import add_broker_arguments, broker_values
+from eyas_device.commands.broker import add_broker_arguments, broker_values, identity_values
 from eyas_device.errors import CameraSpecError, ConfigError
 from eyas_device.support.names import LOG_LEVELS
 
@@ -56,8 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON object per prediction on standard output")
     add("--log-level", choices=LOG_LEVELS, help="what is logged on standard error (default: $EYAS_LOG, else info)")
     add_broker_arguments(parser, purpose="send status and windows to this broker")
-    add("--site", type=values.site, help="second level of the topic (default: default)")
-    add("--name", type=values.device, metavar="NAME", help="third level (default: the host's name)")
     add("--window-s", type=values.window_s, metavar="SECONDS", help="length of a window (default 10)")
 
 
@@ -116,7 +114,7 @@ def _config(args: argparse.Namespace) -> Config:
 
     return load_config(
         args.config,
-        device={"site": args.site, "name": args.name},
+        device=identity_values(args),
         camera={"source": args.camera, "give_up_s": args.give_up_s},
         model={
             "bundle": args.bundle,

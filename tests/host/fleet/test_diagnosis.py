@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec.structs import replace
 
+from eyas_device.cli import main as eyas_device
 from eyas_device.config import Config, TelemetrySection
 from eyas_device.doctor import Context, probes
 from eyas_device.doctor.finding import Finding
@@ -56,10 +58,10 @@ def site(open_folder: Path) -> Iterator[Site]:
     """Real brokers: the kit's, a plain one and one with a password."""
     folder, processes = open_folder / "fleet", Processes(open_folder)
     port, plain, guarded = free_port(), free_port(), free_port()
-    prepare(folder, bind="0.0.0.0", port=port, names=["broker.example"])
+    prepare(folder, bind="0.0.0.0", port=port, names=["broker.test"])
     expelled = enroll(folder, "cam-5", site="s").credentials
     expel(folder, "cam-5")
-    kit = prepare(folder, bind="0.0.0.0", port=port, names=["broker.example"])
+    kit = prepare(folder, bind="0.0.0.0", port=port, names=["broker.test"])
     process = processes.start(needs_mosquitto(), "-c", str(kit.config))
     wait_until(lambda: listens(port) or process.poll() is not None, 15, "a listening broker")
     (tool,) = require("mosquitto_passwd")
@@ -168,7 +170,7 @@ CASES = {
     "expired": Case("client.crt expired on 20", "eyas enroll", lambda s: {**_kit(s), **files(s.expired)}),
     "revoked": Case("revoked", "expelled", lambda s: {**_kit(s), **files(s.expelled)}, "cam-5"),
     "host name": Case(
-        "not for 127.0.0.2 but for broker.example, ", "--name 127.0.0.2", lambda s: _kit(s, host="127.0.0.2")
+        "not for 127.0.0.2 but for broker.test, ", "--name 127.0.0.2", lambda s: _kit(s, host="127.0.0.2")
     ),
     "another device's": Case(
         "the certificate is of cam-7, this device is cam-9", "eyas enroll cam-9", _kit, device="cam-9"
@@ -220,14 +222,37 @@ def test_a_clock_of_1970(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_devices_of_one_name(site: Site) -> None:
-    telemetry = TelemetrySection(**_kit(site))
+    telemetry = TelemetrySection(**{**_kit(site), **files(enroll(site.kit.folder, "cam-8", site="s").credentials)})
     words = "another machine"
-    with uplinked(telemetry, "cam-7", "aaaaaaaaaaaa") as one, uplinked(telemetry, "cam-7", "bbbbbbbbbbbb") as two:
+    with uplinked(telemetry, "cam-8", "aaaaaaaaaaaa") as one, uplinked(telemetry, "cam-8", "bbbbbbbbbbbb") as two:
         wait_until(lambda: words in str(one.status) or words in str(two.status), 60, "a device that notices")
         status = next(str(link.status) for link in (one, two) if words in str(link.status))
-        assert "uses the name s/cam-7; give each device a [device] name of its own" in status
-        finding = examined(telemetry, "cam-7")
+        assert "uses the name s/cam-8; give each device a [device] name of its own" in status
+        finding = examined(telemetry, "cam-8")
     assert finding.status == "yellow" and words in finding.text and "[device] name of its own" in finding.fix
+
+
+def test_run_and_doctor_take_the_options_of_the_configuration(
+    site: Site, pristine_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--broker",
+        f"{HOST}:{site.kit.port}",
+        "--site",
+        "s",
+        "--name",
+        "cam-7",
+        "--bundle",
+        str(pristine_bundle),
+    ]
+    for key, value in files(site.cam_7).items():
+        options += [f"--{key}", value]
+    eyas_device(["doctor", "--json", *options])
+    found = {one["check"]: one for one in json.loads(capfd.readouterr().out)["findings"]}
+    assert found["broker"]["status"] == "green", found["broker"]
+    assert eyas_device(["run", "--camera", "fake:?frames=40", "--fps", "8", *options]) == 0
+    out, err = capfd.readouterr()
+    assert "mqtt connected" in err and "on disk" not in out.splitlines()[-2], (out, err)
 
 
 # --- servers that are no brokers -------------------------------------------------------------------------------------
