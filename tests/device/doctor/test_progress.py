@@ -6,7 +6,7 @@ import io
 
 from eyas_device.doctor import Context, Finding, examine, running_check
 from eyas_device.doctor.finding import green
-from tests.device.doctor.test_doctor import context
+from tests.support.doctor_parts import context
 
 
 class Terminal(io.StringIO):
