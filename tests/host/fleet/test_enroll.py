@@ -178,6 +178,10 @@ def test_a_later_enrolment_keeps_what_it_is_not_told(tmp_path: Path) -> None:
         stream.write("\n[loop]\nfps = 5.0\n")
     again = enroll(tmp_path, "cam-7", camera="v4l2:1")
     assert (again.site, again.camera, again.commands) == ("hall-2", "v4l2:1", ("pause", "resume"))
+    assert again.warnings == ()
+    assert (
+        "its site was hall-2; after the flash, `eyas forget cam-7`" in enroll(tmp_path, "cam-7", site="x").warnings[0]
+    )
     config = read_config(again.config)
     assert (config.loop.fps, config.telemetry.address.host) == (5.0, "server.lan")
     first.config.write_text("[camera]\nsauce = 1\n")

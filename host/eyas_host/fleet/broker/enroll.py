@@ -129,7 +129,7 @@ def enroll(
         settings.telemetry.address if settings.telemetry.broker else None,
         settings.telemetry.commands,
         len(before),
-        tuple(_warnings(folder, address)),
+        (*_warnings(folder, address), *_moved(name, earlier, settings.device.site)),
     )
 
 
@@ -250,6 +250,12 @@ def _pack(credentials: Credentials, config: Path) -> bytes:
     except OSError as error:
         raise CredentialError(f"{config.parent}: cannot be read ({error.strerror})") from None
     return packed.getvalue()
+
+
+def _moved(name: str, earlier: Mapping[str, Any], site: str) -> Iterable[str]:
+    before = earlier.get("device", {}).get("site", site)
+    if before != site:
+        yield f"its site was {before}; after the flash, `eyas forget {name}` removes what the broker retains there"
 
 
 def _warnings(folder: Path, address: BrokerAddress | None) -> Iterable[str]:
