@@ -13,8 +13,8 @@ import pytest
 
 from eyas_device.support import packages
 from eyas_host.support import extras
+from tests.support.package_index import index  # noqa: F401 - fixture
 from tests.support.paths import ROOT
-from tests.support.system_parts import unavailable
 from tests.support.wheels import build
 
 _LINE = re.compile(r"pip install[^\n`#]*\beyas\b[^\n`#]*|pip install[^\n`#]*eyas[-_]device[^\n`#]*")
@@ -95,15 +95,6 @@ def test_the_lines_work_in_a_new_environment(tmp_path: Path) -> None:
         assert (folder / name).is_file()
     refused = subprocess.run([python.with_name("eyas-device"), "service", "install"], capture_output=True, check=False)
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> None:
-    """A package index that can be reached from here."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", tmp_path / "probe", "msgspec"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        unavailable(f"no package index can be reached: {done.stderr.strip()}")
 
 
 def test_a_program_without_pip_names_the_system_s(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +28,6 @@ from eyas_host.fleet.deploy.installer import Installer
 from tests.support.brokers import free_port
 from tests.support.bundles import edit, rewrite
 from tests.support.ssh_board import Board, device_toml
-from tests.support.system_parts import unavailable
 
 
 def test_flash_and_again(board: Board, bundle_root: Path, edit_manifest: Callable[..., None]) -> None:
@@ -387,25 +385,6 @@ def test_a_service_needs_a_configuration(board: Board, bundle_root: Path, servic
     [result] = board.flash(bundle_root, **{**service, "config": None})
     assert "install one with --config FILE" in result.detail
     assert board.version() is None
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> None:
-    """A package index that can be reached from here."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        tmp_path / "probe",
-        "paho-mqtt",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        unavailable(f"no package index can be reached: {done.stderr.strip()}")
 
 
 @pytest.mark.usefixtures("index")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -21,16 +22,17 @@ from tests.support.ssh_board import Board
 MOST = 5_000_000
 """Bytes of a flash beside the wheels that eyas-device depends on."""
 _LARGE = 8_000_000
+_SIZES = {"litert-int8": 1_900_000, "onnx-fp32": _LARGE}
 
 
 @pytest.fixture
 def large_bundle(bundle_root: Path) -> Path:
-    """A bundle whose artefacts for other runtimes are as large as a real network's."""
+    """A bundle whose artefacts are as large as those of a MobileNetV3-small: nothing that can be compressed away."""
     artefacts = msgspec.to_builtins(read_manifest(bundle_root).artefacts)
     for artefact in artefacts:
-        if artefact["runtime"] == "onnx":
+        if size := _SIZES.get(artefact["name"]):
             path = bundle_root / artefact["files"][0]["path"]
-            path.write_bytes(path.read_bytes() + os.urandom(_LARGE))
+            path.write_bytes(path.read_bytes() + os.urandom(size))
             artefact["files"] = [msgspec.to_builtins(entry(path))]
     return edit(bundle_root, artefacts=artefacts)
 
@@ -43,9 +45,9 @@ def artefacts(state: Path) -> list[str]:
 
 def test_only_what_the_runtime_needs_is_sent(board: Board, large_bundle: Path) -> None:
     [planned] = board.flash(large_bundle, runtimes=("litert",), dry_run=True)
-    assert "litert-int8 (--runtime), at most 0.0 MB" in planned.detail
+    assert "litert-int8 (--runtime), at most 1.9 MB" in planned.detail
     [first] = board.flash(large_bundle, runtimes=("litert",))
-    assert first.status == "flashed" and first.sent_bytes < 100_000, first
+    assert first.status == "flashed" and first.sent_bytes < MOST, first
     assert artefacts(board.state) == ["litert-int8"]
     [state] = [state for state in Slots(board.state).states() if state.current]
     assert state.identity == sha256(large_bundle / MANIFEST) != state.manifest_sha256
@@ -57,6 +59,26 @@ def test_only_what_the_runtime_needs_is_sent(board: Board, large_bundle: Path) -
     assert not any("had another" in line for line in board.lines), "the whole bundle is not another model"
     [held] = board.flash(large_bundle, runtimes=("litert",))
     assert held.status == "unchanged", "the whole bundle holds what was asked for"
+
+
+@pytest.mark.usefixtures("index")
+@pytest.mark.parametrize(("runtime", "offline"), [("onnx", True), ("litert", False)])
+def test_an_environment_has_the_runtime(board: Board, bundle_root: Path, runtime: str, offline: bool) -> None:
+    """Wheels that were sent are unpacked; where the device asks its index, pip runs without being installed."""
+    [first] = board.flash(bundle_root, python=None, runtimes=(runtime,), offline=offline)
+    assert first.status == "flashed", (first, board.lines)
+    assert first.sent_bytes - first.dependency_bytes < MOST - _SIZES["litert-int8"], "with a real network's size"
+    assert (first.dependency_bytes > MOST) == offline
+    environment = board.root / "opt/eyas/venv"
+    code = f"import {'onnxruntime' if runtime == 'onnx' else 'ai_edge_litert'} as found; print(found.__file__)"
+    command = [environment / "bin/python", "-I", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).resolve().is_relative_to(environment.resolve())
+    assert not list(environment.glob("lib/python3*/site-packages/pip"))
+    agent = subprocess.run([environment / "bin/eyas-device", "--version"], capture_output=True, text=True, check=False)
+    assert agent.stdout.startswith("eyas-device ")
+    [again] = board.flash(bundle_root, python=None, runtimes=(runtime,), offline=offline)
+    assert (again.status, again.sent_bytes) == ("unchanged", 0)
 
 
 def test_the_configuration_on_the_device_decides(
@@ -117,6 +139,15 @@ def test_what_the_environment_of_eyas_gets(
     got, _ = Sending(pristine_bundle, tmp_path, asked).for_device(plan(pristine_bundle), DeviceFacts(**facts))
     assert [artefact.name for artefact in Bundle.open(got.bundle).manifest.artefacts] == names
     assert got.extras == extras and got.bundle_bytes < 60_000
+
+
+def test_a_pin_that_the_configuration_drives_brings_its_library(pristine_bundle: Path, tmp_path: Path) -> None:
+    config = tmp_path / "device.toml"
+    config.write_text(
+        '[camera]\nsource = "fake:"\n[[output]]\nkind = "gpio"\npin = 17\nlabels = ["disc"]\nsafe = "off"\n'
+    )
+    got, _ = Sending(pristine_bundle, tmp_path).for_device(plan(pristine_bundle, config=config), DeviceFacts())
+    assert got.extras == ("gpio",)
 
 
 def test_an_interpreter_of_ones_own_gets_what_it_can_import(pristine_bundle: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class Sending:
             bundle=root,
             manifest_sha256=sha256(root / MANIFEST),
             bundle_bytes=sum(path.stat().st_size for path in root.rglob("*") if path.is_file()),
-            extras=() if plan.python else tuple(name for name in choice.runtimes if name in _EXTRAS),
+            extras=() if plan.python else (*(name for name in choice.runtimes if name in _EXTRAS), *_outputs(plan)),
         )
         return reduced, f"{', '.join(names)} ({choice.why})"
 
@@ -92,3 +92,9 @@ class Sending:
         """Those for which the bundle has an artefact, one for each kind of artefact."""
         here = self._bundle.runtimes()
         return tuple({artefact_runtime(r): r for r in reversed(runtimes) if artefact_runtime(r) in here}.values())
+
+
+def _outputs(plan: InstallPlan) -> tuple[str, ...]:
+    """Extras for the outputs of a configuration that is brought."""
+    outputs = () if plan.config is None else read_config(plan.config).output
+    return ("gpio",) if any(output.kind == "gpio" for output in outputs) else ()
