@@ -127,7 +127,7 @@ def refused(reason: Any, security: Security) -> Diagnosis:
     if security.user:
         return Diagnosis(
             f"the user {security.user} with this password is not accepted ({reason})",
-            "correct telemetry.user and the file telemetry.password_file, or the broker's list of users",
+            "correct user and password_file (--user, --password-file), or the broker's list of users",
         )
     if security.certificate:
         return Diagnosis(

@@ -105,11 +105,12 @@ def test_a_password_file_of_a_windows_editor(tmp_path: Path) -> None:
     port, processes = free_port(), Processes(tmp_path)
     processes.broker(port, f"user root\nallow_anonymous false\npassword_file {tmp_path / 'users'}")
     (path := tmp_path / "password").write_bytes(b"\xef\xbb\xbfsecret\r\n")
+    given = BrokerAccess(broker=f"127.0.0.1:{port}", user="ü", password_file=path, insecure=True)
     try:
-        assert (
-            watched(BrokerAccess(broker=f"127.0.0.1:{port}", user="ü", password_file=path, insecure=True))
-            == "connected"
-        )
+        assert watched(given) == "connected"
+        path.write_text("another\n")
+        for says in (watched(given), collected(given, tmp_path)):
+            assert "the user ü with this password is not accepted (Not authorized)" in says
     finally:
         processes.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -30,6 +31,7 @@ from eyas_host.fleet.broker.kit import Kit, prepare
 from eyas_host.fleet.broker.pki import Authority, Credentials
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, listens, needs_mosquitto, wait_until
+from tests.support.paths import ROOT
 from tests.support.system_parts import require
 
 HOST = "127.0.0.1"
@@ -199,6 +201,15 @@ def test_a_mistake_has_its_own_words_and_fix(site: Site, name: str) -> None:
     with uplinked(telemetry, case.device) as uplink:
         wait_until(lambda: case.problem in str(uplink.status), 20, f"{case.problem!r}")
         assert case.fix in str(uplink.status)
+
+
+def test_the_documentation_has_a_row_for_each() -> None:
+    page = (ROOT / "docs/device.md").read_text(encoding="utf-8").partition("### When there is no connection")[2]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| [^|]+ \|$", page, re.MULTILINE)[1:]
+    assert [name for name, _ in rows] == list(CASES)
+    for name, words in rows:
+        shared = [word for word in CASES[name].problem.split() if word in words]
+        assert len(shared) > len(CASES[name].problem.split()) / 2 or "*" in words, name
 
 
 def test_what_is_right_is_green(site: Site) -> None:

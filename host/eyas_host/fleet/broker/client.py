@@ -49,7 +49,7 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
     def security(self) -> Security:
         """TLS and login, as a device would use them."""
         files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
-        return Security(tls=self.address.tls, **{name: str(path or "") for name, path in files.items()})
+        return Security(tls=self.address.tls, user=self.user, **{name: str(path or "") for name, path in files.items()})
 
     def check(self) -> None:
         """Raise `LinkError` for an impossible address and for files that are unreadable or do not belong together."""

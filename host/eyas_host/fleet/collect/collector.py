@@ -25,6 +25,7 @@ from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
 from eyas_device.support.names import host_name
 from eyas_device.support.redact import redact
+from eyas_device.telemetry.diagnosis import refused
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, disconnect_reason
 from eyas_host.fleet.broker.client import BrokerAccess, end_session
@@ -424,7 +425,7 @@ class Collector(Closing):
 
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            detail = str(reason)
+            detail = str(refused(reason, self._access.security))
             if self._connector.switch_if_unsupported(reason):
                 detail = "no MQTT 5; trying 3.1.1, without shared subscriptions"
             self._set_state(LinkState.REFUSED, detail)
@@ -437,9 +438,9 @@ class Collector(Closing):
         client.subscribe([(name, _options(mqtt5)) for name in (*self._subscriptions(), self._group.topic)])
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
-        refused = [str(reason) for reason in reasons if reason.is_failure]
-        if refused:
-            self._set_state(LinkState.SUBSCRIPTION_REFUSED, refused[0])
+        failed = [str(reason) for reason in reasons if reason.is_failure]
+        if failed:
+            self._set_state(LinkState.SUBSCRIPTION_REFUSED, failed[0])
         else:
             self._set_state(LinkState.CONNECTED)
         self._tell_group(self._group.greeting)

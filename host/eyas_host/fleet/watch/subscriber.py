@@ -14,6 +14,7 @@ import msgspec
 from paho.mqtt.client import Client
 
 from eyas_device.support.closing import Closing
+from eyas_device.telemetry.diagnosis import refused
 from eyas_device.telemetry.messages import KINDS
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, disconnect_reason
 from eyas_host.fleet.broker.client import BrokerAccess
@@ -93,7 +94,7 @@ class Subscriber(Closing):
 
     def _on_connect(self, client: Client, userdata: object, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self.status = LinkStatus(LinkState.REFUSED, str(reason))
+            self.status = LinkStatus(LinkState.REFUSED, str(refused(reason, self._access.security)))
             self._restart = self._connector.switch_if_unsupported(reason)
             self._opened = False
             return
@@ -123,10 +124,10 @@ class Subscriber(Closing):
         self._restart = True
 
     def _on_subscribe(self, client: Client, userdata: object, mid: int, reasons: Any, properties: Any) -> None:
-        refused = [str(reason) for reason in reasons if reason.is_failure]
-        self.was_connected |= not refused
+        failed = [str(reason) for reason in reasons if reason.is_failure]
+        self.was_connected |= not failed
         connected = LinkStatus(LinkState.CONNECTED)
-        self.status = LinkStatus(LinkState.SUBSCRIPTION_REFUSED, refused[0]) if refused else connected
+        self.status = LinkStatus(LinkState.SUBSCRIPTION_REFUSED, failed[0]) if failed else connected
 
     def _on_message(self, client: Client, userdata: object, message: Any) -> None:
         try:
