@@ -43,6 +43,7 @@ def eyas(*arguments: object, out: Path | None, err: Path | None, encoding: str =
     with (
         descriptors(out, err, encoding=encoding),
         mock.patch.object(sys, "argv", ["eyas", *map(str, arguments)]),
+        mock.patch.object(sys, "excepthook", sys.excepthook),  # typer sets its own
     ):
         try:
             app.main()

@@ -13,6 +13,7 @@ import typer
 
 from eyas_device.errors import EXIT_OUTPUT
 from eyas_host.cli import app
+from eyas_host.fleet.store.database import Store
 from eyas_host.support.progress import say
 from tests.support.descriptors import FULL, eyas
 from tests.support.inside import eyas as inside
@@ -35,8 +36,9 @@ SHORT = (["--version"], ["--help"], ["watch", "--help"], ["expire", "--store", "
 
 @pytest.mark.parametrize("arguments", SHORT, ids=" ".join)
 def test_a_full_disk_is_said_once_with_an_exit_code(arguments: list[str], tmp_path: Path) -> None:
-    err = tmp_path / "err"
-    given = [argument.replace("STORE", str(tmp_path / "fleet.db")) for argument in arguments]
+    err, store = tmp_path / "err", tmp_path / "fleet.db"
+    Store(f"sqlite:///{store}").close()
+    given = [argument.replace("STORE", str(store)) for argument in arguments]
     assert eyas(*given, out=FULL, err=err) == EXIT_OUTPUT
     assert err.read_text() == "eyas: standard output: No space left on device\n"
     assert eyas(*given, out=FULL, err=FULL) == EXIT_OUTPUT
