@@ -12,7 +12,7 @@ READERS := tflite tensorflow
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board soak system-deps clean clean-runs \
+.PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board soak soak-board system-deps clean clean-runs \
 	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
 
 help: ## show this
@@ -101,7 +101,7 @@ test-arm: install ## the device's programs on emulated aarch64, compared with th
 board: install ## a whole emulated board with a camera, to try Eyas on without hardware (BOARD_FLAGS=--fresh starts anew)
 	@$(BIN)/python -m tests.board $(BOARD_FLAGS)
 
-test-board: install ## tests on an emulated board: service, camera, network (minutes; the first time builds it)
+test-board: install ## tests on an emulated board: service, camera, network, power cuts (minutes; the first time builds it)
 	@tests/board/image.sh >/dev/null
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/board
 
@@ -138,6 +138,9 @@ bench-here: install ## what a bundle costs on this machine
 soak: install ## half an hour with a camera that dies every twenty seconds
 	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
 
+soak-board: install ## power cuts of the emulated board, 100 while it reports and 100 in a flash (hours; resumable)
+	$(BIN)/python benchmarks/board.py --json benchmarks/results/board.json
+
 bench-camera-faults: install ## how soon a camera's faults are noticed, and how soon it is back (minutes)
 	$(BIN)/python benchmarks/camera_faults.py --json benchmarks/results/camera-faults.json
 
@@ -146,7 +149,7 @@ bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe 
 
 SYSTEM_DEPS := chromium-headless-shell mosquitto openssl openssh-client openssh-server postgresql-15 rsync strace systemd \
 	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot \
-	cpio e2fsprogs kmod qemu-system-arm qemu-utils
+	cpio e2fsprogs fakeroot kmod qemu-system-arm qemu-utils
 
 system-deps: ## what tests need from the system (apt): MQTT broker, browser, PostgreSQL, ssh and RTSP servers, aarch64 tools and boards
 	@if dpkg-query --show --showformat='$${db:Status-Status}\n' $(SYSTEM_DEPS) 2>&1 | grep -qvx installed; then \

@@ -10,7 +10,7 @@ import pytest
 from tests.support.device_fixtures import pristine_bundle, weights  # noqa: F401 - fixtures
 from tests.support.proofs import tell, teller, unless_named
 
-from .flashing import make_two_bundles
+from .flashing import device_toml, flash, frozen_wheels, make_two_bundles
 from .machine import Board, Image
 
 HERE = Path(__file__).parent
@@ -52,3 +52,24 @@ def bare_board(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def two_bundles(pristine_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:  # noqa: F811
     """Two bundles of the same network, which differ in their version and by four megabytes of ballast."""
     return make_two_bundles(pristine_bundle, tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def wheels(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheels that boards are flashed from here: with them, a second flash finds its environment there."""
+    return frozen_wheels(tmp_path_factory.mktemp("wheels") / "all")
+
+
+@pytest.fixture(scope="session")
+def flashed(
+    image: Image, two_bundles: tuple[Path, Path], wheels: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Board]:
+    """A board that has the first of the two bundles and a service that runs it, switched off: begin with its `copy`."""
+    folder = tmp_path_factory.mktemp("flashed")
+    board = Board(folder / "board", image).start()
+    try:
+        flash(board.wait_ssh(), two_bundles[0], "--config", str(device_toml(folder)), wheels=wheels)
+        board.stop()
+        yield board
+    finally:
+        board.close()

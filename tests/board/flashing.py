@@ -3,64 +3,75 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from eyas_device.bundle import MANIFEST
+from eyas_host.fleet.connect.preflight import DeviceFacts
+from eyas_host.fleet.connect.wheels import build_wheel, constraints, fetch
 from tests.support.bundles import edit, entry, record_settings
 from tests.support.paths import ROOT
 
-from .machine import Board, cache
+from .machine import HOST_ADDRESS, Board, cache
 
+DEVICE = "board"
+"""The name that `device_toml` gives it."""
 FLASH_S = 900
 """How long a first flash may take where other programs use the processor."""
-_CONSTRAINTS = ROOT / "constraints/device-numpy1.txt"
-_PYTHON = "3.11"
+_BOARD = DeviceFacts(machine="aarch64", glibc="glibc 2.36", python_version="3.11.2")
+_ARTEFACT = "litert-int8"
 
 
 def wheel_folder() -> Path:
     """The dependencies of `eyas-device` as wheels for the board; the wheel of `eyas-device` is built by each flash."""
-    project = msgspec.toml.decode((ROOT / "device/pyproject.toml").read_bytes())["project"]
-    needs = [need for need in project["dependencies"] if "!= 'aarch64'" not in need]
-    needs = [need.split(";")[0].strip() for need in needs if "python_version" not in need]
-    digest = hashlib.sha256("\n".join([_CONSTRAINTS.read_text(), *needs]).encode()).hexdigest()[:16]
-    folder = cache() / f"wheels-{digest}"
-    if folder.is_dir():
-        return folder
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    platforms = [word for minor in range(36, 16, -1) for word in ("--platform", f"manylinux_2_{minor}_aarch64")]
-    platforms += ["--platform", "manylinux2014_aarch64"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--only-binary=:all:", "--python-version", _PYTHON, "--implementation", "cp", *platforms]
-    command += ["--constraint", str(_CONSTRAINTS), "--dest", str(part), *needs]
-    try:
-        subprocess.run(command, check=True, timeout=600)
-        part.rename(folder)
-    finally:
+    recipe = (ROOT / "device/pyproject.toml").read_bytes() + constraints(_BOARD).read_bytes()
+    folder = cache() / f"wheels-{hashlib.sha256(recipe).hexdigest()[:16]}"
+    if not folder.is_dir():
+        cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache(), prefix="wheels-", suffix=".part") as part:
+            (place := Path(part, "wheels")).mkdir()
+            fetch(place, build_wheel(Path(part)), _BOARD)
+            for own in place.glob("eyas_device-*.whl"):
+                own.unlink()
+            with suppress(FileExistsError):  # another process was faster
+                place.rename(folder)
+    return folder
+
+
+def frozen_wheels(folder: Path) -> Path:
+    """All wheels in a folder, that of `eyas-device` as it is at first: all flashes from it are of one environment."""
+    if not folder.is_dir():
+        part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(wheel_folder(), part)
+        build_wheel(part)
+        part.rename(folder)
     return folder
 
 
 def make_two_bundles(bundle: Path, folder: Path, ballast_mb: int = 4) -> tuple[Path, Path]:
-    """Two copies of a bundle with versions of their own and a model file as large as a real one's."""
+    """Two versions of LiteRT's int8 model alone, which a flash sends whole; its file has a real one's size."""
     made = []
     for version in ("1.0.0", "2.0.0"):
         copy = Path(shutil.copytree(bundle, folder / version))
-        model = copy / "litert-fp32.tflite"
+        manifest = msgspec.json.decode((copy / MANIFEST).read_bytes())
+        kept = [artefact for artefact in manifest["artefacts"] if artefact["name"] == _ARTEFACT]
+        for artefact in manifest["artefacts"]:
+            for file in artefact["files"] if artefact not in kept else ():
+                (copy / file["path"]).unlink()
+        model = copy / kept[0]["files"][0]["path"]
         with model.open("ab") as stream:  # behind the end of the flatbuffer, where nobody reads
             stream.write(random.Random(version).randbytes(ballast_mb << 20))
-        manifest = msgspec.json.decode((copy / MANIFEST).read_bytes())
-        for artefact in manifest["artefacts"]:
-            artefact["files"] = [
-                msgspec.to_builtins(entry(model)) if file["path"] == model.name else file for file in artefact["files"]
-            ]
-        edit(copy, version=version, artefacts=manifest["artefacts"])
+        kept[0]["files"] = [msgspec.to_builtins(entry(model))]
+        evidence = {_ARTEFACT: manifest["evidence"][_ARTEFACT]}
+        edit(copy, version=version, artefacts=kept, use={"litert": _ARTEFACT}, reasons={}, evidence=evidence)
         record_settings(copy)
         made.append(copy)
     return made[0], made[1]
@@ -80,7 +91,24 @@ def login_options(board: Board) -> list[str]:
     return [word for option in board.ssh_options for word in ("--ssh-option", option)]
 
 
-def flash(board: Board, bundle: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`eyas flash` without a package index; more options come as `words`."""
-    options = ["--bundle", str(bundle), "--offline", "--wheel-dir", str(wheel_folder()), *login_options(board)]
-    return eyas("flash", board.address, *options, *words, check=check)
+def device_toml(folder: Path, broker_port: int = 1, extra: str = "") -> Path:
+    """A configuration with the board's camera and a broker on this machine, without TLS; nobody listens on port 1."""
+    config = folder / "device.toml"
+    config.write_text(
+        f'[device]\nname = "{DEVICE}"\n[camera]\nsource = "v4l2:0"\n[loop]\nfps = 10.0\n'
+        f'[telemetry]\nbroker = "{HOST_ADDRESS}:{broker_port}"\n{extra}'
+    )
+    return config
+
+
+def flash_words(board: Board, bundle: Path, wheels: Path | None = None) -> list[str]:
+    """`eyas flash` without a package index, from `wheels` or from those of `wheel_folder`."""
+    words = ["flash", board.address, "--bundle", str(bundle), "--offline", "--wheel-dir", str(wheels or wheel_folder())]
+    return [*words, *login_options(board)]
+
+
+def flash(
+    board: Board, bundle: Path, *words: str, wheels: Path | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run `eyas flash`; more options come as `words`."""
+    return eyas(*flash_words(board, bundle, wheels), *words, check=check)

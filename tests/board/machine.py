@@ -28,7 +28,7 @@ HOST_ADDRESS = "10.0.2.2"
 BOOT_S = 300
 """How long a start may take where other programs use the processor; alone it takes about 20 s."""
 _BUILD_S = 1800
-_PROGRAMS = (EMULATOR, "qemu-img", "mmdebstrap", "cpio", "depmod", "mke2fs", "ssh", "ssh-keygen")
+_PROGRAMS = (EMULATOR, "qemu-img", "mmdebstrap", "cpio", "depmod", "mke2fs", "setpriv", "ssh", "ssh-keygen")
 
 
 class Image(NamedTuple):
@@ -126,8 +126,13 @@ class Board:
         command += ["-rtc", f"base={clock}"] if clock else []
         with (self.folder / "emulator.log").open("ab") as log:
             # a session of its own: Ctrl-C reaches this program, which ends the board in order
+            # --pdeathsig: no board goes on without the thread that started it, however that ends
             self._process = subprocess.Popen(
-                [*command, *devices], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*require("setpriv"), "--pdeathsig", "KILL", *command, *devices],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         return self
 
@@ -251,7 +256,9 @@ def overlay(disk: Path, base: Path, kind: str) -> None:
 
 def base_of(disk: Path) -> Path:
     """The image below a disk."""
-    told = subprocess.run([*require("qemu-img"), "info", "--output=json", disk], capture_output=True, check=True)
+    told = subprocess.run(
+        [*require("qemu-img"), "info", "--force-share", "--output=json", disk], capture_output=True, check=True
+    )
     return Path(json.loads(told.stdout)["full-backing-filename"])
 
 
