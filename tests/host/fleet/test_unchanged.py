@@ -14,7 +14,7 @@ import pytest
 
 from eyas_device.bundle import read_manifest
 from eyas_device.updates.slots import Slots
-from eyas_host.fleet.deploy.environment import UNPACK
+from eyas_host.fleet.deploy.environment import BUILD, UNPACK
 from eyas_host.fleet.deploy.unchanged import _stays_up
 from tests.support.ssh_board import Board, device_toml
 
@@ -87,6 +87,16 @@ def test_trouble_with_the_camera_is_said_by_a_second_flash_too(
 def test_only_a_service_that_stays_up_counts(said: dict[str, str], settled: bool) -> None:
     usual = {"ActiveState": "active", "UnitFileState": "enabled", "uptime": "100.00"}
     assert _stays_up(usual | said, 5.0) is settled
+
+
+def test_an_environment_that_cannot_be_built_takes_no_space(tmp_path: Path) -> None:
+    files, environment = tmp_path / "files", tmp_path / "venv-1"
+    (files / "wheels").mkdir(parents=True)
+    (files / "unpack.py").write_text("raise OSError(28, 'No space left on device')\n")
+    arguments = [str(environment), sys.executable, str(files), "", "", "unpack"]
+    done = subprocess.run(["sh", "-euc", BUILD, "sh", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.strip().endswith("OSError: [Errno 28] No space left on device")
+    assert not environment.exists()
 
 
 @pytest.mark.parametrize("folder", ["plain", "with a space", "long" * 40])

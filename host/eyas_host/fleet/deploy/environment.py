@@ -18,6 +18,7 @@ BUILD = """
 umask 022; cd /
 env=$1; python=$2; files=$3; site=$4; extras=$5; how=$6
 rm -rf "$env"
+trap '[ -f "$env/eyas.stamp" ] || rm -rf "$env"' EXIT
 "$python" -m venv --without-pip $site "$env"
 if [ "$how" = unpack ]; then
   "$env/bin/python" "$files/unpack.py" "$files"/wheels/*.whl
@@ -46,7 +47,7 @@ sync -f "$env" 2>/dev/null || sync
 sync -f "$env" 2>/dev/null || sync
 """
 """Builds an environment beside that in use. The service's user cannot write bytecode into it: what the agent imports is
-compiled here. The stamp says that all of it is on the disk."""
+compiled here. The stamp says that all of it is on the disk; one that failed, of a full disk for example, is removed."""
 
 
 def build_arguments(plan: InstallPlan, facts: DeviceFacts, incoming: str) -> list[str]:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import sysconfig
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _SCRIPT = "import sys\nfrom {module} import {function}\nsys.exit({function}())\n"
@@ -57,8 +58,9 @@ def _first_lines() -> str:
 def main() -> None:
     """Unpack the wheels that are named on the command line."""
     paths = sysconfig.get_paths()
-    for wheel in sys.argv[1:]:
-        unpack(Path(wheel), Path(paths["platlib"]), Path(paths["scripts"]), Path(sys.prefix))
+    folders = Path(paths["platlib"]), Path(paths["scripts"]), Path(sys.prefix)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib works outside of the interpreter's lock
+        list(pool.map(lambda wheel: unpack(Path(wheel), *folders), sys.argv[1:]))
 
 
 if __name__ == "__main__":
