@@ -14,11 +14,19 @@ from .flashing import device_toml, flash, frozen_wheels, make_two_bundles
 from .machine import Board, Image
 
 HERE = Path(__file__).parent
+_TEST_S = 1800
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """Only `make test-board`, which names this folder, runs these tests: they need minutes and a built image."""
     return unless_named(HERE, config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test waits for a flash, which takes minutes, and many where the machine has other things to do."""
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(_TEST_S))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
