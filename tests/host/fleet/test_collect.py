@@ -368,7 +368,7 @@ def test_invalid_credentials(tmp_path: Path, sqlite: str) -> None:
         for wrong in (
             {"broker": "host:99999"},
             {"ca": tmp_path / "nothing.crt"},
-            {"cert": tmp_path / "x.crt"},
+            {"certificate": tmp_path / "x.crt"},
             {"user": "u", "password_file": tmp_path / "nothing"},
         ):
             with pytest.raises(LinkError):
