@@ -24,6 +24,7 @@ VERBS = {
     ),
     "doctor": ("doctor", "--bundle", "{bundle}", "--camera", "fake:?frames=3"),
     "install": ("install", "{bundle}", "--state", "{state}"),
+    "service": ("service", "install", "--dry-run"),
     "slots": ("slots", "--state", "{state}"),
     "snapshot": ("snapshot", "--camera", "fake:?frames=1", "--bundle", "{bundle}", "--out", "{folder}/out"),
 }
@@ -48,7 +49,8 @@ def test_a_verb_asks_nobody_and_leaves_nothing(verb: str, pristine_bundle: Path,
     home = tmp_path / "home"
     home.mkdir()
     done = run(tmp_path, home, pristine_bundle, verb)
-    assert done.code in (0, 1), done.output  # the doctor finds a machine without a service
+    # The doctor finds a machine without a service, and without systemd there cannot be one.
+    assert done.code in (0, 1) or (verb == "service" and "systemd does not run here" in done.output), done.output
     assert done.lookups == []
     assert list(home.iterdir()) == []
     assert [path for path in done.written if not _is_ours(path, tmp_path)] == []
