@@ -46,8 +46,8 @@ logger = logging.getLogger(__name__)
 
 BUFFER_BYTES = 64 << 20
 """Size of the shared buffer; only written pages take memory."""
-START_S = 30.0
-"""Time limit for the child to start and import its library."""
+START_S = 90.0
+"""Time limit for the child to start and import its library: a busy board takes long, and a hang there is unlikely."""
 _OPEN_MARGIN_S = 2.0
 """Time for the child, after its own timeout, to report why a source did not open."""
 _GRACE_S = 0.5

@@ -198,7 +198,7 @@ def _others(path: str) -> str:
 
 def _camera_error(error: OSError, path: str) -> CameraError:
     if isinstance(error, NoSignalError):
-        return CameraError(f"{path}: {error.strerror}")
+        return CameraError(error.strerror)
     return CameraError(_errno_message(error.errno or 0, path))
 
 
@@ -220,4 +220,6 @@ def _errno_message(number: int, path: str) -> str:
         return f"{path} is in use by another program; `fuser -v {path}` names it"
     if number == errno.ENOTTY:
         return f"{path} is not a video device; `ls /dev/video*` lists them"
-    return f"{path}: its driver refuses ({os.strerror(number)})"
+    if number == errno.ENOSPC:
+        return f"{path}: its USB bus has no bandwidth left; use format=mjpg, a smaller size or rate, or another port"
+    return f"{path}: its driver reports an error ({os.strerror(number)})"

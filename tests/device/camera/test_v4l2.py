@@ -234,8 +234,10 @@ def test_what_the_driver_takes_instead_is_said(make: Make) -> None:
 def test_a_device_that_cannot_stream_is_explained(make: Make) -> None:
     with pytest.raises(CameraError, match="in use by another program"):
         make(errors={0xC0D05605: errno.EBUSY})
-    with pytest.raises(CameraError, match=r"its driver refuses \(Invalid argument\)"):
+    with pytest.raises(CameraError, match=r"its driver reports an error \(Invalid argument\)"):
         make(errors={0x40045612: errno.EINVAL})
+    with pytest.raises(CameraError, match="no bandwidth left; use format=mjpg"):
+        make(errors={0x40045612: errno.ENOSPC})
     reader, driver = make(timeout_s=0.1)
     driver.errors = {0xC0585611: errno.ENODEV}
     with pytest.raises(CameraError, match="does not exist"):
