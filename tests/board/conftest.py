@@ -12,6 +12,7 @@ from tests.support.proofs import tell, teller, unless_named
 
 from .flashing import device_toml, flash, frozen_wheels, make_two_bundles
 from .machine import Board, Image
+from .service import CONFIG, DROP_INS, SERVICE, WAIT_S, Messages
 
 HERE = Path(__file__).parent
 _TEST_S = 1800
@@ -78,6 +79,33 @@ def flashed(
     try:
         flash(board.wait_ssh(), two_bundles[0], "--config", str(device_toml(folder)), wheels=wheels)
         board.stop()
+        yield board
+    finally:
+        board.close()
+
+
+@pytest.fixture(scope="session")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Messages]:
+    """What the service of `service_board` sends."""
+    arrived = Messages(tmp_path_factory.mktemp("broker"))
+    yield arrived
+    arrived.close()
+
+
+@pytest.fixture(scope="session")
+def service_board(flashed: Board, messages: Messages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A flashed board whose service runs and reports to `messages`; a test leaves it so.
+
+    Its watchdog waits for 10 s in place of a minute, and its pause between restarts is short.
+    """
+    folder = tmp_path_factory.mktemp("service")
+    board = flashed.copy(folder / "board").start().wait_ssh()
+    try:
+        config = device_toml(folder, messages.port, 'window_s = 2.0\ndelivery = "broker"\n')
+        board.run(f"cat >{CONFIG}", stdin=config.read_bytes())
+        (folder / "short.conf").write_text("[Service]\nWatchdogSec=10s\nRestartSec=1s\n")
+        board.put(folder / "short.conf", f"{DROP_INS}/short.conf")
+        board.run(f"systemctl daemon-reload && systemctl restart {SERVICE}", timeout=WAIT_S)
         yield board
     finally:
         board.close()
