@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,8 @@ SYNC_S = 2.0
 SLACK_S = 1.5
 """What the clock of the cut is uncertain by, with the window that was being filled: an emulated board stutters."""
 _ANSWER_S = 400
+NO_ANSWER = "does not answer"
+_VERIFIED = "golden check passed"
 Kind = Literal["running", "offline", "flashing"]
 
 
@@ -59,21 +62,28 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
         return not self.problem and self.doubled == 0 and self.lost_s <= SYNC_S + SLACK_S
 
 
+Span = tuple[float, float]
+"""When a window began and ended, by the board's uptime."""
+
+
 class Windows(msgspec.Struct, frozen=True):
-    """The windows of one start of the board: when each began and ended, by the board's uptime."""
+    """The windows of one start of the board, for each start of its agent in order."""
 
-    spans: tuple[tuple[float, float], ...]
+    runs: tuple[tuple[Span, ...], ...]
 
-    def longest_gap(self, end: float) -> float:
-        """The longest time between two neighbours, or from the last one to `end`."""
-        ends = [stop for _, stop in self.spans]
-        starts = [start for start, _ in self.spans[1:]]
-        return max((start - stop for start, stop in zip([*starts, end], ends, strict=False)), default=end)
+    def longest_gap(self, end: float | None) -> float:
+        """The longest time without a window up to `end`; None: within the runs alone, where the agent was restarted."""
+        runs = self.runs if end is None else [[*(span for run in self.runs for span in run), (end, end)]]
+        gaps = [later[0] - before[1] for run in runs for before, later in pairwise(run)]
+        return max(gaps, default=end or 0.0)
 
     def doubled(self) -> int:
         """How many begin before half of their predecessor was over."""
-        pairs = zip(self.spans, self.spans[1:], strict=False)
-        return sum(later[0] < (before[0] + before[1]) / 2 for before, later in pairs)
+        spans = sorted(span for run in self.runs for span in run)
+        return sum(later[0] < (before[0] + before[1]) / 2 for before, later in pairwise(spans))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.runs))
 
 
 class Rig:
@@ -97,7 +107,7 @@ class Rig:
         command = [sys.executable, "-m", "eyas_host", "collect", "--broker", f"127.0.0.1:{self._broker.port}"]
         command += ["--store", f"sqlite:///{self._store}"]
         self._collector = subprocess.Popen(command, stdout=self._log, stderr=self._log, stdin=subprocess.DEVNULL)
-        self._boot, self._zero = "", 0.0
+        self._boot, self._zero, self._begun, self._met, self._cut_at = "", 0.0, 0.0, 0.0, 0.0
         self._current = 0
         self._flash_s = 120.0  # a flash is cut within this time, until one has shown how long it takes
 
@@ -121,28 +131,33 @@ class Rig:
         since = time.monotonic()
         self.board.start().wait_ssh()
         told = self._config().read_text()  # into the file that is there: owner and mode stay
-        self.board.run("cat >/etc/eyas/device.toml && sync && systemctl restart eyas-device", stdin=told, timeout=400)
-        self._meet(since)
+        change = "systemctl stop eyas-device && cat >/etc/eyas/device.toml && sync && cat /proc/uptime"
+        begun = float(self.board.run(change, stdin=told, timeout=400).stdout.split()[0])
+        self.board.run("systemctl start eyas-device", timeout=400)
+        self._meet(since, begun)
         assert not (problem := self._problem()), f"{problem}\n{self._service()}"
 
     def cut(self, kind: Kind, dice: random.Random) -> Cut:
         """Cut the power at a random moment, switch on again, and look."""
+        (self._folder / "flash.log").unlink(missing_ok=True)
         after = self._cut_flash(dice) if kind == "flashing" else self._cut_run(dice, offline=kind == "offline")
-        boot, ended = self._boot, self._cut_at
-        since = time.monotonic()
-        self.board.start().wait_ssh()
-        answered = self._meet(since)
-        before = self._current
-        problem = self._problem()
+        boot, begun, ended, before = self._boot, self._begun, self._cut_at, self._current
+        since = self._met = time.monotonic()
+        try:
+            self.board.start().wait_ssh()
+            self._meet(since)
+            problem = self._problem()
+        except AssertionError as error:
+            problem = f"{NO_ANSWER}: {error}"
         # what the spool kept comes within the first moments of the new connection
-        windows = self._settled(boot)
+        windows = self._settled(boot, begun)
         return Cut(
             kind=kind,
             after_s=round(after, 2),
-            answered_s=round(answered, 1),
+            answered_s=round(self._met - since, 1),
             model=self._digests[self._current][:12],
             problem=problem,
-            lost_s=round(windows.longest_gap(ended), 2),
+            lost_s=round(windows.longest_gap(None if self._restarts() else ended), 2),
             doubled=windows.doubled(),
             switched=before != self._current,
         )
@@ -172,7 +187,7 @@ class Rig:
         """Cut a flash of the other bundle; one that is faster is cut when it ends, and the next ones earlier."""
         words = flash_words(self.board, self.bundles[1 - self._current], self._wheels)
         after, started = dice.uniform(0.5, self._flash_s), time.monotonic()
-        with (self._folder / "flash.log").open("ab") as log:
+        with (self._folder / "flash.log").open("wb") as log:
             flashing = subprocess.Popen([sys.executable, "-m", "eyas_host", *words], stdout=log, stderr=log)
             with suppress(subprocess.TimeoutExpired):
                 flashing.wait(after)
@@ -181,19 +196,25 @@ class Rig:
             flashing.wait(FLASH_S)
         return after
 
+    def _restarts(self) -> bool:
+        """Whether the last flash was so far that it restarts the service: then no window need reach up to the cut."""
+        log = self._folder / "flash.log"
+        return log.exists() and _VERIFIED in log.read_text(errors="replace")
+
     def _cut_power(self) -> None:
         self.board.power_cut()
         self._cut_at = time.monotonic() - self._zero
 
-    def _meet(self, since: float) -> float:
-        """Wait for the first window of this start of the board, and learn its clock; the seconds since `since`."""
-        self._boot = self.board.run("cat /proc/sys/kernel/random/boot_id").stdout[:8]
+    def _meet(self, since: float, begun: float = 0.0) -> None:
+        """Wait for the first window since this start of the board, or since `begun`, and learn the board's clock."""
+        self._boot, self._begun = self.board.run("cat /proc/sys/kernel/random/boot_id").stdout[:8], begun
+        self._met = since
         self._zero = min(self._started() for _ in range(3))[1]
         deadline = time.monotonic() + _ANSWER_S
-        while not self._windows(self._boot).spans:
-            assert time.monotonic() < deadline, f"the board does not answer: {self._service()}"
+        while not len(self._windows(self._boot, begun)):
+            assert time.monotonic() < deadline, self._service()
             time.sleep(0.25)
-        return time.monotonic() - since
+        self._met = time.monotonic()
 
     def _started(self) -> tuple[float, float]:
         """How long the board took to tell its uptime, and when it started by this machine's clock."""
@@ -220,13 +241,13 @@ class Rig:
         held = [slot for slot, files in found.items() if wanted.items() <= files.items()]
         return "" if held else f"no slot holds {bundle}: {found}"
 
-    def _settled(self, boot: str) -> Windows:
+    def _settled(self, boot: str, begun: float) -> Windows:
         """The windows of an earlier start, once no more of them arrive."""
         count, since = -1, time.monotonic()
         while time.monotonic() - since < 3:
-            windows = self._windows(boot)
-            if len(windows.spans) != count:
-                count, since = len(windows.spans), time.monotonic()
+            windows = self._windows(boot, begun)
+            if len(windows) != count:
+                count, since = len(windows), time.monotonic()
             time.sleep(0.25)
         return windows
 
@@ -239,10 +260,15 @@ class Rig:
             except sqlite3.OperationalError:  # the collector is making its tables
                 return []
 
-    def _windows(self, boot: str) -> Windows:
+    def _windows(self, boot: str, begun: float) -> Windows:
         rows = self._rows("select payload from messages where kind = 'window' and boot = ?", boot)
         found = [window for row in rows if (window := json.loads(row[0]))["frames"]]
-        return Windows(tuple(sorted((w["uptime_s"] - w.get("seconds", 0.0), w["uptime_s"]) for w in found)))
+        runs: dict[int, list[Span]] = {}
+        for window in found:
+            span = (window["uptime_s"] - window.get("seconds", 0.0), window["uptime_s"])
+            if span[0] >= begun:  # each start of an agent has a block of sequences of its own
+                runs.setdefault(window["sequence"] >> 32, []).append(span)
+        return Windows(tuple(tuple(sorted(runs[block])) for block in sorted(runs)))
 
     def _newest(self, boot: str) -> dict[str, str]:
         query = "select payload from messages where kind = 'window' and boot = ? order by sequence desc limit 1"

@@ -38,11 +38,14 @@ def test_a_board_comes_back_with_a_verified_model(
 
 def test_what_is_counted_as_a_loss() -> None:
     """The judge itself: it would see a hole, a late end, a window that is there twice, and an empty start."""
-    whole = Windows(((0.0, 1.0), (1.0, 2.0), (2.0, 3.0)))
+    whole = Windows((((0.0, 1.0), (1.0, 2.0), (2.0, 3.0)),))
     assert (whole.longest_gap(3.2), whole.doubled()) == (pytest.approx(0.2), 0)
-    assert Windows(((0.0, 1.0), (5.0, 6.0))).longest_gap(6.0) == 4.0
+    assert Windows((((0.0, 1.0), (5.0, 6.0)),)).longest_gap(6.0) == 4.0
     assert whole.longest_gap(10.0) == 7.0
-    assert Windows(((0.0, 1.0), (0.0, 1.0), (1.0, 2.0))).doubled() == 1
+    assert Windows((((0.0, 1.0), (0.0, 1.0), (1.0, 2.0)),)).doubled() == 1
+    assert Windows((((0.0, 1.0),), ((0.0, 1.0),))).doubled() == 1
     assert Windows(()).longest_gap(12.0) == 12.0
+    restarted = Windows((((0.0, 1.0), (1.5, 2.0)), ((9.0, 10.0),)))
+    assert (restarted.longest_gap(None), restarted.longest_gap(13.0)) == (0.5, 7.0)
     fine = Cut(kind="running", after_s=1, answered_s=1, model="", problem="", lost_s=SYNC_S + SLACK_S, doubled=0)
     assert fine.ok
