@@ -55,6 +55,13 @@ PAGES: dict[str, tuple[str, str, str]] = {
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),
     "camera-faults": ("Faults of a camera", "make bench-camera-faults", ""),
     "soak": ("Soak: a camera that dies every twenty seconds", "make soak", ""),
+    "board": (
+        "Power cuts of an emulated board",
+        "make soak-board",
+        "An aarch64 Cortex-A72 in full emulation; a cut is a SIGKILL of the emulator at a random moment. The bounds of "
+        "the numbers of cuts are what was asked for: the run is resumable, and the shares say what the cuts so far "
+        "have shown.",
+    ),
     "log-lines": ("Log lines in a day on the device", "python benchmarks/log_lines.py", ""),
     "telemetry": ("Telemetry", "make bench-telemetry", ""),
     "kill-matrix": ("Kill matrix", "python benchmarks/kill_matrix.py", ""),
