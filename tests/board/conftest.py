@@ -96,14 +96,17 @@ def messages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Messages]:
 def service_board(flashed: Board, messages: Messages, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     """A flashed board whose service runs and reports to `messages`; a test leaves it so.
 
-    Its watchdog waits for 10 s in place of a minute, and its pause between restarts is short.
+    Its watchdog waits for 10 s in place of a minute, its pause between restarts is short, and its camera's image moves.
     """
     folder = tmp_path_factory.mktemp("service")
     board = flashed.copy(folder / "board").start().wait_ssh()
     try:
         config = device_toml(folder, messages.port, 'window_s = 2.0\ndelivery = "broker"\n')
         board.run(f"cat >{CONFIG}", stdin=config.read_bytes())
-        (folder / "short.conf").write_text("[Service]\nWatchdogSec=10s\nRestartSec=1s\n")
+        (folder / "short.conf").write_text(
+            "[Service]\nWatchdogSec=10s\nRestartSec=1s\n"
+            "ExecStartPre=-+/usr/bin/v4l2-ctl --set-ctrl horizontal_movement=6\n"
+        )
         board.put(folder / "short.conf", f"{DROP_INS}/short.conf")
         board.run(f"systemctl daemon-reload && systemctl restart {SERVICE}", timeout=WAIT_S)
         yield board
