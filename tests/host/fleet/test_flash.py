@@ -200,6 +200,7 @@ def test_further_cameras_on_the_device_restart_on_a_new_environment(
     log = tmp_path / "systemctl.log"
     board.flash(bundle_root, **service)
     assert "try-restart" not in log.read_text()
+    monkeypatch.setattr(Installer, "see_unchanged", lambda installer: None)
     monkeypatch.setattr(Installer, "use_environment", lambda installer: True)
     [result] = board.flash(bundle_root, **service)
     assert result.detail.endswith("new: environment"), result

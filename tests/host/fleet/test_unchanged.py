@@ -16,6 +16,7 @@ from eyas_device.bundle import read_manifest
 from eyas_device.updates.slots import Slots
 from eyas_host.fleet.deploy.environment import BUILD, UNPACK
 from eyas_host.fleet.deploy.unchanged import _stays_up
+from tests.support.fleet_parts import wait_until
 from tests.support.ssh_board import Board, device_toml
 
 
@@ -51,11 +52,11 @@ def test_what_is_not_as_it_should_be_is_put_right(
     (tmp_path / "device.toml").write_text(device_toml(board, "[loop]\nfps = 5\n"))
     [result] = board.flash(bundle_root, **service)
     assert result.detail.endswith("new: configuration"), result
-    os.kill(int((tmp_path / "systemctl.log.pid").read_text()), signal.SIGTERM)
-    while (board.state / "agent.json").exists():
-        pass
+    pid = int((tmp_path / "systemctl.log.pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="the agent's end")
     [down] = board.flash(bundle_root, **service)
-    assert down.status == "unchanged" and "health" in steps(board)
+    assert down.status == "unchanged" and "health" in steps(board), down
     assert "delivers" in steps(board)
     edit_manifest(version="1.2.4")
     [other] = board.flash(bundle_root, **service)
