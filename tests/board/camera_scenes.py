@@ -52,7 +52,7 @@ def control(**values: int) -> None:
 
 
 def load(*options: str) -> None:
-    """Load the driver anew; with options in place of those of the board."""
+    """Load the driver again; with options in place of those of the board."""
     subprocess.run(["rmmod", "vivid"], check=False, capture_output=True)
     run("modprobe", "vivid", *options)
     run("udevadm", "settle")

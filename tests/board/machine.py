@@ -256,10 +256,10 @@ def overlay(disk: Path, base: Path, kind: str) -> None:
 
 def base_of(disk: Path) -> Path:
     """The image below a disk."""
-    told = subprocess.run(
+    info = subprocess.run(
         [*require("qemu-img"), "info", "--force-share", "--output=json", disk], capture_output=True, check=True
     )
-    return Path(json.loads(told.stdout)["full-backing-filename"])
+    return Path(json.loads(info.stdout)["full-backing-filename"])
 
 
 def cache() -> Path:

@@ -130,9 +130,9 @@ class Rig:
         """Start a board that was flashed earlier: its broker has another port now."""
         since = time.monotonic()
         self.board.start().wait_ssh()
-        told = self._config().read_text()  # into the file that is there: owner and mode stay
+        text = self._config().read_text()  # into the file that is there: owner and mode stay
         change = "systemctl stop eyas-device && cat >/etc/eyas/device.toml && sync && cat /proc/uptime"
-        begun = float(self.board.run(change, stdin=told, timeout=400).stdout.split()[0])
+        begun = float(self.board.run(change, stdin=text, timeout=400).stdout.split()[0])
         self.board.run("systemctl start eyas-device", timeout=400)
         self._meet(since, begun)
         assert not (problem := self._problem()), f"{problem}\n{self._service()}"
