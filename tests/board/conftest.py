@@ -28,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(_TEST_S))
+    # the board whose service runs comes last: while others run, it would only cost them time
+    items.sort(key=lambda item: "service_board" in getattr(item, "fixturenames", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -47,7 +49,7 @@ def image() -> Image:
     return Image.build()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bare_board(image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
     """A board as it comes: a system and a camera, no Eyas. It is on; who switches it off switches it on again."""
     board = Board(tmp_path_factory.mktemp("bare"), image).start()
