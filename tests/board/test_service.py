@@ -32,7 +32,7 @@ def test_it_is_hardened_ready_when_it_is_initialised_and_says_what_it_does(
         lambda: next((text for text in [shown(service_board, "StatusText")] if "fps, p50" in text), None),
     )
     report(f"systemctl status: {text}")
-    assert text.startswith("tiny-shapes 1.0.0: litert-int8 on litert") and "camera delivering" in text
+    assert text.startswith("tiny-shapes ") and ": litert-int8 on litert" in text and "camera delivering" in text
     assert text in service_board.run(f"systemctl status --no-pager --full {SERVICE}").stdout
 
 
