@@ -237,4 +237,4 @@ def _print(text: str) -> None:
 
 
 def _print_json(report: CollectorReport) -> None:
-    print(to_json(report, sys.stdout))
+    print(to_json(report, sys.stdout), flush=True)

@@ -68,14 +68,14 @@ def named(service: dict[str, object], kit: Kit, name: str) -> dict[str, object]:
 def watch_keys(root: Path, stop: threading.Event, open_keys: list[str]) -> None:
     """Note every moment at which others could read a private key below `root`."""
     while not stop.is_set():
-        for path in root.rglob("*client.key*"):
-            try:
+        try:
+            for path in root.rglob("*client.key*"):
                 parents = [parent for parent in path.parents if root in parent.parents]
                 closed = any(not parent.stat().st_mode & stat.S_IXOTH for parent in parents)
                 if path.stat().st_mode & 0o007 and not closed:
                     open_keys.append(str(path))
-            except OSError:
-                continue
+        except OSError:  # what was just listed is gone
+            continue
 
 
 def test_from_an_enrolled_name_to_a_connected_device(
