@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from eyas_device import __version__
 
 __all__ = [
+    "BrokerUnreachable",
     "CompileError",
     "CompressError",
     "DataError",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from eyas_device.errors import EyasError
     from eyas_host.api import distill, evaluate, load_recipe, open_run, open_store
     from eyas_host.support.errors import (
+        BrokerUnreachable,
         CompileError,
         CompressError,
         DataError,

@@ -145,9 +145,9 @@ def to_json(value: object, stream: TextIO) -> str:
 
 
 def escape_json(text: str, stream: TextIO) -> str:
-    r"""Write what the encoding of `stream` lacks, and what would act on a terminal, as `\uXXXX` in a line of JSON."""
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else _escape_character(c) for c in text)
+    r"""Write what the encoding of `stream` lacks, and what would act on a terminal, as `\uXXXX` in a text of JSON."""
+    if not text.isprintable():  # line breaks stand between values: within strings JSON has escaped them
+        text = "".join(c if c.isprintable() or c == "\n" else _escape_character(c) for c in text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

@@ -14,7 +14,8 @@
 - `MissingExtra`: an optional package is not installed; the message is the install command.
 """
 
-from eyas_device.errors import EXIT_CHECK_FAILED, EyasError, LinkError
+from eyas_device import errors as device_errors
+from eyas_device.errors import EXIT_CHECK_FAILED, EyasError
 
 
 class RecipeError(EyasError, ValueError):
@@ -61,7 +62,7 @@ class TuneError(EyasError, ValueError):
     """A search cannot run: its study is of another recipe or cannot be opened."""
 
 
-class BrokerUnreachable(LinkError):  # noqa: N818 - reads as the state it reports
+class BrokerUnreachable(device_errors.LinkError):
     """A broker cannot be reached or does not let this client in."""
 
     exit_code = EXIT_CHECK_FAILED

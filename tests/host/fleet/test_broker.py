@@ -219,7 +219,7 @@ def test_the_embedded_broker_serves_collector_and_watcher(tmp_path: Path) -> Non
     client.on_message = lambda c, u, m: answers.put(m.payload)
     url = f"sqlite:///{tmp_path / 'fleet.db'}"
     try:
-        broker = processes.start(sys.executable, "-c", script, str(port))
+        broker = processes.start(sys.executable, "-u", "-c", script, str(port))
         wait_until(lambda: listens(port) or broker.poll() is not None, what="a listening broker")
         processes.collector(port, url)
         processes.connected()

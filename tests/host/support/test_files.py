@@ -110,6 +110,9 @@ _DIRECT = {
     "fleet/connect/ssh.py": "a temporary folder",
     "fleet/connect/wheels.py": "a temporary folder",
     "fleet/deploy/installer.py": "a temporary folder",
+    "fleet/deploy/credentials.py": "a temporary folder",
+    "fleet/deploy/unpack.py": "runs on a device, whose environment is synced before it counts as finished",
+    "bundle/reduce.py": "synced before the reduced bundle moves into place",
 }
 """Files that write by other means than `atomic_write` -> why they may."""
 

@@ -101,7 +101,7 @@ def stream(access: BrokerAccess, out: TextIO, *, seconds: float | None = None, l
                     line = {**head, "retained": received.retained, "message": msgspec.Raw(message.payload.encode())}
                     # Compact the payload: JSON that was sent over several lines has to fit one.
                     text = msgspec.json.format(msgspec.json.encode(line), indent=-1).decode()
-                    out.write(escape_json(text, out) + "\n")
+                    out.write(escape_json(text.replace("\n", " "), out) + "\n")
             out.flush()
             if subscriber.status != status:
                 status = subscriber.status
