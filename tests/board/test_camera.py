@@ -20,7 +20,7 @@ _BUNDLE = "/root/camera-bundle"
 _SCENE_S = 900
 Scene = Callable[..., dict[str, Any]]
 BARS = ["white", "yellow", "cyan", "green", "magenta", "red", "blue", "black"]
-"""Bars of the driver's test picture, each at 75 % (BT.801)."""
+"""Bars of the driver's test image, each at 75 % (BT.801)."""
 COLOURS = [(b, g, r) for g in (191, 0) for r in (191, 0) for b in (191, 0)]
 GREYS = [191, 177, 150, 136, 55, 41, 14, 0]
 """Their luma with the weights of BT.709, in which the driver draws grey."""

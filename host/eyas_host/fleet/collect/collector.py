@@ -489,7 +489,7 @@ def collect(
     on_report: Callable[[CollectorReport], None] = lambda report: None,
     on_start: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Collect until SIGTERM or SIGINT; see `Collector`. `on_start` is told from where and into what.
+    """Collect until SIGTERM or SIGINT; see `Collector`. `on_start` receives from where and into what.
 
     Raises `StoreError` and `LinkError`.
     """

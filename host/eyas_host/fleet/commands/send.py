@@ -94,7 +94,7 @@ def send(
 ) -> Iterator[Outcome]:
     """Send a command and yield what became of it, device by device as they answer.
 
-    `on_progress` is told from time to time who has not answered yet.
+    `on_progress` receives a line now and then: who has not answered yet.
 
     Raises what `check` raises, `LinkError` for devices that the broker does not know (then nothing was sent), and
     `BrokerUnreachable`.
