@@ -80,15 +80,17 @@ def _draw_units(images: Sequence[LabelledImage], units: Sequence[Indices], seed:
     cells = Counter((image.label, image.stratum) for image in images)
     linked = {index for unit in units for index in unit}
     drawn = []
+    every_label: dict[frozenset[str], frozenset[str]] = {}
     for unit in (*units, *([index] for index in range(len(images)) if index not in linked)):
         own = [images[index] for index in unit]
+        labels = frozenset(p.label for p in own)
         digest = hashlib.sha256(f"{seed}:{_key(own, grouped=grouped)}".encode()).digest()
         drawn.append(
             _Unit(
                 images=unit,
                 place=int.from_bytes(digest[:8]) / 2**64,
                 cell=min({(p.label, p.stratum) for p in own}, key=lambda cell: (cells[cell], cell)),
-                labels=frozenset(p.label for p in own),
+                labels=every_label.setdefault(labels, labels),
             )
         )
     return sorted(drawn, key=lambda unit: unit.place)

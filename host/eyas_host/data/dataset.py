@@ -6,13 +6,13 @@ import hashlib
 import mmap
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
 from eyas_device.preprocess import Pixels, Preprocessing, decode
+from eyas_host.data.image_bytes import read_image_bytes
 from eyas_host.data.sources import LabelledImage
 from eyas_host.support.errors import DataError
 
@@ -164,7 +164,7 @@ class _SharedCache:
 
 def _read(image: LabelledImage, spec: Preprocessing | None) -> Pixels:
     try:
-        data = Path(image.path).read_bytes()
+        data = read_image_bytes(image.path)
     except OSError:
         data = b""
     if hashlib.sha256(data).hexdigest() != image.sha256:

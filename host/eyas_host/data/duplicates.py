@@ -8,6 +8,7 @@ perceptual image hash functions", 2010).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -47,13 +48,14 @@ def cluster_hashes(hashes: Hashes, max_bits: int) -> Ints:
     border of a divided chain may be in different clusters.
     """
     unique, back = np.unique(hashes, axis=0, return_inverse=True)
-    linked = link_hashes(unique, max_bits)
-    clusters = np.full(len(unique), -1, dtype=np.int64)
-    order = np.argsort(linked, kind="stable")
-    starts = np.flatnonzero(np.diff(linked[order], prepend=-1))
-    count = 0
-    for rows in np.split(order, starts[1:]):
-        for cluster in _compact(unique, rows, 2 * max_bits) if len(rows) > 2 else (rows,):
+    clusters = link_hashes(unique, max_bits)
+    sizes = np.bincount(clusters, minlength=1)
+    rows = np.flatnonzero(sizes[clusters] > 2)  # hardly any: a list with an array for each cluster would be long
+    rows = rows[np.argsort(clusters[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(clusters[rows], prepend=-1))
+    count = len(sizes)
+    for linked in np.split(rows, starts[1:]) if len(rows) else ():
+        for cluster in _compact(unique, linked, 2 * max_bits):
             clusters[cluster] = count
             count += 1
     return clusters[back.ravel()]
@@ -63,29 +65,41 @@ def link_hashes(unique: Hashes, max_bits: int) -> Ints:
     """Component index [n] of each of the different hashes, linked transitively by distances of at most `max_bits`.
 
     No link is missed: of `max_bits` + 1 bands of bits, two such hashes agree in at least one, so only hashes that share
-    a band are compared. Memory grows with n, not with the number of pairs.
+    a band are compared, most of them by their first 64 bits. Memory grows with n, not with the number of pairs.
     """
-    if len(unique) < 2:
+    if len(unique) < 2 or not max_bits:
         return np.arange(len(unique))
     clusters = _Clusters(len(unique))
     words = np.ascontiguousarray(unique).view(np.uint64)
     bits = np.unpackbits(unique, axis=1)
     for band in range(max_bits + 1):
-        keys = np.unique(np.packbits(bits[:, band :: max_bits + 1], axis=1), axis=0, return_inverse=True)[1].ravel()
+        keys = _band_keys(bits[:, band :: max_bits + 1])
         order = np.argsort(keys, kind="stable")
-        keys = keys[order]
+        keys, first_words = keys[order], words[order, 0]
         left = np.arange(len(order))
         for offset in range(1, len(order)):
-            left = left[left + offset < len(order)]
+            left = left[: np.searchsorted(left, len(order) - offset)]
             left = left[keys[left] == keys[left + offset]]
             if offset & (offset - 1) == 0:
                 left = left[_undecided(keys, clusters.labels()[order])[left]]
             if not len(left):
                 break
-            one, two = order[left], order[left + offset]
+            likely = left[np.bitwise_count(first_words[left] ^ first_words[left + offset]) <= max_bits]
+            one, two = order[likely], order[likely + offset]
             near = np.bitwise_count(words[one] ^ words[two]).sum(axis=1) <= max_bits
             clusters.merge(one[near], two[near])
-    return clusters.labels()
+    return clusters.labels().copy()
+
+
+def _band_keys(bits: Hashes) -> npt.NDArray[Any]:
+    """Keys [n] that are equal where rows of uint8 `bits` [n, width] of 0 and 1 are; short ones sort fastest."""
+    packed = np.packbits(bits, axis=1)
+    if packed.shape[1] > 8:
+        return np.asarray(np.unique(packed, axis=0, return_inverse=True)[1].ravel())
+    size = next(size for size in (1, 2, 4, 8) if packed.shape[1] <= size)
+    padded = np.zeros((len(packed), size), dtype=np.uint8)
+    padded[:, : packed.shape[1]] = packed
+    return padded.view(f"u{size}").ravel()
 
 
 def _compact(hashes: Hashes, rows: Ints, radius: int) -> Iterator[Ints]:
@@ -131,9 +145,9 @@ def components(count: int, one: Ints, two: Ints) -> Ints:
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-def _undecided(keys: Ints, clusters: Ints) -> npt.NDArray[np.bool_]:
+def _undecided(keys: npt.NDArray[Any], clusters: Ints) -> npt.NDArray[np.bool_]:
     """Which of the sorted `keys` still cover more than one cluster; the others need no comparison."""
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
     mixed = np.minimum.reduceat(clusters, starts) != np.maximum.reduceat(clusters, starts)
     return np.asarray(np.repeat(mixed, np.diff(starts, append=len(keys))))
 

@@ -80,15 +80,16 @@ def look_at(classes: Mapping[str, Sequence[Path]]) -> FirstLook:
         read: list[Pixels] = []
         for path in pair:
             try:
-                image, values = examine(path.read_bytes(), _IN_FULL, where=str(path))
+                found = examine(path.read_bytes(), _IN_FULL, where=str(path))
             except ImageError as error:
                 unreadable.append(str(error))
                 continue
             except OSError as error:
                 unreadable.append(f"{path}: cannot be read ({error.strerror})")
                 continue
+            image = found.pixels
             read.append(image)
-            files.append(StoredImageFile(str(path), image.shape[1], image.shape[0], values))
+            files.append(StoredImageFile(str(path), image.shape[1], image.shape[0], found.values))
             sizes.append((image.shape[1], image.shape[0]))
             grey = grey and bool((image == image[..., :1]).all())
         if len(read) == 2:

@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from PIL import Image
 
-from eyas_device.errors import ImageError
-from eyas_device.preprocess import Preprocessing
-from eyas_host.data.duplicates import BITS, Hashes, perceptual_hash
+from eyas_host.data.duplicates import BITS, Hashes
+from eyas_host.data.file_info import FileInfo, UnreadableImage, read_file_infos
+from eyas_host.data.shards import check_unchanged
 from eyas_host.data.sources import Candidates, LabelledImage, list_images, subsample
-from eyas_host.data.stored_values import StoredImageFile, StoredValues, check_bits, describe_values, examine
+from eyas_host.data.stored_values import StoredImageFile, check_bits, describe_values
 from eyas_host.recipe.data import DataSection
 from eyas_host.support.errors import DataError
-from eyas_host.support.machine import decoding_threads
 from eyas_host.support.progress import meter
 
-_READ_AHEAD = 256
-"""Images submitted to the reading threads at a time."""
 _SHOWN = 10
 _KEPT_FIRST = {"": 0, "test": 0, "validation": 1, "train": 2}
 """Of copies in several given splits, the one in the split with the smallest number is kept."""
-
-
-class FileInfo(msgspec.Struct, frozen=True):
-    """Properties of an image file, without its pixels."""
-
-    width: int
-    """Pixels, as decoded (EXIF orientation applied)."""
-    height: int
-    mode: str
-    """grey or colour, with `+alpha` where there is an alpha channel."""
-    bits: int
-    """Per channel, in the file; models see 8."""
-    hash: bytes
-    """Perceptual hash, 32 bytes."""
-    values: StoredValues = StoredValues()
-    """What it stores that is to be reported."""
-
-
-class UnreadableImage(NamedTuple):
-    """A file that is no whole image."""
-
-    path: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.why}"
 
 
 class Index(msgspec.Struct, frozen=True):
@@ -138,52 +104,16 @@ def read_images(data: DataSection, bits: int = 0) -> ReadImages:
         candidates = candidates._replace(images=subsample(candidates.images, data.limit))
     read = ReadImages(candidates, [], {}, [])
     with meter("reading images", len(candidates.images)) as bar:
-        for result in _read_all(candidates.images, bits):
+        results = read_file_infos([image.path for image in candidates.images], bits)
+        for image, result in zip(candidates.images, results, strict=True):
             if isinstance(result, UnreadableImage):
                 read.unreadable.append(result)
             else:
-                image, file = result
-                read.images.append(image)
-                read.files[image.sha256] = file
+                sha256, read.files[sha256] = result
+                read.images.append(msgspec.structs.replace(image, sha256=sha256))
             bar.advance()
+    check_unchanged(candidates.stamps)
     return read
-
-
-def _read_all(images: Sequence[LabelledImage], bits: int) -> Iterator[tuple[LabelledImage, FileInfo] | UnreadableImage]:
-    """Each image with its hash and file properties, or why it cannot be read, in order; decoded on all usable cores."""
-    spec = Preprocessing(size=1, bits=bits or 16)  # decoded in full: the size plays no part
-    with ThreadPoolExecutor(decoding_threads()) as pool:
-        for start in range(0, len(images), _READ_AHEAD):
-            yield from pool.map(lambda image: _read(image, spec), images[start : start + _READ_AHEAD])
-
-
-def _read(image: LabelledImage, spec: Preprocessing) -> tuple[LabelledImage, FileInfo] | UnreadableImage:
-    try:
-        data = Path(image.path).read_bytes()
-        pixels, values = examine(data, spec, where=image.path)
-    except ImageError as error:
-        return UnreadableImage(image.path, str(error).removeprefix(f"{image.path}: "))
-    except OSError as error:
-        return UnreadableImage(image.path, f"cannot be read ({error.strerror})")
-    mode, bits = _mode(data)
-    file = FileInfo(pixels.shape[1], pixels.shape[0], mode, bits, perceptual_hash(pixels), values)
-    return msgspec.structs.replace(image, sha256=hashlib.sha256(data).hexdigest()), file
-
-
-def _mode(data: bytes) -> tuple[str, int]:
-    """Mode and bits per channel from the file's header; `unknown` if only OpenCV knows the format."""
-    if data.startswith(b"\x89PNG"):  # the first chunk holds bit depth and colour type: ISO/IEC 15948, 11.2.2
-        depth, kind = data[24], data[25]
-        mode = "grey" if kind in (0, 4) else "colour"
-        return mode + ("+alpha" if kind in (4, 6) else ""), 8 if kind == 3 else depth
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "unknown", 8
-    alpha = "+alpha" if mode in ("LA", "La", "PA", "RGBA", "RGBa") else ""
-    grey = mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
-    return ("grey" if grey else "colour") + alpha, {"1": 1, "I": 32, "F": 32}.get(mode, 16 if "16" in mode else 8)
 
 
 def _unique(

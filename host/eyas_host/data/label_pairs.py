@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from eyas_host.data.duplicates import BITS, Hashes, Ints, link_hashes
-from eyas_host.data.index import FileInfo
+from eyas_host.data.file_info import FileInfo
 from eyas_host.data.sources import LabelledImage
 
 

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from eyas_device.preprocess import Pixels
+from eyas_host.data.image_bytes import file_name
 from eyas_host.data.split import Split
 from eyas_host.data.stored_values import describe_values, examine_files
 from eyas_host.data.transforms import Augmenter, prepared
@@ -55,7 +56,7 @@ def write_preview(context: RunContext, *, images: int = 3, views: int = 6) -> Pa
     for index, (row, frame) in enumerate(zip(rows, frames, strict=True)):
         cells.append([_letterbox(one, side) for one in (frame, *(column[index] for column in columns))])
         size = f"{frame.shape[1]} x {frame.shape[0]}"
-        captions.append((train.labels[train.targets[row]], Path(train.images[row].path).name, size))
+        captions.append((train.labels[train.targets[row]], file_name(train.images[row].path), size))
     titles = ["stored", "prepared", *(f"view {number + 1}" for number in range(views))]
     left_out = len(train.labels) - _MAX_CLASSES
     head = [f"{recipe.run.name}: the model's input", *_describe(recipe)]

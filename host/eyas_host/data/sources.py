@@ -1,10 +1,11 @@
-"""Sources of labelled images: class folders, CSV tables, the solar-cell demonstration set, or several joined."""
+"""Sources of labelled images: class folders, CSV tables, tar shards, the solar-cell demonstration set, or several."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,10 +14,16 @@ from typing import Literal, NamedTuple
 import msgspec
 import numpy as np
 
-from eyas_host.data.class_folders import ClassFolders, list_class_folders, list_divided, source_lines
+from eyas_device.support.image_files import HIDDEN, NO_SUFFIX, SUFFIXES, TOOLS, describe_left_out, is_litter
+from eyas_host.data.class_folders import BESIDE, ClassFolders, list_class_folders, list_divided, source_lines
 from eyas_host.data.label_rules import check_labels
+from eyas_host.data.remote import fetch_all, find_remote
+from eyas_host.data.remote_file import RemoteFile
+from eyas_host.data.shards import Shards, find_remote_shards, find_shards, list_shards
 from eyas_host.data.tables import Table, read_table, table_files
+from eyas_host.data.times import Axis
 from eyas_host.recipe.data import DataSection
+from eyas_host.support.addresses import is_url
 from eyas_host.support.errors import DataError, MissingExtra
 from eyas_host.support.extras import install_line
 
@@ -29,7 +36,7 @@ ELPV_NO_MODULES = (
 )
 
 
-class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class LabelledImage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """One labelled image."""
 
     path: str = ""
@@ -60,6 +67,8 @@ class Candidates(NamedTuple):
     """How the tables were read, and labels that look like one another."""
     origins: Mapping[tuple[str, str], str] = {}
     """(path, label) of an image -> the table and line that name it."""
+    stamps: Mapping[str, tuple[int, int]] = {}
+    """Tar shard -> its size and modification time when it was listed."""
 
 
 def list_images(data: DataSection) -> Candidates:
@@ -71,6 +80,7 @@ def list_images(data: DataSection) -> Candidates:
     images = list(_elpv()) if data.source == "elpv" else []
     left_out: Counter[str] = Counter()
     tables: dict[str, Table] = {}
+    archives: dict[str, Shards] = {}
     several = len(data.sources) + bool(images) > 1
     for source in data.sources:
         root = Path(source.path)
@@ -82,6 +92,14 @@ def list_images(data: DataSection) -> Candidates:
                     "leave the column out"
                 )
             images += _rows(tables[source.path])
+        elif source.source == "tar":
+            archives[source.path] = list_shards(source.path, times=data.by == "time")
+            images += _members(archives[source.path])
+            left_out.update(archives[source.path].left_out)
+        elif is_url(source.path):
+            files, others = find_remote_images(source.path)
+            images += (LabelledImage(path=url, label=label, sha256="") for url, label in files)
+            left_out.update(others)
         elif data.by == "folders":
             for split, listed in list_divided(root).items():
                 images += _labelled(listed, split)
@@ -101,26 +119,28 @@ def list_images(data: DataSection) -> Candidates:
             lines.setdefault(row.label, f"line {row.line}")
     check_labels(labels, _describe(data), lines)
     if data.by == "time":
-        _check_axis(tables)
+        _check_axis({path: table.axis for path, table in tables.items()} | {p: one.axis for p, one in archives.items()})
     grouped = data.by == "group" or (data.by == "auto" and any(image.group for image in images))
     for column in ("group",) if grouped else ("time",) if data.by == "time" else ():
         without = [image.path for image in images if getattr(image, column) in ("", None)]
         if without:
             raise DataError(
                 f"{len(without)} of {len(images)} images have no {column}, e.g. {without[0]}; fill the column "
-                f"`{column}` of their table or set [data] by = 'stratified'"
+                f"`{column}` of their table (of a shard's sample: in KEY.json), or set [data] by = 'stratified'"
             )
     notices = (ELPV_NOTICE, ELPV_NO_MODULES) if data.source == "elpv" else ()
     remarks = [f"{path}: {remark}" for path, table in tables.items() for remark in table.remarks]
+    remarks += [f"{path}: {remark}" for path, shards in archives.items() for remark in shards.remarks]
     groups = sorted({image.group for image in images})
     remarks += [*similar_values("labels", labels), *(similar_values("groups", groups) if grouped else ())]
     origins = {(row.path, row.label): f"{path} line {row.line}" for path, table in tables.items() for row in table.rows}
-    return Candidates(images, notices, dict(left_out), tuple(remarks), origins)
+    stamps = {shard: stamp for source in archives.values() for shard, stamp in source.stamps.items()}
+    return Candidates(images, notices, dict(left_out), tuple(remarks), origins, stamps)
 
 
-def _check_axis(tables: Mapping[str, Table]) -> None:
-    """Raise `DataError` for tables whose times cannot be compared."""
-    axes = {table.axis: path for path, table in tables.items() if table.axis}
+def _check_axis(sources: Mapping[str, Axis]) -> None:
+    """Raise `DataError` for sources whose times cannot be compared."""
+    axes = {axis: path for path, axis in sources.items() if axis}
     if len(axes) > 1:
         kinds = {
             "instants": "have a zone or count from 1970",
@@ -128,7 +148,7 @@ def _check_axis(tables: Mapping[str, Table]) -> None:
             "order": "are small numbers, no dates",
         }
         listed = ", ".join(f"those of {path} {kinds[axis]}" for axis, path in axes.items())
-        raise DataError(f"the times of the tables cannot be compared: {listed}; write all in one form")
+        raise DataError(f"the times of the sources cannot be compared: {listed}; write all in one form")
 
 
 def similar_values(kind: str, values: Iterable[str]) -> list[str]:
@@ -148,17 +168,20 @@ def similar_values(kind: str, values: Iterable[str]) -> list[str]:
 
 def source_folders(data: DataSection) -> tuple[str, ...]:
     """Absolute folder of each source on disk: the class folders' or the table's, `path` first."""
-    roots = [Path(source.path).resolve() for source in data.sources]
+    roots = [Path(source.path).resolve() for source in data.sources if not is_url(source.path)]
     return tuple(str(root if root.is_dir() else root.parent) for root in roots)
 
 
 def list_source(path: Path) -> Candidates:
-    """Images of a folder of class folders, or of a table path,label[,group,time,split]; not yet read (sha256 is empty).
+    """Images of a folder of class folders, a table path,label[,group,time,split] or a tar shard; not yet read.
 
     Raises `DataError` for a source that cannot be used or has no images.
     """
     if not path.exists():
         raise DataError(f"{path}: no such folder or table; class folders or a CSV table path,label[,group] are needed")
+    if path.suffix == ".tar":
+        shards = list_shards(str(path))
+        return Candidates(list(_members(shards)), (), shards.left_out, shards.remarks, {}, shards.stamps)
     if path.is_file():
         table = read_table(path)
         return Candidates(list(_rows(table)), (), {}, table.remarks)
@@ -173,11 +196,17 @@ def fingerprint(data: DataSection) -> str:
     digest = hashlib.sha256()
     for source in data.sources:
         root = Path(source.path)
-        if source.source == "csv":
+        files: Iterable[Path] = ()
+        if is_url(source.path):
+            for file in find_remote_shards(source.path) if source.source == "tar" else find_remote(source.path):
+                digest.update(f"{file.url} {file.size} {file.version}\n".encode())
+        elif source.source == "csv":
             digest.update(root.read_bytes() if root.is_file() else b"")
-            files: Iterable[Path] = table_files(root)
+            files = table_files(root)
+        elif source.source == "tar":
+            with contextlib.suppress(DataError):
+                files = [Path(shard) for shard in find_shards(source.path)]
         else:
-            files = ()
             for line in source_lines(root, divided=data.by == "folders"):
                 digest.update(os.fsencode(f"{line}\n"))
         for path in files:
@@ -192,6 +221,36 @@ def _labelled(folders: ClassFolders, split: Literal["", "train", "validation", "
     for label, files in folders.classes.items():
         for path in files:
             yield LabelledImage(path=os.path.normpath(path.absolute()), label=label, sha256="", split=split)
+
+
+def find_remote_images(url: str) -> tuple[list[tuple[str, str]], Counter[str]]:
+    """Address and label of each image below a folder of an object store that holds one folder a class, downloaded.
+
+    And the files that were left out, by reason. Raises `DataError` if there are none, or the store cannot be read.
+    """
+    taken: list[tuple[RemoteFile, str]] = []
+    left_out: Counter[str] = Counter()
+    for file in find_remote(url):
+        *folders, name = file.url.removeprefix(url.rstrip("/")).strip("/").split("/")
+        suffix = Path(name).suffix.lower()
+        if any(is_litter(part) for part in (*folders, name)):
+            left_out[HIDDEN if name.startswith(".") else TOOLS] += 1
+        elif suffix not in SUFFIXES:
+            left_out[suffix or NO_SUFFIX] += 1
+        elif not folders:
+            left_out[BESIDE] += 1
+        else:
+            taken.append((file, unicodedata.normalize("NFC", folders[0])))
+    if not taken:
+        raise DataError(f"{url}: no images in class folders there; {describe_left_out(left_out) or 'it is empty'}")
+    fetch_all(file for file, _ in taken)
+    return [(file.url, label) for file, label in taken], left_out
+
+
+def _members(shards: Shards) -> Iterator[LabelledImage]:
+    """Images of tar shards."""
+    for path, label, group, moment in shards.images:
+        yield LabelledImage(path=path, label=label, sha256="", group=group, time=moment)
 
 
 def _rows(table: Table) -> Iterator[LabelledImage]:
@@ -223,9 +282,11 @@ def subsample(images: Iterable[LabelledImage], limit: int) -> list[LabelledImage
     """At most `limit` images, evenly spaced and the same fraction of each label."""
     candidates = list(images)
     fraction = min(1.0, limit / len(candidates))
+    by_label: dict[str, list[LabelledImage]] = {}
+    for image in candidates:
+        by_label.setdefault(image.label, []).append(image)
     kept = []
-    for label in sorted({p.label for p in candidates}):
-        own = [p for p in candidates if p.label == label]
+    for _, own in sorted(by_label.items()):
         indices = np.linspace(0, len(own) - 1, max(1, round(len(own) * fraction))).astype(int)
         kept += [own[index] for index in indices]
     return kept

@@ -112,7 +112,7 @@ def split_index(index: Index, data: DataSection, seed: int) -> SplitManifest:
     except _UnitSizeError as error:
         raise DataError(f"{error}; {_smaller_units(index, images, data, by, seed)}") from None
     splits = {
-        name: tuple(msgspec.structs.replace(images[i], split="") for i in indices)
+        name: tuple(msgspec.structs.replace(images[i], split="") if images[i].split else images[i] for i in indices)
         for name, indices in zip(SPLITS, chosen, strict=True)
     }
     counts = {name: dict(sorted(Counter(p.label for p in splits[name]).items())) for name in SPLITS}

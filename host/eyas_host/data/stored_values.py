@@ -23,6 +23,7 @@ from eyas_device.errors import ImageError
 from eyas_device.preprocess import Pixels, Preprocessing, decode, decoder_messages, max_stored
 from eyas_device.support.decoders import DECODERS, message_kind
 from eyas_device.support.stored_image import inspect_image
+from eyas_host.data.image_bytes import read_image_bytes
 from eyas_host.support.errors import DataError
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged metadata, a line for each image
@@ -49,7 +50,7 @@ _DARK = f"very dark ({_DARK_PERCENTILE} % of the values are at most {MAX_DARK} o
 _CONSTANT = "of one colour: is there anything to see?"
 
 
-class StoredValues(msgspec.Struct, frozen=True):
+class StoredValues(msgspec.Struct, frozen=True, gc=False):
     """What one image stores."""
 
     kinds: tuple[str, ...] = ()
@@ -61,6 +62,17 @@ class StoredValues(msgspec.Struct, frozen=True):
     """Whether a decoder complained while it was decoded, perhaps about another image."""
 
 
+class Examined(NamedTuple):
+    """A decoded image and what its file says."""
+
+    pixels: Pixels
+    values: StoredValues
+    mode: str
+    """grey or colour, with `+alpha` where there is an alpha channel; `unknown` if only OpenCV knows the format."""
+    bits: int
+    """Per channel, in the file."""
+
+
 class StoredImageFile(NamedTuple):
     """An image file with its size and what it stores."""
 
@@ -70,7 +82,7 @@ class StoredImageFile(NamedTuple):
     values: StoredValues
 
 
-def examine(data: bytes, spec: Preprocessing, *, where: str = "image") -> tuple[Pixels, StoredValues]:
+def examine(data: bytes, spec: Preprocessing, *, where: str = "image") -> Examined:
     """Decode an encoded image for `spec`, and look at what it stores, which is cheap beside that.
 
     Raises `ImageError` if it cannot be decoded.
@@ -78,15 +90,26 @@ def examine(data: bytes, spec: Preprocessing, *, where: str = "image") -> tuple[
     before = DECODERS.count
     pixels = decode(data, spec=spec, where=where)
     suspect = DECODERS.count > before
-    kinds = list(_kinds_of_file(data))
+    header = _read_header(data)
+    kinds = list(_kinds_of_file(data, header))
     step = max(1, int((pixels.shape[0] * pixels.shape[1] / _SAMPLED) ** 0.5))
     sample = pixels[::step, ::step]
     if (sample == sample[0, 0]).all() and (pixels == pixels[0, 0]).all():
         kinds.append(_CONSTANT)
-    elif np.percentile(sample, _DARK_PERCENTILE) <= MAX_DARK:
+    elif _is_dark(sample):
         kinds.append(_DARK)
-    coloured = bool((sample[..., 0] != sample[..., 1]).any() or (sample[..., 1] != sample[..., 2]).any())
-    return pixels, StoredValues(tuple(kinds), max_stored(data, where=where), coloured, suspect)
+    blue, green, red = sample[..., 0], sample[..., 1], sample[..., 2]
+    coloured = bool((blue != green).any() or (green != red).any())
+    values = StoredValues(tuple(kinds), max_stored(data, where=where), coloured, suspect)
+    return Examined(pixels, values, *_mode(data, header))
+
+
+def _is_dark(sample: Pixels) -> bool:
+    """Whether the percentile of the values is at most `MAX_DARK`; it is computed only where a count leaves it open."""
+    bright = sample.size - int(np.count_nonzero(sample <= MAX_DARK))
+    if bright > (1 - _DARK_PERCENTILE / 100) * sample.size + 1:
+        return False
+    return bool(np.percentile(sample, _DARK_PERCENTILE) <= MAX_DARK)
 
 
 def used_bits(largest: int) -> int:
@@ -99,8 +122,8 @@ def examine_files(paths: Iterable[str], bits: int = 0) -> list[StoredImageFile]:
     files = []
     for path in paths:
         with contextlib.suppress(OSError, ImageError):
-            pixels, values = examine(Path(path).read_bytes(), Preprocessing(size=1, bits=bits or 16), where=path)
-            files.append(StoredImageFile(path, pixels.shape[1], pixels.shape[0], values))
+            found = examine(read_image_bytes(path), Preprocessing(size=1, bits=bits or 16), where=path)
+            files.append(StoredImageFile(path, found.pixels.shape[1], found.pixels.shape[0], found.values))
     return files
 
 
@@ -172,7 +195,7 @@ def _describe_damage(files: Iterable[StoredImageFile]) -> list[str]:
     suspects = [file.path for file in files if file.values.suspect]
     for path in suspects[:_MAX_SUSPECTS]:
         with contextlib.suppress(OSError, ImageError):
-            for kind in {message_kind(message) for message in decoder_messages(Path(path).read_bytes())}:
+            for kind in {message_kind(message) for message in decoder_messages(read_image_bytes(path))}:
                 groups.setdefault(kind, []).append(path)
     least = "at least " * (len(suspects) > _MAX_SUSPECTS)
     return [
@@ -185,7 +208,36 @@ def _examples(paths: Sequence[str]) -> str:
     return ", ".join(map(_short, paths[:_SHOWN])) + ", …" * (len(paths) > _SHOWN)
 
 
-def _kinds_of_file(data: bytes) -> Iterable[str]:
+class _Header(NamedTuple):
+    mode: str
+    """Pillow's."""
+    info: dict[Any, Any]
+
+
+def _read_header(data: bytes) -> _Header | None:
+    """What Pillow reads without decoding; None for a format that it does not know."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _Header(image.mode, image.info)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _mode(data: bytes, header: _Header | None) -> tuple[str, int]:
+    """Mode and bits per channel, as in `Examined`."""
+    if data.startswith(b"\x89PNG"):  # the first chunk holds bit depth and colour type: ISO/IEC 15948, 11.2.2
+        depth, kind = data[24], data[25]
+        mode = "grey" if kind in (0, 4) else "colour"
+        return mode + ("+alpha" if kind in (4, 6) else ""), 8 if kind == 3 else depth
+    if header is None:
+        return "unknown", 8
+    mode = header.mode
+    alpha = "+alpha" if mode in ("LA", "La", "PA", "RGBA", "RGBa") else ""
+    grey = mode in ("1", "L", "LA", "La", "F") or mode.startswith("I")
+    return ("grey" if grey else "colour") + alpha, {"1": 1, "I": 32, "F": 32}.get(mode, 16 if "16" in mode else 8)
+
+
+def _kinds_of_file(data: bytes, header: _Header | None) -> Iterable[str]:
     if data[:2] != b"\xff\xd8":
         stored = inspect_image(data)
         if not isinstance(stored, str):
@@ -193,17 +245,14 @@ def _kinds_of_file(data: bytes) -> Iterable[str]:
                 yield _ALPHA
             if stored.further:
                 yield _FRAMES if stored.further == "frames" else _PAGES
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode, info = image.mode, image.info
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    if header is None:
         return
-    if mode == "CMYK":
+    if header.mode == "CMYK":
         yield _CMYK
-    name = _profile_name(info.get("icc_profile") or b"")
+    name = _profile_name(header.info.get("icc_profile") or b"")
     if name:
         yield f"with the colour profile {name}: the values are used as they are stored"
-    elif _other_gamma(info):
+    elif _other_gamma(header.info):
         yield _GAMMA
 
 

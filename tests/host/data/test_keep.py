@@ -12,7 +12,8 @@ import pytest
 
 from eyas_host.data.assign import DAY
 from eyas_host.data.class_balance import summary, warnings
-from eyas_host.data.index import FileInfo, Index
+from eyas_host.data.file_info import FileInfo
+from eyas_host.data.index import Index
 from eyas_host.data.manifest import SPLITS, SplitManifest, save_split
 from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import split_index

@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 from eyas_host.data.assign import DAY, assign_by_time, assign_stratified
 from eyas_host.data.class_balance import balance, ratio, summary, warnings
 from eyas_host.data.duplicates import BITS, cluster_hashes, link_hashes, perceptual_hash
-from eyas_host.data.index import FileInfo, Index
+from eyas_host.data.file_info import FileInfo
+from eyas_host.data.index import Index
 from eyas_host.data.manifest import SPLITS, SplitManifest
 from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import split_index
