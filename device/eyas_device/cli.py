@@ -24,6 +24,7 @@ VERBS = {
     "doctor": "eyas_device.commands.doctor",
     "snapshot": "eyas_device.commands.snapshot",
     "install": "eyas_device.commands.install",
+    "update": "eyas_device.commands.update",
     "slots": "eyas_device.commands.slots",
     "reload": "eyas_device.commands.reload",
     "status": "eyas_device.commands.status",

@@ -17,6 +17,7 @@ import msgspec
 from eyas_device.board.identity import default_name
 from eyas_device.errors import ConfigError
 from eyas_device.support.files import expand_home
+from eyas_device.support.hours import parse_hours
 from eyas_device.support.names import MAX_NAME, BrokerAddress, check_name, check_site, parse_broker
 from eyas_device.support.redact import redact
 from eyas_device.support.toml import Section, convert, error_report, parse
@@ -166,6 +167,29 @@ class TelemetrySection(Section, frozen=True):
         return tuple(key for key, value in keys.items() if value)
 
 
+class UpdateSection(Section, frozen=True):
+    """Where signed releases come from, and when they are installed."""
+
+    url: str = ""
+    """Repository: https://HOST/PATH, http://HOST/PATH, or a folder; empty: only `eyas flash` and `install` update."""
+    root: str = "/etc/eyas/root.json"
+    """The pinned root of trust, as `eyas enroll` writes it; no release is installed without it."""
+    channel: str = "stable"
+    """Channel of releases."""
+    group: str = "default"
+    """Group of the device in rollouts."""
+    model: str = ""
+    """Name of the model; empty: that of the bundle that runs."""
+    poll_s: Annotated[float, msgspec.Meta(ge=10)] = 3600.0
+    """Time between two looks at the repository, on average; a message over MQTT asks for one at once."""
+    rate_kb: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Maximum download rate, kB per second (0: no limit)."""
+    hours: str = ""
+    """When a release may be installed, local time: `22:00-05:00`; empty: always. A channel may narrow it."""
+    agent: bool = False
+    """Signed releases may exchange the agent itself: `eyas flash` and `service install` bring root's units for that."""
+
+
 class PrivacySection(Section, frozen=True):
     """Which single predictions and images may leave the device, and how; by default none."""
 
@@ -241,6 +265,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelSection = ModelSection()
     loop: LoopSection = LoopSection()
     telemetry: TelemetrySection = TelemetrySection()
+    update: UpdateSection = UpdateSection()
     privacy: PrivacySection = PrivacySection()
     output: tuple[OutputSection, ...] = ()
 
@@ -285,6 +310,7 @@ def with_home(config: Config) -> Config:
         device=expanded(config.device, "state"),
         model=expanded(config.model, "bundle"),
         telemetry=expanded(config.telemetry, "ca", "certificate", "key", "password_file"),
+        update=expanded(config.update, "url", "root"),
         output=tuple(expanded(output, "header_file", "ca") for output in config.output),
     )
 
@@ -311,16 +337,25 @@ def _invalid_values(config: Config) -> Iterable[str]:
                 yield f"[{section}] {field.name} = {value}: a finite number is needed"
             if isinstance(value, str) and not value.isprintable():
                 yield f"[{section}] {field.name} = {value!r}: control characters are not allowed"
-    for key, check, name in (("site", check_site, config.device.site), ("name", check_name, config.device.name)):
+    for section, key, check, name in (
+        ("device", "site", check_site, config.device.site),
+        ("device", "name", check_name, config.device.name),
+        ("update", "channel", check_name, config.update.channel),
+        ("update", "group", check_name, config.update.group),
+    ):
         try:
             check(name)
         except ValueError as error:
-            yield f"[device] {key} = {error}"
+            yield f"[{section}] {key} = {error}"
     if 0 < config.loop.fps < _MIN_FPS:
         yield f"[loop] fps = {config.loop.fps:g}: 0 (no limit), or {_MIN_FPS:g} (about one frame a day) and more"
     if not Path(config.device.state).is_absolute():
         yield f"[device] state = {config.device.state!r}: an absolute path is needed"
     yield from (f"[telemetry] {error}" for error in connection_errors(config.telemetry))
+    try:
+        parse_hours(config.update.hours)
+    except ValueError as error:
+        yield f"[update] hours = {error}"
     for name, value in config.camera.controls.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
             yield f"[camera] controls: {name!r} is not a name; small letters, digits and '_' are allowed"

@@ -303,6 +303,14 @@ class OodJudge:
             scores = normal_scores(values, self._table)
         return Observation(described, distance(described, reference), scores)
 
+    def is_unusual(self, observation: Observation) -> bool:
+        """Whether a frame that was observed is out of distribution by itself, without those before it."""
+        if self._reference is None:
+            return False
+        if self._table is None or observation.scores is None:
+            return ood_quantile(observation.distance, self._reference) > OOD_THRESHOLD
+        return judge_scores(observation.scores[np.newaxis], self._table)[0] > 1
+
     def add(self, observation: Observation) -> None:
         """Judge a frame that was observed, together with those before it."""
         reference = self._reference

@@ -15,6 +15,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 _TABLE = "table."
 """Prefix of the arrays of a `ScoreTable`."""
+_PREDICTIONS = "predictions."
+"""Prefix of the arrays of `PredictionStatistics`."""
 _LABELS = "labels."
 """Prefix of the arrays of `LabelStatistics`."""
 _MAX_NAME = 64
@@ -64,6 +66,17 @@ class LabelStatistics(msgspec.Struct, frozen=True):
     """float32 [c], above 0: mean squared residual outside the principal directions, per dimension."""
 
 
+class PredictionStatistics(msgspec.Struct, frozen=True):
+    """What the model predicted for the validation images: c labels, in bins of confidence as those of a window."""
+
+    bins: Floats
+    """float32 [c, 10]: predictions of each label, per bin of confidence between `CONFIDENCE_EDGES`."""
+    right: Floats
+    """float32 [c, 10]: those of them that are right."""
+    confidence_sum: Floats
+    """float32 [c]: sum of the calibrated confidences of the predictions of each label."""
+
+
 class Reference(msgspec.Struct, frozen=True):
     """Gaussian model of the training images' descriptors (length d), for `eyas_device.ood`."""
 
@@ -83,12 +96,15 @@ class Reference(msgspec.Struct, frozen=True):
     """None in bundles of before: the distances alone judge a camera."""
     labels: LabelStatistics | None = None
     """None in bundles of before: no image is compared with those of its predicted label."""
+    predictions: PredictionStatistics | None = None
+    """None in bundles of before: nobody knows then what was usual on the validation images."""
 
 
 def reference_arrays(reference: Reference) -> dict[str, npt.NDArray[Any]]:
     """The arrays of `reference.npz`."""
     values = {field.name: getattr(reference, field.name) for field in msgspec.structs.fields(Reference)}
-    for prefix, part in ((_TABLE, values.pop("table")), (_LABELS, values.pop("labels"))):
+    parts = {_TABLE: "table", _LABELS: "labels", _PREDICTIONS: "predictions"}
+    for prefix, part in [(prefix, values.pop(name)) for prefix, name in parts.items()]:
         if part is not None:
             values |= {prefix + name: value for name, value in msgspec.structs.asdict(part).items()}
     return {name: np.asarray(value) for name, value in values.items()}
@@ -111,7 +127,13 @@ def read_reference(data: Mapping[str, npt.NDArray[Any]]) -> Reference | None:
         labels = _read_labels(data, len(arrays["mean"]))
         if labels is None:
             return None
-    return Reference(**{**arrays, "residual": float(arrays["residual"]), "table": table, "labels": labels})  # type: ignore[arg-type]
+    predictions = None
+    if any(name.startswith(_PREDICTIONS) for name in data):
+        predictions = _read_predictions(data)
+        if predictions is None:
+            return None
+    more: dict[str, Any] = {"table": table, "labels": labels, "predictions": predictions}
+    return Reference(**{**arrays, "residual": float(arrays["residual"]), **more})
 
 
 def _floats(data: Mapping[str, npt.NDArray[Any]], kind: type[msgspec.Struct], prefix: str) -> dict[str, Floats]:
@@ -169,6 +191,16 @@ def _read_labels(data: Mapping[str, npt.NDArray[Any]], d: int) -> LabelStatistic
     if not min(arrays[name].min() for name in ("scale", "spread", "residual")) > 0:
         return None
     return LabelStatistics(**arrays)
+
+
+def _read_predictions(data: Mapping[str, npt.NDArray[Any]]) -> PredictionStatistics | None:
+    arrays = _floats(data, PredictionStatistics, _PREDICTIONS)
+    if len(arrays) != 3 or not all(np.isfinite(array).all() and (array >= 0).all() for array in arrays.values()):
+        return None
+    bins, right, sums = arrays["bins"], arrays["right"], arrays["confidence_sum"]
+    if bins.ndim != 2 or bins.shape[1] != 10 or right.shape != bins.shape or sums.shape != bins.shape[:1]:
+        return None
+    return PredictionStatistics(**arrays) if (right <= bins).all() else None
 
 
 def _is_gaussian(arrays: Mapping[str, Floats]) -> bool:

@@ -108,6 +108,7 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
         'top = 1\n[device]\nsite = "a/b"\nstate = "relative"\nstat = "typo"\n[camera]\ntimeout_s = 0\n'
         'frozen_s = nan\nblack_level = "dark"\n[model]\nthreads = 0\naffinity = [-1]\n[loop]\nduty = 1.5\nfps = inf\n'
         '[telemetry]\nbroker = "host:99999"\nwindow_s = 0.01\n[telemetri]\nbroker = "x"\n'
+        '[update]\nhours = "22-5"\n'
     )
     reported = errors(path)
     expected = [
@@ -125,6 +126,7 @@ def test_all_errors_are_reported_at_once(tmp_path: Path) -> None:
         r"\[loop\] fps = inf: a finite number",
         r"\[telemetry\] broker = 'host:99999': HOST or HOST:PORT",
         r"\[telemetry\] window_s = 0.01: must be float >= 0.1",
+        r"\[update\] hours = '22-5': hours such as 22:00-05:00 are needed",
     ]
     for pattern in expected:
         assert sum(bool(re.search(pattern, line)) for line in reported) == 1, (pattern, reported)
@@ -226,8 +228,10 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
 
 
 _hosts = st.from_regex(r"\A[a-z0-9-]{1,10}(\.[a-z0-9-]{1,10}){0,2}\Z")
-_names = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
+_names = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z").filter(lambda name: name not in (".", ".."))
 _text = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), max_size=40)
+_path = _text.filter(lambda text: not text.startswith("~"))
+"""That of the home folder is read as that folder's."""
 
 
 def _numbers(minimum: float, maximum: float = 1e9, **options: Any) -> st.SearchStrategy[float]:
@@ -253,7 +257,7 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "region": st.sampled_from([[], [0, 0, 1, 1], [0.25, 0.5, 0.75, 0.5]]),
     },
     "model": {
-        "bundle": _text,
+        "bundle": _path,
         "runtime": _text,
         "artefact": _text,
         "threads": st.integers(1, 1024),
@@ -265,17 +269,28 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "duty": _numbers(0, 1, exclude_min=True),
         "max_age_ms": _numbers(0),
     },
+    "update": {
+        "url": st.sampled_from(["", "https://updates.example/eyas", "/media/stick"]),
+        "root": _path,
+        "channel": _names,
+        "group": _names,
+        "model": st.just("") | _names,
+        "poll_s": _numbers(10),
+        "rate_kb": _numbers(0),
+        "hours": st.sampled_from(["", "22:00-05:00", "01:30-02:00"]),
+        "agent": st.booleans(),
+    },
     "telemetry": {
         "broker": st.just("") | st.builds("{}:{}".format, _hosts, st.integers(1, 65535)),
         "window_s": _numbers(0.1),
         "delivery": st.sampled_from(["collector", "broker"]),
         "tls": st.booleans(),
-        "ca": _text,
+        "ca": _path,
         "insecure": st.just(True),  # else a user or commands may need TLS
         "certificate": st.just(""),  # with `key` or not at all
         "key": st.just(""),
         "user": _text,
-        "password_file": _text,
+        "password_file": _path,
         "spool_mb": _numbers(1, 65536),
         "spool_days": _numbers(0, 3650, exclude_min=True),
         "sync_s": _numbers(0),
@@ -307,8 +322,8 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "ood": st.sampled_from(["safe", "ignore"]),
         "stale_s": st.just(1e300),  # longer than any frame rate needs
         "url": _text,
-        "header_file": _text,
-        "ca": _text,
+        "header_file": _path,
+        "ca": _path,
         "timeout_s": _numbers(0, 60, exclude_min=True),
         "pin": st.integers(-1, 1023),
         "active_high": st.booleans(),

@@ -23,6 +23,7 @@ from eyas_device.agent.report import StatusText, describe
 from eyas_device.agent.reporter import Reporter, ReporterSettings
 from eyas_device.agent.signals import Signals
 from eyas_device.agent.systemd import LOAD_S, Notifier
+from eyas_device.agent.update_state import UpdateWatch, poke
 from eyas_device.board.limits import usable_cores
 from eyas_device.camera import Camera, is_live, open_configured
 from eyas_device.camera.reconnecting import ReconnectingCamera
@@ -34,6 +35,7 @@ from eyas_device.support.logs import LogHandler
 from eyas_device.support.opencv import silence_opencv
 from eyas_device.support.toml import error_report
 from eyas_device.telemetry.local import StatusServer
+from eyas_device.telemetry.messages import hint_topic
 from eyas_device.telemetry.mqtt import UplinkSettings
 from eyas_device.telemetry.spool.spool import Spool, SpoolLimits, SpoolState
 from eyas_device.telemetry.tls import Security
@@ -140,6 +142,7 @@ class Agent(Closing):
             use_engine_cache(Path(config.device.state))
             self._reporter = monitor.reporter = self._open_reporter()
             self._models = monitor.models = ModelSwitch(config, self._notifier)
+            monitor.updates = UpdateWatch(Path(config.device.state), config.update, lambda: self._models.verdict)
             if self._reporter is not None:
                 self._start_reporter(stack.enter_context(self._reporter))
             stack.enter_context(self._models)
@@ -152,6 +155,8 @@ class Agent(Closing):
             self._reloader = stack.enter_context(
                 Reloader(self._reload, has_model=lambda: self.loop.classifier is not None)
             )
+            self._models.submit = self._reloader.submit
+            self._models.connect(self.loop, self._reread)
             self._outputs = monitor.outputs = self._open_outputs()
             if self._outputs is not None:
                 stack.enter_context(self._outputs)
@@ -181,6 +186,9 @@ class Agent(Closing):
         self._notifier.stalled = lambda: reporter.stalled
         monitor = self.monitor
         self._models.on_change = monitor.finite.on_change = monitor.ood.on_change = reporter.report_status
+        self._models.on_arm = reporter.refresh_arm
+        if monitor.updates is not None:
+            monitor.updates.on_change = reporter.report_status
         reporter.start()
         if reporter.spool.state is SpoolState.IN_MEMORY:
             state = self._config.device.state
@@ -205,6 +213,7 @@ class Agent(Closing):
         loop, reporter, monitor = self.loop, self._reporter, self.monitor
         run_log = RunLog(monitor.recent, camera=lambda: monitor.camera_state, link=lambda: monitor.link, handler=log)
         loop.listeners += [monitor.recent, run_log, *further, self._models, monitor.ood, monitor.finite, self._reloader]
+        loop.listeners += [monitor.updates] if monitor.updates is not None else []
         if reporter is not None:
             loop.listeners.append(reporter)
             monitor.ood.on_descriptor.append(reporter.add_descriptor)
@@ -217,7 +226,7 @@ class Agent(Closing):
             loop.listeners.append(self._outputs)
             self._outputs.watch(monitor.on_thread_error)
             self._outputs.start()
-        loop.listeners += [StatusText(monitor, self._notifier), self._notifier]
+        loop.listeners += [self._models.probation, StatusText(monitor, self._notifier), self._notifier]
         self._models.on_config = self._use_config
 
     def _use_config(self, config: Config) -> None:
@@ -254,6 +263,7 @@ class Agent(Closing):
                 device=device.name,
                 delivery=telemetry.delivery,
                 security=Security.from_config(telemetry),
+                hint=hint_topic(device.site, self._config.update.group) if self._config.update.url else "",
             ),
             window_s=telemetry.window_s,
             privacy=self._config.privacy,
@@ -263,7 +273,13 @@ class Agent(Closing):
             max_bytes=int(telemetry.spool_mb * (1 << 20)), max_days=telemetry.spool_days, sync_s=telemetry.sync_s
         )
         spool = Spool(_spool_folder(Path(device.state)), device=device.name, limits=limits)
-        return Reporter(settings, health=self.monitor.health, spool=spool)
+        return Reporter(
+            settings,
+            health=self.monitor.health,
+            arm=lambda: self._models.arm,
+            on_hint=lambda: poke(Path(device.state)),
+            spool=spool,
+        )
 
 
 def _spool_folder(state: Path) -> Path | None:

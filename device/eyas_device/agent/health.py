@@ -14,6 +14,7 @@ from eyas_device.agent.outputs import Outputs
 from eyas_device.agent.overrides import Overrides
 from eyas_device.agent.recent import Recent
 from eyas_device.agent.reporter import Reporter
+from eyas_device.agent.update_state import UpdateWatch
 from eyas_device.board import read_vitals
 from eyas_device.board.identity import machine
 from eyas_device.camera import Camera
@@ -40,6 +41,7 @@ class HealthMonitor:
         self.loop: Loop | None = None
         self.overrides: Overrides | None = None
         self.outputs: Outputs | None = None
+        self.updates: UpdateWatch | None = None
         self._restarts: dict[str, int] = {}
 
     @property
@@ -91,6 +93,8 @@ class HealthMonitor:
             ood=judgement.ood if judgement and judgement.enough else None,
             ood_reason=judgement.reason if judgement else "",
             paused_until=overrides.paused_until if overrides is not None else None,
+            update=self.updates.update if self.updates is not None else None,
+            agent_update=self.updates.agent if self.updates is not None else None,
             faults=self.faults + (self.reporter.link_faults if self.reporter is not None else ()),
             machine=machine(),
             certificate_days=self.reporter.certificate_days if self.reporter is not None else None,

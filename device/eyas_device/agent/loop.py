@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -63,6 +63,9 @@ class Listener:
     def on_model(self, classifier: Classifier) -> None:
         """Called with the first model and with each model that is swapped in."""
 
+    def on_model_error(self, error: Exception) -> None:
+        """Called when the model itself fails on a frame that could be decoded; `on_error` follows."""
+
     def on_error(self, error: Exception) -> None:
         """Called for an unexpected error of the loop, a model or a listener, after which a live loop goes on."""
 
@@ -108,6 +111,8 @@ class Loop:
         self._camera = camera
         self.listeners = list(listeners)
         """Called in this order; may be extended before `run`."""
+        self.on_replaced: Callable[[Classifier], None] = lambda classifier: classifier.close()
+        """Called with a model that another one has replaced; by default it is closed."""
         # Plain flags: setting a threading.Event in a signal handler can deadlock with a wait on it.
         self._stopping = False
         self._paused = False
@@ -149,7 +154,7 @@ class Loop:
         return self._ended
 
     def swap(self, classifier: Classifier) -> bool:
-        """Use `classifier` from the next frame on; the loop closes the previous one.
+        """Use `classifier` from the next frame on; the loop closes the previous one, or what `on_replaced` does.
 
         False if the loop has ended: `classifier` is closed then. Not for signal handlers.
         """
@@ -283,6 +288,10 @@ class Loop:
             self._tell_camera(good=False)
             self._notify_unreadable(error)
             return False
+        except Exception as error:
+            for listener in self.listeners:
+                listener.on_model_error(error)
+            raise
         self._tell_camera(good=True)
         predicted = FramePrediction(
             number=number,
@@ -304,7 +313,7 @@ class Loop:
                 previous, classifier = self.classifier, self._next.popleft()
                 self.classifier = classifier
             if previous is not None:
-                previous.close()
+                self.on_replaced(previous)
             for listener in self.listeners:
                 listener.on_model(classifier)
         self._notify_camera_state()

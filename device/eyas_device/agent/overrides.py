@@ -108,11 +108,12 @@ class Overrides(Listener):
             self.on_change()
 
     def on_model(self, classifier: Classifier) -> None:
-        """Forget the threshold of the previous model: a new one comes with its own."""
+        """Give the previous model its own threshold again, with which it may come back; a new one has another."""
         with self._lock:
-            ended = self._threshold is not None and self._threshold.classifier is not classifier
-            if ended:
-                self._threshold = None
+            changed = self._threshold
+            ended = changed is not None and changed.classifier is not classifier
+            if changed is not None and ended:
+                changed.classifier.threshold, self._threshold = changed.before, None
         if ended:
             self.on_change()
 

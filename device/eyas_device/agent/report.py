@@ -63,6 +63,9 @@ def describe(monitor: HealthMonitor, config: Config, log: LogHandler | None = No
         restarts=health.restarts,
         temperature_c=health.temperature_c,
         throttled=health.throttled,
+        update=health.update,
+        agent_update=health.agent_update,
+        probation=monitor.models.progress if monitor.models is not None else "",
         warnings=tuple(_warnings(log)),
     )
     problems = tuple(redact_tree(list(_problems(status, health))))
@@ -156,6 +159,8 @@ def _problems(status: AgentStatus, health: Health) -> Iterator[str]:
             yield "given up since the start: " + ", ".join(f"{kind} {n}" for kind, n in link.given_up.items())
         if link.certificate_days is not None and link.certificate_days < CERTIFICATE_DAYS:
             yield f"the certificate expires in {link.certificate_days:.0f} days"
+    if status.update is not None and status.update.state in ("refused", "failed"):
+        yield f"the update to {status.update.model or 'another release'} {status.update.state}: {status.update.reason}"
     if status.throttled:
         yield f"the processor is throttled: {', '.join(status.throttled)}"
     yield from health.faults

@@ -45,7 +45,6 @@ _MAX_WAITING_EVENTS = 2
 _MAX_SOURCE = 200
 _TURN_S = 5.0
 """Longest wait of the window thread, which then shows progress."""
-_SPOOL_TURN_S = 1.0
 
 
 class ReporterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,8 +56,6 @@ class ReporterSettings(msgspec.Struct, frozen=True, kw_only=True):
     privacy: PrivacySection = PrivacySection()
     commands: tuple[str, ...] = ()
     """Commands that the device executes."""
-    arm: str = ""
-    """Arm of an A/B comparison."""
 
 
 class _Model(msgspec.Struct, frozen=True):
@@ -67,6 +64,7 @@ class _Model(msgspec.Struct, frozen=True):
     model: str = ""
     digest: str = ""
     artefact: str = ""
+    arm: str = ""
 
 
 class Reporter(Closing, Listener):
@@ -82,6 +80,8 @@ class Reporter(Closing, Listener):
         classifier: Classifier | None = None,
         *,
         health: Callable[[], Health] = Health,
+        arm: Callable[[], str] = str,
+        on_hint: Callable[[], None] = lambda: None,
         spool: Spool | None = None,
     ) -> None:
         """Check the settings; `start` connects.
@@ -90,6 +90,8 @@ class Reporter(Closing, Listener):
             settings: What to report, and to which broker.
             classifier: The active model; without one, `on_model` names it later.
             health: Called for each status and window.
+            arm: Returns the arm of the active model: `candidate` on probation, else empty.
+            on_hint: Called when the broker hints that another release is wanted; any thread, must not block.
             spool: Keeps the messages and is closed with the reporter; without one they wait in memory.
 
         Raises:
@@ -97,7 +99,7 @@ class Reporter(Closing, Listener):
 
         """
         _check(settings)
-        self._settings, self._health = settings, health
+        self._settings, self._health, self._arm = settings, health, arm
         self._lock = threading.Lock()
         self._aggregator = WindowAggregator()
         self._model = _Model()
@@ -123,6 +125,7 @@ class Reporter(Closing, Listener):
             will=self._will(),
             make_status=lambda: self._status("online"),
             on_command=self._commands.take,
+            on_hint=on_hint,
         )
         self._thread = SupervisedThread("window", self._run)
         self._spool_thread = SupervisedThread("spool", self._maintain_spool)
@@ -198,13 +201,9 @@ class Reporter(Closing, Listener):
         """Name the new model from now on; the predictions of the previous one become a window of their own."""
         manifest = classifier.bundle.manifest
         digest = classifier.bundle.identity[:_DIGEST]
-        model = _Model(f"{manifest.name} {manifest.version}", digest, classifier.artefact.name)
+        model = _Model(f"{manifest.name} {manifest.version}", digest, classifier.artefact.name, self._arm())
         with self._lock:
-            changed = model != self._model
-            if self._aggregator.stats.frames and changed:
-                self._finished.append((self._aggregator, self._model))
-                self._aggregator = WindowAggregator()
-            self._model = model
+            changed = self._use(model)
         self._labels = manifest.labels
         self._reference = classifier.bundle.reference()
         self._decoding = manifest.preprocessing.at_full_scale()
@@ -212,6 +211,11 @@ class Reporter(Closing, Listener):
         self._uplink.will = self._will()
         if changed and self._thread.started:
             self.report_status()
+
+    def refresh_arm(self) -> None:
+        """Use the arm of now; what was counted under another one becomes a window of its own. Any thread."""
+        with self._lock:
+            self._use(msgspec.structs.replace(self._model, arm=self._arm()))
 
     @property
     def certificate_days(self) -> float | None:
@@ -261,6 +265,15 @@ class Reporter(Closing, Listener):
         self._spool_thread.join(1.0)
         self.spool.close()
 
+    def _use(self, model: _Model) -> bool:
+        """Name `model` from now on, with the lock held; whether it is another one."""
+        changed = model != self._model
+        if self._aggregator.stats.frames and changed:
+            self._finished.append((self._aggregator, self._model))
+            self._aggregator = WindowAggregator()
+        self._model = model
+        return changed
+
     def _will(self) -> Status:
         device = self._settings.uplink.device
         model = self._model
@@ -295,6 +308,8 @@ class Reporter(Closing, Listener):
             certificate_days=self.certificate_days,
             paused_until=health.paused_until,
             faults=tuple(dict.fromkeys((*map(redact, health.faults), *self.link_faults))),
+            update=health.update,
+            agent_update=health.agent_update,
         )
 
     def _run(self) -> None:
@@ -315,7 +330,7 @@ class Reporter(Closing, Listener):
 
     def _maintain_spool(self) -> None:
         """Sync the spool when that is due, whatever the network, the camera and the board's sensors do."""
-        while not self._closed.wait(_SPOOL_TURN_S):
+        while not self._closed.wait(self.spool.due_in()):
             self._spool_thread.progress()
             self.spool.maintain()
 
@@ -335,7 +350,7 @@ class Reporter(Closing, Listener):
                 model.model,
                 model.artefact,
                 digest=model.digest,
-                arm=self._settings.arm,
+                arm=model.arm,
                 dropped=dropped,
                 health=health,
             )
@@ -351,7 +366,7 @@ class Reporter(Closing, Listener):
             model=self._model.model,
             digest=self._model.digest,
             artefact=self._model.artefact,
-            arm=self._settings.arm,
+            arm=self._model.arm,
             label=prediction.label,
             confidence=round(prediction.confidence, 4),
             margin=round(margin, 4),

@@ -22,10 +22,15 @@ from eyas_device.errors import ConfigError, EyasError
 from eyas_device.support.files import atomic_write
 from eyas_device.support.names import check_name
 from eyas_device.support.packages import program_path
+from eyas_device.support.toml import parse
 
 PACKAGE = EXAMPLE.parent
 RULES = PACKAGE / "70-eyas-camera.rules"
 """udev rules: devices beside /dev/video* that a camera may need."""
+UPDATER = PACKAGE / "eyas-device-update.service"
+"""Unit of the process that looks for signed releases."""
+AGENT_UNITS = tuple(PACKAGE / f"eyas-device-agent-update.{kind}" for kind in ("service", "path"))
+"""Root's units that exchange the agent by a signed release."""
 _UNITS = Path("etc/systemd/system")
 _RULES = Path("etc/udev/rules.d")
 _PROGRAM = "/opt/eyas/venv/bin/eyas-device"
@@ -49,6 +54,8 @@ class Service:
         name: Name of a camera among several; empty for the only one.
         say: Receives a line for each change.
         dry_run: Whether to say the changes only.
+        agent_updates: Whether signed releases may exchange the agent itself, also where the configuration does not say
+            so: root's units for that are installed, too.
         root: The machine's root folder.
         run: Runs commands of the system.
 
@@ -60,6 +67,7 @@ class Service:
         *,
         say: Callable[[str], None],
         dry_run: bool = False,
+        agent_updates: bool = False,
         root: Path = Path("/"),
         run: Run | None = None,
     ) -> None:
@@ -70,21 +78,36 @@ class Service:
                 raise ServiceError(f"--name {error}") from None
         self._say, self._dry_run, self._root = say, dry_run, root
         self._run = run or run_command
-        self.unit = f"eyas-device@{name}" if name else "eyas-device"
+        suffix = f"@{name}" if name else ""
+        self.unit = f"eyas-device{suffix}"
         """Name for systemctl."""
+        self.updater = f"eyas-device-update{suffix}"
+        """Name of the unit that looks for signed releases; without [update] url it ends at once."""
         self.config = INSTANCES / f"{name}.toml" if name else CONFIG
         self.state = Path(STATE) / "devices" / name if name else Path(STATE)
-        self._source = PACKAGE / ("eyas-device@.service" if name else "eyas-device.service")
-        self._user = _user_of(self._source)
+        at = "@" if name else ""
+        self._sources = {
+            self.unit: PACKAGE / f"eyas-device{at}.service",
+            self.updater: UPDATER.with_name(f"eyas-device-update{at}.service"),
+        }
+        self._user = _user_of(self._sources[self.unit])
+        if agent_updates and name:
+            raise ServiceError("--agent-updates is about the environment that all cameras share: without --name")
+        self._agent_updates = agent_updates
 
     def install(self, config: Path | None = None) -> bool:
-        """Install user, folders, configuration, udev rules and unit, and enable the unit; whether anything changed.
+        """Install user, folders, configuration, udev rules and units, and enable them; whether anything changed.
 
         Raises `ServiceError` before the first change if this cannot work, `ConfigError` if a configuration has errors.
         """
         self._check_machine()
         program = program_for_service()
         text = self._configuration(config)
+        agent_updates = self._agent_updates or self._allows_agent_updates(text)
+        if agent_updates and program != _PROGRAM:
+            raise ServiceError(
+                f"updates of the agent: {program} is not an environment of `eyas flash`, which alone can be exchanged"
+            )
         changed = self._add_user()
         changed |= self._make_folder(self.config.parent, 0o755, "root")
         changed |= self._make_folder(self.state, 0o750, self._user)
@@ -93,32 +116,39 @@ class Service:
             changed |= self._write(self.config, text, 0o640, group=self._user)
         if self._write(Path("/") / _RULES / RULES.name, RULES.read_bytes(), 0o644):
             changed = True
-            self._command("udevadm", "control", "--reload")
-            for match in (("--subsystem-match=dma_heap",), ("--sysname-match=vchiq", "--sysname-match=vcio")):
-                self._command("udevadm", "trigger", "--action=change", *match)
-        unit = self._source.read_text(encoding="utf-8").replace(_PROGRAM, program)
-        if self._write(Path("/") / _UNITS / self._source.name, unit.encode(), 0o644):
+            self._use_rules()
+        sources = [*self._sources.values(), *(AGENT_UNITS if agent_updates else ())]
+        units = {source.name: source.read_text(encoding="utf-8").replace(_PROGRAM, program) for source in sources}
+        written = [self._write(Path("/") / _UNITS / name, unit.encode(), 0o644) for name, unit in units.items()]
+        if any(written):
             changed = True
             self._command("systemctl", "daemon-reload")
-        if not self._is_enabled():
-            changed = True
-            self._command("systemctl", "enable", "--quiet", self.unit)
+        for unit in (*self._sources, *(source.name for source in AGENT_UNITS if agent_updates)):
+            if not self._is_enabled(unit):
+                changed = True
+                self._command("systemctl", "enable", "--quiet", unit)
         return changed
 
     def uninstall(self) -> bool:
-        """Stop and disable the service, and remove its files; user, configuration and state stay. Whether it was there.
+        """Stop and disable the units, and remove their files; whether they were there.
 
-        The template of several cameras, and the udev rules, stay as long as another camera is enabled.
+        User, configuration and state stay, and the templates of several cameras and the udev rules as long as another
+        camera is enabled.
         """
         self._check_machine()
-        path = self._root / _UNITS / self._source.name
-        if not path.exists() and not self._is_enabled():
+        sources = [*self._sources.values(), *(() if "@" in self.unit else AGENT_UNITS)]
+        installed = [self._root / _UNITS / source.name for source in sources]
+        units = [*self._sources, *(source.name for source in sources if source in AGENT_UNITS)]
+        enabled = [unit for unit in units if self._is_enabled(unit)]
+        if not enabled and not any(path.exists() for path in installed):
             return False
-        self._command("systemctl", "disable", "--now", "--quiet", self.unit)
+        for unit in reversed(enabled):
+            self._command("systemctl", "disable", "--now", "--quiet", unit)
         wanted = self._root / _UNITS / "multi-user.target.wants"
-        others = sorted(other.name for other in wanted.glob("eyas-device*") if other.name != f"{self.unit}.service")
+        own = [_file_name(unit) for unit in units]
+        others = sorted(other.name for other in wanted.glob("eyas-device*") if other.name not in own)
         used = [other for other in others if ("@" in other) == ("@" in self.unit)]
-        for file, needed in ((path, used), (self._root / _RULES / RULES.name, others)):
+        for file, needed in (*((path, used) for path in installed), (self._root / _RULES / RULES.name, others)):
             if file.exists() and not needed:
                 self._change(f"remove {file}", file.unlink)
         self._command("systemctl", "daemon-reload")
@@ -149,6 +179,14 @@ class Service:
         if there.exists() and there.read_bytes() != text:
             raise ServiceError(f"{there} is there and differs from {config}: it stays; edit it, or move it away first")
         return text
+
+    def _allows_agent_updates(self, text: bytes | None) -> bool:
+        """Whether the configuration, `text` or else the one that is there, lets releases exchange the agent."""
+        if "@" in self.unit:
+            return False
+        if text is None:
+            return read_config(self._root / self.config.relative_to("/")).update.agent
+        return bool(parse(text.decode("utf-8-sig")).get("update", {}).get("agent", False))
 
     def _add_user(self) -> bool:
         try:
@@ -204,8 +242,17 @@ class Service:
         self._change(f"write {target}", write)
         return True
 
-    def _is_enabled(self) -> bool:
-        return (self._root / _UNITS / "multi-user.target.wants" / f"{self.unit}.service").is_symlink()
+    def _is_enabled(self, unit: str) -> bool:
+        return (self._root / _UNITS / "multi-user.target.wants" / _file_name(unit)).is_symlink()
+
+    def _use_rules(self) -> None:
+        """Let udev apply its new rules; where there is none, or none answers, the service is installed all the same."""
+        try:
+            self._command("udevadm", "control", "--reload")
+            for match in (("--subsystem-match=dma_heap",), ("--sysname-match=vchiq", "--sysname-match=vcio")):
+                self._command("udevadm", "trigger", "--action=change", *match)
+        except EyasError as error:
+            self._say(f"{error}: the rules for cameras hold from the next start on")
 
     def _command(self, *words: str) -> None:
         self._change(f"run {' '.join(words)}", lambda: self._run(words))
@@ -220,6 +267,11 @@ class Service:
             raise
         except (OSError, LookupError) as error:
             raise ServiceError(f"cannot {what}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _file_name(unit: str) -> str:
+    """Name of a unit's file."""
+    return unit if unit.endswith((".service", ".path")) else f"{unit}.service"
 
 
 def program_for_service() -> str:

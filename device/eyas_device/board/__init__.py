@@ -5,6 +5,7 @@ boards can be read anywhere. A value without a sensor, or outside its plausible 
 here raises for what it finds on a machine.
 """
 
+from eyas_device.board.kind import board_kind
 from eyas_device.board.machine import Board, System, read_board, read_system
 from eyas_device.board.power import Power, read_power
 from eyas_device.board.process import Memory, Pressure, read_memory, read_pressure
@@ -22,6 +23,7 @@ __all__ = [
     "System",
     "Throttle",
     "Vitals",
+    "board_kind",
     "decode_throttled",
     "read_board",
     "read_memory",

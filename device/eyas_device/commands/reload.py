@@ -9,7 +9,6 @@ from eyas_device.commands.slots import STATE_HELP, state_folder
 from eyas_device.errors import EXIT_CHECK_FAILED
 
 HELP = "let the running agent load the current model; exit code 1 if it refuses it"
-_POLL_S = 0.1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,30 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Print what runs now; exit code 1 if that is not what should run, 2 without an agent or an outcome in time."""
-    import os
-    import signal
-    import time
-
     from eyas_device.errors import EyasError
     from eyas_device.support.logs import show
-    from eyas_device.updates.records import read_agent
+    from eyas_device.updates.reload import request_reload
 
     state = state_folder(args.state, args.config)
-    agent = read_agent(state)
+    agent = request_reload(state, args.timeout)
     if agent is None:
         raise EyasError(f"{state}: no agent runs with this state folder; start it: systemctl start eyas-device")
-    requested = time.monotonic()
-    try:
-        os.kill(agent.pid, signal.SIGHUP)
-    except OSError as error:
-        raise EyasError(f"process {agent.pid}: {error.strerror}; use the service's user or root") from None
-    while agent is not None and agent.loaded < requested:
-        if time.monotonic() - requested > args.timeout:
-            raise EyasError(f"no outcome within {args.timeout:g} s; see journalctl -u eyas-device")
-        time.sleep(_POLL_S)
-        agent = read_agent(state)
-    if agent is None:
-        raise EyasError("the agent ended during the reload; see journalctl -u eyas-device")
     active = f"{agent.model}: {agent.artefact} on {agent.runtime} ({agent.selection})"
     show(active if agent.model else "no model runs")
     if agent.problem:

@@ -56,6 +56,7 @@ def _line(state: SlotState) -> str:
     model = f"{state.name} {state.version}".strip() or "-"
     condition = "good" if state.good else f"not good: {state.problem}"
     condition += ", running" if state.running else ""
+    condition += ", on probation" if state.probation == "running" else ""
     if state.refused and not state.name:
         condition += f"; refused {state.refused}"
     return f"{mark} {state.slot}  {model:24} {condition}"

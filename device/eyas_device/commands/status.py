@@ -14,6 +14,7 @@ from eyas_device.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
     from eyas_device.telemetry.local import AgentStatus, LinkReport
+    from eyas_device.telemetry.messages import Update
 
 HELP = "ask the running agent what it does; exit code 1 if something is wrong, 2 without an agent"
 
@@ -52,6 +53,12 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, str]]:
     yield "model", f"{model.name} ({model.digest}{slot}): {model.artefact}, {model.selection}" if model.name else "none"
     if model.refused:
         yield "", f"refused: {model.refused}"
+    if status.update is not None:
+        yield "update", _update(status.update)
+        if status.probation:
+            yield "", status.probation
+    if status.agent_update is not None:
+        yield "", _update(status.agent_update)
     camera = status.camera
     since = f" for {_duration(camera.since_s)}" if camera.since_s is not None else ""
     seen = f", last frame {_duration(camera.last_frame_s)} ago" if camera.last_frame_s is not None else ""
@@ -86,6 +93,15 @@ def _ood(status: AgentStatus) -> str:
         return "out of distribution: not known"
     reason = f" ({status.ood_reason})" if status.ood_reason else ""
     return f"out of distribution: {'yes' if status.ood else 'no'}{reason}"
+
+
+def _update(update: Update) -> str:
+    followed = f"channel {update.channel}, group {update.group}" if update.channel else "by hand"
+    if not update.model:
+        return f"none yet ({followed})"
+    since = f" since {_clock(update.since)}" if update.since else ""
+    reason = f": {update.reason}" if update.reason else ""
+    return f"{update.model} ({update.digest}): {update.state}{since}{reason} ({followed})"
 
 
 def _link(link: LinkReport) -> str:

@@ -15,7 +15,7 @@ from typing import TextIO, TypeVar
 
 import msgspec
 
-from eyas_device.doctor import probes, service_user, software, system
+from eyas_device.doctor import probes, service_user, signed_updates, software, system
 from eyas_device.doctor.finding import CheckStatus, Context, Finding, red
 from eyas_device.errors import EyasError
 from eyas_device.support.redact import redact
@@ -45,6 +45,7 @@ CHECKS: tuple[Check, ...] = (
     probes.camera,
     probes.view,
     probes.broker,
+    signed_updates.updates,
     system.clock,
     system.disk,
     system.inodes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 
 
@@ -19,8 +20,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     `mode` holds whatever the umask is. Raises `OSError`; nothing has changed then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with suppress(FileNotFoundError):  # of a process that was killed
-        temporary.unlink()
+    _remove_leftovers(path)
     try:
         write_new(temporary, [data], mode=mode)
         temporary.replace(path)
@@ -40,6 +40,25 @@ def write_new(path: Path, chunks: Iterable[bytes], *, mode: int = 0o644) -> None
             stream.write(chunk)
         stream.flush()
         os.fsync(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` have left beside it."""
+    with suppress(OSError):
+        for part in path.parent.glob(f".{escape(path.name)}.*.part"):
+            owner = part.name.split(".")[-2]
+            if owner.isdecimal() and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+                part.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def sync_folder(folder: Path) -> None:

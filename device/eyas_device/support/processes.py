@@ -89,7 +89,7 @@ def run_job(module: str, job: str, arguments: Mapping[str, object], timeout_s: f
     except subprocess.TimeoutExpired:
         raise JobError(f"no result within {timeout_s:g} s; it was stopped", "timeout") from None
     if code < 0:
-        raise JobError(f"the process was killed by {_signal_name(-code)}", "killed")
+        raise JobError(f"the process was killed by {signal_name(-code)}", "killed")
     try:
         reply = json.loads(output)
     except ValueError:
@@ -101,7 +101,8 @@ def run_job(module: str, job: str, arguments: Mapping[str, object], timeout_s: f
     return reply["result"]
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Name of a signal, e.g. SIGKILL; of one that has none, its number."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -22,6 +22,7 @@ import msgspec
 from eyas_device.errors import EyasError
 from eyas_device.support.closing import Closing
 from eyas_device.support.supervised import OnError, SupervisedThread
+from eyas_device.telemetry.messages import Update
 from eyas_device.updates.records import agent_folder, own_folder, read_agent
 
 SOCKET = "agent.sock"
@@ -160,6 +161,12 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the agent -> errors after which it started again."""
     temperature_c: float | None = None
     throttled: tuple[str, ...] = ()
+    update: Update | None = None
+    """The last update; None where there was none and none is configured."""
+    agent_update: Update | None = None
+    """The last update of the agent itself by a signed release; None where there was none."""
+    probation: str = ""
+    """What was counted on the present probation; empty without one."""
     warnings: tuple[LogReport, ...] = ()
     """The latest different warnings and errors, newest first."""
 

@@ -64,6 +64,38 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the device's clock was synchronised when the message was made; None if unknown."""
 
 
+UpdateState = Literal["idle", "downloading", "installing", "probation", "committed", "rolled back", "refused", "failed"]
+"""How far an update is. `refused`: not trusted, or not for this device; `failed`: to be tried again."""
+UPDATE_STATES: tuple[str, ...] = get_args(UpdateState)
+
+
+class Update(msgspec.Struct, frozen=True, kw_only=True):
+    """The last update of a device's model, or of its agent, by a signed repository."""
+
+    state: Annotated[str, msgspec.Meta(examples=list(UPDATE_STATES))] = "idle"
+    """How far it is."""
+    model: str = ""
+    """`name version` that is or was to be installed; empty before the first update."""
+    digest: str = ""
+    """First 12 hex digits of its `identity`."""
+    rollout: str = ""
+    """Id of the rollout that asked for it; empty without one."""
+    reason: str = ""
+    """Why it was refused, failed or was rolled back, for people."""
+    since: float = 0.0
+    """When this state began, seconds since 1970 by the device's clock."""
+    attempts: int = 0
+    """Attempts so far."""
+    channel: str = ""
+    """Channel that the device follows."""
+    group: str = ""
+    """Group of the device in rollouts."""
+    checked: float = 0.0
+    """When the repository was last reached and found right, seconds since 1970; 0 if never."""
+    clock: str = ""
+    """Why expiry cannot be judged; empty if the clock can be trusted."""
+
+
 class Status(Header, frozen=True, kw_only=True):
     """State of a device; retained. `online` at each connection, `offline` at a shutdown, `lost` as the last will."""
 
@@ -104,6 +136,10 @@ class Status(Header, frozen=True, kw_only=True):
     """When a pause ends, seconds since 1970 by the device's clock; None if it is not paused, or without an end."""
     faults: tuple[str, ...] = ()
     """Further problems that people should know of, without passwords."""
+    update: Update | None = None
+    """The last update; None where none is configured."""
+    agent_update: Update | None = None
+    """The last update of the agent itself by a signed release; None where there was none."""
 
 
 class Sketch(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +168,7 @@ class Window(Header, frozen=True, kw_only=True):
     artefact: str = ""
     """Artefact of the bundle."""
     arm: str = ""
-    """Arm of an A/B comparison; empty without one."""
+    """Arm of a comparison: `candidate` for a signed release on probation; empty without one."""
     merged: int = 1
     """Number of windows that were merged into this one."""
     frames: int = 0
@@ -196,7 +232,7 @@ class Event(Header, frozen=True, kw_only=True):
     artefact: str = ""
     """Artefact of the bundle."""
     arm: str = ""
-    """Arm of an A/B comparison; empty without one."""
+    """Arm of a comparison, as in `Window`."""
     label: str = ""
     """Predicted label."""
     confidence: float = 0.0
@@ -302,6 +338,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     certificate_days: float | None = None
     paused_until: float | None = None
     faults: tuple[str, ...] = ()
+    update: Update | None = None
+    agent_update: Update | None = None
 
 
 KINDS: Mapping[str, type[Header]] = {
@@ -332,6 +370,11 @@ def decode(data: bytes, kind: type[Message]) -> Message:
 def topic(site: str, device: str, kind: str) -> str:
     """Return the topic `eyas/<site>/<device>/<kind>`."""
     return f"eyas/{site}/{device}/{kind}"
+
+
+def hint_topic(site: str, group: str) -> str:
+    """Return the topic of retained hints that devices of a group should look for a release."""
+    return f"eyas/{site}/group/{group}/desired"
 
 
 def json_schema() -> bytes:

@@ -69,6 +69,8 @@ class UplinkSettings(msgspec.Struct, frozen=True, kw_only=True):
     security: Security = Security()
     will_delay_s: int = 5
     """A connection that comes back within this time was not lost: the broker publishes no last will (MQTT 5)."""
+    hint: str = ""
+    """Topic of hints that another release is wanted; empty: none is subscribed to."""
     machine: str = msgspec.field(default_factory=machine)
     """Hash of the machine: tells two devices of one name apart."""
 
@@ -92,6 +94,7 @@ class Uplink(Closing):
         will: Header,
         make_status: Callable[[], Header],
         on_command: Callable[[bytes], None],
+        on_hint: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; `start` connects. Credentials are read at each connection: files that cannot be used now are
         reported in `status` and tried again.
@@ -102,6 +105,7 @@ class Uplink(Closing):
             will: Status that the broker publishes if the connection breaks.
             make_status: Returns the status for each new connection.
             on_command: Called with each command's payload in the uplink's thread; must not block.
+            on_hint: Called for each new hint, whose payload nobody trusts, in the uplink's thread; must not block.
 
         """
         self.status = LinkStatus(since=time.monotonic())
@@ -116,7 +120,8 @@ class Uplink(Closing):
         """Who else uses the device's name, for people; empty if nobody was noticed."""
         self._answer = RetainedAnswer(topic(settings.site, settings.device, "answer"))
         self._settings, self._spool = settings, spool
-        self._make_status, self._on_command = make_status, on_command
+        self._make_status, self._on_command, self._on_hint = make_status, on_command, on_hint
+        self._last_hint = b""
         session = Session(
             client_id=client_id("device", settings.site, settings.device),
             expiry_s=_SESSION_S,
@@ -371,6 +376,8 @@ class Uplink(Closing):
         self._spool.append(self._make_status())
         kinds = ["cmd", "ack"] if self._settings.delivery == "collector" else ["cmd"]
         _, self._subscription = client.subscribe([(topic(site, device, kind), 1) for kind in kinds])
+        if self._settings.hint and self._unexplained < _UNEXPLAINED:  # the same brokers; polling finds releases, too
+            client.subscribe(self._settings.hint, 1)
 
     def _note_broker_certificate(self, client: Client) -> None:
         connection = client.socket()
@@ -414,6 +421,8 @@ class Uplink(Closing):
                 self._on_command(message.payload)
             elif message.topic == topic(site, device, "status"):
                 self._on_status(message.payload)
+            elif self._settings.hint and message.topic == self._settings.hint:
+                self._on_desired(message.payload)
             else:
                 self.ignored += 1
         except UnicodeDecodeError:  # paho decodes the topic when it is asked for
@@ -428,6 +437,12 @@ class Uplink(Closing):
             return
         if ack.device != self._settings.device or not self._outbox.on_ack(ack, time.monotonic()):
             self.ignored += 1
+
+    def _on_desired(self, payload: bytes) -> None:
+        """Pass a hint on, unless it is empty or the one of the connection before: it is retained."""
+        if payload and payload != self._last_hint:
+            self._last_hint = payload
+            self._on_hint()
 
     def _on_status(self, payload: bytes) -> None:
         """Notice another device of this name by its status where this device's own should be."""

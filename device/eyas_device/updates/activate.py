@@ -66,6 +66,20 @@ def open_model(config: Config, *, counted: bool = False, on_load: OnLoad = lambd
     return _SlotOpener(config, Slots(state), counted, on_load).open()
 
 
+def open_slot(config: Config, slots: Slots, name: str) -> ActiveModel:
+    """Open the model of one slot, whichever is the current one; no attempt is counted. Raises like `open_model`."""
+    lock: Lock | None = None
+    with suppress(OSError):  # a disk that takes no lock file keeps no model from running
+        lock = slots.hold(name)
+    try:
+        judged = judge(slots.folder / name, config.model, slots.state)
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        raise
+    return ActiveModel(judged.classifier, _record(judged.classifier, name, judged.selection), lock)
+
+
 def attempt_key(config: Config) -> str:
     """Identity of what an attempt depends on besides the bundle: settings, library versions and the agent's version."""
     parts = (msgspec.to_builtins(config.model), library_versions(), __version__)
@@ -141,9 +155,14 @@ class _SlotOpener:
 
     def _give_up(self, name: str) -> None:
         """Say why a slot is not tried first any more, unless that is known better."""
-        if not self._slots.refusal(name):
-            count = self._slots.attempts(name)
-            self._slots.refuse(name, f"{count} attempts to run it ended before it was healthy ({MAX_ATTEMPTS} count)")
+        verdict = self._slots.verdict(name)
+        if self._slots.refusal(name):
+            return
+        if verdict is not None and verdict.state == "failed":
+            self._slots.refuse(name, f"failed on probation: {verdict.reason}")
+            return
+        count = self._slots.attempts(name)
+        self._slots.refuse(name, f"{count} attempts to run it ended before it was healthy ({MAX_ATTEMPTS} count)")
 
     def _reason(self, name: str) -> str:
         error = self._errors.get(name)

@@ -2,6 +2,8 @@
 
     STATE/slots/a.attempts      attempts to run the bundle that did not end well, counted before the model is loaded
     STATE/slots/a.refused       why the slot, or the last bundle that should have gone there, was refused
+    STATE/slots/a.release       the signed release that the slot was installed from; none for an unsigned one
+    STATE/slots/a.probation     how a signed release did on real frames; see `eyas_device.updates.probation`
     STATE/slots/.a.lock         held shared by each process that runs the slot, exclusively while it is written
     agent.json                  what the agent runs, and what it refused; valid while STATE/.agent.lock is held. A
                                 service keeps it in memory, below its RuntimeDirectory; any other agent in STATE
@@ -18,7 +20,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -57,6 +59,12 @@ class Attempts(msgspec.Struct, frozen=True, kw_only=True):
     """Runtime that is being loaded, or runs and is not healthy yet: what a sudden end is put down to."""
     ended: dict[str, int] = {}
     """Runtime -> sudden ends of the process with it."""
+    settled: str = ""
+    """Boot in which the last attempt ran for a while; if the next one comes after another boot, the board ended it."""
+    boot: str = ""
+    """Boot of the last attempt."""
+    proven: bool = False
+    """Whether it has predicted and been healthy under this key: since then the end of a board is no fault of it."""
 
 
 class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +91,51 @@ class AgentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Start of the last load, seconds on the monotonic clock."""
 
 
-_Record = TypeVar("_Record", Refusal, Attempts, AgentRecord)
+class Tally(msgspec.Struct, kw_only=True):
+    """What was counted of a new model on probation."""
+
+    seconds: float = 0.0
+    """Time in the frame loop, restarts of the agent left out."""
+    frames: int = 0
+    """Predictions, those that failed included."""
+    errors: int = 0
+    """Predictions that failed or were not finite."""
+    shadowed: int = 0
+    """Frames that the previous model answered, too."""
+    slower: int = 0
+    """Shadowed frames on which the new model took longer than the allowed multiple of the previous one's time."""
+    different: int = 0
+    """Shadowed frames on which the two models gave different labels."""
+    ood: int = 0
+    """Shadowed frames that are out of distribution for the new model and not for the previous one."""
+    latency_bins: dict[int, int] = {}
+    """Bin of `LogHistogram` -> shadowed frames; preprocessing and inference of the new model."""
+    previous_latency_bins: dict[int, int] = {}
+    """The same of the previous model, on the same frames."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """How the model in a slot does, or did, on probation."""
+
+    state: Literal["running", "passed", "failed"] = "running"
+    manifest_sha256: str = ""
+    """sha256 of the manifest in the slot that it is about; for another bundle it is void."""
+    model: str = ""
+    """`name version`."""
+    identity: str = ""
+    """`Release.identity`."""
+    reason: str = ""
+    """Why it failed, or what it passed on, for people."""
+    previous: str = ""
+    """`name version` of the model that it was compared with; empty without one."""
+    tally: Tally = msgspec.field(default_factory=Tally)
+    started: float = 0.0
+    """When the probation began, seconds since 1970 by the device's clock."""
+    ended: float = 0.0
+    """When it ended; 0 while it is running."""
+
+
+_Record = TypeVar("_Record", Refusal, Attempts, AgentRecord, Verdict)
 
 
 class Lock(Closing):
@@ -194,7 +246,7 @@ def read_record(path: Path, kind: type[_Record]) -> _Record | None:
         return None
 
 
-def write_record(path: Path, record: Refusal | Attempts | AgentRecord) -> bool:
+def write_record(path: Path, record: Refusal | Attempts | AgentRecord | Verdict) -> bool:
     """Write a record durably; False if the disk does not take it."""
     try:
         atomic_write(path, msgspec.json.encode(record) + b"\n")

@@ -2,6 +2,7 @@
 
     STATE/slots/a/, b/          one bundle each
     STATE/slots/a.good, ...     marker: sha256 of that slot's manifest, written last; without it a slot counts as empty
+    STATE/slots/a.release, ...  the signed release that the slot was installed from; absent for a bundle without one
     STATE/slots/current         symbolic link to `a` or `b`, replaced atomically
     STATE/slots/.lock           held during an installation
     (and what `eyas_device.updates.records` remembers)
@@ -21,7 +22,6 @@ import errno
 import fcntl
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -31,26 +31,18 @@ import msgspec
 from eyas_device.bundle import MANIFEST, Bundle, Manifest, read_manifest, sha256
 from eyas_device.config import ModelSection
 from eyas_device.errors import BundleError, EyasError
-from eyas_device.support.files import sync_folder, write_new
+from eyas_device.support.files import atomic_write, sync_folder, write_new
 from eyas_device.updates.copying import list_files, read_chunks
 from eyas_device.updates.judge import prove
-from eyas_device.updates.records import (
-    MAX_ATTEMPTS,
-    Attempts,
-    Lock,
-    Refusal,
-    read_agent,
-    read_record,
-    short_reason,
-    write_record,
-)
+from eyas_device.updates.records import Lock, Refusal, read_agent, read_record, short_reason
+from eyas_device.updates.slot_records import SlotRecords
+from eyas_device.updates.space import shortage, stored_bytes
 
 NAMES = ("a", "b")
-_MARGIN_BYTES = 1 << 20
 
 
 class SlotError(EyasError, OSError):
-    """A slot cannot be written, or there is no good one to switch to; the current slot is unchanged."""
+    """A slot cannot be written, or there is no good one to switch to; the current slot is unchanged, or named."""
 
 
 class SlotState(msgspec.Struct, frozen=True):
@@ -76,14 +68,12 @@ class SlotState(msgspec.Struct, frozen=True):
     """Why the agent, or an installation, refused this bundle or the last one that should have gone here."""
     attempts: int = 0
     """Attempts to run it that have not ended well (yet)."""
+    probation: str = ""
+    """Of a signed release: `running`, `passed` or `failed`; empty before it has begun, and for any other bundle."""
 
 
-class Slots:
+class Slots(SlotRecords):
     """The two slots below a device's state folder."""
-
-    def __init__(self, state: Path) -> None:
-        self.state = state
-        self.folder = state / "slots"
 
     def current(self) -> Path | None:
         """The folder of the current bundle, verified (hashes and marker); None without a good slot.
@@ -99,17 +89,18 @@ class Slots:
 
         Raises `SlotError` if agents run both.
         """
-        return self.folder / _other(self._kept())
+        return self.folder / other_slot(self._kept())
 
     def candidates(self, key: str = "") -> list[str]:
         """The good slots in the order in which an agent tries them.
 
         The current one comes first, unless `MAX_ATTEMPTS` attempts to run it did not end well; if that is so of both,
-        the one with fewer attempts: a device keeps trying. `key` as for `attempts`.
+        the one with fewer attempts: a device keeps trying. One that failed on probation comes last. `key` as for
+        `attempts`.
         """
         current = self._current()
         names = [name for name in NAMES if not self.problem(name)]
-        return sorted(names, key=lambda name: (_beyond(self.attempts(name, key)), name != current))
+        return sorted(names, key=lambda name: (self.has_failed(name), self.excess(name, key), name != current))
 
     def states(self) -> list[SlotState]:
         """State of both slots."""
@@ -124,57 +115,9 @@ class Slots:
         """
         return Lock.acquire(self._lock_of(name), shared=True)
 
-    def attempts(self, name: str, key: str = "") -> int:
-        """Attempts to run a slot that did not end well; with `key`, only those under that key."""
-        return self._attempts(name, key).count
-
-    def count_attempt(self, name: str, key: str) -> None:
-        """Count an attempt to run a slot, durably and before its model is loaded. A disk that fails is ignored."""
-        record = self._attempts(name, key)
-        ended = record.ended
-        if record.runtime:  # the attempt before did not live to say how it ended
-            ended = ended | {record.runtime: ended.get(record.runtime, 0) + 1}
-        write_record(self.folder / f"{name}.attempts", Attempts(key=key, count=record.count + 1, ended=ended))
-
-    def note_runtime(self, name: str, key: str, runtime: str) -> None:
-        """Note the runtime that a counted attempt loads now; empty if none of them could be blamed."""
-        record = self._attempts(name, key)
-        write_record(self.folder / f"{name}.attempts", msgspec.structs.replace(record, runtime=runtime))
-
-    def deadly_runtimes(self, name: str, key: str) -> set[str]:
-        """Runtimes that ended the process `MAX_ATTEMPTS` times when they ran this slot's bundle."""
-        return {runtime for runtime, count in self._attempts(name, key).ended.items() if count >= MAX_ATTEMPTS}
-
-    def end_attempt(self, name: str, *, healthy: bool) -> None:
-        """Forget all attempts of a `healthy` slot; else only the last, of an agent that was stopped on purpose."""
-        path = self.folder / f"{name}.attempts"
-        record = read_record(path, Attempts)
-        if record is None:
-            return
-        if healthy or record.count <= 1:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        else:
-            write_record(path, msgspec.structs.replace(record, count=record.count - 1, runtime=""))
-
-    def refuse(self, name: str, reason: str) -> None:
-        """Remember why the bundle in a slot is refused. A disk that fails is ignored."""
-        write_record(self.folder / f"{name}.refused", _refusal(self.folder / name, reason))
-
-    def accept(self, name: str) -> None:
-        """Forget why a slot was refused."""
-        with suppress(OSError):
-            (self.folder / f"{name}.refused").unlink(missing_ok=True)
-
-    def refusal(self, name: str) -> str:
-        """Why the bundle that is in a slot now is refused; empty if it is not."""
-        record = read_record(self.folder / f"{name}.refused", Refusal)
-        with suppress(OSError):
-            if record is not None and record.manifest_sha256 == sha256(self.folder / name / MANIFEST):
-                return record.reason
-        return ""
-
-    def install(self, source: Path, *, check: Callable[[Path], object] | None = None) -> Path:
+    def install(
+        self, source: Path, *, check: Callable[[Path], object] | None = None, release: bytes | None = None
+    ) -> Path:
         """Copy a bundle into the inactive slot, check it there, and make it current.
 
         A bundle that is already current is only checked again. The slot that an agent runs becomes the current one
@@ -184,6 +127,7 @@ class Slots:
             source: The bundle to install.
             check: Called with the copy, whose hashes are right; raises if its predictions are wrong. By default, the
                 judgement of `eyas_device.updates.judge` with default settings.
+            release: The signed release, as JSON, that the bundle belongs to; it is on the disk before the switch.
 
         Returns:
             The slot's folder.
@@ -200,31 +144,46 @@ class Slots:
             current = self._current()
             if current is not None and sha256(self.folder / current / MANIFEST) == sha256(source / MANIFEST):
                 self._check(current, check)
+                self._keep_release(current, release)
                 self.end_attempt(current, healthy=True)
                 self._switch(current)
                 return self.folder / current
             kept = self._kept()
-            name = _other(kept)
+            name = other_slot(kept)
             with self._exclusive(name):
                 if kept is not None and not self.problem(kept):
                     self._switch(kept)  # the link never names a slot that is being written
-                self._write_slot(name, source, files, check)
+                self._write_slot(name, source, files, check, release)
             return self.folder / name
 
-    def _write_slot(self, name: str, source: Path, files: dict[str, int], check: Callable[[Path], object]) -> None:
+    def _write_slot(
+        self,
+        name: str,
+        source: Path,
+        files: dict[str, int],
+        check: Callable[[Path], object],
+        release: bytes | None,
+    ) -> None:
         slot = self.folder / name
-        self._check_free_space(sum(files.values()), slot)
+        if missing := shortage(self.folder, sum(files.values()), reclaimed=stored_bytes(slot)):
+            raise SlotError(missing)
         self._clear(name)
         try:
             _copy_all(source, slot, files)
             Bundle.open(slot)
             self._check(name, check)
+            self._keep_release(name, release)
             self._mark(name)
         except BaseException:
             with suppress(OSError):
                 self._clear(name)
             raise
         self._switch(name)
+
+    def _keep_release(self, name: str, release: bytes | None) -> None:
+        if release is not None:
+            _step(f"release {name}")
+            atomic_write(self.folder / f"{name}.release", release)
 
     def _check(self, name: str, check: Callable[[Path], object]) -> None:
         """Check a slot's bundle; the reason of a refusal stays, also if the check ends this process."""
@@ -234,13 +193,13 @@ class Slots:
         except Exception as error:
             self.refuse(name, short_reason(error))
             raise
-        self.accept(name)
+        _remove(self.folder / f"{name}.refused")  # not `accept`: where it stays, the slot counts as refused
 
     def roll_back(self) -> Path:
         """Switch to the other slot and return its folder. Raises `SlotError` if it is not good, or was refused."""
         with self._writing():
             current = self._current()
-            name = _other(current)
+            name = other_slot(current)
             problem = self.problem(name) or self.refusal(name)
             if current is None or problem:
                 raise SlotError(f"{self.folder / name}: there is no good slot to switch back to ({problem})")
@@ -252,19 +211,24 @@ class Slots:
         """The slot that an installation must not write to; None if nothing is worth keeping.
 
         It is the one that an agent runs, or else the one that an agent would run: the current slot, but rather the
-        other one if the current was refused.
+        other one if the current was refused or still has to prove itself.
         """
         running = [name for name in NAMES if Lock.is_held(self._lock_of(name))]
         if len(running) == len(NAMES):
-            raise SlotError(f"{self.folder}: agents run both slots; stop one of them, or wait until a reload has ended")
+            raise SlotError(
+                f"{self.folder}: both slots are in use, because a model is on probation or agents run both; wait until "
+                "that has ended (`eyas-device status`), or stop the agent"
+            )
         if running:
             return running[0]
         names = self.candidates()
-        return min(names, key=lambda name: (bool(self.refusal(name)), names.index(name)), default=None)
+        return min(
+            names, key=lambda name: (bool(self.refusal(name)), self.is_unproven(name), names.index(name)), default=None
+        )
 
     def _current(self) -> str | None:
         linked = self.linked()
-        order = NAMES if linked is None else (linked, _other(linked))
+        order = sorted(NAMES, key=lambda name: (name != linked, bool(self.refusal(name))))
         return next((name for name in order if not self.problem(name)), None)
 
     def linked(self) -> str | None:
@@ -301,6 +265,7 @@ class Slots:
         problem = self.problem(name)
         refused = read_record(self.folder / f"{name}.refused", Refusal)
         why = self._refusal_text(name, refused)
+        verdict = self.verdict(name)
         manifest: Manifest | None = None
         with suppress(BundleError):
             manifest = read_manifest(slot)
@@ -318,6 +283,7 @@ class Slots:
             running=name == running,
             refused=why,
             attempts=self.attempts(name),
+            probation=verdict.state if verdict is not None else "",
         )
 
     def _refusal_text(self, name: str, record: Refusal | None) -> str:
@@ -325,10 +291,6 @@ class Slots:
             return ""
         other = not self.refusal(name) and (record.name or record.version)
         return f"{record.name} {record.version}: {record.reason}" if other else record.reason
-
-    def _attempts(self, name: str, key: str) -> Attempts:
-        record = read_record(self.folder / f"{name}.attempts", Attempts)
-        return record if record is not None and key in ("", record.key) else Attempts(key=key)
 
     def _lock_of(self, name: str) -> Path:
         return self.folder / f".{name}.lock"
@@ -367,25 +329,13 @@ class Slots:
         finally:
             os.close(lock)
 
-    def _check_free_space(self, needed: int, slot: Path) -> None:
-        """Raise `SlotError` unless `needed` bytes fit after `slot` is cleared."""
-        filesystem = os.statvfs(self.folder)
-        reclaimed = (
-            sum(path.lstat().st_size for path in slot.rglob("*")) if slot.is_dir() and not slot.is_symlink() else 0
-        )
-        free = filesystem.f_bavail * filesystem.f_frsize + reclaimed
-        if free < needed + _MARGIN_BYTES:
-            raise SlotError(
-                f"{self.folder}: {free / 1e6:.1f} MB free, {(needed + _MARGIN_BYTES) / 1e6:.1f} MB needed; "
-                "free some space"
-            )
-
     def _clear(self, name: str) -> None:
         """Empty a slot. Its marker is removed first, durably, so that the rest never counts as a bundle."""
         slot = self.folder / name
         _step(f"unmark {name}")
         _remove(_marker(slot))
-        _remove(self.folder / f"{name}.attempts")
+        for suffix in ("attempts", "release", "probation"):
+            _remove(self.folder / f"{name}.{suffix}")
         _sync(self.folder)
         _step(f"clear {name}")
         _remove(slot)
@@ -401,38 +351,29 @@ class Slots:
         _sync(self.folder)
 
     def _switch(self, name: str) -> None:
-        """Point the link to the slot `name`."""
+        """Point the link to the slot `name`, and wait until that is on the disk, whoever did it."""
         link, temporary = self.folder / "current", self.folder / ".current"
-        if self.linked() == name:
-            return
-        _remove(temporary)
-        _step(f"link {name}")
-        temporary.symlink_to(name)
-        _sync(self.folder)
-        if not link.is_symlink():
-            _remove(link)  # a rename cannot replace a folder
-        temporary.rename(link)
-        _step(f"linked {name}")
-        _sync(self.folder)
+        if self.linked() != name:
+            _remove(temporary)
+            _step(f"link {name}")
+            temporary.symlink_to(name)
+            _sync(self.folder)
+            if not link.is_symlink():
+                _remove(link)  # a rename cannot replace a folder
+            temporary.rename(link)
+            _step(f"linked {name}")
+        try:
+            _sync(self.folder)
+        except OSError as error:
+            raise SlotError(
+                f"{self.folder}: {error.strerror}; slot {name} is current now, and a power cut may undo that: "
+                "check the disk and install again"
+            ) from None
 
 
-def _other(name: str | None) -> str:
+def other_slot(name: str | None) -> str:
+    """The slot that `name` is not."""
     return "b" if name == "a" else "a"
-
-
-def _beyond(attempts: int) -> int:
-    """How many attempts a slot has beyond those that count for nothing."""
-    return max(0, attempts - MAX_ATTEMPTS + 1)
-
-
-def _refusal(slot: Path, reason: str) -> Refusal:
-    """A refusal of the bundle in `slot`."""
-    name = version = digest = ""
-    with suppress(BundleError, OSError):
-        digest = sha256(slot / MANIFEST)
-        manifest = read_manifest(slot)
-        name, version = manifest.name, manifest.version
-    return Refusal(name=name, version=version, manifest_sha256=digest, reason=reason, time=time.time())
 
 
 def _marker(slot: Path) -> Path:

@@ -43,6 +43,7 @@ from eyas_device.telemetry.messages import (
     Window,
     decode,
     encode,
+    hint_topic,
 )
 from eyas_device.telemetry.mqtt import Uplink, UplinkSettings
 from eyas_device.telemetry.mqtt_client import LinkState
@@ -390,7 +391,6 @@ def test_the_spool_is_synced_while_the_uplink_hangs(tmp_path: Path, monkeypatch:
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 
     monkeypatch.setattr("socket.getaddrinfo", resolve)
-    monkeypatch.setattr("eyas_device.agent.reporter._SPOOL_TURN_S", 0.02)
     spool = Spool(tmp_path, device="cam-7", limits=SpoolLimits(sync_s=0.1))
     uplink = UplinkSettings(host="broker.example", port=1883, site="hall-2", device="cam-7")
 
@@ -403,7 +403,7 @@ def test_the_spool_is_synced_while_the_uplink_hangs(tmp_path: Path, monkeypatch:
         assert asked.wait(10)
         for _ in range(2):
             spool.append(Window())
-            wait_until(lambda: spool._unsynced_since is None)
+            wait_until(lambda: not spool._syncs.waiting)
     finally:
         ended.set()
         monkeypatch.setattr(reporter, "_health", Health)
@@ -457,6 +457,56 @@ def test_commands_are_executed_once_and_answered_through_the_spool(broker: Broke
         assert (result.id, result.ok) == (refused.id, False)
         assert "not allowed" in result.detail
     assert executed == [{"a": 1.5}]
+
+
+def test_a_hint_is_passed_on_once_and_never_trusted(broker: Broker, tmp_path: Path) -> None:
+    hints: queue.Queue[None] = queue.Queue()
+    desired = hint_topic("hall-2", "early")
+    with inbox(broker.port) as box:
+        box.client.publish(desired, b"\xff not a document", qos=1, retain=True).wait_for_publish(10)
+        settings = UplinkSettings(host="127.0.0.1", port=broker.port, site="hall-2", device="cam-7", hint=desired)
+        spool = Spool(tmp_path / "spool", device="cam-7")
+        with Uplink(
+            settings,
+            spool,
+            will=Status(device="cam-7"),
+            make_status=lambda: Status(state="online"),
+            on_command=print,
+            on_hint=lambda: hints.put(None),
+        ) as uplink:
+            uplink.start()
+            hints.get(timeout=15)
+            before = uplink.ignored
+            box.client.publish(desired, b"x" * (65 << 10), qos=1, retain=True)  # too long for a device
+            box.client.publish(hint_topic("hall-2", "others"), b"2", qos=1)
+            box.client.publish(desired, b"", qos=1, retain=True)
+            box.client.publish(desired, b"\xff not a document", qos=1)
+            box.client.publish(desired, b"2", qos=1, retain=True)
+            hints.get(timeout=15)
+            broker.stop()
+            broker.start()
+            wait_until(lambda: box.client.is_connected() and uplink.listening and uplink.connected)
+            box.client.publish(desired, b"2", qos=1, retain=True)
+            box.client.publish(desired, b"3", qos=1, retain=True)
+            hints.get(timeout=15)
+            assert hints.empty(), "the same hint was passed on twice"
+            assert uplink.ignored == before
+
+
+def test_the_arm_of_a_window_ends_with_the_probation(broker: Broker, pristine_bundle: Path) -> None:
+    arm = ["candidate"]
+    uplink = UplinkSettings(host="127.0.0.1", port=broker.port, site="hall-2", device="cam-7")
+    with inbox(broker.port) as box, Classifier.open(pristine_bundle) as classifier:
+        settings = ReporterSettings(uplink=uplink, window_s=30.0)
+        with Reporter(settings, classifier, arm=lambda: arm[0]) as reporter:
+            reporter.start()
+            box.next("status")
+            Loop(classifier, open_camera("fake:?frames=3"), [reporter]).run()
+            arm[0] = ""
+            reporter.refresh_arm()
+            Loop(classifier, open_camera("fake:?frames=2"), [reporter]).run()
+        windows = [box.next("window")[2] for _ in range(2)]
+    assert [(window.arm, window.frames) for window in windows] == [("candidate", 3), ("", 2)]
 
 
 def test_events_leave_as_the_privacy_rules_say(broker: Broker, pristine_bundle: Path) -> None:

@@ -33,16 +33,17 @@ class Machine:
     def run(self, words: Sequence[str]) -> None:
         self.commands.append(" ".join(words))
         wants = self.root / "etc/systemd/system/multi-user.target.wants"
-        link = wants / f"{words[-1]}.service"
+        link = wants / (words[-1] if words[-1].endswith((".path", ".service")) else f"{words[-1]}.service")
         if words[:2] == ("systemctl", "enable"):
             wants.mkdir(parents=True, exist_ok=True)
             link.symlink_to("anywhere")
         if words[:2] == ("systemctl", "disable"):
             link.unlink()
 
-    def service(self, name: str = "", *, dry_run: bool = False) -> Service:
+    def service(self, name: str = "", *, dry_run: bool = False, agent_updates: bool = False) -> Service:
         self.lines, self.commands = [], []
-        return Service(name, say=self.lines.append, dry_run=dry_run, root=self.root, run=self.run)
+        options = {"dry_run": dry_run, "agent_updates": agent_updates}
+        return Service(name, say=self.lines.append, root=self.root, run=self.run, **options)
 
     def files(self) -> dict[str, str]:
         found = [path for path in self.root.rglob("*") if path.is_file() or path.is_symlink()]
@@ -61,6 +62,22 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path / "root")
 
 
+def test_without_udev_the_service_is_installed_all_the_same(machine: Machine, tmp_path: Path) -> None:
+    (config := tmp_path / "own.toml").write_text('[camera]\nsource = "v4l2:0"\n')
+    run = machine.run
+
+    def without_udev(words: Sequence[str]) -> None:
+        if words[0] == "udevadm":
+            raise ServiceError(f"{' '.join(words)}: No such file or directory")
+        run(words)
+
+    machine.run = without_udev  # type: ignore[method-assign]
+    service = machine.service()
+    assert service.install(config) and service.can_start
+    assert any("the rules for cameras hold from the next start on" in line for line in machine.lines)
+    assert not machine.service().install(None), "nothing is left to do"
+
+
 def test_everything_is_installed_once(machine: Machine, tmp_path: Path) -> None:
     config = tmp_path / "own.toml"
     config.write_text('[camera]\nsource = "v4l2:0"\n')
@@ -70,12 +87,20 @@ def test_everything_is_installed_once(machine: Machine, tmp_path: Path) -> None:
         "etc/eyas/device.toml": "0o640",
         "etc/udev/rules.d/70-eyas-camera.rules": "0o644",
         "etc/systemd/system/eyas-device.service": "0o644",
+        "etc/systemd/system/eyas-device-update.service": "0o644",
         "etc/systemd/system/multi-user.target.wants/eyas-device.service": "0o777",
+        "etc/systemd/system/multi-user.target.wants/eyas-device-update.service": "0o777",
     }
     assert oct((machine.root / "var/lib/eyas").stat().st_mode & 0o777) == "0o750"
     unit = (machine.root / "etc/systemd/system/eyas-device.service").read_text()
     assert f"ExecStart={PROGRAM} run --config /etc/eyas/device.toml" in unit and "/opt/eyas/venv" not in unit
-    assert machine.commands[-2:] == ["systemctl daemon-reload", "systemctl enable --quiet eyas-device"]
+    updater = (machine.root / "etc/systemd/system/eyas-device-update.service").read_text()
+    assert f"ExecStart={PROGRAM} update --watch --config /etc/eyas/device.toml" in updater
+    assert machine.commands[-3:] == [
+        "systemctl daemon-reload",
+        "systemctl enable --quiet eyas-device",
+        "systemctl enable --quiet eyas-device-update",
+    ]
     again = machine.service()
     assert not again.install(config) and not again.install()
     assert (machine.lines, machine.commands) == ([], [])
@@ -115,15 +140,62 @@ def test_a_dry_run_changes_nothing(machine: Machine) -> None:
     assert "would run systemctl enable --quiet eyas-device" in machine.lines
 
 
+def test_an_installation_of_before_there_was_an_updater_gets_it(machine: Machine) -> None:
+    machine.service().install()
+    (machine.root / "etc/systemd/system/eyas-device-update.service").unlink()
+    (machine.root / "etc/systemd/system/multi-user.target.wants/eyas-device-update.service").unlink()
+    before = machine.service()
+    assert before.install()
+    assert machine.commands == ["systemctl daemon-reload", "systemctl enable --quiet eyas-device-update"]
+    assert machine.service().uninstall() and list(machine.files()) == ["etc/eyas/device.toml"]
+
+
+def test_the_agent_is_exchanged_by_releases_only_where_that_is_asked_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ServiceError, match="not an environment of `eyas flash`"):
+        machine.service(agent_updates=True).install()
+    with pytest.raises(ServiceError, match="without --name"):
+        machine.service("press", agent_updates=True)
+    monkeypatch.setattr(services, "program_for_service", lambda: "/opt/eyas/venv/bin/eyas-device")
+    machine.service().install()
+    assert not any("agent-update" in name for name in machine.files())
+    assert machine.service(agent_updates=True).install() and not machine.service(agent_updates=True).install()
+    for kind in ("path", "service"):
+        unit = f"etc/systemd/system/eyas-device-agent-update.{kind}"
+        wanted = f"etc/systemd/system/multi-user.target.wants/eyas-device-agent-update.{kind}"
+        assert {unit, wanted} <= set(machine.files())
+    machine.service().uninstall()
+    config = machine.root / "etc/eyas/device.toml"
+    config.write_text("[update]\nagent = true\n")
+    assert machine.service().install() and not machine.service(agent_updates=True).install(), "the configuration asks"
+    machine.service("press").install()
+    assert machine.service().uninstall() and machine.service("press").uninstall()
+    assert sorted(machine.files()) == ["etc/eyas/device.toml", "etc/eyas/devices/press.toml"]
+    config.unlink()
+    (new := machine.root / "new.toml").write_text("[update]\nagent = true\n")
+    machine.service().install(new)
+    new.unlink()
+    assert any("agent-update.path" in name for name in machine.files()), "as that which is brought"
+    (machine.root / "etc/eyas/devices/press.toml").unlink()
+    assert machine.service().uninstall() and list(machine.files()) == ["etc/eyas/device.toml"]
+
+
 def test_several_cameras(machine: Machine) -> None:
     for name in ("press", "line-7"):
         machine.service(name).install()
     files = machine.files()
     assert "etc/eyas/devices/press.toml" in files and "etc/systemd/system/eyas-device@.service" in files
     assert (machine.root / "var/lib/eyas/devices/line-7").is_dir()
+    assert "etc/systemd/system/eyas-device-update@.service" in files
     assert machine.service("press").uninstall()
-    assert "etc/systemd/system/eyas-device@.service" in machine.files(), "line-7 needs it"
+    for unit in ("eyas-device@", "eyas-device-update@"):
+        assert f"etc/systemd/system/{unit}.service" in machine.files(), "line-7 needs it"
     assert machine.service("line-7").uninstall()
+    assert machine.commands[:2] == [
+        "systemctl disable --now --quiet eyas-device-update@line-7",
+        "systemctl disable --now --quiet eyas-device@line-7",
+    ]
     assert set(machine.files()) == {"etc/eyas/devices/press.toml", "etc/eyas/devices/line-7.toml"}
     assert not machine.service("press").uninstall()
 
@@ -175,7 +247,7 @@ def test_the_verb_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], mon
     assert main(["service", "remove"]) == 2
     assert "invalid choice: 'remove'" in capsys.readouterr().err
     assert main(["service", "uninstall", "--now"]) == 2
-    assert "--config and --now are for `service install`" in capsys.readouterr().err
+    assert "--config, --agent-updates and --now are for `service install`" in capsys.readouterr().err
 
 
 def test_the_rules_are_plain() -> None:

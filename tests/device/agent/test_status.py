@@ -312,7 +312,7 @@ def test_nobody_to_ask(state: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_each_problem_is_one_sentence(health: dict[str, object], problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = HealthMonitor()
-    monitor.models = SimpleNamespace(record=AgentRecord(model="m 1.0.0"))  # type: ignore[assignment]
+    monitor.models = SimpleNamespace(progress="", record=AgentRecord(model="m 1.0.0"))  # type: ignore[assignment]
     if "paused_until" in health:  # seconds from now
         health = health | {"paused_until": time.time() + 7200.0}
     monkeypatch.setattr(HealthMonitor, "health", lambda self: Health(**health))  # type: ignore[arg-type]
@@ -326,7 +326,7 @@ def test_a_model_that_was_refused_or_is_missing_is_a_problem() -> None:
     monitor = HealthMonitor()
     assert "no model runs" in describe(monitor, Config()).problems[0]
     record = AgentRecord(model="m 1.0.0", refused_model="m 2.0.0", refused_reason="too slow", manifest_sha256="ab" * 32)
-    monitor.models = SimpleNamespace(record=record)  # type: ignore[assignment]
+    monitor.models = SimpleNamespace(progress="", record=record)  # type: ignore[assignment]
     status = describe(monitor, Config())
     assert status.problems == ("m 2.0.0 was refused: too slow",)
     assert (status.model.name, status.model.digest) == ("m 1.0.0", "ab" * 6)

@@ -27,11 +27,13 @@ from eyas_device.agent.systemd import LOAD_S, UNIT, Notifier
 from eyas_device.camera import open_camera
 from eyas_device.camera.fake import FakeCamera
 from eyas_device.camera.reconnecting import CameraState, ReconnectingCamera
-from eyas_device.commands import run
+from eyas_device.commands import run, update
 from eyas_device.config import INSTANCES, STATE
 from eyas_device.errors import ImageError
 from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Pixels
+from eyas_device.updates.agent_mirror import REQUEST
+from eyas_device.updates.progress import ROOT_STATE, UPDATES
 from tests.support.system_parts import require
 
 MAX_EXPOSURE = 2.0
@@ -403,7 +405,11 @@ def systemd_analyze() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 TEMPLATE = UNIT.with_name("eyas-device@.service")
-both = pytest.mark.parametrize("unit", [UNIT, TEMPLATE], ids=["one", "several"])
+UPDATER = UNIT.with_name("eyas-device-update.service")
+UPDATER_TEMPLATE = UNIT.with_name("eyas-device-update@.service")
+each = pytest.mark.parametrize(
+    "unit", [UNIT, TEMPLATE, UPDATER, UPDATER_TEMPLATE], ids=["one", "several", "updater", "updaters"]
+)
 
 
 def settings_of(unit: Path) -> dict[str, list[str]]:
@@ -426,17 +432,17 @@ def installed(tmp_path: Path) -> Callable[[Path], Path]:
     return install
 
 
-@both
+@each
 def test_the_unit_is_hardened(
     unit: Path, installed: Callable[[Path], Path], systemd_analyze: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = systemd_analyze("security", "--offline=true", "--no-pager", installed(unit))
-    match = re.search(r"Overall exposure level for eyas-device(?:@line-7)?\.service: ([\d.]+)", done.stdout)
+    match = re.search(r"Overall exposure level for eyas-device(?:-update)?(?:@line-7)?\.service: ([\d.]+)", done.stdout)
     assert match is not None, done.stdout + done.stderr
     assert float(match[1]) <= MAX_EXPOSURE, done.stdout
 
 
-@both
+@each
 def test_the_unit_has_no_faults(
     unit: Path, installed: Callable[[Path], Path], systemd_analyze: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -447,7 +453,7 @@ def test_the_unit_has_no_faults(
     if version < 254:
         newer = re.compile(r"Unknown key (?:name )?'Restart(Steps|MaxDelaySec)' in section ")
         ignored = [line for line in complaints if newer.search(line)]
-        assert len(ignored) == 2
+        assert len(ignored) == (0 if "update" in unit.name else 2)
         complaints = [line for line in complaints if line not in ignored]
     assert complaints == []
 
@@ -465,6 +471,50 @@ def test_the_unit_for_several_cameras_differs_in_the_camera_alone() -> None:
     # systemd removes a unit's runtime folder with all that is in it when the unit stops: neither lies in the other
     folders = [Path(settings["RuntimeDirectory"][0]) for settings in (one, several)]
     assert folders == [Path("eyas"), Path("eyas-devices/%i")]
+
+
+def test_the_updater_is_hardened_as_the_agent_is() -> None:
+    """It has no devices and comes last; everything else that shuts the agent in shuts it in, too."""
+    agent, updater = settings_of(UNIT), settings_of(UPDATER)
+    own = {
+        *("Description", "Type", "ExecStart", "TimeoutStopSec", "Restart", "RestartSec", "MemoryMax", "TasksMax"),
+        *("LimitNOFILE", "Nice", "CPUWeight", "IOSchedulingClass", "OOMScoreAdjust", "PrivateDevices"),
+    }
+    left_out = {
+        *("NotifyAccess", "ExecReload", "TimeoutStartSec", "WatchdogSec", "RestartSteps", "RestartMaxDelaySec"),
+        *("KillMode", "SupplementaryGroups", "DeviceAllow", "RemoveIPC"),
+        *("RuntimeDirectory", "RuntimeDirectoryMode"),  # systemd would remove the agent's with this unit
+    }
+    assert {key for key in agent | updater if agent.get(key) != updater.get(key)} == own | left_out
+    assert left_out.isdisjoint(updater) and updater["PrivateDevices"] == ["yes"]
+    assert updater["StateDirectory"] == agent["StateDirectory"] and updater["User"] == ["eyas"]
+
+
+def test_the_updater_of_several_cameras_differs_in_the_camera_alone() -> None:
+    one, several = settings_of(UPDATER), settings_of(UPDATER_TEMPLATE)
+    assert {key for key in one | several if one.get(key) != several.get(key)} == {
+        *("Description", "ExecStart", "StateDirectory"),
+    }
+    assert several["ExecStart"] == [one["ExecStart"][0].replace("device.toml", "devices/%i.toml")]
+    assert several["StateDirectory"] == settings_of(TEMPLATE)["StateDirectory"]
+
+
+def test_root_s_unit_for_the_agent_has_no_network_and_writes_environments_only(
+    tmp_path: Path, systemd_analyze: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    for kind in ("path", "service"):
+        unit = UNIT.with_name(f"eyas-device-agent-update.{kind}")
+        (tmp_path / unit.name).write_text(unit.read_text(encoding="utf-8"))
+    service = tmp_path / "eyas-device-agent-update.service"
+    done = systemd_analyze("security", "--offline=true", "--no-pager", service)
+    assert float(done.stdout.rpartition("service: ")[2].split()[0]) <= 3.0, done.stdout
+    done = systemd_analyze("verify", "--man=no", service, service.with_suffix(".path"))
+    assert [line for line in done.stderr.splitlines() if "is not executable" not in line] == []
+    settings = settings_of(service)
+    assert (settings["PrivateNetwork"], settings["ReadWritePaths"]) == (["yes"], ["/opt/eyas"])
+    assert f"/var/lib/{settings['StateDirectory'][0]}" == str(ROOT_STATE)
+    [watched] = settings_of(service.with_suffix(".path"))["PathChanged"]
+    assert watched == f"{STATE}/{UPDATES}/{REQUEST}"
 
 
 def test_the_pause_between_restarts_grows_but_stays_short() -> None:
@@ -486,11 +536,12 @@ def test_the_tool_would_find_a_fault(
 def test_the_unit_starts_the_verb_and_never_gives_up() -> None:
     settings = settings_of(UNIT)
     assert (settings["Type"], settings["Restart"], settings["StartLimitIntervalSec"]) == (["notify"], ["always"], ["0"])
-    program, verb, *options = settings["ExecStart"][0].split()
-    assert (Path(program).name, verb) == ("eyas-device", "run")
-    parser = argparse.ArgumentParser()
-    run.add_arguments(parser)
-    parser.parse_args(options)
+    for unit, verb in ((UNIT, run), (UPDATER, update)):
+        program, name, *options = settings_of(unit)["ExecStart"][0].split()
+        assert (Path(program).name, name) == ("eyas-device", verb.__name__.rpartition(".")[2])
+        parser = argparse.ArgumentParser()
+        verb.add_arguments(parser)
+        parser.parse_args(options)
 
 
 _WITHOUT_WRITE_EXECUTE = """

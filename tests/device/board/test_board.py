@@ -17,6 +17,7 @@ from eyas_device.board import (
     Board,
     Throttle,
     Vitals,
+    board_kind,
     decode_throttled,
     read_board,
     read_memory,
@@ -119,6 +120,20 @@ def test_x86(recorded: Callable[[str], Recording]) -> None:
     assert vitals.temperature_c == 53.0  # the package, not the case
     assert vitals.governor == "powersave" and vitals.throttle is None
     assert read_power(root, run=run) is None
+
+
+@pytest.mark.parametrize(("board", "kind"), [("pi4", "pi4"), ("pi5", "pi5"), ("orin-nano", "jetson")])
+def test_the_kind_of_a_board(board: str, kind: str, recorded: Callable[[str], Recording]) -> None:
+    assert board_kind(recorded(board)[0]) == kind
+
+
+def test_the_kind_of_any_other_board_is_its_architecture(
+    recorded: Callable[[str], Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert board_kind(recorded("x86")[0]) == "x86"
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    assert board_kind(recorded("x86")[0]) == "riscv64"
 
 
 def test_a_placeholder_is_not_a_name(recorded: Callable[[str], Recording]) -> None:

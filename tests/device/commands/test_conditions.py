@@ -39,6 +39,8 @@ def verbs(bundle: Path, folder: Path) -> dict[str, tuple[list[object], int]]:
         "info": (["info", bundle], 0),
         "install": (["install", bundle, "--state", state], 0),
         "slots": (["slots", "--state", state], 0),
+        "update --status": (["update", "--status", "--state", state], 0),
+        "update": (["update", "--state", state], 2),
         "snapshot": (["snapshot", "--bundle", bundle, *fake, "--out", folder / "snapshots"], 0),
         "status": (["status", "--state", state], 2),
         "reload": (["reload", "--state", state], 2),

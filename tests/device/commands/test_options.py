@@ -21,10 +21,11 @@ OF_THE_VERB = {
     "doctor": set[str](),
     "snapshot": {"--every", "--frames", "--out"},
     "install": set[str](),
+    "update": {"--agent", "--check", "--from", "--now", "--status", "--watch"},
     "slots": {"--roll-back"},
     "reload": {"--timeout"},
     "status": {"--timeout"},
-    "service": {"--dry-run", "--now"},
+    "service": {"--agent-updates", "--dry-run", "--now"},
 }
 """Options that are about one run of a verb and so have no key."""
 ALWAYS = {"--help", "--config", "--json"}

@@ -64,8 +64,9 @@ class Collector:
         if kind in ("ack", "cmd"):
             return
         header = decode(message.payload, Header)
+        again = (kind, header.sequence) in {(k, h.sequence) for k, h in self.messages}  # after a broken connection
         self.messages.append((kind, header))
-        if kind == "window":
+        if kind == "window" and not again:
             for what, count in decode(message.payload, Window).lost.items():
                 self.lost[what] = self.lost.get(what, 0) + count
         if kind == "status":

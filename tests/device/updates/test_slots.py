@@ -6,9 +6,9 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,9 +21,11 @@ from eyas_device.commands import install as install_verb
 from eyas_device.commands import slots as slots_verb
 from eyas_device.errors import BundleError, CheckFailed
 from eyas_device.updates import slots as slots_module
+from eyas_device.updates.release import MAX_BYTES
 from eyas_device.updates.slots import SlotError, Slots
 from tests.support import tiny
 from tests.support.bundles import entry
+from tests.support.cut_process import cut_at
 
 VERSIONS = ("1.0.0", "2.0.0", "3.0.0")
 
@@ -74,46 +76,9 @@ def version_of(slots: Slots) -> str | None:
     return None if current is None else Bundle.open(current).manifest.version
 
 
-def crashing(work: Callable[[], object], at: int) -> bool:
-    """Do `work` in a process whose power is cut at its step number `at`; True if it came so far.
-
-    Files that were not synced by then are emptied, as a disk may find them after a power cut.
-    """
-    child = os.fork()
-    if child == 0:
-        try:
-            root = Path(os.environ["EYAS_TEST_SLOTS"])
-            synced = {path.lstat().st_ino for path in root.rglob("*")}
-            left = at
-
-            def step(name: str) -> None:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    for path in root.rglob("*"):
-                        found = path.lstat()
-                        if path.is_file() and not path.is_symlink() and found.st_ino not in synced:
-                            os.truncate(path, 0)
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            def sync(descriptor: int) -> None:
-                step("fsync")
-                synced.add(os.fstat(descriptor).st_ino)
-
-            slots_module._step = step
-            os.fsync = sync
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFSIGNALED(status)
-
-
 @pytest.fixture
-def crash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., bool]:
-    monkeypatch.setenv("EYAS_TEST_SLOTS", str(tmp_path))
-    return crashing
+def crash(tmp_path: Path) -> Callable[[Callable[[], object], int], bool]:
+    return partial(cut_at, tmp_path)
 
 
 def test_first_and_second_installation(tmp_path: Path, bundles: dict[str, Path]) -> None:
@@ -190,11 +155,8 @@ STEPS = st.lists(
 
 @given(steps=STEPS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_history(
-    steps: list[tuple[str, int, int | None]], bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_history(steps: list[tuple[str, int, int | None]], bundles: dict[str, Path]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setenv("EYAS_TEST_SLOTS", folder)
         slots = Slots(Path(folder))
         for action, number, at in steps:
             before, version = version_of(slots), VERSIONS[number]
@@ -207,6 +169,8 @@ def test_any_history(
                     allowed |= {state.version for state in slots.states() if state.good}
             elif action == "spoil inactive":
                 victim = slots.inactive() / "model.tflite"
+                if victim.parent == slots.current():  # it was refused when it was checked again
+                    allowed |= {state.version for state in slots.states() if state.good}
                 if victim.exists():
                     victim.write_bytes(b"spoilt")
             else:
@@ -223,7 +187,7 @@ def test_any_history(
                 if action == "roll back" and before is not None:
                     allowed |= good
                 if at is not None:
-                    crashing(work, at)
+                    cut_at(Path(folder), work, at, may_fail=True)
                 else:
                     try:
                         work()
@@ -330,6 +294,15 @@ def test_a_damaged_link(target: str, tmp_path: Path, bundles: dict[str, Path]) -
     assert version_of(slots) == "1.0.0"
     slots.install(bundles["1.0.0"], check=accept)
     assert link.readlink() == Path("a")
+
+
+def test_without_the_link_a_slot_that_was_refused_comes_last(tmp_path: Path, bundles: dict[str, Path]) -> None:
+    slots = Slots(tmp_path)
+    slots.install(bundles["1.0.0"], check=accept)
+    slots.refuse("a", "wrong on real frames")
+    slots.install(bundles["2.0.0"], check=accept)
+    (slots.folder / "current").unlink()
+    assert version_of(slots) == "2.0.0"
 
 
 def test_a_slot_that_is_a_link_is_not_good_and_its_target_is_not_touched(
@@ -492,3 +465,38 @@ def test_the_verbs(
     with pytest.raises(SlotError):
         (state / "slots/b/manifest.json").unlink()
         run(slots_verb, "--state", state, "--roll-back")
+
+
+def test_the_release_of_a_slot_is_on_the_disk_before_the_switch_and_leaves_with_its_bundle(
+    tmp_path: Path, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots = Slots(tmp_path)
+    slots.install(bundles["1.0.0"], check=accept, release=b'{"version": "1.0.0"}')
+    found: dict[str, bytes | None] = {}
+    monkeypatch.setattr(slots_module, "_step", lambda name: found.update({name: slots.release("b")}))
+    slots.install(bundles["2.0.0"], check=accept, release=b'{"version": "2.0.0"}')
+    assert found["link b"] == found["mark b"] == b'{"version": "2.0.0"}' and found["copy model.tflite"] is None
+    assert slots.release("a") == b'{"version": "1.0.0"}'
+    slots.install(bundles["2.0.0"], check=accept)
+    assert slots.release("b") == b'{"version": "2.0.0"}', "the same bundle once more, by hand"
+    slots.install(bundles["2.0.0"], check=accept, release=b'{"version": "2.0.0", "note": "again"}')
+    assert slots.release("b") == b'{"version": "2.0.0", "note": "again"}'
+    (slots.folder / "a.probation").write_text("{}")
+    slots.install(bundles["3.0.0"], check=accept)
+    assert slots.release("a") is None and not (slots.folder / "a.probation").exists(), "it was of another bundle"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "huge"])
+def test_a_release_that_is_no_file_never_blocks(kind: str, tmp_path: Path, bundles: dict[str, Path]) -> None:
+    slots = Slots(tmp_path)
+    slots.install(bundles["1.0.0"], check=accept)
+    path = slots.folder / "a.release"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as stream:
+            stream.truncate(1 << 40)
+    content = slots.release("a")
+    assert content is None or len(content) == MAX_BYTES + 1

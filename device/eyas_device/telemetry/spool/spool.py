@@ -1,7 +1,8 @@
 """The spool: one SQLite file of messages, bounded by bytes and age, that keeps each until the collector stored it.
 
 Durability: a message survives a killed process as soon as `append` returns; a power cut may lose what was appended
-within the last `sync_s` seconds, because that is how often the disk is synced (syncs wear out an SD card).
+within the last `sync_s` seconds, because that is how often the disk is synced (syncs wear out an SD card), if
+`maintain` is called when `due_in` asks for it.
 
 Identity: each start takes a block of 2**32 sequences, and the file names the block, synced, before the first one is
 used. Whatever happens to the disk after that, no later process uses one of them again. Without a file that can be
@@ -30,6 +31,7 @@ from eyas_device.telemetry.messages import KINDS, Event, Header, Window, encode
 from eyas_device.telemetry.spool.eviction import IN_FLIGHT, MAX_UNDELETED, Eviction, Losses
 from eyas_device.telemetry.spool.rows import Held, Rows, is_locked
 from eyas_device.telemetry.spool.state import SpoolError, SpoolLimits, SpoolState, Waiting
+from eyas_device.telemetry.spool.sync_timer import SyncTimer
 
 __all__ = ["IN_FLIGHT", "Held", "Spool", "SpoolError", "SpoolLimits", "SpoolState", "Waiting"]
 
@@ -76,7 +78,8 @@ class Spool(Closing):
         self._folder, self._device = folder, device
         self._checkpoint_bytes = max(min(4 << 20, limits.max_bytes // 16), 64 << 10)
         self._max_bytes = max(limits.max_bytes - 2 * self._checkpoint_bytes, 64 << 10)
-        self._max_age_s, self._sync_s, self._clock = limits.max_days * _DAY_S, limits.sync_s, clock
+        self._max_age_s, self._clock = limits.max_days * _DAY_S, clock
+        self._syncs = SyncTimer(limits.sync_s, clock)
         self._boot = boot_id() if boot is None else boot
         self._lock = threading.RLock()
         self._losses = Losses()
@@ -95,7 +98,6 @@ class Spool(Closing):
         """UUIDs that messages of this process may carry."""
         self._age, self._opened = 0.0, clock()
         self._retry_at = self._expired_at = 0.0
-        self._unsynced_since: float | None = None
         self._closed = False
         if folder is not None:
             self._open(folder, first=True)
@@ -178,7 +180,7 @@ class Spool(Closing):
                 return
             if len(self._forgotten) < _MAX_FORGOTTEN:
                 self._forgotten.update(on_disk)
-            self._mark_unsynced()
+            self._syncs.wrote()
             if len(self._forgotten) >= MAX_UNDELETED:
                 self._try(self._delete_forgotten, failed=None)
 
@@ -198,11 +200,13 @@ class Spool(Closing):
             on_disk = self._try(lambda disk: disk.count(), failed=0, always=True) - len(self._forgotten)
             return Waiting(max(on_disk, 0), 0 if self._memory is None else self._memory.count())
 
-    def maintain(self) -> None:
-        """Do what is due: sync, drop what is too old, retry a disk that failed.
+    def due_in(self) -> float:
+        """Seconds until `maintain` is to be called, at most a second."""
+        with self._lock:
+            return self._syncs.due_in()
 
-        Call it about once a second; it may wait for the disk.
-        """
+    def maintain(self) -> None:
+        """Do what is due: sync, drop what is too old, retry a disk that failed. It may wait for the disk."""
         now = self._clock()
         with self._lock:
             if self._closed:
@@ -212,7 +216,7 @@ class Spool(Closing):
                 self._expire()
             if now >= self._retry_at and self.state.is_fault:
                 self._retry()
-            due = self._unsynced_since is not None and now - self._unsynced_since >= self._sync_s
+            due = self._syncs.waiting and not self._syncs.due_in()
             if due:
                 self._try(self._delete_forgotten, failed=None)
         if due:
@@ -221,12 +225,15 @@ class Spool(Closing):
     def sync(self) -> None:
         """Sync the disk now: what was appended survives a power cut."""
         with self._lock:
-            disk, self._unsynced_since = self._disk, None
+            disk = self._disk
+            self._syncs.begin()
         try:
             if disk is not None:
                 disk.sync()
         except OSError as error:
             self._disk_failed(str(error.strerror))
+        with self._lock:
+            self._syncs.ended()
 
     def close(self) -> None:
         """Sync and close the file; messages that are only in memory are lost."""
@@ -424,7 +431,7 @@ class Spool(Closing):
             self._memory.delete(held.sequence for held in waiting)
             self._disk_eviction.make_room(disk, self._max_bytes)
         self.state, self.detail = SpoolState.ON_DISK, ""
-        self._mark_unsynced()
+        self._syncs.wrote()
         self._close_empty_memory()
 
     def _close_empty_memory(self) -> None:
@@ -445,7 +452,7 @@ class Spool(Closing):
         self._forgotten.clear()
         if held.kind == "window":
             self._losses.counts = {}
-        self._mark_unsynced()
+        self._syncs.wrote()
         self._disk_eviction.make_room(disk, self._max_bytes)
         if disk.log_bytes() > self._checkpoint_bytes:
             disk.checkpoint()
@@ -474,9 +481,6 @@ class Spool(Closing):
     def _count(self, what: str, number: int) -> None:
         self._losses.add({what: number})
         self._try(lambda disk: Losses.write(disk, self._losses.counts), failed=None)
-
-    def _mark_unsynced(self) -> None:
-        self._unsynced_since = self._clock() if self._unsynced_since is None else self._unsynced_since
 
     def _now(self) -> float:
         """Seconds that the spool has been open, over all processes, whatever the wall clock says."""
