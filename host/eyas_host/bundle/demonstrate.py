@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 from eyas_device.support.image_files import SUFFIXES
+from eyas_host.data.image_bytes import file_name, parse_member, read_image_bytes
 from eyas_host.data.label_rules import label_error
 from eyas_host.data.split import Split
 from eyas_host.pipeline.runner import BUNDLE, RunContext
+from eyas_host.support.addresses import is_url
 from eyas_host.support.errors import DataError, StageError
 
 
@@ -25,8 +27,8 @@ def demonstrate(context: RunContext) -> int:
 def link_validation(context: RunContext) -> Path:
     """Link the validation images into one folder for each class, as frames for the folder camera.
 
-    Where the file system has no links, they are copied. Raises `DataError` for a label that is no folder's name, and
-    `StageError` if the folder cannot be written.
+    Images in tar shards and at addresses are copied, and all where the file system has no links. Raises `DataError` for
+    a label that is no folder's name, and `StageError` if the folder cannot be written.
     """
     folder = context.root / "validation"
     images = Split.load(context.root).manifest.validation
@@ -39,17 +41,21 @@ def link_validation(context: RunContext) -> Path:
         elif folder.exists():
             shutil.rmtree(folder)
         for number, image in enumerate(images):
-            path = Path(image.path)
-            suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".png"  # decoders go by the first bytes
+            own = Path(file_name(image.path)).suffix
+            suffix = own if own.lower() in SUFFIXES else ".png"  # decoders go by the first bytes
             link = folder / os.fsdecode(image.label.encode()) / f"{number:05d}{suffix}"
             link.parent.mkdir(parents=True, exist_ok=True)
-            _link(link, path.resolve())
+            _link(link, image.path)
     except OSError as error:
         raise StageError(f"{folder}: cannot be written ({error.strerror}); the bundle itself is finished") from None
     return folder
 
 
-def _link(link: Path, target: Path) -> None:
+def _link(link: Path, image: str) -> None:
+    if parse_member(image) is not None or is_url(image):
+        link.write_bytes(read_image_bytes(image))
+        return
+    target = Path(image).resolve()
     try:
         link.symlink_to(target)
     except OSError:  # not every file system has links

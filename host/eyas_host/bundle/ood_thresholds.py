@@ -26,16 +26,15 @@ from eyas_device.ood import (
     HISTORY,
     LAYOUT,
     LAYOUT_OF_LABEL,
-    MIN_IMAGES,
     NAMES,
     OF_LABEL,
     TOGETHER,
     deviations,
     normal_scores,
-    novelty,
     scene_distances,
 )
 from eyas_device.reference import ScoreTable
+from eyas_host.evaluation.ood_streams import Streams, observe
 
 Values = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
@@ -71,13 +70,6 @@ class Measured(NamedTuple):
     """float64 [n, names]; NaN: not measured."""
     groups: tuple[Sequence[str], ...]
     """Ways to divide the images into sub-populations, each with a name for every image."""
-
-
-class _Streams(NamedTuple):
-    """Deviation and number of different scenes of each stream at each moment, both float64 [streams, moments]."""
-
-    scenes: Values
-    deviation: Values
 
 
 def fit_table(train: Measured, validation: Measured, *, seed: int = 0) -> ScoreTable:
@@ -246,18 +238,7 @@ def resample(streams: Rows, pools: Sequence[Rows], generator: np.random.Generato
     return again
 
 
-def observe(streams: Rows, scores: Values, distances: Values, table: ScoreTable) -> _Streams:
-    """What a device sees at each moment from the fifth image on.
-
-    `streams` are images [streams, 30], `scores` their scores [streams, 30, names], `distances` those of all images.
-    """
-    among = distances[streams[:, :, None], streams[:, None, :]]
-    scenes = np.cumsum(novelty(among, table.distinct), axis=1)
-    means = np.cumsum(scores, axis=1) / np.arange(1, HISTORY + 1)[None, :, None]
-    return _Streams(scenes[:, MIN_IMAGES - 1 :], deviations(means, table).max(axis=-1)[:, MIN_IMAGES - 1 :])
-
-
-def flagged(streams: _Streams, thresholds: Values) -> float:
+def flagged(streams: Streams, thresholds: Values) -> float:
     """Fraction of streams that are flagged at any moment."""
     allowed = np.interp(streams.scenes, _EFFECTIVE, thresholds)
     return float((streams.deviation > allowed).any(axis=1).mean())

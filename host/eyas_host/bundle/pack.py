@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from eyas_device.bundle import (
@@ -20,11 +21,12 @@ from eyas_device.bundle import (
     Manifest,
     sha256,
 )
+from eyas_device.decision import decide
 from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import decode
 from eyas_host.bundle.agent_version import min_agent_version
 from eyas_host.bundle.card import bundle_readme, model_card
-from eyas_host.bundle.reference import fit_reference, sub_populations, write_reference
+from eyas_host.bundle.reference import fit_reference, prediction_statistics, sub_populations, write_reference
 from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.manifest import data_hash
 from eyas_host.data.split import Split
@@ -103,13 +105,16 @@ def _write_golden(context: RunContext, split: Split, manifest: Manifest, folder:
 def _write_reference(context: RunContext, verdict: Verdict, split: Split, folder: Path) -> None:
     """Write what the training images look like, with labels, strata and groups as sub-populations."""
     logits = validation_logits(context)["qat"]
+    probabilities = calibrated_probabilities(logits, verdict.confidence[verdict.shipped])
+    predicted = decide(logits, probabilities, split.labels, verdict.decision)
     reference = fit_reference(
         split.train.pixels,
         split.validation.pixels,
         context.recipe.image.preprocessing(),
         groups=(sub_populations(split.train.images), sub_populations(split.validation.images)),
-        probabilities=calibrated_probabilities(logits, verdict.confidence[verdict.shipped]),
+        probabilities=probabilities,
         labels=split.train.targets,
+        predictions=prediction_statistics(predicted, np.asarray(split.validation.targets), probabilities),
     )
     write_reference(reference, folder / REFERENCE)
 

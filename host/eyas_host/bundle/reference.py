@@ -13,7 +13,8 @@ import numpy.typing as npt
 from eyas_device.image_statistics import image_statistics
 from eyas_device.ood import Values, all_statistics, describe, distance
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
-from eyas_device.reference import Floats, Reference, reference_arrays
+from eyas_device.reference import Floats, PredictionStatistics, Reference, reference_arrays
+from eyas_device.telemetry.messages import CONFIDENCE_EDGES
 from eyas_host.bundle.ood_labels import fit_labels
 from eyas_host.bundle.ood_thresholds import Measured, fit_table
 from eyas_host.data.sources import LabelledImage
@@ -34,6 +35,7 @@ def fit_reference(
     groups: tuple[Groups, Groups] | None = None,
     probabilities: npt.NDArray[np.floating[Any]] | None = None,
     labels: npt.NDArray[np.integer[Any]] | None = None,
+    predictions: PredictionStatistics | None = None,
 ) -> Reference:
     """Fit what training images look like, and calibrate on the validation images how far a camera's may be from it.
 
@@ -47,6 +49,7 @@ def fit_reference(
             them its certainty is not judged.
         labels: Label number of each training image, in the order of the columns of `probabilities`; with both, images
             are compared with the training images of the predicted label too.
+        predictions: What the model predicted for the validation images, for a fleet's server.
 
     """
     of_train, of_validation = _measure(train, spec), _measure(validation, spec)
@@ -61,7 +64,32 @@ def fit_reference(
             _values(of_validation, reference, probabilities), groups[1] if groups else ([""] * len(of_validation[0]),)
         ),
     )
-    return msgspec.structs.replace(reference, distances=_thin(distances), table=table)
+    return msgspec.structs.replace(reference, distances=_thin(distances), table=table, predictions=predictions)
+
+
+def prediction_statistics(
+    predicted: npt.NDArray[np.integer[Any]],
+    targets: npt.NDArray[np.integer[Any]],
+    probabilities: npt.NDArray[np.floating[Any]],
+) -> PredictionStatistics:
+    """Count predictions by label and confidence, as windows do.
+
+    Args:
+        predicted: Predicted label number of each validation image, [n].
+        targets: True label number, [n].
+        probabilities: Calibrated probabilities, [n, classes].
+
+    """
+    confidence = probabilities[np.arange(len(predicted)), predicted]
+    bins = np.searchsorted(CONFIDENCE_EDGES, confidence, side="right")
+    labels, count = probabilities.shape[1], len(CONFIDENCE_EDGES) + 1
+    flat = predicted * count + bins
+    everything, right = (
+        np.bincount(flat, weights=weights, minlength=labels * count).reshape(labels, count).astype(np.float32)
+        for weights in (None, (predicted == targets).astype(np.float64))
+    )
+    sums = np.bincount(predicted, weights=confidence, minlength=labels).astype(np.float32)
+    return PredictionStatistics(bins=everything, right=right, confidence_sum=sums)
 
 
 def _measure(images: Iterable[Pixels], spec: Preprocessing) -> tuple[Values, Floats]:

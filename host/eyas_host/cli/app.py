@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -20,12 +20,16 @@ from eyas_device.support.interrupts import describe, exit_code, interruptible
 from eyas_device.support.logs import clean
 from eyas_device.support.redact import redact
 from eyas_device.support.streams import open_streams, output_of
-from eyas_host.cli import devices, fleet, stages, training
+from eyas_host.cli import devices, fleet, keys, models, repo, rollout, samples, stages, training, updates
+from eyas_host.cli.agent_release import publish_agent
 from eyas_host.cli.doctor import doctor
+from eyas_host.cli.drift import drift
 from eyas_host.cli.enroll import enroll
 from eyas_host.cli.evaluate import evaluate
+from eyas_host.cli.inventory import fleet as list_fleet
 from eyas_host.cli.labels import labels
 from eyas_host.cli.new import new
+from eyas_host.cli.retrain import retrain
 from eyas_host.cli.send import send
 from eyas_host.cli.sensitivity import sensitivity
 from eyas_host.support.errors import BrokerUnreachable
@@ -38,13 +42,23 @@ _MAX_LINE = 20_000
 HELP = resources.files("eyas_host.cli") / "help"
 """A page for each verb, shown by `--help` below the options."""
 
+
+class VerbGroup(NamedTuple):
+    """Verbs that share their first word."""
+
+    panel: str
+    help: str
+    verbs: tuple[Callable[..., None], ...]
+
+
 VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "The main job": (new, labels, stages.preview, stages.distill),
     "Its stages (earlier ones run first where they are out of date)": stages.VERBS,
     "Training": (training.baseline, training.tune, sensitivity, training.pretrain),
-    "A finished bundle": (evaluate,),
+    "A finished bundle": (evaluate, retrain),
     "This workstation": (doctor,),
     "Devices": (devices.flash, devices.bench),
+    "Signed updates": (updates.publish, publish_agent, updates.revoke),
     "The fleet": (
         fleet.broker,
         enroll,
@@ -52,11 +66,61 @@ VERBS: Mapping[str, tuple[Callable[..., None], ...]] = {
         fleet.forget,
         fleet.collect,
         fleet.watch,
+        list_fleet,
+        drift,
         send,
         fleet.expire,
     ),
 }
 """Panel of `eyas --help` -> verbs in it, each named like its function."""
+GROUPS: Mapping[str, VerbGroup] = {
+    "models": VerbGroup(
+        "A finished bundle",
+        "Versions of models: what each was made from, how good it is, and which one is in use.",
+        (
+            models.add,
+            models.list_models,
+            models.show,
+            models.alias,
+            models.diff,
+            models.card,
+            models.export,
+            models.rebuild,
+            models.verify,
+            models.prune,
+        ),
+    ),
+    "keys": VerbGroup(
+        "Signed updates",
+        "Keys that sign releases: which there are, where each lies, and how one is replaced.",
+        (keys.init, keys.show, keys.rotate, keys.sign),
+    ),
+    "repo": VerbGroup("Signed updates", "The repository of signed releases.", (repo.verify, repo.renew)),
+    "samples": VerbGroup(
+        "The fleet",
+        "Samples that devices sent: what to label next, what people said, and to other tools and back.",
+        (samples.queue, samples.label, samples.undo, samples.export, samples.read),
+    ),
+    "rollout": VerbGroup(
+        "The fleet",
+        "Bring a new version to a fleet in waves that stop by themselves.",
+        (
+            rollout.start,
+            rollout.run,
+            rollout.status,
+            rollout.pause,
+            rollout.resume,
+            rollout.approve,
+            rollout.abort,
+        ),
+    ),
+}
+"""Verbs of two words: the first one, and the functions that the second one is named after."""
+NAMES = (
+    *(verb.__name__.replace("_", "-") for verbs in VERBS.values() for verb in verbs),
+    *(f"{name} {verb.__name__}" for name, group in GROUPS.items() for verb in group.verbs),
+)
+"""All verbs, as they are typed."""
 RENAMED_OPTIONS = {"--cert": "--certificate", "--folder": "--kit"}
 """Options of earlier versions -> their present names."""
 
@@ -87,7 +151,8 @@ class _Verb(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
-        page = (HELP / f"{self.name}.md").read_text(encoding="utf-8")
+        group = ctx.parent is not None and ctx.parent.parent is not None
+        page = (HELP / f"{f'{ctx.parent.info_name}-' if group else ''}{self.name}.md").read_text(encoding="utf-8")
         Console(highlight=False).print(Padding(Markdown(page, code_theme="ansi_dark"), (0, 1, 1, 1)))
 
 
@@ -104,6 +169,11 @@ app = typer.Typer(
 for _panel, _verbs in VERBS.items():
     for _function in _verbs:
         app.command(cls=_Verb, rich_help_panel=_panel)(_function)
+for _name, _group in GROUPS.items():
+    _words = typer.Typer(cls=_Verbs, no_args_is_help=True, rich_markup_mode="markdown", help=_group.help)
+    for _function in _group.verbs:
+        _words.command(cls=_Verb)(_function)
+    app.add_typer(_words, name=_name, rich_help_panel=_group.panel)
 
 
 @app.callback(invoke_without_command=True)

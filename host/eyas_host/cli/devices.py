@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eyas_device.support.logs import show
+from eyas_device.support.streams import to_json
 from eyas_host.cli.options import (
     KIT,
     IdentityOption,
@@ -18,6 +21,9 @@ from eyas_host.cli.options import (
     SshOption,
     ssh_access,
 )
+
+if TYPE_CHECKING:
+    from eyas_host.fleet.deploy.flash import FlashResult
 
 
 def flash(
@@ -31,9 +37,13 @@ def flash(
         typer.Option(metavar="NAME", help="Bring configuration and credentials of this enrolled device from the kit."),
     ] = None,
     kit: KitOption = None,
-    wheel_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of wheels to install from.")] = None,
+    wheel_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of wheels to install from; with --offline it has all of them."),
+    ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", help="The device has no network: download its wheels here and send them.")
+        bool,
+        typer.Option("--offline", help="The device has no network: download its wheels here and send them."),
     ] = False,
     runtime: Annotated[
         list[str] | None,
@@ -44,6 +54,10 @@ def flash(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; change nothing.")] = False,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=64, metavar="COUNT", help="Devices that are flashed at the same time.")
+    ] = 8,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each device.")] = False,
     python: PythonOption = None,
     root: RootOption = "/",
     identity: IdentityOption = None,
@@ -63,18 +77,14 @@ def flash(
         offline=offline,
         runtimes=tuple(runtime or ()),
         dry_run=dry_run,
+        parallel=parallel,
         python=python,
         root=root,
     )
     access = ssh_access(identity, port, ssh_option)
     with resumable("devices keep the bundle that they run; the same command finishes what was begun"):
         results = run(devices, bundle, settings, access=access)
-    for result in results:
-        sent = f", {(result.sent_bytes - result.dependency_bytes) / 1e3:.0f} kB sent" if result.sent_bytes else ""
-        sent += f" beside {result.dependency_bytes / 1e6:.0f} MB of wheels" if result.dependency_bytes else ""
-        show(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{sent})")
-        for warning in result.warnings:
-            show(f"{result.target}: warning: {warning}")
+    _print_results(results, json=json)
     if not all(result.ok for result in results):
         raise typer.Exit(1)
 
@@ -98,3 +108,25 @@ def bench(
 
     settings = BenchSettings(seconds=seconds, root=root, python=python)
     show(str(run(device, bundle, out, settings, access=ssh_access(identity, port, ssh_option))))
+
+
+def _print_results(results: Sequence[FlashResult], *, json: bool) -> None:
+    """Print what became of each device: a line for one, a table for several."""
+    from rich.console import Console
+
+    from eyas_host.fleet.deploy.results import as_json, sent, table
+
+    if json:
+        for result in results:
+            print(to_json(as_json(result), sys.stdout))
+        return
+    warnings = [f"{result.target}: warning: {warning}" for result in results for warning in result.warnings]
+    if len(results) == 1:
+        [result] = results
+        more = f", {sent(result)} sent" if result.sent_bytes else ""
+        show(f"{result.target}: {result.status}: {result.detail} ({result.seconds:.1f} s{more})")
+    for warning in warnings:
+        show(warning)
+    if len(results) > 1:
+        for line in table(results, Console().width):
+            print(line)

@@ -14,6 +14,7 @@ from eyas_host.cli.options import KIT, KitOption, kit_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from eyas_host.fleet.broker.pki import Issued
 
@@ -39,6 +40,15 @@ def enroll(
     commands: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Commands that it executes: pause,resume,... or none.  [default: all]"),
+    ] = None,
+    update_url: Annotated[
+        str | None,
+        typer.Option(
+            "--update-url",
+            metavar="URL",
+            help="Repository of signed releases as the device reaches it: https://HOST/PATH, http://HOST/PATH, or a "
+            "folder there.  [default: as enrolled before, else none]",
+        ),
     ] = None,
     kit: KitOption = None,
     days: Annotated[float, typer.Option(min=1, max=3650, help="Lifetime of the certificate.")] = 825.0,
@@ -71,10 +81,14 @@ def enroll(
         commands=None if commands is None else [one.strip() for one in commands.split(",") if one.strip() != "none"],
         days=days,
         replace=replace,
+        root=_root(folder, option, update_url),
+        update_url=update_url,
     )
     show(f"{enrolled.config}: site {enrolled.site}, camera {redact(enrolled.camera)}, broker {enrolled.broker}")
     if others:
         show(f"the broker is also {', '.join(others)}: --broker HOST:PORT takes another of its addresses")
+    if enrolled.update_url:
+        show(f"signed updates from {redact(enrolled.update_url)}, trusted by the root of this kit")
     show(f"commands it executes: {', '.join(enrolled.commands) or 'none'}")
     if enrolled.revoked:
         show(f"{_certificates(enrolled.revoked)} revoked: it is locked out until it is flashed")
@@ -87,6 +101,21 @@ def enroll(
         f"by hand: {enrolled.archive} (with the private key); on the device, as root: "
         f"tar -xf {enrolled.archive.name} -C {CONFIG.parent}"
     )
+
+
+def _root(kit: Path, option: str, url: str | None) -> bytes | None:
+    """The root of the kit's repository; None if there is no repository, and none is asked for."""
+    from eyas_device.updates.fetcher import Fetcher
+    from eyas_host.fleet.broker.pki import exists
+    from eyas_host.fleet.updates.repository import REPOSITORY, Repository
+
+    if url:
+        Fetcher(url).close()
+    if not exists(kit / REPOSITORY):
+        if url:
+            raise LinkError(f"{kit}: there is no repository; `eyas keys init{option}` comes first and makes it")
+        return None
+    return Repository(kit).root()
 
 
 def _ask(device: str, known: Sequence[Issued], option: str) -> None:

@@ -27,7 +27,7 @@ from eyas_host.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from eyas_host.fleet.collect.collector import CollectorReport
+    from eyas_host.fleet.collect.settings import CollectorReport
 
 
 def broker(
@@ -142,16 +142,27 @@ def collect(
     user: UserOption = "",
     password_file: PasswordFile = None,
     insecure: InsecureOption = False,
+    drift: Annotated[
+        float,
+        typer.Option(min=0, metavar="SECONDS", help="Look for drift so often, see `eyas drift`; 0: not."),
+    ] = 60.0,
+    webhook: Annotated[
+        str, typer.Option(metavar="URL", help="Post alarms of drift to this web server, as JSON.", show_default=False)
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print each report as one line of JSON.")] = False,
 ) -> None:
     """Store what devices send and acknowledge what is stored, until SIGTERM or Ctrl-C."""
     from eyas_device.support.names import host_name
-    from eyas_host.fleet.collect.collector import CollectorSettings
     from eyas_host.fleet.collect.collector import collect as run
     from eyas_host.fleet.collect.group import check_names
+    from eyas_host.fleet.collect.settings import CollectorSettings
 
     settings = CollectorSettings(
-        name=host_name() if name is None else name, group=group, receive_maximum=receive_maximum
+        name=host_name() if name is None else name,
+        group=group,
+        receive_maximum=receive_maximum,
+        drift_s=drift,
+        webhook=webhook,
     )
     check_names(settings.group, settings.name)
     access = broker_access(

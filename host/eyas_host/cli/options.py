@@ -80,6 +80,32 @@ PasswordFile = Annotated[
     Path | None, typer.Option("--password-file", metavar="FILE", help="File whose first line is the password.")
 ]
 InsecureOption = Annotated[bool, typer.Option("--insecure", help="Allow a password without TLS.")]
+KeysOption = Annotated[
+    list[Path] | None,
+    typer.Option("--keys", metavar="DIR", help="Look for private keys in this folder, too, e.g. a stick; repeatable."),
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        metavar="FILE",
+        help="Its first line is the passphrase of the keys.  [default: EYAS_KEY_PASSPHRASE, else asked for]",
+    ),
+]
+PublishChannelOption = Annotated[
+    str,
+    typer.Option(
+        "--channel",
+        metavar="NAME",
+        help="Let all devices of this channel take it, e.g. stable.  [default: none, it waits for a rollout]",
+        show_default=False,
+    ),
+]
+BoardsOption = Annotated[
+    list[str] | None,
+    typer.Option("--board", metavar="KIND", help="Kinds of boards that may install it; repeatable.  [default: all]"),
+]
+ChangeOption = Annotated[str, typer.Option("--note", metavar="TEXT", help="What changed, for people.")]
 StoreOption = Annotated[str, typer.Option("--store", metavar="URL", help="Database, as an SQLAlchemy URL.")]
 KIT = Path("fleet")
 """Default of `--kit`."""

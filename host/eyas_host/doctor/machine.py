@@ -109,12 +109,15 @@ def disk(context: Context) -> Finding:
 def _images(context: Context) -> tuple[int, str]:
     """Count the training images (all images before a split), or return why they cannot be listed."""
     from eyas_host.data.sources import list_images
+    from eyas_host.support.addresses import is_url
 
     if context.recipe_path is None or context.recipe_error:
         return 0, ""
     path: Path = context.runs / context.recipe.run.name / MANIFEST
     with contextlib.suppress(OSError, msgspec.DecodeError):
         return len(msgspec.json.decode(path.read_bytes(), type=_TrainImages).train), ""
+    if any(is_url(source.path) for source in context.recipe.data.sources):
+        return 0, ""  # listing would download them
     try:
         return len(list_images(context.recipe.data).images), ""
     except (DataError, ImportError, OSError) as error:

@@ -28,6 +28,7 @@ from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
 from eyas_device.runtimes import Runtime, open_runtime
 from eyas_device.support.image_files import describe_left_out
 from eyas_host.data.duplicates import Hashes, components, perceptual_hash
+from eyas_host.data.image_bytes import read_image_bytes
 from eyas_host.data.sources import LabelledImage, list_source
 from eyas_host.evaluation.bootstrap import Floats, Ints, intervals, label_intervals
 from eyas_host.evaluation.labelled_figures import (
@@ -207,7 +208,7 @@ def _read_all(images: Sequence[LabelledImage], spec: Preprocessing) -> Iterator[
 
 def _read(image: LabelledImage, spec: Preprocessing) -> _Read | str:
     try:
-        data = Path(image.path).read_bytes()
+        data = read_image_bytes(image.path)
         pixels = decode(data, spec=msgspec.structs.replace(spec, decode="full"), where=image.path)
         frame = pixels if spec.decode == "full" else decode(data, spec=spec, where=image.path)
     except ImageError as error:

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.bundle import Precision
+from eyas_host.export.onnx_integers import use_integers
 from eyas_host.quant.qdq import to_qdq
 from eyas_host.support.errors import CompileError
 from eyas_host.support.files import atomic_write
@@ -60,7 +61,10 @@ def compile_onnx(model: nn.Module, path: Path, *, input_size: int, precision: Pr
         raise CompileError(f"{path.name}: torch cannot export the network: {reason}") from None
     for entry in (*graph.graph.node, *graph.graph.initializer, *graph.graph.value_info):
         del entry.metadata_props[:]  # stack traces with this machine's paths, and a third of the file
-    stored = _store_int8_weights(graph) if precision == "int8" else 0
+    stored = 0
+    if precision == "int8":
+        stored = _store_int8_weights(graph)
+        use_integers(graph)
     try:
         onnx.checker.check_model(graph, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -102,8 +106,5 @@ def _store_int8_weights(model: Any) -> int:
         graph.initializer.append(numpy_helper.from_array(values, name))
         graph.initializer.append(numpy_helper.from_array(zero, f"{name}_zero_point"))
         readers[name].input[2] = f"{name}_zero_point"
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [t for t in graph.initializer if t.name not in used]:
-        graph.initializer.remove(tensor)
     del graph.value_info[:]
     return stored

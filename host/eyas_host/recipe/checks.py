@@ -5,7 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from eyas_host.recipe import Recipe
+from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.training import training_errors
+from eyas_host.support.addresses import WEB, address_error, is_url, scheme_of
+
+
+def _address_errors(data: DataSection) -> Iterable[str]:
+    """Addresses of images that cannot be used; none is quoted, because it may hold a password."""
+    for source in data.sources:
+        if not is_url(source.path):
+            continue
+        if problem := address_error(source.path):
+            yield f"[data] path: the address {problem}"
+        elif source.source == "csv":
+            yield "[data] path: source = 'csv' is a table on this machine, not an address"
+        elif source.source == "folder" and scheme_of(source.path) in WEB:
+            yield "[data] path: a web server does not list its files; name tar shards (source = 'tar') or a store"
+        elif source.source == "folder" and data.by == "folders":
+            yield "[data] by = 'folders' needs a folder on this machine"
 
 
 def combination_errors(recipe: Recipe) -> Iterable[str]:
@@ -17,10 +34,16 @@ def combination_errors(recipe: Recipe) -> Iterable[str]:
         yield "[data] path: missing; source = 'folder' needs the folder of class folders"
     if data.source == "csv" and not data.path:
         yield "[data] path: missing; source = 'csv' needs the table path,label[,group,time,split]"
+    if data.source == "tar" and not data.path:
+        yield "[data] path: missing; source = 'tar' needs a tar file, a folder of them, or a pattern"
+    yield from _address_errors(data)
     if data.source == "elpv" and data.path:
         yield "[data] path: source = 'elpv' takes its images from the extra `demo`, not from a path"
-    if data.by in ("group", "time") and (data.source == "elpv" or any(one.source != "csv" for one in data.sources)):
-        yield f"[data] by = '{data.by}': source = 'csv' is needed, a table with the columns path,label,{data.by}"
+    if data.by in ("group", "time") and (data.source == "elpv" or any(one.source == "folder" for one in data.sources)):
+        yield (
+            f"[data] by = '{data.by}': source = 'csv' is needed, a table with the columns path,label,{data.by}, or "
+            f"source = 'tar' with {data.by} in the KEY.json files"
+        )
     if data.keep and data.limit:
         yield "[data] limit: draws other images for each limit, keep needs those of the former split; leave one out"
     if data.keep_missing and not data.keep:

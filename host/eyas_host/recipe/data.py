@@ -14,19 +14,22 @@ class Source(Section, frozen=True):
     """A further source of labelled images, beside `[data] path`."""
 
     path: Annotated[str, Meta(min_length=1)]
-    """The folder of class folders or the table, relative to the recipe file."""
-    source: Literal["folder", "csv"] = "folder"
-    """`folder` or `csv`, as in `[data] source`."""
+    """The folder of class folders, the table or the tar shards, relative to the recipe file."""
+    source: Literal["folder", "csv", "tar"] = "folder"
+    """`folder`, `csv` or `tar`, as in `[data] source`."""
 
 
 class DataSection(Section, frozen=True):
     """`[data]`: the labelled images and how they are split."""
 
-    source: Literal["folder", "csv", "elpv"] = "folder"
-    """`folder`: one folder a class; `csv`: a table path,label[,group,time,split]; `elpv`: the solar-cell demonstration
+    source: Literal["folder", "csv", "tar", "elpv"] = "folder"
+    """`folder`: one folder a class; `csv`: a table path,label[,group,time,split]; `tar`: tar shards as WebDataset
+    writes them (KEY.jpg with KEY.cls or KEY.json), or tar files of class folders; `elpv`: the solar-cell demonstration
     set (extra `demo`, non-commercial)."""
     path: str = ""
-    """The folder of class folders or the table, relative to the recipe file."""
+    """The folder of class folders, the table, or the shards (a tar file, a folder of them, or a pattern such as
+    train-{000..146}.tar), relative to the recipe file. Shards may be at https:// or s3:// addresses, class folders at
+    s3://; no password or signature may be in one."""
     more: tuple[Source, ...] = ()
     """Further sources to join: [{source = "csv", path = "line2.csv"}, ...]."""
     by: Literal["auto", "stratified", "group", "time", "folders", "column"] = "auto"

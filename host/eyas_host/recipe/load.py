@@ -15,6 +15,7 @@ from eyas_host.recipe.augment_rules import augment_errors, without_forbidden
 from eyas_host.recipe.checks import combination_errors
 from eyas_host.recipe.run import NAME, RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.support.addresses import is_url
 from eyas_host.support.errors import RecipeError
 
 RENAMED = {
@@ -116,7 +117,7 @@ def _resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             data,
             keep=_resolve(base, data.keep),
             path=data.path if data.source == "elpv" else _resolve(base, data.path),
-            more=tuple(msgspec.structs.replace(source, path=str(base / source.path)) for source in data.more),
+            more=tuple(msgspec.structs.replace(source, path=_resolve(base, source.path)) for source in data.more),
         ),
         teacher=_resolve_weights(recipe.teacher, base),
         student=_resolve_weights(
@@ -131,4 +132,4 @@ def _resolve_weights(section: _Training, base: Path) -> _Training:
 
 
 def _resolve(base: Path, path: str) -> str:
-    return str(base / path) if path else ""
+    return path if is_url(path) else str(base / path) if path else ""

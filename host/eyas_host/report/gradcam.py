@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Pixels, Preprocessing, prepare, read_image
+from eyas_device.preprocess import Pixels, Preprocessing, prepare
+from eyas_host.data.image_bytes import read_pixels
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import full_float32, to_tensor
 from eyas_host.report.model import Explanations, Mistake
@@ -46,7 +46,7 @@ def explain_mistakes(
     images: dict[str, Pixels] = {}
     for mistake in mistakes:
         with contextlib.suppress(ImageError, ValueError):  # ValueError: a path with a null byte
-            images[mistake.path] = prepare(read_image(Path(mistake.path), spec=spec), spec)
+            images[mistake.path] = prepare(read_pixels(mistake.path, spec), spec)
     if not images:
         return Explanations()
     predictions = {mistake.path: labels.index(mistake.prediction) for mistake in mistakes}

@@ -14,7 +14,8 @@ import numpy as np
 
 from eyas_device.bundle import sha256
 from eyas_host.data.duplicates import BITS
-from eyas_host.data.index import UnreadableImage, read_images
+from eyas_host.data.file_info import UnreadableImage
+from eyas_host.data.index import read_images
 from eyas_host.data.label_pairs import LabelPair, find_label_pairs
 from eyas_host.data.manifest import MANIFEST
 from eyas_host.data.sources import LabelledImage, source_folders

@@ -9,14 +9,14 @@ import base64
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Pixels, Preprocessing, read_image
+from eyas_device.preprocess import Pixels, Preprocessing
+from eyas_host.data.image_bytes import file_name, read_pixels
 
 NOT_MEASURED = "not measured"
 
@@ -44,7 +44,7 @@ def environment() -> Environment:
         "money": money,
         "duration": duration,
         "setting": setting,
-        "file_name": lambda path: Path(path).name,
+        "file_name": file_name,
     }
     return pages
 
@@ -55,7 +55,7 @@ def thumbnail(path: str, bits: int = 0) -> str | None:
     `bits` are those that images of 16 bits use; 0: all.
     """
     try:
-        image = read_image(Path(path), Preprocessing(size=_THUMBNAIL, bits=bits or 16))
+        image = read_pixels(path, Preprocessing(size=_THUMBNAIL, bits=bits or 16))
     except (ImageError, ValueError):  # ValueError: a path with a null byte
         return None
     return jpeg(image)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from eyas_host.search.finals import Final
 from eyas_host.search.space import Value, format_overrides, format_toml
+from eyas_host.search.study import SURPLUS
 from eyas_host.search.trials import DONE, SECONDS, WHY, ranked
 from eyas_host.support.files import write_bytes
 
@@ -73,7 +74,9 @@ def make_result(study: Study, *, what: str, method: str, metric: str, storage: s
         study=study.study_name,
         storage=storage,
         trials=tuple(_summary(trial) for trial in study.get_trials(deepcopy=False, states=DONE)),
-        put_back=len(study.get_trials(deepcopy=False, states=(TrialState.FAIL,))),
+        put_back=sum(
+            SURPLUS not in trial.user_attrs for trial in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        ),
         finals=tuple(order),
         best=best,
         overrides=format_overrides(best),

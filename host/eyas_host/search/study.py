@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import socket
@@ -9,15 +10,16 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GridSampler, TPESampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -33,6 +35,8 @@ from eyas_host.support.errors import TuneError
 Method = Literal["grid", "tpe"]
 WORKER = "worker"
 """Attribute of a trial: the process that runs it, see `worker_id`."""
+SURPLUS = "surplus"
+"""Attribute of a trial that two workers began for the last place: it did not run."""
 _IDENTITY = "recipe"
 _HEARTBEAT_S, _GRACE_S = 20, 120
 _LOCK_TIMEOUT_S = 60.0
@@ -41,6 +45,8 @@ _RETRY_WAITS_S = (0.5, 1.0, 2.0)
 _WORKER_ID_GRACE_S, _POLL_S = 10.0, 0.2
 """Time within which a new trial records its worker id, and between two looks for it."""
 _MAX_DIFFERENCES = 4
+_ENDED = "ZX"
+"""States of a process that has ended: a zombie, dead. Source: proc(5)."""
 
 
 def open_study(url: str, name: str, identity: Mapping[str, Any], sampler: BaseSampler, pruner: BasePruner) -> Study:
@@ -48,7 +54,7 @@ def open_study(url: str, name: str, identity: Mapping[str, Any], sampler: BaseSa
 
     Raises `TuneError` if the database cannot be opened, or if the study belongs to another recipe.
     """
-    where = without_password(url)
+    where, url = without_password(url), _with_driver(url)
     try:
         with database_errors(url):
             study = _create_study(url, name, sampler, pruner)
@@ -105,11 +111,19 @@ def _connect(url: str, name: str, sampler: BaseSampler, pruner: BasePruner) -> S
             engine_kwargs={"connect_args": {"timeout": _LOCK_TIMEOUT_S}} if url.startswith("sqlite") else {},
             heartbeat_interval=_HEARTBEAT_S,
             grace_period=_GRACE_S,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            heartbeat_stale_trial_callback=_Retry(),
         )
     return optuna.create_study(
         storage=storage, study_name=name, direction="maximize", sampler=sampler, pruner=pruner, load_if_exists=True
     )
+
+
+class _Retry(RetryHeartbeatStaleTrialCallback):
+    """Queues a failed trial again without what its worker noted: its next worker must not be taken for the dead one."""
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        trial.user_attrs = {}
+        super().__call__(study, trial)
 
 
 def identity(recipe: Recipe, manifest: SplitManifest, what: What, method: Method, epochs: int) -> dict[str, Any]:
@@ -139,9 +153,11 @@ def digest(*values: object) -> str:
     return hashlib.sha256(msgspec.json.encode(values, order="deterministic")).hexdigest()[:12]
 
 
-def make_sampler(method: Method, values: Mapping[str, list[Value]], seed: int) -> BaseSampler:
-    """The sampler; its proposals depend only on the earlier trials and the seed."""
-    return GridSampler(values, seed=seed) if method == "grid" else SeededTPE(seed)
+def make_sampler(
+    method: Method, values: Mapping[str, list[Value]], seed: int, first: Mapping[str, Value] | None = None
+) -> BaseSampler:
+    """The sampler; its proposals depend only on the earlier trials and the seed. TPE begins with `first`."""
+    return GridSampler(values, seed=seed) if method == "grid" else SeededTPE(seed, first or {})
 
 
 def make_pruner(method: Method, tune: TuneSection, epochs: int) -> BasePruner:
@@ -156,11 +172,12 @@ def make_pruner(method: Method, tune: TuneSection, epochs: int) -> BasePruner:
 class SeededTPE(BaseSampler):
     """TPE (Bergstra et al., 2011) seeded by the seed and the trial's number.
 
-    A resumed search, or another worker, thus does not repeat the first proposals.
+    A resumed search, or another worker, thus does not repeat the first proposals. Trial 0 has the settings `first`.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, first: Mapping[str, Value]) -> None:
         self._seed = seed
+        self._first = first
         self._tpe = TPESampler()
 
     def reseed_rng(self) -> None:
@@ -187,6 +204,8 @@ class SeededTPE(BaseSampler):
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """As TPE."""
+        if trial.number == 0 and param_name in self._first:
+            return self._first[param_name]
         return self._tpe.sample_independent(study, trial, param_name, param_distribution)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
@@ -202,17 +221,25 @@ def worker_id() -> str:
 def requeue_dead_trials(study: Study) -> int:
     """Mark trials of dead processes of this machine as failed and queue their settings again; returns how many.
 
-    Optuna requeues trials of other machines two minutes after their last heartbeat.
+    So are trials of other machines two minutes after their last heartbeat. Of several workers one requeues a trial.
     """
-    dead = [trial for trial in _running_trials(study) if _is_dead(trial)]
-    sampler, study.sampler = study.sampler, RandomSampler()  # the grid sampler would stop the study
-    for trial in dead:
-        study.tell(trial.number, state=TrialState.FAIL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            RetryHeartbeatStaleTrialCallback()(study, trial)
-    study.sampler = sampler
-    return len(dead)
+    requeued = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        for trial in _running_trials(study):
+            if _is_dead(trial) and _fail(study, trial):
+                _Retry()(study, copy.deepcopy(trial))
+                requeued += 1
+        optuna.storages.fail_stale_trials(study)
+    return requeued
+
+
+def _fail(study: Study, trial: FrozenTrial) -> bool:
+    """Mark a trial as failed; False if another worker did so first."""
+    try:
+        return study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return False
 
 
 def _running_trials(study: Study) -> list[FrozenTrial]:
@@ -237,11 +264,12 @@ def _is_dead(trial: FrozenTrial) -> bool:
 
 
 def _start_time(pid: int) -> str:
-    """Start time of a process in clock ticks; empty if there is no such process."""
+    """Start time of a process in clock ticks; empty if there is no such process, or it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
         return ""
+    return "" if fields[0] in _ENDED else fields[19]
 
 
 def _describe_differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
@@ -250,6 +278,13 @@ def _describe_differences(stored: Mapping[str, Any], current: Mapping[str, Any])
     return "; ".join(listed) + (
         f"; and {len(changed) - _MAX_DIFFERENCES} more" if len(changed) > _MAX_DIFFERENCES else ""
     )
+
+
+def _with_driver(url: str) -> str:
+    """The storage URL with psycopg 3 for PostgreSQL, which SQLAlchemy takes only where it is named."""
+    if url.startswith(("postgresql://", "postgres://")) and find_spec("psycopg") is not None:
+        return f"postgresql+psycopg://{url.partition('://')[2]}"
+    return url
 
 
 def without_password(url: str) -> str:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import optuna
 import torch
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import nn
@@ -21,7 +22,7 @@ from eyas_host.data.split import Split
 from eyas_host.models.factory import build_student, build_teacher, move
 from eyas_host.recipe import Recipe
 from eyas_host.search.space import Value, suggest_settings, with_settings
-from eyas_host.search.study import WORKER, Method, requeue_dead_trials, worker_id
+from eyas_host.search.study import SURPLUS, WORKER, Method, requeue_dead_trials, worker_id
 from eyas_host.support.errors import TrainError
 from eyas_host.support.files import exclusive_lock
 from eyas_host.support.progress import meter
@@ -39,6 +40,8 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 REPORTED_METRICS = ("balanced_accuracy", "auc")
 SECONDS, WHY = "seconds", "why"
 """Further attributes of a trial: its duration, and why it ended early."""
+_POLL_S = 1.0
+"""Between two looks at what other workers do."""
 
 EpochCallback = Callable[[dict[str, float]], None]
 """Receives the validation metrics of each epoch; raises `optuna.TrialPruned` to end the training."""
@@ -142,11 +145,15 @@ def search(
 ) -> None:
     """Run trials until the study has `trials` finished ones, including those of other workers.
 
-    A trial whose training diverges or runs out of GPU memory is recorded as pruned.
+    No more are begun than are missing: a worker without one waits until the others have finished theirs, or died. A
+    trial whose training diverges or runs out of GPU memory is recorded as pruned.
     """
 
     def objective(trial: Trial) -> float:
         trial.set_user_attr(WORKER, worker_id())
+        if _is_surplus(study, trial.number, trials):
+            trial.set_user_attr(SURPLUS, True)
+            raise _SurplusTrial
         started, best = time.monotonic(), -float("inf")
         settings = suggest_settings(trial, values, between=method == "tpe")
         checkpoint = work / f"trial-{trial.number}.ckpt"
@@ -183,9 +190,41 @@ def search(
         warnings.simplefilter("ignore", ExperimentalWarning)
         while (before := finished(study)) < trials:
             requeue_dead_trials(study)
-            study.optimize(objective, n_trials=1)
+            if _is_needed(study, trials):
+                with _unless_taken():
+                    study.optimize(objective, n_trials=1, catch=(_SurplusTrial,))
+            else:
+                time.sleep(_POLL_S)
             for _ in range(finished(study) - before):
                 bar.advance(_progress_text(study))
+
+
+class _SurplusTrial(Exception):  # noqa: N818 - no error: the trial is not needed
+    """Ends a trial that was begun for a place that another worker took at the same moment."""
+
+
+@contextmanager
+def _unless_taken() -> Iterator[None]:
+    """Go on if a trial's heartbeat stopped for so long that another worker took it: its result does not count."""
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        pass
+    except ValueError as error:
+        if not str(error).startswith("Cannot tell a"):  # what Optuna says of a trial that has ended already
+            raise
+
+
+def _is_needed(study: Study, trials: int) -> bool:
+    """Whether a trial waits for a worker, or fewer than `trials` are finished or running."""
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return TrialState.WAITING in states or sum(state in (*DONE, TrialState.RUNNING) for state in states) < trials
+
+
+def _is_surplus(study: Study, number: int, trials: int) -> bool:
+    """Whether `trials` trials with smaller numbers are finished or running."""
+    counted = study.get_trials(deepcopy=False, states=(*DONE, TrialState.RUNNING))
+    return sum(trial.number < number for trial in counted) >= trials
 
 
 def finished(study: Study) -> int:

@@ -75,7 +75,7 @@ def _tune(context: RunContext, settings: SearchSettings, url: str, root: Path, j
     recipe = context.recipe
     pick_device(recipe.run.device)
     torch.set_num_threads(training_threads(recipe))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warnings print tracebacks
     split = Split.load(context.root, recipe.image.preprocessing())
     values, length = space(recipe.tune, what), settings.epochs or recipe.tune.epochs
     wanted = settings.trials or (grid_size(values) if method == "grid" else recipe.tune.trials)
@@ -85,13 +85,11 @@ def _tune(context: RunContext, settings: SearchSettings, url: str, root: Path, j
         url,
         settings.name or f"{recipe.run.name}-{what}-{method}",
         own,
-        make_sampler(method, values, recipe.run.seed),
+        make_sampler(method, values, recipe.run.seed, own_settings(recipe, values)),
         make_pruner(method, recipe.tune, length),
     )
     work = root / re.sub(r"[^A-Za-z0-9._-]", "_", study.study_name)
     work.mkdir(exist_ok=True)
-    if method == "tpe" and not study.get_trials(deepcopy=False) and (current := own_settings(recipe, values)):
-        study.enqueue_trial(current)
     done = finished(study)
     say(f"  study {escape(study.study_name)} in {escape(without_password(url))}: {done} of {wanted} trials finished")
     training, full = _trainings(context, what, split, own, work, trials=done < wanted)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 from rich.markup import escape
@@ -88,7 +87,7 @@ def _measured(context: RunContext) -> tuple[Counts, Speed]:
     return counts, measure_speed(context.recipe, files)
 
 
-def _images(context: RunContext) -> tuple[list[Path], Counts]:
+def _images(context: RunContext) -> tuple[list[str], Counts]:
     """Some images, and how many each split has or will have."""
     images = list_images(context.recipe.data).images
     data = context.recipe.data
@@ -99,7 +98,7 @@ def _images(context: RunContext) -> tuple[list[Path], Counts]:
         counts = Counts(sum(divided.values()) - sum(off.values()), off["validation"], off["test"])
     else:
         counts = Counts(*(round(total * fraction) for fraction in data.split))
-    return [Path(image.path) for image in images], counts
+    return [image.path for image in images], counts
 
 
 def _bias(context: RunContext, stage: Due) -> float:

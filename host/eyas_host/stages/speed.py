@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 
 from eyas_device.errors import ImageError
-from eyas_device.preprocess import Pixels, read_image
+from eyas_device.preprocess import Pixels
+from eyas_host.data.image_bytes import read_pixels
 from eyas_host.data.loader import worker_count
 from eyas_host.data.transforms import Augmenter
 from eyas_host.evaluation.inference import pick_device, torch_threads
@@ -30,7 +30,7 @@ _COUNT_S = 0.027
 """Time of `_count` on the machine that the constants of `estimate` were measured on."""
 
 
-def measure_speed(recipe: Recipe, images: Sequence[Path]) -> Speed:
+def measure_speed(recipe: Recipe, images: Sequence[str]) -> Speed:
     """Time reading and augmenting some of `images`, and steps of both networks at random weights.
 
     Raises `RecipeError` for a network that timm does not know or that does not accept `[image] size`, and `TrainError`
@@ -60,12 +60,12 @@ class _Sample(msgspec.Struct):
     seconds: float
 
 
-def _read(paths: Sequence[Path]) -> _Sample:
+def _read(paths: Sequence[str]) -> _Sample:
     """Decode some images; a grey one stands for those that cannot be read, which the split reports."""
     images, started = [], time.perf_counter()
     for path in paths:
         try:
-            images.append(read_image(path))
+            images.append(read_pixels(path))
         except ImageError:
             continue
     seconds = (time.perf_counter() - started) / max(1, len(images))

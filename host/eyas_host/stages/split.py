@@ -11,8 +11,10 @@ from eyas_host.data.manifest import save_split
 from eyas_host.data.sources import source_folders
 from eyas_host.data.split import split_index
 from eyas_host.evaluation.cost import accepted_class, cost_matrix
-from eyas_host.pipeline.runner import RunContext, StageResult
+from eyas_host.pipeline.runner import IMAGE_TABLE, RunContext, StageResult
 from eyas_host.support.progress import say, warn
+
+_SHOWN = 20
 
 
 def run(context: RunContext) -> StageResult:
@@ -28,8 +30,10 @@ def run(context: RunContext) -> StageResult:
         warn(line)
     if index.left_out:
         say(f"  {escape(describe_left_out(index.left_out))}")
-    for image in index.unreadable:
+    for image in index.unreadable[:_SHOWN]:
         say(f"  left out: {escape(str(image))}")
+    if len(index.unreadable) > _SHOWN:
+        say(f"  left out: {len(index.unreadable) - _SHOWN:,} more, which {IMAGE_TABLE} names")
     return StageResult(
         summary(manifest),
         {

@@ -8,10 +8,20 @@ import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 
-_FLEET = frozenset(("amqtt", "cryptography", "sqlalchemy"))
+_FLEET = frozenset(("amqtt", "cryptography", "securesystemslib", "sqlalchemy"))
 _TRAIN = frozenset(
     (
-        *("accelerate", "ai_edge_quantizer", "jinja2", "litert_torch", "matplotlib", "nncf", "onnx", "onnxruntime"),
+        *(
+            "accelerate",
+            "ai_edge_quantizer",
+            "fsspec",
+            "jinja2",
+            "litert_torch",
+            "matplotlib",
+            "nncf",
+            "onnx",
+            "onnxruntime",
+        ),
         *("openvino", "optuna", "PIL", "safetensors", "scipy", "sklearn", "timm", "torch", "torch_pruning"),
         "torchvision",
     )

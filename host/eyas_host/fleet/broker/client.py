@@ -14,7 +14,9 @@ from paho.mqtt.properties import Properties
 from eyas_device.errors import LinkError
 from eyas_device.support.names import BrokerAddress, parse_broker
 from eyas_device.telemetry.diagnosis import diagnose, unreachable
+from eyas_device.telemetry.mqtt_client import Connector
 from eyas_device.telemetry.tls import Security, read_password
+from eyas_host.support.errors import BrokerUnreachable
 
 PASSWORD = "EYAS_MQTT_PASSWORD"
 """Environment variable with the password: other users can read command lines."""
@@ -72,6 +74,14 @@ class BrokerAccess(msgspec.Struct, frozen=True, kw_only=True):
         if self.user:
             path = self.password_file
             client.username_pw_set(self.user, read_password(path, private=False) if path else os.environ.get(PASSWORD))
+
+    def start(self, connector: Connector, client: Client) -> None:
+        """Connect a client and serve it in a thread of its own. Raises `BrokerUnreachable` where nothing listens."""
+        try:
+            connector.connect(client)
+        except (OSError, ValueError) as error:
+            raise BrokerUnreachable(f"broker {self.broker}: {self.describe(error)}") from None
+        client.loop_start()
 
     def describe(self, error: BaseException | str) -> str:
         """Describe why a connection failed or ended before the broker accepted it, with the fix if one is known.

@@ -43,6 +43,8 @@ DEVICE_FOLDER = str(CONFIG.with_name("credentials"))
 """Folder of the credentials on the device."""
 CREDENTIALS = {"ca": "ca.crt", "certificate": "client.crt", "key": "client.key"}
 """Key of [telemetry] -> file in that folder, and in the device's folder of the kit."""
+ROOT = "root.json"
+"""File of the pinned root of trust, beside the credentials."""
 SERVICE_GROUP = "eyas"
 """Group of the device's service, which has to read the private key."""
 
@@ -63,6 +65,8 @@ class Enrolled(msgspec.Struct, frozen=True):
     commands: tuple[str, ...]
     revoked: int
     """Number of earlier certificates that were revoked."""
+    update_url: str = ""
+    """Address of its repository; empty: none."""
     warnings: tuple[str, ...] = ()
 
 
@@ -76,6 +80,8 @@ def enroll(
     commands: Iterable[str] | None = None,
     days: float = CLIENT_DAYS,
     replace: bool = False,
+    root: bytes | None = None,
+    update_url: str | None = None,
 ) -> Enrolled:
     """Issue credentials for a device and write its device.toml, which `eyas flash --name` brings to it.
 
@@ -91,6 +97,8 @@ def enroll(
         commands: Commands that a host may send it.
         days: Lifetime of its certificate.
         replace: Revoke its earlier certificates; else they stay valid until they expire or it is expelled.
+        root: The root of trust that it pins for signed updates; None: it gets none, or keeps the one that it has.
+        update_url: Address of the repository as the device reaches it; None: as before.
 
     Raises:
         LinkError: An invalid name, address or command.
@@ -108,11 +116,14 @@ def enroll(
     earlier = _earlier_settings(config)
     allowed = check_commands(commands) if commands is not None else None
     text = _settings(earlier, name, site=site, camera=camera, broker=str(address or ""), commands=allowed)
+    text = _with_updates(text, pinned=root is not None or exists(own / ROOT), url=update_url)
     _check_settings(config, text)
     authority = open_authority(folder)
     before = valid_certificates(authority, name) if replace else []
     credentials = authority.issue(own, name, days=days)
     write_file(config, text.encode(), private=True)
+    if root is not None:
+        write_file(own / ROOT, root)
     archive = own.with_name(f"{name}.tar")
     write_file(archive, _pack(credentials, config), private=True)
     if before:
@@ -129,6 +140,7 @@ def enroll(
         settings.telemetry.address if settings.telemetry.broker else None,
         settings.telemetry.commands,
         len(before),
+        settings.update.url,
         (*_warnings(folder, address), *_moved(name, earlier, settings.device.site)),
     )
 
@@ -223,6 +235,15 @@ def _settings(
     return msgspec.toml.encode({**sections, **{key: earlier[key] for key in earlier if key not in sections}}).decode()
 
 
+def _with_updates(text: str, *, pinned: bool, url: str | None) -> str:
+    """The text of a device.toml with where its root of trust and its repository are."""
+    sections = tomllib.loads(text)
+    update = dict(sections.get("update", {}))
+    update |= {"root": f"{DEVICE_FOLDER}/{ROOT}"} if pinned and "root" not in update else {}
+    update |= {} if url is None else {"url": url}
+    return msgspec.toml.encode(sections | ({"update": update} if update else {})).decode()
+
+
 def _check_settings(config: Path, text: str) -> None:
     """Raise `ConfigError`, as the device would, unless it can read this text."""
     with tempfile.TemporaryDirectory(prefix="eyas-enroll-") as folder:
@@ -237,12 +258,14 @@ def _check_settings(config: Path, text: str) -> None:
 def _pack(credentials: Credentials, config: Path) -> bytes:
     """A tar archive to unpack in /etc/eyas, as root, who gives the files to the service's group."""
     packed = io.BytesIO()
-    files = {f"credentials/{path.name}": path for path in (credentials.ca, credentials.cert, credentials.key)}
+    root = config.with_name(ROOT)
+    public = [credentials.ca, credentials.cert, *([root] if exists(root) else [])]
+    files = {f"credentials/{path.name}": path for path in (*public, credentials.key)}
     try:
         with tarfile.open(fileobj=packed, mode="w") as tar:
             for member, path in {**files, config.name: config}.items():
                 info = tar.gettarinfo(path, arcname=member)
-                info.mode = 0o644 if path in (credentials.ca, credentials.cert) else 0o640
+                info.mode = 0o644 if path in public else 0o640
                 info.uid = info.gid = 0
                 info.uname, info.gname = "root", SERVICE_GROUP  # `tar` goes by the names
                 with path.open("rb") as stream:

@@ -15,7 +15,7 @@ from eyas_device.telemetry.mqtt_client import Connector, Session
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.support.errors import BrokerUnreachable
 
-RETAINED = ("status", "answer")
+RETAINED = ("status", "answer", "drift")
 """What devices retain."""
 _WAIT_S, _QUIET_S = 15.0, 0.5
 
@@ -83,9 +83,5 @@ def _connect(access: BrokerAccess, device: str, events: queue.Queue[tuple[str, A
 
     client.on_connect, client.on_subscribe = on_connect, on_subscribe
     client.on_message, client.on_publish = on_message, on_publish
-    try:
-        connector.connect(client)
-    except (OSError, ValueError) as error:
-        raise BrokerUnreachable(f"broker {access.broker}: {access.describe(error)}") from None
-    client.loop_start()
+    access.start(connector, client)
     return client

@@ -47,9 +47,13 @@ topic write eyas/+/+/cmd
 # to remove the retained status and answer of a device that was expelled
 topic write eyas/+/+/status
 topic write eyas/+/+/answer
+# to tell of drift
+topic write eyas/+/+/drift
+# to point the devices of a group to the version that a rollout wants
+topic write eyas/+/group/+/desired
 
-# A device publishes only below its own name, and reads only its acknowledgements, its commands and its status: the
-# last one shows it whether another device has its name.
+# A device publishes only below its own name, and reads only its acknowledgements, its commands, its status, which shows
+# it whether another device has its name, and what rollouts want of groups: that is no secret, and no order either.
 pattern readwrite eyas/+/%u/status
 pattern write eyas/+/%u/window
 pattern write eyas/+/%u/event
@@ -58,6 +62,7 @@ pattern write eyas/+/%u/cmd/result
 pattern write eyas/+/%u/answer
 pattern read eyas/+/%u/ack
 pattern read eyas/+/%u/cmd
+pattern read eyas/+/group/+/desired
 """
 
 

@@ -57,6 +57,10 @@ def serve(kit: Kit, say: Callable[[str], None] = print) -> int:
     return _Supervisor(program, kit, say).run()
 
 
+_FOR_EVERYBODY = b"/group/+/desired' does not contain '%c' or '%u'"
+"""Mosquitto warns of the rule by which every device reads what rollouts want; that is what the rule is for."""
+
+
 class _ConnectionLog:
     """Forwards mosquitto's log and remembers with which client ids each user connected."""
 
@@ -68,6 +72,8 @@ class _ConnectionLog:
 
     def follow(self, stream: Iterable[bytes]) -> None:
         for line in stream:
+            if _FOR_EVERYBODY in line:
+                continue
             with suppress(OSError):  # a full log disk must not stop the broker
                 sys.stderr.buffer.write(line)
                 sys.stderr.buffer.flush()
@@ -232,7 +238,7 @@ class _Connection:
         """Remove the statuses and answers of devices that are retained now."""
         for name in names:
             self._subscribed.clear()
-            self._client.subscribe([(f"eyas/+/{name}/{kind}", 1) for kind in ("status", "answer")])
+            self._client.subscribe([(f"eyas/+/{name}/{kind}", 1) for kind in ("status", "answer", "drift")])
             _wait(self._subscribed)
         self._last = time.monotonic()
         while time.monotonic() - self._last < _QUIET_S:

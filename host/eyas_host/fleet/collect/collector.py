@@ -15,22 +15,23 @@ import socket
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
-import msgspec
 from paho.mqtt.client import Client
 
 from eyas_device.errors import LinkError
 from eyas_device.support.closing import Closing
-from eyas_device.support.names import host_name
 from eyas_device.support.redact import redact
 from eyas_device.telemetry.diagnosis import refused
 from eyas_device.telemetry.messages import KINDS, Ack, encode, topic
 from eyas_device.telemetry.mqtt_client import Connector, LinkState, LinkStatus, Session, disconnect_reason
 from eyas_host.fleet.broker.client import BrokerAccess, end_session
 from eyas_host.fleet.collect.group import Group, check_names
+from eyas_host.fleet.collect.settings import CollectorReport, CollectorSettings
 from eyas_host.fleet.collect.writer import Committed, Received, Writer
+from eyas_host.fleet.drift.notify import Notifier
+from eyas_host.fleet.drift.service import DriftService
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.ranges import as_ranges
 from eyas_host.fleet.store.validate import MessageId
@@ -58,46 +59,6 @@ _STOP_S = 15.0
 """Time limit to commit and acknowledge the remaining messages after `stop`."""
 _LEAVE_S, _QUIET_S = 5.0, 0.3
 """Time limit to receive what the broker has queued for this collector after `stop`, and the silence that ends it."""
-
-
-class CollectorReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Progress of a collector; also one line of `eyas collect --json`."""
-
-    time: float
-    state: str
-    """Name of a `LinkState` in lower case, e.g. `connected`."""
-    detail: str
-    """Why it is not connected."""
-    store_error: str
-    """Why the store cannot write; empty if it can."""
-    warning: str
-    """Collectors of the group that store elsewhere, so that each store gets only a share; empty if there are none."""
-    messages: int
-    """Stored since the start."""
-    duplicates: int
-    """Received and acknowledged again since the start."""
-    quarantined: int
-    per_second: float
-    """Stored messages a second since the previous report."""
-    waiting: int
-    """Received but not yet committed."""
-    lag_s: float
-    """Longest time from arrival to commit since the previous report, seconds."""
-
-
-class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings of a collector."""
-
-    name: str = msgspec.field(default_factory=host_name)
-    """Unique within the group: the broker keeps the session under it. A name as of a device."""
-    group: str = "eyas"
-    """Collectors of one group share the messages. A name as of a device."""
-    receive_maximum: int = 500
-    """Max. messages received but not yet committed."""
-    batch: int = 500
-    """Max. messages in one commit; more is faster where a commit is slow."""
-    report_s: float = 5.0
-    """Interval of the reports, seconds."""
 
 
 class Collector(Closing):
@@ -489,14 +450,19 @@ def collect(
     on_report: Callable[[CollectorReport], None] = lambda report: None,
     on_start: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Collect until SIGTERM or SIGINT; see `Collector`. `on_start` receives from where and into what.
+    """Collect until SIGTERM or SIGINT; see `Collector`. `on_start` receives from where and into what, and alarms.
 
-    Raises `StoreError` and `LinkError`.
+    Raises `StoreError`, `LinkError` and `DriftError`.
     """
     settings = settings or CollectorSettings()
     check_names(settings.group, settings.name)
     where = redact(store_url)
-    with Store(store_url) as store, Collector(store, access, settings, on_report) as collector:
+    notifier = Notifier(access, settings.webhook)
+    with (
+        Store(store_url) as store,
+        DriftService(store_url, settings.drift_s, notifier, on_start) if settings.drift_s else nullcontext(),
+        Collector(store, access, settings, on_report) as collector,
+    ):
         before = {kind: signal.signal(kind, lambda *_: collector.stop()) for kind in (signal.SIGTERM, signal.SIGINT)}
         try:
             on_start(f"collecting from {access.address} into {where}, as {settings.name} of the group {settings.group}")

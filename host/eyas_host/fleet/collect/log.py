@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from eyas_device.support.logs import clean, is_journal
-from eyas_host.fleet.collect.collector import CollectorReport
+from eyas_host.fleet.collect.settings import CollectorReport
 
 _MINUTE_S = 60.0
 _MAX_CHANGES = 5

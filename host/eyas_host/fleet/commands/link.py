@@ -152,11 +152,7 @@ class CommandLink(Closing):
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_subscribe, client.on_publish = self._on_subscribe, self._on_publish
         client.on_message = self._on_message
-        try:
-            self._connector.connect(client)
-        except (OSError, ValueError) as error:
-            raise BrokerUnreachable(f"broker {self._access.broker}: {self._access.describe(error)}") from None
-        client.loop_start()
+        self._access.start(self._connector, client)
         return client
 
     def _read_statuses(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
+from eyas_device.agent.service import AGENT_UNITS
 from eyas_device.support.versions import version_numbers
 from eyas_host.fleet.connect.ssh import FleetError, Remote
 
@@ -20,8 +21,14 @@ ENVIRONMENT_BYTES = 700_000_000
 MAX_CLOCK_SKEW_S = 120
 
 _PROBE = """
-import importlib.util as u, sys
+import importlib.util as u, pathlib, sys
+here = pathlib.Path(sys.executable).resolve()
+hidden = ("/home", "/root", "/run/user")  # by the service's ProtectHome=
+closed = [str(folder) for folder in here.parents if str(folder) in hidden or not folder.stat().st_mode & 1]
+if sys.argv[1:] == ["open"]:
+    sys.exit(bool(closed))
 print("python=" + sys.executable)
+print("python_closed=" + "".join(closed[-1:]))
 print("python_version=%d.%d.%d" % sys.version_info[:3])
 print("venv=" + ("yes" if u.find_spec("venv") and u.find_spec("ensurepip") else "no"))
 print("picamera2=" + ("yes" if u.find_spec("picamera2") else "no"))
@@ -57,22 +64,28 @@ echo "venv_link=$(readlink "$1/venv")"
 [ -d "$1/venv" ] && [ ! -L "$1/venv" ] && echo "venv_link=."
 for d in "$1"/venv-*; do [ -f "$d/eyas.stamp" ] && echo "environment=${d##*/}"; done
 $as test -f "$3" && echo "config=yes"
+$as sed -n '/^[[:space:]]*\\[update\\]/,/^[[:space:]]*\\[[a-z]/{
+  s/^[[:space:]]*agent[[:space:]]*=[[:space:]]*true.*/agent_updates=yes/p
+}' "$3" 2>/dev/null
 $as sed -n '/^[[:space:]]*\\[model\\]/,/^[[:space:]]*\\[[a-z]/{
   s/^[[:space:]]*\\(runtime\\|artefact\\)[[:space:]]*=[[:space:]]*"\\([A-Za-z0-9_.-]*\\)".*/model_\\1=\\2/p
 }' "$3" 2>/dev/null
-for f in "$3" "$6"/ca.crt "$6"/client.crt "$6"/client.key "$7" "$8"; do
+for f in "$3" "$6"/ca.crt "$6"/client.crt "$6"/client.key "$6"/root.json "$7" "$8" "$9" "${10}" "${11}"; do
   $as test -f "$f" && echo "file=$($as sha256sum "$f" | cut -c1-64) $($as stat -c '%a %G' "$f") $f"
 done
 [ -f "$1/.flashing" ] && echo "unfinished=yes"
 current=$($as readlink "$2/slots/current") && echo "slot=$current" &&
   echo "slot_sha256=$($as cat "$2/slots/$current.good" 2>/dev/null)"
-for p in "$5" python3 python3.13 python3.12 python3.11 python3.10; do
+python=
+for p in "$5" python3 python3.13 python3.12 python3.11 python3.10 /usr/bin/python3; do
   [ -n "$p" ] || continue
   command -v "$p" >/dev/null || { [ "$p" = "$5" ] && break; continue; }
   "$p" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { [ "$p" = "$5" ] && break; continue; }
-  "$p" -c "$4"
-  break
+  [ -n "$python" ] || python=$p
+  [ "$p" = "$5" ] && break
+  "$p" -c "$4" open && python=$p && break
 done
+[ -z "$python" ] || "$python" -c "$4"
 true
 """
 
@@ -107,6 +120,16 @@ class Layout(msgspec.Struct, frozen=True):
     def unit(self) -> str:
         """Path of the service's unit file."""
         return self._below("etc/systemd/system/eyas-device.service")
+
+    @property
+    def updater(self) -> str:
+        """Path of the updater's unit file."""
+        return self._below("etc/systemd/system/eyas-device-update.service")
+
+    @property
+    def agent_units(self) -> tuple[str, ...]:
+        """Paths of root's unit files that exchange the agent by a signed release."""
+        return tuple(self._below(f"etc/systemd/system/{unit.name}") for unit in AGENT_UNITS)
 
     @property
     def rules(self) -> str:
@@ -144,14 +167,18 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     model_runtime: str = ""
     """`[model] runtime` of the configuration there."""
     model_artefact: str = ""
+    agent_updates: str = ""
+    """`yes` if the configuration there has `[update] agent = true`."""
     files: tuple[str, ...] = ()
-    """Configuration, credentials, unit and udev rules: sha256, mode, group and path of each."""
+    """Configuration, credentials, units and udev rules: sha256, mode, group and path of each."""
     unfinished: str = ""
     """`yes` if an earlier flash was interrupted."""
     slot: str = ""
     slot_sha256: str = ""
     python: str = ""
-    """Absolute path of the first Python that is recent enough."""
+    """Absolute path of the first Python that is recent enough, of those that a service can run if there is one."""
+    python_closed: str = ""
+    """A folder above it into which a service's user cannot look."""
     python_version: str = ""
     venv: str = ""
     picamera2: str = ""
@@ -198,6 +225,8 @@ def inspect_device(remote: Remote, layout: Layout, python: str | None = None) ->
         layout.credentials,
         layout.unit,
         layout.rules,
+        layout.updater,
+        *layout.agent_units,
     )
     result = remote.run("sh", "-c", _INSPECT, "sh", *arguments, timeout_s=90)
     if result.code:
@@ -226,6 +255,14 @@ def missing_files(remote: Remote, facts: DeviceFacts, layout: Layout, paths: Seq
     names = ", ".join(missing.splitlines())
     fix = "bring them with --name, for an enrolled device, or by hand"
     return f"{names}: named in the configuration, but missing there; {fix}" if names else ""
+
+
+def closed_python(facts: DeviceFacts, user: str) -> str:
+    """Why the service cannot run the device's Python as `user`, in a sentence; empty if it can."""
+    if not facts.python_closed or user == facts.user:
+        return ""
+    fix = "apt-get install python3 python3-venv, or give --python"
+    return f"{facts.python}: the service cannot look into {facts.python_closed}; {fix}"
 
 
 def problems(facts: DeviceFacts, layout: Layout, *, bundle_bytes: int, environment: bool, service: bool) -> list[str]:

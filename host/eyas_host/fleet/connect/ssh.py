@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -19,12 +20,16 @@ import msgspec
 
 from eyas_device.errors import EyasError
 from eyas_device.support.closing import Closing
+from eyas_device.support.processes import signal_name
 
 _NAME = r"[A-Za-z0-9_.][A-Za-z0-9_.-]*"
 _TARGET = rf"(?:(?P<user>{_NAME})@)?(?P<host>{_NAME}|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{{1,5}}))?"
 _SSH_FAILED = 255
+"""Exit code of ssh itself when it cannot connect or lost the connection, and of a command that a signal ended."""
+_STAYS = '"$@"; exit $?'
+"""A shell's script that outlives its command: one that a signal ended has an exit code of its own, 128 + the signal."""
+_SIGNALS = range(129, 129 + 64)
 _MAX_FOLDER_BYTES = 60
-"""Exit code of ssh itself when it cannot connect or lost the connection."""
 _FIXES = {  # ssh's own error -> what to do
     "host key verification failed": "log in once by hand to accept its host key; if the key changed, verify it first",
     "permission denied": "authorize your key on the device (ssh-copy-id), or give --identity",
@@ -93,7 +98,10 @@ class CommandResult(msgspec.Struct, frozen=True):
 
     @property
     def last_line(self) -> str:
-        """The last line of its output, for an error message."""
+        """The last line of its output, or the signal that ended it, for an error message."""
+        if self.code in _SIGNALS:
+            hint = " (out of memory?)" if self.code == 128 + signal.SIGKILL else ""
+            return f"killed by {signal_name(self.code - 128)}{hint}"
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
         return lines[-1] if lines else "no output"
 
@@ -120,7 +128,7 @@ class Remote(Closing):
     def run(
         self, *arguments: str, timeout_s: float = 60.0, become: Sequence[str] = (), stdin: str = ""
     ) -> CommandResult:
-        """Run a command on the device, each argument quoted; a non-zero exit code does not raise.
+        """Run a command on the device, each argument quoted; a non-zero exit code does not raise, 128 + n is signal n.
 
         Args:
             arguments: The command and its arguments.
@@ -132,7 +140,8 @@ class Remote(Closing):
             FleetError: the connection is lost or the time limit is exceeded.
 
         """
-        command = [*self._ssh, "-o", "ControlMaster=no", self._login_for_ssh, shlex.join([*become, *arguments])]
+        words = shlex.join(["sh", "-c", _STAYS, "sh", *become, *arguments])
+        command = [*self._ssh, "-o", "ControlMaster=no", self._login_for_ssh, words]
         done = self._local(command, timeout_s, stdin)
         if done.returncode == _SSH_FAILED:
             raise self._connection_error(done.stderr)

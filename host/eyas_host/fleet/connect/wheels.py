@@ -90,8 +90,14 @@ def constraints(facts: DeviceFacts) -> Path:
     return path
 
 
-def fetch(folder: Path, wheel: Path, facts: DeviceFacts, extras: Sequence[str] = ()) -> None:
-    """Download into `folder` the dependencies of `wheel` and its extras for the device's Python, machine and glibc."""
+def fetch(
+    folder: Path, wheel: Path, facts: DeviceFacts, extras: Sequence[str] = (), wheel_dir: Path | None = None
+) -> None:
+    """Collect in `folder` the dependencies of `wheel` and its extras for the device's Python, machine and glibc.
+
+    They are downloaded, or with `wheel_dir` taken from there alone.
+    """
+    source = [] if wheel_dir is None else ["--no-index", "--find-links", str(wheel_dir.resolve())]
     major, minor = facts.python_numbers[:2]
     brackets = f"[{','.join(extras)}]" if extras else ""
     requirements: Sequence[str] = [f"{wheel}{brackets}", "--constraint", str(constraints(facts))]
@@ -104,7 +110,7 @@ def fetch(folder: Path, wheel: Path, facts: DeviceFacts, extras: Sequence[str] =
         command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate"]
         command += ["--python-version", f"{major}.{minor}"]
         command += ["--python-platform", f"{facts.machine}-manylinux_2_28", "--constraint", str(constraints(facts))]
-        command += ["--output-file", str(pinned), str(folder / "requirements.txt")]
+        command += ["--output-file", str(pinned), *source, str(folder / "requirements.txt")]
         _run(command, _FETCH_S, "the device's dependencies cannot be resolved")
         lines = pinned.read_text(encoding="utf-8").splitlines()
         lines = [line for line in lines if not line.startswith(("eyas-device ", "eyas-device["))]
@@ -112,10 +118,15 @@ def fetch(folder: Path, wheel: Path, facts: DeviceFacts, extras: Sequence[str] =
         requirements = ["--no-deps", "--requirement", str(pinned)]
     newest = int(re.sub(r"\D", "", facts.glibc.rpartition(".")[2]) or 28)
     tags = [f"manylinux_2_{number}_{facts.machine}" for number in range(newest, 16, -1)]
-    platforms = [word for tag in [*tags, f"manylinux2014_{facts.machine}"] for word in ("--platform", tag)]
+    platforms = [
+        word
+        for tag in [*tags, f"manylinux2014_{facts.machine}", f"linux_{facts.machine}"]
+        for word in ("--platform", tag)
+    ]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--only-binary=:all:", "--python-version", f"{major}.{minor}", "--implementation", "cp", *platforms]
-    _run([*command, "--dest", str(folder), *requirements], _FETCH_S, "the device's wheels cannot be downloaded")
+    failure = "the device's wheels cannot be downloaded" if wheel_dir is None else f"{wheel_dir}: a wheel is missing"
+    _run([*command, *source, "--dest", str(folder), *requirements], _FETCH_S, failure)
     for temporary in ("pinned.txt", "requirements.txt"):
         (folder / temporary).unlink(missing_ok=True)
 
@@ -152,5 +163,5 @@ def _run(command: Sequence[str], timeout_s: float, failure: str) -> None:
         raise FleetError(f"{failure}: not finished within {timeout_s:g} s") from None
     if done.returncode:
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if line.lower().startswith("error")] or lines or ["no output"]
-        raise FleetError(f"{failure}: {errors[-1]}")
+        errors = [line for line in lines if line.lower().startswith(("error", "cause: "))] or lines or ["no output"]
+        raise FleetError(f"{failure}: {errors[-1].removeprefix('cause: ')}")

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from eyas_device.config import CONFIG, STATE, Config, read_config
 from eyas_device.errors import ConfigError
 from eyas_device.support.names import check_name
-from eyas_host.fleet.broker.enroll import CREDENTIALS, DEVICE_FOLDER
+from eyas_host.fleet.broker.enroll import CREDENTIALS, DEVICE_FOLDER, ROOT
 from eyas_host.fleet.broker.kit import AUTHORITY, DEVICES
 from eyas_host.fleet.broker.pki import Credentials, belong_together, days_left, exists, read_file
 from eyas_host.fleet.broker.revocation import LIST, load_list, revoked
@@ -60,7 +60,7 @@ def device_files(config: Path | None, name: str | None, kit: Path, layout: Layou
         raise ConfigError(f'{path}: [camera] source is missing, e.g. source = "v4l2:0"; the service needs one')
     if own is not None:
         _check_credentials(own, settings, path, layout, kit)
-    brought = {f"{layout.credentials}/{file}" for file in CREDENTIALS.values()} if own is not None else set()
+    brought = {f"{layout.credentials}/{file}" for file in (*CREDENTIALS.values(), ROOT) if own and exists(own / file)}
     return DeviceFiles(path, own, tuple(dict.fromkeys(file for file in _named(settings) if file not in brought)))
 
 
@@ -94,6 +94,8 @@ def _below_root(config: Path, layout: Layout, folder: Path) -> Path:
     for key, file in CREDENTIALS.items():
         if telemetry.get(key) == f"{DEVICE_FOLDER}/{file}":
             telemetry[key] = f"{layout.credentials}/{file}"
+    if tree.get("update", {}).get("root") == f"{DEVICE_FOLDER}/{ROOT}":
+        tree["update"]["root"] = f"{layout.credentials}/{ROOT}"
     copy = folder / "below-root" / config.name
     copy.parent.mkdir(mode=0o700)
     copy.write_bytes(msgspec.toml.encode(tree))
@@ -138,5 +140,7 @@ def _named(settings: Config) -> Iterator[str]:
     telemetry = settings.telemetry
     if telemetry.broker:
         yield from filter(None, (telemetry.ca, telemetry.certificate, telemetry.key, telemetry.password_file))
+    if settings.update.url:
+        yield settings.update.root
     for output in settings.output:
         yield from filter(None, (output.header_file, output.ca))

@@ -17,10 +17,18 @@ import msgspec
 
 from eyas_device.agent.systemd import UNIT
 from eyas_device.bundle import MANIFEST, Bundle, sha256
-from eyas_device.config import EXAMPLE
+from eyas_device.config import EXAMPLE, read_config
 from eyas_device.errors import EyasError
 from eyas_device.support.redact import redact
-from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device, missing_files, problems, warnings
+from eyas_host.fleet.connect.preflight import (
+    DeviceFacts,
+    Layout,
+    closed_python,
+    inspect_device,
+    missing_files,
+    problems,
+    warnings,
+)
 from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.connect.wheels import build_wheel
 from eyas_host.fleet.deploy.credentials import device_files
@@ -28,8 +36,6 @@ from eyas_host.fleet.deploy.installer import Installer
 from eyas_host.fleet.deploy.plan import InstallPlan
 from eyas_host.fleet.deploy.sending import Sending
 from eyas_host.support.progress import say as print_line
-
-_PARALLEL = 8
 
 
 class FlashSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,9 +48,9 @@ class FlashSettings(msgspec.Struct, frozen=True, kw_only=True):
     kit: Path = Path("fleet")
     """Folder of `eyas broker`, in which it was enrolled."""
     wheel_dir: Path | None = None
-    """Folder of wheels to install from."""
+    """Folder of wheels to install from; with `offline` it has all that the device needs."""
     offline: bool = False
-    """Whether the device has no network: its wheels are downloaded here."""
+    """Whether the device has no network: its wheels are resolved and downloaded here."""
     python: str | None = None
     """Interpreter on the device that has eyas already; no environment is built then."""
     root: str = "/"
@@ -58,6 +64,8 @@ class FlashSettings(msgspec.Struct, frozen=True, kw_only=True):
     environment has."""
     dry_run: bool = False
     """Inspect the devices and change nothing."""
+    parallel: int = 8
+    """Devices that are flashed at the same time."""
     settle_s: float = 5.0
     """How long a started service has to stay up, seconds."""
 
@@ -91,7 +99,7 @@ def flash(
     access: SshAccess | None = None,
     say: Callable[[str], None] = print_line,
 ) -> list[FlashResult]:
-    """Install `bundle` and everything that runs it on devices, up to eight at once.
+    """Install `bundle` and everything that runs it on devices, several at once.
 
     Args:
         targets: Devices, each `user@host[:port]`.
@@ -129,7 +137,7 @@ def flash(
             shown = {"detail": redact(result.detail), "warnings": tuple(map(redact, result.warnings))}
             return msgspec.structs.replace(result, **shown, seconds=time.monotonic() - started)
 
-        with ThreadPoolExecutor(min(_PARALLEL, len(parsed))) as pool:
+        with ThreadPoolExecutor(max(1, min(settings.parallel, len(parsed)))) as pool:
             return list(pool.map(flash_one, parsed))
 
 
@@ -143,6 +151,8 @@ def _plan(bundle: Path, settings: FlashSettings, folder: Path) -> InstallPlan:
     manifest = Bundle.open(bundle).manifest
     layout, unit = Layout(settings.root), settings.unit
     files = device_files(settings.config, settings.name, settings.kit, layout, folder)
+    if settings.python is not None and files.config is not None and read_config(files.config).update.agent:
+        raise FleetError(f"{files.config}: [update] agent: --python's environment cannot be exchanged; leave it out")
     if unit is None and settings.service is not False and (settings.service or settings.root == "/"):
         unit = UNIT
     if unit is not None and not unit.is_file():
@@ -184,6 +194,8 @@ def _preflight(
             f"{plan.layout.config}: missing; bring that of an enrolled device with --name NAME, or install one with "
             f"--config FILE ({EXAMPLE} explains the keys)"
         )
+    if serves and (closed := closed_python(facts, plan.unit_user())):
+        blockers.append(closed)
     if missing := missing_files(remote, facts, plan.layout, plan.needed, service=serves):
         blockers.append(missing)
     if blockers:
@@ -230,6 +242,8 @@ def _flash(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[[s
         finished = True
         if "environment" in changed:
             installer.restart_instances()
+        if changed:
+            installer.restart_updater()
         slot = f"{plan.model} in slot {installer.slot.slot if installer.slot else '-'}"
         with installer.step("camera and broker"):
             report = installer.report()
@@ -280,7 +294,9 @@ def _dry_run(remote: Remote, plan: InstallPlan, sending: Sending, say: Callable[
         size = f"at most {plan.bundle_bytes / 1e6:.1f} MB"
         steps.append(f"send {plan.model}, {parts}, {size}, verify it and switch to it")
     if plan.serves(facts):
-        steps.append(f"write {plan.layout.unit} if it differs and start the service")
+        agent = plan.layout.agent_units if plan.exchanges_agent(facts) else ()
+        units = ", ".join((plan.layout.unit, plan.layout.updater, *agent))
+        steps.append(f"write {units} if they differ and start the service")
     for step in steps:
         say(f"{remote.target}: would {step}")
     return FlashResult(str(remote.target), "planned", "; ".join(steps) or f"{plan.model} is installed; nothing to do")

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.agent.service import RULES
+from eyas_device.agent.service import AGENT_UNITS, RULES, UPDATER
 from eyas_device.bundle import sha256
 from eyas_device.errors import EXIT_CHECK_FAILED
+from eyas_device.updates.environment import BUILD, LINK, UNPACK
 from eyas_device.updates.slots import SlotState
-from eyas_host.fleet.broker.enroll import CREDENTIALS
+from eyas_host.fleet.broker.enroll import CREDENTIALS, ROOT
 from eyas_host.fleet.connect.preflight import DeviceFacts, sudo_prefix
 from eyas_host.fleet.connect.ssh import CommandResult, FleetError, Remote
 from eyas_host.fleet.connect.wheels import constraints, fetch
-from eyas_host.fleet.deploy.environment import BUILD, UNPACK, all_sent, build_arguments
+from eyas_host.fleet.deploy.environment import build_arguments
 from eyas_host.fleet.deploy.health import SERVICE, START_S, Health
 from eyas_host.fleet.deploy.journal import Journal
 from eyas_host.fleet.deploy.plan import InstallPlan
@@ -31,13 +32,13 @@ _PIP_S = 1800
 _CHECK_S = 2400
 """Time limit of the golden check: a runtime may build an engine for this device first."""
 
-_LINK = 'cd "$1"; ln -sfn "$2" .venv.new; mv -T .venv.new venv'
 _USE_RULES = """
 command -v udevadm >/dev/null || exit 0
 udevadm control --reload || true
 udevadm trigger --action=change --subsystem-match=dma_heap || true
 udevadm trigger --action=change --sysname-match=vchiq --sysname-match=vcio || true
 """
+_UPDATER = "eyas-device-update"
 _FORGET = 'rm -f "$1"; rm -rf "$2"'
 _CLEAN_UP = 'cd "$1"; for d in venv-*; do case "$d" in "$2"|"$3") ;; *) rm -rf "$d" ;; esac; done'
 
@@ -77,7 +78,9 @@ class Installer:
         """What the agent says, if the device has and runs all that is planned; None if there is something to do."""
         if self.facts.unfinished or self.changes_environment or self._environment not in ("", *self.facts.environments):
             return None
-        if self._new_config or self._new_credentials or self._new_unit or self._new_rules:
+        if self._new_config or self._new_credentials or self._new_unit or self._new_updater or self._new_rules:
+            return None
+        if self._new_agent_units:
             return None
         return see_unchanged(self.plan, self.facts, self._script)
 
@@ -88,23 +91,28 @@ class Installer:
             shutil.copy(plan.config, folder / "device.toml")
         if plan.credentials is not None and self._new_credentials:
             (folder / "credentials").mkdir()
-            for file in CREDENTIALS.values():
+            for file in _credential_modes(plan.credentials):
                 shutil.copy(plan.credentials / file, folder / "credentials")
         if plan.unit is not None and self._new_unit:
             shutil.copy(plan.unit, folder / "unit")
+        if self._new_updater:
+            shutil.copy(UPDATER, folder / "updater")
+        for unit in self._new_agent_units:
+            shutil.copy(unit, folder)
         if self._new_rules:
             shutil.copy(RULES, folder / "rules")
         if plan.wheel is not None and self._environment not in self.facts.environments:
             wheels = folder / "wheels"
             wheels.mkdir()
             shutil.copy(constraints(self.facts), folder / "constraints.txt")
-            for wheel in plan.wheel_dir.glob("*.whl") if plan.wheel_dir is not None else ():
-                shutil.copy(wheel, wheels)
-            shutil.copy(plan.wheel, wheels)
-            if all_sent(plan):
+            if plan.offline:
                 shutil.copy(UNPACK, folder / "unpack.py")
-                with self.step("wheels downloaded here"):
-                    fetch(wheels, plan.wheel, self.facts, plan.extras)
+                with self.step(f"wheels {'downloaded here' if plan.wheel_dir is None else f'from {plan.wheel_dir}'}"):
+                    fetch(wheels, plan.wheel, self.facts, plan.extras, plan.wheel_dir)
+            elif plan.wheel_dir is not None:
+                for wheel in plan.wheel_dir.glob("*.whl"):
+                    shutil.copy(wheel, wheels)
+            shutil.copy(plan.wheel, wheels)
             others = (path for path in wheels.iterdir() if path.name != plan.wheel.name)
             self.dependency_bytes = sum(path.stat().st_size for path in others)
         quoted = shlex.join([f"{self._incoming}/bundle", plan.layout.state])
@@ -192,7 +200,7 @@ class Installer:
             return False
         if self.facts.venv_link:
             self._check(self._before.note("venv", self.facts.venv_link), "the environment in use cannot be noted")
-        self._check(self._script(_LINK, self.plan.layout.opt, self._environment), "the environment cannot be switched")
+        self._check(self._script(LINK, self.plan.layout.opt, self._environment), "the environment cannot be switched")
         return True
 
     def put_config(self) -> bool:
@@ -218,19 +226,31 @@ class Installer:
         return True
 
     def put_unit(self) -> bool:
-        """Install and enable the service's unit, where the service is installed."""
+        """Install and enable the units of the service and of its updater, where the service is installed."""
         if not self.serves:
             return False
         changed = self._new_unit and self._put("unit", self.plan.layout.unit, mode="644")
+        if self._new_updater:
+            changed |= self._put("updater", self.plan.layout.updater, mode="644")
+        for unit, path in self._new_agent_units.items():
+            changed |= self._put(unit.name, path, mode="644")
         if self._new_rules:
             self._put("rules", self.plan.layout.rules, mode="644")
             self._script(_USE_RULES)
         reload = "systemctl daemon-reload" if changed else "true"  # `enable` reloads by itself
-        script = (
-            f"if systemctl is-enabled --quiet {SERVICE}; then {reload}; else systemctl enable --quiet {SERVICE}; fi"
-        )
+        units = (SERVICE, _UPDATER, *(unit.name for unit in AGENT_UNITS if self._exchanges_agent))
+        enabled = " && ".join(f"systemctl is-enabled --quiet {unit}" for unit in units)
+        script = f"if {enabled}; then {reload}; else systemctl enable --quiet {' '.join(units)}; fi"
         self._check(self._script(script), "the service cannot be enabled")
         return changed
+
+    def restart_updater(self) -> None:
+        """Let the updaters use what was flashed; without [update] url in the configuration that of models ends."""
+        if self.serves:
+            self._script(f"systemctl restart --no-block {_UPDATER} || true")
+        if self._exchanges_agent:
+            waits = next(unit.name for unit in AGENT_UNITS if unit.suffix == ".path")
+            self._script(f"systemctl start {waits} || true")
 
     def restart_instances(self) -> None:
         """Restart the device's further cameras: they share the environment, and none may run a mixture of versions."""
@@ -256,7 +276,7 @@ class Installer:
         layout = self.plan.layout
         had_environment = self._earlier_environment not in ("", self._environment or self.facts.venv_link)
         had_config = self.facts.config == "yes" and not self._before.was_absent(layout.config)
-        files = (layout.config, layout.credentials, layout.unit)
+        files = (layout.config, layout.credentials, layout.unit, layout.updater, *layout.agent_units)
         replaced = any(self._before.holds(path) or self._before.was_absent(path) for path in files)
         return self._rolls_back_slot or had_environment or (had_config and replaced)
 
@@ -285,12 +305,18 @@ class Installer:
     def _undo(self) -> Iterator[tuple[str, Callable[[], CommandResult]]]:
         """The parts of a roll-back and what restores each."""
         layout = self.plan.layout
-        files = {"the configuration": layout.config, "the service's unit": layout.unit, "the udev rules": layout.rules}
+        files = {
+            "the configuration": layout.config,
+            "the service's unit": layout.unit,
+            "the updater's unit": layout.updater,
+            "the udev rules": layout.rules,
+            **{f"the unit {Path(path).name}": path for path in layout.agent_units},
+        }
         for what, path in files.items():
             yield what, partial(self._before.restore, path)
         yield "the credentials", partial(self._before.restore_folder, layout.credentials, python=self.facts.python)
         if self._environment and self._earlier_environment:
-            yield "the environment", partial(self._script, _LINK, layout.opt, self._earlier_environment)
+            yield "the environment", partial(self._script, LINK, layout.opt, self._earlier_environment)
         if self._rolls_back_slot:
             yield "the model", partial(self._agent, "slots", "--state", layout.state, "--roll-back")
 
@@ -330,6 +356,22 @@ class Installer:
         )
 
     @property
+    def _new_updater(self) -> bool:
+        unit = self.plan.unit is not None
+        return self.serves and unit and not self._has(UPDATER, self.plan.layout.updater, "644")
+
+    @property
+    def _exchanges_agent(self) -> bool:
+        """Whether the device has, or gets, the units that exchange its agent by a signed release."""
+        return self.plan.exchanges_agent(self.facts)
+
+    @property
+    def _new_agent_units(self) -> dict[Path, str]:
+        """Those that the device lacks, or has otherwise -> their paths there."""
+        units = zip(AGENT_UNITS, self.plan.layout.agent_units, strict=True)
+        return {unit: path for unit, path in units if self._exchanges_agent and not self._has(unit, path, "644")}
+
+    @property
     def _new_rules(self) -> bool:
         return self.serves and not self._has(RULES, self.plan.layout.rules, "644")
 
@@ -337,8 +379,8 @@ class Installer:
     def _new_credentials(self) -> bool:
         folder, there = self.plan.credentials, self.plan.layout.credentials
         return folder is not None and not all(
-            self._has(folder / file, f"{there}/{file}", *(("640", self._user) if key == "key" else ("644",)))
-            for key, file in CREDENTIALS.items()
+            self._has(folder / file, f"{there}/{file}", mode, self._user if mode == "640" else "")
+            for file, mode in _credential_modes(folder).items()
         )
 
     def _has(self, local: Path, path: str, mode: str, group: str = "") -> bool:
@@ -397,3 +439,9 @@ class Installer:
     def _check(self, result: CommandResult, failure: str) -> None:
         if result.code:
             raise FleetError(f"{failure} ({result.last_line})", self.remote.target)
+
+
+def _credential_modes(folder: Path) -> dict[str, str]:
+    """Files of an enrolled device that are brought -> mode there; the root of trust where there is one."""
+    modes = {file: "640" if key == "key" else "644" for key, file in CREDENTIALS.items()}
+    return modes | ({ROOT: "644"} if (folder / ROOT).exists() else {})

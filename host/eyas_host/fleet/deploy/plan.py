@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from eyas_device.config import read_config
 from eyas_host.fleet.connect.preflight import DeviceFacts, Layout
 from eyas_host.fleet.connect.ssh import FleetError
 from eyas_host.fleet.connect.wheels import environment_name
@@ -50,6 +51,13 @@ class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
     def serves(self, facts: DeviceFacts) -> bool:
         """Whether the service is installed on this device."""
         return facts.has_systemd and self.layout.root == "/" if self.service is None else self.service
+
+    def exchanges_agent(self, facts: DeviceFacts) -> bool:
+        """Whether root's units for releases of the agent are installed: where they are asked for, or there already."""
+        if not self.serves(facts) or self.wheel is None or self.unit is None:
+            return False
+        asked = facts.agent_updates == "yes" if self.config is None else read_config(self.config).update.agent
+        return asked or any(fact[3] in self.layout.agent_units for fact in facts.file_facts)
 
     def environment(self, facts: DeviceFacts) -> str:
         """Name of the environment that this device needs; empty with `python`."""

@@ -112,6 +112,10 @@ class Store(Closing):
         """Open a write transaction; leaving it commits. `exclusive` keeps all other writers out."""
         return writing(self._engine, exclusive=exclusive)
 
+    def reading(self) -> Connection:
+        """Open a connection that only reads, and keeps no writer out; close it after use."""
+        return self._engine.connect().execution_options(**{READING: True})
+
     def add(self, batch: Batch) -> int:
         """Commit a batch durably and return how many of its messages are new.
 
@@ -139,7 +143,7 @@ class Store(Closing):
 
     def counts(self) -> dict[str, int]:
         """Count stored messages by kind, and quarantined ones under `quarantine`."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             by_kind = select(messages.c.kind, func.count()).group_by(messages.c.kind)
             counts = {str(kind): int(number) for kind, number in connection.execute(by_kind)}
             counts["quarantine"] = int(connection.execute(select(func.count()).select_from(quarantine)).scalar_one())
@@ -148,7 +152,7 @@ class Store(Closing):
     def unread(self) -> list[str]:
         """Why stored messages of newer schemas could not be read in full, each reason once."""
         query = select(messages.c.problem).where(messages.c.problem != "").distinct()
-        with self._reading() as connection:
+        with self.reading() as connection:
             return sorted(str(problem) for (problem,) in connection.execute(query))
 
     def windows(self, device: str | None = None, *, since: float = 0.0) -> Iterator[Window]:
@@ -173,7 +177,7 @@ class Store(Closing):
 
     def devices(self) -> list[DeviceRecord]:
         """All known devices, sorted by name."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(select(devices)).mappings().all()
         return [
             DeviceRecord(
@@ -190,21 +194,18 @@ class Store(Closing):
         """The latest quarantined messages, with the first bytes of each payload."""
         c = quarantine.c
         query = select(c.topic, c.reason, c.payload).order_by(c.id.desc()).limit(limit)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [QuarantinedMessage(str(t), str(r), str(p).encode()) for t, r, p in connection.execute(query)]
 
     def sequences(self, device: str, spool: str) -> list[int]:
         """Sequence numbers of a spool's stored messages, in order; without expired ones."""
         c = messages.c
         query = select(c.sequence).where(c.device == device, c.spool == spool).order_by(c.sequence)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [int(number) for (number,) in connection.execute(query)]
 
-    def _reading(self) -> Connection:
-        return self._engine.connect().execution_options(**{READING: True})
-
     def _decoded(self, query: Any, kind: type[_Message]) -> Iterator[_Message]:
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execution_options(yield_per=_PAGE).execute(query)
             for payload, problem, corrected, moment in rows:
                 if problem:
@@ -217,7 +218,7 @@ class Store(Closing):
 
     def _prepare(self, *, create: bool) -> None:
         """Check the tables, and create them where there are none; several first starts at once create them once."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             if connection.dialect.name == "postgresql":
                 encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
                 if encoding != "UTF8":
@@ -230,13 +231,13 @@ class Store(Closing):
                 if not self._has_tables(connection):
                     metadata.create_all(connection)
                     connection.execute(version.insert(), {"version": VERSION, "id": str(uuid.uuid4())})
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(select(func.max(version.c.version))).scalar_one()
         if found in MIGRATIONS:
             with self.begin(exclusive=True) as connection:
                 found = migrate(connection)
         if found == VERSION:
-            with self._reading() as connection:
+            with self.reading() as connection:
                 self.id = str(connection.execute(select(func.max(version.c.id))).scalar_one())
         else:
             raise StoreError(f"store {self.name}: version {found}, not {VERSION}; use the Eyas that wrote it")

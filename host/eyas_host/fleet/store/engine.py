@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,13 +111,30 @@ def _on_sqlite_connect(connection: Any, record: object) -> None:
     cursor = connection.cursor()
     for pragma in (
         f"busy_timeout={BUSY_S * 1000}",
-        "journal_mode=WAL",
         "synchronous=FULL",  # an acknowledged message survives a power cut
         "wal_autocheckpoint=4000",
         "journal_size_limit=67108864",
     ):
         cursor.execute(f"PRAGMA {pragma}")
+    _write_ahead(cursor)
     cursor.close()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Let readers and a writer of the file work side by side; once set, the file itself keeps it.
+
+    SQLite does not heed `busy_timeout` here while another connection is about to write, so that of several first
+    starts at once only one would succeed.
+    """
+    until = time.monotonic() + BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _on_sqlite_begin(connection: Any) -> None:

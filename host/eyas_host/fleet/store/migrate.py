@@ -18,5 +18,6 @@ def migrate(connection: Connection) -> int:
                 connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {name} {definition}")
         metadata.create_all(connection)
         found += 1
-        connection.execute(version.update().values(version=found, id=str(uuid.uuid4())))
+        connection.execute(version.update().values(version=found))
+    connection.execute(version.update().where(version.c.id == "").values(id=str(uuid.uuid4())))
     return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
-VERSION = 3
+VERSION = 6
 """Version of the tables; an older store is brought to it when it is opened, a newer one is refused."""
 
 metadata = MetaData()
@@ -97,6 +97,99 @@ devices = Table(
 )
 """Last status of each device, and when it last sent anything."""
 
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(128), primary_key=True),
+    Column("created", Double, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("applied", BigInteger, nullable=False),
+    Column("payload", Text, nullable=False),
+)
+"""Each rollout as JSON; `revision` counts its changes, and `applied` is the one that the repository shows."""
+rollout_steps = Table(
+    "rollout_steps",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("rollout", String(128), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("what", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Index("rollout_steps_by_rollout", "rollout", "id"),
+)
+"""What happened in each rollout, when, by whom and why; rows are only added."""
+rollout_engine = Table(
+    "rollout_engine",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("until", Double, nullable=False),
+)
+"""The process that carries rollouts out, until a time, seconds since 1970; another one waits."""
+
+drift_monitor = Table(
+    "drift_monitor",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("token", String(36), nullable=False),
+    Column("position", Double, nullable=False),
+    Column("updated", Double, nullable=False),
+)
+"""How far the windows were looked at: all that arrived before `position` count. Each update writes another `token`."""
+drift_models = Table(
+    "drift_models",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("calibration", LargeBinary, nullable=False),
+)
+"""Models that devices run: the labels that are followed, what the bundle recorded, and what chance does."""
+drift_devices = Table(
+    "drift_devices",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("site", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    Column("profile", LargeBinary, nullable=False),
+)
+"""State and profile of each device."""
+drift_alarms = Table(
+    "drift_alarms",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("opened", Double, nullable=False),
+    Column("payload", Text, nullable=False),
+    Index("drift_alarms_by_state", "state", "opened"),
+)
+"""Alarms as JSON, open and closed ones."""
+
+sample_labels = Table(
+    "sample_labels",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("device", String(64), nullable=False),
+    Column("spool", String(36), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("person", Text, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("guess_shown", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("undone", Double, nullable=False),
+    Index("sample_labels_by_sample", "device", "spool", "sequence"),
+    Index("sample_labels_by_person", "undone", "id"),
+)
+"""What people said about samples, by the identity of the sample's message; rows are only added, and `undone` at a time,
+seconds since 1970. They stay when the message expires."""
+
 MIGRATIONS: dict[int, tuple[tuple[str, str, str], ...]] = {
     2: (
         ("messages", "boot", "VARCHAR(64) NOT NULL DEFAULT ''"),
@@ -105,5 +198,8 @@ MIGRATIONS: dict[int, tuple[tuple[str, str, str], ...]] = {
         ("messages", "problem", "TEXT NOT NULL DEFAULT ''"),
         ("eyas_store", "id", "VARCHAR(36) NOT NULL DEFAULT ''"),
     ),
+    3: (),
+    4: (),
+    5: (),
 }
 """Version -> table, column and type that the next version added; tables that it added are created where missing."""

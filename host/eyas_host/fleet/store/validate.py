@@ -24,6 +24,7 @@ from eyas_device.telemetry.messages import (
     Result,
     Sketch,
     Status,
+    Update,
     Window,
 )
 
@@ -58,6 +59,20 @@ _SPOOL = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{1
 
 
 # The wire messages with the ranges that the host accepts: values out of range are rejected while decoding.
+class _Update(Update, frozen=True, kw_only=True):
+    state: _Label = "idle"
+    model: _Label = ""
+    digest: _Label = ""
+    rollout: _Label = ""
+    reason: _Text = ""
+    since: _Amount = 0.0
+    attempts: _Count = 0
+    channel: _Label = ""
+    group: _Label = ""
+    checked: _Amount = 0.0
+    clock: _Text = ""
+
+
 class _Status(Status, frozen=True, kw_only=True):
     uptime_s: _Amount = 0.0
     boot: _Boot = ""
@@ -71,6 +86,8 @@ class _Status(Status, frozen=True, kw_only=True):
     ood_reason: _Text = ""
     machine: _Label = ""
     faults: _Texts = ()
+    update: _Update | None = None
+    agent_update: _Update | None = None
 
 
 class _Sketch(Sketch, frozen=True, kw_only=True):

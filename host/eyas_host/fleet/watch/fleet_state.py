@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import msgspec
 
 from eyas_device.support.redact import redact
-from eyas_device.telemetry.messages import STATES, TENTHS, UNKNOWN, Event, Status, Window, known
+from eyas_device.telemetry.messages import STATES, TENTHS, UNKNOWN, Event, Status, Update, Window, known
 from eyas_host.fleet.status import is_connected, since
 from eyas_host.fleet.store.validate import ValidMessage
 
@@ -23,10 +23,23 @@ _EXPIRES_DAYS = 30.0
 """A certificate that expires sooner is a problem."""
 
 Condition = Literal[
-    "lost", "silent", "no model", "camera", "offline", "degraded", "unknown", "ood", "refused", "paused", "online"
+    "lost",
+    "silent",
+    "no model",
+    "camera",
+    "offline",
+    "degraded",
+    "unknown",
+    "ood",
+    "rolled back",
+    "refused",
+    "paused",
+    "probation",
+    "online",
 ]
-"""Condition of a device, the worst first. `degraded`: many frames cannot be read; `refused`: another model runs than
-the one that should; `unknown`: a state that this version does not know."""
+"""Condition of a device, the worst first. `degraded`: many frames cannot be read; `rolled back`: its last update failed
+on probation; `refused`: another model runs than the one that should, or a release was refused; `probation`: a new model
+has not proved itself yet; `unknown`: a state that this version does not know."""
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 
@@ -59,9 +72,14 @@ class DeviceState(msgspec.Struct, kw_only=True):
             return "unknown"
         if status.ood:
             return "ood"
-        if status.refused_model:
+        update = status.update.state if status.update is not None else ""
+        if update == "rolled back":
+            return "rolled back"
+        if status.refused_model or update == "refused":
             return "refused"
-        return "paused" if status.paused else "online"
+        if status.paused:
+            return "paused"
+        return "probation" if update == "probation" else "online"
 
     def problems(self, now: float) -> list[str]:
         """What people should know at `now`, seconds, worst first; as the device says it."""
@@ -74,8 +92,12 @@ class DeviceState(msgspec.Struct, kw_only=True):
             found.append(f"connected, but nothing came for {now - self.last_seen:.0f} s")
         if not status.model and status.refused_reason:
             found.append(f"no model runs: {status.refused_reason}")
-        elif status.refused_model:
+        elif status.refused_model and not (status.update is not None and status.update.state == "rolled back"):
             found.append(f"{status.refused_model} was refused: {status.refused_reason}")
+        if status.update is not None:
+            found += _of_update(status.update)
+        if status.agent_update is not None:
+            found += _of_update(status.agent_update)
         if self.camera not in ("", "delivering"):
             found.append(f"camera {self.camera}" + (f": {status.reason}" if status.reason else ""))
         if self.unreadable > _DEGRADED:
@@ -193,6 +215,19 @@ class FleetState:
         """Count devices by condition."""
         conditions = [state.condition(now) for state in self._devices.values()]
         return {name: conditions.count(name) for name in CONDITIONS if name in conditions}
+
+
+def _of_update(update: Update) -> list[str]:
+    """What people should know of a device's last update."""
+    found = []
+    model = update.model or "its update"
+    if update.state == "rolled back":
+        found.append(f"{model} was rolled back: {update.reason}")
+    elif update.state in ("refused", "failed"):
+        found.append(f"{model} {'was refused' if update.state == 'refused' else 'failed'}: {update.reason}")
+    if update.clock:
+        found.append(f"updates: {update.clock}")
+    return found
 
 
 def _newer(previous: Window | None, window: Window) -> Window:

@@ -39,6 +39,7 @@ _COLOURS: dict[Condition, str] = {
     "degraded": "yellow",
     "unknown": "yellow",
     "ood": "yellow",
+    "rolled back": "yellow",
     "refused": "yellow",
 }
 _INDENT = "    "

@@ -1,0 +1,207 @@
+"""`eyas samples`: labels of the samples that devices sent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from eyas_device.support.logs import show as print_line
+from eyas_device.support.streams import to_json
+from eyas_host.cli.options import STORE, StoreOption
+
+if TYPE_CHECKING:
+    from eyas_host.fleet.samples.records import Sample
+    from eyas_host.fleet.store.database import Store
+
+PersonOption = Annotated[
+    str, typer.Option("--person", metavar="NAME", help="Who says it.  [default: this user]", show_default=False)
+]
+PeopleOption = Annotated[
+    int, typer.Option("--people", min=1, metavar="N", help="So many have to agree before a sample is labelled.")
+]
+DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Only samples of this device.")]
+NewClass = Annotated[
+    bool, typer.Option("--new-class", help="Allow labels that are none of the classes of the models that devices run.")
+]
+_FORMATS = ("folders", "table", "label-studio")
+
+
+def queue(
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="How many.")] = 20,
+    random_share: Annotated[
+        float, typer.Option("--random-share", min=0, max=1, metavar="P", help="Share that is drawn at random.")
+    ] = 0.25,
+    device: DeviceOption = "",
+    people: PeopleOption = 1,
+    store: StoreOption = STORE,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each sample.")] = False,
+) -> None:
+    """List what to label next: what the model is least sure of, no two alike, and a share at random."""
+    from eyas_host.fleet.samples.choose import choose, uncertainty
+    from eyas_host.fleet.samples.rules import verdict
+
+    with _opened(store) as opened:
+        found = _samples(opened, device)
+    states = [verdict(sample, people=people).state for sample in found]
+    disputed = [sample for sample, state in zip(found, states, strict=True) if state == "disputed"]
+    waiting = [sample for sample, state in zip(found, states, strict=True) if state == "needs another person"]
+    open_ones = [sample for sample, state in zip(found, states, strict=True) if state == "open"]
+    first = (disputed + waiting)[:count]
+    chosen = [*first, *choose(open_ones, count - len(first), random_share=random_share)]
+    if json:
+        for sample in chosen:
+            print(to_json(_described(sample), sys.stdout))
+        return
+    for sample in chosen:
+        event = sample.event
+        guess = (
+            "" if sample.is_random else f"  {event.label} {event.confidence:.2f}, uncertainty {uncertainty(sample):.2f}"
+        )
+        said = "".join(f"  {one.person}: {one.label}" for one in sample.said)
+        image = "" if sample.image() else "  no image"
+        print_line(f"{event.device} {event.spool} {event.sequence}{guess}{said}{image}")
+    counts = Counter(states)
+    print_line(
+        f"{len(found)} samples: " + (", ".join(f"{number} {state}" for state, number in counts.items()) or "none")
+    )
+
+
+def label(
+    device: Annotated[str, typer.Argument(metavar="DEVICE", help="As `eyas samples queue` lists it.")],
+    spool: Annotated[str, typer.Argument(metavar="SPOOL")],
+    sequence: Annotated[int, typer.Argument(metavar="SEQUENCE", min=0)],
+    word: Annotated[str, typer.Argument(metavar="LABEL", help="A class, or ? for what nobody can tell.")],
+    person: PersonOption = "",
+    new_class: NewClass = False,
+    store: StoreOption = STORE,
+) -> None:
+    """Say what a sample shows."""
+    from eyas_host.fleet.samples.records import Said, say
+
+    with _opened(store) as opened:
+        said = Said(label=word, person=person or _user(), at=time.time(), source="eyas samples label")
+        new = say(opened, [((device, spool, sequence), said)], allowed=_allowed(opened, new_class))
+    print_line(f"{device} {sequence}: {word}{'' if new else ', as before'}")
+
+
+def undo(
+    count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="How many words.")] = 1,
+    person: PersonOption = "",
+    store: StoreOption = STORE,
+) -> None:
+    """Take back what a person said last."""
+    from eyas_host.fleet.samples.records import undo as run
+
+    with _opened(store) as opened:
+        undone = run(opened, person or _user(), now=time.time(), count=count)
+    for key, word in undone:
+        print_line(f"{key[0]} {key[2]}: {word} is taken back")
+    if not undone:
+        print_line(f"{person or _user()} has said nothing that could be taken back")
+
+
+def export(
+    to: Annotated[Path, typer.Argument(metavar="PATH", help="A new folder; for a table or Label Studio a file.")],
+    form: Annotated[
+        str,
+        typer.Option("--as", metavar="FORM", help="folders: images by class. table: CSV. label-studio: tasks as JSON."),
+    ] = "folders",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also samples without a label, to be labelled there.")
+    ] = False,
+    device: DeviceOption = "",
+    people: PeopleOption = 1,
+    store: StoreOption = STORE,
+) -> None:
+    """Write labelled samples for a training or for another tool."""
+    from eyas_host.fleet.samples.exchange import label_studio, table, write_folders
+    from eyas_host.fleet.samples.records import SampleError
+    from eyas_host.fleet.samples.rules import verdict
+    from eyas_host.support.files import write_bytes
+
+    if form not in _FORMATS:
+        raise SampleError(f"--as {form}: {', '.join(_FORMATS)} is possible")
+    with _opened(store) as opened:
+        found = _samples(opened, device)
+    labelled = [sample for sample in found if verdict(sample, people=people).state == "labelled"]
+    if form == "folders":
+        done = write_folders(found, to, now=time.time(), people=people, every=everything)
+        left = "".join(f"; {number} {why}" for why, number in done.left_out.items())
+        print_line(f"{to}: {done.images} images{left}")
+    elif form == "table":
+        write_bytes(to, table(found, people=people).encode())
+        print_line(f"{to}: {len(labelled)} labels; eyas drift --labels {to} tells the accuracy")
+    else:
+        tasks = label_studio(found if everything else labelled, now=time.time())
+        write_bytes(to, msgspec.json.encode(tasks))
+        print_line(f"{to}: {len(tasks)} tasks; samples that were drawn at random come without the model's prediction")
+
+
+def read(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Class folders, a table (.csv) or an export (.json).")],
+    person: PersonOption = "",
+    new_class: NewClass = False,
+    store: StoreOption = STORE,
+) -> None:
+    """Read labels back: class folders, a table, or what Label Studio exported."""
+    from eyas_host.fleet.samples.exchange import read_folders, read_label_studio, read_table
+    from eyas_host.fleet.samples.records import SampleError, say
+
+    reads = read_folders if path.is_dir() else {".csv": read_table, ".json": read_label_studio}.get(path.suffix.lower())
+    if reads is None:
+        raise SampleError(f"{path}: class folders, a table (.csv) or an export of Label Studio (.json) is needed")
+    words = reads(path, person or _user(), time.time())
+    with _opened(store) as opened:
+        new = say(opened, words, allowed=_allowed(opened, new_class))
+    print_line(f"{path}: {len(words)} labels, {new} of them new")
+
+
+read.__name__ = "import"
+"""As it is typed; a word of the language."""
+
+
+def _user() -> str:
+    from eyas_host.fleet.commands.send import issuer
+
+    return issuer().partition("@")[0]
+
+
+def _opened(url: str) -> Store:
+    from eyas_host.fleet.store.database import Store
+
+    return Store(url, create=False)
+
+
+def _samples(store: Store, device: str) -> list[Sample]:
+    from eyas_host.fleet.samples.records import samples
+
+    return samples(store, device=device)
+
+
+def _allowed(store: Store, new_class: bool) -> tuple[str, ...]:
+    """Classes of the models that devices run; empty where none is known, or any is allowed."""
+    from eyas_host.fleet.samples.records import classes
+
+    return () if new_class else tuple(sorted({name for names in classes(store).values() for name in names}))
+
+
+def _described(sample: Sample) -> dict[str, Any]:
+    event = sample.event
+    hidden = sample.is_random  # whoever sees a guess tends to agree with it
+    return {
+        "device": event.device,
+        "spool": event.spool,
+        "sequence": event.sequence,
+        "time": event.time,
+        "random": sample.is_random,
+        "predicted": None if hidden else event.label,
+        "confidence": None if hidden else event.confidence,
+        "said": msgspec.to_builtins(sample.said),
+        "image": sample.image() is not None,
+    }

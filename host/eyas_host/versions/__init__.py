@@ -1,0 +1,1 @@
+"""Versions of models: what each was made from, and which one is in use (`eyas models`)."""
