@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.once import shared  # noqa: F401 - fixture
 from tests.support.system_parts import PARTS, is_there
 
 _LONGEST = (

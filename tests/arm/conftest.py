@@ -14,6 +14,7 @@ from eyas_device.bundle import MANIFEST, Bundle
 from eyas_host.quant.fold import DeployModel
 from tests.support.device_fixtures import pristine_bundle, weights  # noqa: F401 - fixtures
 from tests.support.host_fixtures import calibration, deploy, network, quantized, shape_frames  # noqa: F401 - fixtures
+from tests.support.once import once
 from tests.support.proofs import tell, teller, unless_named
 
 from .boards import ROOT
@@ -30,26 +31,30 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     return unless_named(HERE, config)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what was measured."""
-    tell(terminalreporter, config, "aarch64 beside this machine")
+    tell(terminalreporter, "aarch64 beside this machine")
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Add a line to the summary."""
-    return teller(request.config)
+    return teller(request.node)
 
 
 @pytest.fixture(scope="session")
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(request: pytest.FixtureRequest, shared: Path) -> Path:
     """ARM_BUNDLE, else what `make distill` left, else (or with ARM_BUNDLE=drawn) a MobileNetV3-small made here."""
     named = os.environ.get("ARM_BUNDLE") or (str(TRAINED) if (TRAINED / MANIFEST).is_file() else DRAWN)
     if named != DRAWN:
         return Path(named).resolve()
-    folded: DeployModel = request.getfixturevalue("deploy")
-    int8: torch.nn.Module = request.getfixturevalue("quantized")
-    return write_bundle(tmp_path_factory.mktemp("drawn") / "bundle", folded, int8, size=_SIZE)
+
+    def make(folder: Path) -> None:
+        folded: DeployModel = request.getfixturevalue("deploy")
+        int8: torch.nn.Module = request.getfixturevalue("quantized")
+        write_bundle(folder / "bundle", folded, int8, size=_SIZE)
+
+    return once(shared / "drawn", make) / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def main() -> int:
     board = Board(folder, image, port=port, memory_mb=chosen.memory)
     try:
         print("board: starting, about half a minute ...", flush=True)
-        board.start().wait_ssh()
+        board.start().wait_ssh().move_image()
         print(instructions(board), flush=True)
         while board.running:
             time.sleep(1)

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ from eyas_device.errors import CameraError, EyasError
 from eyas_device.telemetry.local import ask
 
 NODE = Path("/dev/video0")
-BY_PATH = "/dev/v4l/by-path/platform-vivid.0-video-index0"
+_BY_PATH = Path("/dev/v4l/by-path/platform-vivid.0-video-index0")
+"""Follows the camera; the driver's second one would take the same name."""
+_SECOND = Path("/dev/video1")
 _DRIVER = Path("/sys/bus/platform/drivers/vivid")
 _ROOM = np.zeros(1 << 23, dtype=np.uint8)
 _NOBODY = 65534
+_VGA, _PAL = 0, 4
+"""Timings of the driver's HDMI input: 640x480, 720x576. An emulated processor is slow at its default, 1280x720 with 60
+frames/s."""
+_FEW = "?size=320x180&fps=12.5"
+"""What a webcam is asked for where neither matters: images that cost little."""
 _WAIT_S = 180.0
 """How long the agent may take for anything where other programs use the processor; alone it takes seconds."""
 
@@ -39,16 +47,10 @@ def run(*words: str) -> str:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
-def control(**values: int) -> None:
-    """Set controls of the first camera."""
+def control(node: Path = NODE, /, **values: int) -> None:
+    """Set controls of a camera."""
     for name, value in values.items():
-        run(
-            "v4l2-ctl",
-            "--device",
-            str(next(iter(sorted(Path("/dev").glob("video*"))))),
-            "--set-ctrl",
-            f"{name}={value}",
-        )
+        run("v4l2-ctl", "--device", str(node), "--set-ctrl", f"{name}={value}")
 
 
 def load(*options: str) -> None:
@@ -183,7 +185,7 @@ class Agent:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "device.toml"
         config.write_text(f'[device]\nstate = "{folder}"\n[model]\nbundle = "{bundle}"\n[camera]\n{settings}')
-        command = [sys.executable, "-m", "eyas_device", "run", "--config", str(config), "--json", "--fps", "10"]
+        command = [sys.executable, "-m", "eyas_device", "run", "--config", str(config), "--json", "--fps", "4"]
         self._folder, self._frames, self.log = folder, 0, ""
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for reads in (self._count, self._keep):
@@ -239,68 +241,107 @@ class Agent:
             self.log += line
 
 
-@contextlib.contextmanager
-def agent(folder: Path, bundle: str, settings: str) -> Iterator[Agent]:
-    """An agent that ends with the block."""
-    running = Agent(folder, bundle, settings)
-    try:
-        yield running
-    finally:
-        running.stop()
+class Watched:
+    """An agent on one of the driver's cameras, and what became of it in each scene."""
+
+    def __init__(self, node: Path, bundle: str, settings: str = "", *, asks: str = "") -> None:
+        self.node = node
+        self.states: dict[str, str] = {}
+        self.back_s: dict[str, float] = {}
+        """Until it delivered again, seconds."""
+        settings = f'source = "v4l2:{self.node}{asks}"\ntimeout_s = 2.0\nfrozen_s = 3.0\n{settings}'
+        self.agent = Agent(Path(f"/run/eyas-test/{node.name}"), bundle, settings)
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.agent.stop()
+
+    def starts(self) -> None:
+        """Wait for its first predictions."""
+        self.states[f"start of {self.node.name}"] = self.agent.state("delivering")
+        self.agent.delivers()
+
+    def scene(self, name: str, *wanted: str, reason: str = "", **then: int) -> None:
+        """Wait for a camera state, set its controls, and wait for predictions."""
+        print(f"{time.monotonic():.1f} {name}", file=sys.stderr, flush=True)  # shown if the scene fails
+        if wanted:
+            self.states[name] = self.agent.state(*wanted, reason=reason)
+        self.control(**then)
+        self.back_s[name] = self.agent.delivers()
+
+    def control(self, **values: int) -> None:
+        """Set its controls."""
+        control(self.node, **values)
+
+
+def disturbed(camera: Watched) -> None:
+    """What a camera sees, or how its driver works, is not as it should be."""
+    camera.starts()
+    camera.control(wrap_timestamp=1, wrap_sequence_number=1)
+    camera.scene("wrapped time stamps")
+    camera.control(osd_text_mode=2, test_pattern=5)
+    camera.scene("dark", "black", osd_text_mode=0, test_pattern=0)
+    camera.control(osd_text_mode=2)
+    camera.scene("frozen", "frozen", reason="the same image for 3 s", osd_text_mode=0)
+    camera.control(percentage_of_dropped_buffers=100)
+    camera.scene("silent", "lost", reason="no frame came", percentage_of_dropped_buffers=0)
+    camera.control(inject_fatal_streaming_error=1)
+    camera.scene("stream error", "lost", reason="its driver reports an error (Input/output error)")
+
+
+def another_signal(camera: Watched) -> None:
+    """A bad plug, and a signal that changes its size and goes."""
+    camera.starts()
+    camera.control(disconnect=1)
+    camera.scene("disconnected", "lost", reason="is the camera plugged in?")
+    camera.control(dv_timings=_PAL)
+    camera.scene("another size", "resized", reason="720x576 pixels, 640x480 at first")
+    camera.control(dv_timings_signal_mode=1)
+    camera.scene("no signal", "lost", reason="no signal at its input HDMI", dv_timings_signal_mode=4)
+
+
+def replugged(camera: Watched) -> list[str]:
+    """The camera is unplugged, and plugged in again while a program still has its node; names of the nodes."""
+    camera.starts()
+    before = camera.node.readlink().name
+    with camera.node.open("rb"):  # an open node keeps its number
+        (_DRIVER / "unbind").write_text("vivid.0")
+        camera.states["unplugged"] = camera.agent.state("lost", reason="does not exist")
+        (_DRIVER / "bind").write_text("vivid.0")
+        run("udevadm", "settle")
+        after = camera.node.readlink().name
+        camera.scene("plugged in as another node")
+    return [before, after]
 
 
 def faults(bundle: str) -> dict[str, Any]:
-    """One agent through everything that befalls a camera; seconds until it delivers again after each."""
+    """Everything that befalls a camera, much of it on two of them side by side: most of it is waiting."""
+    load("n_devs=2", "node_types=0x1,0x1", "num_inputs=1,1", "input_types=0x0,0x3")
+    # the signal has 60 frames/s: most of them are dropped before an emulated processor draws them
+    control(_SECOND, dv_timings=_VGA, dv_timings_signal_mode=4, percentage_of_dropped_buffers=80)
+    settings = "[camera.controls]\nbrightness = 120\ngain = 90\nexposure = 7\nhue = 500\n"
+    with (
+        Watched(NODE, bundle, settings, asks=_FEW) as webcam,
+        Watched(_SECOND, bundle) as hdmi,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for played in [pool.submit(disturbed, webcam), pool.submit(another_signal, hdmi)]:
+            played.result()
+        shown = run("v4l2-ctl", "--device", str(webcam.node), "--get-ctrl", "brightness,gain,gain_automatic").split()
     load()
-    settings = f'source = "v4l2:{BY_PATH}?fps=10"\ntimeout_s = 2.0\nfrozen_s = 3.0\n'
-    settings += "[camera.controls]\nbrightness = 120\ngain = 90\nexposure = 7\nhue = 500\n"
-    states: dict[str, str] = {}
-    back: dict[str, float] = {}
-    with agent(Path("/run/eyas-test"), bundle, settings) as running:
-        states["start"] = running.state("delivering")
-        running.delivers()
-        shown = run("v4l2-ctl", "--device", str(NODE), "--get-ctrl", "brightness,gain,gain_automatic").split()
-        controls = {name.rstrip(":"): int(value) for name, value in zip(shown[::2], shown[1::2], strict=True)}
-
-        def scene(name: str, *wanted: str, reason: str = "", end: Callable[[], None] | None = None) -> None:
-            print(f"{time.monotonic():.1f} {name}", file=sys.stderr, flush=True)  # shown if the scene fails
-            if wanted:
-                states[name] = running.state(*wanted, reason=reason)
-            if end is not None:
-                end()
-            back[name] = running.delivers()
-
-        control(wrap_timestamp=1, wrap_sequence_number=1)
-        scene("wrapped time stamps")
-        control(osd_text_mode=2, test_pattern=5)
-        scene("dark", "black", end=lambda: control(osd_text_mode=0, test_pattern=0))
-        control(osd_text_mode=2)
-        scene("frozen", "frozen", reason="the same image for 3 s", end=lambda: control(osd_text_mode=0))
-        control(percentage_of_dropped_buffers=100)
-        scene("silent", "lost", reason="no frame came", end=lambda: control(percentage_of_dropped_buffers=0))
-        control(inject_fatal_streaming_error=1)
-        scene("stream error", "lost", reason="its driver reports an error (Input/output error)")
-        control(disconnect=1)
-        scene("disconnected", "lost", reason="is the camera plugged in?")
-
-        held = NODE.open("rb")  # an open node keeps its number
-        (_DRIVER / "unbind").write_text("vivid.0")
-        states["unplugged"] = running.state("lost", reason="does not exist")
-        (_DRIVER / "bind").write_text("vivid.0")
-        run("udevadm", "settle")
-        number = Path(BY_PATH).readlink().name
-        back["plugged in as another node"] = running.delivers()
-        held.close()
-        (_DRIVER / "unbind").write_text("vivid.0")
-        running.state("lost", reason="does not exist")
-        load("num_inputs=1", "input_types=0x3")
-        control(dv_timings=4, dv_timings_signal_mode=4)  # an emulated processor is slow at 1280x720 with 60 frames/s
-        scene("another size", "resized", reason="720x576 pixels, 640x480 at first")
-        control(dv_timings_signal_mode=1)
-        scene("no signal", "lost", reason="no signal at its input HDMI", end=lambda: control(dv_timings_signal_mode=4))
-    log = running.log
+    with Watched(_BY_PATH, bundle, asks=_FEW) as plugged:
+        nodes = replugged(plugged)
     load()
-    return {"states": states, "back_s": back, "node": number, "controls": controls, "log": log}
+    cameras = (webcam, hdmi, plugged)
+    return {
+        "states": {name: state for camera in cameras for name, state in camera.states.items()},
+        "back_s": {name: seconds for camera in cameras for name, seconds in camera.back_s.items()},
+        "log": "".join(camera.agent.log for camera in cameras),
+        "controls": {name.rstrip(":"): int(value) for name, value in zip(shown[::2], shown[1::2], strict=True)},
+        "nodes": nodes,
+    }
 
 
 def verbs(bundle: str) -> dict[str, Any]:

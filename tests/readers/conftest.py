@@ -101,15 +101,15 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     return unless_named(HERE, config)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what was measured."""
-    tell(terminalreporter, config, "other readers of .tflite files beside LiteRT")
+    tell(terminalreporter, "other readers of .tflite files beside LiteRT")
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Add a line to the summary."""
-    return teller(request.config)
+    return teller(request.node)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -176,7 +177,14 @@ def written(lines: list[str]) -> list[Path]:
 
 def _is_local(line: str) -> bool:
     unix_socket = line.startswith(("connect '", "connect b'", "connect '\\x00"))
-    unbound = line in ("lookup None", "lookup ''", "lookup '0.0.0.0'", "connect ('0.0.0.0',)", "connect ('::',)")
+    unbound = line in (
+        f"lookup {socket.gethostname()!r}",
+        "lookup None",
+        "lookup ''",
+        "lookup '0.0.0.0'",
+        "connect ('0.0.0.0',)",
+        "connect ('::',)",
+    )
     return (
         unix_socket
         or unbound

@@ -131,7 +131,8 @@ class Processes:
         """A collector in its own process, which writes its reports to `name.jsonl`; two may share the file."""
         script = (
             "import os, sys, msgspec\n"
-            "from eyas_host.fleet.collect.collector import CollectorSettings, collect\n"
+            "from eyas_host.fleet.collect.collector import collect\n"
+            "from eyas_host.fleet.collect.settings import CollectorSettings\n"
             "from eyas_host.fleet.broker.client import BrokerAccess\n"
             "write = lambda report: os.write(1, msgspec.json.encode(report) + b'\\n')\n"
             "settings = CollectorSettings(name=sys.argv[3], report_s=0.2)\n"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-_SEEN = pytest.StashKey[list[str]]()
+_LINE = "proof"
+"""Name of a test's property that is printed: properties also reach the summary from another process."""
 
 
 def unless_named(folder: Path, config: pytest.Config) -> bool | None:
@@ -16,14 +17,16 @@ def unless_named(folder: Path, config: pytest.Config) -> bool | None:
     return None if any(path == folder or folder in path.parents for path in named) else True
 
 
-def teller(config: pytest.Config) -> Callable[[str], None]:
+def teller(test: pytest.Item) -> Callable[[str], None]:
     """A function that adds a line to the summary."""
-    return config.stash.setdefault(_SEEN, []).append
+    return lambda line: test.user_properties.append((_LINE, line))
 
 
-def tell(terminalreporter: pytest.TerminalReporter, config: pytest.Config, title: str) -> None:
+def tell(terminalreporter: pytest.TerminalReporter, title: str) -> None:
     """Print what was added."""
-    if lines := config.stash.get(_SEEN, []):
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    called = [report for report in reports if isinstance(report, pytest.TestReport) and report.when == "call"]
+    if lines := [value for report in called for name, value in report.user_properties if name == _LINE]:
         terminalreporter.section(title)
         for line in lines:
-            terminalreporter.line(line)
+            terminalreporter.line(str(line))

@@ -5,6 +5,7 @@ The formats are written directly, so that these tests need no training framework
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -40,6 +41,7 @@ def draw_shape(label: str, seed: int, width: int = 64, height: int = 48) -> Pixe
     return np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8)
 
 
+@cache
 def fit() -> tuple[Floats, Floats]:
     """Weights float32 [classes, inputs] and bias [classes] of logits = weights @ pixels + bias, by ridge regression."""
     images, targets = [], []

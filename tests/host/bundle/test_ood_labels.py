@@ -19,10 +19,11 @@ from eyas_device.ood import NAMES, OF_LABEL, OodJudge, all_statistics, describe,
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.reference import LabelStatistics, Reference, reference_arrays
 from eyas_host.bundle.ood_labels import fit_labels
-from eyas_host.bundle.ood_thresholds import draw_streams, observe
+from eyas_host.bundle.ood_thresholds import draw_streams
 from eyas_host.bundle.ood_thresholds import flagged as flagged_fraction
 from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.evaluation.changes import CHANGES
+from eyas_host.evaluation.ood_streams import observe
 from eyas_host.export.manifest import file_entry
 
 SPEC = Preprocessing(size=64)

@@ -15,10 +15,11 @@ from eyas_device.image_statistics import image_statistics
 from eyas_device.ood import NAMES, OodJudge, all_statistics, describe, normal_scores, novelty, scene_distances
 from eyas_device.preprocess import Pixels, Preprocessing, prepare
 from eyas_device.reference import Reference, reference_arrays
-from eyas_host.bundle.ood_thresholds import draw_streams, exceeded_by, observe, score_quantiles
+from eyas_host.bundle.ood_thresholds import draw_streams, exceeded_by, score_quantiles
 from eyas_host.bundle.ood_thresholds import flagged as flagged_fraction
 from eyas_host.bundle.reference import fit_reference, write_reference
 from eyas_host.evaluation.changes import CHANGES
+from eyas_host.evaluation.ood_streams import observe
 from eyas_host.export.manifest import file_entry
 
 SPEC = Preprocessing(size=64)

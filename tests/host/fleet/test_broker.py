@@ -27,7 +27,8 @@ from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.enroll import enroll
 from eyas_host.fleet.broker.kit import Kit, prepare
 from eyas_host.fleet.broker.pki import Authority, Credentials
-from eyas_host.fleet.collect.collector import Collector, CollectorSettings
+from eyas_host.fleet.collect.collector import Collector
+from eyas_host.fleet.collect.settings import CollectorSettings
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.watch.subscriber import Subscriber
 from tests.support.brokers import free_port

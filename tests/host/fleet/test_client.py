@@ -14,7 +14,8 @@ from eyas_device.telemetry.mqtt_client import LinkState
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.kit import Kit, prepare
 from eyas_host.fleet.broker.pki import Authority
-from eyas_host.fleet.collect.collector import Collector, CollectorReport, CollectorSettings
+from eyas_host.fleet.collect.collector import Collector
+from eyas_host.fleet.collect.settings import CollectorReport, CollectorSettings
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.watch.live import stream
 from eyas_host.fleet.watch.subscriber import Subscriber

@@ -24,7 +24,8 @@ from eyas_device.errors import LinkError
 from eyas_device.telemetry.messages import KINDS, Header, Status, decode, encode, topic
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.forget import forget
-from eyas_host.fleet.collect.collector import Collector, CollectorSettings, collect
+from eyas_host.fleet.collect.collector import Collector, collect
+from eyas_host.fleet.collect.settings import CollectorSettings
 from eyas_host.fleet.store.database import Batch, Store
 from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
 from eyas_host.support.errors import BrokerUnreachable

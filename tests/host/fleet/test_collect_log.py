@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from eyas_host.fleet.collect.collector import CollectorReport
 from eyas_host.fleet.collect.log import CollectorLog
+from eyas_host.fleet.collect.settings import CollectorReport
 from tests.support.brokers import free_port
 from tests.support.fleet_parts import Processes, Sender, wait_until
 

@@ -111,14 +111,22 @@ def test_from_an_enrolled_name_to_a_connected_device(
 
     [again] = board.flash(bundle_root, **named(service, kit, "cam-7"))
     assert (again.status, again.sent_bytes, again.warnings) == ("unchanged", 0, ())
-    assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 1
+    assert (tmp_path / "systemctl.log").read_text().splitlines().count("restart eyas-device") == 1
 
     before = credentials(board)
     enroll(kit.folder, "cam-7")
     [renewed] = board.flash(bundle_root, **named(service, kit, "cam-7"))
     assert renewed.detail.endswith("new: credentials"), renewed
     assert credentials(board) == own(kit, "cam-7") != before
-    assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 2
+    assert (tmp_path / "systemctl.log").read_text().splitlines().count("restart eyas-device") == 2
+
+    enroll(kit.folder, "cam-7", root=b'{"signed": {"_type": "root"}}')
+    [trusting] = board.flash(bundle_root, **named(service, kit, "cam-7"))
+    assert trusting.detail.endswith("new: credentials, configuration"), trusting
+    pinned = read_config(board.root / "etc/eyas/device.toml").update.root
+    assert pinned == str(folder / "root.json")
+    assert (folder / "root.json").read_bytes() == b'{"signed": {"_type": "root"}}'
+    assert stat.S_IMODE((folder / "root.json").stat().st_mode) == 0o644
 
     (folder / "client.key").chmod(0o600)
     [mended] = board.flash(bundle_root, **named(service, kit, "cam-7"))

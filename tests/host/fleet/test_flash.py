@@ -5,26 +5,28 @@ from __future__ import annotations
 import getpass
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import typer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from eyas_device.agent.service import RULES
+from eyas_device.agent.service import RULES, UPDATER
 from eyas_device.bundle import REFERENCE
 from eyas_device.errors import BundleError, ConfigError
 from eyas_device.updates.records import read_agent
 from eyas_host.cli import devices
-from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, problems, sudo_prefix, warnings
+from eyas_host.fleet.connect.preflight import (
+    Layout,
+    inspect_device,
+)
 from eyas_host.fleet.connect.ssh import FleetError, Remote, SshAccess, Target
 from eyas_host.fleet.deploy.bench import BenchSettings, bench, board_name
 from eyas_host.fleet.deploy.flash import FlashSettings, flash
 from eyas_host.fleet.deploy.installer import Installer
+from eyas_host.fleet.deploy.plan import InstallPlan
 from tests.support.brokers import free_port
 from tests.support.bundles import edit, rewrite
 from tests.support.ssh_board import Board, device_toml
@@ -181,16 +183,58 @@ def test_the_service_is_installed_and_started(
     assert result.detail.endswith("new: model, configuration, service"), result
     log = (tmp_path / "systemctl.log").read_text().splitlines()
     order = [line for line in log if line.split()[0] in ("daemon-reload", "enable", "restart")]
-    assert order == ["enable --quiet eyas-device", "restart eyas-device"]
+    assert order == [
+        "enable --quiet eyas-device eyas-device-update",
+        "restart eyas-device",
+        "restart --no-block eyas-device-update",
+    ]
+    updater = board.root / "etc/systemd/system/eyas-device-update.service"
+    assert updater.read_bytes() == UPDATER.read_bytes()
     assert (board.root / "etc/systemd/system/eyas-device.service").read_text() == (tmp_path / "unit").read_text()
     assert (board.root / "etc/udev/rules.d/70-eyas-camera.rules").read_bytes() == RULES.read_bytes()
     [again] = board.flash(bundle_root, **service)
     assert again.status == "unchanged"
-    assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 1
+    assert (tmp_path / "systemctl.log").read_text().splitlines().count("restart eyas-device") == 1
     (board.root / "opt/eyas/.flashing").touch()  # as a flash that was interrupted before the restart leaves it
     [unfinished] = board.flash(bundle_root, **service)
     assert unfinished.detail.endswith("new: the rest of an interrupted flash")
-    assert (tmp_path / "systemctl.log").read_text().count("restart eyas-device") == 2
+    assert (tmp_path / "systemctl.log").read_text().splitlines().count("restart eyas-device") == 2
+
+
+def test_units_that_exchange_the_agent_come_where_they_are_asked_for_or_are(
+    board: Board, bundle_root: Path, tmp_path: Path
+) -> None:
+    (board.root / "etc/eyas").mkdir(parents=True)
+    layout, there = Layout(str(board.root)), board.root / "etc/eyas/device.toml"
+    plan = InstallPlan(
+        bundle=bundle_root, model="", manifest_sha256="", bundle_bytes=0, layout=layout, unit=UPDATER, wheel=UPDATER
+    )
+    plan = msgspec.structs.replace(plan, service=True)
+
+    def exchanges(changed: InstallPlan = plan) -> bool:
+        with Remote(Target.parse(board.name), board.access) as remote:
+            return changed.exchanges_agent(inspect_device(remote, layout))
+
+    for text, asked in (
+        ("[camera]\nsource = 'fake:'\n", False),
+        ("[model]\nagent = true\n[update]\nhours = ''\n", False),
+        ("[update]\nurl = 'http://h/'\n agent = true # as the team wants it\n[model]\n", True),
+        ("[update]\n#agent = true\n", False),
+        ("[update]\nurl = 'http://h/'\n[model]\nagent = true\n", False),
+    ):
+        there.write_text(text)
+        assert exchanges() == asked, text
+    (brought := tmp_path / "brought.toml").write_text("[update]\nagent = true\n")
+    assert exchanges(msgspec.structs.replace(plan, config=brought)), "what is brought counts, not what is there"
+    assert not exchanges(msgspec.structs.replace(plan, config=brought, wheel=None)), "it is no environment of a flash"
+    assert not exchanges(msgspec.structs.replace(plan, config=brought, service=False))
+    for path in layout.agent_units:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text("an older one")
+    assert exchanges(), "root has installed them once: they are kept as they are here"
+    with pytest.raises(FleetError, match=r"\[update\] agent: --python's environment cannot be exchanged"):
+        brought.write_text("[camera]\nsource = 'fake:'\n[update]\nagent = true\n")
+        board.flash(bundle_root, config=brought)
 
 
 def test_further_cameras_on_the_device_restart_on_a_new_environment(
@@ -442,112 +486,6 @@ def test_bench_fetches_the_result(board: Board, bundle_root: Path, tmp_path: Pat
 def test_output_without_a_board(text: str) -> None:
     with pytest.raises(FleetError):
         board_name(text, "here")
-
-
-@pytest.mark.parametrize("text", ["pi@camera", "camera", "pi@10.0.0.7:2222", "pi@[fe80::1]:22", "a.b-c_d"])
-def test_targets(text: str) -> None:
-    assert str(Target.parse(text)) == text
-
-
-@given(
-    st.one_of(st.sampled_from(["", "-oProxyCommand=x", "a@-b", "a b", "a;b", "a@b:0", "a@b:99999", "a\n"]), st.text())
-)
-def test_a_target_is_plain_or_refused(text: str) -> None:
-    try:
-        target = Target.parse(text)
-    except FleetError:
-        return
-    assert not target.host.startswith("-")
-    assert not target.user.startswith("-")
-    assert str(target).isascii()
-    assert not set(str(target)) & set(" \t\n'\"$`;|&<>()*?!#~\\")
-
-
-@given(
-    arguments=st.lists(
-        st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])), min_size=1, max_size=9
-    )
-)
-@settings(max_examples=10, deadline=None)
-def test_arguments_arrive_unchanged(remote: Remote, arguments: list[str]) -> None:
-    assert remote.run("printf", "%s\\0", *arguments).out.split("\0") == [*arguments, ""]
-
-
-@pytest.fixture(scope="module")
-def remote(server: Board) -> Iterator[Remote]:
-    with Remote(Target.parse(server.name), server.access) as connection:
-        yield connection
-
-
-@pytest.mark.parametrize("name", ["a folder with spaces", "long" * 25])
-def test_any_temporary_folder_will_do(
-    server: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    (tmp_path / name).mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
-    with Remote(Target.parse(server.name), server.access) as connection:
-        assert connection.run("echo", "there").out == "there\n"
-
-
-def test_a_command_that_times_out(remote: Remote) -> None:
-    with pytest.raises(FleetError, match=r"no result within 0\.5 s"):
-        remote.run("sleep", "20", timeout_s=0.5)
-
-
-READY = DeviceFacts(
-    system="Linux",
-    machine="aarch64",
-    bits="64",
-    glibc="glibc 2.36",
-    uid="0",
-    user="root",
-    rsync="/usr/bin/rsync",
-    python="/usr/bin/python3",
-    python_version="3.11.2",
-    venv="yes",
-    opt_free_kb="10000000",
-    state_free_kb="10000000",
-)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"machine": "armv7l", "bits": "32"}, "a 64-bit system is needed"),
-        ({"bits": "32"}, "32-bit programs"),
-        ({"system": "Darwin"}, "Linux is needed"),
-        ({"python": ""}, "no Python 3.10"),
-        ({"venv": "no"}, "apt-get install python3-venv"),
-        ({"rsync": ""}, "apt-get install rsync"),
-        ({"glibc": "glibc 2.27"}, "2.28 or newer"),
-        ({"glibc": ""}, "glibc unknown"),
-        ({"opt_free_kb": "100000"}, "102 MB free, 700 MB needed"),
-        ({"state_free_kb": "junk"}, "unknown"),
-        ({"uid": "1000", "user": "pi"}, "password-less sudo"),
-        ({"venv_link": "."}, "a folder, not a link"),
-    ],
-)
-def test_preflight(change: dict[str, str], message: str) -> None:
-    def found(facts: DeviceFacts) -> list[str]:
-        return problems(facts, Layout(), bundle_bytes=1_000_000, environment=True, service=True)
-
-    assert found(READY) == []
-    [problem] = found(msgspec.structs.replace(READY, **change))
-    assert message in problem
-
-
-def test_profiles_and_sudo() -> None:
-    change = msgspec.structs.replace
-    assert READY.profile == "device-numpy2"
-    assert change(READY, picamera2="yes", numpy="1.24.2").profile == "device-numpy1"
-    assert change(READY, picamera2="yes", numpy="2.2.4").profile == "device-numpy2"
-    assert change(READY, python_version="3.10.12").profile == "device-jetpack6"
-    pi = change(READY, uid="1000", sudo="yes", opt_writable="yes", state_writable="yes")
-    assert sudo_prefix(READY, Layout(), service=True) == ()
-    assert sudo_prefix(pi, Layout(), service=True) == ("sudo", "-n")
-    assert sudo_prefix(pi, Layout("/home/pi/eyas"), service=False) == ()
-    assert warnings(READY) == []
-    assert warnings(change(READY, skew_s=-1.7e9)) == ["its clock is 1700000000 s behind: set up NTP"]
 
 
 def test_a_result_shows_no_credentials(bundle_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

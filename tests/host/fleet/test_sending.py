@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from eyas_device.errors import BundleError
 from eyas_device.updates.slots import Slots
 from eyas_host.fleet.connect.preflight import DeviceFacts, Layout, inspect_device
 from eyas_host.fleet.connect.ssh import FleetError, Remote, Target
+from eyas_host.fleet.connect.wheels import build_wheel, fetch
 from eyas_host.fleet.deploy.plan import InstallPlan
 from eyas_host.fleet.deploy.sending import Sending
 from tests.support.bundles import edit, entry
@@ -79,6 +81,29 @@ def test_an_environment_has_the_runtime(board: Board, bundle_root: Path, runtime
     assert agent.stdout.startswith("eyas-device ")
     [again] = board.flash(bundle_root, python=None, runtimes=(runtime,), offline=offline)
     assert (again.status, again.sent_bytes) == ("unchanged", 0)
+
+
+@pytest.mark.usefixtures("index")
+def test_a_folder_of_wheels_is_resolved_here(board: Board, bundle_root: Path, tmp_path: Path) -> None:
+    """A wheel that is missing is noticed before anything is sent; one that the device does not need stays here."""
+    (wheels := tmp_path / "wheels").mkdir()
+    with Remote(Target.parse(board.name), board.access) as remote:
+        fetch(wheels, build_wheel(wheels), inspect_device(remote, Layout(str(board.root))))
+    other = next(wheels.glob("tqdm-*.whl"))
+    shutil.copy(other, wheels / other.name.replace("tqdm", "unneeded"))
+    [numpy] = wheels.glob("numpy-*.whl")
+    numpy = numpy.rename(tmp_path / numpy.name)
+    options: dict[str, object] = {"python": None, "offline": True, "wheel_dir": wheels}
+    [refused] = board.flash(bundle_root, **options)
+    assert refused.status == "failed" and "numpy" in refused.detail and refused.sent_bytes == 0, refused
+    assert board.version() is None and not (board.root / "opt/eyas/incoming").exists()
+    numpy.rename(wheels / numpy.name)
+    [first] = board.flash(bundle_root, **options)
+    assert first.status == "flashed", (first, board.lines)
+    assert first.dependency_bytes == sum(
+        wheel.stat().st_size for wheel in wheels.iterdir() if not wheel.name.startswith(("eyas_device", "unneeded"))
+    )
+    assert board.flash(bundle_root, **options)[0].status == "unchanged"
 
 
 def test_the_configuration_on_the_device_decides(

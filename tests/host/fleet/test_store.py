@@ -305,6 +305,19 @@ def test_first_starts_at_the_same_time(url: str) -> None:
         assert store.counts() == {"window": 2, "quarantine": 0}
 
 
+def test_a_first_start_waits_for_one_that_is_writing(tmp_path: Path) -> None:
+    """SQLite alone fails at once where the file's mode is to change and another connection is about to write."""
+    other = sqlite3.connect(tmp_path / "fleet.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    ended = threading.Timer(0.5, other.rollback)
+    ended.start()
+    with Store(f"sqlite:///{tmp_path / 'fleet.db'}") as store:
+        assert not other.in_transaction
+        assert store.add(Batch(NOW, windows(range(2)))) == 2
+    ended.join()
+    other.close()
+
+
 def test_queries_by_time_sort_nothing(url: str) -> None:
     """The indexes give the rows of a query in order, as the database explains it, in a table of two thousand.
 

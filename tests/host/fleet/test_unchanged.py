@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from eyas_device.bundle import read_manifest
+from eyas_device.updates.environment import BUILD, UNPACK
 from eyas_device.updates.slots import Slots
-from eyas_host.fleet.deploy.environment import BUILD, UNPACK
 from eyas_host.fleet.deploy.unchanged import _stays_up
 from tests.support.fleet_parts import wait_until
 from tests.support.ssh_board import Board, device_toml

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from eyas_device.errors import LinkError
 from eyas_device.support.streams import PLAIN
-from eyas_device.telemetry.messages import Header, Status, encode, topic
+from eyas_device.telemetry.messages import Header, Status, Update, encode, topic
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.store.validate import ValidMessage, validate
 from eyas_host.fleet.watch import live
@@ -381,3 +381,37 @@ def test_a_refusal_is_shown(processes: Processes) -> None:
     processes.broker(port, "allow_anonymous false")
     with Subscriber(BrokerAccess(broker=f"127.0.0.1:{port}")) as subscriber:
         wait_until(lambda: "nobody is accepted without a login (Not authorized)" in str(subscriber.status))
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_updates_are_seen_at_any_width(width: int) -> None:
+    fleet, reason = FleetState(), "failed on probation: the previous model's label on 3 of 50 frames"
+    states: dict[str, dict[str, Any]] = {
+        "a-new": {"state": "probation", "model": "shapes 2.0.0"},
+        "b-back": {"state": "rolled back", "model": "shapes 2.0.0", "reason": reason},
+        "c-not-ours": {"state": "refused", "model": "shapes 3.0.0", "reason": "signed by nobody we know\x1b[2J"},
+        "d-later": {"state": "failed", "model": "shapes 3.0.0", "reason": "no route to host"},
+        "e-strange": {"state": "hovering", "clock": "the clock is of 1970, expiry is not judged"},
+    }
+    for device, update in states.items():
+        back = {"refused_model": "shapes 2.0.0", "refused_reason": reason} if device == "b-back" else {}
+        add(fleet, online(device, model="shapes 1.0.0", update=Update(**update), **back), "status")
+    assert {d.device: d.condition(100.0) for d in fleet.devices(100.0)} == {
+        "b-back": "rolled back",
+        "c-not-ours": "refused",
+        "a-new": "probation",
+        "d-later": "online",
+        "e-strange": "online",
+    }
+    text = shown(fleet, width=width)
+    flat = " ".join(text.split())
+    for expected in (
+        "1 rolled back, 1 refused, 1 probation, 2 online",
+        f"shapes 2.0.0 was rolled back: {reason}",
+        "shapes 3.0.0 was refused: signed by nobody we know",
+        "shapes 3.0.0 failed: no route to host",
+        "updates: the clock is of 1970",
+    ):
+        assert expected in flat, text
+    assert "\x1b" not in text and text.count(reason) <= 1
+    assert max(map(len, text.splitlines())) <= width

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from eyas_device.bundle import sha256
 from eyas_host.data.duplicates import BITS
-from eyas_host.data.index import FileInfo, build_index
+from eyas_host.data.file_info import FileInfo
+from eyas_host.data.index import build_index
 from eyas_host.data.label_pairs import find_label_pairs
 from eyas_host.data.manifest import MANIFEST, save_split
 from eyas_host.data.sources import LabelledImage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import threading
 import time
 from datetime import datetime, timedelta
@@ -64,6 +65,18 @@ def test_a_trial_of_a_process_that_ended_is_tried_again(tmp_path: Path) -> None:
         study.ask().set_user_attr(WORKER, worker)
     assert requeue_dead_trials(study) == 1
     assert study.get_trials()[1].state == TrialState.FAIL
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_dead(tmp_path: Path) -> None:
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db", direction="maximize")
+    with subprocess.Popen(["sleep", "60"]) as process:
+        started = study_module._start_time(process.pid)
+        study.ask().set_user_attr(WORKER, f"{socket.gethostname()} {process.pid} {started}")
+        assert started and requeue_dead_trials(study) == 0
+        process.kill()
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        assert requeue_dead_trials(study) == 1
 
 
 def damaged(kind: str, data: bytes) -> bytes:

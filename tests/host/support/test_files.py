@@ -111,7 +111,8 @@ _DIRECT = {
     "fleet/connect/wheels.py": "a temporary folder",
     "fleet/deploy/installer.py": "a temporary folder",
     "fleet/deploy/credentials.py": "a temporary folder",
-    "fleet/deploy/unpack.py": "runs on a device, whose environment is synced before it counts as finished",
+    "fleet/updates/verify.py": "a temporary folder",
+    "versions/registry.py": "a log that is appended to and synced; copies that are verified before they get their name",
     "bundle/reduce.py": "synced before the reduced bundle moves into place",
 }
 """Files that write by other means than `atomic_write` -> why they may."""

@@ -1,0 +1,145 @@
+"""`eyas drift` and the monitor inside a collector, with a real broker and a web server."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import msgspec
+import pytest
+from paho.mqtt.client import CallbackAPIVersion, Client
+
+from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.fleet.drift.alarms import Alarm
+from eyas_host.fleet.drift.errors import DriftError
+from eyas_host.fleet.drift.notify import Notifier
+from eyas_host.fleet.drift.service import DriftService, line
+from eyas_host.fleet.store.database import Store
+from tests.support.brokers import Broker, free_port
+from tests.support.drift_parts import TUNING, copy_of
+from tests.support.fleet_parts import wait_until
+from tests.support.inside import eyas
+
+LEARNING = ("--profile-days", "1", "--calibration-days", "1")
+ALARM = Alarm(id="1", device="cam-7", site="north", state="confirmed", cause="dirty lens", advice="clean it")
+
+
+@pytest.fixture
+def posts() -> Iterator[tuple[str, queue.Queue[bytes]]]:
+    """A web server: its address, and the bodies that were posted to `/ok`; `/moved` redirects."""
+    bodies: queue.Queue[bytes] = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200 if self.path == "/ok" else 302)
+            if self.path == "/ok":
+                bodies.put(body)
+            else:
+                self.send_header("Location", "/ok")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """Nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", bodies
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_verb_prints_who_drifts(tmp_path: Path, raw_fleet: str) -> None:
+    url = copy_of(raw_fleet, tmp_path)
+    done = eyas(tmp_path, "drift", "--store", url, *LEARNING, "--json")
+    rows = [json.loads(text) for text in done.out.splitlines()]
+    assert (done.code, len(rows)) == (0, 20)
+    assert [row["device"] for row in rows if row["alarm"]] == ["cam-7"]
+    done = eyas(tmp_path, "drift", "--store", url, *LEARNING, "--check")
+    assert done.code == 1
+    assert done.out.splitlines()[-1] == "20 devices: 1 confirmed, 19 stable"
+    assert "cam-7: dirty, moved or defocused lens (confirmed" in done.out
+    assert "cam-8" not in done.out
+    done = eyas(tmp_path, "drift", "cam-8", "--site", "north", "--store", url, *LEARNING)
+    assert "cam-8" in done.out and "stable" in done.out
+    done = eyas(tmp_path, "drift", "--accept", "cam-7", "--store", url, *LEARNING, "--check")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "20 devices: 1 learning, 19 stable")
+
+
+def test_mistakes_of_a_user_are_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    done = eyas(tmp_path, "drift", "--store", url)
+    assert (done.code, "there is no store" in done.err) == (2, True)
+    with Store(url):
+        pass
+    assert "no devices; they appear when" in eyas(tmp_path, "drift", "--store", url).out
+    for address in ("cam", "ftp://host/x", "http://", "https:///path"):
+        with pytest.raises(DriftError, match="--webhook"):
+            Notifier(webhook=address)
+
+
+def test_an_unknown_device_or_site_names_those_that_there_are(tmp_path: Path, fleet: str) -> None:
+    url = copy_of(fleet, tmp_path)
+    for arguments in (["cam-99"], ["--site", "west"], ["--accept", "cam-99"]):
+        done = eyas(tmp_path, "drift", *arguments, "--store", url, *LEARNING)
+        assert done.code == 2
+        assert "there are: " in done.err and "Traceback" not in done.err
+
+
+def test_the_service_tells_log_broker_and_web_server(
+    tmp_path: Path, raw_fleet: str, posts: tuple[str, queue.Queue[bytes]]
+) -> None:
+    said: list[str] = []
+    retained: queue.Queue[tuple[str, bytes]] = queue.Queue()
+    broker = Broker(tmp_path).start()
+    try:
+        notifier = Notifier(BrokerAccess(broker=f"127.0.0.1:{broker.port}"), f"{posts[0]}/ok")
+        with DriftService(copy_of(raw_fleet, tmp_path), 0.2, notifier, said.append, TUNING):
+            body = msgspec.json.decode(posts[1].get(timeout=60), type=Alarm)
+            wait_until(lambda: said, 30, "a line of the log")
+        client = Client(CallbackAPIVersion.VERSION2)
+        client.on_message = lambda c, u, m: retained.put((m.topic, m.payload))
+        client.connect("127.0.0.1", broker.port)
+        client.subscribe("eyas/+/+/drift")
+        client.loop_start()
+        topic, payload = retained.get(timeout=30)
+        client.disconnect()
+        client.loop_stop()
+    finally:
+        broker.stop()
+    assert (body.device, body.site) == ("cam-7", "north")
+    assert topic == "eyas/north/cam-7/drift"
+    assert msgspec.json.decode(payload, type=Alarm).device == "cam-7"
+    assert any("drift of cam-7" in text for text in said)
+
+
+def test_what_could_not_be_delivered_is_delivered_later(posts: tuple[str, queue.Queue[bytes]]) -> None:
+    notifier = Notifier(BrokerAccess(broker=f"127.0.0.1:{free_port()}"), f"{posts[0]}/moved")
+    problems = notifier.deliver([ALARM])
+    assert len(problems) == 2
+    assert "1 alarms wait for the broker" in problems[0] and "wait for http://" in problems[1]
+    notifier._webhook = f"{posts[0]}/ok"
+    assert len(notifier.deliver()) == 1
+    assert msgspec.json.decode(posts[1].get(timeout=5), type=Alarm) == ALARM
+    assert posts[1].empty()
+
+
+def test_the_service_goes_on_when_the_store_comes_back(tmp_path: Path) -> None:
+    said: list[str] = []
+    url = f"sqlite:///{tmp_path / 'late.db'}"
+    with DriftService(url, 0.05, Notifier(), said.append, TUNING) as service:
+        wait_until(lambda: said, 20, "a complaint")
+        with Store(url):
+            pass
+        wait_until(lambda: service._problems == [], 20, "a turn")
+    assert len(said) == 1 and "there is no store" in said[0]
+
+
+def test_an_alarm_in_a_line() -> None:
+    assert line(ALARM) == "drift of cam-7: dirty lens (confirmed, ; this device alone); clean it"
+    closed = msgspec.structs.replace(ALARM, state="closed", why_closed="usual for a day")
+    assert line(closed) == "drift of cam-7 closed: usual for a day"
