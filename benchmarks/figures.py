@@ -52,15 +52,24 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "statistic is unusual among all images. Grey walls are missed there: one kind has patches without detail.",
     ),
     "training": ("Training", "make bench-training", ""),
+    "scale": ("A very large data set", "make bench-scale", ""),
     "frame-loop": ("Frame loop on the device", "make bench-frame-loop", ""),
     "camera-faults": ("Faults of a camera", "make bench-camera-faults", ""),
     "soak": ("Soak: a camera that dies every twenty seconds", "make soak", ""),
     "board": (
         "Power cuts of an emulated board",
         "make soak-board",
-        "An aarch64 Cortex-A72 in full emulation; a cut is a SIGKILL of the emulator at a random moment. The bounds of "
-        "the numbers of cuts are what was asked for: the run is resumable, and the shares say what the cuts so far "
-        "have shown.",
+        "An aarch64 Cortex-A76 in full emulation (5 cuts: A72); a cut is a SIGKILL of the emulator at a "
+        "random moment, or a copy of its disk while it was stopped. The bounds of the numbers of cuts are what was "
+        "asked for: the run is resumable, and the shares say what the cuts so far have shown.",
+    ),
+    "updates": (
+        "Updates",
+        "make bench-updates",
+        "A fault happens inside of a real `eyas-device` process, at a call that changes the disk. A power cut is a "
+        "real ext4 file system, mounted again from what its recorded disk may hold; blocks of 4 kB are whole or "
+        "absent. In the fleet, updaters, slots, golden checks, predictions, the judge of the probation, broker, "
+        "collector, store and rollouts are real; cameras and agents are simulated.",
     ),
     "log-lines": ("Log lines in a day on the device", "python benchmarks/log_lines.py", ""),
     "telemetry": ("Telemetry", "make bench-telemetry", ""),

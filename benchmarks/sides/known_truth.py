@@ -12,7 +12,8 @@ from torch import Tensor
 
 from eyas_device.preprocess import Pixels
 from eyas_host.data.duplicates import perceptual_hash
-from eyas_host.data.index import FileInfo, Index
+from eyas_host.data.file_info import FileInfo
+from eyas_host.data.index import Index
 from eyas_host.data.manifest import SplitManifest
 from eyas_host.data.sources import LabelledImage
 from eyas_host.data.split import split_index

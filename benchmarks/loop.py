@@ -1,0 +1,246 @@
+"""Drift on simulated fleets: delay at equal false alarms beside other detectors, false alarms, and scale.
+
+    python benchmarks/loop.py --quick
+    python benchmarks/loop.py --json benchmarks/results/loop.json
+
+Every detector is calibrated to the same alarms in 30 stable days of a device with day and night, on the same streams.
+The detectors of river are compared where river is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import Figure, finish
+from drift_detectors import (
+    Bools,
+    Floats,
+    calibrate,
+    delays,
+    ks_scores,
+    rate,
+    river_alarms,
+    river_detectors,
+)
+from drift_streams import KINDS, LABELS, STRENGTHS, Scripts, days, scripts
+from eyas_host.fleet.drift.calibration import Calibration
+from eyas_host.fleet.drift.detectors import cusum
+from eyas_host.fleet.drift.fleet_state import Model, Tuning
+from eyas_host.fleet.drift.measures import measure
+from eyas_host.fleet.drift.profile import STEPS_OF_DAY
+from eyas_host.support.machine import cpu_pressure
+
+LEARNED, START, FOLLOWED = 7, 14, 7
+"""Days that are learned, day in which drift begins, days that it is followed."""
+FIXED = 288 * 30
+"""Steps between the alarms of the dummy that alarms at fixed times."""
+
+
+class Streams:
+    """What our charts and the mean confidence did on all streams."""
+
+    def __init__(self, seeds: int, stable: int, seed: int = 1) -> None:
+        drifting, self.cases = scripts(KINDS, seeds, START, seed=seed)
+        calm = Scripts.stable(stable)
+        self.scripts = Scripts(
+            *(
+                np.concatenate([getattr(drifting, name), getattr(calm, name)])
+                for name in ("kind", "strength", "start", "stop")
+            )
+        )
+        n, self.learned = len(self.scripts.kind), LEARNED * STEPS_OF_DAY
+        model, rows = Model("simulated", LABELS), np.arange(n)
+        model.add([str(number) for number in rows])
+        ratios, confidence, deviations = [], [], []
+        for day, block in enumerate(days(self.scripts, START + 1 + FOLLOWED, seed)):
+            for step in range(STEPS_OF_DAY):
+                number = np.full(n, day * STEPS_OF_DAY + step)
+                values = measure(block.sums[step])
+                confidence.append(values[:, 0])
+                deviations.append(np.nan_to_num(model.profiles.deviations(rows, number, values)[:, 0]))
+                model.advance(rows, number, block.sums[step], Tuning())
+                ratios.append(model.ratios().max(axis=1).astype(np.float32))
+        self.ours = np.array(ratios)[self.learned :]
+        self.confidence = np.array(confidence)
+        self.deviations = np.array(deviations)
+        steps = np.arange(self.learned, len(self.confidence))[:, None]
+        self.stable: Bools = steps < self.scripts.start
+        self.start = self.scripts.start[: len(self.cases)] - self.learned
+
+
+def detection(streams: Streams, per_month: float, kswin: bool) -> dict[str, Figure]:
+    """Delays of all detectors at equal false alarms, and theirs at their defaults."""
+    drifting, limit = len(streams.cases), FOLLOWED * STEPS_OF_DAY
+    alarms: dict[str, Bools] = {}
+    scores: dict[str, Floats] = {"eyas": streams.ours}
+    for length, name in ((36, "3 h"), (288, "a day")):
+        scores[f"KS on mean confidence, last {name}"] = ks_scores(streams.confidence, streams.learned, length)
+    scores["KS on deviations from our profile, last 3 h"] = ks_scores(streams.deviations, streams.learned, 36)
+    for name, values in scores.items():
+        alarms[name] = values >= calibrate(values, streams.stable, per_month)
+    figures: dict[str, Figure] = {}
+    for name, (make, settings) in river_detectors(kswin).items():
+        of_setting = river_alarms(make, settings, streams.confidence, streams.learned)
+        default = of_setting[settings[0]]
+        figures[f"river {name}, default: alarms in 30 stable days"] = Figure(
+            value=rate(default, streams.stable),
+            unit="",
+            note=_hours(delays(default[:, :drifting], streams.start, limit)),
+        )
+        quiet = {key: one for key, one in of_setting.items() if rate(one, streams.stable) <= per_month}
+        if quiet:
+            best = min(quiet, key=lambda key: _middle(delays(quiet[key][:, :drifting], streams.start, limit)))
+            alarms[f"river {name}, {best}"] = quiet[best]
+    dummy = np.zeros(streams.ours.shape, bool)
+    every = int(FIXED / per_month)
+    for stream in range(dummy.shape[1]):
+        dummy[every * stream // dummy.shape[1] :: every, stream] = True
+    alarms["dummy at fixed times"] = dummy
+    found = {name: delays(one[:, :drifting], streams.start, limit) for name, one in alarms.items()}
+    for name, hours in found.items():
+        figures[f"delay: {name}"] = Figure(
+            value=_middle(hours),
+            unit="h",
+            spread=_cells(streams.cases, hours),
+            note=f"{rate(alarms[name], streams.stable):.2f} alarms in 30 stable days; {_hours(hours)}",
+        )
+    own = _middle(found["eyas"])
+    for name, hours in found.items():
+        if name.startswith(("KS on mean", "river")):
+            figures[f"delay, eyas / {name}"] = Figure(value=own / _middle(hours), unit="x", bound=0.7, better="lower")
+    ours = streams.ours >= 1
+    thousand = [
+        (ours[begin : begin + 1000] & streams.stable[begin : begin + 1000]).any(axis=0)
+        for begin in range(0, START * STEPS_OF_DAY - streams.learned - 1000, 1000)
+    ]
+    figures["eyas as installed: alarms in 30 stable days"] = Figure(
+        value=rate(ours, streams.stable), unit="", note=_hours(delays(ours[:, :drifting], streams.start, limit))
+    )
+    figures["eyas as installed: stable streams of 1,000 steps with an alarm"] = Figure(
+        value=float(np.mean(thousand)), unit="", bound=0.05, better="lower", note=f"{np.size(thousand)} streams"
+    )
+    return figures
+
+
+def textbook(streams: int) -> dict[str, Figure]:
+    """Streams of 1,000 independent normal samples on which a textbook CUSUM alarms, and the charts of one measure."""
+    rng = np.random.default_rng(0)
+    high = low = np.zeros(streams)
+    state = np.zeros((streams, 1, 2, 3))
+    thresholds = Calibration().thresholds[:6].reshape(1, 2, 3)
+    book, ours = np.zeros(streams, bool), np.zeros(streams, bool)
+    for _ in range(1000):
+        z = rng.normal(size=streams)
+        high, low = np.maximum(high + z - 0.5, 0), np.maximum(low - z - 0.5, 0)
+        book |= (high > 5) | (low > 5)
+        state = cusum(state, z[:, None])
+        ours |= (state >= thresholds).any(axis=(1, 2, 3))
+    return {
+        "textbook CUSUM, k=.5, h=5: independent streams of 1,000 with an alarm": Figure(
+            value=float(book.mean()), unit=""
+        ),
+        "eyas, charts of one measure: the same": Figure(value=float(ours.mean()), unit="", bound=0.05, better="lower"),
+    }
+
+
+def scale(devices: int, windows: int, url: str, name: str) -> dict[str, Figure]:
+    """One update of a fleet that sent `windows` windows a device, which close a step: processor seconds."""
+    from eyas_host.fleet.drift.monitor import Monitor
+    from eyas_host.fleet.store.database import Batch, Store
+    from tests.support.drift_parts import BEGIN, message, window_of
+
+    block = next(days(Scripts.stable(50), 1))
+    spent, at = [], [BEGIN]
+    with Store(url) as store:
+        monitor = Monitor(store, Tuning(profile_days=0, calibration_days=0), clock=lambda: at[0])
+        for step in range(3):
+            for part in range(windows):
+                moment = BEGIN + step * 300 + (part + 0.5) * 300 / windows
+                batch = [
+                    message(
+                        window_of(
+                            f"cam-{number}",
+                            step * windows + part,
+                            block.sums[step, number % 50],
+                            time=moment,
+                            seconds=30.0,
+                        )
+                    )
+                    for number in range(devices)
+                ]
+                store.add(Batch(moment, batch))
+            at[0] = BEGIN + (step + 1) * 300 + 120
+            before = time.process_time()
+            while monitor.turn(settle_s=0).more:
+                pass
+            spent.append(time.process_time() - before)
+    return {
+        f"update of {devices:,} devices, {windows} window each, {name}": Figure(
+            value=float(max(spent[1:])),
+            unit="s of one core",
+            bound=10.0 if devices >= 10_000 else None,
+            better="lower",
+            note="reading, charts, evidence, storing",
+        )
+    }
+
+
+def _middle(hours: Floats) -> float:
+    """Geometric mean: delays of minutes and of days count alike."""
+    return float(np.exp(np.log(hours).mean()))
+
+
+def _hours(hours: Floats) -> str:
+    found = hours < FOLLOWED * 24
+    return f"{found.mean():.0%} found in {FOLLOWED} days, median {np.median(hours):.1f} h"
+
+
+def _cells(cases: list[tuple[str, str]], hours: Floats) -> str:
+    """Median delay of each drift at its three strengths."""
+    parts = []
+    for kind in KINDS:
+        medians = [
+            np.median([h for case, h in zip(cases, hours, strict=True) if case == (kind, strength)])
+            for strength in STRENGTHS
+        ]
+        parts.append(f"{kind} {' / '.join(f'{median:.1f}' for median in medians)}")
+    return "; ".join(parts)
+
+
+def main() -> None:
+    """Run all figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few seeds and devices (minutes)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    args = parser.parse_args()
+    before = cpu_pressure()
+    quick = args.quick
+    figures: dict[str, Any] = detection(
+        Streams(2 if quick else 10, 10 if quick else 60), 1.0 if quick else 0.5, not quick
+    )
+    figures |= textbook(500 if quick else 5000)
+    with tempfile.TemporaryDirectory(prefix="eyas-loop-") as folder:
+        figures |= scale(1000 if quick else 10_000, 1, f"sqlite:///{folder}/fleet.db", "SQLite")
+    if not quick:
+        from tests.support.postgres import PostgresServer
+
+        server = PostgresServer()
+        try:
+            server.start()
+            figures |= scale(10_000, 1, server.create_database(), "PostgreSQL")
+        finally:
+            server.close()
+    finish(figures, before, args.json)
+
+
+if __name__ == "__main__":
+    main()
