@@ -12,8 +12,8 @@ READERS := tflite tensorflow
 PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install distill test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board soak soak-board system-deps clean clean-runs \
-	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry
+.PHONY: help install distill retrain test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board test-board-long soak soak-board system-deps clean clean-runs \
+	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -33,6 +33,9 @@ $(STAMP): pyproject.toml device/pyproject.toml constraints/host.txt
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints/host.txt \
 		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable ./device --editable '.[train,fleet,demo,dev]'
 	@touch $@
+
+retrain: install ## the next version, from the one that serves: make retrain IMAGES=DIR [RETRAIN_FLAGS=…]
+	$(BIN)/eyas retrain $(IMAGES) $(RETRAIN_FLAGS)
 
 distill: install ## the main job: images -> teacher -> student -> int8 -> verified bundle and report
 	$(BIN)/eyas distill $(RECIPE)
@@ -65,6 +68,9 @@ bench-strange-data: install ## 2,000 random folder trees, tables and damaged ima
 bench-ood: install ## does a model that is out of its depth say so: changes of images, false alarms (needs runs/solar-cells)
 	$(BIN)/python benchmarks/ood.py --json benchmarks/results/ood.json
 
+bench-scale: install ## a million small images listed, hashed and split: seconds and memory (half an hour, 4 GB of disk)
+	$(BIN)/python benchmarks/scale.py --json benchmarks/results/scale.json
+
 bench-training: install ## caches, the input pipeline and memory beside their plain counterparts (about an hour)
 	$(BIN)/python benchmarks/training.py --json benchmarks/results/training.json
 
@@ -83,7 +89,7 @@ report-images: install ## the images of a report in docs/images, from a run on d
 figures: install ## docs/figures.md from benchmarks/results/*.json
 	$(BIN)/python benchmarks/figures.py
 
-flash: install ## bring BUNDLE to a camera: make flash DEVICE=user@host [NAME=cam-7 KIT=fleet] [BUNDLE=DIR] [CONFIG=FILE]
+flash: install ## bring BUNDLE to a camera: make flash DEVICE="user@host ..." [NAME=cam-7 KIT=fleet] [BUNDLE=DIR] [CONFIG=FILE]
 	$(BIN)/eyas flash $(DEVICE) --bundle $(BUNDLE) $(if $(NAME),--name $(NAME)) $(if $(KIT),--kit $(KIT)) \
 		$(if $(CONFIG),--config $(CONFIG)) $(FLASH_FLAGS)
 
@@ -96,14 +102,18 @@ bench: install ## measure on a camera: make bench DEVICE=user@host [BUNDLE=DIR]
 
 test-arm: install ## the device's programs on emulated aarch64, compared with this machine
 	tests/arm/userland.sh
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/arm
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(PYTEST_FLAGS) tests/arm
 
 board: install ## a whole emulated board with a camera, to try Eyas on without hardware (BOARD_FLAGS=--fresh starts anew)
 	@$(BIN)/python -m tests.board $(BOARD_FLAGS)
 
-test-board: install ## tests on an emulated board: service, camera, network, power cuts (minutes; the first time builds it)
+test-board: install ## tests on an emulated board and under this machine's systemd (minutes; the first time builds the board)
 	@tests/board/image.sh >/dev/null
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/board
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -k "not emulated" $(PYTEST_FLAGS) tests/board
+
+test-board-long: install ## the same flashes, set-up by hand and signed updates on the emulated board, too; power cuts in these (an hour)
+	@tests/board/image.sh >/dev/null
+	$(BIN)/python -m pytest -k emulated $(PYTEST_FLAGS) tests/board
 
 test-tutorial: install ## every command of docs/tutorial.md, on drawn images (minutes)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) tests/tutorial
@@ -129,6 +139,9 @@ collect: install ## store what devices send, and acknowledge what is stored (KIT
 watch: install ## all devices, live (KIT=fleet BROKER=host)
 	$(BIN)/eyas watch $(if $(KIT),--kit $(KIT)) $(if $(BROKER),--broker $(BROKER))
 
+bench-updates: install ## updates: faults at every change of the disk, power cuts, sizes, a fleet with a bad version (an hour; as root)
+	$(BIN)/python benchmarks/updates.py --json benchmarks/results/updates.json
+
 bench-telemetry: install ## rates, costs and the kill matrix of telemetry (long)
 	$(BIN)/python benchmarks/telemetry.py --json benchmarks/results/telemetry.json
 
@@ -138,8 +151,8 @@ bench-here: install ## what a bundle costs on this machine
 soak: install ## half an hour with a camera that dies every twenty seconds
 	$(BIN)/python benchmarks/soak.py --json benchmarks/results/soak.json
 
-soak-board: install ## power cuts of the emulated board, 100 while it reports and 100 in a flash (hours; resumable)
-	$(BIN)/python benchmarks/board.py --json benchmarks/results/board.json
+soak-board: install ## power cuts of the emulated board, 100 while it reports and 100 in a flash (hours; resumable; SOAK_FLAGS)
+	$(BIN)/python benchmarks/board.py $(SOAK_FLAGS) --json benchmarks/results/board.json --record benchmarks/records/power-cuts.json
 
 bench-camera-faults: install ## how soon a camera's faults are noticed, and how soon it is back (minutes)
 	$(BIN)/python benchmarks/camera_faults.py --json benchmarks/results/camera-faults.json
@@ -147,9 +160,10 @@ bench-camera-faults: install ## how soon a camera's faults are noticed, and how 
 bench-frame-loop: install ## the frame loop beside a plain script and MediaPipe (minutes)
 	$(BIN)/python benchmarks/frame_loop.py --json benchmarks/results/frame-loop.json
 
-SYSTEM_DEPS := chromium-headless-shell mosquitto openssl openssh-client openssh-server postgresql-15 rsync strace systemd \
+SYSTEM_DEPS := chromium-headless-shell mosquitto nginx-light openssl openssh-client openssh-server \
+	postgresql-15 rsync softhsm2 strace systemd \
 	gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good python3-gi mmdebstrap proot \
-	cpio e2fsprogs fakeroot kmod qemu-system-arm qemu-utils
+	cpio e2fsprogs fakeroot gcc kmod libc6-dev qemu-system-arm qemu-utils sudo
 
 system-deps: ## what tests need from the system (apt): MQTT broker, browser, PostgreSQL, ssh and RTSP servers, aarch64 tools and boards
 	@if dpkg-query --show --showformat='$${db:Status-Status}\n' $(SYSTEM_DEPS) 2>&1 | grep -qvx installed; then \

@@ -43,6 +43,7 @@ def pages() -> dict[str, str]:
     return {
         "recipe": recipe_page(),
         "device-toml": device_toml_page(),
+        "rollout-plan": rollout_plan_page(),
         "messages": messages_page(),
         "eyas": eyas_page(),
         "eyas-device": eyas_device_page(),
@@ -79,6 +80,18 @@ def device_toml_page() -> str:
     )
 
 
+def rollout_plan_page() -> str:
+    """Every section and key of a rollout's plan."""
+    from eyas_host.fleet.rollout.plan import Plan
+
+    return _join(
+        "# Plan of a rollout",
+        "A TOML file for `eyas rollout start --plan FILE`. Only `[[wave]]` has to be there, once for each wave; all "
+        "errors of a file are reported at once. [Rollouts](../rollouts.md) says what happens by it.",
+        *_sections(Plan, toml=True),
+    )
+
+
 def messages_page() -> str:
     """Every message between devices and the host."""
     from eyas_device.telemetry import messages
@@ -109,7 +122,10 @@ def eyas_page() -> str:
     panels: dict[str, list[str]] = {}
     for name, command in group.commands.items():
         panel = command.rich_help_panel if isinstance(command.rich_help_panel, str) else "Start"
-        panels.setdefault(panel, []).append(_command(f"eyas {name}", command))
+        inner = getattr(command, "commands", {})
+        heading = [f"### eyas {name}\n\n{command.help}"] if inner else [_command(f"eyas {name}", command)]
+        inside = [_command(f"eyas {name} {word}", verb) for word, verb in inner.items()]
+        panels.setdefault(panel, []).extend([*heading, *inside])
     return _join(
         "# eyas",
         f"{group.help} {group.epilog}",
