@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill retrain test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board test-board-long soak soak-board system-deps clean clean-runs \
-	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates
+	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates bench-loop
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -141,6 +141,9 @@ watch: install ## all devices, live (KIT=fleet BROKER=host)
 
 bench-updates: install ## updates: faults at every change of the disk, power cuts, sizes, a fleet with a bad version (an hour; as root)
 	$(BIN)/python benchmarks/updates.py --json benchmarks/results/updates.json
+
+bench-loop: install ## drift: delays at equal false alarms beside other detectors; promotions; scale (an hour)
+	$(BIN)/python benchmarks/loop.py --json benchmarks/results/loop.json
 
 bench-telemetry: install ## rates, costs and the kill matrix of telemetry (long)
 	$(BIN)/python benchmarks/telemetry.py --json benchmarks/results/telemetry.json

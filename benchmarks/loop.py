@@ -1,10 +1,13 @@
-"""Drift on simulated fleets: delay at equal false alarms beside other detectors, false alarms, and scale.
+"""Drift on simulated fleets: delay at equal false alarms beside other detectors, false alarms, and scale; promotions.
 
     python benchmarks/loop.py --quick
     python benchmarks/loop.py --json benchmarks/results/loop.json
 
 Every detector is calibrated to the same alarms in 30 stable days of a device with day and night, on the same streams.
 The detectors of river are compared where river is installed.
+
+Promotions: versions that are no better, with a look after each labelled disagreement, by the bet of
+`eyas_host.fleet.rollout.proof` and by the rules that others use; and labels until a better version is promoted.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -37,6 +41,7 @@ from eyas_host.fleet.drift.detectors import cusum
 from eyas_host.fleet.drift.fleet_state import Model, Tuning
 from eyas_host.fleet.drift.measures import measure
 from eyas_host.fleet.drift.profile import STEPS_OF_DAY
+from eyas_host.fleet.rollout.proof import labels_needed, log_wealth
 from eyas_host.support.machine import cpu_pressure
 
 LEARNED, START, FOLLOWED = 7, 14, 7
@@ -194,6 +199,59 @@ def scale(devices: int, windows: int, url: str, name: str) -> dict[str, Figure]:
     }
 
 
+def promotion(runs: int, labels: int) -> dict[str, Figure]:
+    """How often a version that is no better is promoted, and how many labels a better one takes."""
+    rng, looks = np.random.default_rng(5), np.arange(1, labels + 1)
+    bound = _wins_needed(labels, 0.05)
+    naive = stats.binom.isf(0.05, looks, 0.5) + 1
+    wins = np.cumsum(rng.random((runs, labels)) < 0.5, axis=1)
+    figures = {
+        "A/A, a look after each label: promoted": Figure(
+            value=float((wins >= bound).any(axis=1).mean()),
+            unit="",
+            bound=0.05,
+            better="lower",
+            note=f"{runs:,} runs of {labels:,} labelled disagreements",
+        ),
+        "A/A, p < .05 at each look: promoted": Figure(value=float((wins >= naive).any(axis=1).mean()), unit=""),
+        "A/A, one p-value after all labels: promoted": Figure(value=float((wins[:, -1] >= naive[-1]).mean()), unit=""),
+    }
+    # surer and more often wrong: right on 40 of 100 disagreements, mean confidence .92 instead of .90, one look at 200
+    surer = rng.normal(0.92, 0.08, (runs, 200)).mean(axis=1) - rng.normal(0.90, 0.08, (runs, 200)).mean(axis=1)
+    worse = np.cumsum(rng.random((runs, labels)) < 0.4, axis=1)
+    figures["surer and worse, one p-value of mean confidence: promoted"] = Figure(
+        value=float((surer / (0.08 * np.sqrt(2 / 200)) > stats.norm.isf(0.05)).mean()),
+        unit="",
+        note="a rule that sees no labels",
+    )
+    figures["surer and worse, eyas: promoted"] = Figure(
+        value=float((worse >= bound).any(axis=1).mean()), unit="", bound=0.05, better="lower"
+    )
+    lost = looks - worse
+    stopped = np.where((lost >= bound).any(axis=1), (lost >= bound).argmax(axis=1) + 1, labels)
+    figures["surer and worse, eyas: labels until it goes back"] = Figure(value=float(np.median(stopped)), unit="")
+    for chance in (0.6, 0.65, 0.7, 0.8):
+        own = np.cumsum(rng.random((min(runs, 1000), labels)) < chance, axis=1) >= bound
+        needed = np.where(own.any(axis=1), own.argmax(axis=1) + 1, labels)
+        figures[f"labels until promotion, right on {chance:.0%} of disagreements"] = Figure(
+            value=float(np.median(needed)),
+            unit="",
+            spread=f"90 % by {np.quantile(needed, 0.9):.0f}",
+            note=f"formula {labels_needed(chance):.0f}, for who knows the share",
+        )
+    return figures
+
+
+def _wins_needed(labels: int, alpha: float) -> Floats:
+    """For each number of labels, the wins from which the bet promotes."""
+    level, wins, found = np.log(1 / alpha), 0, []
+    for count in range(1, labels + 1):
+        while wins <= count and log_wealth(wins, count - wins) < level:
+            wins += 1
+        found.append(wins)
+    return np.array(found, float)
+
+
 def _middle(hours: Floats) -> float:
     """Geometric mean: delays of minutes and of days count alike."""
     return float(np.exp(np.log(hours).mean()))
@@ -228,6 +286,7 @@ def main() -> None:
         Streams(2 if quick else 10, 10 if quick else 60), 1.0 if quick else 0.5, not quick
     )
     figures |= textbook(500 if quick else 5000)
+    figures |= promotion(500 if quick else 4000, 400 if quick else 2000)
     with tempfile.TemporaryDirectory(prefix="eyas-loop-") as folder:
         figures |= scale(1000 if quick else 10_000, 1, f"sqlite:///{folder}/fleet.db", "SQLite")
     if not quick:

@@ -203,6 +203,8 @@ class PrivacySection(Section, frozen=True):
     """Predictions with a confidence from the first to below the second number become an event."""
     ood: bool = False
     """Predictions become an event while the images are out of distribution."""
+    disagreements: bool = False
+    """On probation, predictions become an event whose label the previous model does not give."""
     min_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     """Minimum time between two events, so that a bad hour does not use up the day's images."""
     max_images_per_day: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50

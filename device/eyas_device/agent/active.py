@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from eyas_device.agent.loop import Listener, Loop
+from eyas_device.agent.loop import FramePrediction, Listener, Loop
 from eyas_device.agent.probation import Probation, Trial
+from eyas_device.agent.shadow import OnDisagreement
 from eyas_device.agent.systemd import ENGINE_S, LOAD_S, Notifier
 from eyas_device.config import Config
-from eyas_device.predict import Classifier
+from eyas_device.predict import Classifier, Prediction
 from eyas_device.support.closing import Closing
 from eyas_device.support.logs import KEEP
 from eyas_device.updates.activate import ActiveModel, open_model, open_slot
@@ -43,6 +44,8 @@ class ModelSwitch(Closing, Listener):
         """Called when another model runs or is refused, or a probation has ended."""
         self.on_arm: Callable[[], None] = lambda: None
         """Called when `arm` has changed while the same model runs on; any thread."""
+        self.on_disagreement: OnDisagreement = lambda predicted, previous: None
+        """Called in the loop with a prediction on trial, and that of the previous model, whose labels differ."""
         self.on_config: Callable[[Config], None] = lambda config: None
         """Called with each configuration that was read again and whose model runs."""
         self.submit: Callable[[Callable[[], object]], None] = lambda job: None
@@ -129,7 +132,7 @@ class ModelSwitch(Closing, Listener):
         (self._active, trial), self._next = self._next, None
         if previous is not None:
             if trial is not None and trial.wants(previous.record.slot):
-                trial.follow(previous, self._active)
+                trial.follow(previous, self._active, self._disagreed)
             else:
                 previous.close()
             self.probation.begin(self._active.record.slot, trial)
@@ -179,7 +182,7 @@ class ModelSwitch(Closing, Listener):
         if new is None or trial is not self.probation.trial or not trial.wants(trial.previous):
             return
         try:
-            trial.follow(open_slot(self.config, self._slots, trial.previous), new)
+            trial.follow(open_slot(self.config, self._slots, trial.previous), new, self._disagreed)
         except Exception as error:  # whatever it is, the new model can be judged by its errors
             trial.give_up_comparing(short_reason(error))
 
@@ -236,6 +239,9 @@ class ModelSwitch(Closing, Listener):
     def _newest_verdict(self) -> Verdict | None:
         verdicts = [verdict for name in NAMES if (verdict := self._slots.verdict(name)) is not None]
         return max((verdict for verdict in verdicts if verdict.ended), key=lambda verdict: verdict.ended, default=None)
+
+    def _disagreed(self, predicted: FramePrediction, previous: Prediction) -> None:
+        self.on_disagreement(predicted, previous)
 
     def _extend(self, runtime: str) -> None:
         """Tell systemd that a load may take long."""

@@ -187,6 +187,7 @@ class Agent(Closing):
         monitor = self.monitor
         self._models.on_change = monitor.finite.on_change = monitor.ood.on_change = reporter.report_status
         self._models.on_arm = reporter.refresh_arm
+        self._models.on_disagreement = reporter.on_disagreement
         if monitor.updates is not None:
             monitor.updates.on_change = reporter.report_status
         reporter.start()

@@ -14,7 +14,7 @@ from contextlib import suppress
 import msgspec
 
 from eyas_device.agent.loop import FramePrediction, Listener
-from eyas_device.agent.shadow import Shadow
+from eyas_device.agent.shadow import OnDisagreement, Shadow
 from eyas_device.support.closing import Closing
 from eyas_device.updates.activate import ActiveModel
 from eyas_device.updates.probation import Assessment, assess, begin, ended, write_verdict
@@ -66,10 +66,10 @@ class Trial(Closing):
         """Whether the model of `slot` should be loaded, to compare with."""
         return self.running and self.compares and self.shadow is None and slot == self.previous
 
-    def follow(self, previous: ActiveModel, new: ActiveModel) -> None:
+    def follow(self, previous: ActiveModel, new: ActiveModel, on_disagreement: OnDisagreement) -> None:
         """Compare with `previous` from now on; it is the trial's until `take_previous`."""
         self.verdict = msgspec.structs.replace(self.verdict, previous=previous.record.model)
-        self.shadow = Shadow(previous, new, self.bounds, self.tally)
+        self.shadow = Shadow(previous, new, self.bounds, self.tally, on_disagreement)
 
     def give_up_comparing(self, reason: str) -> None:
         """Judge errors alone from now on."""

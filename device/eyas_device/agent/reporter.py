@@ -23,7 +23,7 @@ from eyas_device.camera import Frame
 from eyas_device.camera.reconnecting import CameraState
 from eyas_device.config import PrivacySection
 from eyas_device.errors import ImageError, LinkError
-from eyas_device.predict import Classifier
+from eyas_device.predict import Classifier, Prediction
 from eyas_device.preprocess import Preprocessing
 from eyas_device.reference import Floats, Reference
 from eyas_device.support.closing import Closing
@@ -173,10 +173,17 @@ class Reporter(Closing, Listener):
         command = self._policy.take_request()
         why: Why | None = "command" if command else self._policy.choose(predicted.prediction)
         if why is not None:
-            image = predicted.frame.image
-            copied = image if isinstance(image, bytes) else np.array(image)  # a camera may reuse its memory
-            self._events.put_nowait((self._event(predicted, why, command), replace(predicted.frame, image=copied)))
-            self._wake.set()
+            self._put_event(predicted, self._event(predicted, why, command))
+
+    def on_disagreement(self, predicted: FramePrediction, previous: Prediction) -> None:
+        """Report a prediction whose label the previous model does not give, if the privacy rules choose it."""
+        if not self._events.full() and self._policy.choose_disagreement():
+            event = msgspec.structs.replace(
+                self._event(predicted, "disagreement"),
+                previous_label=previous.label,
+                previous_confidence=round(previous.confidence, 4),
+            )
+            self._put_event(predicted, event)
 
     def add_descriptor(self, descriptor: Floats) -> None:
         """Add a frame's descriptor (`eyas_device.ood.describe`) to the window's sketch."""
@@ -357,7 +364,14 @@ class Reporter(Closing, Listener):
             self.spool.append(window)
             dropped = 0
 
-    def _event(self, predicted: FramePrediction, why: Why, command: str) -> Event:
+    def _put_event(self, predicted: FramePrediction, event: Event) -> None:
+        """Let the window thread add the image, and send the event; the queue must not be full."""
+        image = predicted.frame.image
+        copied = image if isinstance(image, bytes) else np.array(image)  # a camera may reuse its memory
+        self._events.put_nowait((event, replace(predicted.frame, image=copied)))
+        self._wake.set()
+
+    def _event(self, predicted: FramePrediction, why: Why, command: str = "") -> Event:
         """An event without its image."""
         prediction = predicted.prediction
         margin, entropy = uncertainty(prediction.probabilities)

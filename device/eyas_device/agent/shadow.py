@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from eyas_device.agent.loop import FramePrediction
 from eyas_device.errors import ImageError
 from eyas_device.ood import OodJudge
+from eyas_device.predict import Prediction
 from eyas_device.preprocess import Pixels
 from eyas_device.support.closing import Closing
 from eyas_device.support.histogram import LogHistogram
@@ -14,6 +17,9 @@ from eyas_device.updates.activate import ActiveModel
 from eyas_device.updates.probation import LATENCY_GROWTH
 from eyas_device.updates.records import Tally
 from eyas_device.updates.release import Bounds
+
+OnDisagreement = Callable[[FramePrediction, Prediction], None]
+"""Takes the new model's prediction and the previous model's of the same frame, whose labels differ; must not block."""
 
 
 class Shadow(Closing):
@@ -25,9 +31,17 @@ class Shadow(Closing):
     bounds what that costs.
     """
 
-    def __init__(self, previous: ActiveModel, new: ActiveModel, bounds: Bounds, tally: Tally) -> None:
+    def __init__(
+        self,
+        previous: ActiveModel,
+        new: ActiveModel,
+        bounds: Bounds,
+        tally: Tally,
+        on_disagreement: OnDisagreement = lambda predicted, previous: None,
+    ) -> None:
         self.previous = previous
         """The previous model, which is closed with the shadow unless it is taken back."""
+        self._on_disagreement = on_disagreement
         self._new = new.classifier
         self._bounds, self._tally = bounds, tally
         self._latency = LogHistogram(LATENCY_GROWTH, bins=tally.latency_bins)
@@ -52,7 +66,9 @@ class Shadow(Closing):
             return  # the new model's are counted as errors, the previous one's say nothing
         tally.shadowed += 1
         tally.slower += new.latency_ms > self._bounds.max_latency_factor * before.latency_ms
-        tally.different += prediction.label != before.label
+        if prediction.label != before.label:
+            tally.different += 1
+            self._on_disagreement(predicted, before)
         self._latency.add(new.latency_ms)
         self._previous_latency.add(before.latency_ms)
         if self._judges:

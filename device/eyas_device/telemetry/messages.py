@@ -30,8 +30,9 @@ above 0.9. A confidence on an edge is counted in the bin above it."""
 _EMPTY = (0,) * TENTHS
 
 
-Why = Literal["uncertain", "sampled", "ood", "command"]
-"""Why a prediction became an event: confidence in the configured band, random sample, OOD camera, or a command."""
+Why = Literal["uncertain", "sampled", "ood", "command", "disagreement"]
+"""Why a prediction became an event: confidence in the configured band, random sample, OOD camera, a command, or another
+label than the previous model gave, which answered the same frame on probation."""
 WHY: tuple[str, ...] = get_args(Why)
 State = Literal["online", "offline", "lost"]
 STATES: tuple[str, ...] = get_args(State)
@@ -244,7 +245,12 @@ class Event(Header, frozen=True, kw_only=True):
     top: dict[str, float] = {}
     """Up to five best labels -> probability."""
     why: Annotated[str, msgspec.Meta(examples=list(WHY))] = "sampled"
-    """Reason for the event: confidence in the configured band, random sample, OOD camera, or a command."""
+    """Reason for the event: confidence in the configured band, random sample, OOD camera, a command, or another label
+    than the previous model gave."""
+    previous_label: str = ""
+    """Label that the previous model gave the same frame, of a disagreement; else empty."""
+    previous_confidence: float = 0.0
+    """Its calibrated confidence, 0..1."""
     command: str = ""
     """Id of the command that asked for it; empty for other reasons."""
     source: str = ""

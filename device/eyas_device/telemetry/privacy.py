@@ -97,7 +97,7 @@ class Policy:
     def choose(self, prediction: Prediction) -> Why | None:
         """Return why this prediction becomes an event of its own accord; at most one in `min_interval_s`."""
         rules = self._rules
-        if not (rules.events or rules.images) or self._clock() < self._next:
+        if not self._may_send():
             return None
         low, high = rules.band
         why: Why | None = None
@@ -110,6 +110,16 @@ class Policy:
         if why is not None:
             self._next = self._clock() + rules.min_interval_s
         return why
+
+    def choose_disagreement(self) -> bool:
+        """Whether a prediction that the previous model disagrees with becomes an event; counts in `min_interval_s`."""
+        if not (self._rules.disagreements and self._may_send()):
+            return False
+        self._next = self._clock() + self._rules.min_interval_s
+        return True
+
+    def _may_send(self) -> bool:
+        return (self._rules.events or self._rules.images) and self._clock() >= self._next
 
     def image(self, pixels: Pixels | None, spool: Spool) -> tuple[str, dict[str, Any]]:
         """Return the processed image (JPEG in base64, "" for none) and how it was processed or why there is none."""

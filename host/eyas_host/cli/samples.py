@@ -61,7 +61,9 @@ def queue(
     for sample in chosen:
         event = sample.event
         guess = (
-            "" if sample.is_random else f"  {event.label} {event.confidence:.2f}, uncertainty {uncertainty(sample):.2f}"
+            ""
+            if sample.hides_guess
+            else f"  {event.label} {event.confidence:.2f}, uncertainty {uncertainty(sample):.2f}"
         )
         said = "".join(f"  {one.person}: {one.label}" for one in sample.said)
         image = "" if sample.image() else "  no image"
@@ -140,7 +142,7 @@ def export(
     else:
         tasks = label_studio(found if everything else labelled, now=time.time())
         write_bytes(to, msgspec.json.encode(tasks))
-        print_line(f"{to}: {len(tasks)} tasks; samples that were drawn at random come without the model's prediction")
+        print_line(f"{to}: {len(tasks)} tasks; random samples and disagreements come without the model's prediction")
 
 
 def read(
@@ -193,13 +195,14 @@ def _allowed(store: Store, new_class: bool) -> tuple[str, ...]:
 
 def _described(sample: Sample) -> dict[str, Any]:
     event = sample.event
-    hidden = sample.is_random  # whoever sees a guess tends to agree with it
+    hidden = sample.hides_guess
     return {
         "device": event.device,
         "spool": event.spool,
         "sequence": event.sequence,
         "time": event.time,
         "random": sample.is_random,
+        "why": event.why,
         "predicted": None if hidden else event.label,
         "confidence": None if hidden else event.confidence,
         "said": msgspec.to_builtins(sample.said),

@@ -57,6 +57,17 @@ def test_by_default_nothing_is_chosen_and_no_image_leaves(spool: Spool) -> None:
     assert policy.choose(predicted(0.5)) is None
 
 
+def test_disagreements_are_asked_for_and_share_the_time_between_events() -> None:
+    clock = Clock()
+    asked = Policy(PrivacySection(events=True, disagreements=True, band=(0.0, 0.6), min_interval_s=10.0), clock=clock)
+    assert asked.choose_disagreement() and not asked.choose_disagreement()
+    assert asked.choose(predicted(0.5)) is None, "an event was sent just now"
+    clock.now += 10
+    assert asked.choose(predicted(0.5)) == "uncertain" and not asked.choose_disagreement()
+    for rules in (PrivacySection(disagreements=True), PrivacySection(events=True)):
+        assert not Policy(rules).choose_disagreement(), "no event leaves, or none of this kind is asked for"
+
+
 @pytest.mark.parametrize(
     ("rules", "governance", "image"),
     [

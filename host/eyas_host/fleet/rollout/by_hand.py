@@ -50,6 +50,7 @@ def resume(rollout: Rollout, devices: Sequence[Seen], why: str, now: float) -> D
         only_installed="",
         forgiven=tuple(sorted(forgiven)),
         cohorts=cohorts,
+        worse_accepted=state.worse_accepted or (state.evidence is not None and state.evidence.verdict == "roll back"),
     )
     return Decision(again, (Step(what="resumed", why=why, at=now),))
 

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from eyas_device.updates.release import ALL_GROUPS
 from eyas_host.fleet.rollout.cohorts import cohort_of, fix_cohort, look_at, verdict, worse
 from eyas_host.fleet.rollout.plan import RetrySection, Wave
+from eyas_host.fleet.rollout.proof import Evidence
 from eyas_host.fleet.rollout.quality import DeviceFigures, devices_text
 from eyas_host.fleet.rollout.shares import control_group, shares_of
 from eyas_host.fleet.rollout.state import (
@@ -136,6 +137,7 @@ def decide(
     devices: Sequence[Seen],
     now: float,
     figures: Mapping[int, Mapping[str, DeviceFigures]] | None = None,
+    evidence: Evidence | None = None,
 ) -> Decision:
     """Decide what comes next.
 
@@ -144,6 +146,7 @@ def decide(
         devices: All devices that the rollout is for.
         now: Seconds since 1970.
         figures: For each index of `due_cohorts`, the figures of its devices by name.
+        evidence: What labelled disagreements say; None if nobody looked.
 
     """
     if rollout.state.status == "aborting":
@@ -153,11 +156,15 @@ def decide(
     if rollout.state.wave < 0:
         return _start_wave(rollout, devices, now, "the rollout starts")
     state, steps = look_at(rollout, now, figures or {})
+    state = replace(state, evidence=evidence or state.evidence)
     rollout = replace(rollout, state=state)
     for cohort in state.cohorts:
         if found := worse(cohort):
             why = f"worse than the control group in wave {cohort.wave + 1}: {found}"
             return _after(steps, _stop(rollout, rollout.plan.rollout.on_worse, why, devices, now))
+    if state.evidence is not None and state.evidence.verdict == "roll back" and not state.worse_accepted:
+        why = f"worse than the previous version: {state.evidence}"
+        return _after(steps, _stop(rollout, rollout.plan.rollout.on_worse, why, devices, now))
     wave, count = rollout.plan.wave[state.wave], count_wave(rollout, devices, now)
     if problem := _failures(wave, count):
         why = f"wave {state.wave + 1}: {problem}{_reasons(rollout, devices, now)}"
@@ -165,7 +172,12 @@ def decide(
     rollout = replace(rollout, state=_compare(rollout, devices, count, now))
     state, remind = _remind(rollout, devices, now)
     rollout = replace(rollout, state=state)
-    decision = Decision(state) if state.status == "waiting" else _judge_wave(rollout, devices, count, now)
+    if state.status != "waiting":
+        decision = _judge_wave(rollout, devices, count, now)
+    elif wave.then == "proven" and _is_proven(state):
+        decision = next_wave(rollout, devices, now, f"proven: {state.evidence}")
+    else:
+        decision = Decision(state)
     return Decision(decision.state, (*steps, *decision.steps), remind)
 
 
@@ -252,9 +264,17 @@ def _judge_wave(rollout: Rollout, devices: Sequence[Seen], count: WaveCount, now
     found = verdict(cohort)
     if cohort is not None and cohort.short and rollout.plan.quality.undecided == "ask":
         return _after(steps, _wait(state, "approve", found, now))
+    if wave.then == "proven":
+        if _is_proven(state):
+            return _after(steps, next_wave(replace(rollout, state=state), devices, now, f"proven: {state.evidence}"))
+        return _after(steps, _wait(state, "approve", f"not proven to be better: {state.evidence or Evidence()}", now))
     if wave.then != "next":
         return _after(steps, _wait(state, "approve" if wave.then == "ask" else "resume", found, now))
     return _after(steps, next_wave(replace(rollout, state=state), devices, now, f"{count}; {found}"))
+
+
+def _is_proven(state: RolloutState) -> bool:
+    return state.evidence is not None and state.evidence.verdict == "promote"
 
 
 def _failures(wave: Wave, count: WaveCount) -> str:

@@ -59,8 +59,9 @@ class Wave(Section, frozen=True):
     min_count: Annotated[int, msgspec.Meta(ge=1)] = 5
     """Devices that must be through before a share is judged; where fewer are connected, all of these. Failures beyond
     `error` of the whole wave stop at once."""
-    then: Literal["next", "pause", "ask"] = "next"
-    """After a good wave: the next one, `pause` until `eyas rollout resume`, or `ask` for `eyas rollout approve`."""
+    then: Literal["next", "pause", "ask", "proven"] = "next"
+    """After a good wave: the next one; `pause` until `eyas rollout resume`; `ask` for `eyas rollout approve`; `proven`:
+    the next one when labelled disagreements prove that the new version is better (`[proof]`), or somebody approves."""
     wait_s: Seconds = 3600.0
     """How long a good wave is watched before the next one, seconds."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=90 * 86_400)] = 86_400.0
@@ -113,6 +114,18 @@ class QualitySection(Section, frozen=True):
     """When there are too few devices to judge: go on as `then` says, or `ask`."""
 
 
+class ProofSection(Section, frozen=True):
+    """What labelled disagreements on probation have to say before a wave with `then = "proven"` goes on."""
+
+    alpha: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.05
+    """Probability that a version that is no better is ever promoted, however often one looks; and that one that is no
+    worse is ever stopped as worse (`on_worse`)."""
+    spacing_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    """Disagreements of one device within this time count as one: they show one scene, seconds."""
+    people: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
+    """Persons that have to give the same label."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides how a rollout goes."""
 
@@ -121,6 +134,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     retry: RetrySection = RetrySection()
     control: ControlSection = ControlSection()
     quality: QualitySection = QualitySection()
+    proof: ProofSection = ProofSection()
+
+    @property
+    def wants_proof(self) -> bool:
+        """Whether a wave waits for a proof that the new version is better."""
+        return any(wave.then == "proven" for wave in self.wave)
 
 
 def read_plan(path: Path) -> Plan:

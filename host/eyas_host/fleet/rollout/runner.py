@@ -25,6 +25,7 @@ from eyas_device.support.names import host_name
 from eyas_device.updates.release import Channel
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.rollout.cohorts import due_cohorts
+from eyas_host.fleet.rollout.disagreements import EvidenceReader
 from eyas_host.fleet.rollout.engine import aborting, decide
 from eyas_host.fleet.rollout.hints import Place, publish_hints
 from eyas_host.fleet.rollout.observe import devices_of, read_figures
@@ -84,6 +85,7 @@ class Runner:
     ) -> None:
         self._store, self._repository, self._access, self._clock = store, repository, access, clock
         self._records = Records(store)
+        self._evidence = EvidenceReader(store, clock)
         self._owner = f"{host_name()}:{os.getpid()}:{uuid4().hex[:8]}"
         self._hints: dict[Place, Channel] = {}
         """Hints that the broker has not taken yet."""
@@ -123,7 +125,8 @@ class Runner:
         """Decide and store what was decided."""
         now = self._clock()
         figures = {index: read_figures(self._store, rollout, index) for index in due_cohorts(rollout, now)}
-        decision = decide(rollout, devices, now, figures)
+        evidence = self._evidence.read(rollout) if rollout.plan.wants_proof else None
+        decision = decide(rollout, devices, now, figures, evidence)
         steps = [replace(step, by=f"engine at {host_name()}") for step in decision.steps]
         if decision.state != rollout.state:
             rollout = self._records.save(replace(rollout, state=decision.state), steps)

@@ -59,6 +59,7 @@ def details(
         lines.append("  nobody carries it out: start `eyas rollout run`")
     lines += ["", *_waves(rollout, devices, now), ""]
     lines += [f"  wave {cohort.wave + 1}: {verdict(cohort)}" for cohort in state.cohorts]
+    lines += [f"  {state.evidence}"] if state.evidence is not None else []
     lines += [f"  {line}" for line in _log(steps[-_STEPS:])]
     return [clean(line) for line in lines]
 

@@ -8,6 +8,7 @@ import msgspec
 
 from eyas_device.updates.release import Channel, takes_target
 from eyas_host.fleet.rollout.plan import Plan
+from eyas_host.fleet.rollout.proof import Evidence
 
 Status = Literal["running", "waiting", "paused", "aborting", "aborted", "finished"]
 """`waiting`: between two waves, for `resume` or `approve`; `paused`: no device begins, and nothing is judged."""
@@ -105,6 +106,10 @@ class RolloutState(msgspec.Struct, frozen=True, kw_only=True):
     """For each wave so far: group -> bound of the buckets that take part."""
     control: tuple[str, ...] = ()
     cohorts: tuple[Cohort, ...] = ()
+    evidence: Evidence | None = None
+    """What labelled disagreements say; None where the plan asks for no proof."""
+    worse_accepted: bool = False
+    """Whether people went on although the evidence says that the new version is worse."""
     reminders: dict[str, Reminder] = {}
     forgiven: tuple[str, ...] = ()
     """Devices whose failures people went on in spite of: they are not counted any more."""

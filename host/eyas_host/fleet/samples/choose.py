@@ -1,16 +1,17 @@
-"""Which samples to label first: those that the model is least sure of, no two alike, from all devices.
+"""Which samples to label first: what two versions disagree on, then what the model is least sure of, no two alike.
 
 A share is drawn at random among those that devices drew at random: only they tell the accuracy, and a queue of hard
-samples alone would never show it. The others are chosen one after the other: of those that are uncertain most, the one
-that is farthest from all chosen ones (k-centre, greedy; Sener & Savarese, "Active learning for convolutional neural
-networks: a core-set approach", ICLR 2018), within a quota for each device and each predicted label.
+samples alone would never show it. Disagreements decide whether a new version goes on. The others are chosen one after
+the other: of those that are uncertain most, the one that is farthest from all chosen ones (k-centre, greedy; Sener &
+Savarese, "Active learning for convolutional neural networks: a core-set approach", ICLR 2018), within a quota for each
+device and each predicted label.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -45,7 +46,9 @@ def choose(found: Sequence[Sample], count: int, *, random_share: float = RANDOM_
     hard = [sample for sample in found if sample.key not in taken and not sample.is_random]
     if len(hard) < count - len(at_random):
         hard += [sample for sample in drawn if sample.key not in taken]
-    chosen = _farthest(sorted(hard, key=uncertainty, reverse=True), count - len(at_random))
+    chosen = _of_each_device(sample for sample in hard if sample.event.why == "disagreement")[: count - len(at_random)]
+    hard = [sample for sample in hard if sample.event.why != "disagreement"]
+    chosen += _farthest(sorted(hard, key=uncertainty, reverse=True), count - len(at_random) - len(chosen))
     places = dice.sample(range(len(chosen) + len(at_random)), len(at_random))
     queue = list(chosen)
     for place, sample in zip(sorted(places), at_random, strict=True):
@@ -57,6 +60,16 @@ def uncertainty(sample: Sample) -> float:
     """How unsure the prediction was, 0..1: 1 - margin between the two best labels."""
     margin = sample.event.margin or max(0.0, 2 * sample.event.confidence - 1)
     return 1.0 - min(max(margin, 0.0), 1.0)
+
+
+def _of_each_device(found: Iterable[Sample]) -> list[Sample]:
+    """The first sample of each device, then the second of each, and so on."""
+    places: Counter[str] = Counter()
+    ranked = []
+    for sample in found:
+        ranked.append((places[sample.event.device], sample))
+        places[sample.event.device] += 1
+    return [sample for _, sample in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _farthest(ranked: Sequence[Sample], count: int) -> list[Sample]:

@@ -85,11 +85,11 @@ def write_folders(
     return Exported(images=len(images), left_out=dict(left_out))
 
 
-def label_studio(found: Iterable[Sample], *, now: float, hide_random: bool = True) -> list[dict[str, Any]]:
+def label_studio(found: Iterable[Sample], *, now: float, hide: bool = True) -> list[dict[str, Any]]:
     """Tasks of Label Studio with the images inside, the model's predictions, and what people said.
 
-    With `hide_random`, the predictions of samples that were drawn at random are left out: whoever sees a guess tends to
-    agree with it, and these samples have to tell the accuracy.
+    With `hide`, the predictions of samples that have to judge them are left out (`Sample.hides_guess`): whoever sees a
+    guess tends to agree with it.
     """
     tasks = []
     for sample in found:
@@ -102,7 +102,7 @@ def label_studio(found: Iterable[Sample], *, now: float, hide_random: bool = Tru
                 **dict(zip(COLUMNS, sample.key, strict=False)),
             }
         }
-        if not (hide_random and sample.is_random):
+        if not (hide and sample.hides_guess):
             event = sample.event
             task["predictions"] = [
                 {"model_version": event.model, "score": event.confidence, "result": [_choice(event.label)]}

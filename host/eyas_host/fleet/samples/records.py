@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
 from eyas_device.errors import EyasError
 from eyas_device.telemetry.messages import Event
@@ -62,6 +62,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it was drawn at random: only such samples tell the accuracy."""
         return self.event.why == "sampled"
 
+    @property
+    def hides_guess(self) -> bool:
+        """Whether people should not see the prediction, because their word has to judge it: they tend to agree."""
+        return self.is_random or self.event.why == "disagreement"
+
     def image(self) -> bytes | None:
         """Its image as JPEG; None if the device sent none, or something else."""
         try:
@@ -108,6 +113,15 @@ def _said(store: Store) -> dict[Key, tuple[Said, ...]]:
                 source=str(source),
             )
     return {key: tuple(people.values()) for key, people in last.items()}
+
+
+def count_words(store: Store) -> tuple[int, int]:
+    """How much was said about samples, and how much of it was undone: both only grow."""
+    c = sample_labels.c
+    with store.reading() as connection:
+        said = connection.execute(select(func.count()).select_from(sample_labels)).scalar_one()
+        undone = connection.execute(select(func.count()).select_from(sample_labels).where(c.undone != 0)).scalar_one()
+    return int(said), int(undone)
 
 
 def classes(store: Store) -> dict[str, tuple[str, ...]]:
