@@ -87,20 +87,22 @@ class Monitor:
         now, started = self._clock(), time.perf_counter()
         if self._records.position().token != self._position.token:
             self.load()
-        counts, changed, dirty = Counts(), {}, set()
+        counts, dirty = Counts(), set()
+        changed: dict[str, Alarm] = {}
         since = self._read or self._position.position or newest(self._store) - HISTORY_S
         rows = read_rows(self._store, since, now - settle_s)
         self._add(rows, counts)
         read = max((row.received for row in rows), default=since)
         more = bool(rows) and len(rows) > 1000
         closed = self._steps.close(read if more else now)
-        for opened in self._advance(closed):
-            changed[opened.device] = opened
+        for alarm in self._advance(closed):
+            changed[alarm.id] = alarm  # the last state of each: one may open and close, and another one open, at once
         dirty |= {device for device, _, _ in closed}
         self._read = read
         if closed:
             for alarm in self._update_alarms(now):
-                changed[alarm.device] = alarm
+                changed[alarm.id] = alarm
+            changed |= {alarm.id: alarm for alarm in self.alarms.values() if alarm.id in changed}  # explained by now
             if not self._save(dirty, changed.values(), now):
                 self._position = Position("unread")
                 changed = {}

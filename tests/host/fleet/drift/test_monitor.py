@@ -17,6 +17,7 @@ from eyas_host.fleet.drift.monitor import Monitor
 from eyas_host.fleet.drift.profile import STEPS_OF_DAY
 from eyas_host.fleet.drift.records import DriftRecords
 from eyas_host.fleet.drift.report import describe, devices
+from eyas_host.fleet.drift.service import line
 from eyas_host.fleet.store.database import Batch, Store
 from tests.support.drift_parts import BEGIN, DAY, DAYS, NAMES, START, TUNING, batches, copy_of, message, window_of
 
@@ -183,3 +184,23 @@ def test_what_is_accepted_is_learned_anew(tmp_path: Path, fleet: str) -> None:
         assert (rows["cam-7"].state, rows["cam-7"].alarm) == ("learning", None)
         (closed,) = DriftRecords(store).alarms(closed_since=0.0)
         assert (closed.device, closed.state) == ("cam-7", "closed")
+
+
+def test_an_alarm_is_explained_and_stored_in_the_turn_in_which_it_opens(tmp_path: Path) -> None:
+    """Whoever is told of an alarm is told what it is: that may be the only message of it."""
+    scripts, tuning, at = Scripts.stable(3), Tuning(profile_days=0.7, calibration_days=0.4), [BEGIN]
+    scripts.kind[1], scripts.strength[1], scripts.start[1] = "dirt", 5.0, 1.4 * STEPS_OF_DAY
+    seen = []
+    with Store(f"sqlite:///{tmp_path}/fleet.db") as store:
+        monitor = Monitor(store, tuning, clock=lambda: at[0])
+        for arrival, batch in batches(NAMES[:3], scripts, 2):
+            at[0] = BEGIN + arrival
+            store.add(Batch(at[0], batch))
+            if arrival % 3600 == 0:
+                at[0] += 120
+                for alarm in monitor.turn(settle_s=0).changed:
+                    stored = next(one for one in DriftRecords(store).load()[3] if one.id == alarm.id)
+                    seen.append((alarm.device, alarm.cause, line(alarm)))
+                    assert stored == alarm
+    assert seen and {device for device, _, _ in seen} == {"cam-2"}
+    assert all(cause == "dirty, moved or defocused lens" and cause in text for _, cause, text in seen), seen
