@@ -44,14 +44,14 @@ def queue(
 ) -> None:
     """List what to label next: what the model is least sure of, no two alike, and a share at random."""
     from eyas_host.fleet.samples.choose import choose, uncertainty
-    from eyas_host.fleet.samples.rules import verdict
+    from eyas_host.fleet.samples.rules import verdicts
 
     with _opened(store) as opened:
         found = _samples(opened, device)
-    states = [verdict(sample, people=people).state for sample in found]
-    disputed = [sample for sample, state in zip(found, states, strict=True) if state == "disputed"]
-    waiting = [sample for sample, state in zip(found, states, strict=True) if state == "needs another person"]
-    open_ones = [sample for sample, state in zip(found, states, strict=True) if state == "open"]
+    states = {key: one.state for key, one in verdicts(found, people=people).items()}
+    disputed = [sample for sample in found if states[sample.key] == "disputed"]
+    waiting = [sample for sample in found if states[sample.key] == "needs another person"]
+    open_ones = [sample for sample in found if states[sample.key] == "open"]
     first = (disputed + waiting)[:count]
     chosen = [*first, *choose(open_ones, count - len(first), random_share=random_share)]
     if json:
@@ -68,7 +68,7 @@ def queue(
         said = "".join(f"  {one.person}: {one.label}" for one in sample.said)
         image = "" if sample.image() else "  no image"
         print_line(f"{event.device} {event.spool} {event.sequence}{guess}{said}{image}")
-    counts = Counter(states)
+    counts = Counter(states.values())
     print_line(
         f"{len(found)} samples: " + (", ".join(f"{number} {state}" for state, number in counts.items()) or "none")
     )
@@ -124,14 +124,15 @@ def export(
     """Write labelled samples for a training or for another tool."""
     from eyas_host.fleet.samples.exchange import label_studio, table, write_folders
     from eyas_host.fleet.samples.records import SampleError
-    from eyas_host.fleet.samples.rules import verdict
+    from eyas_host.fleet.samples.rules import labels_of
     from eyas_host.support.files import write_bytes
 
     if form not in _FORMATS:
         raise SampleError(f"--as {form}: {', '.join(_FORMATS)} is possible")
     with _opened(store) as opened:
         found = _samples(opened, device)
-    labelled = [sample for sample in found if verdict(sample, people=people).state == "labelled"]
+    labels = labels_of(found, people=people)
+    labelled = [sample for sample in found if sample.key in labels]
     if form == "folders":
         done = write_folders(found, to, now=time.time(), people=people, every=everything)
         left = "".join(f"; {number} {why}" for why, number in done.left_out.items())

@@ -21,7 +21,7 @@ import msgspec
 from eyas_device.support.files import atomic_write
 from eyas_host.fleet.drift.labelled import COLUMNS
 from eyas_host.fleet.samples.records import Key, Said, Sample, SampleError
-from eyas_host.fleet.samples.rules import verdict
+from eyas_host.fleet.samples.rules import labels_of, verdicts
 
 _DAY_S = 86400.0
 _NAME = re.compile(r"(?P<device>[^/]+?)--(?P<spool>[0-9A-Za-z-]{1,36})--(?P<sequence>\d{1,18})\.jpe?g", re.IGNORECASE)
@@ -41,14 +41,14 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     """Why samples have no image there -> how many."""
 
 
-def table(found: Iterable[Sample], *, people: int = 1) -> str:
+def table(found: Sequence[Sample], *, people: int = 1) -> str:
     """The labels as CSV: device, spool, sequence, label, and what the model said; of labelled samples alone."""
     text = StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow((*COLUMNS, "predicted", "confidence", "why", "model", "people"))
+    labels = labels_of(found, people=people)
     for sample in found:
-        state, label = verdict(sample, people=people)
-        if state == "labelled":
+        if (label := labels.get(sample.key)) is not None:
             event = sample.event
             names = " ".join(sorted(said.person for said in sample.said if said.label == label))
             rows.writerow((*sample.key, label, event.label, f"{event.confidence:.4f}", event.why, event.model, names))
@@ -67,8 +67,9 @@ def write_folders(
     """
     left_out: Counter[str] = Counter()
     images: dict[str, bytes] = {}
+    states = verdicts(found, people=people)
     for sample in found:
-        state, label = verdict(sample, people=people)
+        state, label = states[sample.key]
         if state != "labelled" and not every:
             left_out[state] += 1
             continue

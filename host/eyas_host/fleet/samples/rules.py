@@ -1,12 +1,12 @@
-"""What several people's words make of a sample."""
+"""What several people's words make of a sample, and of all that show the same image."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from eyas_host.fleet.samples.records import UNKNOWN, Key, Sample
+from eyas_host.fleet.samples.records import UNKNOWN, Key, Said, Sample
 
 State = Literal["open", "needs another person", "labelled", "disputed", "unclear"]
 """In the order in which people should look: disputed ones need a third opinion."""
@@ -20,22 +20,40 @@ class Verdict(NamedTuple):
     """The label of a labelled sample."""
 
 
-def verdict(sample: Sample, *, people: int = 1) -> Verdict:
-    """What people's words make of a sample.
+def verdict(said: Iterable[Said], *, people: int = 1) -> Verdict:
+    """What people's words make of an image.
 
-    A sample is labelled when `people` say the same and more of them than say anything else; where as many say
-    something else it is disputed until one more person decides. `?` is no word for a label, and none against it.
+    It is labelled when `people` say the same and more words than for anything else do; where as many say something
+    else it is disputed until one more person decides. `?` is no word for a label, and none against it.
     """
-    words = Counter(said.label for said in sample.said if said.label != UNKNOWN)
+    given = list(said)
+    words = Counter(one.label for one in given if one.label != UNKNOWN)
     if not words:
-        return Verdict("unclear") if len(sample.said) >= people else Verdict("open")
+        return Verdict("unclear") if len({one.person for one in given}) >= people else Verdict("open")
     (label, most), *others = words.most_common()
     if others and others[0][1] == most:
         return Verdict("disputed")
-    return Verdict("labelled", label) if most >= people else Verdict("needs another person")
+    agree = {one.person for one in given if one.label == label}
+    return Verdict("labelled", label) if len(agree) >= people else Verdict("needs another person")
+
+
+def verdicts(found: Iterable[Sample], *, people: int = 1) -> dict[Key, Verdict]:
+    """What people's words make of each sample.
+
+    What was said of one sample holds for all that have the same image, byte by byte, as a camera that hangs sends them:
+    else one image could be trained on under two labels.
+    """
+    by_image: defaultdict[str | Key, list[Sample]] = defaultdict(list)
+    for sample in found:
+        by_image[sample.event.image or sample.key].append(sample)
+    return {
+        sample.key: one
+        for same in by_image.values()
+        for one in [verdict((said for sample in same for said in sample.said), people=people)]
+        for sample in same
+    }
 
 
 def labels_of(found: Iterable[Sample], *, people: int = 1) -> dict[Key, str]:
     """Identity -> label, of the samples that are labelled."""
-    verdicts = ((sample.key, verdict(sample, people=people)) for sample in found)
-    return {key: one.label for key, one in verdicts if one.state == "labelled"}
+    return {key: one.label for key, one in verdicts(found, people=people).items() if one.state == "labelled"}
