@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill retrain test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board test-board-long soak soak-board system-deps clean clean-runs \
-	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates bench-loop
+	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates bench-loop fleet-demo
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -129,6 +129,9 @@ test-readers: install $(READERS:%=.readers/%/.installed) ## .tflite files in oth
 	@$(BIN)/uv venv --quiet --clear --no-python-downloads --python 3.11 .readers/$* && \
 		$(BIN)/uv pip install --quiet --python .readers/$* --constraint $(PINS) --editable './device[$*]' && touch $@ || \
 		echo "test-readers: $* is not installed; its tests are left out" >&2
+
+fleet-demo: install ## simulated cameras through a change of season: drift, labels, retraining, proof, rollout (a quarter of an hour)
+	$(BIN)/python benchmarks/fleet_demo.py --json benchmarks/results/fleet-demo.json
 
 broker: install ## an MQTT broker with certificates (BIND=0.0.0.0 lets devices reach it; KIT=fleet)
 	$(BIN)/eyas broker $(if $(BIND),--bind $(BIND)) $(if $(KIT),--kit $(KIT)) $(BROKER_FLAGS)

@@ -75,8 +75,14 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "Drift, and proof that a version is better",
         "make bench-loop",
         "Simulated fleets with day and night. Every detector is calibrated to the same alarms on the same stable days; "
-        "the dummy at fixed times shows what such figures say of one that looks at nothing. Promotions: a label is that "
-        "of a disagreement on which one version is right.",
+        "the dummy at fixed times shows what such figures say of one that looks at nothing. Promotions: a label is "
+        "that of a disagreement on which one version is right.",
+    ),
+    "fleet-demo": (
+        "A fleet through a change of season",
+        "make fleet-demo",
+        "Simulated cameras see pieces of real photographs; light, season and dirt are image operations, a day takes "
+        "seconds, and people label as a table says, wrong in 3 of 100. Everything else is real.",
     ),
     "log-lines": ("Log lines in a day on the device", "python benchmarks/log_lines.py", ""),
     "telemetry": ("Telemetry", "make bench-telemetry", ""),
