@@ -87,13 +87,20 @@ def tail(hits: int, of: int, rate: float) -> float:
         return 0.0
     if rate >= 1:
         return 1.0
+    if hits <= of * rate:  # away from the middle, where terms only become smaller: too small ones count as nothing
+        return 1.0 - _mass(of - hits + 1, of, 1 - rate)
+    return _mass(hits, of, rate)
+
+
+def _mass(hits: int, of: int, rate: float) -> float:
+    """Probability of at least `hits` among `of` at `rate`, for `hits` above the mean."""
     log = math.lgamma(of + 1) - math.lgamma(hits + 1) - math.lgamma(of - hits + 1)
     term = math.exp(log + hits * math.log(rate) + (of - hits) * math.log1p(-rate))
     total = 0.0
     for count in range(hits, of + 1):
         total += term
         term *= (of - count) / (count + 1) * rate / (1 - rate)
-        if count > of * rate and term < 1e-12 * total:
+        if term < 1e-12 * total:
             break
     return min(total, 1.0)
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
 from eyas_device.bundle import MANIFEST
 from eyas_device.cli import main as cli
@@ -145,6 +148,26 @@ def test_bounds_at_their_limits() -> None:
 def test_the_binomial_tail_is_exact(hits: int, of: int, rate: float) -> None:
     terms = (math.comb(of, k) * rate**k * (1 - rate) ** (of - k) for k in range(hits, of + 1))
     assert tail(hits, of, rate) == pytest.approx(math.fsum(terms), rel=1e-9)
+
+
+@given(st.integers(0, 200_000), st.floats(0, 1), st.floats(0.0, 1.0))
+def test_the_binomial_tail_is_right_after_any_number_of_frames(of: int, share: float, rate: float) -> None:
+    """A long probation has hundreds of thousands of frames: probabilities of single counts are smaller than numbers."""
+    hits = round(share * of)
+    expected = float(stats.binom.sf(hits - 1, of, rate))
+    assert tail(hits, of, rate) == pytest.approx(expected, rel=1e-4, abs=1e-12)
+
+
+@pytest.mark.parametrize("shadowed", [500, 5_000, 50_000])
+def test_a_good_model_passes_a_probation_that_ends_by_its_time(shadowed: int) -> None:
+    """Its predictions differ on one of a hundred frames, and thirty of them are allowed."""
+    long = Bounds(frames=10_000_000, seconds=86_400.0)
+    tally = Tally(frames=10 * shadowed, seconds=long.seconds, shadowed=shadowed, different=shadowed // 100)
+    assert assess(tally, long).state == "passed"
+    tally.different = round(0.32 * shadowed)
+    assert assess(tally, long).state == ("failed" if shadowed > 500 else "passed"), (
+        "above the bound, and enough to say so"
+    )
 
 
 def test_a_verdict_is_about_the_bundle_that_is_in_the_slot(tmp_path: Path) -> None:

@@ -48,12 +48,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def better(self) -> float:
         """Money of the bettor on the new version, who began with 1."""
-        return math.exp(log_wealth(self.new_right, self.previous_right))
+        return _money(self.new_right, self.previous_right)
 
     @property
     def worse(self) -> float:
         """Money of the bettor on the previous version."""
-        return math.exp(log_wealth(self.previous_right, self.new_right))
+        return _money(self.previous_right, self.new_right)
 
     @property
     def verdict(self) -> Verdict:
@@ -76,6 +76,11 @@ def log_wealth(wins: int, losses: int) -> float:
     logs = wins * np.log(2 * _CHANCES) + losses * np.log(2 * (1 - _CHANCES))
     high = float(logs.max())
     return high + math.log(float(np.exp(logs - high).mean()))
+
+
+def _money(wins: int, losses: int) -> float:
+    """A bettor's money, where it is more than a number can be as much as one can."""
+    return math.exp(min(log_wealth(wins, losses), 700.0))
 
 
 def labels_needed(chance: float, alpha: float = 0.05) -> float:

@@ -83,6 +83,8 @@ def test_promote_hold_and_roll_back_are_mirrors_and_neither_says_nothing() -> No
     assert (BETTER.verdict, WORSE.verdict, Evidence().verdict) == ("promote", "roll back", "hold")
     assert Evidence(labelled=500).verdict == "hold" and Evidence(labelled=500).neither == 500
     assert BETTER.better == WORSE.worse and "neither on 0" in str(BETTER)
+    many = Evidence(labelled=9000, new_right=9000)
+    assert many.verdict == "promote" and many.better > 1e300 and many.worse < 1e-6, "more than a number can be"
     for chance in (0.5, 1.0):
         with pytest.raises(ValueError, match="between 1/2 and 1"):
             labels_needed(chance)
