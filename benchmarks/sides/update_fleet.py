@@ -90,7 +90,7 @@ class Camera:
         self.had.add(self.current.version)
         if self.record.state == "probation":
             self._prove()
-            self.record = updater.follow_up()
+            self.record = updater.run_once()
 
     def _prove(self) -> None:
         """What the agent does on real frames."""

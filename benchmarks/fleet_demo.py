@@ -1,0 +1,475 @@
+"""A fleet through a change of season: drift, labels, retraining, proof, rollout (`make fleet-demo`).
+
+    python benchmarks/fleet_demo.py [--devices N] [--folder DIR] [--json FILE]
+
+Real: photographs, training, compiled models and their predictions, mosquitto, collector, store, drift monitor,
+`eyas retrain`, the signed repository, each device's updater, slots, golden check and judge of the probation, rollout
+and proof. Simulated: the cameras' view (pieces of photographs; light, season and dirt are image operations), the time
+(a day takes seconds), and people, who label what is asked and are wrong in 3 of 100.
+
+A first model is trained where DIR has none (minutes). Report: DIR/report.md and DIR/accuracy.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import msgspec
+import paho.mqtt.client as mqtt
+from sqlalchemy import func, select
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common import Figure, finish  # noqa: E402
+from eyas_device.updates.release import Bounds  # noqa: E402
+from eyas_device.updates.slots import Slots  # noqa: E402
+from eyas_host.fleet.drift.alarms import Alarm  # noqa: E402
+from eyas_host.fleet.drift.fleet_state import Tuning  # noqa: E402
+from eyas_host.fleet.drift.monitor import Monitor  # noqa: E402
+from eyas_host.fleet.drift.report import describe  # noqa: E402
+from eyas_host.fleet.rollout.disagreements import is_disagreement  # noqa: E402
+from eyas_host.fleet.rollout.plan import ControlSection, Plan, QualitySection, Wave  # noqa: E402
+from eyas_host.fleet.rollout.records import Records  # noqa: E402
+from eyas_host.fleet.rollout.runner import Runner  # noqa: E402
+from eyas_host.fleet.rollout.show import details  # noqa: E402
+from eyas_host.fleet.rollout.start import start  # noqa: E402
+from eyas_host.fleet.samples.choose import choose  # noqa: E402
+from eyas_host.fleet.samples.exchange import write_folders  # noqa: E402
+from eyas_host.fleet.samples.records import Said, Sample, samples, say  # noqa: E402
+from eyas_host.fleet.samples.rules import State, verdicts  # noqa: E402
+from eyas_host.fleet.store.database import Store  # noqa: E402
+from eyas_host.fleet.store.tables import messages  # noqa: E402
+from eyas_host.report.drawing import STYLE, WIDE  # noqa: E402
+from eyas_host.support.files import write_bytes  # noqa: E402
+from eyas_host.support.machine import cpu_pressure  # noqa: E402
+from sides.demo_devices import WINDOW_S, Camera, Versions  # noqa: E402
+from sides.demo_scenes import LABELS, STEPS, write_images  # noqa: E402
+from tests.support.brokers import free_port  # noqa: E402
+from tests.support.fleet_parts import Processes, wait_until  # noqa: E402
+from tests.support.repositories import make_repository, served  # noqa: E402
+
+DAY_S, HOUR_S = 86_400.0, 3600.0
+TUNING = Tuning(profile_days=2, calibration_days=1)
+WATCHED, DIRTY, SEASON, LAST, DAYS = 3.0, 4.0, 5.0, 8.0, 11.0
+"""Days: devices are watched from; a lens becomes dirty; the season changes; labels are asked for at last; the end."""
+CHANGE_S = 12 * HOUR_S
+SITES = ("north", "south")
+LABELLED, NOISE = 300, 0.03
+VERSIONS = ("1.1.0", "1.2.0")
+"""Each is trained from the labels of its time, and kept out where it is worse."""
+AN_HOUR = 8
+"""Disagreements that people label in an hour."""
+BOUNDS = Bounds(frames=200, seconds=21_600.0, min_agreement=0.3)
+PLAN = Plan(
+    wave=(Wave(share=0.25, wait_s=0, min_count=1, then="proven"), Wave(wait_s=0, min_count=1)),
+    control=ControlSection(share=0.1),
+    quality=QualitySection(look_s=2 * HOUR_S, min_frames=50, baseline_s=6 * HOUR_S),
+)
+_RECIPE = """# The first model of the demonstration: six kinds of surface, in photographs that scikit-image ships.
+[run]
+name = "surfaces"
+[data]
+path = "images"
+[image]
+size = 64
+[teacher]
+model = "tf_efficientnet_lite0"
+head_epochs = 8
+epochs = 0
+[student]
+model = "mobilenetv3_small_100"
+views = 3
+epochs = 16
+labels_only = false
+[prune]
+method = "none"
+[quantize]
+epochs = 2
+[compile]
+runtimes = ["litert"]
+[gate]
+max_drop = 0.1
+"""
+
+
+class Hour(msgspec.Struct, frozen=True):
+    """What an hour was like, for the report; nobody at the host knows it."""
+
+    day: float
+    accuracy: float
+    without: float
+    """Accuracy of the first version on the same frames."""
+
+
+class Demo:
+    """The fleet and its host, in a folder of its own; `close` ends the processes."""
+
+    def __init__(self, place: Path, scratch: Path, devices: int, url: str) -> None:
+        self.place, self.scratch = place, scratch
+        self.now = (time.time() // DAY_S - DAYS - 1) * DAY_S
+        self.begin = self.now
+        self.hours: list[Hour] = []
+        self.events: list[str] = []
+        """What happened, for the report."""
+        self.sent: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.alarms: dict[str, Alarm] = {}
+        self.retrained = self.begin + SEASON * DAY_S
+        """Samples from here on are for the next version."""
+        self.served: list[tuple[str, float]] = []
+        """Versions that reached everybody, and the day."""
+        self.shown: list[str] = []
+        """The rollout, when it had ended."""
+        self.said = 0
+        self._dice = random.Random(0)
+        self.processes = Processes(scratch)
+        port = free_port()
+        self.processes.broker(port)
+        self._store_url = f"sqlite:///{scratch / 'fleet.db'}"
+        self.processes.collector(port, self._store_url)
+        self.processes.connected()
+        self.store = Store(self._store_url)
+        self.monitor = Monitor(self.store, TUNING)
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, "cameras")
+        self._client.max_inflight_messages_set(200)
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        self.repository = make_repository(scratch / "fleet")
+        (scratch / "root.json").write_bytes(self.repository.root())
+        bundle = place / "runs/surfaces/bundle"
+        self.repository.publish(bundle, channel="stable", probation=BOUNDS)
+        Slots(scratch / "first").install(bundle)
+        versions = Versions()
+        (scratch / "devices").mkdir()
+        self.cameras = [
+            Camera(
+                scratch / "devices",
+                f"cam-{number:02}",
+                SITES[number % len(SITES)],
+                url,
+                scratch / "root.json",
+                scratch / "first",
+                versions,
+                lambda: self.now,
+                self._send,
+            )
+            for number in range(devices)
+        ]
+        for camera in self.cameras:
+            camera.look()
+        self.runner = Runner(self.store, self.repository, clock=lambda: self.now)
+        self.rollout = ""
+
+    @property
+    def day(self) -> float:
+        """Days since the begin."""
+        return (self.now - self.begin) / DAY_S
+
+    @property
+    def drifted(self) -> list[str]:
+        """Devices with an alarm that is open."""
+        return sorted(alarm.device for alarm in self.alarms.values() if alarm.open)
+
+    def close(self) -> None:
+        """End everything that was started."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        self.store.close()
+        self.processes.close()
+
+    def hour(self) -> None:
+        """An hour of all cameras, then what the host does in it."""
+        before = [msgspec.structs.replace(camera.counted) for camera in self.cameras]
+        for _ in range(round(HOUR_S / WINDOW_S)):
+            self.now += WINDOW_S
+            for number, camera in enumerate(self.cameras):
+                camera.season = self._strength(SEASON, CHANGE_S)
+                camera.dirt = self._strength(DIRTY, HOUR_S) if number == len(self.cameras) // 2 else 0
+                camera.window()
+        self._stored()
+        frames = sum(camera.counted.frames - one.frames for camera, one in zip(self.cameras, before, strict=True))
+        right = sum(camera.counted.right - one.right for camera, one in zip(self.cameras, before, strict=True))
+        without = sum(
+            camera.counted.right_without - one.right_without for camera, one in zip(self.cameras, before, strict=True)
+        )
+        self.hours.append(Hour(round(self.day, 3), right / frames, without / frames))
+        changed = self.monitor.turn(settle_s=0).changed
+        new = [alarm for alarm in changed if alarm.id not in self.alarms]
+        self.alarms |= {alarm.id: alarm for alarm in changed}
+        for what in dict.fromkeys((alarm.cause, alarm.scope) for alarm in new):
+            those = [alarm for alarm in new if (alarm.cause, alarm.scope) == what]
+            more = f" and {len(those) - 1} more" if len(those) > 1 else ""
+            self.tell(f"alarm: {describe(those[0])[0]}{more}")
+        if self.rollout:
+            self._roll()
+        if len(self.hours) % 6 == 0:
+            self._show()
+
+    def label(self, wanted: list[Sample], person: str) -> None:
+        """Let people say what samples show; one in some is wrong."""
+        truth = {key: label for camera in self.cameras for key, label in camera.truth.items()}
+        words = []
+        for sample in wanted:
+            label = truth[sample.key]
+            if self._dice.random() < NOISE:
+                label = self._dice.choice([other for other in LABELS if other != label])
+            words.append((sample.key, Said(label=label, person=person, at=self.now, source="oracle")))
+        self.said += say(self.store, words, allowed=LABELS)
+
+    def retrain(self, number: str) -> bool:
+        """Ask for labels, train a version from all of them, and roll it out; False if it is worse and was kept out."""
+        since, self.retrained = self.retrained, self.now
+        fresh = self._in_state("open", since)
+        chosen = choose(fresh, LABELLED, random_share=0.5)
+        self.label(chosen, "anna")
+        disputed = self._in_state("disputed", since)
+        self.label(disputed, "carl")
+        self.tell(f"{len(chosen)} samples labelled of {len(fresh)}, {len(disputed)} disputed ones again")
+        images = self.scratch / f"new-images-{number}"
+        write_folders(samples(self.store, since=since), images, now=self.now)
+        begun = time.monotonic()
+        words = ["retrain", str(images), "--cooldown", "0", "--epochs", "16", "--max-loss", "0.02", "--version", number]
+        done = eyas(self.place, *words, fails=True)
+        line = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "")
+        self.tell(f"eyas retrain, {time.monotonic() - begun:.0f} s: {line}")
+        if done.returncode:
+            return False
+        bundle = self.place / f"runs/surfaces-{number}/bundle"
+        self.repository.publish(bundle, probation=BOUNDS)
+        one = start(self.store, self.repository, number, PLAN, model="surfaces", clock=lambda: self.now)
+        self.rollout = one.id
+        self.tell(
+            f"rollout of {number} to {len(self.cameras)} devices: {len(PLAN.wave)} waves, the second one if proven"
+        )
+        return True
+
+    def tell(self, what: str) -> None:
+        """Note what happened, and show it."""
+        line = f"day {self.day:5.2f}  {what}"
+        self.events.append(line)
+        print(line, flush=True)
+
+    def _roll(self) -> None:
+        """An hour of a rollout: what disagrees is labelled, devices look, the runner decides."""
+        disagreements = [one for one in self._in_state("open", self.now - 2 * DAY_S) if is_disagreement(one)]
+        self.label(disagreements[:AN_HOUR], "bert")
+        for _ in range(2):
+            for name, step in self.runner.turn().steps:
+                self.tell(f"rollout {name}: {step.what}{': ' if step.why else ''}{step.why}")
+            for camera in self.cameras:
+                camera.look()
+            self._stored()
+        if Records(self.store).get(self.rollout).state.status in ("finished", "aborted"):
+            found = Records(self.store)
+            one = found.get(self.rollout)
+            self.shown += ["", *details(one, [], found.steps(self.rollout), self.now)]
+            if one.state.status == "finished":
+                self.served.append((one.version, self.day))
+                eyas(self.place, "models", "alias", "champion", f"surfaces@{one.version}")
+            self.rollout = ""
+
+    def _in_state(self, state: State, since: float) -> list[Sample]:
+        """Samples that people say so much of."""
+        found = samples(self.store, since=since)
+        states = verdicts(found)
+        return [one for one in found if states[one.key].state == state]
+
+    def _strength(self, begin: float, lasts_s: float) -> int:
+        """How far a change is that begins on a day, 0..`STEPS`."""
+        passed = (self.day - begin) * DAY_S
+        return 0 if passed <= 0 else min(STEPS, 1 + int(STEPS * passed / lasts_s))
+
+    def _send(self, topic: str, kind: str, payload: bytes) -> None:
+        self.sent[kind] += 1
+        self.bytes[kind] += len(payload)
+        self._client.publish(topic, payload, qos=1, retain=kind == "status")
+
+    def _stored(self) -> None:
+        """Wait until the store has all windows and events."""
+        wanted = self.sent["window"] + self.sent["event"]
+
+        def is_there() -> bool:
+            query = select(func.count()).select_from(messages).where(messages.c.kind.in_(("window", "event")))
+            with self.store.reading() as connection:
+                return int(connection.execute(query).scalar_one()) >= wanted
+
+        wait_until(is_there, 120, f"{wanted} messages in the store")
+
+    def _show(self) -> None:
+        last = self.hours[-6:]
+        runs = ", ".join(
+            f"{count} run {version}" for version, count in Counter(c.runs for c in self.cameras).most_common()
+        )
+        print(
+            f"day {self.day:5.2f}  accuracy {sum(hour.accuracy for hour in last) / 6:.3f}  without the loop "
+            f"{sum(hour.without for hour in last) / 6:.3f}  alarms {len(self.drifted)}  labels {self.said}  {runs}",
+            flush=True,
+        )
+
+
+def eyas(folder: Path, *words: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run `eyas WORDS` in a folder; one that fails ends the demonstration, with its output, unless it may."""
+    command = [sys.executable, "-m", "eyas_host", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode and not (fails and done.returncode == 1):
+        raise SystemExit(f"eyas {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def first_model(place: Path) -> float:
+    """Train and register the first version where it is not there; seconds that it took."""
+    begun = time.monotonic()
+    if not (place / "registry").is_dir():
+        place.mkdir(parents=True, exist_ok=True)
+        write_images(place / "images")
+        (place / "surfaces.toml").write_text(_RECIPE, encoding="utf-8")
+        print("training the first model ...", flush=True)
+        eyas(place, "distill", "surfaces.toml")
+        eyas(place, "models", "add", "runs/surfaces", "--alias", "champion")
+        shutil.copytree(place / "registry", place / "first-registry")
+    shutil.rmtree(place / "registry")  # later versions are those of an earlier demonstration
+    shutil.copytree(place / "first-registry", place / "registry")
+    for number in VERSIONS:
+        shutil.rmtree(place / f"runs/surfaces-{number}", ignore_errors=True)
+    return time.monotonic() - begun
+
+
+def play(demo: Demo) -> None:
+    """Let the days pass."""
+    while demo.day < SEASON or (demo.day < LAST and len(demo.drifted) < len(demo.cameras) / 3):
+        demo.hour()
+    for number in VERSIONS:
+        for _ in range(18):  # what comes in until people have time
+            demo.hour()
+        if demo.retrain(number):
+            while demo.rollout:
+                demo.hour()
+    while demo.day < DAYS:
+        demo.hour()
+
+
+def figures_of(demo: Demo, trained_s: float, total_s: float) -> dict[str, Figure]:
+    """What the demonstration showed."""
+
+    def mean(first: float, last: float, field: str = "accuracy") -> float:
+        found = [getattr(hour, field) for hour in demo.hours if first < hour.day <= last]
+        return sum(found) / len(found)
+
+    usual, after = mean(0, DIRTY), mean(DAYS - 1, DAYS)
+    without = mean(DAYS - 1, DAYS, "without")
+    dirty = demo.cameras[len(demo.cameras) // 2].name
+    start_of = {alarm.id: (alarm.opened - demo.begin) / DAY_S for alarm in demo.alarms.values()}
+    false = [one for one in demo.alarms.values() if start_of[one.id] < (DIRTY if one.device == dirty else SEASON)]
+    season = {one.device for one in demo.alarms.values() if start_of[one.id] >= SEASON}
+    seen = sorted(day for day in start_of.values() if day >= SEASON)
+    lens = [day - DIRTY for one, day in ((a, start_of[a.id]) for a in demo.alarms.values()) if one.device == dirty]
+    third = seen[max(0, -(-len(demo.cameras) // 3) - 1)] if len(seen) >= len(demo.cameras) / 3 else None
+    ends = [*(day for _, day in demo.served[1:]), DAYS]
+    back = {}
+    for (number, begun), end in zip(demo.served, ends, strict=True):
+        now, still = mean(begun, end), mean(begun, end, "without")
+        back[f"share of the loss that came back with {number}"] = Figure(
+            value=(now - still) / (usual - still) if usual > still else None,
+            unit="",
+            bound=0.8,
+            note=f"all devices, day {begun:.1f} to {end:.1f}; one retraining each",
+        )
+    return {
+        "devices": Figure(value=float(len(demo.cameras)), unit="", note=f"{DAYS:.0f} days, {len(SITES)} sites"),
+        "accuracy before the change": Figure(value=usual, unit=""),
+        "accuracy at the end, with the loop": Figure(value=after, unit=""),
+        "accuracy at the end, without": Figure(value=without, unit="", note="the first version on the same frames"),
+        **back,
+        "devices with an alarm after the change": Figure(value=float(len(season)), unit=""),
+        "hours until a third of the devices had one": Figure(
+            value=None if third is None else (third - SEASON) * 24, unit="h"
+        ),
+        "hours until the dirty lens had one": Figure(value=min(lens) * 24 if lens else None, unit="h"),
+        "false alarms": Figure(
+            value=float(len(false)),
+            unit="",
+            note=f"in {len(demo.cameras) * (SEASON - WATCHED):.0f} stable days of watched devices",
+        ),
+        "labels": Figure(value=float(demo.said), unit="", note=f"{NOISE:.0%} of them wrong"),
+        "messages": Figure(
+            value=sum(demo.bytes.values()) / len(demo.cameras) / DAYS / 1000,
+            unit="kB a device a day",
+            spread=", ".join(f"{kind} {count:,}" for kind, count in sorted(demo.sent.items())),
+            note=f"images of events {demo.bytes['event'] / sum(demo.bytes.values()):.0%} of it",
+        ),
+        "minutes": Figure(
+            value=total_s / 60,
+            unit="min",
+            bound=15.0,
+            better="lower",
+            note=f"{trained_s / 60:.1f} of them for the first model",
+        ),
+    }
+
+
+def write_report(demo: Demo, figures: dict[str, Figure]) -> None:
+    """The report and its plot."""
+    with matplotlib.rc_context(STYLE):
+        from matplotlib.figure import Figure as Plot
+
+        plot = Plot(figsize=WIDE, layout="constrained")
+        axes = plot.add_subplot()
+        days = [hour.day for hour in demo.hours]
+        for field, name, style in (("accuracy", "with the loop", "-"), ("without", "without", ":")):
+            values = [getattr(hour, field) for hour in demo.hours]
+            smooth = [sum(values[max(0, n - 5) : n + 1]) / min(n + 1, 6) for n in range(len(values))]
+            axes.plot(days, smooth, style, label=name)
+        axes.axvspan(SEASON, SEASON + CHANGE_S / DAY_S, alpha=0.15)
+        axes.set_xlabel("day")
+        axes.set_ylabel("accuracy of all devices")
+        axes.legend(loc="lower left")
+        plot.savefig(demo.place / "accuracy.svg")
+    lines = ["# A fleet through a change of season", "", "![](accuracy.svg)", "", "| what | value |", "|---|---|"]
+    lines += [
+        f"| {name} | {'none' if one.value is None else f'{one.value:.3g} {one.unit}'.strip()} |"
+        for name, one in figures.items()
+    ]
+    lines += ["", "```text", *demo.events, *demo.shown, "```", ""]
+    write_bytes(demo.place / "report.md", "\n".join(lines).encode())
+
+
+def main() -> None:
+    """Run the demonstration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=16, metavar="N")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/fleet-demo", metavar="DIR")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    chosen = parser.parse_args()
+    before, begun = cpu_pressure(), time.monotonic()
+    place = chosen.folder.resolve()
+    trained_s = first_model(place)
+    with tempfile.TemporaryDirectory(prefix="eyas-demo-") as name:
+        scratch = Path(name)
+        (scratch / "fleet").mkdir()
+        demo = None
+        with served(scratch / "fleet" / "repository") as (url, _):
+            try:
+                demo = Demo(place, scratch, chosen.devices, url)
+                play(demo)
+                figures: dict[str, Any] = figures_of(demo, trained_s, time.monotonic() - begun)
+                write_report(demo, figures)
+            finally:
+                if demo is not None:
+                    demo.close()
+    finish(figures, before, chosen.json)
+    print(f"report: {place / 'report.md'}")
+
+
+if __name__ == "__main__":
+    main()
