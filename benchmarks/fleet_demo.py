@@ -370,9 +370,9 @@ def figures_of(demo: Demo, trained_s: float, total_s: float) -> dict[str, Figure
     without = mean(DAYS - 1, DAYS, "without")
     dirty = demo.cameras[len(demo.cameras) // 2].name
     start_of = {alarm.id: (alarm.opened - demo.begin) / DAY_S for alarm in demo.alarms.values()}
-    false = [one for one in demo.alarms.values() if start_of[one.id] < (DIRTY if one.device == dirty else SEASON)]
-    season = {one.device for one in demo.alarms.values() if start_of[one.id] >= SEASON}
-    seen = sorted(day for day in start_of.values() if day >= SEASON)
+    false = [one for one in demo.alarms.values() if start_of[one.id] <= (DIRTY if one.device == dirty else SEASON)]
+    season = {one.device for one in demo.alarms.values() if start_of[one.id] > SEASON}
+    seen = sorted(day for day in start_of.values() if day > SEASON)
     lens = [day - DIRTY for one, day in ((a, start_of[a.id]) for a in demo.alarms.values()) if one.device == dirty]
     third = seen[max(0, -(-len(demo.cameras) // 3) - 1)] if len(seen) >= len(demo.cameras) / 3 else None
     ends = [*(day for _, day in demo.served[1:]), DAYS]
