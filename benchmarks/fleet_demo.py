@@ -47,7 +47,7 @@ from eyas_host.fleet.rollout.start import start  # noqa: E402
 from eyas_host.fleet.samples.choose import choose  # noqa: E402
 from eyas_host.fleet.samples.exchange import write_folders  # noqa: E402
 from eyas_host.fleet.samples.records import Said, Sample, samples, say  # noqa: E402
-from eyas_host.fleet.samples.rules import State, verdicts  # noqa: E402
+from eyas_host.fleet.samples.rules import verdicts  # noqa: E402
 from eyas_host.fleet.store.database import Store  # noqa: E402
 from eyas_host.fleet.store.tables import messages  # noqa: E402
 from eyas_host.report.drawing import STYLE, WIDE  # noqa: E402
@@ -230,12 +230,10 @@ class Demo:
     def retrain(self, number: str) -> bool:
         """Ask for labels, train a version from all of them, and roll it out; False if it is worse and was kept out."""
         since, self.retrained = self.retrained, self.now
-        fresh = self._in_state("open", since)
+        fresh = self._open(since)
         chosen = choose(fresh, LABELLED, random_share=0.5)
         self.label(chosen, "anna")
-        disputed = self._in_state("disputed", since)
-        self.label(disputed, "carl")
-        self.tell(f"{len(chosen)} samples labelled of {len(fresh)}, {len(disputed)} disputed ones again")
+        self.tell(f"{len(chosen)} samples labelled of {len(fresh)}")
         images = self.scratch / f"new-images-{number}"
         write_folders(samples(self.store, since=since), images, now=self.now)
         begun = time.monotonic()
@@ -262,7 +260,7 @@ class Demo:
 
     def _roll(self) -> None:
         """An hour of a rollout: what disagrees is labelled, devices look, the runner decides."""
-        disagreements = [one for one in self._in_state("open", self.now - 2 * DAY_S) if is_disagreement(one)]
+        disagreements = [one for one in self._open(self.now - 2 * DAY_S) if is_disagreement(one)]
         self.label(disagreements[:AN_HOUR], "bert")
         for _ in range(2):
             for name, step in self.runner.turn().steps:
@@ -279,11 +277,11 @@ class Demo:
                 eyas(self.place, "models", "alias", "champion", f"surfaces@{one.version}")
             self.rollout = ""
 
-    def _in_state(self, state: State, since: float) -> list[Sample]:
-        """Samples that people say so much of."""
+    def _open(self, since: float) -> list[Sample]:
+        """Samples that nobody has labelled."""
         found = samples(self.store, since=since)
         states = verdicts(found)
-        return [one for one in found if states[one.key].state == state]
+        return [one for one in found if states[one.key].state == "open"]
 
     def _strength(self, begin: float, lasts_s: float) -> int:
         """How far a change is that begins on a day, 0..`STEPS`."""

@@ -207,7 +207,8 @@ class Camera:
     ) -> None:
         prediction = seen.prediction
         margin, entropy = uncertainty(prediction.probabilities)
-        image, quality = encode_jpeg(show(patches(label)[number], condition, seed=number))
+        noise = self._random.randrange(1 << 30)  # of another moment: no two images of a camera are the same
+        image, quality = encode_jpeg(show(patches(label)[number], condition, seed=noise))
         labels = running.bundle.manifest.labels
         event = Event(
             model=running.name,
