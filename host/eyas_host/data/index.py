@@ -76,7 +76,7 @@ def build_index(data: DataSection, bits: int = 0) -> Index:
             f"[data] skip_unreadable = true\n{shown}{more}"
         )
     found = read.candidates
-    kept, copies, remarks = _unique(read.images, found.origins)
+    kept, copies, remarks = _unique(read.images, found.origins, found.source_of)
     stored = [(image.path, read.files[image.sha256]) for image in kept]
     values = [StoredImageFile(path, file.width, file.height, file.values) for path, file in stored]
     check_bits(values, bits)
@@ -117,18 +117,26 @@ def read_images(data: DataSection, bits: int = 0) -> ReadImages:
 
 
 def _unique(
-    images: Sequence[LabelledImage], origins: Mapping[tuple[str, str], str]
+    images: Sequence[LabelledImage], origins: Mapping[tuple[str, str], str], source_of: Mapping[tuple[str, str], int]
 ) -> tuple[tuple[LabelledImage, ...], tuple[tuple[LabelledImage, LabelledImage], ...], list[str]]:
     """One image per hash, the exact copies of each, and remarks about copies in two splits or groups.
 
     The earliest copy is kept, so that a split by time cannot put a copy of the past into the future. Raises `DataError`
-    for the same bytes under two labels, with all that the copies contradict.
+    for the same bytes under two labels, with all that the copies contradict, unless a later source corrects an earlier
+    one by `source_of`.
     """
     kept: dict[str, LabelledImage] = {}
     copies, contradictions = [], []
+    corrected: dict[str, str] = {}
     for image in sorted(images, key=lambda image: _KEPT_FIRST[image.split]):
         first = kept.setdefault(image.sha256, image)
         if first is image:
+            continue
+        sources = [source_of.get((one.path, one.label), 0) for one in (first, image)]
+        if first.label != image.label and sources[0] != sources[1]:
+            later, earlier = (first, image) if sources[0] > sources[1] else (image, first)
+            kept[image.sha256] = later
+            corrected[image.sha256] = f"{_named(earlier, origins)} by {_named(later, origins)}"
             continue
         if first.label != image.label:
             contradictions.append(f"{_named(first, origins)} and {_named(image, origins)}")
@@ -138,6 +146,9 @@ def _unique(
         copies.append((image, first))
     remarks = list(_copy_remarks(copies))
     if not contradictions:
+        if corrected:
+            example = next(iter(corrected.values()))
+            remarks.append(f"{_are(len(corrected), 'image')} corrected by a later source, e.g. {example}")
         return tuple(kept.values()), tuple(copies), remarks
     further = "".join(f"\nand {line}" for line in remarks)
     if len(contradictions) == 1:

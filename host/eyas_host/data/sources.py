@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import unicodedata
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -69,6 +70,8 @@ class Candidates(NamedTuple):
     """(path, label) of an image -> the table and line that name it."""
     stamps: Mapping[str, tuple[int, int]] = {}
     """Tar shard -> its size and modification time when it was listed."""
+    source_of: Mapping[tuple[str, str], int] = {}
+    """(path, label) of an image -> number of its last source, where later sources correct labels of earlier ones."""
 
 
 def list_images(data: DataSection) -> Candidates:
@@ -82,8 +85,10 @@ def list_images(data: DataSection) -> Candidates:
     tables: dict[str, Table] = {}
     archives: dict[str, Shards] = {}
     several = len(data.sources) + bool(images) > 1
+    starts = []
     for source in data.sources:
         root = Path(source.path)
+        starts.append(len(images))
         if source.source == "csv":
             tables[source.path] = read_table(root, times=data.by == "time", splits=data.by == "column")
             if data.by != "column" and any(row.split for row in tables[source.path].rows):
@@ -135,7 +140,10 @@ def list_images(data: DataSection) -> Candidates:
     remarks += [*similar_values("labels", labels), *(similar_values("groups", groups) if grouped else ())]
     origins = {(row.path, row.label): f"{path} line {row.line}" for path, table in tables.items() for row in table.rows}
     stamps = {shard: stamp for source in archives.values() for shard, stamp in source.stamps.items()}
-    return Candidates(images, notices, dict(left_out), tuple(remarks), origins, stamps)
+    source_of = {}
+    if data.corrections:
+        source_of = {(image.path, image.label): bisect_right(starts, row) for row, image in enumerate(images)}
+    return Candidates(images, notices, dict(left_out), tuple(remarks), origins, stamps, source_of)
 
 
 def _check_axis(sources: Mapping[str, Axis]) -> None:

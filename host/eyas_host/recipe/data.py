@@ -32,6 +32,8 @@ class DataSection(Section, frozen=True):
     s3://; no password or signature may be in one."""
     more: tuple[Source, ...] = ()
     """Further sources to join: [{source = "csv", path = "line2.csv"}, ...]."""
+    corrections: bool = False
+    """An image that a later source labels otherwise than an earlier one has the later label; off: that is an error."""
     by: Literal["auto", "stratified", "group", "time", "folders", "column"] = "auto"
     """How images are assigned to the splits: `stratified` one by one, `group` with each group in one split, `time` with
     training before validation before test, `folders` as the folders train/, val/ and test/ divide them already,

@@ -76,6 +76,7 @@ def derive(
             recipe.data,
             keep=str(places[str(LINEAGE_SPLIT)].resolve()),
             more=(*recipe.data.more, *(one for one in sources if one not in recipe.data.more)),
+            corrections=True,
         ),
         pack=replace(recipe.pack, version=version),
         teacher=replace(recipe.teacher, **_from_parent(recipe.teacher, places.get(_TEACHER), epochs)),

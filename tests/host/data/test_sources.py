@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -106,6 +107,27 @@ def test_groups_and_times_that_are_asked_for(place: Path) -> None:
     wrong = "path,label,time\n" + ROWS.replace("\n", ",31.12.26\n")
     message = complaint(DataSection(source="csv", path=table(place, wrong).path, by="time"))
     assert "3 x time is a year of two digits" in message and "first in line 2" in message
+
+
+def test_a_later_source_corrects_labels_of_an_earlier_one_if_it_may(place: Path) -> None:
+    """Labels that people corrected after an earlier export, by another file with the same bytes or by the same file."""
+    (place / "one.csv").write_text("path,label\nagain/a.jpg,triangle\n")
+    (place / "two.csv").write_text("path,label\nimages/ring/000.png,triangle\nagain/a.jpg,ring\n")
+    (place / "again").mkdir()
+    shutil.copy(place / "images/square/001.jpg", place / "again/a.jpg")
+    more = tuple(Source(source="csv", path=str(place / f"{name}.csv")) for name in ("one", "two"))
+    data = DataSection(path=str(place / "images"), more=more)
+    with pytest.raises(DataError, match="3 images have two labels"):
+        build_index(data)
+    index = build_index(msgspec.structs.replace(data, corrections=True))
+    before = build_index(DataSection(path=str(place / "images")))
+    labels = {image.sha256: image.label for image in index.images}
+    changed = {image.path: labels[image.sha256] for image in before.images if labels[image.sha256] != image.label}
+    assert changed == {str(place / "images/ring/000.png"): "triangle", str(place / "images/square/001.jpg"): "ring"}
+    assert len(index.images) == len(before.images)
+    assert any("2 images are corrected by a later source, e.g." in remark for remark in index.remarks), index.remarks
+    (place / "two.csv").write_text("path,label\nagain/a.jpg,ring\nagain/a.jpg,square\n")
+    assert "two labels" in complaint(msgspec.structs.replace(data, corrections=True)), "one source contradicts itself"
 
 
 def test_sources_are_joined_by_label(place: Path) -> None:
