@@ -34,6 +34,7 @@ from eyas_host.fleet.store.tables import VERSION
 from eyas_host.fleet.store.validate import InvalidMessage, ValidMessage, validate
 from eyas_host.fleet.watch.fleet_state import FleetState
 from tests.support.bundles import record_settings
+from tests.support.fleet_parts import wait_until
 from tests.support.tiny import LABELS, draw_shape
 
 HERE = Path(__file__).parent
@@ -96,7 +97,7 @@ def test_the_windows_of_both_versions_expire_into_their_hours(store: Store) -> N
 def test_words_of_tomorrow_are_kept_and_read_as_unknown(store: Store) -> None:
     store.add(Batch(NOW, [received("0.9", "status"), received("0.9", "event")]))
     (event,) = store.events()
-    assert event.why == "disagreement" and known(event.why, WHY) == UNKNOWN
+    assert event.why == "rare" and known(event.why, WHY) == UNKNOWN
     assert event.image == json.loads(stored("0.1.0", "event"))["image"] and len(event.image) > 50_000
     (device,) = store.devices()
     assert (device.status.state, device.status.agent) == ("updating", "0.9.0")
@@ -239,7 +240,8 @@ def test_a_command_of_any_version_is_answered(
     commands, spool, executed = executor
     command = json.loads(stored(version, name)) | {"expires": NOW + 60}
     commands.take(msgspec.json.encode(command))
-    commands.close()  # after what waits
+    wait_until(lambda: spool.pending("cmd/result", limit=5), 30, "a result")
+    commands.close()
     (held,) = spool.pending("cmd/result", limit=5)
     result = decode(held.payload, Result)
     assert (result.id, result.name, result.ok) == (str(uuid.UUID(command["id"])), command["name"], ok)

@@ -302,6 +302,7 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "sample_rate": _numbers(0, 1),
         "band": st.tuples(_numbers(0, 0.5), _numbers(0.5, 1)).map(list),
         "ood": st.booleans(),
+        "disagreements": st.booleans(),
         "min_interval_s": _numbers(0),
         "max_images_per_day": st.integers(0, 100_000),
         "max_side": st.integers(16, 4096),
