@@ -71,13 +71,6 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "absent. In the fleet, updaters, slots, golden checks, predictions, the judge of the probation, broker, "
         "collector, store and rollouts are real; cameras and agents are simulated.",
     ),
-    "loop": (
-        "Drift, and proof that a version is better",
-        "make bench-loop",
-        "Simulated fleets with day and night. Every detector is calibrated to the same alarms on the same stable days; "
-        "the dummy at fixed times shows what such figures say of one that looks at nothing. Promotions: a label is "
-        "that of a disagreement on which one version is right.",
-    ),
     "fleet-demo": (
         "A fleet through a change of season",
         "make fleet-demo",
