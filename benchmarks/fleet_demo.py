@@ -210,7 +210,7 @@ class Demo:
         for what in dict.fromkeys((alarm.cause, alarm.scope) for alarm in new):
             those = [alarm for alarm in new if (alarm.cause, alarm.scope) == what]
             more = f" and {len(those) - 1} more" if len(those) > 1 else ""
-            self.tell(f"alarm: {describe(those[0])[0]}{more}")
+            self.report(f"alarm: {describe(those[0])[0]}{more}")
         if self.rollout:
             self._roll()
         if len(self.hours) % 6 == 0:
@@ -233,26 +233,26 @@ class Demo:
         fresh = self._open(since)
         chosen = choose(fresh, LABELLED, random_share=0.5)
         self.label(chosen, "anna")
-        self.tell(f"{len(chosen)} samples labelled of {len(fresh)}")
+        self.report(f"{len(chosen)} samples labelled of {len(fresh)}")
         images = self.scratch / f"new-images-{number}"
         write_folders(samples(self.store, since=since), images, now=self.now)
         begun = time.monotonic()
         words = ["retrain", str(images), "--cooldown", "0", "--epochs", "16", "--max-loss", "0.02", "--version", number]
         done = eyas(self.place, *words, fails=True)
         line = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "")
-        self.tell(f"eyas retrain, {time.monotonic() - begun:.0f} s: {line}")
+        self.report(f"eyas retrain, {time.monotonic() - begun:.0f} s: {line}")
         if done.returncode:
             return False
         bundle = self.place / f"runs/surfaces-{number}/bundle"
         self.repository.publish(bundle, probation=BOUNDS)
         one = start(self.store, self.repository, number, PLAN, model="surfaces", clock=lambda: self.now)
         self.rollout = one.id
-        self.tell(
+        self.report(
             f"rollout of {number} to {len(self.cameras)} devices: {len(PLAN.wave)} waves, the second one if proven"
         )
         return True
 
-    def tell(self, what: str) -> None:
+    def report(self, what: str) -> None:
         """Note what happened, and show it."""
         line = f"day {self.day:5.2f}  {what}"
         self.events.append(line)
@@ -264,7 +264,7 @@ class Demo:
         self.label(disagreements[:AN_HOUR], "bert")
         for _ in range(2):
             for name, step in self.runner.turn().steps:
-                self.tell(f"rollout {name}: {step.what}{': ' if step.why else ''}{step.why}")
+                self.report(f"rollout {name}: {step.what}{': ' if step.why else ''}{step.why}")
             for camera in self.cameras:
                 camera.look()
             self._stored()

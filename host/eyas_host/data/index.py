@@ -136,6 +136,8 @@ def _unique(
         if first.label != image.label and sources[0] != sources[1]:
             later, earlier = (first, image) if sources[0] > sources[1] else (image, first)
             kept[image.sha256] = later
+            if earlier.path != later.path:
+                copies.append((earlier, later))  # their groups are linked, as those of any copy
             corrected[image.sha256] = f"{_named(earlier, origins)} by {_named(later, origins)}"
             continue
         if first.label != image.label:

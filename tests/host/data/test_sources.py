@@ -125,6 +125,7 @@ def test_a_later_source_corrects_labels_of_an_earlier_one_if_it_may(place: Path)
     changed = {image.path: labels[image.sha256] for image in before.images if labels[image.sha256] != image.label}
     assert changed == {str(place / "images/ring/000.png"): "triangle", str(place / "images/square/001.jpg"): "ring"}
     assert len(index.images) == len(before.images)
+    assert [(copy.label, first.label) for copy, first in index.copies] == [("square", "triangle")], "groups are linked"
     assert any("2 images are corrected by a later source, e.g." in remark for remark in index.remarks), index.remarks
     (place / "two.csv").write_text("path,label\nagain/a.jpg,ring\nagain/a.jpg,square\n")
     assert "two labels" in complaint(msgspec.structs.replace(data, corrections=True)), "one source contradicts itself"
