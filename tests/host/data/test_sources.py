@@ -131,6 +131,22 @@ def test_a_later_source_corrects_labels_of_an_earlier_one_if_it_may(place: Path)
     assert "two labels" in complaint(msgspec.structs.replace(data, corrections=True)), "one source contradicts itself"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_corrected_image_does_not_carry_its_group_into_another_split(seed: int, tmp_path: Path) -> None:
+    """It comes again from another camera: what else its first group has stays in the same split."""
+    draw_folder(tmp_path / "images", count=12, width=48, height=48, labels=("circle", "cross"))
+    files = [(label, number, ".jpg" if number % 2 else ".png") for label in ("circle", "cross") for number in range(12)]
+    rows = [f"images/{label}/{number:03}{ending},{label},{label}{number // 2}\n" for label, number, ending in files]
+    (tmp_path / "first.csv").write_text("path,label,group\n" + "".join(rows))
+    shutil.copy(tmp_path / "images/circle/000.png", tmp_path / "again.png")
+    (tmp_path / "fix.csv").write_text("path,label,group\nagain.png,cross,camera\n")
+    more = (Source(source="csv", path=str(tmp_path / "fix.csv")),)
+    data = DataSection(source="csv", path=str(tmp_path / "first.csv"), more=more, corrections=True)
+    split = split_index(build_index(data), data, seed)
+    where = {image.group: name for name in SPLITS for image in getattr(split, name)}
+    assert where["camera"] == where["circle0"]
+
+
 def test_sources_are_joined_by_label(place: Path) -> None:
     draw_folder(place / "more", count=5, width=40, height=36, labels=("square",))
     (place / "table.csv").write_text("path,label\nmore/square/003.jpg,triangle\n")
