@@ -123,6 +123,7 @@ OTHERS: dict[str, tuple[object, ...]] = {
     "samples queue": ("--store", "sqlite:///fleet.db"),
     "samples label": ("cam-1", "spool", 1, "disc", "--store", "sqlite:///fleet.db"),
     "samples undo": ("--store", "sqlite:///fleet.db"),
+    "samples check": ("--by", "model", "--store", "sqlite:///fleet.db"),
     "samples export": ("labels.csv", "--as", "table", "--store", "sqlite:///fleet.db"),
     "samples import": ("labels.csv", "--store", "sqlite:///fleet.db"),
     "rollout start": ("{bundle}", "--waves", "10%,100%", "--kit", "fleet", "--store", "sqlite:///fleet.db"),

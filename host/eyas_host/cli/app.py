@@ -99,7 +99,7 @@ GROUPS: Mapping[str, VerbGroup] = {
     "samples": VerbGroup(
         "The fleet",
         "Samples that devices sent: what to label next, what people said, and to other tools and back.",
-        (samples.queue, samples.label, samples.undo, samples.export, samples.read),
+        (samples.queue, samples.label, samples.undo, samples.check, samples.export, samples.read),
     ),
     "rollout": VerbGroup(
         "The fleet",

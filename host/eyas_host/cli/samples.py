@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_device.support.logs import show as print_line
 from eyas_device.support.streams import to_json
 from eyas_host.cli.options import STORE, StoreOption
@@ -106,6 +107,71 @@ def undo(
         print_line(f"{key[0]} {key[2]}: {word} is taken back")
     if not undone:
         print_line(f"{person or _user()} has said nothing that could be taken back")
+
+
+def check(
+    by: Annotated[
+        str,
+        typer.Option(
+            "--by",
+            metavar="BASIS",
+            help="images: a classifier cross-validated on the labelled images. model: what devices predicted."
+            "  [default: images, if there are enough]",
+            show_default=False,
+        ),
+    ] = "",
+    ask: Annotated[
+        bool, typer.Option("--queue", help="Make these labels disputed, until a second person has said more.")
+    ] = False,
+    page: Annotated[Path, typer.Option("--page", metavar="FILE", help="Where the images are shown.")] = Path(
+        "samples-check.html"
+    ),
+    device: DeviceOption = "",
+    people: PeopleOption = 1,
+    store: StoreOption = STORE,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each label.")] = False,
+) -> None:
+    """List labels that may be wrong, the most suspicious first."""
+    from eyas_device.support.files import atomic_write
+    from eyas_host.fleet.samples.exchange import name_of
+    from eyas_host.fleet.samples.noise import BASES, find_noise, objections, render
+    from eyas_host.fleet.samples.records import SampleError, classes, say
+
+    basis = next((one for one in BASES if one == by), None)
+    if by and basis is None:
+        raise SampleError(f"--by {by}: {' or '.join(BASES)} is possible")
+    now = time.time()
+    with _opened(store) as opened:
+        found = find_noise(_samples(opened, device), now=now, basis=basis, people=people, classes=classes(opened))
+        objected = say(opened, objections(found, now=now)) if ask else 0
+    atomic_write(page, render(found, now=now).encode(), mode=0o600)
+    for one in found.suspects:
+        event = one.sample.event
+        if json:
+            row = {
+                "device": event.device,
+                "spool": event.spool,
+                "sequence": event.sequence,
+                "label": one.given,
+                "suggested": one.suggested,
+                "probability": one.probability,
+                "probability_of_suggested": one.of_suggested,
+                "people": one.people,
+                "image": name_of(one.sample),
+            }
+            print(to_json(row, sys.stdout))
+        else:
+            print_line(
+                f"{event.device} {event.spool} {event.sequence}  {', '.join(one.people)}: {one.given} "
+                f"{one.probability:.2f}, suggested: {one.suggested} {one.of_suggested:.2f}"
+            )
+    if not json:
+        for reason, count in found.left_out.items():
+            print_line(f"not looked at: {count}, {reason}")
+        print_line(f"by {found.basis}: {found.why}")
+        print_line(f"{found.summary}: {page}" + (f"; {objected} now wait for a second person" if ask else ""))
+    if found.suspects:
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 def export(

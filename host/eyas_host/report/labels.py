@@ -102,6 +102,7 @@ def render_label_check(name: str, check: LabelCheck, folders: Sequence[str] = ()
         .get_template("labels.html.j2")
         .render(
             name=name,
+            summary=check.summary,
             check=check,
             bits=BITS,
             min_confidence=MIN_CONFIDENCE,

@@ -14,6 +14,7 @@ _TRAIN = frozenset(
         *(
             "accelerate",
             "ai_edge_quantizer",
+            "cleanlab",
             "fsspec",
             "jinja2",
             "litert_torch",

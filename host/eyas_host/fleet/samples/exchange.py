@@ -20,7 +20,7 @@ import msgspec
 
 from eyas_device.support.files import atomic_write
 from eyas_host.fleet.drift.labelled import COLUMNS
-from eyas_host.fleet.samples.records import Key, Said, Sample, SampleError
+from eyas_host.fleet.samples.records import OBJECTION, Key, Said, Sample, SampleError
 from eyas_host.fleet.samples.rules import labels_of, verdicts
 
 _DAY_S = 86400.0
@@ -111,6 +111,7 @@ def label_studio(found: Iterable[Sample], *, now: float, hide: bool = True) -> l
         task["annotations"] = [
             {"completed_by": {"email": said.person}, "lead_time": said.seconds, "result": [_choice(said.label)]}
             for said in sample.said
+            if said.source != OBJECTION
         ]
         tasks.append(task)
     return tasks

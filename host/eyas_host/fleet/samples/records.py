@@ -17,6 +17,8 @@ from eyas_host.fleet.store.tables import drift_models, messages, sample_labels
 
 UNKNOWN = "?"
 """What a person says who cannot tell: the sample counts as seen, and as nothing else."""
+OBJECTION = "eyas samples check"
+"""Source, and person, of an objection: a label that may be wrong is disputed until a person says more."""
 _MAX_CHARS = 200
 _JPEG = b"\xff\xd8\xff"
 
@@ -41,7 +43,9 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     guess_shown: bool = False
     """Whether the model's prediction was seen before."""
     source: str = ""
-    """Where it came from: `eyas samples label`, a table, class folders, Label Studio."""
+    """Where it came from: `eyas samples label`, a table, class folders, Label Studio; `OBJECTION`."""
+    order: int = 0
+    """Grows with each word in the store, whatever clocks say; 0 before it is there."""
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,11 +101,11 @@ def samples(store: Store, *, device: str = "", since: float = 0.0) -> list[Sampl
 def _said(store: Store) -> dict[Key, tuple[Said, ...]]:
     """Sample -> the last of each person."""
     c = sample_labels.c
-    columns = (c.device, c.spool, c.sequence, c.label, c.person, c.at, c.seconds, c.guess_shown, c.source)
+    columns = (c.id, c.device, c.spool, c.sequence, c.label, c.person, c.at, c.seconds, c.guess_shown, c.source)
     last: defaultdict[Key, dict[str, Said]] = defaultdict(dict)
     with store.reading() as connection:
         for row in connection.execute(select(*columns).where(c.undone == 0).order_by(c.id)):
-            device, spool, sequence, label, person, at, seconds, shown, source = row
+            order, device, spool, sequence, label, person, at, seconds, shown, source = row
             people = last[str(device), str(spool), int(sequence)]
             people.pop(str(person), None)  # the order is that of the last words
             people[str(person)] = Said(
@@ -111,6 +115,7 @@ def _said(store: Store) -> dict[Key, tuple[Said, ...]]:
                 seconds=float(seconds),
                 guess_shown=bool(shown),
                 source=str(source),
+                order=int(order),
             )
     return {key: tuple(people.values()) for key, people in last.items()}
 
@@ -167,7 +172,7 @@ def say(store: Store, words: Iterable[tuple[Key, Said]], *, allowed: Sequence[st
                 sample_labels.insert(),
                 [
                     {"device": key[0], "spool": key[1], "sequence": key[2], "undone": 0.0}
-                    | msgspec.structs.asdict(one)
+                    | {name: value for name, value in msgspec.structs.asdict(one).items() if name != "order"}
                     | {"guess_shown": int(one.guess_shown)}
                     for key, one in new
                 ],
