@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml device/pyproject.toml constraints/host.txt
 		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable ./device --editable '.[train,fleet,demo,dev]'
 	@touch $@
 
-retrain: install ## the next version, from the one that serves: make retrain IMAGES=DIR [RETRAIN_FLAGS=…]
+retrain: install ## the next version: make retrain IMAGES=DIR [RETRAIN_FLAGS=…]; RETRAIN_FLAGS=--due: if drift calls for it
 	$(BIN)/eyas retrain $(IMAGES) $(RETRAIN_FLAGS)
 
 distill: install ## the main job: images -> teacher -> student -> int8 -> verified bundle and report

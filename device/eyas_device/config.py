@@ -217,6 +217,8 @@ class PrivacySection(Section, frozen=True):
     """`whole`: pixelate to 16 blocks along the longer side, so that nobody can be recognised."""
     retention_days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 30
     """Days for which the host may keep the image."""
+    training: bool = False
+    """Whether the image may be trained on, and kept for as long as a model that was trained on it."""
 
 
 class OutputSection(Section, frozen=True):

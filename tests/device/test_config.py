@@ -309,6 +309,7 @@ _VALID: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "crop": st.sampled_from([[], [0.0, 0.0, 1.0, 1.0], [0.25, 0.5, 0.25, 0.5]]),
         "blur": st.sampled_from(["none", "whole"]),
         "retention_days": st.integers(1, 3650),
+        "training": st.booleans(),
     },
     "output": {
         "kind": st.just("mqtt"),

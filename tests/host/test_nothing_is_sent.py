@@ -100,6 +100,7 @@ ON_A_RUN: dict[str, tuple[object, ...]] = {
     "models card": ("champion", "--out", "CARD.md", "--registry", "registry"),
     "models export": ("champion", "exported", "--registry", "registry"),
     "retrain": ("images", "--cooldown", 365, "--registry", "registry"),
+    "retrain due": ("--due", "--registry", "registry", "--store", "sqlite:///none.db"),
     "models rebuild": ("9.9.9", "--registry", "registry"),
     "models verify": ("--registry", "registry"),
     "models prune": ("--keep", 1, "--registry", "registry"),

@@ -258,7 +258,8 @@ class Event(Header, frozen=True, kw_only=True):
     image: str = ""
     """JPEG in base64; empty without an image."""
     image_policy: dict[str, Any] = {}
-    """How the image was processed and for how many days it may be kept, or why there is none."""
+    """How the image was processed, for how many days it may be kept and whether it may be trained on, or why there is
+    none."""
 
 
 class Profile(Header, frozen=True, kw_only=True):

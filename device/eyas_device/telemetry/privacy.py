@@ -141,6 +141,7 @@ class Policy:
             "blur": rules.blur,
             "quality": quality,
             "retention_days": rules.retention_days,
+            "training": rules.training,
         }
         return base64.b64encode(data).decode(), policy
 

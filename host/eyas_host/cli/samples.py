@@ -183,12 +183,15 @@ def export(
     everything: Annotated[
         bool, typer.Option("--all", help="Also samples without a label, to be labelled there.")
     ] = False,
+    consented: Annotated[
+        bool, typer.Option("--consented", help="Only images whose device allows to train on them; for folders.")
+    ] = False,
     device: DeviceOption = "",
     people: PeopleOption = 1,
     store: StoreOption = STORE,
 ) -> None:
     """Write labelled samples for a training or for another tool."""
-    from eyas_host.fleet.samples.exchange import label_studio, table, write_folders
+    from eyas_host.fleet.samples.exchange import WITHOUT_CONSENT, label_studio, table, write_folders
     from eyas_host.fleet.samples.records import SampleError
     from eyas_host.fleet.samples.rules import labels_of
     from eyas_host.support.files import write_bytes
@@ -200,9 +203,11 @@ def export(
     labels = labels_of(found, people=people)
     labelled = [sample for sample in found if sample.key in labels]
     if form == "folders":
-        done = write_folders(found, to, now=time.time(), people=people, every=everything)
+        done = write_folders(found, to, now=time.time(), people=people, every=everything, consented=consented)
         left = "".join(f"; {number} {why}" for why, number in done.left_out.items())
         print_line(f"{to}: {done.images} images{left}")
+        if done.without_consent:
+            print_line(f"  {done.without_consent} of them {WITHOUT_CONSENT}; --consented leaves them out")
     elif form == "table":
         write_bytes(to, table(found, people=people).encode())
         print_line(f"{to}: {len(labelled)} labels; eyas drift --labels {to} tells the accuracy")

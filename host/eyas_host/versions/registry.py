@@ -47,7 +47,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     time: float
     by: str
     what: str
-    """`added`, `alias`, `alias dropped`, `pruned` or `restored`."""
+    """`added`, `alias`, `alias dropped`, `pruned`, `restored`, `retraining began` or `retraining kept out`."""
     model: str
     version: str = ""
     alias: str = ""
@@ -208,6 +208,11 @@ class Registry:
             event = Event(time=self._now(), by=self.by, what="alias dropped", model=model, alias=alias, before=before)
             self._append(event)
         return before
+
+    def note(self, what: str, model: str, version: str, note: str) -> None:
+        """Add a line to the log about a version that need not be registered."""
+        with self._changing():
+            self._append(Event(time=self._now(), by=self.by, what=what, model=model, version=version, note=note))
 
     def check_out(self, record: VersionRecord, folder: Path, *, only: str = "") -> None:
         """Write its files into a new folder, as in the run; each is verified.

@@ -136,6 +136,7 @@ def test_an_image_is_processed_as_its_policy_states(spool: Spool) -> None:
         "blur": "none",
         "quality": 85,
         "retention_days": 7,
+        "training": False,
     }
 
 

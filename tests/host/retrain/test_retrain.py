@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -13,16 +16,28 @@ import numpy as np
 import pytest
 import torch
 
-from eyas_device.bundle import sha256
+from eyas_device.bundle import Bundle, sha256
 from eyas_host.data.manifest import SPLITS, load_manifest
-from eyas_host.evaluation.metrics import PairedLoss
+from eyas_host.data.split import Split
 from eyas_host.models.pretrained import weights_file
 from eyas_host.recipe.data import Source
 from eyas_host.retrain import judge as judge_module
+from eyas_host.retrain import run as run_module
 from eyas_host.retrain.derive import PARENT, fit_heads, next_version
-from eyas_host.retrain.judge import Judged, judge
-from eyas_host.retrain.run import Retraining, read_state, retrain
-from eyas_host.versions.record import RegistryError
+from eyas_host.retrain.judge import BETTER, UNSHOWN, WORSE, Compared, Judged, judge
+from eyas_host.retrain.run import (
+    BEGAN,
+    KEPT_OUT,
+    AlreadyRunning,
+    Reason,
+    Retraining,
+    Terms,
+    only_one,
+    read_state,
+    retrain,
+)
+from eyas_host.versions.collect import read_run
+from eyas_host.versions.record import RegistryError, VersionRecord
 from eyas_host.versions.registry import Registry
 from tests.support.inside import eyas
 from tests.support.shapes import SHAPES, draw_folder
@@ -103,12 +118,14 @@ def test_the_next_version_keeps_the_split_replays_the_old_images_and_is_judged(p
     for name in SPLITS:
         assert {where[image.sha256] for image in getattr(old, name)} == {name}, "every image stays"
     assert len(new.train) > len(old.train) and new.labels == tuple(sorted(SHAPES[:3]))
-    assert state.judged.old_images == len(old.test) and state.judged.new_images == len(new.test) - len(old.test)
+    assert state.judged.old is not None and state.judged.new is not None
+    assert state.judged.old.images == len(old.test)
+    assert state.judged.new.images == len(new.test) - len(old.test)
     recipe = json.loads((root / "recipe.json").read_text())
     assert recipe["student"]["weights"] == recipe["teacher"]["weights"] == "file"
     assert recipe["student"]["epochs"] <= 2 and recipe["run"]["name"] == "toy"
     registry = Registry(place / "registry", now=lambda: 0.0, by="")
-    if state.judged.better:
+    if state.judged.passes:
         assert (done.code, state.stage) == (0, "registered")
         record = registry.find("toy@challenger")
         assert (record.version, record.parent) == ("1.1.0", "1.0.0")
@@ -150,37 +167,41 @@ def quick(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Callable[..., Ret
                 raise judged
             return judged
 
+        def record(root: Path, **more: Any) -> VersionRecord:
+            found = read_run(root, **more)
+            return msgspec.structs.replace(found, version=root.name.rpartition("-")[2], digest=f"{root.name:0>64}")
+
         monkeypatch.setattr("eyas_host.retrain.run.run_chain", chain)
+        monkeypatch.setattr("eyas_host.retrain.run.read_run", record)
         monkeypatch.setattr("eyas_host.retrain.run.judge", given)
         registry = Registry(place / "registry", now=lambda: 5.0, by="me")
-        settings: dict[str, Any] = {
-            "version": "1.1.0",
-            "epochs": 2,
-            "max_loss": 0.01,
-            "promote": False,
-            "new_class": False,
-        }
-        sources = [Source(path=str(place / "later"))]
-        return retrain(
+        settings: dict[str, Any] = {"version": "1.1.0", "terms": Terms(epochs=2), "reason": None}
+        settings |= more
+        said: list[str] = []
+        state = retrain(
             registry,
-            registry.find("champion"),
-            sources,
+            registry.find("toy@1.0.0"),
+            [Source(path=str(place / "later"))],
             runs=place / "runs",
             now=lambda: 5.0,
-            say=lambda line: None,
-            **settings | more,
+            say=said.append,
+            **settings,
         )
+        (place / "said.txt").write_text("\n".join(said))
+        return state
 
     return run
 
 
-WORSE = Judged(old=None, old_images=0, new=PairedLoss(0.2, (0.1, 0.3), 0.3), new_images=9, problems=("it loses",))
-BETTER = msgspec.structs.replace(WORSE, problems=())
+FIGURES = Compared(images=9, changed=4, gain=0.2, interval=(0.1, 0.3), p_better=0.01, p_worse=0.99)
+IS_WORSE = Judged(outcome=WORSE, level=0.05, old=None, new=FIGURES, problems=("it loses",))
+IS_BETTER = Judged(outcome=BETTER, level=0.05, old=None, new=FIGURES, problems=())
+IS_UNSHOWN = msgspec.structs.replace(IS_BETTER, outcome=UNSHOWN)
 
 
 def test_a_worse_one_is_kept_out_and_stays_so(quick: Callable[..., Retraining], place: Path) -> None:
-    assert quick(place, WORSE).stage == "kept out"
-    assert quick(place, BETTER).stage == "kept out", "the same folder is not judged again"
+    assert quick(place, IS_WORSE).stage == "kept out"
+    assert quick(place, IS_BETTER).stage == "kept out", "the same folder is not judged again"
     assert Registry(place / "registry", now=lambda: 0.0, by="").aliases() == {"toy": {"champion": "1.0.0"}}
 
 
@@ -195,12 +216,109 @@ def test_a_judgement_that_is_killed_registers_nothing_and_is_taken_again(
     assert len(registry.versions()) == 1 and registry.aliases() == {"toy": {"champion": "1.0.0"}}
 
 
+@pytest.mark.parametrize("at", range(14))
+def test_killed_at_any_step_it_goes_on_and_registers_nothing_unjudged(
+    quick: Callable[..., Retraining], place: Path, at: int
+) -> None:
+    """SIGKILL before or after each step: nothing is named or registered before the judgement is written."""
+    child = os.fork()
+    if child == 0:
+        try:
+            left = 2 * at  # each step counts twice: before it, and after it
+
+            def counted(work: Callable[..., Any]) -> Callable[..., Any]:
+                def run(*words: Any, **more: Any) -> Any:
+                    step()
+                    done = work(*words, **more)
+                    step()
+                    return done
+
+                def step() -> None:
+                    nonlocal left
+                    left -= 1
+                    if left < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+                return run
+
+            run_module._note = counted(run_module._note)  # type: ignore[assignment]
+            run_module.read_run = counted(run_module.read_run)  # type: ignore[assignment]
+            run_module.fit_heads = counted(run_module.fit_heads)  # type: ignore[assignment]
+            run_module.derive = counted(run_module.derive)  # type: ignore[assignment]
+            for name in ("add", "set_alias", "note", "bundle"):
+                setattr(Registry, name, counted(getattr(Registry, name)))
+            quick(place, IS_BETTER)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or status == 0
+    registry = Registry(place / "registry", now=lambda: 6.0, by="")
+    state = read_state(place / "runs/toy-1.1.0")
+    judged = state is not None and state.judged is not None
+    if not judged:
+        assert len(registry.versions()) == 1 and registry.aliases() == {"toy": {"champion": "1.0.0"}}
+    if os.WIFSIGNALED(status):
+        assert quick(place, IS_BETTER).stage == "registered"
+    assert {one.version for one in registry.versions()} == {"1.0.0", "1.1.0"}
+    assert registry.aliases() == {"toy": {"champion": "1.0.0", "challenger": "1.1.0"}}
+    assert sum(one.what == "added" and one.version == "1.1.0" for one in registry.history()) == 1
+
+
+def test_a_version_that_is_not_shown_to_be_better_is_tried_and_not_promoted(
+    quick: Callable[..., Retraining], place: Path
+) -> None:
+    state = quick(place, IS_UNSHOWN, terms=Terms(promote=True))
+    assert (state.stage, state.alias) == ("registered", "challenger")
+    assert "which a rollout has to prove" in (place / "said.txt").read_text()
+    registry = Registry(place / "registry", now=lambda: 6.0, by="")
+    assert registry.find("champion").version == "1.0.0"
+    assert registry.find("challenger").note == (
+        "retrained from toy@1.0.0, not shown to be better: +20.0 points of balanced accuracy (+10.0 to +30.0) on 9 "
+        "images, 4 of them predicted differently; by hand"
+    )
+
+
+def test_one_that_is_better_is_promoted_unless_another_one_serves_by_then(
+    quick: Callable[..., Retraining], place: Path
+) -> None:
+    assert quick(place, IS_BETTER, terms=Terms(promote=True)).alias == "champion"
+    with pytest.raises(KeyboardInterrupt):
+        quick(place, KeyboardInterrupt(), version="1.2.0", terms=Terms(promote=True))
+    registry = Registry(place / "registry", now=lambda: 6.0, by="")
+    registry.set_alias("champion", registry.find("toy@1.0.0"))
+    state = quick(place, IS_BETTER, version="1.2.0", terms=Terms(promote=True))
+    assert state.alias == "challenger" and "toy@1.0.0 serves by now" in (place / "said.txt").read_text()
+
+
+def test_the_log_says_why_it_began_who_approved_it_and_why_it_was_kept_out(
+    quick: Callable[..., Retraining], place: Path
+) -> None:
+    reason = Reason(why="season or weather (3)", approved_by="anna", alarms=("a",))
+    state = quick(place, IS_WORSE, reason=reason)
+    assert (state.reason.begun_by, state.reason.approved_by, state.began, state.ended) == ("me", "anna", 5.0, 5.0)
+    log = Registry(place / "registry", now=lambda: 6.0, by="").history()[-2:]
+    assert [(one.what, one.by, one.version, one.note) for one in log] == [
+        (BEGAN, "me", "1.1.0", "season or weather (3); approved by anna"),
+        (KEPT_OUT, "me", "1.1.0", "it loses"),
+    ]
+
+
+def test_of_two_at_once_the_second_is_refused(place: Path) -> None:
+    registry = Registry(place / "registry", now=lambda: 6.0, by="")
+    with only_one(registry, "toy"):
+        with pytest.raises(AlreadyRunning, match="toy: a retraining is running already"), only_one(registry, "toy"):
+            pass
+        done = eyas(place, "retrain", "later", "--cooldown", "0")
+        assert done.code == 2 and "is running already" in done.err
+
+
 def test_a_folder_of_something_else_is_not_gone_on_with(quick: Callable[..., Retraining], place: Path) -> None:
     (place / "runs/toy-1.1.0").mkdir(parents=True)
     with pytest.raises(RegistryError, match="is there already, and no retraining"):
-        quick(place, BETTER)
+        quick(place, IS_BETTER)
     with pytest.raises(RegistryError, match="is registered already"):
-        quick(place, BETTER, version="1.0.0")
+        quick(place, IS_BETTER, version="1.0.0")
 
 
 def test_a_second_one_waits(place: Path) -> None:
@@ -233,26 +351,39 @@ def test_both_answer_the_same_images_and_a_loss_on_either_set_keeps_it_out(
 ) -> None:
     run = workplace / "runs/toy"
     split = load_manifest(run / "split/manifest.json")
-    half = msgspec.structs.replace(split, test=split.test[: len(split.test) // 2])
-    images = [image.label for image in split.test]
-    right = np.eye(2)[[split.labels.index(label) for label in images]]
-    wrong = 1 - right
-    halves = np.arange(len(images)) < len(half.test)
-    for before, after, problems in (
-        (right, right, 0),
-        (wrong, right, 0),
-        (right, wrong, 2),
-        (right, np.where(halves[:, None], wrong, right), 1),
-        (right, np.where(halves[:, None], right, wrong), 1),
+    images = [msgspec.structs.replace(split.test[0], sha256=f"{number:064}") for number in range(40)]
+    targets = np.arange(40) % 2
+    opened = SimpleNamespace(images=images, targets=targets, units=np.arange(40), pixels=None)
+    monkeypatch.setattr(judge_module.Split, "open_test", lambda *_: opened)
+    half = msgspec.structs.replace(split, test=tuple(images[:24]))
+    right = np.eye(2)[targets]
+    wrong, halves = 1 - right, np.arange(40)[:, None] < 24
+    for before, after, outcome, problems in (
+        (right, right, UNSHOWN, 1),
+        (wrong, right, BETTER, 0),
+        (right, wrong, WORSE, 2),
+        (right, np.where(halves, wrong, right), WORSE, 1),
+        (right, np.where(halves, right, wrong), WORSE, 1),
     ):
         answers = iter([before, after])
         monkeypatch.setattr(judge_module, "_predictions", lambda *_, answers=answers: next(answers))
         found = judge(run, run / "bundle", half)
-        assert (len(found.problems), found.old_images, found.new_images) == (
-            problems,
-            len(half.test),
-            len(images) - len(half.test),
-        )
-    answers = iter([right, right])
+        assert found.old is not None and found.new is not None
+        assert (found.outcome, len(found.problems)) == (outcome, problems)
+        assert (found.old.images, found.new.images) == (24, 16)
+    answers = iter([right, wrong])
     monkeypatch.setattr(judge_module, "_predictions", lambda *_: next(answers))
-    assert "nothing shows that it is better" in judge(run, run / "bundle", split).problems[0]
+    every = msgspec.structs.replace(split, test=tuple(images))
+    assert "nothing shows that it is better" in judge(run, run / "bundle", every).problems[-1]
+
+
+def test_a_candidate_with_other_classes_is_wrong_where_it_names_them(workplace: Path) -> None:
+    run = workplace / "runs/toy"
+    split, bundle = Split.load(run), Bundle.open(run / "bundle")
+    pixels = split.train.pixels
+    plain = judge_module._predictions(bundle, pixels, split.labels)
+    assert plain.shape == (len(split.train.images), 3) and not plain[:, 2].any()
+    turned = judge_module._predictions(bundle, pixels, split.labels[::-1])
+    assert np.array_equal(turned[:, :2], plain[:, 1::-1]), "in the order of the images' labels"
+    others = judge_module._predictions(bundle, pixels, ("square", "star"))
+    assert others[:, 2].all() and not others[:, :2].any(), "no image has what it names"

@@ -37,6 +37,9 @@ ADVICE = {
     UNKNOWN: "look at its image (`eyas send {device} snapshot`) and label a random share",
 }
 
+CALLS_FOR_RETRAINING = frozenset({NEW_CLASS, SEASON, SHIFT, PERIODIC})
+"""Causes that new images help against: the world changed. A dirty lens needs a cloth, a site somebody who looks."""
+
 
 def advise(alarm: Alarm, group: Sequence[Alarm]) -> Alarm:
     """The alarm with its cause and advice.

@@ -11,7 +11,7 @@ import csv
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ _MODE = 0o600
 """An image may show people: only who asked for it can read it."""
 _OPEN = "unlabelled"
 """Folder of samples without a label."""
+WITHOUT_CONSENT = "without consent to training"
+"""Why an image is left out."""
 _FROM, _TO = "label", "image"
 """Names of Label Studio's control and object."""
 
@@ -39,6 +41,8 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     left_out: dict[str, int]
     """Why samples have no image there -> how many."""
+    without_consent: int = 0
+    """Images among them that their device does not allow to train on."""
 
 
 def table(found: Sequence[Sample], *, people: int = 1) -> str:
@@ -56,17 +60,25 @@ def table(found: Sequence[Sample], *, people: int = 1) -> str:
 
 
 def write_folders(
-    found: Sequence[Sample], folder: Path, *, now: float, people: int = 1, every: bool = False
+    found: Sequence[Sample],
+    folder: Path,
+    *,
+    now: float,
+    people: int = 1,
+    every: bool = False,
+    consented: bool = False,
 ) -> Exported:
     """Write the images into a folder for each label, below a new folder.
 
     Those whose device allowed their keeping for a number of days are left out after that. With `every`, samples without
-    a label come into `unlabelled`, to be moved by hand and read back.
+    a label come into `unlabelled`, to be moved by hand and read back. With `consented`, those are left out whose device
+    does not allow to train on them.
 
     Raises `SampleError` for a folder that is there already, and for a label that is no name of a folder.
     """
     left_out: Counter[str] = Counter()
     images: dict[str, bytes] = {}
+    without_consent = 0
     states = verdicts(found, people=people)
     for sample in found:
         state, label = states[sample.key]
@@ -76,14 +88,28 @@ def write_folders(
         if (image := allowed_image(sample, now)) is None:
             left_out["no image" if sample.image() is None else "may not be kept any longer"] += 1
             continue
-        if "/" in label or label.startswith(".") or len(label.encode()) > 200:
+        if consented and not sample.may_train:
+            left_out[WITHOUT_CONSENT] += 1
+            continue
+        without_consent += not sample.may_train
+        if folder_problem(label):
             raise SampleError(f"{label!r}: no name of a folder; export a table instead")
         images[f"{label or _OPEN}/{name_of(sample)}"] = image
     _require_new(folder)
+    write_images(images, folder)
+    return Exported(images=len(images), left_out=dict(left_out), without_consent=without_consent)
+
+
+def folder_problem(label: str) -> bool:
+    """Whether a label cannot be the name of a folder."""
+    return "/" in label or label.startswith(".") or len(label.encode()) > 200
+
+
+def write_images(images: Mapping[str, bytes], folder: Path) -> None:
+    """Write images by their paths below a folder, readable for this user alone."""
     for name, image in images.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / name, image, mode=_MODE)
-    return Exported(images=len(images), left_out=dict(left_out))
 
 
 def label_studio(found: Iterable[Sample], *, now: float, hide: bool = True) -> list[dict[str, Any]]:
@@ -201,9 +227,10 @@ def _words(task: dict[str, Any], where: str, person: str, now: float) -> Iterato
 
 
 def allowed_image(sample: Sample, now: float | None = None) -> bytes | None:
-    """The sample's image, if it may still be kept."""
+    """The sample's image, if it may still be kept: by its time, or its arrival, of a device whose clock is ahead."""
     days = sample.event.image_policy.get("retention_days")
-    late = (time.time() if now is None else now) - sample.event.time
+    taken = min(sample.event.time, sample.received or sample.event.time)
+    late = (time.time() if now is None else now) - taken
     if isinstance(days, int | float) and not isinstance(days, bool) and days > 0 and late > days * _DAY_S:
         return None
     return sample.image()

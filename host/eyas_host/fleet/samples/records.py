@@ -22,6 +22,8 @@ OBJECTION = "eyas samples check"
 _MAX_CHARS = 200
 _JPEG = b"\xff\xd8\xff"
 
+CONSENT = "training"
+"""Key of an event's image policy: the device's `[privacy] training`."""
 Key = tuple[str, str, int]
 """Device, spool, sequence: the identity of a sample."""
 
@@ -53,6 +55,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
     event: Event
     site: str
+    received: float = 0.0
+    """When it arrived by the collector's clock, seconds since 1970; 0 if nobody knows."""
     said: tuple[Said, ...] = ()
     """The last of each person, oldest first; without what was undone."""
 
@@ -71,6 +75,11 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         """Whether people should not see the prediction, because their word has to judge it: they tend to agree."""
         return self.is_random or self.event.why == "disagreement"
 
+    @property
+    def may_train(self) -> bool:
+        """Whether its device allows its image to be trained on (`[privacy] training`); without the flag it does not."""
+        return self.event.image_policy.get(CONSENT) is True
+
     def image(self) -> bytes | None:
         """Its image as JPEG; None if the device sent none, or something else."""
         try:
@@ -83,18 +92,21 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 def samples(store: Store, *, device: str = "", since: float = 0.0) -> list[Sample]:
     """All samples from `since` on (seconds since 1970), oldest first; those of a newer schema are left out."""
     c = messages.c
-    query = select(c.spool, c.sequence, c.device, c.site, c.payload, c.time, c.corrected).where(
+    query = select(c.spool, c.sequence, c.device, c.site, c.payload, c.time, c.corrected, c.received).where(
         c.kind == "event", c.problem == "", c.time >= since
     )
     query = query.where(c.device == device) if device else query
     said = _said(store)
     found = []
     with store.reading() as connection:
-        for spool, sequence, name, site, payload, moment, corrected in connection.execute(query.order_by(c.time)):
+        for spool, sequence, name, site, payload, moment, corrected, received in connection.execute(
+            query.order_by(c.time)
+        ):
             event = msgspec.json.decode(payload, type=Event)
             event = msgspec.structs.replace(event, device=str(name), spool=str(spool), sequence=int(sequence))
             event = msgspec.structs.replace(event, time=float(moment)) if corrected else event
-            found.append(Sample(event=event, site=str(site), said=said.get((str(name), str(spool), int(sequence)), ())))
+            words = said.get((str(name), str(spool), int(sequence)), ())
+            found.append(Sample(event=event, site=str(site), received=float(received), said=words))
     return found
 
 

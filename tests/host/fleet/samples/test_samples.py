@@ -296,3 +296,15 @@ def test_what_was_said_of_an_image_holds_for_all_samples_with_the_same_bytes(tmp
         assert labels_of(samples(store), people=3) == {}, "two say so"
         say(store, [(key(1), said("crack", "dora")), (key(2), said("crack", "dora"))])
         assert set(labels_of(samples(store), people=3)) == {key(1), key(2), key(3)}, "dora counts once, with two others"
+
+
+def test_an_export_counts_images_without_consent_and_can_leave_them_out(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    policies: list[dict[str, object]] = [{"training": True}, {"training": False}, {}]
+    with stored(url, [sent(number, image_policy=policy) for number, policy in enumerate(policies, 1)]) as store:
+        say(store, [(key(number), said("crack")) for number in (1, 2, 3)])
+    done = eyas(tmp_path, "samples", "export", "all", "--store", url)
+    assert "all: 3 images" in done.out and "2 of them without consent to training" in done.out
+    done = eyas(tmp_path, "samples", "export", "some", "--consented", "--store", url)
+    assert "some: 1 images; 2 without consent to training" in done.out and "of them" not in done.out
+    assert [path.name for path in (tmp_path / "some/crack").iterdir()] == [f"cam-1--{SPOOL}--1.jpg"]
