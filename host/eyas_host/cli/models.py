@@ -14,6 +14,7 @@ import typer
 
 from eyas_device.errors import EXIT_CHECK_FAILED
 from eyas_device.support.logs import show as print_line
+from eyas_device.support.redact import redact
 from eyas_device.support.streams import to_json
 from eyas_host.cli.options import RUNS, RunsOption
 
@@ -225,17 +226,29 @@ def card(
 
 def export(
     version: VersionArgument,
-    to: Annotated[Path, typer.Argument(metavar="PATH", help="A new folder; for cyclonedx a file.")],
+    to: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH",
+            help="A new folder; for cyclonedx a file; for mlflow a tracking URI, e.g. sqlite:///mlflow.db.",
+        ),
+    ],
     kind: Annotated[
         str,
         typer.Option(
             "--as",
             metavar="KIND",
             help="run: all its files. bundle: what devices get. hub: the bundle with the card as README, for the "
-            "Hugging Face Hub. cyclonedx: a bill of materials (ML-BOM).",
+            "Hugging Face Hub. cyclonedx: a bill of materials (ML-BOM). mlflow: a run with settings, figures, files.",
         ),
     ] = "run",
     license_id: LicenseOption = "",
+    experiment: Annotated[
+        str, typer.Option("--experiment", metavar="NAME", help="Of mlflow.  [default: the model]", show_default=False)
+    ] = "",
+    register: Annotated[
+        bool, typer.Option("--register", help="Of mlflow: also register the model, with the version's aliases.")
+    ] = False,
     registry: RegistryOption = REGISTRY,
 ) -> None:
     """Write a version's files, as they were, to go on with them elsewhere."""
@@ -244,25 +257,38 @@ def export(
     from eyas_host.versions.card import version_card
     from eyas_host.versions.record import RegistryError
 
+    if kind != "mlflow" and (experiment or register):
+        raise RegistryError(f"--as {kind}: --experiment and --register are for --as mlflow")
     opened = open_registry(registry)
     record = opened.find(version)
+    path = Path(to)
     if kind == "run":
-        opened.check_out(record, to)
+        opened.check_out(record, path)
         print_line(f"{to}: the run of {record.name}; eyas flash --bundle {to}/bundle brings it to devices")
     elif kind == "bundle":
-        opened.bundle(record, to)
+        opened.bundle(record, path)
         print_line(f"{to}: the bundle of {record.name}")
     elif kind == "hub":
         text = version_card(opened, record, license_id=license_id)
-        opened.bundle(record, to)
-        write_bytes(to / "README.md", text.encode())
+        opened.bundle(record, path)
+        write_bytes(path / "README.md", text.encode())
         print_line(f"{to}: {record.name} for the Hub: hf upload OWNER/{record.model} {to}")
     elif kind == "cyclonedx":
         document = json_module.dumps(bill_of_materials(record, license_id=license_id), indent=1)
-        write_bytes(to, document.encode() + b"\n")
+        write_bytes(path, document.encode() + b"\n")
         print_line(f"{to}: the bill of materials of {record.name}")
+    elif kind == "mlflow":
+        from eyas_host.versions.mlflow_export import log_version
+
+        done = log_version(opened, record, to, experiment=experiment, register=register, license_id=license_id)
+        where = f"run {done.run_id}{'' if done.new else ', as before'}"
+        if done.registered:
+            where += "; " + " ".join(
+                [f"registered as version {done.registered}", *(f"({one})" for one in done.aliases)]
+            )
+        print_line(f"{redact(to)}: {record.name} is {where}")
     else:
-        raise RegistryError(f"--as {kind}: run, bundle, hub or cyclonedx is possible")
+        raise RegistryError(f"--as {kind}: run, bundle, hub, cyclonedx or mlflow is possible")
 
 
 def rebuild(

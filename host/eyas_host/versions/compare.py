@@ -67,7 +67,7 @@ def compare(registry: Registry, first: VersionRecord, second: VersionRecord) -> 
         first=first.name,
         second=second.name,
         images=_image_changes(before, after),
-        recipe=_changes(_settings(_recipe(registry, first)), _settings(_recipe(registry, second))),
+        recipe=_changes(_settings(recipe_of(registry, first)), _settings(recipe_of(registry, second))),
         tools=_changes(
             {"eyas": first.tools.eyas, **first.tools.libraries, **_code(first)},
             {"eyas": second.tools.eyas, **second.tools.libraries, **_code(second)},
@@ -97,7 +97,8 @@ def _split(registry: Registry, record: VersionRecord) -> SplitManifest:
     return _decoded(registry, record, str(LINEAGE_SPLIT), SplitManifest)
 
 
-def _recipe(registry: Registry, record: VersionRecord) -> dict[str, Any]:
+def recipe_of(registry: Registry, record: VersionRecord) -> dict[str, Any]:
+    """The recipe that a version was packed with. Raises `RegistryError` if it has none."""
     return _decoded(registry, record, str(LINEAGE_RECIPE), dict[str, Any])
 
 

@@ -65,7 +65,7 @@ def test_mistakes_are_a_sentence_and_damage_is_an_exit_code(folder: Path) -> Non
         (("add", "runs"), "split, teach, distill, prune, qat, compile, verify, pack not finished"),
         (("show", "2.0.0"), "no such version or alias; there are: 1.0.0"),
         (("alias", "Champion!", "1.0.0"), "an alias is of small letters"),
-        (("export", "1.0.0", "x", "--as", "zip"), "run, bundle, hub or cyclonedx"),
+        (("export", "1.0.0", "x", "--as", "zip"), "run, bundle, hub, cyclonedx or mlflow"),
         (("add", "runs/b", "--parent", "9.9.9"), "no such version"),
     ):
         done = eyas(folder, "models", *words)
