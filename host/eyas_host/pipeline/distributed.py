@@ -7,6 +7,7 @@ each batch until the chain of stages is done. Without a launcher there is one pr
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _Value = TypeVar("_Value")
-_Rows = TypeVar("_Rows", "Tensor", "npt.NDArray[np.int64]")
+_Rows = TypeVar("_Rows", "Tensor", "npt.NDArray[np.int64]", "npt.NDArray[np.uint8]")
 
 _TIMEOUT = timedelta(days=7)
 """How long a process waits for another: entire stages run in the main process only."""
@@ -81,6 +82,26 @@ def join(device: str) -> None:
     _OBJECT_GROUP["group"] = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
+def join_team(own_rank: int, count: int, rendezvous: str) -> None:
+    """Join `count` processes of this machine that meet by the file `rendezvous`; they compute on processors."""
+    import torch
+
+    if name := _loopback():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # whatever the host's name resolves to
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=own_rank, world_size=count, timeout=_TIMEOUT
+    )
+    _OBJECT_GROUP["group"] = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+    numbers = {"RANK": own_rank, "LOCAL_RANK": own_rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+
+
+def _loopback() -> str:
+    """Name of the loopback interface; empty where there is none."""
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in ("lo", "lo0") if name in names), "")
+
+
 def leave() -> None:
     """Destroy the process group and continue single-process."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
@@ -103,6 +124,14 @@ def from_main(value: _Value) -> _Value:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0, group=_OBJECT_GROUP["group"])
     return box[0]
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        import torch
+
+        torch.distributed.barrier(group=_OBJECT_GROUP["group"])
 
 
 def local_shard(rows: _Rows) -> _Rows:
@@ -149,6 +178,22 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     torch.distributed.all_reduce(flat)
     for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(summed.view_as(gradient))
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Average the floating-point buffers of all processes, BatchNorm's statistics, in place."""
+    if world_size() == 1:
+        return
+    import torch
+
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    torch.distributed.all_reduce(flat)
+    flat /= world_size()
+    for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
 
 
 def broadcast_parameters(*modules: nn.Module | None) -> None:

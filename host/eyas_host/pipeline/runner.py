@@ -29,6 +29,7 @@ from eyas_host.pipeline.clock import ChainClock
 from eyas_host.pipeline.code import dependencies
 from eyas_host.pipeline.lock import RunLock
 from eyas_host.pipeline.memory import peak_rss_mb, reset_peak_rss
+from eyas_host.pipeline.team import WORTH_S, Team, training_processes
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import remove_partial_files, sync_files, write_bytes
@@ -196,6 +197,8 @@ class Due(NamedTuple):
     """Its last record, whose results are cleared if it runs."""
     spent: float = 0.0
     """Seconds of an interrupted attempt, which goes on where it stopped."""
+    together: bool = False
+    """Whether all processes of the job run it."""
 
 
 Planner = Callable[[RunContext, Sequence[Due]], ChainClock | None]
@@ -237,7 +240,7 @@ def prepared_run(
     """
     distributed.join(context.recipe.run.device)
     if not distributed.is_main():
-        _follow(stages, context)
+        follow(stages, context)
     chosen = _chosen(stages, only=only, until=until)
     with RunLock(context.root) as lock:
         if lock.acquire():
@@ -247,11 +250,16 @@ def prepared_run(
                 write_bytes(context.root / SETTINGS, msgspec.json.format(msgspec.json.encode(context.settings)))
             due = due_stages(stages, context, start=start, only=only, until=until) if plan is not None else ()
             clock = plan(context, due) if plan is not None else None
-            with show_clock(clock) if clock is not None else contextlib.nullcontext():
+            with (
+                show_clock(clock) if clock is not None else contextlib.nullcontext(),
+                Team(_processes(context, due, clock), context.root) as team,
+            ):
+                if any(one.together and one.reasons for one in due):
+                    team.start()
                 rerun = False
                 for stage in chosen:
                     rerun = rerun or stage.name in (start, only)
-                    _run_stage(stage, context, rerun=rerun, clock=clock or ChainClock({}))
+                    _run_stage(stage, context, rerun=rerun, clock=clock or ChainClock({}), team=team)
         elif not shared:
             raise lock.busy()
         else:
@@ -265,6 +273,17 @@ def prepared_run(
         yield
 
 
+def _processes(context: RunContext, due: Sequence[Due], clock: ChainClock | None) -> int:
+    """Processes that train together, this one included; a launcher has started its own."""
+    if distributed.world_size() > 1:
+        return 1
+    if context.recipe.run.processes == "auto":
+        seconds = sum(clock.estimated(one.name) for one in due if one.reasons and one.together) if clock else 0.0
+        if seconds < WORTH_S:
+            return 1
+    return training_processes(context.recipe)
+
+
 def _chosen(stages: Sequence[Stage], *, only: str | None, until: str | None) -> list[Stage]:
     """The stages that a command is about."""
     names = [stage.name for stage in stages]
@@ -273,10 +292,10 @@ def _chosen(stages: Sequence[Stage], *, only: str | None, until: str | None) -> 
     return list(stages[: names.index(until) + 1] if until in names else stages)
 
 
-def _follow(stages: Sequence[Stage], context: RunContext) -> NoReturn:
+def follow(stages: Sequence[Stage], context: RunContext) -> NoReturn:
     """Run the stages that the main process announces, then exit.
 
-    If the main process fails, the launcher ends this one.
+    If the main process fails, the launcher, or `team.Team`, ends this one.
     """
     work = {stage.name: stage.run for stage in stages}
     while name := distributed.from_main(""):
@@ -306,7 +325,7 @@ def due_stages(
             if not reasons and any(due.reasons and due.name in stage.needs for due in found):
                 reasons = (f"after {before}",)
         spent = _spent(stage, context) if reasons and reasons != (ASKED,) else 0.0
-        found.append(Due(stage.name, reasons, record, spent))
+        found.append(Due(stage.name, reasons, record, spent, stage.together))
     return found
 
 
@@ -315,7 +334,7 @@ def up_to_date(stage: Stage, context: RunContext) -> bool:
     return not _reasons(stage, context, _basis(stage, context))
 
 
-def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainClock) -> None:
+def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainClock, team: Team) -> None:
     basis, record = _basis(stage, context), context.record(stage.name)
     if not rerun and record is not None:
         reasons = _reasons(stage, context, basis)
@@ -332,14 +351,16 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainCl
     attempt = _resume_or_clear(folder, basis.fingerprint, rerun=rerun)
     started = time.monotonic()
     reset_peak_rss()
-    if stage.together:
-        distributed.from_main(stage.name)
+    if not stage.together:
+        team.dismiss()
     clock.enter(stage.name)
     try:
         with (
             resumable(f"stage {stage.name!r} goes on where it was when the same command is run again"),
-            contextlib.nullcontext() if stage.together else distributed.single_process(),
+            team.together() if stage.together else distributed.single_process(),
         ):
+            if stage.together:
+                distributed.from_main(stage.name)
             outcome = stage.run(context)
     finally:
         clock.leave()

@@ -34,6 +34,8 @@ class PruneSection(Section, frozen=True):
     """nncf: fraction of the weights set to zero."""
     epochs: Count = 20
     """Recovery epochs after pruning, with the teacher's predictions."""
+    patience: AtLeastOne = 5
+    """Early stopping: epochs without improvement on validation before the recovery ends."""
     rate: Rate = 1e-3
     """Learning rate of the recovery."""
 
@@ -50,6 +52,8 @@ class QuantizeSection(Section, frozen=True):
     without VNNI, whose int8 sums saturate."""
     epochs: Count = 4
     """qat: epochs of fine-tuning."""
+    patience: AtLeastOne = 2
+    """qat: early stopping: epochs that come no nearer to the float student on validation before the training ends."""
     rate: Rate = 1e-4
     """qat: learning rate."""
     calibration: Annotated[int, Meta(ge=2)] = 128

@@ -23,6 +23,9 @@ class RunSection(Section, frozen=True):
     """Where to train; `auto` uses a GPU if there is one."""
     threads: Count = 0
     """Torch threads per training process; 0: automatic (1 up to 160 px, else all cores)."""
+    processes: Annotated[int, Meta(ge=1, le=16)] | Literal["auto"] = "auto"
+    """Training processes that share each batch on a processor; `auto`: one a core up to 160 px, where the batch has 16
+    images for each and the training takes more than a minute; one on a GPU (`torchrun` starts one a GPU)."""
     amp: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Mixed precision of all trainings except QAT. `auto`: bf16 on a GPU that has it, else none; fp16 needs a GPU, bf16
     works on CPUs too, where it is seldom faster."""

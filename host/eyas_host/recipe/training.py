@@ -130,7 +130,7 @@ class StudentSection(Section, frozen=True):
     """Order of the training images, as for the teacher."""
     ema: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.99
     """Decay of the exponential moving average of the weights, which becomes the student (0: no averaging)."""
-    labels_only: bool = True
+    labels_only: bool = False
     """Also train the same student without a teacher, to measure the gain from distillation."""
 
 

@@ -52,15 +52,13 @@ def run(context: RunContext) -> StageResult:
     warnings = student_warnings(recipe, len(data.labels))
     for line in warnings[len(student_warnings(recipe)) :]:  # the others were shown before the run
         warn(line)
-    if distributed.is_main():
-        with distributed.single_process():
-            teacher = checkpoints.load_teacher(context, len(data.labels))
-            student = checkpoints.blank_student(context, len(data.labels))
-            check_feature_layers(recipe.student.feature_layers, teacher, student, recipe.image.size)
-            cache = ViewCache.make(folder, recipe, data, teacher)
-            if recipe.student.feature_layers:
-                BlockCache.make(cache, recipe, teacher)
-    distributed.from_main("view cache ready")
+    teacher = checkpoints.load_teacher(context, len(data.labels))
+    student = checkpoints.blank_student(context, len(data.labels))
+    check_feature_layers(recipe.student.feature_layers, teacher, student, recipe.image.size)
+    cache = ViewCache.make(folder, recipe, data, teacher)
+    if recipe.student.feature_layers and distributed.is_main():
+        BlockCache.make(cache, recipe, teacher)
+    distributed.wait_for_all()
     data.train.release()
     labels_only = recipe.student.labels_only and distributed.is_main()
     with _in_parallel(_train_labels_only, recipe, context.root) if labels_only else nullcontext() as other:

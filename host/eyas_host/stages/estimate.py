@@ -23,6 +23,9 @@ LABELS_ONLY = "student from labels only"
 """Title of the meter while the distilled student waits for the other one."""
 _LABELS_ONLY_LATER = 0.1
 """How much later it ends that runs beside, as a fraction of the distilled student's training."""
+_TOGETHER = 0.87
+"""Speed of a training process among several, as a fraction of that of one alone: they share memory and exchange
+gradients."""
 _START_S = 6.0
 """Importing the frameworks and loading the networks at the start of a stage."""
 _COMPILE_S = {"litert": 16.0, "openvino": 6.0, "onnx": 4.0}
@@ -52,19 +55,22 @@ class Counts(Struct, frozen=True):
     test: int
 
 
-def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int) -> dict[str, tuple[Step, ...]]:
-    """Stage -> its steps, with their estimated seconds."""
+def estimate_stages(
+    recipe: Recipe, counts: Counts, speed: Speed, *, cores: int, processes: int = 1
+) -> dict[str, tuple[Step, ...]]:
+    """Stage -> its steps, with their estimated seconds; `processes` train together."""
     start = _START_S * speed.python
     train, validation, test = counts.train, counts.validation, counts.test
     student, prune, quantize = recipe.student, recipe.prune, recipe.quantize
     trained = not student.checkpoint
-    labels_only = 2.0 if student.labels_only and cores < 2 else 1.0
+    labels_only = 2.0 if student.labels_only and cores < 2 * processes else 1.0
+    together = 1.0 if processes == 1 else _TOGETHER * processes
 
     def epochs(count: int, step: float, check: float) -> float:
-        return count * (train * step + validation * check)
+        return count * (train * step + validation * check) / together
 
     read_all = sum((train, validation, test)) * (speed.read + _HASH_S * speed.python)
-    features = (_HEAD_VIEWS * train + validation) * (speed.view + speed.teacher)
+    features = (_HEAD_VIEWS * train + validation) * (speed.view + speed.teacher) / together
     teach = (
         Step(start + train * speed.read),
         Step(features, "teacher, features"),
@@ -73,7 +79,7 @@ def estimate_stages(recipe: Recipe, counts: Counts, speed: Speed, *, cores: int)
     )
     student_epochs = epochs(student.epochs, speed.student_step, speed.student) * labels_only
     distill = (
-        Step(student.views * train * (speed.view + speed.teacher), "views and the teacher's outputs"),
+        Step(student.views * train * (speed.view + speed.teacher) / together, "views and the teacher's outputs"),
         Step(start),
         Step(student_epochs, "student"),
         *([Step(_LABELS_ONLY_LATER * student_epochs, LABELS_ONLY)] if student.labels_only else []),

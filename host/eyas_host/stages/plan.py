@@ -10,8 +10,10 @@ from rich.markup import escape
 
 from eyas_device.board.limits import usable_cores
 from eyas_host.data.sources import list_images
+from eyas_host.pipeline import distributed
 from eyas_host.pipeline.clock import ChainClock, Step
 from eyas_host.pipeline.runner import ASKED, NEW, Due, RunContext, StageRecord, read_stage_record
+from eyas_host.pipeline.team import training_processes
 from eyas_host.recipe import Recipe
 from eyas_host.stages.estimate import Counts, Speed, estimate_stages
 from eyas_host.stages.preflight import check_chain
@@ -66,7 +68,8 @@ def _reason(stage: Due) -> str:
 def _steps(context: RunContext, due: Sequence[Due]) -> dict[str, tuple[Step, ...]]:
     """Stage -> its steps: by a measurement of this machine, corrected by how earlier estimates did here."""
     counts, speed = _measured(context)
-    estimates = estimate_stages(context.recipe, counts, speed, cores=usable_cores())
+    processes = training_processes(context.recipe) if distributed.world_size() == 1 else distributed.world_size()
+    estimates = estimate_stages(context.recipe, counts, speed, cores=usable_cores(), processes=processes)
     return {stage.name: _what_is_left(estimates[stage.name], _bias(context, stage), stage.spent) for stage in due}
 
 

@@ -16,6 +16,7 @@ from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move
 from eyas_host.models.pruned import PrunePlan
+from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.stages.summary import format_metrics
@@ -29,6 +30,16 @@ from eyas_host.train.view_cache import ViewCache
 
 def run(context: RunContext) -> StageResult:
     """Prune as the recipe asks, and write the plan and the weights to `prune/`."""
+    settings = context.recipe.prune
+    if settings.method == "channel" and settings.target != "latency":
+        return _run(context)
+    if not distributed.is_main():
+        return StageResult("")
+    with distributed.single_process():
+        return _run(context)
+
+
+def _run(context: RunContext) -> StageResult:
     torch.set_num_threads(training_threads(context.recipe))
     settings = context.recipe.prune
     split = Split.load(context.root, context.recipe.image.preprocessing())
@@ -47,6 +58,8 @@ def run(context: RunContext) -> StageResult:
             if settings.method == "nncf":
                 facts = {"measured_speed": measure_speedup(context, student, model)}
             history = _recover(context, model, task)
+    if not distributed.is_main():
+        return StageResult("")
     device = pick_device(context.recipe.run.device)
     validation = prepared(split.validation.pixels, context.recipe.image.preprocessing())
     figures = validation_metrics(logits_of(move(model, device), validation, device), split.validation.targets)
@@ -89,6 +102,7 @@ def _recover(context: RunContext, model: PixelClassifier, task: DistillationTask
         model,
         epochs=settings.epochs,
         rate=settings.rate,
+        patience=settings.patience,
         ema=0.0 if keeper else context.recipe.student.ema,
         keep_start=True,
         checkpoint=context.folder("prune") / "recovery.ckpt",

@@ -17,6 +17,7 @@ from eyas_host.compress.quantize.mixed import drop_layers
 from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import logits_of, pick_device
 from eyas_host.evaluation.metrics import validation_metrics
+from eyas_host.pipeline import distributed
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.pipeline.runner import RunContext, StageResult
 from eyas_host.quant.checkpoints import load_deploy
@@ -28,6 +29,8 @@ from eyas_host.train.schedule import Epoch
 
 def run(context: RunContext) -> StageResult:
     """Quantize the pruned student, and write the model, its quantizer placement and its calibration to `qat/`."""
+    if context.recipe.quantize.method != "qat" and not distributed.is_main():
+        return StageResult("")
     torch.set_num_threads(training_threads(context.recipe))
     recipe, settings, folder = context.recipe, context.recipe.quantize, context.folder("qat")
     split = Split.load(context.root, recipe.image.preprocessing())
@@ -42,6 +45,8 @@ def run(context: RunContext) -> StageResult:
         weight_bits=settings.weight_bits,
     )
     history: list[Epoch] = finetune_int8(context, split, model, deploy) if settings.method == "qat" else []
+    if not distributed.is_main():
+        return StageResult("")
     model = model.cpu()
     validation = prepare_rows(split.validation, range(len(split.validation)))
     fallback: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 import torch
+from torch import nn
 
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import Pixels
@@ -18,8 +19,10 @@ from eyas_host.evaluation.inference import pick_device, torch_threads
 from eyas_host.models.factory import build, move
 from eyas_host.pipeline.distributed import training_threads
 from eyas_host.recipe import Recipe
+from eyas_host.recipe.training import TeacherSection
 from eyas_host.stages.estimate import Speed
 from eyas_host.train.check import try_network
+from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 
 _SECONDS = 0.7
 """Duration of a measurement."""
@@ -41,8 +44,8 @@ def measure_speed(recipe: Recipe, images: Sequence[str]) -> Speed:
     rng = np.random.default_rng(0)
     device = pick_device(recipe.run.device)
     with torch_threads(training_threads(recipe)):
-        teacher = _network(recipe.teacher.model, recipe.image.size, recipe.teacher.batch, device)
-        student = _network(recipe.student.model, recipe.image.size, recipe.student.batch, device)
+        teacher = _network(recipe.teacher.model, recipe, recipe.teacher.batch, device, frozen=recipe.teacher)
+        student = _network(recipe.student.model, recipe, recipe.student.batch, device)
         view = _seconds(lambda: [augmenter.view(image, rng) for image in pixels.images]) / len(pixels.images)
     return Speed(
         read=pixels.seconds,
@@ -72,17 +75,24 @@ def _read(paths: Sequence[str]) -> _Sample:
     return _Sample(images or [np.full((256, 256, 3), 128, np.uint8)], seconds)
 
 
-def _network(name: str, size: int, batch: int, device: torch.device) -> tuple[float, float]:
-    """Seconds per image of a forward pass, and of a training step."""
-    network = build(name, 2, "random")[0]
+def _network(
+    name: str, recipe: Recipe, batch: int, device: torch.device, *, frozen: TeacherSection | None = None
+) -> tuple[float, float]:
+    """Seconds per image of a forward pass, and of a training step; `frozen` says which blocks the teacher trains."""
+    network, size = build(name, 2, "random")[0], recipe.image.size
     try_network(network, name, size)
     model = move(network, device)
+    prepare: Callable[[nn.Module], object] = nn.Module.train
+    if frozen is not None:
+        unfreeze(model, frozen)
+        prepare = freeze_batch_norm
     batch = max(2, min(batch, _MAX_BATCH))
     pixels = torch.randint(0, 255, (batch, 3, size, size), device=device).float()
     pixels = pixels.to(memory_format=torch.channels_last)
 
     def step() -> None:
-        model.train()(pixels).square().mean().backward()
+        prepare(model)
+        model(pixels).square().mean().backward()
 
     def forward() -> None:
         with torch.inference_mode():

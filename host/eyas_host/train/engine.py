@@ -105,8 +105,8 @@ def fit(
 
     In several processes `steps` yields the loss of the full batch in each of them, with a gradient for the local shard
     only (`distributed.local_shard`, `distributed.all_gather`); `auxiliary`, a further module whose parameters are in
-    `groups`, sees the full batch everywhere. `evaluate` returns validation metrics, of which the schedule's `metric`
-    selects the best epoch.
+    `groups`, sees the full batch everywhere. `evaluate`, which all processes call, returns validation metrics, of which
+    the schedule's `metric` selects the best epoch.
 
     Raises `TrainError` if a loss or a gradient is not finite.
     """
@@ -256,7 +256,8 @@ class _Training:
         self.check()
         candidate = self.model if self.ema is None else self.ema.module
         candidate.eval()
-        metrics = distributed.from_main(evaluate(candidate) if distributed.is_main() else {})
+        distributed.average_buffers(candidate)
+        metrics = distributed.from_main(evaluate(candidate))
         position, seconds = self.position, time.monotonic() - self.started
         sizes = [self.plan.sizes(range(number, number + 1)) for number in range(len(position.losses))]
         loss = float(np.average(position.losses, weights=sizes))

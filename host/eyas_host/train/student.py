@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
-from eyas_host.evaluation.inference import logits_of, pick_device
+from eyas_host.evaluation.inference import pick_device
 from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_student, move
 from eyas_host.pipeline import distributed
@@ -30,6 +30,7 @@ from eyas_host.train.feature_distillation import BlockCache, FeatureLoss, captur
 from eyas_host.train.losses import student_loss
 from eyas_host.train.sampler import Rows, epoch_order
 from eyas_host.train.schedule import Epoch, Schedule, full_batches
+from eyas_host.train.together import logits_together
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
 from eyas_host.train.view_reader import ViewBatch, ViewReader
@@ -85,7 +86,7 @@ class DistillationTask:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics."""
-        return validation_metrics(logits_of(model, self.validation, self.device), self.validation_targets)
+        return validation_metrics(logits_together(model, self.validation, self.device), self.validation_targets)
 
     def train(
         self,
@@ -96,6 +97,7 @@ class DistillationTask:
         checkpoint: Path,
         title: str,
         ema: float = 0.0,
+        patience: int | None = None,
         keep_start: bool = False,
         after_step: Callable[[], None] | None = None,
     ) -> list[Epoch]:
@@ -121,6 +123,7 @@ class DistillationTask:
                 weight_decay=settings.weight_decay,
                 metric=run.selection_metric,
                 ema=ema,
+                patience=patience,
                 amp=run.amp,
                 save_minutes=run.checkpoint_minutes,
                 seed=run.seed,

@@ -19,6 +19,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.train.losses import teacher_loss
 from eyas_host.train.sampler import epoch_order
 from eyas_host.train.schedule import Schedule
+from eyas_host.train.together import logits_together
 
 VIEW_SEED, ORDER_SEED = 3, 4
 """Second component of an epoch's seeds: for its views and for their order."""
@@ -85,7 +86,7 @@ class SupervisedTask:
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics."""
-        return validation_metrics(logits_of(model, self.validation, self.device), self.split.validation.targets)
+        return validation_metrics(logits_together(model, self.validation, self.device), self.split.validation.targets)
 
     def probabilities(self, model: nn.Module) -> Floats:
         """Uncalibrated probabilities [n, classes] of the validation images."""

@@ -26,6 +26,7 @@ from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
+from eyas_host.pipeline import distributed
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
 from eyas_host.support.files import atomic_write
@@ -80,22 +81,25 @@ class ViewCache:
     def make(cls, root: Path, recipe: Recipe, split: Split, teacher: PixelClassifier) -> ViewCache:
         """Write the views and the teacher's outputs; complete views of an interrupted run are kept.
 
-        Raises `StageError` before anything is written if the cache would exceed `[student] cache_gb` or the free disk
-        space, and later if the disk is full all the same.
+        Each of several processes writes some of the views, and all have all of them at the end. Raises `StageError`
+        before anything is written if the cache would exceed `[student] cache_gb` or the free disk space, and later if
+        the disk is full all the same.
         """
         count = len(split.train)
         paths = [root / f"view-{number}.logits.npy" for number in range(recipe.student.views)]
         shapes = (count, recipe.image.size), (count, len(split.labels)), (count, teacher.pooled_channels)
-        missing = [path for path in paths if not _is_complete(path, *shapes)]
-        if missing:
+        found = paths if distributed.is_main() else []
+        missing = distributed.from_main([path for path in found if not _is_complete(path, *shapes)])
+        if missing and distributed.is_main():
             output_bytes = 2 * (2 * len(split.labels) + teacher.pooled_channels)
             needed = check_views_fit(root, recipe, count, output_bytes=output_bytes, existing=len(paths) - len(missing))
             say(f"  cached views: {len(missing)} x {count:,} images, {format_gb(needed)} in {escape(str(root))}")
         device = pick_device(recipe.run.device)
         teacher = move(teacher, device).eval()
+        own = missing[distributed.rank() :: distributed.world_size()]
         loader, batches = BatchLoader(recipe, split.train), ordered_batches(count)
-        with fast_gpu_math(device), meter("views and the teacher's outputs", len(missing) * len(batches)) as bar:
-            for path in missing:
+        with fast_gpu_math(device), meter("views and the teacher's outputs", len(own) * len(batches)) as bar:
+            for path in own:
                 logits, seed = [], (recipe.run.seed, 5, _number(path))
                 labels = loader.augmenter.labels(split.train.targets, len(split.labels), seed, range(count))
                 with ExitStack() as files:
@@ -110,6 +114,7 @@ class ViewCache:
                         bar.advance()
                 _save(_labels_of(path), labels)
                 _save(path, np.concatenate(logits))
+        distributed.wait_for_all()
         return cls(root)
 
 

@@ -52,7 +52,6 @@ weights = "random"
 views = 1
 epochs = 1
 batch = 9
-labels_only = false
 [prune]
 method = "none"
 """

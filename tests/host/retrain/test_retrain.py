@@ -61,7 +61,6 @@ model = "tf_mobilenetv3_small_minimal_100"
 views = 1
 epochs = 1
 batch = 16
-labels_only = false
 [prune]
 method = "none"
 [quantize]

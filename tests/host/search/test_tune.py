@@ -53,7 +53,6 @@ weights = "random"
 views = 1
 epochs = 1
 batch = 16
-labels_only = false
 [tune]
 rates = [1e-3, 1e-2]
 batches = [16]

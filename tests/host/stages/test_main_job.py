@@ -45,6 +45,7 @@ TINY = {
     "student.views": "2",
     "student.epochs": "8",
     "student.batch": "16",
+    "student.labels_only": "true",
     "prune.epochs": "1",
     "quantize.epochs": "1",
     "quantize.calibration": "16",

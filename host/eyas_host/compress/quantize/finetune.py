@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from eyas_host.compress.prune.magnitude import ZeroKeeper
 from eyas_host.data.split import Split
-from eyas_host.evaluation.inference import logits_of
 from eyas_host.evaluation.metrics import validation_metrics
+from eyas_host.pipeline import distributed
+from eyas_host.pipeline.distributed import all_gather
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.fold import DeployModel
 from eyas_host.train.engine import Hooks, Plan, fit
 from eyas_host.train.losses import SoftLoss, mean_divergence
 from eyas_host.train.schedule import Epoch, Schedule
 from eyas_host.train.student import DistillationTask
+from eyas_host.train.together import logits_together
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
 
@@ -32,16 +34,17 @@ def finetune_int8(context: RunContext, split: Split, model: nn.Module, deploy: D
     task = DistillationTask(recipe, split, ViewCache(context.folder("distill")))
     loss = SoftLoss(temperature=recipe.student.temperature)
     model, deploy = model.to(task.device), deploy.to(task.device).eval()
-    reference = torch.from_numpy(logits_of(deploy, task.validation, task.device))
+    reference = torch.from_numpy(logits_together(deploy, task.validation, task.device))
 
     def steps(epoch: int, first: int) -> Iterator[Tensor]:
-        for pixels in task.pixels(epoch, first):
+        for number, pixels in enumerate(task.pixels(epoch, first), first):
             with torch.no_grad():
                 float_logits = deploy(pixels.float())
-            yield loss(model(pixels.float()), float_logits)
+            rows = plan.sizes(range(number, number + 1))
+            yield loss(all_gather(model(pixels.float()), rows), all_gather(float_logits, rows))
 
     def evaluate(candidate: nn.Module) -> dict[str, float]:
-        logits = logits_of(candidate, task.validation, task.device)
+        logits = logits_together(candidate, task.validation, task.device)
         divergence = mean_divergence(torch.from_numpy(logits), reference)
         figures = validation_metrics(logits, task.validation_targets)
         return figures | {"divergence": divergence, "combined": -divergence}
@@ -52,6 +55,7 @@ def finetune_int8(context: RunContext, split: Split, model: nn.Module, deploy: D
             epochs=settings.epochs,
             rate=settings.rate,
             weight_decay=0.0,
+            patience=settings.patience,
             save_minutes=recipe.run.checkpoint_minutes,
             seed=recipe.run.seed,
         ),
@@ -69,5 +73,6 @@ def finetune_int8(context: RunContext, split: Split, model: nn.Module, deploy: D
         evaluate=evaluate,
         hooks=Hooks(after_step=ZeroKeeper(model) if recipe.prune.method == "nncf" else None),
     )
-    plan.checkpoint.unlink()
+    if distributed.is_main():
+        plan.checkpoint.unlink()
     return history

@@ -1,0 +1,196 @@
+"""Processes that a command starts by itself: they train the weights of one, and none outlives another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from eyas_host.pipeline import team
+from eyas_host.recipe import Recipe
+from eyas_host.recipe.data import DataSection
+from eyas_host.recipe.image import ImageSection
+from eyas_host.recipe.run import RunSection
+from tests.support.inside import eyas
+from tests.support.shapes import draw_folder
+
+RECIPE = """
+[run]
+name = "toy"
+device = "cpu"
+workers = 0
+threads = 1
+trackers = []
+[data]
+path = "images"
+[image]
+size = 32
+[teacher]
+model = "mobilenetv3_small_050"
+weights = "random"
+head_epochs = 2
+epochs = {epochs}
+patience = 99
+batch = 9
+unfreeze = "3"
+[student]
+model = "mobilenetv3_small_050"
+weights = "random"
+views = 3
+epochs = 1
+batch = 8
+[prune]
+epochs = 1
+keep = 0.7
+[quantize]
+epochs = 2
+calibration = 8
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with images and a recipe."""
+    draw_folder(tmp_path / "images", count=11, width=40, height=36, labels=("ring", "square", "cross"))
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(epochs=2))
+    return tmp_path
+
+
+def facts(run: Path, stage: str) -> dict[str, Any]:
+    return json.loads((run / stage / "stage.json").read_bytes())["facts"]["histories"]
+
+
+def assert_same_losses(one: dict[str, Any], two: dict[str, Any]) -> None:
+    for title, history in one.items():
+        for epoch, other in zip(history, two[title], strict=True):
+            assert other["loss"] == pytest.approx(epoch["loss"], abs=1e-5)
+            assert other["metrics"] == pytest.approx(epoch["metrics"], abs=1e-4)
+
+
+def test_two_processes_teach_predict_and_quantize_as_one(place: Path) -> None:
+    """BatchNorm is frozen in the teacher and folded in the int8 student: both get the weights of one process.
+
+    The cached views of one teacher are equal to the byte, whichever process wrote them.
+    """
+    done = eyas(place, "qat", "recipe.toml", "--runs", "two", "--set", "run.processes=2")
+    assert done.code == 0, done.err
+    two, again = place / "two/toy", shutil.copytree(place / "two", place / "again") / "toy"
+    assert eyas(place, "teach", "recipe.toml", "--runs", "one").code == 0
+    assert_same_losses(facts(place / "one/toy", "teach"), facts(two, "teach"))
+    assert_same_weights(place / "one/toy/teach/teacher.pt", two / "teach/teacher.pt", 1e-5)
+
+    for stage in ("qat", "distill"):
+        done = eyas(place, "distill", "recipe.toml", "--runs", "again", "--only", stage, "--set", "run.processes=1")
+        assert done.code == 0, done.err
+    assert_same_losses(facts(two, "qat"), facts(again, "qat"))
+    assert_same_weights(two / "qat/qat.pt", again / "qat/qat.pt", 1e-4)
+    files = sorted(path.name for path in (two / "distill").glob("view-*"))
+    assert len(files) == 3 * 4
+    for name in files:
+        assert (two / "distill" / name).read_bytes() == (again / "distill" / name).read_bytes(), name
+
+
+def assert_same_weights(one: Path, two: Path, tolerance: float) -> None:
+    expected, found = (torch.load(path, weights_only=True) for path in (one, two))
+    assert set(expected) == set(found)
+    for name, value in expected.items():
+        assert torch.allclose(found[name].float(), value.float(), atol=tolerance, rtol=tolerance), name
+
+
+class Training:
+    """A command that trains for long, and its companion."""
+
+    def __init__(self, place: Path) -> None:
+        (place / "recipe.toml").write_text(RECIPE.format(epochs=100_000))
+        command = [sys.executable, "-m", "eyas_host", "teach", "recipe.toml", "--set", "run.processes=2"]
+        self.place = place
+        self.main = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self.companion = 0
+
+    def wait_for_epochs(self) -> None:
+        """Wait until both train the blocks."""
+        assert self.main.stderr is not None
+        checkpoint, deadline = self.place / "runs/toy/teach/blocks.ckpt", time.monotonic() + 200
+        while not checkpoint.exists():
+            assert self.main.poll() is None and time.monotonic() < deadline, self.main.stderr.read()
+            time.sleep(0.2)
+        children = Path(f"/proc/{self.main.pid}/task/{self.main.pid}/children").read_text().split()
+        (self.companion,) = (int(pid) for pid in children if team.COMPANION in command_line(int(pid)))
+
+    def end(self) -> str:
+        """What it printed; both are gone."""
+        output = self.main.communicate(timeout=60)[1]
+        deadline = time.monotonic() + 10
+        while command_line(self.companion) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not command_line(self.companion)
+        return output
+
+
+def command_line(pid: int) -> str:
+    """Command line of a process that runs; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def training(place: Path) -> Iterator[Training]:
+    started = Training(place)
+    yield started
+    if started.main.poll() is None:
+        started.main.kill()
+        started.main.wait()
+
+
+@pytest.mark.parametrize("how", ["companion", "main", "interrupt"])
+def test_no_process_outlives_or_waits_for_one_that_was_killed(training: Training, how: str) -> None:
+    training.wait_for_epochs()
+    if how == "companion":
+        os.kill(training.companion, signal.SIGKILL)
+        output = training.end()
+        assert training.main.returncode == 2
+        assert "a training process ended (killed: too little memory?); [run] processes = 1 needs less" in output
+        assert "Traceback" not in output
+    elif how == "main":
+        training.main.kill()
+        training.end()
+    else:
+        os.killpg(training.main.pid, signal.SIGINT)  # as a terminal does
+        output = training.end()
+        assert training.main.returncode == 130
+        assert "goes on where it was" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "cores", "memory", "count"),
+    [
+        ({}, 128, 2, 8e9, 2),
+        ({}, 128, 1, 8e9, 1),
+        ({}, 128, 8, 64e9, 2),  # a batch of 32 gives two shards of 16
+        ({}, 128, 2, 3e9, 1),
+        ({}, 224, 2, 8e9, 1),  # larger images use more threads instead
+        ({"threads": 2}, 128, 2, 8e9, 1),
+        ({"processes": 3}, 224, 2, 1e9, 3),  # as asked
+    ],
+)
+def test_how_many_processes_train(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], size: int, cores: int, memory: float, count: int
+) -> None:
+    monkeypatch.setattr(team, "usable_cores", lambda: cores)
+    monkeypatch.setattr(team, "usable_memory", lambda: memory)
+    recipe = Recipe(
+        run=RunSection(name="toy", device="cpu", **settings), data=DataSection(path="x"), image=ImageSection(size=size)
+    )
+    assert team.training_processes(recipe) == count
