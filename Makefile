@@ -44,7 +44,7 @@ test: install ## all tests, on two cores; first says which system parts are miss
 	@$(BIN)/python -m tests.support.system_parts --install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
-check: install ## ruff, mypy strict, layering, documentation
+check: install ## ruff, mypy strict (of benchmarks, too), layering, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

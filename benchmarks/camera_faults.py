@@ -170,6 +170,8 @@ class Watch:
 class RtspServer:
     """The tests' RTSP server, which is killed."""
 
+    _process: subprocess.Popen[str]
+
     def __init__(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.url = f"rtsp://127.0.0.1:{free.getsockname()[1]}/ball"
@@ -235,7 +237,7 @@ def main() -> None:
     before = cpu_pressure()
     rows: dict[str, list[Row]] = {fault: [] for fault in _FAULTS}
     for _ in range(1 if arguments.quick else 5):
-        threads = [threading.Thread(target=lambda f=fault: rows[f].append(measure(f))) for fault in _FAULTS]  # type: ignore[misc]
+        threads = [threading.Thread(target=lambda f=fault: rows[f].append(measure(f))) for fault in _FAULTS]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -92,9 +92,9 @@ def _day(
         scene[step] = state
     hour = (np.arange(t)[:, None] + 0.5) / t + fixed["phase"]
     light = np.clip(1.6 * np.sin(np.pi * np.clip((hour % 1 - 0.22) / 0.56, 0, 1)), 0, 1)
-    step = day * t + np.arange(t)[:, None]
-    inside = (step >= scripts.start) & (step < scripts.stop)
-    slow = np.where(scripts.kind == "slow blur", np.clip((step - scripts.start) / (3 * t), 0, 1), 1.0)
+    steps = day * t + np.arange(t)[:, None]
+    inside = (steps >= scripts.start) & (steps < scripts.stop)
+    slow = np.where(scripts.kind == "slow blur", np.clip((steps - scripts.start) / (3 * t), 0, 1), 1.0)
     amount = np.where(inside, scripts.strength * slow, 0.0)
     by = {kind: amount * (scripts.kind == kind) for kind in (*KINDS, "concept")}
     blur = by["dirt"] + by["slow blur"]

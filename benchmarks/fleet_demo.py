@@ -361,7 +361,7 @@ def figures_of(demo: Demo, trained_s: float, total_s: float) -> dict[str, Figure
     """What the demonstration showed."""
 
     def mean(first: float, last: float, field: str = "accuracy") -> float:
-        found = [getattr(hour, field) for hour in demo.hours if first < hour.day <= last]
+        found: list[float] = [getattr(hour, field) for hour in demo.hours if first < hour.day <= last]
         return sum(found) / len(found)
 
     usual, after = mean(0, DIRTY), mean(DAYS - 1, DAYS)

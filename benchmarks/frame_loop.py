@@ -251,7 +251,7 @@ def start(bundle: Path, frames: Path, times: int) -> dict[str, Figure]:
     image = WORK / "frame.jpg"
     with np.load(frames) as loaded:
         image.write_bytes(loaded[loaded.files[0]].tobytes())
-    command = [sys.executable, SIDES / "first.py", bundle, image]
+    command = [sys.executable, str(SIDES / "first.py"), str(bundle), str(image)]
     runs = [json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL)) for _ in range(times)]
     seconds, rss = [r["seconds"] for r in runs], [r["peak_rss_mb"] for r in runs]
     return {
@@ -358,7 +358,7 @@ def pack(root: Path, model: Path, precision: str, spec: Preprocessing) -> Path:
         version="0.0.0",
         labels=("one", "other"),
         preprocessing=spec,
-        artefacts=(Artefact(name, "litert", precision, (entry(root / f"{name}.tflite"),)),),  # type: ignore[arg-type]
+        artefacts=(Artefact(name, "litert", precision, (entry(root / f"{name}.tflite"),)),),
         use={"litert": name},
     )
     write_golden(root / GOLDEN, [encoded], {name: p[None]}, manifest)

@@ -157,7 +157,7 @@ class Rig:
         """Put the device's file on a file system of its own."""
         disk = self.folder / "cam"
         disk.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk]
+        command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             raise SystemExit("a small file system cannot be mounted: a full disk needs root; choose others by --case")
         self._disk = disk

@@ -107,8 +107,9 @@ def detection(streams: Streams, per_month: float, kswin: bool) -> dict[str, Figu
             alarms[f"river {name}, {best}"] = quiet[best]
     dummy = np.zeros(streams.ours.shape, bool)
     every = int(FIXED / per_month)
-    for stream in range(dummy.shape[1]):
-        dummy[every * stream // dummy.shape[1] :: every, stream] = True
+    columns = len(dummy.T)
+    for stream in range(columns):
+        dummy[every * stream // columns :: every, stream] = True
     alarms["dummy at fixed times"] = dummy
     found = {name: delays(one[:, :drifting], streams.start, limit) for name, one in alarms.items()}
     for name, hours in found.items():
@@ -140,7 +141,7 @@ def textbook(streams: int) -> dict[str, Figure]:
     """Streams of 1,000 independent normal samples on which a textbook CUSUM alarms, and the charts of one measure."""
     rng = np.random.default_rng(0)
     high = low = np.zeros(streams)
-    state = np.zeros((streams, 1, 2, 3))
+    state: Floats = np.zeros((streams, 1, 2, 3))
     thresholds = Calibration().thresholds[:6].reshape(1, 2, 3)
     book, ours = np.zeros(streams, bool), np.zeros(streams, bool)
     for _ in range(1000):

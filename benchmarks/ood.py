@@ -41,9 +41,10 @@ from eyas_device.ood import (
 )
 from eyas_device.preprocess import Pixels, prepare
 from eyas_device.reference import Reference
-from eyas_host.bundle.ood_thresholds import draw_streams, observe
+from eyas_host.bundle.ood_thresholds import draw_streams
 from eyas_host.bundle.reference import fit_reference
 from eyas_host.evaluation.changes import CHANGES
+from eyas_host.evaluation.ood_streams import observe
 from eyas_host.support.machine import cpu_pressure
 from eyas_host.support.progress import track
 from sides.camera_streams import ImageSet, other_photographs, solar_cells, textures

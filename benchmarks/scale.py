@@ -176,7 +176,7 @@ def draw_tar(work: Path, count: int) -> Path:
                 member = tarfile.TarInfo(f"{number:07d}.{suffix}")
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
-            archive.members.clear()
+            archive.getmembers().clear()  # else it keeps a million of them
     part.replace(path)
     return path
 

@@ -7,6 +7,7 @@ with few.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from eyas_device.bundle import Confidence
 from eyas_device.decision import decide
@@ -111,7 +112,7 @@ def bound_coverage(simulations: int = 2_000, *, images: int = 400, loss: float =
     return held / simulations
 
 
-def _holds(right: Floats, targets: Ints, truth: float, seed: int, units: Ints | None = None) -> bool:
+def _holds(right: npt.NDArray[np.bool_], targets: Ints, truth: float, seed: int, units: Ints | None = None) -> bool:
     predicted = np.where(right, targets, 1 - targets)
     low, high = label_intervals(predicted, targets, 2, units=units, seed=seed)["balanced_accuracy"]
     return bool(low <= truth <= high)

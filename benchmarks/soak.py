@@ -76,7 +76,8 @@ def main() -> None:
         port = probe.getsockname()[1]
     server = _serve(port)
     agent = Agent(arguments.bundle, port)
-    samples, returns = [], []
+    samples: list[tuple[float, float, int, int]] = []
+    returns: list[float] = []
     ends = time.monotonic() + 60 * minutes
     try:
         next_kill, next_sample = time.monotonic() + _UP_S, time.monotonic() + _SAMPLE_S

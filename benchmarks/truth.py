@@ -19,8 +19,9 @@ import numpy as np
 import quiet_first  # noqa: F401 - before the heavy imports
 import simulations
 from common import Figure, finish, ratio
+from eyas_device.board.limits import usable_cores
 from eyas_host.recipe.types import LossName
-from eyas_host.support.machine import cpu_pressure, usable_cores
+from eyas_host.support.machine import cpu_pressure
 from eyas_host.support.progress import track
 from sides.evaluation_time import candidate, dataset_of, estimate, networks_like_a_run
 from sides.known_truth import (

@@ -4,7 +4,7 @@ same students.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from common import Figure
+from eyas_device.bundle import RuntimeName
 from eyas_device.predict import calibrated_probabilities
 from eyas_host.compress.quantize.calibration import Calibration
 from eyas_host.data.split import Split
@@ -25,9 +26,13 @@ from eyas_host.report.model import Report
 from eyas_host.stages.report import TEST_LOGITS
 from eyas_host.support.progress import meter, show
 from sides.comparison import FOLD_BOUND_NOTE, Logits, compared_by_disagreements, fold_bound
-from sides.peers import PEERS, Batch, open_litert, open_onnx, open_openvino
+from sides.peers import PEERS, Batch, Infer, open_litert, open_onnx, open_openvino
 
-BACKENDS = {"litert": open_litert, "openvino": open_openvino, "onnx": open_onnx}
+BACKENDS: dict[RuntimeName, Callable[..., Infer]] = {
+    "litert": open_litert,
+    "openvino": open_openvino,
+    "onnx": open_onnx,
+}
 
 
 class Fold(msgspec.Struct, frozen=True):
@@ -40,7 +45,7 @@ class Fold(msgspec.Struct, frozen=True):
 
     def answers(self, variant: str) -> Ints:
         """The labels that a variant gave."""
-        return self.logits[variant].argmax(axis=1)
+        return np.asarray(self.logits[variant].argmax(axis=1))
 
 
 def read_fold(context: RunContext) -> Fold:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from compiled import network
+from eyas_device.board.limits import usable_cores
 from eyas_device.bundle import SCHEMA, Bundle, Manifest, sha256
 from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Preprocessing
@@ -30,7 +31,6 @@ from eyas_host.quant.exact import exact_int8
 from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.quant.qat import prepare_qat
 from eyas_host.recipe.export import CompileSection
-from eyas_host.support.machine import usable_cores
 from sides.large_images import draw
 
 LABELS = ("a", "b")

@@ -5,6 +5,7 @@ Its classifier refuses a float model without metadata: a copy says that pixels g
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import flatbuffers
@@ -14,7 +15,11 @@ from mediapipe.tasks.metadata import metadata_schema_py_generated as metadata
 from mediapipe.tasks.metadata import schema_py_generated as schema
 from mediapipe.tasks.python import BaseOptions
 from mediapipe.tasks.python.vision import ImageClassifier, ImageClassifierOptions
-from turns import serve
+
+if TYPE_CHECKING:
+    from sides.turns import serve
+else:
+    from turns import serve  # a program of its own: this folder is on its path
 
 
 def with_metadata(path: Path) -> bytes:

@@ -11,11 +11,16 @@ import sys
 import threading
 import time
 import uuid
+from typing import TYPE_CHECKING
 
 import msgspec
-from telemetry_device import window
 
 from eyas_device.telemetry.messages import encode, topic
+
+if TYPE_CHECKING:
+    from sides.telemetry_device import window
+else:
+    from telemetry_device import window  # a program of its own: this folder is on its path
 
 _AHEAD = 2000
 """Messages that the broker has not acknowledged, at most."""

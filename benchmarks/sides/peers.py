@@ -16,6 +16,7 @@ from ai_edge_quantizer import quantizer, recipe
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from eyas_device.bundle import RuntimeName
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes.onnx import OnnxRuntime
 from eyas_device.runtimes.openvino import OpenVINO
@@ -85,7 +86,7 @@ def open_litert(path: Path, *, size: int, classes: int) -> Infer:
     def infer(pixels: Pixels) -> npt.NDArray[np.float32]:
         interpreter.set_tensor(given["index"], table[pixels][np.newaxis])
         interpreter.invoke()
-        logits = interpreter.get_tensor(made["index"])[0]
+        logits: npt.NDArray[np.float32] = interpreter.get_tensor(made["index"])[0]
         return (logits.astype(np.float32) - out_zero) * out_scale if out_scale else logits
 
     return infer
@@ -101,7 +102,7 @@ def open_onnx(path: Path, *, size: int, classes: int) -> Infer:
     return OnnxRuntime(path, size=size, classes=classes, threads=1).infer
 
 
-PEERS: dict[str, tuple[str, Callable[[Path, Path, Batch], list[Path]], str, Callable[..., Infer]]] = {
+PEERS: dict[str, tuple[RuntimeName, Callable[[Path, Path, Batch], list[Path]], str, Callable[..., Infer]]] = {
     "ai-edge-quantizer PTQ": ("litert", ai_edge_ptq, ".tflite", open_litert),
     "NNCF PTQ": ("openvino", nncf_ptq, ".xml", open_openvino),
     "onnxruntime static": ("onnx", onnxruntime_static, ".onnx", open_onnx),

@@ -3,12 +3,17 @@
 import json
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import paho.mqtt.client as mqtt
 from ai_edge_litert.interpreter import Interpreter
-from turns import serve
+
+if TYPE_CHECKING:
+    from sides.turns import serve
+else:
+    from turns import serve  # a program of its own: this folder is on its path
 
 
 def main() -> None:

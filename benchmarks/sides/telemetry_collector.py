@@ -14,6 +14,7 @@ import msgspec
 
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.collect import collector as collecting
+from eyas_host.fleet.collect.settings import CollectorSettings
 from eyas_host.fleet.store.database import Store
 
 LATENCY_S = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
@@ -37,13 +38,11 @@ class SlowStore(Store):
 def main() -> None:
     """Collect until SIGTERM."""
     if LATENCY_S:
-        collecting.Store = SlowStore  # type: ignore[misc]
+        setattr(collecting, "Store", SlowStore)  # noqa: B010 - a name that it imports
     collecting.collect(
         sys.argv[2],
         BrokerAccess(broker=f"127.0.0.1:{sys.argv[1]}"),
-        collecting.CollectorSettings(
-            name=sys.argv[3], report_s=0.5, batch=int(sys.argv[5]) if len(sys.argv) > 5 else 500
-        ),
+        CollectorSettings(name=sys.argv[3], report_s=0.5, batch=int(sys.argv[5]) if len(sys.argv) > 5 else 500),
         lambda report: print(msgspec.json.encode(report).decode(), flush=True),
     )
 

@@ -260,7 +260,7 @@ def _planned_epochs(task: SupervisedTask, model: nn.Module, seconds: float) -> i
     trial = copy.deepcopy(model).train()
     started = time.monotonic()
     for loss in task.steps(trial, 0, 0, timed):
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         float(loss.detach())
     training_s = (time.monotonic() - started) * steps / timed
     started = time.monotonic()

@@ -41,7 +41,7 @@ class Precision:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Accumulate the loss's gradients, scaled with fp16."""
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the gradients by the loss scale."""

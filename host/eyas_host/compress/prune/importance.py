@@ -42,7 +42,7 @@ def taylor_importance(model: PixelClassifier, groups: Sequence[ChannelGroup], lo
     batches = 0
     for loss in losses:
         model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         batches += 1
         for group, total in zip(groups, importance, strict=True):
             change = np.zeros(group.channels)
