@@ -104,6 +104,8 @@ class QualitySection(Section, frozen=True):
     """Gain of the share of predictions that are not finite."""
     latency: Annotated[float, msgspec.Meta(ge=1)] = 1.25
     """Median latency, as a multiple."""
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=100)] = 5.0
+    """Gain of the processor's mean temperature, degrees Celsius; not compared without a sensor."""
     baseline_s: Annotated[float, msgspec.Meta(gt=0)] = 21_600.0
     """Time before the wave that a device is compared with, seconds."""
     look_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0

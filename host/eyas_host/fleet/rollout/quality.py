@@ -20,7 +20,7 @@ from eyas_host.fleet.rollout.plan import QualitySection
 from eyas_host.fleet.rollout.sequential import Bools, Floats, draws, possible_draws, spent, stop
 from eyas_host.fleet.rollout.state import Cohort, Figure
 
-FIGURES = ("confidence", "ood", "errors", "latency")
+FIGURES = ("confidence", "ood", "errors", "latency", "temperature")
 MAX_DEVICES = 200
 """Devices of one arm that are compared; more would only cost time."""
 LOOK_GROWTH = 1.25
@@ -37,6 +37,10 @@ class Sums(msgspec.Struct, kw_only=True):
     ood: int = 0
     """Windows out of distribution."""
     latency_bins: dict[int, int] = {}
+    temperature: float = 0.0
+    """Sum of the processor's temperature over windows with one, degrees Celsius."""
+    measured: int = 0
+    """Windows with a temperature."""
 
     def add(self, window: Window) -> None:
         """Add a window; its counts come from the network, so the bins are bounded by its reader."""
@@ -47,6 +51,9 @@ class Sums(msgspec.Struct, kw_only=True):
         self.ood += window.merged if window.ood_reason else 0
         for number, count in window.latency_bins.items():
             self.latency_bins[number] = self.latency_bins.get(number, 0) + count
+        if window.temperature_c is not None and math.isfinite(window.temperature_c):
+            self.temperature += window.temperature_c
+            self.measured += 1
 
     def figures(self) -> dict[str, float]:
         """Each figure, larger is worse; NaN where nothing was measured."""
@@ -56,6 +63,7 @@ class Sums(msgspec.Struct, kw_only=True):
             "ood": self.ood / self.windows if self.windows else math.nan,
             "errors": self.nonfinite / self.frames if self.frames else math.nan,
             "latency": math.log(median) if median > 0 else math.nan,
+            "temperature": self.temperature / self.measured if self.measured else math.nan,
         }
 
 
@@ -155,6 +163,8 @@ def describe(figures: Sequence[Figure]) -> str:
             text = f"latency x{math.exp(difference):.2f}"
         elif figure.name == "confidence":
             text = f"confidence {-difference:+.3f}"
+        elif figure.name == "temperature":
+            text = f"temperature {difference:+.1f} C"
         else:
             text = f"{figure.name} {difference:+.2%}"
         texts.append(f"{text}{' (worse)' if figure.worse else ''}")

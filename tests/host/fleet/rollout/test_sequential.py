@@ -14,7 +14,7 @@ from eyas_host.fleet.rollout import by_hand
 from eyas_host.fleet.rollout.cohorts import due_cohorts, verdict
 from eyas_host.fleet.rollout.engine import decide
 from eyas_host.fleet.rollout.plan import ControlSection, Plan, QualitySection, Wave
-from eyas_host.fleet.rollout.quality import DeviceFigures, Sums, device_figures, look, too_few
+from eyas_host.fleet.rollout.quality import DeviceFigures, Sums, describe, device_figures, look, too_few
 from eyas_host.fleet.rollout.sequential import draws, possible_draws, spent, stop
 from eyas_host.fleet.rollout.state import Cohort, channel_of
 from tests.support.rollout_parts import NEW, OLD, SimulatedFleet, rollout
@@ -132,6 +132,43 @@ def test_what_is_tolerated_does_not_stop_and_more_does() -> None:
         }
         _, result = look(cohort, found, quality, alpha=0.05 / 3, seed="x")
         assert [figure.name for figure in result if figure.worse] == ["confidence"] * worse
+
+
+@pytest.mark.parametrize(("gain", "sensor", "worse"), [(2.0, True, False), (9.0, True, True), (9.0, False, False)])
+def test_a_version_that_makes_processors_hot_is_worse_where_they_have_a_sensor(
+    gain: float, sensor: bool, worse: bool
+) -> None:
+    """Rooms differ by far more than what the version adds: each device is compared with itself."""
+    names = [f"cam-{number}" for number in range(24)]
+    cohort = Cohort(
+        wave=0,
+        treated=tuple(names[:12]),
+        control=tuple(names[12:]),
+        groups=dict.fromkeys(names, "g"),
+        started=1000.0,
+        since=1100.0,
+    )
+    rng, found = np.random.default_rng(0), {}
+    for name, room in zip(names, rng.uniform(20, 70, 24), strict=True):
+        windows = [
+            window(
+                name,
+                900.0 + 10 * number,
+                NEW if number >= 20 else OLD,
+                temperature_c=room + rng.normal(0, 1) + gain * (number >= 20 and name in cohort.treated)
+                if sensor
+                else None,
+            )
+            for number in range(40)
+        ]
+        found[name] = device_figures(windows, cohort, 500.0, NEW if name in cohort.treated else "")
+    _, result = look(cohort, found, QualitySection(), alpha=0.05 / 3, seed="x")
+    assert [figure.name for figure in result if figure.worse] == ["temperature"] * worse
+    assert ("temperature" in describe(result)) is sensor
+    if sensor:
+        (shown,) = (figure for figure in result if figure.name == "temperature")
+        assert shown.treated is not None and shown.control is not None
+        assert shown.treated - shown.control == pytest.approx(gain, abs=1.0)
 
 
 def with_control(devices: int, **quality: object) -> tuple[Plan, SimulatedFleet]:
