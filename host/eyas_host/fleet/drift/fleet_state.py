@@ -15,7 +15,7 @@ import numpy.typing as npt
 from eyas_host.fleet.drift.calibration import CHANNELS, CHARTS, LAGS, Calibration
 from eyas_host.fleet.drift.detectors import ALLOWANCES, EXPONENTS, HORIZON, cusum, direction_cusum, e_value, evidence
 from eyas_host.fleet.drift.measures import DIRECTIONS, MEASURES, SCALARS, SUMS, Floats, measure
-from eyas_host.fleet.drift.profile import STEPS_OF_DAY, Ints, Profiles, slot_of
+from eyas_host.fleet.drift.profile import STEPS_OF_DAY, STEPS_OF_HOUR, Ints, Profiles, slot_of
 
 PROFILE_DAYS, CALIBRATION_DAYS = 4, 3
 """Days of a device's profile, and days after it from which fleet and device learn what chance does."""
@@ -59,12 +59,31 @@ _FIELDS: dict[str, tuple[int, ...]] = {
     "evidence": (),
     "slot": (),
     "slot_profile": (3, MEASURES),
+    "hour": (),
+    "hour_sum": (MEASURES,),
+    "hour_count": (MEASURES,),
+    "hour_chart": (SCALARS + 1,),
 }
 """Field -> shape of a device's state. Steps are numbers of `STEP_S` seconds since 1970, -1 if there is none."""
 _OFFSETS = dict(
     zip(_FIELDS, np.concatenate([[0], np.cumsum([math.prod(s) for s in _FIELDS.values()])]).tolist(), strict=False)
 )
 WIDTH = sum(math.prod(shape) for shape in _FIELDS.values())
+WIDTH_WITHOUT_HOURS = _OFFSETS["hour"]
+"""Width of states that were stored before hours were kept."""
+
+
+class Hour(msgspec.Struct, frozen=True):
+    """What a device showed in an hour."""
+
+    device: str
+    hour: int
+    """Hours since 1970."""
+    digest: str
+    values: Floats
+    """Means of the measures of its steps, [MEASURES]; NaN where there is none."""
+    charts: Floats
+    """Highest charts as multiples of their thresholds, [SCALARS + 1]: of each measure, and of all directions."""
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +107,8 @@ class Model:
         self.profiles = Profiles.empty(0)
         self.stored_profiles: set[int] = set()
         """Rows whose profile changed since it was stored."""
+        self.hours: list[Hour] = []
+        """Hours that ended since they were stored."""
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -113,7 +134,7 @@ class Model:
     def forget(self, rows: Ints) -> None:
         """Let devices learn again: their present images and predictions become what is usual."""
         fresh = np.zeros((len(rows), WIDTH), np.float32)
-        for name in ("first_step", "last_step", "z_far_step", "leading", "slot"):
+        for name in ("first_step", "last_step", "z_far_step", "leading", "slot", "hour"):
             self.view(name, fresh)[:] = -1
         for name in ("z", "z_far"):
             self.view(name, fresh)[:] = np.nan
@@ -167,6 +188,7 @@ class Model:
         learning = self.view("alarm", own) == 0
         if learning.any():
             self._learn(own, rows, steps, values, learning)
+        self._keep_hour(own, rows, steps, values)
         self.rows[rows] = own
         after = self.view("alarm", own)
         return rows[after > before].tolist(), rows[after < before].tolist()
@@ -181,8 +203,42 @@ class Model:
         slot[learning] = hours[learning]
         self.view("slot_profile", own)[learning] = self.profiles.hour(rows[learning], hours[learning])
 
+    def _keep_hour(self, own: npt.NDArray[np.float32], rows: Ints, steps: Ints, values: Floats) -> None:
+        """Add up the present hour for the plots; one that ended goes to `hours`."""
+        hour, hours = self.view("hour", own), steps // STEPS_OF_HOUR
+        names = ("hour_sum", "hour_count", "hour_chart")
+        ended = np.flatnonzero((hour >= 0) & (hour != hours))
+        self.hours += self._hours_of(own[ended], rows[ended])
+        fresh = hour != hours
+        hour[:] = hours
+        total, count, chart = (self.view(name, own) for name in names)
+        for array in (total, count, chart):
+            array[fresh] = 0
+        total += np.nan_to_num(values)
+        count += np.isfinite(values)
+        chart[:] = np.maximum(chart, _by_measure(self.ratios(own)))
+
+    def present_hours(self, rows: Ints) -> list[Hour]:
+        """The hours of some devices that have not ended."""
+        begun = rows[self.view("hour")[rows] >= 0]
+        return self._hours_of(self.rows[begun], begun)
+
+    def _hours_of(self, own: npt.NDArray[np.float32], rows: Ints) -> list[Hour]:
+        hour, total, count, chart = (
+            self.view(name, own) for name in ("hour", "hour_sum", "hour_count", "hour_chart")
+        )
+        means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return [
+            Hour(self.devices[row], int(hour[n]), self.digest, means[n].copy(), chart[n].copy())
+            for n, row in enumerate(rows)
+        ]
+
     def restore(self, row: int, state: npt.NDArray[np.float32], profile: bytes) -> None:
-        """Restore the state of a device as it was stored."""
+        """Restore the state of a device as it was stored; one of another version is left out."""
+        if state.size == WIDTH_WITHOUT_HOURS:
+            state = np.concatenate([state, self.rows[row, WIDTH_WITHOUT_HOURS:]])
+        if state.size != WIDTH:
+            return
         self.rows[row] = state
         self.profiles.unpack(row, profile)
         slot = int(self.view("slot")[row])
@@ -316,3 +372,9 @@ class Model:
             self.calibration.add_days(maxima[stable], total[stable] / count[stable][:, None])
         for array in (count, total, maxima):
             array[ended] = 0
+
+
+def _by_measure(ratios: Floats) -> Floats:
+    """The highest chart of each measure, and that of the directions: [n, CHARTS] -> [n, SCALARS + 1]."""
+    of_scalars = ratios[:, :-1].reshape(len(ratios), SCALARS, -1).max(axis=2)
+    return np.concatenate([of_scalars, ratios[:, -1:]], axis=1)

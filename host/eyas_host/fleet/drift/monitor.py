@@ -18,7 +18,7 @@ from eyas_host.fleet.drift import explain
 from eyas_host.fleet.drift.alarms import Alarm
 from eyas_host.fleet.drift.calibration import Calibration
 from eyas_host.fleet.drift.estimate import ModelReference
-from eyas_host.fleet.drift.fleet_state import WIDTH, Model, Tuning
+from eyas_host.fleet.drift.fleet_state import Model, Tuning
 from eyas_host.fleet.drift.measures import MAX_LABELS, STEP_S, Floats, SmallWindow, most_frequent
 from eyas_host.fleet.drift.reader import Counts, Row, Steps, decode, digest_of, newest, read_rows, step_of, sums
 from eyas_host.fleet.drift.records import DriftRecords, Position, StoredDevice, StoredModel, Update, packed, unpacked
@@ -147,8 +147,7 @@ class Monitor:
             for row, device in enumerate(those):
                 self.sites[device.device], self.digests[device.device] = device.site, digest
                 state = np.frombuffer(device.state, _STATE)
-                if state.size == WIDTH:
-                    model.restore(row, state, device.profile or b"")
+                model.restore(row, state, device.profile or b"")
             model.stored_profiles.clear()
         self.alarms = {alarm.device: alarm for alarm in alarms}
 
@@ -309,6 +308,7 @@ class Monitor:
                 models=models,
                 devices=devices,
                 alarms=list(alarms.values()),
+                hours=[hour for model in self.models.values() for hour in model.hours],
             )
         )
         if after is None:
@@ -316,4 +316,6 @@ class Monitor:
         self._position = after
         for digest in digests:
             self.models[digest].stored_profiles.clear()
+        for model in self.models.values():
+            model.hours.clear()
         return True

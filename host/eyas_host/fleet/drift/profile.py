@@ -12,9 +12,9 @@ import numpy.typing as npt
 from eyas_host.fleet.drift.measures import MEASURES, SCALES, STEP_S, Floats
 
 SLOTS = 24
-_STEPS_OF_SLOT = 86_400 // STEP_S // SLOTS
+STEPS_OF_HOUR = 86_400 // STEP_S // SLOTS
 STEPS_OF_DAY = 86_400 // STEP_S
-_MEMORY = 28 * _STEPS_OF_SLOT
+_MEMORY = 28 * STEPS_OF_HOUR
 _MIN_STEPS = 6
 """Steps of an hour below which its profile is not used."""
 _POOLED = 12.0
@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 def slot_of(steps: Ints) -> Ints:
     """The hour of the day of steps, 0..23."""
-    return np.asarray((steps % STEPS_OF_DAY) // _STEPS_OF_SLOT)
+    return np.asarray((steps % STEPS_OF_DAY) // STEPS_OF_HOUR)
 
 
 class Profiles:
@@ -68,9 +68,17 @@ class Profiles:
     def deviations(self, rows: Ints, steps: Ints, values: Floats) -> Floats:
         """How far measures [n, MEASURES] of devices are from their profiles at these steps, in standard deviations.
 
-        Mean and spread are interpolated between the middles of neighbouring hours. NaN where an hour is not known.
+        NaN where an hour is not known.
         """
-        position = (steps % STEPS_OF_DAY + 0.5) / _STEPS_OF_SLOT - 0.5
+        expected, spread = self.expected(rows, steps)
+        return np.asarray((values - expected) / spread, dtype=np.float64)
+
+    def expected(self, rows: Ints, steps: Ints) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of the measures of devices at these steps, both [n, MEASURES].
+
+        They are interpolated between the middles of neighbouring hours. NaN where an hour is not known.
+        """
+        position = (steps % STEPS_OF_DAY + 0.5) / STEPS_OF_HOUR - 0.5
         first = np.floor(position).astype(np.int64)
         share = (position - first)[:, None]
         a, b = first % SLOTS, (first + 1) % SLOTS
@@ -86,7 +94,7 @@ class Profiles:
         mean_a, mean_b = (np.where(np.isnan(own), other, own) for own, other in (means, means[::-1]))
         expected = (1 - share) * mean_a + share * mean_b
         spread = np.sqrt((1 - share) * spreads[0] + share * spreads[1])
-        return np.asarray((values - expected) / np.maximum(spread, SCALES), dtype=np.float64)
+        return np.asarray(expected), np.asarray(np.maximum(spread, SCALES))
 
     def learn(self, rows: Ints, steps: Ints, values: Floats) -> None:
         """Add steps, one for each of these devices: Welford's update, and exponential forgetting after four weeks."""
@@ -94,7 +102,7 @@ class Profiles:
         n, mean, var = self.count[rows, slot], self.mean[rows, slot], self.var[rows, slot]
         seen = np.isfinite(values)
         difference = np.where(seen, values - mean, 0.0)
-        bound = np.where(n > 2 * _STEPS_OF_SLOT, _MAX_DEVIATION * np.maximum(np.sqrt(var), SCALES), np.inf)
+        bound = np.where(n > 2 * STEPS_OF_HOUR, _MAX_DEVIATION * np.maximum(np.sqrt(var), SCALES), np.inf)
         difference = np.clip(difference, -bound, bound)
         after = np.minimum(n + 1, _MEMORY)
         self.count[rows, slot] = np.where(seen, after, n)

@@ -17,12 +17,16 @@ import numpy as np
 from sqlalchemy import delete, select, update
 
 from eyas_host.fleet.drift.alarms import Alarm
-from eyas_host.fleet.drift.measures import Floats
+from eyas_host.fleet.drift.fleet_state import Hour
+from eyas_host.fleet.drift.measures import MEASURES, SCALARS, Floats
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.engine import insert_into
-from eyas_host.fleet.store.tables import drift_alarms, drift_devices, drift_models, drift_monitor
+from eyas_host.fleet.store.tables import drift_alarms, drift_devices, drift_hours, drift_models, drift_monitor
 
 _NAME = "windows"
+_HOUR = np.dtype("<f4")
+_DEVICES = 500
+"""Devices in one query."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -69,6 +73,8 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     alarms: Sequence[Alarm] = ()
     gone: Sequence[str] = ()
     """Devices to forget."""
+    hours: Sequence[Hour] = ()
+    """Hours that ended."""
 
 
 class DriftRecords:
@@ -137,6 +143,8 @@ class DriftRecords:
             _upsert(connection, drift_devices, "device", whole, fields[1:])
             _upsert(connection, drift_devices, "device", partly, fields[1:-1])
             _upsert(connection, drift_alarms, "id", [_alarm_row(one) for one in written.alarms], ("state", "payload"))
+            hours = [_hour_row(one) for one in written.hours]
+            _upsert(connection, drift_hours, ("device", "hour"), hours, ("digest", "payload"))
             if written.gone:
                 connection.execute(delete(drift_devices).where(drift_devices.c.device.in_(sorted(written.gone))))
         return after
@@ -154,6 +162,20 @@ class DriftRecords:
             _upsert(connection, drift_models, "digest", [row], ("reference",))
             connection.execute(update(drift_monitor).values(token=str(uuid.uuid4())))
 
+    def hours(self, devices: Sequence[str], since: int, until: int) -> list[Hour]:
+        """What some devices showed from one hour since 1970 to another one, the earliest first."""
+        c = drift_hours.c
+        query = select(c.device, c.hour, c.digest, c.payload).where(c.hour >= since, c.hour <= until)
+        found = []
+        with self._store.reading() as connection:
+            for first in range(0, len(devices), _DEVICES):
+                some = query.where(c.device.in_(devices[first : first + _DEVICES]))
+                for device, hour, digest, payload in connection.execute(some):
+                    values = np.frombuffer(payload, _HOUR).astype(np.float64)
+                    if values.size == MEASURES + SCALARS + 1:
+                        found.append(Hour(device, int(hour), digest, values[:MEASURES], values[MEASURES:]))
+        return sorted(found, key=lambda one: (one.hour, one.device))
+
     def alarms(self, *, closed_since: float | None = None) -> list[Alarm]:
         """Open alarms, and with `closed_since` those that closed after it; the newest first."""
         c = drift_alarms.c
@@ -165,18 +187,26 @@ class DriftRecords:
         return [one for one in found if one.open or closed_since is None or one.closed >= closed_since]
 
 
-def _upsert(connection: Any, table: Any, key: str, rows: list[dict[str, Any]], changing: Iterable[str]) -> None:
+def _upsert(
+    connection: Any, table: Any, key: str | Sequence[str], rows: list[dict[str, Any]], changing: Iterable[str]
+) -> None:
     if not rows:
         return
     insert = insert_into(connection.engine, table)
     values = {name: getattr(insert.excluded, name) for name in changing}
-    rows.sort(key=lambda row: str(row[key]))
-    connection.execute(insert.on_conflict_do_update(index_elements=[key], set_=values), rows)
+    keys = [key] if isinstance(key, str) else list(key)
+    rows.sort(key=lambda row: [str(row[name]) for name in keys])
+    connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=values), rows)
 
 
 def _alarm_row(alarm: Alarm) -> dict[str, Any]:
     payload = msgspec.json.encode(alarm).decode()
     return {"id": alarm.id, "device": alarm.device, "state": alarm.state, "opened": alarm.opened, "payload": payload}
+
+
+def _hour_row(one: Hour) -> dict[str, Any]:
+    payload = np.concatenate([one.values, one.charts]).astype(_HOUR).tobytes()
+    return {"device": one.device, "hour": one.hour, "digest": one.digest, "payload": payload}
 
 
 def packed(arrays: Mapping[str, Floats]) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from msgspec.structs import replace
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.telemetry.messages import Window, encode, merge
@@ -19,7 +19,7 @@ from eyas_host.fleet.store.clocks import forget_starts, rewrite_corrected
 from eyas_host.fleet.store.database import Store
 from eyas_host.fleet.store.faults import StoreError, first_line
 from eyas_host.fleet.store.ranges import union
-from eyas_host.fleet.store.tables import expired, hourly_windows, messages, quarantine
+from eyas_host.fleet.store.tables import drift_hours, expired, hourly_windows, messages, quarantine
 
 _DAY_S = 86400.0
 _CHUNK = 2000
@@ -33,7 +33,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """Retention periods, in days from arrival."""
 
     windows_days: float = 30.0
-    """Older windows are merged by hour; merged windows stay."""
+    """Older windows are merged by hour; merged windows stay. What plots of drift show is deleted."""
     events_days: float = 365.0
     """Events, profiles, results, statuses, and windows of a newer schema, are kept for this many days."""
     quarantine_days: float = 30.0
@@ -75,6 +75,7 @@ def expire(store: Store, retention: Retention | None = None, *, now: float | Non
         deleted = _expire_all(store, ~is_window, now - retention.events_days * _DAY_S)
         with store.begin(exclusive=True) as connection:
             forget_starts(connection, now - max(retention.windows_days, retention.events_days) * _DAY_S)
+        _expire_hours(store, now - retention.windows_days * _DAY_S)
         quarantined = _expire_quarantine(store, now - retention.quarantine_days * _DAY_S, retention.quarantine_max)
     except SQLAlchemyError as error:
         raise StoreError(f"the store cannot be written: {first_line(error)}; run it again later") from None
@@ -89,6 +90,17 @@ def _expire_all(store: Store, which: Any, before: float) -> int:
         total += number
         if number < _CHUNK:
             return total
+
+
+def _expire_hours(store: Store, before: float) -> None:
+    """Delete what plots of drift show, an hour at a time."""
+    c = drift_hours.c
+    while True:
+        with store.begin(exclusive=True) as connection:
+            oldest = connection.execute(select(func.min(c.hour))).scalar_one()
+            if oldest is None or oldest >= before // 3600:
+                return
+            connection.execute(delete(drift_hours).where(c.hour == oldest))
 
 
 def _expire_chunk(connection: Connection, which: Any, before: float) -> int:

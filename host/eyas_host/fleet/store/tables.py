@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Double, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
-VERSION = 6
+VERSION = 7
 """Version of the tables; an older store is brought to it when it is opened, a newer one is refused."""
 
 metadata = MetaData()
@@ -169,6 +169,16 @@ drift_alarms = Table(
     Index("drift_alarms_by_state", "state", "opened"),
 )
 """Alarms as JSON, open and closed ones."""
+drift_hours = Table(
+    "drift_hours",
+    metadata,
+    Column("device", String(64), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Index("drift_hours_by_time", "hour"),
+)
+"""What each device showed in each hour since 1970: means of its measures, and its highest charts, for plots."""
 
 sample_labels = Table(
     "sample_labels",
@@ -201,5 +211,6 @@ MIGRATIONS: dict[int, tuple[tuple[str, str, str], ...]] = {
     3: (),
     4: (),
     5: (),
+    6: (),
 }
 """Version -> table, column and type that the next version added; tables that it added are created where missing."""
