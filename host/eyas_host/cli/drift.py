@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,19 +64,35 @@ def drift(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 if an alarm is confirmed, e.g. for cron.")
     ] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page",
+            metavar="FILE",
+            help="Also write all that as a page (HTML): the fleet at a glance, and a plot for each alarm.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Also draw the one device that is given (SVG)."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each device.")] = False,
 ) -> None:
     """Show which devices drift, since when, how sure that is, why, and what to do."""
     from eyas_host.fleet.drift.bundles import remember
+    from eyas_host.fleet.drift.errors import DriftError
     from eyas_host.fleet.drift.fleet_state import Tuning
     from eyas_host.fleet.drift.labelled import accuracies, read_labels
     from eyas_host.fleet.drift.labelled import describe as describe_accuracy
     from eyas_host.fleet.drift.monitor import Monitor
+    from eyas_host.fleet.drift.page import write_page, write_plot
     from eyas_host.fleet.drift.report import devices
     from eyas_host.fleet.samples.records import samples
     from eyas_host.fleet.samples.rules import labels_of
     from eyas_host.fleet.store.database import Store
 
+    if plot is not None and len(device or ()) != 1:
+        raise DriftError("--plot: one device is needed: eyas drift DEVICE --plot FILE")
     tuning = Tuning(profile_days=profile_days, calibration_days=calibration_days)
     with Store(store, create=False) as opened:
         for folder in bundle or ():
@@ -89,6 +106,10 @@ def drift(
         rows = devices(monitor, site=site, names=device or (), min_confidence=min_confidence)
         measured = accuracies(opened, read_labels(labels)) if labels else []
         measured += accuracies(opened, labels_of(samples(opened))) if labelled else []
+        if page is not None:
+            write_page(opened, monitor, page, time.time(), site=site)
+        if plot is not None and device:
+            write_plot(opened, monitor, device[0], plot, time.time())
     if json:
         for found in measured:
             print(to_json(msgspec.to_builtins(found), sys.stdout))

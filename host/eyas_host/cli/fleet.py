@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -149,6 +150,24 @@ def collect(
     webhook: Annotated[
         str, typer.Option(metavar="URL", help="Post alarms of drift to this web server, as JSON.", show_default=False)
     ] = "",
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            "--page",
+            metavar="FILE",
+            help="Write the page of drift (HTML) whenever alarms change, and once an hour.",
+            show_default=False,
+        ),
+    ] = None,
+    page_url: Annotated[
+        str,
+        typer.Option(
+            "--page-url",
+            metavar="URL",
+            help="Where a web server shows that page: alarms carry the address of their section.",
+            show_default=False,
+        ),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print each report as one line of JSON.")] = False,
 ) -> None:
     """Store what devices send and acknowledge what is stored, until SIGTERM or Ctrl-C."""
@@ -163,6 +182,8 @@ def collect(
         receive_maximum=receive_maximum,
         drift_s=drift,
         webhook=webhook,
+        page="" if page is None else str(page),
+        page_url=page_url,
     )
     check_names(settings.group, settings.name)
     access = broker_access(

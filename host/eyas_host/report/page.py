@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import cv2
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from eyas_device.errors import ImageError
 from eyas_device.preprocess import Pixels, Preprocessing
@@ -25,10 +25,16 @@ _JPEG_QUALITY = 82
 
 
 @functools.cache
-def environment() -> Environment:
-    """Jinja environment of the pages, with this module's number formats as filters."""
+def environment(package: str = "") -> Environment:
+    """Jinja environment of the pages, with this module's number formats as filters.
+
+    Args:
+        package: Another package with templates, which may include those of this one.
+
+    """
+    own = PackageLoader("eyas_host.report", "")
     pages = Environment(
-        loader=PackageLoader("eyas_host.report", ""),
+        loader=ChoiceLoader([PackageLoader(package, ""), own]) if package else own,
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

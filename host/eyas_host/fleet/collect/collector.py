@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from paho.mqtt.client import Client
@@ -457,10 +458,11 @@ def collect(
     settings = settings or CollectorSettings()
     check_names(settings.group, settings.name)
     where = redact(store_url)
-    notifier = Notifier(access, settings.webhook)
+    notifier = Notifier(access, settings.webhook, settings.page_url)
+    page = Path(settings.page) if settings.page else None
     with (
         Store(store_url) as store,
-        DriftService(store_url, settings.drift_s, notifier, on_start) if settings.drift_s else nullcontext(),
+        DriftService(store_url, settings.drift_s, notifier, on_start, page=page) if settings.drift_s else nullcontext(),
         Collector(store, access, settings, on_report) as collector,
     ):
         before = {kind: signal.signal(kind, lambda *_: collector.stop()) for kind in (signal.SIGTERM, signal.SIGINT)}

@@ -49,3 +49,7 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Interval of the looks for drift, seconds; 0: none."""
     webhook: str = ""
     """Address that alarms are posted to; empty: none."""
+    page: str = ""
+    """File that the page of drift is written to; empty: none."""
+    page_url: str = ""
+    """Address at which a web server shows that page; alarms carry it. Empty: none."""

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
+from eyas_device.support.logs import clean
+
 State = Literal["suspected", "confirmed", "closed"]
 STATES: tuple[str, ...] = get_args(State)
 
@@ -70,8 +72,15 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     """Likely cause, for people."""
     advice: str = ""
     """What to do, for people."""
+    page: str = ""
+    """Address of its section on the page of drift, in messages; empty if no address is known."""
 
     @property
     def open(self) -> bool:
         """Whether it is not closed."""
         return self.state != "closed"
+
+
+def anchor_of(alarm: Alarm) -> str:
+    """The id of an alarm's section on the page of drift."""
+    return f"alarm-{clean(alarm.id, 64)}"

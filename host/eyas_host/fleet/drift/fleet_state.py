@@ -224,9 +224,7 @@ class Model:
         return self._hours_of(self.rows[begun], begun)
 
     def _hours_of(self, own: npt.NDArray[np.float32], rows: Ints) -> list[Hour]:
-        hour, total, count, chart = (
-            self.view(name, own) for name in ("hour", "hour_sum", "hour_count", "hour_chart")
-        )
+        hour, total, count, chart = (self.view(name, own) for name in ("hour", "hour_sum", "hour_count", "hour_chart"))
         means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
         return [
             Hour(self.devices[row], int(hour[n]), self.digest, means[n].copy(), chart[n].copy())

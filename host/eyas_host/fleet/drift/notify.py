@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -20,7 +20,7 @@ from eyas_device.support.redact import redact
 from eyas_device.telemetry.messages import topic
 from eyas_host.fleet.broker.client import BrokerAccess
 from eyas_host.fleet.broker.publish import publish_retained
-from eyas_host.fleet.drift.alarms import Alarm
+from eyas_host.fleet.drift.alarms import Alarm, anchor_of
 from eyas_host.fleet.drift.errors import DriftError
 
 KIND = "drift"
@@ -35,22 +35,24 @@ class Notifier:
     Args:
         access: The broker; None: no MQTT messages.
         webhook: Address that alarms are posted to; empty: none.
+        page_url: Address of the page of drift; messages carry that of the alarm's section on it. Empty: none.
 
     Raises:
-        DriftError: The address is not one of a web server.
+        DriftError: An address is not one of a web server.
 
     """
 
-    def __init__(self, access: BrokerAccess | None = None, webhook: str = "") -> None:
-        if webhook and (urlsplit(webhook).scheme not in ("http", "https") or not urlsplit(webhook).hostname):
-            raise DriftError(f"--webhook {redact(webhook)}: http://HOST/PATH or https://HOST/PATH is needed")
-        self._access, self._webhook = access, webhook
+    def __init__(self, access: BrokerAccess | None = None, webhook: str = "", page_url: str = "") -> None:
+        for option, address in (("--webhook", webhook), ("--page-url", page_url)):
+            if address and not _is_web_address(address):
+                raise DriftError(f"{option} {redact(address)}: http://HOST/PATH or https://HOST/PATH is needed")
+        self._access, self._webhook, self._page_url = access, webhook, page_url.partition("#")[0]
         self._for_broker: dict[str, Alarm] = {}
         self._for_webhook: dict[str, Alarm] = {}
 
     def deliver(self, alarms: Iterable[Alarm] = ()) -> list[str]:
         """Deliver alarms and what waits from before; return what could not be, for people."""
-        for alarm in alarms:
+        for alarm in map(self._with_page, alarms):
             if self._access is not None:
                 self._for_broker[alarm.device] = alarm
             if self._webhook:
@@ -59,6 +61,11 @@ class Notifier:
             while len(waiting) > _MAX_WAITING:
                 del waiting[next(iter(waiting))]
         return [*self._publish(), *self._post()]
+
+    def _with_page(self, alarm: Alarm) -> Alarm:
+        if not self._page_url:
+            return alarm
+        return msgspec.structs.replace(alarm, page=f"{self._page_url}#{quote(anchor_of(alarm))}")
 
     def _publish(self) -> list[str]:
         if self._access is None or not self._for_broker:
@@ -80,6 +87,14 @@ class Notifier:
                 return [f"drift: {len(self._for_webhook)} alarms wait for {redact(self._webhook)}: {why}"]
             del self._for_webhook[id_]
         return []
+
+
+def _is_web_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # e.g. brackets without an IPv6 address
+        return False
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -54,12 +54,17 @@ def devices(
     monitor: Monitor, *, site: str = "", names: Sequence[str] = (), min_confidence: float = 0.0
 ) -> list[DeviceDrift]:
     """All devices that are followed, those with an alarm first; mean confidences below `min_confidence` are named."""
-    found = [one for model in monitor.models.values() for one in _of_model(monitor, model, min_confidence)]
-    chosen = [one for one in found if (not site or one.site == site) and (not names or one.device in names)]
-    return sorted(chosen, key=lambda one: (_ORDER.index(one.state), -one.ratio, one.device))
+
+    def wanted(device: str) -> bool:
+        return (not site or monitor.sites.get(device) == site) and (not names or device in names)
+
+    found = [one for model in monitor.models.values() for one in _of_model(monitor, model, min_confidence, wanted)]
+    return sorted(found, key=lambda one: (_ORDER.index(one.state), -one.ratio, one.device))
 
 
-def _of_model(monitor: Monitor, model: Model, min_confidence: float) -> Iterable[DeviceDrift]:
+def _of_model(
+    monitor: Monitor, model: Model, min_confidence: float, wanted: Callable[[str], bool]
+) -> Iterable[DeviceDrift]:
     if not len(model):
         return
     recent = model.view("recent").astype(np.float64)
@@ -70,7 +75,7 @@ def _of_model(monitor: Monitor, model: Model, min_confidence: float) -> Iterable
     first, last, evidence = (model.view(name) for name in ("first_step", "last_step", "evidence"))
     needed = (monitor.tuning.profile_days + monitor.tuning.calibration_days) * STEPS_OF_DAY
     for row, device in enumerate(model.devices):
-        if monitor.digests.get(device) != model.digest:
+        if monitor.digests.get(device) != model.digest or not wanted(device):
             continue
         alarm = monitor.alarms.get(device)
         watched = stages[row] == 2
@@ -92,6 +97,17 @@ def _of_model(monitor: Monitor, model: Model, min_confidence: float) -> Iterable
             rules=findings(recent[row], usual[row], model.labels, reference, estimated, min_confidence=min_confidence),
             alarm=alarm,
         )
+
+
+def states(monitor: Monitor) -> dict[str, str]:
+    """The state of every device that is followed, as in `DeviceDrift.state`."""
+    found = {}
+    for model in monitor.models.values():
+        for device, stage in zip(model.devices, model.stage(monitor.tuning).tolist(), strict=True):
+            if monitor.digests.get(device) == model.digest:
+                alarm = monitor.alarms.get(device)
+                found[device] = alarm.state if alarm else "stable" if stage == 2 else "learning"
+    return found
 
 
 def table(rows: Sequence[DeviceDrift]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

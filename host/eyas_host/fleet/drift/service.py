@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from eyas_device.errors import EyasError
 from eyas_device.support.closing import Closing
 from eyas_host.fleet.drift.alarms import Alarm
+from eyas_host.fleet.drift.errors import DriftError
 from eyas_host.fleet.drift.fleet_state import Tuning
-from eyas_host.fleet.drift.monitor import Monitor
+from eyas_host.fleet.drift.monitor import Monitor, Turn
 from eyas_host.fleet.drift.notify import Notifier
 from eyas_host.fleet.drift.report import describe
 from eyas_host.fleet.store.database import Store
@@ -19,6 +22,8 @@ from eyas_host.fleet.store.faults import first_line
 
 _END_S = 5.0
 """How long a collector that ends waits for a turn, seconds."""
+_PAGE_S = 3600.0
+"""Age at which the page is written again although no alarm changed, seconds."""
 
 
 class DriftService(Closing):
@@ -30,6 +35,7 @@ class DriftService(Closing):
         notifier: Where alarms are reported.
         say: Called with lines for people, in the service's thread.
         tuning: How long devices learn.
+        page: File that the page of drift is written to; None: none.
 
     """
 
@@ -40,8 +46,11 @@ class DriftService(Closing):
         notifier: Notifier,
         say: Callable[[str], None],
         tuning: Tuning | None = None,
+        page: Path | None = None,
     ) -> None:
-        self._tuning = tuning
+        self._tuning, self._page = tuning, page
+        self._page_due = 0.0
+        """When the page is written again although no alarm changed, of a clock that only runs."""
         self._url, self._every_s, self._notifier, self._say = store_url, every_s, notifier, say
         self._stopped = threading.Event()
         self._problems: list[str] = []
@@ -57,20 +66,41 @@ class DriftService(Closing):
         while not self._stopped.is_set():
             try:
                 with Store(self._url, create=False) as store:
-                    self._watch(Monitor(store, self._tuning))
+                    self._watch(store, Monitor(store, self._tuning))
             except (SQLAlchemyError, EyasError, OSError) as error:
                 text = first_line(error) if isinstance(error, SQLAlchemyError) else str(error)
                 self._complain([f"drift: {text}; trying again"])
                 self._stopped.wait(self._every_s)
 
-    def _watch(self, monitor: Monitor) -> None:
+    def _watch(self, store: Store, monitor: Monitor) -> None:
         while not self._stopped.is_set():
             turn = monitor.turn()
             for alarm in turn.changed:
                 self._say(line(alarm))
-            self._complain(self._notifier.deliver(turn.changed))
+            problems = self._write_page(store, monitor, turn)
+            self._complain([*problems, *self._notifier.deliver(turn.changed)])
             if not turn.more:
                 self._stopped.wait(self._every_s)
+
+    def _write_page(self, store: Store, monitor: Monitor, turn: Turn) -> list[str]:
+        """Write the page if alarms changed or it is an hour old; return what went wrong.
+
+        The next turn tries again then. Messages of the alarms follow: what they link to is there.
+        """
+        if turn.changed:
+            self._page_due = 0.0
+        elif turn.more:
+            return []
+        if self._page is None or time.monotonic() < self._page_due:
+            return []
+        from eyas_host.fleet.drift.page import write_page
+
+        try:
+            write_page(store, monitor, self._page, turn.time)
+        except DriftError as error:
+            return [f"drift: the page waits: {error}"]
+        self._page_due = time.monotonic() + _PAGE_S
+        return []
 
     def _complain(self, problems: list[str]) -> None:
         """Say problems once, until they change."""

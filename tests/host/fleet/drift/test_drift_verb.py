@@ -14,6 +14,7 @@ import pytest
 from paho.mqtt.client import CallbackAPIVersion, Client
 
 from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.fleet.drift import service
 from eyas_host.fleet.drift.alarms import Alarm
 from eyas_host.fleet.drift.errors import DriftError
 from eyas_host.fleet.drift.notify import Notifier
@@ -77,9 +78,11 @@ def test_mistakes_of_a_user_are_one_line(tmp_path: Path) -> None:
     with Store(url):
         pass
     assert "no devices; they appear when" in eyas(tmp_path, "drift", "--store", url).out
-    for address in ("cam", "ftp://host/x", "http://", "https:///path"):
+    for address in ("cam", "ftp://host/x", "http://", "https:///path", "http://[1"):
         with pytest.raises(DriftError, match="--webhook"):
             Notifier(webhook=address)
+        with pytest.raises(DriftError, match="--page-url"):
+            Notifier(page_url=address)
 
 
 def test_an_unknown_device_or_site_names_those_that_there_are(tmp_path: Path, fleet: str) -> None:
@@ -97,9 +100,12 @@ def test_the_service_tells_log_broker_and_web_server(
     retained: queue.Queue[tuple[str, bytes]] = queue.Queue()
     broker = Broker(tmp_path).start()
     try:
-        notifier = Notifier(BrokerAccess(broker=f"127.0.0.1:{broker.port}"), f"{posts[0]}/ok")
-        with DriftService(copy_of(raw_fleet, tmp_path), 0.2, notifier, said.append, TUNING):
+        shown = "https://eyas.example/drift.html"
+        notifier = Notifier(BrokerAccess(broker=f"127.0.0.1:{broker.port}"), f"{posts[0]}/ok", shown)
+        page = tmp_path / "www" / "drift.html"
+        with DriftService(copy_of(raw_fleet, tmp_path), 0.2, notifier, said.append, TUNING, page):
             body = msgspec.json.decode(posts[1].get(timeout=60), type=Alarm)
+            written = page.read_text(encoding="utf-8")
             wait_until(lambda: said, 30, "a line of the log")
         client = Client(CallbackAPIVersion.VERSION2)
         client.on_message = lambda c, u, m: retained.put((m.topic, m.payload))
@@ -114,6 +120,8 @@ def test_the_service_tells_log_broker_and_web_server(
     assert (body.device, body.site) == ("cam-7", "north")
     assert topic == "eyas/north/cam-7/drift"
     assert msgspec.json.decode(payload, type=Alarm).device == "cam-7"
+    assert body.page == msgspec.json.decode(payload, type=Alarm).page == f"{shown}#alarm-{body.id}"
+    assert f'id="alarm-{body.id}"' in written  # the page is there before anybody is sent to it
     assert any("drift of cam-7" in text for text in said)
 
 
@@ -131,12 +139,34 @@ def test_what_could_not_be_delivered_is_delivered_later(posts: tuple[str, queue.
 def test_the_service_goes_on_when_the_store_comes_back(tmp_path: Path) -> None:
     said: list[str] = []
     url = f"sqlite:///{tmp_path / 'late.db'}"
-    with DriftService(url, 0.05, Notifier(), said.append, TUNING) as service:
+    with DriftService(url, 0.05, Notifier(), said.append, TUNING) as running:
         wait_until(lambda: said, 20, "a complaint")
         with Store(url):
             pass
-        wait_until(lambda: service._problems == [], 20, "a turn")
+        wait_until(lambda: running._problems == [], 20, "a turn")
     assert len(said) == 1 and "there is no store" in said[0]
+
+
+def test_the_page_is_written_once_an_hour_and_where_it_cannot_be_it_waits(
+    tmp_path: Path, fleet: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    folder = tmp_path / "www"
+    folder.write_text("not a folder")
+    with DriftService(copy_of(fleet, tmp_path), 0.05, Notifier(), said.append, TUNING, folder / "drift.html"):
+        wait_until(lambda: said, 30, "a complaint")
+        folder.unlink()
+        wait_until((folder / "drift.html").is_file, 30, "the page")
+        first = (folder / "drift.html").stat().st_ino
+        wait_until(lambda: len(said) == 1, 5, "one complaint")
+        monkeypatch.setattr(service, "_PAGE_S", 0.0)
+        assert (folder / "drift.html").stat().st_ino == first
+    assert said[0].startswith("drift: the page waits: ") and "drift.html" in said[0]
+    assert len(list(folder.iterdir())) == 1
+    with DriftService(
+        f"sqlite:///{tmp_path / 'copy.db'}", 0.05, Notifier(), said.append, TUNING, folder / "drift.html"
+    ):
+        wait_until(lambda: (folder / "drift.html").stat().st_ino != first, 30, "the next page")
 
 
 def test_an_alarm_in_a_line() -> None:
