@@ -22,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.drift_streams import Scripts  # noqa: E402
+from drift_streams import Scripts  # noqa: E402
 from eyas_host.fleet.drift.fleet_state import Tuning  # noqa: E402
 from eyas_host.fleet.drift.monitor import Monitor  # noqa: E402
 from eyas_host.fleet.drift.page import write_page  # noqa: E402

@@ -147,7 +147,7 @@ class _Stretch:
             measure=name,
             rate=bool(RATES[shown]),
             chart=DIRECTIONS_CHART if measure == SCALARS else name,
-            times=_merged((self._hours + 0.5) * HOUR_S, size),
+            times=_merged(np.asarray((self._hours + 0.5) * HOUR_S, np.float64), size),
             step_s=size * HOUR_S,
             values=_merged(values[:, shown], size),
             usual=_merged(usual[:, shown], size),
