@@ -88,6 +88,8 @@ class Retraining(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since 1970."""
     champion: str = ""
     """The version that served when it began."""
+    terms: Terms = Terms()
+    """As it began; one that was approved goes on with them."""
     reason: Reason = Reason()
     judged: Judged | None = None
     alias: str = ""
@@ -134,7 +136,7 @@ def retrain(
         registry: Where versions are kept.
         parent: The version to go on from.
         sources: New labelled images.
-        terms: How long it is trained, and when it is registered.
+        terms: How long it is trained, and when it is registered; one that was approved goes on with its own.
         runs: Folder of runs; this one is `MODEL-VERSION`.
         version: The next version.
         reason: Why it is begun; one that goes on keeps its own.
@@ -150,6 +152,8 @@ def retrain(
     state = read_state(root)
     if state is not None and (state.parent, state.version) != (parent.name, name):
         raise RegistryError(f"{root}: of {state.version}, which follows {state.parent}; name another --version")
+    if state is not None and state.reason.approved_by:
+        terms = state.terms
     if state is not None and state.stage == "registering":
         return _register(registry, parent, root, state, terms, now, say)
     if any(one.version == version for one in registry.versions(parent.model)):
@@ -163,7 +167,7 @@ def retrain(
         given = replace(reason or Reason(), begun_by=registry.by)
         serves = registry.aliases().get(parent.model, {}).get(CHAMPION, "")
         state = Retraining(
-            parent=parent.name, version=name, stage="training", began=now(), champion=serves, reason=given
+            parent=parent.name, version=name, stage="training", began=now(), champion=serves, terms=terms, reason=given
         )
         registry.note(BEGAN, parent.model, version, given.describe())
     _note(root, state := replace(state, stage="training"))

@@ -100,7 +100,7 @@ def look(store: Store, registry: Registry, parent: VersionRecord, runs: Path, de
         return Look(lines=(*lines, waits))
     split = msgspec.json.decode(registry.open_file(parent, str(LINEAGE_SPLIT)) or b"{}", type=SplitManifest)
     found = usable(
-        samples(store),
+        samples(store, labelled=True),
         known_images(split),
         labels=() if demands.new_class else parent.labels,
         now=now,

@@ -61,7 +61,7 @@ def usable(
     """Choose the samples that are new and labelled, and whose image may be trained on.
 
     Args:
-        found: Samples of the store.
+        found: Samples of the store about which people said something.
         known: sha256 -> label of the images that the champion knows; one with another label is a correction, and new.
         labels: Classes that are allowed; empty: any.
         now: The time, seconds since 1970.
@@ -75,7 +75,7 @@ def usable(
     for sample in found:
         state, label = states[sample.key]
         if state != "labelled":
-            left_out["not labelled" if state == "open" else state] += 1
+            left_out[state] += 1
         elif sample.image() is None:
             left_out["without an image"] += 1
         elif not sample.may_train:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import exists, func, select, update
 
 from eyas_device.errors import EyasError
 from eyas_device.telemetry.messages import Event
@@ -89,13 +89,20 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
         return image if image.startswith(_JPEG) else None
 
 
-def samples(store: Store, *, device: str = "", since: float = 0.0) -> list[Sample]:
-    """All samples from `since` on (seconds since 1970), oldest first; those of a newer schema are left out."""
+def samples(store: Store, *, device: str = "", since: float = 0.0, labelled: bool = False) -> list[Sample]:
+    """All samples from `since` on (seconds since 1970), oldest first; those of a newer schema are left out.
+
+    With `labelled` only those about which people said something: few of many, each of which has an image.
+    """
     c = messages.c
     query = select(c.spool, c.sequence, c.device, c.site, c.payload, c.time, c.corrected, c.received).where(
         c.kind == "event", c.problem == "", c.time >= since
     )
     query = query.where(c.device == device) if device else query
+    if labelled:
+        s = sample_labels.c
+        same = (s.device == c.device, s.spool == c.spool, s.sequence == c.sequence, s.undone == 0)
+        query = query.where(exists().where(*same))
     said = _said(store)
     found = []
     with store.reading() as connection:
