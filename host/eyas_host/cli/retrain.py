@@ -17,6 +17,7 @@ from eyas_host.cli.samples import PeopleOption
 if TYPE_CHECKING:
     from eyas_host.fleet.retrain.due import Demands
     from eyas_host.retrain.run import Retraining, Terms
+    from eyas_host.versions.record import VersionRecord
     from eyas_host.versions.registry import Registry
 
 EXIT_APPROVAL = 77
@@ -110,12 +111,17 @@ def retrain(
             raise RegistryError("retrain: --approve and --automatic are for --due")
         _print_end(_by_hand(opened, images or [], start, version, terms, cooldown, runs))
         return
-    if promote or version or start != "champion":
-        raise RegistryError(
-            "retrain: --due goes on from the champion to a challenger: no --from, --version or --promote"
-        )
+    if promote or version:
+        raise RegistryError("retrain: --due goes on from the champion to a challenger: no --version or --promote")
     if approve and automatic:
         raise RegistryError("retrain: --approve WHO, or --automatic")
+    if approve and not (approve.strip() and approve.isprintable()):
+        raise RegistryError(f"retrain: --approve {approve!r}: who approves it, by name?")
+    parent = opened.find(start)
+    if opened.aliases().get(parent.model, {}).get("champion") != parent.version:
+        raise RegistryError(
+            f"retrain: --due goes on from the champion, and {parent.name} is none; --from MODEL names it"
+        )
     from eyas_host.fleet.retrain.due import Demands
 
     demands = Demands(
@@ -126,7 +132,7 @@ def retrain(
         cooldown_s=cooldown * _DAY_S,
         new_class=new_class,
     )
-    _due(opened, store, runs, terms, demands, approve, automatic=automatic)
+    _due(opened, parent, store, runs, terms, demands, approve, automatic=automatic)
 
 
 def _by_hand(
@@ -156,14 +162,21 @@ def _by_hand(
 
 
 def _due(
-    registry: Registry, store: str, runs: Path, terms: Terms, demands: Demands, approve: str, *, automatic: bool
+    registry: Registry,
+    parent: VersionRecord,
+    store: str,
+    runs: Path,
+    terms: Terms,
+    demands: Demands,
+    approve: str,
+    *,
+    automatic: bool,
 ) -> None:
     from eyas_host.fleet.retrain.begin import begin
     from eyas_host.fleet.retrain.due import look
     from eyas_host.fleet.store.database import Store
     from eyas_host.retrain.run import AUTOMATIC, AlreadyRunning, only_one
 
-    parent = registry.find("champion")
     try:
         with only_one(registry, parent.model):
             with Store(store, create=False) as opened:
@@ -189,5 +202,7 @@ def _print_end(ended: Retraining) -> None:
     if ended.stage == "kept out":
         raise typer.Exit(EXIT_CHECK_FAILED)
     print_line(f"{ended.version}: {ended.alias}; eyas models diff {ended.parent} {ended.version} shows what changed")
+    if ended.judged is not None and ended.judged.outcome != "better":
+        print_line('  not shown to be better: a rollout whose plan says `then = "proven"` shows it on live frames')
     if ended.alias != "champion":
         print_line(f"  eyas models alias champion {ended.version} lets it serve")

@@ -126,7 +126,9 @@ def test_at_most_one_event_per_interval() -> None:
 
 
 def test_an_image_is_processed_as_its_policy_states(spool: Spool) -> None:
-    policy = Policy(PrivacySection(images=True, max_side=100, crop=(0.5, 0.0, 0.5, 1.0), retention_days=7))
+    policy = Policy(
+        PrivacySection(images=True, max_side=100, crop=(0.5, 0.0, 0.5, 1.0), retention_days=7, training=True)
+    )
     text, image_policy = policy.image(image(), spool)
     assert read(text).shape == (100, 67, 3)
     assert image_policy == {
@@ -136,7 +138,7 @@ def test_an_image_is_processed_as_its_policy_states(spool: Spool) -> None:
         "blur": "none",
         "quality": 85,
         "retention_days": 7,
-        "training": False,
+        "training": True,
     }
 
 

@@ -391,6 +391,19 @@ def test_a_store_from_yesterday_offers_nothing_twice(fleet: Fleet, monkeypatch: 
     assert done.code == 0 and "alarms of other versions than parts@2.0.0: 1" in done.out
 
 
+def test_of_several_models_one_is_named(fleet: Fleet) -> None:
+    other = msgspec.structs.replace(record("1.0.0", 64 * "d", fleet.files), model="caps")
+    fleet.registry.add(other, fleet.folder / "run")
+    fleet.registry.set_alias("champion", other)
+    fleet.add(24)
+    fleet.alarm(SEASON, "cam-1")
+    done = fleet.due()
+    assert done.code == 2 and "of which model?" in done.err
+    assert fleet.due("--from", "parts").code == 77
+    done = fleet.due("--from", "caps")
+    assert done.code == 0 and "caps@1.0.0: no open alarm calls for a retraining" in done.out
+
+
 def _served(fleet: Fleet) -> VersionRecord:
     """A version that came to the fleet after the backup."""
     newer = record("2.0.0", 64 * "e", fleet.files, "1.0.0")
@@ -453,11 +466,14 @@ def test_an_image_is_not_kept_longer_by_a_clock_that_is_ahead(fleet: Fleet, monk
 
 
 def test_its_options_do_not_contradict(fleet: Fleet) -> None:
+    _served(fleet)
     for words, reason in (
         (("retrain",), "name new images, or --due"),
         (("retrain", "later", "--due"), "name new images, or --due"),
         (("retrain", "later", "--automatic"), "are for --due"),
-        (("retrain", "--due", "--promote"), "no --from, --version or --promote"),
+        (("retrain", "--due", "--promote"), "no --version or --promote"),
+        (("retrain", "--due", "--approve", " "), "who approves it, by name?"),
+        (("retrain", "--due", "--from", "2.0.0"), "parts@2.0.0 is none; --from MODEL names it"),
         (("retrain", "--due", "--automatic", "--approve", "anna"), "--approve WHO, or --automatic"),
     ):
         done = eyas(fleet.folder, *words)
