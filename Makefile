@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill retrain test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board test-board-long soak soak-board system-deps clean clean-runs \
-	test-readers test-tutorial report-images bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates bench-loop fleet-demo
+	test-readers test-tutorial report-images bench-all bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates bench-loop fleet-demo
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -55,6 +55,9 @@ check: install ## ruff, mypy strict (of benchmarks, too), layering, documentatio
 format: install ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-all: install ## the quick forms of all benchmarks, one by one at idle priority; resumable (BENCH_FLAGS=--again, --list)
+	$(BIN)/python benchmarks/bench_all.py $(BENCH_FLAGS)
 
 bench-main-job: install ## time and score the main job over three seeds (about an hour)
 	$(BIN)/python benchmarks/main_job.py --json benchmarks/results/main-job.json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 from rich.table import Table
 
+from earlier import earlier_runs
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import cpu_pressure, machine, versions
 from eyas_host.support.progress import show
@@ -64,7 +66,10 @@ def isa() -> str:
 
 
 def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> None:
-    """Print the table, write the JSON to `path`, and print how many bounds are met."""
+    """Print the table, write the JSON to `path`, and print the machine, its load and how many bounds are met.
+
+    What `path` held before stays beside it as an earlier run (`earlier.py`).
+    """
     table = Table(title="figures", title_justify="left")
     for title in ("figure", "value", "bound", "met", "spread", "note"):
         table.add_column(title, overflow="fold")
@@ -75,13 +80,18 @@ def finish(figures: Mapping[str, Figure], before: str, path: Path | None) -> Non
         bound = "" if figure.bound is None else f"{sign} {figure.bound:g}"
         table.add_row(key, value, bound, met, figure.spread, figure.note)
     show(table)
+    measured_on, after = machine() | {"isa": isa()}, cpu_pressure()
     if path is not None:
         tree = {
-            "machine": machine() | {"isa": isa()},
+            "machine": measured_on,
+            "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
             "versions": versions(),
-            "pressure": {"before": before, "after": cpu_pressure()},
+            "pressure": {"before": before, "after": after},
             "figures": {k: msgspec.to_builtins(f) | {"ok": f.ok} for k, f in figures.items()},
+            "earlier": earlier_runs(path, measured_on),
         }
         write_bytes(path, msgspec.json.format(msgspec.json.encode(tree), indent=1) + b"\n")
     bounded = [f for f in figures.values() if f.bound is not None]
+    print(f"{measured_on['processor']}, {measured_on['cores']} cores ({measured_on['isa']})")
+    print(f"pressure before and after: {before}; {after}")
     print(f"{sum(f.ok is True for f in bounded)} of {len(bounded)} bounds met")

@@ -20,9 +20,7 @@ _EARLIER_SPLIT = (
     "among the training images, which flatters the accuracies."
 )
 PAGES: dict[str, tuple[str, str, str]] = {
-    "main-job": ("Main job, Intel", "make bench-main-job", _EARLIER_SPLIT),
-    "main-job-epyc": ("Main job, AMD", "make bench-main-job", _EARLIER_SPLIT),
-    "main-job-three-seeds": ("Main job, AMD, three seeds", "make bench-main-job", _EARLIER_SPLIT),
+    "main-job": ("Main job", "make bench-main-job", _EARLIER_SPLIT),
     "compression": (
         "Compression, five folds",
         "make bench-compression",
@@ -112,7 +110,8 @@ def render(results: Mapping[str, Mapping[str, Any]]) -> str:
         "# Figures\n\n"
         "Every figure that Eyas claims, with the machine it was measured on. A bound is what was asked for before "
         "measuring; it stays in the table where it is missed. *not measured* says that nothing is known: no Raspberry "
-        "Pi, no Jetson, no GPU workstation and no TensorRT is in these results unless a machine below says so.",
+        "Pi, no Jetson, no GPU workstation and no TensorRT is in these results unless a machine below says so. "
+        "Earlier runs stand beside the newest: one of the same class of machines (VNNI or not), two of each other one.",
         _overview(results),
         *(_section(name, result) for name, result in results.items()),
     ]
@@ -139,10 +138,12 @@ def _section(name: str, result: Mapping[str, Any]) -> str:
         f"{_average(pressure['after'])} of a minute waiting for a core."
         if pressure
         else "",
+        _earlier(result.get("earlier", ())),
         note,
     ]
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
-    table = _outcomes(result["outcomes"]) if "outcomes" in result else _figures(result["figures"])
+    earlier = result.get("earlier", ())
+    table = _outcomes(result["outcomes"]) if "outcomes" in result else _figures(result["figures"], earlier)
     return "\n\n".join(
         (
             f"({_anchor(name)})=\n## {_title(name)}",
@@ -153,15 +154,30 @@ def _section(name: str, result: Mapping[str, Any]) -> str:
     )
 
 
-def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
+def _earlier(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Which machines the columns of earlier runs are of, by their numbers."""
+    words = [
+        ", ".join(filter(None, (f"({number}) {_machine(run)}", run.get("finished"), run.get("settings"))))
+        for number, run in enumerate(runs, start=1)
+    ]
+    return f"Earlier runs: {'; '.join(words)}." if words else ""
+
+
+def _figures(figures: Mapping[str, Mapping[str, Any]], earlier: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for key, figure in figures.items():
         sign = "≥" if figure["better"] == "higher" else "≤"
         bound = "" if figure["bound"] is None else f"{sign} {_number(figure['bound'])}"
         value = "*not measured*" if figure["value"] is None else f"{_number(figure['value'])} {figure['unit']}".strip()
         met = {True: "yes", False: "**no**", None: ""}[figure["ok"]]
-        rows.append((f"`{key}`", value, bound, met, figure["spread"], figure["note"]))
-    return _table(("figure", "value", "bound", "met", "spread", "note"), rows)
+        before = [_before(run["figures"].get(key)) for run in earlier]
+        rows.append((f"`{key}`", value, *before, bound, met, figure["spread"], figure["note"]))
+    columns = [f"earlier ({number})" for number in range(1, len(earlier) + 1)]
+    return _table(("figure", "value", *columns, "bound", "met", "spread", "note"), rows)
+
+
+def _before(value: float | None) -> str:
+    return "" if value is None else _number(value)
 
 
 def _outcomes(outcomes: Sequence[Mapping[str, Any]]) -> str:

@@ -30,7 +30,7 @@ import msgspec
 
 from common import isa
 from eyas_device.telemetry.messages import Window
-from eyas_host.support.machine import machine, versions
+from eyas_host.support.machine import cpu_pressure, machine, versions
 
 SIDES = Path(__file__).parent / "sides"
 _TIMEOUT_S = 240.0
@@ -46,6 +46,8 @@ def _both(who: str) -> list[Step]:
     """Kill twice, and restart at once."""
     return [(at, verb, who) for at in (0.3, 0.6) for verb in ("kill", "start")]
 
+
+_QUICK = 600
 
 CASES: dict[str, list[Step]] = {
     "device": _both("device"),
@@ -258,20 +260,28 @@ def matrix(cases: Sequence[str], *, messages: int, plain: bool, rate: float = 40
 def main() -> None:
     """Run the cases and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=f"{_QUICK} messages for each case (minutes)")
     parser.add_argument("--messages", type=int, default=3000)
     parser.add_argument("--case", action="append", choices=list(CASES), help="all by default; repeatable")
     parser.add_argument("--plain", action="store_true", help="the plain script instead")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    results = matrix(arguments.case or list(CASES), messages=arguments.messages, plain=arguments.plain)
+    before = cpu_pressure()
+    messages = _QUICK if arguments.quick else arguments.messages
+    results = matrix(arguments.case or list(CASES), messages=messages, plain=arguments.plain)
     for o in results:
         print(
             f"{o.case:30} {o.messages:6} messages  {o.lost:5} lost  {o.twice:5} twice  {o.seconds:6.1f} s"
             f"{'' if o.finished else '  NOT FINISHED'}"
         )
+    measured_on, pressure = machine() | {"isa": isa()}, {"before": before, "after": cpu_pressure()}
+    print(f"{measured_on['processor']}, {measured_on['cores']} cores ({measured_on['isa']})")
+    print(f"pressure before and after: {pressure['before']}; {pressure['after']}")
+    print(f"{sum(o.finished and not o.lost and not o.twice for o in results)} of {len(results)} cases lost nothing")
     if arguments.json:
         tree = {
-            "machine": machine() | {"isa": isa()},
+            "machine": measured_on,
+            "pressure": pressure,
             "versions": versions(),
             "outcomes": msgspec.to_builtins(results),
         }
