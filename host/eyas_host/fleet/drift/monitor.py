@@ -168,6 +168,7 @@ class Monitor:
         """Sort windows into steps."""
         windows = [(row, decode(row)) for row in rows if not self._too_many(row, counts)]
         self._learn_labels([window for _, window in windows if window is not None])
+        self._add_devices(windows)
         for row, window in windows:
             counts.windows += 1
             if window is None:
@@ -186,6 +187,16 @@ class Monitor:
                 else:
                     self._steps.add(row.device, step, row.received, found)
                     self._reasons[row.device] = window.ood_reason[:300]
+
+    def _add_devices(self, windows: list[tuple[Row, SmallWindow | None]]) -> None:
+        """Make room for all new devices at once: one by one, the arrays would be copied for each."""
+        devices: dict[str, list[str]] = defaultdict(list)
+        for row, window in windows:
+            if window is not None and not window.arm:
+                devices[digest_of(window)].append(row.device)
+        for digest, names in devices.items():
+            if digest in self.models:
+                self.models[digest].add(names)
 
     def _too_many(self, row: Row, counts: Counts) -> bool:
         if self._steps.is_full(row.device, step_of(row)):
