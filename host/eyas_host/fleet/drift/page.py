@@ -147,7 +147,7 @@ def where(alarm: Alarm) -> str:
     """Which devices drift together."""
     if alarm.scope == "device":
         return "this device alone"
-    more = f"{alarm.others} more of "
+    more = f"this device and {alarm.others} more of "
     return more + (f"site {clean(alarm.site, 64)}" if alarm.scope == "site" else "the fleet")
 
 
