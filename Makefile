@@ -148,7 +148,7 @@ watch: install ## all devices, live (KIT=fleet BROKER=host)
 bench-updates: install ## updates: faults at every change of the disk, power cuts, sizes, a fleet with a bad version (an hour; as root)
 	$(BIN)/python benchmarks/updates.py --json benchmarks/results/updates.json
 
-bench-loop: install ## drift: delays at equal false alarms beside other detectors; promotions; scale (an hour)
+bench-loop: install ## drift beside other detectors, accuracy without labels, hard samples, one retraining, promotions, scale (half an hour)
 	$(BIN)/python benchmarks/loop.py --json benchmarks/results/loop.json
 
 bench-telemetry: install ## rates, costs and the kill matrix of telemetry (long)

@@ -5,17 +5,38 @@ Those of river are run once for each of some settings: they give no score.
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 
 REARM = 288
 """Steps of quiet after which a further alarm counts as another one: a day."""
+CALM = 30
+"""Stable streams on which a setting is tried before it meets the others."""
+
+
+class Kswin(NamedTuple):
+    """A setting of river's KSWIN."""
+
+    alpha: float
+    window: int
+    """Steps that it remembers."""
+    recent: int
+    """The last of them, which are compared with as many of the others."""
+
+
+KSWIN_DEFAULT = Kswin(0.005, 100, 30)
+KSWIN_WINDOWS = ((100, 30), (2016, 288))
+"""Remembered and compared steps: the default, and a day beside six days."""
 
 
 def ks_scores(values: Floats, learned: int, length: int) -> Floats:
@@ -42,28 +63,39 @@ def ks_scores(values: Floats, learned: int, length: int) -> Floats:
     return found
 
 
-def river_alarms(make: Callable[[Any], Any], settings: Any, values: Floats, learned: int) -> dict[Any, Bools]:
-    """Alarms [steps - learned, streams] of a detector of river, for each setting; it learns from all earlier steps."""
-    found = {}
-    for setting in settings:
-        alarms = np.zeros((len(values) - learned, values.shape[1]), bool)
-        for stream in range(values.shape[1]):
-            detector = make(setting)
-            for step, value in enumerate(values[:, stream].tolist()):
-                detector.update(value)
-                if step >= learned and detector.drift_detected:
-                    alarms[step - learned, stream] = True
-        found[setting] = alarms
-    return found
+def river_alarms(
+    make: Callable[[Any], Any], setting: Any, values: Floats, learned: int, enough: Callable[[Bools], bool] | None
+) -> Bools:
+    """Alarms [steps - learned, streams] of a detector of river; it learns from all earlier steps.
+
+    Args:
+        make: Setting -> detector.
+        setting: Of the detector.
+        values: [steps, streams].
+        learned: Steps without alarms.
+        enough: Whether the alarms on the last `CALM` streams are few enough to go on with the others; if not, the
+            result is empty.
+
+    """
+    alarms = np.zeros((len(values) - learned, values.shape[1]), bool)
+    for place, stream in enumerate(reversed(range(values.shape[1]))):
+        if place == CALM and enough is not None and not enough(alarms[:, -CALM:]):
+            return np.zeros((0, 0), bool)
+        detector = make(setting)
+        for step, value in enumerate(values[:, stream].tolist()):
+            detector.update(value)
+            if step >= learned and detector.drift_detected:
+                alarms[step - learned, stream] = True
+    return alarms
 
 
-def river_detectors(kswin: bool) -> Mapping[str, tuple[Callable[[Any], Any], tuple[Any, ...]]]:
+def river_detectors() -> Mapping[str, tuple[Callable[[Any], Any], tuple[Any, ...]]]:
     """Detectors of river with their settings, the default first, from sensitive to patient; none without river."""
     try:
         from river import drift
     except ImportError:
         return {}
-    found: dict[str, tuple[Callable[[Any], Any], tuple[Any, ...]]] = {
+    return {
         "ADWIN": (lambda delta: drift.ADWIN(delta=delta), (0.002, 1e-3, 3e-4, 1e-4, 1e-5, 1e-10, 1e-20)),
         "Page-Hinkley": (
             lambda setting: drift.PageHinkley(delta=setting[0], threshold=setting[1]),
@@ -79,9 +111,74 @@ def river_detectors(kswin: bool) -> Mapping[str, tuple[Callable[[Any], Any], tup
             ),
         ),
     }
-    if kswin:
-        found["KSWIN"] = (lambda alpha: drift.KSWIN(alpha=alpha, seed=0), (0.005, 1e-4, 1e-8, 1e-12))
-    return found
+
+
+def kswin_alarms(setting: Kswin, values: Floats, learned: int) -> Bools:
+    """Alarms [steps - learned, streams] of river's KSWIN, all streams at once; `values` are [steps, streams]."""
+    return _kswin(setting, values)[1][learned:]
+
+
+def kswin_alpha(window: int, recent: int, values: Floats, learned: int, stable: Bools, per_month: float) -> float:
+    """An alpha with `per_month` alarms in 30 stable days at most.
+
+    It begins with the p-values of a KSWIN that never alarms. One that forgets after an alarm is quieter: tenfold alphas
+    are tried until there are too many alarms.
+
+    Args:
+        window: Steps that it remembers, at most `learned`.
+        recent: The last of them, which are compared with as many of the others.
+        values: [steps, streams].
+        learned: Steps without alarms.
+        stable: Which of the later steps count, [steps - learned, streams].
+        per_month: Wanted alarms.
+
+    """
+    p_values = _kswin(Kswin(0.0, window, recent), values)[0][learned:]
+    alpha = float(10 ** -calibrate(-np.log10(np.maximum(p_values, 1e-300)), stable, per_month))
+    while alpha < 0.1:
+        if rate(kswin_alarms(Kswin(10 * alpha, window, recent), values, learned), stable) > per_month:
+            break
+        alpha *= 10
+    return alpha
+
+
+def _kswin(setting: Kswin, values: Floats) -> tuple[Floats, Bools]:
+    """P-values and alarms of `river.drift.KSWIN(alpha, window_size, stat_size, seed=0)`, both [steps, streams].
+
+    Its decisions are river's, as the tests compare: after an alarm it forgets everything and its dice begin again, so
+    that the steps which it draws follow from the number of tests since then, and streams can be followed together.
+    """
+    window, recent = setting.window, setting.recent
+    steps, streams = values.shape
+    dice = random.Random(0)
+    draws = np.array([dice.sample(range(window - recent), recent) for _ in range(max(0, steps - window + 1))])
+    p_of = np.array([_p_value(recent, apart) for apart in range(recent + 1)])
+    p_values, alarms = np.ones((steps, streams)), np.zeros((steps, streams), bool)
+    begin = np.zeros(streams, int)
+    """Step at which each detector began again."""
+    sign = np.repeat([1, -1], recent)
+    for step in range(steps):
+        ready = np.flatnonzero(step - begin >= window - 1)
+        if not len(ready):
+            continue
+        drawn = step - window + 1 + draws[step - begin[ready] - window + 1]
+        latest = np.broadcast_to(np.arange(step - recent + 1, step + 1), drawn.shape)
+        both = values[np.concatenate([drawn, latest], axis=1), ready[:, None]]
+        apart = np.abs(np.cumsum(sign[np.argsort(both, axis=1)], axis=1)).max(axis=1)
+        p_values[step, ready] = p_of[apart]
+        alarm = (p_of[apart] <= setting.alpha) & (apart / recent > 0.1)
+        alarms[step, ready] = alarm
+        begin[ready[alarm]] = step + 1
+    return p_values, alarms
+
+
+@cache
+def _p_value(count: int, apart: int) -> float:
+    """Of two samples of `count` values whose distribution functions are `apart` / `count` apart."""
+    one = np.arange(count, dtype=float)
+    with warnings.catch_warnings():  # as river does: exact p-values near 0 may be out of reach
+        warnings.simplefilter("ignore", category=RuntimeWarning)
+        return float(stats.ks_2samp(one, one + apart - 0.5 * (apart > 0)).pvalue)
 
 
 def episodes(alarms: Bools) -> int:

@@ -75,6 +75,15 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "Simulated cameras see pieces of real photographs; light, season and dirt are image operations, a day takes "
         "seconds, and people label as a table says, wrong in 3 of 100. Everything else is real.",
     ),
+    "loop": (
+        "The loop: drift, labels, retraining, promotion",
+        "make bench-loop",
+        "Detection: simulated devices with day and night; each detector has the threshold with which it is as quiet as "
+        "asked on the same stable days. A delay is the geometric mean over all streams, seven days where nothing was "
+        "found. Estimates, bounds, choice and retraining: Fashion-MNIST, its images as cameras see them (light, haze, "
+        "focus and dirt are image operations), and a network of three convolutions; choice fits its last layer again. "
+        "Processor seconds, not wall time: they were measured beside other processes.",
+    ),
     "log-lines": ("Log lines in a day on the device", "python benchmarks/log_lines.py", ""),
     "telemetry": ("Telemetry", "make bench-telemetry", ""),
     "kill-matrix": ("Kill matrix", "python benchmarks/kill_matrix.py", ""),
