@@ -189,12 +189,12 @@ def bounds(root: Path, runs: int, labels: int) -> dict[str, Figure]:
     figures: dict[str, Figure] = {}
     conditions = ("usual", "season")
     own = model(root, 0, conditions)
-    covered: list[tuple[bool, bool]] = []
+    covered = []
     for condition in conditions:
         found, longer = (_streams(own.seen[condition], runs, count) for count in (labels, _REFERENCES))
         lower, upper = _prediction_powered(found)
         right = 1 - found.error
-        covered += list(zip((lower <= right).all(axis=1), (upper >= right).all(axis=1), strict=True))
+        covered.append(np.stack([(lower <= right).all(axis=1), (upper >= right).all(axis=1)], axis=1))
         needed = {
             OURS: _first(lower >= right - MARGIN),
             "the same bets without confidences": _first(_bets(found) >= right - MARGIN),
@@ -217,7 +217,7 @@ def bounds(root: Path, runs: int, labels: int) -> dict[str, Figure]:
         figures[f"{condition}: variance of errors that confidences leave"] = Figure(
             value=_left(own.seen[condition]), unit="x", note="no bound can need much fewer labels than this share"
         )
-    both = np.array(covered)
+    both = np.concatenate(covered)
     note = f"{len(both)} runs of {labels} labels, a look after each, alpha {ALPHA:g}"
     figures["lower bound holds at all times"] = Figure(value=float(both[:, 0].mean()), unit="", bound=0.95, note=note)
     figures["upper bound holds at all times"] = Figure(value=float(both[:, 1].mean()), unit="", bound=0.95, note=note)

@@ -47,8 +47,8 @@ def retraining(root: Path, seeds: int) -> dict[str, Figure]:
             model: Network = copy.deepcopy(learned.network)
             fit(model, images, targets, epochs=EPOCHS, rate=_RATE, seed=seed)
             again = accuracy(model, season, test.targets)
-            back = (again - first[1]) / (first[0] - first[1])
-            rows.setdefault(name, []).append((back, 100 * (first[0] - accuracy(model, usual, test.targets))))
+            share = (again - first[1]) / (first[0] - first[1])
+            rows.setdefault(name, []).append((share, 100 * (first[0] - accuracy(model, usual, test.targets))))
     figures = {
         "accuracy before": mean(before, note="10,000 test images"),
         "accuracy after the drift": mean(drifted, note="the same images in another season"),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from eyas_device.preprocess import Pixels
 from eyas_host.evaluation.changes import blur, contrast, dirt, light
 from eyas_host.train.checkpoint import save_tensors
 
-Floats = npt.NDArray[np.floating[Any]]
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 LABELS = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
@@ -157,8 +157,8 @@ def accuracy(model: Network, seen: Pixels, targets: Ints) -> float:
     return float((logits(model, seen).argmax(axis=1) == targets).mean())
 
 
-def _parts(seen: Pixels) -> Sequence[Tensor]:
-    return torch.from_numpy(np.ascontiguousarray(seen)).split(256)
+def _parts(seen: Pixels) -> tuple[Tensor, ...]:
+    return torch.split(torch.from_numpy(np.ascontiguousarray(seen)), 256)
 
 
 def _idx(path: Path) -> Pixels:
