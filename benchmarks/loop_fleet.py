@@ -74,7 +74,7 @@ def promotion(runs: int, labels: int) -> dict[str, Figure]:
             better="lower",
             note=f"{runs:,} runs of {labels:,} labelled disagreements",
         ),
-        "A/A, p < .05 at each look: promoted": Figure(value=float((wins >= naive).any(axis=1).mean()), unit=""),
+        "A/A, p below .05 at each look: promoted": Figure(value=float((wins >= naive).any(axis=1).mean()), unit=""),
         "A/A, one p-value after all labels: promoted": Figure(value=float((wins[:, -1] >= naive[-1]).mean()), unit=""),
     }
     # surer and more often wrong: right on 40 of 100 disagreements, mean confidence .92 instead of .90, one look at 200
