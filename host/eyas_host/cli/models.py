@@ -286,7 +286,7 @@ def export(
             where += "; " + " ".join(
                 [f"registered as version {done.registered}", *(f"({one})" for one in done.aliases)]
             )
-        print_line(f"{redact(to)}: {record.name} is {where}")
+        print_line(f"{record.name}: {where}, at {redact(to)}")
     else:
         raise RegistryError(f"--as {kind}: run, bundle, hub, cyclonedx or mlflow is possible")
 

@@ -36,8 +36,12 @@ CARD, BOM, RECORD = "CARD.md", "bom.json", "record.json"
 _MAX_VALUE = 6000
 """Characters of a parameter that MLflow stores."""
 _BATCH = 100
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""MLflow's own settings, unless they are set: its default waits for a server for minutes."""
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""MLflow's own, unless they are set: it waits for a server for minutes, and prints addresses of its pages."""
 
 
 class Logged(NamedTuple):
@@ -77,7 +81,7 @@ def log_version(
 
     """
     quiet_libraries()
-    for name, value in _PATIENCE.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         from mlflow import MlflowClient

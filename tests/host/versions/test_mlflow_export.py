@@ -75,7 +75,7 @@ def test_what_is_read_back_is_what_the_version_has(folder: Path, tmp_path: Path)
     assert done.code == 0, done.err
     record = opened(folder).find("1.0.0")
     [run] = client(folder).search_runs([client(folder).get_experiment_by_name("tiny-shapes").experiment_id])
-    assert f"sqlite:///ml/mlflow.db: tiny-shapes@1.0.0 is run {run.info.run_id}\n" == done.out
+    assert done.out == f"tiny-shapes@1.0.0: run {run.info.run_id}, at sqlite:///ml/mlflow.db\n"
     assert (run.info.status, run.info.run_name, run.info.start_time) == ("FINISHED", record.name, 1_700_000_000_000)
     assert run.data.metrics == expected_metrics(record) and len(run.data.metrics) > 8
     low, high = record.figures[record.shipped].balanced_accuracy_ci
@@ -112,7 +112,7 @@ def test_what_is_read_back_is_what_the_version_has(folder: Path, tmp_path: Path)
 
 def test_a_registered_model_has_the_aliases_of_the_registry_which_move(folder: Path) -> None:
     first = export(folder, "1.0.0", "--register")
-    assert "as before; registered as version 1 (champion)" in first.out or "is run" in first.out
+    assert "as before; registered as version 1 (champion)" in first.out or "1.0.0: run" in first.out
     assert "registered as version 2 (challenger)" in export(folder, "1.1.0", "--register").out
     assert "as before; registered as version 1 (champion)" in export(folder, "1.0.0", "--register").out
     at = client(folder)
