@@ -46,10 +46,10 @@ def ratio(slow: Sequence[float], fast: Sequence[float], *, bound: float | None =
     return Figure(value=float(np.median(slow) / np.median(fast)), unit="x", bound=bound, spread=medians, note=note)
 
 
-def mean(values: Sequence[float], **more: Any) -> Figure:
-    """Mean of a dimensionless figure over seeds; the spread lists the values."""
+def mean(values: Sequence[float], *, unit: str = "", **more: Any) -> Figure:
+    """Mean of a figure over seeds, without a unit by default; the spread lists the values."""
     spread = ", ".join(f"{value:.3f}" for value in values)
-    return Figure(value=float(np.mean(values)), unit="", spread=spread, **more)
+    return Figure(value=float(np.mean(values)), unit=unit, spread=spread, **more)
 
 
 _EXTENSIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve")
