@@ -14,7 +14,7 @@ import numpy as np
 from common import Figure, mean
 from eyas_host.evaluation.calibration import fit_calibration
 from eyas_host.fleet.samples.choose import choose
-from eyas_host.retrain.derive import EPOCHS
+from eyas_host.retrain.state import EPOCHS
 from loop_choice import CAMERAS, events
 from sides.garments import LABELS, Network, accuracy, first_version, fit, garments, logits
 

@@ -35,12 +35,8 @@ from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logit
 from eyas_host.export.build import requested_artefacts
 from eyas_host.export.golden import golden_image, golden_rows, write_golden
 from eyas_host.export.manifest import artefacts_of, file_entry, load_candidate, write_manifest
-from eyas_host.pipeline.runner import BUNDLE, RECIPE, RunContext
+from eyas_host.pipeline.runner import BUNDLE, LINEAGE_RECIPE, LINEAGE_SPLIT, RECIPE, RunContext
 from eyas_host.support.files import sync_files, write_bytes
-
-LINEAGE_RECIPE = Path("pack") / "recipe.json"
-LINEAGE_SPLIT = Path("pack") / "split.json"
-"""Copies of what the bundle was made from, in the run's folder."""
 
 _TITLES = {"split": "Split", "teach": "Teacher", "distill": "Student", "prune": "Pruning", "qat": "Quantization"}
 

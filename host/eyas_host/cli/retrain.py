@@ -16,7 +16,7 @@ from eyas_host.cli.samples import PeopleOption
 
 if TYPE_CHECKING:
     from eyas_host.fleet.retrain.due import Demands
-    from eyas_host.retrain.run import Retraining, Terms
+    from eyas_host.retrain.state import Retraining, Terms
     from eyas_host.versions.record import VersionRecord
     from eyas_host.versions.registry import Registry
 
@@ -97,7 +97,7 @@ def retrain(
 ) -> None:
     """Train the next version on old and new images, and keep it out if it is worse."""
     from eyas_host.cli.models import open_registry
-    from eyas_host.retrain.run import Terms
+    from eyas_host.retrain.state import Terms
     from eyas_host.versions.record import RegistryError
 
     terms = Terms(epochs=epochs, level=level, max_loss=max_loss, strict=strict, promote=promote, new_class=new_class)
@@ -139,9 +139,8 @@ def _by_hand(
     registry: Registry, images: list[Path], start: str, version: str, terms: Terms, cooldown: float, runs: Path
 ) -> Retraining:
     from eyas_host.recipe.data import Source
-    from eyas_host.retrain.derive import next_version
-    from eyas_host.retrain.run import only_one, read_state
     from eyas_host.retrain.run import retrain as run
+    from eyas_host.retrain.state import next_version, only_one, read_state
     from eyas_host.versions.record import RegistryError
 
     parent = registry.find(start)
@@ -175,7 +174,7 @@ def _due(
     from eyas_host.fleet.retrain.begin import begin
     from eyas_host.fleet.retrain.due import look
     from eyas_host.fleet.store.database import Store
-    from eyas_host.retrain.run import AUTOMATIC, AlreadyRunning, only_one
+    from eyas_host.retrain.state import AUTOMATIC, AlreadyRunning, only_one
 
     try:
         with only_one(registry, parent.model):

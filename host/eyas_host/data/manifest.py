@@ -146,3 +146,10 @@ def data_hash(manifest: SplitManifest) -> str:
     for line in sorted(f"{p.sha256} {p.label}\n" for p in images):
         digest.update(line.encode())
     return digest.hexdigest()
+
+
+def known_images(split: SplitManifest) -> dict[str, str]:
+    """sha256 -> label of every image that a version was made from or tested on."""
+    named = [image for name in SPLITS for image in getattr(split, name)]
+    aside = [image for images in split.set_aside.values() for image in images]
+    return {image.sha256: image.label for image in (*named, *aside)}

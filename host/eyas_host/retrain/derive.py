@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from eyas_host.bundle.pack import LINEAGE_RECIPE, LINEAGE_SPLIT
+from eyas_host.pipeline.runner import LINEAGE_RECIPE, LINEAGE_SPLIT
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.checks import combination_errors
 from eyas_host.recipe.data import Source
@@ -24,17 +24,7 @@ from eyas_host.versions.registry import Registry
 
 PARENT = "parent"
 """Folder of the parent's files, below the run's."""
-EPOCHS = 8
-"""Of the teacher and of the student: few, from trained weights."""
 _TEACHER, _STUDENT = "teach/teacher.pt", "distill/student.pt"
-
-
-def next_version(version: str) -> str:
-    """The version after this one: its second number is raised."""
-    numbers = version.split("-")[0].split(".")
-    if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
-        raise RegistryError(f"{version}: no version of three numbers to go on from; name the next one with --version")
-    return f"{numbers[0]}.{int(numbers[1]) + 1}.0"
 
 
 def derive(

@@ -7,115 +7,25 @@ again: the stages resume by themselves, and nothing is registered or named befor
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from msgspec.structs import replace
 
-from eyas_host.bundle.pack import LINEAGE_SPLIT
 from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.manifest import SplitManifest, load_manifest
-from eyas_host.pipeline.runner import RunContext, run_chain
+from eyas_host.pipeline.runner import LINEAGE_SPLIT, RunContext, run_chain
 from eyas_host.recipe.data import Source
-from eyas_host.retrain.derive import EPOCHS, PARENT, derive, fit_heads
-from eyas_host.retrain.judge import BETTER, LEVEL, MAX_LOSS, Judged, judge
+from eyas_host.retrain.derive import PARENT, derive, fit_heads
+from eyas_host.retrain.judge import judge
+from eyas_host.retrain.outcome import BETTER
+from eyas_host.retrain.state import BEGAN, KEPT_OUT, STATE, Reason, Retraining, Terms, read_state, write_state
 from eyas_host.stages.chain import STAGES
 from eyas_host.stages.plan import show_plan
-from eyas_host.support.files import try_flock, write_bytes
 from eyas_host.versions.collect import read_run
 from eyas_host.versions.record import RegistryError, VersionRecord
 from eyas_host.versions.registry import CHALLENGER, CHAMPION, Registry
-
-STATE = "retrain.json"
-BEGAN, KEPT_OUT = "retraining began", "retraining kept out"
-"""What the registry's log says of a retraining that is not registered (yet)."""
-Stage = Literal["training", "judging", "registering", "registered", "kept out"]
-
-
-class AlreadyRunning(RegistryError):  # noqa: N818 - reads as the state it reports
-    """Another process retrains the model."""
-
-
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """How long it is trained, and when it is registered."""
-
-    epochs: int = EPOCHS
-    """Of the teacher's and of the student's training, at most."""
-    level: float = LEVEL
-    max_loss: float = MAX_LOSS
-    """Balanced accuracy that may be lost on the old test images."""
-    strict: bool = False
-    """Keep out what is not shown to be better."""
-    promote: bool = False
-    """Whether it takes the champion's place at once, if it is shown to be better."""
-    new_class: bool = False
-    """Whether the new images may have labels that the parent does not know."""
-
-
-class Reason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a retraining was begun, and who allowed it."""
-
-    why: str = "by hand"
-    begun_by: str = ""
-    approved_by: str = ""
-    """Who approved it; `automatic` where nobody had to; empty where whoever began it chose its images."""
-    alarms: tuple[str, ...] = ()
-    """Ids of the alarms that called for it."""
-    images: tuple[str, ...] = ()
-    """sha256 of the new images, where the store chose them."""
-
-    def describe(self) -> str:
-        """A sentence for the log."""
-        approval = f"; {self.approved_by}" if self.approved_by == AUTOMATIC else f"; approved by {self.approved_by}"
-        return self.why + (approval if self.approved_by else "")
-
-
-AUTOMATIC = "automatic"
-
-
-class Retraining(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a retraining is, and how it ended."""
-
-    parent: str
-    version: str
-    """`MODEL@VERSION` of the next version."""
-    stage: Stage
-    began: float
-    """Seconds since 1970."""
-    champion: str = ""
-    """The version that served when it began."""
-    terms: Terms = Terms()
-    """As it began; one that was approved goes on with them."""
-    reason: Reason = Reason()
-    judged: Judged | None = None
-    alias: str = ""
-    """The name that it got."""
-    ended: float = 0.0
-    """Seconds since 1970; 0 before."""
-
-
-@contextmanager
-def only_one(registry: Registry, model: str) -> Iterator[None]:
-    """Keep other processes from retraining a model meanwhile. Raises `AlreadyRunning` if one does."""
-    path = registry.folder / f".retrain-{model}.lock"
-    with path.open("w", encoding="utf-8") as stream:
-        if not try_flock(stream, fcntl.LOCK_EX):
-            raise AlreadyRunning(f"{model}: a retraining is running already; wait for it, or end it")
-        yield
-
-
-def read_state(root: Path) -> Retraining | None:
-    """`retrain.json` of a run; None without one."""
-    try:
-        return msgspec.json.decode((root / STATE).read_bytes(), type=Retraining)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError) as error:
-        raise RegistryError(f"{root / STATE}: cannot be read ({error}); remove the run's folder") from None
 
 
 def retrain(
@@ -170,9 +80,9 @@ def retrain(
             parent=parent.name, version=name, stage="training", began=now(), champion=serves, terms=terms, reason=given
         )
         registry.note(BEGAN, parent.model, version, given.describe())
-    _note(root, state := replace(state, stage="training"))
+    write_state(root, state := replace(state, stage="training"))
     _train(registry, parent, sources, terms, root, version, say)
-    _note(root, state := replace(state, stage="judging"))
+    write_state(root, state := replace(state, stage="judging"))
     bundle = root / PARENT / "bundle"
     if not bundle.exists():
         registry.bundle(parent, bundle)
@@ -181,12 +91,12 @@ def retrain(
     for line in judged.describe():
         say(line)
     if judged.passes:
-        _note(root, state := replace(state, stage="registering", judged=judged))
+        write_state(root, state := replace(state, stage="registering", judged=judged))
         return _register(registry, parent, root, state, terms, now, say)
     for problem in judged.problems:
         say(f"kept out: {problem}")
     registry.note(KEPT_OUT, parent.model, version, "; ".join(judged.problems))
-    _note(root, state := replace(state, stage="kept out", judged=judged, ended=now()))
+    write_state(root, state := replace(state, stage="kept out", judged=judged, ended=now()))
     return state
 
 
@@ -241,9 +151,5 @@ def _register(
     record = read_run(root, now=now(), by=registry.by, note=note, parent=parent.version)
     registry.add(record, root)
     registry.set_alias(alias, record)
-    _note(root, state := replace(state, stage="registered", alias=alias, ended=now()))
+    write_state(root, state := replace(state, stage="registered", alias=alias, ended=now()))
     return state
-
-
-def _note(root: Path, state: Retraining) -> None:
-    write_bytes(root / STATE, msgspec.json.format(msgspec.json.encode(state), indent=1) + b"\n")

@@ -12,12 +12,13 @@ import msgspec
 from eyas_device import __version__
 from eyas_device.bundle import MANIFEST, Bundle, sha256
 from eyas_device.errors import BundleError
-from eyas_host.bundle.pack import LINEAGE_RECIPE, LINEAGE_SPLIT
 from eyas_host.data.manifest import MANIFEST as SPLIT_MANIFEST
 from eyas_host.data.manifest import load_manifest
 from eyas_host.pipeline.runner import (
     BUNDLE,
     BUNDLE_STAGES,
+    LINEAGE_RECIPE,
+    LINEAGE_SPLIT,
     RECIPE,
     RECORD,
     REPORT,

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from eyas_host.bundle.pack import LINEAGE_RECIPE, LINEAGE_SPLIT
 from eyas_host.data.manifest import SPLITS, SplitManifest
+from eyas_host.pipeline.runner import LINEAGE_RECIPE, LINEAGE_SPLIT
 from eyas_host.versions.record import RegistryError, VersionRecord
 from eyas_host.versions.registry import Registry
 

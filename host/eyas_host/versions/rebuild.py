@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 
-from eyas_host.bundle.pack import LINEAGE_RECIPE, LINEAGE_SPLIT
 from eyas_host.data.manifest import SPLITS, SplitManifest
-from eyas_host.pipeline.runner import RunContext, run_chain
+from eyas_host.pipeline.runner import LINEAGE_RECIPE, LINEAGE_SPLIT, RunContext, run_chain
 from eyas_host.recipe import Recipe
 from eyas_host.stages.chain import STAGES
 from eyas_host.stages.plan import show_plan

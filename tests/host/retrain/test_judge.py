@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import binom, binomtest
 
-from eyas_host.retrain.judge import BETTER, LEVEL, MAX_LOSS, UNSHOWN, WORSE, Compared, compare, decide_outcome
+from eyas_host.retrain.judge import compare
+from eyas_host.retrain.outcome import BETTER, LEVEL, MAX_LOSS, UNSHOWN, WORSE, Compared, decide_outcome
 
 DOCS = Path(__file__).parents[3] / "docs/versions.md"
 NOISE = 0.10

@@ -23,18 +23,20 @@ from eyas_host.models.pretrained import weights_file
 from eyas_host.recipe.data import Source
 from eyas_host.retrain import judge as judge_module
 from eyas_host.retrain import run as run_module
-from eyas_host.retrain.derive import PARENT, fit_heads, next_version
-from eyas_host.retrain.judge import BETTER, UNSHOWN, WORSE, Compared, Judged, judge
-from eyas_host.retrain.run import (
+from eyas_host.retrain.derive import PARENT, fit_heads
+from eyas_host.retrain.judge import judge
+from eyas_host.retrain.outcome import BETTER, UNSHOWN, WORSE, Compared, Judged
+from eyas_host.retrain.run import retrain
+from eyas_host.retrain.state import (
     BEGAN,
     KEPT_OUT,
     AlreadyRunning,
     Reason,
     Retraining,
     Terms,
+    next_version,
     only_one,
     read_state,
-    retrain,
 )
 from eyas_host.versions.collect import read_run
 from eyas_host.versions.record import RegistryError, VersionRecord
@@ -240,7 +242,7 @@ def test_killed_at_any_step_it_goes_on_and_registers_nothing_unjudged(
 
                 return run
 
-            run_module._note = counted(run_module._note)  # type: ignore[assignment]
+            run_module.write_state = counted(run_module.write_state)  # type: ignore[assignment]
             run_module.read_run = counted(run_module.read_run)  # type: ignore[assignment]
             run_module.fit_heads = counted(run_module.fit_heads)  # type: ignore[assignment]
             run_module.derive = counted(run_module.derive)  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from eyas_host.fleet.retrain.due import Plan
 from eyas_host.fleet.retrain.usable import Usable
 from eyas_host.fleet.samples.exchange import write_images
 from eyas_host.recipe.data import Source
-from eyas_host.retrain.run import Retraining, Terms, retrain
+from eyas_host.retrain.state import Retraining, Terms
 from eyas_host.support.errors import RunError
 from eyas_host.versions.record import VersionRecord
 from eyas_host.versions.registry import Registry
@@ -34,6 +34,8 @@ def begin(
     The images lie in `MODEL-VERSION-images` beside the run. They come whole or not at all; one that goes on takes those
     that are there, whatever people have said since.
     """
+    from eyas_host.retrain.run import retrain  # imports torch, which the fleet does without
+
     folder = images_of(runs, parent, plan.version)
     if not plan.goes_on:
         shutil.rmtree(folder, ignore_errors=True)  # of one that was killed before it began

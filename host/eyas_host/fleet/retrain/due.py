@@ -13,18 +13,16 @@ from pathlib import Path
 import msgspec
 
 from eyas_device.support.logs import clean
-from eyas_host.bundle.pack import LINEAGE_SPLIT
-from eyas_host.data.manifest import SplitManifest
 from eyas_host.fleet.drift.alarms import Alarm
 from eyas_host.fleet.drift.causes import ADVICE, CALLS_FOR_RETRAINING
 from eyas_host.fleet.drift.errors import DriftError
 from eyas_host.fleet.drift.records import DriftRecords
-from eyas_host.fleet.retrain.usable import Found, Usable, known_images, usable
+from eyas_host.fleet.retrain.usable import Found, Usable, usable
 from eyas_host.fleet.samples.records import samples
 from eyas_host.fleet.status import utc
 from eyas_host.fleet.store.database import Store
-from eyas_host.retrain.derive import next_version
-from eyas_host.retrain.run import KEPT_OUT, Reason, Retraining, read_state
+from eyas_host.pipeline.runner import LINEAGE_SPLIT
+from eyas_host.retrain.state import KEPT_OUT, Reason, Retraining, next_version, read_state
 from eyas_host.versions.record import VersionRecord
 from eyas_host.versions.registry import CHALLENGER, Registry
 
@@ -98,6 +96,8 @@ def look(store: Store, registry: Registry, parent: VersionRecord, runs: Path, de
         return Look(lines=(*lines, f"{parent.name}: no open alarm calls for a retraining"))
     if waits := _challenger(registry, parent):
         return Look(lines=(*lines, waits))
+    from eyas_host.data.manifest import SplitManifest, known_images  # imports what a training needs
+
     split = msgspec.json.decode(registry.open_file(parent, str(LINEAGE_SPLIT)) or b"{}", type=SplitManifest)
     found = usable(
         samples(store, labelled=True),

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from eyas_host.data.manifest import SPLITS, SplitManifest
 from eyas_host.fleet.samples.exchange import WITHOUT_CONSENT, allowed_image, folder_problem, name_of
 from eyas_host.fleet.samples.records import Sample
 from eyas_host.fleet.samples.rules import verdicts
@@ -40,13 +39,6 @@ class Found(NamedTuple):
     def counts(self) -> dict[str, int]:
         """Label -> new images."""
         return dict(Counter(one.label for one in self.images))
-
-
-def known_images(split: SplitManifest) -> dict[str, str]:
-    """sha256 -> label of every image that a version was made from or tested on."""
-    named = [image for name in SPLITS for image in getattr(split, name)]
-    aside = [image for images in split.set_aside.values() for image in images]
-    return {image.sha256: image.label for image in (*named, *aside)}
 
 
 def usable(

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from eyas_device.telemetry.messages import Event, encode
-from eyas_host.bundle.pack import LINEAGE_SPLIT
 from eyas_host.data.manifest import SplitManifest
 from eyas_host.data.sources import LabelledImage
 from eyas_host.fleet.drift.alarms import Alarm
@@ -29,8 +28,9 @@ from eyas_host.fleet.samples.exchange import allowed_image
 from eyas_host.fleet.samples.records import Said, samples, say
 from eyas_host.fleet.store.database import Batch, Store
 from eyas_host.fleet.store.validate import ValidMessage, validate
-from eyas_host.retrain.judge import BETTER, WORSE, Compared, Judged
-from eyas_host.retrain.run import only_one, read_state
+from eyas_host.pipeline.runner import LINEAGE_SPLIT
+from eyas_host.retrain.outcome import BETTER, WORSE, Compared, Judged
+from eyas_host.retrain.state import only_one, read_state
 from eyas_host.versions.record import DataRevision, StoredFile, Tools, VersionRecord
 from eyas_host.versions.registry import Registry
 from tests.support.fleet_parts import event
@@ -361,7 +361,7 @@ def killed(work: Callable[[], Done], at: int) -> bool:
 
             counted(begin, "_write")
             counted(Path, "rename")
-            for name in ("_note", "judge", "_train"):
+            for name in ("write_state", "judge", "_train"):
                 counted(run, name)
             counted(Registry, "set_alias")
             code = work().code
