@@ -109,7 +109,7 @@ def bound(quick: bool, root: Path) -> Figures:
     """Accuracy with few labels."""
     from loop_accuracy import bounds
 
-    return bounds(root, 20 if quick else 60, 400 if quick else 1000)
+    return bounds(root, 20 if quick else 100, 400 if quick else 1000)
 
 
 def choice_season(quick: bool, root: Path) -> Figures:
