@@ -150,7 +150,7 @@ def _by_hand(
         if not path.exists():
             raise RegistryError(f"{path}: there are no images")
     days = (time.time() - newest.added) / _DAY_S
-    if days < cooldown and read_state(runs / f"{parent.model}-{chosen}") is None:
+    if abs(days) < cooldown and read_state(runs / f"{parent.model}-{chosen}") is None:
         raise RegistryError(
             f"{newest.name} was added {days:.1f} days ago, and {cooldown:g} have to pass: it may not have shown yet "
             "what it is worth; --cooldown 0 does not wait"

@@ -20,7 +20,7 @@ from eyas_host.recipe.data import Source
 from eyas_host.retrain.derive import PARENT, derive, fit_heads
 from eyas_host.retrain.judge import judge
 from eyas_host.retrain.outcome import BETTER
-from eyas_host.retrain.state import BEGAN, KEPT_OUT, STATE, Reason, Retraining, Terms, read_state, write_state
+from eyas_host.retrain.state import BEGAN, ENDED, KEPT_OUT, STATE, Reason, Retraining, Terms, read_state, write_state
 from eyas_host.stages.chain import STAGES
 from eyas_host.stages.plan import show_plan
 from eyas_host.versions.collect import read_run
@@ -54,7 +54,8 @@ def retrain(
         say: Receives a line for each step.
 
     Raises:
-        RegistryError: the version is registered already, or the folder is of another retraining.
+        RegistryError: the version is registered already, or the folder is of another retraining, or of one that drift
+            began, and no `reason` is given.
         EyasError: of the stages; nothing is registered then, and the same command goes on.
 
     """
@@ -62,6 +63,11 @@ def retrain(
     state = read_state(root)
     if state is not None and (state.parent, state.version) != (parent.name, name):
         raise RegistryError(f"{root}: of {state.version}, which follows {state.parent}; name another --version")
+    if state is not None and state.stage not in ENDED and state.reason.alarms and reason is None:
+        raise RegistryError(
+            f"{name}: drift began it ({state.reason.describe()}), and it goes on with its own images: eyas retrain "
+            "--due; name another --version for these"
+        )
     if state is not None and state.reason.approved_by:
         terms = state.terms
     if state is not None and state.stage == "registering":

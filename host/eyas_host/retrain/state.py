@@ -24,6 +24,7 @@ STATE = "retrain.json"
 BEGAN, KEPT_OUT = "retraining began", "retraining kept out"
 """What the registry's log says of a retraining that is not registered (yet)."""
 Stage = Literal["training", "judging", "registering", "registered", "kept out"]
+ENDED: tuple[Stage, ...] = ("registered", "kept out")
 
 
 class AlreadyRunning(RegistryError):  # noqa: N818 - reads as the state it reports
