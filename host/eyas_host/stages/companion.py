@@ -9,10 +9,10 @@ from importlib import import_module
 
 import msgspec
 
-from eyas_device.errors import EyasError
+from eyas_device.errors import EXIT_USER_ERROR, EyasError
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.runner import RECIPE, RunContext, follow
-from eyas_host.pipeline.team import arguments
+from eyas_host.pipeline.team import arguments, ready_file
 from eyas_host.recipe import Recipe
 from eyas_host.stages.chain import STAGES
 from eyas_host.support.progress import console
@@ -31,16 +31,17 @@ def main() -> None:
         if stage.together:
             import_module(stage.module)  # while the main process is still busy with other stages
     try:
+        ready_file(rendezvous, rank).touch()
         distributed.join_team(rank, count, rendezvous)
         follow(STAGES, RunContext(recipe, root))
     except EyasError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def _end_with_main() -> None:
     """End when the main process does: it holds the other end of the standard input, and writes nothing."""
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # no buffered read: its lock would abort an interpreter that ends meanwhile
     os._exit(1)
 
 
