@@ -130,6 +130,25 @@ def test_copies_of_an_image_do_not_vouch_for_its_label() -> None:
     assert len(listed) == 6 and {one.suggested for one in listed} == {"circle"}
 
 
+def test_a_rare_class_in_one_burst_of_a_camera_is_not_judged_by_classifiers_that_never_saw_it() -> None:
+    """Eight nearly equal images are one group: whoever predicts one of them was trained on none, and gives it 0."""
+    rows = [labelled(n, SHAPES[n % 2], image=drawn(SHAPES[n % 2], n)) for n in range(100)]
+    burst = [labelled(500 + n, "triangle", image=encoded(draw_shape("triangle", 900), 60 + 5 * n)) for n in range(8)]
+    found = find_noise([*rows, *burst], now=NOW + 900)
+    assert (found.checked, found.left_out) == (100, {"all others of its class look like it": 8})
+    assert all(one.given != "triangle" for one in found.suspects)
+
+
+def test_a_camera_that_sees_one_thing_only_is_looked_at_by_the_model() -> None:
+    rows = [
+        labelled(n, SHAPES[n % 2], image=encoded(draw_shape("circle", 7), 40 + n), top={"circle": 0.9, "cross": 0.1})
+        for n in range(55)
+    ]
+    with pytest.raises(SampleError, match="all 55 look alike, and none can judge another"):
+        find_noise(rows, now=NOW + 900)
+    assert find_noise(rows, now=NOW + 900, basis="model").checked == 55
+
+
 def test_of_an_image_that_is_sent_again_the_first_prediction_counts() -> None:
     """A later model may have been trained on it."""
     true = ["circle"] * 20 + ["cross"] * 20
