@@ -58,7 +58,10 @@ def retrain(
     ] = 100,
     people: PeopleOption = 1,
     start: Annotated[
-        str, typer.Option("--from", metavar="VERSION", help="Version to go on from.  [default: the champion]")
+        str,
+        typer.Option(
+            "--from", metavar="VERSION", help="Version to go on from.  [default: the champion]", show_default=False
+        ),
     ] = "champion",
     version: Annotated[
         str, typer.Option("--version", metavar="VERSION", help="The next version.  [default: the second number + 1]")

@@ -198,6 +198,8 @@ def export(
 
     if form not in _FORMATS:
         raise SampleError(f"--as {form}: {', '.join(_FORMATS)} is possible")
+    if consented and form != "folders":
+        raise SampleError(f"--consented is for folders, and would leave nothing out of --as {form}")
     with _opened(store) as opened:
         found = _samples(opened, device)
     labels = labels_of(found, people=people)
