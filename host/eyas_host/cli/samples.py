@@ -143,8 +143,11 @@ def check(
     now = time.time()
     with _opened(store) as opened:
         found = find_noise(_samples(opened, device), now=now, basis=basis, people=people, classes=classes(opened))
+        try:
+            atomic_write(page, render(found, now=now).encode(), mode=0o600)
+        except OSError as error:
+            raise SampleError(f"--page {page}: cannot be written ({error.strerror})") from None
         objected = say(opened, objections(found, now=now)) if ask else 0
-    atomic_write(page, render(found, now=now).encode(), mode=0o600)
     for one in found.suspects:
         event = one.sample.event
         if json:

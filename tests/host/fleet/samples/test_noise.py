@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from eyas_host.fleet.samples.noise import NoiseCheck, find_noise, objections, render
 from eyas_host.fleet.samples.records import OBJECTION, Sample, SampleError, samples, say, undo
 from eyas_host.fleet.samples.rules import labels_of, verdicts
+from eyas_host.fleet.store.database import Store
 from tests.host.fleet.samples.test_samples import NOW, SPOOL, key, said, sent, stored
 from tests.support.inside import eyas
 from tests.support.shapes import draw_shape
@@ -251,9 +252,16 @@ def test_the_verb_lists_asks_and_shows(tmp_path: Path) -> None:
     undone = eyas(tmp_path, "samples", "undo", "--person", OBJECTION, *store)
     assert undone.out == "cam-1 3: ? is taken back\n"
     assert json.loads(eyas(tmp_path, "samples", "check", "--json", *store).out)["suggested"] == "good"
-    for words, reason in ((("--by", "magic"), "images or model is possible"), (("--by", "images"), "two classes")):
+    for words, reason in (
+        (("--by", "magic"), "images or model is possible"),
+        (("--by", "images"), "two classes"),
+        (("--queue", "--page", "none/page.html"), "--page none/page.html: cannot be written (No such file"),
+        (("--queue", "--page", "."), "--page .: cannot be written (Is a directory)"),
+    ):
         wrong = eyas(tmp_path, "samples", "check", *words, *store)
         assert wrong.code == 2 and reason in wrong.err and "Traceback" not in wrong.err
+    with Store(f"sqlite:///{tmp_path}/fleet.db") as opened:
+        assert "disputed" not in {one.state for one in verdicts(samples(opened)).values()}, "nobody has seen the page"
 
 
 def test_an_image_that_may_not_be_kept_is_neither_looked_at_nor_shown() -> None:
