@@ -38,6 +38,7 @@ from eyas_host.evaluation.verdict import load_verdict
 from eyas_host.pipeline.runner import BUNDLE_STAGES, RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.report.model import Report
+from eyas_host.stages.chain import STAGES
 from eyas_host.stages.report import TEST_LOGITS
 from eyas_host.support.machine import cpu_pressure
 
@@ -122,6 +123,7 @@ def _run_figures(context: RunContext, *, again: bool) -> dict[str, Figure]:
             spread=_stage_times(report),
             note="all stages; install and start-up not included",
         ),
+        "plan_error": _plan_error(context),
         "bundle_minutes": Figure(
             value=sum(stage.seconds for stage in report.stages if stage.name in BUNDLE_STAGES) / 60,
             unit="min",
@@ -144,6 +146,19 @@ def _run_figures(context: RunContext, *, again: bool) -> dict[str, Figure]:
             note="largest process plus its largest child",
         ),
     }
+
+
+def _plan_error(context: RunContext) -> Figure:
+    """How far the plan before the run was from what it took."""
+    records = [record for stage in STAGES if (record := context.record(stage.name)) is not None]
+    estimated, took = (sum(getattr(record, name) for record in records) for name in ("estimated_s", "seconds"))
+    return Figure(
+        value=abs(estimated / took - 1) if took else None,
+        unit="",
+        bound=0.25,
+        better="lower",
+        note=f"the plan said {estimated / 60:.1f} min for all stages",
+    )
 
 
 def _stage_times(report: Report) -> str:

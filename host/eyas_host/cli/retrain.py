@@ -58,10 +58,7 @@ def retrain(
     ] = 100,
     people: PeopleOption = 1,
     start: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="VERSION", help="Version to go on from.  [default: the champion]", show_default=False
-        ),
+        str, typer.Option("--from", metavar="VERSION", help="Version to go on from.  [default: the champion]")
     ] = "champion",
     version: Annotated[
         str, typer.Option("--version", metavar="VERSION", help="The next version.  [default: the second number + 1]")
@@ -153,7 +150,7 @@ def _by_hand(
         if not path.exists():
             raise RegistryError(f"{path}: there are no images")
     days = (time.time() - newest.added) / _DAY_S
-    if abs(days) < cooldown and read_state(runs / f"{parent.model}-{chosen}") is None:
+    if days < cooldown and read_state(runs / f"{parent.model}-{chosen}") is None:
         raise RegistryError(
             f"{newest.name} was added {days:.1f} days ago, and {cooldown:g} have to pass: it may not have shown yet "
             "what it is worth; --cooldown 0 does not wait"

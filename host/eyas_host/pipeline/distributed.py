@@ -14,9 +14,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from eyas_device.board.limits import usable_cores
+from eyas_host.pipeline.exchange import Exchange
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import console
 
@@ -32,6 +34,8 @@ _TIMEOUT = timedelta(days=7)
 """How long a process waits for another: entire stages run in the main process only."""
 _OBJECT_GROUP: dict[str, Any] = {}
 """The gloo group for Python objects; waiting in it uses no GPU."""
+_EXCHANGES: list[Exchange] = []
+"""The faster way for a few numbers, where all processes are on this machine and use its processors."""
 
 
 _single_process = ContextVar("alone", default=False)
@@ -82,16 +86,19 @@ def join(device: str) -> None:
     _OBJECT_GROUP["group"] = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
-def join_team(own_rank: int, count: int, rendezvous: str) -> None:
-    """Join `count` processes of this machine that meet by the file `rendezvous`; they compute on processors."""
+def join_team(own_rank: int, count: int, place: Path) -> None:
+    """Join `count` processes of this machine that meet in the folder `place`; they compute on processors."""
     import torch
 
+    exchange = Exchange(own_rank, count, place)
     if name := _loopback():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)  # whatever the host's name resolves to
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=own_rank, world_size=count, timeout=_TIMEOUT
+        "gloo", init_method=f"file://{place}/rendezvous", rank=own_rank, world_size=count, timeout=_TIMEOUT
     )
     _OBJECT_GROUP["group"] = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+    exchange.connect()  # all of them listen by now
+    _EXCHANGES.append(exchange)
     numbers = {"RANK": own_rank, "LOCAL_RANK": own_rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(number) for name, number in numbers.items()})
 
@@ -106,6 +113,8 @@ def leave() -> None:
     """Destroy the process group and continue single-process."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
+    while _EXCHANGES:
+        _EXCHANGES.pop().close()
     if _OBJECT_GROUP:
         import torch
         from accelerate import PartialState
@@ -180,20 +189,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(summed.view_as(gradient))
 
 
-def average_buffers(module: nn.Module) -> None:
-    """Average the floating-point buffers of all processes, BatchNorm's statistics, in place."""
-    if world_size() == 1:
-        return
+def sum_numbers(values: Tensor) -> Tensor:
+    """Sum of a few numbers [n] over all processes, float64."""
     import torch
 
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])
-    torch.distributed.all_reduce(flat)
-    flat /= world_size()
-    for buffer, mean in zip(buffers, torch.split(flat, [b.numel() for b in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    values = values.double()
+    if _EXCHANGES:
+        return torch.from_numpy(_EXCHANGES[-1].sum(values.numpy()))
+    torch.distributed.all_reduce(values)
+    return values
 
 
 def broadcast_parameters(*modules: nn.Module | None) -> None:

@@ -9,10 +9,10 @@ from importlib import import_module
 
 import msgspec
 
-from eyas_device.errors import EXIT_USER_ERROR, EyasError
+from eyas_device.errors import EyasError
 from eyas_host.pipeline import distributed
 from eyas_host.pipeline.runner import RECIPE, RunContext, follow
-from eyas_host.pipeline.team import arguments, ready_file
+from eyas_host.pipeline.team import arguments
 from eyas_host.recipe import Recipe
 from eyas_host.stages.chain import STAGES
 from eyas_host.support.progress import console
@@ -21,7 +21,7 @@ from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 
 def main() -> None:
     """Follow the main process through the stages of its run."""
-    root, rank, count, rendezvous = arguments(sys.argv[1:])
+    root, rank, count, place = arguments(sys.argv[1:])
     threading.Thread(target=_end_with_main, name="end-with-main", daemon=True).start()
     console.quiet = True
     quiet_libraries()
@@ -31,17 +31,16 @@ def main() -> None:
         if stage.together:
             import_module(stage.module)  # while the main process is still busy with other stages
     try:
-        ready_file(rendezvous, rank).touch()
-        distributed.join_team(rank, count, rendezvous)
+        distributed.join_team(rank, count, place)
         follow(STAGES, RunContext(recipe, root))
     except EyasError as error:
         print(error, file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+        sys.exit(2)
 
 
 def _end_with_main() -> None:
     """End when the main process does: it holds the other end of the standard input, and writes nothing."""
-    os.read(sys.stdin.fileno(), 1)  # no buffered read: its lock would abort an interpreter that ends meanwhile
+    sys.stdin.buffer.read()
     os._exit(1)
 
 

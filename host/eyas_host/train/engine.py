@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from eyas_host.pipeline import distributed
 from eyas_host.support.errors import TrainError
 from eyas_host.support.progress import meter, say
+from eyas_host.train.batch_norm import whole_batch_norms
 from eyas_host.train.checkpoint import Checkpoint
 from eyas_host.train.precision import Precision, fast_gpu_math
 from eyas_host.train.schedule import (
@@ -115,7 +116,12 @@ def fit(
     position, schedule, total = training.position, plan.schedule, plan.steps_per_epoch
     history, done = position.history, len(position.history) * total + len(position.losses)
     logged = plan.curves.log(plan.title, done) if plan.curves is not None else contextlib.nullcontext(Curve([]))
-    with meter(plan.title, schedule.epochs * total, done=done) as bar, logged as curve, fast_gpu_math(training.device):
+    with (
+        meter(plan.title, schedule.epochs * total, done=done) as bar,
+        logged as curve,
+        fast_gpu_math(training.device),
+        whole_batch_norms(model),
+    ):
         for epoch in range(len(history), schedule.epochs):
             stage = hooks.stages(history) if hooks.stages is not None else ""
             if _is_out_of_patience(history, stage, schedule):
@@ -256,7 +262,6 @@ class _Training:
         self.check()
         candidate = self.model if self.ema is None else self.ema.module
         candidate.eval()
-        distributed.average_buffers(candidate)
         metrics = distributed.from_main(evaluate(candidate))
         position, seconds = self.position, time.monotonic() - self.started
         sizes = [self.plan.sizes(range(number, number + 1)) for number in range(len(position.losses))]

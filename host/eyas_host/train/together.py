@@ -15,8 +15,7 @@ from eyas_host.pipeline.distributed import all_gather, local_shard, world_size
 def logits_together(model: nn.Module, pixels: Batch, device: torch.device) -> npt.NDArray[np.float32]:
     """As `logits_of`, in all processes: each predicts its share of the images, and all get all logits [n, classes].
 
-    The model is the same everywhere, BatchNorm's statistics included (`distributed.average_buffers`). There must be an
-    image for each process.
+    The model is the same everywhere, BatchNorm's statistics included (`batch_norm.whole_batch_norms`).
     """
     if world_size() == 1 or len(pixels) < world_size():
         return logits_of(model, pixels, device)
