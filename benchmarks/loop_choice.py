@@ -1,7 +1,8 @@
 """Which samples to label after a drift: labels until a retrained model has 80 % of what labelling everything gains.
 
-Ours: what devices send (confidences below .6, and one in twenty of the others at random), of which
-`eyas_host.fleet.samples.choose` takes some. Beside it: frames at random, and those with the smallest margins.
+Ours: what devices send (one in twenty at random, and of the others confidences below .6), of which
+`eyas_host.fleet.samples.choose` takes some, as the alarm that such a drift raises asks for. Beside it: frames at
+random, and those with the smallest margins.
 
 A first version's features stay as they are; its last layer is a logistic regression that is fitted again, to the old
 images and the new labels together.
@@ -26,12 +27,13 @@ from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Pixels
 from eyas_device.telemetry.messages import Event
 from eyas_host.evaluation.calibration import fit_calibration
-from eyas_host.fleet.samples.choose import choose
+from eyas_host.fleet.drift.causes import DIRTY, NEW_CLASS, SEASON
+from eyas_host.fleet.samples.choose import choose, share_at_random
 from eyas_host.fleet.samples.records import Sample
 from sides.garments import LABELS, Floats, Ints, Network, features, first_version, garments, trained
 
 SIZES = (25, 50, 100, 200, 400, 800, 1600)
-CAMERAS, DIRTY = 8, 0
+CAMERAS, DIRTY_CAMERA = 8, 0
 BAG = LABELS.index("bag")
 BAND, RATE = 0.6, 0.05
 """Of the devices: confidences below which a prediction is sent, and the share of the others that is."""
@@ -59,6 +61,8 @@ class Scene(NamedTuple):
     test: Floats
     """Features of later frames of what drifted."""
     test_targets: Ints
+    cause: str
+    """What the alarms say of it."""
 
 
 Rule = Callable[[int, int], Ints]
@@ -106,17 +110,17 @@ def season(root: Path, seed: int) -> Scene:
     """All cameras see another season."""
     learned = first_version(root, seed)
     test = garments(root, "t10k").take(slice(0, _TESTED))
-    return _scene(learned.network, learned, learned.later.seen("season"), test.seen("season"), test.targets)
+    return _scene(learned.network, learned, learned.later.seen("season"), test.seen("season"), test.targets, SEASON)
 
 
 def dirty_camera(root: Path, seed: int) -> Scene:
     """One of eight cameras has dirt on its lens; its accuracy counts."""
     learned = first_version(root, seed)
     usual, dirty = learned.later.seen("usual"), learned.later.seen("dirt")
-    own = np.arange(len(usual)) % CAMERAS == DIRTY
+    own = np.arange(len(usual)) % CAMERAS == DIRTY_CAMERA
     test = garments(root, "t10k").take(slice(0, _TESTED))
     seen = np.where(own[:, None, None], dirty, usual)
-    return _scene(learned.network, learned, seen, test.seen("dirt"), test.targets)
+    return _scene(learned.network, learned, seen, test.seen("dirt"), test.targets, DIRTY)
 
 
 def new_kind(root: Path, seed: int) -> Scene:
@@ -128,13 +132,13 @@ def new_kind(root: Path, seed: int) -> Scene:
     later = learned.later.take(np.setdiff1d(np.arange(len(learned.later.targets)), bags[len(bags) // 2 :]))
     test = garments(root, "t10k").take(slice(0, _TESTED))
     known = learned._replace(train=train, validation=validation, later=later)
-    return _scene(network, known, later.seen("usual"), test.seen("usual"), test.targets)
+    return _scene(network, known, later.seen("usual"), test.seen("usual"), test.targets, NEW_CLASS)
 
 
 OURS, RANDOM, UNCERTAIN = "eyas", "at random", "smallest margins"
 
 
-def _scene(network: Network, learned: Any, seen: Pixels, test: Pixels, test_targets: Ints) -> Scene:
+def _scene(network: Network, learned: Any, seen: Pixels, test: Pixels, test_targets: Ints, cause: str) -> Scene:
     parts = (learned.train.seen("usual"), learned.validation.seen("usual"), seen, test)
     known, validation, sent, later = (features(network, part) for part in parts)
     return Scene(
@@ -148,6 +152,7 @@ def _scene(network: Network, learned: Any, seen: Pixels, test: Pixels, test_targ
         np.arange(len(seen)) % CAMERAS,
         later,
         test_targets,
+        cause,
     )
 
 
@@ -177,7 +182,8 @@ def _rules(scene: Scene, seed: int) -> dict[str, Rule]:
         return np.random.default_rng((seed, draw)).permutation(len(scene.targets))[:count]
 
     def chosen(count: int, draw: int) -> Ints:
-        rows = [sample.event.sequence for sample in choose(sent, count, seed=seed)]
+        share = share_at_random([scene.cause])
+        rows = [sample.event.sequence for sample in choose(sent, count, random_share=share, seed=seed)]
         more = [row for row in at_random(len(scene.targets), draw).tolist() if row not in set(rows)]
         return np.array((rows + more)[:count], np.int64)
 
@@ -202,7 +208,7 @@ def events(
     found = []
     for row, own in enumerate(calibrated_probabilities(values, calibration)):
         order = np.argsort(own)[::-1][:5].tolist()
-        why = "uncertain" if own[order[0]] < BAND else "sampled" if dice.random() < RATE else ""
+        why = "sampled" if dice.random() < RATE else "uncertain" if own[order[0]] < BAND else ""
         if why:
             event = Event(
                 device=f"cam-{cameras[row]}",

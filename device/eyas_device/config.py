@@ -198,7 +198,7 @@ class PrivacySection(Section, frozen=True):
     images: bool = False
     """Add images to events, processed as set below; implies `events`."""
     sample_rate: Fraction = 0.0
-    """Fraction of all predictions that become an event, 0..1."""
+    """Fraction of all predictions that become an event, 0..1, whatever they say: they tell the accuracy."""
     band: tuple[Fraction, Fraction] = (0.0, 0.0)
     """Predictions with a confidence from the first to below the second number become an event."""
     ood: bool = False
@@ -206,9 +206,10 @@ class PrivacySection(Section, frozen=True):
     disagreements: bool = False
     """On probation, predictions become an event whose label the previous model does not give."""
     min_interval_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
-    """Minimum time between two events, so that a bad hour does not use up the day's images."""
+    """Minimum time between two events, so that a bad hour does not use up the day's images; those drawn at random have
+    an interval of their own."""
     max_images_per_day: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 50
-    """Maximum number of images per UTC day."""
+    """Maximum number of images per UTC day; with `sample_rate` a quarter is kept for those drawn at random."""
     max_side: Annotated[int, msgspec.Meta(ge=16, le=4096)] = 640
     """Maximum of the longer side, pixels: larger images are scaled down."""
     crop: tuple[Fraction, ...] = ()

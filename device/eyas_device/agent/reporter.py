@@ -396,7 +396,7 @@ class Reporter(Closing, Listener):
             pixels = frame.pixels(self._decoding)
         except ImageError:
             pixels = None
-        image, policy = self._policy.image(pixels, self.spool)
+        image, policy = self._policy.image(pixels, self.spool, event.why)
         self.spool.append(msgspec.structs.replace(event, image=image, image_policy=policy))
 
 

@@ -8,6 +8,7 @@ reduces the whole image to coarse blocks of colour.
 from __future__ import annotations
 
 import base64
+import math
 import random
 import time
 from collections import deque
@@ -51,7 +52,7 @@ class Policy:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._rules, self._clock, self._chance = rules, clock, chance
-        self._next = 0.0
+        self._next = self._next_random = 0.0
         self._forbidden = False
         self._requests: deque[tuple[str, float]] = deque()
         """Ids of the commands that wait for a prediction, and until when."""
@@ -95,9 +96,18 @@ class Policy:
         self._requests = deque(request for request in self._requests if request[1] > now)
 
     def choose(self, prediction: Prediction) -> Why | None:
-        """Return why this prediction becomes an event of its own accord; at most one in `min_interval_s`."""
-        rules = self._rules
-        if not self._may_send():
+        """Return why this prediction becomes an event of its own accord; at most one of each kind in `min_interval_s`.
+
+        The dice are thrown first, without a look at the prediction and with an interval of their own: what is drawn at
+        random tells the accuracy, and would not if uncertain predictions were left out of it or used up its time.
+        """
+        rules, now = self._rules, self._clock()
+        if not self._sends:
+            return None
+        if rules.sample_rate > 0 and now >= self._next_random and self._chance() < rules.sample_rate:
+            self._next_random = now + rules.min_interval_s
+            return "sampled"
+        if now < self._next:
             return None
         low, high = rules.band
         why: Why | None = None
@@ -105,31 +115,43 @@ class Policy:
             why = "uncertain"
         elif rules.ood and self.ood:
             why = "ood"
-        elif rules.sample_rate > 0 and self._chance() < rules.sample_rate:
-            why = "sampled"
         if why is not None:
-            self._next = self._clock() + rules.min_interval_s
+            self._next = now + rules.min_interval_s
         return why
 
     def choose_disagreement(self) -> bool:
         """Whether a prediction that the previous model disagrees with becomes an event; counts in `min_interval_s`."""
-        if not (self._rules.disagreements and self._may_send()):
+        now = self._clock()
+        if not (self._rules.disagreements and self._sends and now >= self._next):
             return False
-        self._next = self._clock() + self._rules.min_interval_s
+        self._next = now + self._rules.min_interval_s
         return True
 
-    def _may_send(self) -> bool:
-        return (self._rules.events or self._rules.images) and self._clock() >= self._next
+    @property
+    def _sends(self) -> bool:
+        return self._rules.events or self._rules.images
 
-    def image(self, pixels: Pixels | None, spool: Spool) -> tuple[str, dict[str, Any]]:
-        """Return the processed image (JPEG in base64, "" for none) and how it was processed or why there is none."""
+    def _images_a_day(self, why: str) -> int:
+        """Images of a day that events of this kind may use up to: a quarter is kept for those drawn at random."""
+        most = self._rules.max_images_per_day
+        if self._rules.sample_rate > 0 and why not in ("sampled", "command"):
+            return most - math.ceil(most / 4)
+        return most
+
+    def image(self, pixels: Pixels | None, spool: Spool, why: str = "") -> tuple[str, dict[str, Any]]:
+        """Return the processed image (JPEG in base64, "" for none) and how it was processed or why there is none.
+
+        `why` is the event's reason.
+        """
         rules = self._rules
         if reason := self._without_image():
             return "", {"image": reason}
         if pixels is None:
             return "", {"image": "none: the frame could not be decoded"}
-        if not spool.take_quota(time.strftime("%Y-%m-%d", time.gmtime()), rules.max_images_per_day):
-            return "", {"image": f"none: only {rules.max_images_per_day} a day are allowed"}
+        most = self._images_a_day(why)
+        if not spool.take_quota(time.strftime("%Y-%m-%d", time.gmtime()), most):
+            kept = "" if most == rules.max_images_per_day else f", {most} of them for others than random ones"
+            return "", {"image": f"none: only {rules.max_images_per_day} a day are allowed{kept}"}
         processed = process(pixels, crop=rules.crop, max_side=rules.max_side, blur=rules.blur)
         data, quality = encode_jpeg(processed)
         if not data:

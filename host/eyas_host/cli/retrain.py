@@ -57,9 +57,7 @@ def retrain(
         int, typer.Option("--per-device", min=1, metavar="N", help="Of --due: new images of one device, at most.")
     ] = 100,
     people: PeopleOption = 1,
-    start: Annotated[
-        str, typer.Option("--from", metavar="VERSION", help="Version to go on from.  [default: the champion]")
-    ] = "champion",
+    start: Annotated[str, typer.Option("--from", metavar="VERSION", help="Version to go on from.")] = "champion",
     version: Annotated[
         str, typer.Option("--version", metavar="VERSION", help="The next version.  [default: the second number + 1]")
     ] = "",

@@ -36,25 +36,35 @@ _FORMATS = ("folders", "table", "label-studio")
 def queue(
     count: Annotated[int, typer.Option("--count", min=1, metavar="N", help="How many.")] = 20,
     random_share: Annotated[
-        float, typer.Option("--random-share", min=0, max=1, metavar="P", help="Share that is drawn at random.")
-    ] = 0.25,
+        float | None,
+        typer.Option(
+            "--random-share",
+            min=0,
+            max=1,
+            metavar="P",
+            help="Share that is drawn at random.  [default: 0.25; 0.75 while an alarm says that all has changed]",
+        ),
+    ] = None,
     device: DeviceOption = "",
     people: PeopleOption = 1,
     store: StoreOption = STORE,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each sample.")] = False,
 ) -> None:
     """List what to label next: what the model is least sure of, no two alike, and a share at random."""
-    from eyas_host.fleet.samples.choose import choose, uncertainty
+    from eyas_host.fleet.drift.records import DriftRecords
+    from eyas_host.fleet.samples.choose import choose, share_at_random, uncertainty
     from eyas_host.fleet.samples.rules import verdicts
 
     with _opened(store) as opened:
         found = _samples(opened, device)
+        causes = {alarm.cause for alarm in DriftRecords(opened).alarms() if alarm.open}
+    share = share_at_random(causes) if random_share is None else random_share
     states = {key: one.state for key, one in verdicts(found, people=people).items()}
     disputed = [sample for sample in found if states[sample.key] == "disputed"]
     waiting = [sample for sample in found if states[sample.key] == "needs another person"]
     open_ones = [sample for sample in found if states[sample.key] == "open"]
     first = (disputed + waiting)[:count]
-    chosen = [*first, *choose(open_ones, count - len(first), random_share=random_share)]
+    chosen = [*first, *choose(open_ones, count - len(first), random_share=share)]
     if json:
         for sample in chosen:
             print(to_json(_described(sample), sys.stdout))
@@ -73,6 +83,8 @@ def queue(
     print_line(
         f"{len(found)} samples: " + (", ".join(f"{number} {state}" for state, number in counts.items()) or "none")
     )
+    if random_share is None and share != share_at_random(()):
+        print_line(f"{share:.0%} of the queue at random: {', '.join(sorted(causes))}")
 
 
 def label(

@@ -105,14 +105,46 @@ def test_requests_that_wait_are_bounded_and_expire() -> None:
 
 
 def test_events_by_confidence_band_chance_and_ood() -> None:
-    clock, chances = Clock(), iter([0.05, 0.5])
+    clock, chances = Clock(), iter([0.5, 0.05, 0.05, 0.5, 0.5, 0.05])
     rules = PrivacySection(events=True, band=(0.4, 0.6), sample_rate=0.1, min_interval_s=0.0, ood=True)
     policy = Policy(rules, clock=clock, chance=lambda: next(chances))
     assert policy.choose(predicted(0.4)) == "uncertain"
     assert policy.choose(predicted(0.6)) == "sampled"
+    assert policy.choose(predicted(0.4)) == "sampled", "the dice do not look at the prediction"
     assert policy.choose(predicted(0.6)) is None
     policy.ood = True
     assert policy.choose(predicted(0.9)) == "ood"
+    assert policy.choose(predicted(0.9)) == "sampled"
+
+
+@pytest.mark.parametrize("interval", [0.0, 30.0])
+def test_the_accuracy_of_those_drawn_at_random_is_that_of_all(interval: float) -> None:
+    """Uncertain predictions come in bursts and are wrong more often; neither may leave them out, nor their events."""
+    clock, dice = Clock(), np.random.default_rng(3)
+    rules = PrivacySection(
+        events=True, sample_rate=0.02, band=(0.0, 0.6), disagreements=True, ood=True, min_interval_s=interval
+    )
+    policy = Policy(rules, clock=clock, chance=dice.random)
+    right, drawn = [], []
+    for frame in range(200_000):
+        clock.now += 1.0
+        hard = frame % 1000 < 300
+        policy.ood = frame % 5000 < 1000
+        policy.choose_disagreement() if hard and dice.random() < 0.2 else None
+        right.append(bool(dice.random() < (0.5 if hard else 0.98)))
+        if policy.choose(predicted(0.5 if hard else 0.95)) == "sampled":
+            drawn.append(right[-1])
+    accuracy = float(np.mean(right))
+    deviation = np.sqrt(accuracy * (1 - accuracy) / len(drawn))
+    assert len(drawn) > 2000 and abs(np.mean(drawn) - accuracy) < 3 * deviation, (np.mean(drawn), accuracy)
+
+
+def test_a_quarter_of_the_images_is_kept_for_those_drawn_at_random(spool: Spool) -> None:
+    """A bad hour would use up the day's images, and the rest of the day would not count."""
+    policy = Policy(PrivacySection(images=True, sample_rate=0.1, max_images_per_day=10))
+    assert [bool(policy.image(image(8, 8), spool, "uncertain")[0]) for _ in range(8)] == [True] * 7 + [False]
+    assert "only 10 a day are allowed, 7 of them for others" in policy.image(image(), spool, "ood")[1]["image"]
+    assert [bool(policy.image(image(8, 8), spool, "sampled")[0]) for _ in range(4)] == [True] * 3 + [False]
 
 
 def test_at_most_one_event_per_interval() -> None:

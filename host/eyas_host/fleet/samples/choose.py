@@ -1,10 +1,11 @@
 """Which samples to label first: what two versions disagree on, then what the model is least sure of, no two alike.
 
 A share is drawn at random among those that devices drew at random: only they tell the accuracy, and a queue of hard
-samples alone would never show it. Disagreements decide whether a new version goes on. The others are chosen one after
-the other: of those that are uncertain most, the one that is farthest from all chosen ones (k-centre, greedy; Sener &
-Savarese, "Active learning for convolutional neural networks: a core-set approach", ICLR 2018), within a quota for each
-device and each predicted label.
+samples alone would never show it. The share is larger while an alarm says that the world has changed for many.
+Disagreements decide whether a new version goes on. The others are chosen one after the other: of those that are
+uncertain most, the one that is farthest from all chosen ones (k-centre, greedy; Sener & Savarese, "Active learning for
+convolutional neural networks: a core-set approach", ICLR 2018), within a quota for each device and each predicted
+label.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from eyas_host.fleet.drift.causes import CERTAINTY, PERIODIC, SEASON, SHIFT, SITE
 from eyas_host.fleet.samples.records import Sample
 
 RANDOM_SHARE = 0.25
 """Share of the queue that is drawn at random."""
+CHANGED_SHARE = 0.75
+"""The same while an alarm says that the images or labels of many have changed: then any image tells as much as a hard
+one, and hard ones alone are not what the model will see."""
+_CHANGED = frozenset({SEASON, SHIFT, SITE, PERIODIC, CERTAINTY})
+"""Causes of such alarms."""
 _SIDE = 8
 _PER_PLACE = 4
 """Candidates for each place: among so many times as many uncertain samples, the most different ones are chosen."""
@@ -54,6 +61,11 @@ def choose(found: Sequence[Sample], count: int, *, random_share: float = RANDOM_
     for place, sample in zip(sorted(places), at_random, strict=True):
         queue.insert(place, sample)  # nobody can tell by the place which ones were drawn at random
     return queue
+
+
+def share_at_random(causes: Iterable[str]) -> float:
+    """Share of the queue to draw at random, with open alarms of these causes (`fleet.drift.causes`)."""
+    return CHANGED_SHARE if _CHANGED.intersection(causes) else RANDOM_SHARE
 
 
 def uncertainty(sample: Sample) -> float:

@@ -373,6 +373,15 @@ def killed(work: Callable[[], Done], at: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def test_while_all_has_changed_more_of_the_queue_is_drawn_at_random(fleet: Fleet) -> None:
+    fleet.add(24)
+    queue = ("samples", "queue", "--store", fleet.url)
+    assert "at random" not in eyas(fleet.folder, *queue).out
+    fleet.alarm(SEASON, "cam-1", "cam-2")
+    assert "75% of the queue at random: season or weather" in eyas(fleet.folder, *queue).out
+    assert "at random" not in eyas(fleet.folder, *queue, "--random-share", "0.25").out
+
+
 def test_a_store_from_yesterday_offers_nothing_twice(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     judged(monkeypatch, BAD)
     fleet.add(24)

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eyas_device.telemetry.messages import Event, encode
-from eyas_host.fleet.samples.choose import choose, uncertainty
+from eyas_host.fleet.drift.causes import DIRTY, NEW_CLASS, SEASON, SHIFT
+from eyas_host.fleet.samples.choose import choose, share_at_random, uncertainty
 from eyas_host.fleet.samples.exchange import (
     label_studio,
     name_of,
@@ -308,3 +309,8 @@ def test_an_export_counts_images_without_consent_and_can_leave_them_out(tmp_path
     done = eyas(tmp_path, "samples", "export", "some", "--consented", "--store", url)
     assert "some: 1 images; 2 without consent to training" in done.out and "of them" not in done.out
     assert [path.name for path in (tmp_path / "some/crack").iterdir()] == [f"cam-1--{SPOOL}--1.jpg"]
+
+
+def test_more_is_drawn_at_random_while_an_alarm_says_that_all_has_changed() -> None:
+    assert share_at_random([]) == share_at_random([DIRTY, NEW_CLASS]) == 0.25
+    assert share_at_random([DIRTY, SEASON]) == share_at_random([SHIFT]) == 0.75
