@@ -86,6 +86,7 @@ def _split(page: str, mark: str, end: str = "]") -> list[str]:
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
 def test_verbs_and_keys_that_a_page_names_exist(pages: dict[str, str], name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    text = re.sub(r"^\| `[^`]*` \|", "|", text, flags=re.MULTILINE) if name == "figures.md" else text  # figures' names
     verbs = re.findall(r"\b(eyas(?:-device)?) ([a-z][a-z-]+)\b", text)
     assert [(p, verb) for p, verb in verbs if f"# {p} {verb}\n" not in pages[p]] == []
     keys = re.findall(r"`\[(\w+)\] (\w+)", text)

@@ -103,6 +103,7 @@ _DIRECT = {
     "data/access_log.py": "a log that is appended to and synced",
     "bundle/demonstrate.py": "copies for a demonstration, made again each time",
     "report/drawing.py": "a stream in memory",
+    "retrain/state.py": "a lock",
     "search/result.py": "a stream in memory",
     "support/progress.py": "standard error",
     "support/files.py": "atomic_write itself, and locks",
@@ -113,6 +114,7 @@ _DIRECT = {
     "fleet/deploy/credentials.py": "a temporary folder",
     "fleet/updates/verify.py": "a temporary folder",
     "versions/registry.py": "a log that is appended to and synced; copies that are verified before they get their name",
+    "versions/mlflow_export.py": "a temporary folder",
     "bundle/reduce.py": "synced before the reduced bundle moves into place",
 }
 """Files that write by other means than `atomic_write` -> why they may."""
