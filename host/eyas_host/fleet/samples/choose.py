@@ -48,14 +48,14 @@ def choose(found: Sequence[Sample], count: int, *, random_share: float = RANDOM_
     dice = random.Random(seed)
     drawn = [sample for sample in found if sample.is_random]
     dice.shuffle(drawn)
-    at_random = drawn[: min(len(drawn), round(random_share * count))]
-    taken = {sample.key for sample in at_random}
-    hard = [sample for sample in found if sample.key not in taken and not sample.is_random]
-    if len(hard) < count - len(at_random):
-        hard += [sample for sample in drawn if sample.key not in taken]
-    chosen = _of_each_device(sample for sample in hard if sample.event.why == "disagreement")[: count - len(at_random)]
+    places_left = count - min(len(drawn), round(random_share * count))
+    hard = [sample for sample in found if not sample.is_random]
+    chosen = _of_each_device(sample for sample in hard if sample.event.why == "disagreement")[:places_left]
     hard = [sample for sample in hard if sample.event.why != "disagreement"]
-    chosen += _farthest(sorted(hard, key=uncertainty, reverse=True), count - len(at_random) - len(chosen))
+    chosen += _farthest(sorted(hard, key=uncertainty, reverse=True), places_left - len(chosen))
+    at_random = drawn[
+        : count - len(chosen)
+    ]  # in the dice's order, also where hard ones are missing: they tell the accuracy
     places = dice.sample(range(len(chosen) + len(at_random)), len(at_random))
     queue = list(chosen)
     for place, sample in zip(sorted(places), at_random, strict=True):

@@ -164,6 +164,18 @@ def test_a_share_of_the_queue_is_drawn_at_random_from_what_devices_drew_at_rando
     assert counts[::2].sum() == 0 and counts[1::2].min() > 30, "each of them, whatever its confidence"
 
 
+def test_where_hard_ones_are_missing_the_random_ones_stay_random() -> None:
+    """Whichever of them are labelled tell the accuracy: the least sure of them first would make it look worse."""
+    margins = np.random.default_rng(0).uniform(0.1, 0.9, 40)
+    for own in (margins, margins[::-1]):
+        events = [sent(n, why="sampled", margin=float(margin)) for n, margin in enumerate(own)]
+        few = [sent(100 + n, margin=0.01) for n in range(3)]
+        queue = choose(in_store([*events, *few]), 20, random_share=0.25, seed=1)
+        assert len(queue) == 20 and sum(not one.is_random for one in queue) == 3
+        found = {one.event.sequence for one in queue if one.is_random}
+        assert found == {one.event.sequence for one in choose(in_store(events), 17, random_share=1.0, seed=1)}
+
+
 def test_folders_come_back_as_people_left_them(url: str, tmp_path: Path) -> None:
     with stored(url, [sent(n) for n in range(1, 5)]) as store:
         say(store, [(key(1), said("crack")), (key(2), said(UNKNOWN))])
