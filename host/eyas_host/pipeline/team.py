@@ -7,6 +7,7 @@ talk over loopback.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ _PROCESS_BYTES = 2e9
 _SHARD = 16
 """Fewest images of a batch that are worth a process."""
 _END_S = 20.0
+_LONGEST, _SHORT = 70, "/tmp"
 
 
 def training_processes(recipe: Recipe) -> int:
@@ -66,7 +68,7 @@ class Team:
         """Start the companions, which import what they need meanwhile."""
         if self.count == 1 or self._companions:
             return
-        self._place = tempfile.TemporaryDirectory(prefix="eyas-team-")
+        self._place = tempfile.TemporaryDirectory(prefix="eyas-team-", dir=_short_folder())
         for rank in range(1, self.count):
             command = [sys.executable, "-m", COMPANION, str(self.root), str(rank), str(self.count), self._place.name]
             errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the process has ended
@@ -125,6 +127,12 @@ class Team:
         if self._place is not None:
             self._place.cleanup()
             self._place = None
+
+
+def _short_folder() -> str:
+    """A folder for temporary files; a socket's path may have 100 characters, which some TMPDIR exceeds."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _LONGEST or not os.access(_SHORT, os.W_OK) else _SHORT
 
 
 def arguments(values: Sequence[str]) -> tuple[Path, int, int, Path]:

@@ -173,6 +173,16 @@ def test_no_process_outlives_or_waits_for_one_that_was_killed(training: Training
         assert "goes on where it was" in output and "Traceback" not in output
 
 
+def test_processes_meet_also_where_temporary_files_have_long_paths(place: Path) -> None:
+    longer = place / ("deep-" * 24)
+    longer.mkdir()
+    command = [sys.executable, "-m", "eyas_host", "teach", "recipe.toml", "--set", "run.processes=2"]
+    environment = os.environ | {"TMPDIR": str(longer)}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(longer.iterdir())
+
+
 @pytest.mark.parametrize(
     ("settings", "size", "cores", "memory", "count"),
     [
