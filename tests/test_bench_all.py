@@ -78,13 +78,15 @@ def test_a_finished_one_waits_until_its_code_changes(run: Callable[..., tuple[in
     assert (times("one"), times("two")) == (2, 1)
     (tmp_path / "benchmarks/two.py").write_text(SCRIPT.format(name="two") + "\nDONE = True\n")
     assert "left: two" in run("--list")[1]
-    (tmp_path / "benchmarks/parts.py").write_text("VALUE = 3.0\n")
+    (tmp_path / "benchmarks/parts.py").write_text(
+        "VALUE = 3.25\n"
+    )  # another length: compiled files are known by second and size
     assert "left: one, two" in run("--list")[1], "what they import"
     run()
     assert (times("one"), times("two")) == (3, 2)
     [result] = (tmp_path / "runs/benchmarks").glob("*/one.json")
     tree = json.loads(result.read_text())
-    assert tree["figures"]["a"]["value"] == 3.0 and [one["figures"] for one in tree["earlier"]] == [{"a": 2.0}]
+    assert tree["figures"]["a"]["value"] == 3.25 and [one["figures"] for one in tree["earlier"]] == [{"a": 2.0}]
 
 
 def test_a_failed_one_is_named_runs_again_and_keeps_the_last_figures(
