@@ -6,8 +6,8 @@ Sections: detection (delays at equal false alarms beside other detectors), textb
 estimate (accuracy without labels), bound (accuracy with few labels), choice-season, choice-dirt and choice-kind (which
 samples to label), retrain (what comes back, and what is forgotten), promotion (versions that are no better), scale
 (10,000 devices in SQLite and PostgreSQL). Drift is simulated; images are Fashion-MNIST (`apt-get install
-dataset-fashion-mnist`, or unpacked below `--root`). A killed run goes on after the sections that it had finished;
-with `--section`, the figures of the others stay as they are in FILE.
+dataset-fashion-mnist`, or unpacked below `--root`). A killed run of the same code goes on after the sections that it
+had finished; with `--section`, the figures of the others stay as they are in FILE.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import quiet_first  # noqa: F401 - before the heavy imports
+from bench_all import code_of
 from common import Figure, finish
 from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import cpu_pressure
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where Debian's packages are unpacked")
     chosen = parser.parse_args()
-    before, part = cpu_pressure(), CACHE / ("quick.json" if chosen.quick else "full.json")
+    before, part = cpu_pressure(), CACHE / f"{'quick' if chosen.quick else 'full'}-{code_of('loop')[:12]}.json"
     figures = _figures(chosen.json) if chosen.section else _figures(part)
     names = chosen.section or [name for name in SECTIONS if not _of(name, figures)]
     there = installed(chosen.root)
@@ -109,7 +110,7 @@ def bound(quick: bool, root: Path) -> Figures:
     """Accuracy with few labels."""
     from loop_accuracy import bounds
 
-    return bounds(root, 20 if quick else 60, 400 if quick else 1000)
+    return bounds(root, 20 if quick else 100, 400 if quick else 1000)
 
 
 def choice_season(quick: bool, root: Path) -> Figures:

@@ -43,6 +43,7 @@ from eyas_host.support.files import write_bytes
 
 LEARNED, START, FOLLOWED = 7, 14, 7
 """Days that are learned, day in which drift begins, days that it is followed."""
+_IN_CONFIDENCE = ("dirt", "light", "slow blur")
 FIXED = 288 * 30
 """Steps between the alarms of the dummy that alarms at fixed times."""
 
@@ -145,6 +146,14 @@ def detection(streams: Streams, per_month: float) -> dict[str, Figure]:
     for name, hours in found.items():
         if name.startswith(("KS on mean", "river")):
             figures[f"delay, eyas / {name}"] = Figure(value=own / _middle(hours), unit="x", bound=0.7, better="lower")
+    plain = np.array([kind in _IN_CONFIDENCE for kind, _ in streams.cases])
+    others = {name: _middle(hours[plain]) for name, hours in found.items() if name.startswith(("KS on mean", "river"))}
+    best = min(others, key=others.__getitem__)
+    figures[f"delay of {', '.join(_IN_CONFIDENCE)} alone, eyas / the best other"] = Figure(
+        value=_middle(found["eyas"][plain]) / others[best],
+        unit="x",
+        note=f"{best}; mean confidence, all that the others see, shows these drifts best",
+    )
     ours = streams.ours >= 1
     thousand = [
         (ours[begin : begin + 1000] & streams.stable[begin : begin + 1000]).any(axis=0)

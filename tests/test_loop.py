@@ -80,6 +80,12 @@ def test_a_killed_run_goes_on_and_what_is_missing_is_shown(
     with pytest.raises(KeyboardInterrupt):
         figures()
     loop.SECTIONS["two"] = section("two")
+    with monkeypatch.context() as other:
+        other.setattr(loop, "code_of", lambda _: 64 * "0")
+        other.setitem(loop.SECTIONS, "one", section("one of other code", ends=False))
+        with pytest.raises(KeyboardInterrupt):
+            figures()
+        assert calls.pop() == "one of other code", "what other code found is not taken over"
     assert figures() == {"one: a": 1.0, "two: a": 3.0}
     assert calls == ["one", "two", "two"]
     assert figures() == {"one: a": 4.0, "two: a": 5.0}, "a finished run is not gone on with"

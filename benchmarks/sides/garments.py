@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,11 +127,12 @@ class Learned(NamedTuple):
 
 
 def first_version(root: Path, seed: int) -> Learned:
-    """Trained on 3,000 images of a usual day; 1,500 are its validation images. Trained once, then kept."""
+    """Trained on 3,000 images of a usual day; 1,500 are its validation images. Trained once by this code, then kept."""
     rows = np.random.default_rng(seed).permutation(60_000)
     everything = garments(root, "train")
     train, validation, later = (everything.take(part) for part in (rows[:3000], rows[3000:4500], rows[4500:8500]))
-    path = CACHE / f"first-{seed}.pt"
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    path = CACHE / f"first-{seed}-{code}.pt"
     if path.exists():
         network = Network()
         network.load_state_dict(torch.load(path, weights_only=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -19,6 +20,7 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
     `mode` holds whatever the umask is. Raises `OSError`; nothing has changed then.
     """
+    require_name(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     _remove_leftovers(path)
     try:
@@ -29,6 +31,12 @@ def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def require_name(path: Path) -> None:
+    """Raise `IsADirectoryError` for a path that names no file: `.` or `/`."""
+    if not path.name:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 def write_new(path: Path, chunks: Iterable[bytes], *, mode: int = 0o644) -> None:

@@ -175,7 +175,11 @@ def collect(
     from eyas_host.fleet.collect.collector import collect as run
     from eyas_host.fleet.collect.group import check_names
     from eyas_host.fleet.collect.settings import CollectorSettings
+    from eyas_host.fleet.drift.errors import DriftError
 
+    of_drift = {"--webhook": webhook, "--page": page, "--page-url": page_url}
+    if not drift and (unused := [name for name, value in of_drift.items() if value]):
+        raise DriftError(f"{', '.join(unused)}: --drift 0 looks for no drift")
     settings = CollectorSettings(
         name=host_name() if name is None else name,
         group=group,

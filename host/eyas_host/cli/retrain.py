@@ -57,7 +57,12 @@ def retrain(
         int, typer.Option("--per-device", min=1, metavar="N", help="Of --due: new images of one device, at most.")
     ] = 100,
     people: PeopleOption = 1,
-    start: Annotated[str, typer.Option("--from", metavar="VERSION", help="Version to go on from.")] = "champion",
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="VERSION", help="Version to go on from.  [default: the champion]", show_default=False
+        ),
+    ] = "champion",
     version: Annotated[
         str, typer.Option("--version", metavar="VERSION", help="The next version.  [default: the second number + 1]")
     ] = "",
@@ -148,7 +153,7 @@ def _by_hand(
         if not path.exists():
             raise RegistryError(f"{path}: there are no images")
     days = (time.time() - newest.added) / _DAY_S
-    if days < cooldown and read_state(runs / f"{parent.model}-{chosen}") is None:
+    if abs(days) < cooldown and read_state(runs / f"{parent.model}-{chosen}") is None:
         raise RegistryError(
             f"{newest.name} was added {days:.1f} days ago, and {cooldown:g} have to pass: it may not have shown yet "
             "what it is worth; --cooldown 0 does not wait"

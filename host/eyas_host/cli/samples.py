@@ -155,8 +155,11 @@ def check(
     now = time.time()
     with _opened(store) as opened:
         found = find_noise(_samples(opened, device), now=now, basis=basis, people=people, classes=classes(opened))
+        try:
+            atomic_write(page, render(found, now=now).encode(), mode=0o600)
+        except OSError as error:
+            raise SampleError(f"--page {page}: cannot be written ({error.strerror})") from None
         objected = say(opened, objections(found, now=now)) if ask else 0
-    atomic_write(page, render(found, now=now).encode(), mode=0o600)
     for one in found.suspects:
         event = one.sample.event
         if json:
@@ -210,6 +213,8 @@ def export(
 
     if form not in _FORMATS:
         raise SampleError(f"--as {form}: {', '.join(_FORMATS)} is possible")
+    if consented and form != "folders":
+        raise SampleError(f"--consented is for folders, and would leave nothing out of --as {form}")
     with _opened(store) as opened:
         found = _samples(opened, device)
     labels = labels_of(found, people=people)

@@ -92,4 +92,12 @@ def combination_errors(recipe: Recipe) -> Iterable[str]:
         yield "[accept] max_cost_ratio: needs a [cost] table"
     if recipe.image.size % 32:
         yield f"[image] size = {recipe.image.size}: must be a multiple of 32 (the networks downsample by 32)"
+    processes = recipe.run.processes
+    if isinstance(processes, int) and processes > 1 and recipe.student.batch < 2 * processes:
+        yield (
+            f"[run] processes = {processes}: [student] batch = {recipe.student.batch} has no 2 images for each, which "
+            "BatchNorm needs"
+        )
+    if isinstance(processes, int) and recipe.teacher.batch < processes:
+        yield f"[run] processes = {processes}: [teacher] batch = {recipe.teacher.batch} has no image for each"
     yield from training_errors(recipe.teacher, recipe.student)

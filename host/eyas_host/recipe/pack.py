@@ -9,11 +9,14 @@ from msgspec import Meta
 from eyas_device.support.toml import Section
 from eyas_host.recipe.types import Fraction
 
+VERSION = r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$"
+"""What the version of a bundle looks like."""
+
 
 class PackSection(Section, frozen=True):
     """`[pack]`: contents of the bundle."""
 
-    version: Annotated[str, Meta(pattern=r"^\d+\.\d+\.\d+([-+.][0-9A-Za-z.-]+)?$")] = "1.0.0"
+    version: Annotated[str, Meta(pattern=VERSION)] = "1.0.0"
     """Semantic version of the bundle."""
     golden: Annotated[int, Meta(ge=1, le=64)] = 12
     """Validation images on which every device must reproduce the workstation's predictions."""

@@ -7,6 +7,7 @@ again: the stages resume by themselves, and nothing is registered or named befor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,18 @@ from eyas_host.recipe.data import Source
 from eyas_host.retrain.derive import PARENT, derive, fit_heads
 from eyas_host.retrain.judge import judge
 from eyas_host.retrain.outcome import BETTER
-from eyas_host.retrain.state import BEGAN, KEPT_OUT, STATE, Reason, Retraining, Terms, read_state, write_state
+from eyas_host.retrain.state import (
+    BEGAN,
+    ENDED,
+    KEPT_OUT,
+    STATE,
+    Reason,
+    Retraining,
+    Terms,
+    read_state,
+    require_version,
+    write_state,
+)
 from eyas_host.stages.chain import STAGES
 from eyas_host.stages.plan import show_plan
 from eyas_host.versions.collect import read_run
@@ -54,21 +66,28 @@ def retrain(
         say: Receives a line for each step.
 
     Raises:
-        RegistryError: the version is registered already, or the folder is of another retraining.
+        RegistryError: the version is none, or is registered already, or the folder is of another retraining, or of one
+            that drift began, and no `reason` is given.
         EyasError: of the stages; nothing is registered then, and the same command goes on.
 
     """
+    require_version(version)
     root, name = runs / f"{parent.model}-{version}", f"{parent.model}@{version}"
     state = read_state(root)
     if state is not None and (state.parent, state.version) != (parent.name, name):
         raise RegistryError(f"{root}: of {state.version}, which follows {state.parent}; name another --version")
+    if state is not None and state.stage not in ENDED and state.reason.alarms and reason is None:
+        raise RegistryError(
+            f"{name}: drift began it ({state.reason.describe()}), and it goes on with its own images: eyas retrain "
+            "--due; name another --version for these"
+        )
     if state is not None and state.reason.approved_by:
         terms = state.terms
     if state is not None and state.stage == "registering":
         return _register(registry, parent, root, state, terms, now, say)
     if any(one.version == version for one in registry.versions(parent.model)):
         raise RegistryError(f"{name}: is registered already; name another one with --version")
-    if state is None and root.exists():
+    if state is None and root.exists() and not _is_begun(root):
         raise RegistryError(f"{root}: is there already, and no retraining; name another --version")
     if state is not None and state.stage == "kept out":
         say(f"{name} was kept out; with other images or settings, name another --version or remove {root}")
@@ -98,6 +117,11 @@ def retrain(
     registry.note(KEPT_OUT, parent.model, version, "; ".join(judged.problems))
     write_state(root, state := replace(state, stage="kept out", judged=judged, ended=now()))
     return state
+
+
+def _is_begun(root: Path) -> bool:
+    """Whether a retraining that was killed before its first `retrain.json` made this folder: nothing else is in it."""
+    return root.is_dir() and all(re.fullmatch(rf"\.{re.escape(STATE)}\..*\.part", path.name) for path in root.iterdir())
 
 
 def _train(

@@ -6,6 +6,7 @@ It says also why and by whom a retraining was begun and approved.
 from __future__ import annotations
 
 import fcntl
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Literal
 
 import msgspec
 
+from eyas_host.recipe.pack import VERSION
+from eyas_host.recipe.run import NAME
 from eyas_host.retrain.outcome import LEVEL, MAX_LOSS, Judged
 from eyas_host.support.files import try_flock, write_bytes
 from eyas_host.versions.record import RegistryError
@@ -24,6 +27,7 @@ STATE = "retrain.json"
 BEGAN, KEPT_OUT = "retraining began", "retraining kept out"
 """What the registry's log says of a retraining that is not registered (yet)."""
 Stage = Literal["training", "judging", "registering", "registered", "kept out"]
+ENDED: tuple[Stage, ...] = ("registered", "kept out")
 
 
 class AlreadyRunning(RegistryError):  # noqa: N818 - reads as the state it reports
@@ -114,8 +118,15 @@ def write_state(root: Path, state: Retraining) -> None:
 
 
 def next_version(version: str) -> str:
-    """The version after this one: its second number is raised."""
-    numbers = version.split("-")[0].split(".")
-    if len(numbers) != 3 or not all(number.isdecimal() for number in numbers):
-        raise RegistryError(f"{version}: no version of three numbers to go on from; name the next one with --version")
-    return f"{numbers[0]}.{int(numbers[1]) + 1}.0"
+    """The version after this one: its second number is raised. Raises `RegistryError` for what is no version."""
+    require_version(version)
+    major, minor, *_ = version.split(".")
+    return f"{major}.{int(minor) + 1}.0"
+
+
+def require_version(version: str) -> None:
+    """Raise `RegistryError` for what is no version, or none that the registry takes, before anything is trained."""
+    if re.match(VERSION, version, re.ASCII) is None or re.fullmatch(NAME, version) is None:
+        raise RegistryError(
+            f"{version!r}: a version is three numbers like 1.2.0, or has more behind a hyphen: 1.2.0-b1"
+        )

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+from eyas_device.support.files import require_name
 from eyas_device.support.trouble import FULL, REFUSED
 from eyas_host.support.errors import StageError
 from eyas_host.support.progress import warn
@@ -29,6 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Content, then name are synced: even after a power cut there is the old file or the new one, and the new one once
     this has returned. Raises `StageError` if the disk is full or the folder is not writable.
     """
+    require_name(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _make_folder(path.parent)

@@ -86,6 +86,7 @@ def log_version(
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
         raise MissingExtra(f"--as mlflow needs mlflow-skinny; {install_line('mlflow')}") from None
     for library in ("mlflow", "alembic"):
@@ -104,7 +105,8 @@ def log_version(
             found = client.search_runs([where], f"tags.`eyas.digest` = '{record.digest}' and status = 'FINISHED'")
             run_id = found[0].info.run_id if found else _log(client, where, record, recipe, folder)
             number, aliases = _register(client, registry, record, run_id) if register else ("", ())
-        except (MlflowException, ImportError, OSError) as error:  # of a database's driver, and of artefacts
+        except (MlflowException, SQLAlchemyError, ImportError, OSError, ValueError) as error:
+            # of the server, of a database and its driver, of artefacts, of an address that is none
             first = " ".join(str(error).split())[:300]
             raise RegistryError(f"{record.name}: MLflow cannot store it at {redact(uri)} ({redact(first)})") from None
     return Logged(run_id, not found, number, aliases)

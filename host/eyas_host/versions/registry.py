@@ -30,6 +30,8 @@ from eyas_host.versions.record import SCHEMA, RegistryError, VersionRecord
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """The version that serves, and the one that is tried beside it."""
+ADDED = "added"
+"""What the log says of a version that is new."""
 _ALIAS = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _ALIASES, _LOG, _OBJECTS, _LOCK = "aliases.json", "log.jsonl", "objects", ".lock"
@@ -179,7 +181,7 @@ class Registry:
             for name, file in record.files.items():
                 self._keep(run / name, file.sha256)
             write_bytes(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-            self._log("added", record, note=record.note)
+            self._log(ADDED, record, note=record.note)
         return True
 
     def set_alias(self, alias: str, record: VersionRecord) -> str:

@@ -8,19 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from eyas_host.pipeline import team
+from eyas_host.pipeline import distributed, team
 from eyas_host.recipe import Recipe
 from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
+from eyas_host.support.errors import StageError
+from tests.support.fleet_parts import wait_until
 from tests.support.inside import eyas
 from tests.support.shapes import draw_folder
 
@@ -181,6 +185,39 @@ def test_processes_meet_also_where_temporary_files_have_long_paths(place: Path) 
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert not list(longer.iterdir())
+
+
+@pytest.mark.parametrize("how", ["no recipe", "killed while the main process does something else"])
+def test_a_companion_that_ends_before_it_has_joined_ends_the_command(place: Path, how: str) -> None:
+    """A team of three, which would wait for it for ever; what is said is its own last line."""
+    if how == "no recipe":
+        reason = pytest.raises(StageError, match=r"a training process ended \(FileNotFoundError: .*recipe.json")
+    else:
+        reason = pytest.raises(StageError, match=r"a training process ended \(killed: .* processes = 2 needs less")
+        recipe = Recipe(run=RunSection(name="toy", device="cpu"), data=DataSection(path="x"))
+        (place / "recipe.json").write_bytes(msgspec.json.encode(recipe))
+    with reason, team.Team(3, place) as three:
+        three.start()
+        if how != "no recipe":
+            files = [team.ready_file(three._folder, rank) for rank in (1, 2)]
+            wait_until(lambda: all(file.exists() for file in files), 200, "both")
+            three._companions[1].kill()
+            three._companions[1].wait()
+        with three.together():
+            raise AssertionError("they trained")
+    assert distributed.world_size() == 1 and not list(Path(tempfile.gettempdir()).glob("eyas-team-*/ready-*"))
+
+
+def test_on_a_gpu_several_are_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for device, count in (("cpu", 3), ("auto", 0), ("cuda", 0)):
+        run = RunSection(name="toy", device=device, processes=3)  # type: ignore[arg-type]
+        recipe = Recipe(run=run, data=DataSection(path="x"))
+        if count:
+            assert team.training_processes(recipe) == count
+        else:
+            with pytest.raises(StageError, match="they share the batches on a processor"):
+                team.training_processes(recipe)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,8 @@ def test_values_out_of_range_are_named(tmp_path: Path, setting: str, value: str)
         (("student.feature_layers=[{student='a', teacher='b', weight=0}]",), "[student] feature_layers"),
         (("run.amp=fp16", "run.device=cpu"), "[run] amp = 'fp16' needs a GPU"),
         (("run.trackers=['wandb', 'wandb']",), "[run] trackers = ['wandb', 'wandb']: each once"),
+        (("run.processes=5", "student.batch=9"), "[run] processes = 5: [student] batch = 9 has no 2 images for each"),
+        (("run.processes=5", "teacher.batch=4"), "[run] processes = 5: [teacher] batch = 4 has no image for each"),
         (("teacher.schedule=plateau", "teacher.plateau_epochs=3"), "[teacher] patience = 3 stops the training before"),
         (
             ("teacher.unfreeze_by=plateau", "teacher.plateau_epochs=4"),
@@ -175,6 +177,7 @@ def test_combinations_that_are_possible(tmp_path: Path) -> None:
     assert load(tmp_path, '[run]\nname = "a"\n[data]\nsource = "elpv"').data.path == ""
     balanced = load(tmp_path, MINIMAL, "teacher.sampler=balanced", "teacher.class_weights=false")
     assert balanced.teacher.sampler == "balanced"
+    assert load(tmp_path, MINIMAL, "run.processes=1", "student.batch=2", "teacher.batch=2").run.processes == 1
     assert load(tmp_path, MINIMAL, "teacher.weights_file=w.pth").teacher.weights_file == str(tmp_path / "w.pth")
 
 

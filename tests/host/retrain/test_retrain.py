@@ -314,8 +314,20 @@ def test_of_two_at_once_the_second_is_refused(place: Path) -> None:
         assert done.code == 2 and "is running already" in done.err
 
 
+@pytest.mark.parametrize("left", [(), (".retrain.json.4711.part",)])
+def test_one_that_was_killed_while_it_wrote_its_first_line_begins(
+    quick: Callable[..., Retraining], place: Path, left: tuple[str, ...]
+) -> None:
+    """The folder is made before `retrain.json` has its name."""
+    (place / "runs/toy-1.1.0").mkdir(parents=True)
+    for name in left:
+        (place / "runs/toy-1.1.0" / name).write_text("{")
+    assert quick(place, IS_BETTER).stage == "registered"
+
+
 def test_a_folder_of_something_else_is_not_gone_on_with(quick: Callable[..., Retraining], place: Path) -> None:
     (place / "runs/toy-1.1.0").mkdir(parents=True)
+    (place / "runs/toy-1.1.0/recipe.json").write_text("{}")
     with pytest.raises(RegistryError, match="is there already, and no retraining"):
         quick(place, IS_BETTER)
     with pytest.raises(RegistryError, match="is registered already"):
@@ -330,9 +342,21 @@ def test_a_second_one_waits(place: Path) -> None:
 
 
 def test_versions_follow_each_other() -> None:
-    assert [next_version(one) for one in ("0.1.0", "1.9.3", "2.0.0-rc1")] == ["0.2.0", "1.10.0", "2.1.0"]
-    with pytest.raises(RegistryError, match="name the next one"):
+    before = ("0.1.0", "1.9.3", "2.0.0-rc1", "3.0.1.dev4")
+    assert [next_version(one) for one in before] == ["0.2.0", "1.10.0", "2.1.0", "3.1.0"]
+    with pytest.raises(RegistryError, match="'v7': a version is three numbers"):
         next_version("v7")
+
+
+@pytest.mark.parametrize(
+    "version", ["2", "v1.2.0", "../1.2.0", "1.2.0/x", "1.2.0+4", "1.2.0\n", "\u0661.2.0", "1.2.0-"]
+)
+def test_what_is_no_version_is_refused_before_anything_is_written(
+    quick: Callable[..., Retraining], place: Path, version: str
+) -> None:
+    with pytest.raises(RegistryError, match="a version is three numbers like"):
+        quick(place, IS_BETTER, version=version)
+    assert not (place / "runs").exists()
 
 
 def test_a_class_keeps_its_part_of_the_last_layer_and_a_new_one_begins_in_the_middle(tmp_path: Path) -> None:

@@ -169,6 +169,8 @@ def test_mistakes_are_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ("http://me:secret@127.0.0.1:9/", "MLflow cannot store it at http://***@127.0.0.1:9/ ("),
         ("ml/files", "maintenance mode"),
         ("ftp://x", "cannot store it at ftp://x ("),
+        ("https://me:secret@[::1", "(Invalid IPv6 URL)"),
+        ("sqlite:///1.0.0/bundle/manifest.json", "file is not a database"),
     ):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         wrong = export(folder, "1.0.0", uri=uri)

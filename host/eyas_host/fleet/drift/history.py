@@ -86,7 +86,9 @@ def of_device(monitor: Monitor, records: DriftRecords, device: str, now: float) 
     """The last days of a device: its alarm, or else the measure whose chart is highest; None if nothing is known."""
     if (alarm := monitor.alarms.get(device)) is not None:
         return of_alarm(monitor, records, alarm, now)
-    model = monitor.models[monitor.digests[device]]
+    model = monitor.models.get(monitor.digests.get(device, ""))
+    if model is None or device not in model.row_of:
+        return None
     heights = model.view("hour_chart")[model.row_of[device]]
     end = min(now, _last(model, device) or now)
     return _Stretch(monitor, records, model, device, end - CALM_S, end).series(int(heights.argmax()))

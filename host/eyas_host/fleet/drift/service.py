@@ -12,7 +12,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from eyas_device.errors import EyasError
 from eyas_device.support.closing import Closing
 from eyas_host.fleet.drift.alarms import Alarm
-from eyas_host.fleet.drift.errors import DriftError
 from eyas_host.fleet.drift.fleet_state import Tuning
 from eyas_host.fleet.drift.monitor import Monitor, Turn
 from eyas_host.fleet.drift.notify import Notifier
@@ -68,8 +67,7 @@ class DriftService(Closing):
                 with Store(self._url, create=False) as store:
                     self._watch(store, Monitor(store, self._tuning))
             except (SQLAlchemyError, EyasError, OSError) as error:
-                text = first_line(error) if isinstance(error, SQLAlchemyError) else str(error)
-                self._complain([f"drift: {text}; trying again"])
+                self._complain([f"drift: {_text(error)}; trying again"])
                 self._stopped.wait(self._every_s)
 
     def _watch(self, store: Store, monitor: Monitor) -> None:
@@ -85,7 +83,8 @@ class DriftService(Closing):
     def _write_page(self, store: Store, monitor: Monitor, turn: Turn) -> list[str]:
         """Write the page if alarms changed or it is an hour old; return what went wrong.
 
-        The next turn tries again then. Messages of the alarms follow: what they link to is there.
+        The next turn tries again then. Messages of the alarms follow: what they link to is there, unless it went wrong;
+        they are never lost for a page.
         """
         if turn.changed:
             self._page_due = 0.0
@@ -97,8 +96,8 @@ class DriftService(Closing):
 
         try:
             write_page(store, monitor, self._page, turn.time)
-        except DriftError as error:
-            return [f"drift: the page waits: {error}"]
+        except (SQLAlchemyError, EyasError, OSError) as error:
+            return [f"drift: the page waits: {_text(error)}"]
         self._page_due = time.monotonic() + _PAGE_S
         return []
 
@@ -108,6 +107,10 @@ class DriftService(Closing):
             if problem not in self._problems:
                 self._say(problem)
         self._problems = problems
+
+
+def _text(error: Exception) -> str:
+    return first_line(error) if isinstance(error, SQLAlchemyError) else str(error)
 
 
 def line(alarm: Alarm) -> str:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from eyas_device.support.files import sync_folder
 from eyas_host.fleet.retrain.due import Plan
 from eyas_host.fleet.retrain.usable import Usable
 from eyas_host.fleet.samples.exchange import write_images
 from eyas_host.recipe.data import Source
 from eyas_host.retrain.state import Retraining, Terms
 from eyas_host.support.errors import RunError
+from eyas_host.support.files import sync_files
 from eyas_host.versions.record import VersionRecord
 from eyas_host.versions.registry import Registry
 
@@ -63,5 +65,8 @@ def images_of(runs: Path, parent: VersionRecord, version: str) -> Path:
 def _write(images: Iterable[Usable], folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    write_images({f"{one.label}/{one.name}": one.image for one in images}, part)
+    content = {f"{one.label}/{one.name}": one.image for one in images}
+    write_images(content, part)
+    sync_files((part / name for name in content), part)
     part.rename(folder)
+    sync_folder(folder.parent)

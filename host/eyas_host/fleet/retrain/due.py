@@ -22,9 +22,9 @@ from eyas_host.fleet.samples.records import samples
 from eyas_host.fleet.status import utc
 from eyas_host.fleet.store.database import Store
 from eyas_host.pipeline.runner import LINEAGE_SPLIT
-from eyas_host.retrain.state import KEPT_OUT, Reason, Retraining, next_version, read_state
+from eyas_host.retrain.state import ENDED, KEPT_OUT, Reason, Retraining, next_version, read_state
 from eyas_host.versions.record import VersionRecord
-from eyas_host.versions.registry import CHALLENGER, Registry
+from eyas_host.versions.registry import ADDED, CHALLENGER, Registry
 
 STALE_S = 86_400.0
 """Age of the last look for drift above which its alarms say nothing of today."""
@@ -127,12 +127,7 @@ def unfinished(runs: Path, parent: VersionRecord) -> Retraining | None:
     """A retraining of this version that the store's alarms began, and that was interrupted."""
     for path in sorted(runs.glob(f"{parent.model}-*/retrain.json")):
         state = read_state(path.parent)
-        if (
-            state is not None
-            and state.parent == parent.name
-            and state.reason.alarms
-            and state.stage not in ("registered", "kept out")
-        ):
+        if state is not None and state.parent == parent.name and state.reason.alarms and state.stage not in ENDED:
             return state
     return None
 
@@ -162,8 +157,8 @@ def _calling(alarms: Sequence[Alarm], parent: VersionRecord) -> tuple[list[Alarm
         confirmed = sum(alarm.state == "confirmed" for alarm in those)
         line = f"{cause}: {names}{more} ({confirmed} confirmed, {len(those) - confirmed} suspected)"
         if cause not in CALLS_FOR_RETRAINING:
-            advice = ADVICE.get(cause, those[0].advice).format(device=clean(those[0].device, 64))
-            line += f"; no retraining helps: {advice}"
+            advice = ADVICE[cause].format(device=those[0].device) if cause in ADVICE else those[0].advice
+            line += f"; no retraining helps: {clean(advice, 400)}"
         lines.append(line)
     if others := len(alarms) - len(own):
         lines.append(f"alarms of other versions than {parent.name}: {others}")
@@ -181,12 +176,20 @@ def _challenger(registry: Registry, parent: VersionRecord) -> str:
     """What is said while a challenger waits for its trial; empty if none does."""
     name = registry.aliases().get(parent.model, {}).get(CHALLENGER, "")
     record = next((one for one in registry.versions(parent.model) if one.version == name), None)
-    if record is None or record.version == parent.version or record.added < parent.added:
+    if record is None or record.version == parent.version or _is_older(registry, record, parent):
         return ""
     return (
         f"{record.name} waits as {CHALLENGER}: a rollout tries it; "
         f"eyas models alias {CHALLENGER} {parent.model}@ --drop takes it back"
     )
+
+
+def _is_older(registry: Registry, one: VersionRecord, other: VersionRecord) -> bool:
+    """Whether a version was added before another one of its model: by the log's order, whatever clocks said."""
+    added = [event.version for event in registry.history() if event.what == ADDED and event.model == one.model]
+    if one.version in added and other.version in added:
+        return added.index(one.version) < added.index(other.version)
+    return one.added < other.added
 
 
 def _describe(found: Found, parent: VersionRecord, demands: Demands) -> list[str]:
@@ -209,12 +212,14 @@ def _missing(found: Found, parent: VersionRecord, demands: Demands) -> str:
 def _waits(registry: Registry, parent: VersionRecord, runs: Path, found: Found, demands: Demands, now: float) -> str:
     """Why it is not tried again yet; empty if nothing is against it.
 
-    A time in the future, of a clock that was wrong, holds nothing up for longer than the cooldown.
+    What came last is that by the log's order: a clock that was wrong neither holds anything up for longer than the
+    cooldown, nor hides that a version was kept out.
     """
-    newest, days = registry.versions(parent.model)[-1], f"{demands.cooldown_s / _DAY_S:g}"
-    tried = [one for one in registry.history() if one.what == KEPT_OUT and one.model == parent.model]
-    failed = next((one for one in reversed(tried) if one.time >= newest.added), None)
+    versions, days = registry.versions(parent.model), f"{demands.cooldown_s / _DAY_S:g}"
+    log = [one for one in registry.history() if one.what in (ADDED, KEPT_OUT) and one.model == parent.model]
+    failed = log[-1] if log and log[-1].what == KEPT_OUT else None
     if failed is None:
+        newest = next((one for one in versions if log and one.version == log[-1].version), versions[-1])
         if abs(now - newest.added) >= demands.cooldown_s:
             return ""
         return f"not yet: {newest.name} was added {utc(newest.added)}; the cooldown is {days} days"

@@ -244,11 +244,21 @@ def _from_images(
         )
     labels = np.array([names.index(one.label) for one in readable])
     hashes = np.frombuffer(b"".join(map(perceptual_hash, pixels)), np.uint8).reshape(len(pixels), -1)
-    return readable, names, _out_of_fold(_features(pixels), labels, cluster_hashes(hashes, _MAX_BITS))
+    groups = cluster_hashes(hashes, _MAX_BITS)
+    if len(np.unique(groups)) < 2:
+        raise SampleError(f"--by images: all {len(readable)} look alike, and none can judge another. --by model can")
+    probabilities, judged = _out_of_fold(_features(pixels), labels, groups)
+    left_out["all others of its class look like it"] += int(np.count_nonzero(~judged))
+    return [one for one, can in zip(readable, judged, strict=True) if can], names, probabilities[judged]
 
 
-def _out_of_fold(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], groups: Any) -> Floats:
-    """Probabilities [labels, classes] of classifiers that saw no image of the same group; 0 for classes unseen."""
+def _out_of_fold(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], groups: Any
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Probabilities [labels, classes] of classifiers that saw no image of the same group; 0 for classes unseen.
+
+    And whether its classifier saw the class of each label: else its probability of 0 says nothing, [labels].
+    """
     import warnings
 
     from sklearn.linear_model import LogisticRegression
@@ -256,13 +266,14 @@ def _out_of_fold(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    found = np.zeros((len(labels), int(labels.max()) + 1))
+    found, judged = np.zeros((len(labels), int(labels.max()) + 1)), np.zeros(len(labels), bool)
     folds = StratifiedGroupKFold(min(FOLDS, len(np.unique(groups))), shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class in fewer groups than folds
         divided = list(folds.split(features, labels, groups))
     for train, held_out in divided:
         seen = np.unique(labels[train])
+        judged[held_out] = np.isin(labels[held_out], seen)
         if len(seen) == 1:
             found[held_out, seen[0]] = 1.0
             continue
@@ -270,7 +281,7 @@ def _out_of_fold(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64
             StandardScaler(), LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced")
         ).fit(features[train], labels[train])
         found[np.ix_(held_out, seen)] = classifier.predict_proba(features[held_out])
-    return found
+    return found, judged
 
 
 def _features(pixels: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:

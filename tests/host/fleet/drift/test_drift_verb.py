@@ -8,12 +8,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from paho.mqtt.client import CallbackAPIVersion, Client
+from sqlalchemy.exc import OperationalError
 
 from eyas_host.fleet.broker.client import BrokerAccess
+from eyas_host.fleet.drift import page as pages
 from eyas_host.fleet.drift import service
 from eyas_host.fleet.drift.alarms import Alarm
 from eyas_host.fleet.drift.errors import DriftError
@@ -167,6 +170,35 @@ def test_the_page_is_written_once_an_hour_and_where_it_cannot_be_it_waits(
         f"sqlite:///{tmp_path / 'copy.db'}", 0.05, Notifier(), said.append, TUNING, folder / "drift.html"
     ):
         wait_until(lambda: (folder / "drift.html").stat().st_ino != first, 30, "the next page")
+
+
+@pytest.mark.parametrize(
+    "error", [OperationalError("SELECT", {}, Exception("locked")), OSError(5, "Input/output error")]
+)
+def test_alarms_are_delivered_where_the_page_cannot_be_drawn(
+    tmp_path: Path,
+    raw_fleet: str,
+    posts: tuple[str, queue.Queue[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """The turn that opened them is stored: no other one reports them."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(pages, "write_page", fail)
+    said: list[str] = []
+    notifier = Notifier(webhook=f"{posts[0]}/ok")
+    with DriftService(copy_of(raw_fleet, tmp_path), 0.2, notifier, said.append, TUNING, tmp_path / "drift.html"):
+        assert msgspec.json.decode(posts[1].get(timeout=60), type=Alarm).device == "cam-7"
+    assert any(text.startswith("drift: the page waits: ") for text in said)
+
+
+def test_a_collector_that_looks_for_no_drift_draws_and_posts_nothing(tmp_path: Path) -> None:
+    done = eyas(tmp_path, "collect", "--drift", "0", "--page", "drift.html", "--webhook", "http://127.0.0.1:9/")
+    assert done.code == 2 and done.err.endswith("--webhook, --page: --drift 0 looks for no drift\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_alarm_in_a_line() -> None:

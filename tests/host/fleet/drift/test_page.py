@@ -324,6 +324,12 @@ def test_the_verb_writes_page_and_plot(tmp_path: Path, fleet: str) -> None:
     assert ET.parse(tmp_path / "cam-7.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     done = eyas(tmp_path, "drift", "cam-7", "cam-8", "--store", url, *LEARNING, "--plot", "x.svg")
     assert (done.code, "--plot: one device is needed" in done.err) == (2, True)
+    with Store(f"sqlite:///{tmp_path / 'empty.db'}"):
+        pass
+    done = eyas(tmp_path, "drift", "cam-7", "--store", "sqlite:///empty.db", "--plot", "x.svg")
+    assert done.code == 2 and "cam-7: the store has nothing to draw of it yet" in done.err
+    done = eyas(tmp_path, "drift", "--store", url, *LEARNING, "--page", "/")
+    assert done.code == 2 and "/: cannot be written (Is a directory)" in done.err
     (tmp_path / "file").write_text("")
     done = eyas(tmp_path, "drift", "--store", url, *LEARNING, "--page", tmp_path / "file" / "page.html")
     assert done.code == 2 and "Traceback" not in done.err

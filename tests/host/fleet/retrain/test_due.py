@@ -302,6 +302,66 @@ def test_a_clock_that_was_wrong_holds_nothing_up_for_long(fleet: Fleet, monkeypa
     assert fleet.due().code == 77, "kept out in a year"
 
 
+def test_a_champion_of_a_clock_that_was_ahead_hides_neither_failures_nor_a_challenger(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is later than that of all that follows; the log's order is what counts."""
+    ahead = record("1.0.1", 64 * "a", fleet.files, "1.0.0", added=time.time() + 400 * DAY)
+    fleet.registry.add(ahead, fleet.folder / "run")
+    fleet.registry.set_alias("champion", ahead)
+    fleet.add(24)
+    fleet.alarm(SEASON, "cam-1", digest=12 * "a")
+    judged(monkeypatch, BAD)
+    assert fleet.due("--automatic").code == 1
+    done = fleet.due("--automatic")
+    assert done.code == 0 and "not yet: parts@1.1.0 was kept out" in done.out, "not again each hour"
+    judged(monkeypatch, GOOD)
+    fleet.add(8)
+    assert fleet.due("--automatic").code == 0
+    fleet.add(8)
+    done = fleet.due("--automatic")
+    assert done.code == 0 and "parts@1.2.0 waits as challenger" in done.out
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_other_images_do_not_go_on_under_the_approval_of_these(fleet: Fleet, at: int) -> None:
+    """`eyas retrain IMAGES` names the next version by itself, which is that of the interrupted one."""
+    fleet.add(24)
+    fleet.alarm(SEASON, "cam-1")
+    assert killed(lambda: fleet.due("--approve", "anna"), 3 + at)
+    begun = read_state(fleet.folder / "runs/parts-1.1.0")
+    assert begun is not None and begun.reason.approved_by == "anna"
+    (fleet.folder / "others/good").mkdir(parents=True)
+    done = eyas(fleet.folder, "retrain", "others")
+    assert done.code == 2 and "approved by anna), and it goes on with its own images" in done.err
+    assert read_state(fleet.folder / "runs/parts-1.1.0") == begun
+    assert eyas(fleet.folder, "retrain", "others", "--version", "1.5.0").code == 0
+    assert fleet.due().code == 0
+    assert (fleet.registry.find("parts@1.1.0").note or "").endswith("approved by anna")
+
+
+def test_by_hand_a_time_in_the_future_does_not_hold_up(fleet: Fleet) -> None:
+    fleet.registry.add(
+        record("1.0.1", 64 * "a", fleet.files, "1.0.0", added=time.time() + 400 * DAY), fleet.folder / "run"
+    )
+    (fleet.folder / "others").mkdir()
+    for words in (("--cooldown", "0", "--version", "1.3.0"), ("--version", "1.4.0")):
+        done = eyas(fleet.folder, "retrain", "others", *words)
+        assert done.code == 0, done.err
+
+
+def test_a_cause_of_a_newer_version_is_shown_as_it_says_itself(fleet: Fleet) -> None:
+    """Advice that was written before names devices: braces in it are text."""
+    alarm = Alarm(
+        id="x", device="cam-{0}", digest=DIGEST[:12], state="confirmed", opened=time.time(), cause="moon",
+        advice="wait for cam-{0}\x1b[2J",
+    )  # fmt: skip
+    fleet.look(time.time(), [alarm])
+    done = fleet.due()
+    assert done.code == 0, done.err
+    assert "no retraining helps: wait for cam-{0}\\x1b[2J" in done.out
+
+
 def test_the_cooldown_after_a_version_is_waited_for(fleet: Fleet) -> None:
     fleet.add(24)
     fleet.alarm(SEASON, "cam-1")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from eyas_host.fleet.samples.noise import NoiseCheck, find_noise, objections, render
 from eyas_host.fleet.samples.records import OBJECTION, Sample, SampleError, samples, say, undo
 from eyas_host.fleet.samples.rules import labels_of, verdicts
+from eyas_host.fleet.store.database import Store
 from tests.host.fleet.samples.test_samples import NOW, SPOOL, key, said, sent, stored
 from tests.support.inside import eyas
 from tests.support.shapes import draw_shape
@@ -130,6 +131,25 @@ def test_copies_of_an_image_do_not_vouch_for_its_label() -> None:
     assert len(listed) == 6 and {one.suggested for one in listed} == {"circle"}
 
 
+def test_a_rare_class_in_one_burst_of_a_camera_is_not_judged_by_classifiers_that_never_saw_it() -> None:
+    """Eight nearly equal images are one group: whoever predicts one of them was trained on none, and gives it 0."""
+    rows = [labelled(n, SHAPES[n % 2], image=drawn(SHAPES[n % 2], n)) for n in range(100)]
+    burst = [labelled(500 + n, "triangle", image=encoded(draw_shape("triangle", 900), 60 + 5 * n)) for n in range(8)]
+    found = find_noise([*rows, *burst], now=NOW + 900)
+    assert (found.checked, found.left_out) == (100, {"all others of its class look like it": 8})
+    assert all(one.given != "triangle" for one in found.suspects)
+
+
+def test_a_camera_that_sees_one_thing_only_is_looked_at_by_the_model() -> None:
+    rows = [
+        labelled(n, SHAPES[n % 2], image=encoded(draw_shape("circle", 7), 40 + n), top={"circle": 0.9, "cross": 0.1})
+        for n in range(55)
+    ]
+    with pytest.raises(SampleError, match="all 55 look alike, and none can judge another"):
+        find_noise(rows, now=NOW + 900)
+    assert find_noise(rows, now=NOW + 900, basis="model").checked == 55
+
+
 def test_of_an_image_that_is_sent_again_the_first_prediction_counts() -> None:
     """A later model may have been trained on it."""
     true = ["circle"] * 20 + ["cross"] * 20
@@ -232,9 +252,16 @@ def test_the_verb_lists_asks_and_shows(tmp_path: Path) -> None:
     undone = eyas(tmp_path, "samples", "undo", "--person", OBJECTION, *store)
     assert undone.out == "cam-1 3: ? is taken back\n"
     assert json.loads(eyas(tmp_path, "samples", "check", "--json", *store).out)["suggested"] == "good"
-    for words, reason in ((("--by", "magic"), "images or model is possible"), (("--by", "images"), "two classes")):
+    for words, reason in (
+        (("--by", "magic"), "images or model is possible"),
+        (("--by", "images"), "two classes"),
+        (("--queue", "--page", "none/page.html"), "--page none/page.html: cannot be written (No such file"),
+        (("--queue", "--page", "."), "--page .: cannot be written (Is a directory)"),
+    ):
         wrong = eyas(tmp_path, "samples", "check", *words, *store)
         assert wrong.code == 2 and reason in wrong.err and "Traceback" not in wrong.err
+    with Store(f"sqlite:///{tmp_path}/fleet.db") as opened:
+        assert "disputed" not in {one.state for one in verdicts(samples(opened)).values()}, "nobody has seen the page"
 
 
 def test_an_image_that_may_not_be_kept_is_neither_looked_at_nor_shown() -> None:

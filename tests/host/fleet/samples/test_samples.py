@@ -318,6 +318,9 @@ def test_an_export_counts_images_without_consent_and_can_leave_them_out(tmp_path
         say(store, [(key(number), said("crack")) for number in (1, 2, 3)])
     done = eyas(tmp_path, "samples", "export", "all", "--store", url)
     assert "all: 3 images" in done.out and "2 of them without consent to training" in done.out
+    for form in ("label-studio", "table"):
+        done = eyas(tmp_path, "samples", "export", "other", "--as", form, "--consented", "--store", url)
+        assert done.code == 2 and f"leave nothing out of --as {form}" in done.err and not (tmp_path / "other").exists()
     done = eyas(tmp_path, "samples", "export", "some", "--consented", "--store", url)
     assert "some: 1 images; 2 without consent to training" in done.out and "of them" not in done.out
     assert [path.name for path in (tmp_path / "some/crack").iterdir()] == [f"cam-1--{SPOOL}--1.jpg"]
