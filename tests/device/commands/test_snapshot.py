@@ -84,7 +84,7 @@ def test_people_see_the_bits_that_the_model_sees(
         assert np.array_equal(cv2.imread(str(tmp_path / "out" / snapshot.frame)), upright)
         seen: list[Pixels | None] = []
 
-        def image(pixels: Pixels | None, _: object) -> tuple[str, dict[str, Any]]:
+        def image(pixels: Pixels | None, *_: object) -> tuple[str, dict[str, Any]]:
             seen.append(pixels)
             return "", {}
 
