@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ Provider = str | tuple[str, dict[str, str]]
 _FATAL_ONLY = 4
 _MAX_ENGINES = 4
 """Model files whose engines are kept."""
+_CPUINFO = Path("/proc/cpuinfo")
+_VNNI = {"avx512_vnni", "avx_vnni"}
+"""CPU flags of the instructions that add int8 products in 32 bits."""
 
 
 class OnnxRuntime(ImageRuntime):
@@ -63,18 +67,36 @@ def open_session(
 
     Without `optimise` it executes the operators of the file one by one.
 
-    x86 CPUs without VNNI accumulate int8 products in 16 bits, which saturates, so exact, slower kernels are requested.
-    These do not accept models whose weights share a zero point (packed by 0.1.0 and before): such a model runs with
-    the default kernels, and the golden check decides whether its predictions are right here. Raises `BundleError` if
-    the model cannot be loaded.
+    x86 CPUs without VNNI accumulate int8 products in 16 bits, which saturates, so exact, slower kernels are requested
+    there, and only there: ONNX Runtime would take them with VNNI too. These do not accept models whose weights share a
+    zero point (packed by 0.1.0 and before): such a model runs with the default kernels, and the golden check decides
+    whether its predictions are right here. Raises `BundleError` if the model cannot be loaded.
     """
     try:
-        return _session(path, providers, threads, profile, optimise, exact=True)
+        return _session(path, providers, threads, profile, optimise, exact=saturates(platform.machine()))
     except Exception:  # its exceptions have no other base class
         try:
             return _session(path, providers, threads, profile, optimise, exact=False)
         except Exception as error:
             raise load_error(path, error) from None
+
+
+def saturates(machine: str, cpuinfo: Path = _CPUINFO) -> bool:
+    """Whether int8 kernels of this processor may saturate: x86 without VNNI, or with unknown flags.
+
+    Args:
+        machine: the architecture as `platform.machine` names it.
+        cpuinfo: the file with the flags of the processor.
+
+    """
+    if machine.lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return True
+    flags = [set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")]
+    return not flags or not all(core & _VNNI for core in flags)
 
 
 def _session(
