@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install distill retrain test check format figures docs flash bench bench-camera-faults broker collect watch board test-arm test-board test-board-long soak soak-board system-deps clean clean-runs \
-	test-readers test-tutorial report-images bench-all bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-pretrained bench-frame-loop bench-telemetry bench-updates bench-loop fleet-demo
+	test-readers test-tutorial report-images bench-all bench-here bench-main-job bench-truth bench-strange-data bench-ood bench-scale bench-training bench-compression bench-distillation bench-pretrained bench-frame-loop bench-telemetry bench-updates bench-loop fleet-demo
 
 help: ## show this
 	@echo "Eyas: from a folder of labelled images to a classifier on a fleet of cameras"
@@ -79,6 +79,9 @@ bench-training: install ## caches, the input pipeline and memory beside their pl
 
 bench-pretrained: install ## what pretrained student weights gain: two data sets of images, three seeds (an hour or two; resumable)
 	$(BIN)/python benchmarks/pretrained.py --json benchmarks/results/pretrained.json
+
+bench-distillation: install ## distillation beside labels alone and other ways to teach: five folds, two data sets (hours; resumable)
+	$(BIN)/python benchmarks/distillation.py --json benchmarks/results/distillation.json
 
 bench-compression: install ## what int8 and pruning cost and save, five folds, beside other tools (hours; resumable)
 	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json

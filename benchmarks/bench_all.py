@@ -59,6 +59,7 @@ BENCHES = {
     "updates": Bench(),
     "training": Bench(),
     "loop": Bench(),
+    "distillation": Bench(),
     "frame_loop": Bench(needs=BUNDLE),
     "on_device": Bench(needs=BUNDLE),
     "soak": Bench(needs=BUNDLE),

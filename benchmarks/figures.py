@@ -32,6 +32,12 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "make bench-pretrained",
         "`random` and `pretrained` name the student's initial weights.",
     ),
+    "distillation": (
+        "Distillation beside labels alone",
+        "make bench-distillation",
+        "Balanced accuracy on images that no network of a fold or seed saw; a difference is that of the same images. "
+        "Each training ran in one process with one thread, two beside each other.",
+    ),
     "truth": (
         "Right answers where they are known",
         "make bench-truth",

@@ -12,14 +12,12 @@ Resumable: what is up to date is not run again. `--quick` takes one seed and the
 from __future__ import annotations
 
 import argparse
-import gzip
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import msgspec
 import numpy as np
 import torch
@@ -31,7 +29,6 @@ from sklearn.preprocessing import StandardScaler
 import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish, mean
 from eyas_device.bundle import sha256
-from eyas_device.preprocess import Pixels
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch, prepared
@@ -42,37 +39,19 @@ from eyas_host.models import checkpoints, pretrained
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
-from eyas_host.support.files import atomic_write, write_bytes
+from eyas_host.support.files import write_bytes
 from eyas_host.support.machine import cpu_pressure
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.student import train_student
 from eyas_host.train.view_cache import ViewCache
+from sides.fashion import fashion_recipe
 
 RUNS = Path("runs")
 DEMONSTRATION = Path("models/solar-cells/recipe.toml")
 CPU = torch.device("cpu")
 Start = Literal["random", "pretrained"]
 STARTS: tuple[Start, ...] = ("random", "pretrained")
-FASHION = Path("usr/share/datasets/fashion-mnist")
-_FASHION_CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
-_FASHION_EACH = 400
-"""Images of each class: a quarter to learn from, 60 % to be scored by."""
-_FASHION_RECIPE = """[run]
-name = "fashion"
-[data]
-source = "folder"
-path = "images"
-split = [0.25, 0.15, 0.6]
-near_duplicates = 0   # at 28 pixels half a class looks alike
-[image]
-size = 64
-[augment]
-horizontal_flip = true
-[student]
-views = 12
-weight_decay = 0.05
-"""
 
 
 class Student(msgspec.Struct, frozen=True):
@@ -97,7 +76,7 @@ def main() -> None:
     figures |= _set_figures("solar-cells", DEMONSTRATION, seeds)
     for other in sorted(set(pretrained.networks()) - {student}) if not arguments.quick else ():
         figures |= _student_figures("solar-cells", DEMONSTRATION, 1, f"student.model={other}", "student.epochs=10")
-    recipe = _fashion(arguments.root / FASHION, RUNS / "benchmark" / "fashion")
+    recipe = fashion_recipe(arguments.root, RUNS / "benchmark" / "fashion")
     if recipe is not None:
         figures |= _set_figures("fashion", recipe, seeds)
     else:
@@ -234,29 +213,6 @@ def _probes(context: RunContext) -> dict[str, Figure]:
 def _pooled(model: PixelClassifier, pixels: Batch) -> Floats:
     batches = (pixels[first : first + 64] for first in range(0, len(pixels), 64))
     return np.concatenate([model.pooled(to_tensor(batch, CPU)).double().numpy() for batch in batches])
-
-
-def _fashion(source: Path, folder: Path) -> Path | None:
-    """A recipe over some images of Fashion-MNIST, or None where the package is not installed."""
-    if not source.is_dir():
-        return None
-    recipe = folder / "recipe.toml"
-    if not recipe.exists():
-        images, labels = (_idx(source / f"train-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
-        for label, name in enumerate(_FASHION_CLASSES):
-            (folder / "images" / name).mkdir(parents=True, exist_ok=True)
-            for number in np.flatnonzero(labels == label)[:_FASHION_EACH]:
-                cv2.imwrite(str(folder / "images" / name / f"{number}.png"), images[number])
-        with atomic_write(recipe) as temporary:  # last: it says that the images are there
-            temporary.write_text(_FASHION_RECIPE)
-    return recipe
-
-
-def _idx(path: Path) -> Pixels:
-    """An array in MNIST's format (LeCun): two zeros, 8 for uint8, the dimensions' count and lengths, then the bytes."""
-    data = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from eyas_device.support.toml import Section
-from eyas_host.recipe.types import AtLeastOne, Count, Fraction, Gamma, LossName, Positive, Rate, SamplerName, Weights
+from eyas_host.recipe.types import (
+    AtLeastOne,
+    Count,
+    Fraction,
+    Gamma,
+    LossName,
+    Positive,
+    Progressive,
+    Rate,
+    SamplerName,
+    Weights,
+)
 
 
 class TeacherSection(Section, frozen=True):
@@ -27,6 +38,9 @@ class TeacherSection(Section, frozen=True):
     """Learning rate of stage 1."""
     epochs: Count = 8
     """Stage 2: the last blocks too, at rates that decrease towards the input."""
+    progressive: Progressive = 0.0
+    """Progressive resizing: the fraction of stage 2's epochs, at its start, that see images of three quarters of the
+    side, which cost about half (0: off). Patience counts from the first epoch of full size."""
     unfreeze: Annotated[str, Meta(pattern=r"^(all|[0-9]+)$")] = "all"
     """How many of the last blocks stage 2 trains, or `all`."""
     unfreeze_by: Literal["once", "plateau"] = "once"
@@ -102,6 +116,9 @@ class StudentSection(Section, frozen=True):
     """Maximum size of the view cache, GB; checked before anything is written (0: limited by the disk only)."""
     epochs: AtLeastOne = 30
     """Passes over the cached views; one view of each image an epoch."""
+    progressive: Progressive = 0.0
+    """Progressive resizing: the fraction of the epochs, at the start, that see views of three quarters of the side; the
+    teacher's answers are those of the full size (0: off)."""
     rate: Rate = 3e-3
     """Learning rate."""
     batch: AtLeastOne = 32

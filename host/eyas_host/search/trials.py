@@ -29,6 +29,7 @@ from eyas_host.support.progress import meter
 from eyas_host.train.checkpoint import read_checkpoint, save_tensors
 from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Hooks, Plan, fit
+from eyas_host.train.progressive import side_of
 from eyas_host.train.schedule import selection_value
 from eyas_host.train.student import DistillationTask
 from eyas_host.train.supervised import SupervisedTask
@@ -93,7 +94,9 @@ class TeacherTrials:
             model,
             unfreeze(model, msgspec.structs.replace(settings, unfreeze_by="once")),
             plan,
-            steps=lambda epoch, first: task.steps(forward, epoch, first),
+            steps=lambda epoch, first: task.steps(
+                forward, epoch, first, side=side_of(epoch, settings.progressive, epochs, recipe.image.size)
+            ),
             evaluate=_with_callback(task.evaluate, on_epoch),
             hooks=Hooks(prepare=freeze_batch_norm),
         )
@@ -117,6 +120,7 @@ class StudentTrials:
             epochs=epochs,
             rate=recipe.student.rate,
             ema=recipe.student.ema,
+            progressive=True,
             checkpoint=checkpoint,
             title="trial",
         )

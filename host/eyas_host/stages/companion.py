@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def main() -> None:
     for stage in STAGES:
         if stage.together:
             import_module(stage.module)  # while the main process is still busy with other stages
+    if rank == 1:
+        threading.Thread(target=_compile_kernels, args=(recipe,), name="compile-kernels", daemon=True).start()
     try:
         ready_file(folder, rank).touch()
         distributed.join_team(rank, count, folder)
@@ -39,6 +42,18 @@ def main() -> None:
     except EyasError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _compile_kernels(recipe: Recipe) -> None:
+    """Compile NNCF's kernels, which takes half a minute the first time, while this process still waits for the others.
+
+    What fails here fails again in the stage that needs them, which says so.
+    """
+    from eyas_host.quant.kernels import load_kernels
+
+    if recipe.quantize.method == "qat":
+        with suppress(EyasError, OSError, RuntimeError):
+            load_kernels()
 
 
 def _end_with_main(folder: Path) -> None:

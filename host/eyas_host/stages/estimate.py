@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from eyas_host.pipeline.clock import Step
 from eyas_host.recipe import Recipe
+from eyas_host.train.progressive import cost
 
 _HASH_S = 0.002
 """Reading a file, its hashes and its perceptual hash, per image."""
@@ -61,7 +62,7 @@ def estimate_stages(
     """Stage -> its steps, with their estimated seconds; `processes` train together."""
     start = _START_S * speed.python
     train, validation, test = counts.train, counts.validation, counts.test
-    student, prune, quantize = recipe.student, recipe.prune, recipe.quantize
+    teacher, student, prune, quantize = recipe.teacher, recipe.student, recipe.prune, recipe.quantize
     trained = not student.checkpoint
     labels_only = 2.0 if student.labels_only and cores < 2 * processes else 1.0
     together = 1.0 if processes == 1 else _TOGETHER * processes
@@ -71,13 +72,15 @@ def estimate_stages(
 
     read_all = sum((train, validation, test)) * (speed.read + _HASH_S * speed.python)
     features = (_HEAD_VIEWS * train + validation) * (speed.view + speed.teacher) / together
+    teacher_step = speed.teacher_step * cost(teacher.progressive, teacher.epochs, recipe.image.size)
     teach = (
         Step(start + train * speed.read),
         Step(features, "teacher, features"),
-        Step(recipe.teacher.head_epochs * (0.05 + train * 2e-5), "teacher, head"),
-        Step(epochs(recipe.teacher.epochs, speed.teacher_step + speed.view, speed.teacher), "teacher, blocks"),
+        Step(teacher.head_epochs * (0.05 + train * 2e-5), "teacher, head"),
+        Step(epochs(teacher.epochs, teacher_step + speed.view, speed.teacher), "teacher, blocks"),
     )
-    student_epochs = epochs(student.epochs, speed.student_step, speed.student) * labels_only
+    student_step = speed.student_step * cost(student.progressive, student.epochs, recipe.image.size)
+    student_epochs = epochs(student.epochs, student_step, speed.student) * labels_only
     distill = (
         Step(student.views * train * (speed.view + speed.teacher) / together, "views and the teacher's outputs"),
         Step(start),

@@ -315,7 +315,8 @@ def is_better(history: Sequence[Epoch], start: Mapping[str, float], metric: str)
 def _is_out_of_patience(history: Sequence[Epoch], stage: str, schedule: Schedule) -> bool:
     if schedule.patience is None or not history or stage != history[-1].stage:
         return False
-    return epochs_without_improvement(history, schedule.metric) >= schedule.patience
+    without = min(epochs_without_improvement(history, schedule.metric), len(history) - schedule.patient_from)
+    return without >= schedule.patience
 
 
 def _curve_points(history: Sequence[Epoch]) -> dict[str, float | str]:

@@ -29,6 +29,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """Epochs without improvement that make a plateau."""
     patience: int | None = None
     """Stop after this many epochs without improvement."""
+    patient_from: int = 0
+    """Epochs before this one do not count for `patience`."""
     metric: str = "combined"
     """Validation metric that selects the best epoch."""
     ema: float = 0.0

@@ -28,6 +28,7 @@ from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Groups, Hooks, Plan, Steps, fit
 from eyas_host.train.feature_distillation import BlockCache, FeatureLoss, capture_maps
 from eyas_host.train.losses import student_loss
+from eyas_host.train.progressive import resized, side_of
 from eyas_host.train.sampler import Rows, epoch_order
 from eyas_host.train.schedule import Epoch, Schedule, full_batches
 from eyas_host.train.together import logits_together
@@ -99,12 +100,14 @@ class DistillationTask:
         ema: float = 0.0,
         patience: int | None = None,
         keep_start: bool = False,
+        progressive: bool = False,
         after_step: Callable[[], None] | None = None,
     ) -> list[Epoch]:
         """Train any network that maps float pixels to logits, a `PixelClassifier` with feature distillation too.
 
-        With `keep_start` the network as it is remains if no epoch is better on validation. Raises `TrainError` if a
-        batch is too small for the number of processes.
+        With `keep_start` the network as it is remains if no epoch is better on validation; with `progressive` the first
+        epochs see smaller views as the recipe says. Raises `TrainError` if a batch is too small for the number of
+        processes.
         """
         if self.recipe.student.batch < 2 * distributed.world_size():
             raise TrainError(
@@ -138,23 +141,30 @@ class DistillationTask:
             model,
             groups,
             plan,
-            steps=self._steps(model, feature_loss),
+            steps=self._steps(model, feature_loss, epochs if progressive else 0),
             evaluate=self.evaluate,
             hooks=Hooks(after_step=after_step),
             auxiliary=feature_loss,
         )
 
-    def _steps(self, model: nn.Module, feature_loss: FeatureLoss | None) -> Steps:
-        """The loss of each batch, by epoch and first batch."""
+    def _steps(self, model: nn.Module, feature_loss: FeatureLoss | None, epochs: int) -> Steps:
+        """The loss of each batch, by epoch and first batch; the first of so many `epochs` see smaller views."""
+        side = partial(self._side, epochs)
         compile_network = self.recipe.run.compile
         if feature_loss is None or not isinstance(model, PixelClassifier):
-            return partial(self._logit_losses, compiled(model, compile_network))
+            return partial(self._logit_losses, compiled(model, compile_network), side)
         pooled_of = compiled(model.pooled, compile_network and not feature_loss.names)
-        return partial(self._feature_losses, model, pooled_of, feature_loss)
+        return partial(self._feature_losses, model, pooled_of, feature_loss, side)
 
-    def _logit_losses(self, forward: Callable[[Tensor], Tensor], epoch: int, first: int) -> Iterator[Tensor]:
+    def _side(self, epochs: int, epoch: int) -> int:
+        recipe = self.recipe
+        return side_of(epoch, recipe.student.progressive, epochs, recipe.image.size)
+
+    def _logit_losses(
+        self, forward: Callable[[Tensor], Tensor], side_in: Callable[[int], int], epoch: int, first: int
+    ) -> Iterator[Tensor]:
         for batch in self.batches(epoch, first):
-            logits = all_gather(forward(batch.pixels.float()), len(batch.labels))
+            logits = all_gather(forward(resized(batch.pixels, side_in(epoch)).float()), len(batch.labels))
             yield self.loss(logits, batch.logits, batch.labels)
 
     def _feature_losses(
@@ -162,13 +172,14 @@ class DistillationTask:
         model: PixelClassifier,
         pooled_of: Callable[[Tensor], Tensor],
         feature_loss: FeatureLoss,
+        side_in: Callable[[int], int],
         epoch: int,
         first: int,
     ) -> Iterator[Tensor]:
         for batch in self.batches(epoch, first):
             rows = len(batch.labels)
             with capture_maps(model, feature_loss.names) as maps:
-                pooled = pooled_of(batch.pixels)
+                pooled = pooled_of(resized(batch.pixels, side_in(epoch)))
             loss = self.loss(all_gather(model.classify(pooled), rows), batch.logits, batch.labels)
             own = [all_gather(m, rows) for m in maps]
             yield loss + feature_loss(all_gather(pooled, rows), batch.features, own, batch.maps)
@@ -204,6 +215,7 @@ def train_student(
         epochs=recipe.student.epochs,
         rate=recipe.student.rate,
         ema=recipe.student.ema,
+        progressive=True,
         checkpoint=work / ("student.ckpt" if teacher else "labels-only.ckpt"),
         title="student" if teacher else "student, labels only",
     )

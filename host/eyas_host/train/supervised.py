@@ -17,6 +17,7 @@ from eyas_host.evaluation.metrics import softmax, validation_metrics
 from eyas_host.pipeline.distributed import all_gather, local_shard
 from eyas_host.recipe import Recipe
 from eyas_host.train.losses import teacher_loss
+from eyas_host.train.progressive import resized, small_epochs
 from eyas_host.train.sampler import epoch_order
 from eyas_host.train.schedule import Schedule
 from eyas_host.train.together import logits_together
@@ -50,6 +51,7 @@ class SupervisedTask:
             shape=settings.schedule,
             plateau_epochs=settings.plateau_epochs,
             patience=patience,
+            patient_from=small_epochs(settings.progressive, epochs),
             metric=run.selection_metric,
             ema=settings.ema,
             clip=settings.clip,
@@ -77,12 +79,22 @@ class SupervisedTask:
         return (to_tensor(pixels, self.device) for pixels in views)
 
     def steps(
-        self, forward: Callable[[Tensor], Tensor], epoch: int, first: int = 0, count: int | None = None
+        self,
+        forward: Callable[[Tensor], Tensor],
+        epoch: int,
+        first: int = 0,
+        count: int | None = None,
+        *,
+        side: int | None = None,
     ) -> Iterator[Tensor]:
-        """The loss of each batch of an epoch, or of `count` batches, from `first` on; `forward` computes logits."""
+        """The loss of each batch of an epoch, or of `count` batches, from `first` on; `forward` computes logits.
+
+        Views are resized to `side` pixels where that is given.
+        """
+        side = side or self.recipe.image.size
         batches = self.batches(ORDER_SEED, epoch)[first : None if count is None else first + count]
         for rows, pixels in zip(batches, self.views(batches, VIEW_SEED, epoch, epoch), strict=True):
-            yield self.loss(all_gather(forward(pixels), len(rows)), self.targets[rows])
+            yield self.loss(all_gather(forward(resized(pixels, side)), len(rows)), self.targets[rows])
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Validation metrics."""

@@ -23,6 +23,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.progress import Meter, meter
 from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Hooks, Plan, fit, is_better
+from eyas_host.train.progressive import side_of
 from eyas_host.train.schedule import Epoch, Schedule, best_epoch
 from eyas_host.train.supervised import SupervisedTask
 from eyas_host.train.trackers import Curves
@@ -121,7 +122,9 @@ def _train_blocks(
         model,
         unfreeze(model, settings),
         plan,
-        steps=lambda epoch, first: task.steps(forward, epoch, first),
+        steps=lambda epoch, first: task.steps(
+            forward, epoch, first, side=side_of(epoch, settings.progressive, settings.epochs, task.recipe.image.size)
+        ),
         evaluate=task.evaluate,
         hooks=Hooks(
             prepare=freeze_batch_norm, stages=gradual if settings.unfreeze_by == "plateau" else lambda _: BLOCKS
