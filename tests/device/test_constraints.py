@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,12 +31,37 @@ PROFILES = [
     pytest.param("tensorflow", "3.11", "x86_64-manylinux_2_36", "2", "tensorflow", id="tensorflow"),
     pytest.param("tensorflow", "3.13", "aarch64-manylinux_2_40", "2", "tensorflow", id="tensorflow-trixie"),
 ]
+BOARD = "aarch64-manylinux_2_36"
+NEWEST = ("3.14", "x86_64-manylinux_2_39")
 
 
-def resolve(*options: str, python: str, platform: str) -> dict[str, str]:
-    """Package -> version that `eyas-device` and these requirements need on that machine, wheels only."""
-    if UV is None:
-        unavailable("uv is not installed (pip install uv)")
+def pinned(profile: str, extras: str = "") -> tuple[str, ...]:
+    """Options of a resolution with a pinned set."""
+    return ("--constraint", f"constraints/{profile}.txt", *(f"--extra={name}" for name in extras.split()))
+
+
+def questions() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Python, platform and options of the resolutions below."""
+    for profile, python, platform, _, extras in (one.values for one in PROFILES):
+        yield python, platform, pinned(profile)
+        yield python, platform, pinned(profile, extras)
+    for python in ("3.11", "3.13"):
+        yield python, BOARD, ("--extra=tensorflow",)
+        yield python, BOARD, ("--extra=tflite",)
+    yield *NEWEST, ("--extra=tensorflow",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _asked_at_once() -> None:
+    """Each resolution waits for the registry most of the time: all of them wait side by side."""
+    if UV is not None:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda question: compiled(*question), questions()))
+
+
+@cache
+def compiled(python: str, platform: str, options: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    """Run `uv pip compile` for `eyas-device`, wheels only."""
     command = [str(UV), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--only-binary", ":all:"]
     command += ["--python-version", python, "--python-platform", platform, *options, "device/pyproject.toml"]
     if not os.access(Path.home(), os.W_OK):
@@ -43,6 +71,14 @@ def resolve(*options: str, python: str, platform: str) -> dict[str, str]:
         done = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
         if done.returncode == 0:
             break
+    return done
+
+
+def resolve(*options: str, python: str, platform: str) -> dict[str, str]:
+    """Package -> version that `eyas-device` and these requirements need on that machine, wheels only."""
+    if UV is None:
+        unavailable("uv is not installed (pip install uv)")
+    done = compiled(python, platform, options)
     if done.returncode and any(word in done.stderr.lower() for word in ("error sending request", "failed to fetch")):
         unavailable(f"the package registry cannot be reached: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
@@ -62,30 +98,28 @@ def pins(profile: str, *, python: str, machine: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("profile", "python", "platform", "numpy", "extras"), PROFILES)
 def test_a_profile_resolves_to_its_own_pins(profile: str, python: str, platform: str, numpy: str, extras: str) -> None:
-    pinned = pins(profile, python=python, machine=platform.partition("-")[0])
-    options = ["--constraint", f"constraints/{profile}.txt"]
-    base = resolve(*options, python=python, platform=platform)
+    expected = pins(profile, python=python, machine=platform.partition("-")[0])
+    base = resolve(*pinned(profile), python=python, platform=platform)
     assert {"ai-edge-litert", "msgspec", "numpy", "opencv-python-headless", "paho-mqtt"} <= set(base)
     assert not {"torch", "timm", "nncf", "litert-torch"} & set(base)
     assert base["numpy"].split(".")[0] == numpy
-    more = resolve(*options, *(f"--extra={name}" for name in extras.split()), python=python, platform=platform)
+    more = resolve(*pinned(profile, extras), python=python, platform=platform)
     assert len(more) > len(base)
     for name, version in {**base, **more}.items():
-        assert pinned.get(name) == version, f"{name} {version} is not what constraints/{profile}.txt says"
+        assert expected.get(name) == version, f"{name} {version} is not what constraints/{profile}.txt says"
 
 
 @pytest.mark.parametrize(("python", "old"), [("3.11", True), ("3.13", False)])
 def test_the_older_readers_resolve_without_a_pinned_set(python: str, old: bool) -> None:
-    platform = "aarch64-manylinux_2_36"
-    assert "tensorflow" in resolve("--extra=tensorflow", python=python, platform=platform)
-    tflite = resolve("--extra=tflite", python=python, platform=platform)
+    assert "tensorflow" in resolve("--extra=tensorflow", python=python, platform=BOARD)
+    tflite = resolve("--extra=tflite", python=python, platform=BOARD)
     assert ("tflite-runtime" in tflite) == old  # it has no wheels for newer Pythons: there the extra adds nothing
     assert tflite["numpy"].startswith("1.") == old
 
 
 def test_there_is_no_tensorflow_for_a_newer_python() -> None:
     """It has release candidates only: the extra takes none of them, and LiteRT is in the base."""
-    assert "tensorflow" not in resolve("--extra=tensorflow", python="3.14", platform="x86_64-manylinux_2_39")
+    assert "tensorflow" not in resolve("--extra=tensorflow", python=NEWEST[0], platform=NEWEST[1])
 
 
 def test_opencv_is_one_whose_pixels_are_those_of_the_workstation() -> None:
