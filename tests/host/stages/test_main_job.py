@@ -227,7 +227,7 @@ def test_the_int8_student_is_the_candidate_closest_to_the_float_student(place: P
 
 
 def test_a_new_report_has_the_sensitivity_and_does_not_access_the_test_set_again(place: Path) -> None:
-    done = eyas(place, "sensitivity", RECIPE, "--images", "10", *settings())
+    done = eyas(place, "sensitivity", RECIPE, "--images", "4", *settings())
     assert "backbone.blocks.0.0.conv_dw" in done.out + done.err
     done = eyas(place, "distill", RECIPE, *settings())
     assert done.err.count("unchanged") == 8 and "report   runs again   sensitivity/sensitivity.json changed" in done.err
@@ -328,7 +328,7 @@ def test_base_install_runs_the_bundle(place: Path, tmp_path: Path) -> None:
     if not uv.exists():
         pytest.skip("uv is not beside this Python")
     environment = tmp_path / "device"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     installed = subprocess.run(
         [uv, "pip", "install", "--quiet", "--python", environment / "bin/python", ROOT / "device"],
         capture_output=True,
