@@ -40,9 +40,10 @@ retrain: install ## the next version: make retrain IMAGES=DIR [RETRAIN_FLAGS=…
 distill: install ## the main job: images -> teacher -> student -> int8 -> verified bundle and report
 	$(BIN)/eyas distill $(RECIPE)
 
-test: install ## all tests, on two cores; first says which system parts are missing, and installs them where it may
+# On two cores: many tests wait for programs, brokers and cameras, and a third process has work meanwhile.
+test: install ## all tests; first says which system parts are missing, and installs them where it may
 	@$(BIN)/python -m tests.support.system_parts --install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 check: install ## ruff, mypy strict (of benchmarks, too), layering, documentation
 	$(BIN)/ruff check .

@@ -14,13 +14,21 @@ from tests.support.system_parts import PARTS, is_there
 
 _LONGEST = (
     "test_main_job.py",
+    "test_flash.py",
+    "test_nothing_is_sent.py",
+    "test_placements.py",
+    "test_retrain.py",
+    "test_constraints.py",
+    "test_send.py",
     "test_ready.py",
+    "test_team.py",
+    "test_agent_update.py",
+    "test_rollout_agents.py",
     "test_kill_matrix.py",
     "test_prune.py",
-    "test_placements.py",
     "test_tune.py",
 )
-"""Files that take longest start first, so that no worker is left alone with one of them at the end."""
+"""Files that take longest start first, in this order, so that no process is left alone with one of them at the end."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,4 +62,5 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; the order within a file stays."""
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
