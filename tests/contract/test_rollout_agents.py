@@ -64,7 +64,9 @@ class Fleet:
         self.store = Store(url_of_store)
         self._start("eyas_host", "collect", "--kit", str(self.kit.folder), "--broker", broker, "--store", url_of_store)
         root = self.repository.root()
-        self.devices = [EnrolledDevice(folder, self.kit, name, root, url, self.bundles["1.0.0"]) for name in NAMES]
+        self.devices = [
+            EnrolledDevice(folder, self.kit, name, root, url, self.bundles["1.0.0"], fps=20) for name in NAMES
+        ]
         for device in self.devices:
             for command in device.commands:
                 self._running.append(self.processes.start(*command, log=f"{device.name}.log"))
