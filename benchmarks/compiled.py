@@ -1,4 +1,7 @@
-"""Compiled networks for timing: real graphs with random weights, made once. Speed does not depend on the weights."""
+"""Compiled networks for timing: real graphs, made once.
+
+Weights are Eyas's own where it has some, otherwise random: an int8 graph's operators depend on ranges of activations.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from eyas_device.bundle import Precision, RuntimeName
 from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.export.build import artefact_files, compile_artefact
 from eyas_host.models.factory import build
+from eyas_host.models.pretrained import networks
 from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.quant.qat import prepare_qat
+from eyas_host.recipe.types import Weights
 
 
 def network(
@@ -35,7 +40,8 @@ def network(
         return path
     own.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    model = build(name, 2, "random", activation=activation)[0].eval()
+    weights: Weights = "pretrained" if name in networks() and activation == "default" else "random"
+    model = build(name, 2, weights, activation=activation)[0].eval()
     if keep < 1:
         model, _ = prune_evenly(model, keep=keep, size=size)
     deploy = fold_for_deployment(model)

@@ -13,11 +13,12 @@ import onnx
 import openvino as ov
 from ai_edge_litert.schema_py_generated import TensorType
 from ai_edge_quantizer.utils import tfl_flatbuffer_utils
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 from torch import nn
 
 from eyas_device.bundle import RuntimeName
 from eyas_host.export.litert_ranges import CONVOLUTIONS, kind_of
+from eyas_host.export.onnx_layout import original_weights
 from eyas_host.quant.graph import layer_name
 from eyas_host.quant.integers import weight_integers
 from eyas_host.quant.quantizers import affine, weight_quantizers
@@ -104,4 +105,4 @@ def _in_onnx(path: Path) -> Iterator[tuple[str, Integers]]:
     dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     for node in graph.node:
         if node.op_type == "Conv" and (name := dequantized.get(node.input[1], "")) in constants:
-            yield f"{node.name} {name}", numpy_helper.to_array(constants[name])
+            yield f"{node.name} {name}", original_weights(constants[name])

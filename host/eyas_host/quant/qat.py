@@ -29,6 +29,7 @@ from eyas_host.quant.kernels import load_kernels
 from eyas_host.quant.quantizers import (
     activation_quantizers,
     complete_placement,
+    fit_hard_swishes,
     leave_float,
     narrow_weight_grid,
     set_range,
@@ -96,6 +97,7 @@ def prepare_qat(
     if keep_float:
         leave_float(quantized, example, keep_float)
         _restore_biases(quantized, deploy, keep_float)
+    fit_hard_swishes(quantized, example)
     return quantized
 
 

@@ -32,6 +32,9 @@ from eyas_host.support.errors import CompressError
 HARD_ZERO = -3.0
 """Hard-swish is 0 at and below -3, so a range may be clipped there without loss (Howard et al., MobileNetV3)."""
 
+_MAX_CHANGE = 0.03
+"""Largest relative change of a hard-swish input's step that `fit_hard_swishes` makes."""
+
 _MIN_RANGE, _MIN_WEIGHT_RANGE = 0.01, 8e-5
 """Floor of a channel's weight range: this fraction of the layer's largest, and an absolute value. The bias of a dead
 channel is stored in steps of the weights' scale, which would be far too many (the floor is that of NNCF,
@@ -260,6 +263,37 @@ def affine(quantizer: nn.Module) -> Affine:
         zero = torch.round(-bottom / scale).long() - 128
         return Affine(scale, zero, -128, 127, False)
     raise CompressError(f"int8 backends cannot represent this quantizer: {quantizer}")
+
+
+@torch.no_grad()
+def fit_hard_swishes(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Fit the grids of hard-swish inputs, so that -3, 0 and 3 are integers, and freeze them; returns those that fit.
+
+    On such a grid hard-swish is a product of two integers, which takes less time than its float form. A grid whose step
+    would change by more than 3 %, because its range ends well above -3 or because it is coarse, stays as it is.
+
+    Args:
+        model: QAT model before its training; changed in place.
+        example: float pixels ``[1, 3, H, W]``.
+
+    """
+    found = operations(model, example)
+    fitted = []
+    for name, quantizer in activation_quantizers(model).items():
+        readers = found[name].readers
+        swishes = [reader for reader in readers if reader in found and found[reader].kind == "hardswish"]
+        if not isinstance(quantizer, AsymmetricQuantizer) or len(swishes) != len(readers):
+            continue
+        grid = affine(quantizer)
+        low, high = grid.bounds
+        steps = max(round(-HARD_ZERO * 255 / (high - min(low, HARD_ZERO))), 1)
+        zero = max(int(grid.zero_point) + 128, steps)
+        scale = -HARD_ZERO / steps
+        if zero <= 255 and abs(scale / float(grid.scale) - 1) <= _MAX_CHANGE:
+            set_range(quantizer, -zero * scale, (255 - zero) * scale)
+            quantizer.disable_gradients()
+            fitted.append(name)
+    return tuple(fitted)
 
 
 class _Observer(nn.Module):

@@ -20,6 +20,7 @@ from eyas_device.runtimes import load
 from eyas_host.export.build import artefact_files
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8
 from eyas_host.export.onnx import compile_onnx
+from eyas_host.export.onnx_layout import original_weights
 from eyas_host.export.openvino import compile_openvino
 from eyas_host.quant.exact import ExactRound, exact_int8
 from eyas_host.quant.fold import DeployModel
@@ -318,11 +319,13 @@ def test_onnx_int8_stores_integers(onnx_int8: Path, onnx_fp32: Path, quantized: 
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     assert not any(n.op_type == "Clip" and n.input[0] in constants for n in model.graph.node)
     read = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]
-    weights = [constants[n.input[0]] for n in read]
+    stored = {t.name: original_weights(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    weights = [stored[n.input[0]] for n in read]
     assert len(weights) == V3_SMALL["weights"] and {w.dtype for w in weights} == {np.dtype(np.int8)}
     assert not any(n.op_type == "QuantizeLinear" and n.input[0] in constants for n in model.graph.node)
     assert all(w.min() >= -127 for w in weights)
-    restored = [(constants[n.input[0]] * constants[n.input[1]].reshape(-1, 1, 1, 1)).astype(np.float32) for n in read]
+    scales = [constants[n.input[1]][: len(w)].reshape(-1, 1, 1, 1) for n, w in zip(read, weights, strict=True)]
+    restored = [(w * scale).astype(np.float32) for w, scale in zip(weights, scales, strict=True)]
     restored += [6 * weight for weight in restored]  # of gates: the slope of their hard-sigmoid, 1/6, is in the scale
     for name, quantizer in weight_quantizers(quantized).items():
         with torch.inference_mode():
