@@ -35,7 +35,7 @@ _TIMEOUT = timedelta(days=7)
 _OBJECT_GROUP: dict[str, Any] = {}
 """The gloo group for Python objects; waiting in it uses no GPU."""
 _EXCHANGES: list[Exchange] = []
-"""The faster way for a few numbers, where all processes are on this machine and use its processors."""
+"""The faster way for what every step shares, where all processes are on this machine and use its processors."""
 
 
 _single_process = ContextVar("alone", default=False)
@@ -168,8 +168,12 @@ def all_gather(shard: Tensor, rows: int) -> Tensor:
     import torch
 
     sizes = [end - first for first, end in _shard_bounds(rows)]
-    padded = shard.detach().new_zeros((max(sizes), *shard.shape[1:]))
-    padded[: len(shard)] = shard.detach()
+    own = shard.detach()
+    if _EXCHANGES:
+        gathered = map(torch.from_numpy, _EXCHANGES[-1].gather(own.contiguous().numpy(), sizes))
+        return torch.cat([shard if number == rank() else other for number, other in enumerate(gathered)])
+    padded = own.new_zeros((max(sizes), *shard.shape[1:]))
+    padded[: len(own)] = own
     shards = [torch.empty_like(padded) for _ in sizes]
     torch.distributed.all_gather(shards, padded)
     others = [other[:size] for other, size in zip(shards, sizes, strict=True)]
@@ -184,9 +188,12 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+    if _EXCHANGES:
+        _EXCHANGES[-1].sum_in_place(flat.numpy())
+    else:
+        torch.distributed.all_reduce(flat)
+    summed = torch.split(flat, [gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [new.view_as(old) for new, old in zip(summed, gradients, strict=True)])
 
 
 def sum_numbers(values: Tensor) -> Tensor:

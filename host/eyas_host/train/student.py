@@ -180,9 +180,12 @@ class DistillationTask:
             rows = len(batch.labels)
             with capture_maps(model, feature_loss.names) as maps:
                 pooled = pooled_of(resized(batch.pixels, side_in(epoch)))
-            loss = self.loss(all_gather(model.classify(pooled), rows), batch.logits, batch.labels)
-            own = [all_gather(m, rows) for m in maps]
-            yield loss + feature_loss(all_gather(pooled, rows), batch.features, own, batch.maps)
+            own = model.classify(pooled), pooled
+            both = all_gather(torch.cat([values.float() for values in own], dim=1), rows)  # one exchange for two
+            logits, features = both.split([values.shape[1] for values in own], dim=1)
+            own_maps = [all_gather(m, rows) for m in maps]
+            loss = self.loss(logits, batch.logits, batch.labels)
+            yield loss + feature_loss(features, batch.features, own_maps, batch.maps)
 
     def _feature_loss(self, model: nn.Module) -> FeatureLoss | None:
         settings = self.recipe.student
