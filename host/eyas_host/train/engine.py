@@ -26,6 +26,7 @@ from eyas_host.support.errors import TrainError
 from eyas_host.support.progress import meter, say
 from eyas_host.train.batch_norm import whole_batch_norms
 from eyas_host.train.checkpoint import Checkpoint
+from eyas_host.train.depthwise import fast_depthwise_gradients
 from eyas_host.train.precision import Precision, fast_gpu_math
 from eyas_host.train.schedule import (
     Epoch,
@@ -120,6 +121,7 @@ def fit(
         meter(plan.title, schedule.epochs * total, done=done) as bar,
         logged as curve,
         fast_gpu_math(training.device),
+        fast_depthwise_gradients(),
         whole_batch_norms(model),
     ):
         for epoch in range(len(history), schedule.epochs):
