@@ -161,7 +161,7 @@ class _Training:
         for group in groups:
             group["lr"] = schedule.rate * group.get("lr_scale", 1.0)
         self.optimizer = torch.optim.AdamW(
-            groups, weight_decay=schedule.weight_decay, fused=self.device.type == "cuda" or None
+            groups, weight_decay=schedule.weight_decay, fused=self.device.type in ("cpu", "cuda")
         )
         self.parameters = [p for group in groups for p in group["params"]]
         self.ema = ModelEmaV3(model, decay=schedule.ema, use_warmup=True) if schedule.ema else None
