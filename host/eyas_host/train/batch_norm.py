@@ -36,19 +36,18 @@ def whole_batch_norms(model: nn.Module) -> Iterator[None]:
 
 def _forward_of(layer: Any) -> Callable[[Tensor], Tensor]:
     own = layer.forward
+    rest = [getattr(layer, name) for name in ("drop", "act") if hasattr(layer, name)]  # of timm's BatchNormAct2d
 
     def forward(images: Tensor) -> Tensor:
         if not layer.training:
             return own(images)  # type: ignore[no-any-return]
-        output, mean, variance, count = _Normalise.apply(images, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]
+        output, mean, unbiased = _Normalise.apply(images, layer.weight, layer.bias, layer.eps)  # type: ignore[no-untyped-call]
         if layer.track_running_stats:
             layer.num_batches_tracked.add_(1)
-            with torch.no_grad():
-                unbiased = variance * (count / (count - 1).clamp(min=1))
-                layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.momentum)
-                layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), layer.momentum)
-        for more in ("drop", "act"):  # of timm's BatchNormAct2d
-            output = getattr(layer, more)(output) if hasattr(layer, more) else output
+            layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), layer.momentum)
+            layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), layer.momentum)
+        for more in rest:
+            output = more(output)
         return output  # type: ignore[no-any-return]
 
     return forward
@@ -63,38 +62,37 @@ class _Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        values = float(images.numel() // images.shape[1])
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         mean, variance = _statistics(images)
-        sums = torch.cat([mean * values, (variance + mean**2) * values, mean.new_tensor([values])])
-        sums = distributed.sum_numbers(sums).to(images.device)
+        sums = torch.cat([mean, torch.addcmul(variance, mean, mean), mean.new_ones(1)])
+        sums = distributed.sum_numbers(sums.mul_(images.numel() // images.shape[1])).to(images.device)
         count = sums[-1]
-        mean, square = (sums[:-1] / count).chunk(2)
-        variance = (square - mean**2).clamp(min=0)
-        mean, variance = mean.to(images.dtype), variance.to(images.dtype)
+        mean, square = sums[:-1].div_(count).chunk(2)
+        variance = torch.addcmul(square, mean, mean, value=-1.0).clamp_(min=0)
+        unbiased = variance * (count / (count - 1).clamp_(min=1))
+        mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
         output = torch.native_batch_norm(images, weight, bias, mean, variance, False, 0.0, eps)[0]
         ctx.save_for_backward(images, weight, mean, variance, count)
         ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance, count)
-        return output, mean, variance, count
+        ctx.mark_non_differentiable(mean, unbiased)
+        return output, mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
         images, weight, mean, variance, count = ctx.saved_tensors
         scale = (variance + ctx.eps).rsqrt()
-        by_own_sums, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, images, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, images, weight, None, None, mean, scale, True, ctx.eps, [False, True, True]
         )
-        own = torch.cat([of_weight, of_bias]).double()
-        own_count = images.numel() // images.shape[1]
-        missing = own / own_count - distributed.sum_numbers(own).to(images.device) / count
-        missing_weight, missing_bias = missing.to(images.dtype).chunk(2)
-        slope = weight * scale**2 * missing_weight
-        offset = weight * scale * missing_bias - slope * mean
-        shape = [1, -1, *[1] * (images.ndim - 2)]
-        through = torch.addcmul(by_own_sums, images, slope.view(shape)).add_(offset.view(shape))
+        own = torch.cat([of_weight, of_bias])
+        means = (distributed.sum_numbers(own).to(images.device) / count).to(weight.dtype)
+        factor = weight * scale
+        of_product, of_gradient = (-means).chunk(2)
+        # factor * (gradient - its mean - normalised images * mean of their product), in two passes over the images
+        through = torch.native_batch_norm(
+            images, factor * of_product, factor * of_gradient, mean, variance, False, 0.0, ctx.eps
+        )[0]
+        through.addcmul_(gradient, factor.view(1, -1, *[1] * (images.ndim - 2)))
         return through, of_weight, of_bias, None
 
 

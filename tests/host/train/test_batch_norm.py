@@ -93,3 +93,22 @@ def test_statistics_are_mean_and_biased_variance(shape: tuple[int, ...]) -> None
     channels = images.transpose(0, 1).flatten(1).numpy()
     assert mean.numpy() == pytest.approx(channels.mean(axis=1))
     assert variance.numpy() == pytest.approx(channels.var(axis=1))
+
+
+def test_half_precision_is_as_near_as_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of 16 bits have statistics of 32; one process that takes itself for one of several."""
+    monkeypatch.setattr(distributed, "sum_numbers", Tensor.double)
+    images, weights = (value.float() for value in batch())
+
+    def gradients(*, whole: bool, enabled: bool) -> Tensor:
+        model = network().float()
+        monkeypatch.setattr(distributed, "world_size", lambda: 2 if whole else 1)
+        with whole_batch_norms(model), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            output = model(images)
+        (output.float() * weights).sum().backward()
+        return torch.cat([value.grad.flatten() for value in model.parameters() if value.grad is not None])
+
+    exact = gradients(whole=False, enabled=False)
+    torches, ours = (gradients(whole=whole, enabled=True) for whole in (False, True))
+    assert (gradients(whole=True, enabled=False) - exact).norm() < 1e-4 * exact.norm()
+    assert 0 < (ours - exact).norm() < 1.2 * (torches - exact).norm()
