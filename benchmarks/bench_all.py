@@ -2,7 +2,8 @@
 
 At the end a table says what each took, and what is left. A finished one is left out until its code changes, or with
 `--again`; one that failed runs again. Results and logs lie in `runs/benchmarks/CLASS/`, a folder for each class of
-machines (`earlier.py`): figures in the documentation come from the full forms (`make bench-…`).
+machines (`earlier.py`): figures in the documentation come from the full forms (`make bench-…`). What needs the
+demonstration and finds none by `make distill` takes the short one of `main_job.py --quick`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from eyas_host.support.progress import show
 
 HERE = Path(__file__).parent
 FOLDER = Path("runs/benchmarks")
-RUN, BUNDLE = Path("runs/solar-cells/report.json"), Path("runs/solar-cells/bundle/manifest.json")
+RUN, QUICK_RUN = Path("runs/solar-cells"), Path("runs/quick-solar-cells")
+"""The demonstration by `make distill`, and what `main_job.py --quick` makes of it."""
 LIMIT_MINUTES = 60.0
 _IDLE = ("chrt", "--idle", "0", "nice", "-n", "19")
 
@@ -42,9 +44,9 @@ class Bench(NamedTuple):
 
     options: tuple[str, ...] = ("--quick",)
     needs: Path | None = None
-    """A file without which there is nothing to measure."""
-    left_out: str = ""
-    """Why it is not run here."""
+    """A folder without which there is nothing to measure."""
+    otherwise: tuple[str, Path] | None = None
+    """Option and folder that are taken where that one is missing."""
 
 
 BENCHES = {
@@ -60,19 +62,21 @@ BENCHES = {
     "training": Bench(),
     "loop": Bench(),
     "distillation": Bench(),
-    "frame_loop": Bench(needs=BUNDLE),
-    "on_device": Bench(needs=BUNDLE),
-    "soak": Bench(needs=BUNDLE),
-    "ood": Bench(needs=RUN),
-    "main_job": Bench(left_out="a quarter of an hour of training: make bench-main-job"),
-    "compression": Bench(left_out="needs its finished folds, hours: make bench-compression"),
-    "pretrained": Bench(left_out="needs Debian's images and hours: make bench-pretrained"),
-    "fleet_demo": Bench(left_out="a quarter of an hour: make fleet-demo"),
-    "board": Bench(left_out="needs the emulated board: make soak-board"),
+    "frame_loop": Bench(),
+    "main_job": Bench(),
+    "on_device": Bench(needs=RUN / "bundle", otherwise=("--bundle", QUICK_RUN / "bundle")),
+    "soak": Bench(needs=RUN / "bundle", otherwise=("--bundle", QUICK_RUN / "bundle")),
+    "ood": Bench(needs=RUN / "report", otherwise=("--run", QUICK_RUN)),
+    "compression": Bench(),
+    "pretrained": Bench(),
+    "fleet_demo": Bench(),
+    "board": Bench(),
 }
-"""Script -> its quick form; the shortest first. Those that have none of at most five minutes say what to do instead."""
+"""Script -> its quick form, the shortest first: at most five minutes of a processor each on a machine of two cores."""
 
-State = Literal["done", "failed", "left"]
+State = Literal["done", "failed", "left", "skipped"]
+SKIPPED = "skipped: "
+"""Begins the last line of a benchmark that lacks something; it runs again the next time."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,11 +108,11 @@ def main() -> None:
         for name in [] if args.list else names:
             if why_not(BENCHES[name]) or (state(folder, name) == "done" and not args.again):
                 continue
-            print(f"{name}: {' '.join(BENCHES[name].options)}, log {folder / name}.log", flush=True)
+            print(f"{name}: {' '.join(options(BENCHES[name]))}, log {folder / name}.log", flush=True)
             record = run(folder, name)
             print(f"{name}: {record.processor_s:.0f} s of a processor, exit code {record.exit_code}", flush=True)
     show(table(folder, names))
-    left = [name for name in names if not why_not(BENCHES[name]) and state(folder, name) != "done"]
+    left = [name for name in names if not why_not(BENCHES[name]) and state(folder, name) not in ("done", "skipped")]
     print(
         f"{sum(state(folder, name) == 'done' for name in names)} done, "
         f"{sum(state(folder, name) == 'failed' for name in names)} failed; left: {', '.join(left) or 'none'}"
@@ -122,7 +126,7 @@ def run(folder: Path, name: str) -> Record:
     part.unlink(missing_ok=True)
     if result.exists():
         shutil.copyfile(result, part)  # what it replaces stays beside it as an earlier run
-    command = [*_IDLE, sys.executable, str(HERE / f"{name}.py"), *BENCHES[name].options, "--json", str(part)]
+    command = [*_IDLE, sys.executable, str(HERE / f"{name}.py"), *options(BENCHES[name]), "--json", str(part)]
     code, begun, before = code_of(name), time.monotonic(), _children_s()
     log = folder / f"{name}.log"
     with log.open("wb") as out:
@@ -149,7 +153,9 @@ def state(folder: Path, name: str) -> State:
     record = read(folder, name)
     if record is None or record.code != code_of(name):
         return "left"
-    return "failed" if record.exit_code else "done"
+    if record.exit_code:
+        return "failed"
+    return "skipped" if record.last_line.startswith(SKIPPED) else "done"
 
 
 def read(folder: Path, name: str) -> Record | None:
@@ -160,11 +166,20 @@ def read(folder: Path, name: str) -> Record | None:
         return None
 
 
+def options(bench: Bench) -> tuple[str, ...]:
+    """Options of a benchmark here: with what it takes otherwise where what it needs is missing."""
+    if bench.needs is None or bench.needs.exists() or bench.otherwise is None:
+        return bench.options
+    option, folder = bench.otherwise
+    return (*bench.options, option, str(folder))
+
+
 def why_not(bench: Bench) -> str:
     """Why a benchmark cannot be run here; empty if it can."""
-    if bench.needs is not None and not bench.needs.exists():
+    found = [bench.needs, bench.otherwise[1] if bench.otherwise else None]
+    if bench.needs is not None and not any(folder is not None and folder.exists() for folder in found):
         return f"needs {bench.needs}: make distill"
-    return bench.left_out
+    return ""
 
 
 def table(folder: Path, names: Iterable[str]) -> Table:

@@ -3,6 +3,7 @@
     python benchmarks/board.py [--cuts 100] [--boards 2] [--minutes M] [--reflash | --fresh]
         [--json FILE] [--record FILE]
     python benchmarks/board.py --walk [--cold] [--json FILE] [--record FILE]
+    python benchmarks/board.py --quick [--json FILE]
 
 A cut is a SIGKILL of the emulator: what the board's kernel had not written is lost. One flash is cut at four moments:
 three times the emulator is stopped, and a copy of its disk starts as a board of its own; then it is killed. Every cut
@@ -13,6 +14,9 @@ that was not good stays in the folder `cut-N` of its board.
 
 With `--walk` no power is cut: the repository is cloned and installed, a board started, a bundle trained, and the
 README's section on the fleet typed until `eyas watch` shows an answer. What that took stays with the cuts, too.
+
+With `--quick` one board of its own loses its power twice: once while it reports, and once in a flash. The flashed board
+is kept for the next time; where the emulated board's image is not built yet, nothing is measured.
 """
 
 from __future__ import annotations
@@ -45,7 +49,9 @@ from tests.board.power_cuts import NO_ANSWER, SLACK_S, SYNC_S, Cut, Kind, Rig  #
 from tests.support.tiny_bundle import write_tiny_bundle  # noqa: E402
 
 _CYCLE: tuple[Kind, ...] = ("running", "flashing", "offline", "running")
-"""A flash gives up to four cuts, the others one."""
+"""A flash gives a cut for each moment at which it is cut, the others one."""
+_MOMENTS = 4
+"""At which one flash is cut, at most."""
 _NOTES, _WALK = "notes.json", "walk.json"
 _WALK_BOUND_S = 600
 _CACHES = {False: "packages and the board's image from this user's caches", True: "from empty caches"}
@@ -73,6 +79,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0, metavar="M", help="stop after this time (0: never)")
     parser.add_argument("--reflash", action="store_true", help="go on with bare boards and the agent as it is now")
     parser.add_argument("--fresh", action="store_true", help="forget the cuts of earlier runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="two cuts of one board; skipped where its image is not built (minutes)"
+    )
     parser.add_argument("--walk", action="store_true", help="from an empty clone to a camera in eyas watch; no cuts")
     parser.add_argument("--cold", action="store_true", help="with --walk: from empty caches, too")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -80,8 +89,18 @@ def main() -> None:
         "--record", type=Path, metavar="FILE", help="all cuts; where the cache is gone, it goes on here"
     )
     chosen = parser.parse_args()
+    if chosen.quick and (chosen.walk or chosen.record or chosen.reflash or chosen.fresh):
+        parser.error("--quick has a board of its own: of the other options only --json goes with it")
+    if chosen.quick and not Image.of_the_recipe().disk.exists():
+        print("skipped: the image of the emulated board is not built (`make board` builds it)")
+        return
     before, folder = cpu_pressure(), cache() / "soak"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if chosen.quick:
+        soak = Soak(cache() / "quick-soak", 1, float("inf"), moments=1, afresh=True)
+        soak.run(1)
+        finish(figures(soak.notes, 1, None), before, chosen.json)
+        return
     if chosen.record and chosen.record.exists() and not (folder / _NOTES).exists() and not chosen.fresh:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(chosen.record, folder / _NOTES)
@@ -116,10 +135,15 @@ class Soak:
         folder: Where all of it is kept; what an earlier run left there is gone on with.
         wanted: Cuts of each kind.
         seconds: When to stop before there are so many.
+        moments: At which one flash is cut.
+        afresh: Forget the cuts of earlier runs; the flashed board is kept.
 
     """
 
-    def __init__(self, folder: Path, wanted: int, seconds: float) -> None:
+    def __init__(
+        self, folder: Path, wanted: int, seconds: float, *, moments: int = _MOMENTS, afresh: bool = False
+    ) -> None:
+        self._moments, self._afresh = moments, afresh
         self.notes, self._noted = Notes(), folder / _NOTES
         self._folder, self._wanted, self._until = folder, wanted, time.monotonic() + seconds
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -129,6 +153,8 @@ class Soak:
     def run(self, boards: int) -> None:
         """Go on where the last run ended, until there are enough cuts, or several boards do not answer."""
         base = self._prepare()
+        if self._afresh:
+            self.notes.cuts = []
         self._started = len(self.notes.cuts)
         threads = [threading.Thread(target=self._work, args=(base, f"{number}")) for number in range(boards)]
         for thread in threads:
@@ -185,7 +211,7 @@ class Soak:
         try:
             rig.resume()
             while self._goes_on() and (kind := self._next()):
-                for cut in rig.cut(*kind):
+                for cut in rig.cut(*kind, moments=self._moments):
                     if self._stop.is_set():
                         break
                     self._add(cut, folder.name)

@@ -46,6 +46,14 @@ def ratio(slow: Sequence[float], fast: Sequence[float], *, bound: float | None =
     return Figure(value=float(np.median(slow) / np.median(fast)), unit="x", bound=bound, spread=medians, note=note)
 
 
+def shortened(figures: Mapping[str, Figure], training: str) -> dict[str, Figure]:
+    """Figures of a quick form that depend on a shortened training: no bounds apply, and their notes say so."""
+    return {
+        key: msgspec.structs.replace(figure, bound=None, note="; ".join(filter(None, (figure.note, training))))
+        for key, figure in figures.items()
+    }
+
+
 def mean(values: Sequence[float], *, unit: str = "", **more: Any) -> Figure:
     """Mean of a figure over seeds, without a unit by default; the spread lists the values."""
     spread = ", ".join(f"{value:.3f}" for value in values)

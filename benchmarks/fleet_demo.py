@@ -1,6 +1,6 @@
 """A fleet through a change of season: drift, labels, retraining, proof, rollout (`make fleet-demo`).
 
-    python benchmarks/fleet_demo.py [--devices N] [--folder DIR] [--json FILE]
+    python benchmarks/fleet_demo.py [--quick] [--devices N] [--folder DIR] [--json FILE]
 
 Real: photographs, training, compiled models and their predictions, mosquitto, collector, store, drift monitor,
 `eyas retrain`, the signed repository, each device's updater, slots, golden check and judge of the probation, rollout
@@ -8,14 +8,15 @@ and proof. Simulated: the cameras' view (pieces of photographs; light, season an
 (a day takes seconds), and people, who label what is asked and are wrong in 3 of 100.
 
 A first model is trained where DIR has none (minutes). Report: DIR/report.md and DIR/accuracy.svg.
+
+`--quick` goes the same way in a folder of its own with fewer devices, days, scenes and epochs, and one version instead
+of two: what depends on its models has no bounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ from sqlalchemy import func, select
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import Figure, finish  # noqa: E402
+from common import Figure, finish, shortened  # noqa: E402
 from eyas_device.updates.release import Bounds  # noqa: E402
 from eyas_device.updates.slots import Slots  # noqa: E402
 from eyas_host.fleet.drift.alarms import Alarm  # noqa: E402
@@ -54,20 +55,19 @@ from eyas_host.report.drawing import STYLE, WIDE  # noqa: E402
 from eyas_host.support.files import write_bytes  # noqa: E402
 from eyas_host.support.machine import cpu_pressure  # noqa: E402
 from sides.demo_devices import WINDOW_S, Camera, Versions  # noqa: E402
-from sides.demo_scenes import LABELS, STEPS, write_images  # noqa: E402
+from sides.demo_forms import FULL, QUICK, Form, eyas, first_model  # noqa: E402
+from sides.demo_scenes import LABELS, STEPS, scenes  # noqa: E402
 from tests.support.brokers import free_port  # noqa: E402
 from tests.support.fleet_parts import Processes, wait_until  # noqa: E402
 from tests.support.repositories import make_repository, served  # noqa: E402
 
 DAY_S, HOUR_S = 86_400.0, 3600.0
 TUNING = Tuning(profile_days=2, calibration_days=1)
-WATCHED, DIRTY, SEASON, LAST, DAYS = 3.0, 4.0, 5.0, 8.0, 11.0
-"""Days: devices are watched from; a lens becomes dirty; the season changes; labels are asked for at last; the end."""
+WATCHED = 3.0
+"""Day from which devices are watched."""
 CHANGE_S = 12 * HOUR_S
 SITES = ("north", "south")
-LABELLED, NOISE = 300, 0.03
-VERSIONS = ("1.1.0", "1.2.0")
-"""Each is trained from the labels of its time, and kept out where it is worse."""
+NOISE = 0.03
 AN_HOUR = 8
 """Disagreements that people label in an hour."""
 BOUNDS = Bounds(frames=200, seconds=21_600.0, min_agreement=0.3)
@@ -76,31 +76,6 @@ PLAN = Plan(
     control=ControlSection(share=0.1),
     quality=QualitySection(look_s=2 * HOUR_S, min_frames=50, baseline_s=6 * HOUR_S),
 )
-_RECIPE = """# The first model of the demonstration: six kinds of surface, in photographs that scikit-image ships.
-[run]
-name = "surfaces"
-[data]
-path = "images"
-[image]
-size = 64
-[teacher]
-model = "tf_efficientnet_lite0"
-head_epochs = 8
-epochs = 0
-[student]
-model = "mobilenetv3_small_100"
-views = 3
-epochs = 16
-labels_only = false
-[prune]
-method = "none"
-[quantize]
-epochs = 2
-[compile]
-runtimes = ["litert"]
-[gate]
-max_drop = 0.1
-"""
 
 
 class Hour(msgspec.Struct, frozen=True):
@@ -115,9 +90,9 @@ class Hour(msgspec.Struct, frozen=True):
 class Demo:
     """The fleet and its host, in a folder of its own; `close` ends the processes."""
 
-    def __init__(self, place: Path, scratch: Path, devices: int, url: str) -> None:
-        self.place, self.scratch = place, scratch
-        self.now = (time.time() // DAY_S - DAYS - 1) * DAY_S
+    def __init__(self, place: Path, scratch: Path, form: Form, url: str) -> None:
+        self.place, self.scratch, self.form = place, scratch, form
+        self.now = (time.time() // DAY_S - form.days - 1) * DAY_S
         self.begin = self.now
         self.hours: list[Hour] = []
         self.events: list[str] = []
@@ -125,7 +100,7 @@ class Demo:
         self.sent: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.alarms: dict[str, Alarm] = {}
-        self.retrained = self.begin + SEASON * DAY_S
+        self.retrained = self.begin + form.season * DAY_S
         """Samples from here on are for the next version."""
         self.served: list[tuple[str, float]] = []
         """Versions that reached everybody, and the day."""
@@ -150,7 +125,7 @@ class Demo:
         bundle = place / "runs/surfaces/bundle"
         self.repository.publish(bundle, channel="stable", probation=BOUNDS)
         Slots(scratch / "first").install(bundle)
-        versions = Versions()
+        versions, seen = Versions(), scenes(form.scenes)
         (scratch / "devices").mkdir()
         self.cameras = [
             Camera(
@@ -161,10 +136,11 @@ class Demo:
                 scratch / "root.json",
                 scratch / "first",
                 versions,
+                seen,
                 lambda: self.now,
                 self._send,
             )
-            for number in range(devices)
+            for number in range(form.devices)
         ]
         for camera in self.cameras:
             camera.look()
@@ -194,8 +170,9 @@ class Demo:
         for _ in range(round(HOUR_S / WINDOW_S)):
             self.now += WINDOW_S
             for number, camera in enumerate(self.cameras):
-                camera.season = self._strength(SEASON, CHANGE_S)
-                camera.dirt = self._strength(DIRTY, HOUR_S) if number == len(self.cameras) // 2 else 0
+                camera.season = self._strength(self.form.season, CHANGE_S)
+                dirty = number == len(self.cameras) // 2
+                camera.dirt = self._strength(self.form.dirty, HOUR_S) if dirty else 0
                 camera.window()
         self._stored()
         frames = sum(camera.counted.frames - one.frames for camera, one in zip(self.cameras, before, strict=True))
@@ -231,14 +208,14 @@ class Demo:
         """Ask for labels, train a version from all of them, and roll it out; False if it is worse and was kept out."""
         since, self.retrained = self.retrained, self.now
         fresh = self._open(since)
-        chosen = choose(fresh, LABELLED, random_share=0.5)
+        chosen = choose(fresh, self.form.labelled, random_share=0.5)
         self.label(chosen, "anna")
         self.report(f"{len(chosen)} samples labelled of {len(fresh)}")
         images = self.scratch / f"new-images-{number}"
         write_folders(samples(self.store, since=since), images, now=self.now)
         begun = time.monotonic()
-        words = ["retrain", str(images), "--cooldown", "0", "--epochs", "16", "--max-loss", "0.02", "--version", number]
-        done = eyas(self.place, *words, fails=True)
+        words = ["retrain", str(images), "--cooldown", "0", "--epochs", str(self.form.epochs), "--max-loss", "0.02"]
+        done = eyas(self.place, *words, "--version", number, fails=True)
         line = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "")
         self.report(f"eyas retrain, {time.monotonic() - begun:.0f} s: {line}")
         if done.returncode:
@@ -316,45 +293,21 @@ class Demo:
         )
 
 
-def eyas(folder: Path, *words: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run `eyas WORDS` in a folder; one that fails ends the demonstration, with its output, unless it may."""
-    command = [sys.executable, "-m", "eyas_host", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode and not (fails and done.returncode == 1):
-        raise SystemExit(f"eyas {' '.join(words)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
-
-
-def first_model(place: Path) -> float:
-    """Train and register the first version where it is not there; seconds that it took."""
-    begun = time.monotonic()
-    if not (place / "registry").is_dir():
-        place.mkdir(parents=True, exist_ok=True)
-        write_images(place / "images")
-        (place / "surfaces.toml").write_text(_RECIPE, encoding="utf-8")
-        print("training the first model ...", flush=True)
-        eyas(place, "distill", "surfaces.toml")
-        eyas(place, "models", "add", "runs/surfaces", "--alias", "champion")
-        shutil.copytree(place / "registry", place / "first-registry")
-    shutil.rmtree(place / "registry")  # later versions are those of an earlier demonstration
-    shutil.copytree(place / "first-registry", place / "registry")
-    for number in VERSIONS:
-        shutil.rmtree(place / f"runs/surfaces-{number}", ignore_errors=True)
-    return time.monotonic() - begun
-
-
 def play(demo: Demo) -> None:
     """Let the days pass."""
-    while demo.day < SEASON or (demo.day < LAST and len(demo.drifted) < len(demo.cameras) / 3):
+    form = demo.form
+    while demo.day < form.season or (demo.day < form.last and len(demo.drifted) < len(demo.cameras) / 3):
         demo.hour()
-    for number in VERSIONS:
-        for _ in range(18):  # what comes in until people have time
+    for number in form.versions:
+        for _ in range(form.wait_hours):  # what comes in until people have time
             demo.hour()
         if demo.retrain(number):
-            while demo.rollout:
+            while demo.rollout and demo.day < form.days:
                 demo.hour()
-    while demo.day < DAYS:
+    while demo.day < form.days:
         demo.hour()
+    if demo.rollout:
+        demo.report("the days are over before the rollout has ended")
 
 
 def figures_of(demo: Demo, trained_s: float, total_s: float) -> dict[str, Figure]:
@@ -364,18 +317,24 @@ def figures_of(demo: Demo, trained_s: float, total_s: float) -> dict[str, Figure
         found: list[float] = [getattr(hour, field) for hour in demo.hours if first < hour.day <= last]
         return sum(found) / len(found)
 
-    usual, after = mean(0, DIRTY), mean(DAYS - 1, DAYS)
-    without = mean(DAYS - 1, DAYS, "without")
+    form = demo.form
+    dirty_day, season_day, days = form.dirty, form.season, form.days
+    usual, after = mean(0, dirty_day), mean(days - form.at_the_end, days)
+    without = mean(days - form.at_the_end, days, "without")
     dirty = demo.cameras[len(demo.cameras) // 2].name
     start_of = {alarm.id: (alarm.opened - demo.begin) / DAY_S for alarm in demo.alarms.values()}
-    false = [one for one in demo.alarms.values() if start_of[one.id] <= (DIRTY if one.device == dirty else SEASON)]
-    season = {one.device for one in demo.alarms.values() if start_of[one.id] > SEASON}
-    seen = sorted(day for day in start_of.values() if day > SEASON)
-    lens = [day - DIRTY for one, day in ((a, start_of[a.id]) for a in demo.alarms.values()) if one.device == dirty]
+    false = [
+        one for one in demo.alarms.values() if start_of[one.id] <= (dirty_day if one.device == dirty else season_day)
+    ]
+    season = {one.device for one in demo.alarms.values() if start_of[one.id] > season_day}
+    seen = sorted(day for day in start_of.values() if day > season_day)
+    lens = [day - dirty_day for one, day in ((a, start_of[a.id]) for a in demo.alarms.values()) if one.device == dirty]
     third = seen[max(0, -(-len(demo.cameras) // 3) - 1)] if len(seen) >= len(demo.cameras) / 3 else None
-    ends = [*(day for _, day in demo.served[1:]), DAYS]
+    ends = [*(day for _, day in demo.served[1:]), days]
     back = {}
     for (number, begun), end in zip(demo.served, ends, strict=True):
+        if not any(begun < hour.day <= end for hour in demo.hours):
+            continue  # it reached all devices in the last hour
         now, still = mean(begun, end), mean(begun, end, "without")
         back[f"share of the loss that came back with {number}"] = Figure(
             value=(now - still) / (usual - still) if usual > still else None,
@@ -383,37 +342,41 @@ def figures_of(demo: Demo, trained_s: float, total_s: float) -> dict[str, Figure
             bound=0.8,
             note=f"all devices, day {begun:.1f} to {end:.1f}; one retraining each",
         )
-    return {
-        "devices": Figure(value=float(len(demo.cameras)), unit="", note=f"{DAYS:.0f} days, {len(SITES)} sites"),
+    figures = {
+        "devices": Figure(value=float(len(demo.cameras)), unit="", note=f"{days:g} days, {len(SITES)} sites"),
         "accuracy before the change": Figure(value=usual, unit=""),
         "accuracy at the end, with the loop": Figure(value=after, unit=""),
         "accuracy at the end, without": Figure(value=without, unit="", note="the first version on the same frames"),
         **back,
         "devices with an alarm after the change": Figure(value=float(len(season)), unit=""),
         "hours until a third of the devices had one": Figure(
-            value=None if third is None else (third - SEASON) * 24, unit="h"
+            value=None if third is None else (third - season_day) * 24, unit="h"
         ),
         "hours until the dirty lens had one": Figure(value=min(lens) * 24 if lens else None, unit="h"),
         "false alarms": Figure(
             value=float(len(false)),
             unit="",
-            note=f"in {len(demo.cameras) * (SEASON - WATCHED):.0f} stable days of watched devices",
+            note=f"in {len(demo.cameras) * (season_day - WATCHED):.0f} stable days of watched devices",
         ),
         "labels": Figure(value=float(demo.said), unit="", note=f"{NOISE:.0%} of them wrong"),
         "messages": Figure(
-            value=sum(demo.bytes.values()) / len(demo.cameras) / DAYS / 1000,
+            value=sum(demo.bytes.values()) / len(demo.cameras) / days / 1000,
             unit="kB a device a day",
             spread=", ".join(f"{kind} {count:,}" for kind, count in sorted(demo.sent.items())),
             note=f"images of events {demo.bytes['event'] / sum(demo.bytes.values()):.0%} of it",
         ),
-        "minutes": Figure(
-            value=total_s / 60,
-            unit="min",
-            bound=15.0,
-            better="lower",
-            note=f"{trained_s / 60:.1f} of them for the first model",
+        "versions that reached all devices": Figure(
+            value=float(len(demo.served)), unit="", note=f"of {len(form.versions)}"
         ),
     }
+    minutes = Figure(
+        value=total_s / 60,
+        unit="min",
+        bound=form.minutes,
+        better="lower",
+        note=f"{trained_s / 60:.1f} of them for the first model",
+    )
+    return (shortened(figures, form.shortened) if form.shortened else figures) | {"minutes": minutes}
 
 
 def write_report(demo: Demo, figures: dict[str, Figure]) -> None:
@@ -428,7 +391,7 @@ def write_report(demo: Demo, figures: dict[str, Figure]) -> None:
             values = [getattr(hour, field) for hour in demo.hours]
             smooth = [sum(values[max(0, n - 5) : n + 1]) / min(n + 1, 6) for n in range(len(values))]
             axes.plot(days, smooth, style, label=name)
-        axes.axvspan(SEASON, SEASON + CHANGE_S / DAY_S, alpha=0.15)
+        axes.axvspan(demo.form.season, demo.form.season + CHANGE_S / DAY_S, alpha=0.15)
         axes.set_xlabel("day")
         axes.set_ylabel("accuracy of all devices")
         axes.legend(loc="lower left")
@@ -445,20 +408,28 @@ def write_report(demo: Demo, figures: dict[str, Figure]) -> None:
 def main() -> None:
     """Run the demonstration."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=16, metavar="N")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/fleet-demo", metavar="DIR")
+    parser.add_argument("--quick", action="store_true", help="fewer devices, days, scenes and epochs (minutes)")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help=f"default {FULL.devices}; with --quick {QUICK.devices}"
+    )
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="default runs/fleet-demo; with --quick runs/quick-fleet-demo"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     chosen = parser.parse_args()
     before, begun = cpu_pressure(), time.monotonic()
-    place = chosen.folder.resolve()
-    trained_s = first_model(place)
+    form = QUICK if chosen.quick else FULL
+    if chosen.devices is not None:
+        form = msgspec.structs.replace(form, devices=chosen.devices)
+    place = (chosen.folder or ROOT / "runs" / ("quick-fleet-demo" if chosen.quick else "fleet-demo")).resolve()
+    trained_s = first_model(place, form)
     with tempfile.TemporaryDirectory(prefix="eyas-demo-") as name:
         scratch = Path(name)
         (scratch / "fleet").mkdir()
         demo = None
         with served(scratch / "fleet" / "repository") as (url, _):
             try:
-                demo = Demo(place, scratch, chosen.devices, url)
+                demo = Demo(place, scratch, form, url)
                 play(demo)
                 figures: dict[str, Any] = figures_of(demo, trained_s, time.monotonic() - begun)
                 write_report(demo, figures)

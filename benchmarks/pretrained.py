@@ -6,7 +6,8 @@ dataset-fashion-mnist`, or unpacked below `--root`), each over three seeds (spli
 seed; scored on the seed's held-out test set). Beside it: the demonstration once more with each other network that has a
 start, one seed, ten epochs; what a linear layer makes of either start's features, and what the starts' own training
 reached.
-Resumable: what is up to date is not run again. `--quick` takes one seed and the demonstration's own student.
+Resumable: what is up to date is not run again. `--quick` takes one seed, each set's own student, 400 images and a few
+epochs, in runs of its own (`runs/quick-pretrained-...`); what depends on that training has no bounds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import quiet_first  # noqa: F401 - before the heavy imports
-from common import Figure, finish, mean
+from common import Figure, finish, mean, shortened
 from eyas_device.bundle import sha256
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.split import Split
@@ -52,6 +53,39 @@ DEMONSTRATION = Path("models/solar-cells/recipe.toml")
 CPU = torch.device("cpu")
 Start = Literal["random", "pretrained"]
 STARTS: tuple[Start, ...] = ("random", "pretrained")
+QUICK = (
+    "run.processes=1",
+    "data.limit=400",
+    "teacher.head_epochs=5",
+    "teacher.epochs=1",
+    "student.views=2",
+    "student.epochs=3",
+)
+SHORTENED = "shortened training of 400 images"
+
+
+class Task(NamedTuple):
+    """A set of images with the recipe that learns from it."""
+
+    name: str
+    recipe: Path
+    settings: tuple[str, ...] = ()
+    """Beside the recipe's."""
+    prefix: str = ""
+    """Of its runs' names."""
+
+    def run_name(self, seed: int) -> str:
+        """Name of the run that holds a seed's split and teacher."""
+        return f"{self.prefix}{self.name}" + (f"-seed{seed}" if seed else "")
+
+    def run_settings(self, seed: int) -> tuple[str, ...]:
+        """Settings of that run."""
+        return (f"run.seed={seed}", f"run.name={self.run_name(seed)}", *self.settings)
+
+    def context(self, seed: int, *more: str) -> RunContext:
+        """That run."""
+        recipe = load_recipe(self.recipe, (*self.run_settings(seed), *more))
+        return RunContext(recipe, RUNS / self.run_name(seed))
 
 
 class Student(msgspec.Struct, frozen=True):
@@ -65,22 +99,24 @@ class Student(msgspec.Struct, frozen=True):
 def main() -> None:
     """Run, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed")
+    parser.add_argument("--quick", action="store_true", help="one seed, few images and epochs (minutes)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where Debian's packages are unpacked")
     arguments = parser.parse_args()
     before, seeds = cpu_pressure(), 1 if arguments.quick else 3
     torch.set_num_threads(1)
-    figures = _record_figures()
+    quick = (QUICK, "quick-pretrained-") if arguments.quick else ()
+    solar_cells = Task("solar-cells", DEMONSTRATION, *quick)
+    figures = _set_figures(solar_cells, seeds)
     student = load_recipe(DEMONSTRATION).student.model
-    figures |= _set_figures("solar-cells", DEMONSTRATION, seeds)
     for other in sorted(set(pretrained.networks()) - {student}) if not arguments.quick else ():
-        figures |= _student_figures("solar-cells", DEMONSTRATION, 1, f"student.model={other}", "student.epochs=10")
+        figures |= _student_figures(solar_cells, 1, f"student.model={other}", "student.epochs=10")
     recipe = fashion_recipe(arguments.root, RUNS / "benchmark" / "fashion")
     if recipe is not None:
-        figures |= _set_figures("fashion", recipe, seeds)
+        figures |= _set_figures(Task("fashion", recipe, *quick), seeds)
     else:
         figures["fashion"] = Figure(value=None, unit="", note="apt-get install dataset-fashion-mnist")
+    figures = _record_figures() | (shortened(figures, SHORTENED) if arguments.quick else figures)
     finish(figures, before, arguments.json)
 
 
@@ -103,18 +139,18 @@ def _record_figures() -> dict[str, Figure]:
     return figures
 
 
-def _set_figures(name: str, recipe: Path, seeds: int) -> dict[str, Figure]:
+def _set_figures(task: Task, seeds: int) -> dict[str, Figure]:
     """Both starts of the recipe's own student on one set of images, and what a linear layer makes of them."""
-    figures = _student_figures(name, recipe, seeds)
-    probes = _probes(_context(name, recipe, 0))
-    return figures | {f"{name}_probe_{key}": value for key, value in probes.items()}
+    figures = _student_figures(task, seeds)
+    probes = _probes(task.context(0))
+    return figures | {f"{task.name}_probe_{key}": value for key, value in probes.items()}
 
 
-def _student_figures(name: str, recipe: Path, seeds: int, *other: str) -> dict[str, Figure]:
+def _student_figures(task: Task, seeds: int, *other: str) -> dict[str, Figure]:
     """Both starts of one student on one set of images; `other` are settings of another student than the recipe's."""
-    students = {start: [_distill(name, recipe, seed, start, *other) for seed in range(seeds)] for start in STARTS}
+    students = {start: [_distill(task, seed, start, *other) for seed in range(seeds)] for start in STARTS}
     own = not other
-    key = name if own else f"{name}_{load_recipe(recipe, other).student.model}"
+    key = task.name if own else f"{task.name}_{load_recipe(task.recipe, other).student.model}"
     figures = {}
     for start, some in students.items():
         figures[f"{key}_{start}_balanced_accuracy"] = mean([one.scores.balanced_accuracy for one in some])
@@ -132,28 +168,19 @@ def _student_figures(name: str, recipe: Path, seeds: int, *other: str) -> dict[s
     return figures
 
 
-def _name(name: str, seed: int) -> str:
-    return name if seed == 0 else f"{name}-seed{seed}"
-
-
-def _context(name: str, recipe: Path, seed: int, *more: str) -> RunContext:
-    """The run that holds split and teacher."""
-    settings = [f"run.seed={seed}", f"run.name={_name(name, seed)}", *more]
-    return RunContext(load_recipe(recipe, settings), RUNS / _name(name, seed))
-
-
-def _distill(name: str, path: Path, seed: int, start: Start, *other: str) -> Student:
+def _distill(task: Task, seed: int, start: Start, *other: str) -> Student:
     """Train a student behind the teacher and the views that all students of a seed share."""
-    command = [str(Path(sys.executable).with_name("eyas")), "teach", str(path)]
-    for setting in (f"run.seed={seed}", f"run.name={_name(name, seed)}"):
+    command = [str(Path(sys.executable).with_name("eyas")), "teach", str(task.recipe)]
+    for setting in task.run_settings(seed):
         command += ["--set", setting]
     subprocess.run(command, check=True)
-    context = _context(name, path, seed, *other, f"student.weights={start}", "student.labels_only=false")
+    context = task.context(seed, *other, f"student.weights={start}", "student.labels_only=false")
     recipe = context.recipe
     network = recipe.student.model
     split = Split.load(context.root, recipe.image.preprocessing())
     teacher = checkpoints.load_teacher(context, len(split.labels))
-    views = RUNS / "benchmark" / "pretrained" / f"{_name(name, seed)}-{sha256(context.root / checkpoints.TEACHER)[:12]}"
+    digest = sha256(context.root / checkpoints.TEACHER)[:12]
+    views = RUNS / "benchmark" / "pretrained" / f"{task.run_name(seed)}-{digest}"
     file = pretrained.weights_file(network) if start == "pretrained" else None
     weights = start if file is None else f"{start}-{sha256(file)[:12]}"
     folder = views / f"{network}-{recipe.student.epochs}-epochs-{weights}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,13 @@ def test_no_camera_sees_what_the_first_version_was_trained_on(tmp_path: Path) ->
     for label in scenes.LABELS:
         pieces = [piece.tobytes() for piece in scenes.patches(label)]
         assert len(set(pieces)) == len(pieces) == scenes.PER_LABEL, "no piece is another one again"
+
+
+def test_fewer_scenes_are_some_of_all_and_as_many_of_each_label(tmp_path: Path) -> None:
+    some = scenes.scenes(5)
+    assert set(some) < set(scenes.scenes())
+    assert Counter(label for label, _ in some) == dict.fromkeys(scenes.LABELS, 5)
+    assert len(list(scenes.write_images(tmp_path, 3).glob("*/*.png"))) == 2 * 3 * len(scenes.LABELS), "in two lights"
 
 
 @pytest.mark.parametrize("kind", ["season", "dirt"])

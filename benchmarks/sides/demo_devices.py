@@ -7,7 +7,7 @@ import itertools
 import random
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from eyas_device.updates.probation import assess, begin, ended, write_verdict
 from eyas_device.updates.progress import UpdateRecord
 from eyas_device.updates.records import Tally
 from eyas_device.updates.slots import Slots, SlotState, other_slot
-from sides.demo_scenes import Condition, Seen, Version, patches, scenes, show
+from sides.demo_scenes import Condition, Seen, Version, patches, show
 
 FRAMES = 12
 """Predictions of a window."""
@@ -70,6 +70,7 @@ class Camera:
         root: The root of trust.
         first: State folder with the first version.
         versions: Those of all devices.
+        scenes: Label and number of what it may see.
         clock: Seconds since 1970, of the demonstration.
         send: Sends a message.
 
@@ -84,6 +85,7 @@ class Camera:
         root: Path,
         first: Path,
         versions: Versions,
+        scenes: Sequence[tuple[str, int]],
         clock: Callable[[], float],
         send: Send,
     ) -> None:
@@ -95,6 +97,7 @@ class Camera:
             update=UpdateSection(url=url, root=str(root)),
         )
         self._slots, self._versions, self._clock, self._send = Slots(state), versions, clock, send
+        self._scenes = scenes
         self._random = random.Random(name)
         self._sequence = itertools.count(1)
         self._spool = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
@@ -132,7 +135,7 @@ class Camera:
         arm = "candidate" if previous is not None else ""
         condition = Condition(_light(now), self.season, self.dirt)
         for _ in range(FRAMES):
-            label, number = self._random.choice(scenes())
+            label, number = self._random.choice(self._scenes)
             seen = running.see(label, number, condition)
             self.counted.frames += 1
             self.counted.right += seen.prediction.label == label

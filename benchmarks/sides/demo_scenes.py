@@ -24,7 +24,7 @@ _PHOTOGRAPHS = dict(
 )
 _SIDE, _SHOWN = 40, 96
 PER_LABEL = 140
-_FOR_TRAINING = 84
+FOR_TRAINING = 84
 _LEAST = 3.0
 """Standard deviation of a piece's grey levels, at least: the retina's black frame shows nothing."""
 LIGHTS = (0.72, 0.86, 1.0, 1.08)
@@ -71,11 +71,11 @@ def patches(label: str) -> tuple[Pixels, ...]:
     return tuple(found)
 
 
-def write_images(folder: Path) -> Path:
+def write_images(folder: Path, each: int = FOR_TRAINING) -> Path:
     """The data set of the first version: class folders, as the cameras saw them at any time of a usual day."""
     for label in LABELS:
         (folder / label).mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(patches(label)[:_FOR_TRAINING]):
+        for number, image in enumerate(patches(label)[:each]):
             for light in (number % len(LIGHTS), (number + 2) % len(LIGHTS)):
                 seen = show(image, Condition(light), seed=number + light)
                 if not cv2.imwrite(str(folder / label / f"{number:03}-{light}.png"), seen):
@@ -83,9 +83,10 @@ def write_images(folder: Path) -> Path:
     return folder
 
 
-def scenes() -> tuple[tuple[str, int], ...]:
-    """Label and number of the pieces that no version was trained on before a camera sent one."""
-    return tuple((label, number) for label in LABELS for number in range(_FOR_TRAINING, len(patches(label))))
+def scenes(each: int = PER_LABEL - FOR_TRAINING) -> tuple[tuple[str, int], ...]:
+    """Label and number of `each` pieces of a label that no version was trained on before a camera sent one."""
+    ends = {label: min(FOR_TRAINING + each, len(patches(label))) for label in LABELS}
+    return tuple((label, number) for label, end in ends.items() for number in range(FOR_TRAINING, end))
 
 
 def show(image: Pixels, condition: Condition, seed: int) -> Pixels:

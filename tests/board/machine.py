@@ -66,6 +66,14 @@ class Image(NamedTuple):
             raise RuntimeError("the image of the board was not built; the reason stands above")
         return cls(Path(built.stdout.strip()))
 
+    @classmethod
+    def of_the_recipe(cls) -> Image:
+        """Where the image of the recipe as it is now lies, built or not: named as `image.sh` names it."""
+        files = sorted(str(file.relative_to(HERE)) for file in (HERE / "rootfs").rglob("*") if file.is_file())
+        files += ["image.sh", "initrd.sh"]
+        lines = (f"{hashlib.sha256((HERE / name).read_bytes()).hexdigest()}  {name}\n" for name in files)
+        return cls(cache() / hashlib.sha256("".join(lines).encode()).hexdigest()[:16])
+
 
 class Computer(Protocol):
     """What tests ask of a board, emulated or native."""
