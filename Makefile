@@ -26,11 +26,14 @@ help: ## show this
 
 install: $(STAMP) ## the virtual environment with everything in it; quick when nothing changed
 
+# Python compiles what it imports, which is little of 500 packages; all of them only where it may not write that.
+COMPILED := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
+
 # uv is installed by pip and installs the rest: pip may pick a torch wheel that torchvision does not fit.
 $(STAMP): pyproject.toml device/pyproject.toml constraints/host.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints/host.txt \
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(COMPILED) --constraint constraints/host.txt \
 		$(if $(filter cpu,$(TORCH)),--torch-backend=cpu) --editable ./device --editable '.[train,fleet,demo,dev]'
 	@touch $@
 

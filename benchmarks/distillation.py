@@ -30,6 +30,7 @@ from scipy.stats import ttest_1samp
 import quiet_first  # noqa: F401 - before the heavy imports
 from common import Figure, finish, mean
 from eyas_host.evaluation.metrics import auc, balanced_mean, softmax
+from eyas_host.recipe import Recipe
 from eyas_host.support.machine import cpu_pressure
 from sides.distilled import (
     NEEDED,
@@ -52,14 +53,16 @@ FOLDS, SEEDS = 5, 3
 RECIPE, LABELS, EQUAL_TIME = "recipe", "labels", "labels-equal-time"
 
 
-def ways(epochs: int, views: int) -> dict[str, Way]:
-    """The ways beside a recipe's epochs and views; the first three are always needed."""
+def ways(recipe: Recipe) -> dict[str, Way]:
+    """The ways beside a recipe's own; the first three are always needed."""
+    epochs, views, rate = recipe.student.epochs, recipe.student.views, recipe.student.rate
     patient = (f"student.epochs={3 * epochs}", f"student.views={2 * views}")
-    longer = (f"student.epochs={round(2.2 * epochs)}", f"student.views={2 * views}")
+    longer = (f"student.epochs={round(2.2 * epochs)}",)
     return {
         RECIPE: Way("the recipe: KL and features of the same views"),
         LABELS: Way("labels alone, as many epochs", teacher=None),
-        EQUAL_TIME: Way("labels alone, as much time as teacher and student, twice the views", longer, teacher=None),
+        EQUAL_TIME: Way("labels alone, as much time as teacher and student", longer, teacher=None),
+        "gentle": Way("a third of the learning rate", (f"student.rate={rate / 3:g}",)),
         "no-features": Way("no feature loss", ("student.feature_loss=0",)),
         "both-teachers": Way("two teachers' mean answers and both features", teacher="both"),
         "turned": Way("answers averaged over mirror images and turns", teacher="turned"),
@@ -97,11 +100,11 @@ def main() -> None:
     fashion = None if arguments.quick else fashion_recipe(arguments.root, RUNS / "fashion")
     if fashion is not None:
         sets["fashion"] = _fashion(fashion, arguments.seeds)
-    for name, folds in sets.items():
+    for name, folds in [(name, folds) for name, folds in sets.items() if folds]:
         recipe = folds[0].load()
         chosen = {
             key: way
-            for number, (key, way) in enumerate(ways(recipe.student.epochs, recipe.student.views).items())
+            for number, (key, way) in enumerate(ways(recipe).items())
             if number < 3 or not (arguments.quick or (arguments.only and key not in arguments.only))
         }
         if not arguments.finished:
