@@ -1,11 +1,11 @@
 """Does distillation earn its time: `python benchmarks/distillation.py [--quick] [--json FILE] [--only WAY …]`.
 
-The recipe's student beside others: from labels alone, in as many epochs and in as much time as teacher and student
-take together; without features; DIST; standardised logits; two teachers' mean answers; answers averaged over mirror
-images and turns; a patient schedule of twice the views and three times the epochs; a teacher whose blocks are all
-trained; 160 pixels. On the demonstration in five folds (every image is predicted once, by networks that never saw it)
-and on a thousand images of Fashion-MNIST (`apt-get install dataset-fashion-mnist`, or unpacked below `--root`) over
-three seeds.
+The recipe's student, at full size throughout, beside others: from labels alone, in as many epochs and in as much time
+as teacher and student take together; progressive resizing; a third of the learning rate; without features; DIST;
+standardised logits; two teachers' mean answers; answers averaged over mirror images and turns; a patient schedule of
+twice the views and three times the epochs; a teacher whose blocks are all trained. On the demonstration in five folds
+(every image is predicted once, by networks that never saw it) and on a thousand images of Fashion-MNIST (`apt-get
+install dataset-fashion-mnist`, or unpacked below `--root`) over three seeds.
 
 Differences are those of pairs: both sides predict the same images. Their interval is Student's t over folds or seeds,
 so that it holds for another training. Time is that of a processor. Two trainings run beside each other, each in one
@@ -59,7 +59,7 @@ def ways(recipe: Recipe) -> dict[str, Way]:
     patient = (f"student.epochs={3 * epochs}", f"student.views={2 * views}")
     longer = (f"student.epochs={round(2.2 * epochs)}",)
     return {
-        RECIPE: Way("the recipe: KL and features of the same views"),
+        RECIPE: Way("the recipe at full size: KL and features of the same views"),
         LABELS: Way("labels alone, as many epochs", teacher=None),
         EQUAL_TIME: Way("labels alone, as much time as teacher and student", longer, teacher=None),
         "gentle": Way("a third of the learning rate", (f"student.rate={rate / 3:g}",)),

@@ -3,8 +3,8 @@
 Runs the demonstration recipe for each seed (what is up to date is not run again), then measures: the second run with
 nothing changed, accuracy over the seeds on each seed's held-out test set, int8 against fp32 on each backend, sizes, and
 speeds of both sides taking turns. `--finished` takes runs as they are. `--patient` also runs the patient way for each
-seed, in turns with the recipe: one process, all blocks of the teacher, more views and epochs, no early end. Both
-predict the same images, so that their difference is that of pairs.
+seed, in turns with the recipe: one process, all blocks of the teacher, more views and epochs, full size throughout, no
+early end. Both predict the same images, so that their difference is that of pairs.
 
 `--quick` runs the same stages once on 300 images, an epoch or two, in a run of its own (`runs/quick-solar-cells`), and
 times fewer rounds: its accuracy and stage times are those of that training and have no bounds.
@@ -54,6 +54,8 @@ NETWORKS = ("teacher", "student", "student-labels-only", "pruned")
 PATIENT = (
     "run.processes=1",
     "teacher.unfreeze=all",
+    "teacher.progressive=0",
+    "student.progressive=0",
     "student.views=12",
     "student.epochs=30",
     "prune.epochs=20",

@@ -39,6 +39,8 @@ from sides.lessons import make_split
 TeacherName = Literal["recipe", "whole", "progressive", "both", "turned"]
 ALONE = ("run.processes=1", "run.threads=1", "run.workers=0", "run.device=cpu", "run.trackers=[]")
 """Each training in one process, so that two of them run beside each other."""
+FULL_SIZE = ("teacher.progressive=0", "student.progressive=0")
+"""Without progressive resizing, which is a way of its own here."""
 _OWN: Mapping[str, tuple[str, ...]] = {
     "recipe": (),
     "whole": ("teacher.unfreeze=all",),
@@ -78,7 +80,7 @@ class Fold(NamedTuple):
 
     def load(self, *more: str) -> Recipe:
         """The recipe with the settings of this fold and others."""
-        return load_recipe(self.recipe, [*self.settings, f"run.name={self.name}", *ALONE, *more])
+        return load_recipe(self.recipe, [*self.settings, f"run.name={self.name}", *ALONE, *FULL_SIZE, *more])
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
