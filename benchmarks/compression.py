@@ -5,8 +5,8 @@
   not run again. Beside it, from the same fp32 artefacts and calibration images: what other tools make of them.
 - Speed: int8 against fp32, in turns, one thread; MobileNetV3-large, and small networks with what makes them faster.
 
-`--quick` measures the speeds in fewer rounds, and of folds that are already there what int8 and pruning lose; it trains
-nothing and does not run other tools.
+`--quick` measures speeds of fewer networks in fewer rounds, and what int8 and pruning lose in folds that are already
+there; it trains nothing and does not run other tools.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from eyas_host.pipeline.runner import RunContext
 from eyas_host.recipe.load import load_recipe
 from eyas_host.support.machine import cpu_pressure
 from sides.compressed import accuracy, peers, read_fold
-from sides.small_networks import large_figures, small_figures
+from sides.small_networks import FEW, VARIANTS, large_figures, small_figures
 
 RECIPE = Path("models/solar-cells/recipe.toml")
 RUNS = Path("runs")
@@ -51,7 +51,9 @@ def main() -> None:
         figures |= accuracy(folds)
     if folds and not arguments.quick:
         figures |= peers(folds, RUNS / "benchmark", rounds=rounds)
-    figures |= large_figures(RUNS / "benchmark", rounds) | small_figures(RUNS / "benchmark", rounds)
+    figures |= large_figures(RUNS / "benchmark", rounds) | small_figures(
+        RUNS / "benchmark", rounds, FEW if arguments.quick else VARIANTS
+    )
     finish(figures, before, arguments.json)
 
 

@@ -15,6 +15,7 @@ from sides.demo_scenes import FOR_TRAINING, PER_LABEL, write_images
 _RECIPE = """# The first model of the demonstration: six kinds of surface, in photographs that scikit-image ships.
 [run]
 name = "surfaces"
+processes = {processes}
 [data]
 path = "images"
 [image]
@@ -65,6 +66,8 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     views: int = 3
     epochs: int = 16
     """Of the first version's student, and of a retraining."""
+    processes: int | None = None
+    """Of each training; None: one for each core, if it pays."""
     minutes: float = 15.0
     """It may take."""
     shortened: str = ""
@@ -82,11 +85,12 @@ QUICK = Form(
     wait_hours=10,
     versions=("1.1.0",),
     labelled=150,
-    training=40,
+    training=30,
     scenes=24,
     head_epochs=4,
     views=2,
-    epochs=8,
+    epochs=6,
+    processes=1,
     minutes=5.0,
     shortened="a shortened demonstration: 8 devices, 7 days, short trainings",
 )
@@ -103,7 +107,8 @@ def eyas(folder: Path, *words: str, fails: bool = False) -> subprocess.Completed
 
 def recipe_of(form: Form) -> str:
     """The recipe of the first version."""
-    return _RECIPE.format(head_epochs=form.head_epochs, views=form.views, epochs=form.epochs)
+    processes = '"auto"' if form.processes is None else form.processes
+    return _RECIPE.format(processes=processes, head_epochs=form.head_epochs, views=form.views, epochs=form.epochs)
 
 
 def first_model(place: Path, form: Form) -> float:

@@ -5,7 +5,7 @@ Real graphs with random weights: speed does not depend on them. All sides take t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -50,6 +50,8 @@ VARIANTS = (
     Variant("V4-conv-small (ReLU, no SE)", "mobilenetv4_conv_small"),
     Variant("V4-conv-small, pruned", "mobilenetv4_conv_small", keep=KEPT),
 )
+FEW = tuple(variant for variant in VARIANTS if variant.words.startswith(("V3-small, pruned", "V4"))) + VARIANTS[:1]
+"""Those of the quick form: the student and the one without squeeze-and-excitation, whole and pruned."""
 
 
 def large_figures(work: Path, rounds: int) -> dict[str, Figure]:
@@ -85,13 +87,13 @@ def large_figures(work: Path, rounds: int) -> dict[str, Figure]:
     }
 
 
-def small_figures(work: Path, rounds: int) -> dict[str, Figure]:
-    """Small networks at 224 px in LiteRT, and a table of them."""
+def small_figures(work: Path, rounds: int, variants: Sequence[Variant] = VARIANTS) -> dict[str, Figure]:
+    """Small networks at 224 px in LiteRT, V3-small among them, and a table of them."""
     image = _image()
     calls: dict[str, Callable[[], object]] = {}
     sizes: dict[str, int] = {}
-    with meter("small networks", 2 * len(VARIANTS)) as bar:
-        for variant in VARIANTS:
+    with meter("small networks", 2 * len(variants)) as bar:
+        for variant in variants:
             for precision in ("fp32", "int8"):
                 path = network(
                     variant.model, precision, work, size=SIZE, activation=variant.activation, keep=variant.keep
@@ -108,7 +110,7 @@ def small_figures(work: Path, rounds: int) -> dict[str, Figure]:
         table.add_column(title, justify="right")
     figures = {}
     base = float(np.median(times["V3-small, fp32"]))
-    for variant in VARIANTS:
+    for variant in variants:
         whole, small = times[f"{variant.words}, fp32"], times[f"{variant.words}, int8"]
         goal = 1.3 if variant.keep < 1 else None
         figures[f"{variant.words}: int8 against fp32"] = ratio(whole, small, bound=goal)
