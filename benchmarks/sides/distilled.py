@@ -163,6 +163,7 @@ def train_fold_student(fold: Fold, name: str, way: Way) -> None:
         epochs=recipe.student.epochs,
         rate=recipe.student.rate,
         ema=recipe.student.ema,
+        progressive=True,
         checkpoint=folder / "student.ckpt",
         title=name,
     )

@@ -131,7 +131,7 @@ class Exchange:
     def _show(self, content: Array) -> list[Array]:
         """Show at most CHUNK bytes to all others, and see theirs, by rank; valid until the next call.
 
-        Who writes into a buffer again has been told by all others in the call between that they are done with it.
+        Who writes into a buffer again knows from the call between that all others are done with it.
         """
         windows = self._windows[self._turn]
         self._turn = (self._turn + 1) % _BUFFERS

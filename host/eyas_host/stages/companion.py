@@ -21,6 +21,8 @@ from eyas_host.stages.chain import STAGES
 from eyas_host.support.progress import console
 from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 
+_LOWEST = 19
+
 
 def main() -> None:
     """Follow the main process through the stages of its run."""
@@ -45,13 +47,14 @@ def main() -> None:
 
 
 def _compile_kernels(recipe: Recipe) -> None:
-    """Compile NNCF's kernels, which takes half a minute the first time, while this process still waits for the others.
+    """Compile NNCF's kernels, which takes half a minute the first time, in what the trainings leave of the processor.
 
     What fails here fails again in the stage that needs them, which says so.
     """
     from eyas_host.quant.kernels import load_kernels
 
     if recipe.quantize.method == "qat":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)  # of this thread, and of the compiler
         with suppress(EyasError, OSError, RuntimeError):
             load_kernels()
 
