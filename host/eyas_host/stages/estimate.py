@@ -27,6 +27,8 @@ _LABELS_ONLY_LATER = 0.1
 _TOGETHER = 0.87
 """Speed of a training process among several, as a fraction of that of one alone: they share memory and exchange
 gradients."""
+_FROZEN = 0.4
+"""A forward pass of many images through a frozen network (`models.frozen_features`), in passes of torch."""
 _START_S = 6.0
 """Importing the frameworks and loading the networks at the start of a stage."""
 _COMPILE_S = {"litert": 16.0, "openvino": 6.0, "onnx": 4.0}
@@ -71,7 +73,7 @@ def estimate_stages(
         return count * (train * step + validation * check) / together
 
     read_all = sum((train, validation, test)) * (speed.read + _HASH_S * speed.python)
-    features = (_HEAD_VIEWS * train + validation) * (speed.view + speed.teacher) / together
+    features = (_HEAD_VIEWS * train + validation) * (speed.view + _FROZEN * speed.teacher) / together
     teacher_step = speed.teacher_step * cost(teacher.progressive, teacher.epochs, recipe.image.size)
     teach = (
         Step(start + train * speed.read),
@@ -82,7 +84,9 @@ def estimate_stages(
     student_step = speed.student_step * cost(student.progressive, student.epochs, recipe.image.size)
     student_epochs = epochs(student.epochs, student_step, speed.student) * labels_only
     distill = (
-        Step(student.views * train * (speed.view + speed.teacher) / together, "views and the teacher's outputs"),
+        Step(
+            student.views * train * (speed.view + _FROZEN * speed.teacher) / together, "views and the teacher's outputs"
+        ),
         Step(start),
         Step(student_epochs, "student"),
         *([Step(_LABELS_ONLY_LATER * student_epochs, LABELS_ONLY)] if student.labels_only else []),

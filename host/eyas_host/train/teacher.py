@@ -18,7 +18,8 @@ from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import to_tensor
 from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
-from eyas_host.pipeline.distributed import all_gather, local_shard
+from eyas_host.models.frozen_features import Pooled, frozen_features
+from eyas_host.pipeline.distributed import all_gather, local_shard, world_size
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import Meter, meter
 from eyas_host.train.compiled import compiled
@@ -65,10 +66,14 @@ def train_head(
     run, settings, classifier = task.recipe.run, task.recipe.teacher, model.classifier
     batches, held_back = ordered_batches(len(task.targets)), ordered_batches(len(task.validation))
     images = (to_tensor(task.validation[local_shard(rows)], task.device) for rows in held_back)
+    model.eval()
+    pooled_of = frozen_features(
+        model, task.recipe.image.size, (_HEAD_VIEWS * len(task.targets) + len(task.validation)) // world_size()
+    )
     with meter("teacher, features", _HEAD_VIEWS * len(batches) + len(held_back)) as bar:
         views = (task.views(batches, 1, number, 0) for number in range(_HEAD_VIEWS))
-        features = [_features(model, batches, view, bar) for view in views]
-        validation = _features(model, held_back, images, bar)
+        features = [_features(pooled_of, batches, view, bar) for view in views]
+        validation = _features(pooled_of, held_back, images, bar)
 
     def steps(epoch: int, first: int) -> Iterator[Tensor]:
         for rows in task.batches(2, epoch)[first:]:
@@ -133,11 +138,10 @@ def _train_blocks(
 
 
 @torch.inference_mode()
-def _features(model: PixelClassifier, batches: Sequence[Rows], images: Iterable[Tensor], bar: Meter) -> Tensor:
+def _features(pooled_of: Pooled, batches: Sequence[Rows], images: Iterable[Tensor], bar: Meter) -> Tensor:
     """Pooled features of all rows; `images` are this process's shard of each batch."""
-    model.eval()
     features = []
     for rows, pixels in zip(batches, images, strict=True):
-        features.append(all_gather(model.pooled(pixels), len(rows)))
+        features.append(all_gather(pooled_of(pixels), len(rows)))
         bar.advance()
     return torch.cat(features).clone()

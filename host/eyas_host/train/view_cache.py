@@ -20,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.markup import escape
+from torch import Tensor
 
 from eyas_host.data.loader import BatchLoader, Rows, ordered_batches
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import pick_device, to_tensor
 from eyas_host.models.factory import PixelClassifier, move
+from eyas_host.models.frozen_features import frozen_features
 from eyas_host.pipeline import distributed
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
@@ -98,6 +100,7 @@ class ViewCache:
         teacher = move(teacher, device).eval()
         own = missing[distributed.rank() :: distributed.world_size()]
         loader, batches = BatchLoader(recipe, split.train), ordered_batches(count)
+        pooled_of = frozen_features(teacher, recipe.image.size, len(own) * count)
         with fast_gpu_math(device), meter("views and the teacher's outputs", len(own) * len(batches)) as bar:
             for path in own:
                 logits, seed = [], (recipe.run.seed, 5, _number(path))
@@ -107,7 +110,7 @@ class ViewCache:
                     features = files.enter_context(files.enter_context(atomic_write(_features_of(path))).open("wb"))
                     _write_header(features, (count, teacher.pooled_channels))
                     for views in loader.views(batches, seed):
-                        batch_logits, pooled = _teacher_outputs(teacher, views, device)
+                        batch_logits, pooled = _teacher_outputs(teacher, pooled_of(to_tensor(views, device)))
                         pixels.write(views.tobytes())
                         features.write(pooled.tobytes())
                         logits.append(batch_logits)
@@ -243,7 +246,6 @@ def _write_header(stream: BinaryIO, shape: tuple[int, int]) -> None:
 
 
 @torch.inference_mode()
-def _teacher_outputs(teacher: PixelClassifier, pixels: Batch, device: torch.device) -> tuple[Half, Half]:
+def _teacher_outputs(teacher: PixelClassifier, pooled: Tensor) -> tuple[Half, Half]:
     """Logits float16 [n, classes] and pooled features float16 [n, channels]."""
-    pooled = teacher.pooled(to_tensor(pixels, device))
     return teacher.classify(pooled).half().cpu().numpy(), pooled.half().cpu().numpy()
