@@ -63,6 +63,7 @@ def ways(recipe: Recipe) -> dict[str, Way]:
         LABELS: Way("labels alone, as many epochs", teacher=None),
         EQUAL_TIME: Way("labels alone, as much time as teacher and student", longer, teacher=None),
         "gentle": Way("a third of the learning rate", (f"student.rate={rate / 3:g}",)),
+        "larger-batch": Way("batches of twice the images", (f"student.batch={2 * recipe.student.batch}",)),
         "no-features": Way("no feature loss", ("student.feature_loss=0",)),
         "both-teachers": Way("two teachers' mean answers and both features", teacher="both"),
         "turned": Way("answers averaged over mirror images and turns", teacher="turned"),
