@@ -40,7 +40,7 @@ class TeacherSection(Section, frozen=True):
     """Stage 2: the last blocks too, at rates that decrease towards the input."""
     progressive: Progressive = 0.0
     """Progressive resizing: the fraction of stage 2's epochs, at its start, that see images of three quarters of the
-    side, which cost about half (0: off). Patience counts from the first epoch of full size."""
+    side, which take less time (0: off). Patience counts from the first epoch of full size."""
     unfreeze: Annotated[str, Meta(pattern=r"^(all|[0-9]+)$")] = "all"
     """How many of the last blocks stage 2 trains, or `all`."""
     unfreeze_by: Literal["once", "plateau"] = "once"

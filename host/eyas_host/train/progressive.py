@@ -29,9 +29,14 @@ def side_of(epoch: int, fraction: float, epochs: int, size: int) -> int:
 
 
 def cost(fraction: float, epochs: int, size: int) -> float:
-    """Mean cost of an epoch, in epochs of full size: a step costs as many operations as the image has pixels."""
+    """Mean time of an epoch, in epochs of full size.
+
+    A step has as many operations as the images have pixels, and much that does not shrink with them: at three quarters
+    of 128 pixels it took 0.70 of the time in EfficientNet-Lite0 and 0.84 in MobileNetV3-small. The ratio of the sides
+    lies between.
+    """
     small = small_epochs(fraction, epochs) / epochs if epochs else 0.0
-    return 1 - small * (1 - (small_side(size) / size) ** 2)
+    return 1 - small * (1 - small_side(size) / size)
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:
