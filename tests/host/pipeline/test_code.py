@@ -106,8 +106,8 @@ def test_it_does_not_depend_on_what_was_imported_before() -> None:
     ("stage", "some", "none"),
     [
         ("split", {"opencv-python-headless", "pillow", "numpy"}, {"torch", "timm"}),
-        ("teach", {"torch", "timm", "opencv-python-headless", "accelerate"}, {"nncf", "openvino", "litert-torch"}),
-        ("distill", {"torch", "timm"}, {"nncf", "openvino"}),
+        ("teach", {"torch", "timm", "opencv-python-headless", "accelerate", "openvino"}, {"nncf", "litert-torch"}),
+        ("distill", {"torch", "timm", "openvino"}, {"nncf", "litert-torch"}),
         ("qat", {"nncf", "torch"}, {"litert-torch", "ai-edge-quantizer"}),
         ("compile", {"nncf", "litert-torch", "ai-edge-quantizer", "openvino", "onnx"}, set()),
         ("verify", {"ai-edge-litert", "openvino", "onnxruntime", "opencv-python-headless"}, set()),
