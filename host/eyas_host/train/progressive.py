@@ -7,8 +7,10 @@ and Le, "EfficientNetV2", 2021, section 4.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PART, _STEP = 0.75, 16
 
@@ -43,4 +45,6 @@ def resized(pixels: Tensor, side: int) -> Tensor:
     """Pixels [n, 3, s, s] averaged to float [n, 3, side, side]; unchanged where they have that side."""
     if pixels.shape[-1] == side:
         return pixels
+    import torch.nn.functional as F  # the plan of a run needs none of it
+
     return F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
