@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from eyas_device.preprocess import Pixels
 from eyas_host.support.files import atomic_write
+from sides.garments import LABELS, garments, installed
 
-FOLDER = Path("usr/share/datasets/fashion-mnist")
-CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 EACH = 400
 """Images of each class: a quarter to learn from, 60 % to be scored by."""
 _RECIPE = """[run]
@@ -37,23 +34,15 @@ weight_decay = 0.05
 
 def fashion_recipe(root: Path, folder: Path) -> Path | None:
     """A recipe in `folder` over images of the package below `root`; None where the package is not installed."""
-    source = root / FOLDER
-    if not source.is_dir():
+    if not installed(root):
         return None
     recipe = folder / "recipe.toml"
     if not recipe.exists():
-        images, labels = (_idx(source / f"train-{name}-ubyte.gz") for name in ("images-idx3", "labels-idx1"))
-        for label, name in enumerate(CLASSES):
+        images, labels = garments(root, "train")
+        for label, name in enumerate(LABELS):
             (folder / "images" / name).mkdir(parents=True, exist_ok=True)
             for number in np.flatnonzero(labels == label)[:EACH]:
                 cv2.imwrite(str(folder / "images" / name / f"{number}.png"), images[number])
         with atomic_write(recipe) as temporary:  # last: it says that the images are there
             temporary.write_text(_RECIPE)
     return recipe
-
-
-def _idx(path: Path) -> Pixels:
-    """An array in MNIST's format (LeCun): two zeros, 8 for uint8, the dimensions' count and lengths, then the bytes."""
-    data = gzip.decompress(path.read_bytes())
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)

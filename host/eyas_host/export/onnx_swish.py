@@ -1,8 +1,9 @@
 """Hard-swish between two 8-bit quantizers as a product of two integers.
 
-`x * relu6(x + 3) / 6` is the product of x and of a gate. On a grid on which -3 and 3 lie (`quantizers.fit_hard_swish`)
-the gate is x itself, limited to the integers of -3 and 3, on a grid shifted by 3: a `Clip` of bytes, and a product for
-which ONNX Runtime has an integer kernel. Computed in float32 it takes four passes over four times the bytes.
+`x * relu6(x + 3) / 6` is the product of x and of a gate. On a grid on which -3 and 3 lie
+(`quantizers.fit_hard_swishes`) the gate is x itself, limited to the integers of -3 and 3, on a grid shifted by 3: a
+`Clip` of bytes, and a product for which ONNX Runtime has an integer kernel. Computed in float32 it takes four passes
+over four times the bytes.
 """
 
 from __future__ import annotations
