@@ -1,4 +1,4 @@
-"""Compiled networks for timing: real graphs, made once.
+"""Compiled networks for timing: real graphs, made once for the code that makes them.
 
 Weights are Eyas's own where it has some, otherwise random: an int8 graph's operators depend on ranges of activations.
 """
@@ -15,6 +15,7 @@ from eyas_host.compress.prune.magnitude import prune_evenly
 from eyas_host.export.build import artefact_files, compile_artefact
 from eyas_host.models.factory import build
 from eyas_host.models.pretrained import networks
+from eyas_host.pipeline.code import dependencies
 from eyas_host.quant.fold import fold_for_deployment
 from eyas_host.quant.qat import prepare_qat
 from eyas_host.recipe.types import Weights
@@ -32,9 +33,10 @@ def network(
 ) -> Path:
     """The artefact of timm's network `name` with two classes, below `folder`; made if it is not there.
 
-    `keep` is the part of each layer's channels that stays. The ranges of an int8 network come from noise.
+    `keep` is the part of each layer's channels that stays. The ranges of an int8 network come from noise. What an
+    earlier exporter made is not taken for today's: the folder's name has a hash of the code.
     """
-    own = folder / f"{name}-{activation}-{keep:g}-{size}"
+    own = folder / f"{name}-{activation}-{keep:g}-{size}-{dependencies('eyas_host.export.build').code[:12]}"
     path = artefact_files(own, runtime, precision)[0]
     if path.exists():
         return path

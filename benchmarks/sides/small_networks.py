@@ -1,6 +1,6 @@
 """Speed of int8 against fp32: MobileNetV3-large, and what makes a small pruned network faster.
 
-Real graphs with random weights: speed does not depend on them. All sides take turns at one thread.
+Real graphs, untrained for the two classes: speed does not depend on it. All sides take turns at one thread.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ VARIANTS = (
     Variant("V4-conv-small, pruned", "mobilenetv4_conv_small", keep=KEPT),
 )
 FEW = tuple(variant for variant in VARIANTS if variant.words.startswith(("V3-small, pruned", "V4"))) + VARIANTS[:1]
-"""Those of the quick form: the student and the one without squeeze-and-excitation, whole and pruned."""
+"""Those of the quick form: the student and the network without squeeze-and-excitation, each whole and pruned."""
 
 
 def large_figures(work: Path, rounds: int) -> dict[str, Figure]:
