@@ -21,6 +21,8 @@ from eyas_host.recipe.data import DataSection
 from eyas_host.recipe.image import ImageSection
 from eyas_host.recipe.run import RunSection
 from eyas_host.recipe.training import StudentSection, TeacherSection
+from eyas_host.support.errors import RecipeError
+from eyas_host.train.check import check_networks
 from eyas_host.train.progressive import cost, resized, side_of, small_side
 from eyas_host.train.student import DistillationTask, build_student, train_student
 from eyas_host.train.teacher import train_teacher
@@ -109,6 +111,21 @@ def test_what_is_trained_already_recovers_at_full_size(recipe: Recipe, split: Sp
     with seen_sides() as (trained, _):
         task.train(model, epochs=2, rate=1e-3, checkpoint=tmp_path / "pruned.ckpt", title="pruned student")
     assert set(trained) == {64}
+
+
+@pytest.mark.parametrize("section", ["teacher", "student"])
+def test_a_network_of_one_size_is_refused_before_it_is_trained(recipe: Recipe, section: str) -> None:
+    """At full size throughout, and in a single epoch, which is never a small one, it is accepted."""
+    still = {"model": "mixer_s32_224", "weights": "random", "progressive": 0.5}
+    for more, fits in (({}, False), ({"progressive": 0.0}, True), ({"epochs": 1}, True)):
+        settings = msgspec.structs.replace(getattr(recipe, section), **still | more)
+        image = msgspec.structs.replace(recipe.image, size=224)
+        fixed = msgspec.structs.replace(recipe, image=image, **{section: settings})
+        if fits:
+            assert len(check_networks(fixed, 3)) == 2
+        else:
+            with pytest.raises(RecipeError, match=rf"160 px, with which \[{section}\] progressive = 0.5 begins"):
+                check_networks(fixed, 3)
 
 
 def test_patience_counts_from_the_first_epoch_of_full_size(tmp_path: Path) -> None:
