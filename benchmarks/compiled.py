@@ -12,7 +12,8 @@ import torch
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_host.compress.prune.magnitude import prune_evenly
-from eyas_host.export.build import artefact_files, compile_artefact
+from eyas_host.export.artefacts import artefact_files
+from eyas_host.export.build import compile_artefact
 from eyas_host.models.factory import build
 from eyas_host.models.pretrained import networks
 from eyas_host.pipeline.code import dependencies

@@ -36,8 +36,8 @@ from eyas_device.runtimes.litert import LiteRT
 from eyas_device.runtimes.onnx import OnnxRuntime
 from eyas_host.data.split import Split
 from eyas_host.data.units import unit_ids
-from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.metrics import Scores, paired_loss, score, softmax
+from eyas_host.evaluation.turns import take_turns
 from eyas_host.evaluation.verdict import load_verdict
 from eyas_host.pipeline.runner import BUNDLE_STAGES, RunContext
 from eyas_host.recipe.load import load_recipe
@@ -173,7 +173,7 @@ def _run_figures(context: RunContext, again: Way | None) -> dict[str, Figure]:
             unit="GB",
             bound=5,
             better="lower",
-            note="largest process plus its largest child",
+            note="all processes of a stage together",
         ),
     }
 

@@ -18,9 +18,9 @@ from eyas_host.compress.quantize.calibration import Calibration
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.bootstrap import Ints
-from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.metrics import paired_loss
-from eyas_host.export.build import artefact_files
+from eyas_host.evaluation.turns import take_turns
+from eyas_host.export.artefacts import artefact_files
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.report.model import Report
 from eyas_host.stages.report import TEST_LOGITS

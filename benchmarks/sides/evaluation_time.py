@@ -24,7 +24,7 @@ from eyas_host.evaluation.metrics import score
 from eyas_host.evaluation.networks import all_logits, measure_latency
 from eyas_host.evaluation.parity import compare
 from eyas_host.evaluation.verdict import Logits
-from eyas_host.export.build import artefact_files, requested_artefacts
+from eyas_host.export.artefacts import artefact_files, requested_artefacts
 from eyas_host.export.manifest import artefacts_of, write_manifest
 from eyas_host.models.factory import PixelClassifier, build
 from eyas_host.quant.exact import exact_int8

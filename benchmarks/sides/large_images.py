@@ -65,7 +65,7 @@ class Memory(NamedTuple):
     peak: float
     """Of all its processes together, a page that several share counted once (PSS); sampled."""
     stages: dict[str, float]
-    """Stage -> peak of the largest process plus its largest child, which counts shared pages twice."""
+    """Stage -> peak as the run records it, pages of files counted once."""
 
 
 def chain_memory(work: Path, count: int, *, size: int = 128) -> Memory:

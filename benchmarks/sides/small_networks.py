@@ -17,7 +17,7 @@ from compiled import network
 from eyas_device.preprocess import Pixels
 from eyas_device.runtimes.litert import LiteRT
 from eyas_device.runtimes.openvino import OpenVINO
-from eyas_host.evaluation.latency import take_turns
+from eyas_host.evaluation.turns import take_turns
 from eyas_host.support.progress import meter, show
 
 SIZE = 224

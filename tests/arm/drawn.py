@@ -13,7 +13,7 @@ from eyas_device.bundle import GOLDEN, MANIFEST, SCHEMA, Confidence, Manifest, P
 from eyas_device.predict import calibrated_probabilities
 from eyas_device.preprocess import Pixels, Preprocessing, decode, prepare
 from eyas_device.runtimes import load
-from eyas_host.export.build import artefact_files
+from eyas_host.export.artefacts import artefact_files
 from eyas_host.export.golden import golden_image, write_golden
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
 from eyas_host.export.manifest import artefacts_of, file_entry

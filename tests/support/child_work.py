@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from eyas_host.support.errors import CompileError
 from eyas_host.support.progress import meter
 
 
@@ -23,3 +24,15 @@ def work_until(released: Path, resumed: int) -> str:
 def be_killed() -> None:
     """As the system ends a process for memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse() -> None:
+    """As a compiler refuses a network."""
+    raise CompileError("this network is too odd")
+
+
+def wait_for_ever(started: Path) -> None:
+    """Work that does not end, and whose process writes its number."""
+    started.write_text(str(os.getpid()), encoding="utf-8")
+    while True:
+        time.sleep(1)

@@ -32,7 +32,7 @@ from eyas_host.data.manifest import data_hash
 from eyas_host.data.split import Split
 from eyas_host.evaluation.networks import all_logits
 from eyas_host.evaluation.verdict import Verdict, load_verdict, validation_logits
-from eyas_host.export.build import requested_artefacts
+from eyas_host.export.artefacts import requested_artefacts
 from eyas_host.export.golden import golden_image, golden_rows, write_golden
 from eyas_host.export.manifest import artefacts_of, file_entry, load_candidate, write_manifest
 from eyas_host.pipeline.runner import BUNDLE, LINEAGE_RECIPE, LINEAGE_SPLIT, RECIPE, RunContext

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,9 @@ from eyas_device.runtimes import choose, open_runtime
 from eyas_device.support.closing import Closing
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import to_tensor
-from eyas_host.export.build import artefact_files, artefact_name, compile_artefact
+from eyas_host.evaluation.turns import take_turns
+from eyas_host.export.artefacts import artefact_files, artefact_name
+from eyas_host.export.build import compile_artefact
 from eyas_host.export.golden import golden_image, write_golden
 from eyas_host.export.manifest import artefacts_of, file_entry
 from eyas_host.models.factory import PixelClassifier
@@ -34,45 +36,6 @@ _BLOCK_SECONDS = 8.0
 _SECONDS = 2.0
 """Timed seconds for each network."""
 _MIN_ROUNDS = 10
-
-
-def take_turns(
-    calls: Mapping[str, Callable[[], object]],
-    rounds: int,
-    *,
-    seconds: float = 0.0,
-    calls_per_turn: int = 5,
-    warm_up: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
-    progress: Callable[[], object] = lambda: None,
-) -> dict[str, list[float]]:
-    """Milliseconds of each call; all take turns in every round, so that a busy machine slows all alike.
-
-    Args:
-        calls: what to time, by name.
-        rounds: least number of timed rounds; an untimed one comes first.
-        seconds: least time for all rounds together.
-        calls_per_turn: timed calls in one turn.
-        warm_up: untimed calls before each turn, which fill the caches.
-        clock: seconds, wall-clock or processor time.
-        progress: called after each timed round.
-
-    """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    ends, number = time.perf_counter() + seconds, 0
-    while number <= rounds or time.perf_counter() < ends:
-        for name, call in calls.items():
-            for _ in range(warm_up):
-                call()
-            for _ in range(calls_per_turn):
-                started = clock()
-                call()
-                if number:
-                    times[name].append(1000 * (clock() - started))
-        if number:
-            progress()
-        number += 1
-    return times
 
 
 class Stopwatch(Closing):

@@ -21,8 +21,8 @@ from eyas_device.runtimes import Runtime, open_runtime
 from eyas_host.data.dataset import ImageDataset
 from eyas_host.data.transforms import Batch
 from eyas_host.evaluation.inference import forward, full_float32, to_tensor, torch_threads
-from eyas_host.evaluation.latency import take_turns
 from eyas_host.evaluation.parity import reference_of
+from eyas_host.evaluation.turns import take_turns
 from eyas_host.evaluation.verdict import Latency, Logits
 from eyas_host.models import checkpoints
 from eyas_host.models.factory import PixelClassifier, move

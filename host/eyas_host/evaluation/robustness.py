@@ -19,9 +19,11 @@ from eyas_device.bundle import Bundle
 from eyas_device.ood import HISTORY, MIN_IMAGES, Observation, OodJudge, judge_scores, scene_distances
 from eyas_device.predict import Classifier
 from eyas_device.preprocess import Pixels
+from eyas_host.data.split import Split
 from eyas_host.evaluation.changes import CHANGES
 from eyas_host.evaluation.metrics import balanced_mean
 from eyas_host.evaluation.ood_streams import observe
+from eyas_host.pipeline.runner import BUNDLE, RunContext
 from eyas_host.support.progress import Meter, meter
 
 _MAX_IMAGES = 200
@@ -113,6 +115,12 @@ def measure_robustness(bundle: Bundle, artefact: str, images: Sequence[Pixels], 
             flagged=plain.judge()[0],
             rows=tuple(results),
         )
+
+
+def measure_run(context: RunContext, artefact: str) -> Robustness:
+    """Measure an artefact of a run's bundle on the run's validation images."""
+    images = Split.load(context.root, context.recipe.image.preprocessing()).validation
+    return measure_robustness(Bundle.open(context.root / BUNDLE), artefact, images.pixels, images.targets)
 
 
 def changed_examples(images: Sequence[Pixels]) -> Mapping[str, Pixels]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -10,9 +12,7 @@ from torch import nn
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_host.data.split import Split
-from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
-from eyas_host.export.onnx import compile_onnx
-from eyas_host.export.openvino import compile_openvino
+from eyas_host.export.artefacts import artefact_files, artefact_name, requested_artefacts
 from eyas_host.export.sizes import ArtefactSize, LayerSize, artefact_size, layer_sizes
 from eyas_host.export.stored import check_stored
 from eyas_host.export.tensorrt import check_tensorrt
@@ -20,10 +20,11 @@ from eyas_host.pipeline.runner import RunContext
 from eyas_host.quant.checkpoints import load_deploy, load_quantized
 from eyas_host.quant.integers import check_accumulators
 from eyas_host.quant.quantizers import float_layers
-from eyas_host.recipe.export import CompileSection
+from eyas_host.support.beside import beside, has_room_beside
 from eyas_host.support.progress import meter
 
-_SUFFIX = {"litert": ".tflite", "openvino": ".xml", "onnx": ".onnx"}
+_PROCESS_BYTES = 2e9
+"""What a process needs that compiles."""
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -39,50 +40,77 @@ class Built(msgspec.Struct, frozen=True):
     """Artefact -> bytes of its constants and of the rest."""
 
 
-def artefact_name(runtime: RuntimeName, precision: Precision) -> str:
-    """`litert-int8`."""
-    return f"{runtime}-{precision}"
-
-
-def requested_artefacts(settings: CompileSection) -> list[tuple[RuntimeName, Precision]]:
-    """The (runtime, precision) pairs to build: every precision for every runtime, int16 for LiteRT only."""
-    return [
-        (runtime, precision)
-        for runtime in settings.runtimes
-        for precision in settings.precisions
-        if precision != "int16" or runtime == "litert"
-    ]
-
-
-def artefact_files(folder: Path, runtime: RuntimeName, precision: Precision) -> list[Path]:
-    """The files of an artefact; the first is the one to load."""
-    main = folder / f"{artefact_name(runtime, precision)}{_SUFFIX[runtime]}"
-    return [main, main.with_suffix(".bin")] if runtime == "openvino" else [main]
-
-
 def build_artefacts(context: RunContext) -> Built:
-    """Compile the folded student (fp32) and the QAT model (int8) into `compile/`. Raises `CompileError`."""
-    folder = context.folder("compile")
-    size = context.recipe.image.size
-    classes = len(Split.load(context.root).labels)
-    deploy = load_deploy(context, classes)
-    quantized = load_quantized(context, classes)
+    """Compile the folded student (fp32) and the QAT model (int8) into `compile/`. Raises `CompileError`.
+
+    What takes longest, LiteRT, is compiled in a process of its own where there is room for one.
+    """
     wanted = requested_artefacts(context.recipe.compile)
-    sizes: dict[str, int] = {}
-    notes: dict[str, str] = {}
-    artefact_sizes: dict[str, ArtefactSize] = {}
+    in_child = [artefact for artefact in wanted if artefact[0] == "litert"]
+    here = [artefact for artefact in wanted if artefact not in in_child]
+    apart = bool(in_child and here) and has_room_beside(_PROCESS_BYTES)
+    networks = _Networks(context)
+    with beside("compiling for LiteRT", _compile_all, networks, in_child, apart=apart) as other:
+        built = {**_compile_all(networks, here), **other.result()}
+    ordered = [(artefact_name(*artefact), built[artefact]) for artefact in wanted]
+    return Built(
+        {name: one.size for name, one in ordered},
+        {name: one.note for name, one in ordered},
+        layer_sizes(networks.quantized),
+        {name: one.parts for name, one in ordered},
+    )
+
+
+class _Artefact(msgspec.Struct, frozen=True):
+    """A compiled artefact."""
+
+    size: int
+    """Bytes of all its files."""
+    note: str
+    parts: ArtefactSize
+
+
+class _Networks:
+    """The networks of a run, each loaded when it is needed; another process loads its own."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+
+    def __reduce__(self) -> tuple[type[_Networks], tuple[RunContext]]:
+        return _Networks, (self.context,)
+
+    @cached_property
+    def _classes(self) -> int:
+        return len(Split.load(self.context.root).labels)
+
+    @cached_property
+    def deploy(self) -> nn.Module:
+        """The folded student in float."""
+        return load_deploy(self.context, self._classes)
+
+    @cached_property
+    def quantized(self) -> nn.Module:
+        """The QAT model."""
+        return load_quantized(self.context, self._classes)
+
+
+def _compile_all(
+    networks: _Networks, wanted: Sequence[tuple[RuntimeName, Precision]]
+) -> dict[tuple[RuntimeName, Precision], _Artefact]:
+    """Compile these artefacts."""
+    context, recipe, built = networks.context, networks.context.recipe, {}
+    size = recipe.image.size
     with meter("compiling", len(wanted)) as bar:
         for runtime, precision in wanted:
-            files = artefact_files(folder, runtime, precision)
-            model = deploy if precision == "fp32" else quantized
-            name = artefact_name(runtime, precision)
-            notes[name] = compile_artefact(runtime, precision, model, files[0], size)
-            sizes[name] = sum(file.stat().st_size for file in files)
-            if (runtime, precision, context.recipe.quantize.preset) == ("onnx", "int8", "symmetric"):
-                notes[name] += f"; {_tensorrt_note(files[0], quantized, size)}"
-            artefact_sizes[name] = artefact_size(runtime, files)
-            bar.advance(name)
-    return Built(sizes, notes, layer_sizes(quantized), artefact_sizes)
+            files = artefact_files(context.folder("compile"), runtime, precision)
+            model = networks.deploy if precision == "fp32" else networks.quantized
+            note = compile_artefact(runtime, precision, model, files[0], size)
+            if (runtime, precision, recipe.quantize.preset) == ("onnx", "int8", "symmetric"):
+                note += f"; {_tensorrt_note(files[0], model, size)}"
+            bytes_of_all = sum(file.stat().st_size for file in files)
+            built[runtime, precision] = _Artefact(bytes_of_all, note, artefact_size(runtime, files))
+            bar.advance(artefact_name(runtime, precision))
+    return built
 
 
 def _tensorrt_note(path: Path, quantized: nn.Module, size: int) -> str:
@@ -107,9 +135,16 @@ def compile_artefact(runtime: RuntimeName, precision: Precision, model: nn.Modul
 
 
 def _convert(runtime: RuntimeName, precision: Precision, model: nn.Module, path: Path, size: int) -> str:
+    """Convert with the runtime's own framework, which is imported here: what compiles for one needs no other."""
     if runtime == "openvino":
+        from eyas_host.export.openvino import compile_openvino
+
         return compile_openvino(model, path, input_size=size, precision=precision)
     if runtime == "onnx":
+        from eyas_host.export.onnx import compile_onnx
+
         return compile_onnx(model, path, input_size=size, precision=precision)
+    from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8, compile_litert_int16
+
     build = {"fp32": compile_litert_fp32, "int8": compile_litert_int8, "int16": compile_litert_int16}[precision]
     return build(model, path, input_size=size)

@@ -19,7 +19,7 @@ from eyas_device.bundle import (
     RuntimeName,
     sha256,
 )
-from eyas_host.export.build import artefact_files, artefact_name, requested_artefacts
+from eyas_host.export.artefacts import artefact_files, artefact_name, requested_artefacts
 from eyas_host.pipeline.runner import RunContext
 from eyas_host.support.files import write_bytes
 

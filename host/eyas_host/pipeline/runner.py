@@ -28,7 +28,7 @@ from eyas_host.pipeline import distributed
 from eyas_host.pipeline.clock import ChainClock
 from eyas_host.pipeline.code import dependencies
 from eyas_host.pipeline.lock import RunLock
-from eyas_host.pipeline.memory import peak_rss_mb, reset_peak_rss
+from eyas_host.pipeline.memory import PeakMemory, give_back_memory
 from eyas_host.pipeline.team import WORTH_S, Team, training_processes
 from eyas_host.recipe import Recipe
 from eyas_host.support.errors import StageError
@@ -116,6 +116,7 @@ class StageRecord(Basis, frozen=True, kw_only=True):
     seconds: float
     """Total time, including interrupted attempts."""
     peak_rss_mb: float
+    """Largest memory in use by all processes of the run on this machine (`pipeline.memory`)."""
     machines: tuple[dict[str, str], ...]
     """The machines that ran it; more than one if it was interrupted and went on elsewhere."""
     summary: str
@@ -353,12 +354,13 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainCl
     folder = context.folder(stage.name)
     attempt = _resume_or_clear(folder, basis.fingerprint, rerun=rerun)
     started = time.monotonic()
-    reset_peak_rss()
+    give_back_memory()
     if not stage.together:
         team.dismiss()
     clock.enter(stage.name)
     try:
         with (
+            PeakMemory() as memory,
             resumable(f"stage {stage.name!r} goes on where it was when the same command is run again"),
             team.together() if stage.together else distributed.single_process(),
         ):
@@ -381,7 +383,7 @@ def _run_stage(stage: Stage, context: RunContext, *, rerun: bool, clock: ChainCl
         code_version=__version__,
         finished=time.time(),
         seconds=seconds,
-        peak_rss_mb=peak_rss_mb(),
+        peak_rss_mb=memory.mb,
         machines=attempt.machines,
         summary=outcome.summary,
         facts=outcome.facts,

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, MutableSequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import msgspec
 import torch
@@ -27,19 +22,14 @@ from eyas_host.recipe import Recipe
 from eyas_host.recipe.warnings import student_warnings
 from eyas_host.stages.estimate import LABELS_ONLY
 from eyas_host.stages.summary import best_metrics, format_metrics
-from eyas_host.support.errors import StageError
-from eyas_host.support.processes import end_with_parent
-from eyas_host.support.progress import console, meter, relay, warn
-from eyas_host.support.quiet import quiet_libraries, quiet_warnings
+from eyas_host.support.beside import beside
+from eyas_host.support.progress import warn
 from eyas_host.train.checkpoint import save_tensors
 from eyas_host.train.feature_distillation import BlockCache, check_feature_layers
 from eyas_host.train.schedule import Epoch
 from eyas_host.train.student import train_student
 from eyas_host.train.trackers import Curves
 from eyas_host.train.view_cache import ViewCache
-
-_Result = TypeVar("_Result")
-_LOOK_S = 1.0
 
 
 def run(context: RunContext) -> StageResult:
@@ -61,7 +51,7 @@ def run(context: RunContext) -> StageResult:
     distributed.wait_for_all()
     data.train.release()
     labels_only = recipe.student.labels_only and distributed.is_main()
-    with _in_parallel(_train_labels_only, recipe, context.root) if labels_only else nullcontext() as other:
+    with beside(LABELS_ONLY, _train_labels_only, recipe, context.root) if labels_only else nullcontext() as other:
         curves = Curves(recipe, context.root)
         model, origin, history = train_student(recipe, data, ViewCache(folder), folder, curves=curves)
         if not distributed.is_main():
@@ -96,55 +86,8 @@ def _take_checkpoint(context: RunContext, split: Split) -> StageResult:
     return StageResult(f"{settings.model} as given: {format_metrics(figures)} on validation", {"weights": "checkpoint"})
 
 
-class _Child(Generic[_Result]):
-    """Work in a child process, and how far it is."""
-
-    def __init__(self, future: Future[_Result], done_and_total: MutableSequence[int]) -> None:
-        self._future = future
-        self._done_and_total = done_and_total
-
-    def result(self) -> _Result:
-        """Wait for the result and show the progress meanwhile."""
-        while not self._done_and_total[1] and not self._has_ended():
-            pass  # it is starting
-        done, total = self._done_and_total
-        if not self._future.done():
-            with meter(LABELS_ONLY, total, done=done) as bar:
-                while not self._has_ended():
-                    bar.reach(self._done_and_total[0])
-        return self._future.result()
-
-    def _has_ended(self) -> bool:
-        return bool(wait([self._future], timeout=_LOOK_S).done)
-
-
-@contextmanager
-def _in_parallel(work: Callable[..., _Result], *arguments: object) -> Iterator[_Child[_Result]]:
-    """Run `work` in a child process while the block runs; it is terminated if the block fails.
-
-    Raises `StageError` if the child process is killed.
-    """
-    processes = multiprocessing.get_context("spawn")
-    shared = processes.Array("q", 2)
-    with ProcessPoolExecutor(1, mp_context=processes, initializer=relay, initargs=(shared,)) as pool:  # type: ignore[arg-type]
-        try:
-            yield _Child(pool.submit(work, *arguments), shared)  # type: ignore[arg-type]
-        except BrokenProcessPool:
-            raise StageError(
-                "the process that trains from labels only was killed (out of memory?); run again to resume"
-            ) from None
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-
-
 def _train_labels_only(recipe: Recipe, root: Path) -> list[Epoch]:
-    """Train the student without a teacher; runs in a child process that ends with its parent."""
-    quiet_libraries()
-    quiet_warnings()
-    console.quiet = True  # the parent shows the time left, and the warnings
-    end_with_parent()
+    """Train the student without a teacher; runs in a child process."""
     distributed.leave()
     torch.set_num_threads(training_threads(recipe))
     folder = root / "distill"

@@ -105,8 +105,9 @@ def estimate_stages(
     fine = epochs(quantize.epochs, speed.student_step * size * _QAT_STEPS, speed.student * 3 * size)
     calibration = Step(2 * start + quantize.calibration * speed.student * 5)
     qat: tuple[Step, ...] = (calibration, Step(fine, "int8 student")) if quantize.method == "qat" else (calibration,)
-    artefacts = [runtime for runtime in recipe.compile.runtimes for _ in recipe.compile.precisions]
-    compiling = speed.python * sum(_COMPILE_S[runtime] for runtime in artefacts)  # too uneven to follow its meter
+    seconds_of = {runtime: len(recipe.compile.precisions) * _COMPILE_S[runtime] for runtime in recipe.compile.runtimes}
+    longest = max(seconds_of.get("litert", 0.0), sum(seconds_of.values()) / 2)  # LiteRT beside the others
+    compiling = speed.python * (longest if cores > 1 else sum(seconds_of.values()))  # too uneven to follow its meter
     passes = speed.teacher * trained + speed.student * (3 + _ARTEFACT_PASSES + _EXACT_PASSES * size)
     calls = _LATENCY_CALLS * (speed.teacher * trained + speed.student * (2 + _ARTEFACT_PASSES))
     robust = min(validation, _ROBUSTNESS_IMAGES) * _ROBUSTNESS_PASSES * (speed.student + speed.view)

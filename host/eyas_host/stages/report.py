@@ -14,19 +14,22 @@ from eyas_host.evaluation.cost import accepted_class
 from eyas_host.evaluation.inference import pick_device
 from eyas_host.evaluation.networks import all_logits, load_networks, reference_network
 from eyas_host.evaluation.predictions import Predictions, targets_of, units_of
-from eyas_host.evaluation.robustness import changed_examples, measure_robustness
+from eyas_host.evaluation.robustness import changed_examples, measure_run
 from eyas_host.evaluation.verdict import Logits, load_verdict, validation_logits
 from eyas_host.export.manifest import load_candidate
-from eyas_host.pipeline.runner import BUNDLE, REPORT, RunContext, StageResult
+from eyas_host.pipeline.runner import REPORT, RunContext, StageResult
 from eyas_host.report.collect import collect_report
 from eyas_host.report.gradcam import explain_mistakes
 from eyas_host.report.html import render_html
 from eyas_host.report.model import Explanations, Report
 from eyas_host.report.portable import portable
 from eyas_host.report.table import comparison_table
+from eyas_host.support.beside import beside, has_room_beside
 from eyas_host.support.files import atomic_write, write_bytes
 from eyas_host.support.progress import show
 
+_PROCESS_BYTES = 1e9
+"""What a process needs that measures robustness."""
 TEST_LOGITS = Path("test-set") / "logits.npz"
 """Logits on the test set, in the run's folder."""
 
@@ -37,16 +40,15 @@ def run(context: RunContext) -> StageResult:
     split = Split.load(context.root, context.recipe.image.preprocessing())
     costs = np.asarray(verdict.decision.costs) if verdict.decision is not None else None
     positive = accepted_class(context.recipe.accept, split.labels, costs)  # a mistake shows before the test set is read
-    test = Predictions.of(
-        test_logits(context, split), targets_of(split, "test"), units_of(split, "test"), split.labels, verdict
-    )
-    validation = Predictions.of_validation(
-        validation_logits(context), split.validation.targets, split.validation.units, split.labels, verdict
-    )
-    robustness = measure_robustness(
-        Bundle.open(context.root / BUNDLE), verdict.shipped, split.validation.pixels, split.validation.targets
-    )
-    report = collect_report(context, split, verdict, validation, test, robustness, positive=positive)
+    apart = has_room_beside(_PROCESS_BYTES)
+    with beside("robustness", measure_run, context, verdict.shipped, apart=apart) as robustness:
+        test = Predictions.of(
+            test_logits(context, split), targets_of(split, "test"), units_of(split, "test"), split.labels, verdict
+        )
+        validation = Predictions.of_validation(
+            validation_logits(context), split.validation.targets, split.validation.units, split.labels, verdict
+        )
+        report = collect_report(context, split, verdict, validation, test, robustness.result(), positive=positive)
     explanations = _explanations(context, report)
     shown = portable(report, (*split.sources, context.root.resolve()))
     files = {own.path: mistake.path for own, mistake in zip(shown.mistakes, report.mistakes, strict=True)}

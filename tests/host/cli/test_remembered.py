@@ -59,7 +59,7 @@ class Toy:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     made = Toy(tmp_path)
     monkeypatch.setattr(remembered, "STAGES", made.stages)
-    monkeypatch.setattr(runner, "reset_peak_rss", lambda: None)
+    monkeypatch.setattr(runner, "give_back_memory", lambda: None)
     monkeypatch.setattr("sys.argv", ["eyas", "distill", "recipe.toml"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     return made

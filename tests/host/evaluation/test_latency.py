@@ -9,7 +9,8 @@ import pytest
 
 from eyas_host.compress.prune.latency_model import LatencyModel, layer_shapes
 from eyas_host.compress.prune.magnitude import prune_evenly
-from eyas_host.evaluation.latency import Stopwatch, take_turns
+from eyas_host.evaluation.latency import Stopwatch
+from eyas_host.evaluation.turns import take_turns
 from eyas_host.models.factory import PixelClassifier
 from eyas_host.recipe.image import ImageSection
 

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.export.build import artefact_files
+from eyas_host.export.artefacts import artefact_files
 from eyas_host.export.litert import compile_litert_fp32, compile_litert_int8
 from eyas_host.export.onnx import compile_onnx
 from eyas_host.export.onnx_layout import original_weights

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from eyas_device.bundle import Precision, RuntimeName
 from eyas_device.runtimes import load
-from eyas_host.export.build import artefact_files, compile_artefact
+from eyas_host.export.artefacts import artefact_files
+from eyas_host.export.build import compile_artefact
 from eyas_host.export.litert_names import class_paths
 from eyas_host.export.litert_ranges import Recorder, activation_ranges
 from eyas_host.export.stored import check_stored, stored_integers

@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting the garbage of this process before each toy stage would take most of the time."""
-    monkeypatch.setattr("eyas_host.pipeline.runner.reset_peak_rss", lambda: None)
+    monkeypatch.setattr("eyas_host.pipeline.runner.give_back_memory", lambda: None)

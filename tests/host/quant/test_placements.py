@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from eyas_device.runtimes import load
-from eyas_host.export.build import artefact_files, compile_artefact
+from eyas_host.export.artefacts import artefact_files
+from eyas_host.export.build import compile_artefact
 from eyas_host.models.factory import build
 from eyas_host.quant.exact import exact_int8
 from eyas_host.quant.fold import DeployModel, fold_for_deployment

@@ -131,6 +131,24 @@ def test_the_report_has_every_variant_with_its_figures(place: Path) -> None:
     assert "litert-int8" in page and 'src="http' not in page
 
 
+def test_one_process_compiles_what_two_compile(place: Path) -> None:
+    shutil.copytree(place / "runs", place / "alone")
+    with mock.patch("eyas_host.export.build.has_room_beside", lambda memory: False):
+        eyas(place, "distill", RECIPE, "--runs", "alone", "--only", "compile", *settings())
+    together, alone = (place / runs / "shapes/compile" for runs in ("runs", "alone"))
+    names = sorted(path.name for path in together.iterdir())
+    assert len(names) == 9, "a file for each of two precisions, two for OpenVINO, and the record"
+    for name in names:
+        one, other = ((folder / name).read_bytes() for folder in (together, alone))
+        if name == "stage.json":
+            facts = [json.loads(content)["facts"] for content in (one, other)]
+            assert all(facts[0][kind] == facts[1][kind] for kind in ("notes", "layers"))
+        elif name.endswith(".xml"):  # its names have numbers, which count on in a process
+            assert re.findall(rb' type="\w+"', one) == re.findall(rb' type="\w+"', other), name
+        else:
+            assert one == other, name
+
+
 def test_the_networks_learned_something(place: Path) -> None:
     report = report_of(place / "runs/shapes")
     validation = {variant["name"]: variant for variant in report["validation_variants"]}

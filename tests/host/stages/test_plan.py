@@ -198,7 +198,7 @@ def test_this_machine_is_measured() -> None:
 
 
 def test_why_each_stage_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eyas_host.pipeline.runner.reset_peak_rss", lambda: None)
+    monkeypatch.setattr("eyas_host.pipeline.runner.give_back_memory", lambda: None)
 
     def work(context: RunContext) -> StageResult:
         (context.root / "a" / "out.txt").write_text(str(context.recipe.teacher.epochs))
