@@ -150,30 +150,24 @@ def _own_files(recipe: Recipe) -> set[str]:
 
 
 def int8_kernels(context: Context) -> Finding:
-    """Check that NNCF's int8 kernels are compiled or can be, those for the GPU included."""
+    """Check that NNCF's int8 kernels for the GPU are compiled or can be; a processor needs none."""
+    if context.recipe.run.device == "cpu" or not gpu.gpu_names(context):
+        return green("none needed: int8 training on a processor takes torch operations")
     try:
         found = context.job("int8_kernels", {}, _ONE_IMPORT_S)
     except JobError as error:
         return red(f"unknown: {error}", "see the check `libraries`")
-    kinds, folder = found["kinds"], found["folder"]
-    problems, fixes = [], []
-    missing = [name for name in ("c++", "ninja") if not context.which(name)]
-    if "cpu" not in kinds and missing:
-        problems.append(
-            f"not compiled, and {' and '.join(missing)} missing: int8 training uses slower torch operations"
-        )
-        fixes.append("apt install g++ ninja-build")
-    gpu_used = context.recipe.run.device != "cpu" and bool(gpu.gpu_names(context))
-    if gpu_used and "cuda" not in kinds and cuda_compiler(context.environment, context.which) is None:
+    folder = found["folder"]
+    if not found["compiled"] and cuda_compiler(context.environment, context.which) is None:
         home = context.environment.get("CUDA_HOME") or context.environment.get("CUDA_PATH")
         where = f"no nvcc in CUDA_HOME ({home})" if home else "no nvcc"
-        problems.append(f"{where}: int8 training on the GPU uses torch operations, with the same results but slower")
-        fixes.append("install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to the folder with bin/nvcc")
-    if problems:
-        return yellow("; ".join(problems), "; ".join(fixes))
-    text = f"compiled ({', '.join(kinds)}) in {folder}"
-    if "cpu" not in kinds:
-        text = f"not compiled yet: the first int8 training does so once, in a minute or more, in {folder}"
+        return yellow(
+            f"{where}: int8 training on the GPU uses torch operations, with the same results but slower",
+            "install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to the folder with bin/nvcc",
+        )
+    text = f"compiled in {folder}"
+    if not found["compiled"]:
+        text = f"not compiled yet: the first int8 training on the GPU does so once, in a minute or more, in {folder}"
     if Path(folder).is_relative_to(private_caches()):
         fix = "set XDG_CACHE_HOME to a folder that stays"
         return yellow(f"{text}, which may be emptied at the next start: the home cannot be written to", fix)

@@ -85,11 +85,11 @@ def weights(*, models: list[str], files: list[str]) -> dict[str, Any]:
 
 
 def int8_kernels() -> dict[str, Any]:
-    """Kinds of NNCF's kernels that are compiled in this environment, and the folder for them."""
+    """Whether NNCF's kernels for a GPU are compiled in this environment, and the folder for them."""
     quiet_libraries()
     from eyas_host.quant.kernels import build_folder, compiled
 
-    return {"kinds": compiled(), "folder": str(build_folder())}
+    return {"compiled": compiled(), "folder": str(build_folder())}
 
 
 def together(*, plan: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

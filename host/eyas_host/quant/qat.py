@@ -88,6 +88,7 @@ def prepare_qat(
                 # with 8 bits NNCF halves the grid of the first layer, where the largest sums occur
                 overflow_fix=OverflowFix.DISABLE if weight_bits == 7 else OverflowFix.FIRST_LAYER,
                 activations_quantization_params=QuantizationParameters(per_channel=False),
+                batchwise_statistics=True,  # the range of an image, whatever the batches are
             ),
         )
     complete_placement(quantized, calibration, example, symmetric=symmetric)

@@ -297,7 +297,7 @@ def fit_hard_swishes(model: nn.Module, example: Tensor) -> tuple[str, ...]:
 
 
 class _Observer(nn.Module):
-    """Mean minimum and maximum over batches, NNCF's default estimate of an activation's range."""
+    """Mean minimum and maximum over images, NNCF's default estimate of an activation's range."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,8 +305,9 @@ class _Observer(nn.Module):
         self.highs: list[float] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.lows.append(float(x.min()))
-        self.highs.append(float(x.max()))
+        low, high = x.flatten(1).aminmax(dim=1)
+        self.lows += low.tolist()
+        self.highs += high.tolist()
         return x
 
     def range(self) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import threading
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from eyas_host.stages.chain import STAGES
 from eyas_host.support.progress import console
 from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 
-_LOWEST = 19
-
 
 def main() -> None:
     """Follow the main process through the stages of its run."""
@@ -35,8 +32,6 @@ def main() -> None:
     for stage in STAGES:
         if stage.together:
             import_module(stage.module)  # while the main process is still busy with other stages
-    if rank == 1:
-        threading.Thread(target=_compile_kernels, args=(recipe,), name="compile-kernels", daemon=True).start()
     try:
         ready_file(folder, rank).touch()
         distributed.join_team(rank, count, folder)
@@ -44,19 +39,6 @@ def main() -> None:
     except EyasError as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-
-
-def _compile_kernels(recipe: Recipe) -> None:
-    """Compile NNCF's kernels, which takes half a minute the first time, in what the trainings leave of the processor.
-
-    What fails here fails again in the stage that needs them, which says so.
-    """
-    from eyas_host.quant.kernels import load_kernels
-
-    if recipe.quantize.method == "qat":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)  # of this thread, and of the compiler
-        with suppress(EyasError, OSError, RuntimeError):
-            load_kernels()
 
 
 def _end_with_main(folder: Path) -> None:

@@ -19,6 +19,7 @@ from eyas_host.recipe import Recipe
 from eyas_host.support.errors import MissingExtra, StageError
 from eyas_host.support.extras import extra_of, install_line, missing_modules
 from eyas_host.support.files import cache_folder
+from eyas_host.support.machine import cuda_compiler
 
 if TYPE_CHECKING:
     from eyas_host.models.factory import PixelClassifier
@@ -115,9 +116,9 @@ def _check_temporary_folder(_: RunContext, stages: Collection[str]) -> None:
         raise StageError(f"{error.strerror or error}; set TMPDIR to a folder that can be written") from None
 
 
-def _check_kernels_folder(_: RunContext, stages: Collection[str]) -> None:
-    """Look at the folder in which the kernels of simulated int8 are compiled."""
-    if "qat" not in stages:
+def _check_kernels_folder(context: RunContext, stages: Collection[str]) -> None:
+    """Look at the folder in which the kernels of simulated int8 are compiled for a GPU."""
+    if "qat" not in stages or context.recipe.run.device == "cpu" or not cuda_compiler(os.environ, shutil.which):
         return
     given = os.environ.get("TORCH_EXTENSIONS_DIR")
     folder = Path(given).absolute() if given else cache_folder("torch_extensions")

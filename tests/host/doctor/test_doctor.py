@@ -236,17 +236,7 @@ def test_damaged_weights_are_found_by_the_real_job(
     assert str(rubbish) in found["files"][str(rubbish)]
 
 
-def test_int8_kernels_and_programs() -> None:
-    assert software.int8_kernels(context(job={"kinds": ["cpu"], "folder": "/k"})).status == "green"
-    found = software.int8_kernels(context(job={"kinds": [], "folder": "/k"}))
-    assert found.status == "yellow" and "apt install g++" in found.fix
-    assert (
-        software.int8_kernels(context(job={"kinds": [], "folder": "/k"}, which=lambda name: f"/usr/bin/{name}")).status
-        == "green"
-    )
-    kept_elsewhere = {"kinds": ["cpu"], "folder": str(private_caches() / "torch_extensions/k")}
-    found = software.int8_kernels(context(job=kept_elsewhere))
-    assert found.status == "yellow" and "the home cannot be written to" in found.text
+def test_programs() -> None:
     found = software.programs(context(which=lambda name: None if name.endswith("rsync") else f"/usr/bin/{name}"))
     assert found.status == "yellow" and "rsync (for eyas flash)" in found.text and found.fix == "apt install rsync"
 
@@ -262,22 +252,23 @@ def test_a_gpu_without_nvcc_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(path))
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("c++", "ninja"):
-        shim(path, name, "exit 0")
 
-    def look(kinds: Sequence[str] = ("cpu",), **more: Any) -> Finding:
+    def look(*, compiled: bool = False, folder: object = "/k", **more: Any) -> Finding:
         absent = {"which": lambda name: None if name.startswith("/usr/local/cuda") else shutil.which(name)}
         return software.int8_kernels(
-            Context(job=lambda *work: {"kinds": list(kinds), "folder": "/k"}, **(absent | more))
+            Context(job=lambda *work: {"compiled": compiled, "folder": str(folder)}, **(absent | more))
         )
 
-    assert look().status == "green"  # no GPU
+    without = look()  # a GPU
+    assert without.status == "green" and "none needed" in without.text
     shim(path, "nvidia-smi", f"echo '{CARD.strip()}'")
     without = look()
     assert without.status == "yellow" and "no nvcc" in without.text and "slower" in without.text
     assert "CUDA toolkit" in without.fix and "CUDA_HOME" in without.fix
     assert look(recipe=recipe(run=RunSection(name="toy", device="cpu"))).status == "green"
-    assert look(("cpu", "cuda")).status == "green"
+    assert look(compiled=True).status == "green"
+    kept_elsewhere = look(compiled=True, folder=private_caches() / "torch_extensions/k")
+    assert kept_elsewhere.status == "yellow" and "the home cannot be written to" in kept_elsewhere.text
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
     assert f"no nvcc in CUDA_HOME ({toolkit})" in look().text
     shim(toolkit / "bin", "nvcc", "exit 0")

@@ -17,40 +17,46 @@ import pytest
 import torch
 from nncf.torch.extensions import ExtensionNamespace
 from nncf.torch.quantization import quantize_functions
-from nncf.torch.quantization.extensions import QuantizedFunctionsCPU, QuantizedFunctionsCUDALoader
+from nncf.torch.quantization.extensions import QuantizedFunctionsCUDALoader
 from torch import Tensor, nn
 
 from eyas_host.quant import kernels
+from eyas_host.quant.fake_quantize import FakeQuantize
 from eyas_host.support.errors import CompressError
 
 
 @pytest.fixture
-def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether torch's lock file existed at each load of the kernels."""
-    found: list[bool] = []
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """What was in the folder of the CUDA kernels each time that they were compiled or loaded."""
+    found: list[set[str]] = []
+
+    def load(*_: object, **__: object) -> None:
+        found.append({path.name for path in tmp_path.iterdir()})
+
     for name in ("NNCF_EXTENSION_LOAD_TIMEOUT", "TORCH_EXTENSIONS_DIR"):  # restored after the test
         monkeypatch.setenv(name, "")
-    monkeypatch.setattr(kernels.QuantizedFunctionsCPULoader, "get_build_dir", classmethod(lambda cls: str(tmp_path)))
-    monkeypatch.setattr(kernels.QuantizedFunctionsCPU, "get", lambda name: found.append((tmp_path / "lock").exists()))
+    monkeypatch.setattr(kernels, "cuda_compiler", lambda environment, which: "/usr/bin/nvcc")
+    monkeypatch.setattr(QuantizedFunctionsCUDALoader, "get_build_dir", classmethod(lambda cls: str(tmp_path)))
+    monkeypatch.setattr(kernels.cpp_extension, "load", load)
     return found
 
 
-def test_a_stale_lock_file_is_ignored(tmp_path: Path, seen: list[bool]) -> None:
+def test_a_stale_lock_file_is_ignored(tmp_path: Path, seen: list[set[str]]) -> None:
     (tmp_path / "lock").touch()
-    kernels.load_kernels.__wrapped__()
-    assert seen == [False]
+    kernels.cuda_kernels()
+    assert seen == [{".eyas.lock"}]
 
 
-def test_a_compiling_process_is_waited_for(tmp_path: Path, seen: list[bool]) -> None:
+def test_a_compiling_process_is_waited_for(tmp_path: Path, seen: list[set[str]]) -> None:
     with (tmp_path / ".eyas.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         (tmp_path / "lock").touch()
-        waiting = threading.Thread(target=kernels.load_kernels.__wrapped__)
+        waiting = threading.Thread(target=kernels.cuda_kernels)
         waiting.start()
         time.sleep(0.3)
         assert waiting.is_alive() and (tmp_path / "lock").exists() and not seen
     waiting.join(10)
-    assert seen == [False]
+    assert seen == [{".eyas.lock"}]
 
 
 @pytest.fixture
@@ -105,24 +111,8 @@ def test_an_nvcc_that_fails_is_named_and_replaced(
     (tmp_path / "bin/nvcc").chmod(0o755)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "built"))
     kernels.load_kernels.__wrapped__()
-    assert gpu_without_nvcc.get("Quantize_forward") is kernels.ReferenceKernels.Quantize_forward
+    assert gpu_without_nvcc.get("Quantize_forward") is FakeQuantize.Quantize_forward
     assert "cannot be compiled" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("asymmetric", [False, True])
-@pytest.mark.parametrize("shape", [(1,), (8, 1, 1, 1)])
-def test_the_reference_quantizers_are_the_kernels(shape: tuple[int, ...], asymmetric: bool) -> None:
-    generator = torch.Generator().manual_seed(0)
-    values, upstream = (torch.randn(8, 3, 5, 5, generator=generator) for _ in range(2))
-    scale = 0.5 + torch.rand(shape, generator=generator)
-    low, span = (-0.3 * scale, 1.3 * scale) if asymmetric else (-scale * 128 / 127, scale * 255 / 127)
-    forward = values, low, span, 256
-    own, theirs = kernels.ReferenceKernels, QuantizedFunctionsCPU
-    assert torch.equal(own.Quantize_forward(*forward), theirs.get("Quantize_forward")(*forward))
-    backward = upstream, *forward, -128, 127, asymmetric
-    found, wanted = own.Quantize_backward(*backward), theirs.get("Quantize_backward")(*backward)
-    for number in (0, 1, 2) if asymmetric else (0, 2):  # a symmetric kernel leaves the gradient of `low` unset
-        torch.testing.assert_close(found[number].sum_to_size(wanted[number].shape), wanted[number])
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,12 +126,12 @@ LIBRARY = Path(msgspec._core.__file__)
 """A library to damage."""
 
 
-def test_a_build_that_worked_is_kept(tmp_path: Path, seen: list[bool]) -> None:
+def test_a_build_that_worked_is_kept(tmp_path: Path, seen: list[set[str]]) -> None:
     library = tmp_path / "kernels.so"
     shutil.copy(LIBRARY, library)
     (tmp_path / "kernels.o").touch()
     for _ in range(2):  # of an earlier version of Eyas, and with its checksum
-        kernels.load_kernels.__wrapped__()
+        kernels.cuda_kernels()
         assert library.read_bytes() == LIBRARY.read_bytes() and (tmp_path / "kernels.o").exists()
     assert len(seen) == 2
 
@@ -158,20 +148,17 @@ CUTS = [lambda data: b"", lambda data: data[:50], lambda data: data[: len(data) 
     ("worked", "damage"), [*((worked, cut) for worked in (False, True) for cut in CUTS), (True, zero_page)]
 )
 def test_a_damaged_library_is_never_loaded(
-    damage: Callable[[bytes], bytes], worked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: list[bool]
+    damage: Callable[[bytes], bytes], worked: bool, tmp_path: Path, seen: list[set[str]]
 ) -> None:
     """Mapping a file that was cut short kills the process."""
-    library, found = tmp_path / "kernels.so", []
+    library = tmp_path / "kernels.so"
     if worked:
         shutil.copy(LIBRARY, library)
-        kernels.load_kernels.__wrapped__()
+        kernels.cuda_kernels()
     library.write_bytes(damage(LIBRARY.read_bytes()))
     (tmp_path / "kernels.o").mkdir()  # something else that the compiler would stumble over
-    monkeypatch.setattr(
-        kernels.QuantizedFunctionsCPU, "get", lambda name: found.extend(path.name for path in tmp_path.iterdir())
-    )
-    kernels.load_kernels.__wrapped__()
-    assert found == [".eyas.lock"]
+    kernels.cuda_kernels()
+    assert seen[-1] == {".eyas.lock"}
 
 
 def test_without_a_home_the_kernels_are_built_in_a_private_folder(

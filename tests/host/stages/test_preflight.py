@@ -92,7 +92,7 @@ def test_folders_that_belong_to_somebody_else(recipe: Path, tmp_path: Path, monk
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr(os, "access", foreign)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "closed/new"))
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/nvcc" if name == "nvcc" else None)
     with pytest.raises(StageError) as raised:
         check_chain(context(recipe, tmp_path, "run.compile=true"), ["distill", "prune", "qat"])
     first, *problems = str(raised.value).splitlines()

@@ -23,7 +23,8 @@ from eyas_host.support.errors import CompressError
 
 _COVERAGE = "as many of each class, far apart in the student's feature space"
 _RANDOM = "drawn at random"
-_BATCH = 64
+_BATCH, _CALIBRATION_BATCH = 64, 16
+"""Images of a forward pass, and of one whose tensors are all observed."""
 
 
 class Calibration(msgspec.Struct, frozen=True):
@@ -66,9 +67,10 @@ def covering_images(features: Floats, targets: Ints, count: int) -> list[int]:
 
 
 def calibration_batches(dataset: ImageDataset, rows: Sequence[int]) -> list[Tensor]:
-    """Images prepared as on the device, one per batch: float pixels [1, 3, size, size], 0..255."""
+    """Images prepared as on the device, in batches: float pixels [n, 3, size, size], 0..255."""
     pixels = prepare_rows(dataset, rows)
-    return [to_tensor(pixels[i : i + 1], torch.device("cpu")).float() for i in range(len(pixels))]
+    starts = range(0, len(pixels), _CALIBRATION_BATCH)
+    return [to_tensor(pixels[i : i + _CALIBRATION_BATCH], torch.device("cpu")).float() for i in starts]
 
 
 def prepare_rows(dataset: ImageDataset, rows: Iterable[int]) -> Batch:
