@@ -18,12 +18,13 @@ from eyas_host.data.split import Split
 from eyas_host.evaluation.inference import to_tensor
 from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
-from eyas_host.models.frozen_features import Pooled, frozen_features
+from eyas_host.models.frozen_features import Pooled, frozen_features, with_frozen_blocks
 from eyas_host.pipeline.distributed import all_gather, local_shard, world_size
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import Meter, meter
 from eyas_host.train.compiled import compiled
 from eyas_host.train.engine import Hooks, Plan, fit, is_better
+from eyas_host.train.precision import resolve_amp
 from eyas_host.train.progressive import side_of
 from eyas_host.train.schedule import Epoch, Schedule, best_epoch
 from eyas_host.train.supervised import SupervisedTask
@@ -111,9 +112,14 @@ def _train_blocks(
     curves: Curves | None,
 ) -> list[Epoch]:
     """Stage 2: train the last blocks too; a head that `reached` better validation metrics is kept instead."""
-    settings, metric = task.recipe.teacher, task.recipe.run.selection_metric
-    gradual = GradualUnfreezing(model, settings, metric)
-    forward = compiled(model, task.recipe.run.compile)
+    run, settings = task.recipe.run, task.recipe.teacher
+    gradual = GradualUnfreezing(model, settings, run.selection_metric)
+    groups = unfreeze(model, settings)
+    if settings.unfreeze_by == "plateau" or task.recipe.run.compile or resolve_amp(run.amp, task.device) != "no":
+        forward = compiled(model, task.recipe.run.compile)
+    else:
+        images = settings.epochs * len(task.targets) // world_size()
+        forward = with_frozen_blocks(model, task.recipe.image.size, images)
     plan = Plan(
         title="teacher, blocks",
         schedule=task.schedule(settings.epochs, settings.patience),
@@ -125,7 +131,7 @@ def _train_blocks(
     )
     return fit(
         model,
-        unfreeze(model, settings),
+        groups,
         plan,
         steps=lambda epoch, first: task.steps(
             forward, epoch, first, side=side_of(epoch, settings.progressive, settings.epochs, task.recipe.image.size)

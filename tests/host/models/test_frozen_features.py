@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eyas_host.models import frozen_features as module
 from eyas_host.models.factory import PixelClassifier, build, move
-from eyas_host.models.frozen_features import WORTHWHILE, frozen_features
+from eyas_host.models.frozen_features import WORTHWHILE, frozen_features, with_frozen_blocks
+from eyas_host.recipe.training import TeacherSection
+from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 
 
 def pixels(count: int, size: int) -> Tensor:
@@ -52,11 +57,86 @@ def test_few_images_and_a_wrong_conversion_are_torch_s(monkeypatch: pytest.Monke
     model = build("mobilenetv3_small_050", 3, "random")[0].eval()
     asked: list[int] = []
 
-    def wrong(converted: PixelClassifier, probe: Tensor) -> module.Pooled:
+    def wrong(network: nn.Module, probe: Tensor) -> module.Pooled:
         asked.append(len(probe))
-        return lambda batch: converted.pooled(batch) * 1.01
+        return lambda batch: network(batch) * 1.01
 
     monkeypatch.setattr(module, "_converted", wrong)
     with torch.inference_mode():
         assert torch.equal(frozen_features(model, 64, images)(pixels(2, 64)), model.pooled(pixels(2, 64)))
     assert bool(asked) == (images >= WORTHWHILE)
+
+
+def half_frozen(name: str, unfrozen: str) -> PixelClassifier:
+    """A network of which the last blocks are trained, in the mode for that."""
+    torch.manual_seed(0)
+    model = move(build(name, 3, "random")[0], torch.device("cpu"))
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr, operator]
+    unfreeze(model, TeacherSection(model=name, unfreeze=unfrozen))
+    freeze_batch_norm(model)
+    return model
+
+
+def trained(model: PixelClassifier, forward: Callable[[Tensor], Tensor], sides: list[int]) -> dict[str, Tensor]:
+    """The weights after a step on images of each of these sides."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for side in sides:
+        optimizer.zero_grad()
+        forward(pixels(4, side)).square().mean().backward()
+        optimizer.step()
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "unfrozen"), [("tf_efficientnet_lite0", "13"), ("mobilenetv3_small_050", "2"), ("resnet18", "3")]
+)
+def test_a_network_trains_above_its_frozen_blocks_as_before(name: str, unfrozen: str) -> None:
+    model = half_frozen(name, unfrozen)
+    before = copy.deepcopy(model)
+    fast = with_frozen_blocks(model, 64, WORTHWHILE)
+    assert fast is not model, "resnet18's pooling lies between its frozen layers and is passed over with them"
+    modes = [layer.training for layer in model.modules()]
+    assert modes == [layer.training for layer in before.modules()]
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    wanted, found = trained(before, before, [64, 48, 64]), trained(model, fast, [64, 48, 64])
+    assert found.keys() == first.keys(), "what it is saved as stays the same"
+    moved = [name for name in found if not torch.equal(found[name], first[name])]
+    assert len(moved) > 10
+    for key, value in found.items():
+        scale = float((wanted[key].float() - first[key].float()).abs().max())
+        torch.testing.assert_close(value, wanted[key], rtol=0, atol=1e-2 * scale + 1e-7, msg=key)
+    model.eval()
+    with torch.no_grad():
+        assert torch.allclose(model(pixels(2, 64)), fast(pixels(2, 64)), atol=1e-4), "and it predicts by itself"
+
+
+def test_a_step_that_fails_leaves_the_network_whole() -> None:
+    model = half_frozen("mobilenetv3_small_050", "2")
+    fast = with_frozen_blocks(model, 64, WORTHWHILE)
+    with pytest.raises(ZeroDivisionError):
+        handle = model.classifier.register_forward_pre_hook(lambda *_: 1 // 0)
+        fast(pixels(2, 64))
+    handle.remove()
+    assert all("forward" not in vars(layer) for layer in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "unfrozen", "size"),
+    [("vit_tiny_patch16_224", "3", 224), ("densenet121", "2", 64), ("mobilenetv3_small_050", "all", 64)],
+)
+def test_a_network_that_is_no_chain_or_trains_whole_stays_as_it_is(name: str, unfrozen: str, size: int) -> None:
+    """Positions are added between the modules of a transformer; a block of DenseNet reads all before it."""
+    model = half_frozen(name, unfrozen)
+    fast = with_frozen_blocks(model, size, WORTHWHILE)
+    with torch.no_grad():
+        model.eval()
+        assert torch.allclose(fast(pixels(2, size)), model(pixels(2, size)), atol=1e-4)
+
+
+def test_few_images_are_not_worth_a_conversion_and_chance_is_not_passed_over() -> None:
+    model = half_frozen("mobilenetv3_small_050", "2")
+    assert with_frozen_blocks(model, 64, WORTHWHILE - 1) is model
+    model.backbone.blocks[0][0].drop_path.drop_prob = 0.1  # type: ignore[union-attr, index]
+    assert with_frozen_blocks(model, 64, WORTHWHILE) is model
