@@ -20,7 +20,7 @@ from eyas_host.support.quiet import quiet_tools
 Pooled = Callable[[Tensor], Tensor]
 """Pooled features float32 [n, channels] of pixels uint8 [n, 3, s, s], without gradients."""
 WORTHWHILE = 2000
-"""Images from which a conversion is shorter than what it saves."""
+"""Images, of all processes, from which a conversion is shorter than what it saves: all take the same way."""
 _RANDOM = ("p", "drop_prob")
 """Attributes of layers that drop values at random while others are trained."""
 _TOLERANCE = 1e-3

@@ -34,7 +34,9 @@ class FakeQuantize:
         """Gradients of `x`, `low` and `span` for the `gradient` of the rounded values.
 
         Rounding counts as the identity (Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through
-        Stochastic Neurons", 2013). Values outside of the grid have no gradient; they move its ends.
+        Stochastic Neurons", 2013). Values outside of the grid have no gradient; they move its ends. What they add up to
+        is exactly 0 where there are none: an optimizer that divides by the gradient's size would take a rest for a
+        step.
         """
         error = FakeQuantize.Quantize_forward(x, low, span, levels).sub_(x)
         high = low + span
@@ -42,16 +44,16 @@ class FakeQuantize:
             first, last = low.item(), high.item()
             ends = float(np.nextafter(np.float32(first), _LOWEST)), float(np.nextafter(np.float32(last), _HIGHEST))
             inside = torch.ops.aten.hardtanh_backward(gradient, x, *ends)
-            above = torch.ops.aten.threshold_backward(gradient, x, last).sum()
-            outside = gradient.sum() - inside.sum()
-            within = error.mul_(inside).sum()
+            above = torch.ops.aten.threshold_backward(gradient, x, last)
         else:
             inside = torch.where((x < low) | (x > high), 0.0, gradient)
-            above = torch.where(x > high, gradient, 0.0).sum_to_size(span.shape)
-            outside = (gradient - inside).sum_to_size(span.shape)
-            within = error.mul_(inside).sum_to_size(span.shape)
-        of_span = within / span + above + (outside - above) * (level_low / level_high)
-        return inside, outside.expand_as(low), of_span
+            above = torch.where(x > high, gradient, 0.0)
+        outside = gradient - inside
+        of_low = outside.sum_to_size(low.shape)
+        of_span = error.mul_(inside).sum_to_size(span.shape) / span + above.sum_to_size(span.shape)
+        if level_low:
+            of_span += outside.sub_(above).sum_to_size(span.shape) * (level_low / level_high)
+        return inside, of_low, of_span
 
 
 def _steps(low: Tensor, span: Tensor, levels: int) -> tuple[Tensor, Tensor]:

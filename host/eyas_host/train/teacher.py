@@ -19,7 +19,7 @@ from eyas_host.evaluation.inference import to_tensor
 from eyas_host.evaluation.metrics import validation_metrics
 from eyas_host.models.factory import Origin, PixelClassifier, build_teacher, move
 from eyas_host.models.frozen_features import Pooled, frozen_features, with_frozen_blocks
-from eyas_host.pipeline.distributed import all_gather, local_shard, world_size
+from eyas_host.pipeline.distributed import all_gather, local_shard
 from eyas_host.recipe import Recipe
 from eyas_host.support.progress import Meter, meter
 from eyas_host.train.compiled import compiled
@@ -68,9 +68,7 @@ def train_head(
     batches, held_back = ordered_batches(len(task.targets)), ordered_batches(len(task.validation))
     images = (to_tensor(task.validation[local_shard(rows)], task.device) for rows in held_back)
     model.eval()
-    pooled_of = frozen_features(
-        model, task.recipe.image.size, (_HEAD_VIEWS * len(task.targets) + len(task.validation)) // world_size()
-    )
+    pooled_of = frozen_features(model, task.recipe.image.size, _HEAD_VIEWS * len(task.targets) + len(task.validation))
     with meter("teacher, features", _HEAD_VIEWS * len(batches) + len(held_back)) as bar:
         views = (task.views(batches, 1, number, 0) for number in range(_HEAD_VIEWS))
         features = [_features(pooled_of, batches, view, bar) for view in views]
@@ -118,8 +116,7 @@ def _train_blocks(
     if settings.unfreeze_by == "plateau" or task.recipe.run.compile or resolve_amp(run.amp, task.device) != "no":
         forward = compiled(model, task.recipe.run.compile)
     else:
-        images = settings.epochs * len(task.targets) // world_size()
-        forward = with_frozen_blocks(model, task.recipe.image.size, images)
+        forward = with_frozen_blocks(model, task.recipe.image.size, settings.epochs * len(task.targets))
     plan = Plan(
         title="teacher, blocks",
         schedule=task.schedule(settings.epochs, settings.patience),

@@ -100,7 +100,7 @@ class ViewCache:
         teacher = move(teacher, device).eval()
         own = missing[distributed.rank() :: distributed.world_size()]
         loader, batches = BatchLoader(recipe, split.train), ordered_batches(count)
-        pooled_of = frozen_features(teacher, recipe.image.size, len(own) * count)
+        pooled_of = frozen_features(teacher, recipe.image.size, len(paths) * count)
         with fast_gpu_math(device), meter("views and the teacher's outputs", len(own) * len(batches)) as bar:
             for path in own:
                 logits, seed = [], (recipe.run.seed, 5, _number(path))

@@ -73,11 +73,11 @@ def facts(run: Path, stage: str) -> dict[str, Any]:
     return json.loads((run / stage / "stage.json").read_bytes())["facts"]["histories"]
 
 
-def assert_same_losses(one: dict[str, Any], two: dict[str, Any]) -> None:
+def assert_same_losses(one: dict[str, Any], two: dict[str, Any], *, metrics: float = 1e-4) -> None:
     for title, history in one.items():
         for epoch, other in zip(history, two[title], strict=True):
             assert other["loss"] == pytest.approx(epoch["loss"], abs=1e-5)
-            assert other["metrics"] == pytest.approx(epoch["metrics"], abs=1e-4)
+            assert other["metrics"] == pytest.approx(epoch["metrics"], abs=metrics)
 
 
 def test_two_processes_teach_predict_and_quantize_as_one(place: Path) -> None:
@@ -95,7 +95,8 @@ def test_two_processes_teach_predict_and_quantize_as_one(place: Path) -> None:
     for stage in ("qat", "distill"):
         done = eyas(place, "distill", "recipe.toml", "--runs", "again", "--only", stage, "--set", "run.processes=1")
         assert done.code == 0, done.err
-    assert_same_losses(facts(two, "qat"), facts(again, "qat"))
+    # a value between two steps of int8 may become either in batches of another size, as two processes predict them
+    assert_same_losses(facts(two, "qat"), facts(again, "qat"), metrics=5e-3)
     assert_same_weights(two / "qat/qat.pt", again / "qat/qat.pt", 1e-4)
     files = sorted(path.name for path in (two / "distill").glob("view-*"))
     assert len(files) == 3 * 4

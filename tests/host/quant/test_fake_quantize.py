@@ -50,6 +50,30 @@ def test_values_and_gradients_are_those_of_nncf(
         torch.testing.assert_close(own, theirs.sum_to_size(span.shape), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("beyond", ["neither end", "the lower end", "the upper end"])
+@pytest.mark.parametrize("shape", [(1,), (8, 1, 1, 1)])
+@given(seed=st.integers(0, 2**31))
+def test_an_end_beyond_which_there_is_nothing_has_no_gradient(
+    shape: tuple[int, ...], beyond: str, layout: str, seed: int
+) -> None:
+    """AdamW would make a full step of the smallest rest of a sum."""
+    generator = torch.Generator().manual_seed(seed)
+    values, gradient = (
+        torch.rand(8, 30, 7, 7, generator=generator).contiguous(memory_format=LAYOUTS[layout]) for _ in range(2)
+    )
+    ends = {"neither end": (-1.0, 2.0), "the lower end": (0.3, 2.0), "the upper end": (-1.0, 0.7)}[beyond]
+    low, span = torch.full(shape, ends[0]), torch.full(shape, ends[1] - ends[0])
+    for levels in ((0, 255), (-128, 127)):
+        _, of_low, of_span = FakeQuantize.Quantize_backward(gradient, values, low, span, 256, *levels)
+        rounding = FakeQuantize.Quantize_forward(values, low, span, 256) - values
+        inside = (values >= ends[0]) & (values <= ends[0] + float(span.flatten()[0]))
+        within = torch.where(inside, rounding * gradient, 0.0).double().sum_to_size(shape) / span
+        moved = {"neither end": 0.0, "the lower end": levels[0] / levels[1], "the upper end": 1.0}[beyond]
+        assert bool((of_low == 0).all()) == (beyond == "neither end")
+        torch.testing.assert_close(of_span.double(), within + moved * of_low, rtol=1e-4, atol=1e-3)
+
+
 @given(st.integers(0, 255), st.floats(1e-3, 0.1), st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=20))
 def test_every_value_becomes_the_nearest_of_the_grid(zero: int, step: float, values: list[float]) -> None:
     """By the definition, in float64; a value halfway between two may become either."""
