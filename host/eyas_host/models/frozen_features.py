@@ -101,14 +101,18 @@ def _flat(modules: Iterator[nn.Module]) -> Iterator[nn.Module]:
 
 @contextmanager
 def _passed_over(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let modules return what they are given meanwhile."""
+    """Let modules return what they are given meanwhile; afterwards a `forward` of their own is theirs again."""
+    before = [vars(module).get("forward") for module in modules]
     for module in modules:
         module.forward = _same_value
     try:
         yield
     finally:
-        for module in modules:
-            del module.forward
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
 
 
 def _same_value(value: Tensor) -> Tensor:

@@ -112,6 +112,18 @@ def test_a_network_trains_above_its_frozen_blocks_as_before(name: str, unfrozen:
         assert torch.allclose(model(pixels(2, 64)), fast(pixels(2, 64)), atol=1e-4), "and it predicts by itself"
 
 
+def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
+    """Several processes give BatchNorm layers another one while they train (`train.batch_norm`)."""
+    model = half_frozen("mobilenetv3_small_050", "2")
+    fast = with_frozen_blocks(model, 64, WORTHWHILE)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    wrapped = [layer.forward for layer in layers]
+    for layer, own in zip(layers, wrapped, strict=True):
+        layer.forward = own  # type: ignore[method-assign]
+    fast(pixels(2, 64))
+    assert [vars(layer)["forward"] for layer in layers] == wrapped
+
+
 def test_a_step_that_fails_leaves_the_network_whole() -> None:
     model = half_frozen("mobilenetv3_small_050", "2")
     fast = with_frozen_blocks(model, 64, WORTHWHILE)
