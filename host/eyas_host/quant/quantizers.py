@@ -32,7 +32,7 @@ from eyas_host.support.errors import CompressError
 HARD_ZERO = -3.0
 """Hard-swish is 0 at and below -3, so a range may be clipped there without loss (Howard et al., MobileNetV3)."""
 
-_MAX_CHANGE = 0.03
+_MAX_CHANGE = 0.125
 """Largest relative change of a hard-swish input's step that `fit_hard_swishes` makes."""
 
 _MIN_RANGE, _MIN_WEIGHT_RANGE = 0.01, 8e-5
@@ -270,7 +270,8 @@ def fit_hard_swishes(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     """Fit the grids of hard-swish inputs, so that -3, 0 and 3 are integers, and freeze them; returns those that fit.
 
     On such a grid hard-swish is a product of two integers, which takes less time than its float form. A grid whose step
-    would change by more than 3 %, because its range ends well above -3 or because it is coarse, stays as it is.
+    would change by more than an eighth (a sixth of a bit), because its range ends well above -3 or because it is
+    coarse, stays as it is.
 
     Args:
         model: QAT model before its training; changed in place.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from eyas_host.models import frozen_features as module
 from eyas_host.models.factory import PixelClassifier, build, move
 from eyas_host.models.frozen_features import WORTHWHILE, frozen_features, with_frozen_blocks
+from eyas_host.pipeline import distributed
 from eyas_host.recipe.training import TeacherSection
+from eyas_host.train.batch_norm import whole_batch_norms
 from eyas_host.train.unfreeze import freeze_batch_norm, unfreeze
 
 
@@ -112,16 +114,18 @@ def test_a_network_trains_above_its_frozen_blocks_as_before(name: str, unfrozen:
         assert torch.allclose(model(pixels(2, 64)), fast(pixels(2, 64)), atol=1e-4), "and it predicts by itself"
 
 
-def test_a_layer_with_a_forward_of_its_own_keeps_it() -> None:
-    """Several processes give BatchNorm layers another one while they train (`train.batch_norm`)."""
+def test_several_processes_train_above_frozen_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They give BatchNorm layers another `forward` while they train, which is taken back at the end."""
     model = half_frozen("mobilenetv3_small_050", "2")
+    before = copy.deepcopy(model)
     fast = with_frozen_blocks(model, 64, WORTHWHILE)
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    wrapped = [layer.forward for layer in layers]
-    for layer, own in zip(layers, wrapped, strict=True):
-        layer.forward = own  # type: ignore[method-assign]
-    fast(pixels(2, 64))
-    assert [vars(layer)["forward"] for layer in layers] == wrapped
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with whole_batch_norms(model):
+        found = trained(model, fast, [64, 48])
+    assert all("forward" not in vars(layer) for layer in model.modules())
+    monkeypatch.undo()
+    for key, value in trained(before, before, [64, 48]).items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4, msg=key)
 
 
 def test_a_step_that_fails_leaves_the_network_whole() -> None:

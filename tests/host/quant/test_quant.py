@@ -21,8 +21,10 @@ from eyas_host.quant.quantizers import (
     activation_quantizers,
     affine,
     check_placement,
+    fit_hard_swishes,
     hook_owners,
     module_of,
+    set_range,
     weight_quantizers,
 )
 from eyas_host.support.errors import CompressError, StageError
@@ -232,3 +234,29 @@ def test_damaged_weights(tmp_path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
     with pytest.raises(StageError, match="cannot be read"):
         checkpoints.load_state(path)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fits"), [(-2.6, 3.4, True), (-3.5, 3.0, True), (-1.5, 3.0, False), (-0.4, 0.4, False)]
+)
+def test_a_grid_before_a_hard_swish_is_fitted_where_that_costs_little(
+    quantized: nn.Module, low: float, high: float, fits: bool
+) -> None:
+    """-3, 0 and 3 are integers of it then, and its training is over; a step grows by an eighth at most."""
+    model = copy.deepcopy(quantized)
+    example = torch.zeros(1, 3, 64, 64)
+    name = fit_hard_swishes(model, example)[0]
+    quantizer = activation_quantizers(model)[name]
+    set_range(quantizer, low, high)
+    quantizer.enable_gradients()
+    before = affine(quantizer)
+    assert (name in fit_hard_swishes(model, example)) == fits
+    after = affine(quantizer)
+    step = float(after.scale)
+    if fits:
+        assert abs(3 / step - round(3 / step)) < 1e-3 and after.bounds[0] <= -3 + 1e-4
+        assert step <= float(before.scale) * 1.126 and after.bounds[1] >= high - 2 * step
+        assert not any(parameter.requires_grad for parameter in quantizer.parameters())
+    else:
+        assert after.bounds == before.bounds
+        assert any(parameter.requires_grad for parameter in quantizer.parameters())
