@@ -64,6 +64,8 @@ def ways(recipe: Recipe) -> dict[str, Way]:
         EQUAL_TIME: Way("labels alone, as much time as teacher and student", longer, teacher=None),
         "gentle": Way("a third of the learning rate", (f"student.rate={rate / 3:g}",)),
         "larger-batch": Way("batches of twice the images", (f"student.batch={2 * recipe.student.batch}",)),
+        "mixup": Way("half of the views blended with another image", ("augment.mixup=0.5",)),
+        "cutmix": Way("half of the views with a patch of another image", ("augment.cutmix=0.5",)),
         "no-features": Way("no feature loss", ("student.feature_loss=0",)),
         "both-teachers": Way("two teachers' mean answers and both features", teacher="both"),
         "turned": Way("answers averaged over mirror images and turns", teacher="turned"),

@@ -57,6 +57,10 @@ NEEDED: Mapping[TeacherName, tuple[str, ...]] = {
 """The trained teachers that each teacher needs."""
 
 
+_MIXED = ("mixup", "cutmix")
+"""Settings of `[augment]` that change the cached views."""
+
+
 class Way(NamedTuple):
     """A way to train the student."""
 
@@ -138,7 +142,8 @@ def make_fold_views(fold: Fold, teacher: TeacherName, settings: tuple[str, ...])
 def views_folder(fold: Fold, teacher: TeacherName, settings: tuple[str, ...]) -> Path:
     """Where these views lie: students that need the same share them."""
     recipe = fold.load(*settings)
-    return fold.root / "views" / f"{teacher}-{recipe.image.size}-{recipe.student.views}"
+    mixed = "".join(f"-{kind}{getattr(recipe.augment, kind):g}" for kind in _MIXED if getattr(recipe.augment, kind))
+    return fold.root / "views" / f"{teacher}-{recipe.image.size}-{recipe.student.views}{mixed}"
 
 
 def train_fold_student(fold: Fold, name: str, way: Way) -> None:
