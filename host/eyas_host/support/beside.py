@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, MutableSequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,8 @@ from eyas_host.support.quiet import quiet_libraries, quiet_warnings
 _Result = TypeVar("_Result")
 _Received = TypeVar("_Received", covariant=True)
 _LOOK_S = 1.0
+_MAIN = ("__file__", "__spec__")
+"""Where a child process finds the main module."""
 
 
 class Beside(Protocol[_Received]):
@@ -81,13 +84,30 @@ def beside(
     shared = processes.Array("q", 2)
     with ProcessPoolExecutor(1, mp_context=processes, initializer=_begin, initargs=(shared,)) as pool:  # type: ignore[arg-type]
         try:
-            yield _Child(pool.submit(work, *arguments), title, shared)  # type: ignore[arg-type]
+            with _no_main_module():
+                future = pool.submit(work, *arguments)  # which starts the process
+            yield _Child(future, title, shared)  # type: ignore[arg-type]
         except BrokenProcessPool:
             raise StageError(f"{title}: its process was killed (out of memory?); run again to resume") from None
         except BaseException:
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+
+
+@contextmanager
+def _no_main_module() -> Iterator[None]:
+    """Let a child that starts meanwhile not run this process's main module, as it would to find functions there.
+
+    That may be somebody's script, which calls Eyas without asking for its `__name__`.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, object] = {name: vars(main).pop(name) for name in _MAIN if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
 
 
 def _begin(done_and_total: MutableSequence[int]) -> None:

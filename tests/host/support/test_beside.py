@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,19 @@ def test_a_block_that_fails_ends_the_child(tmp_path: Path) -> None:
         wait_until(lambda: started.exists() and bool(started.read_text()), 60, "the child")
         raise ZeroDivisionError
     assert not Path(f"/proc/{int(started.read_text())}").exists()
+
+
+def test_a_script_that_calls_eyas_at_its_top_runs_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from eyas_host.support.beside import beside\n"
+        "print('begins')\n"
+        "with beside('work', os.getpid) as child:\n"
+        "    print(child.result() != os.getpid(), __file__ == __import__('sys').argv[0])\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout) == (0, "begins\nTrue True\n"), done.stderr
 
 
 def test_without_room_the_work_is_done_here_when_its_result_is_asked_for(tmp_path: Path) -> None:
