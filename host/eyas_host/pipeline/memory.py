@@ -6,18 +6,18 @@ import contextlib
 import ctypes
 import gc
 import os
-import re
 import threading
 import time
 from collections import defaultdict
 from pathlib import Path
 
+from eyas_device.board.process import read_memory
+from eyas_device.board.reading import fields, text
+
 _PROC = Path("/proc")
 _LOOK_S, _SHARE = 0.5, 0.01
 """Seconds between two looks at the processes, and the largest share of a core that looking may take."""
-_RESIDENT = re.compile(r"^Rss(Anon|File|Shmem):\s+(\d+) kB", re.MULTILINE)
-_PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
-_KB_PER_MB = 1024
+_MB_PER_KIB = 1024 / 1e6
 
 
 def give_back_memory() -> None:
@@ -29,7 +29,7 @@ def give_back_memory() -> None:
 
 
 class PeakMemory:
-    """Largest memory in use while the block runs, looked at twice a second; a context manager.
+    """Largest memory in use while the block runs, 10^6 bytes, looked at twice a second; a context manager.
 
     Memory of several processes: their own is added up, and pages of files, which they mostly share (libraries, cached
     views), count as those of the process that has most of them.
@@ -52,7 +52,8 @@ class PeakMemory:
     @property
     def mb(self) -> float:
         """The peak so far; this process's own counts in between, too."""
-        return max(self._peak_mb, _own_peak_mb())
+        own = read_memory()
+        return max(self._peak_mb, own.peak_rss_mb if own is not None else 0.0)
 
     def _watch(self) -> None:
         pause = _LOOK_S
@@ -69,33 +70,23 @@ def memory_mb(process: int) -> float:
     """Memory in use by a process and all below it, as `PeakMemory` counts it; 0 where the system does not say."""
     own, files = 0, 0
     for member in _tree(process):
-        with contextlib.suppress(OSError):  # it has ended
-            text = (_PROC / str(member) / "status").read_text(encoding="utf-8", errors="replace")
-            resident = {kind: int(size) for kind, size in _RESIDENT.findall(text)}
-            own += resident.get("Anon", 0) + resident.get("Shmem", 0)
-            files = max(files, resident.get("File", 0))
-    return (own + files) / _KB_PER_MB
+        status = dict(fields(text(_PROC / str(member) / "status")))  # empty once it has ended
+        anonymous, shared, mapped = (
+            int(status.get(f"Rss{kind}", "0").split()[0]) for kind in ("Anon", "Shmem", "File")
+        )
+        own += anonymous + shared
+        files = max(files, mapped)
+    return (own + files) * _MB_PER_KIB
 
 
 def _tree(root: int) -> list[int]:
     """A process and all below it."""
     children: defaultdict[int, list[int]] = defaultdict(list)
     for entry in _PROC.glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            children[_parent(entry.read_text(encoding="utf-8", errors="replace"))].append(int(entry.parent.name))
+        if (stat := text(entry)) is not None:
+            parent = stat.rpartition(")")[2].split()[1]  # a command's name before it may contain anything
+            children[int(parent)].append(int(entry.parent.name))
     found = [root]
     for member in found:
         found += children[member]
     return found
-
-
-def _parent(stat: str) -> int:
-    """The parent in `/proc/PID/stat`; a command's name there may contain anything."""
-    return int(stat.rpartition(")")[2].split()[1])
-
-
-def _own_peak_mb() -> float:
-    with contextlib.suppress(OSError):
-        found = _PEAK.search((_PROC / "self/status").read_text(encoding="utf-8", errors="replace"))
-        return int(found[1]) / _KB_PER_MB if found else 0.0
-    return 0.0

@@ -10,7 +10,7 @@ import numpy as np
 
 from eyas_host.pipeline.memory import PeakMemory, give_back_memory, memory_mb
 
-MB = 1 << 20
+MB = 10**6
 HOLD = """
 import sys
 held = bytearray({bytes})
