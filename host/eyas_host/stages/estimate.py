@@ -12,7 +12,7 @@ _HASH_S = 0.002
 """Reading a file, its hashes and its perceptual hash, per image."""
 _HEAD_VIEWS = 3
 """Views of each image whose features the teacher's head is trained on."""
-_QAT_STEPS = 4.0
+_QAT_STEPS = 3.0
 """A step with simulated int8, and the float student's prediction beside it, in steps of the student."""
 _ARTEFACT_PASSES = 6.0
 """Predictions of all artefacts, one image at a time, in forward passes of the student."""
@@ -106,11 +106,12 @@ def estimate_stages(
     calibration = Step(2 * start + quantize.calibration * speed.student * 5)
     qat: tuple[Step, ...] = (calibration, Step(fine, "int8 student")) if quantize.method == "qat" else (calibration,)
     seconds_of = {runtime: len(recipe.compile.precisions) * _COMPILE_S[runtime] for runtime in recipe.compile.runtimes}
-    longest = max(seconds_of.get("litert", 0.0), sum(seconds_of.values()) / 2)  # LiteRT beside the others
-    compiling = speed.python * (longest if cores > 1 else sum(seconds_of.values()))  # too uneven to follow its meter
+    in_child = seconds_of.pop("litert", 0.0)  # beside the others, where there is a core
+    here = sum(seconds_of.values())
+    compiling = speed.python * (max(in_child, here) if cores > 1 else in_child + here)  # too uneven to follow its meter
     passes = speed.teacher * trained + speed.student * (3 + _ARTEFACT_PASSES + _EXACT_PASSES * size)
     calls = _LATENCY_CALLS * (speed.teacher * trained + speed.student * (2 + _ARTEFACT_PASSES))
-    robust = min(validation, _ROBUSTNESS_IMAGES) * _ROBUSTNESS_PASSES * (speed.student + speed.view)
+    robust = min(validation, _ROBUSTNESS_IMAGES) * _ROBUSTNESS_PASSES * (speed.student + speed.view) / min(cores, 2)
 
     def predictions(images: int) -> Step:
         return Step(images * (speed.read + passes) / cores, "predictions of every variant")

@@ -80,6 +80,15 @@ def test_twice_the_images_are_nearly_twice_the_training_and_one_core_trains_the_
     assert seconds(RECIPE, "distill", cores=1) == seconds(RECIPE, "distill")
 
 
+@pytest.mark.parametrize(
+    ("runtimes", "saved"), [(("litert", "openvino", "onnx"), 20.0), (("openvino", "onnx"), 0.0), (("litert",), 0.0)]
+)
+def test_litert_is_compiled_beside_the_others_where_there_are_some(runtimes: tuple[str, ...], saved: float) -> None:
+    recipe = changed("compile", runtimes=runtimes)
+    assert len(recipe.compile.precisions) == 2
+    assert seconds(recipe, "compile", cores=1) - seconds(recipe, "compile") == pytest.approx(saved)
+
+
 @pytest.mark.parametrize("stage", ["teach", "distill", "prune", "qat"])
 def test_two_processes_are_nearly_twice_as_fast_but_for_their_start(stage: str) -> None:
     long = msgspec.structs.replace(
