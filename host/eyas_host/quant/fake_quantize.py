@@ -34,9 +34,8 @@ class FakeQuantize:
         """Gradients of `x`, `low` and `span` for the `gradient` of the rounded values.
 
         Rounding counts as the identity (Bengio, Léonard and Courville, "Estimating or Propagating Gradients Through
-        Stochastic Neurons", 2013). Values outside of the grid have no gradient; they move its ends. What they add up to
-        is exactly 0 where there are none: an optimizer that divides by the gradient's size would take a rest for a
-        step.
+        Stochastic Neurons", 2013). Values outside of the grid have no gradient; they move its ends, whose gradient is
+        exactly 0 where there are none: an optimizer that divides by a gradient's size makes a step of any remainder.
         """
         error = FakeQuantize.Quantize_forward(x, low, span, levels).sub_(x)
         high = low + span

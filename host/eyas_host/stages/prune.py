@@ -8,6 +8,7 @@ import msgspec
 import torch
 
 from eyas_host.compress.prune.magnitude import ZeroKeeper, prune_channels, prune_evenly, prune_weights
+from eyas_host.compress.prune.to_latency import measure_speedup, prune_to_latency
 from eyas_host.data.split import Split
 from eyas_host.data.transforms import prepared
 from eyas_host.evaluation.inference import logits_of, pick_device
@@ -51,14 +52,10 @@ def _run(context: RunContext) -> StageResult:
         curves = Curves(context.recipe, context.root)
         task = DistillationTask(context.recipe, split, ViewCache(context.folder("distill")), curves=curves)
         if settings.method == "channel" and settings.target == "latency":
-            from eyas_host.compress.prune.to_latency import prune_to_latency  # which imports what compiles
-
             model, plan, history, facts = prune_to_latency(context, student, task)
         else:
             model, plan = _prune(context, student)
             if settings.method == "nncf":
-                from eyas_host.compress.prune.to_latency import measure_speedup  # likewise
-
                 facts = {"measured_speed": measure_speedup(context, student, model)}
             history = _recover(context, model, task)
     if not distributed.is_main():
