@@ -34,6 +34,7 @@ from eyas_host.quant.quantizers import (
     narrow_weight_grid,
     set_range,
 )
+from eyas_host.quant.ranges import fit_ranges
 from eyas_host.support.errors import CompressError
 from eyas_host.support.files import write_bytes
 from eyas_host.support.quiet import quiet_tools
@@ -79,19 +80,19 @@ def prepare_qat(
     with quiet_tools():
         quantized: nn.Module = nncf.quantize(
             model,
-            nncf.Dataset(list(calibration)),
+            nncf.Dataset(list(calibration[:1])),
             preset=nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibration),
-            fast_bias_correction=True,
+            subset_size=1,
             ignored_scope=nncf.IgnoredScope(types=[CLASSIFIER], validate=False),
             advanced_parameters=AdvancedQuantizationParameters(
                 # with 8 bits NNCF halves the grid of the first layer, where the largest sums occur
                 overflow_fix=OverflowFix.DISABLE if weight_bits == 7 else OverflowFix.FIRST_LAYER,
                 activations_quantization_params=QuantizationParameters(per_channel=False),
-                batchwise_statistics=True,  # the range of an image, whatever the batches are
+                disable_bias_correction=True,
             ),
         )
-    complete_placement(quantized, calibration, example, symmetric=symmetric)
+    complete_placement(quantized, example, symmetric=symmetric)
+    fit_ranges(quantized, calibration, example)
     _fix_input_range(quantized, deploy)
     if weight_bits == 7:
         narrow_weight_grid(quantized)

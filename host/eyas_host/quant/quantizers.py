@@ -9,7 +9,7 @@ Rounding and the gradients of learned ranges remain NNCF's; this module only add
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +39,6 @@ _MIN_RANGE, _MIN_WEIGHT_RANGE = 0.01, 8e-5
 """Floor of a channel's weight range: this fraction of the layer's largest, and an absolute value. The bias of a dead
 channel is stored in steps of the weights' scale, which would be far too many (the floor is that of NNCF,
 `fix_zero_filters_symmetric`)."""
-
-_MIN_ACTIVATION_RANGE = 8e-4
-"""A narrower range is widened by this on both sides, as NNCF's `fix_zero_filters_asymmetric` does: the output of a dead
-layer is 0 on every image."""
 
 
 @dataclass(frozen=True)
@@ -85,20 +81,19 @@ def present_placement(model: nn.Module) -> Placement:
     )
 
 
-def complete_placement(
-    model: nn.Module, calibration: Iterable[Tensor], example: Tensor, *, symmetric: bool = False
-) -> Placement:
+def complete_placement(model: nn.Module, example: Tensor, *, symmetric: bool = False) -> Placement:
     """Complete the placement to `required_placement`: add missing quantizers and remove surplus ones.
+
+    Activation quantizers that are added have no range yet (`ranges.fit_ranges`).
 
     Args:
         model: network that `nncf.quantize` has returned; changed in place.
-        calibration: batches of float pixels ``[N, 3, H, W]`` that set the ranges of added quantizers.
         example: float pixels ``[1, 3, H, W]``.
         symmetric: give every activation quantizer zero point 0. NNCF's symmetric quantizers are unsigned where a range
             has no negative values; signed ones use only half of their grid there, the price of zero point 0.
 
     Raises:
-        CompressError: an operation has no rule, or a range is not finite.
+        CompressError: an operation has no rule.
 
     """
     required = required_placement(model, example)
@@ -107,26 +102,11 @@ def complete_placement(
     if symmetric:
         for quantizer in activation_quantizers(model).values():
             quantizer.signed = True
-    found = operations(model, example)
     for name in [name for name in required.weights if name not in present.weights]:
         weight = weight_of(model, name)
         register_pre_function_hook(model, name, 1, _weight_quantizer(weight).to(weight.device))
-    observers = {name: _Observer() for name in required.activations if name not in present.activations}
-    handles = [register_post_function_hook(model, name, 0, observer) for name, observer in observers.items()]
-    with torch.no_grad():
-        for batch in calibration:
-            model(batch)
-    for handle in handles:
-        handle.remove()
-    for name, observer in observers.items():
-        low, high = observer.range()
-        if not (-float("inf") < low <= high < float("inf")):
-            raise CompressError(f"{name!r} has no usable range on the calibration images: {low}..{high}")
-        if high - low < _MIN_ACTIVATION_RANGE:
-            low, high = low - _MIN_ACTIVATION_RANGE, high + _MIN_ACTIVATION_RANGE
-        if all(reader in found and found[reader].kind == "hardswish" for reader in found[name].readers):
-            low = max(low, HARD_ZERO)
-        quantizer = _symmetric_quantizer(low, high) if symmetric else _asymmetric_quantizer(low, high)
+    for name in [name for name in required.activations if name not in present.activations]:
+        quantizer = _symmetric_quantizer() if symmetric else _asymmetric_quantizer()
         register_post_function_hook(model, name, 0, quantizer.to(example.device))
     return check_placement(model, example, before=present)
 
@@ -297,25 +277,6 @@ def fit_hard_swishes(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     return tuple(fitted)
 
 
-class _Observer(nn.Module):
-    """Mean minimum and maximum over images, NNCF's default estimate of an activation's range."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lows: list[float] = []
-        self.highs: list[float] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        low, high = x.flatten(1).aminmax(dim=1)
-        self.lows += low.tolist()
-        self.highs += high.tolist()
-        return x
-
-    def range(self) -> tuple[float, float]:
-        count = max(len(self.lows), 1)
-        return min(sum(self.lows) / count, 0.0), max(sum(self.highs) / count, 0.0)
-
-
 def _drop_surplus(model: nn.Module, required: Placement) -> None:
     """Remove the quantizers that the required placement does not have."""
     storage = get_hook_storage(model)
@@ -339,16 +300,12 @@ def _point(hook_name: str) -> tuple[str, bool]:
     return (operation if is_weight or kind == "post_hooks" else f"{operation} argument {port}"), is_weight
 
 
-def _asymmetric_quantizer(low: float, high: float) -> AsymmetricQuantizer:
-    quantizer = AsymmetricQuantizer(_spec(QuantizationScheme.ASYMMETRIC, (1,), narrow=False))
-    set_range(quantizer, low, high)
-    return quantizer
+def _asymmetric_quantizer() -> AsymmetricQuantizer:
+    return AsymmetricQuantizer(_spec(QuantizationScheme.ASYMMETRIC, (1,), narrow=False))
 
 
-def _symmetric_quantizer(low: float, high: float) -> SymmetricQuantizer:
-    quantizer = SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, (1,), narrow=False))
-    set_range(quantizer, low, high)
-    return quantizer
+def _symmetric_quantizer() -> SymmetricQuantizer:
+    return SymmetricQuantizer(_spec(QuantizationScheme.SYMMETRIC, (1,), narrow=False))
 
 
 def _weight_quantizer(weight: Tensor) -> SymmetricQuantizer:

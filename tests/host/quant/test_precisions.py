@@ -155,11 +155,12 @@ def gap(runtime: str, model: nn.Module, folder: Path, pixels: Tensor, frames: Pi
 
 
 def bound(runtime: str, model: nn.Module, pixels: Tensor) -> float:
-    """Error bound for a correct implementation of the integer network: somewhat above exact arithmetic in torch."""
+    """Error bound for a correct implementation of the integer network: somewhat above exact arithmetic in torch, and a value
+    between two steps, which may round either way."""
     if runtime == "openvino":
         return OPENVINO_BOUND
     exact = probabilities_of(exact_int8(model, input_size=SIZE), pixels)
-    return 1.5 * float(np.abs(exact - probabilities_of(model, pixels)).mean()) + 0.0005
+    return 1.5 * float(np.abs(exact - probabilities_of(model, pixels)).mean()) + 0.001
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
