@@ -63,8 +63,8 @@ def fit_ranges(model: nn.Module, calibration: Iterable[Tensor], example: Tensor)
 def best_range(values: Values, weights: Values | None = None, *, symmetric: bool = False) -> tuple[float, float]:
     """The range, 0 included, whose 256 steps round `values` [n] with the smallest mean error (to the power of 1.2).
 
-    Values beyond its ends are clipped, which pays where few are large. `weights` [n] count each value so many times. With
-    `symmetric` the grid reaches equally far on both sides of 0.
+    Values beyond its ends are clipped, which pays where few are large. `weights` [n] say how many each value stands for.
+    With `symmetric` the grid reaches equally far on both sides of 0.
     """
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if high - low < _MIN_RANGE:
@@ -90,7 +90,10 @@ def best_range(values: Values, weights: Values | None = None, *, symmetric: bool
 def _observe(
     model: nn.Module, quantizers: dict[str, BaseQuantizer], calibration: Iterable[Tensor]
 ) -> dict[str, tuple[Values, Values]]:
-    """Operation -> values that reach its quantizer, a sample and the extremes of each image, and how many each is for."""
+    """Operation -> a sample of the values that reach its quantizer, and how many each stands for.
+
+    The extremes of each image are among them.
+    """
     seen: dict[str, list[tuple[Values, Values]]] = {name: [] for name in quantizers}
     chosen: dict[int, Tensor] = {}
 

@@ -155,8 +155,10 @@ def gap(runtime: str, model: nn.Module, folder: Path, pixels: Tensor, frames: Pi
 
 
 def bound(runtime: str, model: nn.Module, pixels: Tensor) -> float:
-    """Error bound for a correct implementation of the integer network: somewhat above exact arithmetic in torch, and a value
-    between two steps, which may round either way."""
+    """Error bound for a correct implementation of the integer network: somewhat above exact arithmetic in torch.
+
+    A value between two steps may round either way.
+    """
     if runtime == "openvino":
         return OPENVINO_BOUND
     exact = probabilities_of(exact_int8(model, input_size=SIZE), pixels)
