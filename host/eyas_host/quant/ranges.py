@@ -63,7 +63,7 @@ def fit_ranges(model: nn.Module, calibration: Iterable[Tensor], example: Tensor)
 def best_range(values: Values, weights: Values | None = None, *, symmetric: bool = False) -> tuple[float, float]:
     """The range, 0 included, whose 256 steps round `values` [n] with the smallest mean error (to the power of 1.2).
 
-    Values beyond its ends are clipped, which pays where few are large. `weights` [n] say how many each value stands for.
+    Values beyond its ends are clipped, which pays where few are large. `weights` [n]: how many each value stands for.
     With `symmetric` the grid reaches equally far on both sides of 0.
     """
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
