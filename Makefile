@@ -86,6 +86,7 @@ bench-pretrained: install ## what pretrained student weights gain: two data sets
 
 bench-distillation: install ## distillation beside labels alone and other ways to teach: five folds, two data sets (hours; resumable)
 	$(BIN)/python benchmarks/distillation.py --json benchmarks/results/distillation.json
+	$(BIN)/python benchmarks/distillation.py --data fashion --json benchmarks/results/distillation-fashion.json
 
 bench-compression: install ## what int8 and pruning cost and save, five folds, beside other tools (hours; resumable)
 	$(BIN)/python benchmarks/compression.py --json benchmarks/results/compression.json

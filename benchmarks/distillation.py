@@ -1,11 +1,11 @@
-"""Does distillation earn its time: `python benchmarks/distillation.py [--quick] [--json FILE] [--only WAY …]`.
+"""Does distillation earn its time: `python benchmarks/distillation.py [--data SET] [--quick] [--json FILE]`.
 
 The recipe's student, at full size throughout, beside others: from labels alone, in as many epochs and in as much time
 as teacher and student take together; progressive resizing; a third of the learning rate; without features; DIST;
 standardised logits; two teachers' mean answers; answers averaged over mirror images and turns; a patient schedule of
 twice the views and three times the epochs; a teacher whose blocks are all trained. On the demonstration in five folds
-(every image is predicted once, by networks that never saw it) and on a thousand images of Fashion-MNIST (`apt-get
-install dataset-fashion-mnist`, or unpacked below `--root`) over three seeds.
+(every image is predicted once, by networks that never saw it) or, with `--data fashion`, on a thousand images of
+Fashion-MNIST (`apt-get install dataset-fashion-mnist`, or unpacked below `--root`) over three seeds.
 
 Differences are those of pairs: both sides predict the same images. Their interval is Student's t over folds or seeds,
 so that it holds for another training. Time is that of a processor. Two trainings run beside each other, each in one
@@ -50,6 +50,7 @@ from sides.fashion import fashion_recipe
 RUNS = Path("runs/benchmark/distillation")
 DEMONSTRATION = Path("models/solar-cells/recipe.toml")
 FOLDS, SEEDS = 5, 3
+CLASSES = {"solar-cells": 2, "fashion": 10}
 RECIPE, LABELS, EQUAL_TIME = "recipe", "labels", "labels-equal-time"
 
 
@@ -90,6 +91,7 @@ class Step(NamedTuple):
 def main() -> None:
     """Run, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("solar-cells", "fashion"), default="solar-cells", help="which images")
     parser.add_argument("--quick", action="store_true", help="two epochs of three ways in one fold (minutes)")
     parser.add_argument("--finished", action="store_true", help="figures of what is finished; train nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
@@ -98,24 +100,29 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="WAY", help="only these ways beside the first three")
     parser.add_argument("--root", type=Path, default=Path("/"), help="where Debian's packages are unpacked")
     arguments = parser.parse_args()
-    before, figures = cpu_pressure(), dict[str, Figure]()
-    sets = {"solar-cells": _solar_cells(1 if arguments.quick else arguments.folds, quick=arguments.quick)}
-    fashion = None if arguments.quick else fashion_recipe(arguments.root, RUNS / "fashion")
-    if fashion is not None:
-        sets["fashion"] = _fashion(fashion, arguments.seeds)
-    for name, folds in [(name, folds) for name, folds in sets.items() if folds]:
-        recipe = folds[0].load()
-        chosen = {
-            key: way
-            for number, (key, way) in enumerate(ways(recipe).items())
-            if number < 3 or not (arguments.quick or (arguments.only and key not in arguments.only))
-        }
-        if not arguments.finished:
-            _work(steps(folds, chosen, 10 if name == "fashion" else 2))
-        figures |= set_figures(name, folds, chosen)
-    if not arguments.quick and fashion is None:
-        figures["fashion"] = Figure(value=None, unit="", note="apt-get install dataset-fashion-mnist")
+    before = cpu_pressure()
+    folds = _folds(parser, arguments)
+    chosen = {
+        key: way
+        for number, (key, way) in enumerate(ways(folds[0].load()).items())
+        if number < 3 or not (arguments.quick or (arguments.only and key not in arguments.only))
+    }
+    if not arguments.finished:
+        _work(steps(folds, chosen, CLASSES[arguments.data]))
+    figures = set_figures(arguments.data, folds, chosen)
     finish(figures, before, arguments.json)
+
+
+def _folds(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[Fold]:
+    """The folds or seeds that are asked for; ends the program where Fashion-MNIST is not installed."""
+    if arguments.data == "solar-cells":
+        return _solar_cells(1 if arguments.quick else arguments.folds, quick=arguments.quick)
+    if arguments.quick:
+        parser.error("--quick is for solar cells")
+    recipe = fashion_recipe(arguments.root, RUNS / "fashion")
+    if recipe is None:
+        parser.error("Fashion-MNIST is not installed: apt-get install dataset-fashion-mnist")
+    return _fashion(recipe, arguments.seeds)
 
 
 def _solar_cells(folds: int, *, quick: bool) -> list[Fold]:

@@ -38,6 +38,11 @@ PAGES: dict[str, tuple[str, str, str]] = {
         "Balanced accuracy on images that no network of a fold or seed saw; a difference is that of the same images. "
         "Each training ran in one process with one thread, two beside each other.",
     ),
+    "distillation-fashion": (
+        "Distillation beside labels alone, ten classes",
+        "make bench-distillation",
+        "A thousand training images of Fashion-MNIST at 64 px, the default recipe; 2,400 images that no network saw.",
+    ),
     "truth": (
         "Right answers where they are known",
         "make bench-truth",

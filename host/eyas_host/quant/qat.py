@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import nncf
 import torch
@@ -98,7 +98,6 @@ def prepare_qat(
         narrow_weight_grid(quantized)
     if keep_float:
         leave_float(quantized, example, keep_float)
-        _restore_biases(quantized, deploy, keep_float)
     fit_hard_swishes(quantized, example)
     return quantized
 
@@ -140,14 +139,6 @@ def _check_images(calibration: Sequence[Tensor], size: int) -> None:
     count = sum(len(batch) for batch in calibration)
     if count < MIN_IMAGES:
         raise CompressError(f"{count} calibration images; at least {MIN_IMAGES} are needed, a few hundred are better")
-
-
-def _restore_biases(model: nn.Module, deploy: DeployModel, names: Collection[str]) -> None:
-    """Undo NNCF's bias correction for layers kept in float."""
-    for name in names:
-        bias: Any = model.get_submodule(name).bias
-        if bias is not None:
-            bias.data.copy_(deploy.get_submodule(name).bias)
 
 
 def _fix_input_range(model: nn.Module, deploy: DeployModel) -> None:
