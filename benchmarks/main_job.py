@@ -2,9 +2,10 @@
 
 Runs the demonstration recipe for each seed (what is up to date is not run again), then measures: the second run with
 nothing changed, accuracy over the seeds on each seed's held-out test set, int8 against fp32 on each backend, sizes, and
-speeds of both sides taking turns. `--finished` takes runs as they are. `--patient` also runs the patient way for each
-seed, in turns with the recipe: one process, all blocks of the teacher, more views and epochs, full size throughout, no
-early end. Both predict the same images, so that their difference is that of pairs.
+speeds of both sides taking turns. `--finished` takes runs as they are; the times of its stages are those of seed 0.
+`--patient` also runs the patient way for each seed, in turns with the recipe: one process, all blocks of the teacher,
+more views and epochs, full size throughout, no early end. Both predict the same images, so that differences are those
+of pairs; times are compared only without `--finished`.
 
 `--quick` runs the same stages once on 300 images, an epoch or two, in a run of its own (`runs/quick-solar-cells`), and
 times fewer rounds: its accuracy and stage times are those of that training and have no bounds.
@@ -108,7 +109,8 @@ def main() -> None:
     figures = _run_figures(contexts[0], None if arguments.finished else way)
     figures |= _accuracy_figures(contexts)
     if arguments.patient:
-        figures |= _patient_figures(contexts, [_context(seed, "patient") for seed in range(seeds)])
+        patient = [_context(seed, "patient") for seed in range(seeds)]
+        figures |= _patient_figures(contexts, patient, timed=not arguments.finished)
     figures |= _int8_figures(contexts)
     if arguments.quick:
         figures = shortened(figures, SHORTENED)
@@ -195,17 +197,9 @@ def _stage_times(report: Report) -> str:
     return ", ".join(f"{stage.name} {stage.seconds:.0f} s" for stage in report.stages)
 
 
-def _patient_figures(quick: list[RunContext], patient: list[RunContext]) -> dict[str, Figure]:
-    """The recipe beside the patient way: time of all stages, and balanced accuracy on the same images."""
-    reports = [
-        [msgspec.json.decode((one.root / "report.json").read_bytes(), type=Report) for one in side]
-        for side in (quick, patient)
-    ]
-    minutes = [[sum(stage.seconds for stage in report.stages) / 60 for report in side] for side in reports]
-    figures = {
-        "patient: all stages": mean(minutes[1], unit="min", note=_stage_times(reports[1][0])),
-        "time, recipe / patient": mean([one / other for one, other in zip(*minutes, strict=True)], unit="x"),
-    }
+def _patient_figures(quick: list[RunContext], patient: list[RunContext], *, timed: bool) -> dict[str, Figure]:
+    """The recipe beside the patient way: balanced accuracy on the same images, and times if they are `timed`."""
+    figures = _patient_times(quick, patient) if timed else {}
     for name in ("teacher", "student", "litert-int8"):
         losses = []
         for one, other in zip(quick, patient, strict=True):
@@ -215,6 +209,18 @@ def _patient_figures(quick: list[RunContext], patient: list[RunContext]) -> dict
             [100 * loss for loss in losses], unit="points", better="lower", note="validation and test, pairs"
         )
     return figures
+
+
+def _patient_times(quick: list[RunContext], patient: list[RunContext]) -> dict[str, Figure]:
+    reports = [
+        [msgspec.json.decode((one.root / "report.json").read_bytes(), type=Report) for one in side]
+        for side in (quick, patient)
+    ]
+    minutes = [[sum(stage.seconds for stage in report.stages) / 60 for report in side] for side in reports]
+    return {
+        "patient: all stages": mean(minutes[1], unit="min", note=_stage_times(reports[1][0])),
+        "time, recipe / patient": mean([one / other for one, other in zip(*minutes, strict=True)], unit="x"),
+    }
 
 
 class _Images(NamedTuple):
