@@ -5,7 +5,7 @@ nothing changed, accuracy over the seeds on each seed's held-out test set, int8 
 speeds of both sides taking turns. `--finished` takes runs as they are; the times of its stages are those of seed 0.
 `--patient` also runs the patient way for each seed, in turns with the recipe: one process, all blocks of the teacher,
 more views and epochs, full size throughout, no early end. Both predict the same images, so that differences are those
-of pairs; times are compared only without `--finished`.
+of pairs. With `--finished` the seeds are compared that have both, without their times.
 
 `--quick` runs the same stages once on 300 images, an epoch or two, in a run of its own (`runs/quick-solar-cells`), and
 times fewer rounds: its accuracy and stage times are those of that training and have no bounds.
@@ -110,7 +110,8 @@ def main() -> None:
     figures |= _accuracy_figures(contexts)
     if arguments.patient:
         patient = [_context(seed, "patient") for seed in range(seeds)]
-        figures |= _patient_figures(contexts, patient, timed=not arguments.finished)
+        both = [pair for pair in zip(contexts, patient, strict=True) if (pair[1].root / "report.json").exists()]
+        figures |= _patient_figures(both, timed=not arguments.finished)
     figures |= _int8_figures(contexts)
     if arguments.quick:
         figures = shortened(figures, SHORTENED)
@@ -197,12 +198,14 @@ def _stage_times(report: Report) -> str:
     return ", ".join(f"{stage.name} {stage.seconds:.0f} s" for stage in report.stages)
 
 
-def _patient_figures(quick: list[RunContext], patient: list[RunContext], *, timed: bool) -> dict[str, Figure]:
+def _patient_figures(both: list[tuple[RunContext, RunContext]], *, timed: bool) -> dict[str, Figure]:
     """The recipe beside the patient way: balanced accuracy on the same images, and times if they are `timed`."""
-    figures = _patient_times(quick, patient) if timed else {}
+    if not both:
+        return {}
+    figures = _patient_times(both) if timed else {}
     for name in ("teacher", "student", "litert-int8"):
         losses = []
-        for one, other in zip(quick, patient, strict=True):
+        for one, other in both:
             own, theirs = _images(one, validation=True), _images(other, validation=True)
             losses.append(paired_loss(theirs.logits[name], own.logits[name], own.targets, units=own.units).loss)
         figures[f"{name}: balanced accuracy that the patient way has more"] = mean(
@@ -211,10 +214,10 @@ def _patient_figures(quick: list[RunContext], patient: list[RunContext], *, time
     return figures
 
 
-def _patient_times(quick: list[RunContext], patient: list[RunContext]) -> dict[str, Figure]:
+def _patient_times(both: list[tuple[RunContext, RunContext]]) -> dict[str, Figure]:
     reports = [
         [msgspec.json.decode((one.root / "report.json").read_bytes(), type=Report) for one in side]
-        for side in (quick, patient)
+        for side in zip(*both, strict=True)
     ]
     minutes = [[sum(stage.seconds for stage in report.stages) / 60 for report in side] for side in reports]
     return {
