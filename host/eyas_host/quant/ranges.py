@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,16 @@ from eyas_host.quant.quantizers import HARD_ZERO, activation_quantizers, set_ran
 from eyas_host.support.errors import CompressError
 
 Values = npt.NDArray[np.float32]
+
+
+class _Ends(NamedTuple):
+    """Two ranges of a quantizer."""
+
+    rounding: tuple[float, float]
+    """That rounds best."""
+    extremes: tuple[float, float]
+    """The mean over the images of their smallest and largest value."""
+
 
 _VALUES = 2048
 """Values of an image that are looked at in each tensor, besides its smallest and largest."""
@@ -39,6 +50,9 @@ layer is 0 on every image."""
 def fit_ranges(model: nn.Module, calibration: Iterable[Tensor], example: Tensor) -> None:
     """Set the range of every activation quantizer of a network, from its values without any quantization.
 
+    Two sets of ranges are tried: those that round best, and the mean extremes of the images, NNCF's estimate; the one
+    whose logits are nearer to the float network's on the calibration images stays.
+
     Args:
         model: network with quantizers; changed in place, all ranges may be trained afterwards.
         calibration: batches of float pixels [n, 3, h, w].
@@ -50,14 +64,33 @@ def fit_ranges(model: nn.Module, calibration: Iterable[Tensor], example: Tensor)
     """
     found = operations(model, example)
     quantizers = activation_quantizers(model)
-    for name, (values, weights) in _observe(model, quantizers, calibration).items():
+    images = list(calibration)
+    with _without_quantization(model):
+        expected = [model(batch) for batch in images]
+        seen = _observe(model, quantizers, images)
+    ranges: dict[str, _Ends] = {}
+    for name, (values, weights, extremes) in seen.items():
         if not np.isfinite(values).all():
             raise CompressError(f"{name!r} has values that are not finite on the calibration images")
         readers = found[name].readers
-        if all(reader in found and found[reader].kind == "hardswish" for reader in readers):
-            values = values.clip(min=HARD_ZERO)
-        low, high = best_range(values, weights, symmetric=isinstance(quantizers[name], SymmetricQuantizer))
-        set_range(quantizers[name], low, high)
+        floor = HARD_ZERO if all(one in found and found[one].kind == "hardswish" for one in readers) else -np.inf
+        symmetric = isinstance(quantizers[name], SymmetricQuantizer)
+        ranges[name] = _Ends(best_range(values.clip(min=floor), weights, symmetric=symmetric), _usable(extremes, floor))
+    errors = []
+    for way in range(2):
+        for name, quantizer in quantizers.items():
+            set_range(quantizer, *ranges[name][way])
+        got = [model(batch) for batch in images]
+        errors.append(sum(float(((own - his) ** 2).sum()) for own, his in zip(got, expected, strict=True)))
+    if errors[0] <= errors[1]:
+        for name, quantizer in quantizers.items():
+            set_range(quantizer, *ranges[name].rounding)
+
+
+def _usable(extremes: tuple[float, float], floor: float) -> tuple[float, float]:
+    """Mean extremes with 0 between them, and not too near to each other."""
+    low, high = max(min(extremes[0], 0.0), floor), max(extremes[1], 0.0)
+    return (low - _MIN_RANGE, high + _MIN_RANGE) if high - low < _MIN_RANGE else (low, high)
 
 
 def best_range(values: Values, weights: Values | None = None, *, symmetric: bool = False) -> tuple[float, float]:
@@ -89,13 +122,14 @@ def best_range(values: Values, weights: Values | None = None, *, symmetric: bool
 
 def _observe(
     model: nn.Module, quantizers: dict[str, BaseQuantizer], calibration: Iterable[Tensor]
-) -> dict[str, tuple[Values, Values]]:
-    """Operation -> a sample of the values that reach its quantizer, and how many each stands for.
+) -> dict[str, tuple[Values, Values, tuple[float, float]]]:
+    """Operation -> a sample of the values that reach its quantizer, how many each stands for, and mean extremes.
 
     The extremes of each image are among them.
     """
     seen: dict[str, list[tuple[Values, Values]]] = {name: [] for name in quantizers}
     chosen: dict[int, Tensor] = {}
+    extremes: dict[str, list[Tensor]] = {name: [] for name in quantizers}
 
     def observer(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -104,6 +138,7 @@ def _observe(
             if size not in chosen:
                 chosen[size] = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:_VALUES]
             ends = torch.stack(values.aminmax(dim=1), dim=1)
+            extremes[name].append(ends)
             sample = torch.cat([values[:, chosen[size].to(values.device)], ends], dim=1)
             weights = torch.tensor([max(size / _VALUES, 1.0)] * (sample.shape[1] - 2) + [1.0, 1.0])
             seen[name].append((sample.flatten().cpu().numpy(), weights.repeat(len(sample)).numpy()))
@@ -111,13 +146,16 @@ def _observe(
         return observe
 
     handles = [quantizer.register_forward_pre_hook(observer(name)) for name, quantizer in quantizers.items()]
-    with _without_quantization(model):
-        for batch in calibration:
-            model(batch)
+    for batch in calibration:
+        model(batch)
     for handle in handles:
         handle.remove()
     return {
-        name: (np.concatenate([values for values, _ in batches]), np.concatenate([weights for _, weights in batches]))
+        name: (
+            np.concatenate([values for values, _ in batches]),
+            np.concatenate([weights for _, weights in batches]),
+            tuple(torch.cat(extremes[name]).mean(0).tolist()),
+        )
         for name, batches in seen.items()
     }
 
