@@ -1,4 +1,4 @@
-"""Initial ranges of activation quantizers: the grid that rounds the values of the calibration images best.
+"""Initial ranges of activation quantizers: grids that round the calibration images best, or reach to mean extremes.
 
 Training hardly moves a range: a step of AdamW is the learning rate, whatever the range's size. What a range clips, the
 weights have to make up for.
@@ -22,16 +22,6 @@ from eyas_host.support.errors import CompressError
 
 Values = npt.NDArray[np.float32]
 
-
-class _Ends(NamedTuple):
-    """Two ranges of a quantizer."""
-
-    rounding: tuple[float, float]
-    """That rounds best."""
-    extremes: tuple[float, float]
-    """The mean over the images of their smallest and largest value."""
-
-
 _VALUES = 2048
 """Values of an image that are looked at in each tensor, besides its smallest and largest."""
 _BINS = 4096
@@ -41,9 +31,19 @@ _POWER = 1.2
 """Of an error. With squares a few large values decide, the steps become wider, and so does what two correct
 implementations of the network differ by; with 1 so many values are clipped that training does not make up for it."""
 _LEVELS = 256
+"""Steps of a grid, of which one is 0."""
 _MIN_RANGE = 8e-4
 """A narrower range is widened by this on both sides, as NNCF's `fix_zero_filters_asymmetric` does: the output of a dead
 layer is 0 on every image."""
+
+
+class _Ends(NamedTuple):
+    """Two ranges of a quantizer."""
+
+    rounding: tuple[float, float]
+    """That rounds best."""
+    extremes: tuple[float, float]
+    """The mean over the images of their smallest and largest value."""
 
 
 @torch.no_grad()

@@ -118,6 +118,16 @@ def test_the_ranges_of_a_trained_network_beat_mean_extremes(deploy: DeployModel,
     assert own <= 1.001 * distance(former, deploy, calibration)
 
 
+def test_mean_extremes_stay_where_they_are_nearer(
+    deploy: DeployModel, calibration: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extremes = mean_extremes(deploy, calibration)
+    monkeypatch.setattr("eyas_host.quant.ranges.best_range", lambda *_, **__: (-1e-3, 1e-3))
+    quantizers = activation_quantizers(prepare_qat(deploy, calibration, input_size=64))
+    name = next(name for name in quantizers if name.endswith("/se/mean/0"))  # no hard-swish reads it
+    assert affine(quantizers[name]).bounds == pytest.approx(extremes[name], rel=0.1, abs=0.05)
+
+
 def distance(model: nn.Module, deploy: DeployModel, images: list[Tensor]) -> float:
     """Mean squared difference of logits from the float network's."""
     with torch.inference_mode():
